@@ -1,0 +1,101 @@
+"""`python -m epithre_beam.transforms.epithre.emulator`: serve until told to stop.
+
+One line of JSON on standard output, {"base_url": …, "api_key": …}, says that it is ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import yaml
+from pydantic import ValidationError
+
+from .server import Emulator
+from .settings import EmulatorSettings
+
+_PARENT_POLL_S = 1.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT, or until the parent is gone; 2 for settings that are wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = _settings(options)
+    except (ValidationError, yaml.YAMLError, OSError, TypeError) as error:
+        sys.stderr.write(f"wrong settings: {error}\n")
+        return 2
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with Emulator(settings) as emulator:
+        ready = orjson.dumps({"base_url": emulator.base_url, "api_key": emulator.api_key})
+        sys.stdout.write(ready.decode() + "\n")
+        sys.stdout.flush()
+        if options.exit_with_parent:
+            _stop_with_parent(stop)
+        while not stop.wait(_PARENT_POLL_S):
+            pass  # woken now and then, so that signals are seen on every platform
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="epithre_beam.transforms.epithre.emulator", description=__doc__)
+    parser.add_argument("--settings", metavar="FILE", help="YAML or JSON; - reads one line of standard input")
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int, help="0: any free port")
+    parser.add_argument("--model", choices=("hash", "attributes"))
+    parser.add_argument(
+        "--exit-with-parent", action="store_true", help="stop when standard input ends or the parent is gone"
+    )
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> EmulatorSettings:
+    """The file's settings, with what the command line says on top."""
+    text = ""
+    if options.settings == "-":
+        text = sys.stdin.buffer.readline().decode()
+    elif options.settings:
+        text = Path(options.settings).read_text(encoding="utf-8")
+    fields: dict[str, Any] = yaml.safe_load(text) or {}
+    if not isinstance(fields, dict):
+        raise TypeError(f"settings must be a mapping, got {type(fields).__name__}")
+    for name in ("host", "port", "model"):
+        if getattr(options, name) is not None:
+            fields[name] = getattr(options, name)
+    return EmulatorSettings.model_validate(fields)
+
+
+def _stop_with_parent(stop: threading.Event) -> None:
+    """Set `stop` once standard input ends.
+
+    The parent's number is watched as well: a process that the parent forked holds the pipe open too, and
+    would keep the emulator alive after the parent's death.
+    """
+    parent = os.getppid()
+
+    def watch_input() -> None:
+        # The file descriptor, not sys.stdin: a daemon thread inside a buffered read upsets the exit.
+        while os.read(0, 4096):
+            pass
+        stop.set()
+
+    def watch_parent() -> None:
+        while not stop.wait(_PARENT_POLL_S):
+            if os.getppid() != parent:
+                stop.set()
+
+    for watch in (watch_input, watch_parent):
+        threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
