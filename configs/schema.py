@@ -1,0 +1,241 @@
+"""The schema of a run: every setting with its default, its unit and its rule.
+
+The API's limits, sizes and formats that the provider's guide leaves open are settings here and constants
+nowhere. Each default was chosen to be safe on any server rather than fast on one.
+"""
+
+import ipaddress
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+AssetKind = Literal["image", "text"]
+MetadataType = Literal["string", "int", "double", "bool", "date", "timestamp"]
+ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "tiff"]
+
+EMULATOR = "emulator"
+"""The `embed.base_url` that makes a run start the local API for itself."""
+
+
+def _check_base_url(url: str) -> str:
+    if url == EMULATOR:
+        return url
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must be an http(s) URL or the word `emulator`")
+    if parts.username or parts.password:
+        raise ValueError("must not carry a user or password: name the key's variable in embed.api_key_env")
+    if parts.query or parts.fragment:
+        raise ValueError("must not carry a query or fragment")
+    return url.rstrip("/")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether `url` names this machine, where plain http cannot leak a key."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of a config: frozen, and strict about keys, so that a misspelt one is never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SourceConfig(Section):
+    """Where assets of one kind come from: files matched by a pattern, or the rows of a table."""
+
+    kind: AssetKind
+    files: str | None = Field(
+        None,
+        description="A glob, folder or file as a path or fsspec URL. One asset a file; its id is the path below "
+        "the fixed part of the pattern. Suffixes match in either case; hidden files are passed over.",
+    )
+    table: str | None = Field(None, description="A csv, jsonl or parquet table: one file or a glob of files.")
+    format: Literal["csv", "jsonl", "parquet"] | None = Field(
+        None, description="The table's format; absent: by its suffix."
+    )
+    id: str | None = Field(None, description="Table: the column with the asset's id, unique within its kind.")
+    text: str | None = Field(None, description="Table of texts: the column with the text.")
+    uri: str | None = Field(None, description="Table of images: the column with the picture's path or URL.")
+    bytes: str | None = Field(
+        None, description="Table of images (parquet): the column with the picture's bytes."
+    )
+    within: tuple[str, ...] = Field(
+        (),
+        description="Folders that `uri` may point into; absent: the table's own folder. Relative URIs start there.",
+    )
+    metadata: dict[str, MetadataType] = Field(
+        default_factory=dict, description="Table columns kept with each asset, with their types."
+    )
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, description="Options for fsspec. Credentials belong into the cloud's own chain."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "SourceConfig":
+        if (self.files is None) == (self.table is None):
+            raise ValueError("must name exactly one of `files` and `table`")
+        if self.files is not None:
+            named = [n for n in ("id", "text", "uri", "bytes", "format") if getattr(self, n) is not None]
+            named += [n for n in ("metadata", "within") if getattr(self, n)]
+            if named:
+                raise ValueError(f"has `{named[0]}`, which belongs to a `table`, not to `files`")
+            return self
+        if self.id is None:
+            raise ValueError("has a `table` and must name its `id` column")
+        if self.kind == "text" and (self.text is None or self.uri or self.bytes):
+            raise ValueError("is a table of texts and must name its `text` column (and neither `uri` nor `bytes`)")
+        if self.kind == "image" and ((self.uri is None) == (self.bytes is None) or self.text):
+            raise ValueError("is a table of images and must name exactly one of its `uri` and `bytes` columns")
+        if self.within and self.uri is None:
+            raise ValueError("has `within`, which goes with a `uri` column")
+        return self
+
+
+class PrepareConfig(Section):
+    """What is done to an asset before it is sent. A change here makes every vector new."""
+
+    formats: tuple[ImageFormat, ...] = Field(
+        ("jpeg", "png", "webp", "gif", "bmp", "tiff"),
+        description="Picture formats that are decoded, judged by content and never by name.",
+    )
+    send_formats: tuple[ImageFormat, ...] = Field(
+        ("jpeg", "png", "webp"), description="Formats sent as they are; the others are re-encoded."
+    )
+    check: Literal["structure", "decode"] = Field(
+        "structure",
+        description="`structure`: header and end of the file are checked, about 0.1 ms; "
+        "`decode`: every pixel, about 2 ms for 200 kB.",
+    )
+    max_file_bytes: PositiveInt = Field(64_000_000, description="A larger file is a dead letter, unread.")
+    max_decode_pixels: PositiveInt = Field(
+        200_000_000, description="A picture that claims more pixels is a dead letter, undecoded."
+    )
+    decode_timeout_s: Positive = Field(20.0, description="A picture that takes longer is a dead letter.")
+    max_pixels: PositiveInt = Field(16_000_000, description="A picture with more pixels is downscaled.")
+    max_image_bytes: PositiveInt = Field(
+        2_900_000, description="A picture with more bytes is re-encoded, then downscaled."
+    )
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = Field(
+        92, description="For pictures that must be re-encoded."
+    )
+    max_text_chars: PositiveInt = Field(32_000, description="A longer text is a dead letter.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "PrepareConfig":
+        if not self.formats:
+            raise ValueError("must allow at least one of `formats`")
+        if not {"jpeg", "png"} & set(self.send_formats):
+            raise ValueError("must have jpeg or png among `send_formats`, so that others can be re-encoded")
+        return self
+
+
+class EmbedConfig(Section):
+    """The API: where it is, what it is asked, and the limits it is asked within."""
+
+    base_url: Annotated[str, AfterValidator(_check_base_url)] = "https://api.epithre.com/v1"
+    dialect: Literal["epithre"] = "epithre"
+    model: Annotated[str, Field(min_length=1)] = "epithre-embed"
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
+        "EPITHRE_KEY", description="The name of the environment variable that holds the key, never the key."
+    )
+    allow_plain_http: bool = Field(False, description="Send the key over plain http to another machine.")
+    dimension: Annotated[int, Field(ge=8, le=65_536)] = 4000
+    batch_items: PositiveInt = Field(64, description="Items in a request at most.")
+    batch_bytes: Annotated[int, Field(ge=1024)] = Field(
+        4_000_000, description="Bytes of a request's body at most."
+    )
+    batch_tokens: PositiveInt | None = Field(None, description="Estimated tokens of a request at most.")
+    requests_per_minute: PositiveInt | None = Field(
+        None, description="Never exceeded in any 60 s; absent: learned."
+    )
+    items_per_minute: PositiveInt | None = None
+    tokens_per_minute: PositiveInt | None = None
+    max_concurrency: PositiveInt = Field(256, description="Requests in flight at most.")
+    timeout_s: Positive = Field(120.0, description="For one request, from sending to the end of its answer.")
+    max_sends: PositiveInt = Field(6, description="How often one item is sent at most.")
+    retry_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.15, description="Retries as a share of all requests at most; beyond it they wait for successes."
+    )
+    unit_references: PositiveInt = Field(
+        512, description="Assets in a unit, the piece that is finished or done again."
+    )
+    memory_mb: PositiveInt = Field(160, description="Pictures and vectors in flight at most.")
+    readers: PositiveInt = Field(16, description="Threads that read and prepare assets.")
+    emulator_model: Literal["attributes", "hash"] = Field(
+        "attributes", description="With `base_url: emulator`: `attributes` knows colours and shapes, `hash` is fast."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "EmbedConfig":
+        if (
+            urlsplit(self.base_url).scheme == "http"
+            and not is_loopback(self.base_url)
+            and not self.allow_plain_http
+        ):
+            raise ValueError(
+                f"would send the key in clear text to {self.base_url!r}: use https, or set allow_plain_http"
+            )
+        return self
+
+
+class IndexConfig(Section):
+    """The FAISS indexes, one a kind, and what they must reach to be published."""
+
+    target_recall: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.95, description="Recall at `recall_k` in every direction; below it the version is held back."
+    )
+    recall_k: PositiveInt = 10
+    recall_queries: PositiveInt = Field(100, description="Queries drawn from each kind to measure recall.")
+    rows_per_file: PositiveInt = Field(50_000, description="Vectors in one Parquet file.")
+    seed: int = 0
+
+
+class GuardConfig(Section):
+    """What holds a new version back instead of publishing it."""
+
+    max_dead_share: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="Dead letters as a share of the assets. Absent: 1 %, but up to 5 of them are let through "
+        "as long as they are no more than half, so that a small folder with a stray file is published.",
+    )
+
+
+class RunConfig(Section):
+    """One job: sources in, a catalog out."""
+
+    catalog: Annotated[str, Field(min_length=1)] = Field(description="A path or an fsspec URL.")
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    embed: EmbedConfig = Field(default_factory=EmbedConfig)
+    prepare: PrepareConfig = Field(default_factory=PrepareConfig)
+    index: IndexConfig = Field(default_factory=IndexConfig)
+    guards: GuardConfig = Field(default_factory=GuardConfig)
+    runner: str = Field("FnApiRunner", description="A Beam runner. Its own options follow `--` on the command line.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        types: dict[str, str] = {}
+        for source in self.sources:
+            for name, kind in source.metadata.items():
+                if types.setdefault(name, kind) != kind:
+                    raise ValueError(
+                        f"has metadata column {name!r} as {types[name]} in one source and as {kind} in another; "
+                        "they must agree"
+                    )
+        return self
+
+    @property
+    def metadata_types(self) -> dict[str, MetadataType]:
+        """The metadata columns of all sources, by name in alphabetical order."""
+        return dict(sorted((n, t) for source in self.sources for n, t in source.metadata.items()))

@@ -1,0 +1,294 @@
+"""From finished units to a version's files: vectors in shards, one index a kind, recall measured on what was stored.
+
+Everything streams: a block is one unit's rows, and no step holds more than a few of them, so memory does not grow
+with the catalog.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .exact import FACTORY, ExactIndexWriter, check_format
+from .layout import assets_name, index_name, version_folder
+from .manifest import FileEntry, IndexEntry, ScoreFigures
+from .store import HashingWriter, Store
+from .units import UnitRecord, parquet_writer
+
+_QUERY_ROW_GROUPS = 32
+_TIE_CANDIDATES = 100
+_ASSETS_BATCH_ROWS = 16_384
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """One Parquet file to write: which units, in which order."""
+
+    kind: str
+    shard: int
+    shards: int
+    units: tuple[UnitRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """A Parquet file that was written."""
+
+    kind: str
+    shard: int
+    file: FileEntry
+
+
+def plan_shards(records: Iterable[UnitRecord], rows_per_file: int) -> list[ShardTask]:
+    """Lays units end to end, in the order of their names, into files of about `rows_per_file` rows."""
+    tasks = []
+    units = sorted(records, key=lambda record: record.unit)
+    for kind in sorted({record.kind for record in units}):
+        files: list[list[UnitRecord]] = []
+        room = 0
+        for record in units:
+            if record.kind != kind or not record.rows:
+                continue
+            if room <= 0:
+                files.append([])
+                room = rows_per_file
+            files[-1].append(record)
+            room -= record.rows
+        tasks += [
+            ShardTask(kind=kind, shard=i, shards=len(files), units=tuple(file)) for i, file in enumerate(files)
+        ]
+    return tasks
+
+
+def write_tables(store: Store, name: str, tables: Iterable[pa.Table], schema: pa.Schema) -> FileEntry:
+    """Writes a Parquet file of vectors, a row group a table."""
+    rows = 0
+    with store.open_write(name) as file, parquet_writer(file, schema) as writer:
+        for table in tables:
+            writer.write_table(table.select(schema.names).cast(schema), row_group_size=max(len(table), 1))
+            rows += len(table)
+    return _entry(name, file, rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """Rows of one kind that are used to measure recall."""
+
+    kind: str
+    rows: npt.NDArray[np.int64]
+    """Their positions among the rows of their kind, ascending."""
+    vectors: npt.NDArray[np.float32]
+    """float32, (queries, dimension)."""
+
+
+def sample_queries(store: Store, kind: str, shards: Sequence[ShardRecord], count: int, seed: int) -> Queries:
+    """Draws up to `count` rows of `kind`, seeded, from row groups all over its files."""
+    groups = [(s.file.name, g, n) for s in _of_kind(shards, kind) for g, n in enumerate(_group_rows(store, s))]
+    starts = np.cumsum([0, *(n for _, _, n in groups)])
+    rng = np.random.default_rng([seed, len(kind), int(starts[-1])])
+    chosen = np.sort(rng.choice(len(groups), min(_QUERY_ROW_GROUPS, len(groups)), replace=False))
+    pool = np.concatenate([np.arange(starts[g], starts[g + 1]) for g in chosen])
+    rows = np.sort(rng.choice(pool, min(count, len(pool)), replace=False))
+    parts = []
+    for g in chosen:
+        wanted = rows[(rows >= starts[g]) & (rows < starts[g + 1])] - starts[g]
+        if len(wanted):
+            with store.open_read(groups[g][0]) as file:
+                table = pq.ParquetFile(file).read_row_group(groups[g][1], columns=["embedding"])
+            parts.append(vectors_of(table)[wanted])
+    return Queries(kind=kind, rows=rows.astype(np.int64), vectors=np.concatenate(parts))
+
+
+@dataclass
+class _Truth:
+    """The exact answers of some queries, found block by block as the rows stream past."""
+
+    queries: Queries
+    keep: int
+    scores: npt.NDArray[np.float32] = field(init=False)
+    rows: npt.NDArray[np.int64] = field(init=False)
+    total: float = 0.0
+    squares: float = 0.0
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        queries = len(self.queries.rows)
+        self.scores = np.empty((queries, 0), np.float32)
+        self.rows = np.empty((queries, 0), np.int64)
+
+    def add(self, block: npt.NDArray[np.float32], first_row: int, *, same_kind: bool) -> None:
+        scores = self.queries.vectors @ block.T
+        self.total += float(scores.sum(dtype=np.float64))
+        self.squares += float(np.square(scores, dtype=np.float64).sum())
+        self.count += scores.size
+        rows = np.broadcast_to(np.arange(first_row, first_row + len(block)), scores.shape)
+        if same_kind:  # a query must not find itself
+            own = (self.queries.rows >= first_row) & (self.queries.rows < first_row + len(block))
+            scores[np.flatnonzero(own), self.queries.rows[own] - first_row] = -np.inf
+        scores = np.concatenate([self.scores, scores], axis=1)
+        rows = np.concatenate([self.rows, rows], axis=1)
+        if scores.shape[1] > self.keep:
+            best = np.argpartition(-scores, self.keep - 1, axis=1)[:, : self.keep]
+            scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+        self.scores, self.rows = scores, rows
+
+    def recall(
+        self, found: npt.NDArray[np.int64], found_scores: npt.NDArray[np.float32], k: int, *, same_kind: bool
+    ) -> float:
+        """The share of the exact k best that the index returned, equal scores being equally right.
+
+        Equal scores are common: a catalog may hold a thousand copies of one placeholder picture. A row counts when
+        its exact score is not below the k-th; rows beyond the kept candidates are judged by the index's own score.
+        """
+        hits = possible = 0
+        for q in range(len(self.queries.rows)):
+            exact = {int(r): float(s) for r, s in zip(self.rows[q], self.scores[q], strict=True) if np.isfinite(s)}
+            ranked = sorted(exact.values(), reverse=True)[:k]
+            if not ranked:
+                continue
+            bar = ranked[-1]
+            own = int(self.queries.rows[q]) if same_kind else -1
+            returned = [
+                (int(r), float(s)) for r, s in zip(found[q], found_scores[q], strict=True) if r not in (-1, own)
+            ]
+            possible += len(ranked)
+            hits += sum(
+                exact[r] >= bar - 1e-6 if r in exact else s >= bar - 2e-4 for r, s in returned[: len(ranked)]
+            )
+        return hits / possible if possible else 1.0
+
+    @property
+    def figures(self) -> ScoreFigures:
+        mean = self.total / self.count
+        return ScoreFigures(mean=mean, std=max(self.squares / self.count - mean * mean, 0.0) ** 0.5)
+
+
+def build_index(
+    store: Store,
+    version: str,
+    kind: str,
+    shards: Sequence[ShardRecord],
+    *,
+    dimension: int,
+    recall_k: int,
+    recall_queries: int,
+    seed: int,
+) -> tuple[IndexEntry, list[FileEntry]]:
+    """Builds a kind's index and its table of assets in one pass over its vectors, then measures its recall.
+
+    Args:
+        store: The catalog.
+        version: Where the files go.
+        kind: Whose index.
+        shards: The Parquet files of the version, of every kind: the other kinds give the cross-modal queries.
+        dimension: Of the vectors.
+        recall_k: Recall is measured at this k.
+        recall_queries: Queries drawn from each kind.
+        seed: Of the draw.
+    """
+    check_format(dimension)
+    own = _of_kind(shards, kind)
+    rows = sum(s.file.rows or 0 for s in own)
+    keep = recall_k + _TIE_CANDIDATES
+    truths = [
+        _Truth(sample_queries(store, k, shards, recall_queries, seed), keep) for k in sorted({s.kind for s in shards})
+    ]
+    name, assets = index_name(version, kind), assets_name(version, kind)
+    schema = _read_schema(store, own[0])
+    schema = schema.remove(schema.get_field_index("embedding"))
+    with store.open_write(name) as index_file, store.open_write(assets) as assets_file:
+        writer = ExactIndexWriter(index_file, dimension, rows)
+        with pa.ipc.new_file(pa.PythonFile(assets_file, mode="w"), schema) as assets_writer:
+            row, pending = 0, 0
+            held: list[pa.Table] = []
+            for table in iterate_tables(store, own):
+                vectors = vectors_of(table)
+                writer.add(vectors)
+                for truth in truths:
+                    truth.add(vectors, row, same_kind=truth.queries.kind == kind)
+                row += len(table)
+                held.append(table.select(schema.names))
+                pending += len(table)
+                if pending >= _ASSETS_BATCH_ROWS:
+                    assets_writer.write_table(pa.concat_tables(held).combine_chunks())
+                    held, pending = [], 0
+            if held:
+                assets_writer.write_table(pa.concat_tables(held).combine_chunks())
+        writer.finish()
+    files = [_entry(name, index_file, rows), _entry(assets, assets_file, rows)]
+    recall = _measure(store, name, truths, kind, recall_k)
+    prefix = version_folder(version) + "/"
+    return (
+        IndexEntry(
+            kind=kind,
+            file=name.removeprefix(prefix),
+            assets=assets.removeprefix(prefix),
+            rows=rows,
+            factory=FACTORY,
+            resident_bytes=rows * dimension * 2,
+            recall_k=recall_k,
+            recall=recall,
+            scores={f"{t.queries.kind}->{kind}": t.figures for t in truths},
+        ),
+        files,
+    )
+
+
+def _measure(store: Store, name: str, truths: Sequence[_Truth], kind: str, k: int) -> dict[str, float]:
+    """Opens the stored file as any reader would and asks it the sampled queries."""
+    with tempfile.TemporaryDirectory() as folder:
+        if store.is_local:
+            path = store.local_path(name)
+        else:
+            path = Path(folder) / "index.faiss"
+            store.fs.get_file(store.path(name), str(path))
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        recall = {}
+        for truth in truths:
+            scores, rows = index.search(truth.queries.vectors, min(k + 1, index.ntotal))
+            same_kind = truth.queries.kind == kind
+            recall[f"{truth.queries.kind}->{kind}"] = truth.recall(rows, scores, k, same_kind=same_kind)
+        return recall
+
+
+def iterate_tables(store: Store, shards: Sequence[ShardRecord]) -> Iterator[pa.Table]:
+    """The rows of Parquet files, a row group at a time."""
+    for shard in shards:
+        with store.open_read(shard.file.name) as handle:
+            file = pq.ParquetFile(handle, pre_buffer=False)
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group)
+
+
+def vectors_of(table: pa.Table) -> npt.NDArray[np.float32]:
+    """The embedding column as float32, (rows, dimension), C-contiguous; a view where Arrow allows."""
+    column = table.column("embedding").combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks)
+    dimension = column.type.list_size
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(-1, dimension)
+
+
+def _of_kind(shards: Sequence[ShardRecord], kind: str) -> list[ShardRecord]:
+    return sorted((s for s in shards if s.kind == kind), key=lambda s: s.shard)
+
+
+def _group_rows(store: Store, shard: ShardRecord) -> list[int]:
+    with store.open_read(shard.file.name) as file:
+        metadata = pq.read_metadata(file)
+    return [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+
+
+def _read_schema(store: Store, shard: ShardRecord) -> pa.Schema:
+    with store.open_read(shard.file.name) as file:
+        return pq.read_schema(file)
+
+
+def _entry(name: str, file: HashingWriter, rows: int | None) -> FileEntry:
+    return FileEntry(name=name, size_bytes=file.size_bytes, sha256=file.sha256, rows=rows)

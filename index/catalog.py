@@ -1,0 +1,274 @@
+"""Opens a catalog and searches it: numpy in, hits out, nothing of Beam."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..configs import AssetKind
+from .layout import version_folder
+from .manifest import CatalogError, IndexEntry, Manifest, read_latest, read_manifest
+from .store import Store, sha256_of
+
+Merge = Literal["score", "quota", "standardised"]
+MAX_K = 10_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hit:
+    """An asset that was found."""
+
+    asset_id: str
+    kind: str
+    uri: str | None
+    text: str | None
+    score: float
+    """Inner product with the query: the cosine, since both have unit norm. With the merge `standardised` still
+    the inner product; only the order is by the standardised score."""
+    row: int
+    """Position among the rows of its kind."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class _KindIndex:
+    """One kind's index and its table of assets, both memory-mapped."""
+
+    def __init__(self, entry: IndexEntry, index_path: Path, assets_path: Path) -> None:
+        self.entry = entry
+        self.index: Any = faiss.read_index(str(index_path), faiss.IO_FLAG_MMAP_IFC)
+        self._source = pa.memory_map(str(assets_path))
+        self.assets = pa.ipc.open_file(self._source).read_all()
+        if self.index.ntotal != len(self.assets) or self.index.ntotal != entry.rows:
+            raise CatalogError(
+                f"{index_path} has {self.index.ntotal} rows, {assets_path} {len(self.assets)} and the manifest "
+                f"{entry.rows}; they must agree."
+            )
+
+    def search(
+        self, vectors: npt.NDArray[np.float32], k: int, where: pc.Expression | None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Scores float32 and rows int64, both (queries, k), best first; row -1 where there are fewer."""
+        parameters, k = None, min(k, len(self.assets))
+        if where is not None:
+            rows = self._matching(where)
+            if not len(rows):
+                return np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)
+            selector = faiss.IDSelectorBatch(rows)
+            parameters = faiss.SearchParameters(sel=selector)
+            k = min(k, len(rows))
+        scores, found = self.index.search(vectors, k, params=parameters)
+        return scores, found
+
+    def _matching(self, where: pc.Expression) -> npt.NDArray[np.int64]:
+        numbered = self.assets.append_column("__row", pa.array(np.arange(len(self.assets), dtype=np.int64)))
+        try:
+            return np.asarray(numbered.filter(where).column("__row").to_numpy(), np.int64)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
+            raise ValueError(f"`where` must be a condition on the columns {self.assets.schema.names}: {error}") from None
+
+
+class Catalog:
+    """A version of a catalog, open for searching. Thread-safe; use `with`, or `close()` when done."""
+
+    def __init__(self, store: Store, manifest: Manifest, indexes: Mapping[str, _KindIndex]) -> None:
+        self._store = store
+        self.manifest = manifest
+        self._indexes = dict(indexes)
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Catalog({self._store.url!r}, version={self.version!r}, assets={self.manifest.counts.per_kind})"
+
+    def __enter__(self) -> "Catalog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the mapped files. A search after it raises ValueError."""
+        with self._lock:
+            self._indexes = {}
+
+    @property
+    def version(self) -> str:
+        return self.manifest.version
+
+    @property
+    def dimension(self) -> int:
+        return self.manifest.dimension
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self._indexes)
+
+    def __len__(self) -> int:
+        return sum(len(index.assets) for index in self._indexes.values())
+
+    def assets(self, kind: AssetKind) -> pa.Table:
+        """The assets of a kind in the order of their rows: id, uri, text, metadata and so on, without vectors."""
+        return self._indexes[kind].assets
+
+    def search(
+        self,
+        vectors: npt.ArrayLike,
+        k: int = 10,
+        *,
+        kinds: Sequence[AssetKind] | None = None,
+        where: pc.Expression | None = None,
+        merge: Merge = "score",
+        query_kind: AssetKind | None = None,
+    ) -> list[list[Hit]]:
+        """Finds the assets with the greatest inner product.
+
+        Args:
+            vectors: Queries, float32-like, (n, dimension) or (dimension,), of unit norm if scores are to be cosines.
+            k: Hits for each query, 1 to 10,000; fewer come back where fewer assets match.
+            kinds: Which kinds to look in; absent: all the catalog has.
+            where: A condition on the columns of `assets(kind)`, such as `pc.field("metadata", "lang") == "id"`.
+            merge: How hits of several kinds are put in one order. `score`: by inner product as it is, which favours
+                the query's own kind; `quota`: the kinds take turns; `standardised`: by the score in standard
+                deviations above the mean of its direction, as measured when the catalog was built.
+            query_kind: What the queries are; `standardised` needs it.
+
+        Returns:
+            A list of hits for each query, best first.
+
+        Raises:
+            ValueError: With the argument, the rule and the value.
+        """
+        queries = self._check_queries(vectors)
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MAX_K:
+            raise ValueError(f"k must be a whole number from 1 to {MAX_K}, got {k!r}.")
+        indexes = self._chosen(kinds)
+        if merge not in {"score", "quota", "standardised"}:
+            raise ValueError(f"merge must be 'score', 'quota' or 'standardised', got {merge!r}.")
+        if merge == "standardised" and query_kind is None:
+            raise ValueError("merge='standardised' needs query_kind='image' or 'text': the gap depends on it.")
+        hits: list[list[tuple[float, int, str]]] = [[] for _ in range(len(queries))]
+        ranks: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]] = {}
+        for kind, index in indexes.items():
+            ranks[kind] = index.search(queries, int(k), where)
+        for q in range(len(queries)):
+            hits[q] = self._merge(q, ranks, indexes, int(k), merge, query_kind)
+        return [[self._hit(indexes[kind], kind, row, score) for score, row, kind in found] for found in hits]
+
+    def _merge(
+        self,
+        q: int,
+        ranks: Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]],
+        indexes: Mapping[str, _KindIndex],
+        k: int,
+        merge: Merge,
+        query_kind: str | None,
+    ) -> list[tuple[float, int, str]]:
+        entries = []
+        for kind, (scores, rows) in ranks.items():
+            offset, scale = 0.0, 1.0
+            if merge == "standardised":
+                figures = indexes[kind].entry.scores.get(f"{query_kind}->{kind}")
+                if figures is None:
+                    raise ValueError(
+                        f"merge='standardised' needs the figures of {query_kind}->{kind}, which this catalog lacks: "
+                        f"it has no {query_kind} assets."
+                    )
+                offset, scale = figures.mean, figures.std or 1.0
+            for rank, (score, row) in enumerate(zip(scores[q].tolist(), rows[q].tolist(), strict=True)):
+                if row >= 0:
+                    key = rank if merge == "quota" else -(score - offset) / scale
+                    entries.append((key, -score, kind, row))
+        entries.sort()
+        return [(-negative, row, kind) for _, negative, kind, row in entries[:k]]
+
+    def _hit(self, index: _KindIndex, kind: str, row: int, score: float) -> Hit:
+        asset = index.assets.slice(row, 1).to_pylist()[0]
+        return Hit(
+            asset_id=asset["asset_id"],
+            kind=kind,
+            uri=asset["uri"],
+            text=asset["text"],
+            score=score,
+            row=row,
+            metadata=asset.get("metadata") or {},
+        )
+
+    def _check_queries(self, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        try:
+            queries = np.ascontiguousarray(vectors, np.float32)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"vectors must be numbers of shape (n, {self.dimension}): {error}.") from None
+        if queries.ndim == 1:
+            queries = queries[None]
+        if queries.ndim != 2 or queries.shape[1] != self.dimension:
+            raise ValueError(f"vectors must have the shape (n, {self.dimension}), got {np.shape(vectors)}.")
+        if not np.isfinite(queries).all():
+            raise ValueError("vectors must be finite, got NaN or infinity.")
+        return queries
+
+    def _chosen(self, kinds: Sequence[AssetKind] | None) -> dict[str, _KindIndex]:
+        with self._lock:
+            indexes = dict(self._indexes)
+        if not indexes:
+            raise ValueError("This catalog is closed, or has no assets.")
+        if kinds is None:
+            return indexes
+        if isinstance(kinds, str):
+            raise ValueError(f"kinds must be a sequence such as ({kinds!r},), got the string {kinds!r}.")
+        for kind in kinds:
+            if kind not in indexes:
+                raise ValueError(f"kinds must be among {tuple(indexes)}, got {kind!r}.")
+        return {kind: indexes[kind] for kind in dict.fromkeys(kinds)}
+
+
+def open_catalog(
+    url: str | Path, *, version: str | None = None, verify: bool = True, storage_options: dict[str, Any] | None = None
+) -> Catalog:
+    """Opens a catalog's published version, or a named one, for searching.
+
+    Args:
+        url: The catalog's path. (Remote catalogs need a local cache, which this release has not.)
+        version: Absent: the one that LATEST.json names.
+        verify: Compare every file that is opened with its sha256 in the manifest. Without it a damaged file may
+            give wrong results in silence.
+        storage_options: For fsspec.
+
+    Raises:
+        CatalogError: When there is nothing published, or a file is missing, damaged or of a newer format.
+    """
+    store = Store(str(url), storage_options)
+    sha256 = None
+    if version is None:
+        latest = read_latest(store)
+        if latest is None:
+            raise CatalogError(f"{store.url} has no published version: {store.url}/LATEST.json is missing.")
+        _, version, sha256 = latest
+    manifest = read_manifest(store, version, sha256)
+    if not store.is_local:
+        raise CatalogError(f"{store.url} is not on a local disk: copy the catalog here to search it.")
+    indexes = {}
+    for entry in manifest.indexes:
+        paths = []
+        for name in (entry.file, entry.assets):
+            path = store.local_path(f"{version_folder(version)}/{name}")
+            expected = manifest.file(name)
+            try:
+                with path.open("rb") as file:
+                    found = sha256_of(file) if verify else expected.sha256
+                    size = path.stat().st_size
+            except FileNotFoundError as error:
+                raise CatalogError(f"{path} is missing from version {version}.") from error
+            if found != expected.sha256 or size != expected.size_bytes:
+                raise CatalogError(
+                    f"{path} must have {expected.size_bytes} bytes and sha256 {expected.sha256}, got {size} and {found}: "
+                    "the file is damaged."
+                )
+            paths.append(path)
+        indexes[entry.kind] = _KindIndex(entry, paths[0], paths[1])
+    return Catalog(store, manifest, indexes)

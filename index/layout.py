@@ -1,0 +1,178 @@
+"""The catalog on disk: names of files, and the columns of its Parquet and Arrow tables.
+
+```
+LATEST.json                                       {"version", "manifest_sha256"}
+versions/<version>/manifest.json
+versions/<version>/vectors/image-00000-of-00004.parquet
+versions/<version>/index/image-00000-of-00001.faiss
+versions/<version>/index/image-assets.arrow
+versions/<version>/dead_letters/dead-00000-of-00001.parquet
+versions/<version>/report.json
+units/<unit>.parquet, units/<unit>.dead.parquet   paid-for vectors, and what was refused
+runs/<version>/                                   the plan and progress of a run under way; removed at its end
+```
+"""
+
+import datetime
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+LATEST = "LATEST.json"
+KINDS = ("image", "text")
+
+_METADATA_TYPES: dict[str, pa.DataType] = {
+    "string": pa.string(),
+    "int": pa.int64(),
+    "double": pa.float64(),
+    "bool": pa.bool_(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+}
+
+
+class Reason(StrEnum):
+    """Why an asset has no vector. The list is closed: a report counts by it."""
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    URI_NOT_ALLOWED = "uri_not_allowed"
+    FILE_TOO_LARGE = "file_too_large"
+    EMPTY_FILE = "empty_file"
+    NOT_A_PICTURE = "not_a_picture"
+    FORMAT_NOT_ALLOWED = "format_not_allowed"
+    UNDECODABLE = "undecodable"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    DECODE_TIMEOUT = "decode_timeout"
+    EMPTY_TEXT = "empty_text"
+    TEXT_TOO_LONG = "text_too_long"
+    NOT_UTF8 = "not_utf8"
+    REFUSED = "refused"
+    TOO_LARGE_FOR_API = "too_large_for_api"
+    BROKEN_ANSWER = "broken_answer"
+    RETRIES_EXHAUSTED = "retries_exhausted"
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the next run should try again by itself: nothing says that the asset is at fault."""
+        return self in {Reason.MISSING, Reason.UNREADABLE, Reason.BROKEN_ANSWER, Reason.RETRIES_EXHAUSTED}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadLetter:
+    """An asset that got no vector, and why. `detail` is short and holds neither payload nor secret."""
+
+    asset_id: str
+    kind: str
+    uri: str | None
+    stage: str
+    reason: Reason
+    detail: str
+    attempts: int = 0
+
+
+def metadata_type(types: Mapping[str, str]) -> pa.StructType | None:
+    """The struct of the declared metadata columns; None when there are none (Parquet has no empty struct)."""
+    return pa.struct([(name, _METADATA_TYPES[kind]) for name, kind in types.items()]) if types else None
+
+
+def asset_fields() -> list[pa.Field]:
+    """The columns that say what an asset is, without its metadata and its vector."""
+    return [
+        pa.field("asset_id", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("uri", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("content_sha256", pa.string(), nullable=False),
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("media_type", pa.string()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("prepared", pa.string()),
+    ]
+
+
+def embedding_field(dimension: int) -> pa.Field:
+    return pa.field("embedding", pa.list_(pa.field("item", pa.float32(), nullable=False), dimension), nullable=False)
+
+
+def unit_schema(dimension: int) -> pa.Schema:
+    """A unit's rows. Metadata is not among them: it may change without a vector being paid again."""
+    return pa.schema([*asset_fields(), embedding_field(dimension)])
+
+
+def vector_schema(dimension: int, metadata: Mapping[str, str]) -> pa.Schema:
+    struct = metadata_type(metadata)
+    extra = [] if struct is None else [pa.field("metadata", struct)]
+    return pa.schema([*asset_fields(), *extra, embedding_field(dimension)])
+
+
+def assets_schema(metadata: Mapping[str, str]) -> pa.Schema:
+    """The rows of `<kind>-assets.arrow`: the vector rows without their vectors, in the order of the index."""
+    struct = metadata_type(metadata)
+    return pa.schema([*asset_fields(), *([] if struct is None else [pa.field("metadata", struct)])])
+
+
+DEAD_LETTER_SCHEMA = pa.schema(
+    [
+        pa.field("asset_id", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("uri", pa.string()),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("attempts", pa.int32(), nullable=False),
+    ]
+)
+
+
+def next_version(previous: str | None) -> str:
+    """A new version's name. It sorts after `previous` whatever the clock says, and no two runs share one."""
+    number = int(previous.split("-", 1)[0]) + 1 if previous else 1
+    now = datetime.datetime.now(datetime.UTC)
+    return f"{number:06d}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+def version_folder(version: str) -> str:
+    return f"versions/{version}"
+
+
+def manifest_name(version: str) -> str:
+    return f"versions/{version}/manifest.json"
+
+
+def vectors_name(version: str, kind: str, shard: int, shards: int) -> str:
+    return f"versions/{version}/vectors/{kind}-{shard:05d}-of-{shards:05d}.parquet"
+
+
+def index_name(version: str, kind: str) -> str:
+    return f"versions/{version}/index/{kind}-00000-of-00001.faiss"
+
+
+def assets_name(version: str, kind: str) -> str:
+    return f"versions/{version}/index/{kind}-assets.arrow"
+
+
+def dead_letters_name(version: str) -> str:
+    return f"versions/{version}/dead_letters/dead-00000-of-00001.parquet"
+
+
+def report_name(version: str) -> str:
+    return f"versions/{version}/report.json"
+
+
+def unit_name(unit: str) -> str:
+    return f"units/{unit}.parquet"
+
+
+def unit_dead_letters_name(unit: str) -> str:
+    return f"units/{unit}.dead.parquet"
+
+
+def run_folder(version: str) -> str:
+    return f"runs/{version}"

@@ -1,0 +1,164 @@
+"""A version's last steps: collect what failed, check that nothing was lost, judge, write the manifest."""
+
+import datetime
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import faiss
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..configs import GuardConfig
+from .build import ShardRecord
+from .layout import (
+    DEAD_LETTER_SCHEMA,
+    dead_letters_name,
+    manifest_name,
+    unit_dead_letters_name,
+    version_folder,
+)
+from .manifest import CatalogError, Counts, FileEntry, IndexEntry, Manifest
+from .store import Store
+from .units import UnitRecord
+
+_DEFAULT_DEAD_SHARE = 0.01
+_DEAD_LET_THROUGH = 5
+_SAMPLES = 5
+
+
+class DeadLetterSummary:
+    """Dead letters counted by reason, with a few of each to look at."""
+
+    def __init__(self) -> None:
+        self.by_reason: Counter[str] = Counter()
+        self.samples: dict[str, list[dict[str, Any]]] = {}
+
+    def add(self, letter: dict[str, Any]) -> None:
+        self.by_reason[letter["reason"]] += 1
+        samples = self.samples.setdefault(letter["reason"], [])
+        if len(samples) < _SAMPLES:
+            samples.append(letter)
+
+
+def write_dead_letters(
+    store: Store, version: str, records: Sequence[UnitRecord]
+) -> tuple[FileEntry | None, DeadLetterSummary]:
+    """Gathers the units' dead letters into the version's own file; (None, …) when there are none."""
+    summary = DeadLetterSummary()
+    failed = [record for record in sorted(records, key=lambda r: r.unit) if record.dead]
+    if not failed:
+        return None, summary
+
+    def tables() -> Iterator[pa.Table]:
+        for record in failed:
+            with store.open_read(unit_dead_letters_name(record.unit)) as file:
+                table = pq.ParquetFile(file).read()
+            for letter in table.to_pylist():
+                summary.add(letter)
+            yield table
+
+    name = dead_letters_name(version)
+    rows = 0
+    with store.open_write(name) as file, pq.ParquetWriter(pa.PythonFile(file, mode="w"), DEAD_LETTER_SCHEMA) as out:
+        for table in tables():
+            out.write_table(table)
+            rows += len(table)
+    return FileEntry(name=name, size_bytes=file.size_bytes, sha256=file.sha256, rows=rows), summary
+
+
+def check_conservation(planned: Mapping[str, int], records: Sequence[UnitRecord], shards: Sequence[ShardRecord]) -> None:
+    """Assets in = vectors + dead letters, for each kind.
+
+    Raises:
+        CatalogError: When an asset was lost or doubled on the way; nothing may be published then.
+    """
+    for kind, assets in planned.items():
+        units = [record for record in records if record.kind == kind]
+        rows, dead = sum(u.rows for u in units), sum(u.dead for u in units)
+        stored = sum(s.file.rows or 0 for s in shards if s.kind == kind)
+        if assets != rows + dead or stored != rows:
+            raise CatalogError(
+                f"{assets} {kind} assets must become as many vectors and dead letters, got {rows} vectors "
+                f"({stored} of them stored) and {dead} dead letters: nothing was published, please report this."
+            )
+
+
+def judge(
+    assets: Mapping[str, int],
+    dead: Mapping[str, int],
+    indexes: Sequence[IndexEntry],
+    guards: GuardConfig,
+    target_recall: float,
+) -> list[str]:
+    """The reasons, one sentence each, why this version should not be published by itself."""
+    reasons = []
+    lost, total = sum(dead.values()), sum(assets.values())
+    if guards.max_dead_share is None:
+        allowed = max(_DEFAULT_DEAD_SHARE * total, min(_DEAD_LET_THROUGH, total / 2))
+        rule = f"{_DEFAULT_DEAD_SHARE:.0%}, or {_DEAD_LET_THROUGH} in a small set"
+    else:
+        allowed = guards.max_dead_share * total
+        rule = f"{guards.max_dead_share:.2%}"
+    if lost > allowed:
+        reasons.append(
+            f"guards.max_dead_share allows {rule}, and {lost} of {total} assets ({lost / total:.1%}) got no vector."
+        )
+    reasons += [
+        f"none of the {count} {kind} assets got a vector."
+        for kind, count in assets.items()
+        if count and dead.get(kind, 0) == count
+    ]
+    for index in indexes:
+        reasons += [
+            f"index.target_recall is {target_recall:.3f}, and {direction} reached {recall:.3f} at k={index.recall_k}."
+            for direction, recall in index.recall.items()
+            if recall < target_recall
+        ]
+    return reasons
+
+
+def write_manifest(
+    store: Store,
+    version: str,
+    *,
+    previous: str | None,
+    software: str,
+    model: str,
+    model_fingerprint: str | None,
+    dimension: int,
+    metadata_types: Mapping[str, str],
+    counts: Counts,
+    files: Sequence[FileEntry],
+    indexes: Sequence[IndexEntry],
+    held_back: Sequence[str],
+    config: dict[str, Any],
+    timings_s: Mapping[str, float],
+) -> Manifest:
+    """Writes the manifest, the last file of its version's folder. `files` are named as in the store."""
+    prefix = version_folder(version) + "/"
+    manifest = Manifest(
+        version=version,
+        previous=previous,
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        software=software,
+        nonce=secrets.token_hex(8),
+        model=model,
+        model_fingerprint=model_fingerprint,
+        dimension=dimension,
+        faiss_version=faiss.__version__,
+        metadata_types=dict(metadata_types),
+        counts=counts,
+        files=tuple(
+            sorted(
+                (f.model_copy(update={"name": f.name.removeprefix(prefix)}) for f in files), key=lambda f: f.name
+            )
+        ),
+        indexes=tuple(sorted(indexes, key=lambda i: i.kind)),
+        held_back=tuple(held_back),
+        config=config,
+        timings_s={name: round(seconds, 3) for name, seconds in timings_s.items()},
+    )
+    store.write(manifest_name(version), manifest.to_bytes())
+    return manifest
