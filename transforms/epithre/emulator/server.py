@@ -1,8 +1,7 @@
 """The emulator: the embedding API on loopback, with its limits, its faults, and a log of both.
 
-A real HTTP server, because the faults need the socket and because clients must be tried unchanged. A
-request passes: its key, its body, its parsing, its strokes of fate, the gate, the model. No lock is held
-while vectors are made or while latency is slept.
+A real HTTP server, because the faults need the socket and because clients must be tried unchanged. No
+lock is held while vectors are made or while latency is slept.
 """
 
 from __future__ import annotations
@@ -13,33 +12,17 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self
-from urllib.parse import parse_qs, unquote, urlsplit
-
-import orjson
-from pydantic import ValidationError
+from urllib.parse import parse_qs, urlsplit
 
 from .admission import Admission, Gate, Weights, payments, worst_window
-from .connection import OWNER, HttpServer, ReadBody
-from .faults import Stroke, alter, draw
-from .hash_model import EmbeddingModel, HashModel, Vector
+from .connection import HttpServer, ReadBody
+from .endpoints import Call, embeddings, find_route, refused_by_order, unroutable
+from .hash_model import EmbeddingModel, HashModel
 from .settings import EmulatorSettings, Faults, Limits
-from .wire import (
-    Answer,
-    EmbeddingsRequest,
-    Item,
-    RefusedError,
-    RequestRules,
-    embeddings_body,
-    html_answer,
-    parse_embeddings,
-    poison_answer,
-    require_model,
-    retry_after_headers,
-)
+from .wire import Answer, RefusedError, RequestRules, html_answer
 
 _logger = logging.getLogger(__name__)
 
@@ -72,6 +55,7 @@ class Emulator:
 
     def start(self) -> Self:
         if self._server is None:
+            self.stopping.clear()
             self._server = HttpServer((self.settings.host, self.settings.port), self.serve)
             self._thread = threading.Thread(
                 target=self._server.serve_forever, args=(0.05,), name="epithre-emulator", daemon=True
@@ -165,7 +149,7 @@ class Emulator:
 
     # Requests
 
-    def _open(self, method: str, path: str, *, metered: bool) -> _Call:
+    def _open(self, method: str, path: str, *, metered: bool) -> Call:
         with self._lock:
             serial = next(self._serials)
             number = next(self._numbers) if metered else None
@@ -179,15 +163,22 @@ class Emulator:
             )
             if not path.startswith("/emulator/"):
                 self._log.append(record)
-            return _Call(self, record, self._limits, self._faults, self._rules, self._gate)
+            return Call(
+                emulator=self,
+                record=record,
+                limits=self._limits,
+                faults=self._faults,
+                rules=self._rules,
+                gate=self._gate,
+            )
 
     def serve(
         self, method: str, target: str, authorization: str | None, read_body: ReadBody
     ) -> tuple[Answer, Admission]:
         """Answer one request; it raises for nothing that a client can do."""
         path = urlsplit(target).path
-        handler, allowed, parameter = _route(method, path)
-        call = self._open(method, path, metered=handler is _embeddings)
+        handler, allowed, parameter = find_route(method, path)
+        call = self._open(method, path, metered=handler is embeddings)
         record = call.record
         try:
             if path.startswith("/v1/"):
@@ -195,7 +186,7 @@ class Emulator:
             call.body = read_body(call.limits.max_body_bytes, path.startswith("/v1/"))
             record.body_bytes = len(call.body)
             if handler is None:
-                raise _unroutable(method, path, allowed)
+                raise unroutable(method, path, allowed)
             call.query = {key: values[-1] for key, values in parse_qs(urlsplit(target).query).items()}
             call.parameter = parameter
             answer = handler(call)
@@ -212,10 +203,10 @@ class Emulator:
         named = {"x-request-id": record.request_id, "x-emulator-fingerprint": self.model.fingerprint}
         return replace(answer, headers={**named, **answer.headers}), record
 
-    def _authorize(self, authorization: str | None, read_body: ReadBody, call: _Call) -> None:
+    def _authorize(self, authorization: str | None, read_body: ReadBody, call: Call) -> None:
         scheme, _, key = (authorization or "").partition(" ")
         if call.faults.refuse_all is not None:
-            refusal = _refused_by_order(call.faults.refuse_all)
+            refusal = refused_by_order(call.faults.refuse_all)
         elif scheme.lower() == "bearer" and key.strip() in self.settings.api_keys:
             return
         else:
@@ -224,7 +215,7 @@ class Emulator:
             call.record.body_bytes = len(read_body(call.limits.max_body_bytes, False))
         raise refusal
 
-    def _settle(self, call: _Call, answer: Answer) -> None:
+    def _settle(self, call: Call, answer: Answer) -> None:
         """Give the place in service back and complete the record, before the first byte leaves.
 
         A client that has its answer may at once send the next request, or read the log.
@@ -237,226 +228,6 @@ class Emulator:
         record.delivered = answer.delivery == "whole"
         record.answer_bytes = sent[answer.delivery]
         record.answered_ns = time.monotonic_ns()
-
-
-class _Call:
-    """One request on its way through: what was in force when it arrived, and what became of it."""
-
-    def __init__(
-        self,
-        emulator: Emulator,
-        record: Admission,
-        limits: Limits,
-        faults: Faults,
-        rules: RequestRules,
-        gate: Gate,
-    ) -> None:
-        self.emulator = emulator
-        self.record = record
-        self.limits = limits
-        self.faults = faults
-        self.rules = rules
-        self.gate = gate
-        self.body = b""
-        self.query: dict[str, str] = {}
-        self.parameter = ""
-
-
-_Handler = Callable[[_Call], Answer]
-
-
-def _embeddings(call: _Call) -> Answer:
-    settings, record = call.emulator.settings, call.record
-    request = parse_embeddings(call.body, call.rules)
-    record.items, record.tokens = len(request.items), request.tokens
-    record.digests = tuple(item.digest for item in request.items)
-    stroke = draw(call.faults, settings.seed, record.number or 0)
-    _refuse_before_the_gate(call, stroke)
-    _pass_the_gate(call, Weights(1, record.items, record.tokens))
-    due_ns = (record.decided_ns or 0) + round(stroke.latency_s * 1e9)
-    try:
-        answer = _replaced_answer(call, stroke) or _good_answer(call, request, stroke)
-    finally:
-        # A refusal takes as long as an answer: the service has looked at the items for both.
-        call.emulator.stopping.wait(max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
-    return answer
-
-
-def _refuse_before_the_gate(call: _Call, stroke: Stroke) -> None:
-    if stroke.replacing not in ("rate_429", "quota_429"):
-        return
-    call.record.faults = (stroke.replacing,)
-    call.record.decision = "refused"
-    if stroke.replacing == "quota_429":
-        message = "You exceeded your current quota, please check your plan and billing details."
-        raise RefusedError(429, message, code="insufficient_quota")
-    wait_s = call.faults.rate_429_retry_after_s
-    raise _too_many(call, call.faults.rate_429_kind, "Rate limit reached for requests.", wait_s)
-
-
-def _pass_the_gate(call: _Call, weight: Weights) -> None:
-    record = call.record
-    oversized = call.gate.oversized(weight)
-    if oversized is not None:
-        record.decision, record.reason = "refused", oversized
-        message = f"Request too large: {getattr(weight, oversized)} {oversized} exceed the limit per minute."
-        raise RefusedError(413, message, code="request_too_large")
-    verdict = call.gate.admit(weight)
-    record.decided_ns, record.reason = verdict.decided_ns, verdict.reason
-    if verdict.reason is None:
-        record.decision = "admitted"
-        return
-    record.decision = "refused"
-    if verdict.reason == "concurrency":
-        raise _too_many(call, "slow_down", "Too many requests at once, slow down.", verdict.wait_ns / 1e9)
-    message = f"Rate limit reached for {verdict.reason} per minute."
-    raise _too_many(call, "rate_limit_exceeded", message, verdict.wait_ns / 1e9)
-
-
-def _too_many(call: _Call, code: str, message: str, wait_s: float) -> RefusedError:
-    headers = call.gate.headers()
-    headers.update(retry_after_headers(call.limits.retry_after, wait_s, time.time()))
-    return RefusedError(429, message, code=code, headers=headers)
-
-
-def _replaced_answer(call: _Call, stroke: Stroke) -> Answer | None:
-    """What the stroke puts in place of the answer; a truncated answer is still made first."""
-    fault = stroke.replacing
-    if fault is None or fault == "truncate_body":
-        return None
-    call.record.faults = (fault,)
-    call.record.reason = fault
-    match fault:
-        case "error_500":
-            raise RefusedError(500, "The server had an error processing your request.", code="server_error")
-        case "error_503":
-            raise RefusedError(503, "The server is overloaded.", code="server_is_overloaded")
-        case "html_error":
-            return html_answer(502)
-        case "hang":
-            call.emulator.stopping.wait(call.faults.hang_s)
-    return Answer(status=0, body=b"", delivery="none")  # a hang ends as a dropped connection does
-
-
-def _good_answer(call: _Call, request: EmbeddingsRequest, stroke: Stroke) -> Answer:
-    entries = alter(list(enumerate(_embed(call, request.items))), stroke)
-    truncated = stroke.replacing == "truncate_body"
-    call.record.faults = ("truncate_body",) if truncated else stroke.altering
-    body = embeddings_body(
-        entries,
-        model=request.model,
-        fingerprint=call.emulator.model.fingerprint,
-        tokens=call.record.tokens,
-        as_base64=request.as_base64 and "ignore_base64" not in stroke.altering,
-    )
-    delivery: Literal["whole", "half"] = "half" if truncated else "whole"
-    return Answer(status=200, body=body, headers=call.gate.headers(), delivery=delivery)
-
-
-def _embed(call: _Call, items: Sequence[Item]) -> list[Vector]:
-    model, marker = call.emulator.model, call.faults.poison_marker
-    vectors = []
-    for position, item in enumerate(items):
-        if marker is not None and marker.encode() in item.content:
-            raise poison_answer(position, status=call.faults.poison_status, names=call.faults.poison_names)
-        try:
-            vectors.append(
-                model.embed_text(item.text) if item.kind == "text" else model.embed_image(item.content)
-            )
-        except ValueError as error:
-            param = f"input[{position}]"
-            raise RefusedError(400, f"'{param}' {error}", param=param, code="invalid_image") from None
-    return vectors
-
-
-def _models(call: _Call) -> Answer:
-    models = [_model_card(name) for name in call.emulator.settings.served_models]
-    return _json({"object": "list", "data": models})
-
-
-def _model(call: _Call) -> Answer:
-    require_model(call.parameter, call.emulator.settings.served_models)
-    return _json(_model_card(call.parameter))
-
-
-def _model_card(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": OWNER}
-
-
-def _not_emulated(call: _Call) -> Answer:
-    raise RefusedError(501, f"{call.record.path} is not emulated yet.", code="not_implemented")
-
-
-def _show_log(call: _Call) -> Answer:
-    since = call.query.get("since", "0")
-    start = int(since) if since.isdecimal() else 0
-    return _json([record for record in call.emulator.log if record.serial >= start])
-
-
-def _show_stats(call: _Call) -> Answer:
-    return _json(call.emulator.stats())
-
-
-def _reset(call: _Call) -> Answer:
-    try:
-        wanted = orjson.loads(call.body or b"{}")
-        unknown = set(wanted) - {"limits", "faults"}
-        if unknown:
-            raise RefusedError(400, f"Only 'limits' and 'faults' can be set, not {sorted(unknown)}.")
-        limits = Limits.model_validate(wanted["limits"]) if "limits" in wanted else None
-        faults = Faults.model_validate(wanted["faults"]) if "faults" in wanted else None
-    except (ValidationError, TypeError, orjson.JSONDecodeError) as error:
-        raise RefusedError(400, str(error), code="invalid_value") from None
-    call.emulator.reset(limits=limits, faults=faults)
-    return _json({"reset": True})
-
-
-# Path → method → handler. A path that ends in "/" takes one more segment as its parameter.
-_ROUTES: Mapping[str, Mapping[str, _Handler]] = {
-    "/v1/embeddings": {"POST": _embeddings},
-    "/v1/models": {"GET": _models},
-    "/v1/models/": {"GET": _model},
-    "/v1/chat/completions": {"POST": _not_emulated},
-    "/v1/images/generations": {"POST": _not_emulated},
-    "/v1/images/edits": {"POST": _not_emulated},
-    "/emulator/log": {"GET": _show_log},
-    "/emulator/stats": {"GET": _show_stats},
-    "/emulator/reset": {"POST": _reset},
-}
-
-
-def _route(method: str, path: str) -> tuple[_Handler | None, tuple[str, ...], str]:
-    """The handler, the methods that the path does have, and the path's parameter."""
-    methods, parameter = _ROUTES.get(path), ""
-    if methods is None or path.endswith("/"):
-        stem, _, parameter = path.rpartition("/")
-        methods = _ROUTES.get(f"{stem}/") if parameter else None
-    if methods is None:
-        return None, (), ""
-    return methods.get(method), tuple(methods), unquote(parameter)
-
-
-def _unroutable(method: str, path: str, allowed: tuple[str, ...]) -> RefusedError:
-    if not allowed:
-        return RefusedError(404, f"Unknown path: {path}.", code="unknown_url")
-    message = f"{method} is not allowed on {path}."
-    return RefusedError(405, message, code="method_not_allowed", headers={"allow": ", ".join(allowed)})
-
-
-def _refused_by_order(status: int) -> RefusedError:
-    message, code = {
-        401: ("Incorrect API key provided.", "invalid_api_key"),
-        402: ("Payment is required.", "billing_hard_limit_reached"),
-        403: ("You are not allowed to do this.", "permission_denied"),
-        404: ("The model does not exist or you do not have access to it.", "model_not_found"),
-        429: ("You exceeded your current quota.", "insufficient_quota"),
-        503: ("The server is overloaded.", "server_is_overloaded"),
-    }.get(status, ("Every request is refused.", "server_error" if status >= 500 else "refused"))
-    return RefusedError(status, message, code=code)
-
-
-def _json(value: Any) -> Answer:
-    return Answer(status=200, body=orjson.dumps(value))
 
 
 def _load_model(settings: EmulatorSettings) -> EmbeddingModel:

@@ -1,0 +1,251 @@
+"""What each path answers. The embeddings pass here: parsing, strokes of fate, the gate, the model.
+
+A new endpoint is a function from `Call` to `Answer` and a line in the table at the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
+
+import orjson
+from pydantic import ValidationError
+
+from .admission import Admission, Gate, Weights
+from .connection import OWNER
+from .faults import Stroke, alter, draw
+from .hash_model import Vector
+from .settings import Faults, Limits
+from .wire import (
+    Answer,
+    EmbeddingsRequest,
+    Item,
+    RefusedError,
+    RequestRules,
+    embeddings_body,
+    html_answer,
+    parse_embeddings,
+    poison_answer,
+    require_model,
+    retry_after_headers,
+)
+
+if TYPE_CHECKING:
+    from .server import Emulator
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One request on its way through: its record, and what was in force when it arrived."""
+
+    emulator: Emulator
+    record: Admission
+    limits: Limits
+    faults: Faults
+    rules: RequestRules
+    gate: Gate
+    body: bytes = b""
+    query: Mapping[str, str] = field(default_factory=dict)
+    parameter: str = ""
+    """The last segment of a path such as /v1/models/{id}."""
+
+
+Handler = Callable[[Call], Answer]
+
+
+def embeddings(call: Call) -> Answer:
+    settings, record = call.emulator.settings, call.record
+    request = parse_embeddings(call.body, call.rules)
+    record.items, record.tokens = len(request.items), request.tokens
+    record.digests = tuple(item.digest for item in request.items)
+    stroke = draw(call.faults, settings.seed, record.number or 0)
+    _refuse_before_the_gate(call, stroke)
+    _pass_the_gate(call, Weights(1, record.items, record.tokens))
+    due_ns = (record.decided_ns or 0) + round(stroke.latency_s * 1e9)
+    try:
+        answer = _replaced_answer(call, stroke) or _good_answer(call, request, stroke)
+    finally:
+        # A refusal takes as long as an answer: the service has looked at the items for both.
+        call.emulator.stopping.wait(max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
+    return answer
+
+
+def _refuse_before_the_gate(call: Call, stroke: Stroke) -> None:
+    if stroke.replacing not in ("rate_429", "quota_429"):
+        return
+    call.record.faults = (stroke.replacing,)
+    call.record.decision = "refused"
+    if stroke.replacing == "quota_429":
+        message = "You exceeded your current quota, please check your plan and billing details."
+        raise RefusedError(429, message, code="insufficient_quota")
+    wait_s = call.faults.rate_429_retry_after_s
+    raise _too_many(call, call.faults.rate_429_kind, "Rate limit reached for requests.", wait_s)
+
+
+def _pass_the_gate(call: Call, weight: Weights) -> None:
+    record = call.record
+    oversized = call.gate.oversized(weight)
+    if oversized is not None:
+        record.decision, record.reason = "refused", oversized
+        message = f"Request too large: {getattr(weight, oversized)} {oversized} exceed the limit per minute."
+        raise RefusedError(413, message, code="request_too_large")
+    verdict = call.gate.admit(weight)
+    record.decided_ns, record.reason = verdict.decided_ns, verdict.reason
+    if verdict.reason is None:
+        record.decision = "admitted"
+        return
+    record.decision = "refused"
+    if verdict.reason == "concurrency":
+        raise _too_many(call, "slow_down", "Too many requests at once, slow down.", verdict.wait_ns / 1e9)
+    message = f"Rate limit reached for {verdict.reason} per minute."
+    raise _too_many(call, "rate_limit_exceeded", message, verdict.wait_ns / 1e9)
+
+
+def _too_many(call: Call, code: str, message: str, wait_s: float) -> RefusedError:
+    headers = call.gate.headers()
+    headers.update(retry_after_headers(call.limits.retry_after, wait_s, time.time()))
+    return RefusedError(429, message, code=code, headers=headers)
+
+
+def _replaced_answer(call: Call, stroke: Stroke) -> Answer | None:
+    """What the stroke puts in place of the answer; a truncated answer is still made first."""
+    fault = stroke.replacing
+    if fault is None or fault == "truncate_body":
+        return None
+    call.record.faults = (fault,)
+    call.record.reason = fault
+    match fault:
+        case "error_500":
+            raise RefusedError(500, "The server had an error processing your request.", code="server_error")
+        case "error_503":
+            raise RefusedError(503, "The server is overloaded.", code="server_is_overloaded")
+        case "html_error":
+            return html_answer(502)
+        case "hang":
+            call.emulator.stopping.wait(call.faults.hang_s)
+    return Answer(status=0, body=b"", delivery="none")  # a hang ends as a dropped connection does
+
+
+def _good_answer(call: Call, request: EmbeddingsRequest, stroke: Stroke) -> Answer:
+    entries = alter(list(enumerate(_embed(call, request.items))), stroke)
+    truncated = stroke.replacing == "truncate_body"
+    call.record.faults = ("truncate_body",) if truncated else stroke.altering
+    body = embeddings_body(
+        entries,
+        model=request.model,
+        fingerprint=call.emulator.model.fingerprint,
+        tokens=call.record.tokens,
+        as_base64=request.as_base64 and "ignore_base64" not in stroke.altering,
+    )
+    delivery: Literal["whole", "half"] = "half" if truncated else "whole"
+    return Answer(status=200, body=body, headers=call.gate.headers(), delivery=delivery)
+
+
+def _embed(call: Call, items: Sequence[Item]) -> list[Vector]:
+    model, marker = call.emulator.model, call.faults.poison_marker
+    for position, item in enumerate(items):
+        if marker is not None and marker.encode() in item.content:
+            raise poison_answer(position, status=call.faults.poison_status, names=call.faults.poison_names)
+    vectors = []
+    for position, item in enumerate(items):
+        try:
+            vectors.append(
+                model.embed_text(item.text) if item.kind == "text" else model.embed_image(item.content)
+            )
+        except ValueError as error:
+            param = f"input[{position}]"
+            raise RefusedError(400, f"'{param}' {error}", param=param, code="invalid_image") from None
+    return vectors
+
+
+def _models(call: Call) -> Answer:
+    models = [_model_card(name) for name in call.emulator.settings.served_models]
+    return _json({"object": "list", "data": models})
+
+
+def _model(call: Call) -> Answer:
+    require_model(call.parameter, call.emulator.settings.served_models)
+    return _json(_model_card(call.parameter))
+
+
+def _model_card(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": OWNER}
+
+
+def _not_emulated(call: Call) -> Answer:
+    raise RefusedError(501, f"{call.record.path} is not emulated yet.", code="not_implemented")
+
+
+def _show_log(call: Call) -> Answer:
+    since = call.query.get("since", "0")
+    start = int(since) if since.isdecimal() else 0
+    return _json([record for record in call.emulator.log if record.serial >= start])
+
+
+def _show_stats(call: Call) -> Answer:
+    return _json(call.emulator.stats())
+
+
+def _reset(call: Call) -> Answer:
+    try:
+        wanted = orjson.loads(call.body or b"{}")
+        unknown = set(wanted) - {"limits", "faults"}
+        if unknown:
+            raise RefusedError(400, f"Only 'limits' and 'faults' can be set, not {sorted(unknown)}.")
+        limits = Limits.model_validate(wanted["limits"]) if "limits" in wanted else None
+        faults = Faults.model_validate(wanted["faults"]) if "faults" in wanted else None
+    except (ValidationError, TypeError, orjson.JSONDecodeError) as error:
+        raise RefusedError(400, str(error), code="invalid_value") from None
+    call.emulator.reset(limits=limits, faults=faults)
+    return _json({"reset": True})
+
+
+# Path → method → handler. A path that ends in "/" takes one more segment as its parameter.
+_ROUTES: Mapping[str, Mapping[str, Handler]] = {
+    "/v1/embeddings": {"POST": embeddings},
+    "/v1/models": {"GET": _models},
+    "/v1/models/": {"GET": _model},
+    "/v1/chat/completions": {"POST": _not_emulated},
+    "/v1/images/generations": {"POST": _not_emulated},
+    "/v1/images/edits": {"POST": _not_emulated},
+    "/emulator/log": {"GET": _show_log},
+    "/emulator/stats": {"GET": _show_stats},
+    "/emulator/reset": {"POST": _reset},
+}
+
+
+def find_route(method: str, path: str) -> tuple[Handler | None, tuple[str, ...], str]:
+    """The handler, the methods that the path does have, and the path's parameter."""
+    methods, parameter = _ROUTES.get(path), ""
+    if methods is None or path.endswith("/"):
+        stem, _, parameter = path.rpartition("/")
+        methods = _ROUTES.get(f"{stem}/") if parameter else None
+    if methods is None:
+        return None, (), ""
+    return methods.get(method), tuple(methods), unquote(parameter)
+
+
+def unroutable(method: str, path: str, allowed: tuple[str, ...]) -> RefusedError:
+    if not allowed:
+        return RefusedError(404, f"Unknown path: {path}.", code="unknown_url")
+    message = f"{method} is not allowed on {path}."
+    return RefusedError(405, message, code="method_not_allowed", headers={"allow": ", ".join(allowed)})
+
+
+def refused_by_order(status: int) -> RefusedError:
+    message, code = {
+        401: ("Incorrect API key provided.", "invalid_api_key"),
+        402: ("Payment is required.", "billing_hard_limit_reached"),
+        403: ("You are not allowed to do this.", "permission_denied"),
+        404: ("The model does not exist or you do not have access to it.", "model_not_found"),
+        429: ("You exceeded your current quota.", "insufficient_quota"),
+        503: ("The server is overloaded.", "server_is_overloaded"),
+    }.get(status, ("Every request is refused.", "server_error" if status >= 500 else "refused"))
+    return RefusedError(status, message, code=code)
+
+
+def _json(value: Any) -> Answer:
+    return Answer(status=200, body=orjson.dumps(value))
