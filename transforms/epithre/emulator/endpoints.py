@@ -192,12 +192,11 @@ def _show_stats(call: Call) -> Answer:
 def _reset(call: Call) -> Answer:
     try:
         wanted = orjson.loads(call.body or b"{}")
-        unknown = set(wanted) - {"limits", "faults"}
-        if unknown:
-            raise RefusedError(400, f"Only 'limits' and 'faults' can be set, not {sorted(unknown)}.")
+        if not isinstance(wanted, dict) or not set(wanted) <= {"limits", "faults"}:
+            raise RefusedError(400, "Only 'limits' and 'faults' can be set.", code="invalid_value")
         limits = Limits.model_validate(wanted["limits"]) if "limits" in wanted else None
         faults = Faults.model_validate(wanted["faults"]) if "faults" in wanted else None
-    except (ValidationError, TypeError, orjson.JSONDecodeError) as error:
+    except (ValidationError, orjson.JSONDecodeError) as error:
         raise RefusedError(400, str(error), code="invalid_value") from None
     call.emulator.reset(limits=limits, faults=faults)
     return _json({"reset": True})
