@@ -152,9 +152,7 @@ def _embed(call: Call, items: Sequence[Item]) -> list[Vector]:
     vectors = []
     for position, item in enumerate(items):
         try:
-            vectors.append(
-                model.embed_text(item.text) if item.kind == "text" else model.embed_image(item.content)
-            )
+            vectors.append(model.embed_text(item.text) if item.kind == "text" else model.embed_image(item.content))
         except ValueError as error:
             param = f"input[{position}]"
             raise RefusedError(400, f"'{param}' {error}", param=param, code="invalid_image") from None

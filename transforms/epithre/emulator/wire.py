@@ -98,9 +98,7 @@ def _error_type(status: int, code: str | None) -> str:
 def html_answer(status: int) -> Answer:
     """The page that a proxy in front of an API sends on its own account."""
     title = html.escape(f"{status} {HTTPStatus(status).phrase}")
-    page = (
-        f"<html>\r\n<head><title>{title}</title></head>\r\n<body><center><h1>{title}</h1></center></body>\r\n"
-    )
+    page = f"<html>\r\n<head><title>{title}</title></head>\r\n<body><center><h1>{title}</h1></center></body>\r\n"
     return Answer(status=status, body=f"{page}</html>\r\n".encode(), content_type="text/html")
 
 
@@ -189,9 +187,7 @@ def parse_embeddings(body: bytes, rules: RequestRules) -> EmbeddingsRequest:
     if dimensions is not None and dimensions != rules.dimension:
         message = f"'dimensions' must be {rules.dimension} for this model, got {dimensions!r}."
         raise RefusedError(400, message, param="dimensions", code="invalid_value")
-    return EmbeddingsRequest(
-        model=model, items=_items(request.get("input"), rules), as_base64=encoding == "base64"
-    )
+    return EmbeddingsRequest(model=model, items=_items(request.get("input"), rules), as_base64=encoding == "base64")
 
 
 def require_model(model: str, served: Sequence[str]) -> None:
@@ -217,9 +213,7 @@ def _items(raw: Any, rules: RequestRules) -> list[Item]:
             item = _item(value, rules)
             most = rules.max_tokens_per_input
             if most is not None and item.tokens > most:
-                raise _BadItemError(
-                    f"has {item.tokens} tokens, at most {most} fit", "context_length_exceeded"
-                )
+                raise _BadItemError(f"has {item.tokens} tokens, at most {most} fit", "context_length_exceeded")
         except _BadItemError as error:
             param = f"input[{position}]"
             raise RefusedError(400, f"'{param}' {error.rule}.", param=param, code=error.code) from None

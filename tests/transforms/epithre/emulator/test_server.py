@@ -200,19 +200,13 @@ def test_a_single_string_is_one_item(client: httpx.Client) -> None:
 
 
 def test_vectors_are_unit_norm_and_tell_kind_and_content_apart() -> None:
-    seen = {
-        hash_vector(kind, content, 4000).tobytes()
-        for kind in ("text", "image")
-        for content in (b"a", b"b", b"")
-    }
+    seen = {hash_vector(kind, content, 4000).tobytes() for kind in ("text", "image") for content in (b"a", b"b", b"")}
     assert len(seen) == 6
     norms = [np.linalg.norm(np.frombuffer(vector, "f4").astype("f8")) for vector in seen]
     np.testing.assert_allclose(norms, 1.0, atol=1e-6)
 
 
-def test_every_answer_carries_its_own_id_and_says_that_it_is_an_emulator(
-    calm: Emulator, client: httpx.Client
-) -> None:
+def test_every_answer_carries_its_own_id_and_says_that_it_is_an_emulator(calm: Emulator, client: httpx.Client) -> None:
     answers = [embed(client, "a"), embed(client, ""), client.get("/models"), client.get("/nowhere")]
     assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
     assert {answer.headers["x-emulator-fingerprint"] for answer in answers} == {calm.model.fingerprint}
@@ -233,9 +227,7 @@ def test_two_hundred_sleeping_requests_are_served_at_once() -> None:
     async def ask(port: int) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         body = json.dumps({"model": MODEL, "input": "a"}).encode()
-        head = (
-            f"POST /v1/embeddings HTTP/1.1\r\nauthorization: Bearer {key}\r\ncontent-length: {len(body)}\r\n"
-        )
+        head = f"POST /v1/embeddings HTTP/1.1\r\nauthorization: Bearer {key}\r\ncontent-length: {len(body)}\r\n"
         writer.write(f"{head}connection: close\r\n\r\n".encode() + body)
         answer = await reader.read()
         writer.close()
@@ -257,9 +249,7 @@ def test_two_hundred_sleeping_requests_are_served_at_once() -> None:
 # What is refused
 
 
-@pytest.mark.parametrize(
-    "authorization", [None, "Bearer wrong", "Basic emulator-key", "emulator-key", "Bearer"]
-)
+@pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic emulator-key", "emulator-key", "Bearer"])
 def test_without_the_key_everything_below_v1_is_401(calm: Emulator, authorization: str | None) -> None:
     headers = {} if authorization is None else {"authorization": authorization}
     with httpx.Client(base_url=calm.base_url, headers=headers) as stranger:
@@ -416,9 +406,7 @@ def test_a_request_heavier_than_the_limit_itself_is_413_for_waiting_would_never_
         Limits(requests_per_minute=9, window_s=0.25),
         Limits(items_per_minute=31, window_s=0.25),
         Limits(tokens_per_minute=40, window_s=0.25),
-        Limits(
-            requests_per_minute=9, items_per_minute=25, tokens_per_minute=60, concurrency=4, window_s=0.25
-        ),
+        Limits(requests_per_minute=9, items_per_minute=25, tokens_per_minute=60, concurrency=4, window_s=0.25),
     ],
 )
 def test_hammering_never_gets_more_than_the_limit_into_any_window(limits: Limits) -> None:
@@ -797,9 +785,7 @@ def test_latency_and_its_jitter_count_from_admission() -> None:
 
 
 def test_a_storm_is_reproducible_and_another_seed_is_another_storm() -> None:
-    faults = Faults(
-        rate_429=0.2, error_500=0.2, html_error=0.1, drop_connection=0.1, nan=0.2, out_of_order=0.2
-    )
+    faults = Faults(rate_429=0.2, error_500=0.2, html_error=0.1, drop_connection=0.1, nan=0.2, out_of_order=0.2)
 
     def storm(seed: int) -> list[tuple[str, ...]]:
         with running(faults=faults, seed=seed) as (emulator, client):
@@ -914,9 +900,7 @@ def test_the_command_refuses_wrong_settings_with_status_two(tmp_path: Path) -> N
     file = tmp_path / "emulator.yaml"
     for text in ("dimension: -1", "- a", "{"):
         file.write_text(text)
-        done = subprocess.run(
-            [sys.executable, "-m", MODULE, "--settings", str(file)], capture_output=True, timeout=30
-        )
+        done = subprocess.run([sys.executable, "-m", MODULE, "--settings", str(file)], capture_output=True, timeout=30)
         assert done.returncode == 2
         assert b"wrong settings" in done.stderr
         assert done.stdout == b""
