@@ -153,11 +153,11 @@ class Connection(BaseHTTPRequestHandler):
         read = 0
         while True:
             size = self._chunk_size()
-            chunk = self.rfile.read(size)
             read += size
             if read > _DRAINED_BYTES:
                 self.close_connection = True
                 raise _too_large(read, most)
+            chunk = self.rfile.read(size)
             if size == 0:
                 while self.rfile.readline(65537) not in (b"\r\n", b"\n", b""):
                     pass  # trailers
