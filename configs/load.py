@@ -20,9 +20,7 @@ class ConfigError(Exception):
     """The config or the command line is wrong; the message is one sentence for the person who wrote it."""
 
 
-def load_config(
-    path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None
-) -> RunConfig:
+def load_config(path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> RunConfig:
     """Reads a job's YAML file.
 
     Relative paths in it start at the file's own folder, so that a job means the same whoever starts it.
@@ -77,7 +75,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, str):
                 if key in seen:
                     raise yaml.MarkedYAMLError(
@@ -178,7 +176,7 @@ def _shown(place: str, value: Any) -> str:
 
 def _is_echo(error: Any) -> bool:
     """Whether the error only repeats that an entry of a list is wrong: pydantic then calls the list too short."""
-    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
+    return error["type"] == "too_short" and bool(len(error["input"]) >= error["ctx"]["min_length"])
 
 
 def _sentence(error: Any) -> str:

@@ -68,9 +68,7 @@ class SourceConfig(Section):
     id: str | None = Field(None, description="Table: the column with the asset's id, unique within its kind.")
     text: str | None = Field(None, description="Table of texts: the column with the text.")
     uri: str | None = Field(None, description="Table of images: the column with the picture's path or URL.")
-    bytes: str | None = Field(
-        None, description="Table of images (parquet): the column with the picture's bytes."
-    )
+    bytes: str | None = Field(None, description="Table of images (parquet): the column with the picture's bytes.")
     within: tuple[str, ...] = Field(
         (),
         description="Folders that `uri` may point into; absent: the table's own folder. Relative URIs start there.",
@@ -127,9 +125,7 @@ class PrepareConfig(Section):
     max_image_bytes: PositiveInt = Field(
         2_900_000, description="A picture with more bytes is re-encoded, then downscaled."
     )
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = Field(
-        92, description="For pictures that must be re-encoded."
-    )
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = Field(92, description="For pictures that must be re-encoded.")
     max_text_chars: PositiveInt = Field(32_000, description="A longer text is a dead letter.")
 
     @model_validator(mode="after")
@@ -153,13 +149,9 @@ class EmbedConfig(Section):
     allow_plain_http: bool = Field(False, description="Send the key over plain http to another machine.")
     dimension: Annotated[int, Field(ge=8, le=65_536)] = 4000
     batch_items: PositiveInt = Field(64, description="Items in a request at most.")
-    batch_bytes: Annotated[int, Field(ge=1024)] = Field(
-        4_000_000, description="Bytes of a request's body at most."
-    )
+    batch_bytes: Annotated[int, Field(ge=1024)] = Field(4_000_000, description="Bytes of a request's body at most.")
     batch_tokens: PositiveInt | None = Field(None, description="Estimated tokens of a request at most.")
-    requests_per_minute: PositiveInt | None = Field(
-        None, description="Never exceeded in any 60 s; absent: learned."
-    )
+    requests_per_minute: PositiveInt | None = Field(None, description="Never exceeded in any 60 s; absent: learned.")
     items_per_minute: PositiveInt | None = None
     tokens_per_minute: PositiveInt | None = None
     max_concurrency: PositiveInt = Field(256, description="Requests in flight at most.")
@@ -168,9 +160,7 @@ class EmbedConfig(Section):
     retry_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.15, description="Retries as a share of all requests at most; beyond it they wait for successes."
     )
-    unit_references: PositiveInt = Field(
-        512, description="Assets in a unit, the piece that is finished or done again."
-    )
+    unit_references: PositiveInt = Field(512, description="Assets in a unit, the piece that is finished or done again.")
     memory_mb: PositiveInt = Field(160, description="Pictures and vectors in flight at most.")
     readers: PositiveInt = Field(16, description="Threads that read and prepare assets.")
     emulator_model: Literal["attributes", "hash"] = Field(
@@ -179,11 +169,7 @@ class EmbedConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "EmbedConfig":
-        if (
-            urlsplit(self.base_url).scheme == "http"
-            and not is_loopback(self.base_url)
-            and not self.allow_plain_http
-        ):
+        if urlsplit(self.base_url).scheme == "http" and not is_loopback(self.base_url) and not self.allow_plain_http:
             raise ValueError(
                 f"would send the key in clear text to {self.base_url!r}: use https, or set allow_plain_http"
             )
@@ -217,10 +203,10 @@ class RunConfig(Section):
 
     catalog: Annotated[str, Field(min_length=1)] = Field(description="A path or an fsspec URL.")
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
-    embed: EmbedConfig = Field(default_factory=EmbedConfig)
-    prepare: PrepareConfig = Field(default_factory=PrepareConfig)
-    index: IndexConfig = Field(default_factory=IndexConfig)
-    guards: GuardConfig = Field(default_factory=GuardConfig)
+    embed: EmbedConfig = EmbedConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    index: IndexConfig = IndexConfig()
+    guards: GuardConfig = GuardConfig()
     runner: str = Field("FnApiRunner", description="A Beam runner. Its own options follow `--` on the command line.")
 
     @model_validator(mode="after")

@@ -60,9 +60,7 @@ def plan_shards(records: Iterable[UnitRecord], rows_per_file: int) -> list[Shard
                 room = rows_per_file
             files[-1].append(record)
             room -= record.rows
-        tasks += [
-            ShardTask(kind=kind, shard=i, shards=len(files), units=tuple(file)) for i, file in enumerate(files)
-        ]
+        tasks += [ShardTask(kind=kind, shard=i, shards=len(files), units=tuple(file)) for i, file in enumerate(files)]
     return tasks
 
 
@@ -158,9 +156,7 @@ class _Truth:
                 (int(r), float(s)) for r, s in zip(found[q], found_scores[q], strict=True) if r not in (-1, own)
             ]
             possible += len(ranked)
-            hits += sum(
-                exact[r] >= bar - 1e-6 if r in exact else s >= bar - 2e-4 for r, s in returned[: len(ranked)]
-            )
+            hits += sum(exact[r] >= bar - 1e-6 if r in exact else s >= bar - 2e-4 for r, s in returned[: len(ranked)])
         return hits / possible if possible else 1.0
 
     @property

@@ -55,13 +55,14 @@ class _KindIndex:
         self, vectors: npt.NDArray[np.float32], k: int, where: pc.Expression | None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Scores float32 and rows int64, both (queries, k), best first; row -1 where there are fewer."""
-        parameters, k = None, min(k, len(self.assets))
+        parameters: Any = None
+        k = min(k, len(self.assets))
         if where is not None:
             rows = self._matching(where)
             if not len(rows):
                 return np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)
             selector = faiss.IDSelectorBatch(rows)
-            parameters = faiss.SearchParameters(sel=selector)
+            parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
             k = min(k, len(rows))
         scores, found = self.index.search(vectors, k, params=parameters)
         return scores, found
@@ -71,7 +72,8 @@ class _KindIndex:
         try:
             return np.asarray(numbered.filter(where).column("__row").to_numpy(), np.int64)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
-            raise ValueError(f"`where` must be a condition on the columns {self.assets.schema.names}: {error}") from None
+            columns = self.assets.schema.names
+            raise ValueError(f"`where` must be a condition on the columns {columns}: {error}") from None
 
 
 class Catalog:
@@ -121,7 +123,7 @@ class Catalog:
         vectors: npt.ArrayLike,
         k: int = 10,
         *,
-        kinds: Sequence[AssetKind] | None = None,
+        kinds: Sequence[AssetKind] | AssetKind | None = None,
         where: pc.Expression | None = None,
         merge: Merge = "score",
         query_kind: AssetKind | None = None,
@@ -212,15 +214,14 @@ class Catalog:
             raise ValueError("vectors must be finite, got NaN or infinity.")
         return queries
 
-    def _chosen(self, kinds: Sequence[AssetKind] | None) -> dict[str, _KindIndex]:
+    def _chosen(self, kinds: Sequence[AssetKind] | AssetKind | None) -> dict[str, _KindIndex]:
         with self._lock:
             indexes = dict(self._indexes)
         if not indexes:
             raise ValueError("This catalog is closed, or has no assets.")
         if kinds is None:
             return indexes
-        if isinstance(kinds, str):
-            raise ValueError(f"kinds must be a sequence such as ({kinds!r},), got the string {kinds!r}.")
+        kinds = (kinds,) if isinstance(kinds, str) else kinds
         for kind in kinds:
             if kind not in indexes:
                 raise ValueError(f"kinds must be among {tuple(indexes)}, got {kind!r}.")
@@ -266,8 +267,8 @@ def open_catalog(
                 raise CatalogError(f"{path} is missing from version {version}.") from error
             if found != expected.sha256 or size != expected.size_bytes:
                 raise CatalogError(
-                    f"{path} must have {expected.size_bytes} bytes and sha256 {expected.sha256}, got {size} and {found}: "
-                    "the file is damaged."
+                    f"{path} must have {expected.size_bytes} bytes and sha256 {expected.sha256}, "
+                    f"got {size} and {found}: the file is damaged."
                 )
             paths.append(path)
         indexes[entry.kind] = _KindIndex(entry, paths[0], paths[1])

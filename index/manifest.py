@@ -142,7 +142,7 @@ def publish(store: Store, manifest: Manifest, expected: bytes | None) -> None:
     """Writes the manifest's name into LATEST.json, if that still holds `expected`.
 
     Raises:
-        SwapConflict: When another run has published since.
+        SwapConflictError: When another run has published since.
     """
     digest = hashlib.sha256(manifest.to_bytes()).hexdigest()
     data = orjson.dumps({"version": manifest.version, "manifest_sha256": digest}, option=orjson.OPT_INDENT_2) + b"\n"

@@ -21,7 +21,7 @@ class StoreError(Exception):
     """The storage refused or broke a promise; the message names the file."""
 
 
-class SwapConflict(StoreError):
+class SwapConflictError(StoreError):
     """The file is not what it was when it was read: somebody else has written it since."""
 
 
@@ -123,7 +123,7 @@ class Store:
         steps: the conditional writes of object stores are not used yet, so two runs must not share a catalog there.
 
         Raises:
-            SwapConflict: When the file holds something else.
+            SwapConflictError: When the file holds something else.
         """
         if self.is_local:
             lock = Path(self.path(f".{name}.lock"))
@@ -141,7 +141,7 @@ class Store:
         except FileNotFoundError:
             found = None
         if found != expected:
-            raise SwapConflict(f"{self.url}/{name} was changed by another run since this one began.")
+            raise SwapConflictError(f"{self.url}/{name} was changed by another run since this one began.")
 
     def names(self, folder: str) -> list[str]:
         """The files below `folder`, as names in this store, sorted. Partial files are not among them."""

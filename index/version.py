@@ -68,7 +68,9 @@ def write_dead_letters(
     return FileEntry(name=name, size_bytes=file.size_bytes, sha256=file.sha256, rows=rows), summary
 
 
-def check_conservation(planned: Mapping[str, int], records: Sequence[UnitRecord], shards: Sequence[ShardRecord]) -> None:
+def check_conservation(
+    planned: Mapping[str, int], records: Sequence[UnitRecord], shards: Sequence[ShardRecord]
+) -> None:
     """Assets in = vectors + dead letters, for each kind.
 
     Raises:
@@ -151,9 +153,7 @@ def write_manifest(
         metadata_types=dict(metadata_types),
         counts=counts,
         files=tuple(
-            sorted(
-                (f.model_copy(update={"name": f.name.removeprefix(prefix)}) for f in files), key=lambda f: f.name
-            )
+            sorted((f.model_copy(update={"name": f.name.removeprefix(prefix)}) for f in files), key=lambda f: f.name)
         ),
         indexes=tuple(sorted(indexes, key=lambda i: i.kind)),
         held_back=tuple(held_back),

@@ -1,0 +1,234 @@
+"""What an answer means: vectors that were checked, or an error and what to do about it."""
+
+import datetime
+import email.utils
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+try:
+    from pybase64 import b64decode_as_bytearray as _decode_fast
+
+    def decode_base64(text: str) -> bytes | bytearray:
+        decoded: bytearray = _decode_fast(text)
+        return decoded
+
+except ImportError:
+    from binascii import a2b_base64
+
+    def decode_base64(text: str) -> bytes | bytearray:
+        return a2b_base64(text)
+
+
+_NORM_TOLERANCE = 1e-3
+
+
+class BrokenAnswerError(Exception):
+    """A 200 whose body is not one good vector for each item; nothing of it is used."""
+
+    def __init__(self, message: str, *, dimension: int | None = None) -> None:
+        super().__init__(message)
+        self.dimension = dimension
+        """The vectors' common length, when that is what was wrong."""
+
+
+class Verdict(Enum):
+    """What to do with an answer that is no 200."""
+
+    RETRY = "retry"
+    """Later, the same: the server or the way to it failed."""
+    ITEM = "item"
+    """One item is at fault, and the server says which."""
+    BATCH = "batch"
+    """Something in the request is at fault, and the server does not say what."""
+    TOO_LARGE = "too_large"
+    """The request has too many items, bytes or tokens."""
+    STOP = "stop"
+    """No request will ever succeed: key, quota, model, address."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiError:
+    """An error of the API, read."""
+
+    verdict: Verdict
+    status: int
+    code: str
+    message: str
+    item: int | None = None
+    is_certain: bool = False
+    """Whether `item` was given as data; prose may count from one, or mean another number."""
+    retry_after_s: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.code}: {self.message}" if self.code else f"{self.status}: {self.message}"
+
+
+def check_vectors(
+    entries: list[tuple[int | None, npt.NDArray[np.float32]]], count: int, dimension: int
+) -> tuple[npt.NDArray[np.float32], int]:
+    """Puts an answer's vectors in the order of the request's items and proves that they are vectors.
+
+    Args:
+        entries: (index, float32 vector) as they came.
+        count: Items in the request.
+        dimension: That every vector must have.
+
+    Returns:
+        float32, (count, dimension), unit norm; and how many had to be normalised.
+
+    Raises:
+        BrokenAnswerError: On a wrong count, indexes that are no permutation, a wrong dimension, NaN, infinity, zero.
+    """
+    if len(entries) != count:
+        raise BrokenAnswerError(f"{count} items were sent and {len(entries)} vectors came back")
+    indexes = [index for index, _ in entries]
+    if all(index is None for index in indexes):
+        indexes = list(range(count))  # a server without indexes answers in order
+    elif sorted(i if isinstance(i, int) else -1 for i in indexes) != list(range(count)):
+        raise BrokenAnswerError("the indexes of the answer are not those of the request")
+    lengths = {vector.shape for _, vector in entries}
+    if lengths != {(dimension,)}:
+        only = next(iter(lengths)) if len(lengths) == 1 else ()
+        raise BrokenAnswerError(
+            f"vectors must have {dimension} dimensions, got {sorted(shape[0] for shape in lengths)}",
+            dimension=only[0] if only else None,
+        )
+    vectors = np.empty((count, dimension), np.float32)
+    for index, (_, vector) in zip(indexes, entries, strict=True):
+        vectors[index] = vector
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    if not np.isfinite(norms).all():
+        raise BrokenAnswerError("a vector holds NaN or infinity")
+    if (norms < 1e-6).any():
+        raise BrokenAnswerError("a vector is zero")
+    off = np.abs(norms - 1) > _NORM_TOLERANCE
+    if off.any():
+        vectors[off] = (vectors[off] / norms[off, None]).astype(np.float32)
+    return vectors, int(off.sum())
+
+
+def read_vector(value: Any) -> npt.NDArray[np.float32]:
+    """A vector as base64 of little-endian float32, or as a list of numbers: float32, (dimension,)."""
+    try:
+        if isinstance(value, str):
+            return np.frombuffer(decode_base64(value), "<f4")
+        if isinstance(value, list):
+            return np.asarray(value, np.float32).reshape(-1)
+    except (ValueError, TypeError) as error:
+        raise BrokenAnswerError(f"a vector cannot be read: {error}") from None
+    raise BrokenAnswerError("a vector is neither base64 nor a list of numbers")
+
+
+_STOP_STATUS = {401, 402, 403, 404, 405, 410, 501}
+_RETRY_STATUS = {408, 409, 425, 429}
+_STOP_CODES = {"insufficient_quota", "billing_hard_limit_reached", "model_not_found", "invalid_api_key"}
+_TOO_LARGE = re.compile(
+    r"(?i)too (many|long|large|big)|payload.*large|(maximum|max)\w* .*(batch|context|length|size|inputs|tokens|items)"
+)
+_PARAM_ITEM = re.compile(r"^(?:input|inputs|messages|texts|images)\[(\d+)\]")
+_PROSE_ITEM = re.compile(r"(?i)(?:input|inputs|items?|element|index|position)\s*(?:\[|#|number|at index|at|:)?\s*(\d+)")
+_SECRET = re.compile(r"(?i)(bearer\s+|sk-|key[=: ]+)\S+")
+
+
+def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int) -> ApiError:
+    """Reads an error in the shape that OpenAI's API gave the field, or whatever a proxy says instead.
+
+    Args:
+        status: Of the answer.
+        headers: Of the answer, looked up in lower case.
+        body: JSON, HTML or nothing.
+        count: Items in the request.
+    """
+    code = kind = message = param = ""
+    parsed = _loads(body)
+    error = parsed.get("error", parsed) if isinstance(parsed, dict) else None
+    if isinstance(error, dict):
+        kind = str(error.get("type") or "")
+        code = str(error.get("code") or kind)
+        message = str(error.get("message") or error.get("detail") or "")
+        param = str(error.get("param") or "")
+    elif isinstance(error, str):
+        message = error
+    else:
+        message = "a page that is no JSON" if body.lstrip()[:1] == b"<" else "an answer that is no JSON object"
+    message = short(message)
+    named = _PARAM_ITEM.match(param)
+    prose = named or _PROSE_ITEM.search(message)
+    item = int(prose.group(1)) if prose else None
+    if item is not None and item >= count:
+        item = None
+    if 300 <= status < 400 or status in _STOP_STATUS or {code, kind} & _STOP_CODES:
+        verdict = Verdict.STOP
+    elif status in _RETRY_STATUS or status >= 500:
+        verdict = Verdict.RETRY
+    elif status == 413 or (named is None and _TOO_LARGE.search(f"{code} {message}")):
+        verdict = Verdict.TOO_LARGE
+    elif item is not None:
+        verdict = Verdict.ITEM
+    else:
+        verdict = Verdict.BATCH
+    return ApiError(
+        verdict=verdict,
+        status=status,
+        code=short(code),
+        message=message,
+        item=item if verdict is Verdict.ITEM else None,
+        is_certain=named is not None,
+        retry_after_s=read_retry_after(headers),
+    )
+
+
+def short(text: str) -> str:
+    """A server's words fit for a log: one line, short, and nothing in them that looks like a key."""
+    text = _SECRET.sub(r"\1***", " ".join(text.split()))
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def read_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, from `retry-after-ms` or `retry-after` as a number or an HTTP date; None when not told.
+
+    A date is read against the answer's own `date`, because the two clocks need not agree.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    if seconds is not None or value is None:
+        return seconds
+    try:
+        until = email.utils.parsedate_to_datetime(value)
+        now_text = headers.get("date")
+        now = email.utils.parsedate_to_datetime(now_text) if now_text else datetime.datetime.now(datetime.UTC)
+        return max(0.0, (until - now).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def read_limits(headers: Mapping[str, str]) -> dict[str, float]:
+    """The limits a minute that a server states in `x-ratelimit-limit-…`, by name."""
+    found = {name: _number(headers.get(f"x-ratelimit-limit-{name}")) for name in ("requests", "tokens", "items")}
+    return {name: value for name, value in found.items() if value is not None and value >= 1}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return max(0.0, value) if math.isfinite(value) else None
+
+
+def _loads(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
