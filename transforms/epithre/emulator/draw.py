@@ -110,9 +110,7 @@ def sample_attributes(rng: np.random.Generator) -> Attributes:
         colour, ground = _choose(rng, GROUPS["colour"]), _choose(rng, GROUPS["ground"])
         if (colour, ground) not in _TOO_CLOSE:
             break
-    return Attributes(
-        colour=colour, shape=shape, texture="plain" if shape == "bicycle" else texture, ground=ground
-    )
+    return Attributes(colour=colour, shape=shape, texture="plain" if shape == "bicycle" else texture, ground=ground)
 
 
 def describe(attributes: Attributes, language: Language = "en") -> str:
@@ -197,9 +195,7 @@ class _Pen:
         points = [(x + rx * math.cos(t), y + ry * math.sin(t)) for t in np.linspace(0, 2 * math.pi, 72)[:-1]]
         self.polygon(points, fill, pattern=pattern)
 
-    def disc(
-        self, x: float, y: float, r: float, fill: _Colour | None = None, *, pattern: bool = False
-    ) -> None:
+    def disc(self, x: float, y: float, r: float, fill: _Colour | None = None, *, pattern: bool = False) -> None:
         self.oval(x, y, r, r, fill, pattern=pattern)
 
     def stroke(self, points: _Points, width: float, fill: _Colour | None = None) -> None:
@@ -207,16 +203,12 @@ class _Pen:
         for (x0, y0), (x1, y1) in itertools.pairwise(points):
             length = math.hypot(x1 - x0, y1 - y0) or 1.0
             nx, ny = -(y1 - y0) / length * width / 2, (x1 - x0) / length * width / 2
-            self.polygon(
-                [(x0 + nx, y0 + ny), (x1 + nx, y1 + ny), (x1 - nx, y1 - ny), (x0 - nx, y0 - ny)], fill
-            )
+            self.polygon([(x0 + nx, y0 + ny), (x1 + nx, y1 + ny), (x1 - nx, y1 - ny), (x0 - nx, y0 - ny)], fill)
         for x, y in points:
             self.disc(x, y, width / 2, fill)
 
     def ring(self, x: float, y: float, r: float, width: float, fill: _Colour | None = None) -> None:
-        self.stroke(
-            [(x + r * math.cos(t), y + r * math.sin(t)) for t in np.linspace(0, 2 * math.pi, 49)], width, fill
-        )
+        self.stroke([(x + r * math.cos(t), y + r * math.sin(t)) for t in np.linspace(0, 2 * math.pi, 49)], width, fill)
 
 
 def _choose(rng: np.random.Generator, values: Sequence[str]) -> str:
@@ -308,10 +300,7 @@ def _crescent(pen: _Pen, _: str) -> None:
     outer = [(math.cos(t), math.sin(t)) for t in np.linspace(0.75, 2 * math.pi - 0.75, 60)]
     (hx, hy), shift = outer[-1], 0.5
     radius, turn = math.hypot(hx - shift, hy), math.atan2(-hy, hx - shift)
-    inner = [
-        (shift + radius * math.cos(t), radius * math.sin(t))
-        for t in np.linspace(2 * math.pi - turn, turn, 60)
-    ]
+    inner = [(shift + radius * math.cos(t), radius * math.sin(t)) for t in np.linspace(2 * math.pi - turn, turn, 60)]
     pen.polygon([(x + 0.15, y) for x, y in (*outer, *inner)])
 
 
@@ -416,11 +405,7 @@ _SHAPES: dict[str, Callable[[_Pen, str], None]] = {
 def _ground(rng: np.random.Generator, ground: str, size: int) -> Image.Image:
     """The ground: a gentle slope of light, some grain, and marks that say what it is."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
-    light = (
-        rng.uniform(-8, 8) * (x - 0.5)
-        + rng.uniform(-14, -4) * (y - 0.5)
-        - 10 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
-    )
+    light = rng.uniform(-8, 8) * (x - 0.5) + rng.uniform(-14, -4) * (y - 0.5) - 10 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
     shade = np.array(_shade(rng, GROUND_COLOURS[ground], 5.0), np.float32)
     if ground == "sunset":
         shade = shade + np.array([6, -26, 14], np.float32) * (y[..., None] - 0.5)
@@ -444,15 +429,11 @@ def _with_marks(rng: np.random.Generator, ground: str, picture: Image.Image) -> 
     on = ImageDraw.Draw(marks)
     fill, blur = (255, 255, 255), 0.0
     if ground == "night":
-        for x, y, r in zip(
-            *rng.uniform(0, size * 2, (2, 40)), rng.uniform(0.002, 0.006, 40) * size, strict=True
-        ):
+        for x, y, r in zip(*rng.uniform(0, size * 2, (2, 40)), rng.uniform(0.002, 0.006, 40) * size, strict=True):
             on.ellipse((x - r, y - r, x + r, y + r), fill=220)
     elif ground == "snow":
         fill = (255, 255, 255)
-        for x, y, r in zip(
-            *rng.uniform(0, size * 2, (2, 60)), rng.uniform(0.006, 0.016, 60) * size, strict=True
-        ):
+        for x, y, r in zip(*rng.uniform(0, size * 2, (2, 60)), rng.uniform(0.006, 0.016, 60) * size, strict=True):
             on.ellipse((x - r, y - r, x + r, y + r), fill=210)
     elif ground == "sky":
         blur = size / 60

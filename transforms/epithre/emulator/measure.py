@@ -165,7 +165,8 @@ def _sample(image: Floats, x: Floats, y: Floats) -> Floats:
 
 def _halved(image: Floats) -> Floats:
     """The mean of every 2 × 2 pixels."""
-    halved: Floats = (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2]) / 4
+    rows = image[::2] + image[1::2]
+    halved: Floats = (rows[:, ::2] + rows[:, 1::2]) * np.float32(0.25)
     return halved
 
 
@@ -244,9 +245,7 @@ def _measure(lab: Floats, aspect: float) -> Measured:
     cells = lab.reshape(_LAYOUT, SIDE // _LAYOUT, _LAYOUT, SIDE // _LAYOUT, 3).mean(axis=(1, 3))
     cells = (cells - np.array([50, 0, 0], np.float32)) / 100
     turn = math.atan(math.log(aspect))
-    return Measured(
-        statistics, np.concatenate([cells.ravel(), np.array([math.sin(turn), math.cos(turn)], np.float32)])
-    )
+    return Measured(statistics, np.concatenate([cells.ravel(), np.array([math.sin(turn), math.cos(turn)], np.float32)]))
 
 
 def _occupancy(inside: Floats) -> Floats:
@@ -280,9 +279,9 @@ def _texture(lab: Floats, inside: Floats, figure: Floats) -> Floats:
     arms = np.hypot(cosines, sines)
     floor = np.float32(0.02 * _PATCH)
     logs = np.log(rings + floor)
-    return np.concatenate(
-        [logs, (arms / (rings + floor)).ravel(), (arms.sum(axis=1) / (rings.sum() + floor))]
-    ).astype(np.float32)
+    return np.concatenate([logs, (arms / (rings + floor)).ravel(), (arms.sum(axis=1) / (rings.sum() + floor))]).astype(
+        np.float32
+    )
 
 
 STATISTICS = len(_measure(np.zeros((SIDE, SIDE, 3), np.float32), 1.0).statistics)
