@@ -432,7 +432,6 @@ def _with_marks(rng: np.random.Generator, ground: str, picture: Image.Image) -> 
         for x, y, r in zip(*rng.uniform(0, size * 2, (2, 40)), rng.uniform(0.002, 0.006, 40) * size, strict=True):
             on.ellipse((x - r, y - r, x + r, y + r), fill=220)
     elif ground == "snow":
-        fill = (255, 255, 255)
         for x, y, r in zip(*rng.uniform(0, size * 2, (2, 60)), rng.uniform(0.006, 0.016, 60) * size, strict=True):
             on.ellipse((x - r, y - r, x + r, y + r), fill=210)
     elif ground == "sky":

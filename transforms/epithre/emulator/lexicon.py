@@ -133,23 +133,9 @@ _INDONESIAN_COLOURS = frozenset(
     | {"coklat", "cokelat", "hitam", "putih", "abu", "kelabu"}
 )
 _FILLERS = frozenset(
-    {
-        "a",
-        "an",
-        "the",
-        "is",
-        "of",
-        "with",
-        "its",
-        "and",
-        "colour",
-        "color",
-        "coloured",
-        "colored",
-        "very",
-        "pure",
-    }
-    | {"belakang", "belakangnya", "warna", "berwarna", "warnanya", "yang", "dan", "adalah", "serba"}
+    {"a", "an", "the", "is", "of", "with", "its", "and", "very", "pure"}
+    | {"colour", "color", "coloured", "colored", "warna", "berwarna", "warnanya"}
+    | {"belakang", "belakangnya", "yang", "dan", "adalah", "serba"}
 )
 _ENDINGS = ("nya", "ku", "mu", "s", "es")
 
@@ -186,7 +172,7 @@ _LONGEST = max(map(len, _PHRASES))
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text: compatibility-normalised, case-folded, cut at everything that is no letter."""
+    """The words of a text: compatibility-normalised, case-folded, cut at everything that is no letter or digit."""
     return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
 
 
