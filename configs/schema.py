@@ -5,6 +5,7 @@ nowhere. Each default was chosen to be safe on any server rather than fast on on
 """
 
 import ipaddress
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -82,6 +83,12 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "SourceConfig":
+        for name in self.storage_options:
+            if re.search(r"(?i)key|secret|token|password|credential", name):
+                raise ValueError(
+                    f"has storage_options.{name}, which looks like a credential: a config travels into the pipeline's "
+                    "graph, so credentials belong into the environment, where the cloud's own chain finds them"
+                )
         if (self.files is None) == (self.table is None):
             raise ValueError("must name exactly one of `files` and `table`")
         if self.files is not None:

@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 import numpy as np
 import numpy.typing as npt
 
+from ...configs import EmbedConfig
 from .answers import ApiError, BrokenAnswerError, Verdict, check_vectors, read_limits, short
 from .budget import Budget
 from .dialects import DIALECTS
@@ -60,25 +61,6 @@ class Item:
     tokens: int
 
 
-class ClientSettings(Protocol):
-    """What the client reads of the config's `embed` section."""
-
-    base_url: str
-    dialect: str
-    model: str
-    dimension: int
-    batch_items: int
-    batch_bytes: int
-    batch_tokens: int | None
-    requests_per_minute: int | None
-    items_per_minute: int | None
-    tokens_per_minute: int | None
-    max_concurrency: int
-    timeout_s: float
-    max_sends: int
-    retry_share: float
-
-
 @dataclass
 class _Cap:
     """A limit of the server that is learned: halved when it refuses, raised again slowly, up to the setting."""
@@ -119,7 +101,7 @@ class Client:
 
     def __init__(
         self,
-        settings: ClientSettings,
+        settings: EmbedConfig,
         api_key: str,
         *,
         budget: Budget | None = None,
@@ -429,7 +411,7 @@ class Client:
         return Refusal(reason=reason, detail=short(detail), attempts=attempts)
 
 
-def limits_of(settings: ClientSettings) -> dict[str, float | None]:
+def limits_of(settings: EmbedConfig) -> dict[str, float | None]:
     """The configured limits a minute, by the names of the budget's weights."""
     return {
         "requests": settings.requests_per_minute,
@@ -448,7 +430,7 @@ class Greeting:
     """The fingerprint of an emulator's model; None for any other server."""
 
 
-def greet(settings: ClientSettings, api_key: str, *, tries: int = 3, pause_s: float = 0.5) -> Greeting:
+def greet(settings: EmbedConfig, api_key: str, *, tries: int = 3, pause_s: float = 0.5) -> Greeting:
     """Asks `/models` before anything is read or paid: is the server there, the key good, the model known?
 
     The guide does not promise that endpoint, so a server without it is taken at its word later.
@@ -484,7 +466,7 @@ def greet(settings: ClientSettings, api_key: str, *, tries: int = 3, pause_s: fl
     )
 
 
-def _greeting(response: httpx.Response, settings: ClientSettings, requests: int) -> Greeting:
+def _greeting(response: httpx.Response, settings: EmbedConfig, requests: int) -> Greeting:
     models: dict[str, Mapping[str, Any]] = {}
     with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
         models = {str(entry["id"]): entry for entry in response.json()["data"]}
@@ -503,7 +485,7 @@ def _transport_error(error: Exception) -> ApiError:
     return ApiError(verdict=Verdict.RETRY, status=0, code="timeout" if is_timeout else "connection", message=words)
 
 
-def _stop_sentence(error: ApiError, settings: ClientSettings) -> str:
+def _stop_sentence(error: ApiError, settings: EmbedConfig) -> str:
     where = settings.base_url
     if error.status in {401, 403}:
         return f"{where} refused the key ({error}): check the environment variable named by embed.api_key_env."

@@ -1,0 +1,182 @@
+"""The main job: sources in, a published catalog version out."""
+
+import contextlib
+import importlib.metadata
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from ..configs import ConfigError, RunConfig
+from ..configs.schema import EMULATOR
+from ..index.layout import next_version, report_name, run_folder
+from ..index.manifest import read_latest
+from ..index.store import Store
+from ..transforms.epithre.client import RunStopped, greet
+from ..transforms.epithre.emulator import EmulatorSettings, start_emulator_process
+
+EMULATOR_KEY_ENV = "EPITHRE_EMULATOR_KEY"
+"""Where a run puts the key of the emulator that it started; it opens nothing else."""
+
+Watch = Callable[[list[dict[str, Any]]], None]
+"""Is told every half second what the lanes say of themselves."""
+
+
+class RunFailed(Exception):  # noqa: N818 - what happened to the run
+    """The run failed and nothing was published; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """The API that a run will use, known to be there and to take the key."""
+
+    base_url: str
+    api_key_env: str
+    fingerprint: str | None
+    requests: int
+
+
+@contextlib.contextmanager
+def open_endpoint(config: RunConfig) -> Iterator[Endpoint]:
+    """Finds the API, or starts the emulator for as long as the block runs, and asks it who it is.
+
+    Raises:
+        ConfigError: When the key's variable is not set.
+        RunStopped: When the server is not there, refuses the key, or does not know the model.
+    """
+    embed = config.embed
+    with contextlib.ExitStack() as stack:
+        if embed.base_url == EMULATOR:
+            settings = EmulatorSettings(model=embed.emulator_model, dimension=embed.dimension)
+            emulator = stack.enter_context(start_emulator_process(settings))
+            os.environ[EMULATOR_KEY_ENV] = emulator.api_key
+            embed = embed.model_copy(update={"base_url": emulator.base_url, "api_key_env": EMULATOR_KEY_ENV})
+        key = os.environ.get(embed.api_key_env, "").strip()
+        if not key:
+            raise ConfigError(
+                f"embed.api_key_env names the environment variable {embed.api_key_env}, which is not set: "
+                "export it with your key, or use `--set embed.base_url=emulator` to run without one."
+            )
+        greeting = greet(embed, key)
+        yield Endpoint(
+            base_url=embed.base_url,
+            api_key_env=embed.api_key_env,
+            fingerprint=greeting.emulator,
+            requests=greeting.requests,
+        )
+
+
+def run(config: RunConfig, beam_options: Sequence[str] = (), watch: Watch | None = None) -> dict[str, Any]:
+    """Runs the job and returns its report, the content of the version's `report.json`.
+
+    Args:
+        config: What to do.
+        beam_options: Beam's own command-line options.
+        watch: Sees the progress.
+
+    Raises:
+        ConfigError: Before anything is sent: a source matches nothing, the key is not set.
+        RunFailed: When nothing was published. What was embedded is kept for the next run.
+    """
+    # Beam takes seconds to import; who only wants help or an error message should not wait for it.
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
+
+    from ..transforms.embed import EmbedUnits, failure_name
+    from ..transforms.lane import LaneSetup, read_progress
+    from ..transforms.plan import list_all, write_plan
+    from ..transforms.sources import SourceError
+    from ..transforms.version import VersionSetup, WriteVersion
+
+    started_at_s = time.time()
+    store = Store(config.catalog)
+    try:
+        latest = read_latest(store)
+        references = list_all(config)
+    except SourceError as error:
+        raise RunFailed(str(error)) from error
+    version = next_version(latest[1] if latest else None)
+    try:
+        with open_endpoint(config) as endpoint:
+            plan = write_plan(store, version, config, references, endpoint.fingerprint)
+            del references
+            setup = VersionSetup(
+                lane=LaneSetup(
+                    config=config,
+                    version=version,
+                    plan=plan.name,
+                    base_url=endpoint.base_url,
+                    api_key_env=endpoint.api_key_env,
+                    model_fingerprint=endpoint.fingerprint,
+                    requests_spent=endpoint.requests,
+                ),
+                plan=plan,
+                previous=latest[1] if latest else None,
+                latest=latest[0] if latest else None,
+                software=f"epithre-beam {importlib.metadata.version('epithre-beam')}",
+                started_at_s=started_at_s,
+            )
+            options = PipelineOptions([f"--runner={config.runner}", *beam_options])
+            options.view_as(SetupOptions).save_main_session = False
+            pipeline = beam.Pipeline(options=options)
+            _ = (
+                pipeline
+                | "Units" >> beam.Create(plan.units)
+                | "EmbedUnits" >> EmbedUnits(setup=setup.lane)
+                | "WriteVersion" >> WriteVersion(setup=setup)
+            )
+            with _watching(lambda: read_progress(store, version), watch):
+                pipeline.run().wait_until_finish()
+    except RunStopped as error:
+        raise RunFailed(str(error)) from error
+    except ConfigError:
+        raise
+    except Exception as error:
+        with contextlib.suppress(FileNotFoundError):
+            failure = orjson.loads(store.read(failure_name(version)))
+            known = failure["type"] in {"RunStopped", "CatalogError", "StoreError", "SwapConflictError"}
+            message = failure["message"] if known else f"{failure['type']}: {failure['message']}"
+            raise RunFailed(message) from error
+        raise RunFailed(f"The runner {config.runner} failed: {_last_line(error)}") from error
+    finally:
+        with contextlib.suppress(Exception):
+            _forget(store, version)
+    report: dict[str, Any] = orjson.loads(store.read(report_name(version)))
+    return report
+
+
+def _forget(store: Store, version: str) -> None:
+    """Removes a run's working folder, which nobody needs once the run is over, however it ended."""
+    store.delete(run_folder(version))
+
+
+@contextlib.contextmanager
+def _watching(read: Callable[[], list[dict[str, Any]]], watch: Watch | None) -> Iterator[None]:
+    if watch is None:
+        yield
+        return
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.5):
+            with contextlib.suppress(Exception):  # progress is a courtesy and must not stop a run
+                watch(read())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=5)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r"\s*\[while running.*", "", lines[-1]) if lines else type(error).__name__
+    return text[:300]

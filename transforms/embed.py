@@ -1,0 +1,75 @@
+"""The Beam side of embedding: units in, records out. All requests of a run go through one lane."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import apache_beam as beam
+import orjson
+from apache_beam.metrics import Metrics
+
+from ..configs import RunConfig
+from ..index.layout import run_folder
+from ..index.store import Store
+from ..index.units import UnitRecord
+from .lane import LaneSetup, read_progress, run_lane
+from .plan import Unit
+
+_NAMESPACE = "epithre_beam"
+
+
+@dataclass(eq=False, kw_only=True)
+class EmbedUnits(beam.PTransform):  # type: ignore[misc]
+    """Embeds the units of a plan; gives a `UnitRecord` for each.
+
+    Input: PCollection[Unit], which is small: its references stand in the plan's file. Output:
+    PCollection[UnitRecord]. Vectors are in unit files in the catalog; neither they nor pictures cross a shuffle.
+    """
+
+    setup: LaneSetup
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, units: beam.PCollection) -> beam.PCollection:
+        return (
+            units
+            | "OneLane" >> beam.Map(to_lane).with_output_types(tuple[int, Unit])
+            | "GroupByLane" >> beam.GroupByKey()
+            | "EmbedLane" >> beam.ParDo(_EmbedLane(self.setup))
+        )
+
+
+def to_lane(unit: Unit) -> tuple[int, Unit]:
+    return 0, unit
+
+
+class _EmbedLane(beam.DoFn):  # type: ignore[misc]
+    """Runs one lane. Metrics are kept here, on the DoFn's own thread: those of a pool's threads are lost."""
+
+    def __init__(self, setup: LaneSetup) -> None:
+        self._setup = setup
+
+    def process(self, element: tuple[int, Iterable[Unit]]) -> Iterator[UnitRecord]:
+        lane, units = element
+        try:
+            for record in run_lane(self._setup, units, lane):
+                Metrics.counter(_NAMESPACE, "vectors").inc(record.rows)
+                Metrics.counter(_NAMESPACE, "dead_letters").inc(record.dead)
+                Metrics.counter(_NAMESPACE, "units_reused").inc(int(record.reused))
+                yield record
+        except Exception as error:
+            note_failure(self._setup.config, self._setup.version, error)
+            raise
+        store = Store(self._setup.config.catalog)
+        throttled = sum(progress["throttled_s"] for progress in read_progress(store, self._setup.version))
+        Metrics.counter(_NAMESPACE, "cumulativeThrottlingSeconds").inc(int(throttled))
+
+
+def failure_name(version: str) -> str:
+    return f"{run_folder(version)}/failure.json"
+
+
+def note_failure(config: RunConfig, version: str, error: BaseException) -> None:
+    """Leaves the reason where the launcher finds it: a runner wraps an error in pages of its own."""
+    data = {"type": type(error).__name__, "message": str(error)}
+    Store(config.catalog).write(failure_name(version), orjson.dumps(data))

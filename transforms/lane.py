@@ -1,0 +1,203 @@
+"""A lane: one event loop that embeds many units at once within one budget, and tells how it is getting on.
+
+All the requests of a run go through one lane, so its budget in plain memory holds the limit on any runner.
+"""
+
+import asyncio
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from ..configs import RunConfig
+from ..index.layout import run_folder
+from ..index.store import Store
+from ..index.units import UnitRecord
+from .epithre.budget import Budget
+from .epithre.client import Client, RunStopped, limits_of
+from .epithre.meter import Meter
+from .plan import PlanReader, Unit
+from .reading import Reader
+from .references import references_of
+from .unit import ByteLimit, UnitContext, embed_unit
+
+_PROGRESS_EVERY_S = 1.0
+_PAYLOAD_SHARE = 0.4
+_UNIT_COPIES = 2
+"""A unit's vectors are there about twice while they are written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneSetup:
+    """What a lane needs to know. Travels through the pipeline's graph, so it holds no secret."""
+
+    config: RunConfig
+    version: str
+    plan: str
+    """The plan's file in the catalog."""
+    base_url: str
+    """Where the API is: the config's, or the emulator's that the run started."""
+    api_key_env: str
+    model_fingerprint: str | None = None
+    requests_spent: int = 0
+    """Requests that the launcher made and the server may still count."""
+
+
+def run_lane(setup: LaneSetup, units: Iterable[Unit], lane: int = 0) -> Iterator[UnitRecord]:
+    """Embeds units, several at a time, and yields the record of each as it is done, in no set order.
+
+    Raises:
+        RunStopped: When no request will succeed any more. Units that were finished stay finished.
+    """
+    records: queue.SimpleQueue[UnitRecord | BaseException | None] = queue.SimpleQueue()
+    loop = asyncio.new_event_loop()
+    main: list[asyncio.Task[None]] = []
+
+    def run() -> None:
+        try:
+            main.append(loop.create_task(_run(setup, list(units), lane, records.put)))
+            loop.run_until_complete(main[0])
+            records.put(None)
+        except BaseException as error:  # handed to the caller's thread, which raises it
+            records.put(error)
+        finally:
+            loop.close()
+
+    thread = threading.Thread(target=run, name="embed-lane", daemon=True)
+    thread.start()
+    try:
+        while (record := records.get()) is not None:
+            if isinstance(record, BaseException):
+                raise record
+            yield record
+    finally:
+        if thread.is_alive() and main:
+            loop.call_soon_threadsafe(main[0].cancel)
+        thread.join(timeout=10)
+
+
+async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any) -> None:
+    config = setup.config
+    settings = config.embed.model_copy(update={"base_url": setup.base_url, "api_key_env": setup.api_key_env})
+    store = Store(config.catalog)
+    memory = config.embed.memory_mb * 1_000_000
+    vector_bytes = config.embed.dimension * 4 * _UNIT_COPIES
+    meter = Meter()
+    budget = Budget(limits_of(config.embed), max_concurrency=config.embed.max_concurrency, spent=setup.requests_spent)
+    vectors_in_flight = ByteLimit(int(memory * (1 - _PAYLOAD_SHARE)))
+    progress = _Progress(store, setup.version, lane, sum(u.references for u in units), meter, budget)
+    reader = Reader(config.sources, config.prepare)
+    client = Client(settings, api_key(settings.api_key_env), budget=budget, meter=meter)
+    threads = ThreadPoolExecutor(config.embed.readers, thread_name_prefix="read")
+    plan = PlanReader(store, setup.plan)
+    plan_lock = threading.Lock()
+    context = UnitContext(
+        store=store,
+        embed=config.embed,
+        prepare=config.prepare,
+        reader=reader,
+        client=client,
+        threads=threads,
+        bytes_in_flight=ByteLimit(int(memory * _PAYLOAD_SHARE)),
+        note_progress=progress.note,
+    )
+
+    async def embed(unit: Unit, held: int) -> None:
+        try:
+
+            def read() -> Any:
+                with plan_lock:
+                    return plan.read(unit.row_group)
+
+            references = references_of(await context.in_thread(read))
+            emit(await embed_unit(unit, references, context))
+        finally:
+            vectors_in_flight.release(held)
+
+    try:
+        async with client:
+            ticker = asyncio.create_task(progress.tick())
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for unit in units:
+                        held = await vectors_in_flight.acquire(unit.references * vector_bytes)
+                        group.create_task(embed(unit, held))
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            finally:
+                ticker.cancel()
+                progress.write(is_done=True)
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        reader.close()
+        plan.close()
+
+
+def api_key(variable: str) -> str:
+    """The key from the environment of this process.
+
+    Raises:
+        RunStopped: When the variable is not set here, though it was where the run was started.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise RunStopped(f"The environment variable {variable}, named by embed.api_key_env, is not set on this worker.")
+    return key
+
+
+class _Progress:
+    """Writes how far the lane is to a small file that the launcher, wherever it is, can read."""
+
+    def __init__(self, store: Store, version: str, lane: int, assets: int, meter: Meter, budget: Budget) -> None:
+        self._store = store
+        self._name = progress_name(version, lane)
+        self._assets = assets
+        self._meter = meter
+        self._budget = budget
+        self._started = time.monotonic()
+        self._done = 0
+        self._dead = 0
+
+    def note(self, done: int, dead: int) -> None:
+        self._done += done
+        self._dead += dead
+
+    def write(self, *, is_done: bool = False) -> None:
+        data = {
+            "assets": self._assets,
+            "done": self._done,
+            "dead": self._dead,
+            "elapsed_s": time.monotonic() - self._started,
+            "is_done": is_done,
+            "throttled_s": self._budget.throttled_s,
+            "limits": self._budget.limits,
+            "meter": self._meter.to_dict(),
+        }
+        self._store.write(self._name, orjson.dumps(data))
+
+    async def tick(self) -> None:
+        while True:
+            await asyncio.to_thread(self.write)
+            await asyncio.sleep(_PROGRESS_EVERY_S)
+
+
+def progress_name(version: str, lane: int) -> str:
+    return f"{run_folder(version)}/progress-{lane}.json"
+
+
+def read_progress(store: Store, version: str) -> list[dict[str, Any]]:
+    """What the lanes of a run last said of themselves; empty before they began."""
+    lanes = []
+    for name in store.names(run_folder(version)):
+        if "/progress-" in name:
+            try:
+                lanes.append(orjson.loads(store.read(name)))
+            except (FileNotFoundError, orjson.JSONDecodeError):
+                continue  # being replaced at this moment
+    return lanes

@@ -1,0 +1,420 @@
+"""Sources: a config's globs and tables as references. Nothing here reads a picture."""
+
+import fnmatch
+import functools
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from ..configs import ConfigError, SourceConfig
+from ..index.layout import metadata_type
+from .references import file_fingerprint, local_uri, printable, reference_schema, text_fingerprint
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+TEXT_SUFFIXES = (".txt", ".md")
+_TABLE_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+_BATCH_ROWS = 8192
+_STAT_THREADS = 32
+
+
+class SourceError(Exception):
+    """The data of a source breaks a rule that no single asset can be blamed for; the message names the row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A file that a pattern matched."""
+
+    path: str
+    id: str
+    info: Mapping[str, Any]
+
+
+def list_references(source: SourceConfig, position: int, metadata: Mapping[str, str]) -> Iterator[pa.Table]:
+    """The references of one source, in tables of `reference_schema(metadata)`.
+
+    Args:
+        source: From the config.
+        position: Among the config's sources, for errors and for readers.
+        metadata: The columns of all sources; those that this one has not are null.
+
+    Raises:
+        ConfigError: When the source matches nothing, or a table has not the columns that the config names.
+    """
+    if source.files is not None:
+        return _files(source, position, metadata)
+    return _table(source, position, metadata)
+
+
+def filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """The fsspec file system of `url` without its listing caches, and the path on it."""
+    fs, path = fsspec.url_to_fs(url, use_listings_cache=False, **options)
+    return fs, str(path)
+
+
+def _files(source: SourceConfig, position: int, metadata: Mapping[str, str]) -> Iterator[pa.Table]:
+    place = f"sources[{position}].files"
+    suffixes = IMAGE_SUFFIXES if source.kind == "image" else TEXT_SUFFIXES
+    fs, found = _match(source.files or "", source.storage_options, place, suffixes)
+    schema = reference_schema(metadata)
+    is_local = isinstance(fs, LocalFileSystem)
+    rows: list[dict[str, Any]] = []
+    for file in found:
+        rows.append(
+            {
+                "asset_id": printable(file.id),
+                "kind": source.kind,
+                "uri": local_uri(file.path) if is_local else fs.unstrip_protocol(file.path),
+                "fingerprint": file_fingerprint(file.info),
+                "size_bytes": file.info.get("size"),
+                "source": position,
+            }
+        )
+        if len(rows) == _BATCH_ROWS:
+            yield pa.Table.from_pylist(rows, schema=schema)
+            rows = []
+    if rows:
+        yield pa.Table.from_pylist(rows, schema=schema)
+
+
+def _match(
+    url: str, options: Mapping[str, Any], place: str, folder_suffixes: tuple[str, ...] | None
+) -> tuple[Any, Iterator[_Found]]:
+    """Files that `url` stands for: itself, all of a folder with a known suffix, or a glob's matches.
+
+    A prefix is listed once and filtered here, because stores answer `**` in one listing and `d*/e/*` in many.
+
+    Raises:
+        ConfigError: When nothing matches.
+    """
+    fs, path = filesystem(url, options)
+    info = _info(fs, path)
+    if info is not None and info["type"] == "file":
+        return fs, iter([_Found(path=path, id=posixpath.basename(path), info=info)])
+    if info is not None and folder_suffixes is not None:
+        folder = path.rstrip("/")
+        matches = functools.partial(_has_suffix, suffixes=folder_suffixes)
+        rule = f"a file below it ends in {', '.join(folder_suffixes)}"
+    else:
+        folder = _fixed_part(path)
+        pattern = re.compile(_glob_regex(path[len(folder) :].lstrip("/")), re.DOTALL | re.IGNORECASE)
+        matches = functools.partial(_matches, pattern=pattern)
+        rule = "a file matches it"
+    found = _walk(fs, folder, matches)
+    first = next(found, None)
+    if first is None:
+        why = "" if _info(fs, folder or "/") is not None else f" (there is no folder {folder!r})"
+        raise ConfigError(f"{place} must be such that {rule}, got {url!r}, which matches nothing{why}.")
+
+    def chain() -> Iterator[_Found]:
+        yield first
+        yield from found
+
+    return fs, chain()
+
+
+def _walk(fs: Any, folder: str, matches: Any) -> Iterator[_Found]:
+    """The files below `folder` whose name below it matches, in order of their names; hidden ones are passed over."""
+    if isinstance(fs, LocalFileSystem):
+        yield from _walk_local(folder, "", matches)
+        return
+    listing = fs.find(folder, detail=True)
+    for path in sorted(listing):
+        name = path[len(folder) :].lstrip("/")
+        if not any(part.startswith(".") for part in name.split("/")) and matches(name):
+            yield _Found(path=path, id=name, info=listing[path])
+
+
+def _walk_local(folder: str, below: str, matches: Any) -> Iterator[_Found]:
+    try:
+        entries = sorted(os.scandir(f"{folder}/{below}"), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        name = f"{below}{entry.name}"
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk_local(folder, f"{name}/", matches)
+        elif matches(name) and entry.is_file():
+            status = entry.stat()
+            yield _Found(path=entry.path.replace("//", "/"), id=name, info=_local_info(status))
+
+
+def _local_info(status: os.stat_result) -> dict[str, Any]:
+    # Nanoseconds as a whole number: a float would round them, and a fingerprint must not.
+    return {"size": status.st_size, "mtime": str(status.st_mtime_ns)}
+
+
+def _has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
+    return name.lower().endswith(suffixes)
+
+
+def _matches(name: str, pattern: re.Pattern[str]) -> bool:
+    return pattern.fullmatch(name) is not None
+
+
+def _fixed_part(path: str) -> str:
+    """The folders before the first one with a wildcard."""
+    fixed: list[str] = []
+    for part in path.split("/")[:-1]:
+        if re.search(r"[*?\[{]", part):
+            break
+        fixed.append(part)
+    return "/".join(fixed)
+
+
+def _glob_regex(pattern: str) -> str:
+    """A glob as a regular expression: `**/` any folders, `*` and `?` within a name, `[…]`, `{a,b}`."""
+    alternatives = re.search(r"\{([^{}]*)\}", pattern)
+    if alternatives:
+        before, after = pattern[: alternatives.start()], pattern[alternatives.end() :]
+        return "|".join(f"(?:{_glob_regex(before + choice + after)})" for choice in alternatives.group(1).split(","))
+    parts = []
+    for part in pattern.split("/"):
+        if part == "**":
+            parts.append("**")
+        else:
+            regex = re.sub(r"^\(\?s:(.*)\)\\[Zz]$", r"\1", fnmatch.translate(part))
+            parts.append(regex.replace(".*", "[^/]*").replace("(?>", "(?:"))
+    text = "/".join(parts)
+    return text.replace("**/", "(?:.*/)?").replace("**", ".*")
+
+
+def _info(fs: Any, path: str) -> dict[str, Any] | None:
+    try:
+        info: dict[str, Any] = fs.info(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if isinstance(fs, LocalFileSystem) and info["type"] == "file":
+        info |= _local_info(os.stat(path))  # noqa: PTH116 - a path that may hold undecodable bytes
+    return info
+
+
+def _table(source: SourceConfig, position: int, metadata: Mapping[str, str]) -> Iterator[pa.Table]:
+    place = f"sources[{position}]"
+    fs, found = _match(source.table or "", source.storage_options, f"{place}.table", None)
+    is_local = isinstance(fs, LocalFileSystem)
+    rows = 0
+    for file in found:
+        url = local_uri(file.path) if is_local else fs.unstrip_protocol(file.path)
+        reader = _TableReader(source=source, place=place, fs=fs, path=file.path, url=url, info=file.info)
+        for batch in reader.batches():
+            table = reader.references(batch, position, metadata)
+            rows += len(table)
+            yield table
+    if not rows:
+        raise ConfigError(f"{place}.table must have at least one row, got {source.table!r}, which has none.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TableReader:
+    """Reads one table file in batches and turns its rows into references."""
+
+    source: SourceConfig
+    place: str
+    fs: Any
+    path: str
+    url: str
+    info: Mapping[str, Any]
+
+    @property
+    def format(self) -> str:
+        suffix = posixpath.splitext(self.path)[1].lower()
+        found = self.source.format or _TABLE_SUFFIXES.get(suffix)
+        if found is None:
+            raise ConfigError(
+                f"{self.place}.format must be csv, jsonl or parquet where the table's suffix does not say it, "
+                f"got {self.url!r}."
+            )
+        return found
+
+    def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """(number of the batch's first row, batch) with the named columns alone, never the pictures' bytes."""
+        source = self.source
+        wanted = {"id": source.id, "text": source.text, "uri": source.uri, "bytes": source.bytes}
+        wanted |= {f"metadata.{name}": name for name in source.metadata}
+        try:
+            names = self._names()
+            for key, name in wanted.items():
+                if name is not None and name not in names:
+                    raise ConfigError(
+                        f"{self.place}.{key} must name a column of {self.url}, got {name!r}; it has {', '.join(names)}."
+                    )
+            columns = list(dict.fromkeys(n for k, n in wanted.items() if n is not None and k != "bytes"))
+            row = 0
+            for batch in self._read(columns):
+                yield row, batch
+                row += len(batch)
+        except (pa.ArrowInvalid, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise SourceError(f"{self.place}.table: {self.url} cannot be read as {self.format}: {reason}.") from error
+
+    def _names(self) -> list[str]:
+        with self.fs.open(self.path, "rb") as file:
+            match self.format:
+                case "parquet":
+                    return list(pq.read_schema(file).names)
+                case "csv":
+                    return list(pyarrow.csv.open_csv(file).schema.names)
+                case _:
+                    return list(next(self._json_batches(file)).schema.names)
+
+    def _read(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        with self.fs.open(self.path, "rb") as file:
+            match self.format:
+                case "parquet":
+                    yield from pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=columns)
+                case "csv":
+                    # Everything as text first: "007" is an id, and the config's types decide the rest.
+                    options = pyarrow.csv.ConvertOptions(
+                        include_columns=columns,
+                        column_types=dict.fromkeys(columns, pa.string()),
+                        strings_can_be_null=False,
+                    )
+                    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+                    yield from pyarrow.csv.open_csv(file, convert_options=options, parse_options=parse)
+                case _:
+                    for batch in self._json_batches(file):
+                        yield batch.select(columns)
+
+    def _json_batches(self, file: Any) -> Iterator[pa.RecordBatch]:
+        types = {"string": pa.string(), "int": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
+        fields = [pa.field(n, pa.string()) for n in (self.source.text, self.source.uri) if n is not None]
+        fields += [pa.field(n, types[t]) for n, t in self.source.metadata.items() if t in types]
+        options = pyarrow.json.ParseOptions(
+            explicit_schema=pa.schema(fields), newlines_in_values=False, unexpected_field_behavior="infer"
+        )
+        table = pyarrow.json.read_json(file, parse_options=options)
+        yield from table.to_batches(_BATCH_ROWS)
+
+    def references(self, numbered: tuple[int, pa.RecordBatch], position: int, metadata: Mapping[str, str]) -> pa.Table:
+        first, batch = numbered
+        source = self.source
+        count = len(batch)
+        ids = self._cast(batch.column(source.id), pa.string(), "id", first)
+        if ids.null_count or pc.any(pc.equal(pc.utf8_length(ids), 0)).as_py():
+            empty = pc.index(pc.fill_null(pc.equal(pc.utf8_length(ids), 0), True), True).as_py()
+            raise SourceError(
+                f"{self.place}.id must not be empty, got an empty one in row {first + empty} of {self.url}."
+            )
+        columns: dict[str, Any] = {
+            "asset_id": ids,
+            "kind": pa.array([source.kind] * count),
+            "source": pa.array([position] * count, pa.int32()),
+            "uri": pa.nulls(count, pa.string()),
+            "text": pa.nulls(count, pa.string()),
+        }
+        if source.text is not None:
+            texts = pc.fill_null(self._cast(batch.column(source.text), pa.string(), "text", first), "").to_pylist()
+            columns["text"] = pa.array(texts, pa.string())
+            columns["fingerprint"] = pa.array([text_fingerprint(t) for t in texts])
+            columns["size_bytes"] = pa.array([len(t.encode()) for t in texts], pa.int64())
+        elif source.uri is not None:
+            columns |= self._stat(self._cast(batch.column(source.uri), pa.string(), "uri", first).to_pylist())
+        else:
+            columns |= self._cells(first, count)
+        struct = metadata_type(metadata)
+        if struct is not None:
+            arrays = []
+            for field in struct:
+                if field.name in source.metadata:
+                    arrays.append(self._cast(batch.column(field.name), field.type, f"metadata.{field.name}", first))
+                else:
+                    arrays.append(pa.nulls(count, field.type))
+            columns["metadata"] = pa.StructArray.from_arrays(arrays, fields=list(struct))
+        schema = reference_schema(metadata)
+        return pa.table([columns[name] for name in schema.names], schema=schema)
+
+    def _stat(self, uris: list[str | None]) -> dict[str, pa.Array]:
+        """Asks each picture's size and fingerprint, many at once; one that is not there is found out when read."""
+        base = self.url.rsplit("/", 1)[0]
+        full = [u if u and ("://" in u or u.startswith("/")) else f"{base}/{u or ''}" for u in uris]
+
+        def ask(uri: str) -> tuple[str, int | None]:
+            try:
+                fs, path = filesystem(uri, self.source.storage_options)
+                info = _info(fs, path) or {}
+            except Exception:
+                return "unknown", None
+            return (file_fingerprint(info), info.get("size")) if info.get("type") == "file" else ("unknown", None)
+
+        allowed = allowed_prefixes(self.source)
+        with ThreadPoolExecutor(_STAT_THREADS) as pool:
+            facts = list(pool.map(lambda u: ask(u) if is_within(u, allowed) else ("unknown", None), full))
+        return {
+            "uri": pa.array(full, pa.string()),
+            "fingerprint": pa.array([f for f, _ in facts]),
+            "size_bytes": pa.array([s for _, s in facts], pa.int64()),
+        }
+
+    def _cells(self, first: int, count: int) -> dict[str, pa.Array]:
+        """Bytes in a Parquet column: each row's place; its size is not known before it is read."""
+        if self.format != "parquet":
+            raise ConfigError(f"{self.place}.bytes must be a column of a parquet table, got {self.url!r}.")
+        print_ = file_fingerprint(self.info)
+        uris = [f"{self.url}#row={row}&column={self.source.bytes}" for row in range(first, first + count)]
+        return {
+            "uri": pa.array(uris),
+            # Zero-padded, so that rows that stand together in the file are sorted together and read at once.
+            "fingerprint": pa.array([f"{print_}#{row:012d}" for row in range(first, first + count)]),
+            "size_bytes": pa.nulls(count, pa.int64()),
+        }
+
+    def _cast(self, column: pa.Array, kind: pa.DataType, key: str, first: int) -> pa.Array:
+        try:
+            if kind == pa.string() and not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+                return pc.cast(column, kind)
+            if pa.types.is_string(column.type) and kind != pa.string():
+                column = pc.if_else(pc.equal(column, ""), None, column)  # an empty cell is no value
+            return pc.cast(column, kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            for row, value in enumerate(column):
+                try:
+                    pc.cast(pa.array([value.as_py()], column.type), kind)
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                    raise SourceError(
+                        f"{self.place}.{key} must be {kind}, got {str(value.as_py())[:60]!r} "
+                        f"in row {first + row} of {self.url}."
+                    ) from None
+            raise
+
+
+def allowed_prefixes(source: SourceConfig) -> tuple[str, ...]:
+    """The folders that a table's URIs may point into."""
+    if source.within:
+        return source.within
+    return (_fixed_part(source.table or "") or posixpath.dirname(source.table or ""),)
+
+
+def is_within(uri: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether `uri` stays below one of `prefixes`, with `..` and links in local paths resolved."""
+    try:
+        full = _resolved(uri)
+    except (ValueError, ImportError, OSError):
+        return False
+    return any(full.startswith(_resolved_folder(prefix)) for prefix in prefixes)
+
+
+def _resolved(url: str) -> str:
+    fs, path = fsspec.url_to_fs(url)
+    if isinstance(fs, LocalFileSystem):
+        return f"file://{os.path.realpath(path)}"
+    return str(fs.unstrip_protocol(posixpath.normpath(str(path))))
+
+
+@functools.lru_cache(maxsize=64)
+def _resolved_folder(url: str) -> str:
+    return _resolved(url).rstrip("/") + "/"

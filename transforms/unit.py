@@ -1,0 +1,351 @@
+"""EmbedUnit: everything that is done to one unit, from its references to its file of vectors.
+
+Nothing here knows of Beam. Reading and preparing run in threads, sending on the event loop; a unit's requests
+overlap with each other and with those of other units, and what they hold in memory is counted in bytes.
+"""
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..configs import EmbedConfig, PrepareConfig
+from ..index.layout import DeadLetter, Reason, asset_fields
+from ..index.store import Store
+from ..index.units import UnitRecord, read_unit, read_unit_dead_letters, read_unit_footer, write_unit
+from .epithre.client import Client, Item, Refusal, RefusalReason
+from .plan import Unit
+from .prepare import Unpreparable, prepare_picture, prepare_text
+from .reading import Reader
+from .references import Reference
+
+_T = TypeVar("_T")
+_UNKNOWN_SIZE = 300_000
+_COPIES = 3
+"""A picture in flight is there about three times: as base64, in the request's body, on its way out."""
+
+
+class ByteLimit:
+    """A bound on bytes in flight. First come, first served; one that is larger than the bound goes alone."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._free = capacity
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def acquire(self, size: int) -> int:
+        """Waits for `size` bytes and returns what must be given to `release`."""
+        size = min(size, self._capacity)
+        if self._waiting or size > self._free:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append((size, turn))
+            await turn
+        else:
+            self._free -= size
+        return size
+
+    def release(self, size: int) -> None:
+        self._free += size
+        while self._waiting and self._waiting[0][0] <= self._free:
+            size, turn = self._waiting.popleft()
+            if not turn.done():
+                self._free -= size
+                turn.set_result(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitContext:
+    """What units of one lane share."""
+
+    store: Store
+    embed: EmbedConfig
+    prepare: PrepareConfig
+    reader: Reader
+    client: Client
+    threads: ThreadPoolExecutor
+    bytes_in_flight: ByteLimit
+    note_progress: Callable[[int, int], None]
+    """Called with (assets done, of them dead) as they are done."""
+
+    async def in_thread(self, function: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, function)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """An asset that was read and may be sent."""
+
+    position: int
+    reference: Reference
+    item: Item
+    content_sha256: str
+    text: str | None
+    media_type: str
+    size_bytes: int
+    width: int | None
+    height: int | None
+    prepared: str | None
+
+
+@dataclass
+class _Work:
+    """A unit under way: what is known of each of its references, by position."""
+
+    references: Sequence[Reference]
+    vectors: npt.NDArray[np.float32]
+    rows: dict[int, _Prepared] = field(default_factory=dict)
+    dead: dict[int, DeadLetter] = field(default_factory=dict)
+    sent: dict[str, asyncio.Future[npt.NDArray[np.float32] | Refusal]] = field(default_factory=dict)
+    deduplicated: int = 0
+
+
+async def embed_unit(unit: Unit, references: Sequence[Reference], context: UnitContext) -> UnitRecord:
+    """Embeds a unit, or finds it done.
+
+    A finished unit is taken as it is, but for references that failed for reasons of the moment: those are tried
+    again, beside the vectors that are already paid for.
+
+    Raises:
+        RunStopped: When the API will answer nobody.
+    """
+    footer = await context.in_thread(lambda: read_unit_footer(context.store, unit.name))
+    if footer is not None and not footer["transient"]:
+        context.note_progress(unit.references, footer["dead"])
+        return _record(unit, footer["rows"], footer["dead"], footer["deduplicated"], reused=True)
+    old: pa.Table | None = None
+    todo = list(range(len(references)))
+    settled: list[DeadLetter] = []
+    if footer is not None:
+        old = await context.in_thread(lambda: read_unit(context.store, unit.name))
+        letters = await context.in_thread(lambda: read_unit_dead_letters(context.store, unit.name))
+        again = {letter.asset_id for letter in letters if letter.reason.is_transient}
+        settled = [letter for letter in letters if letter.asset_id not in again]
+        todo = [i for i in todo if references[i].asset_id in again]
+        context.note_progress(unit.references - len(todo), len(settled))
+    work = _Work(references=references, vectors=np.empty((len(references), context.embed.dimension), np.float32))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for batch in cut_batches(todo, references, context.embed, context.prepare):
+                group.create_task(_embed_batch(batch, work, context))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    dead = [*settled, *(work.dead[i] for i in sorted(work.dead))]
+    deduplicated = work.deduplicated + (footer["deduplicated"] if footer else 0)
+    rows = await context.in_thread(lambda: _write(unit, work, old, dead, deduplicated, context))
+    return _record(unit, rows, len(dead), deduplicated, reused=False)
+
+
+def _record(unit: Unit, rows: int, dead: int, deduplicated: int, *, reused: bool) -> UnitRecord:
+    return UnitRecord(
+        unit=unit.name,
+        kind=unit.kind,
+        row_group=unit.row_group,
+        rows=rows,
+        dead=dead,
+        deduplicated=deduplicated,
+        reused=reused,
+    )
+
+
+def cut_batches(
+    todo: Sequence[int], references: Sequence[Reference], embed: EmbedConfig, prepare: PrepareConfig
+) -> list[list[int]]:
+    """Groups references that should fill one request, judged by their listed sizes."""
+    batches: list[list[int]] = []
+    room = 0
+    for i in todo:
+        size = _sent_bytes(references[i], prepare)
+        if not batches or len(batches[-1]) >= embed.batch_items or size > room:
+            batches.append([])
+            room = embed.batch_bytes
+        batches[-1].append(i)
+        room -= size
+    return batches
+
+
+def _sent_bytes(reference: Reference, prepare: PrepareConfig) -> int:
+    """About how many bytes of a request's body a reference will take."""
+    size = reference.size_bytes if reference.size_bytes is not None else _UNKNOWN_SIZE
+    if reference.kind == "text":
+        return size + 16
+    return min(size, prepare.max_image_bytes) * 4 // 3 + 64
+
+
+async def _embed_batch(batch: Sequence[int], work: _Work, context: UnitContext) -> None:
+    held = await context.bytes_in_flight.acquire(
+        _COPIES * sum(_sent_bytes(work.references[i], context.prepare) for i in batch)
+    )
+    try:
+        prepared = await _prepare_all(batch, work, context)
+        leaders = []
+        followers = []
+        for asset in prepared:
+            if asset.content_sha256 in work.sent:
+                followers.append(asset)
+            else:
+                work.sent[asset.content_sha256] = asyncio.get_running_loop().create_future()
+                leaders.append(asset)
+        await _send(leaders, work, context)
+    finally:
+        context.bytes_in_flight.release(held)
+    # Only after its own are sent: two batches that wait for each other's content first would wait for ever.
+    for asset in followers:
+        _settle(asset, await work.sent[asset.content_sha256], work, context)
+        work.deduplicated += asset.position in work.rows
+
+
+async def _prepare_all(batch: Sequence[int], work: _Work, context: UnitContext) -> list[_Prepared]:
+    """Reads and prepares a batch: files each in a thread of its own, inline texts together."""
+    references = work.references
+
+    def prepare(i: int) -> _Prepared | DeadLetter:
+        return _prepare(i, references[i], context)
+
+    if all(references[i].uri is None for i in batch):
+        outcomes = await context.in_thread(lambda: [prepare(i) for i in batch])
+    else:
+        tasks: list[Awaitable[_Prepared | DeadLetter]] = [
+            context.in_thread(lambda i=i: prepare(i))  # type: ignore[misc]
+            for i in batch
+        ]
+        outcomes = await asyncio.gather(*tasks)
+    good = []
+    for i, outcome in zip(batch, outcomes, strict=True):
+        if isinstance(outcome, DeadLetter):
+            work.dead[i] = outcome
+            context.note_progress(1, 1)
+        else:
+            good.append(outcome)
+    return good
+
+
+def _prepare(position: int, reference: Reference, context: UnitContext) -> _Prepared | DeadLetter:
+    stage = "read"
+    try:
+        data = context.reader.read(reference) if reference.uri is not None else (reference.text or "").encode()
+        stage = "prepare"
+        if reference.kind == "text":
+            text = prepare_text(data, context.prepare)
+            return _Prepared(
+                position=position,
+                reference=reference,
+                item=context.client.encode("text", text.encode()),
+                content_sha256=hashlib.sha256(data).hexdigest(),
+                text=text,
+                media_type="text/plain",
+                size_bytes=len(data),
+                width=None,
+                height=None,
+                prepared=None,
+            )
+        picture = prepare_picture(data, context.prepare)
+        return _Prepared(
+            position=position,
+            reference=reference,
+            item=context.client.encode("image", picture.content),
+            content_sha256=hashlib.sha256(data).hexdigest(),
+            text=None,
+            media_type=picture.media_type,
+            size_bytes=len(data),
+            width=picture.width,
+            height=picture.height,
+            prepared=picture.prepared,
+        )
+    except Unpreparable as failure:
+        return _dead(reference, stage, failure.reason, failure.detail, 0)
+
+
+async def _send(leaders: Sequence[_Prepared], work: _Work, context: UnitContext) -> None:
+    if not leaders:
+        return
+    results = await context.client.embed([asset.item for asset in leaders])
+    for asset, result in zip(leaders, results, strict=True):
+        sent, final = asset, result
+        if isinstance(result, Refusal) and result.reason is RefusalReason.TOO_LARGE and asset.text is None:
+            sent, final = await _send_smaller(asset, result, context)
+        work.sent[asset.content_sha256].set_result(final)
+        _settle(sent, final, work, context)
+
+
+async def _send_smaller(
+    asset: _Prepared, refusal: Refusal, context: UnitContext
+) -> tuple[_Prepared, npt.NDArray[np.float32] | Refusal]:
+    """A picture that is too large for the API by itself is downscaled once and sent again."""
+
+    def shrink() -> _Prepared:
+        data = context.reader.read(asset.reference)
+        picture = prepare_picture(data, context.prepare, smaller=True)
+        return replace(asset, item=context.client.encode("image", picture.content), prepared=picture.prepared)
+
+    try:
+        smaller = await context.in_thread(shrink)
+    except Unpreparable:
+        return asset, refusal
+    return smaller, (await context.client.embed([smaller.item]))[0]
+
+
+def _settle(asset: _Prepared, result: npt.NDArray[np.float32] | Refusal, work: _Work, context: UnitContext) -> None:
+    """Puts a result on its own asset."""
+    i = asset.position
+    if isinstance(result, Refusal):
+        work.dead[i] = _dead(asset.reference, "embed", Reason(result.reason.value), result.detail, result.attempts)
+        context.note_progress(1, 1)
+        return
+    work.vectors[i] = result
+    # The item's megabytes are not needed any more.
+    work.rows[i] = replace(asset, item=Item(piece=b"", tokens=0))
+    context.note_progress(1, 0)
+
+
+def _dead(reference: Reference, stage: str, reason: Reason, detail: str, attempts: int) -> DeadLetter:
+    return DeadLetter(
+        asset_id=reference.asset_id,
+        kind=reference.kind,
+        uri=reference.uri,
+        stage=stage,
+        reason=reason,
+        detail=detail,
+        attempts=attempts,
+    )
+
+
+def _write(
+    unit: Unit, work: _Work, old: pa.Table | None, dead: Sequence[DeadLetter], deduplicated: int, context: UnitContext
+) -> int:
+    """Writes the unit's file, rows in the order of its references; returns their number."""
+    schema = pa.schema(asset_fields())
+    positions = sorted(work.rows)
+    assets = pa.Table.from_pylist([_row(work.rows[i]) for i in positions], schema=schema)
+    vectors = work.vectors if len(positions) == len(work.vectors) else work.vectors[positions]
+    if old is not None:
+        order = {reference.asset_id: i for i, reference in enumerate(work.references)}
+        dimension = vectors.shape[1]
+        kept = np.asarray(old.column("embedding").combine_chunks().flatten(), np.float32).reshape(-1, dimension)
+        assets = pa.concat_tables([old.select(schema.names).cast(schema), assets])
+        sequence = np.argsort([order[name] for name in assets.column("asset_id").to_pylist()], kind="stable")
+        assets, vectors = assets.take(sequence), np.concatenate([kept, vectors])[sequence]
+    write_unit(context.store, unit.name, assets, vectors, dead, deduplicated=deduplicated)
+    return len(vectors)
+
+
+def _row(asset: _Prepared) -> dict[str, object]:
+    return {
+        "asset_id": asset.reference.asset_id,
+        "kind": asset.reference.kind,
+        "uri": asset.reference.uri,
+        "text": asset.text,
+        "content_sha256": asset.content_sha256,
+        "fingerprint": asset.reference.fingerprint,
+        "media_type": asset.media_type,
+        "size_bytes": asset.size_bytes,
+        "width": asset.width,
+        "height": asset.height,
+        "prepared": asset.prepared,
+    }

@@ -1,0 +1,258 @@
+"""The Beam side of a version: unit records in; shards, indexes, a verdict and a published version out."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import apache_beam as beam
+import orjson
+import pyarrow as pa
+
+from ..index.build import ShardRecord, ShardTask, build_index, plan_shards, write_tables
+from ..index.layout import report_name, run_folder, vector_schema, vectors_name
+from ..index.manifest import Counts, FileEntry, IndexEntry, Manifest, publish, read_latest
+from ..index.store import Store
+from ..index.units import UnitRecord, read_unit
+from ..index.version import DeadLetterSummary, check_conservation, judge, write_dead_letters, write_manifest
+from .embed import note_failure
+from .epithre.meter import Meter
+from .lane import LaneSetup, read_progress
+from .plan import Plan, PlanReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionSetup:
+    """What the last steps of a run need to know. Travels through the graph, so it holds no secret."""
+
+    lane: LaneSetup
+    plan: Plan
+    previous: str | None
+    latest: bytes | None
+    """LATEST.json as it stood before the run wrote anything: it is swapped against this."""
+    software: str
+    started_at_s: float
+    """time.time() at the launch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltIndex:
+    """A kind's index and the files that it consists of."""
+
+    entry: IndexEntry
+    files: tuple[FileEntry, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended: the version, and why a guard holds it back, if one does."""
+
+    version: str
+    held_back: tuple[str, ...] = field(default=())
+
+
+@dataclass(eq=False, kw_only=True)
+class WriteVersion(beam.PTransform):  # type: ignore[misc]
+    """Writes the version that finished units amount to, and publishes it if no guard objects.
+
+    Input: PCollection[UnitRecord]. Output: PCollection[Outcome] with one element.
+    """
+
+    setup: VersionSetup
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, records: beam.PCollection) -> beam.PCollection:
+        shards = (
+            records
+            | "AllUnits" >> beam.Map(under_one_key)
+            | "GroupUnits" >> beam.GroupByKey()
+            | "PlanShards" >> beam.FlatMap(_Step(plan_all_shards, self.setup))
+            | "SpreadShards" >> beam.Reshuffle()
+            | "WriteShard" >> beam.Map(_Step(write_shard, self.setup))
+        )
+        indexes = (
+            shards
+            | "AllShards" >> beam.Map(under_one_key)
+            | "GroupShards" >> beam.GroupByKey()
+            | "PlanIndexes" >> beam.FlatMap(plan_indexes)
+            | "SpreadIndexes" >> beam.Reshuffle()
+            | "BuildIndex" >> beam.Map(_Step(build_kind, self.setup))
+        )
+        return (
+            (
+                records | "KeepUnits" >> beam.Map(under_one_key),
+                shards | "KeepShards" >> beam.Map(under_one_key),
+                indexes | "KeepIndexes" >> beam.Map(under_one_key),
+            )
+            | "Join" >> beam.Flatten()
+            | "GroupAll" >> beam.GroupByKey()
+            | "Publish" >> beam.Map(_Step(finish, self.setup))
+        )
+
+
+class _Step:
+    """A function with the run's setup, for Beam to call: a failure is left where the launcher finds it."""
+
+    def __init__(self, function: Any, setup: VersionSetup) -> None:
+        self._function = function
+        self._setup = setup
+
+    def __call__(self, element: Any) -> Any:
+        try:
+            return self._function(element, self._setup)
+        except Exception as error:
+            note_failure(self._setup.lane.config, self._setup.lane.version, error)
+            raise
+
+
+def under_one_key(value: Any) -> tuple[int, Any]:
+    return 0, value
+
+
+def plan_all_shards(element: tuple[int, Iterable[UnitRecord]], setup: VersionSetup) -> list[ShardTask]:
+    return plan_shards(element[1], setup.lane.config.index.rows_per_file)
+
+
+def write_shard(task: ShardTask, setup: VersionSetup) -> ShardRecord:
+    """Streams units into one Parquet file, with the metadata that the plan has of their assets today."""
+    config = setup.lane.config
+    store = Store(config.catalog)
+    types = config.metadata_types
+    schema = vector_schema(config.embed.dimension, types)
+
+    def tables() -> Iterator[pa.Table]:
+        with PlanReader(store, setup.lane.plan) as plan:
+            for record in task.units:
+                table = read_unit(store, record.unit)
+                if types:
+                    references = plan.read(record.row_group, ["asset_id", "metadata"])
+                    order = {name: i for i, name in enumerate(references.column("asset_id").to_pylist())}
+                    rows = pa.array([order[name] for name in table.column("asset_id").to_pylist()], pa.int64())
+                    table = table.append_column("metadata", references.column("metadata").take(rows))
+                yield table
+
+    name = vectors_name(setup.lane.version, task.kind, task.shard, task.shards)
+    return ShardRecord(kind=task.kind, shard=task.shard, file=write_tables(store, name, tables(), schema))
+
+
+def plan_indexes(element: tuple[int, Iterable[ShardRecord]]) -> list[tuple[str, tuple[ShardRecord, ...]]]:
+    """A task a kind; each knows the shards of all kinds, whose rows are the other directions' queries."""
+    shards = tuple(sorted(element[1], key=lambda s: (s.kind, s.shard)))
+    return [(kind, shards) for kind in sorted({s.kind for s in shards})]
+
+
+def build_kind(task: tuple[str, tuple[ShardRecord, ...]], setup: VersionSetup) -> BuiltIndex:
+    kind, shards = task
+    config = setup.lane.config
+    started = time.monotonic()
+    entry, files = build_index(
+        Store(config.catalog),
+        setup.lane.version,
+        kind,
+        shards,
+        dimension=config.embed.dimension,
+        recall_k=config.index.recall_k,
+        recall_queries=config.index.recall_queries,
+        seed=config.index.seed,
+    )
+    return BuiltIndex(entry=entry, files=tuple(files), seconds=time.monotonic() - started)
+
+
+def finish(element: tuple[int, Iterable[UnitRecord | ShardRecord | BuiltIndex]], setup: VersionSetup) -> Outcome:
+    """Checks, judges, writes the manifest and the report, and publishes: the last writes of a run, in this order."""
+    everything = list(element[1])
+    records = [e for e in everything if isinstance(e, UnitRecord)]
+    shards = [e for e in everything if isinstance(e, ShardRecord)]
+    indexes = sorted((e for e in everything if isinstance(e, BuiltIndex)), key=lambda b: b.entry.kind)
+    config, version = setup.lane.config, setup.lane.version
+    store = Store(config.catalog)
+    latest = read_latest(store)
+    if latest is not None and latest[1] == version:
+        return Outcome(version=version)  # a runner may run this step again after it has succeeded
+    check_conservation(setup.plan.assets, records, shards)
+    dead_file, dead = write_dead_letters(store, version, records)
+    dead_per_kind = {kind: sum(r.dead for r in records if r.kind == kind) for kind in setup.plan.assets}
+    entries = [built.entry for built in indexes]
+    held_back = judge(setup.plan.assets, dead_per_kind, entries, config.guards, config.index.target_recall)
+    counts = Counts(
+        assets=sum(setup.plan.assets.values()),
+        per_kind={kind: sum(r.rows for r in records if r.kind == kind) for kind in setup.plan.assets},
+        embedded=sum(r.rows for r in records if not r.reused),
+        reused=sum(r.rows for r in records if r.reused),
+        deduplicated=sum(r.deduplicated for r in records if not r.reused),
+        dead=sum(dead_per_kind.values()),
+    )
+    lanes = read_progress(store, version)
+    timings = {
+        "embed": max((lane["elapsed_s"] for lane in lanes), default=0.0),
+        **{f"index_{built.entry.kind}": built.seconds for built in indexes},
+        "total": time.time() - setup.started_at_s,
+    }
+    files = [s.file for s in shards] + [f for built in indexes for f in built.files]
+    manifest = write_manifest(
+        store,
+        version,
+        previous=setup.previous,
+        software=setup.software,
+        model=config.embed.model,
+        model_fingerprint=setup.lane.model_fingerprint,
+        dimension=config.embed.dimension,
+        metadata_types=config.metadata_types,
+        counts=counts,
+        files=[*files, *([] if dead_file is None else [dead_file])],
+        indexes=entries,
+        held_back=held_back,
+        config=public_config(setup),
+        timings_s=timings,
+    )
+    store.write(report_name(version), orjson.dumps(report(manifest, dead, lanes), option=orjson.OPT_INDENT_2))
+    if not held_back:
+        publish(store, manifest, setup.latest)
+        store.delete(run_folder(version))
+    return Outcome(version=version, held_back=tuple(held_back))
+
+
+def public_config(setup: VersionSetup) -> dict[str, Any]:
+    """The config as it goes into the manifest: no credential stands in a config, and storage options stay out too."""
+    config = setup.lane.config.model_dump(mode="json")
+    for source in config["sources"]:
+        source.pop("storage_options")
+    return config
+
+
+def report(manifest: Manifest, dead: DeadLetterSummary, lanes: list[dict[str, Any]]) -> dict[str, Any]:
+    """What happened in a run, for people and programs."""
+    meter = Meter()
+    for lane in lanes:
+        meter.add(lane["meter"])
+    embed_s = manifest.timings_s["embed"]
+    limit = next((lane["limits"].get("requests") for lane in lanes if lane["limits"].get("requests")), None)
+    return {
+        "version": manifest.version,
+        "previous": manifest.previous,
+        "held_back": list(manifest.held_back),
+        "counts": manifest.counts.model_dump(),
+        "dead_letters": {"by_reason": dict(dead.by_reason), "samples": dead.samples},
+        "recall": {d: r for index in manifest.indexes for d, r in index.recall.items()},
+        "bytes": {entry.name: entry.size_bytes for entry in manifest.files},
+        "timings_s": manifest.timings_s,
+        "api": {
+            "requests": meter.requests,
+            "items_sent": meter.items_sent,
+            "items_embedded": meter.items_embedded,
+            "tokens_estimated": meter.tokens_estimated,
+            "tokens_billed": meter.tokens_billed,
+            "bytes_up": meter.bytes_up,
+            "bytes_down": meter.bytes_down,
+            "retries": dict(meter.retries),
+            "answers_429": meter.answers_429,
+            "renormalised": meter.renormalised,
+            "throttled_s": round(sum(lane["throttled_s"] for lane in lanes), 3),
+            "latency_s": {f"p{int(p * 100)}": meter.latencies.percentile(p) for p in (0.5, 0.95, 0.99)},
+            "limits": lanes[0]["limits"] if lanes else {},
+            "utilisation": round(meter.requests / (limit * embed_s / 60), 4) if limit and embed_s > 60 else None,
+        },
+    }
