@@ -1,0 +1,173 @@
+"""Searches a catalog from the command line: a sentence or a picture in, hits out as a table, JSON or a page."""
+
+import base64
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.table import Table
+
+from ..configs import AssetKind, ConfigError
+from ..configs.load import parse_config
+from ..index.catalog import Catalog, Hit, Merge, open_catalog
+from ..index.manifest import CatalogError
+from ..transforms.queries import embed_queries
+from ..transforms.references import local_path
+from .run import open_endpoint
+
+_THUMBNAIL = 320
+
+
+def search(
+    url: str,
+    queries: Sequence[str | bytes],
+    *,
+    k: int,
+    kinds: Sequence[AssetKind] | None,
+    merge: Merge = "score",
+    base_url: str | None = None,
+    api_key_env: str | None = None,
+) -> tuple[Catalog, list[list[Hit]]]:
+    """Embeds queries with the catalog's own model and settings, and searches.
+
+    Raises:
+        CatalogError: When the catalog cannot be opened, or the server's model is not the one that made it.
+        QueryError: When a query cannot be embedded.
+        ValueError: When `k` or `kinds` is wrong.
+    """
+    catalog = open_catalog(url)
+    config = parse_config(catalog.manifest.config)
+    changes = {"base_url": base_url, "api_key_env": api_key_env}
+    embed = config.embed.model_copy(update={name: value for name, value in changes.items() if value is not None})
+    config = config.model_copy(update={"embed": embed})
+    with open_endpoint(config) as endpoint:
+        if endpoint.fingerprint != catalog.manifest.model_fingerprint:
+            raise CatalogError(
+                f"{url} was made by {catalog.manifest.model_fingerprint or catalog.manifest.model}, and "
+                f"{endpoint.base_url} is {endpoint.fingerprint or 'no emulator'}: their vectors cannot be compared. "
+                "Search with the model that made the catalog, or embed it again."
+            )
+        embed = embed.model_copy(update={"base_url": endpoint.base_url, "api_key_env": endpoint.api_key_env})
+        vectors = embed_queries(queries, embed, config.prepare, os.environ[endpoint.api_key_env].strip())
+    hits: list[list[Hit]] = []
+    for query, vector in zip(queries, vectors, strict=True):
+        kind: AssetKind = "text" if isinstance(query, str) else "image"
+        hits += catalog.search(vector, k, kinds=kinds, merge=merge, query_kind=kind)
+    return catalog, hits
+
+
+def read_query_picture(path: Path) -> bytes:
+    """Raises ConfigError when there is no such file."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--image {str(path)!r} cannot be read: {error.strerror}.") from error
+
+
+def hits_table(query: str, hits: Sequence[Hit]) -> Table:
+    """Hits for a terminal."""
+    table = Table(title=query, title_justify="left", show_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("kind")
+    table.add_column("id", overflow="fold")
+    table.add_column("what", overflow="fold")
+    for rank, hit in enumerate(hits, 1):
+        # A picture's place says nothing new where its id is the end of it.
+        place = "" if (hit.uri or "").endswith(hit.asset_id) else hit.uri
+        what = hit.text if hit.kind == "text" else place
+        table.add_row(str(rank), f"{hit.score:.3f}", hit.kind, hit.asset_id, (what or "")[:200])
+    return table
+
+
+def hits_json(queries: Sequence[str], results: Sequence[Sequence[Hit]], version: str) -> str:
+    """Hits for programs: one JSON document."""
+    document = {
+        "version": version,
+        "results": [
+            {"query": query, "hits": [{"rank": rank, **_plain(hit)} for rank, hit in enumerate(hits, 1)]}
+            for query, hits in zip(queries, results, strict=True)
+        ],
+    }
+    return json.dumps(document, ensure_ascii=False, default=str, indent=2)
+
+
+def write_page(
+    path: Path, queries: Sequence[tuple[str, bytes | None]], results: Sequence[Sequence[Hit]], catalog: Catalog
+) -> None:
+    """Writes results as one HTML file with small pictures inside, so that it opens anywhere.
+
+    Args:
+        path: Of the page.
+        queries: The words of each query, and its picture if it is one.
+        results: The hits of each query.
+        catalog: That was searched.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    rows = [
+        {
+            "words": words,
+            "picture": None if picture is None else _thumbnail(picture),
+            "hits": [{**_plain(hit), "picture": _hit_picture(hit), "metadata": dict(hit.metadata)} for hit in hits],
+        }
+        for (words, picture), hits in zip(queries, results, strict=True)
+    ]
+    page = environment.get_template("results.html.j2").render(
+        rows=rows,
+        version=catalog.version,
+        model=catalog.manifest.model_fingerprint or catalog.manifest.model,
+        assets=catalog.manifest.counts.per_kind,
+    )
+    try:
+        path.write_text(page, "utf-8")
+    except OSError as error:
+        raise ConfigError(f"--html {str(path)!r} cannot be written: {error.strerror}.") from error
+
+
+def print_hits(console: Console, queries: Sequence[str], results: Sequence[Sequence[Hit]]) -> None:
+    for query, hits in zip(queries, results, strict=True):
+        console.print(hits_table(query, hits))
+        console.print()
+
+
+def _plain(hit: Hit) -> dict[str, Any]:
+    return {
+        "asset_id": hit.asset_id,
+        "kind": hit.kind,
+        "score": round(hit.score, 6),
+        "uri": hit.uri,
+        "text": hit.text,
+        "metadata": dict(hit.metadata),
+    }
+
+
+def _hit_picture(hit: Hit) -> str | None:
+    """The hit's picture from a local file, small, as a data URL; None when it is not at hand any more."""
+    path = local_path(hit.uri) if hit.kind == "image" and hit.uri else None
+    if path is None or "#row=" in path:
+        return None
+    try:
+        return _thumbnail(Path(path).read_bytes())
+    except OSError:
+        return None
+
+
+def _thumbnail(data: bytes) -> str | None:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("RGB", (_THUMBNAIL, _THUMBNAIL))
+            small = ImageOps.exif_transpose(image).convert("RGB")
+            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            buffer = io.BytesIO()
+            small.save(buffer, "JPEG", quality=85)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

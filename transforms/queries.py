@@ -1,0 +1,58 @@
+"""Embeds queries: a few texts and pictures, prepared just as the catalog's assets were."""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..configs import EmbedConfig, PrepareConfig
+from .epithre.client import Client, Item, Refusal
+from .prepare import Unpreparable, prepare_picture, prepare_text
+
+
+class QueryError(ValueError):
+    """A query cannot be embedded; the message says which and why."""
+
+
+def embed_queries(
+    queries: Sequence[str | bytes], embed: EmbedConfig, prepare: PrepareConfig, api_key: str
+) -> npt.NDArray[np.float32]:
+    """Embeds texts (str) and pictures (bytes of a picture file).
+
+    Not for use inside a running event loop; there, use `transforms.epithre.client.Client` itself.
+
+    Args:
+        queries: In any mixture.
+        embed: Where the API is, and which model: those of the catalog that is searched.
+        prepare: The caps and formats of the catalog.
+        api_key: For the API.
+
+    Returns:
+        float32, (len(queries), dimension), unit norm.
+
+    Raises:
+        QueryError: When a query is no text or picture that can be sent, or the API refuses it.
+        RunStopped: When the API answers nobody.
+    """
+
+    async def ask() -> list[npt.NDArray[np.float32] | Refusal]:
+        async with Client(embed, api_key) as client:
+            return await client.embed([_item(i, query, prepare, client) for i, query in enumerate(queries)])
+
+    results = asyncio.run(ask())
+    vectors = np.empty((len(queries), embed.dimension), np.float32)
+    for i, result in enumerate(results):
+        if isinstance(result, Refusal):
+            raise QueryError(f"Query {i} got no vector ({result.reason.value}): {result.detail}.")
+        vectors[i] = result
+    return vectors
+
+
+def _item(position: int, query: str | bytes, prepare: PrepareConfig, client: Client) -> Item:
+    try:
+        if isinstance(query, str):
+            return client.encode("text", prepare_text(query, prepare).encode())
+        return client.encode("image", prepare_picture(query, prepare).content)
+    except Unpreparable as failure:
+        raise QueryError(f"Query {position} cannot be sent ({failure.reason.value}): {failure.detail}.") from None
