@@ -4,18 +4,15 @@ Everything streams: a block is one unit's rows, and no step holds more than a fe
 with the catalog.
 """
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .exact import FACTORY, ExactIndexWriter, check_format
+from .exact import FACTORY, ExactIndexWriter, check_format, search_stored
 from .layout import assets_name, index_name, version_folder
 from .manifest import FileEntry, IndexEntry, ScoreFigures
 from .store import HashingWriter, Store
@@ -71,6 +68,7 @@ def write_tables(store: Store, name: str, tables: Iterable[pa.Table], schema: pa
         for table in tables:
             writer.write_table(table.select(schema.names).cast(schema), row_group_size=max(len(table), 1))
             rows += len(table)
+    pa.default_memory_pool().release_unused()
     return _entry(name, file, rows)
 
 
@@ -237,20 +235,14 @@ def build_index(
 
 
 def _measure(store: Store, name: str, truths: Sequence[_Truth], kind: str, k: int) -> dict[str, float]:
-    """Opens the stored file as any reader would and asks it the sampled queries."""
-    with tempfile.TemporaryDirectory() as folder:
-        if store.is_local:
-            path = store.local_path(name)
-        else:
-            path = Path(folder) / "index.faiss"
-            store.fs.get_file(store.path(name), str(path))
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        recall = {}
-        for truth in truths:
-            scores, rows = index.search(truth.queries.vectors, min(k + 1, index.ntotal))
-            same_kind = truth.queries.kind == kind
-            recall[f"{truth.queries.kind}->{kind}"] = truth.recall(rows, scores, k, same_kind=same_kind)
-        return recall
+    """Asks the stored file the sampled queries. A reader maps it whole; here memory must not grow with it."""
+    recall = {}
+    for truth in truths:
+        with store.open_read(name) as file:
+            scores, rows = search_stored(file, truth.queries.vectors, k + 1)
+        same_kind = truth.queries.kind == kind
+        recall[f"{truth.queries.kind}->{kind}"] = truth.recall(rows, scores, k, same_kind=same_kind)
+    return recall
 
 
 def iterate_tables(store: Store, shards: Sequence[ShardRecord]) -> Iterator[pa.Table]:

@@ -5,7 +5,7 @@ so the file is written here, row by row, in FAISS' own format: header and codes 
 ties to fp16 is not numpy's), and only the two counts are filled in. `check_format` compares on every build.
 """
 
-from typing import Any
+from typing import IO, Any
 
 import faiss
 import numpy as np
@@ -15,6 +15,7 @@ from .store import HashingWriter, StoreError
 
 FACTORY = "SQfp16"
 
+_SEARCH_ROWS = 2048
 _COUNT = slice(8, 16)
 """Where `ntotal` stands: after the four-character code and the int32 dimension."""
 
@@ -48,6 +49,48 @@ class ExactIndexWriter:
     def finish(self) -> None:
         if self._left:
             raise StoreError(f"the index file lacks {self._left} of its rows")
+
+
+def search_stored(
+    file: IO[bytes], queries: npt.NDArray[np.float32], k: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Searches a stored index a block of rows at a time, so that memory stays that of a block.
+
+    Each block is put into a stock FAISS index as it stands in the file, so what is judged is what was stored.
+
+    Args:
+        file: The index file, open at its start.
+        queries: float32, (n, dimension).
+        k: Neighbours for each.
+
+    Returns:
+        Scores float32 and rows int64, both (n, k) or narrower when there are fewer rows, best first.
+
+    Raises:
+        StoreError: When the file is not the index that FAISS would write.
+    """
+    dimension = queries.shape[1]
+    block = _empty_index(dimension)
+    empty = faiss.serialize_index(block).tobytes()
+    header = file.read(len(empty))
+    rows = int.from_bytes(header[_COUNT], "little")
+    if header[:8] != empty[:8] or int.from_bytes(header[-8:], "little") != rows * dimension * 2:
+        raise StoreError(f"the stored index is no {FACTORY} index of {dimension} dimensions")
+    best_scores = np.empty((len(queries), 0), np.float32)
+    best_rows = np.empty((len(queries), 0), np.int64)
+    for first in range(0, rows, _SEARCH_ROWS):
+        count = min(_SEARCH_ROWS, rows - first)
+        codes = np.frombuffer(file.read(count * dimension * 2), np.uint8)
+        if len(codes) != count * dimension * 2:
+            raise StoreError("the stored index ends before its last row")
+        faiss.copy_array_to_vector(codes, block.codes)
+        block.ntotal = count
+        scores, found = block.search(queries, min(k, count))
+        scores = np.concatenate([best_scores, scores], axis=1)
+        found = np.concatenate([best_rows, found + first], axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        best_scores, best_rows = np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
+    return best_scores, best_rows
 
 
 def check_format(dimension: int) -> None:

@@ -5,9 +5,11 @@ overlap with each other and with those of other units, and what they hold in mem
 """
 
 import asyncio
+import functools
 import hashlib
+import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -24,10 +26,11 @@ from .epithre.client import Client, Item, Refusal, RefusalReason
 from .plan import Unit
 from .prepare import Unpreparable, prepare_picture, prepare_text
 from .reading import Reader
-from .references import Reference
+from .references import Reference, local_path
 
 _T = TypeVar("_T")
 _UNKNOWN_SIZE = 300_000
+_LOCAL_FILES_A_THREAD = 8
 _COPIES = 3
 """A picture in flight is there about three times: as base64, in the request's body, on its way out."""
 
@@ -202,28 +205,31 @@ async def _embed_batch(batch: Sequence[int], work: _Work, context: UnitContext) 
 
 
 async def _prepare_all(batch: Sequence[int], work: _Work, context: UnitContext) -> list[_Prepared]:
-    """Reads and prepares a batch: files each in a thread of its own, inline texts together."""
+    """Reads and prepares a batch in threads: a remote file each by itself, for it waits; local ones a few at a time."""
     references = work.references
 
-    def prepare(i: int) -> _Prepared | DeadLetter:
-        return _prepare(i, references[i], context)
+    def prepare(chunk: Sequence[int]) -> list[_Prepared | DeadLetter]:
+        return [_prepare(i, references[i], context) for i in chunk]
 
-    if all(references[i].uri is None for i in batch):
-        outcomes = await context.in_thread(lambda: [prepare(i) for i in batch])
-    else:
-        tasks: list[Awaitable[_Prepared | DeadLetter]] = [
-            context.in_thread(lambda i=i: prepare(i))  # type: ignore[misc]
-            for i in batch
-        ]
-        outcomes = await asyncio.gather(*tasks)
+    chunks = _chunks(batch, references)
+    outcomes = await asyncio.gather(*(context.in_thread(functools.partial(prepare, chunk)) for chunk in chunks))
     good = []
-    for i, outcome in zip(batch, outcomes, strict=True):
+    for i, outcome in zip(batch, itertools.chain.from_iterable(outcomes), strict=True):
         if isinstance(outcome, DeadLetter):
             work.dead[i] = outcome
             context.note_progress(1, 1)
         else:
             good.append(outcome)
     return good
+
+
+def _chunks(batch: Sequence[int], references: Sequence[Reference]) -> list[Sequence[int]]:
+    """Cuts a batch into the pieces of work of one thread: handing over every small file costs more than reading it."""
+    uris = [references[i].uri for i in batch]
+    if all(uri is None for uri in uris):
+        return [batch]
+    step = 1 if any(uri is not None and local_path(uri) is None for uri in uris) else _LOCAL_FILES_A_THREAD
+    return [batch[start : start + step] for start in range(0, len(batch), step)]
 
 
 def _prepare(position: int, reference: Reference, context: UnitContext) -> _Prepared | DeadLetter:

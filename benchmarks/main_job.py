@@ -1,0 +1,179 @@
+"""The whole job against a bare loop and against the guide's own loop, and its memory at two sizes.
+
+    python benchmarks/main_job.py [--images 20000] [--texts 20000] [--folder DIR]
+
+Everything is seeded, each subject runs in a process of its own against a fresh emulator (`hash` model, no limits)
+in another, and the figures to quote are the ratios of one run.
+
+- `job`: `epithre-beam run`, from files to a published, verified version.
+- `bare`: httpx + orjson + pyarrow over the same assets, same batches, same concurrency, no checks, no index.
+- `guide`: Pattern A of the provider's guide, word for word in spirit: the official client, an image a call. Timed on
+  a sample, because it takes as many round trips as there are images.
+"""
+
+import argparse
+import asyncio
+import base64
+import csv
+import glob
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from assets import write_images, write_texts
+
+CONCURRENCY = 8
+BATCH_ITEMS = 64
+BATCH_BYTES = 4_000_000
+_JOB = """\
+catalog: {catalog}
+sources:
+  - {{kind: image, files: "{images}/**/*.jpg"}}
+  - {{kind: text, table: {texts}, id: id, text: text}}
+embed:
+  base_url: {url}
+  api_key_env: BENCH_KEY
+  max_concurrency: {concurrency}
+"""
+
+
+def run_job(folder: Path, images: Path, texts: Path, url: str) -> dict[str, float]:
+    from epithre_beam.configs import load_config
+    from epithre_beam.pipelines.run import run
+
+    job = folder / "job.yaml"
+    catalog = folder / "catalog"
+    job.write_text(_JOB.format(catalog=catalog, images=images, texts=texts, url=url, concurrency=CONCURRENCY))
+    report = run(load_config(job))
+    assert not report["held_back"], report["held_back"]
+    return {"assets": report["counts"]["assets"], "embed_s": report["timings_s"]["embed"], **report["timings_s"]}
+
+
+def run_bare(folder: Path, images: Path, texts: Path, url: str) -> dict[str, float]:
+    import httpx
+    import numpy as np
+    import orjson
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        from pybase64 import b64decode, b64encode
+    except ImportError:
+        from base64 import b64decode, b64encode
+
+    paths = sorted(glob.glob(f"{images}/**/*.jpg", recursive=True))
+    with texts.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    batches: list[list[tuple[str, str]]] = [[]]
+    size = 0
+    for path in paths:
+        length = os.path.getsize(path) * 4 // 3 + 64
+        if size + length > BATCH_BYTES or len(batches[-1]) == BATCH_ITEMS:
+            batches.append([])
+            size = 0
+        batches[-1].append(("image", path))
+        size += length
+    for start in range(0, len(rows), BATCH_ITEMS):
+        batches.append([("text", row["text"]) for row in rows[start : start + BATCH_ITEMS]])
+    schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), 4000))])
+    left = iter(batches)
+
+    async def work(client: httpx.AsyncClient, writer: pq.ParquetWriter) -> None:
+        for batch in left:
+            items = [
+                value if kind == "text" else {"type": "image", "image": b64encode(Path(value).read_bytes()).decode()}
+                for kind, value in batch
+            ]
+            body = orjson.dumps({"model": "epithre-embed", "input": items, "encoding_format": "base64"})
+            answer = orjson.loads((await client.post("/embeddings", content=body)).content)
+            vectors = np.stack([np.frombuffer(b64decode(d["embedding"]), "<f4") for d in answer["data"]])
+            column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 4000)
+            writer.write_table(pa.table([pa.array([v for _, v in batch]), column], schema=schema))
+
+    async def main() -> None:
+        headers = {"authorization": f"Bearer {os.environ['BENCH_KEY']}", "content-type": "application/json"}
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120) as client:
+            with pq.ParquetWriter(folder / "bare.parquet", schema, compression="none", use_dictionary=False) as writer:
+                await asyncio.gather(*(work(client, writer) for _ in range(CONCURRENCY)))
+
+    asyncio.run(main())
+    return {"assets": len(paths) + len(rows)}
+
+
+def run_guide(folder: Path, images: Path, texts: Path, url: str, sample: int = 400) -> dict[str, float]:
+    import numpy as np
+    from openai import OpenAI
+
+    client = OpenAI(base_url=url, api_key=os.environ["BENCH_KEY"])
+    catalog_vecs = []
+    for path in sorted(glob.glob(f"{images}/**/*.jpg", recursive=True))[:sample]:
+        with open(path, "rb") as file:
+            b64 = base64.b64encode(file.read()).decode()
+        r = client.embeddings.create(model="epithre-embed", input=[{"type": "image", "image": b64}])  # type: ignore
+        catalog_vecs.append((path, np.array(r.data[0].embedding)))
+    return {"assets": len(catalog_vecs)}
+
+
+_SUBJECTS = {"job": run_job, "bare": run_bare, "guide": run_guide}
+
+
+def measure(subject: str, images: Path, texts: Path) -> dict[str, float]:
+    """Runs a subject in a process of its own; its figures, wall seconds and peak memory."""
+    from epithre_beam.transforms.epithre.emulator import EmulatorSettings, start_emulator_process
+
+    with (
+        tempfile.TemporaryDirectory(dir=images.parent) as folder,
+        start_emulator_process(EmulatorSettings()) as emulator,
+    ):
+        command = [sys.executable, __file__, "--subject", subject, "--folder", folder]
+        command += ["--images-at", str(images), "--texts-at", str(texts), "--url", emulator.base_url]
+        environment = {**os.environ, "BENCH_KEY": emulator.api_key}
+        found = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
+    print(f"{subject:6s} {json.dumps(figures)}", flush=True)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--texts", type=int, default=20_000)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--subject", choices=_SUBJECTS)
+    parser.add_argument("--images-at", type=Path)
+    parser.add_argument("--texts-at", type=Path)
+    parser.add_argument("--url")
+    options = parser.parse_args()
+    if options.subject:
+        started = time.monotonic()
+        figures = _SUBJECTS[options.subject](options.folder, options.images_at, options.texts_at, options.url)
+        figures["wall_s"] = round(time.monotonic() - started, 2)
+        figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(json.dumps(figures))
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        places = {}
+        for label, share in (("quarter", 4), ("full", 1)):
+            images, texts = folder / f"images-{label}", folder / f"texts-{label}.csv"
+            write_images(images, options.images // share)
+            write_texts(texts, options.texts // share)
+            places[label] = (images, texts)
+        quarter = measure("job", *places["quarter"])
+        bare = measure("bare", *places["full"])
+        job = measure("job", *places["full"])
+        guide = measure("guide", *places["full"])
+    print(f"time, job / bare loop:                    {job['wall_s'] / bare['wall_s']:.2f}   (at most 2.5)")
+    speed = (job["assets"] / job["wall_s"]) / (guide["assets"] / guide["wall_s"])
+    print(f"assets a second, job / guide's loop:      {speed:.1f}   (at least 10)")
+    print(f"peak memory, MB:                          {job['peak_mb']}   (under 800)")
+    print(f"peak memory, full / quarter of the assets: {job['peak_mb'] / quarter['peak_mb']:.2f}   (flat)")
+
+
+if __name__ == "__main__":
+    main()
