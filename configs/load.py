@@ -14,6 +14,11 @@ from .schema import RunConfig
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _SECRET_NAME = re.compile(r"(?i)(api_?key|secret|token\b|password|credential)")
+_SECRET_SHAPE = re.compile(
+    r"(?<=://)[^/\s'\"]+(?=@)"  # a URL's user and password
+    r"|(?<=\?)[^\s'\",]+"  # its query
+    r"|(?=[\w+-]*[0-9])(?=[\w+-]*[A-Za-z])[\w+-]{16,}"  # letters and digits in one long run
+)
 
 
 class ConfigError(Exception):
@@ -42,16 +47,22 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), environ: Mappin
         raise ConfigError(f"The config {str(path)!r} must be UTF-8 text: {error.reason}.") from error
     try:
         raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader that also refuses duplicate keys
+    except (ValueError, RecursionError) as error:  # a date such as 2024-13-45, a number of 5000 digits
+        raise ConfigError(f"{path}: this is not valid YAML: {error}.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it does not parse"
-        raise ConfigError(f"{path}{place}: this is not valid YAML: {problem}.") from error
+        # Not `from error`: YAML's own error quotes the line, and with it whatever was pasted there.
+        raise ConfigError(f"{path}{place}: this is not valid YAML: {problem}.") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a config must be a mapping of keys such as `catalog` and `sources`.")
     for override in overrides:
         _set(raw, override)
-    raw = _expand(raw, "", os.environ if environ is None else environ)
+    try:
+        raw = _expand(raw, "", os.environ if environ is None else environ)
+    except RecursionError as error:
+        raise ConfigError(f"{path}: an alias (`*name`) must not contain itself.") from error
     config = parse_config(raw)
     return _anchor(config, path.parent)
 
@@ -65,8 +76,8 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        sentences = dict.fromkeys(_sentence(e) for e in error.errors() if not _is_echo(e))
-        raise ConfigError("\n".join(sentences)) from error
+        sentences = dict.fromkeys(_masked(_sentence(e)) for e in error.errors() if not _is_echo(e))
+        raise ConfigError("\n".join(sentences)) from None  # pydantic's own error repeats every value
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -75,6 +86,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults`, which the parent resolves
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str):
                 if key in seen:
@@ -88,7 +101,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _set(raw: dict[str, Any], override: str) -> None:
     name, sign, value = override.partition("=")
     if not sign or not name:
-        raise ConfigError(f"--set takes KEY.PATH=VALUE, such as embed.batch_items=32, got {override!r}.")
+        raise ConfigError(
+            f"--set takes KEY.PATH=VALUE, such as embed.batch_items=32, got {_shown(override, override)}."
+        )
     here: Any = raw
     *parents, last = name.split(".")
     for depth, part in enumerate(parents):
@@ -100,8 +115,8 @@ def _set(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {name}: there is no {'.'.join(parents[: depth + 1])!r} to set into.")
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {name}: the value {value!r} is not valid YAML.") from error
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(f"--set {name}: the value must be YAML, got {_shown(name, value)}.") from None
     if isinstance(here, list) and last.isdigit() and int(last) < len(here):
         here[int(last)] = parsed
     elif isinstance(here, dict):
@@ -131,7 +146,12 @@ def _expand(value: Any, place: str, environ: Mapping[str, str]) -> Any:
         return str(default)
 
     expanded = _VARIABLE.sub(look_up, value)
-    return yaml.safe_load(expanded) if _VARIABLE.fullmatch(value) and expanded else expanded
+    if not expanded or not _VARIABLE.fullmatch(value):
+        return expanded
+    try:
+        return yaml.safe_load(expanded)
+    except (yaml.YAMLError, ValueError):  # such as *.jpg, which YAML takes for an alias
+        return expanded
 
 
 def _anchor(config: RunConfig, folder: Path) -> RunConfig:
@@ -170,8 +190,13 @@ def _shown(place: str, value: Any) -> str:
         return "a value that is not shown"
     if isinstance(value, (dict, list)):
         return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)}"
-    text = repr(value)
+    text = _masked(repr(value))
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _masked(text: str) -> str:
+    """A key is pasted into the wrong place sooner or later, and an error ends in a log: what looks like one goes."""
+    return _SECRET_SHAPE.sub("***", text)
 
 
 def _is_echo(error: Any) -> bool:
@@ -188,6 +213,8 @@ def _sentence(error: Any) -> str:
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}."
         return f"{place} is not a known key: {hint}"
+    if kind in {"model_type", "dict_type"}:
+        return f"{place} must be a mapping of keys{got}."
     if kind == "missing":
         return f"{place} is missing and must be given."
     if kind in {"greater_than_equal", "less_than_equal", "greater_than", "less_than"}:

@@ -6,6 +6,7 @@ nowhere. Each default was chosen to be safe on any server rather than fast on on
 
 import ipaddress
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -43,6 +44,25 @@ def is_loopback(url: str) -> bool:
         return False
 
 
+def _check_location(url: str) -> str:
+    if re.search(r"://[^/@]*:[^/@]*@", url):
+        raise ValueError("must not carry a password: a config travels into the pipeline's graph and the manifest")
+    return url
+
+
+def _names(options: Any) -> Iterator[str]:
+    """The keys of a mapping and of all that it holds."""
+    if isinstance(options, dict):
+        for name, value in options.items():
+            yield str(name)
+            yield from _names(value)
+    elif isinstance(options, (list, tuple)):
+        for value in options:
+            yield from _names(value)
+
+
+Location = Annotated[str, Field(min_length=1), AfterValidator(_check_location)]
+"""A path or an fsspec URL."""
 PositiveInt = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -57,12 +77,12 @@ class SourceConfig(Section):
     """Where assets of one kind come from: files matched by a pattern, or the rows of a table."""
 
     kind: AssetKind
-    files: str | None = Field(
+    files: Location | None = Field(
         None,
         description="A glob, folder or file as a path or fsspec URL. One asset a file; its id is the path below "
         "the fixed part of the pattern. Suffixes match in either case; hidden files are passed over.",
     )
-    table: str | None = Field(None, description="A csv, jsonl or parquet table: one file or a glob of files.")
+    table: Location | None = Field(None, description="A csv, jsonl or parquet table: one file or a glob of files.")
     format: Literal["csv", "jsonl", "parquet"] | None = Field(
         None, description="The table's format; absent: by its suffix."
     )
@@ -70,7 +90,7 @@ class SourceConfig(Section):
     text: str | None = Field(None, description="Table of texts: the column with the text.")
     uri: str | None = Field(None, description="Table of images: the column with the picture's path or URL.")
     bytes: str | None = Field(None, description="Table of images (parquet): the column with the picture's bytes.")
-    within: tuple[str, ...] = Field(
+    within: tuple[Location, ...] = Field(
         (),
         description="Folders that `uri` may point into; absent: the table's own folder. Relative URIs start there.",
     )
@@ -83,7 +103,7 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "SourceConfig":
-        for name in self.storage_options:
+        for name in _names(self.storage_options):
             if re.search(r"(?i)key|secret|token|password|credential", name):
                 raise ValueError(
                     f"has storage_options.{name}, which looks like a credential: a config travels into the pipeline's "
@@ -208,7 +228,7 @@ class GuardConfig(Section):
 class RunConfig(Section):
     """One job: sources in, a catalog out."""
 
-    catalog: Annotated[str, Field(min_length=1)] = Field(description="A path or an fsspec URL.")
+    catalog: Location = Field(description="A path or an fsspec URL.")
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
     embed: EmbedConfig = EmbedConfig()
     prepare: PrepareConfig = PrepareConfig()

@@ -1,0 +1,498 @@
+"""A config is read whole or refused in sentences that say where, what and what to do."""
+
+import os
+import random
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from epithre_beam.configs import ConfigError, RunConfig, load_config
+from epithre_beam.configs.load import parse_config
+
+IMAGES = {"kind": "image", "files": "pictures/*.jpg"}
+TEXTS = {"kind": "text", "table": "captions.csv", "id": "sku", "text": "caption"}
+SMALL = {"catalog": "catalog", "sources": [IMAGES]}
+SECRET = "sk-Zk93hfU2mQp8Lw7XcVb1"
+SECTIONS = ("embed", "prepare", "index", "guards")
+
+
+def load(
+    folder: Path, raw: Any, overrides: tuple[str, ...] = (), environ: Mapping[str, str] | None = None
+) -> RunConfig:
+    """Reads `raw`, which is YAML text or plain data, as a file in `folder`."""
+    path = folder / "job.yaml"
+    path.write_text(raw if isinstance(raw, str) else yaml.safe_dump(raw), "utf-8")
+    return load_config(path, overrides, environ)
+
+
+def refusal(raw: Mapping[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw)
+    return str(caught.value)
+
+
+def with_embed(**settings: Any) -> dict[str, Any]:
+    return {**SMALL, "embed": settings}
+
+
+def with_source(**changes: Any) -> dict[str, Any]:
+    return {**SMALL, "sources": [{**IMAGES, **changes}]}
+
+
+def bounds() -> Iterator[tuple[str, str, str, float]]:
+    """(section, key, JSON Schema's word for the bound, bound) of every number in the schema."""
+    schema = RunConfig.model_json_schema()
+    for section in SECTIONS:
+        definition = schema["$defs"][schema["properties"][section]["$ref"].rsplit("/", 1)[-1]]
+        for key, rule in definition["properties"].items():
+            for form in (rule, *rule.get("anyOf", ())):
+                for word in ("minimum", "maximum", "exclusiveMinimum"):
+                    if word in form:
+                        yield section, key, word, form[word]
+
+
+BOUNDS = list(bounds())
+
+
+# ---------------------------------------------------------------------------------------------------- what is wrong
+
+
+@pytest.mark.parametrize("section", ["", "sources", *SECTIONS])
+def test_a_misspelt_key_is_refused_and_the_right_one_suggested(section: str) -> None:
+    rng = random.Random(section)
+    annotation = RunConfig if not section else RunConfig.model_fields[section].annotation
+    model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else annotation.__args__[0]
+    names = [name for name in model.model_fields if len(name) >= 5]
+    assert names
+    for name in names:
+        at = rng.randrange(1, len(name) - 1)
+        for wrong in (name[:at] + name[at + 1 :], name[:at] + name[at] + name[at:], name + "s"):
+            if section == "sources":
+                raw, place = with_source(**{wrong: 1}), f"sources[0].{wrong}"
+            elif section:
+                raw, place = {**SMALL, section: {wrong: 1}}, f"{section}.{wrong}"
+            else:
+                raw, place = {**SMALL, wrong: 1}, wrong
+            assert f"{place} is not a known key: did you mean {name!r}?" in refusal(raw)
+
+
+def test_a_key_like_no_other_is_answered_with_the_known_ones() -> None:
+    message = refusal({**SMALL, "guards": {"zzz": 1}})
+    assert message == "guards.zzz is not a known key: known here: max_dead_share."
+
+
+def test_the_schema_has_bounds_to_test() -> None:
+    assert len(BOUNDS) > 25
+
+
+@pytest.mark.parametrize(("section", "key", "word", "bound"), BOUNDS, ids=lambda value: str(value))
+def test_a_number_outside_its_bounds_is_refused_with_path_rule_and_value(
+    section: str, key: str, word: str, bound: float
+) -> None:
+    phrase, wrong = {
+        "minimum": ("at least", bound - 1),
+        "maximum": ("at most", bound + 1),
+        "exclusiveMinimum": ("greater than", bound),
+    }[word]
+    message = refusal({**SMALL, section: {key: wrong}})
+    assert message.startswith(f"{section}.{key} must be {phrase} {bound:g}, got ")
+    assert float(message.rpartition("got ")[2].rstrip(".")) == wrong
+    inside = bound if word != "exclusiveMinimum" else bound + 0.5
+    assert getattr(getattr(parse_config({**SMALL, section: {key: inside}}), section), key) == inside
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        ({"sources": [IMAGES]}, "catalog is missing and must be given."),
+        ({"catalog": "c"}, "sources is missing and must be given."),
+        ({"catalog": "c", "sources": []}, "sources must have at least 1 entry, got a list of 0."),
+        ({"catalog": "", "sources": [IMAGES]}, "catalog must have at least 1 character, got ''."),
+        (with_source(kind="imgae"), "sources[0].kind must be 'image' or 'text', got 'imgae'. Did you mean 'image'?"),
+        (with_source(files=""), "sources[0].files must have at least 1 character, got ''."),
+        (with_source(table="t.csv"), "sources[0] must name exactly one of `files` and `table`."),
+        (with_source(files=None), "sources[0] must name exactly one of `files` and `table`."),
+        (with_source(id="sku"), "sources[0] has `id`, which belongs to a `table`, not to `files`."),
+        (with_source(metadata={"a": "int"}), "sources[0] has `metadata`, which belongs to a `table`, not to `files`."),
+        (with_source(files=None, table="t.csv"), "sources[0] has a `table` and must name its `id` column."),
+        (
+            with_source(files=None, table="t.csv", id="sku", uri="u", bytes="b"),
+            "sources[0] is a table of images and must name exactly one of its `uri` and `bytes` columns.",
+        ),
+        (
+            {**SMALL, "sources": [IMAGES, {**TEXTS, "text": None}]},
+            "sources[1] is a table of texts and must name its `text` column (and neither `uri` nor `bytes`).",
+        ),
+        (
+            {**SMALL, "sources": [{**TEXTS, "metadata": {"lang": "strng"}}]},
+            "sources[0].metadata.lang must be 'string', 'int', 'double', 'bool', 'date' or 'timestamp', got 'strng'.",
+        ),
+        (
+            {**SMALL, "sources": [{**TEXTS, "metadata": {"a": "int"}}, {**TEXTS, "metadata": {"a": "double"}}]},
+            "the config has metadata column 'a' as int in one source and as double in another; they must agree.",
+        ),
+        (
+            {**SMALL, "prepare": {"send_formats": ["webp"]}},
+            "prepare must have jpeg or png among `send_formats`, so that others can be re-encoded.",
+        ),
+        (
+            with_embed(base_url="ftp://host/v1"),
+            "embed.base_url must be an http(s) URL or the word `emulator`, got 'ftp",
+        ),
+        ({**SMALL, "embed": "fast"}, "embed must be a mapping of keys, got 'fast'."),
+        ({**SMALL, "embed": None}, "embed must be a mapping of keys, got None."),
+        (with_embed(timeout_s=float("nan")), "embed.timeout_s must be a finite number, got nan."),
+        (
+            with_embed(batch_items=1.5),
+            "embed.batch_items must be a valid integer, got a number with a fractional part,",
+        ),
+    ],
+    ids=lambda value: value[:50] if isinstance(value, str) else "",
+)
+def test_each_rule_says_path_rule_and_value(raw: dict[str, Any], sentence: str) -> None:
+    assert refusal(raw).startswith(sentence)
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    message = refusal({**SMALL, "embed": {"batch_items": 0, "timout_s": 3}, "index": {"target_recall": 2}})
+    assert message.splitlines() == [
+        "embed.batch_items must be at least 1, got 0.",
+        "embed.timout_s is not a known key: did you mean 'timeout_s'?",
+        "index.target_recall must be at most 1, got 2.",
+    ]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+PLACES = [(key,) for key in RunConfig.model_fields]
+PLACES += [(section, key) for section in SECTIONS for key in RunConfig.model_fields[section].annotation.model_fields]
+
+
+@settings(max_examples=300, deadline=None)
+@given(place=st.sampled_from(PLACES), value=VALUES)
+def test_any_value_anywhere_gives_a_config_or_a_config_error(place: tuple[str, ...], value: Any) -> None:
+    raw: dict[str, Any] = {**SMALL}
+    if len(place) == 1:
+        raw[place[0]] = value
+    else:
+        raw[place[0]] = {place[1]: value}
+    try:
+        config = parse_config(raw)
+        assert isinstance(config, RunConfig)
+    except ConfigError as error:
+        refused = error
+    else:
+        return
+    assert str(refused).endswith((".", "?"))
+
+
+# ---------------------------------------------------------------------------------------------------- YAML
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("catalog: a\nsources: [", "line 2: this is not valid YAML"),
+        ("catalog: a\ncatalog: b\n", "line 2: this is not valid YAML: the key 'catalog' stands twice"),
+        ("catalog: a\nembed:\n  model: x\n  readers: 3\n  model: y\n", "line 5: .* the key 'model' stands twice"),
+        ("- a\n- b\n", "a config must be a mapping of keys"),
+        ("", "a config must be a mapping of keys"),
+        ("catalog: 2024-13-45\n", "this is not valid YAML: month must be in 1..12"),
+        ("catalog: \x00\n", "this is not valid YAML"),
+        ("catalog: !!python/object/apply:os.getcwd []\n", "this is not valid YAML"),
+        ("catalog: &a [*a]\n", r"an alias \(`\*name`\) must not contain itself"),
+        ("catalog: " + "[" * 5000, "this is not valid YAML"),
+    ],
+    ids=["open", "twice", "twice-below", "list", "empty", "date", "nul", "python", "cycle", "deep"],
+)
+def test_what_is_not_plain_yaml_is_a_config_error_with_its_file(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as caught:
+        load(tmp_path, text)
+    assert str(caught.value).startswith(str(tmp_path / "job.yaml"))
+
+
+def test_a_file_that_is_absent_a_folder_or_not_utf8_is_a_config_error_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes("catalog: é\n".encode("latin-1"))
+    for name in ("absent.yaml", ".", "latin.yaml"):
+        with pytest.raises(ConfigError, match=re.escape(repr(str(tmp_path / name)))):
+            load_config(tmp_path / name)
+
+
+def test_anchors_and_merge_keys_are_yaml_too(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        "catalog: c\nsources:\n- &one {kind: image, files: /a/*.jpg}\n- {<<: *one, files: /b/*.jpg}\n",
+    )
+    assert [(source.kind, source.files) for source in config.sources] == [("image", "/a/*.jpg"), ("image", "/b/*.jpg")]
+
+
+# ---------------------------------------------------------------------------------------------------- secrets
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    place=st.sampled_from([*PLACES, ("embed", "api_key"), ("embed", SECRET), (SECRET,), ("sources", "0")]),
+    form=st.sampled_from(["{}", "Bearer {}", "https://user:{}@host/v1", "https://host/v1?key={}", "http://host/{}"]),
+    wrap=st.sampled_from(["plain", "list", "mapping"]),
+)
+def test_a_secret_pasted_into_the_wrong_place_never_appears_in_the_error(
+    place: tuple[str, ...], form: str, wrap: str
+) -> None:
+    value: Any = form.format(SECRET)
+    value = {"plain": value, "list": [value], "mapping": {value: value}}[wrap]
+    raw: dict[str, Any] = {**SMALL, place[0]: value if len(place) == 1 else {place[1]: value}}
+    try:
+        parse_config(raw)
+    except ConfigError as error:
+        refused = error
+    else:
+        return
+    assert SECRET not in "".join(traceback.format_exception(refused))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"embed.api_key={SECRET}",
+        f"embed.api_key_env={SECRET}",
+        f"embed.api_key_env=[{SECRET}",
+        f"embed.api_key_env:{SECRET}",
+        f"embed.base_url=https://x:{SECRET}@host/v1",
+        f"embed.batch_items={SECRET}",
+        SECRET,
+    ],
+)
+def test_a_secret_given_with_set_never_appears_in_the_error(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, SMALL, (override,))
+    assert SECRET not in str(caught.value)
+
+
+def test_a_secret_that_a_variable_brings_never_appears_in_the_error(tmp_path: Path) -> None:
+    for key in ("api_key_env", "base_url", "batch_items", "api_key"):
+        with pytest.raises(ConfigError) as caught:
+            load(tmp_path, with_embed(**{key: "${EPITHRE_KEY}"}), environ={"EPITHRE_KEY": SECRET})
+        assert SECRET not in str(caught.value)
+
+
+def test_a_secret_on_a_line_that_is_not_yaml_never_appears_in_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, f"embed: {{api_key: {SECRET}, [}}")
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key": SECRET},
+        {"secret": SECRET},
+        {"token": SECRET},
+        {"account_key": SECRET},
+        {"password": SECRET},
+        {"client_kwargs": {"aws_secret_access_key": SECRET}},
+        {"config_kwargs": [{"session_token": SECRET}]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_credentials_in_storage_options_are_refused_however_deep(options: dict[str, Any]) -> None:
+    message = refusal(with_source(storage_options=options))
+    assert "looks like a credential" in message
+    assert SECRET not in message
+
+
+def test_other_storage_options_are_kept() -> None:
+    options = {"anon": True, "client_kwargs": {"endpoint_url": "http://localhost:9000"}}
+    assert parse_config(with_source(storage_options=options)).sources[0].storage_options == options
+
+
+@pytest.mark.parametrize("key", ["catalog", "files", "table"])
+def test_a_location_with_a_password_is_refused(key: str) -> None:
+    url = f"ftp://me:{SECRET}@host/folder"
+    raw = {**SMALL, "catalog": url} if key == "catalog" else with_source(**{key: url})
+    message = refusal(raw)
+    assert f"{key} must not carry a password" in message
+    assert SECRET not in message
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://10.0.0.1/v1", "http://api.epithre.com/v1", "http://localhost.evil.example/v1", "HTTP://host/v1"],
+)
+def test_plain_http_to_another_machine_needs_leave(url: str) -> None:
+    assert "would send the key in clear text" in refusal(with_embed(base_url=url))
+    assert parse_config(with_embed(base_url=url, allow_plain_http=True)).embed.base_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://localhost:8080/v1", "http://127.0.0.1/v1", "http://127.8.9.1/v1", "http://[::1]:9/v1", "https://any/v1"],
+)
+def test_plain_http_to_this_machine_and_https_need_none(url: str) -> None:
+    assert parse_config(with_embed(base_url=url + "/")).embed.base_url == url
+
+
+def test_a_loopback_name_as_the_user_of_another_host_is_refused() -> None:
+    assert "must not carry a user" in refusal(with_embed(base_url="http://127.0.0.1@evil.example/v1"))
+
+
+# ---------------------------------------------------------------------------------------------------- variables
+
+
+def test_a_variable_alone_is_read_as_yaml_and_within_a_string_as_text(tmp_path: Path) -> None:
+    raw = {**with_embed(batch_items="${N}", model="m-${N}", allow_plain_http="${YES}"), "prepare": {"formats": "${F}"}}
+    config = load(tmp_path, raw, environ={"N": "7", "YES": "true", "F": "[png, jpeg]"})
+    assert (config.embed.batch_items, config.embed.model, config.embed.allow_plain_http) == (7, "m-7", True)
+    assert config.prepare.formats == ("png", "jpeg")
+
+
+def test_a_default_stands_in_only_where_the_variable_is_absent(tmp_path: Path) -> None:
+    raw = with_embed(model="${M:-plain}", batch_items="${N:-9}")
+    assert load(tmp_path, raw, environ={}).embed.model == "plain"
+    assert load(tmp_path, raw, environ={}).embed.batch_items == 9
+    assert load(tmp_path, raw, environ={"M": "fine", "N": "2"}).embed.model == "fine"
+
+
+@pytest.mark.parametrize("value", ["*.jpg", "[half", "%x", "2024-13-45", "@home", "a: b: c"])
+def test_a_variable_that_is_not_yaml_is_a_string(tmp_path: Path, value: str) -> None:
+    assert load(tmp_path, with_embed(model="${M}"), environ={"M": value}).embed.model == value
+
+
+def test_an_absent_variable_is_told_with_its_place_and_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^sources\[0\]\.files names the environment variable NOWHERE, which is not"):
+        load(tmp_path, with_source(files="${NOWHERE}/*.jpg"), environ={})
+
+
+def test_variables_come_from_the_process_unless_others_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EPITHRE_TEST_MODEL", "from-the-process")
+    raw = with_embed(model="${EPITHRE_TEST_MODEL:-default}")
+    assert load(tmp_path, raw).embed.model == "from-the-process"
+    assert load(tmp_path, raw, environ={}).embed.model == "default"
+
+
+# ---------------------------------------------------------------------------------------------------- --set
+
+
+def leaves(config: RunConfig) -> list[tuple[str, str, Any]]:
+    return [
+        (section, key, value)
+        for section in SECTIONS
+        for key, value in getattr(config, section)
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
+
+
+def test_set_gives_the_same_config_as_the_file(tmp_path: Path) -> None:
+    """For every number in the schema."""
+    for section, key, value in leaves(parse_config(SMALL)):
+        changed = value + 1 if isinstance(value, int) else value / 2
+        by_file = load(tmp_path, {**SMALL, section: {key: changed}})
+        assert load(tmp_path, SMALL, (f"{section}.{key}={changed}",)) == by_file
+        assert getattr(getattr(by_file, section), key) == changed
+
+
+def test_set_reaches_entries_of_lists_and_the_last_one_wins(tmp_path: Path) -> None:
+    overrides = ("sources.0.files=/a/*.png", "catalog=/one", "catalog=/two", "prepare.formats=[png]", "runner=x=y")
+    config = load(tmp_path, SMALL, overrides)
+    assert (config.sources[0].files, config.catalog, config.runner) == ("/a/*.png", "/two", "x=y")
+    assert config.prepare.formats == ("png",)
+
+
+def test_set_may_name_a_variable(tmp_path: Path) -> None:
+    assert load(tmp_path, SMALL, ("embed.batch_items=${N}",), {"N": "5"}).embed.batch_items == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("embed", "--set takes KEY.PATH=VALUE, such as embed.batch_items=32, got 'embed'."),
+        ("=3", "--set takes KEY.PATH=VALUE, such as embed.batch_items=32, got '=3'."),
+        ("sources.7.files=x", "--set sources.7.files: there is no 'sources.7' to set into."),
+        ("sources.one.files=x", "--set sources.one.files: there is no 'sources.one' to set into."),
+        ("sources.1=x", "--set sources.1: there is no such place in the config."),
+        ("catalog.deep=1", "--set catalog.deep: there is no such place in the config."),
+        ("embed.model=[", "--set embed.model: the value must be YAML, got '['."),
+        ("embed.model=2024-13-45", "--set embed.model: the value must be YAML, got '2024-13-45'."),
+        ("embed.modle=x", "embed.modle is not a known key: did you mean 'model'?"),
+    ],
+)
+def test_a_set_that_cannot_be_is_refused_in_a_sentence(tmp_path: Path, override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, SMALL, (override,))
+    assert str(caught.value) == sentence
+
+
+# ---------------------------------------------------------------------------------------------------- places
+
+
+def test_relative_paths_start_at_the_configs_folder_whoever_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tmp_path / "jobs" / "job.yaml"
+    job.parent.mkdir()
+    source = {"kind": "image", "table": "../t.csv", "id": "a", "uri": "b", "within": ["in", "/abs", "s3://b/in"]}
+    job.write_text(yaml.safe_dump({"catalog": "./out/../catalog", "sources": [IMAGES, source]}))
+    seen = []
+    for folder, name in ((tmp_path, "jobs/job.yaml"), (job.parent, "job.yaml"), (Path("/"), str(job))):
+        monkeypatch.chdir(folder)
+        seen.append(load_config(name))
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0].catalog == str(tmp_path / "jobs" / "catalog")
+    assert seen[0].sources[0].files == str(tmp_path / "jobs" / "pictures" / "*.jpg")
+    assert seen[0].sources[1].table == str(tmp_path / "t.csv")
+    assert seen[0].sources[1].within == (str(tmp_path / "jobs" / "in"), "/abs", "s3://b/in")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x", "memory://x", "/absolute/x", "simplecache::s3://b/x"])
+def test_urls_and_absolute_paths_stay_as_they_are(tmp_path: Path, url: str) -> None:
+    config = load(tmp_path, {"catalog": url, "sources": [{"kind": "image", "files": url}]})
+    assert (config.catalog, config.sources[0].files) == (url, url)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(tmp_path, {**SMALL, "catalog": "~/c"}).catalog == str(tmp_path / "c")
+
+
+# ---------------------------------------------------------------------------------------------------- the config
+
+
+def test_no_field_of_a_config_can_be_changed() -> None:
+    config = parse_config(SMALL)
+    for section in (config, config.embed, config.prepare, config.index, config.guards, config.sources[0]):
+        for name in type(section).model_fields:
+            with pytest.raises(ValidationError, match="frozen"):
+                setattr(section, name, getattr(section, name))
+
+
+def test_a_config_survives_being_written_down_and_read_again() -> None:
+    table = {**TEXTS, "metadata": {"price": "double", "lang": "string"}}
+    config = parse_config({**SMALL, "sources": [IMAGES, table], "embed": {"requests_per_minute": 60}})
+    assert parse_config(config.model_dump(mode="json")) == config
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_metadata_types_are_those_of_all_sources_in_alphabetical_order() -> None:
+    one = {**TEXTS, "metadata": {"price": "double", "lang": "string"}}
+    other = {**TEXTS, "metadata": {"lang": "string", "day": "date"}}
+    for sources in ([one, other], [other, one]):
+        types = parse_config({**SMALL, "sources": sources}).metadata_types
+        assert list(types.items()) == [("day", "date"), ("lang", "string"), ("price", "double")]
+
+
+def test_reading_a_config_leaves_the_process_as_it_was(tmp_path: Path) -> None:
+    before = (dict(os.environ), Path.cwd(), sorted(tmp_path.iterdir()))
+    load(tmp_path, SMALL, ("embed.batch_items=3",), {"A": "b"})
+    assert (dict(os.environ), Path.cwd(), sorted(p for p in tmp_path.iterdir() if p.name != "job.yaml")) == before
