@@ -20,6 +20,7 @@ from .units import UnitRecord, parquet_writer
 
 _QUERY_ROW_GROUPS = 32
 _TIE_CANDIDATES = 100
+_SCORE_TOLERANCE = 2e-4  # of a score from fp16 codes
 _ASSETS_BATCH_ROWS = 16_384
 
 
@@ -140,7 +141,8 @@ class _Truth:
         """The share of the exact k best that the index returned, equal scores being equally right.
 
         Equal scores are common: a catalog may hold a thousand copies of one placeholder picture. A row counts when
-        its exact score is not below the k-th; rows beyond the kept candidates are judged by the index's own score.
+        its exact score is not below the k-th. A row that is not among the kept candidates is worse than all of them,
+        and wrong; only where they all tie with the k-th may it be as good, and is judged by the index's own score.
         """
         hits = possible = 0
         for q in range(len(self.queries.rows)):
@@ -149,12 +151,16 @@ class _Truth:
             if not ranked:
                 continue
             bar = ranked[-1]
+            crowded = len(exact) >= self.keep - 1 and min(exact.values()) >= bar - _SCORE_TOLERANCE
             own = int(self.queries.rows[q]) if same_kind else -1
             returned = [
                 (int(r), float(s)) for r, s in zip(found[q], found_scores[q], strict=True) if r not in (-1, own)
             ]
             possible += len(ranked)
-            hits += sum(exact[r] >= bar - 1e-6 if r in exact else s >= bar - 2e-4 for r, s in returned[: len(ranked)])
+            hits += sum(
+                exact[r] >= bar - 1e-6 if r in exact else crowded and s >= bar - _SCORE_TOLERANCE
+                for r, s in returned[: len(ranked)]
+            )
         return hits / possible if possible else 1.0
 
     @property

@@ -116,7 +116,7 @@ class Catalog:
 
     def assets(self, kind: AssetKind) -> pa.Table:
         """The assets of a kind in the order of their rows: id, uri, text, metadata and so on, without vectors."""
-        return self._indexes[kind].assets
+        return self._chosen(kind)[kind].assets
 
     def search(
         self,

@@ -89,7 +89,11 @@ class Manifest(_Part):
         return orjson.dumps(self.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
 
     def file(self, name: str) -> FileEntry:
-        return next(entry for entry in self.files if entry.name == name)
+        """Raises CatalogError when the version has no such file."""
+        for entry in self.files:
+            if entry.name == name:
+                return entry
+        raise CatalogError(f"the manifest of version {self.version} lists no file {name!r}.")
 
 
 def read_latest(store: Store) -> tuple[bytes, str, str] | None:

@@ -6,6 +6,7 @@ files that appear at once or not at all, creation with one winner, and a compare
 
 import contextlib
 import hashlib
+import io
 import os
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import IO, Any
 import fsspec
 from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 
 class StoreError(Exception):
@@ -74,7 +76,7 @@ class Store:
             info = self.fs.info(self.path(name))
         except FileNotFoundError:
             return None
-        return int(info["size"])
+        return None if info["type"] == "directory" else int(info["size"])
 
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError when there is no such file."""
@@ -88,6 +90,11 @@ class Store:
     def open_write(self, name: str) -> Iterator["HashingWriter"]:
         """A file that exists whole after the block, or not at all when the block raises."""
         path = self.path(name)
+        if isinstance(self.fs, MemoryFileSystem):  # its files appear when they are opened
+            buffer = io.BytesIO()
+            yield HashingWriter(buffer)
+            self.fs.pipe_file(path, buffer.getvalue())
+            return
         if not self.is_local:
             handle = self.fs.open(path, "wb")
             try:
@@ -95,6 +102,7 @@ class Store:
             except BaseException:
                 with contextlib.suppress(Exception):
                     handle.discard()
+                handle.closed = True  # or its finaliser would upload what there is
                 raise
             handle.close()
             return

@@ -76,7 +76,8 @@ def check_conservation(
     Raises:
         CatalogError: When an asset was lost or doubled on the way; nothing may be published then.
     """
-    for kind, assets in planned.items():
+    for kind in sorted({*planned, *(record.kind for record in records), *(shard.kind for shard in shards)}):
+        assets = planned.get(kind, 0)
         units = [record for record in records if record.kind == kind]
         rows, dead = sum(u.rows for u in units), sum(u.dead for u in units)
         stored = sum(s.file.rows or 0 for s in shards if s.kind == kind)
@@ -98,12 +99,12 @@ def judge(
     reasons = []
     lost, total = sum(dead.values()), sum(assets.values())
     if guards.max_dead_share is None:
-        allowed = max(_DEFAULT_DEAD_SHARE * total, min(_DEAD_LET_THROUGH, total / 2))
+        too_many = lost > max(_DEFAULT_DEAD_SHARE * total, min(_DEAD_LET_THROUGH, total / 2))
         rule = f"{_DEFAULT_DEAD_SHARE:.0%}, or {_DEAD_LET_THROUGH} in a small set"
     else:
-        allowed = guards.max_dead_share * total
+        too_many = lost > 0 and lost / total > guards.max_dead_share  # the product would be off: 0.29 * 100 < 29
         rule = f"{guards.max_dead_share:.2%}"
-    if lost > allowed:
+    if too_many:
         reasons.append(
             f"guards.max_dead_share allows {rule}, and {lost} of {total} assets ({lost / total:.1%}) got no vector."
         )

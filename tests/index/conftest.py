@@ -1,0 +1,258 @@
+"""Small catalogs, written by our own code from seeded vectors, with what they must hold beside them."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+from epithre_beam.configs import GuardConfig
+from epithre_beam.index import DeadLetter, Manifest, Reason, Store, open_catalog
+from epithre_beam.index.build import ShardRecord, build_index, plan_shards, write_tables
+from epithre_beam.index.catalog import Catalog
+from epithre_beam.index.layout import asset_fields, metadata_type, vector_schema, vectors_name
+from epithre_beam.index.manifest import Counts, FileEntry, IndexEntry, publish, read_latest
+from epithre_beam.index.units import UnitRecord, read_unit, write_unit
+from epithre_beam.index.version import check_conservation, judge, write_dead_letters, write_manifest
+
+Floats = npt.NDArray[np.float32]
+
+VERSION = "000001-20250102T030405Z-abcdef"
+TYPES = {"lang": "string", "price": "double"}
+LANGUAGES = ("id", "en", None)
+
+
+def unit_vectors(rows: int, dimension: int, seed: int = 0) -> Floats:
+    """float32, (rows, dimension), unit norm."""
+    drawn = np.random.default_rng([seed, rows, dimension]).standard_normal((rows, dimension)).astype(np.float32)
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+def asset_rows(kind: str, start: int, rows: int) -> pa.Table:
+    """Assets numbered from `start`, in the columns that a unit file has."""
+    numbers = range(start, start + rows)
+    image = kind == "image"
+    columns = {
+        "asset_id": [f"{kind} {i:05d}" for i in numbers],
+        "kind": [kind] * rows,
+        "uri": [f"/pictures/{i}.jpg" if image else None for i in numbers],
+        "text": [None if image else f"caption {i} ✓" for i in numbers],
+        "content_sha256": [hashlib.sha256(f"{kind}{i}".encode()).hexdigest() for i in numbers],
+        "fingerprint": [f"etag-{i}" for i in numbers],
+        "media_type": ["image/jpeg" if image else "text/plain"] * rows,
+        "size_bytes": [1000 + i for i in numbers],
+        "width": [640 if image else None for _ in numbers],
+        "height": [480 if image else None for _ in numbers],
+        "prepared": ["as is"] * rows,
+    }
+    return pa.Table.from_pydict(columns, schema=pa.schema(asset_fields()))
+
+
+def metadata_of(table: pa.Table) -> pa.Array:
+    """The metadata of each asset, a function of its number."""
+    numbers = [int(name.split()[1]) for name in table.column("asset_id").to_pylist()]
+    values = [{"lang": LANGUAGES[i % 3], "price": None if i % 7 == 0 else i / 10} for i in numbers]
+    return pa.array(values, metadata_type(TYPES))
+
+
+def unit_of(kind: str, i: int) -> str:
+    """A unit's name: a hash, so that the order of names is not the order in which units are made."""
+    return hashlib.sha256(f"{kind}{i}".encode()).hexdigest()[:16]
+
+
+def write_units(store: Store, kind: str, vectors: Floats, rows_per_unit: int, *, dead: int = 0) -> list[UnitRecord]:
+    """Cuts `vectors` into unit files; the first of them has `dead` dead letters."""
+    records = []
+    for i, start in enumerate(range(0, len(vectors), rows_per_unit)):
+        part = vectors[start : start + rows_per_unit]
+        letters = [
+            DeadLetter(asset_id=f"{kind} lost {j}", kind=kind, uri=None, stage="read", reason=Reason.MISSING, detail="")
+            for j in range(dead if i == 0 else 0)
+        ]
+        unit = unit_of(kind, i)
+        write_unit(store, unit, asset_rows(kind, start, len(part)), part, letters, deduplicated=0)
+        records.append(
+            UnitRecord(
+                unit=unit,
+                kind=kind,
+                row_group=i,
+                rows=len(part),
+                dead=len(letters),
+                deduplicated=0,
+                reused=False,
+            )
+        )
+    return records
+
+
+def write_shards(store: Store, records: Sequence[UnitRecord], dimension: int, rows_per_file: int) -> list[ShardRecord]:
+    def tables(units: Sequence[UnitRecord]) -> Iterator[pa.Table]:
+        for record in units:
+            table = read_unit(store, record.unit)
+            yield table.append_column("metadata", metadata_of(table))
+
+    schema = vector_schema(dimension, TYPES)
+    shards = []
+    for task in plan_shards(records, rows_per_file):
+        name = vectors_name(VERSION, task.kind, task.shard, task.shards)
+        entry = write_tables(store, name, tables(task.units), schema)
+        shards.append(ShardRecord(kind=task.kind, shard=task.shard, file=entry))
+    return shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A catalog that was made, and the rows that it must hold, in their order."""
+
+    folder: Path
+    store: Store
+    manifest: Manifest
+    records: list[UnitRecord]
+    shards: list[ShardRecord]
+    vectors: dict[str, Floats] = field(default_factory=dict)
+    assets: dict[str, pa.Table] = field(default_factory=dict)
+
+    def open(self) -> Catalog:
+        return open_catalog(self.folder)
+
+    def index(self, kind: str) -> IndexEntry:
+        return next(entry for entry in self.manifest.indexes if entry.kind == kind)
+
+    def files(self) -> list[Path]:
+        """The files that opening reads."""
+        base = self.folder / "versions" / VERSION
+        entries = [base / name for index in self.manifest.indexes for name in (index.file, index.assets)]
+        return [self.folder / "LATEST.json", base / "manifest.json", *entries]
+
+
+def make(
+    folder: Path,
+    vectors: Mapping[str, Floats],
+    *,
+    rows_per_unit: int = 13,
+    rows_per_file: int = 30,
+    recall_k: int = 10,
+    recall_queries: int = 50,
+    dead: int = 0,
+) -> Made:
+    """Makes and publishes a catalog of the given vectors, by every step of a run but the reading and the asking."""
+    store = Store(str(folder))
+    dimension = next(iter(vectors.values())).shape[1]
+    records = [
+        record for kind, rows in vectors.items() for record in write_units(store, kind, rows, rows_per_unit, dead=dead)
+    ]
+    shards = write_shards(store, records, dimension, rows_per_file)
+    planned = {kind: len(rows) + dead for kind, rows in vectors.items()}
+    check_conservation(planned, records, shards)
+    entries: list[IndexEntry] = []
+    files: list[FileEntry] = [shard.file for shard in shards]
+    for kind in vectors:
+        entry, written = build_index(
+            store,
+            VERSION,
+            kind,
+            shards,
+            dimension=dimension,
+            recall_k=recall_k,
+            recall_queries=recall_queries,
+            seed=0,
+        )
+        entries.append(entry)
+        files += written
+    dead_file, _ = write_dead_letters(store, VERSION, records)
+    files += [] if dead_file is None else [dead_file]
+    lost = dict.fromkeys(vectors, dead)
+    manifest = write_manifest(
+        store,
+        VERSION,
+        previous=None,
+        software="tests",
+        model="a model",
+        model_fingerprint=None,
+        dimension=dimension,
+        metadata_types=TYPES,
+        counts=Counts(
+            assets=sum(planned.values()),
+            per_kind={kind: len(rows) for kind, rows in vectors.items()},
+            embedded=sum(len(rows) for rows in vectors.values()),
+            reused=0,
+            deduplicated=0,
+            dead=sum(lost.values()),
+        ),
+        files=files,
+        indexes=entries,
+        held_back=judge(planned, lost, entries, GuardConfig(), 0.9),
+        config={},
+        timings_s={},
+    )
+    latest = read_latest(store)
+    publish(store, manifest, None if latest is None else latest[0])
+    expected: dict[str, Floats] = {}
+    assets: dict[str, pa.Table] = {}
+    for kind, rows in vectors.items():
+        cuts = sorted(
+            (unit_of(kind, i), start, min(rows_per_unit, len(rows) - start))
+            for i, start in enumerate(range(0, len(rows), rows_per_unit))
+        )
+        expected[kind] = np.concatenate([rows[start : start + length] for _, start, length in cuts])
+        table = pa.concat_tables([asset_rows(kind, start, length) for _, start, length in cuts])
+        assets[kind] = table.append_column("metadata", metadata_of(table))
+    return Made(
+        folder=folder,
+        store=store,
+        manifest=manifest,
+        records=records,
+        shards=shards,
+        vectors=expected,
+        assets=assets,
+    )
+
+
+@pytest.fixture(scope="session")
+def make_catalog(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
+    """`make` in a folder of its own."""
+
+    def made(vectors: Mapping[str, Floats], **settings: int) -> Made:
+        return make(tmp_path_factory.mktemp("catalog") / "c", vectors, **settings)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def small(make_catalog: Callable[..., Made]) -> Made:
+    """61 pictures and 45 texts in 16 dimensions, in several units, files and row groups. Only for reading."""
+    return make_catalog({"image": unit_vectors(61, 16, 1), "text": unit_vectors(45, 16, 2)}, dead=2)
+
+
+@pytest.fixture
+def own_copy(make_catalog: Callable[..., Made]) -> Made:
+    """A catalog to be damaged."""
+    return make_catalog({"image": unit_vectors(20, 8, 1), "text": unit_vectors(9, 8, 2)}, dead=1)
+
+
+@pytest.fixture(scope="session")
+def draw_vectors() -> Callable[..., Floats]:
+    """`unit_vectors`."""
+    return unit_vectors
+
+
+@pytest.fixture(scope="session")
+def cut_units() -> Callable[..., list[UnitRecord]]:
+    """`write_units`."""
+    return write_units
+
+
+@pytest.fixture(scope="session")
+def lay_shards() -> Callable[..., list[ShardRecord]]:
+    """`write_shards`."""
+    return write_shards
+
+
+@pytest.fixture(scope="session")
+def draw_assets() -> Callable[..., pa.Table]:
+    """`asset_rows`."""
+    return asset_rows
