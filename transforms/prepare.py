@@ -7,16 +7,33 @@ before a pixel is decoded; what is too large is refused before memory is spent o
 import io
 import math
 import time
-import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from ..configs import PrepareConfig
 from ..index.layout import Reason
 
-_PILLOW = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}
-_NAMES = {pillow: name for name, pillow in _PILLOW.items()} | {"MPO": "jpeg"}
+# Called by name rather than through `Image.open`: its own cap on pixels is one for the whole process.
+_DECODERS: Mapping[str, Callable[[io.BytesIO, str], ImageFile.ImageFile]] = {
+    "jpeg": JpegImagePlugin.jpeg_factory,  # also MPO: what many phones write, a JPEG with a second picture behind it
+    "png": PngImagePlugin.PngImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+    "gif": GifImagePlugin.GifImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
+}
 _MAGIC = (
     (b"\xff\xd8\xff", "jpeg"),
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -24,10 +41,24 @@ _MAGIC = (
     (b"BM", "bmp"),
     (b"II*\x00", "tiff"),
     (b"MM\x00*", "tiff"),
+    (b"II+\x00", "tiff"),
+    (b"MM\x00+", "tiff"),
 )
 _ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+_LONGEST_JPEG_SIDE = 65_500
 _SHRINK = 0.8
-_TRAILER_BYTES = 4096
+_BLOCK_BYTES = 4096
+"""Read at once: a JPEG of many scans takes long over few bytes, and the time is only looked at between reads."""
 
 
 class Unpreparable(Exception):  # noqa: N818 - not an error of ours: it becomes a dead letter
@@ -59,15 +90,17 @@ def prepare_text(data: bytes | str, settings: PrepareConfig) -> str:
     Raises:
         Unpreparable: When it is no UTF-8, empty, or longer than the cap.
     """
-    if isinstance(data, bytes):
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise Unpreparable(
-                Reason.NOT_UTF8, f"a text must be UTF-8, got byte 0x{data[error.start]:02x} at {error.start}"
-            ) from None
-    else:
-        text = data
+    try:
+        data = data.encode() if isinstance(data, str) else data
+        text = data.decode("utf-8-sig")
+    except UnicodeEncodeError as error:
+        raise Unpreparable(
+            Reason.NOT_UTF8, f"a text must be UTF-8, got half of a surrogate pair at {error.start}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise Unpreparable(
+            Reason.NOT_UTF8, f"a text must be UTF-8, got byte 0x{error.object[error.start]:02x} at {error.start}"
+        ) from None
     if not text.strip():
         raise Unpreparable(Reason.EMPTY_TEXT, "a text must not be empty")
     if len(text) > settings.max_text_chars:
@@ -92,11 +125,12 @@ def prepare_picture(data: bytes, settings: PrepareConfig, *, smaller: bool = Fal
     if not data:
         raise Unpreparable(Reason.EMPTY_FILE, "the file is empty")
     deadline = time.monotonic() + settings.decode_timeout_s
-    image = _open(data, settings)
-    name = _NAMES[str(image.format)]
+    name = _format(data, settings)
+    image = _open(data, name, deadline, settings)
     media_type = f"image/{name}"
-    orientation = _orientation(image)
-    width, height = image.size[::-1] if orientation in {5, 6, 7, 8} else image.size
+    orientation = 1 if name == "png" and not any(key in data for key in _PNG_EXIF) else _orientation(image)
+    # Pillow turns a TIFF by itself while it loads it, and says its upright size before.
+    width, height = image.size[::-1] if orientation >= 5 and name != "tiff" else image.size
     actions = [
         *(["upright"] if orientation > 1 else []),
         *(["reformatted"] if name not in settings.send_formats else []),
@@ -110,29 +144,51 @@ def prepare_picture(data: bytes, settings: PrepareConfig, *, smaller: bool = Fal
             _check_structure(data, name)
         return Picture(content=data, media_type=media_type, width=width, height=height, prepared=None)
     pixels = min(settings.max_pixels, width * height // 4 if smaller else settings.max_pixels)
-    content, done = _re_encode(image, name, pixels, deadline, settings)
+    try:
+        content, done = _re_encode(image, name, pixels, deadline, settings)
+    except Unpreparable:
+        raise
+    except Exception as error:  # a decoder may find a mode or a size that no encoder takes
+        raise Unpreparable(Reason.UNDECODABLE, f"the picture cannot be converted: {_words(error)}") from None
     steps = [*(["upright"] if orientation > 1 else []), *done]
     return Picture(content=content, media_type=media_type, width=width, height=height, prepared=";".join(steps))
 
 
-def _open(data: bytes, settings: PrepareConfig) -> Image.Image:
-    """Reads the header alone, with only the allowed decoders at work, and checks what it claims."""
-    allowed = [pillow for name, pillow in _PILLOW.items() if name in settings.formats]
-    if "jpeg" in settings.formats:
-        allowed.append("MPO")  # what many phones write: a JPEG with a second picture behind it
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of many pixels; ours is a rule
-            image = Image.open(io.BytesIO(data), formats=allowed)
-    except UnidentifiedImageError:
-        raise _not_a_picture(data, settings) from None
-    except Image.DecompressionBombError:
+class _TimedFile(io.BytesIO):
+    """Bytes that a slow decoder cannot read on from once the time is over."""
+
+    def __init__(self, data: bytes, deadline: float) -> None:
+        super().__init__(data)
+        self._deadline = deadline
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        _check_time(self._deadline)
+        return super().read(size)
+
+
+def _format(data: bytes, settings: PrepareConfig) -> str:
+    """The picture's format by its first bytes, when it is allowed."""
+    name = next((name for magic, name in _MAGIC if data.startswith(magic)), None)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        name = "webp"
+    if name is not None and name in settings.formats:
+        return name
+    if name is not None or data[4:8] == b"ftyp":
+        found = name or data[8:12].decode("ascii", "replace").strip()
         raise Unpreparable(
-            Reason.TOO_MANY_PIXELS,
-            f"prepare.max_decode_pixels allows {settings.max_decode_pixels} pixels, and this claims many more",
-        ) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise Unpreparable(Reason.UNDECODABLE, f"the header is broken: {_words(error)}") from None
+            Reason.FORMAT_NOT_ALLOWED, f"prepare.formats allows {', '.join(settings.formats)}, got {found}"
+        )
+    raise Unpreparable(Reason.NOT_A_PICTURE, f"the file is no picture, it begins with {data[:8]!r}")
+
+
+def _open(data: bytes, name: str, deadline: float, settings: PrepareConfig) -> ImageFile.ImageFile:
+    """Reads the header alone, with the one decoder at work, and checks what it claims."""
+    try:
+        image = _DECODERS[name](_TimedFile(data, deadline), "")
+    except Unpreparable:
+        raise
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        raise Unpreparable(Reason.UNDECODABLE, f"the {name}'s header is broken: {_words(error)}") from None
     pixels = image.size[0] * image.size[1]
     if pixels > settings.max_decode_pixels:
         raise Unpreparable(
@@ -140,21 +196,8 @@ def _open(data: bytes, settings: PrepareConfig) -> Image.Image:
             f"prepare.max_decode_pixels allows {settings.max_decode_pixels} pixels, "
             f"got {image.size[0]}x{image.size[1]}",
         )
+    image.decodermaxblock = _BLOCK_BYTES
     return image
-
-
-def _not_a_picture(data: bytes, settings: PrepareConfig) -> Unpreparable:
-    name = next((name for magic, name in _MAGIC if data.startswith(magic)), None)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        name = "webp"
-    if name in settings.formats:
-        return Unpreparable(Reason.UNDECODABLE, f"the file begins like a {name} and is none")
-    if name is not None or data[4:8] == b"ftyp":
-        found = name or data[8:12].decode("ascii", "replace").strip()
-        return Unpreparable(
-            Reason.FORMAT_NOT_ALLOWED, f"prepare.formats allows {', '.join(settings.formats)}, got {found}"
-        )
-    return Unpreparable(Reason.NOT_A_PICTURE, f"the file is no picture, it begins with {data[:8]!r}")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -167,21 +210,39 @@ def _orientation(image: Image.Image) -> int:
 
 def _check_structure(data: bytes, name: str) -> None:
     """Whether the file has its end: a cut-off download is the commonest broken picture."""
-    tail = data[-_TRAILER_BYTES:]
-    whole = {
-        "jpeg": b"\xff\xd9" in tail,
-        "png": b"IEND" in tail,
-        "webp": len(data) >= 8 and len(data) >= 8 + int.from_bytes(data[4:8], "little") - 1,
-        "gif": b";" in tail[-64:],
-    }
-    if not whole.get(name, True):
+    match name:
+        case "jpeg":
+            is_whole = data.find(b"\xff\xd9", _first_scan(data)) >= 0
+        case "png":
+            is_whole = b"IEND" in data
+        case "webp":
+            is_whole = len(data) >= 8 + int.from_bytes(data[4:8], "little") - 1
+        case "gif":
+            is_whole = b";" in data[-64:]
+        case _:
+            is_whole = True
+    if not is_whole:
         raise Unpreparable(Reason.UNDECODABLE, f"the {name} is cut off: its end is missing")
+
+
+def _first_scan(data: bytes) -> int:
+    """Where a JPEG's pixels begin, behind the thumbnails that have ends of their own.
+
+    What stands behind the picture's end is nobody's business: phones append whole films.
+    """
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        is_fill = data[at + 1 : at + 2] == b"\xff"
+        at += 1 if is_fill else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at
 
 
 def _load(image: Image.Image, deadline: float) -> None:
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+    except Unpreparable:
+        raise
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise Unpreparable(Reason.UNDECODABLE, f"the picture is broken: {_words(error)}") from None
     _check_time(deadline)
 
@@ -199,29 +260,32 @@ def _re_encode(
     width, height = image.size
     if name == "jpeg" and width * height > max_pixels:
         scale = math.sqrt(max_pixels / (width * height))
-        image.draft(None, (int(width * scale), int(height * scale)))  # decodes at a power of two less
+        wanted = (max(1, int(width * scale)), max(1, int(height * scale)))
+        image.draft(None, wanted)  # decodes at a power of two less
     _load(image, deadline)
-    image = ImageOps.exif_transpose(image)
+    turn = _UPRIGHT.get(_orientation(image))
+    image = _eight_bit(image if turn is None else image.transpose(turn))
     has_alpha = image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
     image = image.convert("RGBA" if has_alpha else "RGB")
     keep_png = (has_alpha or name == "png") and "png" in settings.send_formats
     target = "png" if keep_png or "jpeg" not in settings.send_formats else "jpeg"
     if target == "jpeg" and has_alpha:  # JPEG has no alpha: what shows through is white
-        ground = Image.new("RGBA", image.size, "white")
-        ground.alpha_composite(image)
-        image = ground.convert("RGB")
-    full = image.size
-    if full[0] * full[1] > max_pixels:
-        scale = math.sqrt(max_pixels / (full[0] * full[1]))
-        image = _resized(image, scale)
+        image = _on_white(image)
+    scale = math.sqrt(max_pixels / (image.size[0] * image.size[1]))
+    if target == "jpeg":
+        scale = min(scale, _LONGEST_JPEG_SIDE / max(image.size))
+    if scale < 1:
+        image = _resized(image, scale, max_pixels)
     content = _encoded(image, target, settings)
     if len(content) > settings.max_image_bytes and target == "png" and "jpeg" in settings.send_formats:
         target = "jpeg"
-        image = image.convert("RGB")
+        image = _on_white(image) if has_alpha else image
+        if max(image.size) > _LONGEST_JPEG_SIDE:
+            image = _resized(image, _LONGEST_JPEG_SIDE / max(image.size))
         content = _encoded(image, target, settings)
     while len(content) > settings.max_image_bytes:
         _check_time(deadline)
-        if min(image.size) <= 16:
+        if max(image.size) <= 16:
             raise Unpreparable(
                 Reason.FILE_TOO_LARGE, f"prepare.max_image_bytes is {settings.max_image_bytes}, too few for a picture"
             )
@@ -234,9 +298,28 @@ def _re_encode(
     return content, done
 
 
-def _resized(image: Image.Image, scale: float) -> Image.Image:
-    size = (max(1, int(image.size[0] * scale)), max(1, int(image.size[1] * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Grey levels of 16 and 32 bits as 8: Pillow's own conversion makes all above 255 white."""
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    levels = np.asarray(image)
+    shift = 8 if image.mode != "I" or levels.max(initial=0) < 1 << 16 else 24
+    if image.mode == "I" and levels.max(initial=0) < 1 << 8:
+        shift = 0
+    return Image.fromarray(np.clip(levels >> shift, 0, 255).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    ground = Image.new("RGBA", image.size, "white")
+    ground.alpha_composite(image)
+    return ground.convert("RGB")
+
+
+def _resized(image: Image.Image, scale: float, max_pixels: int | None = None) -> Image.Image:
+    width, height = (max(1, int(side * scale)) for side in image.size)
+    if max_pixels is not None:  # one so thin that a side cannot shrink as far as the scale asks
+        width, height = max(1, min(width, max_pixels // height)), max(1, min(height, max_pixels // width))
+    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
 
 
 def _encoded(image: Image.Image, target: str, settings: PrepareConfig) -> bytes:
