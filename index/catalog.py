@@ -54,7 +54,7 @@ class _KindIndex:
     def search(
         self, vectors: npt.NDArray[np.float32], k: int, where: pc.Expression | None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Scores float32 and rows int64, both (queries, k), best first; row -1 where there are fewer."""
+        """Scores float32 and rows int64, both (queries, k), best first; fewer columns where fewer rows match."""
         parameters: Any = None
         k = min(k, len(self.assets))
         if where is not None:
@@ -71,7 +71,7 @@ class _KindIndex:
         numbered = self.assets.append_column("__row", pa.array(np.arange(len(self.assets), dtype=np.int64)))
         try:
             return np.asarray(numbered.filter(where).column("__row").to_numpy(), np.int64)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
+        except (pa.ArrowException, TypeError) as error:
             columns = self.assets.schema.names
             raise ValueError(f"`where` must be a condition on the columns {columns}: {error}") from None
 
@@ -203,7 +203,11 @@ class Catalog:
 
     def _check_queries(self, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
         try:
-            queries = np.ascontiguousarray(vectors, np.float32)
+            numbers = np.asarray(vectors)
+            if np.iscomplexobj(numbers):  # numpy would drop the imaginary parts
+                raise TypeError("got complex ones")
+            with np.errstate(over="ignore"):  # what is too great becomes infinite, and is refused below
+                queries = np.ascontiguousarray(numbers, np.float32)
         except (ValueError, TypeError) as error:
             raise ValueError(f"vectors must be numbers of shape (n, {self.dimension}): {error}.") from None
         if queries.ndim == 1:

@@ -1,0 +1,489 @@
+"""A search finds what numpy finds, never what a condition excludes, and a damaged catalog is never opened."""
+
+import functools
+import operator
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow.compute as pc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from epithre_beam.index import CatalogError, Hit, Store, open_catalog, read_latest, read_manifest
+from epithre_beam.index.layout import manifest_name
+from epithre_beam.index.manifest import publish
+
+Floats = npt.NDArray[np.float32]
+Draw = Callable[..., Floats]
+
+FP16 = 3e-4
+"""How far a score from fp16 codes may be from the exact one."""
+
+
+def exact_scores(made: Any, query: Floats, kinds: tuple[str, ...]) -> dict[tuple[str, int], float]:
+    """Every row's inner product with the query, by numpy."""
+    return {(k, row): float(s) for k in kinds for row, s in enumerate(made.vectors[k] @ query)}
+
+
+def assert_best(made: Any, hits: list[Hit], scores: dict[tuple[str, int], float], k: int) -> None:
+    """The hits are the k best of `scores`, best first, each with its own score and its own asset."""
+    best = sorted(scores.values(), reverse=True)[:k]
+    assert len(hits) == len(best)
+    np.testing.assert_allclose([hit.score for hit in hits], best, atol=FP16)
+    assert len({(hit.kind, hit.row) for hit in hits}) == len(hits)
+    for hit in hits:
+        assert hit.score == pytest.approx(scores[hit.kind, hit.row], abs=FP16)
+        assert_own_asset(made, hit)
+    found = [hit.score for hit in hits]
+    assert found == sorted(found, reverse=True)
+
+
+def assert_own_asset(made: Any, hit: Hit) -> None:
+    asset = made.assets[hit.kind].slice(hit.row, 1).to_pylist()[0]
+    assert (hit.asset_id, hit.uri, hit.text, hit.metadata) == (
+        asset["asset_id"],
+        asset["uri"],
+        asset["text"],
+        asset["metadata"],
+    )
+
+
+@pytest.fixture(scope="module")
+def gap(make_catalog: Any, draw_vectors: Draw) -> Any:
+    """A catalog whose kinds stand apart, as those of a model with a modality gap do."""
+
+    def apart(vectors: Floats, sign: float) -> Floats:
+        moved = vectors.copy()
+        moved[:, 0] += sign
+        return moved / np.linalg.norm(moved, axis=1, keepdims=True)
+
+    vectors = {"image": apart(draw_vectors(80, 24, 1), 0.7), "text": apart(draw_vectors(70, 24, 2), -0.7)}
+    return make_catalog(vectors, recall_queries=100)
+
+
+# ---------------------------------------------------------------------------------------------------- the best
+
+
+@pytest.mark.parametrize("kinds", [("image",), ("text",), ("image", "text"), ("text", "image"), None, "text"], ids=str)
+@pytest.mark.parametrize("k", [1, 10, 50, 10_000])
+def test_a_search_finds_what_numpy_finds(small: Any, draw_vectors: Draw, kinds: Any, k: int) -> None:
+    queries = np.concatenate([draw_vectors(10, 16, 3), small.vectors["image"][:5], small.vectors["text"][:5]])
+    asked = ("image", "text") if kinds is None else (kinds,) if isinstance(kinds, str) else kinds
+    with small.open() as catalog:
+        for query, hits in zip(queries, catalog.search(queries, k, kinds=kinds), strict=True):
+            assert_best(small, hits, exact_scores(small, query, asked), k)
+
+
+def test_a_search_in_4000_dimensions_finds_what_numpy_finds(make_catalog: Any, draw_vectors: Draw) -> None:
+    made = make_catalog({"image": draw_vectors(60, 4000, 1), "text": draw_vectors(40, 4000, 2)}, recall_queries=10)
+    queries = draw_vectors(5, 4000, 3)
+    with made.open() as catalog:
+        for query, hits in zip(queries, catalog.search(queries, 20), strict=True):
+            assert_best(made, hits, exact_scores(made, query, ("image", "text")), 20)
+
+
+def test_every_row_finds_itself_first(small: Any) -> None:
+    with small.open() as catalog:
+        for kind, vectors in small.vectors.items():
+            found = catalog.search(vectors, 1, kinds=kind)
+            assert [hits[0].row for hits in found] == list(range(len(vectors)))
+            assert [hits[0].score for hits in found] == pytest.approx([1.0] * len(vectors), abs=FP16)
+
+
+def test_the_form_of_the_queries_does_not_matter(small: Any, draw_vectors: Draw) -> None:
+    """One row, lists, doubles, strides: the same hits."""
+    queries = draw_vectors(4, 16, 3)
+    with small.open() as catalog:
+        expected = catalog.search(queries, 5)
+        for form in (queries.tolist(), np.asfortranarray(queries), queries.astype("f8"), np.repeat(queries, 2, 0)[::2]):
+            assert catalog.search(form, 5) == expected
+        assert [catalog.search(query, 5)[0] for query in queries] == expected
+        assert catalog.search(np.empty((0, 16)), 5) == []
+        assert catalog.search(queries, np.int64(5)) == expected  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------------- the merges
+
+
+def test_by_score_the_querys_own_kind_comes_first_where_there_is_a_gap(gap: Any) -> None:
+    with gap.open() as catalog:
+        for kind, vectors in gap.vectors.items():
+            kinds = [hit.kind for hits in catalog.search(vectors[:20], 10) for hit in hits]
+            assert kinds.count(kind) > 0.9 * len(kinds)
+
+
+@pytest.mark.parametrize("k", [1, 2, 9, 10])
+def test_by_quota_the_kinds_take_turns_each_with_its_best(gap: Any, k: int) -> None:
+    queries = gap.vectors["image"][:8]
+    with gap.open() as catalog:
+        own = {kind: catalog.search(queries, k, kinds=kind) for kind in gap.vectors}
+        for q, hits in enumerate(catalog.search(queries, k, merge="quota")):
+            assert len(hits) == k
+            for i in range(0, k - 1, 2):
+                assert {hits[i].kind, hits[i + 1].kind} == {"image", "text"}
+            for kind, alone in own.items():
+                chosen = [hit for hit in hits if hit.kind == kind]
+                assert chosen == alone[q][: len(chosen)]
+
+
+def test_by_quota_a_small_kind_leaves_its_turns_to_the_other(make_catalog: Any, draw_vectors: Draw) -> None:
+    made = make_catalog({"image": draw_vectors(30, 8, 1), "text": draw_vectors(2, 8, 2)})
+    with made.open() as catalog:
+        kinds = [hit.kind for hit in catalog.search(draw_vectors(1, 8, 3), 10, merge="quota")[0]]
+    assert (len(kinds), kinds.count("text")) == (10, 2)
+
+
+@pytest.mark.parametrize("query_kind", ["image", "text"])
+def test_standardised_orders_by_standard_deviations_above_the_mean(gap: Any, query_kind: Any) -> None:
+    queries = gap.vectors[query_kind][:10]
+    figures = {kind: gap.index(kind).scores[f"{query_kind}->{kind}"] for kind in gap.vectors}
+    with gap.open() as catalog:
+        for query, hits in zip(
+            queries, catalog.search(queries, 20, merge="standardised", query_kind=query_kind), strict=True
+        ):
+            exact = exact_scores(gap, query, ("image", "text"))
+            standard = {key: (s - figures[key[0]].mean) / figures[key[0]].std for key, s in exact.items()}
+            best = sorted(standard.values(), reverse=True)[:20]
+            np.testing.assert_allclose([standard[hit.kind, hit.row] for hit in hits], best, atol=0.01)
+            assert {hit.kind for hit in hits} == {"image", "text"}  # the gap is gone
+            for hit in hits:
+                assert hit.score == pytest.approx(exact[hit.kind, hit.row], abs=FP16)
+
+
+def test_the_figures_are_those_of_all_pairs(gap: Any) -> None:
+    """All rows were queries when this catalog was built."""
+    for kind, vectors in gap.vectors.items():
+        for query_kind, queries in gap.vectors.items():
+            scores, figures = queries @ vectors.T, gap.index(kind).scores[f"{query_kind}->{kind}"]
+            assert (figures.mean, figures.std) == pytest.approx((scores.mean(), scores.std()), abs=1e-4)
+
+
+def test_merges_agree_where_there_is_one_kind(small: Any, draw_vectors: Draw) -> None:
+    queries = draw_vectors(4, 16, 5)
+    with small.open() as catalog:
+        expected = catalog.search(queries, 7, kinds="text")
+        assert catalog.search(queries, 7, kinds="text", merge="quota") == expected
+        assert catalog.search(queries, 7, kinds="text", merge="standardised", query_kind="image") == expected
+
+
+# ---------------------------------------------------------------------------------------------------- conditions
+
+Condition = tuple[pc.Expression, Callable[[dict[str, Any]], bool | None]]
+
+
+def compared(field: tuple[str, ...], word: str, value: Any) -> Condition:
+    compare = getattr(operator, word)
+
+    def holds(asset: dict[str, Any]) -> bool | None:
+        found = functools.reduce(operator.getitem, field, asset)
+        return None if found is None else bool(compare(found, value))
+
+    return compare(pc.field(*field), value), holds
+
+
+ORDER = st.sampled_from(["lt", "ge", "eq", "ne"])
+SAME = st.sampled_from(["eq", "ne"])
+CONDITIONS: st.SearchStrategy[Condition] = st.one_of(
+    st.builds(
+        compared, st.just(("metadata", "lang")), st.sampled_from(["eq", "ne"]), st.sampled_from(["id", "en", "x"])
+    ),
+    st.builds(compared, st.just(("metadata", "price")), ORDER, st.integers(0, 70).map(lambda i: i / 10)),
+    st.builds(compared, st.just(("size_bytes",)), ORDER, st.integers(990, 1070)),
+    st.builds(compared, st.just(("kind",)), SAME, st.sampled_from(["image", "text"])),
+    st.builds(compared, st.just(("asset_id",)), ORDER, st.integers(0, 70).map(lambda i: f"image {i:05d}")),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(conditions=st.lists(CONDITIONS, min_size=1, max_size=3), k=st.sampled_from([1, 5, 200]))
+def test_a_condition_gives_the_best_of_the_rows_that_meet_it_and_no_other(
+    small: Any, draw_vectors: Draw, conditions: list[Condition], k: int
+) -> None:
+    """Conditions joined by `&`; where a value is absent, a condition on it is not met."""
+    where = functools.reduce(operator.and_, (expression for expression, _ in conditions))
+    meets = {
+        (kind, row)
+        for kind, table in small.assets.items()
+        for row, asset in enumerate(table.to_pylist())
+        if all(holds(asset) for _, holds in conditions)
+    }
+    queries = draw_vectors(3, 16, 8)
+    with small.open() as catalog:
+        for query, hits in zip(queries, catalog.search(queries, k, where=where), strict=True):
+            assert {(hit.kind, hit.row) for hit in hits} <= meets
+            scores = {key: s for key, s in exact_scores(small, query, ("image", "text")).items() if key in meets}
+            assert_best(small, hits, scores, k)
+
+
+@pytest.mark.parametrize("merge", ["score", "quota", "standardised"])
+def test_a_condition_holds_in_every_merge(small: Any, draw_vectors: Draw, merge: Any) -> None:
+    where = (pc.field("metadata", "lang") == "en") | (pc.field("metadata", "price").is_null())
+    with small.open() as catalog:
+        for hits in catalog.search(draw_vectors(5, 16, 8), 30, where=where, merge=merge, query_kind="text"):
+            assert len(hits) == 30
+            assert all(hit.metadata["lang"] == "en" or hit.metadata["price"] is None for hit in hits)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        pc.field("nope") == 1,
+        pc.field("metadata", "nope") == 1,
+        pc.field("size_bytes"),
+        pc.field("size_bytes") > "many",
+        pc.field("metadata") == "id",
+        "kind = 'image'",
+        True,
+    ],
+    ids=str,
+)
+def test_what_is_no_condition_is_a_value_error_with_the_columns(small: Any, draw_vectors: Draw, where: Any) -> None:
+    with small.open() as catalog, pytest.raises(ValueError, match=r"`where` must be a condition on .*'asset_id'.*"):
+        catalog.search(draw_vectors(1, 16), where=where)
+
+
+# ---------------------------------------------------------------------------------------------------- wrong calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"k": 0}, "k must be a whole number from 1 to 10000, got 0"),
+        ({"k": -1}, "k must be a whole number from 1 to 10000, got -1"),
+        ({"k": 10_001}, "k must be a whole number from 1 to 10000, got 10001"),
+        ({"k": 1.0}, "k must be a whole number from 1 to 10000, got 1.0"),
+        ({"k": True}, "k must be a whole number from 1 to 10000, got True"),
+        ({"k": "3"}, "k must be a whole number from 1 to 10000, got '3'"),
+        ({"vectors": np.zeros((2, 15))}, r"vectors must have the shape \(n, 16\), got \(2, 15\)"),
+        ({"vectors": np.zeros((1, 2, 16))}, r"vectors must have the shape \(n, 16\), got \(1, 2, 16\)"),
+        ({"vectors": []}, r"vectors must have the shape \(n, 16\), got \(0,\)"),
+        ({"vectors": 1.0}, r"vectors must have the shape \(n, 16\), got \(\)"),
+        ({"vectors": None}, "vectors must"),
+        ({"vectors": "a sentence"}, r"vectors must be numbers of shape \(n, 16\)"),
+        ({"vectors": [[1.0] * 16, [1.0]]}, r"vectors must be numbers of shape \(n, 16\)"),
+        ({"vectors": np.full((1, 16), 1j)}, r"vectors must be numbers of shape \(n, 16\): got complex ones"),
+        ({"vectors": np.full((1, 16), np.nan)}, "vectors must be finite, got NaN or infinity"),
+        ({"vectors": np.full((1, 16), np.inf)}, "vectors must be finite, got NaN or infinity"),
+        ({"vectors": np.full((1, 16), 1e300)}, "vectors must be finite, got NaN or infinity"),
+        ({"kinds": "audio"}, r"kinds must be among \('image', 'text'\), got 'audio'"),
+        ({"kinds": ("image", "audio")}, r"kinds must be among \('image', 'text'\), got 'audio'"),
+        ({"merge": "best"}, "merge must be 'score', 'quota' or 'standardised', got 'best'"),
+        ({"merge": "standardised"}, "merge='standardised' needs query_kind='image' or 'text'"),
+        (
+            {"merge": "standardised", "query_kind": "audio"},
+            "merge='standardised' needs the figures of audio->image, which this catalog lacks: it has no audio assets",
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else repr(value)[:40],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_wrong_argument_is_a_value_error_with_argument_rule_and_value(
+    small: Any, draw_vectors: Draw, arguments: dict[str, Any], sentence: str
+) -> None:
+    with small.open() as catalog, pytest.raises(ValueError, match=f"^{sentence}.*\\.$"):
+        catalog.search(**{"vectors": draw_vectors(1, 16), **arguments})
+
+
+def test_a_closed_catalog_says_so(small: Any, draw_vectors: Draw) -> None:
+    with small.open() as catalog:
+        assert len(catalog) == 106
+    catalog.close()  # again is no error
+    for call in (lambda: catalog.search(draw_vectors(1, 16)), lambda: catalog.assets("image")):
+        with pytest.raises(ValueError, match="This catalog is closed"):
+            call()
+    assert (len(catalog), catalog.kinds) == (0, ())
+
+
+def test_a_catalog_of_one_kind_lacks_the_other(make_catalog: Any, draw_vectors: Draw) -> None:
+    made = make_catalog({"text": draw_vectors(12, 8)})
+    with made.open() as catalog:
+        assert catalog.kinds == ("text",)
+        with pytest.raises(ValueError, match=r"kinds must be among \('text',\), got 'image'\."):
+            catalog.search(draw_vectors(1, 8), kinds="image")
+        with pytest.raises(ValueError, match="needs the figures of image->text"):
+            catalog.search(draw_vectors(1, 8), merge="standardised", query_kind="image")
+
+
+def test_an_open_catalog_says_what_it_is(small: Any) -> None:
+    with small.open() as catalog:
+        assert catalog.version == small.manifest.version
+        assert (catalog.dimension, catalog.kinds, len(catalog)) == (16, ("image", "text"), 106)
+        assert repr(catalog) == (
+            f"Catalog({str(small.folder)!r}, version={catalog.version!r}, assets={{'image': 61, 'text': 45}})"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- opening
+
+
+def flip(path: Path, at: int, mask: int = 0x01) -> bytes:
+    """Changes one byte; returns what the file was."""
+    before = path.read_bytes()
+    changed = bytearray(before)
+    changed[at] ^= mask
+    path.write_bytes(changed)
+    return before
+
+
+def test_one_changed_byte_in_any_file_that_is_read_is_refused_with_the_files_name(own_copy: Any) -> None:
+    rng = np.random.default_rng(0)
+    others = own_copy.files()[1:]
+    assert len(others) == 5
+    for path in others:
+        size = path.stat().st_size
+        for at in (0, size - 1, *rng.integers(0, size, 6)):
+            before = flip(path, int(at), 1 << int(rng.integers(8)))
+            with pytest.raises(CatalogError, match=path.name):
+                own_copy.open()
+            path.write_bytes(before)
+    own_copy.open().close()
+
+
+def test_no_changed_bit_of_the_pointer_opens_anything(own_copy: Any) -> None:
+    """Every bit of LATEST.json: the version it names then does not exist, or is not the one that was meant."""
+    latest = own_copy.files()[0]
+    for at in range(latest.stat().st_size):
+        for bit in range(8):
+            before = flip(latest, at, 1 << bit)
+            with pytest.raises(CatalogError, match=r"LATEST\.json|manifest\.json"):
+                own_copy.open()
+            latest.write_bytes(before)
+    own_copy.open().close()
+
+
+@pytest.mark.parametrize("change", ["missing", "shorter", "longer", "empty"])
+def test_a_file_that_is_missing_or_of_another_length_is_refused_with_its_name(own_copy: Any, change: str) -> None:
+    for path in own_copy.files():
+        before = path.read_bytes()
+        if change == "missing":
+            path.unlink()
+        else:
+            path.write_bytes({"shorter": before[: len(before) // 2], "longer": before + b"}", "empty": b""}[change])
+        with pytest.raises(CatalogError, match=path.name):
+            own_copy.open()
+        path.write_bytes(before)
+    own_copy.open().close()
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"x"', "{}", '{"version": "v"}', "\xff", "{", '{"version": 1}'])
+def test_a_pointer_of_another_form_is_refused_with_its_name(own_copy: Any, content: str) -> None:
+    own_copy.files()[0].write_bytes(content.encode("latin-1"))
+    with pytest.raises(CatalogError, match=r"LATEST\.json must hold a version and a manifest_sha256"):
+        own_copy.open()
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "3", "null", '"x"', "{}", '{"format_version": 1}', "{", '{"format_version": "a"}']
+)
+def test_a_manifest_of_another_form_is_refused_with_its_name(own_copy: Any, content: str) -> None:
+    """Even for a reader that names the version, and so has no sha256 to compare."""
+    name = manifest_name(own_copy.manifest.version)
+    own_copy.store.write(name, content.encode())
+    with pytest.raises(CatalogError, match=name):
+        open_catalog(own_copy.folder, version=own_copy.manifest.version)
+
+
+def test_a_manifest_that_does_not_list_its_index_is_refused(own_copy: Any) -> None:
+    shorter = own_copy.manifest.model_copy(update={"files": ()})
+    own_copy.store.write(manifest_name(shorter.version), shorter.to_bytes())
+    with pytest.raises(CatalogError, match=r"lists no file 'index/image-00000-of-00001\.faiss'"):
+        open_catalog(own_copy.folder, version=shorter.version)
+
+
+def test_a_catalog_of_a_newer_format_is_refused_with_what_to_do(own_copy: Any) -> None:
+    latest = read_latest(own_copy.store)
+    newer = own_copy.manifest.model_copy(update={"format_version": 2})
+    own_copy.store.write(manifest_name(newer.version), newer.to_bytes())
+    publish(own_copy.store, newer, latest[0] if latest else None)
+    with pytest.raises(CatalogError, match=r"manifest\.json has format 2; .* install a newer epithre-beam\."):
+        own_copy.open()
+
+
+def test_an_index_of_other_rows_than_its_assets_is_refused(own_copy: Any) -> None:
+    """Each file is whole, but they do not belong together."""
+    image, text = own_copy.manifest.indexes
+    mixed = own_copy.manifest.model_copy(update={"indexes": (image.model_copy(update={"assets": text.assets}), text)})
+    own_copy.store.write(manifest_name(mixed.version), mixed.to_bytes())
+    with pytest.raises(CatalogError, match=r"has 20 rows, .* 9 and the manifest 20; they must agree"):
+        open_catalog(own_copy.folder, version=mixed.version)
+
+
+def test_where_nothing_is_published_nothing_is_opened(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(CatalogError, match=r"has no published version: .*LATEST\.json is missing"):
+            open_catalog(folder)
+    with pytest.raises(CatalogError, match="has no version 'v7'"):
+        open_catalog(tmp_path, version="v7")
+
+
+def test_a_remote_catalog_is_refused_in_a_sentence(small: Any) -> None:
+    remote = Store("memory://remote-catalog")
+    for name in small.store.names(""):
+        remote.write(name, small.store.read(name))
+    with pytest.raises(CatalogError, match="memory://remote-catalog is not on a local disk"):
+        open_catalog("memory://remote-catalog")
+    remote.delete("")
+
+
+def test_a_version_is_opened_by_its_name_too(small: Any, draw_vectors: Draw) -> None:
+    queries = draw_vectors(3, 16, 3)
+    with small.open() as one, open_catalog(str(small.folder), version=small.manifest.version, verify=False) as other:
+        assert one.manifest == other.manifest
+        assert one.search(queries) == other.search(queries)
+
+
+def test_a_manifest_is_read_as_it_was_written_and_unknown_keys_are_passed_over(own_copy: Any) -> None:
+    version = own_copy.manifest.version
+    assert read_manifest(own_copy.store, version) == own_copy.manifest
+    raw = {**orjson.loads(own_copy.manifest.to_bytes()), "added_later": 1}
+    own_copy.store.write(manifest_name(version), orjson.dumps(raw))
+    assert read_manifest(own_copy.store, version) == own_copy.manifest
+
+
+# ---------------------------------------------------------------------------------------------------- threads
+
+
+def test_many_threads_get_the_same_answers(small: Any, draw_vectors: Draw) -> None:
+    queries = draw_vectors(40, 16, 3)
+    where = pc.field("metadata", "lang") == "id"
+    with small.open() as catalog:
+        plain, limited = catalog.search(queries, 10), catalog.search(queries, 10, where=where)
+
+        def ask(i: int) -> bool:
+            if i % 2:
+                return catalog.search(queries, 10) == plain
+            return catalog.search(queries, 10, where=where) == limited
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(ask, range(64)))
+
+
+def test_a_search_under_way_is_answered_though_the_catalog_is_closed(small: Any, draw_vectors: Draw) -> None:
+    queries = draw_vectors(40, 16, 3)
+    catalog = small.open()
+    expected = catalog.search(queries, 10)
+    begun = threading.Barrier(5)
+
+    def ask_until_closed() -> int:
+        begun.wait(20)
+        answered = 0
+        while True:
+            try:
+                assert catalog.search(queries, 10) == expected
+            except ValueError:
+                return answered
+            answered += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(ask_until_closed) for _ in range(4)]
+        begun.wait(20)
+        threading.Event().wait(0.1)
+        catalog.close()
+        assert all(future.result(20) > 0 for future in asked)
