@@ -206,6 +206,12 @@ def demo(
     run_demo(folder, pictures, Console())
 
 
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a job's YAML, for editors."""
+    _print(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
 @versions.command("list")
 def list_versions(catalog: CatalogUrl, as_json: Json = False) -> None:
     """List the versions, the published one marked."""

@@ -377,9 +377,9 @@ class Client:
                 if outcome.status in {0, 408, 429, 503} or outcome.retry_after_s is not None:
                     self.budget.slow_down(outcome.retry_after_s)
                 self._fail(started, now, str(outcome), patient=True)
-            case Verdict.BATCH:
+            case Verdict.BATCH if count > 1:
                 self._fail(started, now, str(outcome), patient=False)
-            case Verdict.ITEM:
+            case _:
                 pass  # the server works, and says precisely what it does not want
 
     def _fail(self, started: float, now: float, what: str, *, patient: bool) -> None:
@@ -388,7 +388,9 @@ class Client:
             self._failures += 1
             self._failed_at = now
         waited = now - self._succeeded_at
-        if self._failures >= _FAILURES_IN_A_ROW and (not patient or waited >= _OUTAGE_S):
+        # Where others were served, a stretch of bad assets is likelier than a server that wants none at all.
+        most = _FAILURES_IN_A_ROW if patient or not self._good_answers else 3 * _FAILURES_IN_A_ROW
+        if self._failures >= most and (not patient or waited >= _OUTAGE_S):
             self._stop(
                 f"{self._settings.base_url} failed {self._failures} times in a row without a success "
                 f"(last: {what}): what was embedded so far is kept, run again when the server works."

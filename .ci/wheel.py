@@ -1,0 +1,66 @@
+"""Builds the wheel and tries it as a user would: in clean environments, away from the sources."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+_READ = """
+import sys
+from epithre_beam.index import open_catalog
+import pyarrow.compute as pc
+with open_catalog(sys.argv[1]) as catalog:
+    assert set(catalog.kinds) == {"image", "text"}, catalog.kinds
+    import pyarrow.parquet as pq, glob
+    table = pq.read_table(glob.glob(sys.argv[1] + "/versions/*/vectors/image-*.parquet")[0])
+    vectors = table.column("embedding").combine_chunks().flatten().to_numpy().reshape(-1, 4000)
+    hits = catalog.search(vectors[:3], k=1, kinds=("image",))
+    assert [h[0].asset_id for h in hits] == table.column("asset_id").to_pylist()[:3], hits
+    assert catalog.search(vectors[:1], k=5, kinds=("text",), where=pc.field("metadata", "lang") == "id")
+assert "apache_beam" not in sys.modules
+"""
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))} failed with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def environment(folder: Path, requirement: str) -> Path:
+    venv.create(folder, with_pip=True)
+    pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    run(*pip, "--constraint", ROOT / "constraints.txt", requirement, cwd=folder)
+    return folder / "bin"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT, cwd=ROOT)
+        (wheel,) = folder.glob("*.whl")
+        tops = {line.split("/")[0] for line in run(sys.executable, "-m", "zipfile", "-l", wheel, cwd=folder).split()}
+        tops = {top for top in tops if top.startswith("epithre_beam")}
+        assert len(tops) == 2, tops  # the package and its metadata
+        full = environment(folder / "full", f"{wheel}[beam]")
+        print(run(full / "epithre-beam", "demo", "demo", "--pictures", "60", cwd=folder).splitlines()[-1])
+        found = run(
+            *(full / "epithre-beam", "search", "demo/catalog", "--text", "sepeda merah"),
+            *("-k", "4", "--kind", "image"),
+            cwd=folder,
+        )
+        assert found.count("red-bicycle") >= 4, found
+        base = environment(folder / "base", str(wheel))
+        run(base / "python", "-c", _READ, folder / "demo" / "catalog", cwd=folder)
+        assert "versions" in run(base / "epithre-beam", "--help", cwd=folder)
+        print(run(base / "epithre-beam", "versions", "verify", "demo/catalog", cwd=folder).strip())
+    print("wheel: 1 passed, 0 failed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+# Every target makes the environment it needs; CI runs these same targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help demo test lint format types wheel check schema clean bench-main-job bench-limit
+
+help:
+	@echo "make demo     draw pictures, embed them on the local emulator, search them (no key, no network)"
+	@echo "make test     run the tests"
+	@echo "make check    what CI runs: test, lint, types, wheel"
+	@echo "make bench-…  benchmarks, by hand: main-job"
+
+demo: $(VENV)/.demo
+	$(BIN)/epithre-beam demo demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+wheel: $(VENV)/.dev
+	PYTHON=$(PYTHON) $(BIN)/python .ci/wheel.py
+
+check: test lint types wheel
+
+schema: $(VENV)/.dev
+	$(BIN)/epithre-beam schema > configs/job.schema.json
+
+bench-main-job: $(VENV)/.dev
+	$(BIN)/python benchmarks/main_job.py
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "Python 3.11 to 3.13 is needed, $(PYTHON) is another: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo "$(PYTHON) has no venv module; on Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[beam,fast]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[beam,fast,test,dev]'
+	@touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,22 @@
+"""Pattern A of the guide: pictures are indexed once, then found by a description.
+
+    make demo && .venv/bin/python examples/pattern_a_text_to_image.py demo/job.yaml "sepeda merah"
+
+The guide's loop sends one picture a request and keeps the vectors in a list; here a job does it in batches within the
+rate limit, and a second run pays only for what is new.
+"""
+
+import sys
+
+from epithre_beam.configs import load_config
+from epithre_beam.pipelines.run import run
+from epithre_beam.pipelines.search import search
+
+if __name__ == "__main__":
+    job = load_config(sys.argv[1])
+    run(job)
+    _, results = search(job.catalog, sys.argv[2:], k=5, kinds=("image",))
+    for query, hits in zip(sys.argv[2:], results, strict=True):
+        print(query)
+        for hit in hits:
+            print(f"  {hit.score:.3f}  {hit.asset_id}")

@@ -1,0 +1,17 @@
+"""Pattern B of the guide: a user's photo finds the texts that describe it.
+
+.venv/bin/python examples/pattern_b_image_to_text.py demo/catalog demo/pictures/0004-*.jpg
+"""
+
+import sys
+from pathlib import Path
+
+from epithre_beam.pipelines.search import search
+
+if __name__ == "__main__":
+    pictures = [Path(name).read_bytes() for name in sys.argv[2:]]
+    _, results = search(sys.argv[1], pictures, k=3, kinds=("text",))
+    for name, hits in zip(sys.argv[2:], results, strict=True):
+        print(Path(name).name)
+        for hit in hits:
+            print(f"  {hit.score:.3f}  {hit.text}")
