@@ -1,6 +1,7 @@
 """Reads the bytes of references: files anywhere fsspec reaches, and cells of Parquet tables."""
 
 import contextlib
+import stat
 import threading
 import urllib.parse
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ class Reader:
         """
         uri = reference.uri or ""
         source = self._sources[reference.source]
+        if not uri:
+            raise Unpreparable(Reason.MISSING, "the row names no file")
         if source.bytes is not None:
             return self._capped(self._cell(uri, source))
         if source.uri is not None and not is_within(uri, allowed_prefixes(source)):
@@ -46,6 +49,9 @@ class Reader:
         try:
             path = local_path(uri)
             if path is not None:
+                # Opening a pipe would wait for ever; a folder says for itself that it is none.
+                if not stat.S_ISREG(mode := Path(path).stat().st_mode) and not stat.S_ISDIR(mode):
+                    raise Unpreparable(Reason.UNREADABLE, "the file cannot be read: it is no regular file")
                 # One byte more than allowed, so that a file that has grown since it was listed is noticed.
                 with Path(path).open("rb") as file:
                     return self._capped(file.read(self._settings.max_file_bytes + 1))
@@ -79,13 +85,15 @@ class Reader:
     def _cell(self, uri: str, source: SourceConfig) -> bytes:
         url, _, place = uri.rpartition("#")
         row = int(urllib.parse.parse_qs(place)["row"][0])
-        with self._lock:
-            if url not in self._tables:
-                self._tables[url] = _CellTable(url, source)
-            table = self._tables[url]
         try:
+            with self._lock:
+                if url not in self._tables:
+                    self._tables[url] = _CellTable(url, source)
+                table = self._tables[url]
             value = table.read(row)
-        except (OSError, ValueError, KeyError) as error:
+        except FileNotFoundError:
+            raise Unpreparable(Reason.MISSING, "there is no such table any more") from None
+        except Exception as error:  # every store has errors of its own, and none of them may stop the run
             raise Unpreparable(Reason.UNREADABLE, f"the table cannot be read: {type(error).__name__}") from None
         if value is None:
             raise Unpreparable(Reason.MISSING, "the table has no bytes in this row")
@@ -96,8 +104,12 @@ class _CellTable:
     """One column of a Parquet file, a batch of rows held at a time: neighbours are asked for together."""
 
     def __init__(self, url: str, source: SourceConfig) -> None:
-        fs, path = fsspec.url_to_fs(url, use_listings_cache=False, **source.storage_options)
-        self._handle: Any = fs.open(path, "rb")
+        local = local_path(url)
+        if local is not None:
+            self._handle: Any = Path(local).open("rb")  # noqa: SIM115 - closed by `close`
+        else:
+            fs, path = fsspec.url_to_fs(url, use_listings_cache=False, **source.storage_options)
+            self._handle = fs.open(path, "rb")
         self._file = pq.ParquetFile(self._handle, pre_buffer=False)
         self._column = source.bytes
         metadata = self._file.metadata

@@ -2,30 +2,35 @@
 
 import fnmatch
 import functools
+import itertools
 import os
 import posixpath
 import re
+import stat
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import fsspec
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from ..configs import ConfigError, SourceConfig
 from ..index.layout import metadata_type
-from .references import file_fingerprint, local_uri, printable, reference_schema, text_fingerprint
+from .references import file_fingerprint, local_path, local_uri, printable, reference_schema, text_fingerprint
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TEXT_SUFFIXES = (".txt", ".md")
 _TABLE_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _BATCH_ROWS = 8192
+_CSV_BLOCK_BYTES = 16 << 20
+"""A row of a csv must fit in it."""
 _STAT_THREADS = 32
 
 
@@ -109,7 +114,7 @@ def _match(
         rule = f"a file below it ends in {', '.join(folder_suffixes)}"
     else:
         folder = _fixed_part(path)
-        pattern = re.compile(_glob_regex(path[len(folder) :].lstrip("/")), re.DOTALL | re.IGNORECASE)
+        pattern = re.compile(_glob_regex(path[len(folder) :].lstrip("/")), re.DOTALL)
         matches = functools.partial(_matches, pattern=pattern)
         rule = "a file matches it"
     found = _walk(fs, folder, matches)
@@ -128,7 +133,7 @@ def _match(
 def _walk(fs: Any, folder: str, matches: Any) -> Iterator[_Found]:
     """The files below `folder` whose name below it matches, in order of their names; hidden ones are passed over."""
     if isinstance(fs, LocalFileSystem):
-        yield from _walk_local(folder, "", matches)
+        yield from _walk_local(folder, matches)
         return
     listing = fs.find(folder, detail=True)
     for path in sorted(listing):
@@ -137,20 +142,43 @@ def _walk(fs: Any, folder: str, matches: Any) -> Iterator[_Found]:
             yield _Found(path=path, id=name, info=listing[path])
 
 
-def _walk_local(folder: str, below: str, matches: Any) -> Iterator[_Found]:
+def _walk_local(folder: str, matches: Any) -> Iterator[_Found]:
+    """Links to files are followed, links to folders are not: they may lead in circles."""
+    open_folders = [_entries(folder, "")]
+    while open_folders:
+        entry = next(open_folders[-1], None)
+        if entry is None:
+            open_folders.pop()
+            continue
+        below, item = entry
+        name = f"{below}{item.name}"
+        if item.name.startswith("."):
+            continue
+        if item.is_dir(follow_symlinks=False):
+            open_folders.append(_entries(folder, f"{name}/"))
+        elif matches(name):
+            try:
+                status = item.stat()
+            except OSError:  # a link that leads nowhere or in a circle, or a file that is gone since
+                continue
+            if stat.S_ISREG(status.st_mode):
+                yield _Found(path=item.path.replace("//", "/"), id=name, info=_local_info(status))
+
+
+def _entries(folder: str, below: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """What a folder holds, in order.
+
+    Raises:
+        SourceError: When it cannot be listed: its assets would be taken for deleted.
+    """
     try:
         entries = sorted(os.scandir(f"{folder}/{below}"), key=lambda entry: entry.name)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:
+        raise SourceError(f"The folder {f'{folder}/{below}'!r} cannot be listed: {error.strerror or error}.") from error
     for entry in entries:
-        name = f"{below}{entry.name}"
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk_local(folder, f"{name}/", matches)
-        elif matches(name) and entry.is_file():
-            status = entry.stat()
-            yield _Found(path=entry.path.replace("//", "/"), id=name, info=_local_info(status))
+        yield below, entry
 
 
 def _local_info(status: os.stat_result) -> dict[str, Any]:
@@ -177,20 +205,39 @@ def _fixed_part(path: str) -> str:
 
 
 def _glob_regex(pattern: str) -> str:
-    """A glob as a regular expression: `**/` any folders, `*` and `?` within a name, `[…]`, `{a,b}`."""
+    """A glob as a regular expression: `**/` any folders, `*` and `?` within a name, `[…]`, `{a,b}`.
+
+    What follows the last dot matches in either case.
+    """
     alternatives = re.search(r"\{([^{}]*)\}", pattern)
     if alternatives:
         before, after = pattern[: alternatives.start()], pattern[alternatives.end() :]
         return "|".join(f"(?:{_glob_regex(before + choice + after)})" for choice in alternatives.group(1).split(","))
+    *folders, name = pattern.split("/")
+    text = "".join("(?:.*/)?" if folder == "**" else f"{_name_regex(_pieces(folder))}/" for folder in folders)
+    if name == "**":
+        return f"{text}.*"
+    pieces = _pieces(name)
+    dot = max((i for i, piece in enumerate(pieces) if piece == "."), default=len(pieces))
+    return f"{text}{_name_regex(pieces[:dot])}(?i:{_name_regex(pieces[dot:])})"
+
+
+def _pieces(name: str) -> list[str]:
+    return re.findall(r"\[!?\]?[^\]]*\]|\*+|.", name, re.DOTALL)
+
+
+def _name_regex(pieces: list[str]) -> str:
     parts = []
-    for part in pattern.split("/"):
-        if part == "**":
-            parts.append("**")
+    for piece in pieces:
+        if piece.startswith("*"):
+            parts.append("[^/]*")
+        elif piece == "?":
+            parts.append("[^/]")
+        elif len(piece) > 1:
+            parts.append("(?!/)" + re.sub(r"^\(\?s:(.*)\)\\[Zz]$", r"\1", fnmatch.translate(piece), flags=re.DOTALL))
         else:
-            regex = re.sub(r"^\(\?s:(.*)\)\\[Zz]$", r"\1", fnmatch.translate(part))
-            parts.append(regex.replace(".*", "[^/]*").replace("(?>", "(?:"))
-    text = "/".join(parts)
-    return text.replace("**/", "(?:.*/)?").replace("**", ".*")
+            parts.append(re.escape(piece))
+    return "".join(parts)
 
 
 def _info(fs: Any, path: str) -> dict[str, Any] | None:
@@ -247,7 +294,9 @@ class _TableReader:
         wanted = {"id": source.id, "text": source.text, "uri": source.uri, "bytes": source.bytes}
         wanted |= {f"metadata.{name}": name for name in source.metadata}
         try:
-            names = self._names()
+            names = self._names({n for n in wanted.values() if n is not None})
+            if names is None:
+                return
             for key, name in wanted.items():
                 if name is not None and name not in names:
                     raise ConfigError(
@@ -256,21 +305,38 @@ class _TableReader:
             columns = list(dict.fromkeys(n for k, n in wanted.items() if n is not None and k != "bytes"))
             row = 0
             for batch in self._read(columns):
+                batch.validate(full=True)
                 yield row, batch
                 row += len(batch)
         except (pa.ArrowInvalid, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise SourceError(f"{self.place}.table: {self.url} cannot be read as {self.format}: {reason}.") from error
 
-    def _names(self) -> list[str]:
+    def _names(self, wanted: set[str]) -> list[str] | None:
+        """The table's columns; of JSON lines, those met until all `wanted` are. None when it has no rows at all."""
         with self.fs.open(self.path, "rb") as file:
             match self.format:
                 case "parquet":
-                    return list(pq.read_schema(file).names)
+                    schema = pq.read_schema(file)
+                    self._check_bytes(schema)
+                    return list(schema.names)
                 case "csv":
-                    return list(pyarrow.csv.open_csv(file).schema.names)
+                    return list(_open_csv(file).schema.names)
                 case _:
-                    return list(next(self._json_batches(file)).schema.names)
+                    names: dict[str, None] = {}
+                    for _, row in self._json_rows(file):
+                        names |= dict.fromkeys(row)
+                        if wanted <= names.keys():
+                            break
+                    return list(names) or None
+
+    def _check_bytes(self, schema: pa.Schema) -> None:
+        name = self.source.bytes
+        if name is None or name not in schema.names:
+            return
+        found = schema.field(name).type
+        if not (pa.types.is_binary(found) or pa.types.is_large_binary(found) or pa.types.is_string(found)):
+            raise ConfigError(f"{self.place}.bytes must name a column of bytes in {self.url}, got {name!r} of {found}.")
 
     def _read(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         with self.fs.open(self.path, "rb") as file:
@@ -284,21 +350,46 @@ class _TableReader:
                         column_types=dict.fromkeys(columns, pa.string()),
                         strings_can_be_null=False,
                     )
-                    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-                    yield from pyarrow.csv.open_csv(file, convert_options=options, parse_options=parse)
+                    yield from _open_csv(file, options)
                 case _:
-                    for batch in self._json_batches(file):
-                        yield batch.select(columns)
+                    rows = self._json_rows(file)
+                    while part := list(itertools.islice(rows, _BATCH_ROWS)):
+                        arrays = [
+                            self._json_column(name, [(row, object_.get(name)) for row, object_ in part])
+                            for name in columns
+                        ]
+                        yield pa.RecordBatch.from_arrays(arrays, names=columns)
 
-    def _json_batches(self, file: Any) -> Iterator[pa.RecordBatch]:
-        types = {"string": pa.string(), "int": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
-        fields = [pa.field(n, pa.string()) for n in (self.source.text, self.source.uri) if n is not None]
-        fields += [pa.field(n, types[t]) for n, t in self.source.metadata.items() if t in types]
-        options = pyarrow.json.ParseOptions(
-            explicit_schema=pa.schema(fields), newlines_in_values=False, unexpected_field_behavior="infer"
-        )
-        table = pyarrow.json.read_json(file, parse_options=options)
-        yield from table.to_batches(_BATCH_ROWS)
+    def _json_rows(self, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(number, object) of each line that is not blank."""
+        row = 0
+        for number, line in enumerate(file):
+            text = (line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line).strip()
+            if not text:
+                continue
+            try:
+                value = orjson.loads(text)
+            except orjson.JSONDecodeError as error:
+                raise SourceError(
+                    f"{self.place}.table: {self.url} cannot be read as jsonl: row {row} is no JSON: {error}."
+                ) from None
+            if not isinstance(value, dict):
+                raise SourceError(
+                    f"{self.place}.table: {self.url} cannot be read as jsonl, an object a line: "
+                    f"row {row} is {str(value)[:60]!r}."
+                )
+            yield row, value
+            row += 1
+
+    def _json_column(self, name: str, cells: list[tuple[int, Any]]) -> pa.Array:
+        """A column as JSON has it; one whose cells are of several types is brought to the type that is asked."""
+        key = next((k for k in ("id", "text", "uri") if getattr(self.source, k) == name), f"metadata.{name}")
+        struct = metadata_type(self.source.metadata)
+        kind = struct.field(name).type if struct is not None and key.startswith("metadata.") else pa.string()
+        try:
+            return pa.array([value for _, value in cells])
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            return pa.concat_arrays([self._cast(pa.array([value]), kind, key, row) for row, value in cells])
 
     def references(self, numbered: tuple[int, pa.RecordBatch], position: int, metadata: Mapping[str, str]) -> pa.Table:
         first, batch = numbered
@@ -318,6 +409,7 @@ class _TableReader:
             "text": pa.nulls(count, pa.string()),
         }
         if source.text is not None:
+            # An empty cell is an asset like the others: it gets its dead letter when it is prepared.
             texts = pc.fill_null(self._cast(batch.column(source.text), pa.string(), "text", first), "").to_pylist()
             columns["text"] = pa.array(texts, pa.string())
             columns["fingerprint"] = pa.array([text_fingerprint(t) for t in texts])
@@ -341,11 +433,12 @@ class _TableReader:
     def _stat(self, uris: list[str | None]) -> dict[str, pa.Array]:
         """Asks each picture's size and fingerprint, many at once; one that is not there is found out when read."""
         base = self.url.rsplit("/", 1)[0]
-        full = [u if u and ("://" in u or u.startswith("/")) else f"{base}/{u or ''}" for u in uris]
+        full = [_joined(base, uri) if uri else "" for uri in uris]
 
         def ask(uri: str) -> tuple[str, int | None]:
             try:
-                fs, path = filesystem(uri, self.source.storage_options)
+                path = local_path(uri)
+                fs, path = filesystem(uri, self.source.storage_options) if path is None else (LocalFileSystem(), path)
                 info = _info(fs, path) or {}
             except Exception:
                 return "unknown", None
@@ -365,7 +458,8 @@ class _TableReader:
         if self.format != "parquet":
             raise ConfigError(f"{self.place}.bytes must be a column of a parquet table, got {self.url!r}.")
         print_ = file_fingerprint(self.info)
-        uris = [f"{self.url}#row={row}&column={self.source.bytes}" for row in range(first, first + count)]
+        column = urllib.parse.quote(self.source.bytes or "", safe="")
+        uris = [f"{self.url}#row={row}&column={column}" for row in range(first, first + count)]
         return {
             "uri": pa.array(uris),
             # Zero-padded, so that rows that stand together in the file are sorted together and read at once.
@@ -375,46 +469,95 @@ class _TableReader:
 
     def _cast(self, column: pa.Array, kind: pa.DataType, key: str, first: int) -> pa.Array:
         try:
-            if kind == pa.string() and not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-                return pc.cast(column, kind)
-            if pa.types.is_string(column.type) and kind != pa.string():
-                column = pc.if_else(pc.equal(column, ""), None, column)  # an empty cell is no value
-            return pc.cast(column, kind)
+            if key == "id" and pa.types.is_floating(column.type) and column.null_count < len(column):
+                raise pa.ArrowInvalid("no id is a number with a fraction")  # 1e20 has already lost digits
+            return _cast_cells(column, kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            for row, value in enumerate(column):
+            for row in range(len(column)):
+                cell = column.slice(row, 1)
                 try:
-                    pc.cast(pa.array([value.as_py()], column.type), kind)
+                    if key != "id" or not pa.types.is_floating(column.type):
+                        _cast_cells(cell, kind)
+                        continue
                 except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                    raise SourceError(
-                        f"{self.place}.{key} must be {kind}, got {str(value.as_py())[:60]!r} "
-                        f"in row {first + row} of {self.url}."
-                    ) from None
+                    pass
+                raise SourceError(
+                    f"{self.place}.{key} must be {kind}, got {str(cell[0])[:60]!r} in row {first + row} of {self.url}."
+                ) from None
             raise
+
+
+def _cast_cells(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_string(column.type) and kind != pa.string():
+        column = pc.if_else(pc.equal(column, ""), None, column)  # an empty cell is no value
+        if pa.types.is_timestamp(kind):  # a time without a zone is taken as UTC, as a naive one in Parquet is
+            column = pc.replace_substring_regex(column, r"^(\d{4}-\d{2}-\d{2})$", r"\1T00:00:00")
+            column = pc.replace_substring_regex(column, r"^([^T ]+[T ][0-9:.]+)$", r"\1Z")
+    # Nanoseconds are cut to the microseconds that are kept.
+    cut = pa.types.is_timestamp(kind) and pa.types.is_timestamp(column.type)
+    return pc.cast(column, options=pc.CastOptions(kind, allow_time_truncate=cut))
+
+
+def _open_csv(file: Any, convert: Any = None) -> Any:
+    return pyarrow.csv.open_csv(
+        file,
+        read_options=pyarrow.csv.ReadOptions(block_size=_CSV_BLOCK_BYTES),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=convert,
+    )
+
+
+def _joined(base: str, uri: str) -> str:
+    """A table's uri as a whole one: a relative one starts at `base`."""
+    if "://" in uri or uri.startswith("/"):
+        return uri
+    if "://" not in base:
+        return f"{base}/{uri}"
+    # Stores take `..` for a name; what is left of it after joining is refused when it is read.
+    protocol, _, folder = base.partition("://")
+    return f"{protocol}://{posixpath.normpath(f'{folder}/{uri}')}"
 
 
 def allowed_prefixes(source: SourceConfig) -> tuple[str, ...]:
     """The folders that a table's URIs may point into."""
     if source.within:
         return source.within
-    return (_fixed_part(source.table or "") or posixpath.dirname(source.table or ""),)
+    folder = _fixed_part(source.table or "") or posixpath.dirname(source.table or "")
+    return (f"{folder}/" if folder.endswith(":/") else folder,)
 
 
 def is_within(uri: str, prefixes: tuple[str, ...]) -> bool:
-    """Whether `uri` stays below one of `prefixes`, with `..` and links in local paths resolved."""
+    """Whether `uri` stays below one of `prefixes`, with `..` and links in local paths resolved.
+
+    A table's uri is hostile: nothing is connected to before it is known to be within.
+    """
     try:
-        full = _resolved(uri)
+        path = local_path(uri)
+        if path is not None:
+            place: _Place = ("file", "", os.path.realpath(path))
+        else:
+            if "::" in uri or ".." in re.split(r"[/\\]", urllib.parse.unquote(uri)):
+                return False
+            place = _place(uri)
     except (ValueError, ImportError, OSError):
         return False
-    return any(full.startswith(_resolved_folder(prefix)) for prefix in prefixes)
+    return any(place[:2] == top[:2] and place[2].startswith(top[2]) for top in map(_top, prefixes))
 
 
-def _resolved(url: str) -> str:
-    fs, path = fsspec.url_to_fs(url)
-    if isinstance(fs, LocalFileSystem):
-        return f"file://{os.path.realpath(path)}"
-    return str(fs.unstrip_protocol(posixpath.normpath(str(path))))
+_Place = tuple[str, str, str]
+"""(protocol, host and what else makes the connection, path) of a URL."""
+
+
+def _place(url: str) -> _Place:
+    protocol = fsspec.core.split_protocol(url)[0] or "file"
+    kind = fsspec.get_filesystem_class(protocol)
+    path = str(kind._strip_protocol(url))  # noqa: SLF001 - as a file system does it, without connecting to one
+    if issubclass(kind, LocalFileSystem):
+        return "file", "", os.path.realpath(path)
+    return kind.__name__, repr(kind._get_kwargs_from_urls(url)), path  # noqa: SLF001
 
 
 @functools.lru_cache(maxsize=64)
-def _resolved_folder(url: str) -> str:
-    return _resolved(url).rstrip("/") + "/"
+def _top(prefix: str) -> _Place:
+    protocol, host, path = _place(prefix)
+    return protocol, host, path.rstrip("/") + "/"

@@ -285,8 +285,7 @@ def test_where_alpha_cannot_be_kept_white_shows_through(settings: PrepareConfig)
     assert np.asarray(image)[:, image.size[0] // 2 + 4 :].min() > 200
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-@pytest.mark.parametrize("mode", ["I;16", "I"])
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "I;16"), ("TIFF", "I;16"), ("TIFF", "I")])
 def test_sixteen_bits_of_grey_become_eight_and_keep_their_steps(kind: str, mode: str) -> None:
     ramp = np.linspace(0, 65_535, 64 * 64).astype(np.uint16).reshape(64, 64)
     image = Image.fromarray(ramp if mode == "I;16" else ramp.astype(np.int32))
