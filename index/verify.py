@@ -1,5 +1,6 @@
 """Proves a version: every file is there, whole and the one that was written, and they agree with each other."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pyarrow.parquet as pq
@@ -26,17 +27,21 @@ def check_file(store: Store, version: str, entry: FileEntry) -> str | None:
 
 def find_damage(store: Store, manifest: Manifest) -> Iterator[str]:
     """Reads every byte of a version and yields a sentence for each thing that is wrong."""
-    stored: dict[str, int] = {}
+    stored: Counter[str] = Counter()
+    damaged = set()
     for entry in manifest.files:
+        kind = entry.name.removeprefix("vectors/").rsplit("-", 3)[0] if entry.name.startswith("vectors/") else None
         problem = check_file(store, manifest.version, entry)
         if problem:
             yield problem
-            continue
-        if entry.name.startswith("vectors/"):
+            damaged.add(kind)
+        elif kind is not None:
             with store.open_read(f"{version_folder(manifest.version)}/{entry.name}") as file:
-                rows = pq.read_metadata(file).num_rows
-            kind = entry.name.removeprefix("vectors/").rsplit("-", 3)[0]
-            stored[kind] = stored.get(kind, 0) + rows
+                stored[kind] += pq.read_metadata(file).num_rows
+    listed = {entry.name for entry in manifest.files}
     for index in manifest.indexes:
-        if index.kind in stored and stored[index.kind] != index.rows:
+        if stored[index.kind] != index.rows and index.kind not in damaged:
             yield f"The {index.kind} index has {index.rows} rows, and its vectors are {stored[index.kind]}."
+        for name in (index.file, index.assets):
+            if name not in listed:
+                yield f"The {index.kind} index needs {name}, which the manifest does not list."

@@ -231,7 +231,8 @@ def small(make_catalog: Callable[..., Made]) -> Made:
 @pytest.fixture
 def own_copy(make_catalog: Callable[..., Made]) -> Made:
     """A catalog to be damaged."""
-    return make_catalog({"image": unit_vectors(20, 8, 1), "text": unit_vectors(9, 8, 2)}, dead=1)
+    vectors = {"image": unit_vectors(20, 8, 1), "text": unit_vectors(9, 8, 2)}
+    return make_catalog(vectors, rows_per_unit=5, rows_per_file=8, dead=1)
 
 
 @pytest.fixture(scope="session")
