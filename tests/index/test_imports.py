@@ -1,0 +1,52 @@
+"""A service that opens a catalog pays for nothing else."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+IMPORT_LIMIT_S = 0.6
+
+
+def modules_after(statement: str) -> set[str]:
+    """The top-level modules of a fresh process that ran `statement`."""
+    program = f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{n.split('.')[0] for n in sys.modules}})))"
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    return set(json.loads(found))
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["epithre_beam.index", "epithre_beam.configs", "epithre_beam.transforms", "epithre_beam.transforms.epithre"],
+)
+def test_no_beam_is_loaded(module: str) -> None:
+    assert "apache_beam" not in modules_after(f"import {module}")
+
+
+def test_every_module_of_configs_index_and_the_api_does_without_beam() -> None:
+    statement = (
+        "import importlib, pkgutil\n"
+        "for name in ('epithre_beam.configs', 'epithre_beam.index', 'epithre_beam.transforms.epithre'):\n"
+        "    package = importlib.import_module(name)\n"
+        "    for module in pkgutil.walk_packages(package.__path__, name + '.'):\n"
+        "        if not module.name.endswith('__main__'):\n"
+        "            importlib.import_module(module.name)"
+    )
+    assert "apache_beam" not in modules_after(statement)
+
+
+def test_opening_a_catalog_loads_no_http_client_and_no_pictures() -> None:
+    assert not {"httpx", "PIL", "jinja2", "rich", "typer"} & modules_after("import epithre_beam.index")
+
+
+def test_the_index_is_imported_in_no_time() -> None:
+    """The best of three: a busy machine may delay one."""
+    program = (
+        "import time; started = time.perf_counter(); import epithre_beam.index; print(time.perf_counter() - started)"
+    )
+    took = [
+        float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+        for _ in range(3)
+    ]
+    assert min(took) < IMPORT_LIMIT_S
