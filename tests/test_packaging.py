@@ -1,0 +1,71 @@
+"""Only `epithre_beam` is importable, all of it is packaged, and type checkers see the same folders."""
+
+import doctest
+import importlib
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("configs", "index", "transforms", "pipelines")
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+
+
+def sources() -> list[Path]:
+    """Every Python file of the four folders, below the repository."""
+    return sorted(path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(["epithre_beam", *(parts[:-1] if parts[-1] == "__init__" else parts)])
+
+
+MODULES = [module_name(path) for path in sources() if path.name != "__main__.py"]
+
+
+def test_the_links_for_type_checkers_are_the_folders() -> None:
+    links = ROOT / "typings" / "epithre_beam"
+    assert sorted(link.name for link in links.iterdir()) == sorted(FOLDERS)
+    for folder in FOLDERS:
+        assert (links / folder).is_symlink()
+        assert (links / folder).is_dir()
+        assert (links / folder).resolve() == ROOT / folder
+
+
+def test_every_folder_with_a_module_is_a_listed_package() -> None:
+    """A package that is not listed is missing from the wheel, and from nothing else, so that no other test sees it."""
+    folders = {".".join(["epithre_beam", *path.parent.parts]) for path in sources()}
+    assert folders == set(SETUPTOOLS["packages"])
+    assert all((ROOT / Path(*name.split(".")[1:]) / "__init__.py").is_file() for name in folders)
+
+
+def test_nothing_but_epithre_beam_becomes_importable() -> None:
+    assert all(name.split(".")[0] == "epithre_beam" for name in SETUPTOOLS["packages"])
+    assert SETUPTOOLS["package-dir"] == {f"epithre_beam.{folder}": folder for folder in FOLDERS}
+
+
+def test_every_folder_tells_type_checkers_that_it_is_typed() -> None:
+    assert all((ROOT / folder / "py.typed").is_file() for folder in FOLDERS)
+
+
+def test_every_other_file_of_a_package_is_packaged_by_its_pattern() -> None:
+    patterns = SETUPTOOLS["package-data"]["*"]
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and path.suffix not in {".py", ".pyc"}:
+                assert any(path.match(pattern) for pattern in patterns), path
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_is_imported_from_its_folder_and_its_examples_hold(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__file__ is not None
+    assert Path(module.__file__).resolve().is_relative_to(ROOT)
+    assert doctest.testmod(module).failed == 0
+
+
+def test_tests_have_names_that_no_two_share() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
