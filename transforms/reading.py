@@ -18,6 +18,9 @@ from .prepare import Unpreparable
 from .references import Reference, local_path
 from .sources import allowed_prefixes, is_within
 
+_OPEN_TABLES = 4
+"""Tables that hold a row group in memory. Rows are asked for table after table, so more would only be kept."""
+
 
 class Reader:
     """Reads references from many threads. One a process: connections are shared, and made where they are used."""
@@ -86,11 +89,7 @@ class Reader:
         url, _, place = uri.rpartition("#")
         row = int(urllib.parse.parse_qs(place)["row"][0])
         try:
-            with self._lock:
-                if url not in self._tables:
-                    self._tables[url] = _CellTable(url, source)
-                table = self._tables[url]
-            value = table.read(row)
+            value = self._table(url, source).read(row)
         except FileNotFoundError:
             raise Unpreparable(Reason.MISSING, "there is no such table any more") from None
         except Exception as error:  # every store has errors of its own, and none of them may stop the run
@@ -98,6 +97,15 @@ class Reader:
         if value is None:
             raise Unpreparable(Reason.MISSING, "the table has no bytes in this row")
         return value
+
+    def _table(self, url: str, source: SourceConfig) -> "_CellTable":
+        with self._lock:
+            table = self._tables.pop(url, None) or _CellTable(url, source)
+            self._tables[url] = table
+            while len(self._tables) > _OPEN_TABLES:
+                # Not closed: a thread may still read from it, and it closes itself behind the last one.
+                del self._tables[next(iter(self._tables))]
+            return table
 
 
 class _CellTable:

@@ -1,0 +1,294 @@
+"""Plans: every reference in one unit, the same units for the same inputs, new names for what must be paid anew."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epithre_beam.configs import EmbedConfig, PrepareConfig, RunConfig
+from epithre_beam.index.store import Store
+from epithre_beam.transforms.plan import (
+    Plan,
+    PlanReader,
+    bytes_by_kind,
+    count_by_kind,
+    cut_units,
+    iterate_plan,
+    list_all,
+    sort_references,
+    unit_name,
+    write_plan,
+)
+from epithre_beam.transforms.references import reference_schema, text_fingerprint
+
+Row = dict[str, Any]
+
+
+def text_row(number: int, text: str, source: int = 0) -> Row:
+    return {
+        "asset_id": f"t{number}",
+        "kind": "text",
+        "text": text,
+        "fingerprint": text_fingerprint(text),
+        "size_bytes": len(text.encode()),
+        "source": source,
+    }
+
+
+def image_row(number: int, size: int | None, fingerprint: str, source: int = 0) -> Row:
+    return {
+        "asset_id": f"i{number}",
+        "kind": "image",
+        "uri": f"/pictures/{number}.jpg",
+        "fingerprint": fingerprint,
+        "size_bytes": size,
+        "source": source,
+    }
+
+
+def as_table(rows: Sequence[Row], types: dict[str, str] | None = None) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=reference_schema(types or {}))
+
+
+@st.composite
+def references(draw: st.DrawFn) -> pa.Table:
+    """Texts of which many are alike, files of which many have one size, and rows of unknown size; shuffled."""
+    texts = draw(st.lists(st.sampled_from(["a", "b", "cc", "dd", "a longer one"]), max_size=60))
+    sizes = draw(st.lists(st.sampled_from([None, 1, 2, 500]), max_size=60))
+    rows = [text_row(i, text) for i, text in enumerate(texts)]
+    rows += [image_row(i, size, f"mtime:{size}:{i % 7}") for i, size in enumerate(sizes)]
+    return as_table(draw(st.permutations(rows)))
+
+
+@given(references())
+def test_sorted_by_kind_size_fingerprint_and_id(table: pa.Table) -> None:
+    rows = sort_references(table).to_pylist()
+
+    def key(row: Row) -> tuple[Any, ...]:
+        size = row["size_bytes"]
+        return row["kind"], size is None, size or 0, row["fingerprint"], row["asset_id"]
+
+    assert rows == sorted(table.to_pylist(), key=key)
+
+
+@given(references(), st.integers(1, 9))
+def test_units_cover_every_row_once_are_of_one_kind_and_bounded(table: pa.Table, size: int) -> None:
+    table = sort_references(table)
+    cuts = cut_units(table, size)
+    assert [row for start, end in cuts for row in range(start, end)] == list(range(len(table)))
+    kinds = table.column("kind").to_pylist()
+    for start, end in cuts:
+        assert 1 <= end - start <= 4 * size
+        assert len(set(kinds[start:end])) == 1
+
+
+@given(references(), st.integers(1, 9))
+def test_what_may_be_the_same_stays_together_as_far_as_a_unit_goes(table: pa.Table, size: int) -> None:
+    table = sort_references(table)
+    rows = table.to_pylist()
+    for start, end in cut_units(table, size):
+        if end == len(rows) or end - start == 4 * size:
+            continue
+        before, after = rows[end - 1], rows[end]
+        if before["kind"] != after["kind"]:
+            continue
+        assert end - start >= size  # no unit is smaller than it need be
+        if before["kind"] == "text":
+            assert before["fingerprint"] != after["fingerprint"]
+        else:
+            assert before["size_bytes"] is None or before["size_bytes"] != after["size_bytes"]
+
+
+def test_texts_of_one_length_are_cut_where_their_content_changes() -> None:
+    table = sort_references(as_table([text_row(i, f"{i // 6:04d}") for i in range(600)]))
+    cuts = cut_units(table, 10)
+    assert max(end - start for start, end in cuts) <= 15
+    places: dict[str, set[int]] = {}
+    for unit, (start, end) in enumerate(cuts):
+        for text in table.column("text")[start:end].to_pylist():
+            places.setdefault(text, set()).add(unit)
+    assert set(map(len, places.values())) == {1}
+
+
+def test_nothing_is_cut_into_nothing() -> None:
+    assert cut_units(as_table([]), 5) == []
+
+
+# Names
+
+
+def example_rows() -> list[Row]:
+    return [text_row(0, "a"), text_row(1, "b"), image_row(2, 10, "f"), image_row(3, 10, "g")]
+
+
+def named(
+    rows: Sequence[Row], *, server: str | None = None, types: dict[str, str] | None = None, **settings: Any
+) -> str:
+    prepare = PrepareConfig(**{k: v for k, v in settings.items() if k in PrepareConfig.model_fields})
+    embed = EmbedConfig(**{k: v for k, v in settings.items() if k in EmbedConfig.model_fields})
+    return unit_name(as_table(rows, types), embed, prepare, server)
+
+
+def test_the_same_inputs_have_the_same_name() -> None:
+    names = {named(example_rows()) for _ in range(3)}
+    assert len(names) == 1
+    assert len(names.pop()) == 40
+
+
+@pytest.mark.parametrize("row", range(4))
+@pytest.mark.parametrize("column", ["asset_id", "uri", "fingerprint", "kind"])
+def test_a_change_of_any_asset_changes_the_name(row: int, column: str) -> None:
+    rows = example_rows()
+    rows[row] = rows[row] | {column: "other"}
+    assert named(rows) != named(example_rows())
+
+
+OTHER_PREPARATION: dict[str, Any] = {
+    "formats": ("jpeg", "png"),
+    "send_formats": ("jpeg",),
+    "check": "decode",
+    "max_file_bytes": 1,
+    "max_decode_pixels": 1,
+    "decode_timeout_s": 1.0,
+    "max_pixels": 1,
+    "max_image_bytes": 1,
+    "jpeg_quality": 1,
+    "max_text_chars": 1,
+}
+
+
+def test_every_setting_of_the_preparation_is_tried_below() -> None:
+    assert set(OTHER_PREPARATION) == set(PrepareConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model": "other"}, {"dimension": 8}, {"server": "emulator"}, *({k: v} for k, v in OTHER_PREPARATION.items())],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_decides_the_vectors_is_in_the_name(change: dict[str, Any]) -> None:
+    assert named(example_rows(), **change) != named(example_rows())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base_url": "https://elsewhere.example/v2"},
+        {"api_key_env": "OTHER"},
+        {"batch_items": 1},
+        {"batch_bytes": 2048},
+        {"batch_tokens": 5},
+        {"requests_per_minute": 1},
+        {"items_per_minute": 1},
+        {"tokens_per_minute": 1},
+        {"max_concurrency": 1},
+        {"timeout_s": 1.0},
+        {"max_sends": 1},
+        {"retry_share": 0.0},
+        {"memory_mb": 1},
+        {"readers": 1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_where_the_api_is_and_how_fast_is_not_in_the_name(change: dict[str, Any]) -> None:
+    assert named(example_rows(), **change) == named(example_rows())
+
+
+def test_metadata_and_the_position_of_a_source_are_not_in_the_name() -> None:
+    rows = [row | {"metadata": {"lang": "id"}, "source": 5} for row in example_rows()]
+    assert named(rows, types={"lang": "string"}) == named(example_rows())
+
+
+@given(st.lists(st.text(max_size=3), min_size=2, max_size=4), st.lists(st.text(max_size=3), min_size=2, max_size=4))
+def test_values_do_not_run_into_each_other(one: list[str], other: list[str]) -> None:
+    rows = [[image_row(0, 1, "f") | {"asset_id": value} for value in values] for values in (one, other)]
+    assert (named(rows[0]) == named(rows[1])) == (one == other)
+
+
+# Whole plans
+
+
+def make_sources(folder: Path) -> list[dict[str, Any]]:
+    """Pictures in two folders and captions in two tables, some of them alike."""
+    draw = random.Random(0)
+    for name in ("one", "two"):
+        (folder / name).mkdir(parents=True)
+        for i in range(40):
+            (folder / name / f"{name}-{i}.jpg").write_bytes(draw.randbytes(draw.randrange(1, 6)))
+        lines = [f"{name}-{i},{draw.choice('abcdef')},{i}" for i in range(60)]
+        (folder / f"{name}.csv").write_text("\n".join(["id,t,price", *lines, ""]))
+    tables = {"kind": "text", "id": "id", "text": "t", "metadata": {"price": "double"}}
+    return [
+        {"kind": "image", "files": f"{folder}/one"},
+        {"kind": "image", "files": f"{folder}/two/*.jpg"},
+        tables | {"table": f"{folder}/one.csv"},
+        tables | {"table": f"{folder}/two.csv", "metadata": {"price": "double", "t": "string"}},
+    ]
+
+
+def planned(folder: Path, sources: Sequence[dict[str, Any]], **embed: Any) -> tuple[Store, Plan]:
+    raw = {"catalog": str(folder), "sources": sources, "embed": {"unit_references": 7} | embed}
+    config = RunConfig.model_validate(raw)
+    store = Store(str(folder))
+    return store, write_plan(store, "000001-x", config, list_all(config), None)
+
+
+def test_the_order_of_the_sources_does_not_change_the_units(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "in")
+    plans = []
+    for seed in range(4):
+        random.Random(seed).shuffle(sources)
+        plans.append(planned(tmp_path / str(seed), sources)[1])
+    assert all(plan == plans[0] for plan in plans)
+
+
+def test_an_asset_more_changes_few_units(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "in")
+    before = {unit.name for unit in planned(tmp_path / "a", sources)[1].units}
+    with (tmp_path / "in/one.csv").open("a") as file:
+        file.write("new,zzzzzzzz,1\n")  # the longest text: it stands at the end
+    after = {unit.name for unit in planned(tmp_path / "b", sources)[1].units}
+    assert len(after - before) <= 1
+    assert len(before) > 10
+
+
+def test_a_plan_is_read_back_unit_by_unit_with_its_metadata(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "in")
+    store, plan = planned(tmp_path / "catalog", sources)
+    config = RunConfig.model_validate({"catalog": "unused", "sources": sources})
+    expected = list_all(config)
+    read = []
+    with PlanReader(store, plan.name) as reader:
+        for unit in plan.units:
+            table = reader.read(unit.row_group)
+            assert len(table) == unit.references
+            assert set(table.column("kind").to_pylist()) == {unit.kind}
+            assert unit_name(table, EmbedConfig(), PrepareConfig(), None) == unit.name
+            assert reader.read(unit.row_group, ["asset_id"]).to_pydict() == table.select(["asset_id"]).to_pydict()
+            read += table.to_pylist()
+    assert read == [row for table in iterate_plan(store, plan.name) for row in table.to_pylist()]
+    assert sort_references(expected).to_pylist() == read
+    assert len({unit.name for unit in plan.units}) == len(plan.units)
+    assert {row["metadata"]["price"] for row in read if row["kind"] == "text"} == set(map(float, range(60)))
+    assert {row["metadata"]["t"] for row in read if row["source"] == 3} == set("abcdef")
+
+
+def test_counts_and_bytes_are_those_of_the_references(tmp_path: Path) -> None:
+    _, plan = planned(tmp_path / "catalog", make_sources(tmp_path / "in"))
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "in").glob("*/*.jpg"))
+    assert plan.assets == {"image": 80, "text": 120}
+    assert plan.size_bytes == {"image": on_disk, "text": 120}
+    assert sum(unit.references for unit in plan.units) == 200
+
+
+@given(references())
+def test_counting_is_conservation(table: pa.Table) -> None:
+    rows = table.to_pylist()
+    assert count_by_kind(table) == dict(Counter(row["kind"] for row in rows))
+    assert sum(bytes_by_kind(table).values()) == sum(row["size_bytes"] or 0 for row in rows)
