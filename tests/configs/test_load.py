@@ -261,6 +261,12 @@ def test_a_secret_pasted_into_the_wrong_place_never_appears_in_the_error(
     assert SECRET not in "".join(traceback.format_exception(refused))
 
 
+@pytest.mark.parametrize("value", ["hunter-2", "a b", 4711, ["hunter-2"]], ids=str)
+def test_whatever_stands_where_a_keys_name_belongs_is_not_shown(value: Any) -> None:
+    """A short password looks like nothing; its place tells."""
+    assert refusal(with_embed(api_key_env=value)).endswith(", got a value that is not shown.")
+
+
 @pytest.mark.parametrize(
     "override",
     [

@@ -270,6 +270,23 @@ def test_the_exact_answers_do_not_depend_on_the_blocks(
         np.testing.assert_allclose(scores[q][truth.rows[q]], truth.scores[q], atol=1e-4)
 
 
+@pytest.mark.parametrize("copies", [5, 120, 1000])
+def test_whichever_of_equal_rows_are_returned_they_are_right_and_lower_ones_are_wrong(copies: int) -> None:
+    """More copies than candidates are kept of: the last of them, which were never kept, count like the first."""
+    vectors = np.zeros((2000, 8), np.float32)
+    vectors[:, 1] = 1
+    vectors[:copies] = np.eye(8, dtype=np.float32)[0]
+    truth = _Truth(Queries(kind="image", rows=np.array([0]), vectors=vectors[:1]), 110)
+    for start in range(0, 2000, 300):
+        truth.add(vectors[start : start + 300], start, same_kind=True)
+    for equal in (np.arange(4), np.arange(copies - 4, copies)):
+        found = np.concatenate([[0], equal[equal != 0]])[None]
+        right = len(found[0]) - 1
+        assert truth.recall(found, np.ones(found.shape, np.float32), right, same_kind=True) == 1.0
+    lower = np.array([[0, 1999, 1998, 1997, 1996]])
+    assert truth.recall(lower, np.zeros(lower.shape, np.float32), 4, same_kind=True) == 0.0
+
+
 def test_an_index_file_of_other_rows_is_measured_as_it_is(small: Any, tmp_path: Path) -> None:
     """The guard's figures come from the file that was stored: of a file with shuffled rows they are low."""
     vectors = np.concatenate([small.vectors["image"], np.roll(small.vectors["image"], 1, axis=1)] * 8)
