@@ -52,7 +52,14 @@ BeamOptions = Annotated[list[str] | None, typer.Argument(metavar="[-- BEAM OPTIO
 def main() -> None:
     """The console script: every expected failure is a sentence on standard error and an exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger().addFilter(lambda record: not record.getMessage().startswith("apitools not found"))
+    if "--debug" in sys.argv[1:]:
+        logging.getLogger().setLevel(logging.INFO)
+    else:
+        # Beam logs a failure with its traceback, and again on the way up; here it becomes one sentence.
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        logging.lastResort = None
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(lambda record: not record.getMessage().startswith("apitools not found"))
     signal.signal(signal.SIGTERM, _terminated)
     from ..transforms.queries import QueryError
     from ..transforms.sources import SourceError
@@ -82,6 +89,13 @@ def _fail(message: str, code: int) -> None:
     for line in message.splitlines():
         sys.stderr.write(f"epithre-beam: {line}\n")
     sys.exit(int(code))
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Log what the runner does, with tracebacks.")] = False,
+) -> None:
+    """Options that stand before the command."""
 
 
 @app.command()

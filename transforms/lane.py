@@ -4,6 +4,7 @@ All the requests of a run go through one lane, so its budget in plain memory hol
 """
 
 import asyncio
+import contextlib
 import os
 import queue
 import threading
@@ -77,9 +78,14 @@ def run_lane(setup: LaneSetup, units: Iterable[Unit], lane: int = 0) -> Iterator
                 raise record
             yield record
     finally:
-        if thread.is_alive() and main:
-            loop.call_soon_threadsafe(main[0].cancel)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the lane is over already
+            loop.call_soon_threadsafe(_cancel, main)
         thread.join(timeout=10)
+
+
+def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
 
 
 async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any) -> None:

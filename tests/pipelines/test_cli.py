@@ -1,0 +1,245 @@
+"""Wrong input gets one sentence with the place, the rule and the value, the right exit code, and loses nothing."""
+
+import io
+import json
+import struct
+import zlib
+
+import pytest
+from PIL import Image
+
+from epithre_beam.index import open_catalog
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
+
+from .conftest import KEY
+
+
+def assert_one_sentence(done, code, *words):
+    assert done.returncode == code, (done.returncode, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    for word in words:
+        assert word in lines[0], (word, lines[0])
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def serve(**settings):
+    return Emulator(EmulatorSettings(dimension=64, api_keys=(KEY,), **settings))
+
+
+def test_a_misspelt_key_is_named_with_the_right_one(place):
+    place.write_job(embed__batch_itmes=3)
+    assert_one_sentence(place.cli("run", "job.yaml"), 2, "embed.batch_itmes", "'batch_items'")
+
+
+def test_a_value_out_of_range_is_named_with_its_rule(place):
+    done = place.cli("run", "job.yaml", "--set", "embed.batch_items=0")
+    assert_one_sentence(done, 2, "embed.batch_items must be at least 1, got 0")
+
+
+def test_a_missing_config_and_no_yaml_are_usage_errors(place):
+    assert_one_sentence(place.cli("run", "none.yaml"), 2, "none.yaml")
+    (place.folder / "bad.yaml").write_text("a: [1\nb: 2")
+    assert_one_sentence(place.cli("run", "bad.yaml"), 2, "bad.yaml", "YAML")
+
+
+def test_a_missing_key_variable_is_named(place):
+    place.write_job(embed__base_url="http://127.0.0.1:1/v1", embed__api_key_env="MY_KEY")
+    assert_one_sentence(place.cli("run", "job.yaml", key=None), 2, "MY_KEY", "not set")
+
+
+def test_a_source_that_matches_nothing_is_named(place):
+    place.write_job(sources=[{"kind": "image", "files": "nowhere/**/*.jpg"}])
+    assert_one_sentence(place.cli("run", "job.yaml"), 2, "sources[0].files", "nowhere/**/*.jpg")
+    assert_one_sentence(place.cli("plan", "job.yaml"), 2, "sources[0].files")
+
+
+def test_a_table_without_the_column_is_named_with_those_it_has(place):
+    place.write_job(sources=[{"kind": "text", "table": "texts.csv", "id": "sku", "text": "text"}])
+    assert_one_sentence(place.cli("run", "job.yaml"), 2, "sources[0].id", "'sku'", "id, text, price")
+
+
+def test_duplicate_ids_are_named_with_their_places_and_nothing_is_sent(place):
+    with (place.folder / "texts.csv").open("a") as file:
+        file.write("t003,again,1\n")
+    with serve() as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        assert_one_sentence(place.cli("run", "job.yaml"), 1, "text 't003'", "2 times", "sources[1]")
+        assert not emulator.log
+
+
+def test_a_cell_that_is_not_of_its_type_is_named_with_its_row(place):
+    with (place.folder / "texts.csv").open("a") as file:
+        file.write("t999,fine,cheap\n")
+    assert_one_sentence(place.cli("run", "job.yaml"), 1, "metadata.price", "'cheap'", "row 50")
+
+
+def bomb() -> bytes:
+    """A PNG of a hundred bytes that claims 3.6 billion pixels."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_bad_assets_become_dead_letters_with_the_reason_and_the_rest_is_published(place):
+    pictures = place.folder / "pictures"
+    whole = next(pictures.iterdir()).read_bytes()
+    (pictures / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (pictures / "bomb.jpg").write_bytes(bomb())
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PPM")
+    (pictures / "other.jpg").write_bytes(buffer.getvalue())
+    with (place.folder / "texts.csv").open("a") as file:
+        file.write(f"empty,,1\nlong,{'x' * 200},1\n")
+    place.write_job(prepare__max_text_chars=100)
+    done = place.cli("run", "job.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    letters = [letter for samples in report["dead_letters"]["samples"].values() for letter in samples]
+    assert {letter["asset_id"]: letter["reason"] for letter in letters} == {
+        "cut.jpg": "undecodable",
+        "bomb.jpg": "too_many_pixels",
+        "other.jpg": "not_a_picture",
+        "empty": "empty_text",
+        "long": "text_too_long",
+    }
+    by_id = {letter["asset_id"]: letter["detail"] for letter in letters}
+    assert "60000x60000" in by_id["bomb.jpg"] or "many" in by_id["bomb.jpg"]
+    assert "prepare.max_text_chars" in by_id["long"]
+    assert len(open_catalog(place.catalog)) == 90
+    shown = place.cli("run", "job.yaml")
+    assert "cut.jpg" in shown.stdout
+
+
+def test_a_guard_that_is_set_is_taken_as_it_is(place):
+    (place.folder / "pictures" / "bad.jpg").write_text("no")
+    place.write_job(guards__max_dead_share=0.0)
+    done = place.cli("run", "job.yaml", "--quiet")
+    assert done.returncode == 3
+    assert "guards.max_dead_share allows 0.00%" in done.stderr
+    assert "versions publish" in done.stderr
+
+
+def test_a_refused_key_is_told_without_the_key(place):
+    with serve() as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        done = place.cli("run", "job.yaml", key="sk-wrong-987654321")
+    assert_one_sentence(done, 1, "refused the key", "embed.api_key_env")
+    assert "987654321" not in done.stderr
+
+
+def test_an_unknown_model_is_named_with_those_there_are(place):
+    with serve() as emulator:
+        place.write_job(embed__base_url=emulator.base_url, embed__model="epithre-embde")
+        assert_one_sentence(place.cli("run", "job.yaml"), 1, "'epithre-embde'", "epithre-embed")
+
+
+def test_a_server_that_is_not_there_is_named(place):
+    place.write_job(embed__base_url="http://127.0.0.1:9/v1")
+    assert_one_sentence(place.cli("run", "job.yaml"), 1, "http://127.0.0.1:9/v1", "does not answer")
+
+
+def test_answers_of_another_dimension_stop_the_run_and_say_which(place):
+    with Emulator(EmulatorSettings(dimension=32, api_keys=(KEY,))) as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        assert_one_sentence(place.cli("run", "job.yaml"), 1, "embed.dimension is 64", "embed.dimension=32")
+    assert not (place.catalog / "LATEST.json").exists()
+
+
+def test_a_key_that_is_revoked_in_the_middle_stops_the_run_with_the_work_kept(place):
+    with serve(faults=Faults(quota_429=1.0, start_at_request=2)) as emulator:
+        place.write_job(embed__base_url=emulator.base_url, embed__max_concurrency=1)
+        assert_one_sentence(place.cli("run", "job.yaml"), 1, "quota")
+    assert list(place.catalog.glob("units/*.parquet"))
+    assert not list(place.catalog.glob("runs/*"))
+
+
+def test_an_unwritable_catalog_is_named(place):
+    (place.folder / "file").write_text("x")
+    place.write_job(catalog="file/catalog")
+    done = place.cli("run", "job.yaml")
+    assert done.returncode == 1
+    assert "file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_usage_is_exit_code_2(place):
+    assert place.cli("rnu").returncode == 2
+    assert place.cli("run").returncode == 2
+    assert_one_sentence(place.cli("run", "job.yaml", "--", "direct"), 2, "--", "'direct'")
+    assert_one_sentence(place.cli("search", "catalog"), 2, "--text", "--image")
+    assert_one_sentence(place.cli("search", "catalog", "--text", "x", "-k", "0"), 2, "-k", "got 0")
+    assert_one_sentence(place.cli("search", "catalog", "--text", "x", "--kind", "video"), 2, "--kind", "'video'")
+    assert_one_sentence(place.cli("search", "catalog", "--image", "none.jpg"), 2, "none.jpg")
+
+
+def test_a_catalog_that_is_not_there_is_told(place):
+    for command in (
+        ("search", "catalog", "--text", "x"),
+        ("versions", "list", "catalog"),
+        ("versions", "verify", "catalog"),
+    ):
+        assert_one_sentence(place.cli(*command), 1, "catalog")
+
+
+@pytest.fixture
+def published(place):
+    place.write_job(embed__emulator_model="attributes", embed__dimension=512)
+    assert place.cli("run", "job.yaml").returncode == 0
+    return place
+
+
+def test_search_prints_a_table_json_and_a_page(published):
+    picture = next((published.folder / "pictures").iterdir())
+    done = published.cli(
+        "search", "catalog", "--text", "sepeda merah", "--image", picture, "-k", "3", "--json", "--html", "page.html"
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    assert [len(result["hits"]) for result in results] == [3, 3]
+    assert results[1]["hits"][0]["asset_id"] == picture.name
+    page = (published.folder / "page.html").read_text()
+    assert "sepeda merah" in page
+    assert page.count("data:image/jpeg;base64,") >= 2
+    assert "http" not in page.replace("http-equiv", "")
+    table = published.cli("search", "catalog", "--text", "text number 3", "-k", "2", "--kind", "text")
+    assert "text number" in table.stdout
+
+
+def test_a_query_that_cannot_be_embedded_is_told(published):
+    (published.folder / "no.jpg").write_text("no picture")
+    assert_one_sentence(published.cli("search", "catalog", "--image", "no.jpg"), 1, "not_a_picture")
+    assert_one_sentence(published.cli("search", "catalog", "--text", " "), 1, "empty_text")
+
+
+def test_a_search_with_another_model_than_the_catalogs_is_refused(published):
+    with Emulator(EmulatorSettings(dimension=512, api_keys=(KEY,))) as emulator:
+        done = published.cli(
+            *("search", "catalog", "--text", "x", "--base-url", emulator.base_url, "--api-key-env", "EPITHRE_KEY")
+        )
+    assert_one_sentence(done, 1, "emulator-attributes", "cannot be compared")
+
+
+def test_versions_are_listed_and_verified_and_a_flipped_byte_is_found(published):
+    listed = json.loads(published.cli("versions", "list", "catalog", "--json").stdout)
+    assert [row["is_published"] for row in listed] == [True]
+    assert published.cli("versions", "verify", "catalog").returncode == 0
+    for path in sorted(published.catalog.glob("versions/*/*/*")):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        good = path.read_bytes()
+        path.write_bytes(bytes(data))
+        assert_one_sentence(published.cli("versions", "verify", "catalog"), 1, path.name, "sha256")
+        path.write_bytes(good)
+    assert published.cli("versions", "verify", "catalog").returncode == 0
+
+
+def test_the_schema_for_editors_is_the_one_in_the_repository(place):
+    from pathlib import Path
+
+    shipped = Path(__file__).parents[2] / "configs" / "job.schema.json"
+    assert json.loads(place.cli("schema").stdout) == json.loads(shipped.read_text())
