@@ -5,6 +5,9 @@ import base64
 import numpy as np
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from epithre_beam.transforms.epithre.answers import (
     BrokenAnswerError,
     Verdict,
@@ -15,8 +18,6 @@ from epithre_beam.transforms.epithre.answers import (
     read_vector,
     short,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 DIMENSION = 16
 

@@ -6,6 +6,7 @@ import random
 import time
 
 import pytest
+
 from epithre_beam.transforms.epithre.budget import Budget
 
 WINDOW_S = 1.5
