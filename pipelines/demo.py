@@ -1,6 +1,9 @@
 """The demo: drawn pictures and their captions through the main job, then searches in two languages."""
 
 import csv
+import os
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Literal
@@ -74,7 +77,9 @@ def run_demo(folder: Path, pictures: int, console: Console) -> None:
     page = folder / "results.html"
     write_page(page, [(q, None) for q in QUERIES], results, catalog)
     console.print(f"the pictures: {page.absolute()}", highlight=False, soft_wrap=True)
-    console.print(f"done in {time.monotonic() - started:.1f} s; next: epithre-beam search {config.catalog} --text '…'")
+    program = "epithre-beam" if shutil.which("epithre-beam") else os.path.relpath(sys.argv[0])
+    console.print(f"done in {time.monotonic() - started:.1f} s; try another sentence:", highlight=False)
+    console.print(f"  {program} search {folder}/catalog --text 'mobil biru'", highlight=False, soft_wrap=True)
 
 
 def write_inputs(folder: Path, pictures: int, seed: int) -> Path:

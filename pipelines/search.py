@@ -77,13 +77,18 @@ def hits_table(query: str, hits: Sequence[Hit]) -> Table:
     table.add_column("score", justify="right")
     table.add_column("kind")
     table.add_column("id", overflow="fold")
-    table.add_column("what", overflow="fold")
-    for rank, hit in enumerate(hits, 1):
-        # A picture's place says nothing new where its id is the end of it.
-        place = "" if (hit.uri or "").endswith(hit.asset_id) else hit.uri
-        what = hit.text if hit.kind == "text" else place
-        table.add_row(str(rank), f"{hit.score:.3f}", hit.kind, hit.asset_id, (what or "")[:200])
+    # A picture's place says nothing new where its id is the end of it.
+    whats = [hit.text if hit.kind == "text" else _place(hit) for hit in hits]
+    if any(whats):
+        table.add_column("what", overflow="fold")
+    for rank, (hit, what) in enumerate(zip(hits, whats, strict=True), 1):
+        cells = [str(rank), f"{hit.score:.3f}", hit.kind, hit.asset_id]
+        table.add_row(*cells, *([(what or "")[:200]] if any(whats) else []))
     return table
+
+
+def _place(hit: Hit) -> str:
+    return "" if hit.uri is None or hit.uri.endswith(hit.asset_id) else hit.uri
 
 
 def hits_json(queries: Sequence[str], results: Sequence[Sequence[Hit]], version: str) -> str:

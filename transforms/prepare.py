@@ -57,7 +57,7 @@ _UPRIGHT = {
 _PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 _LONGEST_JPEG_SIDE = 65_500
 _SHRINK = 0.8
-_BLOCK_BYTES = 4096
+_JPEG_BLOCK_BYTES = 4096
 """Read at once: a JPEG of many scans takes long over few bytes, and the time is only looked at between reads."""
 
 
@@ -196,7 +196,8 @@ def _open(data: bytes, name: str, deadline: float, settings: PrepareConfig) -> I
             f"prepare.max_decode_pixels allows {settings.max_decode_pixels} pixels, "
             f"got {image.size[0]}x{image.size[1]}",
         )
-    image.decodermaxblock = _BLOCK_BYTES
+    # Pillow's raw decoder wants a whole line at once, and copies what it has with every block that it is short of.
+    image.decodermaxblock = _JPEG_BLOCK_BYTES if name == "jpeg" else max(ImageFile.MAXBLOCK, image.size[0] * 4)
     return image
 
 

@@ -492,6 +492,15 @@ def test_a_picture_that_takes_too_long_is_given_up() -> None:
     assert time.monotonic() - start < 1
 
 
+def test_a_canvas_of_one_long_line_is_decoded_in_linear_time() -> None:
+    """Ten million pixels in three lines, of which the file draws eight: Pillow by itself copies them again and again."""
+    data = bytearray(encoded(smooth(0, 8, 2), "WEBP", save_all=True, append_images=[smooth(1, 8, 2)]))
+    data[24:30] = (10_000_000 - 1).to_bytes(3, "little") + (3 - 1).to_bytes(3, "little")
+    start = time.monotonic()
+    assert prepare_picture(bytes(data), PrepareConfig(check="decode", max_pixels=50_000_000)).width == 10_000_000
+    assert time.monotonic() - start < 2
+
+
 def test_a_jpeg_of_a_thousand_scans_is_given_up_in_the_middle() -> None:
     """Each of them goes over all pixels and takes a hundred bytes, so that counting bytes would not help."""
     data = encoded(Image.new("RGB", (3000, 3000)), "JPEG", progressive=True)
