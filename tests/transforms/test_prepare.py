@@ -493,7 +493,7 @@ def test_a_picture_that_takes_too_long_is_given_up() -> None:
 
 
 def test_a_canvas_of_one_long_line_is_decoded_in_linear_time() -> None:
-    """Ten million pixels in three lines, of which the file draws eight: Pillow by itself copies them again and again."""
+    """Three lines of ten million pixels, of which the file draws eight: Pillow alone copies them again and again."""
     data = bytearray(encoded(smooth(0, 8, 2), "WEBP", save_all=True, append_images=[smooth(1, 8, 2)]))
     data[24:30] = (10_000_000 - 1).to_bytes(3, "little") + (3 - 1).to_bytes(3, "little")
     start = time.monotonic()

@@ -115,6 +115,9 @@ TREE = ("a.jpg", "b.JPG", "c.png", "IMG_1.Jpeg", "sub/d.jpg", "sub/deep/e.jpg", 
         ("*1*", {"IMG_1.Jpeg", "x1y.jpg"}),
         ("img_1.jpeg", set()),
         ("*/a.jpg", set()),
+        ("sub?d.jpg", set()),
+        ("sub[!x]d.jpg", set()),
+        ("sub*d.jpg", set()),
     ],
 )
 def test_a_glob_means_these_files(tmp_path: Path, pattern: str, expected: set[str]) -> None:
