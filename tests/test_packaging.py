@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("configs", "index", "transforms", "pipelines")
+FOR_READERS = ("configs/job.schema.json", "configs/jobs/*.yaml")
+"""What stands beside the code but is opened by people and editors only."""
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
 
 
@@ -50,12 +52,19 @@ def test_every_folder_tells_type_checkers_that_it_is_typed() -> None:
     assert all((ROOT / folder / "py.typed").is_file() for folder in FOLDERS)
 
 
-def test_every_other_file_of_a_package_is_packaged_by_its_pattern() -> None:
-    patterns = SETUPTOOLS["package-data"]["*"]
+def test_every_other_file_is_packaged_unless_it_is_for_readers_of_the_repository() -> None:
+    """Patterns reach the files of a package, not those of a plain folder within it."""
+    packaged = {
+        path
+        for name in SETUPTOOLS["packages"]
+        for pattern in SETUPTOOLS["package-data"]["*"]
+        for path in ROOT.joinpath(*name.split(".")[1:]).glob(pattern)
+    }
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and path.suffix not in {".py", ".pyc"}:
-                assert any(path.match(pattern) for pattern in patterns), path
+            if path.is_file() and path.suffix not in {".py", ".pyc"} and path not in packaged:
+                name = path.relative_to(ROOT)
+                assert any(name.match(pattern) for pattern in FOR_READERS), name
 
 
 @pytest.mark.parametrize("name", MODULES)
