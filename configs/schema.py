@@ -145,7 +145,7 @@ class PrepareConfig(Section):
     )
     max_file_bytes: PositiveInt = Field(64_000_000, description="A larger file is a dead letter, unread.")
     max_decode_pixels: PositiveInt = Field(
-        200_000_000, description="A picture that claims more pixels is a dead letter, undecoded."
+        120_000_000, description="A picture that claims more pixels is a dead letter, undecoded."
     )
     decode_timeout_s: Positive = Field(20.0, description="A picture that takes longer is a dead letter.")
     max_pixels: PositiveInt = Field(16_000_000, description="A picture with more pixels is downscaled.")
@@ -212,6 +212,9 @@ class IndexConfig(Section):
     recall_k: PositiveInt = 10
     recall_queries: PositiveInt = Field(100, description="Queries drawn from each kind to measure recall.")
     rows_per_file: PositiveInt = Field(50_000, description="Vectors in one Parquet file.")
+    vector_type: Literal["float32", "float16"] = Field(
+        "float32", description="How a version's Parquet files hold vectors; float16 takes half the space."
+    )
     seed: int = 0
 
 

@@ -7,7 +7,7 @@ versions/<version>/vectors/image-00000-of-00004.parquet
 versions/<version>/index/image-00000-of-00001.faiss
 versions/<version>/index/image-assets.arrow
 versions/<version>/dead_letters/dead-00000-of-00001.parquet
-versions/<version>/report.json
+versions/<version>/report.json, report.html
 units/<unit>.parquet, units/<unit>.dead.parquet   paid-for vectors, and what was refused
 runs/<version>/                                   the plan and progress of a run under way; removed at its end
 ```
@@ -97,8 +97,9 @@ def asset_fields() -> list[pa.Field]:
     ]
 
 
-def embedding_field(dimension: int) -> pa.Field:
-    return pa.field("embedding", pa.list_(pa.field("item", pa.float32(), nullable=False), dimension), nullable=False)
+def embedding_field(dimension: int, vector_type: str = "float32") -> pa.Field:
+    item = pa.field("item", {"float32": pa.float32(), "float16": pa.float16()}[vector_type], nullable=False)
+    return pa.field("embedding", pa.list_(item, dimension), nullable=False)
 
 
 def unit_schema(dimension: int) -> pa.Schema:
@@ -106,10 +107,10 @@ def unit_schema(dimension: int) -> pa.Schema:
     return pa.schema([*asset_fields(), embedding_field(dimension)])
 
 
-def vector_schema(dimension: int, metadata: Mapping[str, str]) -> pa.Schema:
+def vector_schema(dimension: int, metadata: Mapping[str, str], vector_type: str = "float32") -> pa.Schema:
     struct = metadata_type(metadata)
     extra = [] if struct is None else [pa.field("metadata", struct)]
-    return pa.schema([*asset_fields(), *extra, embedding_field(dimension)])
+    return pa.schema([*asset_fields(), *extra, embedding_field(dimension, vector_type)])
 
 
 def assets_schema(metadata: Mapping[str, str]) -> pa.Schema:
@@ -164,6 +165,10 @@ def dead_letters_name(version: str) -> str:
 
 def report_name(version: str) -> str:
     return f"versions/{version}/report.json"
+
+
+def report_page_name(version: str) -> str:
+    return f"versions/{version}/report.html"
 
 
 def unit_name(unit: str) -> str:

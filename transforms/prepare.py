@@ -4,8 +4,10 @@ Inputs are hostile until looked at. A picture is judged by its bytes and never b
 before a pixel is decoded; what is too large is refused before memory is spent on it.
 """
 
+import contextlib
 import io
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -56,6 +58,9 @@ _UPRIGHT = {
 }
 _PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 _LONGEST_JPEG_SIDE = 65_500
+_LARGE_PIXELS = 24_000_000
+_LARGE_TURN = threading.Lock()
+"""Large pictures are decoded one at a time: a dozen readers with 120 million pixels each would fill any memory."""
 _SHRINK = 0.8
 _JPEG_BLOCK_BYTES = 4096
 """Read at once: a JPEG of many scans takes long over few bytes, and the time is only looked at between reads."""
@@ -137,19 +142,23 @@ def prepare_picture(data: bytes, settings: PrepareConfig, *, smaller: bool = Fal
         *(["downscaled"] if width * height > settings.max_pixels or smaller else []),
         *(["recompressed"] if len(data) > settings.max_image_bytes else []),
     ]
-    if not actions:
-        if settings.check == "decode":
-            _load(image, deadline)
-        else:
-            _check_structure(data, name)
+    if not actions and settings.check == "structure":
+        _check_structure(data, name)
         return Picture(content=data, media_type=media_type, width=width, height=height, prepared=None)
-    pixels = min(settings.max_pixels, width * height // 4 if smaller else settings.max_pixels)
-    try:
-        content, done = _re_encode(image, name, pixels, deadline, settings)
-    except Unpreparable:
-        raise
-    except Exception as error:  # a decoder may find a mode or a size that no encoder takes
-        raise Unpreparable(Reason.UNDECODABLE, f"the picture cannot be converted: {_words(error)}") from None
+    with _LARGE_TURN if width * height > _LARGE_PIXELS else contextlib.nullcontext():
+        if width * height > _LARGE_PIXELS:  # opened anew: waiting for a turn is not the picture's fault
+            deadline = time.monotonic() + settings.decode_timeout_s
+            image = _open(data, name, deadline, settings)
+        if not actions:
+            _load(image, deadline)
+            return Picture(content=data, media_type=media_type, width=width, height=height, prepared=None)
+        pixels = min(settings.max_pixels, width * height // 4 if smaller else settings.max_pixels)
+        try:
+            content, done = _re_encode(image, name, pixels, deadline, settings)
+        except Unpreparable:
+            raise
+        except Exception as error:  # a decoder may find a mode or a size that no encoder takes
+            raise Unpreparable(Reason.UNDECODABLE, f"the picture cannot be converted: {_words(error)}") from None
     steps = [*(["upright"] if orientation > 1 else []), *done]
     return Picture(content=content, media_type=media_type, width=width, height=height, prepared=";".join(steps))
 

@@ -10,15 +10,15 @@ import orjson
 import pyarrow as pa
 
 from ..index.build import ShardRecord, ShardTask, build_index, plan_shards, write_tables
-from ..index.layout import report_name, run_folder, vector_schema, vectors_name
-from ..index.manifest import Counts, FileEntry, IndexEntry, Manifest, publish, read_latest
+from ..index.layout import report_name, report_page_name, run_folder, vector_schema, vectors_name
+from ..index.manifest import Counts, FileEntry, IndexEntry, publish, read_latest
 from ..index.store import Store
 from ..index.units import UnitRecord, read_unit
-from ..index.version import DeadLetterSummary, check_conservation, judge, write_dead_letters, write_manifest
+from ..index.version import check_conservation, judge, write_dead_letters, write_manifest
 from .embed import note_failure
-from .epithre.meter import Meter
 from .lane import LaneSetup, read_progress
 from .plan import Plan, PlanReader
+from .report import make_report, render_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def write_shard(task: ShardTask, setup: VersionSetup) -> ShardRecord:
     config = setup.lane.config
     store = Store(config.catalog)
     types = config.metadata_types
-    schema = vector_schema(config.embed.dimension, types)
+    schema = vector_schema(config.embed.dimension, types, config.index.vector_type)
 
     def tables() -> Iterator[pa.Table]:
         with PlanReader(store, setup.lane.plan) as plan:
@@ -208,7 +208,9 @@ def finish(element: tuple[int, Iterable[UnitRecord | ShardRecord | BuiltIndex]],
         config=public_config(setup),
         timings_s=timings,
     )
-    store.write(report_name(version), orjson.dumps(report(manifest, dead, lanes), option=orjson.OPT_INDENT_2))
+    report = make_report(manifest, dead, lanes)
+    store.write(report_page_name(version), render_report(report, manifest).encode())
+    store.write(report_name(version), orjson.dumps(report, option=orjson.OPT_INDENT_2))
     if not held_back:
         publish(store, manifest, setup.latest)
         store.delete(run_folder(version))
@@ -221,38 +223,3 @@ def public_config(setup: VersionSetup) -> dict[str, Any]:
     for source in config["sources"]:
         source.pop("storage_options")
     return config
-
-
-def report(manifest: Manifest, dead: DeadLetterSummary, lanes: list[dict[str, Any]]) -> dict[str, Any]:
-    """What happened in a run, for people and programs."""
-    meter = Meter()
-    for lane in lanes:
-        meter.add(lane["meter"])
-    embed_s = manifest.timings_s["embed"]
-    limit = next((lane["limits"].get("requests") for lane in lanes if lane["limits"].get("requests")), None)
-    return {
-        "version": manifest.version,
-        "previous": manifest.previous,
-        "held_back": list(manifest.held_back),
-        "counts": manifest.counts.model_dump(),
-        "dead_letters": {"by_reason": dict(dead.by_reason), "samples": dead.samples},
-        "recall": {d: r for index in manifest.indexes for d, r in index.recall.items()},
-        "bytes": {entry.name: entry.size_bytes for entry in manifest.files},
-        "timings_s": manifest.timings_s,
-        "api": {
-            "requests": meter.requests,
-            "items_sent": meter.items_sent,
-            "items_embedded": meter.items_embedded,
-            "tokens_estimated": meter.tokens_estimated,
-            "tokens_billed": meter.tokens_billed,
-            "bytes_up": meter.bytes_up,
-            "bytes_down": meter.bytes_down,
-            "retries": dict(meter.retries),
-            "answers_429": meter.answers_429,
-            "renormalised": meter.renormalised,
-            "throttled_s": round(sum(lane["throttled_s"] for lane in lanes), 3),
-            "latency_s": {f"p{int(p * 100)}": meter.latencies.percentile(p) for p in (0.5, 0.95, 0.99)},
-            "limits": lanes[0]["limits"] if lanes else {},
-            "utilisation": round(meter.requests / (limit * embed_s / 60), 4) if limit and embed_s > 60 else None,
-        },
-    }

@@ -49,7 +49,9 @@ def assert_every_vector_is_on_its_own_asset(place, dimension=64):
 def digests(catalog: Path):
     """The version's files without the manifest and the report, which hold times."""
     (version,) = (catalog / "versions").iterdir()
-    files = [p for p in version.rglob("*") if p.is_file() and p.name not in {"manifest.json", "report.json"}]
+    files = [
+        p for p in version.rglob("*") if p.is_file() and p.name not in {"manifest.json", "report.json", "report.html"}
+    ]
     return {str(p.relative_to(version)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)}
 
 
@@ -410,3 +412,28 @@ def test_texts_keep_their_vectors_when_other_texts_come(place):
     second = {row["asset_id"]: row["embedding"] for row in rows_of(place.catalog, "text", version)}
     assert len(second) == 70
     assert all(second[name] == vector for name, vector in first.items())
+
+
+def test_float16_storage_halves_the_vectors_and_finds_the_same(place):
+    place.write_job(index__vector_type="float16", embed__dimension=512)
+    assert place.cli("run", "job.yaml").returncode == 0
+    with open_catalog(place.catalog) as catalog:
+        for kind in ("image", "text"):
+            (path,) = place.catalog.glob(f"versions/*/vectors/{kind}-*.parquet")
+            table = pq.read_table(path)
+            assert str(table.schema.field("embedding").type.value_type) == "halffloat"
+            vectors = np.array(table.column("embedding").to_pylist(), np.float32)
+            found = catalog.search(vectors, k=1, kinds=(kind,))
+            assert [hits[0].asset_id for hits in found] == table.column("asset_id").to_pylist()
+
+
+def test_the_report_is_a_page_that_opens_offline_and_escapes_what_assets_are_called(place):
+    (place.folder / "pictures" / "<script>alert(1)<.jpg").write_text("no picture")
+    assert place.cli("run", "job.yaml").returncode == 0
+    (page,) = place.catalog.glob("versions/*/report.html")
+    text = page.read_text()
+    assert "&lt;script&gt;" in text
+    assert "<script" not in text
+    assert "not_a_picture" in text
+    assert "text-&gt;image" in text
+    assert "http" not in text

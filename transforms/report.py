@@ -1,0 +1,60 @@
+"""The report of a run: `report.json` for programs, `report.html` for people, one file that opens offline."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ..index.manifest import Manifest
+from ..index.version import DeadLetterSummary
+from .epithre.meter import Meter
+
+
+def make_report(manifest: Manifest, dead: DeadLetterSummary, lanes: list[dict[str, Any]]) -> dict[str, Any]:
+    """What happened in a run.
+
+    Args:
+        manifest: Of the version that it wrote.
+        dead: The dead letters by reason, with samples.
+        lanes: What the lanes last said of themselves (`lane.read_progress`).
+    """
+    meter = Meter()
+    for lane in lanes:
+        meter.add(lane["meter"])
+    embed_s = manifest.timings_s["embed"]
+    limit = next((lane["limits"].get("requests") for lane in lanes if lane["limits"].get("requests")), None)
+    return {
+        "version": manifest.version,
+        "previous": manifest.previous,
+        "held_back": list(manifest.held_back),
+        "counts": manifest.counts.model_dump(),
+        "dead_letters": {"by_reason": dict(dead.by_reason), "samples": dead.samples},
+        "recall": {d: r for index in manifest.indexes for d, r in index.recall.items()},
+        "bytes": {entry.name: entry.size_bytes for entry in manifest.files},
+        "timings_s": manifest.timings_s,
+        "api": {
+            "requests": meter.requests,
+            "items_sent": meter.items_sent,
+            "items_embedded": meter.items_embedded,
+            "tokens_estimated": meter.tokens_estimated,
+            "tokens_billed": meter.tokens_billed,
+            "bytes_up": meter.bytes_up,
+            "bytes_down": meter.bytes_down,
+            "retries": dict(meter.retries),
+            "answers_429": meter.answers_429,
+            "renormalised": meter.renormalised,
+            "throttled_s": round(sum(lane["throttled_s"] for lane in lanes), 3),
+            "latency_s": {f"p{int(p * 100)}": meter.latencies.percentile(p) for p in (0.5, 0.95, 0.99)},
+            "limits": lanes[0]["limits"] if lanes else {},
+            "utilisation": round(meter.requests / (limit * embed_s / 60), 4) if limit and embed_s > 60 else None,
+        },
+    }
+
+
+def render_report(report: Mapping[str, Any], manifest: Manifest) -> str:
+    """The report as one HTML page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("report.html.j2").render(report=report, manifest=manifest)
