@@ -1,42 +1,35 @@
-"""The budget: how much may be sent, and when.
-
-A **strict lease window**. A request holds a lease from before it is sent until 60 s after its answer, and at most
-R leases exist. The server counts a request somewhere between sending and answer; if it counts it within
-(x, x + 60], the lease covers x + 60. So every request of that window holds a lease at one instant, and there are
-at most R of them: the limit holds over any sliding window, whatever the network does. Items and tokens are weights
-on the same leases. On top, sends are paced, so that R is spread over the minute instead of leaving in one burst.
+"""The budget of a lane: it asks the ledger for leases, and keeps as many requests in flight as the server takes.
 
 What the server says (429, 503, Retry-After) only ever lowers the rate: a pause for everyone, then 0.7 of the rate,
-recovered by 5 % of the limit a minute.
+recovered by 5 % of the limit a minute. Where no limit is known, the number of requests in flight adapts.
 """
 
 import asyncio
 import contextlib
-import heapq
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
-WINDOW_S = 60.0
-_MARGIN_S = 0.1
-"""Added to a lease, for clocks that run at slightly different speeds."""
-_BURST_S = 0.1
-"""How far sending may lag behind its pace and catch up; timers are late by milliseconds."""
-_CUT = 0.7
-_CUT_EVERY_S = 5.0
-"""Refusals closer together than this are one event: they were on their way when the first one came back."""
-_RECOVERY_PER_S = 0.05 / 60
-_LOWEST_FACTOR = 0.05
+from .ledger import CUT, CUT_EVERY_S, WINDOW_S, Answer, Ledger, LedgerLostError, LedgerSettings, SharedLedger
+
 _START_CONCURRENCY = 8
+_LOST_PAUSE_S = 1.0
+_LONGEST_LOSS_S = 600.0
+_REMOTE_POLL_S = 1.0
+"""A shared ledger is asked again after so long at the latest: others may have freed it meanwhile."""
+
+log = logging.getLogger("epithre_beam.budget")
 
 
 @dataclass(eq=False)
 class Lease:
     """The right to send one request. It ends by itself a window after `Budget.answered`."""
 
-    weights: Mapping[str, float]
-    sent_at: float
+    name: str
     is_answered: bool = field(default=False, init=False)
 
 
@@ -49,6 +42,7 @@ class Budget:
         clock: Seconds, monotonic.
         window_s: The minute; tests shorten it together with the server's.
         spent: Requests that were sent before this budget existed and may still count on the server.
+        ledger: Shared with other lanes; absent: one of its own, in memory.
     """
 
     def __init__(
@@ -59,37 +53,33 @@ class Budget:
         clock: Callable[[], float] = time.monotonic,
         window_s: float = WINDOW_S,
         spent: int = 0,
+        ledger: SharedLedger | None = None,
     ) -> None:
-        self._limits = {name: float(limit) for name, limit in limits.items() if limit is not None}
-        self._configured = frozenset(self._limits)
+        known = {name: float(limit) for name, limit in limits.items() if limit is not None}
+        self._ledger = ledger or Ledger(LedgerSettings(limits=known, window_s=window_s, spent=spent), clock)
+        self._is_limited = bool(known)
+        self._learned: dict[str, float] = {}
         self._max_concurrency = max_concurrency
-        self._concurrency = float(max_concurrency if self._limits else min(_START_CONCURRENCY, max_concurrency))
-        self._slow_start = not self._limits
+        self._concurrency = float(max_concurrency if known else min(_START_CONCURRENCY, max_concurrency))
+        self._slow_start = not known
         self._clock = clock
         self._window_s = window_s
-        self._used = {"requests": 0.0, "items": 0.0, "tokens": 0.0}
-        self._ending: list[tuple[float, int, Lease]] = []
-        self._order = 0
         self._in_flight = 0
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._next_at = -math.inf
-        self._pause_until = -math.inf
-        self._factor = 1.0
-        self._factor_at = clock()
         self._cut_at = -math.inf
         self._latency_s: float | None = None
         self._best_latency_s = math.inf
+        # One thread, so that what is told to a remote ledger arrives in order.
+        self._remote = ThreadPoolExecutor(1, thread_name_prefix="ledger") if self._ledger.is_remote else None
+        self._known_limits = known
         self.throttled_s = 0.0
         """Seconds that sending waited for the limit or for a pause; waiters that overlap count once."""
-        for _ in range(spent):
-            lease = self._take({"requests": 1.0}, clock())
-            self.answered(lease)
 
     @property
     def limits(self) -> dict[str, float]:
         """The limits in force, configured or learned, by name."""
-        return dict(self._limits)
+        return {**self._learned, **self._known_limits}
 
     @property
     def in_flight(self) -> int:
@@ -101,19 +91,27 @@ class Budget:
         return max(1, int(self._concurrency))
 
     async def acquire(self, *, items: int, tokens: int) -> Lease:
-        """Waits for the right to send one request with so many items and tokens, first come, first served."""
+        """Waits for the right to send one request with so many items and tokens, first come, first served.
+
+        Raises:
+            LedgerLostError: When a shared ledger was away for ten minutes.
+        """
         weights = {"requests": 1.0, "items": float(items), "tokens": float(tokens)}
         async with self._turn:
             while True:
-                now = self._clock()
-                wait, is_throttled = self._wait_s(weights, now)
-                if wait <= 0:
-                    return self._take(weights, now)
                 self._changed.clear()
+                if self._in_flight >= self.concurrency:
+                    await self._changed.wait()
+                    continue
+                answer = await self._ask(weights)
+                if answer.lease is not None:
+                    self._in_flight += 1
+                    return Lease(answer.lease)
+                wait = answer.wait_s if self._remote is None else min(answer.wait_s, _REMOTE_POLL_S)
+                started = self._clock()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), None if math.isinf(wait) else wait)
-                if is_throttled:
-                    self.throttled_s += self._clock() - now
+                    await asyncio.wait_for(self._changed.wait(), wait)
+                self.throttled_s += self._clock() - started
 
     def answered(self, lease: Lease, *, latency_s: float | None = None) -> None:
         """The request is over, answered or not: its lease ends one window from now.
@@ -126,8 +124,7 @@ class Budget:
             return
         lease.is_answered = True
         self._in_flight -= 1
-        self._order += 1
-        heapq.heappush(self._ending, (self._clock() + self._window_s + _MARGIN_S, self._order, lease))
+        self._tell(self._ledger.answered, lease.name)
         if latency_s is not None:
             self._adapt(latency_s)
         self._changed.set()
@@ -135,66 +132,67 @@ class Budget:
     def slow_down(self, retry_after_s: float | None = None) -> None:
         """The server refused or was overloaded: everyone pauses as told, and the rate is lowered."""
         now = self._clock()
-        if retry_after_s is not None and retry_after_s > 0:
-            self._pause_until = max(self._pause_until, now + retry_after_s)
         self._slow_start = False
-        if now - self._cut_at >= min(_CUT_EVERY_S, self._window_s):
+        if now - self._cut_at >= min(CUT_EVERY_S, self._window_s):
             self._cut_at = now
-            self._factor = max(_LOWEST_FACTOR, self._recovered(now) * _CUT)
-            self._factor_at = now
-            self._concurrency = max(1.0, min(self._concurrency, self._in_flight + 1.0) * _CUT)
+            self._concurrency = max(1.0, min(self._concurrency, self._in_flight + 1.0) * CUT)
+        self._tell(self._ledger.slow_down, retry_after_s)
         self._changed.set()
 
-    def learn(self, limits: Mapping[str, float]) -> bool:
-        """Takes limits that the server states, where none is configured. Returns whether any of them changed."""
-        changed = False
-        for name, limit in limits.items():
-            if name not in self._configured and limit >= 1 and self._limits.get(name) != limit:
-                self._limits[name] = limit
-                changed = True
-        if changed:
+    def learn(self, limits: Mapping[str, float]) -> None:
+        """Takes limits that the server states, where none is configured."""
+        new = {name: limit for name, limit in limits.items() if name not in self._known_limits and limit >= 1}
+        if new and any(self._learned.get(name) != limit for name, limit in new.items()):
+            self._learned.update(new)
+            self._tell(self._ledger.learn, new)
             self._changed.set()
-        return changed
 
-    def _take(self, weights: Mapping[str, float], now: float) -> Lease:
-        for name, weight in weights.items():
-            self._used[name] += weight
-        self._in_flight += 1
-        self._next_at = max(self._next_at, now - _BURST_S) + self._interval_s(weights, now)
-        return Lease(weights=weights, sent_at=now)
+    def close(self) -> None:
+        """Tells a remote ledger what is still to be told, and lets go of it."""
+        if self._remote is not None:
+            self._remote.shutdown(wait=True)
 
-    def _wait_s(self, weights: Mapping[str, float], now: float) -> tuple[float, bool]:
-        """Seconds to wait (infinite: until something changes), and whether it is for the limit's sake."""
-        while self._ending and self._ending[0][0] <= now:
-            _, _, lease = heapq.heappop(self._ending)
-            for name, weight in lease.weights.items():
-                self._used[name] -= weight
-        wait = max(self._pause_until - now, self._next_at - now if self._limits else 0.0)
-        for name, limit in self._limits.items():
-            # One request heavier than the whole limit could never go: it goes when nothing else counts.
-            if self._used[name] + min(weights[name], limit) > limit:
-                # Until the next lease ends, or, when all are in flight, until one is answered.
-                wait = max(wait, self._ending[0][0] - now if self._ending else math.inf)
-        if wait > 0:
-            return wait, True
-        return (math.inf, False) if self._in_flight >= self.concurrency else (0.0, False)
+    async def _ask(self, weights: Mapping[str, float]) -> Answer:
+        if self._remote is None:
+            return self._ledger.try_acquire(weights)
+        loop = asyncio.get_running_loop()
+        lost_at: float | None = None
+        while True:
+            try:
+                answer = await loop.run_in_executor(self._remote, self._ledger.try_acquire, weights)
+            except LedgerLostError as error:
+                now = self._clock()
+                if lost_at is None:
+                    log.warning("%s Nothing is sent until it is back.", error)
+                    lost_at = now
+                if now - lost_at > _LONGEST_LOSS_S:
+                    raise
+                await asyncio.sleep(_LOST_PAUSE_S)
+                self.throttled_s += _LOST_PAUSE_S
+            else:
+                if lost_at is not None:
+                    log.warning("The ledger is back after %.0f s.", self._clock() - lost_at)
+                return answer
 
-    def _interval_s(self, weights: Mapping[str, float], now: float) -> float:
-        """Seconds that this request takes up of the minute."""
-        if not self._limits:
-            return 0.0
-        share = max(min(weights.get(name, 0.0), limit) / limit for name, limit in self._limits.items())
-        return share * self._window_s / self._recovered(now)
+    def _tell(self, function: Callable[..., None], argument: Any) -> None:
+        """Tells the ledger. A remote one that does not hear of an answer keeps its lease longer, which is safe."""
+        if self._remote is None:
+            function(argument)
+            return
 
-    def _recovered(self, now: float) -> float:
-        return min(1.0, self._factor + (now - self._factor_at) * _RECOVERY_PER_S * (WINDOW_S / self._window_s))
+        def tell() -> None:
+            with contextlib.suppress(LedgerLostError):
+                function(argument)
+
+        with contextlib.suppress(RuntimeError):  # closed meanwhile
+            self._remote.submit(tell)
 
     def _adapt(self, latency_s: float) -> None:
         """Additive increase of the concurrency, doubling a round trip at first, while latency does not suffer."""
         self._best_latency_s = min(self._best_latency_s, latency_s)
         smooth = latency_s if self._latency_s is None else 0.8 * self._latency_s + 0.2 * latency_s
         self._latency_s = smooth
-        if smooth > 3 * self._best_latency_s + 0.05 and not self._configured:
+        if smooth > 3 * self._best_latency_s + 0.05 and not self._is_limited:
             self._slow_start = False
         elif self._in_flight + 1 >= self.concurrency:
             step = 1.0 if self._slow_start else 1.0 / self._concurrency
