@@ -16,6 +16,8 @@ AssetKind = Literal["image", "text"]
 MetadataType = Literal["string", "int", "double", "bool", "date", "timestamp"]
 ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "tiff"]
 
+Dialect = Literal["epithre", "openai", "jina", "voyage", "cohere", "vllm"]
+
 EMULATOR = "emulator"
 """The `embed.base_url` that makes a run start the local API for itself."""
 
@@ -164,11 +166,32 @@ class PrepareConfig(Section):
         return self
 
 
+_DIALECTS_WITH_INPUT_TYPES = ("voyage", "cohere")
+_DIALECTS_OF_THE_EMULATOR = ("epithre", "openai")
+_DIALECTS_OF_TEXTS = ("openai",)
+
+
 class EmbedConfig(Section):
     """The API: where it is, what it is asked, and the limits it is asked within."""
 
     base_url: Annotated[str, AfterValidator(_check_base_url)] = "https://api.epithre.com/v1"
-    dialect: Literal["epithre"] = "epithre"
+    dialect: Dialect = Field(
+        "epithre",
+        description="How the server is spoken to; `base_url` ends with the API's version. epithre: texts and images. "
+        "openai (https://api.openai.com/v1): texts only. jina (https://api.jina.ai/v1): texts and images. "
+        "voyage (https://api.voyageai.com/v1) and cohere (https://api.cohere.com/v2): texts and images, documents "
+        "apart from queries. vllm (your server, http://localhost:8000/v1): texts and images, one item a request.",
+    )
+    profile: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Settings of this section to start from, below whatever is said here: a shipped one (openai, "
+        "voyage, cohere, jina, gateway) or the path of a YAML file. Applied when a config is read from its file.",
+    )
+    input_type: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="voyage and cohere: what assets are embedded as; absent: `document`, `search_document`. "
+        "Queries are always embedded as the provider's queries.",
+    )
     model: Annotated[str, Field(min_length=1)] = "epithre-embed"
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
         "EPITHRE_KEY", description="The name of the environment variable that holds the key, never the key."
@@ -182,6 +205,22 @@ class EmbedConfig(Section):
     items_per_minute: PositiveInt | None = None
     tokens_per_minute: PositiveInt | None = None
     max_concurrency: PositiveInt = Field(256, description="Requests in flight at most.")
+    budget: Literal["lane", "host", "redis"] = Field(
+        "lane",
+        description="Who keeps count of the limits: the one lane itself; one process for all lanes on this host; "
+        "or Redis for lanes on many machines, and for several jobs that use one key.",
+    )
+    lanes: PositiveInt = Field(
+        1, description="Workers that embed at the same time; more than one need `budget: host` or `redis`."
+    )
+    budget_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = Field(
+        "epithre", description="Jobs that use one key of the API name one budget."
+    )
+    redis_url: str | None = Field(None, description="redis://HOST:PORT/DB, without a password.")
+    redis_password_env: str | None = Field(None, description="The name of the variable with Redis' password.")
+    price_per_1000_requests: Annotated[float, Field(ge=0)] = Field(0.0, description="For the cost in plan and report.")
+    price_per_1000_items: Annotated[float, Field(ge=0)] = 0.0
+    price_per_million_tokens: Annotated[float, Field(ge=0)] = 0.0
     timeout_s: Positive = Field(120.0, description="For one request, from sending to the end of its answer.")
     max_sends: PositiveInt = Field(6, description="How often one item is sent at most.")
     retry_share: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -194,13 +233,53 @@ class EmbedConfig(Section):
         "attributes", description="With `base_url: emulator`: `attributes` knows colours and shapes, `hash` is fast."
     )
 
+    def cost(self, *, requests: int, items: int, tokens: int) -> float | None:
+        """At the configured prices, in their currency; None when there are none."""
+        prices = (self.price_per_1000_requests, self.price_per_1000_items, self.price_per_million_tokens)
+        if not any(prices):
+            return None
+        return requests / 1e3 * prices[0] + items / 1e3 * prices[1] + tokens / 1e6 * prices[2]
+
     @model_validator(mode="after")
     def _check(self) -> "EmbedConfig":
+        if self.lanes > 1 and self.budget == "lane":
+            raise ValueError(f"has lanes={self.lanes}, which need budget host or redis: a lane cannot count others'")
+        if (self.budget == "redis") != (self.redis_url is not None):
+            raise ValueError("must have `budget: redis` and `redis_url` together")
+        if self.redis_url is not None:
+            redis = urlsplit(self.redis_url)
+            if redis.scheme not in {"redis", "rediss"} or redis.username or redis.password:
+                raise ValueError(
+                    "must have a redis_url such as redis://host:6379/0, its password in redis_password_env"
+                )
         if urlsplit(self.base_url).scheme == "http" and not is_loopback(self.base_url) and not self.allow_plain_http:
             raise ValueError(
                 f"would send the key in clear text to {self.base_url!r}: use https, or set allow_plain_http"
             )
+        if self.input_type is not None and self.dialect not in _DIALECTS_WITH_INPUT_TYPES:
+            raise ValueError(
+                f"has `input_type`, which goes with the dialects {' and '.join(_DIALECTS_WITH_INPUT_TYPES)}, "
+                f"not with {self.dialect!r}"
+            )
+        if self.base_url == EMULATOR and self.dialect not in _DIALECTS_OF_THE_EMULATOR:
+            raise ValueError(
+                f"has dialect {self.dialect!r}, but the emulator speaks only {' and '.join(_DIALECTS_OF_THE_EMULATOR)}"
+            )
+        if self.dialect != "epithre" and self.base_url != EMULATOR:
+            # Epithre's address, and its key above all, must never be another provider's by default.
+            own = ("base_url",) if is_loopback(self.base_url) else ("base_url", "model", "api_key_env")
+            missing = [name for name in own if name not in self.model_fields_set]
+            if missing:
+                raise ValueError(
+                    f"has dialect {self.dialect!r} and must say its own {', '.join(f'`{name}`' for name in missing)}: "
+                    "the defaults are Epithre's"
+                )
         return self
+
+    @property
+    def items_per_request(self) -> int:
+        """Items in a request at most: `batch_items`, or one where the dialect knows no more."""
+        return 1 if self.dialect == "vllm" else self.batch_items
 
 
 class IndexConfig(Section):
@@ -249,6 +328,11 @@ class RunConfig(Section):
                         f"has metadata column {name!r} as {types[name]} in one source and as {kind} in another; "
                         "they must agree"
                     )
+        images = [i for i, source in enumerate(self.sources) if source.kind == "image"]
+        if images and self.embed.dialect in _DIALECTS_OF_TEXTS:
+            raise ValueError(
+                f"has images in sources[{images[0]}], but embed.dialect {self.embed.dialect!r} embeds texts only"
+            )
         return self
 
     @property

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from ..configs import EmbedConfig, PrepareConfig, RunConfig
 from ..index.layout import run_folder
 from ..index.store import Store
+from .epithre.dialects import DIALECTS
 from .references import reference_schema
 from .sources import SourceError, list_references
 
@@ -114,6 +115,8 @@ def unit_name(references: pa.Table, embed: EmbedConfig, prepare: PrepareConfig, 
     fingerprint is, so that its vectors never pass for the API's.
     """
     request = {"dialect": embed.dialect, "model": embed.model, "dimension": embed.dimension, "server": fingerprint}
+    if (input_type := DIALECTS[embed.dialect](embed).document_type) is not None:
+        request["input_type"] = input_type
     digest = hashlib.sha256(orjson.dumps([request, prepare.model_dump(mode="json")], option=orjson.OPT_SORT_KEYS))
     for name in ("asset_id", "kind", "uri", "fingerprint"):
         for value in references.column(name).to_pylist():

@@ -52,7 +52,12 @@ def embed_queries(
 def _item(position: int, query: str | bytes, prepare: PrepareConfig, client: Client) -> Item:
     try:
         if isinstance(query, str):
-            return client.encode("text", prepare_text(query, prepare).encode())
-        return client.encode("image", prepare_picture(query, prepare).content)
+            kind, content = "text", prepare_text(query, prepare).encode()
+        else:
+            kind, content = "image", prepare_picture(query, prepare).content
     except Unpreparable as failure:
         raise QueryError(f"Query {position} cannot be sent ({failure.reason.value}): {failure.detail}.") from None
+    try:
+        return client.encode(kind, content, is_query=True)
+    except ValueError as error:
+        raise QueryError(f"Query {position} is no query for this API: {error}.") from None

@@ -74,6 +74,8 @@ class UnitContext:
     client: Client
     threads: ThreadPoolExecutor
     bytes_in_flight: ByteLimit
+    retry_dead: bool
+    """Try dead letters again whatever their reason was."""
     note_progress: Callable[[int, int], None]
     """Called with (assets done, of them dead) as they are done."""
 
@@ -119,7 +121,7 @@ async def embed_unit(unit: Unit, references: Sequence[Reference], context: UnitC
         RunStopped: When the API will answer nobody.
     """
     footer = await context.in_thread(lambda: read_unit_footer(context.store, unit.name))
-    if footer is not None and not footer["transient"]:
+    if footer is not None and not footer["dead" if context.retry_dead else "transient"]:
         context.note_progress(unit.references, footer["dead"])
         return _record(unit, footer["rows"], footer["dead"], footer["deduplicated"], reused=True)
     old: pa.Table | None = None
@@ -128,7 +130,7 @@ async def embed_unit(unit: Unit, references: Sequence[Reference], context: UnitC
     if footer is not None:
         old = await context.in_thread(lambda: read_unit(context.store, unit.name))
         letters = await context.in_thread(lambda: read_unit_dead_letters(context.store, unit.name))
-        again = {letter.asset_id for letter in letters if letter.reason.is_transient}
+        again = {letter.asset_id for letter in letters if context.retry_dead or letter.reason.is_transient}
         settled = [letter for letter in letters if letter.asset_id not in again]
         todo = [i for i in todo if references[i].asset_id in again]
         context.note_progress(unit.references - len(todo), len(settled))
@@ -165,7 +167,7 @@ def cut_batches(
     room = 0
     for i in todo:
         size = _sent_bytes(references[i], prepare)
-        if not batches or len(batches[-1]) >= embed.batch_items or size > room:
+        if not batches or len(batches[-1]) >= embed.items_per_request or size > room:
             batches.append([])
             room = embed.batch_bytes
         batches[-1].append(i)

@@ -134,12 +134,16 @@ _TOO_LARGE = re.compile(
     r"(?i)too (many|long|large|big)|payload.*large|(maximum|max)\w* .*(batch|context|length|size|inputs|tokens|items)"
 )
 _PARAM_ITEM = re.compile(r"^(?:input|inputs|messages|texts|images)\[(\d+)\]")
+_ITEM_LISTS = {"input", "inputs", "messages", "texts", "images"}
+_UNKNOWN_MODEL = re.compile(r"(?i)\bmodel:?\s+\S+\s+(?:(?:is |was )?not (?:found|supported|available)|does not exist)")
 _PROSE_ITEM = re.compile(r"(?i)(?:input|inputs|items?|element|index|position)\s*(?:\[|#|number|at index|at|:)?\s*(\d+)")
 _SECRET = re.compile(r"(?i)(bearer\s+|sk-|key[=: ]+)\S+")
 
 
 def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int) -> ApiError:
     """Reads an error in the shape that OpenAI's API gave the field, or whatever a proxy says instead.
+
+    Other providers answer `{"message":…}` or `{"detail":…}`; FastAPI's `detail` is a list of what it found where.
 
     Args:
         status: Of the answer.
@@ -153,8 +157,11 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int)
     if isinstance(error, dict):
         kind = str(error.get("type") or "")
         code = str(error.get("code") or kind)
-        message = str(error.get("message") or error.get("detail") or "")
+        detail = error.get("detail")
         param = str(error.get("param") or "")
+        if isinstance(detail, list):
+            detail, param = _read_detail(detail)
+        message = str(error.get("message") or detail or "")
     elif isinstance(error, str):
         message = error
     else:
@@ -165,7 +172,8 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int)
     item = int(prose.group(1)) if prose else None
     if item is not None and item >= count:
         item = None
-    if 300 <= status < 400 or status in _STOP_STATUS or {code, kind} & _STOP_CODES:
+    is_unknown_model = status in {400, 422} and _UNKNOWN_MODEL.search(message)
+    if 300 <= status < 400 or status in _STOP_STATUS or {code, kind} & _STOP_CODES or is_unknown_model:
         verdict = Verdict.STOP
     elif status in _RETRY_STATUS or status >= 500:
         verdict = Verdict.RETRY
@@ -184,6 +192,24 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int)
         is_certain=named is not None,
         retry_after_s=read_retry_after(headers),
     )
+
+
+def _read_detail(found: list[Any]) -> tuple[str, str]:
+    """FastAPI's list as a message, and the item's position in the manner of OpenAI's `param` if it names just one.
+
+    Where it names several it is the request that it does not understand, and no item is at fault.
+    """
+    message = ""
+    params = set()
+    for one in found:
+        if not isinstance(one, dict):
+            continue
+        message = message or str(one.get("msg") or "")
+        place = one["loc"] if isinstance(one.get("loc"), list) else []
+        lists = [i for i, part in enumerate(place) if isinstance(part, str) and part in _ITEM_LISTS]
+        numbers = [part for part in place[lists[0] :] if type(part) is int] if lists else []
+        params.add(f"{place[lists[0]]}[{numbers[0]}]" if numbers else "")
+    return message, params.pop() if len(params) == 1 else ""
 
 
 def short(text: str) -> str:

@@ -24,11 +24,14 @@ from .budget import Budget
 from .dialects import DIALECTS
 from .meter import Meter
 
+IMAGE_TOKENS = 1000
+"""What a picture is thought to be in tokens: the provider states no tokeniser."""
 _BROKEN_SENDS = 3
 _FAILURES_IN_A_ROW = 10
 _OUTAGE_S = 15.0
 _FREE_RETRIES = 20
 _CAP_RECOVERY_SUCCESSES = 50
+_FINGERPRINT = "x-emulator-fingerprint"
 
 
 class RunStopped(Exception):  # noqa: N818 - it stops the run; the name says what it does
@@ -55,10 +58,11 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """An item ready to be sent: its JSON, and how many tokens it is thought to be."""
+    """An item ready to be sent: its JSON, how many tokens it is thought to be, and whether it asks or is asked for."""
 
     piece: bytes
     tokens: int
+    is_query: bool = False
 
 
 @dataclass
@@ -112,10 +116,11 @@ class Client:
         self._settings = settings
         self.budget = budget or Budget(limits_of(settings), max_concurrency=settings.max_concurrency)
         self.meter = meter or Meter()
-        self._dialect = DIALECTS[settings.dialect]()
+        self._dialect = DIALECTS[settings.dialect](settings)
         self._random = random.Random(seed)
         self._sleep = sleep
-        self._items_cap = _Cap(min(settings.batch_items, settings.items_per_minute or settings.batch_items))
+        most = settings.items_per_request
+        self._items_cap = _Cap(min(most, settings.items_per_minute or most))
         self._bytes_cap = _Cap(settings.batch_bytes)
         self._good_answers = 0
         self._failures = 0
@@ -145,15 +150,27 @@ class Client:
     ) -> None:
         await self._http.aclose()
 
-    def encode(self, kind: str, content: bytes) -> Item:
-        """An item from UTF-8 text or a picture's file. Any thread may call it."""
+    def encode(self, kind: str, content: bytes, *, is_query: bool = False) -> Item:
+        """An item from UTF-8 text or a picture's file. Any thread may call it.
+
+        Args:
+            kind: `text` or `image`.
+            content: UTF-8 text, or the bytes of a picture's file.
+            is_query: Whether it will be searched with, not searched for; some providers embed the two differently.
+
+        Raises:
+            ValueError: When the provider embeds no items of that kind.
+        """
         # The provider states no tokeniser: four bytes a token for text, a flat figure for a picture.
-        tokens = -(-len(content) // 4) if kind == "text" else 1000
-        return Item(piece=self._dialect.encode_item(kind, content), tokens=tokens)
+        tokens = -(-len(content) // 4) if kind == "text" else IMAGE_TOKENS
+        return Item(piece=self._dialect.encode_item(kind, content), tokens=tokens, is_query=is_query)
 
     def pack(self, items: Sequence[Item]) -> list[list[int]]:
-        """Cuts items, in their order, into requests that fit: positions in `items`, a list a request."""
-        overhead = self._dialect.overhead_bytes(self._settings.model)
+        """Cuts items, in their order, into requests that fit: positions in `items`, a list a request.
+
+        No request has both queries and documents.
+        """
+        overhead = self._dialect.overhead_bytes
         max_tokens = min(
             (t for t in (self._settings.batch_tokens, self._settings.tokens_per_minute) if t is not None),
             default=None,
@@ -167,6 +184,7 @@ class Client:
                 or len(packs[-1]) >= self._items_cap.now
                 or size + length > self._bytes_cap.now
                 or (max_tokens is not None and tokens + item.tokens > max_tokens)
+                or item.is_query != items[i - 1].is_query
             ):
                 packs.append([])
                 size, tokens = overhead, 0
@@ -297,7 +315,7 @@ class Client:
             # Another request may have learned, while this one waited, that none will succeed.
             if self._stopped:
                 raise self._stopped
-            body = self._dialect.body(self._settings.model, [item.piece for item in batch])
+            body = self._dialect.body([item.piece for item in batch], is_query=batch[0].is_query)
             self.meter.requests += 1
             self.meter.items_sent += len(batch)
             self.meter.tokens_estimated += tokens
@@ -334,7 +352,7 @@ class Client:
         self.meter.tokens_billed += tokens
         self.meter.renormalised += renormalised
         self.meter.items_embedded += count
-        self.fingerprint = response.headers.get("x-emulator-fingerprint") or self.fingerprint
+        self.fingerprint = response.headers.get(_FINGERPRINT) or self.fingerprint
         return vectors
 
     def _note(
@@ -377,7 +395,8 @@ class Client:
                 if outcome.status in {0, 408, 429, 503} or outcome.retry_after_s is not None:
                     self.budget.slow_down(outcome.retry_after_s)
                 self._fail(started, now, str(outcome), patient=True)
-            case Verdict.BATCH if count > 1:
+            # Where every request has one item, nothing else would tell a server that wants none from a bad asset.
+            case Verdict.BATCH if count > 1 or self._items_cap.most == 1:
                 self._fail(started, now, str(outcome), patient=False)
             case _:
                 pass  # the server works, and says precisely what it does not want
@@ -435,12 +454,14 @@ class Greeting:
 def greet(settings: EmbedConfig, api_key: str, *, tries: int = 3, pause_s: float = 0.5) -> Greeting:
     """Asks `/models` before anything is read or paid: is the server there, the key good, the model known?
 
-    The guide does not promise that endpoint, so a server without it is taken at its word later.
+    The guide does not promise that endpoint, so a server without it is taken at its word later; and so is one whose
+    provider does not answer every good key there.
 
     Raises:
         RunStopped: With what is wrong and what to do.
     """
     headers = {"authorization": f"Bearer {api_key}"}
+    dialect = DIALECTS[settings.dialect](settings)
     last = ""
     with httpx.Client(timeout=min(10.0, settings.timeout_s), follow_redirects=False) as http:
         for attempt in range(1, tries + 1):
@@ -450,12 +471,10 @@ def greet(settings: EmbedConfig, api_key: str, *, tries: int = 3, pause_s: float
                 last = str(_transport_error(error))
                 time.sleep(pause_s * attempt)
                 continue
-            if response.status_code in {404, 405, 501}:
-                return Greeting(requests=attempt, emulator=None)
+            if response.status_code in {404, 405, 501} or not dialect.lists_models:
+                return Greeting(requests=attempt, emulator=response.headers.get(_FINGERPRINT))
             if response.status_code in {401, 402, 403} or 300 <= response.status_code < 400:
-                error_read = DIALECTS[settings.dialect]().error(
-                    response.status_code, response.headers, response.content, 0
-                )
+                error_read = dialect.error(response.status_code, response.headers, response.content, 0)
                 raise RunStopped(_stop_sentence(error_read, settings))
             if response.status_code != 200:
                 last = f"{response.status_code}"
@@ -477,7 +496,7 @@ def _greeting(response: httpx.Response, settings: EmbedConfig, requests: int) ->
             f"embed.model {settings.model!r} is not served by {settings.base_url}, "
             f"which has {', '.join(sorted(models))}."
         )
-    return Greeting(requests=requests, emulator=response.headers.get("x-emulator-fingerprint"))
+    return Greeting(requests=requests, emulator=response.headers.get(_FINGERPRINT))
 
 
 def _transport_error(error: Exception) -> ApiError:

@@ -1,0 +1,51 @@
+"""Cohere's dialect: documents differ from queries, and the answer is a list in order, without indexes."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from ....configs import EmbedConfig
+from ..answers import ApiError, BrokenAnswerError, Verdict, read_vector
+from .shape import OpenAIShape, content_json
+
+_MONTHLY = re.compile(r"(?i)(/|per|a) ?month|monthly")
+
+
+class CohereDialect(OpenAIShape):
+    """`POST /embed` of API version 2, images as data URIs. Base URL: `https://api.cohere.com/v2`."""
+
+    path = "/embed"
+
+    def __init__(self, settings: EmbedConfig) -> None:
+        self.document_type = settings.input_type or "search_document"
+        model = b'{"model":' + orjson.dumps(settings.model)
+        super().__init__(
+            model + b',"embedding_types":["float"],"inputs":[',
+            b'],"input_type":' + orjson.dumps(self.document_type) + b"}",
+            b'],"input_type":"search_query"}',
+        )
+
+    def encode_item(self, kind: str, content: bytes) -> bytes:
+        return b"".join((b'{"content":[', content_json(kind, content), b"]}"))
+
+    def vectors(self, body: bytes) -> tuple[list[tuple[int | None, npt.NDArray[np.float32]]], int]:
+        try:
+            answer = orjson.loads(body)
+            entries: list[tuple[int | None, npt.NDArray[np.float32]]] = [
+                (None, read_vector(vector)) for vector in answer["embeddings"]["float"]
+            ]
+            billed = (answer.get("meta") or {}).get("billed_units") or {}
+            return entries, sum(int(billed.get(name) or 0) for name in ("input_tokens", "image_tokens"))
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise BrokenAnswerError(f"the answer is no list of embeddings ({type(error).__name__})") from None
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ApiError:
+        error = super().error(status, headers, body, count)
+        if status == 429 and _MONTHLY.search(error.message):
+            # A trial key's calls for the month are used up: the same status as a minute's, but waiting is no help.
+            return replace(error, verdict=Verdict.STOP, code="insufficient_quota")
+        return error

@@ -1,0 +1,90 @@
+"""What most providers share: a body joined from the items' JSON, answers and errors in OpenAI's shape."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from ..answers import ApiError, BrokenAnswerError, read_error, read_vector
+
+try:
+    from pybase64 import b64encode
+except ImportError:
+    from base64 import b64encode
+
+_MAGIC = (
+    (b"\xff\xd8\xff", b"image/jpeg"),
+    (b"\x89PNG\r\n\x1a\n", b"image/png"),
+    (b"GIF8", b"image/gif"),
+    (b"BM", b"image/bmp"),
+    (b"II*\0", b"image/tiff"),
+    (b"MM\0*", b"image/tiff"),
+)
+
+
+def text_json(content: bytes) -> bytes:
+    """UTF-8 text as a JSON string."""
+    return orjson.dumps(content.decode())
+
+
+def base64_json(content: bytes) -> bytes:
+    """A picture's file as a JSON string of its base64, which needs no escaping."""
+    return b"".join((b'"', b64encode(content), b'"'))
+
+
+def data_uri_json(content: bytes) -> bytes:
+    """A picture's file as a JSON string of a data URI, its media type judged by its first bytes."""
+    return b"".join((b'"data:', media_type(content), b";base64,", b64encode(content), b'"'))
+
+
+def media_type(content: bytes) -> bytes:
+    """The media type of a picture's file; of bytes that are none that is known, `application/octet-stream`."""
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return b"image/webp"
+    return next((name for magic, name in _MAGIC if content.startswith(magic)), b"application/octet-stream")
+
+
+def content_json(kind: str, content: bytes) -> bytes:
+    """An item as a block of a chat message: `{"type":"text",…}` or `{"type":"image_url",…}` with a data URI."""
+    if kind == "text":
+        return b"".join((b'{"type":"text","text":', text_json(content), b"}"))
+    return b"".join((b'{"type":"image_url","image_url":{"url":', data_uri_json(content), b"}}"))
+
+
+class OpenAIShape:
+    """`POST /embeddings` with a list of items, answered by `data[].index` and `data[].embedding`.
+
+    A dialect is made of it by saying what stands before and after the items, and what an item is.
+
+    Args:
+        head: A body's bytes before its items.
+        tail: And after them.
+        query_tail: After items that are queries, where the provider tells queries from documents.
+    """
+
+    path = "/embeddings"
+    lists_models = False
+    document_type: str | None = None
+
+    def __init__(self, head: bytes, tail: bytes, query_tail: bytes | None = None) -> None:
+        self._head = head
+        self._tail = tail
+        self._query_tail = tail if query_tail is None else query_tail
+        self.overhead_bytes = len(head) + max(len(tail), len(self._query_tail))
+
+    def body(self, pieces: Sequence[bytes], *, is_query: bool = False) -> bytes:
+        # Joined by hand: a JSON encoder would read all the megabytes again.
+        return b"".join((self._head, b",".join(pieces), self._query_tail if is_query else self._tail))
+
+    def vectors(self, body: bytes) -> tuple[list[tuple[int | None, npt.NDArray[np.float32]]], int]:
+        try:
+            answer = orjson.loads(body)
+            entries = [(entry.get("index"), read_vector(entry["embedding"])) for entry in answer["data"]]
+            usage = answer.get("usage") or {}
+            return entries, int(usage.get("total_tokens") or 0)
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise BrokenAnswerError(f"the answer is no list of embeddings ({type(error).__name__})") from None
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ApiError:
+        return read_error(status, headers, body, count)

@@ -1,0 +1,32 @@
+"""The dialect of a vLLM server with a multimodal model: a chat message in, one vector out."""
+
+from collections.abc import Sequence
+
+import orjson
+
+from ....configs import EmbedConfig
+from .shape import OpenAIShape, content_json
+
+
+class VllmDialect(OpenAIShape):
+    """`POST /embeddings`, an item as a message's content. Base URL: the server's, such as `http://localhost:8000/v1`.
+
+    A request has one item, whatever `embed.batch_items` says: `EmbedConfig.items_per_request` sees to that.
+    """
+
+    lists_models = True
+
+    def __init__(self, settings: EmbedConfig) -> None:
+        super().__init__(
+            b'{"model":' + orjson.dumps(settings.model) + b',"messages":[{"role":"user","content":[',
+            b']}],"encoding_format":"base64"}',
+        )
+
+    def encode_item(self, kind: str, content: bytes) -> bytes:
+        return content_json(kind, content)
+
+    def body(self, pieces: Sequence[bytes], *, is_query: bool = False) -> bytes:
+        if len(pieces) != 1:
+            # A message of several items is embedded as one thing, and no check of the answer would tell.
+            raise ValueError(f"a request in the vllm dialect holds one item, not {len(pieces)}")
+        return super().body(pieces, is_query=is_query)
