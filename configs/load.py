@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from .schema import RunConfig
 
+_PROFILES = Path(__file__).parent / "profiles"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _SECRET_NAME = re.compile(r"(?i)(api_?key|secret|token\b|password|credential)")
 _SECRET_SHAPE = re.compile(
@@ -39,12 +41,85 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), environ: Mappin
         ConfigError: With the place, the rule and the value.
     """
     path = Path(path)
+    environ = os.environ if environ is None else environ
+    raw = _read(path, "config", "`catalog` and `sources`")
+    for override in overrides:
+        _set(raw, override)
+    raw = _expand_all(raw, path, "", environ)
+    profile = _read_profile(raw.get("embed"), path.parent, environ)
+    if profile is not None:
+        raw = {**raw, "embed": {**profile.settings, **raw["embed"], "profile": profile.name}}
+    return _anchor(_validated(raw, profile), path.parent)
+
+
+def parse_config(raw: Mapping[str, Any]) -> RunConfig:
+    """Checks a config given as plain data. It is whole: an `embed.profile` in it says where settings came from.
+
+    Raises:
+        ConfigError: With every wrong key's path, rule and value, a sentence each.
+    """
+    return _validated(raw, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Profile:
+    """Settings of the `embed` section that hold where the config says nothing else."""
+
+    name: str
+    """As in the config; a path is absolute."""
+    settings: Mapping[str, Any]
+    inherited: frozenset[str]
+    """The settings that the config left as they are here."""
+
+
+def _read_profile(embed: Any, folder: Path, environ: Mapping[str, str]) -> _Profile | None:
+    """The profile that an `embed` section names, if it names one. Relative paths start at `folder`."""
+    name = embed.get("profile") if isinstance(embed, dict) else None
+    if not isinstance(name, str) or not name:
+        return None  # what is wrong with another value is said with all else that is wrong
+    if "://" in name:
+        got = _shown("embed.profile", name)
+        raise ConfigError(f"embed.profile must be a shipped profile's name or a path on this machine, got {got}.")
+    if "/" in name or os.sep in name or name.endswith((".yaml", ".yml")):
+        path = Path(name := _anchored(name, folder))
+    else:
+        path = _PROFILES / f"{name}.yaml"
+        shipped = sorted(profile.stem for profile in _PROFILES.glob("*.yaml"))
+        if name not in shipped:
+            close = difflib.get_close_matches(name, shipped, n=1)
+            hint = (
+                f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(shipped)}; or a YAML file's path."
+            )
+            raise ConfigError(f"embed.profile {_shown('embed.profile', name)} is not a known profile: {hint}")
+    settings = _expand_all(_read(path, "profile", "`batch_items`"), path, "embed", environ)
+    if "profile" in settings:
+        raise ConfigError(f"{path}: a profile must not name a `profile` itself.")
+    return _Profile(name=name, settings=settings, inherited=frozenset(settings) - frozenset(embed))
+
+
+def _validated(raw: Mapping[str, Any], profile: _Profile | None) -> RunConfig:
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        sentences: dict[str, None] = {}
+        for one in error.errors():
+            if not _is_echo(one):
+                place = one["loc"]
+                is_inherited = profile and place[:1] == ("embed",) and profile.inherited.intersection(place[1:2])
+                origin = f"In the profile {profile.name}: " if profile and is_inherited else ""
+                sentences[origin + _masked(_sentence(one))] = None
+        raise ConfigError("\n".join(sentences)) from None  # pydantic's own error repeats every value
+
+
+def _read(path: Path, what: str, example: str) -> dict[Any, Any]:
+    """A YAML file that holds a mapping."""
     try:
         text = path.read_text("utf-8")
-    except OSError as error:
-        raise ConfigError(f"The config {str(path)!r} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"The config {str(path)!r} must be UTF-8 text: {error.reason}.") from error
+        raise ConfigError(f"The {what} {str(path)!r} must be UTF-8 text: {error.reason}.") from error
+    except (OSError, ValueError) as error:  # a ValueError of a name with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"The {what} {str(path)!r} cannot be read: {reason}.") from error
     try:
         raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader that also refuses duplicate keys
     except (ValueError, RecursionError) as error:  # a date such as 2024-13-45, a number of 5000 digits
@@ -56,28 +131,16 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), environ: Mappin
         # Not `from error`: YAML's own error quotes the line, and with it whatever was pasted there.
         raise ConfigError(f"{path}{place}: this is not valid YAML: {problem}.") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a config must be a mapping of keys such as `catalog` and `sources`.")
-    for override in overrides:
-        _set(raw, override)
+        raise ConfigError(f"{path}: a {what} must be a mapping of keys such as {example}.")
+    return raw
+
+
+def _expand_all(raw: dict[Any, Any], path: Path, place: str, environ: Mapping[str, str]) -> dict[Any, Any]:
     try:
-        raw = _expand(raw, "", os.environ if environ is None else environ)
+        expanded: dict[Any, Any] = _expand(raw, place, environ)
     except RecursionError as error:
         raise ConfigError(f"{path}: an alias (`*name`) must not contain itself.") from error
-    config = parse_config(raw)
-    return _anchor(config, path.parent)
-
-
-def parse_config(raw: Mapping[str, Any]) -> RunConfig:
-    """Checks a config given as plain data.
-
-    Raises:
-        ConfigError: With every wrong key's path, rule and value, a sentence each.
-    """
-    try:
-        return RunConfig.model_validate(raw)
-    except ValidationError as error:
-        sentences = dict.fromkeys(_masked(_sentence(e)) for e in error.errors() if not _is_echo(e))
-        raise ConfigError("\n".join(sentences)) from None  # pydantic's own error repeats every value
+    return expanded
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -158,11 +221,7 @@ def _anchor(config: RunConfig, folder: Path) -> RunConfig:
     """Makes the config's relative paths start at `folder`."""
 
     def anchor(url: str) -> str:
-        if "://" in url or "::" in url or Path(url).is_absolute():
-            return url
-        if url.startswith("~"):
-            return str(Path(url).expanduser())
-        return str(Path(os.path.normpath(folder.absolute() / url)))
+        return _anchored(url, folder)
 
     sources = tuple(
         source.model_copy(
@@ -175,6 +234,14 @@ def _anchor(config: RunConfig, folder: Path) -> RunConfig:
         for source in config.sources
     )
     return config.model_copy(update={"catalog": anchor(config.catalog), "sources": sources})
+
+
+def _anchored(url: str, folder: Path) -> str:
+    if "://" in url or "::" in url or Path(url).is_absolute():
+        return url
+    if url.startswith("~"):
+        return str(Path(url).expanduser())
+    return str(Path(os.path.normpath(folder.absolute() / url)))
 
 
 def _place(location: tuple[int | str, ...]) -> str:

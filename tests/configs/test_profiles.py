@@ -1,0 +1,214 @@
+"""A profile's settings hold where the config says nothing else, and are checked as if they stood in it."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from epithre_beam.configs import ConfigError, EmbedConfig, RunConfig, load, load_config
+from epithre_beam.configs.load import parse_config
+
+SHIPPED = Path(load.__file__).parent / "profiles"
+NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+SMALL = {"catalog": "c", "sources": [{"kind": "text", "files": "*.txt"}]}
+SECRET = "sk-Zk93hfU2mQp8Lw7XcVb1"
+
+
+def read(
+    folder: Path, embed: Any, overrides: tuple[str, ...] = (), environ: Mapping[str, str] | None = None, **profiles: Any
+) -> RunConfig:
+    """Reads a config with this `embed` section, beside profiles that are YAML text or plain data."""
+    for name, profile in profiles.items():
+        text = profile if isinstance(profile, str) else yaml.safe_dump(profile)
+        (folder / f"{name}.yaml").write_text(text, "utf-8")
+    (folder / "job.yml").write_text(yaml.safe_dump({**SMALL, "embed": embed}), "utf-8")
+    return load_config(folder / "job.yml", overrides, environ)
+
+
+def refusal(folder: Path, embed: Any, **profiles: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(folder, embed, **profiles)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ what is shipped
+
+LIMITS = {
+    "openai": {
+        "requests_per_minute": 3000,
+        "tokens_per_minute": 1_000_000,
+        "batch_items": 2048,
+        "batch_tokens": 300_000,
+        "batch_bytes": 4_000_000,
+    },
+    "voyage": {
+        "requests_per_minute": 2000,
+        "tokens_per_minute": 2_000_000,
+        "batch_items": 1000,
+        "batch_bytes": 4_000_000,
+    },
+    "cohere": {"items_per_minute": 400, "batch_items": 96, "batch_bytes": 20_000_000},
+    "jina": {"requests_per_minute": 500, "max_concurrency": 5, "batch_items": 512, "batch_bytes": 4_000_000},
+    "gateway": {"batch_bytes": 4_000_000},
+}
+
+
+def test_the_shipped_profiles_are_those_that_the_schema_names() -> None:
+    assert set(NAMES) == set(LIMITS)
+    description = EmbedConfig.model_fields["profile"].description
+    assert description is not None
+    assert all(name in description for name in NAMES)
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_shipped_profile_sets_its_limits_and_nothing_else(tmp_path: Path, name: str) -> None:
+    """Above all neither an address nor a key's name: limits do not decide where a key travels."""
+    plain = EmbedConfig().model_dump()
+    found = read(tmp_path, {"profile": name}).embed.model_dump()
+    assert {**plain, **LIMITS[name], "profile": name} == found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_profile_says_how_old_it_is_and_what_else_a_config_needs(tmp_path: Path, name: str) -> None:
+    text = (SHIPPED / f"{name}.yaml").read_text("utf-8")
+    assert "# Age: " in text
+    said = dict(re.findall(r"^#   (\w+): (.+)$", text, flags=re.MULTILINE))
+    assert set(said) == {"dialect", "base_url", "model", "dimension", "api_key_env"}
+    if name != "gateway":  # whose model and dimension nobody knows
+        config = read(tmp_path, {"profile": name, **{key: yaml.safe_load(value) for key, value in said.items()}})
+        assert config.embed.dialect == name
+
+
+# ------------------------------------------------------------------------------------------------ what holds
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    profile=st.dictionaries(st.sampled_from(["batch_items", "readers", "max_sends"]), st.integers(1, 99)),
+    own=st.dictionaries(st.sampled_from(["batch_items", "readers", "memory_mb"]), st.integers(1, 99)),
+)
+def test_what_the_config_says_goes_over_the_profile_and_the_profile_over_the_defaults(
+    tmp_path_factory: pytest.TempPathFactory, profile: dict[str, int], own: dict[str, int]
+) -> None:
+    folder = tmp_path_factory.mktemp("profile")
+    found = read(folder, {"profile": "mine.yaml", **own}, mine=profile).embed
+    plain = read(folder, {**profile, **own}).embed
+    assert found == plain.model_copy(update={"profile": str(folder / "mine.yaml")})
+
+
+def test_null_in_the_config_takes_a_profiles_limit_away(tmp_path: Path) -> None:
+    assert read(tmp_path, {"profile": "jina", "requests_per_minute": None}).embed.requests_per_minute is None
+
+
+def test_set_and_variables_name_profiles_and_go_over_them(tmp_path: Path) -> None:
+    config = read(tmp_path, {}, ("embed.profile=openai", "embed.batch_items=5"))
+    assert (config.embed.batch_items, config.embed.batch_tokens) == (5, 300_000)
+    config = read(tmp_path, {"profile": "${P}"}, environ={"P": "./mine.yaml", "N": "7"}, mine={"batch_items": "${N}"})
+    assert config.embed.batch_items == 7
+
+
+def test_a_profiles_path_starts_at_the_configs_folder_whoever_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "limits").mkdir()
+    (tmp_path / "limits" / "mine").write_text("batch_items: 3\n")
+    monkeypatch.chdir("/")
+    for name in ("limits/mine", "./limits/../limits/mine", str(tmp_path / "limits" / "mine")):
+        embed = read(tmp_path, {"profile": name}).embed
+        assert (embed.batch_items, embed.profile) == (3, str(tmp_path / "limits" / "mine"))
+
+
+def test_a_file_named_like_a_shipped_profile_does_not_take_its_place(tmp_path: Path) -> None:
+    embed = read(tmp_path, {"profile": "jina"}, jina={"batch_items": 1}).embed
+    assert embed.batch_items == LIMITS["jina"]["batch_items"]
+
+
+def test_a_config_that_was_read_is_whole_without_its_profile(tmp_path: Path) -> None:
+    """A manifest keeps it, and is read where no profile lies."""
+    config = read(tmp_path, {"profile": "mine.yaml"}, mine={"batch_items": 9})
+    (tmp_path / "mine.yaml").unlink()
+    assert parse_config(config.model_dump(mode="json")) == config
+
+
+def test_a_profile_may_set_whatever_the_section_knows(tmp_path: Path) -> None:
+    mine = {"dialect": "vllm", "base_url": "http://localhost:8000/v1", "model": "m", "dimension": 512}
+    embed = read(tmp_path, {"profile": "mine.yaml"}, mine=mine).embed
+    assert (embed.dialect, embed.model, embed.dimension) == ("vllm", "m", 512)
+
+
+# ------------------------------------------------------------------------------------------------ what is wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("voyag", "embed.profile 'voyag' is not a known profile: did you mean 'voyage'?"),
+        ("zzz", f"embed.profile 'zzz' is not a known profile: known here: {', '.join(NAMES)}; or a YAML file's path."),
+        (
+            "https://host/limits.yaml",
+            "embed.profile must be a shipped profile's name or a path on this machine, got 'https://host/limits.yaml'.",
+        ),
+        (3, "embed.profile must be a valid string, got 3."),
+        ("", "embed.profile must have at least 1 character, got ''."),
+        (["jina"], "embed.profile must be a valid string, got a list of 1."),
+    ],
+)
+def test_a_name_that_is_no_profile_is_refused_in_a_sentence(tmp_path: Path, name: Any, sentence: str) -> None:
+    assert refusal(tmp_path, {"profile": name}) == sentence
+
+
+def test_a_wrong_value_is_told_with_the_place_it_came_from(tmp_path: Path) -> None:
+    mine = {"batch_items": 0, "batch_byts": 5000, "timeout_s": -1}
+    embed = {"profile": "mine.yaml", "timeout_s": 0, "readers": 0}
+    assert refusal(tmp_path, embed, mine=mine).splitlines() == [
+        f"In the profile {tmp_path / 'mine.yaml'}: embed.batch_items must be at least 1, got 0.",
+        "embed.timeout_s must be greater than 0, got 0.",
+        "embed.readers must be at least 1, got 0.",
+        f"In the profile {tmp_path / 'mine.yaml'}: embed.batch_byts is not a known key: did you mean 'batch_bytes'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("batch_items: [", "line 1: this is not valid YAML"),
+        ("batch_items: 1\nbatch_items: 2\n", "line 2: this is not valid YAML: the key 'batch_items' stands twice"),
+        ("", "a profile must be a mapping of keys such as `batch_items`"),
+        ("- jina\n", "a profile must be a mapping of keys such as `batch_items`"),
+        ("profile: jina\n", "a profile must not name a `profile` itself"),
+        ("batch_items: &a [*a]\n", "must not contain itself"),
+    ],
+    ids=["open", "twice", "empty", "list", "nested", "cycle"],
+)
+def test_a_file_that_is_no_profile_is_refused_with_its_name(tmp_path: Path, text: str, problem: str) -> None:
+    message = refusal(tmp_path, {"profile": "mine.yaml"}, mine=text)
+    assert message.startswith(str(tmp_path / "mine.yaml"))
+    assert problem in message
+
+
+def test_a_file_that_cannot_be_read_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes("model: é\n".encode("latin-1"))
+    for name in ("absent.yaml", "./", "latin.yaml", "./a\0b"):
+        assert refusal(tmp_path, {"profile": name}).startswith("The profile ")
+
+
+def test_an_absent_variable_in_a_profile_is_told_with_its_place(tmp_path: Path) -> None:
+    message = refusal(tmp_path, {"profile": "mine.yaml"}, mine={"model": "${NOWHERE_AT_ALL}"})
+    assert message.startswith("embed.model names the environment variable NOWHERE_AT_ALL")
+
+
+@pytest.mark.parametrize("form", ["{}", "Bearer {}", "https://me:{}@host/v1", "https://host/v1?key={}"])
+def test_a_secret_in_the_place_of_a_profile_never_appears_in_the_error(tmp_path: Path, form: str) -> None:
+    assert SECRET not in refusal(tmp_path, {"profile": form.format(SECRET)})
+
+
+def test_a_secret_in_a_profile_never_appears_in_the_error(tmp_path: Path) -> None:
+    for key in ("api_key", "api_key_env", "base_url", "batch_items"):
+        message = refusal(tmp_path, {"profile": "mine.yaml"}, mine={key: SECRET})
+        assert f"embed.{key}" in message
+        assert SECRET not in message
