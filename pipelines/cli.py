@@ -107,13 +107,28 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Embed the assets of CONFIG, build the indexes, measure them, publish a new version of the catalog."""
+    _run(_load(config, set_), beam_options, as_json=as_json, quiet=quiet, retry_dead=False)
+
+
+@app.command("retry-failed")
+def retry_failed(
+    config: ConfigFile,
+    beam_options: BeamOptions = None,
+    set_: Set = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run CONFIG again and send only its dead letters, whatever their reason was."""
+    _run(_load(config, set_), beam_options, as_json=as_json, quiet=quiet, retry_dead=True)
+
+
+def _run(job: RunConfig, beam_options: Sequence[str] | None, *, as_json: bool, quiet: bool, retry_dead: bool) -> None:
     from .progress import print_summary, shown
     from .run import run as run_job
 
-    job = _load(config, set_)
     errors = Console(stderr=True)
     with shown(errors, quiet=quiet) as watch:
-        report = run_job(job, _beam_options(beam_options), watch=watch)
+        report = run_job(job, _beam_options(beam_options), watch=watch, retry_dead=retry_dead)
     if as_json:
         _print(json.dumps(report, ensure_ascii=False))
     elif not quiet:
@@ -144,6 +159,8 @@ def plan(config: ConfigFile, set_: Set = None, as_json: Json = False) -> None:
     table.add_row(
         "time", "no limit is configured" if minutes is None else f"at least {minutes:,.1f} minutes at the limit"
     )
+    if found.cost is not None:
+        table.add_row("cost", f"about {found.cost:,.2f} at the configured prices")
     table.add_row("vectors", f"{found.vectors_bytes:,} bytes of float32, twice (units and version)")
     table.add_row("index", f"{found.index_bytes:,} bytes")
     Console().print(table)

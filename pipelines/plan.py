@@ -7,6 +7,7 @@ from ..configs.schema import EMULATOR
 from ..index.layout import unit_name as unit_file
 from ..index.manifest import read_latest, read_manifest
 from ..index.store import Store
+from ..transforms.epithre.client import IMAGE_TOKENS
 from ..transforms.plan import bytes_by_kind, count_by_kind, cut_units, list_all, sort_references, unit_name
 from ..transforms.references import references_of
 from ..transforms.unit import cut_batches
@@ -28,6 +29,8 @@ class Estimate:
     upload_bytes: int
     minutes_at_limit: float | None
     """At the configured limits; None when there are none."""
+    cost: float | None
+    """At the configured prices; None when there are none. Tokens are estimated."""
     vectors_bytes: int
     index_bytes: int
 
@@ -47,7 +50,7 @@ def estimate(config: RunConfig) -> Estimate:
     done_units = set(store.names("units"))
     fingerprint = _fingerprint(store, config)
     embed = config.embed
-    units = done = to_send = requests = 0
+    units = done = to_send = requests = tokens = 0
     upload = 0.0
     for start, end in cut_units(table, embed.unit_references):
         units += 1
@@ -60,8 +63,13 @@ def estimate(config: RunConfig) -> Estimate:
         requests += len(batches)
         to_send += len(references)
         texts = part.column("kind")[0].as_py() == "text"
+        tokens += sum(-(-(r.size_bytes or 0) // 4) if texts else IMAGE_TOKENS for r in references)
         upload += sum(r.size_bytes or 0 for r in references) * (1 if texts else 4 / 3)
-    limits = ((requests, embed.requests_per_minute), (to_send, embed.items_per_minute))
+    limits = (
+        (requests, embed.requests_per_minute),
+        (to_send, embed.items_per_minute),
+        (tokens, embed.tokens_per_minute),
+    )
     minutes = [amount / limit for amount, limit in limits if limit]
     return Estimate(
         assets=count_by_kind(table),
@@ -72,6 +80,7 @@ def estimate(config: RunConfig) -> Estimate:
         requests=requests,
         upload_bytes=int(upload),
         minutes_at_limit=max(minutes) if minutes else None,
+        cost=embed.cost(requests=requests, items=to_send, tokens=tokens),
         vectors_bytes=len(table) * embed.dimension * _FLOAT32,
         index_bytes=len(table) * embed.dimension * _FP16,
     )

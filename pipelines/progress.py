@@ -106,6 +106,8 @@ def print_summary(console: Console, report: dict[str, Any], catalog: str) -> Non
         "requests",
         f"{api['requests']}, {retries} of them retries, {_size(api['bytes_up'])} up, {_size(api['bytes_down'])} down",
     )
+    if api["cost"] is not None:
+        table.add_row("cost", f"{api['cost']:,.2f}")
     recall = ", ".join(f"{direction} {value:.3f}" for direction, value in report["recall"].items())
     table.add_row("recall", recall or "not measured")
     table.add_row("time", f"{timings['total']:.1f} s, of which embedding {timings['embed']:.1f} s")

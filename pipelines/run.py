@@ -19,6 +19,7 @@ from ..index.manifest import read_latest
 from ..index.store import Store
 from ..transforms.epithre.client import RunStopped, greet
 from ..transforms.epithre.emulator import EmulatorSettings, start_emulator_process
+from ..transforms.epithre.ledger import LedgerLostError
 
 EMULATOR_KEY_ENV = "EPITHRE_EMULATOR_KEY"
 """Where a run puts the key of the emulator that it started; it opens nothing else."""
@@ -71,13 +72,16 @@ def open_endpoint(config: RunConfig) -> Iterator[Endpoint]:
         )
 
 
-def run(config: RunConfig, beam_options: Sequence[str] = (), watch: Watch | None = None) -> dict[str, Any]:
+def run(
+    config: RunConfig, beam_options: Sequence[str] = (), watch: Watch | None = None, *, retry_dead: bool = False
+) -> dict[str, Any]:
     """Runs the job and returns its report, the content of the version's `report.json`.
 
     Args:
         config: What to do.
         beam_options: Beam's own command-line options.
         watch: Sees the progress.
+        retry_dead: Try dead letters of earlier runs again, whatever their reason was.
 
     Raises:
         ConfigError: Before anything is sent: a source matches nothing, the key is not set.
@@ -88,7 +92,8 @@ def run(config: RunConfig, beam_options: Sequence[str] = (), watch: Watch | None
     from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 
     from ..transforms.embed import EmbedUnits, failure_name
-    from ..transforms.lane import LaneSetup, read_progress
+    from ..transforms.epithre.redis_ledger import RedisLedger
+    from ..transforms.lane import LaneSetup, read_progress, shared_ledger
     from ..transforms.plan import list_all, write_plan
     from ..transforms.sources import SourceError
     from ..transforms.version import VersionSetup, WriteVersion
@@ -113,6 +118,7 @@ def run(config: RunConfig, beam_options: Sequence[str] = (), watch: Watch | None
                     base_url=endpoint.base_url,
                     api_key_env=endpoint.api_key_env,
                     model_fingerprint=endpoint.fingerprint,
+                    retry_dead=retry_dead,
                     requests_spent=endpoint.requests,
                 ),
                 plan=plan,
@@ -121,6 +127,9 @@ def run(config: RunConfig, beam_options: Sequence[str] = (), watch: Watch | None
                 software=f"epithre-beam {importlib.metadata.version('epithre-beam')}",
                 started_at_s=started_at_s,
             )
+            ledger = shared_ledger(setup.lane)
+            if isinstance(ledger, RedisLedger):
+                ledger.create(spent=endpoint.requests)
             options = PipelineOptions([f"--runner={config.runner}", *beam_options])
             options.view_as(SetupOptions).save_main_session = False
             pipeline = beam.Pipeline(options=options)
@@ -132,14 +141,20 @@ def run(config: RunConfig, beam_options: Sequence[str] = (), watch: Watch | None
             )
             with _watching(lambda: read_progress(store, version), watch):
                 pipeline.run().wait_until_finish()
-    except RunStopped as error:
+    except (RunStopped, LedgerLostError) as error:
         raise RunFailed(str(error)) from error
     except ConfigError:
         raise
     except Exception as error:
         with contextlib.suppress(FileNotFoundError):
             failure = orjson.loads(store.read(failure_name(version)))
-            known = failure["type"] in {"RunStopped", "CatalogError", "StoreError", "SwapConflictError"}
+            known = failure["type"] in {
+                "RunStopped",
+                "LedgerLostError",
+                "CatalogError",
+                "StoreError",
+                "SwapConflictError",
+            }
             message = failure["message"] if known else f"{failure['type']}: {failure['message']}"
             raise RunFailed(message) from error
         raise RunFailed(f"The runner {config.runner} failed: {_last_line(error)}") from error

@@ -1,5 +1,6 @@
-"""The Beam side of embedding: units in, records out. All requests of a run go through one lane."""
+"""The Beam side of embedding: units in, records out."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from ..configs import RunConfig
 from ..index.layout import run_folder
 from ..index.store import Store
 from ..index.units import UnitRecord
-from .lane import LaneSetup, read_progress, run_lane
+from .lane import LaneSetup, Telemetry, run_lane
 from .plan import Unit
 
 _NAMESPACE = "epithre_beam"
@@ -33,14 +34,15 @@ class EmbedUnits(beam.PTransform):  # type: ignore[misc]
     def expand(self, units: beam.PCollection) -> beam.PCollection:
         return (
             units
-            | "OneLane" >> beam.Map(to_lane).with_output_types(tuple[int, Unit])
+            | "ChooseLane" >> beam.Map(to_lane, self.setup.config.embed.lanes).with_output_types(tuple[int, Unit])
             | "GroupByLane" >> beam.GroupByKey()
             | "EmbedLane" >> beam.ParDo(_EmbedLane(self.setup))
         )
 
 
-def to_lane(unit: Unit) -> tuple[int, Unit]:
-    return 0, unit
+def to_lane(unit: Unit, lanes: int) -> tuple[int, Unit]:
+    """Spreads units over lanes by their names, which are hashes."""
+    return int(unit.name[:8], 16) % lanes, unit
 
 
 class _EmbedLane(beam.DoFn):  # type: ignore[misc]
@@ -51,18 +53,36 @@ class _EmbedLane(beam.DoFn):  # type: ignore[misc]
 
     def process(self, element: tuple[int, Iterable[Unit]]) -> Iterator[UnitRecord]:
         lane, units = element
+        telemetry = Telemetry()
+        told: Counter[str] = Counter()
         try:
-            for record in run_lane(self._setup, units, lane):
+            for record in run_lane(self._setup, units, lane, telemetry):
                 Metrics.counter(_NAMESPACE, "vectors").inc(record.rows)
                 Metrics.counter(_NAMESPACE, "dead_letters").inc(record.dead)
                 Metrics.counter(_NAMESPACE, "units_reused").inc(int(record.reused))
+                _tell(telemetry, told)
                 yield record
+            _tell(telemetry, told)
         except Exception as error:
             note_failure(self._setup.config, self._setup.version, error)
             raise
-        store = Store(self._setup.config.catalog)
-        throttled = sum(progress["throttled_s"] for progress in read_progress(store, self._setup.version))
-        Metrics.counter(_NAMESPACE, "cumulativeThrottlingSeconds").inc(int(throttled))
+
+
+def _tell(telemetry: Telemetry, told: Counter[str]) -> None:
+    """Adds what was counted since the last time to Beam's metrics, by Beam's own names where it has one."""
+    meter = telemetry.meter
+    counts = {
+        "cumulativeThrottlingSeconds": int(telemetry.throttled_s),  # what autoscalers read
+        "RatelimitRequestsTotal": meter.requests,
+        "RatelimitRequestsThrottled": meter.answers_429,
+        "items_sent": meter.items_sent,
+        "bytes_up": meter.bytes_up,
+        "bytes_down": meter.bytes_down,
+        "retries": meter.retries.total(),
+    }
+    for name, count in counts.items():
+        Metrics.counter(_NAMESPACE, name).inc(count - told[name])
+        told[name] = count
 
 
 def failure_name(version: str) -> str:

@@ -1,6 +1,7 @@
 """A lane: one event loop that embeds many units at once within one budget, and tells how it is getting on.
 
-All the requests of a run go through one lane, so its budget in plain memory holds the limit on any runner.
+By default all the requests of a run go through one lane, so its budget in plain memory holds the limit on any runner.
+Several lanes share a ledger.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from ..index.store import Store
 from ..index.units import UnitRecord
 from .epithre.budget import Budget
 from .epithre.client import Client, RunStopped, limits_of
+from .epithre.ledger import LedgerSettings, SharedLedger
 from .epithre.meter import Meter
 from .plan import PlanReader, Unit
 from .reading import Reader
@@ -46,11 +48,23 @@ class LaneSetup:
     """Where the API is: the config's, or the emulator's that the run started."""
     api_key_env: str
     model_fingerprint: str | None = None
+    retry_dead: bool = False
+    """Try dead letters again whatever their reason was."""
     requests_spent: int = 0
     """Requests that the launcher made and the server may still count."""
 
 
-def run_lane(setup: LaneSetup, units: Iterable[Unit], lane: int = 0) -> Iterator[UnitRecord]:
+class Telemetry:
+    """What a lane has counted so far, for the thread that reads its records: plain numbers, read while they grow."""
+
+    def __init__(self) -> None:
+        self.meter = Meter()
+        self.throttled_s = 0.0
+
+
+def run_lane(
+    setup: LaneSetup, units: Iterable[Unit], lane: int = 0, telemetry: Telemetry | None = None
+) -> Iterator[UnitRecord]:
     """Embeds units, several at a time, and yields the record of each as it is done, in no set order.
 
     Raises:
@@ -62,7 +76,7 @@ def run_lane(setup: LaneSetup, units: Iterable[Unit], lane: int = 0) -> Iterator
 
     def run() -> None:
         try:
-            main.append(loop.create_task(_run(setup, list(units), lane, records.put)))
+            main.append(loop.create_task(_run(setup, list(units), lane, records.put, telemetry or Telemetry())))
             loop.run_until_complete(main[0])
             records.put(None)
         except BaseException as error:  # handed to the caller's thread, which raises it
@@ -88,14 +102,19 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
         task.cancel()
 
 
-async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any) -> None:
+async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any, telemetry: Telemetry) -> None:
     config = setup.config
     settings = config.embed.model_copy(update={"base_url": setup.base_url, "api_key_env": setup.api_key_env})
     store = Store(config.catalog)
     memory = config.embed.memory_mb * 1_000_000
     vector_bytes = config.embed.dimension * 4 * _UNIT_COPIES
-    meter = Meter()
-    budget = Budget(limits_of(config.embed), max_concurrency=config.embed.max_concurrency, spent=setup.requests_spent)
+    meter = telemetry.meter
+    budget = Budget(
+        limits_of(config.embed),
+        max_concurrency=config.embed.max_concurrency,
+        spent=setup.requests_spent,
+        ledger=shared_ledger(setup),
+    )
     vectors_in_flight = ByteLimit(int(memory * (1 - _PAYLOAD_SHARE)))
     progress = _Progress(store, setup.version, lane, sum(u.references for u in units), meter, budget)
     reader = Reader(config.sources, config.prepare)
@@ -111,6 +130,7 @@ async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any) -> Non
         client=client,
         threads=threads,
         bytes_in_flight=ByteLimit(int(memory * _PAYLOAD_SHARE)),
+        retry_dead=setup.retry_dead,
         note_progress=progress.note,
     )
 
@@ -122,7 +142,9 @@ async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any) -> Non
                     return plan.read(unit.row_group)
 
             references = references_of(await context.in_thread(read))
-            emit(await embed_unit(unit, references, context))
+            record = await embed_unit(unit, references, context)
+            telemetry.throttled_s = budget.throttled_s
+            emit(record)
         finally:
             vectors_in_flight.release(held)
 
@@ -143,6 +165,28 @@ async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any) -> Non
         threads.shutdown(wait=False, cancel_futures=True)
         reader.close()
         plan.close()
+        await asyncio.to_thread(budget.close)
+
+
+def shared_ledger(setup: LaneSetup) -> SharedLedger | None:
+    """The ledger that this lane shares with others; None when it is alone and keeps its own."""
+    embed = setup.config.embed
+    if embed.budget == "lane":
+        return None
+    settings = LedgerSettings(
+        limits={name: limit for name, limit in limits_of(embed).items() if limit is not None},
+        hold_s=embed.timeout_s,
+        spent=setup.requests_spent,
+    )
+    if embed.budget == "host":
+        from .host_ledger import HostLedger
+
+        # A run has a ledger of its own: the process that keeps it may live no longer than the run.
+        return HostLedger(f"{embed.budget_name}-{setup.version}", settings)
+    from .epithre.redis_ledger import RedisLedger
+
+    password = os.environ.get(embed.redis_password_env or "")
+    return RedisLedger(embed.redis_url or "", embed.budget_name, settings, password=password)
 
 
 def api_key(variable: str) -> str:

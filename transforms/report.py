@@ -6,18 +6,22 @@ from typing import Any
 
 import jinja2
 
+from ..configs import EmbedConfig
 from ..index.manifest import Manifest
 from ..index.version import DeadLetterSummary
 from .epithre.meter import Meter
 
 
-def make_report(manifest: Manifest, dead: DeadLetterSummary, lanes: list[dict[str, Any]]) -> dict[str, Any]:
+def make_report(
+    manifest: Manifest, dead: DeadLetterSummary, lanes: list[dict[str, Any]], embed: EmbedConfig
+) -> dict[str, Any]:
     """What happened in a run.
 
     Args:
         manifest: Of the version that it wrote.
         dead: The dead letters by reason, with samples.
         lanes: What the lanes last said of themselves (`lane.read_progress`).
+        embed: With the prices.
     """
     meter = Meter()
     for lane in lanes:
@@ -39,6 +43,11 @@ def make_report(manifest: Manifest, dead: DeadLetterSummary, lanes: list[dict[st
             "items_embedded": meter.items_embedded,
             "tokens_estimated": meter.tokens_estimated,
             "tokens_billed": meter.tokens_billed,
+            "cost": embed.cost(
+                requests=meter.requests,
+                items=meter.items_embedded,
+                tokens=meter.tokens_billed or meter.tokens_estimated,
+            ),
             "bytes_up": meter.bytes_up,
             "bytes_down": meter.bytes_down,
             "retries": dict(meter.retries),

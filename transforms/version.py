@@ -208,7 +208,7 @@ def finish(element: tuple[int, Iterable[UnitRecord | ShardRecord | BuiltIndex]],
         config=public_config(setup),
         timings_s=timings,
     )
-    report = make_report(manifest, dead, lanes)
+    report = make_report(manifest, dead, lanes, config.embed)
     store.write(report_page_name(version), render_report(report, manifest).encode())
     store.write(report_name(version), orjson.dumps(report, option=orjson.OPT_INDENT_2))
     if not held_back:

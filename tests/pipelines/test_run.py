@@ -437,3 +437,82 @@ def test_the_report_is_a_page_that_opens_offline_and_escapes_what_assets_are_cal
     assert "not_a_picture" in text
     assert "text-&gt;image" in text
     assert "http" not in text
+
+
+@pytest.mark.parametrize("budget", ["host", "redis"])
+def test_the_limit_holds_over_four_lanes_in_processes_of_their_own(place, budget, redis_server):
+    with serve(limits=Limits(requests_per_minute=60), faults=Faults(latency_s=0.02)) as emulator:
+        place.write_job(
+            embed__base_url=emulator.base_url,
+            embed__batch_items=4,
+            embed__requests_per_minute=60,
+            embed__budget=budget,
+            embed__lanes=4,
+            **({"embed__redis_url": redis_server.url} if budget == "redis" else {}),
+        )
+        options = ("--direct_running_mode=multi_processing", "--direct_num_workers=4")
+        done = place.cli("run", "job.yaml", "--json", "--", *options, timeout=170)
+        assert done.returncode == 0, done.stderr
+        assert emulator.worst_window().requests <= 60
+        assert not [a for a in emulator.log if a.status == 429]
+        assert max(emulator.payments().values()) == 1
+    assert_every_vector_is_on_its_own_asset(place)
+    report = json.loads(done.stdout)
+    assert report["api"]["throttled_s"] > 0
+
+
+def test_a_run_without_its_redis_fails_with_a_sentence(place):
+    place.write_job(embed__budget="redis", embed__redis_url="redis://127.0.0.1:9/0")
+    done = place.cli("run", "job.yaml")
+    assert done.returncode == 1
+    assert "redis://127.0.0.1:9/0 cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_retry_failed_sends_only_the_dead_letters(place):
+    with serve(faults=Faults(poison_marker="number 7")) as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        assert json.loads(place.cli("run", "job.yaml", "--json").stdout)["counts"]["dead"] == 1
+        emulator.reset(faults=Faults())
+        assert json.loads(place.cli("run", "job.yaml", "--json").stdout)["counts"]["dead"] == 1
+        assert not emulator.payments()
+        done = place.cli("retry-failed", "job.yaml", "--json")
+        assert json.loads(done.stdout)["counts"]["dead"] == 0
+        assert set(emulator.payments()) == {content_digest("text", b"text number 7").hex()}
+    assert_every_vector_is_on_its_own_asset(place)
+    version = open_catalog(place.catalog).version
+    assert [r["asset_id"] for r in rows_of(place.catalog, "text", version)].count("t007") == 1
+
+
+def test_costs_are_told_where_prices_are_configured(place):
+    place.write_job(embed__price_per_1000_requests=1000.0)
+    planned = json.loads(place.cli("plan", "job.yaml", "--json").stdout)
+    report = json.loads(place.cli("run", "job.yaml", "--json").stdout)
+    assert planned["cost"] == planned["requests"] == report["api"]["cost"] == report["api"]["requests"]
+
+
+def test_beams_metrics_have_what_was_sent(place, monkeypatch):
+    import apache_beam as beam
+
+    from epithre_beam.configs import load_config
+    from epithre_beam.transforms.embed import EmbedUnits
+    from epithre_beam.transforms.lane import LaneSetup
+    from epithre_beam.transforms.plan import list_all, write_plan
+
+    monkeypatch.setenv("EPITHRE_KEY", KEY)
+    with serve(limits=Limits(requests_per_minute=30)) as emulator:
+        job = load_config(place.write_job(embed__base_url=emulator.base_url, embed__requests_per_minute=30))
+        plan = write_plan(Store(job.catalog), "v", job, list_all(job), None)
+        setup = LaneSetup(
+            config=job, version="v", plan=plan.name, base_url=emulator.base_url, api_key_env="EPITHRE_KEY"
+        )
+        pipeline = beam.Pipeline(runner="FnApiRunner")
+        _ = pipeline | beam.Create(plan.units) | EmbedUnits(setup=setup)
+        result = pipeline.run()
+        result.wait_until_finish()
+        sent = len([a for a in emulator.log if a.path.endswith("embeddings")])
+    counters = {c.key.metric.name: c.committed for c in result.metrics().query()["counters"]}
+    assert counters["RatelimitRequestsTotal"] == sent
+    assert counters["items_sent"] == 90
+    assert counters["vectors"] == 90
+    assert counters["cumulativeThrottlingSeconds"] >= 1
