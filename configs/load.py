@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -263,7 +263,12 @@ def _shown(place: str, value: Any) -> str:
 
 def _masked(text: str) -> str:
     """A key is pasted into the wrong place sooner or later, and an error ends in a log: what looks like one goes."""
-    return _SECRET_SHAPE.sub("***", text)
+    return _SECRET_SHAPE.sub(lambda match: match[0] if _is_like_a_key_of_ours(match[0]) else "***", text)
+
+
+def _is_like_a_key_of_ours(word: str) -> bool:
+    """Whether a word is a setting's name or a slip of one, such as `price_per_1000_itms`."""
+    return bool(difflib.get_close_matches(word, _SETTINGS, n=1, cutoff=0.8))
 
 
 def _is_echo(error: Any) -> bool:
@@ -304,6 +309,18 @@ def _sentence(error: Any) -> str:
     message = error["msg"][0].lower() + error["msg"][1:]
     message = message.replace("input should be", "must be").replace("string should", "must")
     return f"{place} {message}{got}."
+
+
+def _all_keys(section: type[BaseModel]) -> Iterator[str]:
+    """The keys of a section and of all within it."""
+    for name, field in section.model_fields.items():
+        yield name
+        for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                yield from _all_keys(candidate)
+
+
+_SETTINGS = frozenset(_all_keys(RunConfig))
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
