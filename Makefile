@@ -10,7 +10,7 @@ help:
 	@echo "make demo     draw pictures, embed them on the local emulator, search them (no key, no network)"
 	@echo "make test     run the tests"
 	@echo "make check    what CI runs: test, lint, types, wheel"
-	@echo "make bench-…  benchmarks, by hand: main-job"
+	@echo "make bench-…  benchmarks, by hand: main-job, limit"
 
 demo: $(VENV)/.demo
 	$(BIN)/epithre-beam demo demo
@@ -39,6 +39,9 @@ schema: $(VENV)/.dev
 
 bench-main-job: $(VENV)/.dev
 	$(BIN)/python benchmarks/main_job.py
+
+bench-limit: $(VENV)/.dev
+	$(BIN)/python benchmarks/limit.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
