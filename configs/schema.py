@@ -289,7 +289,7 @@ class IndexConfig(Section):
         0.95, description="Recall at `recall_k` in every direction; below it the version is held back."
     )
     recall_k: PositiveInt = 10
-    recall_queries: PositiveInt = Field(100, description="Queries drawn from each kind to measure recall.")
+    recall_queries: PositiveInt = Field(50, description="Queries drawn from each kind to measure recall.")
     rows_per_file: PositiveInt = Field(50_000, description="Vectors in one Parquet file.")
     vector_type: Literal["float32", "float16"] = Field(
         "float32", description="How a version's Parquet files hold vectors; float16 takes half the space."

@@ -242,12 +242,15 @@ def build_index(
 
 def _measure(store: Store, name: str, truths: Sequence[_Truth], kind: str, k: int) -> dict[str, float]:
     """Asks the stored file the sampled queries. A reader maps it whole; here memory must not grow with it."""
-    recall = {}
+    queries = np.concatenate([truth.queries.vectors for truth in truths])
+    with store.open_read(name) as file:
+        scores, rows = search_stored(file, queries, k + 1)
+    recall, first = {}, 0
     for truth in truths:
-        with store.open_read(name) as file:
-            scores, rows = search_stored(file, truth.queries.vectors, k + 1)
+        part = slice(first, first + len(truth.queries.rows))
         same_kind = truth.queries.kind == kind
-        recall[f"{truth.queries.kind}->{kind}"] = truth.recall(rows, scores, k, same_kind=same_kind)
+        recall[f"{truth.queries.kind}->{kind}"] = truth.recall(rows[part], scores[part], k, same_kind=same_kind)
+        first = part.stop
     return recall
 
 

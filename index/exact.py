@@ -56,7 +56,8 @@ def search_stored(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Searches a stored index a block of rows at a time, so that memory stays that of a block.
 
-    Each block is put into a stock FAISS index as it stands in the file, so what is judged is what was stored.
+    Each block is decoded by FAISS as it stands in the file, so what is judged is what was stored; one matrix product
+    for many queries is some ten times faster than the scan that a reader does.
 
     Args:
         file: The index file, open at its start.
@@ -83,9 +84,8 @@ def search_stored(
         codes = np.frombuffer(file.read(count * dimension * 2), np.uint8)
         if len(codes) != count * dimension * 2:
             raise StoreError("the stored index ends before its last row")
-        faiss.copy_array_to_vector(codes, block.codes)
-        block.ntotal = count
-        scores, found = block.search(queries, min(k, count))
+        rows_found = block.sa_decode(codes.reshape(count, dimension * 2))
+        scores, found = faiss.knn(queries, rows_found, min(k, count), metric=faiss.METRIC_INNER_PRODUCT)
         scores = np.concatenate([best_scores, scores], axis=1)
         found = np.concatenate([best_rows, found + first], axis=1)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]

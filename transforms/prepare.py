@@ -222,7 +222,7 @@ def _check_structure(data: bytes, name: str) -> None:
     """Whether the file has its end: a cut-off download is the commonest broken picture."""
     match name:
         case "jpeg":
-            is_whole = data.find(b"\xff\xd9", _first_scan(data)) >= 0
+            is_whole = data.rfind(b"\xff\xd9") >= _first_scan(data)  # from behind: it is nearly always the last
         case "png":
             is_whole = b"IEND" in data
         case "webp":
