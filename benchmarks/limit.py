@@ -1,6 +1,6 @@
 """The rate limit: how much of it is reached, and what reaching it costs; ours beside the policies of today's clients.
 
-    python benchmarks/limit.py [--minutes 5] [--parts ABCD] [--rates 600 6000]
+    python benchmarks/limit.py [--minutes 5] [--parts ABCD] [--rates 600 6000] [--subjects ours …]
 
 Every subject runs in a process of its own against an emulator of its own in another (`hash` model), which enforces a
 strict sliding window of 60 s and keeps a log. All figures but the lost items are read from that log.
@@ -259,14 +259,14 @@ def judge(log: list[dict[str, Any]], rate: int, minutes: float) -> dict[str, Any
     }
 
 
-def part_a(rates: Sequence[int], minutes: float) -> None:
+def part_a(rates: Sequence[int], minutes: float, subjects: Sequence[str]) -> None:
     rows = []
     seconds = RAMP_S + minutes * 60 + _TAIL_S
     for rate, group in [(limit, group) for limit in rates for group in _TOGETHER[limit]]:
         settings = EmulatorSettings(dimension=SMALL, limits=Limits(requests_per_minute=rate), faults=LATENCY)
         with contextlib.ExitStack() as stack:
             running = []
-            for subject in group:
+            for subject in [subject for subject in group if subject in subjects]:
                 emulator = stack.enter_context(start_emulator_process(settings))
                 command = [sys.executable, __file__, "--subject", subject, "--url", emulator.base_url]
                 command += ["--rates", str(rate), "--seconds", str(seconds)]
@@ -424,6 +424,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--parts", default="ABCD")
     parser.add_argument("--rates", type=int, nargs="+", choices=_TOGETHER, default=list(_TOGETHER))
+    parser.add_argument("--subjects", nargs="+", choices=_SUBJECTS, default=list(_SUBJECTS))
     parser.add_argument("--subject", choices=_SUBJECTS)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--url")
@@ -442,7 +443,7 @@ def main() -> None:
     if "D" in options.parts:
         part_d()
     if "A" in options.parts:
-        part_a(options.rates, options.minutes)
+        part_a(options.rates, options.minutes, options.subjects)
 
 
 if __name__ == "__main__":

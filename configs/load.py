@@ -281,6 +281,8 @@ def _sentence(error: Any) -> str:
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     got = f", got {_shown(place, value)}"
     if kind == "extra_forbidden":
+        if error["loc"][-1] == "api_key":
+            return f"{place} must not stand in a config: name the key's environment variable in api_key_env."
         known = _known_keys(error["loc"][:-1])
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}."
@@ -308,6 +310,7 @@ def _sentence(error: Any) -> str:
         return f"{place} must have at least {context['min_length']} entry{got}."
     message = error["msg"][0].lower() + error["msg"][1:]
     message = message.replace("input should be", "must be").replace("string should", "must")
+    message = message.replace("valid tuple", "list")
     return f"{place} {message}{got}."
 
 

@@ -13,6 +13,8 @@ from epithre_beam.pipelines.run import run
 from epithre_beam.pipelines.search import search
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     job = load_config(sys.argv[1])
     run(job)
     _, results = search(job.catalog, sys.argv[2:], k=5, kinds=("image",))

@@ -9,6 +9,8 @@ from pathlib import Path
 from epithre_beam.pipelines.search import search
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     pictures = [Path(name).read_bytes() for name in sys.argv[2:]]
     _, results = search(sys.argv[1], pictures, k=3, kinds=("text",))
     for name, hits in zip(sys.argv[2:], results, strict=True):

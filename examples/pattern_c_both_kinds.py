@@ -13,6 +13,8 @@ from pathlib import Path
 from epithre_beam.pipelines.search import search
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     catalog_url, query = sys.argv[1:3]
     picture = Path(query)
     what = picture.read_bytes() if picture.is_file() else query

@@ -252,7 +252,10 @@ def open_catalog(
     if version is None:
         latest = read_latest(store)
         if latest is None:
-            raise CatalogError(f"{store.url} has no published version: {store.url}/LATEST.json is missing.")
+            raise CatalogError(
+                f"{store.url} has no published version: {store.url}/LATEST.json is missing "
+                "(`epithre-beam versions list` shows what a guard holds back)."
+            )
         _, version, sha256 = latest
     manifest = read_manifest(store, version, sha256)
     if not store.is_local:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .layout import DEAD_LETTER_SCHEMA, DeadLetter, Reason, unit_dead_letters_name, unit_name, unit_schema
-from .store import HashingWriter, Store
+from .store import HashingWriter, Store, StoreError
 
 _FOOTER = b"epithre_beam.unit"
 
@@ -50,6 +50,7 @@ def parquet_writer(file: HashingWriter, schema: pa.Schema) -> pq.ParquetWriter:
         use_dictionary=[c for c in columns if c in {"kind", "media_type", "prepared"}],
         write_statistics=[c for c in columns if c in {"asset_id", "size_bytes"}],
         store_schema=True,
+        write_page_checksum=True,
     )
 
 
@@ -89,18 +90,37 @@ def write_unit(
 
 
 def read_unit_footer(store: Store, unit: str) -> dict[str, int] | None:
-    """A finished unit's counts (rows, dead, deduplicated, transient); None when it is not finished."""
+    """A finished unit's counts (rows, dead, deduplicated, transient); None when it is not finished.
+
+    A file that is no unit's, cut off by a disk that lied, say, counts as not finished: it is done anew.
+    """
     if store.size(unit_name(unit)) is None:
         return None
-    with store.open_read(unit_name(unit)) as file:
-        metadata = pq.read_metadata(file)
-    counts: dict[str, int] = orjson.loads((metadata.metadata or {})[_FOOTER])
+    try:
+        with store.open_read(unit_name(unit)) as file:
+            metadata = pq.read_metadata(file)
+        counts: dict[str, int] = orjson.loads((metadata.metadata or {})[_FOOTER])
+    except (pa.ArrowInvalid, KeyError, orjson.JSONDecodeError):
+        return None
     return {"rows": metadata.num_rows, **counts}
 
 
 def read_unit(store: Store, unit: str) -> pa.Table:
-    with store.open_read(unit_name(unit)) as file:
-        return pq.ParquetFile(file).read()
+    """A finished unit's rows, every page checked.
+
+    Raises:
+        StoreError: When the file is damaged. It is removed, so that the next run does the unit anew.
+    """
+    try:
+        with store.open_read(unit_name(unit)) as file:
+            return pq.ParquetFile(file, page_checksum_verification=True).read()
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        store.delete(unit_name(unit))
+        raise StoreError(
+            f"{store.url}/{unit_name(unit)} is damaged and was removed: run again, its assets are embedded anew."
+        ) from error
 
 
 def read_unit_dead_letters(store: Store, unit: str) -> list[DeadLetter]:

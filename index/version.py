@@ -100,7 +100,7 @@ def judge(
     lost, total = sum(dead.values()), sum(assets.values())
     if guards.max_dead_share is None:
         too_many = lost > max(_DEFAULT_DEAD_SHARE * total, min(_DEAD_LET_THROUGH, total / 2))
-        rule = f"{_DEFAULT_DEAD_SHARE:.0%}, or {_DEAD_LET_THROUGH} in a small set"
+        rule = f"{_DEFAULT_DEAD_SHARE:.0%} (in a small set {_DEAD_LET_THROUGH}, if no more than half)"
     else:
         too_many = lost > 0 and lost / total > guards.max_dead_share  # the product would be off: 0.29 * 100 < 29
         rule = f"{guards.max_dead_share:.2%}"

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -60,27 +61,41 @@ def main() -> None:
         logging.lastResort = None
         for handler in logging.getLogger().handlers:
             handler.addFilter(lambda record: not record.getMessage().startswith("apitools not found"))
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stopped)
     from ..transforms.queries import QueryError
     from ..transforms.sources import SourceError
-    from .run import RunFailed
+    from .run import CatalogBusy, RunFailed
 
     try:
         app()
-    except ConfigError as error:
+    except (ConfigError, QueryError, ValueError) as error:
         _fail(str(error), ExitCode.USAGE)
-    except (RunFailed, RunStopped, CatalogError, StoreError, SourceError, QueryError, ValueError) as error:
+    except CatalogBusy as error:
+        _fail(str(error), ExitCode.BUSY)
+    except (RunFailed, RunStopped, CatalogError, StoreError, SourceError) as error:
         _fail(str(error), ExitCode.FAILED)
+    except ImportError as error:
+        _fail(_missing_package(error), ExitCode.USAGE)
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror or error}{place}: what was finished is kept, run again.", ExitCode.FAILED)
-    except KeyboardInterrupt:
-        _fail("Interrupted: units that were finished are kept, run again to go on.", 130)
 
 
-def _terminated(number: int, _: Any) -> None:
-    """SIGTERM ends at once. Whatever was finished is on disk, whole; nothing else would survive a slower end."""
-    sys.stderr.write("epithre-beam: Terminated: units that were finished are kept, run again to go on.\n")
+def _missing_package(error: ImportError) -> str:
+    """A service installs neither Beam nor every store's driver: what to install, in a sentence."""
+    name = (error.name or "").split(".")[0]
+    extras = {"apache_beam": "beam", "s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure", "redis": "redis"}
+    extra = extras.get(name) or next((e for n, e in extras.items() if n in str(error)), None)
+    if extra is None:
+        return f"A package is missing: {error}."
+    return f"This needs a package that is not installed ({error}): install epithre-beam[{extra}]."
+
+
+def _stopped(number: int, _: Any) -> None:
+    """SIGTERM and Ctrl-C end at once. What was finished is on disk, whole; nothing else would survive a slower end."""
+    word = "Terminated" if number == signal.SIGTERM else "Interrupted"
+    sys.stderr.write(f"epithre-beam: {word}: units that were finished are kept, run again to go on.\n")
     sys.stderr.flush()
     os._exit(128 + number)
 
@@ -155,10 +170,12 @@ def plan(config: ConfigFile, set_: Set = None, as_json: Json = False) -> None:
     table.add_row("units", f"{found.units:,}, of which {found.units_done:,} are paid for already")
     table.add_row("to send", f"{found.assets_to_send:,} assets in about {found.requests:,} requests")
     table.add_row("upload", f"about {found.upload_bytes:,} bytes")
-    minutes = found.minutes_at_limit
-    table.add_row(
-        "time", "no limit is configured" if minutes is None else f"at least {minutes:,.1f} minutes at the limit"
-    )
+    words = "no limit is configured"
+    if found.minutes_at_limit is not None:
+        seconds = found.minutes_at_limit * 60
+        words = f"at least {seconds:,.0f} s" if seconds < 120 else f"at least {seconds / 60:,.1f} minutes"
+        words += " at the limit"
+    table.add_row("time", words)
     if found.cost is not None:
         table.add_row("cost", f"about {found.cost:,.2f} at the configured prices")
     table.add_row("vectors", f"{found.vectors_bytes:,} bytes of float32, twice (units and version)")
@@ -180,6 +197,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search CATALOG by sentences and pictures."""
+    from ..transforms.queries import QueryError
     from .search import hits_json, print_hits, read_query_picture, write_page
     from .search import search as search_catalog
 
@@ -195,15 +213,18 @@ def search(
             raise ConfigError(f"--kind must be image or text, got {name!r}.")
     if merge not in {"score", "quota", "standardised"}:
         raise ConfigError(f"--merge must be score, quota or standardised, got {merge!r}.")
-    opened, results = search_catalog(
-        catalog,
-        queries,
-        k=k,
-        kinds=kind or None,  # type: ignore[arg-type]  # checked above
-        merge=merge,  # type: ignore[arg-type]  # checked above
-        base_url=base_url,
-        api_key_env=api_key_env,
-    )
+    try:
+        opened, results = search_catalog(
+            catalog,
+            queries,
+            k=k,
+            kinds=kind or None,  # type: ignore[arg-type]  # checked above
+            merge=merge,  # type: ignore[arg-type]  # checked above
+            base_url=base_url,
+            api_key_env=api_key_env,
+        )
+    except QueryError as error:
+        raise ConfigError(re.sub(r"^Query (\d+)", lambda m: f"The query {words[int(m[1])]!r}", str(error))) from error
     if html is not None:
         shown_queries = [(w, q if isinstance(q, bytes) else None) for w, q in zip(words, queries, strict=True)]
         write_page(html, shown_queries, results, opened)
@@ -215,15 +236,23 @@ def search(
 
 @app.command()
 def emulator(
-    port: Annotated[int, typer.Option(help="0: any free one.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any free one.")] = 8080,
     model: Annotated[str, typer.Option(help="attributes (knows colours and shapes) or hash (fast).")] = "attributes",
-    settings: Annotated[Path | None, typer.Option(help="A YAML file with limits and faults.")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="A YAML file with limits and faults: see emulator/settings.py for their names.")
+    ] = None,
 ) -> None:
-    """Serve the API on loopback, without key or network, until interrupted."""
+    """Serve the API on loopback until interrupted. The line it prints has its address and its key."""
     from ..transforms.epithre.emulator.__main__ import main as serve
 
+    if model not in {"attributes", "hash"}:
+        raise ConfigError(f"--model must be attributes or hash, got {model!r}.")
+
     arguments = [f"--port={port}", f"--model={model}", *([f"--settings={settings}"] if settings else [])]
-    raise typer.Exit(serve(arguments))
+    try:
+        raise typer.Exit(serve(arguments))
+    except OSError as error:
+        raise ConfigError(f"--port {port} cannot be served: {error.strerror or error}.") from error
 
 
 @app.command()
@@ -246,9 +275,11 @@ def schema() -> None:
 @versions.command("list")
 def list_versions(catalog: CatalogUrl, as_json: Json = False) -> None:
     """List the versions, the published one marked."""
+    from .run import existing_versions
+
     store = Store(catalog)
     latest = read_latest(store)
-    names = [n.split("/")[1] for n in store.names("versions") if n.endswith("/manifest.json") and n.count("/") == 2]
+    names = existing_versions(store)
     if not names and latest is None:
         raise CatalogError(f"{catalog} has no versions: there is no catalog at this path.")
     rows: list[dict[str, Any]] = []
@@ -268,15 +299,12 @@ def list_versions(catalog: CatalogUrl, as_json: Json = False) -> None:
     if as_json:
         _print(json.dumps(rows))
         return
-    table = Table(show_edge=False)
-    for column in ("", "version", "created", "model", "vectors", "dead", "held back"):
-        table.add_column(column, overflow="fold", no_wrap=column == "version")
     for row in rows:
         kinds = ", ".join(f"{count} {kind}" for kind, count in row["per_kind"].items())
-        mark = "→" if row["is_published"] else ""
-        cells = (mark, row["version"], row["created_at"], row["model"], kinds, str(row["dead"]))
-        table.add_row(*cells, "\n".join(row["held_back"]))
-    Console().print(table)
+        _print(f"{'→' if row['is_published'] else ' '} {row['version']}  {kinds}, {row['dead']} dead letters")
+        _print(f"    {row['created_at']}  {row['model']}")
+        for sentence in row["held_back"]:
+            _print(f"    held back: {sentence}")
 
 
 @versions.command("verify")

@@ -96,7 +96,7 @@ def print_summary(console: Console, report: dict[str, Any], catalog: str) -> Non
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts["per_kind"].items())
-    table.add_row("catalog", catalog)
+    table.add_row("catalog", Text(catalog))
     table.add_row("version", report["version"])
     table.add_row("vectors", f"{kinds} ({counts['embedded']} new, {counts['reused']} paid for before)")
     if counts["deduplicated"]:
@@ -121,8 +121,6 @@ def print_summary(console: Console, report: dict[str, Any], catalog: str) -> Non
                 console.print(text, highlight=False, markup=False)
             if count > 3:
                 console.print(f"  {reason}: and {count - 3} more", highlight=False)
-    for sentence in report["held_back"]:
-        console.print(f"[bold red]held back:[/bold red] {sentence}")
 
 
 def _size(count: float) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from filelock import FileLock, Timeout
 
 from ..configs import ConfigError, RunConfig
 from ..configs.schema import EMULATOR
@@ -30,6 +32,10 @@ Watch = Callable[[list[dict[str, Any]]], None]
 
 class RunFailed(Exception):  # noqa: N818 - what happened to the run
     """The run failed and nothing was published; the message says why and what to do."""
+
+
+class CatalogBusy(Exception):  # noqa: N818 - what it is
+    """Another run holds the catalog; the message says who."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +106,19 @@ def run(
 
     started_at_s = time.time()
     store = Store(config.catalog)
+    runner = next((o.partition("=")[2] for o in beam_options if o.startswith("--runner=")), config.runner)
     try:
         latest = read_latest(store)
         references = list_all(config)
     except SourceError as error:
         raise RunFailed(str(error)) from error
-    version = next_version(latest[1] if latest else None)
+    version = next_version(max([*existing_versions(store), latest[1] if latest else ""]) or None)
+    try:
+        stack = contextlib.ExitStack()
+        stack.enter_context(_holding(store))
+        _check_writable(store, version)
+    except OSError as error:
+        raise RunFailed(f"The catalog {config.catalog} cannot be written: {error.strerror or error}.") from error
     try:
         with open_endpoint(config) as endpoint:
             plan = write_plan(store, version, config, references, endpoint.fingerprint)
@@ -130,7 +143,8 @@ def run(
             ledger = shared_ledger(setup.lane)
             if isinstance(ledger, RedisLedger):
                 ledger.create(spent=endpoint.requests)
-            options = PipelineOptions([f"--runner={config.runner}", *beam_options])
+            quiet = ["--default_sdk_harness_log_level=ERROR"]  # workers' logs, unless Beam's options ask for them
+            options = PipelineOptions([f"--runner={runner}", *quiet, *beam_options])
             options.view_as(SetupOptions).save_main_session = False
             pipeline = beam.Pipeline(options=options)
             _ = (
@@ -148,6 +162,11 @@ def run(
     except Exception as error:
         with contextlib.suppress(FileNotFoundError):
             failure = orjson.loads(store.read(failure_name(version)))
+            if failure["type"] in {"OSError", "PermissionError"}:
+                raise RunFailed(
+                    f"The catalog {config.catalog} cannot be written ({failure['message']}): "
+                    "what was finished is kept, run again when it can."
+                ) from error
             known = failure["type"] in {
                 "RunStopped",
                 "LedgerLostError",
@@ -157,12 +176,57 @@ def run(
             }
             message = failure["message"] if known else f"{failure['type']}: {failure['message']}"
             raise RunFailed(message) from error
-        raise RunFailed(f"The runner {config.runner} failed: {_last_line(error)}") from error
+        raise RunFailed(f"The runner {runner} failed: {_last_line(error)}") from error
     finally:
         with contextlib.suppress(Exception):
             _forget(store, version)
+        stack.close()
     report: dict[str, Any] = orjson.loads(store.read(report_name(version)))
     return report
+
+
+@contextlib.contextmanager
+def _holding(store: Store) -> Iterator[None]:
+    """Holds the catalog on a local disk for as long as the block runs; the system lets go of it if the process dies.
+
+    Raises:
+        CatalogBusy: When another run holds it.
+    """
+    if not store.is_local:
+        yield
+        return
+    store.local_path("").mkdir(parents=True, exist_ok=True)
+    lock = FileLock(store.local_path(".run.lock"), timeout=0)
+    holder = store.local_path(".run.holder")
+    try:
+        lock.acquire()
+    except Timeout:
+        with contextlib.suppress(OSError):
+            raise CatalogBusy(
+                f"Another run holds the catalog {store.url} ({holder.read_text()}): wait until it has ended."
+            ) from None
+        raise CatalogBusy(f"Another run holds the catalog {store.url}: wait until it has ended.") from None
+    try:
+        holder.write_text(
+            f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        )
+        store.delete("runs")  # what runs that were killed left behind
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _check_writable(store: Store, version: str) -> None:
+    """Before anything is sent: a run whose work cannot be kept must not be paid."""
+    name = f"{run_folder(version)}/started"
+    store.write(name, b"")
+
+
+def existing_versions(store: Store) -> list[str]:
+    """The versions that have a manifest, published or not, oldest first."""
+    names = (name.split("/") for name in store.names("versions"))
+    return [parts[1] for parts in names if len(parts) == 3 and parts[2] == "manifest.json"]
 
 
 def _forget(store: Store, version: str) -> None:

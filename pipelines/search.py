@@ -12,6 +12,7 @@ import jinja2
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..configs import AssetKind, ConfigError
 from ..configs.load import parse_config
@@ -72,7 +73,7 @@ def read_query_picture(path: Path) -> bytes:
 
 def hits_table(query: str, hits: Sequence[Hit]) -> Table:
     """Hits for a terminal."""
-    table = Table(title=query, title_justify="left", show_edge=False)
+    table = Table(title=Text(query if len(query) <= 120 else query[:119] + "…"), title_justify="left", show_edge=False)
     table.add_column("", justify="right")
     table.add_column("score", justify="right")
     table.add_column("kind")
@@ -83,7 +84,8 @@ def hits_table(query: str, hits: Sequence[Hit]) -> Table:
         table.add_column("what", overflow="fold")
     for rank, (hit, what) in enumerate(zip(hits, whats, strict=True), 1):
         cells = [str(rank), f"{hit.score:.3f}", hit.kind, hit.asset_id]
-        table.add_row(*cells, *([(what or "")[:200]] if any(whats) else []))
+        cells += [(what or "")[:200]] if any(whats) else []
+        table.add_row(*map(Text, cells))  # as text: rich would read [brackets] as markup
     return table
 
 

@@ -28,10 +28,11 @@ from .epithre.meter import Meter
 from .plan import PlanReader, Unit
 from .reading import Reader
 from .references import references_of
-from .unit import ByteLimit, UnitContext, embed_unit
+from .unit import ByteLimit, SentContents, UnitContext, embed_unit
 
 _PROGRESS_EVERY_S = 1.0
 _PAYLOAD_SHARE = 0.4
+_SENT_KEPT = 1024
 _UNIT_COPIES = 2
 """A unit's vectors are there about twice while they are written."""
 
@@ -130,6 +131,7 @@ async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any, teleme
         client=client,
         threads=threads,
         bytes_in_flight=ByteLimit(int(memory * _PAYLOAD_SHARE)),
+        sent=SentContents(_SENT_KEPT),
         retry_dead=setup.retry_dead,
         note_progress=progress.note,
     )

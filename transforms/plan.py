@@ -57,11 +57,11 @@ def list_all(config: RunConfig) -> pa.Table:
     types = config.metadata_types
     tables = [t for i, source in enumerate(config.sources) for t in list_references(source, i, types)]
     table = pa.concat_tables(tables, promote_options="none").combine_chunks()
-    _check_ids(table)
+    _check_ids(table, config)
     return table
 
 
-def _check_ids(table: pa.Table) -> None:
+def _check_ids(table: pa.Table, config: RunConfig) -> None:
     counts = table.group_by(["kind", "asset_id"]).aggregate([([], "count_all")])
     doubled = counts.filter(pc.greater(counts.column("count_all"), 1))
     if not len(doubled):
@@ -69,7 +69,7 @@ def _check_ids(table: pa.Table) -> None:
     first = doubled.sort_by([("kind", "ascending"), ("asset_id", "ascending")]).slice(0, 1).to_pylist()[0]
     same = pc.and_(pc.equal(table.column("kind"), first["kind"]), pc.equal(table.column("asset_id"), first["asset_id"]))
     places = table.filter(same).slice(0, 2).to_pylist()
-    where = " and ".join(f"sources[{p['source']}]" + (f" ({p['uri']})" if p["uri"] else "") for p in places)
+    where = " and ".join(f"sources[{p['source']}] ({p['uri'] or config.sources[p['source']].table})" for p in places)
     raise SourceError(
         f"An id must be unique within its kind, but {first['kind']} {first['asset_id']!r} stands "
         f"{first['count_all']} times, in {where}; {len(doubled)} ids are affected: nothing was sent."

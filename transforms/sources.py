@@ -351,6 +351,7 @@ class _TableReader:
                         strings_can_be_null=False,
                     )
                     yield from _open_csv(file, options)
+                    self._check_quotes(file)
                 case _:
                     rows = self._json_rows(file)
                     while part := list(itertools.islice(rows, _BATCH_ROWS)):
@@ -359,6 +360,18 @@ class _TableReader:
                             for name in columns
                         ]
                         yield pa.RecordBatch.from_arrays(arrays, names=columns)
+
+    def _check_quotes(self, file: Any) -> None:
+        """An unclosed quote swallows all the rows behind it into one cell, and the reader says nothing."""
+        file.seek(0)
+        quotes = 0
+        while block := file.read(_CSV_BLOCK_BYTES):
+            quotes += block.count(b'"')
+        if quotes % 2:
+            raise SourceError(
+                f"{self.place}.table: {self.url} must close every quote, got an odd number of them ({quotes}): "
+                "the rows behind the open one would be lost."
+            )
 
     def _json_rows(self, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         """(number, object) of each line that is not blank."""
@@ -501,7 +514,8 @@ def _cast_cells(column: pa.Array, kind: pa.DataType) -> pa.Array:
 def _open_csv(file: Any, convert: Any = None) -> Any:
     return pyarrow.csv.open_csv(
         file,
-        read_options=pyarrow.csv.ReadOptions(block_size=_CSV_BLOCK_BYTES),
+        # Without threads: one that still reads when an error ends the process has aborted it.
+        read_options=pyarrow.csv.ReadOptions(block_size=_CSV_BLOCK_BYTES, use_threads=False),
         parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
         convert_options=convert,
     )

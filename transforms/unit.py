@@ -8,7 +8,7 @@ import asyncio
 import functools
 import hashlib
 import itertools
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -63,6 +63,33 @@ class ByteLimit:
                 turn.set_result(None)
 
 
+class SentContents:
+    """What a lane has lately sent, by content: copies that fell into different units are sent once too.
+
+    A plan keeps what may be the same in one unit, up to a few times a unit's size; a picture that stands for a
+    thousand missing ones goes beyond that. Only so many vectors are kept, those that were asked for last.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._futures: OrderedDict[tuple[str, str], asyncio.Future[npt.NDArray[np.float32] | Refusal]] = OrderedDict()
+
+    def find(self, kind: str, content_sha256: str) -> "asyncio.Future[npt.NDArray[np.float32] | Refusal] | None":
+        """The result, or the promise of it, of an asset with this content."""
+        key = (kind, content_sha256)
+        if key in self._futures:
+            self._futures.move_to_end(key)
+        return self._futures.get(key)
+
+    def promise(self, kind: str, content_sha256: str) -> "asyncio.Future[npt.NDArray[np.float32] | Refusal]":
+        """Says that an asset with this content is about to be sent; the caller sets the result."""
+        future: asyncio.Future[npt.NDArray[np.float32] | Refusal] = asyncio.get_running_loop().create_future()
+        self._futures[kind, content_sha256] = future
+        while len(self._futures) > self._capacity:
+            self._futures.popitem(last=False)
+        return future
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnitContext:
     """What units of one lane share."""
@@ -74,6 +101,7 @@ class UnitContext:
     client: Client
     threads: ThreadPoolExecutor
     bytes_in_flight: ByteLimit
+    sent: SentContents
     retry_dead: bool
     """Try dead letters again whatever their reason was."""
     note_progress: Callable[[int, int], None]
@@ -107,7 +135,6 @@ class _Work:
     vectors: npt.NDArray[np.float32]
     rows: dict[int, _Prepared] = field(default_factory=dict)
     dead: dict[int, DeadLetter] = field(default_factory=dict)
-    sent: dict[str, asyncio.Future[npt.NDArray[np.float32] | Refusal]] = field(default_factory=dict)
     deduplicated: int = 0
 
 
@@ -189,20 +216,21 @@ async def _embed_batch(batch: Sequence[int], work: _Work, context: UnitContext) 
     )
     try:
         prepared = await _prepare_all(batch, work, context)
-        leaders = []
-        followers = []
+        leaders: list[tuple[_Prepared, asyncio.Future[npt.NDArray[np.float32] | Refusal]]] = []
+        followers: list[tuple[_Prepared, asyncio.Future[npt.NDArray[np.float32] | Refusal]]] = []
         for asset in prepared:
-            if asset.content_sha256 in work.sent:
-                followers.append(asset)
+            kind = asset.reference.kind
+            promised = context.sent.find(kind, asset.content_sha256)
+            if promised is not None:
+                followers.append((asset, promised))
             else:
-                work.sent[asset.content_sha256] = asyncio.get_running_loop().create_future()
-                leaders.append(asset)
+                leaders.append((asset, context.sent.promise(kind, asset.content_sha256)))
         await _send(leaders, work, context)
     finally:
         context.bytes_in_flight.release(held)
     # Only after its own are sent: two batches that wait for each other's content first would wait for ever.
-    for asset in followers:
-        _settle(asset, await work.sent[asset.content_sha256], work, context)
+    for asset, promised in followers:
+        _settle(asset, await promised, work, context)
         work.deduplicated += asset.position in work.rows
 
 
@@ -270,15 +298,20 @@ def _prepare(position: int, reference: Reference, context: UnitContext) -> _Prep
         return _dead(reference, stage, failure.reason, failure.detail, 0)
 
 
-async def _send(leaders: Sequence[_Prepared], work: _Work, context: UnitContext) -> None:
+async def _send(
+    leaders: Sequence[tuple[_Prepared, asyncio.Future[npt.NDArray[np.float32] | Refusal]]],
+    work: _Work,
+    context: UnitContext,
+) -> None:
     if not leaders:
         return
-    results = await context.client.embed([asset.item for asset in leaders])
-    for asset, result in zip(leaders, results, strict=True):
+    results = await context.client.embed([asset.item for asset, _ in leaders])
+    for (asset, promise), result in zip(leaders, results, strict=True):
         sent, final = asset, result
         if isinstance(result, Refusal) and result.reason is RefusalReason.TOO_LARGE and asset.text is None:
             sent, final = await _send_smaller(asset, result, context)
-        work.sent[asset.content_sha256].set_result(final)
+        # A copy: the vector is a row of its whole answer, which a kept view would keep in memory.
+        promise.set_result(final if isinstance(final, Refusal) else final.copy())
         _settle(sent, final, work, context)
 
 

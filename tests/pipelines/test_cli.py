@@ -2,9 +2,12 @@
 
 import io
 import json
+import signal
 import struct
+import time
 import zlib
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -124,6 +127,88 @@ def test_a_guard_that_is_set_is_taken_as_it_is(place):
     assert "versions publish" in done.stderr
 
 
+def test_names_and_queries_with_brackets_are_shown_as_they_are(place):
+    source = next((place.folder / "pictures").iterdir())
+    for name in ("[red]x.jpg", "a [/b].jpg"):
+        path = place.folder / "pictures" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(source.read_bytes())
+    (place.folder / "pictures" / "[bold].jpg").write_text("no picture")
+    done = place.cli("run", "job.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "[bold].jpg" in done.stdout
+    done = place.cli("search", "catalog", "--text", "[/foo] [red]hi", "--image", source, "-k", "3")
+    assert done.returncode == 0, done.stderr
+    for text in ("[/foo] [red]hi", "[red]x.jpg", "a [/b].jpg"):
+        assert text in done.stdout
+
+
+def test_a_second_run_on_one_catalog_is_refused_at_once_and_the_next_is_not(place):
+    with serve(faults=Faults(latency_s=1.0)) as emulator:
+        place.write_job(embed__base_url=emulator.base_url, embed__batch_items=8, embed__max_concurrency=1)
+        first = place.start("run", "job.yaml")
+        deadline = time.monotonic() + 30
+        while not (place.catalog / ".run.holder").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert_one_sentence(place.cli("run", "job.yaml"), 4, "Another run holds the catalog", f"process {first.pid}")
+        first.kill()
+        first.communicate()
+        emulator.reset(faults=Faults())
+        assert place.cli("run", "job.yaml").returncode == 0
+    assert [p.name for p in (place.catalog / "runs").glob("*")] == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_a_damaged_unit_is_noticed_and_done_anew(place, damage):
+    assert place.cli("run", "job.yaml").returncode == 0
+    (unit,) = [p for p in place.catalog.glob("units/*") if pq.read_metadata(p).num_rows == 16][:1]
+    data = bytearray(unit.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    unit.write_bytes(data if damage == "flipped" else data[: len(data) // 2])
+    done = place.cli("run", "job.yaml")
+    if damage == "flipped":
+        assert_one_sentence(done, 1, unit.name, "run again")
+        done = place.cli("run", "job.yaml")
+    assert done.returncode == 0, done.stderr
+    for kind in ("image", "text"):
+        first, last = (pq.read_table(p) for p in sorted(place.catalog.glob(f"versions/*/vectors/{kind}-*"))[::1][:2])
+        assert first.equals(last)
+
+
+def test_ctrl_c_ends_at_once_and_says_that_the_work_is_kept(place):
+    with serve(faults=Faults(latency_s=5.0)) as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        process = place.start("run", "job.yaml")
+        deadline = time.monotonic() + 30
+        while not emulator.log and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "units that were finished are kept" in errors
+
+
+def test_an_unclosed_quote_is_told_instead_of_losing_rows(place):
+    (place.folder / "texts.csv").write_text('id,text,price\na,"open,1\nb,two,2\n')
+    assert_one_sentence(place.cli("run", "job.yaml"), 1, "sources[1].table", "quote")
+
+
+def test_a_run_without_beam_says_what_to_install(place):
+    hidden = place.folder / "hidden"
+    (hidden / "apache_beam").mkdir(parents=True)
+    (hidden / "apache_beam" / "__init__.py").write_text("raise ModuleNotFoundError('no beam', name='apache_beam')")
+    done = place.cli("run", "job.yaml", PYTHONPATH=str(hidden))
+    assert_one_sentence(done, 2, "epithre-beam[beam]")
+
+
+def test_a_key_in_a_config_is_refused_and_not_shown(place):
+    place.write_job(embed__api_key="sk-1234567890abcdef")
+    done = place.cli("run", "job.yaml")
+    assert_one_sentence(done, 2, "embed.api_key", "api_key_env")
+    assert "1234567890" not in done.stderr
+
+
 def test_a_refused_key_is_told_without_the_key(place):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
@@ -212,8 +297,8 @@ def test_search_prints_a_table_json_and_a_page(published):
 
 def test_a_query_that_cannot_be_embedded_is_told(published):
     (published.folder / "no.jpg").write_text("no picture")
-    assert_one_sentence(published.cli("search", "catalog", "--image", "no.jpg"), 1, "not_a_picture")
-    assert_one_sentence(published.cli("search", "catalog", "--text", " "), 1, "empty_text")
+    assert_one_sentence(published.cli("search", "catalog", "--image", "no.jpg"), 2, "'no.jpg'", "not_a_picture")
+    assert_one_sentence(published.cli("search", "catalog", "--text", " "), 2, "empty_text")
 
 
 def test_a_search_with_another_model_than_the_catalogs_is_refused(published):

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from ...configs import EmbedConfig
 from .answers import ApiError, BrokenAnswerError, Verdict, check_vectors, read_limits, short
 from .budget import Budget
+from .connections import Connections
 from .dialects import DIALECTS
 from .meter import Meter
 
@@ -129,15 +130,19 @@ class Client:
         self._stopped: RunStopped | None = None
         self.fingerprint: str | None = None
         """What the server calls its model's build, when it says."""
-        self._http = httpx.AsyncClient(
-            base_url=settings.base_url,
-            headers={"authorization": f"Bearer {api_key}", "content-type": "application/json"},
-            timeout=httpx.Timeout(settings.timeout_s, connect=min(10.0, settings.timeout_s), pool=None),
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=settings.max_concurrency, keepalive_expiry=30.0
-            ),
-            follow_redirects=False,  # the key must not travel to another host
-        )
+        tls = httpx.create_ssl_context()  # reads the system's certificates, which takes longer than a request
+
+        def connection() -> httpx.AsyncClient:
+            return httpx.AsyncClient(
+                base_url=settings.base_url,
+                headers={"authorization": f"Bearer {api_key}", "content-type": "application/json"},
+                timeout=httpx.Timeout(settings.timeout_s, connect=min(10.0, settings.timeout_s), pool=None),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=1, keepalive_expiry=30.0),
+                follow_redirects=False,  # the key must not travel to another host
+                verify=tls,
+            )
+
+        self._connections = Connections(connection)
 
     def __repr__(self) -> str:
         return f"Client({self._settings.base_url!r}, model={self._settings.model!r})"
@@ -148,7 +153,7 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.aclose()
+        await self._connections.close()
 
     def encode(self, kind: str, content: bytes, *, is_query: bool = False) -> Item:
         """An item from UTF-8 text or a picture's file. Any thread may call it.
@@ -323,7 +328,7 @@ class Client:
             started = time.monotonic()
             try:
                 async with asyncio.timeout(self._settings.timeout_s):
-                    response = await self._http.post(self._dialect.path, content=body)
+                    response = await self._connections.post(self._dialect.path, body)
             except (httpx.HTTPError, TimeoutError, OSError) as error:
                 outcome: npt.NDArray[np.float32] | BrokenAnswerError | ApiError = _transport_error(error)
             else:

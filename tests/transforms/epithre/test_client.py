@@ -8,7 +8,7 @@ import pytest
 
 from epithre_beam.configs import EmbedConfig
 from epithre_beam.transforms.epithre.budget import Budget
-from epithre_beam.transforms.epithre.client import Client, Refusal, RefusalReason, RunStopped, greet
+from epithre_beam.transforms.epithre.client import Client, Refusal, RefusalReason, RunStopped, _Cap, greet
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults, Limits
 from epithre_beam.transforms.epithre.emulator.hash_model import hash_vector
 
@@ -100,6 +100,23 @@ def test_a_storm_of_all_faults_at_once_loses_nothing(seed):
     assert refused == {77, *range(770, 780)}
 
 
+def test_a_storm_of_thousands_of_requests_within_a_limit_loses_nothing_and_never_exceeds_it():
+    contents = texts(3000)
+    faults = Faults(**dict.fromkeys(FAULTS, 0.02), latency_s=0.01, latency_jitter_s=0.01, poison_marker="text 99")
+    limits = Limits(requests_per_minute=800, window_s=1.0)
+    with serve(faults=faults, limits=limits, seed=11) as emulator:
+        budget = lambda: Budget({"requests": 800}, window_s=1.0)  # noqa: E731
+        results, _ = embed(emulator, contents, batch_items=1, retry_share=1.0, max_sends=20, budget=budget)
+        assert emulator.worst_window().requests <= 800
+        assert not [a for a in emulator.log if a.status == 429 and not a.faults]
+    assert_right(contents, results)
+    refused = {i: r for i, r in enumerate(results) if isinstance(r, Refusal)}
+    # Three broken answers in a row are a dead letter, and among 3000 items that may happen to one or two.
+    unlucky = {i for i, r in refused.items() if r.reason is RefusalReason.BROKEN_ANSWER}
+    assert set(refused) - unlucky == {99, *range(990, 1000)}
+    assert len(unlucky) <= 5
+
+
 @pytest.mark.parametrize(("names", "most"), [("param", 2), ("prose", 3), ("nowhere", 14)])
 def test_one_poisoned_item_of_64_costs_few_requests_and_only_itself(names, most):
     for position in (0, 31, 63):
@@ -121,6 +138,18 @@ def test_caps_of_the_server_are_learned_and_not_run_into_again_and_again():
     assert_right(contents, results)
     assert not [r for r in results if isinstance(r, Refusal)]
     assert refused <= 0.5 * client.meter.requests
+
+
+def test_a_learned_cap_recovers_up_to_what_was_refused():
+    cap = _Cap(64)
+    cap.shrink(64)
+    assert cap.now == 32
+    seen = []
+    for _ in range(2000):
+        cap.grow()
+        seen.append(cap.now)
+    assert seen == sorted(seen)
+    assert seen[-1] == 63
 
 
 def test_a_single_item_that_is_too_large_is_refused_as_such():
