@@ -31,6 +31,8 @@ class UnitRecord:
     dead: int
     deduplicated: int
     """Rows whose content another row of the unit has, and which were therefore not sent."""
+    carried: int = 0
+    """Rows whose content an earlier version has, and which were therefore not sent."""
     reused: bool
     """Whether the unit was found finished, so that this run paid nothing for it."""
 
@@ -62,6 +64,7 @@ def write_unit(
     dead_letters: Sequence[DeadLetter],
     *,
     deduplicated: int,
+    carried: int = 0,
 ) -> None:
     """Writes a unit's dead letters, then its vectors, whose file marks the unit as done.
 
@@ -72,9 +75,10 @@ def write_unit(
         vectors: float32, (rows, dimension), unit norm.
         dead_letters: The references that have no row.
         deduplicated: How many rows were not sent because another had their content.
+        carried: How many were not sent because an earlier version has their content.
     """
     rows, dimension = vectors.shape
-    footer = {"dead": len(dead_letters), "deduplicated": deduplicated}
+    footer = {"dead": len(dead_letters), "deduplicated": deduplicated, "carried": carried}
     footer["transient"] = sum(letter.reason.is_transient for letter in dead_letters)
     if dead_letters:
         with store.open_write(unit_dead_letters_name(unit)) as file:

@@ -17,11 +17,12 @@ from filelock import FileLock, Timeout
 from ..configs import ConfigError, RunConfig
 from ..configs.schema import EMULATOR
 from ..index.layout import next_version, report_name, run_folder
-from ..index.manifest import read_latest
+from ..index.manifest import CatalogError, read_latest, read_manifest
 from ..index.store import Store
 from ..transforms.epithre.client import RunStopped, greet
 from ..transforms.epithre.emulator import EmulatorSettings, start_emulator_process
 from ..transforms.epithre.ledger import LedgerLostError
+from ..transforms.plan import is_reusable
 
 EMULATOR_KEY_ENV = "EPITHRE_EMULATOR_KEY"
 """Where a run puts the key of the emulator that it started; it opens nothing else."""
@@ -131,6 +132,7 @@ def run(
                     base_url=endpoint.base_url,
                     api_key_env=endpoint.api_key_env,
                     model_fingerprint=endpoint.fingerprint,
+                    paid_version=_paid_version(store, config, endpoint.fingerprint),
                     retry_dead=retry_dead,
                     requests_spent=endpoint.requests,
                 ),
@@ -221,6 +223,15 @@ def _check_writable(store: Store, version: str) -> None:
     """Before anything is sent: a run whose work cannot be kept must not be paid."""
     name = f"{run_folder(version)}/started"
     store.write(name, b"")
+
+
+def _paid_version(store: Store, config: RunConfig, fingerprint: str | None) -> str | None:
+    """The newest version, published or held back, whose vectors were made as this run makes them."""
+    for version in reversed(existing_versions(store)):
+        with contextlib.suppress(CatalogError):
+            if is_reusable(read_manifest(store, version), config, fingerprint):
+                return version
+    return None
 
 
 def existing_versions(store: Store) -> list[str]:

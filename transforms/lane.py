@@ -19,6 +19,8 @@ import orjson
 
 from ..configs import RunConfig
 from ..index.layout import run_folder
+from ..index.manifest import read_manifest
+from ..index.paid import PaidVectors
 from ..index.store import Store
 from ..index.units import UnitRecord
 from .epithre.budget import Budget
@@ -49,6 +51,8 @@ class LaneSetup:
     """Where the API is: the config's, or the emulator's that the run started."""
     api_key_env: str
     model_fingerprint: str | None = None
+    paid_version: str | None = None
+    """The version whose vectors may be taken over, where the content is the same."""
     retry_dead: bool = False
     """Try dead letters again whatever their reason was."""
     requests_spent: int = 0
@@ -123,6 +127,9 @@ async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any, teleme
     threads = ThreadPoolExecutor(config.embed.readers, thread_name_prefix="read")
     plan = PlanReader(store, setup.plan)
     plan_lock = threading.Lock()
+    paid = None
+    if setup.paid_version is not None:
+        paid = await asyncio.to_thread(lambda: PaidVectors(store, read_manifest(store, setup.paid_version or "")))
     context = UnitContext(
         store=store,
         embed=config.embed,
@@ -132,6 +139,7 @@ async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any, teleme
         threads=threads,
         bytes_in_flight=ByteLimit(int(memory * _PAYLOAD_SHARE)),
         sent=SentContents(_SENT_KEPT),
+        paid=paid,
         retry_dead=setup.retry_dead,
         note_progress=progress.note,
     )

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ..configs import EmbedConfig, PrepareConfig, RunConfig
 from ..index.layout import run_folder
+from ..index.manifest import Manifest
 from ..index.store import Store
 from .epithre.dialects import DIALECTS
 from .references import reference_schema
@@ -123,6 +124,17 @@ def unit_name(references: pa.Table, embed: EmbedConfig, prepare: PrepareConfig, 
             data = (value or "").encode()
             digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()[:40]
+
+
+def is_reusable(manifest: Manifest, config: RunConfig, fingerprint: str | None) -> bool:
+    """Whether a version's vectors were made as this run would make them, so that they may be taken over."""
+    then, now = manifest.config.get("embed", {}), config.embed.model_dump(mode="json")
+    return (
+        manifest.model_fingerprint == fingerprint
+        and all(then.get(name) == now[name] for name in ("dialect", "model", "dimension", "input_type"))
+        and manifest.config.get("prepare") == config.prepare.model_dump(mode="json")
+        and manifest.config.get("index", {}).get("vector_type") == "float32"
+    )
 
 
 def write_plan(store: Store, version: str, config: RunConfig, table: pa.Table, fingerprint: str | None) -> Plan:

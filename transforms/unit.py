@@ -9,10 +9,10 @@ import functools
 import hashlib
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from ..configs import EmbedConfig, PrepareConfig
 from ..index.layout import DeadLetter, Reason, asset_fields
+from ..index.paid import PaidVectors
 from ..index.store import Store
 from ..index.units import UnitRecord, read_unit, read_unit_dead_letters, read_unit_footer, write_unit
 from .epithre.client import Client, Item, Refusal, RefusalReason
@@ -102,6 +103,8 @@ class UnitContext:
     threads: ThreadPoolExecutor
     bytes_in_flight: ByteLimit
     sent: SentContents
+    paid: PaidVectors | None
+    """What an earlier version has, if its vectors were made the same way."""
     retry_dead: bool
     """Try dead letters again whatever their reason was."""
     note_progress: Callable[[int, int], None]
@@ -117,7 +120,9 @@ class _Prepared:
 
     position: int
     reference: Reference
-    item: Item
+    item: Item | None
+    """None when `paid` has the vector already."""
+    paid: npt.NDArray[np.float32] | None
     content_sha256: str
     text: str | None
     media_type: str
@@ -136,6 +141,7 @@ class _Work:
     rows: dict[int, _Prepared] = field(default_factory=dict)
     dead: dict[int, DeadLetter] = field(default_factory=dict)
     deduplicated: int = 0
+    carried: int = 0
 
 
 async def embed_unit(unit: Unit, references: Sequence[Reference], context: UnitContext) -> UnitRecord:
@@ -150,7 +156,7 @@ async def embed_unit(unit: Unit, references: Sequence[Reference], context: UnitC
     footer = await context.in_thread(lambda: read_unit_footer(context.store, unit.name))
     if footer is not None and not footer["dead" if context.retry_dead else "transient"]:
         context.note_progress(unit.references, footer["dead"])
-        return _record(unit, footer["rows"], footer["dead"], footer["deduplicated"], reused=True)
+        return _record(unit, footer, reused=True)
     old: pa.Table | None = None
     todo = list(range(len(references)))
     settled: list[DeadLetter] = []
@@ -170,18 +176,21 @@ async def embed_unit(unit: Unit, references: Sequence[Reference], context: UnitC
         raise errors.exceptions[0] from None
     dead = [*settled, *(work.dead[i] for i in sorted(work.dead))]
     deduplicated = work.deduplicated + (footer["deduplicated"] if footer else 0)
-    rows = await context.in_thread(lambda: _write(unit, work, old, dead, deduplicated, context))
-    return _record(unit, rows, len(dead), deduplicated, reused=False)
+    carried = work.carried + (footer["carried"] if footer else 0)
+    rows = await context.in_thread(lambda: _write(unit, work, old, dead, deduplicated, carried, context))
+    counts = {"rows": rows, "dead": len(dead), "deduplicated": deduplicated, "carried": carried}
+    return _record(unit, counts, reused=False)
 
 
-def _record(unit: Unit, rows: int, dead: int, deduplicated: int, *, reused: bool) -> UnitRecord:
+def _record(unit: Unit, counts: Mapping[str, int], *, reused: bool) -> UnitRecord:
     return UnitRecord(
         unit=unit.name,
         kind=unit.kind,
         row_group=unit.row_group,
-        rows=rows,
-        dead=dead,
-        deduplicated=deduplicated,
+        rows=counts["rows"],
+        dead=counts["dead"],
+        deduplicated=counts["deduplicated"],
+        carried=counts["carried"],
         reused=reused,
     )
 
@@ -219,6 +228,10 @@ async def _embed_batch(batch: Sequence[int], work: _Work, context: UnitContext) 
         leaders: list[tuple[_Prepared, asyncio.Future[npt.NDArray[np.float32] | Refusal]]] = []
         followers: list[tuple[_Prepared, asyncio.Future[npt.NDArray[np.float32] | Refusal]]] = []
         for asset in prepared:
+            if asset.paid is not None:
+                _settle(asset, asset.paid, work, context)
+                work.carried += 1
+                continue
             kind = asset.reference.kind
             promised = context.sent.find(kind, asset.content_sha256)
             if promised is not None:
@@ -265,34 +278,33 @@ def _chunks(batch: Sequence[int], references: Sequence[Reference]) -> list[Seque
 def _prepare(position: int, reference: Reference, context: UnitContext) -> _Prepared | DeadLetter:
     stage = "read"
     try:
-        data = context.reader.read(reference) if reference.uri is not None else (reference.text or "").encode()
+        if reference.uri is not None:
+            data = context.reader.read(reference)
+        else:
+            data = (reference.text or "").encode("utf-8", "surrogatepass")
         stage = "prepare"
-        if reference.kind == "text":
-            text = prepare_text(data, context.prepare)
-            return _Prepared(
-                position=position,
-                reference=reference,
-                item=context.client.encode("text", text.encode()),
-                content_sha256=hashlib.sha256(data).hexdigest(),
-                text=text,
-                media_type="text/plain",
-                size_bytes=len(data),
-                width=None,
-                height=None,
-                prepared=None,
-            )
-        picture = prepare_picture(data, context.prepare)
+        sha256 = hashlib.sha256(data).hexdigest()
+        text = prepare_text(data, context.prepare) if reference.kind == "text" else None
+        facts: dict[str, Any] = {"width": None, "height": None, "prepared": None, "media_type": "text/plain"}
+        paid = None if context.paid is None else context.paid.find(reference.kind, sha256)
+        item = None
+        if paid is not None:
+            facts = {name: getattr(paid, name) for name in facts}
+        elif text is not None:
+            item = context.client.encode("text", text.encode())
+        else:
+            picture = prepare_picture(data, context.prepare)
+            facts = {name: getattr(picture, name) for name in facts}
+            item = context.client.encode("image", picture.content)
         return _Prepared(
             position=position,
             reference=reference,
-            item=context.client.encode("image", picture.content),
-            content_sha256=hashlib.sha256(data).hexdigest(),
-            text=None,
-            media_type=picture.media_type,
+            item=item,
+            paid=None if paid is None else paid.vector,
+            content_sha256=sha256,
+            text=text,
             size_bytes=len(data),
-            width=picture.width,
-            height=picture.height,
-            prepared=picture.prepared,
+            **facts,
         )
     except Unpreparable as failure:
         return _dead(reference, stage, failure.reason, failure.detail, 0)
@@ -305,7 +317,7 @@ async def _send(
 ) -> None:
     if not leaders:
         return
-    results = await context.client.embed([asset.item for asset, _ in leaders])
+    results = await context.client.embed([asset.item for asset, _ in leaders if asset.item is not None])
     for (asset, promise), result in zip(leaders, results, strict=True):
         sent, final = asset, result
         if isinstance(result, Refusal) and result.reason is RefusalReason.TOO_LARGE and asset.text is None:
@@ -320,16 +332,16 @@ async def _send_smaller(
 ) -> tuple[_Prepared, npt.NDArray[np.float32] | Refusal]:
     """A picture that is too large for the API by itself is downscaled once and sent again."""
 
-    def shrink() -> _Prepared:
+    def shrink() -> tuple[_Prepared, Item]:
         data = context.reader.read(asset.reference)
         picture = prepare_picture(data, context.prepare, smaller=True)
-        return replace(asset, item=context.client.encode("image", picture.content), prepared=picture.prepared)
+        return replace(asset, prepared=picture.prepared), context.client.encode("image", picture.content)
 
     try:
-        smaller = await context.in_thread(shrink)
+        smaller, item = await context.in_thread(shrink)
     except Unpreparable:
         return asset, refusal
-    return smaller, (await context.client.embed([smaller.item]))[0]
+    return smaller, (await context.client.embed([item]))[0]
 
 
 def _settle(asset: _Prepared, result: npt.NDArray[np.float32] | Refusal, work: _Work, context: UnitContext) -> None:
@@ -340,8 +352,7 @@ def _settle(asset: _Prepared, result: npt.NDArray[np.float32] | Refusal, work: _
         context.note_progress(1, 1)
         return
     work.vectors[i] = result
-    # The item's megabytes are not needed any more.
-    work.rows[i] = replace(asset, item=Item(piece=b"", tokens=0))
+    work.rows[i] = replace(asset, item=None, paid=None)  # the item's megabytes are not needed any more
     context.note_progress(1, 0)
 
 
@@ -358,7 +369,13 @@ def _dead(reference: Reference, stage: str, reason: Reason, detail: str, attempt
 
 
 def _write(
-    unit: Unit, work: _Work, old: pa.Table | None, dead: Sequence[DeadLetter], deduplicated: int, context: UnitContext
+    unit: Unit,
+    work: _Work,
+    old: pa.Table | None,
+    dead: Sequence[DeadLetter],
+    deduplicated: int,
+    carried: int,
+    context: UnitContext,
 ) -> int:
     """Writes the unit's file, rows in the order of its references; returns their number."""
     schema = pa.schema(asset_fields())
@@ -372,7 +389,7 @@ def _write(
         assets = pa.concat_tables([old.select(schema.names).cast(schema), assets])
         sequence = np.argsort([order[name] for name in assets.column("asset_id").to_pylist()], kind="stable")
         assets, vectors = assets.take(sequence), np.concatenate([kept, vectors])[sequence]
-    write_unit(context.store, unit.name, assets, vectors, dead, deduplicated=deduplicated)
+    write_unit(context.store, unit.name, assets, vectors, dead, deduplicated=deduplicated, carried=carried)
     return len(vectors)
 
 

@@ -180,8 +180,8 @@ def finish(element: tuple[int, Iterable[UnitRecord | ShardRecord | BuiltIndex]],
     counts = Counts(
         assets=sum(setup.plan.assets.values()),
         per_kind={kind: sum(r.rows for r in records if r.kind == kind) for kind in setup.plan.assets},
-        embedded=sum(r.rows for r in records if not r.reused),
-        reused=sum(r.rows for r in records if r.reused),
+        embedded=sum(r.rows - r.carried for r in records if not r.reused),
+        reused=sum(r.rows if r.reused else r.carried for r in records),
         deduplicated=sum(r.deduplicated for r in records if not r.reused),
         dead=sum(dead_per_kind.values()),
     )

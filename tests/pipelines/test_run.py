@@ -245,6 +245,51 @@ def test_the_limit_holds_by_the_servers_log_over_a_whole_job(place):
     assert json.loads(done.stdout)["api"]["answers_429"] == 0
 
 
+def test_what_an_earlier_version_has_is_not_paid_again_however_the_sources_change(place):
+    """New, edited, renamed, deleted, copied: what is sent is exactly the distinct new contents."""
+    pictures = place.folder / "pictures"
+    with serve() as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        assert place.cli("run", "job.yaml").returncode == 0
+        names = sorted(p.name for p in pictures.iterdir())
+        emulator.reset()
+        new = write_pictures(pictures, 3, seed=77, start=500)
+        (pictures / names[0]).rename(pictures / "renamed.jpg")
+        (pictures / names[1]).unlink()
+        shutil.copyfile(pictures / names[2], pictures / "copy.jpg")
+        os.utime(pictures / names[3])
+        edited = pictures / names[4]
+        edited.write_bytes(write_pictures(place.folder / "tmp", 1, seed=78)[0].read_bytes())
+        lines = (place.folder / "texts.csv").read_text().splitlines()
+        lines.insert(1, "t000a,a new text near the top,1")
+        lines[10] = "t008,an edited text,2"
+        (place.folder / "texts.csv").write_text("\n".join(lines) + "\n")
+        done = place.cli("run", "job.yaml", "--json")
+        assert done.returncode == 0, done.stderr
+        expected = {content_digest("image", p.read_bytes()).hex() for p in [*new, edited]}
+        expected |= {content_digest("text", t).hex() for t in (b"a new text near the top", b"an edited text")}
+        assert emulator.payments() == dict.fromkeys(expected, 1)
+    assert json.loads(done.stdout)["counts"]["embedded"] == 6
+    version = open_catalog(place.catalog).version
+    for kind in ("image", "text"):
+        for row in rows_of(place.catalog, kind, version):
+            content = row["text"].encode() if kind == "text" else Path(row["uri"]).read_bytes()
+            np.testing.assert_allclose(row["embedding"], hash_vector(kind, content, 64), atol=1e-5)
+            assert row["width"] is not None or kind == "text"
+
+
+@pytest.mark.parametrize("change", ["prepare__jpeg_quality=80", "embed__model=epithre-lyt"])
+def test_another_model_or_preparation_makes_every_vector_new(place, change):
+    name, _, value = change.partition("=")
+    with serve() as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        assert place.cli("run", "job.yaml").returncode == 0
+        emulator.reset()
+        place.write_job(embed__base_url=emulator.base_url, **{name: int(value) if value.isdigit() else value})
+        assert place.cli("run", "job.yaml").returncode == 0
+        assert len(emulator.payments()) == 90
+
+
 def test_a_failed_asset_of_the_moment_is_tried_again_and_the_others_are_not(place):
     target = place.folder / "pictures" / "p000.jpg"
     content = target.read_bytes()
