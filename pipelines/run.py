@@ -145,8 +145,7 @@ def run(
             ledger = shared_ledger(setup.lane)
             if isinstance(ledger, RedisLedger):
                 ledger.create(spent=endpoint.requests)
-            quiet = ["--default_sdk_harness_log_level=ERROR"]  # workers' logs, unless Beam's options ask for them
-            options = PipelineOptions([f"--runner={runner}", *quiet, *beam_options])
+            options = PipelineOptions([f"--runner={runner}", *beam_options])
             options.view_as(SetupOptions).save_main_session = False
             pipeline = beam.Pipeline(options=options)
             _ = (
