@@ -102,8 +102,10 @@ def test_each_direction_below_the_target_is_a_reason_with_both_figures() -> None
 
 def test_a_guards_sentence_names_the_setting_the_rule_and_the_figures() -> None:
     assert judge({"image": 100, "text": 100}, {"image": 7}, [], GuardConfig(), 0.9) == [
-        "guards.max_dead_share allows 1% (in a small set 5, if no more than half), "
-        "and 7 of 200 assets (3.5%) got no vector."
+        (
+            "guards.max_dead_share allows 1% (in a small set 5, if no more than half), "
+            "and 7 of 200 assets (3.5%) got no vector."
+        )
     ]
     assert judge({"image": 100}, {"image": 7}, [], GuardConfig(max_dead_share=0.025), 0.9) == [
         "guards.max_dead_share allows 2.50%, and 7 of 100 assets (7.0%) got no vector."
