@@ -598,7 +598,12 @@ def test_an_id_that_stands_twice_is_named_with_its_places(tmp_path: Path) -> Non
     write(tmp_path / "two.csv", "id,t\n2,y\n3,y\n")
     first = {"kind": "text", "table": f"{tmp_path}/one.csv", "id": "id", "text": "t"}
     both = first | {"table": f"{tmp_path}/*.csv"}
-    for sources, places in [((both,), "sources[0] and sources[0]"), ((first, both), "sources[0] and sources[1]")]:
+    one, many = f"({tmp_path}/one.csv)", f"({tmp_path}/*.csv)"
+    cases = [
+        ((both,), f"sources[0] {many} and sources[0] {many}"),
+        ((first, both), f"sources[0] {one} and sources[1] {many}"),
+    ]
+    for sources, places in cases:
         with pytest.raises(SourceError) as caught:
             run(*sources)
         assert places in str(caught.value)
