@@ -115,7 +115,7 @@ def judge(
     ]
     for index in indexes:
         reasons += [
-            f"index.target_recall is {target_recall:.3f}, and {direction} reached {recall:.3f} at k={index.recall_k}."
+            f"index.target_recall is {target_recall:g}, and {direction} reached {recall:.5g} at k={index.recall_k}."
             for direction, recall in index.recall.items()
             if recall < target_recall
         ]

@@ -95,8 +95,8 @@ def test_a_kind_that_lost_all_its_assets_holds_the_version_back_whatever_the_sha
 def test_each_direction_below_the_target_is_a_reason_with_both_figures() -> None:
     indexes = [index_of("image", image_image=0.95, text_image=0.949), index_of("text", image_text=0.2, text_text=1.0)]
     assert judge({"image": 9, "text": 9}, {}, indexes, GuardConfig(), 0.95) == [
-        "index.target_recall is 0.950, and text->image reached 0.949 at k=10.",
-        "index.target_recall is 0.950, and image->text reached 0.200 at k=10.",
+        "index.target_recall is 0.95, and text->image reached 0.949 at k=10.",
+        "index.target_recall is 0.95, and image->text reached 0.2 at k=10.",
     ]
 
 
