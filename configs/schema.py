@@ -228,7 +228,9 @@ class EmbedConfig(Section):
     )
     unit_references: PositiveInt = Field(512, description="Assets in a unit, the piece that is finished or done again.")
     memory_mb: PositiveInt = Field(160, description="Pictures and vectors in flight at most.")
-    readers: PositiveInt = Field(16, description="Threads that read and prepare assets.")
+    readers: PositiveInt = Field(
+        16, description="Threads that read and prepare remote assets; local ones take as many as there are cores."
+    )
     emulator_model: Literal["attributes", "hash"] = Field(
         "attributes", description="With `base_url: emulator`: `attributes` knows colours and shapes, `hash` is fast."
     )

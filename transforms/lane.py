@@ -125,6 +125,7 @@ async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any, teleme
     reader = Reader(config.sources, config.prepare)
     client = Client(settings, api_key(settings.api_key_env), budget=budget, meter=meter)
     threads = ThreadPoolExecutor(config.embed.readers, thread_name_prefix="read")
+    local_threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="prepare")
     plan = PlanReader(store, setup.plan)
     plan_lock = threading.Lock()
     paid = None
@@ -137,6 +138,7 @@ async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any, teleme
         reader=reader,
         client=client,
         threads=threads,
+        local_threads=local_threads,
         bytes_in_flight=ByteLimit(int(memory * _PAYLOAD_SHARE)),
         sent=SentContents(_SENT_KEPT),
         paid=paid,
@@ -173,6 +175,7 @@ async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any, teleme
                 progress.write(is_done=True)
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
+        local_threads.shutdown(wait=False, cancel_futures=True)
         reader.close()
         plan.close()
         await asyncio.to_thread(budget.close)

@@ -101,6 +101,9 @@ class UnitContext:
     reader: Reader
     client: Client
     threads: ThreadPoolExecutor
+    """For what waits: remote files, the catalog."""
+    local_threads: ThreadPoolExecutor
+    """For what computes: local files and texts. As many as there are cores; more would fight for them."""
     bytes_in_flight: ByteLimit
     sent: SentContents
     paid: PaidVectors | None
@@ -110,8 +113,9 @@ class UnitContext:
     note_progress: Callable[[int, int], None]
     """Called with (assets done, of them dead) as they are done."""
 
-    async def in_thread(self, function: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self.threads, function)
+    async def in_thread(self, function: Callable[[], _T], *, is_local: bool = False) -> _T:
+        threads = self.local_threads if is_local else self.threads
+        return await asyncio.get_running_loop().run_in_executor(threads, function)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,8 +258,15 @@ async def _prepare_all(batch: Sequence[int], work: _Work, context: UnitContext) 
     def prepare(chunk: Sequence[int]) -> list[_Prepared | DeadLetter]:
         return [_prepare(i, references[i], context) for i in chunk]
 
-    chunks = _chunks(batch, references)
-    outcomes = await asyncio.gather(*(context.in_thread(functools.partial(prepare, chunk)) for chunk in chunks))
+    uris = [references[i].uri for i in batch]
+    is_local = all(uri is None or local_path(uri) is not None for uri in uris)
+    step = _LOCAL_FILES_A_THREAD if is_local else 1
+    if all(uri is None for uri in uris):
+        step = len(batch)
+    chunks = [batch[start : start + step] for start in range(0, len(batch), step)]
+    outcomes = await asyncio.gather(
+        *(context.in_thread(functools.partial(prepare, chunk), is_local=is_local) for chunk in chunks)
+    )
     good = []
     for i, outcome in zip(batch, itertools.chain.from_iterable(outcomes), strict=True):
         if isinstance(outcome, DeadLetter):
@@ -264,15 +275,6 @@ async def _prepare_all(batch: Sequence[int], work: _Work, context: UnitContext) 
         else:
             good.append(outcome)
     return good
-
-
-def _chunks(batch: Sequence[int], references: Sequence[Reference]) -> list[Sequence[int]]:
-    """Cuts a batch into the pieces of work of one thread: handing over every small file costs more than reading it."""
-    uris = [references[i].uri for i in batch]
-    if all(uri is None for uri in uris):
-        return [batch]
-    step = 1 if any(uri is not None and local_path(uri) is None for uri in uris) else _LOCAL_FILES_A_THREAD
-    return [batch[start : start + step] for start in range(0, len(batch), step)]
 
 
 def _prepare(position: int, reference: Reference, context: UnitContext) -> _Prepared | DeadLetter:

@@ -51,7 +51,7 @@ async def embed_all(units, embed, key, store, reader_class=Reader, memory=50_000
     """Embeds units as a lane does; returns their records."""
     prepare = PrepareConfig()
     sources = (SourceConfig(kind="image", files="x"),)
-    with ThreadPoolExecutor(16) as threads:
+    with ThreadPoolExecutor(16) as threads, ThreadPoolExecutor(2) as local_threads:
         async with Client(embed, key) as client:
             context = UnitContext(
                 store=store,
@@ -60,6 +60,7 @@ async def embed_all(units, embed, key, store, reader_class=Reader, memory=50_000
                 reader=reader_class(sources, prepare),
                 client=client,
                 threads=threads,
+                local_threads=local_threads,
                 bytes_in_flight=ByteLimit(memory),
                 sent=SentContents(1024),
                 paid=None,
@@ -75,7 +76,7 @@ async def embed_all(units, embed, key, store, reader_class=Reader, memory=50_000
 
 
 def test_slow_storage_and_a_slow_api_wait_side_by_side(tmp_path):
-    """128 reads of 50 ms and 16 requests of 300 ms are 11 s one after the other."""
+    """128 reads of 50 ms in two threads are 3.2 s, and 16 requests of 300 ms one after the other 4.8 s more."""
     references = pictures(tmp_path / "pictures", 128)
     settings_ = EmulatorSettings(dimension=32, faults=Faults(latency_s=0.3))
     with Emulator(settings_) as emulator:
@@ -84,7 +85,7 @@ def test_slow_storage_and_a_slow_api_wait_side_by_side(tmp_path):
         started = time.monotonic()
         asyncio.run(embed_all(units, embed, emulator.api_key, Store(str(tmp_path / "c")), SlowReader))
         took = time.monotonic() - started
-    assert took < 4
+    assert took < 4.8
 
 
 def test_rows_are_in_the_order_of_the_references_with_their_own_vectors(tmp_path):
