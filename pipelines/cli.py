@@ -168,7 +168,7 @@ def plan(config: ConfigFile, set_: Set = None, as_json: Json = False) -> None:
     for kind, count in found.assets.items():
         table.add_row(kind, f"{count:,} assets, {found.source_bytes[kind]:,} bytes")
     table.add_row("units", f"{found.units:,}, of which {found.units_done:,} are paid for already")
-    table.add_row("to send", f"{found.assets_to_send:,} assets in about {found.requests:,} requests")
+    table.add_row("to send", f"at most {found.assets_to_send:,} assets in about {found.requests:,} requests")
     table.add_row("upload", f"about {found.upload_bytes:,} bytes")
     words = "no limit is configured"
     if found.minutes_at_limit is not None:

@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass
 
 from ..configs import RunConfig
-from ..configs.schema import EMULATOR
 from ..index.layout import unit_name as unit_file
 from ..index.manifest import read_latest, read_manifest
 from ..index.store import Store
@@ -25,6 +24,7 @@ class Estimate:
     units: int
     units_done: int
     assets_to_send: int
+    """At most: contents that an earlier version has are found out only when they are read, and are not sent."""
     requests: int
     upload_bytes: int
     minutes_at_limit: float | None
@@ -48,7 +48,7 @@ def estimate(config: RunConfig) -> Estimate:
     table = sort_references(list_all(config))
     store = Store(config.catalog)
     done_units = set(store.names("units"))
-    fingerprint = _fingerprint(store, config)
+    fingerprint = _fingerprint(store)
     embed = config.embed
     units = done = to_send = requests = tokens = 0
     upload = 0.0
@@ -86,9 +86,7 @@ def estimate(config: RunConfig) -> Estimate:
     )
 
 
-def _fingerprint(store: Store, config: RunConfig) -> str | None:
+def _fingerprint(store: Store) -> str | None:
     """An emulator's fingerprint is known only from the last run; a server's is not part of a unit's name."""
     latest = read_latest(store)
-    if config.embed.base_url != EMULATOR and latest is None:
-        return None
     return read_manifest(store, latest[1]).model_fingerprint if latest else None

@@ -109,17 +109,22 @@ def run(
     store = Store(config.catalog)
     runner = next((o.partition("=")[2] for o in beam_options if o.startswith("--runner=")), config.runner)
     try:
-        latest = read_latest(store)
         references = list_all(config)
     except SourceError as error:
         raise RunFailed(str(error)) from error
-    version = next_version(max([*existing_versions(store), latest[1] if latest else ""]) or None)
+    stack = contextlib.ExitStack()
     try:
-        stack = contextlib.ExitStack()
         stack.enter_context(_holding(store))
-        _check_writable(store, version)
+        # Only now: what another run publishes before it lets go of the catalog is what this one starts from.
+        latest = read_latest(store)
+        version = next_version(max([*existing_versions(store), latest[1] if latest else ""]) or None)
+        store.write(f"{run_folder(version)}/started", b"")  # a run whose work cannot be kept must not be paid
     except OSError as error:
+        stack.close()
         raise RunFailed(f"The catalog {config.catalog} cannot be written: {error.strerror or error}.") from error
+    except BaseException:
+        stack.close()
+        raise
     try:
         with open_endpoint(config) as endpoint:
             plan = write_plan(store, version, config, references, endpoint.fingerprint)
@@ -216,12 +221,6 @@ def _holding(store: Store) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
-
-
-def _check_writable(store: Store, version: str) -> None:
-    """Before anything is sent: a run whose work cannot be kept must not be paid."""
-    name = f"{run_folder(version)}/started"
-    store.write(name, b"")
 
 
 def _paid_version(store: Store, config: RunConfig, fingerprint: str | None) -> str | None:
