@@ -39,10 +39,6 @@ class HostLedger:
     def learn(self, limits: Mapping[str, float]) -> None:
         self._call("learn", dict(limits))
 
-    def limits(self) -> dict[str, float]:
-        found: dict[str, float] = self._call("limits")
-        return found
-
     def _call(self, method: str, *arguments: Any) -> Any:
         try:
             if self._proxy is None or self._pid != os.getpid():

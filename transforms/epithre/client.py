@@ -128,8 +128,6 @@ class Client:
         self._failed_at = -1.0
         self._succeeded_at = time.monotonic()
         self._stopped: RunStopped | None = None
-        self.fingerprint: str | None = None
-        """What the server calls its model's build, when it says."""
         tls = httpx.create_ssl_context()  # reads the system's certificates, which takes longer than a request
 
         def connection() -> httpx.AsyncClient:
@@ -357,7 +355,6 @@ class Client:
         self.meter.tokens_billed += tokens
         self.meter.renormalised += renormalised
         self.meter.items_embedded += count
-        self.fingerprint = response.headers.get(_FINGERPRINT) or self.fingerprint
         return vectors
 
     def _note(

@@ -74,9 +74,6 @@ class SharedLedger(Protocol):
     def learn(self, limits: Mapping[str, float]) -> None:
         """Takes limits that the server states, where none is configured."""
 
-    def limits(self) -> dict[str, float]:
-        """The limits in force, configured or learned."""
-
 
 @dataclass
 class Ledger:
@@ -131,10 +128,6 @@ class Ledger:
             for name, limit in limits.items():
                 if name not in self.settings.limits and limit >= 1:
                     self._limits[name] = limit
-
-    def limits(self) -> dict[str, float]:
-        with self._lock:
-            return dict(self._limits)
 
     def _take(self, weights: Mapping[str, float], now: float) -> str:
         self._serial += 1

@@ -125,7 +125,6 @@ class RedisLedger:
         self._name = name
         self._password = password
         self._keys = [f"epithre-beam:{{{name}}}:{part}" for part in ("state", "ending", "held")]
-        self._learned: dict[str, float] = {}
         self._known = dict(settings.limits)
         self._settings = orjson.dumps(
             {
@@ -177,11 +176,7 @@ class RedisLedger:
 
     def learn(self, limits: Mapping[str, float]) -> None:
         new = {name: limit for name, limit in limits.items() if name in WEIGHTS and name not in self._known}
-        self._learned.update(new)
         self._call(_LEARN, "", orjson.dumps(new))
-
-    def limits(self) -> dict[str, float]:
-        return {**self._learned, **self._known}
 
     def _new_lease(self) -> str:
         return secrets.token_hex(8)
