@@ -307,6 +307,12 @@ class GuardConfig(Section):
         description="Dead letters as a share of the assets. Absent: 1 %, but up to 5 of them are let through "
         "as long as they are no more than half, so that a small folder with a stray file is published.",
     )
+    max_shrinkage: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="How much smaller than in the version in force a kind may be, as a share of its rows: a source "
+        "that suddenly lists little must not empty the catalog. Absent: 20 %, but up to 20 rows may go as long as they "
+        "are no more than half.",
+    )
 
 
 class RunConfig(Section):

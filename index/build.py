@@ -1,11 +1,15 @@
-"""From finished units to a version's files: vectors in shards, one index a kind, recall measured on what was stored.
+"""From old rows and finished units to a version's files: vectors in shards, one index a kind, recall measured.
 
-Everything streams: a block is one unit's rows, and no step holds more than a few of them, so memory does not grow
-with the catalog.
+Everything streams: a block is a row group, and no step holds more than a few of them, so memory does not grow with
+the catalog.
 """
 
+import contextlib
+import queue
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +20,11 @@ from .exact import FACTORY, ExactIndexWriter, check_format, search_stored
 from .layout import assets_name, index_name, version_folder
 from .manifest import FileEntry, IndexEntry, ScoreFigures
 from .store import HashingWriter, Store
-from .units import UnitRecord, parquet_writer
+from .units import CarriedGroup, UnitRecord, parquet_writer
 
+ROWS_PER_GROUP = 512
+"""Of a version's Parquet files, whatever pieces the rows come from: years of small changes leave no small groups."""
+_READ_AHEAD = 2
 _QUERY_ROW_GROUPS = 32
 _TIE_CANDIDATES = 100
 _SCORE_TOLERANCE = 2e-4  # of a score from fp16 codes
@@ -26,12 +33,12 @@ _ASSETS_BATCH_ROWS = 16_384
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """One Parquet file to write: which units, in which order."""
+    """One Parquet file to write: which rows, in which order."""
 
     kind: str
     shard: int
     shards: int
-    units: tuple[UnitRecord, ...]
+    parts: tuple[CarriedGroup | UnitRecord, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,34 +50,91 @@ class ShardRecord:
     file: FileEntry
 
 
-def plan_shards(records: Iterable[UnitRecord], rows_per_file: int) -> list[ShardTask]:
-    """Lays units end to end, in the order of their names, into files of about `rows_per_file` rows."""
+def plan_shards(parts: Iterable[CarriedGroup | UnitRecord], rows_per_file: int) -> list[ShardTask]:
+    """Lays old rows in their order, then units in that of their names, into files of about `rows_per_file` rows."""
     tasks = []
-    units = sorted(records, key=lambda record: record.unit)
-    for kind in sorted({record.kind for record in units}):
-        files: list[list[UnitRecord]] = []
+    ordered = sorted(parts, key=_place)
+    for kind in sorted({part.kind for part in ordered}):
+        files: list[list[CarriedGroup | UnitRecord]] = []
         room = 0
-        for record in units:
-            if record.kind != kind or not record.rows:
+        for part in ordered:
+            if part.kind != kind or not part.rows:
                 continue
             if room <= 0:
                 files.append([])
                 room = rows_per_file
-            files[-1].append(record)
-            room -= record.rows
-        tasks += [ShardTask(kind=kind, shard=i, shards=len(files), units=tuple(file)) for i, file in enumerate(files)]
+            files[-1].append(part)
+            room -= part.rows
+        tasks += [ShardTask(kind=kind, shard=i, shards=len(files), parts=tuple(file)) for i, file in enumerate(files)]
     return tasks
 
 
-def write_tables(store: Store, name: str, tables: Iterable[pa.Table], schema: pa.Schema) -> FileEntry:
-    """Writes a Parquet file of vectors, a row group a table."""
+def _place(part: CarriedGroup | UnitRecord) -> tuple[int, str, int]:
+    if isinstance(part, CarriedGroup):
+        return 0, part.file, part.group
+    return 1, part.unit, 0
+
+
+def write_tables(
+    store: Store, name: str, tables: Iterable[pa.Table], schema: pa.Schema, rows_per_group: int = ROWS_PER_GROUP
+) -> FileEntry:
+    """Writes a Parquet file of vectors in row groups of one size; the next rows are read meanwhile."""
     rows = 0
     with store.open_write(name) as file, parquet_writer(file, schema) as writer:
-        for table in tables:
-            writer.write_table(table.select(schema.names).cast(schema), row_group_size=max(len(table), 1))
+        for table in _in_groups(_read_ahead(tables), schema, rows_per_group):
+            writer.write_table(table, row_group_size=len(table))
             rows += len(table)
     pa.default_memory_pool().release_unused()
     return _entry(name, file, rows)
+
+
+def _in_groups(tables: Iterable[pa.Table], schema: pa.Schema, size: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `size`, the last one smaller."""
+    held: list[pa.Table] = []
+    count = 0
+    for table in tables:
+        held.append(table.select(schema.names).cast(schema))
+        count += len(table)
+        while count >= size:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, size)
+            held, count = [whole.slice(size)], count - size
+    if count:
+        yield pa.concat_tables(held)
+
+
+def _read_ahead(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables, read by a thread of its own while the ones before are written."""
+    ready: queue.Queue[pa.Table | BaseException | None] = queue.Queue(_READ_AHEAD)
+    stopped = threading.Event()
+
+    def read() -> None:
+        last: BaseException | None = None
+        try:
+            for table in tables:
+                _offer(ready, table, stopped)
+                if stopped.is_set():
+                    return
+        except BaseException as error:  # handed to the caller's thread, which raises it
+            last = error
+        _offer(ready, last, stopped)
+
+    thread = threading.Thread(target=read, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while (table := ready.get()) is not None:
+            if isinstance(table, BaseException):
+                raise table
+            yield table
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _offer(ready: queue.Queue[Any], value: Any, stopped: threading.Event) -> None:
+    while not stopped.is_set():
+        with contextlib.suppress(queue.Full):
+            return ready.put(value, timeout=0.1)
 
 
 @dataclass(frozen=True, kw_only=True)

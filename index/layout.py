@@ -8,7 +8,7 @@ versions/<version>/index/image-00000-of-00001.faiss
 versions/<version>/index/image-assets.arrow
 versions/<version>/dead_letters/dead-00000-of-00001.parquet
 versions/<version>/report.json, report.html
-units/<unit>.parquet, units/<unit>.dead.parquet   paid-for vectors, and what was refused
+units/<unit>.parquet, units/<unit>.dead.parquet   what was paid for and no published version has yet
 runs/<version>/                                   the plan and progress of a run under way; removed at its end
 ```
 """
@@ -23,7 +23,10 @@ import pyarrow as pa
 
 FORMAT_VERSION = 1
 LATEST = "LATEST.json"
+RUNS = "runs"
+UNITS = "units"
 KINDS = ("image", "text")
+_DEAD_SUFFIX = ".dead.parquet"
 
 _METADATA_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -73,6 +76,8 @@ class DeadLetter:
     reason: Reason
     detail: str
     attempts: int = 0
+    fingerprint: str | None = None
+    """Of the reference: while it stays the same, a fault that is the asset's own stays too."""
 
 
 def metadata_type(types: Mapping[str, str]) -> pa.StructType | None:
@@ -128,6 +133,7 @@ DEAD_LETTER_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
         pa.field("attempts", pa.int32(), nullable=False),
+        pa.field("fingerprint", pa.string()),
     ]
 )
 
@@ -172,12 +178,17 @@ def report_page_name(version: str) -> str:
 
 
 def unit_name(unit: str) -> str:
-    return f"units/{unit}.parquet"
+    return f"{UNITS}/{unit}.parquet"
 
 
 def unit_dead_letters_name(unit: str) -> str:
-    return f"units/{unit}.dead.parquet"
+    return f"{UNITS}/{unit}{_DEAD_SUFFIX}"
+
+
+def is_unit(name: str) -> bool:
+    """Whether a file of the units' folder holds vectors."""
+    return name.endswith(".parquet") and not name.endswith(_DEAD_SUFFIX)
 
 
 def run_folder(version: str) -> str:
-    return f"runs/{version}"
+    return f"{RUNS}/{version}"

@@ -50,16 +50,36 @@ class IndexEntry(_Part):
 
 
 class Counts(_Part):
-    """`assets` = `embedded` + `reused` + `dead`; the others say how the rows came about."""
+    """Where a version's assets come from: `assets` = `embedded` + `reused` + `dead`.
+
+    `unchanged`, `touched`, `changed`, `moved`, `copied` and `new` say the same rows otherwise, by comparison with the
+    version before: they too add up to `embedded` + `reused`.
+    """
 
     assets: int
     per_kind: dict[str, int]
+    """Rows, without dead letters."""
     embedded: int
+    """Rows whose vector this run paid for."""
     reused: int
+    """Rows whose vector was there already."""
     deduplicated: int
+    """Of the embedded ones: rows that share the vector of another with the same content."""
     dead: int
+    unchanged: int = 0
+    """Rows whose id, place and fingerprint are what they were: not even read."""
+    touched: int = 0
+    """Rows with another fingerprint or place and the same content: read, not sent."""
+    changed: int = 0
+    """Rows with the id of an old one and another content."""
     moved: int = 0
+    """Rows with a new id and the content of an asset that is gone."""
+    copied: int = 0
+    """Rows with a new id and the content of an asset that is still there."""
+    new: int = 0
+    """Rows with a new id and a new content."""
     deleted: int = 0
+    """Rows of the version before whose id is gone; a moved asset's old id is one of them."""
 
 
 class Manifest(_Part):

@@ -6,6 +6,7 @@ file need not ask the API again, whether it is a retried bundle, the run after a
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +33,23 @@ class UnitRecord:
     deduplicated: int
     """Rows whose content another row of the unit has, and which were therefore not sent."""
     carried: int = 0
-    """Rows whose content an earlier version has, and which were therefore not sent."""
+    """Rows whose content was paid for earlier, and which were therefore not sent."""
     reused: bool
     """Whether the unit was found finished, so that this run paid nothing for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarriedGroup:
+    """Rows of one row group of the version before that are taken over as they are."""
+
+    kind: str
+    file: str
+    """Of vectors, as named in the store."""
+    group: int
+    """The row group in it."""
+    row_group: int
+    """The row group of the run's file of carried rows that says which rows, and what their metadata is now."""
+    rows: int
 
 
 def parquet_writer(file: HashingWriter, schema: pa.Schema) -> pq.ParquetWriter:
@@ -65,6 +80,7 @@ def write_unit(
     *,
     deduplicated: int,
     carried: int = 0,
+    recipe: str = "",
 ) -> None:
     """Writes a unit's dead letters, then its vectors, whose file marks the unit as done.
 
@@ -75,11 +91,13 @@ def write_unit(
         vectors: float32, (rows, dimension), unit norm.
         dead_letters: The references that have no row.
         deduplicated: How many rows were not sent because another had their content.
-        carried: How many were not sent because an earlier version has their content.
+        carried: How many were not sent because their content was paid for earlier.
+        recipe: What the vectors were made with, so that other runs know whether they may take them over.
     """
     rows, dimension = vectors.shape
-    footer = {"dead": len(dead_letters), "deduplicated": deduplicated, "carried": carried}
+    footer: dict[str, Any] = {"dead": len(dead_letters), "deduplicated": deduplicated, "carried": carried}
     footer["transient"] = sum(letter.reason.is_transient for letter in dead_letters)
+    footer["recipe"] = recipe
     if dead_letters:
         with store.open_write(unit_dead_letters_name(unit)) as file:
             pq.write_table(dead_letter_table(dead_letters), pa.PythonFile(file, mode="w"))
@@ -93,8 +111,8 @@ def write_unit(
     pa.default_memory_pool().release_unused()
 
 
-def read_unit_footer(store: Store, unit: str) -> dict[str, int] | None:
-    """A finished unit's counts (rows, dead, deduplicated, transient); None when it is not finished.
+def read_unit_footer(store: Store, unit: str) -> dict[str, Any] | None:
+    """A finished unit's counts (rows, dead, deduplicated, carried, transient) and recipe; None when it is not finished.
 
     A file that is no unit's, cut off by a disk that lied, say, counts as not finished: it is done anew.
     """
@@ -103,7 +121,7 @@ def read_unit_footer(store: Store, unit: str) -> dict[str, int] | None:
     try:
         with store.open_read(unit_name(unit)) as file:
             metadata = pq.read_metadata(file)
-        counts: dict[str, int] = orjson.loads((metadata.metadata or {})[_FOOTER])
+        counts: dict[str, Any] = orjson.loads((metadata.metadata or {})[_FOOTER])
     except (pa.ArrowInvalid, KeyError, orjson.JSONDecodeError):
         return None
     return {"rows": metadata.num_rows, **counts}

@@ -21,10 +21,12 @@ from .layout import (
 )
 from .manifest import CatalogError, Counts, FileEntry, IndexEntry, Manifest
 from .store import Store
-from .units import UnitRecord
+from .units import CarriedGroup, UnitRecord
 
 _DEFAULT_DEAD_SHARE = 0.01
 _DEAD_LET_THROUGH = 5
+_DEFAULT_SHRINKAGE = 0.2
+_ROWS_LET_GO = 20
 _SAMPLES = 5
 
 
@@ -43,21 +45,29 @@ class DeadLetterSummary:
 
 
 def write_dead_letters(
-    store: Store, version: str, records: Sequence[UnitRecord]
+    store: Store, version: str, records: Sequence[UnitRecord], carried: str | None = None
 ) -> tuple[FileEntry | None, DeadLetterSummary]:
-    """Gathers the units' dead letters into the version's own file; (None, …) when there are none."""
+    """Gathers dead letters into the version's own file; (None, …) when there are none.
+
+    Args:
+        store: The catalog.
+        version: Where the file goes.
+        records: The units of the run.
+        carried: A file of letters that are taken over from the version before.
+    """
     summary = DeadLetterSummary()
-    failed = [record for record in sorted(records, key=lambda r: r.unit) if record.dead]
-    if not failed:
+    names = [] if carried is None else [carried]
+    names += [unit_dead_letters_name(r.unit) for r in sorted(records, key=lambda r: r.unit) if r.dead]
+    if not names:
         return None, summary
 
     def tables() -> Iterator[pa.Table]:
-        for record in failed:
-            with store.open_read(unit_dead_letters_name(record.unit)) as file:
-                table = pq.ParquetFile(file).read()
-            for letter in table.to_pylist():
-                summary.add(letter)
-            yield table
+        for name in names:
+            with store.open_read(name) as file:
+                for batch in pq.ParquetFile(file).iter_batches():
+                    for letter in batch.to_pylist():
+                        summary.add(letter)
+                    yield pa.Table.from_pylist(batch.to_pylist(), schema=DEAD_LETTER_SCHEMA)
 
     name = dead_letters_name(version)
     rows = 0
@@ -69,17 +79,24 @@ def write_dead_letters(
 
 
 def check_conservation(
-    planned: Mapping[str, int], records: Sequence[UnitRecord], shards: Sequence[ShardRecord]
+    planned: Mapping[str, int],
+    records: Sequence[UnitRecord],
+    shards: Sequence[ShardRecord],
+    carried: Sequence[CarriedGroup] = (),
+    carried_dead: Mapping[str, int] | None = None,
 ) -> None:
-    """Assets in = vectors + dead letters, for each kind.
+    """Assets in = vectors + dead letters, for each kind, old ones and new ones together.
 
     Raises:
         CatalogError: When an asset was lost or doubled on the way; nothing may be published then.
     """
-    for kind in sorted({*planned, *(record.kind for record in records), *(shard.kind for shard in shards)}):
+    old_dead = carried_dead or {}
+    kinds = {*planned, *old_dead, *(r.kind for r in records), *(s.kind for s in shards), *(g.kind for g in carried)}
+    for kind in sorted(kinds):
         assets = planned.get(kind, 0)
         units = [record for record in records if record.kind == kind]
-        rows, dead = sum(u.rows for u in units), sum(u.dead for u in units)
+        rows = sum(u.rows for u in units) + sum(group.rows for group in carried if group.kind == kind)
+        dead = sum(u.dead for u in units) + old_dead.get(kind, 0)
         stored = sum(s.file.rows or 0 for s in shards if s.kind == kind)
         if assets != rows + dead or stored != rows:
             raise CatalogError(
@@ -94,9 +111,19 @@ def judge(
     indexes: Sequence[IndexEntry],
     guards: GuardConfig,
     target_recall: float,
+    before: Mapping[str, int] | None = None,
 ) -> list[str]:
-    """The reasons, one sentence each, why this version should not be published by itself."""
-    reasons = []
+    """The reasons, one sentence each, why this version should not be published by itself.
+
+    Args:
+        assets: By kind, all that were listed.
+        dead: By kind, those without a vector.
+        indexes: With their recall.
+        guards: The allowed shares.
+        target_recall: For every direction.
+        before: Rows by kind of the version in force; None when there is none.
+    """
+    reasons = _shrinkage({kind: n - dead.get(kind, 0) for kind, n in assets.items()}, before or {}, guards)
     lost, total = sum(dead.values()), sum(assets.values())
     if guards.max_dead_share is None:
         too_many = lost > max(_DEFAULT_DEAD_SHARE * total, min(_DEAD_LET_THROUGH, total / 2))
@@ -119,6 +146,24 @@ def judge(
             for direction, recall in index.recall.items()
             if recall < target_recall
         ]
+    return reasons
+
+
+def _shrinkage(rows: Mapping[str, int], before: Mapping[str, int], guards: GuardConfig) -> list[str]:
+    reasons = []
+    for kind, old in before.items():
+        lost = old - rows.get(kind, 0)
+        if guards.max_shrinkage is None:
+            too_many = lost > max(_DEFAULT_SHRINKAGE * old, min(_ROWS_LET_GO, old / 2))
+            rule = f"{_DEFAULT_SHRINKAGE:.0%} (in a small set {_ROWS_LET_GO}, if no more than half)"
+        else:
+            too_many = lost > 0 and lost / old > guards.max_shrinkage
+            rule = f"{guards.max_shrinkage:.2%}"
+        if too_many:
+            reasons.append(
+                f"guards.max_shrinkage allows a kind to lose {rule}, and of {old} {kind} rows in the version in force "
+                f"{rows.get(kind, 0)} are left ({lost / old:.1%} less)."
+            )
     return reasons
 
 

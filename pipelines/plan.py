@@ -2,17 +2,20 @@
 
 from dataclasses import asdict, dataclass
 
+import pyarrow.compute as pc
+
 from ..configs import RunConfig
+from ..index.layout import UNITS
 from ..index.layout import unit_name as unit_file
-from ..index.manifest import read_latest, read_manifest
+from ..index.manifest import CatalogError, read_latest
 from ..index.store import Store
 from ..transforms.epithre.client import IMAGE_TOKENS
-from ..transforms.plan import bytes_by_kind, count_by_kind, cut_units, list_all, sort_references, unit_name
+from ..transforms.plan import iterate_units, unit_name
 from ..transforms.references import references_of
 from ..transforms.unit import cut_batches
+from .base import compare, find_base
 
 _FP16 = 2
-_FLOAT32 = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +24,28 @@ class Estimate:
 
     assets: dict[str, int]
     source_bytes: dict[str, int]
+    base: str | None
+    """The version whose vectors are taken over."""
+    every_vector_is_new_because: list[str]
+    """Why those of the version in force may not be taken over; empty when they may, or there is none."""
+    unchanged: int
+    """Taken over without being read."""
+    dead: int
+    """Failed for a reason of their own in the version in force, unchanged since: not tried again."""
+    new: int
+    differing: int
+    """Of known assets: those with another fingerprint or place, and those that failed for a reason of the moment."""
+    deleted: int
+    """Rows that would be dropped."""
+    likely_moved: int
+    """Of the new ones: files that look like known ones under another name, which would be read and not sent."""
+    other_metadata: int
     units: int
     units_done: int
+    """Paid for by an earlier run that ended before it wrote its version."""
+    assets_to_read: int
     assets_to_send: int
-    """At most: contents that an earlier version has are found out only when they are read, and are not sent."""
+    """At most: contents that are known already are found out only when they are read, and are not sent."""
     requests: int
     upload_bytes: int
     minutes_at_limit: float | None
@@ -45,48 +66,71 @@ def estimate(config: RunConfig) -> Estimate:
         ConfigError: When a source matches nothing.
         SourceError: When an id stands twice.
     """
-    table = sort_references(list_all(config))
     store = Store(config.catalog)
-    done_units = set(store.names("units"))
-    fingerprint = _fingerprint(store)
+    try:
+        latest = read_latest(store)
+    except CatalogError:
+        latest = None  # damaged: a run starts from nothing too
+    found = find_base(config, store, latest)
     embed = config.embed
-    units = done = to_send = requests = tokens = 0
+    units = done = to_read = to_send = requests = tokens = 0
     upload = 0.0
-    for start, end in cut_units(table, embed.unit_references):
-        units += 1
-        part = table.slice(start, end - start)
-        if unit_file(unit_name(part, embed, config.prepare, fingerprint)) in done_units:
-            done += 1
-            continue
-        references = references_of(part)
-        batches = cut_batches(range(len(references)), references, embed, config.prepare)
-        requests += len(batches)
-        to_send += len(references)
-        texts = part.column("kind")[0].as_py() == "text"
-        tokens += sum(-(-(r.size_bytes or 0) // 4) if texts else IMAGE_TOKENS for r in references)
-        upload += sum(r.size_bytes or 0 for r in references) * (1 if texts else 4 / 3)
+    with compare(config) as comparison:
+        if found.usable is not None:
+            comparison.set_base(store, found.usable, retry_dead=False)
+        changes = comparison.changes()
+        known = comparison.known_texts()
+        moved = comparison.likely_moved()
+        done_units = set(store.names(UNITS)) if changes.todo else set()
+        for part in iterate_units(comparison.todo(), embed.unit_references):
+            units += 1
+            if unit_file(unit_name(part, embed, config.prepare, found.fingerprint)) in done_units:
+                done += 1
+                continue
+            to_read += len(part)
+            # Contents that are known by their hash need not be sent, and the same one is sent once.
+            is_text = pc.starts_with(part.column("fingerprint"), "sha256:").to_numpy(zero_copy_only=False)
+            seen = set(known)
+            sent = []
+            for row, (name, hashed) in enumerate(zip(part.column("fingerprint").to_pylist(), is_text, strict=True)):
+                if not hashed or name not in seen:
+                    sent.append(row)
+                    seen.add(name)
+            references = references_of(part)
+            requests += len(cut_batches(sent, references, embed, config.prepare))
+            to_send += len(sent)
+            chosen = [references[i] for i in sent]
+            texts = part.column("kind")[0].as_py() == "text"
+            tokens += sum(-(-(r.size_bytes or 0) // 4) if texts else IMAGE_TOKENS for r in chosen)
+            upload += sum(r.size_bytes or 0 for r in chosen) * (1 if texts else 4 / 3)
     limits = (
         (requests, embed.requests_per_minute),
         (to_send, embed.items_per_minute),
         (tokens, embed.tokens_per_minute),
     )
     minutes = [amount / limit for amount, limit in limits if limit]
+    rows = sum(changes.assets.values()) - sum(changes.dead.values())
+    bytes_each = 2 if config.index.vector_type == "float16" else 4
     return Estimate(
-        assets=count_by_kind(table),
-        source_bytes=bytes_by_kind(table),
+        assets=dict(changes.assets),
+        source_bytes=dict(changes.size_bytes),
+        base=found.usable.version if found.usable else None,
+        every_vector_is_new_because=list(found.reasons),
+        unchanged=sum(changes.unchanged.values()),
+        dead=sum(changes.dead.values()),
+        new=sum(changes.new.values()),
+        differing=sum(changes.differing.values()),
+        deleted=sum(changes.deleted.values()),
+        likely_moved=moved,
+        other_metadata=changes.other_metadata,
         units=units,
         units_done=done,
+        assets_to_read=to_read,
         assets_to_send=to_send,
         requests=requests,
         upload_bytes=int(upload),
         minutes_at_limit=max(minutes) if minutes else None,
         cost=embed.cost(requests=requests, items=to_send, tokens=tokens),
-        vectors_bytes=len(table) * embed.dimension * _FLOAT32,
-        index_bytes=len(table) * embed.dimension * _FP16,
+        vectors_bytes=rows * embed.dimension * bytes_each,
+        index_bytes=rows * embed.dimension * _FP16,
     )
-
-
-def _fingerprint(store: Store) -> str | None:
-    """An emulator's fingerprint is known only from the last run; a server's is not part of a unit's name."""
-    latest = read_latest(store)
-    return read_manifest(store, latest[1]).model_fingerprint if latest else None

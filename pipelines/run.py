@@ -2,13 +2,14 @@
 
 import contextlib
 import importlib.metadata
+import logging
 import os
 import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -16,13 +17,24 @@ from filelock import FileLock, Timeout
 
 from ..configs import ConfigError, RunConfig
 from ..configs.schema import EMULATOR
-from ..index.layout import next_version, report_name, run_folder
-from ..index.manifest import CatalogError, read_latest, read_manifest
+from ..index.layout import RUNS, next_version, report_name, unit_dead_letters_name, unit_name, version_folder
+from ..index.manifest import CatalogError, Manifest, read_latest, read_manifest
 from ..index.store import Store
+from ..transforms.carry import DamagedFileError
+from ..transforms.compare import Comparison
 from ..transforms.epithre.client import RunStopped, greet
 from ..transforms.epithre.emulator import EmulatorSettings, start_emulator_process
 from ..transforms.epithre.ledger import LedgerLostError
-from ..transforms.plan import is_reusable
+from ..transforms.epithre.redis_ledger import RedisLedger
+from ..transforms.lane import LaneSetup, read_progress, shared_ledger
+from ..transforms.plan import Plan, Unit, differences, write_plan
+from ..transforms.report import unchanged_report
+from ..transforms.setup import VersionSetup
+from ..transforms.sources import SourceError
+from .base import compare, find_base, is_whole
+
+_log = logging.getLogger(__name__)
+_PAID_VERSIONS = 3
 
 EMULATOR_KEY_ENV = "EPITHRE_EMULATOR_KEY"
 """Where a run puts the key of the emulator that it started; it opens nothing else."""
@@ -84,6 +96,9 @@ def run(
 ) -> dict[str, Any]:
     """Runs the job and returns its report, the content of the version's `report.json`.
 
+    Where nothing has changed since the version in force, no version is written, and the report has the `status`
+    "unchanged".
+
     Args:
         config: What to do.
         beam_options: Beam's own command-line options.
@@ -92,82 +107,127 @@ def run(
 
     Raises:
         ConfigError: Before anything is sent: a source matches nothing, the key is not set.
+        CatalogBusy: When another run holds the catalog.
         RunFailed: When nothing was published. What was embedded is kept for the next run.
     """
-    # Beam takes seconds to import; who only wants help or an error message should not wait for it.
+    started_at_s = time.time()
+    store = Store(config.catalog)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_holding(store))
+            # Only now: what another run publishes before it lets go of the catalog is what this one starts from.
+            latest = read_latest(store)
+            store.write(f"{RUNS}/started", b"a run is under way\n")  # a run whose work cannot be kept must not be paid
+        except OSError as error:
+            raise RunFailed(f"The catalog {config.catalog} cannot be written: {error.strerror or error}.") from error
+        stack.callback(_forget, store)
+        try:
+            comparison = stack.enter_context(compare(config))
+            return _run(config, store, latest, comparison, stack, beam_options, watch, retry_dead, started_at_s)
+        except (SourceError, RunStopped, LedgerLostError) as error:
+            raise RunFailed(str(error)) from error
+
+
+def _run(
+    config: RunConfig,
+    store: Store,
+    latest: tuple[bytes, str, str] | None,
+    comparison: Comparison,
+    stack: contextlib.ExitStack,
+    beam_options: Sequence[str],
+    watch: Watch | None,
+    retry_dead: bool,
+    started_at_s: float,
+) -> dict[str, Any]:
+    """Compares, and runs the pipeline; again without a file of the version in force that turns out damaged."""
+    found = find_base(config, store, latest)
+    endpoint: Endpoint | None = None
+    damaged: list[str] = []
+    while True:
+        if endpoint is None and not found.is_certain:
+            endpoint = stack.enter_context(open_endpoint(config))
+            found = find_base(config, store, latest, endpoint.fingerprint)
+        base = found.usable
+        if base is not None:
+            damaged = comparison.set_base(store, base, damaged=damaged, retry_dead=retry_dead)
+            for name in damaged:
+                _log.warning("%s/%s is damaged: what it held is read again.", store.url, name)
+        else:
+            comparison.clear_base()
+            if found.reasons:
+                _log.warning("Every vector is new: %s.", "; ".join(found.reasons))
+        changes = comparison.changes()
+        if base is not None and not damaged and changes.is_nothing and is_whole(store, base, config):
+            return unchanged_report(base, changes, config.embed, time.time() - started_at_s)
+        if endpoint is None and changes.todo:
+            endpoint = stack.enter_context(open_endpoint(config))
+            if endpoint.fingerprint != found.fingerprint:
+                found = find_base(config, store, latest, endpoint.fingerprint)
+                continue
+        version = next_version(max([*existing_versions(store), latest[1] if latest else ""]) or None)
+        fingerprint = endpoint.fingerprint if endpoint else found.fingerprint
+        plan = write_plan(store, version, config, comparison, fingerprint, base.version if base else None)
+        lane = LaneSetup(
+            config=config,
+            version=version,
+            plan=plan.name,
+            base_url=endpoint.base_url if endpoint else "",
+            api_key_env=endpoint.api_key_env if endpoint else "",
+            model_fingerprint=fingerprint,
+            paid_versions=_paid_versions(store, config, fingerprint, base),
+            retry_dead=retry_dead,
+            requests_spent=endpoint.requests if endpoint else 0,
+        )
+        setup = VersionSetup(
+            lane=lane,
+            plan=replace(plan, units=(), carried=()),
+            previous=latest[1] if latest else None,
+            latest=latest[0] if latest else None,
+            software=f"epithre-beam {importlib.metadata.version('epithre-beam')}",
+            started_at_s=started_at_s,
+        )
+        try:
+            _run_pipeline(setup, plan, beam_options, watch)
+        except DamagedFileError as error:
+            damaged.append(error.name)
+            store.delete(version_folder(version))
+            continue
+        report: dict[str, Any] = orjson.loads(store.read(report_name(version)))
+        if not report["held_back"]:
+            _collect(store, plan.units)
+        return report
+
+
+def _run_pipeline(setup: VersionSetup, plan: Plan, beam_options: Sequence[str], watch: Watch | None) -> None:
+    # Beam takes seconds to import; a run that finds nothing changed should not wait for it.
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 
     from ..transforms.embed import EmbedUnits, failure_name
-    from ..transforms.epithre.redis_ledger import RedisLedger
-    from ..transforms.lane import LaneSetup, read_progress, shared_ledger
-    from ..transforms.plan import list_all, write_plan
-    from ..transforms.sources import SourceError
-    from ..transforms.version import VersionSetup, WriteVersion
+    from ..transforms.version import Begin, WriteVersion
 
-    started_at_s = time.time()
+    config, version = setup.lane.config, setup.lane.version
     store = Store(config.catalog)
     runner = next((o.partition("=")[2] for o in beam_options if o.startswith("--runner=")), config.runner)
     try:
-        references = list_all(config)
-    except SourceError as error:
-        raise RunFailed(str(error)) from error
-    stack = contextlib.ExitStack()
-    try:
-        stack.enter_context(_holding(store))
-        # Only now: what another run publishes before it lets go of the catalog is what this one starts from.
-        latest = read_latest(store)
-        version = next_version(max([*existing_versions(store), latest[1] if latest else ""]) or None)
-        store.write(f"{run_folder(version)}/started", b"")  # a run whose work cannot be kept must not be paid
-    except OSError as error:
-        stack.close()
-        raise RunFailed(f"The catalog {config.catalog} cannot be written: {error.strerror or error}.") from error
-    except BaseException:
-        stack.close()
-        raise
-    try:
-        with open_endpoint(config) as endpoint:
-            plan = write_plan(store, version, config, references, endpoint.fingerprint)
-            del references
-            setup = VersionSetup(
-                lane=LaneSetup(
-                    config=config,
-                    version=version,
-                    plan=plan.name,
-                    base_url=endpoint.base_url,
-                    api_key_env=endpoint.api_key_env,
-                    model_fingerprint=endpoint.fingerprint,
-                    paid_version=_paid_version(store, config, endpoint.fingerprint),
-                    retry_dead=retry_dead,
-                    requests_spent=endpoint.requests,
-                ),
-                plan=plan,
-                previous=latest[1] if latest else None,
-                latest=latest[0] if latest else None,
-                software=f"epithre-beam {importlib.metadata.version('epithre-beam')}",
-                started_at_s=started_at_s,
-            )
-            ledger = shared_ledger(setup.lane)
-            if isinstance(ledger, RedisLedger):
-                ledger.create(spent=endpoint.requests)
-            options = PipelineOptions([f"--runner={runner}", *beam_options])
-            options.view_as(SetupOptions).save_main_session = False
-            pipeline = beam.Pipeline(options=options)
-            _ = (
-                pipeline
-                | "Units" >> beam.Create(plan.units)
-                | "EmbedUnits" >> EmbedUnits(setup=setup.lane)
-                | "WriteVersion" >> WriteVersion(setup=setup)
-            )
-            with _watching(lambda: read_progress(store, version), watch):
-                pipeline.run().wait_until_finish()
-    except (RunStopped, LedgerLostError) as error:
-        raise RunFailed(str(error)) from error
-    except ConfigError:
+        ledger = shared_ledger(setup.lane)
+        if isinstance(ledger, RedisLedger):
+            ledger.create(spent=setup.lane.requests_spent)
+        options = PipelineOptions([f"--runner={runner}", *beam_options])
+        options.view_as(SetupOptions).save_main_session = False
+        pipeline = beam.Pipeline(options=options)
+        records = pipeline | "Units" >> beam.Create(plan.units) | "EmbedUnits" >> EmbedUnits(setup=setup.lane)
+        carried = pipeline | "Carried" >> beam.Create((Begin(), *plan.carried))
+        _ = (records, carried) | "Parts" >> beam.Flatten() | "WriteVersion" >> WriteVersion(setup=setup)
+        with _watching(lambda: read_progress(store, version), watch):
+            pipeline.run().wait_until_finish()
+    except (RunStopped, LedgerLostError, ConfigError):
         raise
     except Exception as error:
         with contextlib.suppress(FileNotFoundError):
             failure = orjson.loads(store.read(failure_name(version)))
+            if failure["type"] == "DamagedFileError":
+                raise DamagedFileError(failure["facts"]["file"], failure["message"]) from error
             if failure["type"] in {"OSError", "PermissionError"}:
                 raise RunFailed(
                     f"The catalog {config.catalog} cannot be written ({failure['message']}): "
@@ -183,12 +243,14 @@ def run(
             message = failure["message"] if known else f"{failure['type']}: {failure['message']}"
             raise RunFailed(message) from error
         raise RunFailed(f"The runner {runner} failed: {_last_line(error)}") from error
-    finally:
-        with contextlib.suppress(Exception):
-            _forget(store, version)
-        stack.close()
-    report: dict[str, Any] = orjson.loads(store.read(report_name(version)))
-    return report
+
+
+def _collect(store: Store, units: Sequence[Unit]) -> None:
+    """Removes the files of units whose rows stand in the version that was just published."""
+    for unit in units:
+        with contextlib.suppress(OSError):  # what is left is collected by age
+            store.delete(unit_name(unit.name))
+            store.delete(unit_dead_letters_name(unit.name))
 
 
 @contextlib.contextmanager
@@ -223,13 +285,17 @@ def _holding(store: Store) -> Iterator[None]:
         lock.release()
 
 
-def _paid_version(store: Store, config: RunConfig, fingerprint: str | None) -> str | None:
-    """The newest version, published or held back, whose vectors were made as this run makes them."""
+def _paid_versions(store: Store, config: RunConfig, fingerprint: str | None, base: Manifest | None) -> tuple[str, ...]:
+    """The version in force and the newest others whose vectors were made as this run makes them."""
+    found = [] if base is None else [base.version]
     for version in reversed(existing_versions(store)):
-        with contextlib.suppress(CatalogError):
-            if is_reusable(read_manifest(store, version), config, fingerprint):
-                return version
-    return None
+        if len(found) == _PAID_VERSIONS:
+            break
+        if version not in found:
+            with contextlib.suppress(CatalogError):
+                if not differences(read_manifest(store, version), config, fingerprint):
+                    found.append(version)
+    return tuple(found)
 
 
 def existing_versions(store: Store) -> list[str]:
@@ -238,9 +304,10 @@ def existing_versions(store: Store) -> list[str]:
     return [parts[1] for parts in names if len(parts) == 3 and parts[2] == "manifest.json"]
 
 
-def _forget(store: Store, version: str) -> None:
-    """Removes a run's working folder, which nobody needs once the run is over, however it ended."""
-    store.delete(run_folder(version))
+def _forget(store: Store) -> None:
+    """Removes what a run needs only while it lasts, however it ended."""
+    with contextlib.suppress(Exception):
+        store.delete(RUNS)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from .epithre.budget import Budget
 from .epithre.client import Client, RunStopped, limits_of
 from .epithre.ledger import LedgerSettings, SharedLedger
 from .epithre.meter import Meter
-from .plan import PlanReader, Unit
+from .plan import PlanReader, Unit, recipe
 from .reading import Reader
 from .references import references_of
 from .unit import ByteLimit, SentContents, UnitContext, embed_unit
@@ -51,8 +51,8 @@ class LaneSetup:
     """Where the API is: the config's, or the emulator's that the run started."""
     api_key_env: str
     model_fingerprint: str | None = None
-    paid_version: str | None = None
-    """The version whose vectors may be taken over, where the content is the same."""
+    paid_versions: tuple[str, ...] = ()
+    """The versions whose vectors may be taken over, where the content is the same."""
     retry_dead: bool = False
     """Try dead letters again whatever their reason was."""
     requests_spent: int = 0
@@ -128,9 +128,12 @@ async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any, teleme
     local_threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="prepare")
     plan = PlanReader(store, setup.plan)
     plan_lock = threading.Lock()
-    paid = None
-    if setup.paid_version is not None:
-        paid = await asyncio.to_thread(lambda: PaidVectors(store, read_manifest(store, setup.paid_version or "")))
+    made_with = recipe(config.embed, config.prepare, setup.model_fingerprint)
+
+    def find_paid() -> PaidVectors:
+        return PaidVectors(store, [read_manifest(store, version) for version in setup.paid_versions], made_with)
+
+    paid = await asyncio.to_thread(find_paid)
     context = UnitContext(
         store=store,
         embed=config.embed,
@@ -142,6 +145,7 @@ async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any, teleme
         bytes_in_flight=ByteLimit(int(memory * _PAYLOAD_SHARE)),
         sent=SentContents(_SENT_KEPT),
         paid=paid,
+        recipe=made_with,
         retry_dead=setup.retry_dead,
         note_progress=progress.note,
     )

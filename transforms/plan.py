@@ -1,10 +1,10 @@
-"""The plan of a run: all references, sorted and cut into units, in one Parquet file with a row group a unit.
+"""The plan of a run: what it has to read, cut into units, in one Parquet file with a row group a unit.
 
 The pipeline carries only (unit, row group); a worker reads the references of its unit from the plan.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,15 +14,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..configs import EmbedConfig, PrepareConfig, RunConfig
-from ..index.layout import run_folder
+from ..index.layout import DEAD_LETTER_SCHEMA, run_folder
 from ..index.manifest import Manifest
 from ..index.store import Store
+from ..index.units import CarriedGroup
+from .compare import DELETED_SCHEMA, Changes, Comparison, carried_schema, plan_schema
 from .epithre.dialects import DIALECTS
-from .references import reference_schema
-from .sources import SourceError, list_references
+from .sources import list_references
 
 _LARGEST_UNIT = 4
 """A unit may grow to so many times its size, to keep references together that may be the same content."""
+_CUT_AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,45 +44,40 @@ class Plan:
     name: str
     """Of the Parquet file in the catalog."""
     units: tuple[Unit, ...]
-    assets: Mapping[str, int]
-    """By kind."""
-    size_bytes: Mapping[str, int]
-    """By kind, as listed; what is not known is not counted."""
+    """What is to be read."""
+    carried: tuple[CarriedGroup, ...]
+    """What is taken over unread."""
+    changes: Changes
+    base: str | None
+    """The version that it is taken over from."""
 
 
-def list_all(config: RunConfig) -> pa.Table:
-    """The references of all sources.
+def plan_name(version: str) -> str:
+    return f"{run_folder(version)}/plan.parquet"
+
+
+def carried_name(version: str) -> str:
+    return f"{run_folder(version)}/carried.parquet"
+
+
+def carried_dead_name(version: str) -> str:
+    return f"{run_folder(version)}/dead.parquet"
+
+
+def deleted_name(version: str) -> str:
+    return f"{run_folder(version)}/deleted.parquet"
+
+
+def iterate_references(config: RunConfig) -> Iterator[pa.Table]:
+    """The references of all sources, in tables of `reference_schema`.
 
     Raises:
         ConfigError: When a source matches nothing or lacks a column.
-        SourceError: When two assets of a kind share an id.
+        SourceError: When a source cannot be listed or read.
     """
     types = config.metadata_types
-    tables = [t for i, source in enumerate(config.sources) for t in list_references(source, i, types)]
-    table = pa.concat_tables(tables, promote_options="none").combine_chunks()
-    _check_ids(table, config)
-    return table
-
-
-def _check_ids(table: pa.Table, config: RunConfig) -> None:
-    counts = table.group_by(["kind", "asset_id"]).aggregate([([], "count_all")])
-    doubled = counts.filter(pc.greater(counts.column("count_all"), 1))
-    if not len(doubled):
-        return
-    first = doubled.sort_by([("kind", "ascending"), ("asset_id", "ascending")]).slice(0, 1).to_pylist()[0]
-    same = pc.and_(pc.equal(table.column("kind"), first["kind"]), pc.equal(table.column("asset_id"), first["asset_id"]))
-    places = table.filter(same).slice(0, 2).to_pylist()
-    where = " and ".join(f"sources[{p['source']}] ({p['uri'] or config.sources[p['source']].table})" for p in places)
-    raise SourceError(
-        f"An id must be unique within its kind, but {first['kind']} {first['asset_id']!r} stands "
-        f"{first['count_all']} times, in {where}; {len(doubled)} ids are affected: nothing was sent."
-    )
-
-
-def sort_references(table: pa.Table) -> pa.Table:
-    """By kind, size, fingerprint, id: what may be the same content stands together."""
-    keys = [("kind", "ascending"), ("size_bytes", "ascending"), ("fingerprint", "ascending"), ("asset_id", "ascending")]
-    return table.take(pc.sort_indices(table, sort_keys=keys)).combine_chunks()
+    for position, source in enumerate(config.sources):
+        yield from list_references(source, position, types)
 
 
 def cut_units(table: pa.Table, size: int) -> list[tuple[int, int]]:
@@ -110,15 +107,8 @@ def cut_units(table: pa.Table, size: int) -> list[tuple[int, int]]:
 
 
 def unit_name(references: pa.Table, embed: EmbedConfig, prepare: PrepareConfig, fingerprint: str | None) -> str:
-    """The hash of all that decides a unit's vectors: model, request, preparation, references.
-
-    Where the server is, how fast it may be asked and what metadata the assets have is not part of it. An emulator's
-    fingerprint is, so that its vectors never pass for the API's.
-    """
-    request = {"dialect": embed.dialect, "model": embed.model, "dimension": embed.dimension, "server": fingerprint}
-    if (input_type := DIALECTS[embed.dialect](embed).document_type) is not None:
-        request["input_type"] = input_type
-    digest = hashlib.sha256(orjson.dumps([request, prepare.model_dump(mode="json")], option=orjson.OPT_SORT_KEYS))
+    """The hash of all that decides a unit's vectors: recipe and references, without their metadata."""
+    digest = hashlib.sha256(bytes.fromhex(recipe(embed, prepare, fingerprint)))
     for name in ("asset_id", "kind", "uri", "fingerprint"):
         for value in references.column(name).to_pylist():
             data = (value or "").encode()
@@ -126,26 +116,80 @@ def unit_name(references: pa.Table, embed: EmbedConfig, prepare: PrepareConfig, 
     return digest.hexdigest()[:40]
 
 
-def is_reusable(manifest: Manifest, config: RunConfig, fingerprint: str | None) -> bool:
-    """Whether a version's vectors were made as this run would make them, so that they may be taken over."""
+def recipe(embed: EmbedConfig, prepare: PrepareConfig, fingerprint: str | None) -> str:
+    """The hash of all but the asset that decides a vector: model, request, preparation.
+
+    Where the server is and how fast it may be asked is not part of it. An emulator's fingerprint is, so that its
+    vectors never pass for the API's.
+    """
+    request = {"dialect": embed.dialect, "model": embed.model, "dimension": embed.dimension, "server": fingerprint}
+    if (input_type := DIALECTS[embed.dialect](embed).document_type) is not None:
+        request["input_type"] = input_type
+    data = orjson.dumps([request, prepare.model_dump(mode="json")], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(data).hexdigest()
+
+
+def differences(manifest: Manifest, config: RunConfig, fingerprint: str | None) -> list[str]:
+    """Why a version's vectors may not be taken over by this run, a sentence each; none when they may."""
     then, now = manifest.config.get("embed", {}), config.embed.model_dump(mode="json")
-    return (
-        manifest.model_fingerprint == fingerprint
-        and all(then.get(name) == now[name] for name in ("dialect", "model", "dimension", "input_type"))
-        and manifest.config.get("prepare") == config.prepare.model_dump(mode="json")
-        and manifest.config.get("index", {}).get("vector_type") == "float32"
-    )
+    found = [
+        f"embed.{name} was {then.get(name)!r} and is {now[name]!r}"
+        for name in ("dialect", "model", "dimension", "input_type")
+        if then.get(name) != now[name]
+    ]
+    before, after = manifest.config.get("prepare", {}), config.prepare.model_dump(mode="json")
+    found += [
+        f"prepare.{name} was {before.get(name)!r} and is {value!r}"
+        for name, value in after.items()
+        if before.get(name) != value
+    ]
+    if manifest.model_fingerprint != fingerprint:
+        names = [name or "the API itself" for name in (manifest.model_fingerprint, fingerprint)]
+        found.append(f"the vectors came from {names[0]} and would come from {names[1]}")
+    stored = manifest.config.get("index", {}).get("vector_type")
+    if stored not in {config.index.vector_type, "float32"}:
+        found.append(f"index.vector_type was {stored} and is {config.index.vector_type}, which needs more bits")
+    return found
 
 
-def write_plan(store: Store, version: str, config: RunConfig, table: pa.Table, fingerprint: str | None) -> Plan:
-    """Sorts, cuts, names and stores the references of a run."""
-    table = sort_references(table)
-    name = f"{run_folder(version)}/plan.parquet"
+def iterate_units(references: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """Cuts sorted references into units as they come, the same way as if they came in one table."""
+    held = None
+    for table in references:
+        held = table if held is None else pa.concat_tables([held, table]).combine_chunks()
+        if len(held) > _CUT_AT_ONCE * size:
+            # A cut is certain when all that could still belong to the unit is there.
+            certain = [(start, end) for start, end in cut_units(held, size) if start + size * _LARGEST_UNIT < len(held)]
+            for start, end in certain:
+                yield held.slice(start, end - start)
+            held = held.slice(certain[-1][1])
+    if held is not None:
+        for start, end in cut_units(held.combine_chunks(), size):
+            yield held.slice(start, end - start).combine_chunks()
+
+
+def write_plan(
+    store: Store, version: str, config: RunConfig, comparison: Comparison, fingerprint: str | None, base: str | None
+) -> Plan:
+    """Cuts, names and stores what a run has to do, and says what it takes over.
+
+    Args:
+        store: The catalog.
+        version: The new one; its run folder gets the files.
+        config: Of the run.
+        comparison: Of its references with the version `base`.
+        fingerprint: Of the server's model, where it has one.
+        base: The version whose rows are taken over, if there is one.
+    """
+    types = config.metadata_types
+    changes = comparison.changes()
+    name = plan_name(version)
     units = []
-    with store.open_write(name) as file:
-        writer = pq.ParquetWriter(pa.PythonFile(file, mode="w"), reference_schema(config.metadata_types))
-        for row_group, (start, end) in enumerate(cut_units(table, config.embed.unit_references)):
-            part = table.slice(start, end - start)
+    with (
+        store.open_write(name) as file,
+        pq.ParquetWriter(pa.PythonFile(file, mode="w"), plan_schema(types)) as writer,
+    ):
+        for row_group, part in enumerate(iterate_units(comparison.todo(), config.embed.unit_references)):
             units.append(
                 Unit(
                     name=unit_name(part, config.embed, config.prepare, fingerprint),
@@ -155,19 +199,30 @@ def write_plan(store: Store, version: str, config: RunConfig, table: pa.Table, f
                 )
             )
             writer.write_table(part, row_group_size=len(part))
-        writer.close()
-    return Plan(name=name, units=tuple(units), assets=count_by_kind(table), size_bytes=bytes_by_kind(table))
+    carried = []
+    if sum(changes.unchanged.values()):
+        with (
+            store.open_write(carried_name(version)) as file,
+            pq.ParquetWriter(pa.PythonFile(file, mode="w"), carried_schema(types)) as writer,
+        ):
+            for row_group, kept in enumerate(comparison.kept()):
+                writer.write_table(kept.rows, row_group_size=len(kept.rows))
+                carried.append(
+                    CarriedGroup(
+                        kind=kept.kind, file=kept.file, group=kept.group, row_group=row_group, rows=len(kept.rows)
+                    )
+                )
+    if sum(changes.dead.values()):
+        _write_tables(store, carried_dead_name(version), comparison.dead_letters(), DEAD_LETTER_SCHEMA)
+    if sum(changes.deleted.values()):
+        _write_tables(store, deleted_name(version), comparison.deleted_contents(), DELETED_SCHEMA)
+    return Plan(name=name, units=tuple(units), carried=tuple(carried), changes=changes, base=base)
 
 
-def count_by_kind(table: pa.Table) -> dict[str, int]:
-    counts = table.group_by("kind").aggregate([([], "count_all")])
-    return dict(sorted(zip(counts.column("kind").to_pylist(), counts.column("count_all").to_pylist(), strict=True)))
-
-
-def bytes_by_kind(table: pa.Table) -> dict[str, int]:
-    sums = table.group_by("kind").aggregate([("size_bytes", "sum")])
-    values = [value or 0 for value in sums.column("size_bytes_sum").to_pylist()]
-    return dict(sorted(zip(sums.column("kind").to_pylist(), values, strict=True)))
+def _write_tables(store: Store, name: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    with store.open_write(name) as file, pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema) as writer:
+        for table in tables:
+            writer.write_table(table)
 
 
 class PlanReader:
@@ -188,11 +243,3 @@ class PlanReader:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def iterate_plan(store: Store, name: str) -> Iterator[pa.Table]:
-    """All references of a plan, a unit at a time."""
-    with store.open_read(name) as handle:
-        file = pq.ParquetFile(handle, pre_buffer=False)
-        for row_group in range(file.num_row_groups):
-            yield file.read_row_group(row_group)

@@ -4,7 +4,7 @@ import hashlib
 import os
 import urllib.parse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pyarrow as pa
 
@@ -47,8 +47,8 @@ def reference_schema(metadata: Mapping[str, str]) -> pa.Schema:
 
 
 def references_of(table: pa.Table) -> list[Reference]:
-    """A plan's rows as objects, without their metadata."""
-    names = [name for name in table.schema.names if name != "metadata"]
+    """References as objects, without their metadata and what a plan says beside them."""
+    names = [field.name for field in fields(Reference)]
     return [Reference(**row) for row in table.select(names).to_pylist()]
 
 
@@ -62,9 +62,16 @@ def file_fingerprint(info: Mapping[str, object]) -> str:
     for name in ("ETag", "etag", "md5Hash", "content_md5", "checksum"):
         if info.get(name):
             return f"etag:{str(info[name]).strip(chr(34))}"
-    modified = info.get("mtime") or info.get("last_modified") or info.get("LastModified") or info.get("updated") or ""
+    names = ("mtime", "last_modified", "LastModified", "updated", "created")
+    modified = next((info[name] for name in names if info.get(name)), None)
+    if modified is None:
+        return UNKNOWN  # a size alone does not show that a file was changed
     text = f"{modified:.6f}" if isinstance(modified, float) else str(modified)
     return f"mtime:{info.get('size')}:{text}"
+
+
+UNKNOWN = "unknown"
+"""The fingerprint of a file that could not be asked about: it may have changed since."""
 
 
 def printable(name: str) -> str:

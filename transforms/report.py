@@ -7,8 +7,9 @@ from typing import Any
 import jinja2
 
 from ..configs import EmbedConfig
-from ..index.manifest import Manifest
+from ..index.manifest import Counts, Manifest
 from ..index.version import DeadLetterSummary
+from .compare import Changes
 from .epithre.meter import Meter
 
 
@@ -59,6 +60,24 @@ def make_report(
             "utilisation": round(meter.requests / (limit * embed_s / 60), 4) if limit and embed_s > 60 else None,
         },
     }
+
+
+def unchanged_report(manifest: Manifest, changes: Changes, embed: EmbedConfig, seconds: float) -> dict[str, Any]:
+    """The report of a run that found nothing changed and wrote nothing: of the version that stays in force."""
+    rows = sum(changes.unchanged.values())
+    dead = sum(changes.dead.values())
+    counts = Counts(
+        assets=rows + dead,
+        per_kind=manifest.counts.per_kind,
+        embedded=0,
+        reused=rows,
+        deduplicated=0,
+        dead=dead,
+        unchanged=rows,
+    )
+    update = {"counts": counts, "timings_s": {"embed": 0.0, "total": round(seconds, 3)}}
+    report = make_report(manifest.model_copy(update=update), DeadLetterSummary(), [], embed)
+    return {**report, "status": "unchanged"}
 
 
 def render_report(report: Mapping[str, Any], manifest: Manifest) -> str:

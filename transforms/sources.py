@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ..configs import ConfigError, SourceConfig
 from ..index.layout import metadata_type
-from .references import file_fingerprint, local_path, local_uri, printable, reference_schema, text_fingerprint
+from .references import UNKNOWN, file_fingerprint, local_path, local_uri, printable, reference_schema, text_fingerprint
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TEXT_SUFFIXES = (".txt", ".md")
@@ -454,12 +454,12 @@ class _TableReader:
                 fs, path = filesystem(uri, self.source.storage_options) if path is None else (LocalFileSystem(), path)
                 info = _info(fs, path) or {}
             except Exception:
-                return "unknown", None
-            return (file_fingerprint(info), info.get("size")) if info.get("type") == "file" else ("unknown", None)
+                return UNKNOWN, None
+            return (file_fingerprint(info), info.get("size")) if info.get("type") == "file" else (UNKNOWN, None)
 
         allowed = allowed_prefixes(self.source)
         with ThreadPoolExecutor(_STAT_THREADS) as pool:
-            facts = list(pool.map(lambda u: ask(u) if is_within(u, allowed) else ("unknown", None), full))
+            facts = list(pool.map(lambda u: ask(u) if is_within(u, allowed) else (UNKNOWN, None), full))
         return {
             "uri": pa.array(full, pa.string()),
             "fingerprint": pa.array([f for f, _ in facts]),

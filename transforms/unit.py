@@ -106,8 +106,10 @@ class UnitContext:
     """For what computes: local files and texts. As many as there are cores; more would fight for them."""
     bytes_in_flight: ByteLimit
     sent: SentContents
-    paid: PaidVectors | None
-    """What an earlier version has, if its vectors were made the same way."""
+    paid: PaidVectors
+    """What was paid for earlier and made the same way."""
+    recipe: str
+    """What the vectors are made with."""
     retry_dead: bool
     """Try dead letters again whatever their reason was."""
     note_progress: Callable[[int, int], None]
@@ -288,7 +290,7 @@ def _prepare(position: int, reference: Reference, context: UnitContext) -> _Prep
         sha256 = hashlib.sha256(data).hexdigest()
         text = prepare_text(data, context.prepare) if reference.kind == "text" else None
         facts: dict[str, Any] = {"width": None, "height": None, "prepared": None, "media_type": "text/plain"}
-        paid = None if context.paid is None else context.paid.find(reference.kind, sha256)
+        paid = context.paid.find(reference.kind, sha256)
         item = None
         if paid is not None:
             facts = {name: getattr(paid, name) for name in facts}
@@ -367,6 +369,7 @@ def _dead(reference: Reference, stage: str, reason: Reason, detail: str, attempt
         reason=reason,
         detail=detail,
         attempts=attempts,
+        fingerprint=reference.fingerprint,
     )
 
 
@@ -391,7 +394,16 @@ def _write(
         assets = pa.concat_tables([old.select(schema.names).cast(schema), assets])
         sequence = np.argsort([order[name] for name in assets.column("asset_id").to_pylist()], kind="stable")
         assets, vectors = assets.take(sequence), np.concatenate([kept, vectors])[sequence]
-    write_unit(context.store, unit.name, assets, vectors, dead, deduplicated=deduplicated, carried=carried)
+    write_unit(
+        context.store,
+        unit.name,
+        assets,
+        vectors,
+        dead,
+        deduplicated=deduplicated,
+        carried=carried,
+        recipe=context.recipe,
+    )
     return len(vectors)
 
 

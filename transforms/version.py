@@ -1,4 +1,4 @@
-"""The Beam side of a version: unit records in; shards, indexes, a verdict and a published version out."""
+"""The Beam side of a version: old rows and unit records in; shards, indexes, a verdict, a published version out."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -11,28 +11,17 @@ import pyarrow as pa
 
 from ..index.build import ShardRecord, ShardTask, build_index, plan_shards, write_tables
 from ..index.layout import report_name, report_page_name, run_folder, vector_schema, vectors_name
-from ..index.manifest import Counts, FileEntry, IndexEntry, publish, read_latest
+from ..index.manifest import Counts, FileEntry, IndexEntry, publish, read_latest, read_manifest
 from ..index.store import Store
-from ..index.units import UnitRecord, read_unit
+from ..index.units import CarriedGroup, UnitRecord, read_unit
 from ..index.version import check_conservation, judge, write_dead_letters, write_manifest
+from .carry import CarriedRows
+from .changes import count_changes
 from .embed import note_failure
-from .lane import LaneSetup, read_progress
-from .plan import Plan, PlanReader
+from .lane import read_progress
+from .plan import PlanReader, carried_dead_name
 from .report import make_report, render_report
-
-
-@dataclass(frozen=True, kw_only=True)
-class VersionSetup:
-    """What the last steps of a run need to know. Travels through the graph, so it holds no secret."""
-
-    lane: LaneSetup
-    plan: Plan
-    previous: str | None
-    latest: bytes | None
-    """LATEST.json as it stood before the run wrote anything: it is swapped against this."""
-    software: str
-    started_at_s: float
-    """time.time() at the launch."""
+from .setup import VersionSetup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +41,19 @@ class Outcome:
     held_back: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Begin:
+    """An element that is always there, so that a version is written even where no row is left."""
+
+
+Part = Begin | CarriedGroup | UnitRecord
+
+
 @dataclass(eq=False, kw_only=True)
 class WriteVersion(beam.PTransform):  # type: ignore[misc]
-    """Writes the version that finished units amount to, and publishes it if no guard objects.
+    """Writes the version that old rows and finished units amount to, and publishes it if no guard objects.
 
-    Input: PCollection[UnitRecord]. Output: PCollection[Outcome] with one element.
+    Input: PCollection[Part], one `Begin` among them. Output: PCollection[Outcome] with one element.
     """
 
     setup: VersionSetup
@@ -64,11 +61,11 @@ class WriteVersion(beam.PTransform):  # type: ignore[misc]
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, records: beam.PCollection) -> beam.PCollection:
+    def expand(self, parts: beam.PCollection) -> beam.PCollection:
         shards = (
-            records
-            | "AllUnits" >> beam.Map(under_one_key)
-            | "GroupUnits" >> beam.GroupByKey()
+            parts
+            | "AllParts" >> beam.Map(under_one_key)
+            | "GroupParts" >> beam.GroupByKey()
             | "PlanShards" >> beam.FlatMap(_Step(plan_all_shards, self.setup))
             | "SpreadShards" >> beam.Reshuffle()
             | "WriteShard" >> beam.Map(_Step(write_shard, self.setup))
@@ -83,7 +80,7 @@ class WriteVersion(beam.PTransform):  # type: ignore[misc]
         )
         return (
             (
-                records | "KeepUnits" >> beam.Map(under_one_key),
+                parts | "KeepParts" >> beam.Map(under_one_key),
                 shards | "KeepShards" >> beam.Map(under_one_key),
                 indexes | "KeepIndexes" >> beam.Map(under_one_key),
             )
@@ -112,23 +109,27 @@ def under_one_key(value: Any) -> tuple[int, Any]:
     return 0, value
 
 
-def plan_all_shards(element: tuple[int, Iterable[UnitRecord]], setup: VersionSetup) -> list[ShardTask]:
-    return plan_shards(element[1], setup.lane.config.index.rows_per_file)
+def plan_all_shards(element: tuple[int, Iterable[Part]], setup: VersionSetup) -> list[ShardTask]:
+    parts = [part for part in element[1] if not isinstance(part, Begin)]
+    return plan_shards(parts, setup.lane.config.index.rows_per_file)
 
 
 def write_shard(task: ShardTask, setup: VersionSetup) -> ShardRecord:
-    """Streams units into one Parquet file, with the metadata that the plan has of their assets today."""
+    """Streams old rows and units into one Parquet file, with the metadata that their assets have today."""
     config = setup.lane.config
     store = Store(config.catalog)
     types = config.metadata_types
     schema = vector_schema(config.embed.dimension, types, config.index.vector_type)
 
     def tables() -> Iterator[pa.Table]:
-        with PlanReader(store, setup.lane.plan) as plan:
-            for record in task.units:
-                table = read_unit(store, record.unit)
+        with PlanReader(store, setup.lane.plan) as plan, CarriedRows(store, setup.lane.version) as old:
+            for part in task.parts:
+                if isinstance(part, CarriedGroup):
+                    yield old.read(part)
+                    continue
+                table = read_unit(store, part.unit)
                 if types:
-                    references = plan.read(record.row_group, ["asset_id", "metadata"])
+                    references = plan.read(part.row_group, ["asset_id", "metadata"])
                     order = {name: i for i, name in enumerate(references.column("asset_id").to_pylist())}
                     rows = pa.array([order[name] for name in table.column("asset_id").to_pylist()], pa.int64())
                     table = table.append_column("metadata", references.column("metadata").take(rows))
@@ -161,10 +162,11 @@ def build_kind(task: tuple[str, tuple[ShardRecord, ...]], setup: VersionSetup) -
     return BuiltIndex(entry=entry, files=tuple(files), seconds=time.monotonic() - started)
 
 
-def finish(element: tuple[int, Iterable[UnitRecord | ShardRecord | BuiltIndex]], setup: VersionSetup) -> Outcome:
+def finish(element: tuple[int, Iterable[Part | ShardRecord | BuiltIndex]], setup: VersionSetup) -> Outcome:
     """Checks, judges, writes the manifest and the report, and publishes: the last writes of a run, in this order."""
     everything = list(element[1])
     records = [e for e in everything if isinstance(e, UnitRecord)]
+    carried = [e for e in everything if isinstance(e, CarriedGroup)]
     shards = [e for e in everything if isinstance(e, ShardRecord)]
     indexes = sorted((e for e in everything if isinstance(e, BuiltIndex)), key=lambda b: b.entry.kind)
     config, version = setup.lane.config, setup.lane.version
@@ -172,18 +174,28 @@ def finish(element: tuple[int, Iterable[UnitRecord | ShardRecord | BuiltIndex]],
     latest = read_latest(store)
     if latest is not None and latest[1] == version:
         return Outcome(version=version)  # a runner may run this step again after it has succeeded
-    check_conservation(setup.plan.assets, records, shards)
-    dead_file, dead = write_dead_letters(store, version, records)
-    dead_per_kind = {kind: sum(r.dead for r in records if r.kind == kind) for kind in setup.plan.assets}
+    changes = setup.plan.changes
+    check_conservation(changes.assets, records, shards, carried, changes.dead)
+    old_letters = carried_dead_name(version) if sum(changes.dead.values()) else None
+    dead_file, dead = write_dead_letters(store, version, records, old_letters)
+    dead_per_kind = {
+        kind: sum(r.dead for r in records if r.kind == kind) + changes.dead.get(kind, 0) for kind in changes.assets
+    }
     entries = [built.entry for built in indexes]
-    held_back = judge(setup.plan.assets, dead_per_kind, entries, config.guards, config.index.target_recall)
+    before = None if setup.previous is None else read_manifest(store, setup.previous).counts.per_kind
+    held_back = judge(changes.assets, dead_per_kind, entries, config.guards, config.index.target_recall, before)
+    base = None if setup.plan.base is None else read_manifest(store, setup.plan.base)
+    unchanged = sum(changes.unchanged.values())
     counts = Counts(
-        assets=sum(setup.plan.assets.values()),
-        per_kind={kind: sum(r.rows for r in records if r.kind == kind) for kind in setup.plan.assets},
+        assets=sum(changes.assets.values()),
+        per_kind={kind: changes.assets[kind] - dead_per_kind[kind] for kind in changes.assets},
         embedded=sum(r.rows - r.carried for r in records if not r.reused),
-        reused=sum(r.rows if r.reused else r.carried for r in records),
+        reused=unchanged + sum(r.rows if r.reused else r.carried for r in records),
         deduplicated=sum(r.deduplicated for r in records if not r.reused),
         dead=sum(dead_per_kind.values()),
+        unchanged=unchanged,
+        deleted=sum(changes.deleted.values()),
+        **count_changes(store, version, records, base, has_deleted=bool(sum(changes.deleted.values()))),
     )
     lanes = read_progress(store, version)
     timings = {

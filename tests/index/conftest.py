@@ -99,7 +99,7 @@ def write_shards(store: Store, records: Sequence[UnitRecord], dimension: int, ro
     shards = []
     for task in plan_shards(records, rows_per_file):
         name = vectors_name(VERSION, task.kind, task.shard, task.shards)
-        entry = write_tables(store, name, tables(task.units), schema)
+        entry = write_tables(store, name, tables(task.parts), schema, rows_per_group=13)
         shards.append(ShardRecord(kind=task.kind, shard=task.shard, file=entry))
     return shards
 

@@ -4,7 +4,7 @@ import itertools
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from epithre_beam.index import Store
 from epithre_beam.index.build import (
+    ROWS_PER_GROUP,
     Queries,
     _measure,
     _Truth,
@@ -30,7 +31,7 @@ from epithre_beam.index.build import (
     write_tables,
 )
 from epithre_beam.index.exact import ExactIndexWriter
-from epithre_beam.index.layout import vector_schema, vectors_name, version_folder
+from epithre_beam.index.layout import asset_fields, unit_schema, vector_schema, vectors_name, version_folder
 from epithre_beam.index.units import UnitRecord, read_unit, write_unit
 
 Floats = npt.NDArray[np.float32]
@@ -59,11 +60,11 @@ def test_a_plan_lays_every_unit_once_in_order_of_names_into_files_of_about_the_s
     tasks = plan_shards(shuffled, rows_per_file)
     for kind in ("image", "text"):
         files = [task for task in tasks if task.kind == kind]
-        assert [unit for task in files for unit in task.units] == [r for r in records if r.kind == kind and r.rows]
+        assert [part for task in files for part in task.parts] == [r for r in records if r.kind == kind and r.rows]
         assert [(task.shard, task.shards) for task in files] == [(i, len(files)) for i in range(len(files))]
         for i, task in enumerate(files):
-            rows = sum(unit.rows for unit in task.units)
-            assert rows - task.units[-1].rows < rows_per_file  # a file ends with the unit that fills it
+            rows = sum(part.rows for part in task.parts)
+            assert rows - task.parts[-1].rows < rows_per_file  # a file ends with the unit that fills it
             assert rows >= rows_per_file or i == len(files) - 1
 
 
@@ -87,14 +88,37 @@ def test_vectors_assets_and_index_have_the_same_rows_in_the_same_order(small: An
         np.testing.assert_array_equal(codes, vectors.astype(np.float16).astype(np.float32))
 
 
-def test_row_groups_are_the_units(small: Any) -> None:
-    by_unit = {r.unit: r for r in small.records}
-    for task, shard in zip(plan_shards(small.records, 30), small.shards, strict=True):
-        with small.store.open_read(shard.file.name) as file:
-            metadata = pq.read_metadata(file)
-        groups = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
-        assert groups == [by_unit[unit.unit].rows for unit in task.units]
-        assert sum(groups) == shard.file.rows
+def test_row_groups_have_one_size_whatever_the_pieces(
+    draw_vectors: Callable[..., Floats], draw_assets: Callable[..., pa.Table], tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path))
+    rng = np.random.default_rng(5)
+    sizes = [1, 700, 3, *rng.integers(1, 300, 12).tolist(), 1500]
+    vectors = draw_vectors(sum(sizes), 8)
+    schema = unit_schema(8)
+    pieces, start = [], 0
+    for size in sizes:
+        column = pa.FixedSizeListArray.from_arrays(
+            pa.array(vectors[start : start + size].reshape(-1)), type=schema.field("embedding").type
+        )
+        pieces.append(draw_assets("text", start, size).append_column(schema.field("embedding"), column))
+        start += size
+    entry = write_tables(store, "some.parquet", iter(pieces), schema)
+    metadata = pq.read_metadata(tmp_path / "some.parquet")
+    groups = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+    assert groups[:-1] == [ROWS_PER_GROUP] * (len(groups) - 1)
+    assert sum(groups) == entry.rows == len(vectors)
+    assert pq.read_table(tmp_path / "some.parquet").equals(pa.concat_tables(pieces))
+
+
+def test_an_error_of_the_reader_is_the_writers(draw_assets: Callable[..., pa.Table], tmp_path: Path) -> None:
+    def tables() -> Iterator[pa.Table]:
+        yield draw_assets("text", 0, 3)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        write_tables(Store(str(tmp_path)), "some.parquet", tables(), pa.schema(asset_fields()))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_rows_in_the_same_units_give_the_same_bytes(

@@ -1,8 +1,9 @@
 """Plans: every reference in one unit, the same units for the same inputs, new names for what must be paid anew."""
 
+import contextlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,13 @@ from hypothesis import strategies as st
 
 from epithre_beam.configs import EmbedConfig, PrepareConfig, RunConfig
 from epithre_beam.index.store import Store
+from epithre_beam.transforms.compare import Comparison
 from epithre_beam.transforms.plan import (
     Plan,
     PlanReader,
-    bytes_by_kind,
-    count_by_kind,
     cut_units,
-    iterate_plan,
-    list_all,
-    sort_references,
+    iterate_references,
+    iterate_units,
     unit_name,
     write_plan,
 )
@@ -232,11 +231,27 @@ def make_sources(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+@contextlib.contextmanager
+def listed(config: RunConfig) -> Iterator[Comparison]:
+    with Comparison(config.metadata_types) as comparison:
+        for table in iterate_references(config):
+            comparison.add_references(table)
+        yield comparison
+
+
+def sort_references(table: pa.Table) -> pa.Table:
+    """As a run sorts them: by what it asks the comparison for."""
+    with Comparison({}) as comparison:
+        comparison.add_references(table)
+        return pa.concat_tables([table.slice(0, 0), *(t.select(table.schema.names) for t in comparison.todo())])
+
+
 def planned(folder: Path, sources: Sequence[dict[str, Any]], **embed: Any) -> tuple[Store, Plan]:
     raw = {"catalog": str(folder), "sources": sources, "embed": {"unit_references": 7} | embed}
     config = RunConfig.model_validate(raw)
     store = Store(str(folder))
-    return store, write_plan(store, "000001-x", config, list_all(config), None)
+    with listed(config) as comparison:
+        return store, write_plan(store, "000001-x", config, comparison, None, None)
 
 
 def test_the_order_of_the_sources_does_not_change_the_units(tmp_path: Path) -> None:
@@ -262,7 +277,8 @@ def test_a_plan_is_read_back_unit_by_unit_with_its_metadata(tmp_path: Path) -> N
     sources = make_sources(tmp_path / "in")
     store, plan = planned(tmp_path / "catalog", sources)
     config = RunConfig.model_validate({"catalog": "unused", "sources": sources})
-    expected = list_all(config)
+    with listed(config) as comparison:
+        expected = pa.concat_tables(list(comparison.todo()))
     read = []
     with PlanReader(store, plan.name) as reader:
         for unit in plan.units:
@@ -272,8 +288,7 @@ def test_a_plan_is_read_back_unit_by_unit_with_its_metadata(tmp_path: Path) -> N
             assert unit_name(table, EmbedConfig(), PrepareConfig(), None) == unit.name
             assert reader.read(unit.row_group, ["asset_id"]).to_pydict() == table.select(["asset_id"]).to_pydict()
             read += table.to_pylist()
-    assert read == [row for table in iterate_plan(store, plan.name) for row in table.to_pylist()]
-    assert sort_references(expected).to_pylist() == read
+    assert expected.to_pylist() == read
     assert len({unit.name for unit in plan.units}) == len(plan.units)
     assert {row["metadata"]["price"] for row in read if row["kind"] == "text"} == set(map(float, range(60)))
     assert {row["metadata"]["t"] for row in read if row["source"] == 3} == set("abcdef")
@@ -282,13 +297,24 @@ def test_a_plan_is_read_back_unit_by_unit_with_its_metadata(tmp_path: Path) -> N
 def test_counts_and_bytes_are_those_of_the_references(tmp_path: Path) -> None:
     _, plan = planned(tmp_path / "catalog", make_sources(tmp_path / "in"))
     on_disk = sum(path.stat().st_size for path in (tmp_path / "in").glob("*/*.jpg"))
-    assert plan.assets == {"image": 80, "text": 120}
-    assert plan.size_bytes == {"image": on_disk, "text": 120}
+    assert plan.changes.assets == {"image": 80, "text": 120}
+    assert plan.changes.size_bytes == {"image": on_disk, "text": 120}
     assert sum(unit.references for unit in plan.units) == 200
+
+
+@given(references(), st.integers(1, 9), st.integers(1, 40))
+def test_units_do_not_depend_on_how_the_references_come(table: pa.Table, size: int, step: int) -> None:
+    table = sort_references(table)
+    pieces = [table.slice(start, step) for start in range(0, len(table), step)]
+    whole = [table.slice(start, end - start).to_pylist() for start, end in cut_units(table, size)]
+    assert [unit.to_pylist() for unit in iterate_units(pieces, size)] == whole
 
 
 @given(references())
 def test_counting_is_conservation(table: pa.Table) -> None:
     rows = table.to_pylist()
-    assert count_by_kind(table) == dict(Counter(row["kind"] for row in rows))
-    assert sum(bytes_by_kind(table).values()) == sum(row["size_bytes"] or 0 for row in rows)
+    with Comparison({}) as comparison:
+        comparison.add_references(table)
+        changes = comparison.changes()
+    assert changes.assets == changes.new == dict(Counter(row["kind"] for row in rows))
+    assert sum(changes.size_bytes.values()) == sum(row["size_bytes"] or 0 for row in rows)

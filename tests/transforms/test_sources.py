@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from epithre_beam.configs import ConfigError, PrepareConfig, RunConfig, SourceConfig
 from epithre_beam.index.layout import Reason
-from epithre_beam.transforms.plan import list_all
+from epithre_beam.transforms.compare import Comparison
+from epithre_beam.transforms.plan import iterate_references
 from epithre_beam.transforms.prepare import Unpreparable
 from epithre_beam.transforms.reading import Reader
 from epithre_beam.transforms.references import Reference, reference_schema, references_of
@@ -590,7 +591,14 @@ def test_a_glob_of_tables_is_one_source(tmp_path: Path) -> None:
 
 
 def run(*sources: Mapping[str, Any]) -> pa.Table:
-    return list_all(RunConfig.model_validate({"catalog": "unused", "sources": sources}))
+    config = RunConfig.model_validate({"catalog": "unused", "sources": sources})
+    with Comparison(config.metadata_types) as comparison:
+        tables = []
+        for table in iterate_references(config):
+            comparison.add_references(table)
+            tables.append(table)
+        comparison.check_ids(config)
+    return pa.concat_tables(tables)
 
 
 def test_an_id_that_stands_twice_is_named_with_its_places(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from epithre_beam.configs import EmbedConfig, PrepareConfig, SourceConfig
 from epithre_beam.index import Store
+from epithre_beam.index.paid import PaidVectors
 from epithre_beam.index.units import read_unit
 from epithre_beam.transforms.epithre.client import Client
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
@@ -63,7 +64,8 @@ async def embed_all(units, embed, key, store, reader_class=Reader, memory=50_000
                 local_threads=local_threads,
                 bytes_in_flight=ByteLimit(memory),
                 sent=SentContents(1024),
-                paid=None,
+                paid=PaidVectors(store, [], ""),
+                recipe="",
                 retry_dead=False,
                 note_progress=lambda done, dead: None,
             )

@@ -7,7 +7,7 @@ Its vectors come from a hash or from a small lexicon, never from the real model;
 """
 
 from .process import EmulatorProcess, start_emulator_process
-from .server import Emulator
+from .server import Emulator, emulator_fingerprint
 from .settings import EmulatorSettings, Faults, Limits
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "EmulatorSettings",
     "Faults",
     "Limits",
+    "emulator_fingerprint",
     "start_emulator_process",
 ]

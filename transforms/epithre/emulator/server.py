@@ -230,6 +230,11 @@ class Emulator:
         record.answered_ns = time.monotonic_ns()
 
 
+def emulator_fingerprint(settings: EmulatorSettings) -> str:
+    """What an emulator with these settings says of its model, without starting it."""
+    return _load_model(settings).fingerprint
+
+
 def _load_model(settings: EmulatorSettings) -> EmbeddingModel:
     if settings.model == "attributes":
         from .attributes import AttributesModel

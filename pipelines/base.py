@@ -1,0 +1,89 @@
+"""What a run starts from: its references, and the version in force if its vectors may be taken over."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..configs import RunConfig
+from ..configs.schema import EMULATOR
+from ..index.layout import version_folder
+from ..index.manifest import CatalogError, Manifest, read_manifest
+from ..index.store import Store
+from ..transforms.compare import Comparison
+from ..transforms.epithre.emulator import EmulatorSettings, emulator_fingerprint
+from ..transforms.plan import differences, iterate_references
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The version in force, as a run sees it."""
+
+    manifest: Manifest | None
+    """None when nothing is published, or its manifest is damaged."""
+    reasons: tuple[str, ...]
+    """Why its vectors may not be taken over."""
+    fingerprint: str | None
+    """Of the model that the run will ask, as far as it is known."""
+    is_certain: bool
+    """Whether the model is known without asking the server."""
+
+    @property
+    def usable(self) -> Manifest | None:
+        return None if self.reasons else self.manifest
+
+
+@contextlib.contextmanager
+def compare(config: RunConfig) -> Iterator[Comparison]:
+    """Lists all sources, to be compared with a version.
+
+    Raises:
+        ConfigError: When a source matches nothing or lacks a column.
+        SourceError: When a source cannot be read, or two assets of a kind share an id.
+    """
+    with Comparison(config.metadata_types) as comparison:
+        for table in iterate_references(config):
+            comparison.add_references(table)
+        comparison.check_ids(config)
+        yield comparison
+
+
+_NOT_ASKED = "not asked"
+
+
+def find_base(
+    config: RunConfig, store: Store, latest: tuple[bytes, str, str] | None, fingerprint: str | None = _NOT_ASKED
+) -> Base:
+    """The version in force, and whether its vectors may be taken over.
+
+    Args:
+        config: Of the run.
+        store: The catalog.
+        latest: What `read_latest` gave.
+        fingerprint: What the server said of its model. Not given: it is taken to be the one that it was when the
+            version was made, if it is asked at the same address; the emulator that a run starts is known.
+    """
+    manifest = None
+    if latest is not None:
+        with contextlib.suppress(CatalogError):  # damaged: its files cannot be trusted, so all is read again
+            manifest = read_manifest(store, latest[1], latest[2])
+    is_certain = True
+    if fingerprint == _NOT_ASKED:
+        if config.embed.base_url == EMULATOR:
+            settings = EmulatorSettings(model=config.embed.emulator_model, dimension=config.embed.dimension)
+            fingerprint = emulator_fingerprint(settings)
+        else:
+            fingerprint = manifest.model_fingerprint if manifest else None
+            before = manifest.config.get("embed", {}).get("base_url") if manifest else None
+            is_certain = manifest is not None and before == config.embed.base_url
+    reasons = () if manifest is None else tuple(differences(manifest, config, fingerprint))
+    return Base(manifest=manifest, reasons=reasons, fingerprint=fingerprint, is_certain=is_certain)
+
+
+def is_whole(store: Store, manifest: Manifest, config: RunConfig) -> bool:
+    """Whether a version has all its files, and indexes and columns as the config wants them now."""
+    prefix = version_folder(manifest.version)
+    return (
+        manifest.config.get("index") == config.index.model_dump(mode="json")
+        and manifest.metadata_types == config.metadata_types
+        and all(store.size(f"{prefix}/{entry.name}") == entry.size_bytes for entry in manifest.files)
+    )
