@@ -27,11 +27,21 @@ class FileEntry(_Part):
     rows: int | None = None
 
 
+class Histogram(_Part):
+    """How many values fell into each of `counts` equal bins between `low` and `high`."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
 class ScoreFigures(_Part):
     """Mean and standard deviation of inner products from queries of one kind to all rows of another."""
 
     mean: float
     std: float
+    histogram: Histogram | None = None
+    """Of the same inner products, without those of a query with itself; absent in older versions."""
 
 
 class IndexEntry(_Part):
@@ -47,6 +57,8 @@ class IndexEntry(_Part):
     recall_k: int
     recall: dict[str, float]
     scores: dict[str, ScoreFigures]
+    norms: Histogram | None = None
+    """How far the stored vectors' norms are from 1: log10 of the deviation; absent in older versions."""
 
 
 class Counts(_Part):
