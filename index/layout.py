@@ -1,7 +1,8 @@
 """The catalog on disk: names of files, and the columns of its Parquet and Arrow tables.
 
 ```
-LATEST.json                                       {"version", "manifest_sha256"}
+LATEST.json                                       {"version", "manifest_sha256", "condemned", "nonce", "check"}
+.lease.json                                       who holds the catalog; there only while somebody does
 versions/<version>/manifest.json
 versions/<version>/vectors/image-00000-of-00004.parquet
 versions/<version>/index/image-00000-of-00001.faiss
@@ -55,11 +56,18 @@ class Reason(StrEnum):
     TOO_LARGE_FOR_API = "too_large_for_api"
     BROKEN_ANSWER = "broken_answer"
     RETRIES_EXHAUSTED = "retries_exhausted"
+    NOT_SENT = "not_sent"
 
     @property
     def is_transient(self) -> bool:
         """Whether the next run should try again by itself: nothing says that the asset is at fault."""
-        return self in {Reason.MISSING, Reason.UNREADABLE, Reason.BROKEN_ANSWER, Reason.RETRIES_EXHAUSTED}
+        return self in {
+            Reason.MISSING,
+            Reason.UNREADABLE,
+            Reason.BROKEN_ANSWER,
+            Reason.RETRIES_EXHAUSTED,
+            Reason.NOT_SENT,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
