@@ -230,14 +230,14 @@ class _Progress:
         self._started = time.monotonic()
         self._done = 0
         self._dead = 0
-
-    def note(self, done: int, dead: int) -> None:
-        self._done += done
-        self._dead += dead
         self._timeline = Timeline()
         self._sample()
         self._last_word = threading.Lock()
         self._is_done = False
+
+    def note(self, done: int, dead: int) -> None:
+        self._done += done
+        self._dead += dead
 
     def write(self, *, is_done: bool = False) -> None:
         data = {
@@ -259,18 +259,14 @@ class _Progress:
                 self._store.write(self._name, orjson.dumps(data))
 
     async def tick(self) -> None:
-        while True:
-            await asyncio.to_thread(self.write)
-            await asyncio.sleep(_PROGRESS_EVERY_S)
-
         async with asyncio.TaskGroup() as group:
             group.create_task(self._write_often())
             group.create_task(self._sample_often())
 
     async def _write_often(self) -> None:
-
-def progress_name(version: str, lane: int) -> str:
-    return f"{run_folder(version)}/progress-{lane}.json"
+        while True:
+            await asyncio.to_thread(self.write)
+            await asyncio.sleep(_PROGRESS_EVERY_S)
 
     async def _sample_often(self) -> None:
         while True:
@@ -287,6 +283,10 @@ def progress_name(version: str, lane: int) -> str:
             "answers_429": self._meter.answers_429,
         }
         self._timeline.sample(time.time(), totals)
+
+
+def progress_name(version: str, lane: int) -> str:
+    return f"{run_folder(version)}/progress-{lane}.json"
 
 
 def read_progress(store: Store, version: str) -> list[dict[str, Any]]:
