@@ -11,6 +11,7 @@ versions/<version>/dead_letters/dead-00000-of-00001.parquet
 versions/<version>/report.json, report.html
 units/<unit>.parquet, units/<unit>.dead.parquet   paid-for vectors, and what was refused
 runs/<version>/                                   the plan and progress of a run under way; removed at its end
+readers/<version>.<nonce>.json                    versions that open readers hold, with the time until when
 ```
 """
 
@@ -24,6 +25,7 @@ import pyarrow as pa
 
 FORMAT_VERSION = 1
 LATEST = "LATEST.json"
+READERS = "readers"
 KINDS = ("image", "text")
 
 _METADATA_TYPES: dict[str, pa.DataType] = {
@@ -189,3 +191,7 @@ def unit_dead_letters_name(unit: str) -> str:
 
 def run_folder(version: str) -> str:
     return f"runs/{version}"
+
+
+def reader_name(version: str, nonce: str) -> str:
+    return f"{READERS}/{version}.{nonce}.json"

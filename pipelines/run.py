@@ -35,6 +35,14 @@ class RunFailed(Exception):  # noqa: N818 - what happened to the run
     """The run failed and nothing was published; the message says why and what to do."""
 
 
+class RunPaused(RunFailed):
+    """The run has spent what it may; what it paid for is kept, and the next run goes on. `facts` are for programs."""
+
+    def __init__(self, message: str, facts: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.facts = facts
+
+
 class CatalogBusy(Exception):  # noqa: N818 - what it is
     """Another run holds the catalog; the message says who."""
 
@@ -70,13 +78,31 @@ def open_endpoint(config: RunConfig) -> Iterator[Endpoint]:
                 f"embed.api_key_env names the environment variable {embed.api_key_env}, which is not set: "
                 "export it with your key, or use `--set embed.base_url=emulator` to run without one."
             )
-        greeting = greet(embed, key)
+        if config.embed.base_url != EMULATOR and not embed.may_send(requests=1, items=0, tokens=0):
+            yield _unasked(config)
+            return
+        greeting = greet(embed, key, tries=min(3, embed.max_requests or 3))
         yield Endpoint(
             base_url=embed.base_url,
             api_key_env=embed.api_key_env,
             fingerprint=greeting.emulator,
             requests=greeting.requests,
         )
+
+
+def _unasked(config: RunConfig) -> Endpoint:
+    """The API of a run that may not even ask who it is: it is taken for what it was when a version was last made."""
+    store = Store(config.catalog)
+    fingerprint = None
+    for version in reversed(existing_versions(store)):
+        with contextlib.suppress(CatalogError):
+            manifest = read_manifest(store, version)
+            if manifest.config.get("embed", {}).get("base_url") == config.embed.base_url:
+                fingerprint = manifest.model_fingerprint
+                break
+    return Endpoint(
+        base_url=config.embed.base_url, api_key_env=config.embed.api_key_env, fingerprint=fingerprint, requests=0
+    )
 
 
 def run(
@@ -180,6 +206,8 @@ def run(
                 "StoreError",
                 "SwapConflictError",
             }
+            if failure["type"] == "SpendingLimitReached":
+                raise RunPaused(failure["message"], failure["facts"]) from error
             message = failure["message"] if known else f"{failure['type']}: {failure['message']}"
             raise RunFailed(message) from error
         raise RunFailed(f"The runner {runner} failed: {_last_line(error)}") from error

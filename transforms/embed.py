@@ -91,5 +91,5 @@ def failure_name(version: str) -> str:
 
 def note_failure(config: RunConfig, version: str, error: BaseException) -> None:
     """Leaves the reason where the launcher finds it: a runner wraps an error in pages of its own."""
-    data = {"type": type(error).__name__, "message": str(error)}
+    data = {"type": type(error).__name__, "message": str(error), "facts": getattr(error, "facts", {})}
     Store(config.catalog).write(failure_name(version), orjson.dumps(data))

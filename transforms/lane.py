@@ -110,11 +110,15 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any, telemetry: Telemetry) -> None:
     config = setup.config
-    settings = config.embed.model_copy(update={"base_url": setup.base_url, "api_key_env": setup.api_key_env})
+    settings = config.embed.share(lane, greetings=setup.requests_spent)
+    settings = settings.model_copy(update={"base_url": setup.base_url, "api_key_env": setup.api_key_env})
     store = Store(config.catalog)
     memory = config.embed.memory_mb * 1_000_000
     vector_bytes = config.embed.dimension * 4 * _UNIT_COPIES
     meter = telemetry.meter
+    if config.embed.max_requests is not None or config.embed.max_cost is not None:
+        with contextlib.suppress(FileNotFoundError):  # a runner may begin again what it has begun: that was spent too
+            meter.add(orjson.loads(await asyncio.to_thread(store.read, progress_name(setup.version, lane)))["meter"])
     budget = Budget(
         limits_of(config.embed),
         max_concurrency=config.embed.max_concurrency,

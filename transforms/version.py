@@ -19,6 +19,7 @@ from .embed import note_failure
 from .lane import LaneSetup, read_progress
 from .plan import Plan, PlanReader
 from .report import make_report, render_report
+from .spending import check_all_sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,9 @@ def under_one_key(value: Any) -> tuple[int, Any]:
 
 
 def plan_all_shards(element: tuple[int, Iterable[UnitRecord]], setup: VersionSetup) -> list[ShardTask]:
-    return plan_shards(element[1], setup.lane.config.index.rows_per_file)
+    records = list(element[1])
+    check_all_sent(records, setup.lane)
+    return plan_shards(records, setup.lane.config.index.rows_per_file)
 
 
 def write_shard(task: ShardTask, setup: VersionSetup) -> ShardRecord:
@@ -220,6 +223,8 @@ def finish(element: tuple[int, Iterable[UnitRecord | ShardRecord | BuiltIndex]],
 def public_config(setup: VersionSetup) -> dict[str, Any]:
     """The config as it goes into the manifest: no credential stands in a config, and storage options stay out too."""
     config = setup.lane.config.model_dump(mode="json")
+    for name in ("max_requests", "max_cost"):
+        config["embed"].pop(name)  # a limit of the run that wrote the version, not of the searches in it
     for source in config["sources"]:
         source.pop("storage_options")
     return config

@@ -103,6 +103,8 @@ class Meter:
     items_embedded: int = 0
     tokens_estimated: int = 0
     tokens_billed: int = 0
+    tokens_spent: int = 0
+    """Of all that was sent: as billed where the server said so, as estimated otherwise."""
     bytes_up: int = 0
     bytes_down: int = 0
     answers_429: int = 0
