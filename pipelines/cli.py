@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..configs import ConfigError, RunConfig, load_config
+from ..index.lease import CatalogBusy, release_all
 from ..index.manifest import CatalogError, publish, read_latest, read_manifest
 from ..index.store import Store, StoreError
 from ..transforms.epithre.client import RunStopped
@@ -75,7 +76,7 @@ def main() -> None:
         signal.signal(number, _stopped)
     from ..transforms.queries import QueryError
     from ..transforms.sources import SourceError
-    from .run import CatalogBusy, RunFailed
+    from .run import RunFailed
 
     try:
         app()
@@ -107,6 +108,7 @@ def _stopped(number: int, _: Any) -> None:
     word = "Terminated" if number == signal.SIGTERM else "Interrupted"
     sys.stderr.write(f"epithre-beam: {word}: units that were finished are kept, run again to go on.\n")
     sys.stderr.flush()
+    release_all()  # or the next run, on another machine perhaps, would have to wait for the lease to end
     os._exit(128 + number)
 
 

@@ -4,7 +4,6 @@ import contextlib
 import importlib.metadata
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from filelock import FileLock, Timeout
 
 from ..configs import ConfigError, RunConfig
 from ..configs.schema import EMULATOR
 from ..index.layout import next_version, report_name, run_folder
+from ..index.lease import hold
 from ..index.manifest import CatalogError, read_latest, read_manifest
 from ..index.store import Store
 from ..transforms.epithre.client import RunStopped, greet
@@ -41,10 +40,6 @@ class RunPaused(RunFailed):
     def __init__(self, message: str, facts: dict[str, Any]) -> None:
         super().__init__(message)
         self.facts = facts
-
-
-class CatalogBusy(Exception):  # noqa: N818 - what it is
-    """Another run holds the catalog; the message says who."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +200,7 @@ def run(
                 "CatalogError",
                 "StoreError",
                 "SwapConflictError",
+                "SwapUnknownError",
             }
             if failure["type"] == "SpendingLimitReached":
                 raise RunPaused(failure["message"], failure["facts"]) from error
@@ -221,34 +217,14 @@ def run(
 
 @contextlib.contextmanager
 def _holding(store: Store) -> Iterator[None]:
-    """Holds the catalog on a local disk for as long as the block runs; the system lets go of it if the process dies.
+    """Holds the catalog for as long as the block runs.
 
     Raises:
         CatalogBusy: When another run holds it.
     """
-    if not store.is_local:
-        yield
-        return
-    store.local_path("").mkdir(parents=True, exist_ok=True)
-    lock = FileLock(store.local_path(".run.lock"), timeout=0)
-    holder = store.local_path(".run.holder")
-    try:
-        lock.acquire()
-    except Timeout:
-        with contextlib.suppress(OSError):
-            raise CatalogBusy(
-                f"Another run holds the catalog {store.url} ({holder.read_text()}): wait until it has ended."
-            ) from None
-        raise CatalogBusy(f"Another run holds the catalog {store.url}: wait until it has ended.") from None
-    try:
-        holder.write_text(
-            f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-        )
+    with hold(store, "run"):
         store.delete("runs")  # what runs that were killed left behind
         yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
 
 
 def _paid_version(store: Store, config: RunConfig, fingerprint: str | None) -> str | None:
