@@ -221,6 +221,16 @@ class EmbedConfig(Section):
     price_per_1000_requests: Annotated[float, Field(ge=0)] = Field(0.0, description="For the cost in plan and report.")
     price_per_1000_items: Annotated[float, Field(ge=0)] = 0.0
     price_per_million_tokens: Annotated[float, Field(ge=0)] = 0.0
+    max_requests: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="A run stops before it would send more requests than this, retries and the greeting included, and "
+        "the next one goes on. 0: publish only if nothing has to be sent.",
+    )
+    max_cost: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="A run stops before what it sends would cost more than this at the configured prices, and the "
+        "next one goes on. Tokens count as the server bills them, before its answer as they are estimated.",
+    )
     timeout_s: Positive = Field(120.0, description="For one request, from sending to the end of its answer.")
     max_sends: PositiveInt = Field(6, description="How often one item is sent at most.")
     retry_share: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -242,8 +252,40 @@ class EmbedConfig(Section):
             return None
         return requests / 1e3 * prices[0] + items / 1e3 * prices[1] + tokens / 1e6 * prices[2]
 
+    def may_send(self, *, requests: int, items: int, tokens: int) -> bool:
+        """Whether a run that has sent so much in all is within `max_requests` and `max_cost`."""
+        if self.max_requests is not None and requests > self.max_requests:
+            return False
+        # A sum of prices such as 0.1 must not fail at its own limit.
+        cost = self.cost(requests=requests, items=items, tokens=tokens) or 0.0
+        return self.max_cost is None or cost <= self.max_cost * (1 + 1e-9)
+
+    def share(self, lane: int, *, greetings: int) -> "EmbedConfig":
+        """These settings with the lane's part of what may be spent, the greeting's requests taken off.
+
+        The parts add up to the whole; a lane that is done early leaves its part unspent.
+        """
+        part: dict[str, float] = {}
+        if self.max_requests is not None:
+            each, rest = divmod(max(0, self.max_requests - greetings), self.lanes)
+            part["max_requests"] = each + (lane < rest)
+        if self.max_cost is not None:
+            greeting = self.cost(requests=greetings, items=0, tokens=0) or 0.0
+            part["max_cost"] = max(0.0, self.max_cost - greeting) / self.lanes
+        return self.model_copy(update=part)
+
     @model_validator(mode="after")
     def _check(self) -> "EmbedConfig":
+        if self.max_cost is not None and self.cost(requests=1, items=1, tokens=1) is None:
+            raise ValueError(
+                f"has max_cost={self.max_cost:g}, which needs a price to count with: set price_per_1000_requests, "
+                "price_per_1000_items or price_per_million_tokens"
+            )
+        if self.max_requests is not None and 0 < self.max_requests <= self.lanes:
+            raise ValueError(
+                f"has max_requests={self.max_requests}, which is used up by the greeting and {self.lanes} lane(s) with "
+                f"a request each: set at least {self.lanes + 1}, or 0 to send nothing"
+            )
         if self.lanes > 1 and self.budget == "lane":
             raise ValueError(f"has lanes={self.lanes}, which need budget host or redis: a lane cannot count others'")
         if (self.budget == "redis") != (self.redis_url is not None):

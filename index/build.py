@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .distribution import Distribution, norm_deviations, norms_distribution, scores_distribution
 from .exact import FACTORY, ExactIndexWriter, check_format, search_stored
 from .layout import assets_name, index_name, version_folder
 from .manifest import FileEntry, IndexEntry, ScoreFigures
@@ -132,9 +133,11 @@ def _read_ahead(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _offer(ready: queue.Queue[Any], value: Any, stopped: threading.Event) -> None:
-    while not stopped.is_set():
+    is_taken = False
+    while not is_taken and not stopped.is_set():
         with contextlib.suppress(queue.Full):
-            return ready.put(value, timeout=0.1)
+            ready.put(value, timeout=0.1)
+            is_taken = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +180,7 @@ class _Truth:
     total: float = 0.0
     squares: float = 0.0
     count: int = 0
+    distribution: Distribution = field(default_factory=scores_distribution)
 
     def __post_init__(self) -> None:
         queries = len(self.queries.rows)
@@ -192,6 +196,7 @@ class _Truth:
         if same_kind:  # a query must not find itself
             own = (self.queries.rows >= first_row) & (self.queries.rows < first_row + len(block))
             scores[np.flatnonzero(own), self.queries.rows[own] - first_row] = -np.inf
+        self.distribution.add(scores)
         scores = np.concatenate([self.scores, scores], axis=1)
         rows = np.concatenate([self.rows, rows], axis=1)
         if scores.shape[1] > self.keep:
@@ -230,7 +235,8 @@ class _Truth:
     @property
     def figures(self) -> ScoreFigures:
         mean = self.total / self.count
-        return ScoreFigures(mean=mean, std=max(self.squares / self.count - mean * mean, 0.0) ** 0.5)
+        std = max(self.squares / self.count - mean * mean, 0.0) ** 0.5
+        return ScoreFigures(mean=mean, std=std, histogram=self.distribution.histogram())
 
 
 def build_index(
@@ -263,6 +269,7 @@ def build_index(
     truths = [
         _Truth(sample_queries(store, k, shards, recall_queries, seed), keep) for k in sorted({s.kind for s in shards})
     ]
+    norms = norms_distribution()
     name, assets = index_name(version, kind), assets_name(version, kind)
     schema = _read_schema(store, own[0])
     schema = schema.remove(schema.get_field_index("embedding"))
@@ -274,6 +281,7 @@ def build_index(
             for table in iterate_tables(store, own):
                 vectors = vectors_of(table)
                 writer.add(vectors)
+                norms.add(norm_deviations(vectors))
                 for truth in truths:
                     truth.add(vectors, row, same_kind=truth.queries.kind == kind)
                 row += len(table)
@@ -299,6 +307,7 @@ def build_index(
             recall_k=recall_k,
             recall=recall,
             scores={f"{t.queries.kind}->{kind}": t.figures for t in truths},
+            norms=norms.histogram(),
         ),
         files,
     )

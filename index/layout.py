@@ -1,7 +1,8 @@
 """The catalog on disk: names of files, and the columns of its Parquet and Arrow tables.
 
 ```
-LATEST.json                                       {"version", "manifest_sha256"}
+LATEST.json                                       {"version", "manifest_sha256", "condemned", "nonce", "check"}
+.lease.json                                       who holds the catalog; there only while somebody does
 versions/<version>/manifest.json
 versions/<version>/vectors/image-00000-of-00004.parquet
 versions/<version>/index/image-00000-of-00001.faiss
@@ -10,6 +11,7 @@ versions/<version>/dead_letters/dead-00000-of-00001.parquet
 versions/<version>/report.json, report.html
 units/<unit>.parquet, units/<unit>.dead.parquet   what was paid for and no published version has yet
 runs/<version>/                                   the plan and progress of a run under way; removed at its end
+readers/<version>.<nonce>.json                    versions that open readers hold, with the time until when
 ```
 """
 
@@ -25,6 +27,7 @@ FORMAT_VERSION = 1
 LATEST = "LATEST.json"
 RUNS = "runs"
 UNITS = "units"
+READERS = "readers"
 KINDS = ("image", "text")
 _DEAD_SUFFIX = ".dead.parquet"
 
@@ -58,11 +61,18 @@ class Reason(StrEnum):
     TOO_LARGE_FOR_API = "too_large_for_api"
     BROKEN_ANSWER = "broken_answer"
     RETRIES_EXHAUSTED = "retries_exhausted"
+    NOT_SENT = "not_sent"
 
     @property
     def is_transient(self) -> bool:
         """Whether the next run should try again by itself: nothing says that the asset is at fault."""
-        return self in {Reason.MISSING, Reason.UNREADABLE, Reason.BROKEN_ANSWER, Reason.RETRIES_EXHAUSTED}
+        return self in {
+            Reason.MISSING,
+            Reason.UNREADABLE,
+            Reason.BROKEN_ANSWER,
+            Reason.RETRIES_EXHAUSTED,
+            Reason.NOT_SENT,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,3 +202,7 @@ def is_unit(name: str) -> bool:
 
 def run_folder(version: str) -> str:
     return f"{RUNS}/{version}"
+
+
+def reader_name(version: str, nonce: str) -> str:
+    return f"{READERS}/{version}.{nonce}.json"

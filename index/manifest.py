@@ -1,13 +1,16 @@
 """The manifest: what a version holds, proved by sha256, and `LATEST.json`, which names the version in force."""
 
 import hashlib
-from typing import Any
+import itertools
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .layout import FORMAT_VERSION, LATEST, manifest_name
-from .store import Store
+from .store import Store, SwapConflictError, SwapUnknownError
 
 
 class CatalogError(Exception):
@@ -27,11 +30,21 @@ class FileEntry(_Part):
     rows: int | None = None
 
 
+class Histogram(_Part):
+    """How many values fell into each of `counts` equal bins between `low` and `high`."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
 class ScoreFigures(_Part):
     """Mean and standard deviation of inner products from queries of one kind to all rows of another."""
 
     mean: float
     std: float
+    histogram: Histogram | None = None
+    """Of the same inner products, without those of a query with itself; absent in older versions."""
 
 
 class IndexEntry(_Part):
@@ -47,6 +60,8 @@ class IndexEntry(_Part):
     recall_k: int
     recall: dict[str, float]
     scores: dict[str, ScoreFigures]
+    norms: Histogram | None = None
+    """How far the stored vectors' norms are from 1: log10 of the deviation; absent in older versions."""
 
 
 class Counts(_Part):
@@ -126,14 +141,49 @@ def read_latest(store: Store) -> tuple[bytes, str, str] | None:
         data = store.read(LATEST)
     except FileNotFoundError:
         return None
-    try:
-        latest = orjson.loads(data)
-        return data, str(latest["version"]), str(latest["manifest_sha256"])
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+    latest = _parse_latest(data)
+    if latest is None:
         raise CatalogError(
             f"{store.url}/{LATEST} must hold a version and a manifest_sha256, but it is damaged: "
             "`epithre-beam versions publish` names a version anew."
-        ) from error
+        )
+    return data, latest["version"], latest["manifest_sha256"]
+
+
+def latest_bytes(version: str, manifest_sha256: str, condemned: Iterable[str] = ()) -> bytes:
+    """A content for LATEST.json that the file never held before, and that shows when a byte of it is changed."""
+    latest: dict[str, Any] = {
+        "version": version,
+        "manifest_sha256": manifest_sha256,
+        "condemned": sorted(set(condemned)),
+        "nonce": secrets.token_hex(16),
+    }
+    latest["check"] = _check(latest)
+    return orjson.dumps(latest, option=orjson.OPT_INDENT_2) + b"\n"
+
+
+def condemned_in(latest: bytes | None) -> tuple[str, ...]:
+    """The versions that this LATEST.json names as being deleted; they may never be published again."""
+    parsed = None if latest is None else _parse_latest(latest)
+    return () if parsed is None else tuple(parsed.get("condemned", ()))
+
+
+def _parse_latest(data: bytes) -> dict[str, Any] | None:
+    """None when it is damaged. Earlier releases wrote the first two fields only."""
+    try:
+        latest = orjson.loads(data)
+        if not isinstance(latest["version"], str) or not isinstance(latest["manifest_sha256"], str):
+            return None
+        if len(latest) > 2 and latest["check"] != _check(latest):
+            return None
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+    return dict(latest)
+
+
+def _check(latest: dict[str, Any]) -> str:
+    rest = {name: value for name, value in latest.items() if name != "check"}
+    return hashlib.sha256(orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
 def read_manifest(store: Store, version: str, sha256: str | None = None) -> Manifest:
@@ -165,9 +215,100 @@ def read_manifest(store: Store, version: str, sha256: str | None = None) -> Mani
 def publish(store: Store, manifest: Manifest, expected: bytes | None) -> None:
     """Writes the manifest's name into LATEST.json, if that still holds `expected`.
 
+    `expected` is LATEST.json as it was before anything of the version was written or, for a version that exists
+    already, verified: what prune deletes is then never published.
+
     Raises:
-        SwapConflictError: When another run has published since.
+        SwapConflictError: When another run has published since, or prune has condemned the version.
+        SwapUnknownError: When it cannot be found out whether the version is published.
     """
+    version = manifest.version
+    condemned = condemned_in(expected)
+    if version in condemned:
+        raise SwapConflictError(f"{store.url} has condemned version {version}, prune is deleting it: choose another.")
     digest = hashlib.sha256(manifest.to_bytes()).hexdigest()
-    data = orjson.dumps({"version": manifest.version, "manifest_sha256": digest}, option=orjson.OPT_INDENT_2) + b"\n"
+    try:
+        store.swap(LATEST, expected, latest_bytes(version, digest, condemned))
+    except (SwapConflictError, SwapUnknownError) as error:
+        end = how_it_ended(store, version, expected)
+        if end == "unknown":
+            raise SwapUnknownError(
+                f"It is not known whether version {version} was published in {store.url}: nothing was deleted; "
+                "`epithre-beam versions list` shows it when the store answers again."
+            ) from error
+        if end == "conflict":
+            raise SwapConflictError(f"{store.url}/{LATEST} was changed by another run since this one began.") from error
+
+
+def fence(store: Store, condemned: Sequence[str] = ()) -> bytes | None:
+    """Swaps LATEST.json onto itself, so that no run that read it before can publish, and condemns versions.
+
+    Only condemned versions may be deleted afterwards: who reads LATEST.json from now on refuses to publish them, who
+    read it before is refused. Names stay condemned, whatever is published meanwhile, until their manifest is gone.
+
+    Returns:
+        The new content; None when nothing is published, and then no version may be deleted.
+
+    Raises:
+        SwapConflictError: When a condemned version is the one in force, or another run was faster.
+        SwapUnknownError: When the storage does not tell; nothing may be deleted.
+    """
+    latest = read_latest(store)
+    if latest is None:
+        return None
+    expected, version, digest = latest
+    if version in condemned:
+        raise SwapConflictError(f"{store.url} has published version {version} in the meantime: it must not be deleted.")
+    earlier = [name for name in condemned_in(expected) if store.size(manifest_name(name)) is not None]
+    data = latest_bytes(version, digest, [*earlier, *condemned])
     store.swap(LATEST, expected, data)
+    return data
+
+
+End = Literal["published", "conflict", "unknown"]
+
+
+def how_it_ended(store: Store, version: str, expected: bytes | None) -> End:
+    """What became of an attempt to publish `version` over `expected` whose answer was lost or was a refusal."""
+    began = None if expected is None else _parse_latest(expected)
+    try:
+        latest = read_latest(store)
+        chain: Iterable[str] = () if latest is None else _ancestry(store, latest[1])
+        if expected is not None and began is None:
+            chain = itertools.islice(chain, 1)  # without a beginning, what is older may be older than the attempt
+        found = None if latest is None else latest[0]
+        return judge_end(version, expected, None if began is None else began["version"], found, chain)
+    except Exception:  # whatever a store's driver raises: what cannot be read is not known
+        return "unknown"
+
+
+def judge_end(
+    version: str, expected: bytes | None, began: str | None, found: bytes | None, chain: Iterable[str]
+) -> End:
+    """Decides from what LATEST.json holds now.
+
+    Args:
+        version: What was to be published.
+        expected: What LATEST.json held when the attempt began.
+        began: The version that `expected` names; None when there was none, or it was damaged.
+        found: What it holds now.
+        chain: The version in force, its `previous`, and so on.
+    """
+    if found == expected:
+        return "unknown"  # a request that is under way may still change it
+    for name in chain:
+        if name == version:
+            return "published"
+        if name == began:
+            break  # what is older was not published by this attempt
+    # Contents never return, so that a request that is still under way will be refused.
+    return "conflict"
+
+
+def _ancestry(store: Store, version: str | None) -> Iterator[str]:
+    while version is not None:
+        yield version
+        try:
+            version = read_manifest(store, version).previous
+        except CatalogError:
+            return  # deleted since

@@ -8,6 +8,8 @@ import contextlib
 import hashlib
 import io
 import os
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,11 @@ from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from .conditional import has_conditions, is_refusal, tag_of, write_if
+
+_ATTEMPTS = 4
+_MEMORY = threading.RLock()
+
 
 class StoreError(Exception):
     """The storage refused or broke a promise; the message names the file."""
@@ -25,6 +32,10 @@ class StoreError(Exception):
 
 class SwapConflictError(StoreError):
     """The file is not what it was when it was read: somebody else has written it since."""
+
+
+class SwapUnknownError(StoreError):
+    """The storage did not say whether it wrote the file, and it cannot be found out by reading it."""
 
 
 class Store:
@@ -124,30 +135,135 @@ class Store:
         with self.open_write(name) as file:
             file.write(data)
 
+    def create(self, name: str, data: bytes) -> None:
+        """Writes a file that must not be there yet. Of several who try, one wins; a reader sees it whole or not at all.
+
+        Raises:
+            FileExistsError: When there is one; its content is not this `data`.
+            SwapUnknownError: When the storage does not tell.
+        """
+        try:
+            self.swap(name, None, data)
+        except SwapConflictError as error:
+            raise FileExistsError(f"{self.url}/{name} exists.") from error
+
     def swap(self, name: str, expected: bytes | None, data: bytes) -> None:
         """Writes the file only when it still holds `expected` (None: only when there is none).
 
-        On a local disk a lock file serialises the writers. On other file systems the check and the write are two
-        steps: the conditional writes of object stores are not used yet, so two runs must not share a catalog there.
+        On a local disk a lock file serialises the writers, in memory a lock of the process. On S3 the write is
+        conditional on the etag. On other file systems (GCS, Azure) the check and the write are two steps: runs must
+        not share a catalog there. `data` must be unlike all that the file ever held, by a nonce: only so can a lost
+        answer be told from a lost race, and an etag from its own return.
 
         Raises:
             SwapConflictError: When the file holds something else.
+            SwapUnknownError: When the storage does not tell, and may yet write it.
         """
-        if self.is_local:
-            lock = Path(self.path(f".{name}.lock"))
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(lock):
-                self._compare(name, expected)
-                self.write(name, data)
+        if has_conditions(self.fs):
+            self._swap_if(name, expected, data)
             return
-        self._compare(name, expected)
-        self.write(name, data)
+        with self._alone(name):
+            self._compare(name, self._found(name), expected)
+            self.write(name, data)
 
-    def _compare(self, name: str, expected: bytes | None) -> None:
+    def delete_if(self, name: str, expected: bytes) -> bool:
+        """Deletes the file if it holds `expected`. On an object store these are two steps: for courtesy, not safety."""
+        with self._alone(name):
+            if self._found(name) != expected:
+                return False
+            self.delete(name)
+            return True
+
+    def probe(self) -> None:
+        """Proves on a small object that the store keeps its conditions: some accept them and do not look at them.
+
+        Only for stores whose conditional writes are used; on a local disk there is nothing to prove.
+
+        Raises:
+            StoreError: When a second creation or a stale swap is not refused, or it cannot be found out.
+        """
+        if not has_conditions(self.fs):
+            return
+        name = f".probe-{uuid.uuid4().hex}"
         try:
-            found: bytes | None = self.read(name)
+            first, second, third = (f"{name} {word}".encode() for word in ("created", "swapped", "refused"))
+            self.create(name, first)
+            tag = tag_of(self.fs, self.path(name))
+            self._must_refuse("a second creation", name, third, None)
+            self.swap(name, first, second)
+            self._must_refuse("a write over a version that is gone", name, third, tag)
+        finally:
+            with contextlib.suppress(Exception):
+                self.delete(name)
+
+    def _must_refuse(self, what: str, name: str, data: bytes, tag: str | None) -> None:
+        try:
+            write_if(self.fs, self.path(name), data, tag)
+        except Exception as error:
+            if is_refusal(error) and self.read(name) != data:
+                return
+            raise StoreError(
+                f"{self.url} must be able to refuse {what}, and it could not be tried "
+                f"({_told(error)}): nothing was written there, try again."
+            ) from error
+        raise StoreError(
+            f"{self.url} must refuse {what}, but does it: two runs could destroy each other's work there, so nothing "
+            "was written; use a store with conditional writes (If-None-Match, If-Match)."
+        )
+
+    def _swap_if(self, name: str, expected: bytes | None, data: bytes) -> None:
+        failure: Exception | None = None
+        for attempt in range(_ATTEMPTS + 1):
+            time.sleep(0.2 * attempt)
+            try:
+                # The tag before the content: the other way round, a write between the two would be written over.
+                tag = tag_of(self.fs, self.path(name))
+                found = self._found(name)
+            except Exception as error:
+                if failure is None:
+                    raise StoreError(f"{self.url}/{name} cannot be read ({_told(error)}).") from error
+                failure = error
+                continue
+            if failure is not None and found == data:
+                return  # done, and only the answer was lost; or the client asked again and was refused by its own write
+            self._compare(name, found, expected)
+            if attempt == _ATTEMPTS:
+                break
+            try:
+                write_if(self.fs, self.path(name), data, tag)
+            except Exception as error:
+                if failure is None and (
+                    isinstance(error, PermissionError) or (tag is None and isinstance(error, FileNotFoundError))
+                ):
+                    raise  # not allowed, or no such bucket: certainly not written
+                failure = error
+            else:
+                return
+        raise SwapUnknownError(
+            f"It is not known whether {self.url}/{name} was written ({_told(failure)}): look at it before going on."
+        ) from failure
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Nobody else compares and writes this file meanwhile: true on a local disk and in memory, not elsewhere."""
+        if self.is_local:
+            path = Path(self.path(name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_name(f".{path.name.lstrip('.')}.lock")):
+                yield
+        elif isinstance(self.fs, MemoryFileSystem):
+            with _MEMORY:
+                yield
+        else:
+            yield
+
+    def _found(self, name: str) -> bytes | None:
+        try:
+            return self.read(name)
         except FileNotFoundError:
-            found = None
+            return None
+
+    def _compare(self, name: str, found: bytes | None, expected: bytes | None) -> None:
         if found != expected:
             raise SwapConflictError(f"{self.url}/{name} was changed by another run since this one began.")
 
@@ -206,6 +322,11 @@ class HashingWriter:
 
     def seekable(self) -> bool:
         return False
+
+
+def _told(error: BaseException | None) -> str:
+    """An error in a few words; some drivers' messages are pages."""
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def sha256_of(file: IO[bytes]) -> str:

@@ -34,6 +34,8 @@ class UnitRecord:
     """Rows whose content another row of the unit has, and which were therefore not sent."""
     carried: int = 0
     """Rows whose content was paid for earlier, and which were therefore not sent."""
+    not_sent: int = 0
+    """References that a spending limit kept from being sent. What else the unit has is kept."""
     reused: bool
     """Whether the unit was found finished, so that this run paid nothing for it."""
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..configs import ConfigError, RunConfig, load_config
+from ..index.lease import CatalogBusy, release_all
 from ..index.manifest import CatalogError, publish, read_latest, read_manifest
 from ..index.store import Store, StoreError
 from ..transforms.epithre.client import RunStopped
@@ -47,6 +48,16 @@ Set = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+MaxRequests = Annotated[
+    int | None,
+    typer.Option(
+        "--max-requests", metavar="N", min=0, help="Stop before more requests than this; the next run goes on."
+    ),
+]
+MaxCost = Annotated[
+    float | None,
+    typer.Option("--max-cost", metavar="X", min=0, help="Stop before it costs more, at the configured prices."),
+]
 BeamOptions = Annotated[list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="Options for the runner.")]
 
 
@@ -65,7 +76,7 @@ def main() -> None:
         signal.signal(number, _stopped)
     from ..transforms.queries import QueryError
     from ..transforms.sources import SourceError
-    from .run import CatalogBusy, RunFailed
+    from .run import RunFailed
 
     try:
         app()
@@ -97,6 +108,7 @@ def _stopped(number: int, _: Any) -> None:
     word = "Terminated" if number == signal.SIGTERM else "Interrupted"
     sys.stderr.write(f"epithre-beam: {word}: units that were finished are kept, run again to go on.\n")
     sys.stderr.flush()
+    release_all()  # or the next run, on another machine perhaps, would have to wait for the lease to end
     os._exit(128 + number)
 
 
@@ -118,11 +130,14 @@ def run(
     config: ConfigFile,
     beam_options: BeamOptions = None,
     set_: Set = None,
+    max_requests: MaxRequests = None,
+    max_cost: MaxCost = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Embed the assets of CONFIG, build the indexes, measure them, publish a new version of the catalog."""
-    _run(_load(config, set_), beam_options, as_json=as_json, quiet=quiet, retry_dead=False)
+    job = _load(config, [*(set_ or []), *_limits(max_requests, max_cost)])
+    _run(job, beam_options, as_json=as_json, quiet=quiet, retry_dead=False)
 
 
 @app.command("retry-failed")
@@ -130,11 +145,14 @@ def retry_failed(
     config: ConfigFile,
     beam_options: BeamOptions = None,
     set_: Set = None,
+    max_requests: MaxRequests = None,
+    max_cost: MaxCost = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run CONFIG again and send only its dead letters, whatever their reason was."""
-    _run(_load(config, set_), beam_options, as_json=as_json, quiet=quiet, retry_dead=True)
+    job = _load(config, [*(set_ or []), *_limits(max_requests, max_cost)])
+    _run(job, beam_options, as_json=as_json, quiet=quiet, retry_dead=True)
 
 
 def _run(job: RunConfig, beam_options: Sequence[str] | None, *, as_json: bool, quiet: bool, retry_dead: bool) -> None:
@@ -352,6 +370,11 @@ def _chosen(store: Store, version: str | None) -> tuple[str, str | None]:
     if latest is None:
         raise CatalogError(f"{store.url} has no published version.")
     return latest[1], latest[2]
+
+
+def _limits(max_requests: int | None, max_cost: float | None) -> list[str]:
+    limits = {"embed.max_requests": max_requests, "embed.max_cost": max_cost}
+    return [f"{name}={value}" for name, value in limits.items() if value is not None]
 
 
 def _load(path: Path, overrides: Sequence[str] | None) -> RunConfig:

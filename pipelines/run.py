@@ -5,7 +5,6 @@ import importlib.metadata
 import logging
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
-from filelock import FileLock, Timeout
 
 from ..configs import ConfigError, RunConfig
 from ..configs.schema import EMULATOR
-from ..index.layout import RUNS, next_version, report_name, unit_dead_letters_name, unit_name, version_folder
+from ..index.layout import (
+    RUNS,
+    next_version,
+    report_name,
+    run_folder,
+    unit_dead_letters_name,
+    unit_name,
+    version_folder,
+)
+from ..index.lease import hold
 from ..index.manifest import CatalogError, Manifest, read_latest, read_manifest
 from ..index.store import Store
 from ..transforms.carry import DamagedFileError
@@ -47,8 +54,12 @@ class RunFailed(Exception):  # noqa: N818 - what happened to the run
     """The run failed and nothing was published; the message says why and what to do."""
 
 
-class CatalogBusy(Exception):  # noqa: N818 - what it is
-    """Another run holds the catalog; the message says who."""
+class RunPaused(RunFailed):
+    """The run has spent what it may; what it paid for is kept, and the next run goes on. `facts` are for programs."""
+
+    def __init__(self, message: str, facts: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.facts = facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +93,31 @@ def open_endpoint(config: RunConfig) -> Iterator[Endpoint]:
                 f"embed.api_key_env names the environment variable {embed.api_key_env}, which is not set: "
                 "export it with your key, or use `--set embed.base_url=emulator` to run without one."
             )
-        greeting = greet(embed, key)
+        if config.embed.base_url != EMULATOR and not embed.may_send(requests=1, items=0, tokens=0):
+            yield _unasked(config)
+            return
+        greeting = greet(embed, key, tries=min(3, embed.max_requests or 3))
         yield Endpoint(
             base_url=embed.base_url,
             api_key_env=embed.api_key_env,
             fingerprint=greeting.emulator,
             requests=greeting.requests,
         )
+
+
+def _unasked(config: RunConfig) -> Endpoint:
+    """The API of a run that may not even ask who it is: it is taken for what it was when a version was last made."""
+    store = Store(config.catalog)
+    fingerprint = None
+    for version in reversed(existing_versions(store)):
+        with contextlib.suppress(CatalogError):
+            manifest = read_manifest(store, version)
+            if manifest.config.get("embed", {}).get("base_url") == config.embed.base_url:
+                fingerprint = manifest.model_fingerprint
+                break
+    return Endpoint(
+        base_url=config.embed.base_url, api_key_env=config.embed.api_key_env, fingerprint=fingerprint, requests=0
+    )
 
 
 def run(
@@ -117,13 +146,15 @@ def run(
             stack.enter_context(_holding(store))
             # Only now: what another run publishes before it lets go of the catalog is what this one starts from.
             latest = read_latest(store)
-            store.write(f"{RUNS}/started", b"a run is under way\n")  # a run whose work cannot be kept must not be paid
+            version = _new_version(store, latest, stack)
+            store.write(f"{run_folder(version)}/started", b"")  # a run whose work cannot be kept must not be paid
         except OSError as error:
             raise RunFailed(f"The catalog {config.catalog} cannot be written: {error.strerror or error}.") from error
-        stack.callback(_forget, store)
         try:
             comparison = stack.enter_context(compare(config))
-            return _run(config, store, latest, comparison, stack, beam_options, watch, retry_dead, started_at_s)
+            return _run(
+                config, store, latest, version, comparison, stack, beam_options, watch, retry_dead, started_at_s
+            )
         except (SourceError, RunStopped, LedgerLostError) as error:
             raise RunFailed(str(error)) from error
 
@@ -132,6 +163,7 @@ def _run(
     config: RunConfig,
     store: Store,
     latest: tuple[bytes, str, str] | None,
+    version: str,
     comparison: Comparison,
     stack: contextlib.ExitStack,
     beam_options: Sequence[str],
@@ -164,7 +196,6 @@ def _run(
             if endpoint.fingerprint != found.fingerprint:
                 found = find_base(config, store, latest, endpoint.fingerprint)
                 continue
-        version = next_version(max([*existing_versions(store), latest[1] if latest else ""]) or None)
         fingerprint = endpoint.fingerprint if endpoint else found.fingerprint
         plan = write_plan(store, version, config, comparison, fingerprint, base.version if base else None)
         lane = LaneSetup(
@@ -191,6 +222,7 @@ def _run(
         except DamagedFileError as error:
             damaged.append(error.name)
             store.delete(version_folder(version))
+            version = _new_version(store, latest, stack)
             continue
         report: dict[str, Any] = orjson.loads(store.read(report_name(version)))
         if not report["held_back"]:
@@ -221,7 +253,7 @@ def _run_pipeline(setup: VersionSetup, plan: Plan, beam_options: Sequence[str], 
         _ = (records, carried) | "Parts" >> beam.Flatten() | "WriteVersion" >> WriteVersion(setup=setup)
         with _watching(lambda: read_progress(store, version), watch):
             pipeline.run().wait_until_finish()
-    except (RunStopped, LedgerLostError, ConfigError):
+    except ConfigError:
         raise
     except Exception as error:
         with contextlib.suppress(FileNotFoundError):
@@ -239,9 +271,14 @@ def _run_pipeline(setup: VersionSetup, plan: Plan, beam_options: Sequence[str], 
                 "CatalogError",
                 "StoreError",
                 "SwapConflictError",
+                "SwapUnknownError",
             }
+            if failure["type"] == "SpendingLimitReached":
+                raise RunPaused(failure["message"], failure["facts"]) from error
             message = failure["message"] if known else f"{failure['type']}: {failure['message']}"
             raise RunFailed(message) from error
+        if isinstance(error, (RunStopped, LedgerLostError)):  # before there was a worker to note it
+            raise
         raise RunFailed(f"The runner {runner} failed: {_last_line(error)}") from error
 
 
@@ -255,34 +292,14 @@ def _collect(store: Store, units: Sequence[Unit]) -> None:
 
 @contextlib.contextmanager
 def _holding(store: Store) -> Iterator[None]:
-    """Holds the catalog on a local disk for as long as the block runs; the system lets go of it if the process dies.
+    """Holds the catalog for as long as the block runs.
 
     Raises:
         CatalogBusy: When another run holds it.
     """
-    if not store.is_local:
+    with hold(store, "run"):
+        store.delete(RUNS)  # what runs that were killed left behind
         yield
-        return
-    store.local_path("").mkdir(parents=True, exist_ok=True)
-    lock = FileLock(store.local_path(".run.lock"), timeout=0)
-    holder = store.local_path(".run.holder")
-    try:
-        lock.acquire()
-    except Timeout:
-        with contextlib.suppress(OSError):
-            raise CatalogBusy(
-                f"Another run holds the catalog {store.url} ({holder.read_text()}): wait until it has ended."
-            ) from None
-        raise CatalogBusy(f"Another run holds the catalog {store.url}: wait until it has ended.") from None
-    try:
-        holder.write_text(
-            f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-        )
-        store.delete("runs")  # what runs that were killed left behind
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
 
 
 def _paid_versions(store: Store, config: RunConfig, fingerprint: str | None, base: Manifest | None) -> tuple[str, ...]:
@@ -304,10 +321,16 @@ def existing_versions(store: Store) -> list[str]:
     return [parts[1] for parts in names if len(parts) == 3 and parts[2] == "manifest.json"]
 
 
-def _forget(store: Store) -> None:
+def _new_version(store: Store, latest: tuple[bytes, str, str] | None, stack: contextlib.ExitStack) -> str:
+    version = next_version(max([*existing_versions(store), latest[1] if latest else ""]) or None)
+    stack.callback(_forget, store, version)
+    return version
+
+
+def _forget(store: Store, version: str) -> None:
     """Removes what a run needs only while it lasts, however it ended."""
     with contextlib.suppress(Exception):
-        store.delete(RUNS)
+        store.delete(run_folder(version))
 
 
 @contextlib.contextmanager

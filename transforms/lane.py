@@ -26,13 +26,14 @@ from ..index.units import UnitRecord
 from .epithre.budget import Budget
 from .epithre.client import Client, RunStopped, limits_of
 from .epithre.ledger import LedgerSettings, SharedLedger
-from .epithre.meter import Meter
+from .epithre.meter import Meter, Timeline
 from .plan import PlanReader, Unit, recipe
 from .reading import Reader
 from .references import references_of
 from .unit import ByteLimit, SentContents, UnitContext, embed_unit
 
 _PROGRESS_EVERY_S = 1.0
+_SAMPLE_EVERY_S = 0.25
 _PAYLOAD_SHARE = 0.4
 _SENT_KEPT = 1024
 _UNIT_COPIES = 2
@@ -109,11 +110,15 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any, telemetry: Telemetry) -> None:
     config = setup.config
-    settings = config.embed.model_copy(update={"base_url": setup.base_url, "api_key_env": setup.api_key_env})
+    settings = config.embed.share(lane, greetings=setup.requests_spent)
+    settings = settings.model_copy(update={"base_url": setup.base_url, "api_key_env": setup.api_key_env})
     store = Store(config.catalog)
     memory = config.embed.memory_mb * 1_000_000
     vector_bytes = config.embed.dimension * 4 * _UNIT_COPIES
     meter = telemetry.meter
+    if config.embed.max_requests is not None or config.embed.max_cost is not None:
+        with contextlib.suppress(FileNotFoundError):  # a runner may begin again what it has begun: that was spent too
+            meter.add(orjson.loads(await asyncio.to_thread(store.read, progress_name(setup.version, lane)))["meter"])
     budget = Budget(
         limits_of(config.embed),
         max_concurrency=config.embed.max_concurrency,
@@ -219,7 +224,10 @@ def api_key(variable: str) -> str:
 
 
 class _Progress:
-    """Writes how far the lane is to a small file that the launcher, wherever it is, can read."""
+    """Writes how far the lane is to a small file that the launcher, wherever it is, can read.
+
+    The last write also has what was done when (`Timeline.to_dict`).
+    """
 
     def __init__(self, store: Store, version: str, lane: int, assets: int, meter: Meter, budget: Budget) -> None:
         self._store = store
@@ -230,6 +238,10 @@ class _Progress:
         self._started = time.monotonic()
         self._done = 0
         self._dead = 0
+        self._timeline = Timeline()
+        self._sample()
+        self._last_word = threading.Lock()
+        self._is_done = False
 
     def note(self, done: int, dead: int) -> None:
         self._done += done
@@ -246,12 +258,39 @@ class _Progress:
             "limits": self._budget.limits,
             "meter": self._meter.to_dict(),
         }
-        self._store.write(self._name, orjson.dumps(data))
+        if is_done:
+            self._sample()
+            data["series"] = self._timeline.to_dict()
+        with self._last_word:
+            if not self._is_done:  # a slow write of the ticker must not replace the last one
+                self._is_done = is_done
+                self._store.write(self._name, orjson.dumps(data))
 
     async def tick(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._write_often())
+            group.create_task(self._sample_often())
+
+    async def _write_often(self) -> None:
         while True:
             await asyncio.to_thread(self.write)
             await asyncio.sleep(_PROGRESS_EVERY_S)
+
+    async def _sample_often(self) -> None:
+        while True:
+            await asyncio.sleep(_SAMPLE_EVERY_S)
+            self._sample()
+
+    def _sample(self) -> None:
+        totals = {
+            "assets": self._done,
+            "dead": self._dead,
+            "requests": self._meter.requests,
+            "items": self._meter.items_embedded,
+            "retries": self._meter.retries.total(),
+            "answers_429": self._meter.answers_429,
+        }
+        self._timeline.sample(time.time(), totals)
 
 
 def progress_name(version: str, lane: int) -> str:

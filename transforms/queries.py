@@ -35,6 +35,7 @@ def embed_queries(
         QueryError: When a query is no text or picture that can be sent, or the API refuses it.
         RunStopped: When the API answers nobody.
     """
+    embed = embed.model_copy(update={"max_requests": None, "max_cost": None})  # those are a run's
 
     async def ask() -> list[npt.NDArray[np.float32] | Refusal]:
         async with Client(embed, api_key) as client:

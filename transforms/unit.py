@@ -163,6 +163,8 @@ async def embed_unit(unit: Unit, references: Sequence[Reference], context: UnitC
     if footer is not None and not footer["dead" if context.retry_dead else "transient"]:
         context.note_progress(unit.references, footer["dead"])
         return _record(unit, footer, reused=True)
+    if context.client.is_spent:
+        return _left(unit, footer, context)
     old: pa.Table | None = None
     todo = list(range(len(references)))
     settled: list[DeadLetter] = []
@@ -181,11 +183,25 @@ async def embed_unit(unit: Unit, references: Sequence[Reference], context: UnitC
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     dead = [*settled, *(work.dead[i] for i in sorted(work.dead))]
+    not_sent = sum(letter.reason is Reason.NOT_SENT for letter in work.dead.values())
+    if not_sent == len(todo):
+        return _left(unit, footer, context)
     deduplicated = work.deduplicated + (footer["deduplicated"] if footer else 0)
     carried = work.carried + (footer["carried"] if footer else 0)
     rows = await context.in_thread(lambda: _write(unit, work, old, dead, deduplicated, carried, context))
-    counts = {"rows": rows, "dead": len(dead), "deduplicated": deduplicated, "carried": carried}
+    counts = {"rows": rows, "dead": len(dead) - not_sent, "deduplicated": deduplicated, "carried": carried}
+    counts["not_sent"] = not_sent
     return _record(unit, counts, reused=False)
+
+
+def _left(unit: Unit, footer: Mapping[str, int] | None, context: UnitContext) -> UnitRecord:
+    """The record of a unit that stays as it was, because the run had spent what it may."""
+    if footer is None:
+        counts = {"rows": 0, "dead": 0, "deduplicated": 0, "carried": 0, "not_sent": unit.references}
+    else:
+        left = footer["dead" if context.retry_dead else "transient"]
+        counts = {**footer, "dead": footer["dead"] - left, "not_sent": left}
+    return _record(unit, counts, reused=True)
 
 
 def _record(unit: Unit, counts: Mapping[str, int], *, reused: bool) -> UnitRecord:
@@ -197,6 +213,7 @@ def _record(unit: Unit, counts: Mapping[str, int], *, reused: bool) -> UnitRecor
         dead=counts["dead"],
         deduplicated=counts["deduplicated"],
         carried=counts["carried"],
+        not_sent=counts.get("not_sent", 0),
         reused=reused,
     )
 
@@ -230,6 +247,10 @@ async def _embed_batch(batch: Sequence[int], work: _Work, context: UnitContext) 
         _COPIES * sum(_sent_bytes(work.references[i], context.prepare) for i in batch)
     )
     try:
+        if context.client.is_spent:
+            for i in batch:
+                work.dead[i] = _not_sent(work.references[i])
+            return
         prepared = await _prepare_all(batch, work, context)
         leaders: list[tuple[_Prepared, asyncio.Future[npt.NDArray[np.float32] | Refusal]]] = []
         followers: list[tuple[_Prepared, asyncio.Future[npt.NDArray[np.float32] | Refusal]]] = []
@@ -352,12 +373,19 @@ def _settle(asset: _Prepared, result: npt.NDArray[np.float32] | Refusal, work: _
     """Puts a result on its own asset."""
     i = asset.position
     if isinstance(result, Refusal):
+        if result.reason is RefusalReason.NOT_SENT:
+            work.dead[i] = _not_sent(asset.reference)
+            return
         work.dead[i] = _dead(asset.reference, "embed", Reason(result.reason.value), result.detail, result.attempts)
         context.note_progress(1, 1)
         return
     work.vectors[i] = result
     work.rows[i] = replace(asset, item=None, paid=None)  # the item's megabytes are not needed any more
     context.note_progress(1, 0)
+
+
+def _not_sent(reference: Reference) -> DeadLetter:
+    return _dead(reference, "embed", Reason.NOT_SENT, "the run had spent what it may", 0)
 
 
 def _dead(reference: Reference, stage: str, reason: Reason, detail: str, attempts: int) -> DeadLetter:

@@ -22,6 +22,7 @@ from .lane import read_progress
 from .plan import PlanReader, carried_dead_name
 from .report import make_report, render_report
 from .setup import VersionSetup
+from .spending import check_all_sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,7 @@ def under_one_key(value: Any) -> tuple[int, Any]:
 
 def plan_all_shards(element: tuple[int, Iterable[Part]], setup: VersionSetup) -> list[ShardTask]:
     parts = [part for part in element[1] if not isinstance(part, Begin)]
+    check_all_sent([part for part in parts if isinstance(part, UnitRecord)], setup.lane)
     return plan_shards(parts, setup.lane.config.index.rows_per_file)
 
 
@@ -232,6 +234,8 @@ def finish(element: tuple[int, Iterable[Part | ShardRecord | BuiltIndex]], setup
 def public_config(setup: VersionSetup) -> dict[str, Any]:
     """The config as it goes into the manifest: no credential stands in a config, and storage options stay out too."""
     config = setup.lane.config.model_dump(mode="json")
+    for name in ("max_requests", "max_cost"):
+        config["embed"].pop(name)  # a limit of the run that wrote the version, not of the searches in it
     for source in config["sources"]:
         source.pop("storage_options")
     return config

@@ -427,3 +427,16 @@ def test_the_memory_of_a_build_does_not_grow_with_the_catalog(
         used.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     all_vectors = files * rows * dimension * 4
     assert used[1] - used[0] < all_vectors / 4
+
+
+def test_an_index_tells_how_its_scores_and_norms_are_distributed(small):
+    for index in small.manifest.indexes:
+        assert index.norms is not None
+        assert sum(index.norms.counts) == index.rows
+        assert index.norms.high <= -6
+        for direction, figures in index.scores.items():
+            queries = 45 if direction.startswith("text") else 50
+            own = queries if direction == f"{index.kind}->{index.kind}" else 0
+            assert figures.histogram is not None
+            assert sum(figures.histogram.counts) == queries * index.rows - own
+            assert figures.histogram.low <= figures.mean <= figures.histogram.high

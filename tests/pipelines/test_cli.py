@@ -148,7 +148,7 @@ def test_a_second_run_on_one_catalog_is_refused_at_once_and_the_next_is_not(plac
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=8, embed__max_concurrency=1)
         first = place.start("run", "job.yaml")
         deadline = time.monotonic() + 30
-        while not (place.catalog / ".run.holder").exists() and time.monotonic() < deadline:
+        while not (place.catalog / ".lease.json").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert_one_sentence(place.cli("run", "job.yaml"), 4, "Another run holds the catalog", f"process {first.pid}")
         first.kill()

@@ -126,22 +126,26 @@ def test_what_will_never_work_ends_the_run_with_nothing_published(place, refusal
     assert KEY not in done.stderr + done.stdout
 
 
-def test_a_second_run_pays_nothing_and_finds_the_same(place):
+def test_a_second_run_with_nothing_changed_asks_nothing_reads_nothing_and_writes_nothing(place):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         assert place.cli("run", "job.yaml").returncode == 0
         paid = emulator.payments()
         assert max(paid.values()) == 1
-        before = open_catalog(place.catalog)
+        before = {path: path.stat().st_mtime_ns for path in place.catalog.rglob("*") if path.is_file()}
+        for picture in (place.folder / "pictures").iterdir():
+            content = picture.read_bytes()
+            facts = picture.stat()
+            picture.write_bytes(content[::-1])  # would be seen if it were read
+            os.utime(picture, ns=(facts.st_atime_ns, facts.st_mtime_ns))
         emulator.reset()
         done = place.cli("run", "job.yaml", "--json")
-        assert done.returncode == 0
-        assert not emulator.payments()
-    after = open_catalog(place.catalog)
-    assert after.version > before.version
-    assert json.loads(done.stdout)["counts"]["reused"] == 90
-    for kind in ("image", "text"):
-        assert rows_of(place.catalog, kind, before.version) == rows_of(place.catalog, kind, after.version)
+        assert done.returncode == 0, done.stderr
+        assert not emulator.log
+    report = json.loads(done.stdout)
+    assert report["status"] == "unchanged"
+    assert report["counts"]["reused"] == report["counts"]["unchanged"] == 90
+    assert before == {path: path.stat().st_mtime_ns for path in place.catalog.rglob("*") if path.is_file()}
 
 
 def test_the_same_content_is_sent_once(place):
@@ -578,12 +582,14 @@ def test_beams_metrics_have_what_was_sent(place, monkeypatch):
     from epithre_beam.configs import load_config
     from epithre_beam.transforms.embed import EmbedUnits
     from epithre_beam.transforms.lane import LaneSetup
-    from epithre_beam.transforms.plan import list_all, write_plan
+    from epithre_beam.pipelines.base import compare
+    from epithre_beam.transforms.plan import write_plan
 
     monkeypatch.setenv("EPITHRE_KEY", KEY)
     with serve(limits=Limits(requests_per_minute=30)) as emulator:
         job = load_config(place.write_job(embed__base_url=emulator.base_url, embed__requests_per_minute=30))
-        plan = write_plan(Store(job.catalog), "v", job, list_all(job), None)
+        with compare(job) as comparison:
+            plan = write_plan(Store(job.catalog), "v", job, comparison, None, None)
         setup = LaneSetup(
             config=job, version="v", plan=plan.name, base_url=emulator.base_url, api_key_env="EPITHRE_KEY"
         )

@@ -31,12 +31,21 @@ _BROKEN_SENDS = 3
 _FAILURES_IN_A_ROW = 10
 _OUTAGE_S = 15.0
 _FREE_RETRIES = 20
+_BILL_POLL_S = 0.02
 _CAP_RECOVERY_SUCCESSES = 50
 _FINGERPRINT = "x-emulator-fingerprint"
 
 
 class RunStopped(Exception):  # noqa: N818 - it stops the run; the name says what it does
     """No further request makes sense; the message says why, and what to do."""
+
+
+class SpendingLimitReached(RunStopped):
+    """A run has sent what `embed.max_requests` or `embed.max_cost` allows; `facts` are for programs."""
+
+    def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.facts = dict(facts or {})
 
 
 class RefusalReason(StrEnum):
@@ -46,6 +55,8 @@ class RefusalReason(StrEnum):
     TOO_LARGE = "too_large_for_api"
     BROKEN_ANSWER = "broken_answer"
     RETRIES_EXHAUSTED = "retries_exhausted"
+    NOT_SENT = "not_sent"
+    """The run had sent what it may."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +139,10 @@ class Client:
         self._failed_at = -1.0
         self._succeeded_at = time.monotonic()
         self._stopped: RunStopped | None = None
+        self._on_the_way = 0
+        self._tokens_factor = 1.0
+        self.is_spent = False
+        """Whether a request was held back because the settings allow no more; none is sent after it."""
         tls = httpx.create_ssl_context()  # reads the system's certificates, which takes longer than a request
 
         def connection() -> httpx.AsyncClient:
@@ -228,6 +243,10 @@ class Client:
             for i in pack:
                 sends[i] += 1
             outcome = await self._send([items[i] for i in pack])
+            if outcome is None:
+                for i in pack:
+                    results[i] = self._refusal(RefusalReason.NOT_SENT, "the run's spending limit", sends[i] - 1)
+                return
             if isinstance(outcome, np.ndarray):
                 for i, vector in zip(pack, outcome, strict=True):
                     results[i] = vector
@@ -310,20 +329,28 @@ class Client:
             pack = pack[half:]
         await self._settle(items, pack, results, sends)
 
-    async def _send(self, batch: Sequence[Item]) -> npt.NDArray[np.float32] | BrokenAnswerError | ApiError:
-        """One request within the budget: checked vectors, or what was wrong."""
+    async def _send(self, batch: Sequence[Item]) -> npt.NDArray[np.float32] | BrokenAnswerError | ApiError | None:
+        """One request within the budget: checked vectors, or what was wrong; None when it may not be paid any more."""
         tokens = sum(item.tokens for item in batch)
+        if self.is_spent:
+            return None
         lease = await self.budget.acquire(items=len(batch), tokens=tokens)
         try:
+            may_send = await self._may_send(len(batch), tokens)  # from its answer to the counting nothing is awaited
             # Another request may have learned, while this one waited, that none will succeed.
             if self._stopped:
                 raise self._stopped
+            if not may_send:
+                return None
             body = self._dialect.body([item.piece for item in batch], is_query=batch[0].is_query)
             self.meter.requests += 1
             self.meter.items_sent += len(batch)
             self.meter.tokens_estimated += tokens
+            tokens_thought = round(tokens * self._tokens_factor)
+            self.meter.tokens_spent += tokens_thought
             self.meter.bytes_up += len(body)
             started = time.monotonic()
+            self._on_the_way += 1
             try:
                 async with asyncio.timeout(self._settings.timeout_s):
                     response = await self._connections.post(self._dialect.path, body)
@@ -331,7 +358,13 @@ class Client:
                 outcome: npt.NDArray[np.float32] | BrokenAnswerError | ApiError = _transport_error(error)
             else:
                 self.meter.bytes_down += len(response.content)
+                billed = self.meter.tokens_billed
                 outcome = self._read(response, len(batch))
+                if billed := self.meter.tokens_billed - billed:
+                    self.meter.tokens_spent += billed - tokens_thought
+                    self._tokens_factor = max(self._tokens_factor, billed / max(tokens, 1))
+            finally:
+                self._on_the_way -= 1
             latency_s = time.monotonic() - started
             is_good = isinstance(outcome, np.ndarray)
             self.budget.answered(lease, latency_s=latency_s if is_good else None)
@@ -341,6 +374,25 @@ class Client:
             return outcome
         finally:
             self.budget.answered(lease)
+
+    async def _may_send(self, items: int, tokens: int) -> bool:
+        """Whether one more request is within what the settings let a run spend.
+
+        What is on its way counts as estimated, with the highest factor by which an answer's bill exceeded it; it may
+        turn out cheaper, so a request that does not fit waits for it.
+        """
+        while not self.is_spent:
+            if self._settings.may_send(
+                requests=self.meter.requests + 1,
+                items=self.meter.items_sent + items,
+                tokens=self.meter.tokens_spent + round(tokens * self._tokens_factor),
+            ):
+                return True
+            if not self._on_the_way or self._settings.max_cost is None:
+                self.is_spent = True
+            else:
+                await asyncio.sleep(_BILL_POLL_S)
+        return False
 
     def _read(self, response: httpx.Response, count: int) -> npt.NDArray[np.float32] | BrokenAnswerError | ApiError:
         if limits := read_limits(response.headers):
@@ -425,6 +477,8 @@ class Client:
         """Waits before a retry: as told, plus jitter that doubles; and for a place in the retry budget."""
         await self._sleep(max(retry_after_s or 0.0, 0.0) + self._random.uniform(0, min(30.0, 0.5 * 2**tries)))
         while self.meter.retries.total() >= _FREE_RETRIES + self._settings.retry_share * self.meter.requests:
+            if self.is_spent:
+                return  # nothing is sent any more
             if self._stopped or time.monotonic() - self._succeeded_at > _OUTAGE_S:
                 break  # an outage: the failures in a row decide
             await self._sleep(0.1)

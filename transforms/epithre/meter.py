@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _GROWTH = math.log(1.05)
+_STEP_S = 0.25
+_MOST_STEPS = 600
 
 
 @dataclass
@@ -27,6 +29,70 @@ class Latencies:
                 return math.exp(position * _GROWTH)
         return None
 
+    def histogram(self) -> dict[str, list[float]]:
+        """`edges` in seconds, one more than `counts`; both empty when there are no latencies."""
+        if not self.bins:
+            return {"edges": [], "counts": []}
+        positions = range(min(self.bins), max(self.bins) + 1)
+        return {
+            "edges": [math.exp((p - 0.5) * _GROWTH) for p in (*positions, positions.stop)],
+            "counts": [self.bins[p] for p in positions],
+        }
+
+
+class Timeline:
+    """Counts over time, by name, in equal steps. A step doubles before there are more than 600 of them.
+
+    Steps are aligned to the epoch, so that those of lanes that began at different times add up.
+    """
+
+    def __init__(self) -> None:
+        self._step_s = _STEP_S
+        self._steps: dict[int, Counter[str]] = {}
+        self._told: dict[str, int] = {}
+
+    def sample(self, now_s: float, totals: Mapping[str, int]) -> None:
+        """Counts what `totals` grew by since the last sample, the first of which only says what they were before.
+
+        Args:
+            now_s: When, in seconds since the epoch.
+            totals: Numbers that only grow, by name.
+        """
+        growth = {name: total - self._told.get(name, total) for name, total in totals.items()}
+        self._steps.setdefault(int(now_s // self._step_s), Counter()).update(growth)
+        self._told = dict(totals)
+        self._fit()
+
+    def to_dict(self) -> dict[str, Any]:
+        """`start_unix_s`, `step_s` and `counts`: for each name a list with a number a step."""
+        if not self._steps:
+            return {"start_unix_s": 0.0, "step_s": self._step_s, "counts": {}}
+        first, last = min(self._steps), max(self._steps)
+        names = sorted({name for step in self._steps.values() for name in step})
+        empty: Counter[str] = Counter()
+        counts = {n: [self._steps.get(p, empty)[n] for p in range(first, last + 1)] for n in names}
+        return {"start_unix_s": first * self._step_s, "step_s": self._step_s, "counts": counts}
+
+    def add(self, data: Mapping[str, Any]) -> None:
+        """Adds what `to_dict` gave, of another lane."""
+        while self._step_s < data["step_s"]:
+            self._double()
+        for name, counts in data["counts"].items():
+            for i, count in enumerate(counts):
+                position = int((data["start_unix_s"] + i * data["step_s"]) // self._step_s)
+                self._steps.setdefault(position, Counter())[name] += count
+        self._fit()
+
+    def _fit(self) -> None:
+        while self._steps and max(self._steps) - min(self._steps) >= _MOST_STEPS:
+            self._double()
+
+    def _double(self) -> None:
+        steps: dict[int, Counter[str]] = {}
+        for position, counts in self._steps.items():
+            steps.setdefault(position // 2, Counter()).update(counts)
+        self._steps, self._step_s = steps, 2 * self._step_s
+
 
 @dataclass
 class Meter:
@@ -37,6 +103,8 @@ class Meter:
     items_embedded: int = 0
     tokens_estimated: int = 0
     tokens_billed: int = 0
+    tokens_spent: int = 0
+    """Of all that was sent: as billed where the server said so, as estimated otherwise."""
     bytes_up: int = 0
     bytes_down: int = 0
     answers_429: int = 0

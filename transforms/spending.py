@@ -1,0 +1,53 @@
+"""The end of a run that has spent what it may: nothing is published, what was paid for is kept."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..configs import EmbedConfig
+from ..index.store import Store
+from ..index.units import UnitRecord
+from .epithre.client import SpendingLimitReached
+from .epithre.meter import Meter
+from .lane import LaneSetup, read_progress
+
+
+def check_all_sent(records: Sequence[UnitRecord], setup: LaneSetup) -> None:
+    """Ends a run of which not everything could be sent. Called when all lanes are done, so that none is cut short.
+
+    Raises:
+        SpendingLimitReached: With what was spent and what is kept.
+    """
+    left = sum(record.not_sent for record in records)
+    if not left:
+        return
+    lanes = read_progress(Store(setup.config.catalog), setup.version)
+    raise SpendingLimitReached(*_sentence(setup.config.embed, setup.requests_spent, records, left, lanes))
+
+
+def _sentence(
+    embed: EmbedConfig, greetings: int, records: Sequence[UnitRecord], left: int, lanes: Sequence[dict[str, Any]]
+) -> tuple[str, dict[str, Any]]:
+    meter = Meter()
+    for lane in lanes:
+        meter.add(lane["meter"])
+    requests = meter.requests + greetings
+    cost = embed.cost(requests=requests, items=meter.items_sent, tokens=meter.tokens_spent)
+    kept = sum(record.rows for record in records)
+    assets = sum(record.rows + record.dead + record.not_sent for record in records)
+    limits = [f"embed.max_requests {embed.max_requests:,}"] if embed.max_requests is not None else []
+    limits += [f"embed.max_cost {embed.max_cost:g}"] if embed.max_cost is not None else []
+    spent = f"{requests:,} request{'' if requests == 1 else 's'}"
+    spent += f" with {meter.items_sent:,} items"
+    spent += "" if cost is None else f" for {cost:,.4g}"
+    go_on = "run again to go on"
+    if not meter.requests and (embed.max_requests or embed.max_cost):
+        go_on = "not one request is within the limit, so raise it or lower embed.batch_items"
+    sentence = (
+        f"The run stopped before it would pass {' and '.join(limits)}: it sent {spent}; {kept:,} of {assets:,} assets "
+        f"are embedded and kept, {left:,} are left, nothing was published: {go_on}."
+    )
+    facts = {
+        "spent": {"requests": requests, "items": meter.items_sent, "cost": cost},
+        "assets": {"all": assets, "embedded": kept, "left": left},
+    }
+    return sentence, facts
