@@ -22,6 +22,7 @@ from ..transforms.epithre.client import RunStopped, greet
 from ..transforms.epithre.emulator import EmulatorSettings, start_emulator_process
 from ..transforms.epithre.ledger import LedgerLostError
 from ..transforms.plan import is_reusable
+from .logs import tell
 
 EMULATOR_KEY_ENV = "EPITHRE_EMULATOR_KEY"
 """Where a run puts the key of the emulator that it started; it opens nothing else."""
@@ -50,6 +51,7 @@ class Endpoint:
     api_key_env: str
     fingerprint: str | None
     requests: int
+    """That were sent to ask it; those to an emulator of the run's own do not count."""
 
 
 @contextlib.contextmanager
@@ -81,7 +83,7 @@ def open_endpoint(config: RunConfig) -> Iterator[Endpoint]:
             base_url=embed.base_url,
             api_key_env=embed.api_key_env,
             fingerprint=greeting.emulator,
-            requests=greeting.requests,
+            requests=0 if config.embed.base_url == EMULATOR else greeting.requests,
         )
 
 
@@ -150,6 +152,7 @@ def run(
         with open_endpoint(config) as endpoint:
             plan = write_plan(store, version, config, references, endpoint.fingerprint)
             del references
+            tell("planned", assets=plan.assets, source_bytes=plan.size_bytes, units=len(plan.units))
             setup = VersionSetup(
                 lane=LaneSetup(
                     config=config,
@@ -182,11 +185,10 @@ def run(
             )
             with _watching(lambda: read_progress(store, version), watch):
                 pipeline.run().wait_until_finish()
-    except (RunStopped, LedgerLostError) as error:
-        raise RunFailed(str(error)) from error
     except ConfigError:
         raise
     except Exception as error:
+        # What a worker wrote comes first: a runner adds words of its own to what it passes on.
         with contextlib.suppress(FileNotFoundError):
             failure = orjson.loads(store.read(failure_name(version)))
             if failure["type"] in {"OSError", "PermissionError"}:
@@ -206,6 +208,8 @@ def run(
                 raise RunPaused(failure["message"], failure["facts"]) from error
             message = failure["message"] if known else f"{failure['type']}: {failure['message']}"
             raise RunFailed(message) from error
+        if isinstance(error, (RunStopped, LedgerLostError)):
+            raise RunFailed(str(error)) from error
         raise RunFailed(f"The runner {runner} failed: {_last_line(error)}") from error
     finally:
         with contextlib.suppress(Exception):
@@ -266,6 +270,8 @@ def _watching(read: Callable[[], list[dict[str, Any]]], watch: Watch | None) -> 
     finally:
         over.set()
         thread.join(timeout=5)
+        with contextlib.suppress(Exception):
+            watch(read())  # the last word of a run that failed; one that published has cleared it away
 
 
 def _last_line(error: BaseException) -> str:

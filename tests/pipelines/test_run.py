@@ -19,7 +19,7 @@ from epithre_beam.index.verify import find_damage
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults, Limits
 from epithre_beam.transforms.epithre.emulator.hash_model import content_digest, hash_vector
 
-from .conftest import KEY, write_pictures, write_texts
+from .conftest import KEY, sentences, write_pictures, write_texts
 
 ENGINES = {
     "in_memory": (),
@@ -121,7 +121,7 @@ def test_what_will_never_work_ends_the_run_with_nothing_published(place, refusal
         done = place.cli("run", "job.yaml")
     assert done.returncode == 1
     assert not (place.catalog / "LATEST.json").exists()
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert len(sentences(done.stderr)) == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert KEY not in done.stderr + done.stdout
 
