@@ -1,24 +1,29 @@
 """Opens a catalog and searches it: numpy in, hits out, nothing of Beam."""
 
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..configs import AssetKind
-from .layout import version_folder
+from .kind_index import KindIndex
+from .layout import READERS, version_folder
 from .manifest import CatalogError, IndexEntry, Manifest, read_latest, read_manifest
-from .store import Store, sha256_of
+from .readers import VersionHold
+from .store import Store, StoreError
+from .verify import check_file
 
 Merge = Literal["score", "quota", "standardised"]
 MAX_K = 10_000
+
+_OPENING_TRIES = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,53 +42,18 @@ class Hit:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-class _KindIndex:
-    """One kind's index and its table of assets, both memory-mapped."""
-
-    def __init__(self, entry: IndexEntry, index_path: Path, assets_path: Path) -> None:
-        self.entry = entry
-        self.index: Any = faiss.read_index(str(index_path), faiss.IO_FLAG_MMAP_IFC)
-        self._source = pa.memory_map(str(assets_path))
-        self.assets = pa.ipc.open_file(self._source).read_all()
-        if self.index.ntotal != len(self.assets) or self.index.ntotal != entry.rows:
-            raise CatalogError(
-                f"{index_path} has {self.index.ntotal} rows, {assets_path} {len(self.assets)} and the manifest "
-                f"{entry.rows}; they must agree."
-            )
-
-    def search(
-        self, vectors: npt.NDArray[np.float32], k: int, where: pc.Expression | None
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Scores float32 and rows int64, both (queries, k), best first; fewer columns where fewer rows match."""
-        parameters: Any = None
-        k = min(k, len(self.assets))
-        if where is not None:
-            rows = self._matching(where)
-            if not len(rows):
-                return np.empty((len(vectors), 0), np.float32), np.empty((len(vectors), 0), np.int64)
-            selector = faiss.IDSelectorBatch(rows)
-            parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-            k = min(k, len(rows))
-        scores, found = self.index.search(vectors, k, params=parameters)
-        return scores, found
-
-    def _matching(self, where: pc.Expression) -> npt.NDArray[np.int64]:
-        numbered = self.assets.append_column("__row", pa.array(np.arange(len(self.assets), dtype=np.int64)))
-        try:
-            return np.asarray(numbered.filter(where).column("__row").to_numpy(), np.int64)
-        except (pa.ArrowException, TypeError) as error:
-            columns = self.assets.schema.names
-            raise ValueError(f"`where` must be a condition on the columns {columns}: {error}") from None
-
-
 class Catalog:
     """A version of a catalog, open for searching. Thread-safe; use `with`, or `close()` when done."""
 
-    def __init__(self, store: Store, manifest: Manifest, indexes: Mapping[str, _KindIndex]) -> None:
+    def __init__(
+        self, store: Store, manifest: Manifest, indexes: Mapping[str, KindIndex], hold: VersionHold | None = None
+    ) -> None:
         self._store = store
         self.manifest = manifest
         self._indexes = dict(indexes)
         self._lock = threading.Lock()
+        # A catalog that is dropped, or still open when the process ends, lets go as well.
+        self._let_go = None if hold is None else weakref.finalize(self, hold.release)
 
     def __repr__(self) -> str:
         return f"Catalog({self._store.url!r}, version={self.version!r}, assets={self.manifest.counts.per_kind})"
@@ -95,9 +65,11 @@ class Catalog:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the mapped files. A search after it raises ValueError."""
+        """Lets go of the mapped files, and of the hold. A search after it raises ValueError."""
         with self._lock:
             self._indexes = {}
+        if self._let_go is not None:
+            self._let_go()
 
     @property
     def version(self) -> str:
@@ -141,7 +113,8 @@ class Catalog:
             query_kind: What the queries are; `standardised` needs it.
 
         Returns:
-            A list of hits for each query, best first.
+            A list of hits for each query, best first; equal scores by kind, then by asset id. Versions that hold the
+            same assets so give the same hits (but for `row`), however they came about.
 
         Raises:
             ValueError: With the argument, the rule and the value.
@@ -166,7 +139,7 @@ class Catalog:
         self,
         q: int,
         ranks: Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]],
-        indexes: Mapping[str, _KindIndex],
+        indexes: Mapping[str, KindIndex],
         k: int,
         merge: Merge,
         query_kind: str | None,
@@ -185,11 +158,11 @@ class Catalog:
             for rank, (score, row) in enumerate(zip(scores[q].tolist(), rows[q].tolist(), strict=True)):
                 if row >= 0:
                     key = rank if merge == "quota" else -(score - offset) / scale
-                    entries.append((key, -score, kind, row))
+                    entries.append((key, -score, kind, rank, row))
         entries.sort()
-        return [(-negative, row, kind) for _, negative, kind, row in entries[:k]]
+        return [(-negative, row, kind) for _, negative, kind, _, row in entries[:k]]
 
-    def _hit(self, index: _KindIndex, kind: str, row: int, score: float) -> Hit:
+    def _hit(self, index: KindIndex, kind: str, row: int, score: float) -> Hit:
         asset = index.assets.slice(row, 1).to_pylist()[0]
         return Hit(
             asset_id=asset["asset_id"],
@@ -218,7 +191,7 @@ class Catalog:
             raise ValueError("vectors must be finite, got NaN or infinity.")
         return queries
 
-    def _chosen(self, kinds: Sequence[AssetKind] | AssetKind | None) -> dict[str, _KindIndex]:
+    def _chosen(self, kinds: Sequence[AssetKind] | AssetKind | None) -> dict[str, KindIndex]:
         with self._lock:
             indexes = dict(self._indexes)
         if not indexes:
@@ -233,7 +206,12 @@ class Catalog:
 
 
 def open_catalog(
-    url: str | Path, *, version: str | None = None, verify: bool = True, storage_options: dict[str, Any] | None = None
+    url: str | Path,
+    *,
+    version: str | None = None,
+    verify: bool = True,
+    storage_options: dict[str, Any] | None = None,
+    hold_s: float | None = None,
 ) -> Catalog:
     """Opens a catalog's published version, or a named one, for searching.
 
@@ -243,40 +221,70 @@ def open_catalog(
         verify: Compare every file that is opened with its sha256 in the manifest. Without it a damaged file may
             give wrong results in silence.
         storage_options: For fsspec.
+        hold_s: Keep the version from being pruned while it is open: a file in `readers/` says so, which is renewed,
+            removed by `close()`, and void this long after the process has died. Absent: nothing is written. What is
+            mapped already stays readable on a local disk either way; what is opened later, such as vectors, does not.
 
     Raises:
         CatalogError: When there is nothing published, or a file is missing, damaged or of a newer format.
+        ValueError: When `hold_s` is not positive.
     """
+    if hold_s is not None and not 0 < hold_s < float("inf"):
+        raise ValueError(f"hold_s must be a positive number of seconds, got {hold_s!r}.")
     store = Store(str(url), storage_options)
-    sha256 = None
-    if version is None:
-        latest = read_latest(store)
-        if latest is None:
-            raise CatalogError(
-                f"{store.url} has no published version: {store.url}/LATEST.json is missing "
-                "(`epithre-beam versions list` shows what a guard holds back)."
-            )
-        _, version, sha256 = latest
+    if version is not None:
+        return _open_version(store, version, None, verify=verify, hold_s=hold_s)
+    for tries_left in reversed(range(_OPENING_TRIES)):
+        named, sha256 = _published(store)
+        try:
+            return _open_version(store, named, sha256, verify=verify, hold_s=hold_s)
+        except CatalogError:
+            # Another version was published, and this one pruned, since LATEST.json was read?
+            if not tries_left or _published(store)[0] == named:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _published(store: Store) -> tuple[str, str]:
+    latest = read_latest(store)
+    if latest is None:
+        raise CatalogError(
+            f"{store.url} has no published version: {store.url}/LATEST.json is missing "
+            "(`epithre-beam versions list` shows what a guard holds back)."
+        )
+    return latest[1], latest[2]
+
+
+def _open_version(store: Store, version: str, sha256: str | None, *, verify: bool, hold_s: float | None) -> Catalog:
     manifest = read_manifest(store, version, sha256)
     if not store.is_local:
         raise CatalogError(f"{store.url} is not on a local disk: copy the catalog here to search it.")
-    indexes = {}
-    for entry in manifest.indexes:
-        paths = []
-        for name in (entry.file, entry.assets):
-            path = store.local_path(f"{version_folder(version)}/{name}")
-            expected = manifest.file(name)
-            try:
-                with path.open("rb") as file:
-                    found = sha256_of(file) if verify else expected.sha256
-                    size = path.stat().st_size
-            except FileNotFoundError as error:
-                raise CatalogError(f"{path} is missing from version {version}.") from error
-            if found != expected.sha256 or size != expected.size_bytes:
-                raise CatalogError(
-                    f"{path} must have {expected.size_bytes} bytes and sha256 {expected.sha256}, "
-                    f"got {size} and {found}: the file is damaged."
-                )
-            paths.append(path)
-        indexes[entry.kind] = _KindIndex(entry, paths[0], paths[1])
-    return Catalog(store, manifest, indexes)
+    hold = None
+    try:
+        if hold_s is not None:
+            hold = _hold(store, version, hold_s)
+            read_manifest(store, version, sha256)  # what was whole when the hold stood, stays so
+        indexes = {entry.kind: _open_index(store, manifest, entry, verify=verify) for entry in manifest.indexes}
+    except BaseException:
+        if hold is not None:
+            hold.release()
+        raise
+    return Catalog(store, manifest, indexes, hold)
+
+
+def _hold(store: Store, version: str, hold_s: float) -> VersionHold:
+    try:
+        return VersionHold(store, version, hold_s)
+    except (OSError, StoreError) as error:
+        raise CatalogError(
+            f"{store.url}/{READERS} cannot be written ({error}): allow it, or open the catalog without hold_s."
+        ) from error
+
+
+def _open_index(store: Store, manifest: Manifest, entry: IndexEntry, *, verify: bool) -> KindIndex:
+    for name in (entry.file, entry.assets):
+        problem = check_file(store, manifest.version, manifest.file(name), hashed=verify)
+        if problem:
+            raise CatalogError(problem)
+    folder = version_folder(manifest.version)
+    return KindIndex(entry, store.local_path(f"{folder}/{entry.file}"), store.local_path(f"{folder}/{entry.assets}"))

@@ -72,11 +72,7 @@ def search_stored(
     """
     dimension = queries.shape[1]
     block = _empty_index(dimension)
-    empty = faiss.serialize_index(block).tobytes()
-    header = file.read(len(empty))
-    rows = int.from_bytes(header[_COUNT], "little")
-    if header[:8] != empty[:8] or int.from_bytes(header[-8:], "little") != rows * dimension * 2:
-        raise StoreError(f"the stored index is no {FACTORY} index of {dimension} dimensions")
+    rows = read_header(file, dimension)
     best_scores = np.empty((len(queries), 0), np.float32)
     best_rows = np.empty((len(queries), 0), np.int64)
     for first in range(0, rows, _SEARCH_ROWS):
@@ -91,6 +87,26 @@ def search_stored(
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         best_scores, best_rows = np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
     return best_scores, best_rows
+
+
+def read_header(file: IO[bytes], dimension: int) -> int:
+    """How many rows a stored index has; `file` then stands at the first of its codes.
+
+    Raises:
+        StoreError: When the file is not the index that FAISS would write.
+    """
+    empty = faiss.serialize_index(_empty_index(dimension)).tobytes()
+    header = file.read(len(empty))
+    rows = int.from_bytes(header[_COUNT], "little")
+    if header[:8] != empty[:8] or int.from_bytes(header[-8:], "little") != rows * dimension * 2:
+        raise StoreError(f"the stored index is no {FACTORY} index of {dimension} dimensions")
+    return rows
+
+
+def encode(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """The codes of vectors as an index file holds them: uint8, (rows, 2 x dimension)."""
+    codes: npt.NDArray[np.uint8] = _empty_index(vectors.shape[1]).sa_encode(np.ascontiguousarray(vectors, np.float32))
+    return codes
 
 
 def check_format(dimension: int) -> None:

@@ -219,6 +219,7 @@ def publish(store: Store, manifest: Manifest, expected: bytes | None) -> None:
     already, verified: what prune deletes is then never published.
 
     Raises:
+        CatalogError: When the version's manifest is not there.
         SwapConflictError: When another run has published since, or prune has condemned the version.
         SwapUnknownError: When it cannot be found out whether the version is published.
     """
@@ -226,7 +227,11 @@ def publish(store: Store, manifest: Manifest, expected: bytes | None) -> None:
     condemned = condemned_in(expected)
     if version in condemned:
         raise SwapConflictError(f"{store.url} has condemned version {version}, prune is deleting it: choose another.")
-    digest = hashlib.sha256(manifest.to_bytes()).hexdigest()
+    try:
+        # What is stored: an older release wrote fewer fields into its manifests than this one would.
+        digest = hashlib.sha256(store.read(manifest_name(version))).hexdigest()
+    except FileNotFoundError as error:
+        raise CatalogError(f"{store.url} has no version {version!r}: {manifest_name(version)} is missing.") from error
     try:
         store.swap(LATEST, expected, latest_bytes(version, digest, condemned))
     except (SwapConflictError, SwapUnknownError) as error:

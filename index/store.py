@@ -5,6 +5,7 @@ files that appear at once or not at all, creation with one winner, and a compare
 """
 
 import contextlib
+import datetime
 import hashlib
 import io
 import os
@@ -12,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -278,10 +280,47 @@ class Store:
             path[len(root) :] for path in found if not path.rsplit("/", 1)[-1].startswith(".") and path.startswith(root)
         )
 
+    def listing(self, folder: str = "") -> list["StoredFile"]:
+        """Every file below `folder` with its size and age, hidden and partial ones too, sorted by name."""
+        root = self._root.rstrip("/") + "/"
+        try:
+            found = self.fs.find(self.path(folder), detail=True)
+        except FileNotFoundError:
+            return []
+        files = (
+            StoredFile(name=path[len(root) :], size_bytes=int(info["size"] or 0), modified_s=_modified_s(info))
+            for path, info in found.items()
+            if path.startswith(root)
+        )
+        return sorted(files, key=lambda file: file.name)
+
     def delete(self, name: str) -> None:
         """Deletes a file or a folder with all that is in it; one that is gone already is no error."""
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm(self.path(name), recursive=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredFile:
+    """A file as the storage lists it."""
+
+    name: str
+    size_bytes: int
+    modified_s: float | None
+    """time.time() of its last change by the storage's clock; None where it does not say."""
+
+
+def _modified_s(info: dict[str, Any]) -> float | None:
+    """Every file system has its own name for it, and its own form."""
+    for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(key)
+        if isinstance(value, datetime.datetime):
+            return (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).timestamp()
+        if isinstance(value, (int, float)):
+            return float(value)
+        if isinstance(value, str):
+            return datetime.datetime.fromisoformat(value).timestamp()
+    return None
 
 
 class HashingWriter:

@@ -1,5 +1,6 @@
 """The command line. Exit codes are a contract: see `ExitCode`."""
 
+import itertools
 import json
 import logging
 import os
@@ -7,7 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from enum import IntEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,21 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ..configs import ConfigError, RunConfig, load_config
-from ..index.lease import CatalogBusy, release_all
-from ..index.manifest import CatalogError, publish, read_latest, read_manifest
-from ..index.store import Store, StoreError
-from ..transforms.epithre.client import RunStopped
-
-
-class ExitCode(IntEnum):
-    """What a scheduler is told."""
-
-    PUBLISHED = 0
-    FAILED = 1
-    USAGE = 2
-    HELD_BACK = 3
-    BUSY = 4
-
+from ..index.lease import release_all
+from .endings import Speaker, ending_of_defect, ending_of_error, ending_of_report, ending_of_signal
+from .logs import EVENTS, LogFormat, set_format, tell
+from .versions import CatalogUrl, Json, versions
 
 app = typer.Typer(
     help="Embed pictures and texts with epithre-embed, keep them as Parquet, search them with FAISS.",
@@ -38,15 +28,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-versions = typer.Typer(help="List, verify and publish a catalog's versions.", no_args_is_help=True)
 app.add_typer(versions, name="versions")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The job's YAML file.")]
-CatalogUrl = Annotated[str, typer.Argument(metavar="CATALOG", help="The catalog's path.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. embed.batch_items=32.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
 MaxRequests = Annotated[
     int | None,
@@ -58,12 +45,26 @@ MaxCost = Annotated[
     float | None,
     typer.Option("--max-cost", metavar="X", min=0, help="Stop before it costs more, at the configured prices."),
 ]
+LogLines = Annotated[
+    LogFormat | None,
+    typer.Option(
+        "--log-format", envvar="EPITHRE_LOG_FORMAT", help="Log lines as text (the default off a terminal) or JSON."
+    ),
+]
+ProgressEvery = Annotated[
+    float, typer.Option("--progress-every", metavar="S", min=0.5, help="Seconds between log lines of progress.")
+]
 BeamOptions = Annotated[list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="Options for the runner.")]
+
+
+_speaker = Speaker()
+"""Whoever ends the program says so through this: the end of a command, its failure, or a signal."""
 
 
 def main() -> None:
     """The console script: every expected failure is a sentence on standard error and an exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    set_format(LogFormat.TEXT)
     if "--debug" in sys.argv[1:]:
         logging.getLogger().setLevel(logging.INFO)
     else:
@@ -74,48 +75,35 @@ def main() -> None:
             handler.addFilter(lambda record: not record.getMessage().startswith("apitools not found"))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stopped)
-    from ..transforms.queries import QueryError
-    from ..transforms.sources import SourceError
-    from .run import RunFailed
-
+    _speaker.as_json = _wants_document(sys.argv[1:])
     try:
-        app()
-    except (ConfigError, QueryError, ValueError) as error:
-        _fail(str(error), ExitCode.USAGE)
-    except CatalogBusy as error:
-        _fail(str(error), ExitCode.BUSY)
-    except (RunFailed, RunStopped, CatalogError, StoreError, SourceError) as error:
-        _fail(str(error), ExitCode.FAILED)
-    except ImportError as error:
-        _fail(_missing_package(error), ExitCode.USAGE)
-    except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        _fail(f"{error.strerror or error}{place}: what was finished is kept, run again.", ExitCode.FAILED)
+        code = app(standalone_mode=False)
+    except Exception as error:
+        ending = ending_of_error(error)
+        if ending is None:
+            _speaker.end(ending_of_defect(error))
+            raise
+        if is_usage := hasattr(error, "show"):
+            error.show()  # a wrong command line, in the words of its parser
+        _speaker.end(ending, has_sentence=not is_usage)
+        sys.exit(int(ending.exit_code))
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _missing_package(error: ImportError) -> str:
-    """A service installs neither Beam nor every store's driver: what to install, in a sentence."""
-    name = (error.name or "").split(".")[0]
-    extras = {"apache_beam": "beam", "s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure", "redis": "redis"}
-    extra = extras.get(name) or next((e for n, e in extras.items() if n in str(error)), None)
-    if extra is None:
-        return f"A package is missing: {error}."
-    return f"This needs a package that is not installed ({error}): install epithre-beam[{extra}]."
+def _wants_document(arguments: Sequence[str]) -> bool:
+    """Whether this is a run that promised a document, known before its command line is read: that may be wrong."""
+    arguments = list(itertools.takewhile(lambda argument: argument != "--", arguments))
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    return command in {"run", "retry-failed"} and "--json" in arguments
 
 
 def _stopped(number: int, _: Any) -> None:
     """SIGTERM and Ctrl-C end at once. What was finished is on disk, whole; nothing else would survive a slower end."""
-    word = "Terminated" if number == signal.SIGTERM else "Interrupted"
-    sys.stderr.write(f"epithre-beam: {word}: units that were finished are kept, run again to go on.\n")
-    sys.stderr.flush()
+    if _speaker.is_over:
+        return  # the program is at its end anyway
+    _speaker.end(ending_of_signal(number))
     release_all()  # or the next run, on another machine perhaps, would have to wait for the lease to end
     os._exit(128 + number)
-
-
-def _fail(message: str, code: int) -> None:
-    for line in message.splitlines():
-        sys.stderr.write(f"epithre-beam: {line}\n")
-    sys.exit(int(code))
 
 
 @app.callback()
@@ -134,10 +122,13 @@ def run(
     max_cost: MaxCost = None,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:
+    log_format: LogLines = None,
+    progress_every: ProgressEvery = 30.0,
+) -> int:
     """Embed the assets of CONFIG, build the indexes, measure them, publish a new version of the catalog."""
-    job = _load(config, [*(set_ or []), *_limits(max_requests, max_cost)])
-    _run(job, beam_options, as_json=as_json, quiet=quiet, retry_dead=False)
+    overrides = [*(set_ or []), *_limits(max_requests, max_cost)]
+    voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
+    return _run("run", config, overrides, beam_options, voice)
 
 
 @app.command("retry-failed")
@@ -149,27 +140,66 @@ def retry_failed(
     max_cost: MaxCost = None,
     as_json: Json = False,
     quiet: Quiet = False,
-) -> None:
+    log_format: LogLines = None,
+    progress_every: ProgressEvery = 30.0,
+) -> int:
     """Run CONFIG again and send only its dead letters, whatever their reason was."""
-    job = _load(config, [*(set_ or []), *_limits(max_requests, max_cost)])
-    _run(job, beam_options, as_json=as_json, quiet=quiet, retry_dead=True)
+    overrides = [*(set_ or []), *_limits(max_requests, max_cost)]
+    voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
+    return _run("retry-failed", config, overrides, beam_options, voice)
 
 
-def _run(job: RunConfig, beam_options: Sequence[str] | None, *, as_json: bool, quiet: bool, retry_dead: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Voice:
+    """How a run says what it does."""
+
+    as_json: bool
+    quiet: bool
+    log_format: LogFormat | None
+    progress_every_s: float
+
+    @property
+    def lines(self) -> LogFormat | None:
+        """The format of its log lines; None when it shows a person a bar instead, or nothing."""
+        if self.log_format is None and (self.quiet or sys.stderr.isatty()):
+            return None
+        if self.quiet and self.log_format is LogFormat.TEXT:
+            return None
+        return self.log_format or LogFormat.TEXT
+
+
+def _run(command: str, path: Path, overrides: Sequence[str], beam_options: Sequence[str] | None, voice: Voice) -> int:
+    _speaker.log_format = voice.lines
+    form = voice.lines or LogFormat.TEXT
+    set_format(form)
+    logging.captureWarnings(capture=True)
+    if voice.lines is not None:
+        logging.getLogger(EVENTS).setLevel(logging.WARNING if voice.quiet else logging.INFO)
+    else:
+        logging.getLogger(EVENTS).setLevel(logging.CRITICAL)  # a person sees the bar and the summary instead
+    job = _load(path, overrides)
+    options = _beam_options(beam_options)
+    secrets = [os.environ.get(name or "", "").strip() for name in (job.embed.api_key_env, job.embed.redis_password_env)]
+    _speaker.secrets = secrets
+    set_format(form, secrets)
     from .progress import print_summary, shown
     from .run import run as run_job
 
-    errors = Console(stderr=True)
-    with shown(errors, quiet=quiet) as watch:
-        report = run_job(job, _beam_options(beam_options), watch=watch, retry_dead=retry_dead)
-    if as_json:
-        _print(json.dumps(report, ensure_ascii=False))
-    elif not quiet:
+    tell("started", command=command, config=str(path), catalog=job.catalog, process=os.getpid())
+    with shown(
+        Console(stderr=True),
+        quiet=voice.quiet,
+        as_lines=voice.lines is not None,
+        lanes=job.embed.lanes,
+        every_s=voice.progress_every_s,
+    ) as watch:
+        report = run_job(job, options, watch=watch, retry_dead=command == "retry-failed")
+        watch.tell_end(report)
+    ending = ending_of_report(report, job.catalog)
+    if not voice.as_json and not voice.quiet:
         print_summary(Console(), report, job.catalog)
-    if report["held_back"]:
-        sentences = "\n".join(f"held back: {sentence}" for sentence in report["held_back"])
-        release = f"epithre-beam versions publish {job.catalog} {report['version']}"
-        _fail(f"{sentences}\nThe version is kept; after a look, `{release}` releases it.", ExitCode.HELD_BACK)
+    _speaker.end(ending)
+    return int(ending.exit_code)
 
 
 @app.command()
@@ -288,88 +318,6 @@ def demo(
 def schema() -> None:
     """Print the JSON Schema of a job's YAML, for editors."""
     _print(json.dumps(RunConfig.model_json_schema(), indent=2))
-
-
-@versions.command("list")
-def list_versions(catalog: CatalogUrl, as_json: Json = False) -> None:
-    """List the versions, the published one marked."""
-    from .run import existing_versions
-
-    store = Store(catalog)
-    latest = read_latest(store)
-    names = existing_versions(store)
-    if not names and latest is None:
-        raise CatalogError(f"{catalog} has no versions: there is no catalog at this path.")
-    rows: list[dict[str, Any]] = []
-    for name in names:
-        manifest = read_manifest(store, name)
-        rows.append(
-            {
-                "version": name,
-                "is_published": latest is not None and latest[1] == name,
-                "created_at": manifest.created_at,
-                "model": manifest.model_fingerprint or manifest.model,
-                "per_kind": manifest.counts.per_kind,
-                "dead": manifest.counts.dead,
-                "held_back": list(manifest.held_back),
-            }
-        )
-    if as_json:
-        _print(json.dumps(rows))
-        return
-    for row in rows:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in row["per_kind"].items())
-        _print(f"{'→' if row['is_published'] else ' '} {row['version']}  {kinds}, {row['dead']} dead letters")
-        _print(f"    {row['created_at']}  {row['model']}")
-        for sentence in row["held_back"]:
-            _print(f"    held back: {sentence}")
-
-
-@versions.command("verify")
-def verify_version(
-    catalog: CatalogUrl,
-    version: Annotated[str | None, typer.Argument(help="Absent: the published one.")] = None,
-) -> None:
-    """Read every byte of a version and compare it with the manifest."""
-    from ..index.verify import find_damage
-
-    store = Store(catalog)
-    manifest = read_manifest(store, *_chosen(store, version))
-    damage = list(find_damage(store, manifest))
-    if damage:
-        raise CatalogError("\n".join(damage))
-    size = sum(entry.size_bytes for entry in manifest.files)
-    _print(f"{manifest.version}: {len(manifest.files)} files, {size:,} bytes, all as the manifest says.")
-
-
-@versions.command("publish")
-def publish_version(
-    catalog: CatalogUrl, version: Annotated[str, typer.Argument(help="One of `versions list`.")]
-) -> None:
-    """Make VERSION the one that readers open, after verifying it: for one that a guard held back, say."""
-    from ..index.verify import find_damage
-
-    store = Store(catalog)
-    manifest = read_manifest(store, version)
-    damage = list(find_damage(store, manifest))
-    if damage:
-        raise CatalogError("\n".join(damage))
-    try:
-        latest = read_latest(store)
-        expected = latest[0] if latest else None
-    except CatalogError:
-        expected = store.read("LATEST.json")  # damaged: this is how it is mended
-    publish(store, manifest, expected)
-    _print(f"{version} is published.")
-
-
-def _chosen(store: Store, version: str | None) -> tuple[str, str | None]:
-    if version is not None:
-        return version, None
-    latest = read_latest(store)
-    if latest is None:
-        raise CatalogError(f"{store.url} has no published version.")
-    return latest[1], latest[2]
 
 
 def _limits(max_requests: int | None, max_cost: float | None) -> list[str]:

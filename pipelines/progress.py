@@ -1,8 +1,10 @@
-"""What a person sees of a run: one progress line while it lasts, a summary at its end."""
+"""What is seen of a run: a bar or log lines while it lasts, a summary for a person at its end."""
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +21,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-log = logging.getLogger("epithre_beam.run")
+from .logs import escaped, tell
+
+_SAMPLES = 3
 
 
 class _Rate(ProgressColumn):
@@ -28,15 +32,42 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f}/s" if speed else "")
 
 
+class Watch:
+    """Is told every half second what the lanes say of themselves, and at the end what came of it. Shows nothing."""
+
+    def __call__(self, lanes: list[dict[str, Any]]) -> None:
+        pass
+
+    def tell_end(self, report: Mapping[str, Any]) -> None:
+        pass
+
+
 @contextlib.contextmanager
-def shown(console: Console, *, quiet: bool) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """Shows progress on a terminal; elsewhere as a log line now and then; not at all when `quiet`."""
-    if quiet:
-        yield lambda _: None
+def shown(
+    console: Console, *, quiet: bool, as_lines: bool | None = None, lanes: int = 1, every_s: float = 30.0
+) -> Iterator[Watch]:
+    """Shows progress for as long as the block runs.
+
+    Args:
+        console: Standard error.
+        quiet: Whether to show no bar.
+        as_lines: As log lines instead of a bar; absent: where `console` is no terminal.
+        lanes: How many the run has.
+        every_s: Seconds between two log lines of progress.
+    """
+    if console.is_terminal if as_lines is None else not as_lines:
+        with _bar(console) if not quiet else contextlib.nullcontext(Watch()) as watch:
+            yield watch
         return
-    if not console.is_terminal:
-        yield _LogLines(console)
-        return
+    events = Events(lanes, every_s)
+    try:
+        yield events
+    finally:
+        events.close()
+
+
+@contextlib.contextmanager
+def _bar(console: Console) -> Iterator[Watch]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -48,38 +79,98 @@ def shown(console: Console, *, quiet: bool) -> Iterator[Callable[[list[dict[str,
         TextColumn("{task.fields[notes]}"),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("embedding", total=None, notes="")
-
-        def watch(lanes: list[dict[str, Any]]) -> None:
-            if not lanes:
-                return
-            total, done = sum(lane["assets"] for lane in lanes), sum(lane["done"] for lane in lanes)
-            word = "building" if all(lane["is_done"] for lane in lanes) else "embedding"
-            progress.update(task, total=total, completed=done, notes=_notes(lanes), description=word)
-
-        yield watch
+        yield _Bar(progress)
 
 
-class _LogLines:
-    """A line whenever a tenth of the assets more is done."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._next = 0.0
+class _Bar(Watch):
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("embedding", total=None, notes="")
 
     def __call__(self, lanes: list[dict[str, Any]]) -> None:
-        total, done = sum(lane["assets"] for lane in lanes), sum(lane["done"] for lane in lanes)
-        if not total or done < self._next * total:
+        if not lanes:
             return
-        self._next = done / total + 0.1
-        elapsed = max(lane["elapsed_s"] for lane in lanes)
-        rate = done / elapsed if elapsed else 0.0
-        left = f"{(total - done) / rate:.0f} s left" if rate else "starting"
-        self._console.print(
-            f"embedded {done}/{total} assets, {rate:,.0f}/s, {left} {_notes(lanes)}".rstrip(),
-            highlight=False,
-            soft_wrap=True,
-        )
+        total, done = sum(lane["assets"] for lane in lanes), sum(lane["done"] for lane in lanes)
+        word = "building" if all(lane["is_done"] for lane in lanes) else "embedding"
+        self._progress.update(self._task, total=total, completed=done, notes=_notes(lanes), description=word)
+
+
+class Events(Watch):
+    """A run's log lines: one now and then while it goes on, and one for each thing that happened."""
+
+    def __init__(self, lanes: int, every_s: float) -> None:
+        self._expected = lanes
+        self._every_s = every_s
+        self._told_at = time.monotonic()
+        self._lanes: list[dict[str, Any]] = []
+        self._is_embedded = self._is_over = False
+
+    def __call__(self, lanes: list[dict[str, Any]]) -> None:
+        self._lanes = lanes or self._lanes
+        # Lanes that have nothing to do never show up; the end then says what this line would have said.
+        if not self._is_embedded and len(lanes) >= self._expected and all(lane["is_done"] for lane in lanes):
+            self._is_embedded = True
+            tell("embedded", **self._figures())
+        if time.monotonic() - self._told_at >= self._every_s:
+            self._told_at = time.monotonic()
+            tell("progress", stage="building" if self._is_embedded else "embedding", **self._figures())
+
+    def tell_end(self, report: Mapping[str, Any]) -> None:
+        """What a run that wrote a version amounts to; one that is held back is told with its exit code instead."""
+        self._is_over = True
+        counts, timings, api = report["counts"], report["timings_s"], report["api"]
+        if not self._is_embedded:
+            done, retries = counts["assets"], sum(api["retries"].values())
+            figures = {"done": done, "total": done, "dead": counts["dead"], "requests": api["requests"]}
+            tell("embedded", **figures, retries=retries, seconds=timings["embed"])
+        for kind, rows in counts["per_kind"].items():
+            recall = {d: value for d, value in report["recall"].items() if d.endswith(f">{kind}")}
+            tell("indexed", kind=kind, rows=rows, seconds=timings.get(f"index_{kind}"), recall=recall)
+        _tell_retries(api["retries"], api["answers_429"])
+        for reason, count in report["dead_letters"]["by_reason"].items():
+            samples = report["dead_letters"]["samples"][reason][:_SAMPLES]
+            tell(
+                "dead_letters",
+                logging.WARNING,
+                reason=reason,
+                count=count,
+                assets=[f"{sample['kind']} {sample['asset_id']}" for sample in samples],
+                detail=samples[0]["detail"] if samples else None,
+            )
+        if not report["held_back"]:
+            whole = {name: value for name, value in counts.items() if isinstance(value, int)}
+            word = "unchanged" if report.get("unchanged") else "published"
+            tell(word, version=report["version"], **whole, seconds=timings["total"], cost=api["cost"])
+
+    def close(self) -> None:
+        """What is known of a run that failed."""
+        if not self._is_over and self._lanes:
+            tell("progress", stage="ended", **self._figures())
+            retries: Counter[str] = Counter()
+            for lane in self._lanes:
+                retries.update(lane["meter"]["retries"])
+            _tell_retries(retries, sum(lane["meter"]["answers_429"] for lane in self._lanes))
+
+    def _figures(self) -> dict[str, Any]:
+        lanes = self._lanes
+        total, done = sum(lane["assets"] for lane in lanes), sum(lane["done"] for lane in lanes)
+        elapsed = max((lane["elapsed_s"] for lane in lanes), default=0.0)
+        per_s = round(done / elapsed, 1) if elapsed and done else None
+        return {
+            "done": done,
+            "total": total,
+            "dead": sum(lane["dead"] for lane in lanes),
+            "requests": sum(lane["meter"]["requests"] for lane in lanes),
+            "retries": sum(sum(lane["meter"]["retries"].values()) for lane in lanes),
+            "seconds": elapsed,
+            "per_s": per_s,
+            "left_s": round((total - done) / per_s) if per_s and done < total else None,
+        }
+
+
+def _tell_retries(by_reason: Mapping[str, int], answers_429: int) -> None:
+    if by_reason:
+        tell("retries", count=sum(by_reason.values()), by_reason=by_reason, answers_429=answers_429)
 
 
 def _notes(lanes: list[dict[str, Any]]) -> str:
@@ -116,11 +207,11 @@ def print_summary(console: Console, report: dict[str, Any], catalog: str) -> Non
     if reasons:
         console.print(f"[bold]{counts['dead']} of {counts['assets']} assets got no vector[/bold] (dead letters):")
         for reason, count in reasons.items():
-            for sample in report["dead_letters"]["samples"][reason][:3]:
+            for sample in report["dead_letters"]["samples"][reason][:_SAMPLES]:
                 text = f"  {reason}: {sample['kind']} {sample['asset_id']}: {sample['detail']}"
-                console.print(text, highlight=False, markup=False)
-            if count > 3:
-                console.print(f"  {reason}: and {count - 3} more", highlight=False)
+                console.print(escaped(text), highlight=False, markup=False)
+            if count > _SAMPLES:
+                console.print(f"  {reason}: and {count - _SAMPLES} more", highlight=False)
 
 
 def _size(count: float) -> str:

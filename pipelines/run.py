@@ -39,6 +39,7 @@ from ..transforms.report import unchanged_report
 from ..transforms.setup import VersionSetup
 from ..transforms.sources import SourceError
 from .base import compare, find_base, is_whole
+from .logs import tell
 
 _log = logging.getLogger(__name__)
 _PAID_VERSIONS = 3
@@ -70,6 +71,7 @@ class Endpoint:
     api_key_env: str
     fingerprint: str | None
     requests: int
+    """That were sent to ask it; those to an emulator of the run's own do not count."""
 
 
 @contextlib.contextmanager
@@ -101,7 +103,7 @@ def open_endpoint(config: RunConfig) -> Iterator[Endpoint]:
             base_url=embed.base_url,
             api_key_env=embed.api_key_env,
             fingerprint=greeting.emulator,
-            requests=greeting.requests,
+            requests=0 if config.embed.base_url == EMULATOR else greeting.requests,
         )
 
 
@@ -125,8 +127,8 @@ def run(
 ) -> dict[str, Any]:
     """Runs the job and returns its report, the content of the version's `report.json`.
 
-    Where nothing has changed since the version in force, no version is written, and the report has the `status`
-    "unchanged".
+    Where nothing has changed since the version in force, no version is written, and the report says that it
+    is `unchanged`.
 
     Args:
         config: What to do.
@@ -198,6 +200,16 @@ def _run(
                 continue
         fingerprint = endpoint.fingerprint if endpoint else found.fingerprint
         plan = write_plan(store, version, config, comparison, fingerprint, base.version if base else None)
+        tell(
+            "planned",
+            assets=dict(changes.assets),
+            source_bytes=dict(changes.size_bytes),
+            unchanged=sum(changes.unchanged.values()),
+            to_read=changes.todo,
+            deleted=sum(changes.deleted.values()),
+            units=len(plan.units),
+            base=plan.base,
+        )
         lane = LaneSetup(
             config=config,
             version=version,
@@ -256,6 +268,7 @@ def _run_pipeline(setup: VersionSetup, plan: Plan, beam_options: Sequence[str], 
     except ConfigError:
         raise
     except Exception as error:
+        # What a worker wrote comes first: a runner adds words of its own to what it passes on.
         with contextlib.suppress(FileNotFoundError):
             failure = orjson.loads(store.read(failure_name(version)))
             if failure["type"] == "DamagedFileError":
@@ -352,6 +365,8 @@ def _watching(read: Callable[[], list[dict[str, Any]]], watch: Watch | None) -> 
     finally:
         over.set()
         thread.join(timeout=5)
+        with contextlib.suppress(Exception):
+            watch(read())  # the last word of a run that failed; one that published has cleared it away
 
 
 def _last_line(error: BaseException) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from .s3_server import S3Server
+
 
 class RedisServer:
     """A real Redis on a free port, which can be killed and started again."""
@@ -46,3 +48,16 @@ def redis_server() -> Iterator[RedisServer]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    server = S3Server(port)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.kill()

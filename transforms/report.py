@@ -78,7 +78,7 @@ def unchanged_report(manifest: Manifest, changes: Changes, embed: EmbedConfig, s
     # What a guard held back and a person then published is in force by that person's word.
     update = {"counts": counts, "held_back": (), "timings_s": {"embed": 0.0, "total": round(seconds, 3)}}
     report = make_report(manifest.model_copy(update=update), DeadLetterSummary(), [], embed)
-    return {**report, "status": "unchanged"}
+    return {**report, "unchanged": True}
 
 
 def render_report(report: Mapping[str, Any], manifest: Manifest) -> str:

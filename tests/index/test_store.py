@@ -10,6 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -212,8 +213,7 @@ def test_of_racing_processes_exactly_one_wins_a_swap(tmp_path: Path) -> None:
         assert store.read("LATEST") == str(won[0]).encode()
 
 
-def test_of_racing_threads_exactly_one_wins_each_swap_and_no_change_is_lost(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
+def test_of_racing_threads_exactly_one_wins_each_swap_and_no_change_is_lost(store: Store) -> None:
     store.write("n", b"0")
 
     def count_up(_: int) -> int:
@@ -230,6 +230,84 @@ def test_of_racing_threads_exactly_one_wins_each_swap_and_no_change_is_lost(tmp_
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(count_up, range(4)))
     assert store.read("n") == b"80"
+
+
+def test_a_file_is_created_only_where_there_is_none(store: Store) -> None:
+    store.create("a/b", b"one")
+    for content in (b"one", b"two"):
+        with pytest.raises(FileExistsError, match="a/b exists"):
+            store.create("a/b", content)
+    assert store.read("a/b") == b"one"
+    store.delete("a/b")
+    store.create("a/b", b"two")
+    assert store.names("") == ["a/b"]
+
+
+def test_of_racing_threads_one_creates_and_a_reader_sees_all_of_it(store: Store) -> None:
+    contents = [bytes([65 + i]) * 300_000 for i in range(RACERS)]
+    for turn in range(5):
+        name, start = f"turn {turn}", threading.Barrier(RACERS + 1)
+
+        def create(content: bytes, name: str = name, start: threading.Barrier = start) -> bool:
+            start.wait()
+            try:
+                store.create(name, content)
+            except FileExistsError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(RACERS) as pool:
+            won = [pool.submit(create, content) for content in contents]
+            start.wait()
+            while store.size(name) is None:
+                continue
+            assert store.read(name) in contents
+        assert sum(future.result() for future in won) == 1
+        assert store.read(name) == contents[[future.result() for future in won].index(True)]
+
+
+def create_alone(url: str, number: int) -> bool:
+    try:
+        Store(url).create("lease", str(number).encode())
+    except FileExistsError:
+        return False
+    return True
+
+
+def test_of_racing_processes_one_creates_in_each_round(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    rounds = 10
+    starts = [context.Barrier(4) for _ in range(rounds)]
+    results = context.Queue()
+
+    def run(number: int) -> None:
+        for i, start in enumerate(starts):
+            start.wait(20)
+            results.put((i, number, create_alone(str(tmp_path / str(i)), number)))
+
+    children = [context.Process(target=run, args=(number,)) for number in range(4)]
+    for child in children:
+        child.start()
+    outcomes = [results.get(timeout=30) for _ in range(4 * rounds)]
+    for child in children:
+        child.join(20)
+    for i in range(rounds):
+        (winner,) = [number for turn, number, won in outcomes if turn == i and won]
+        assert Store(str(tmp_path / str(i))).read("lease") == str(winner).encode()
+
+
+def test_a_file_is_deleted_only_while_it_holds_what_is_expected(store: Store) -> None:
+    store.write("a", b"mine")
+    assert not store.delete_if("a", b"other")
+    assert store.read("a") == b"mine"
+    assert store.delete_if("a", b"mine")
+    assert not store.delete_if("a", b"mine")
+    assert store.size("a") is None
+
+
+def test_where_no_conditions_are_sent_there_is_nothing_to_probe(store: Store) -> None:
+    store.probe()
+    assert store.names("") == []
 
 
 # ---------------------------------------------------------------------------------------------------- looking

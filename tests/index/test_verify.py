@@ -79,7 +79,11 @@ def test_all_that_is_wrong_is_told(own_copy: Any) -> None:
 def test_an_index_of_other_rows_than_its_vectors_is_found(own_copy: Any) -> None:
     image, text = own_copy.manifest.indexes
     wrong = own_copy.manifest.model_copy(update={"indexes": (image.model_copy(update={"rows": 21}), text)})
-    assert list(find_damage(own_copy.store, wrong)) == ["The image index has 21 rows, and its vectors are 20."]
+    assert list(find_damage(own_copy.store, wrong)) == [
+        "The image index has 21 rows, and its vectors are 20.",
+        "The image index has 21 rows, its table of assets 20 and its file 20.",
+        "The manifest counts 20 image assets, and their index has 21 rows.",
+    ]
 
 
 def test_an_index_without_any_vectors_is_found(own_copy: Any) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from epithre_beam.configs import GuardConfig
 from epithre_beam.index import CatalogError, DeadLetter, Reason, Store, read_latest
 from epithre_beam.index.build import ShardRecord
+from epithre_beam.index.layout import manifest_name
 from epithre_beam.index.manifest import FileEntry, IndexEntry, publish
 from epithre_beam.index.store import SwapConflictError
 from epithre_beam.index.units import UnitRecord, dead_letter_table, read_unit_dead_letters
@@ -219,6 +220,8 @@ def test_a_version_is_published_only_over_what_was_there_when_its_run_began(own_
     assert version == own_copy.manifest.version
     next_one = own_copy.manifest.model_copy(update={"version": "000002-a"})
     other = own_copy.manifest.model_copy(update={"version": "000002-b"})
+    for manifest in (next_one, other):
+        own_copy.store.write(manifest_name(manifest.version), manifest.to_bytes())
     publish(own_copy.store, next_one, began)
     for expected in (began, None):
         with pytest.raises(SwapConflictError, match=r"LATEST\.json was changed by another run"):

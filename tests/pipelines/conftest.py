@@ -58,6 +58,11 @@ class Place:
         return {"cwd": self.folder, "env": variables, "capture_output": True, "text": True}
 
 
+def sentences(errors: str) -> list[str]:
+    """What was said in words on standard error, among the log lines."""
+    return [line for line in errors.splitlines() if line.startswith("epithre-beam: ")]
+
+
 def command(*arguments):
     return [sys.executable, "-m", "epithre_beam.pipelines.cli", *map(str, arguments)]
 

@@ -14,12 +14,12 @@ from PIL import Image
 from epithre_beam.index import open_catalog
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 
-from .conftest import KEY
+from .conftest import KEY, sentences
 
 
 def assert_one_sentence(done, code, *words):
     assert done.returncode == code, (done.returncode, done.stderr)
-    lines = [line for line in done.stderr.strip().splitlines() if not line.startswith("embedded ")]  # progress
+    lines = sentences(done.stderr)
     assert len(lines) == 1, done.stderr
     for word in words:
         assert word in lines[0], (word, lines[0])

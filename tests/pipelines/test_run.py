@@ -19,7 +19,7 @@ from epithre_beam.index.verify import find_damage
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults, Limits
 from epithre_beam.transforms.epithre.emulator.hash_model import content_digest, hash_vector
 
-from .conftest import KEY, write_pictures, write_texts
+from .conftest import KEY, sentences, write_pictures, write_texts
 
 ENGINES = {
     "in_memory": (),
@@ -121,7 +121,7 @@ def test_what_will_never_work_ends_the_run_with_nothing_published(place, refusal
         done = place.cli("run", "job.yaml")
     assert done.returncode == 1
     assert not (place.catalog / "LATEST.json").exists()
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert len(sentences(done.stderr)) == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert KEY not in done.stderr + done.stdout
 
@@ -580,9 +580,9 @@ def test_beams_metrics_have_what_was_sent(place, monkeypatch):
     import apache_beam as beam
 
     from epithre_beam.configs import load_config
+    from epithre_beam.pipelines.base import compare
     from epithre_beam.transforms.embed import EmbedUnits
     from epithre_beam.transforms.lane import LaneSetup
-    from epithre_beam.pipelines.base import compare
     from epithre_beam.transforms.plan import write_plan
 
     monkeypatch.setenv("EPITHRE_KEY", KEY)

@@ -1,0 +1,168 @@
+"""How a command ends: its exit code, its sentence, and the one JSON document that says the same to programs."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from ..configs import ConfigError
+from ..index.lease import CatalogBusy
+from ..index.manifest import CatalogError
+from ..index.store import StoreError
+from ..transforms.epithre.client import RunStopped
+from .logs import LogFormat, hidden, line_of
+
+
+class ExitCode(IntEnum):
+    """What a scheduler is told."""
+
+    PUBLISHED = 0
+    FAILED = 1
+    USAGE = 2
+    HELD_BACK = 3
+    BUSY = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a command ended."""
+
+    exit_code: int
+    status: str
+    """published, unchanged, failed, stopped, usage, held_back, busy, terminated."""
+    message: str
+    """One sentence, sometimes several lines of them."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else a program may want to know: the report, if there is one."""
+
+    @property
+    def document(self) -> str:
+        """For standard output, on one line."""
+        first = {"exit_code": int(self.exit_code), "status": self.status, "message": self.message}
+        return json.dumps({**first, **self.facts}, ensure_ascii=False)
+
+
+def ending_of_report(report: Mapping[str, Any], catalog: str) -> Ending:
+    """The ending of a run that wrote a version."""
+    version, counts = report["version"], report["counts"]
+    # What is drawn on the report's page is long, and stands in report.json.
+    report = {name: value for name, value in report.items() if name not in {"series", "histograms"}}
+    if report["held_back"]:
+        sentences = [f"held back: {sentence}" for sentence in report["held_back"]]
+        release = f"epithre-beam versions publish {catalog} {version}"
+        sentences.append(f"The version is kept; after a look, `{release}` releases it.")
+        return Ending(exit_code=ExitCode.HELD_BACK, status="held_back", message="\n".join(sentences), facts=report)
+    rows = sum(counts["per_kind"].values())
+    if report.get("unchanged"):
+        return Ending(
+            exit_code=ExitCode.PUBLISHED,
+            status="unchanged",
+            message=f"Nothing changed: {version} stays in force with {rows:,} vectors.",
+            facts=report,
+        )
+    sentence = f"{version} is published: {rows:,} vectors, {counts['embedded']:,} of them new"
+    sentence += f", {counts['dead']:,} dead letters." if counts["dead"] else "."
+    return Ending(exit_code=ExitCode.PUBLISHED, status="published", message=sentence, facts=report)
+
+
+def ending_of_error(error: Exception) -> Ending | None:
+    """The ending that an expected failure amounts to; None for a defect, whose traceback is wanted."""
+    from ..transforms.queries import QueryError
+    from ..transforms.sources import SourceError
+    from .run import RunFailed, RunPaused
+
+    def ending(code: ExitCode, status: str, message: str | None = None, **facts: Any) -> Ending:
+        return Ending(exit_code=code, status=status, message=str(error) if message is None else message, facts=facts)
+
+    if (usage := getattr(error, "format_message", None)) is not None:  # the command line's own errors
+        return ending(ExitCode.USAGE, "usage", usage())
+    if isinstance(error, (ConfigError, QueryError)):
+        return ending(ExitCode.USAGE, "usage")
+    if isinstance(error, CatalogBusy):
+        return ending(ExitCode.BUSY, "busy")
+    if isinstance(error, RunPaused):
+        return ending(ExitCode.FAILED, "stopped", **error.facts)
+    if isinstance(error, (RunFailed, RunStopped, CatalogError, StoreError, SourceError)):
+        return ending(ExitCode.FAILED, "failed")
+    if isinstance(error, ValueError):
+        return ending(ExitCode.USAGE, "usage")
+    if isinstance(error, ImportError):
+        return ending(ExitCode.USAGE, "usage", _missing_package(error))
+    if isinstance(error, OSError):
+        place = f" ({error.filename})" if error.filename else ""
+        message = f"{error.strerror or error}{place}: what was finished is kept, run again."
+        return ending(ExitCode.FAILED, "failed", message)
+    return None
+
+
+def ending_of_defect(error: Exception) -> Ending:
+    """The ending of a program that failed as nobody foresaw."""
+    message = f"{type(error).__name__}: {error}: this is a defect of epithre-beam; what was finished is kept."
+    return Ending(exit_code=ExitCode.FAILED, status="failed", message=message)
+
+
+def ending_of_signal(number: int) -> Ending:
+    word = "Terminated" if number == signal.SIGTERM else "Interrupted"
+    return Ending(
+        exit_code=128 + number,
+        status="terminated",
+        message=f"{word}: units that were finished are kept, run again to go on.",
+    )
+
+
+def _missing_package(error: ImportError) -> str:
+    """A service installs neither Beam nor every store's driver: what to install, in a sentence."""
+    name = (error.name or "").split(".")[0]
+    extras = {"apache_beam": "beam", "s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure", "redis": "redis"}
+    extra = extras.get(name) or next((e for n, e in extras.items() if n in str(error)), None)
+    if extra is None:
+        return f"A package is missing: {error}."
+    return f"This needs a package that is not installed ({error}): install epithre-beam[{extra}]."
+
+
+@dataclass
+class Speaker:
+    """Says how a command ended: once, whatever ends it."""
+
+    as_json: bool = False
+    """Whether standard output gets the document."""
+    log_format: LogFormat | None = None
+    """Of a run's events; None when it tells none."""
+    secrets: Collection[str] = field(default=(), repr=False)
+    """What nothing that is said may show, such as the API's key."""
+    is_over: bool = field(default=False, init=False)
+
+    def end(self, ending: Ending, *, has_sentence: bool = True) -> None:
+        """Says it, and nothing after it. Safe in a signal's handler: it takes no lock that the program may hold.
+
+        Args:
+            ending: How the command ended.
+            has_sentence: Whether standard error is still to be told in words.
+        """
+        if self.is_over:
+            return
+        self.is_over = True
+        if self.as_json:
+            _write(1, hidden(ending.document, self.secrets))
+        if not ending.exit_code:
+            return
+        if self.log_format is not None:
+            level = logging.WARNING if ending.status == "held_back" else logging.ERROR
+            fields = {"exit_code": int(ending.exit_code), "message": ending.message}
+            fields |= {name: value for name, value in ending.facts.items() if name in {"version", "spent", "assets"}}
+            _write(2, line_of(ending.status, level, fields))
+        if has_sentence and self.log_format is not LogFormat.JSON:
+            lines = hidden(ending.message, self.secrets).splitlines()
+            _write(2, "\n".join(f"epithre-beam: {line}" for line in lines))
+
+
+def _write(descriptor: int, text: str) -> None:
+    data = (text + "\n").encode("utf-8", "backslashreplace")
+    with contextlib.suppress(OSError):  # nobody listens any more
+        while data:
+            data = data[os.write(descriptor, data) :]
