@@ -20,6 +20,18 @@ from .store import HashingWriter, Store, StoreError
 _FOOTER = b"epithre_beam.unit"
 
 
+class DamagedFileError(StoreError):
+    """A file of vectors cannot be trusted: what it held must come from elsewhere. `name` is its name in the store."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(name, message)
+        self.name = name
+        self.facts = {"file": name}
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnitRecord:
     """What a finished unit amounts to; small, for it crosses the runner's shuffle."""
@@ -133,7 +145,7 @@ def read_unit(store: Store, unit: str) -> pa.Table:
     """A finished unit's rows, every page checked.
 
     Raises:
-        StoreError: When the file is damaged. It is removed, so that the next run does the unit anew.
+        DamagedFileError: When the file is damaged. It is removed, so that the unit is done anew.
     """
     try:
         with store.open_read(unit_name(unit)) as file:
@@ -142,9 +154,8 @@ def read_unit(store: Store, unit: str) -> pa.Table:
         if isinstance(error, FileNotFoundError):
             raise
         store.delete(unit_name(unit))
-        raise StoreError(
-            f"{store.url}/{unit_name(unit)} is damaged and was removed: run again, its assets are embedded anew."
-        ) from error
+        message = f"{store.url}/{unit_name(unit)} is damaged and was removed: run again, its assets are embedded anew."
+        raise DamagedFileError(unit_name(unit), message) from error
 
 
 def read_unit_dead_letters(store: Store, unit: str) -> list[DeadLetter]:

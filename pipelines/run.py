@@ -27,7 +27,7 @@ from ..index.layout import (
 from ..index.lease import hold
 from ..index.manifest import CatalogError, Manifest, read_latest, read_manifest
 from ..index.store import Store
-from ..transforms.carry import DamagedFileError
+from ..index.units import DamagedFileError
 from ..transforms.compare import Comparison
 from ..transforms.epithre.client import RunStopped, greet
 from ..transforms.epithre.emulator import EmulatorSettings, start_emulator_process
@@ -43,6 +43,8 @@ from .logs import tell
 
 _log = logging.getLogger(__name__)
 _PAID_VERSIONS = 3
+_ATTEMPTS = 20
+"""Each leaves out one damaged file."""
 
 EMULATOR_KEY_ENV = "EPITHRE_EMULATOR_KEY"
 """Where a run puts the key of the emulator that it started; it opens nothing else."""
@@ -177,6 +179,7 @@ def _run(
     found = find_base(config, store, latest)
     endpoint: Endpoint | None = None
     damaged: list[str] = []
+    attempts = _ATTEMPTS
     while True:
         if endpoint is None and not found.is_certain:
             endpoint = stack.enter_context(open_endpoint(config))
@@ -192,7 +195,7 @@ def _run(
                 _log.warning("Every vector is new: %s.", "; ".join(found.reasons))
         changes = comparison.changes()
         if base is not None and not damaged and changes.is_nothing and is_whole(store, base, config):
-            return unchanged_report(base, changes, config.embed, time.time() - started_at_s)
+            return unchanged_report(base, comparison, config.embed, time.time() - started_at_s)
         if endpoint is None and changes.todo:
             endpoint = stack.enter_context(open_endpoint(config))
             if endpoint.fingerprint != found.fingerprint:
@@ -232,6 +235,10 @@ def _run(
         try:
             _run_pipeline(setup, plan, beam_options, watch)
         except DamagedFileError as error:
+            _log.warning("%s It is left out, and what it held is read again.", error)
+            attempts -= 1
+            if not attempts:
+                raise RunFailed(str(error)) from error
             damaged.append(error.name)
             store.delete(version_folder(version))
             version = _new_version(store, latest, stack)

@@ -6,21 +6,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..index.store import Store, StoreError
-from ..index.units import CarriedGroup
+from ..index.store import Store
+from ..index.units import CarriedGroup, DamagedFileError
 from .plan import PlanReader, carried_name
-
-
-class DamagedFileError(StoreError):
-    """A file of vectors of the version before cannot be trusted; `name` is its name in the store."""
-
-    def __init__(self, name: str, message: str) -> None:
-        super().__init__(name, message)
-        self.name = name
-        self.facts = {"file": name}
-
-    def __str__(self) -> str:
-        return str(self.args[1])
 
 
 class CarriedRows:

@@ -127,10 +127,10 @@ class Comparison:
         doubled = self._db.execute(
             "SELECT kind, asset_id, count(*), count(*) OVER () FROM listed GROUP BY kind, asset_id HAVING count(*) > 1 "
             "ORDER BY kind, asset_id LIMIT 1"
-        ).fetchone()
-        if doubled is None:
+        ).fetchall()
+        if not doubled:
             return
-        kind, asset_id, times, ids = doubled
+        kind, asset_id, times, ids = doubled[0]
         places = self._db.execute(
             "SELECT source, uri FROM listed WHERE kind = ? AND asset_id = ? ORDER BY source, uri LIMIT 2",
             [kind, asset_id],
@@ -331,8 +331,7 @@ class Comparison:
                 yield pa.Table.from_batches([batch]).cast(schema)
 
     def _number(self, query: str) -> int:
-        found = self._db.execute(query).fetchone()
-        return int(found[0]) if found else 0
+        return int(self._db.execute(query).fetchall()[0][0])
 
 
 def _base_schema(metadata: Mapping[str, str]) -> pa.Schema:

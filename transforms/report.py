@@ -9,7 +9,7 @@ import jinja2
 from ..configs import EmbedConfig
 from ..index.manifest import Counts, Manifest
 from ..index.version import DeadLetterSummary
-from .compare import Changes
+from .compare import Comparison
 from .epithre.meter import Meter
 
 
@@ -62,10 +62,14 @@ def make_report(
     }
 
 
-def unchanged_report(manifest: Manifest, changes: Changes, embed: EmbedConfig, seconds: float) -> dict[str, Any]:
+def unchanged_report(manifest: Manifest, comparison: Comparison, embed: EmbedConfig, seconds: float) -> dict[str, Any]:
     """The report of a run that found nothing changed and wrote nothing: of the version that stays in force."""
-    rows = sum(changes.unchanged.values())
-    dead = sum(changes.dead.values())
+    letters = DeadLetterSummary()
+    for table in comparison.dead_letters():
+        for letter in table.to_pylist():
+            letters.add(letter)
+    rows = sum(comparison.changes().unchanged.values())
+    dead = letters.by_reason.total()
     counts = Counts(
         assets=rows + dead,
         per_kind=manifest.counts.per_kind,
@@ -77,7 +81,7 @@ def unchanged_report(manifest: Manifest, changes: Changes, embed: EmbedConfig, s
     )
     # What a guard held back and a person then published is in force by that person's word.
     update = {"counts": counts, "held_back": (), "timings_s": {"embed": 0.0, "total": round(seconds, 3)}}
-    report = make_report(manifest.model_copy(update=update), DeadLetterSummary(), [], embed)
+    report = make_report(manifest.model_copy(update=update), letters, [], embed)
     return {**report, "unchanged": True}
 
 
