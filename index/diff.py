@@ -1,7 +1,8 @@
 """What differs between two versions: which assets came, went, changed or moved, and which settings.
 
-Only the tables of assets are read, never a vector. Of each row 40 bytes stay in memory: hashes of its id, its content
-and the rest, and its place. Two ids share a hash of 64 bits once in 37 million comparisons of a million rows.
+Only the tables of assets are read, never a vector. Of each row 32 bytes stay in memory, and some 50 are needed while
+two versions are compared: its place, and hashes of its id and content (64 bits: among a million, two are alike once
+in 37 million times), metadata and uri (32 bits: only compared between rows of the same id).
 """
 
 import hashlib
@@ -86,23 +87,30 @@ class _Side:
         self._store = store
         entry = next((index for index in manifest.indexes if index.kind == kind), None)
         self._name = "" if entry is None else f"{version_folder(manifest.version)}/{entry.assets}"
-        parts = [[np.empty(0, np.uint64)] for _ in range(4)]
+        rows = 0 if entry is None else entry.rows
+        found: list[Any] = [np.empty(rows, word) for word in (np.uint64, np.uint64, np.uint32, np.uint32)]
         if entry is not None:
             self._check(manifest, entry)
-            wanted = {"asset_id", "content_sha256", "uri", "metadata"}
-            for batch in self._batches(wanted):
-                metadata = batch.column("metadata").to_pylist() if "metadata" in batch.schema.names else None
-                parts[0].append(_hashes(batch.column("asset_id").to_pylist()))
-                parts[1].append(_hashes(batch.column("content_sha256").to_pylist()))
-                parts[2].append(_hashes(map(_metadata_text, metadata or [None] * batch.num_rows)))
-                parts[3].append(_hashes(uri or "" for uri in batch.column("uri").to_pylist()))
-        ids, contents, metadata_hashes, uris = (np.concatenate(part) for part in parts)
-        del parts
-        self.rows: Places = np.argsort(ids, kind="stable")
-        self.ids: Hashes = ids[self.rows]
-        self.contents: Hashes = contents[self.rows]
-        self.metadata: Hashes = metadata_hashes[self.rows]
-        self.uris: Hashes = uris[self.rows]
+            first = 0
+            for batch in self._batches({"asset_id", "content_sha256", "uri", "metadata"}):
+                part = slice(first, first + batch.num_rows)
+                if part.stop > rows:
+                    raise CatalogError(f"{store.url}/{self._name} must have {rows} rows, got more.")
+                has_metadata = "metadata" in batch.schema.names
+                metadata = batch.column("metadata").to_pylist() if has_metadata else [None] * batch.num_rows
+                found[0][part] = _hashes(batch.column("asset_id").to_pylist(), 8)
+                found[1][part] = _hashes(batch.column("content_sha256").to_pylist(), 8)
+                found[2][part] = _hashes(map(_metadata_text, metadata), 4)
+                found[3][part] = _hashes((uri or "" for uri in batch.column("uri").to_pylist()), 4)
+                first = part.stop
+            if first != rows:
+                raise CatalogError(f"{store.url}/{self._name} must have {rows} rows, got {first}.")
+        # One after the other: at no time is more than one of them there twice.
+        self.rows: Places = np.argsort(found[0], kind="stable")
+        self.ids: Hashes = found.pop(0)[self.rows]
+        self.contents: Hashes = found.pop(0)[self.rows]
+        self.metadata: npt.NDArray[np.uint32] = found.pop(0)[self.rows]
+        self.uris: npt.NDArray[np.uint32] = found.pop(0)[self.rows]
 
     def names(self, places: Places) -> list[str]:
         """The asset ids at some places."""
@@ -174,8 +182,9 @@ def _sample(old: _Side, new: _Side, before: Places, after: Places, count: int) -
     return tuple(sorted(one or other))
 
 
-def _hashes(values: Iterable[str]) -> Hashes:
-    return np.frombuffer(b"".join(hashlib.blake2b(v.encode(), digest_size=8).digest() for v in values), "<u8")
+def _hashes(values: Iterable[str], size_bytes: int) -> npt.NDArray[np.unsignedinteger]:
+    digests = (hashlib.blake2b(value.encode(), digest_size=size_bytes).digest() for value in values)
+    return np.frombuffer(b"".join(digests), f"<u{size_bytes}")
 
 
 def _metadata_text(values: Mapping[str, Any] | None) -> str:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +35,12 @@ def unit_vectors(rows: int, dimension: int, seed: int = 0) -> Floats:
 
 def asset_rows(kind: str, start: int, rows: int) -> pa.Table:
     """Assets numbered from `start`, in the columns that a unit file has."""
-    numbers = range(start, start + rows)
+    return numbered_rows(kind, range(start, start + rows))
+
+
+def numbered_rows(kind: str, numbers: Sequence[int]) -> pa.Table:
+    """Assets of these numbers, in the columns that a unit file has."""
+    rows = len(numbers)
     image = kind == "image"
     columns = {
         "asset_id": [f"{kind} {i:05d}" for i in numbers],
@@ -64,8 +70,17 @@ def unit_of(kind: str, i: int) -> str:
     return hashlib.sha256(f"{kind}{i}".encode()).hexdigest()[:16]
 
 
-def write_units(store: Store, kind: str, vectors: Floats, rows_per_unit: int, *, dead: int = 0) -> list[UnitRecord]:
-    """Cuts `vectors` into unit files; the first of them has `dead` dead letters."""
+def write_units(
+    store: Store,
+    kind: str,
+    vectors: Floats,
+    rows_per_unit: int,
+    *,
+    dead: int = 0,
+    numbers: Sequence[int] | None = None,
+) -> list[UnitRecord]:
+    """Cuts `vectors` into unit files; the first of them has `dead` dead letters. `numbers` are those of the assets."""
+    numbers = range(len(vectors)) if numbers is None else numbers
     records = []
     for i, start in enumerate(range(0, len(vectors), rows_per_unit)):
         part = vectors[start : start + rows_per_unit]
@@ -74,7 +89,8 @@ def write_units(store: Store, kind: str, vectors: Floats, rows_per_unit: int, *,
             for j in range(dead if i == 0 else 0)
         ]
         unit = unit_of(kind, i)
-        write_unit(store, unit, asset_rows(kind, start, len(part)), part, letters, deduplicated=0)
+        assets = numbered_rows(kind, numbers[start : start + len(part)])
+        write_unit(store, unit, assets, part, letters, deduplicated=0)
         records.append(
             UnitRecord(
                 unit=unit,
@@ -89,7 +105,9 @@ def write_units(store: Store, kind: str, vectors: Floats, rows_per_unit: int, *,
     return records
 
 
-def write_shards(store: Store, records: Sequence[UnitRecord], dimension: int, rows_per_file: int) -> list[ShardRecord]:
+def write_shards(
+    store: Store, records: Sequence[UnitRecord], dimension: int, rows_per_file: int, version: str = VERSION
+) -> list[ShardRecord]:
     def tables(units: Sequence[UnitRecord]) -> Iterator[pa.Table]:
         for record in units:
             table = read_unit(store, record.unit)
@@ -98,7 +116,7 @@ def write_shards(store: Store, records: Sequence[UnitRecord], dimension: int, ro
     schema = vector_schema(dimension, TYPES)
     shards = []
     for task in plan_shards(records, rows_per_file):
-        name = vectors_name(VERSION, task.kind, task.shard, task.shards)
+        name = vectors_name(version, task.kind, task.shard, task.shards)
         entry = write_tables(store, name, tables(task.parts), schema, rows_per_group=13)
         shards.append(ShardRecord(kind=task.kind, shard=task.shard, file=entry))
     return shards
@@ -124,7 +142,7 @@ class Made:
 
     def files(self) -> list[Path]:
         """The files that opening reads."""
-        base = self.folder / "versions" / VERSION
+        base = self.folder / "versions" / self.manifest.version
         entries = [base / name for index in self.manifest.indexes for name in (index.file, index.assets)]
         return [self.folder / "LATEST.json", base / "manifest.json", *entries]
 
@@ -138,14 +156,20 @@ def make(
     recall_k: int = 10,
     recall_queries: int = 50,
     dead: int = 0,
+    version: str = VERSION,
+    previous: str | None = None,
+    numbers: Mapping[str, Sequence[int]] | None = None,
 ) -> Made:
-    """Makes and publishes a catalog of the given vectors, by every step of a run but the reading and the asking."""
+    """Makes and publishes a version of the given vectors, by every step of a run but the reading and the asking."""
+    assets_of = {kind: range(len(rows)) if numbers is None else numbers[kind] for kind, rows in vectors.items()}
     store = Store(str(folder))
     dimension = next(iter(vectors.values())).shape[1]
     records = [
-        record for kind, rows in vectors.items() for record in write_units(store, kind, rows, rows_per_unit, dead=dead)
+        record
+        for kind, rows in vectors.items()
+        for record in write_units(store, kind, rows, rows_per_unit, dead=dead, numbers=assets_of[kind])
     ]
-    shards = write_shards(store, records, dimension, rows_per_file)
+    shards = write_shards(store, records, dimension, rows_per_file, version)
     planned = {kind: len(rows) + dead for kind, rows in vectors.items()}
     check_conservation(planned, records, shards)
     entries: list[IndexEntry] = []
@@ -153,7 +177,7 @@ def make(
     for kind in vectors:
         entry, written = build_index(
             store,
-            VERSION,
+            version,
             kind,
             shards,
             dimension=dimension,
@@ -163,13 +187,13 @@ def make(
         )
         entries.append(entry)
         files += written
-    dead_file, _ = write_dead_letters(store, VERSION, records)
+    dead_file, _ = write_dead_letters(store, version, records)
     files += [] if dead_file is None else [dead_file]
     lost = dict.fromkeys(vectors, dead)
     manifest = write_manifest(
         store,
-        VERSION,
-        previous=None,
+        version,
+        previous=previous,
         software="tests",
         model="a model",
         model_fingerprint=None,
@@ -199,7 +223,9 @@ def make(
             for i, start in enumerate(range(0, len(rows), rows_per_unit))
         )
         expected[kind] = np.concatenate([rows[start : start + length] for _, start, length in cuts])
-        table = pa.concat_tables([asset_rows(kind, start, length) for _, start, length in cuts])
+        table = pa.concat_tables(
+            [numbered_rows(kind, assets_of[kind][start : start + length]) for _, start, length in cuts]
+        )
         assets[kind] = table.append_column("metadata", metadata_of(table))
     return Made(
         folder=folder,
@@ -216,7 +242,7 @@ def make(
 def make_catalog(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
     """`make` in a folder of its own."""
 
-    def made(vectors: Mapping[str, Floats], **settings: int) -> Made:
+    def made(vectors: Mapping[str, Floats], **settings: Any) -> Made:
         return make(tmp_path_factory.mktemp("catalog") / "c", vectors, **settings)
 
     return made
@@ -257,3 +283,9 @@ def lay_shards() -> Callable[..., list[ShardRecord]]:
 def draw_assets() -> Callable[..., pa.Table]:
     """`asset_rows`."""
     return asset_rows
+
+
+@pytest.fixture(scope="session")
+def add_version() -> Callable[..., Made]:
+    """`make` in a folder that is given: another version of a catalog."""
+    return make

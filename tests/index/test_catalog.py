@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from epithre_beam.index import CatalogError, Hit, Store, open_catalog, read_latest, read_manifest
 from epithre_beam.index.layout import manifest_name
 from epithre_beam.index.manifest import publish
+from epithre_beam.index.prune import PruneRules, prune
 
 Floats = npt.NDArray[np.float32]
 Draw = Callable[..., Floats]
@@ -487,3 +488,125 @@ def test_a_search_under_way_is_answered_though_the_catalog_is_closed(small: Any,
         threading.Event().wait(0.1)
         catalog.close()
         assert all(future.result(20) > 0 for future in asked)
+
+
+# ---------------------------------------------------------------------------------------------------- equal scores
+
+
+@pytest.fixture(scope="module")
+def shuffled(make_catalog: Any, draw_vectors: Draw) -> Any:
+    """The same assets, many of them exact copies, in three orders of rows."""
+    copies = {"image": [60, 9, 3, *[1] * 20], "text": [40, 20, 2, *[1] * 10]}
+    vectors = {
+        kind: np.repeat(draw_vectors(len(counts), 24, seed), counts, axis=0)
+        for seed, (kind, counts) in enumerate(copies.items(), 1)
+    }
+    made = []
+    for seed, rows_per_unit in enumerate((13, 7, 50)):
+        orders = {kind: np.random.default_rng([seed, 5]).permutation(len(rows)) for kind, rows in vectors.items()}
+        made.append(
+            make_catalog(
+                {kind: rows[orders[kind]] for kind, rows in vectors.items()},
+                numbers={kind: order.tolist() for kind, order in orders.items()},
+                rows_per_unit=rows_per_unit,
+                recall_queries=200,  # all of them: a sample, and with it `standardised`, would depend on the order
+            )
+        )
+    return made
+
+
+def told(results: list[list[Hit]]) -> list[list[tuple[Any, ...]]]:
+    """All that a hit says but its row."""
+    return [[(h.asset_id, h.kind, h.uri, h.text, h.score, h.metadata) for h in hits] for hits in results]
+
+
+@pytest.mark.parametrize("merge", ["score", "quota", "standardised"])
+@pytest.mark.parametrize("kinds", [("image",), ("text", "image")], ids=str)
+@pytest.mark.parametrize("where", [None, pc.field("metadata", "lang") == "id"], ids=["all", "where"])
+def test_the_same_assets_give_the_same_hits_in_whatever_order_their_rows_stand(
+    shuffled: Any, draw_vectors: Draw, merge: Any, kinds: Any, where: Any
+) -> None:
+    vectors = shuffled[0].vectors
+    queries = np.concatenate([draw_vectors(6, 24, 9), vectors["image"][:10], vectors["text"][:10]])
+    catalogs = [made.open() for made in shuffled]
+    for k in (1, 2, 3, 5, 9, 10, 20, 39, 40, 41, 60, 61, 100, 500):
+        found = [
+            told(catalog.search(queries, k, kinds=kinds, merge=merge, query_kind="text", where=where))
+            for catalog in catalogs
+        ]
+        assert found[0] == found[1] == found[2]
+
+
+def test_equal_scores_stand_in_the_order_of_kind_and_id_and_k_cuts_them_in_that_order(
+    shuffled: Any, draw_vectors: Draw
+) -> None:
+    queries = np.concatenate([draw_vectors(3, 24, 9), shuffled[0].vectors["image"][:8]])
+    with shuffled[0].open() as catalog:
+        for every, k in [(hits, k) for hits in [catalog.search(queries, 1000)] for k in (1, 7, 30, 59, 60, 90)]:
+            for hits in every:
+                assert len(hits) == len(catalog)
+                assert hits == sorted(hits, key=lambda hit: (-hit.score, hit.kind, hit.asset_id))
+            assert catalog.search(queries, k) == [hits[:k] for hits in every]
+
+
+def test_a_catalog_of_nothing_but_copies_is_searched_by_id(make_catalog: Any, draw_vectors: Draw) -> None:
+    order = np.random.default_rng(3).permutation(300)
+    made = make_catalog({"text": np.repeat(draw_vectors(1, 8, 1), 300, axis=0)}, numbers={"text": order.tolist()})
+    with made.open() as catalog:
+        for k in (1, 10, 299, 300, 301):
+            found = [hit.asset_id for hit in catalog.search(draw_vectors(1, 8, 2), k)[0]]
+            assert found == [f"text {i:05d}" for i in range(min(k, 300))]
+
+
+# ---------------------------------------------------------------------------------------------------- versions that go
+
+
+def test_a_reader_sees_whole_versions_only_while_others_are_published_and_pruned(
+    tmp_path: Path, add_version: Any, draw_vectors: Draw
+) -> None:
+    """Without a version's name there is always one to open: the one that was in force, or the next."""
+    folder = tmp_path / "c"
+    add_version(folder, {"text": draw_vectors(40, 8, 0)}, version="000001-20250102T030405Z-aaaaaa")
+    over = threading.Event()
+
+    def read() -> set[str]:
+        seen = set()
+        while not over.is_set():
+            with open_catalog(folder, hold_s=30 if len(seen) % 2 else None) as catalog:
+                assert len(catalog.search(draw_vectors(2, 8, 3), 40)[0]) == 40
+                seen.add(catalog.version)
+        return seen
+
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        try:
+            for i in range(2, 14):
+                version = f"{i:06d}-20250102T030405Z-aaaaaa"
+                add_version(folder, {"text": draw_vectors(40, 8, i)}, version=version)
+                prune(Store(str(folder)), PruneRules(keep=1))
+        finally:
+            over.set()
+        seen = set().union(*(reader.result(60) for reader in readers))
+    assert len(seen) > 2
+    assert prune(Store(str(folder)), PruneRules(keep=1)).published == version
+    assert [path.name for path in (folder / "versions").iterdir()] == [version]
+
+
+def test_a_file_that_vanishes_is_named(own_copy: Any) -> None:
+    version = own_copy.manifest.version
+    for path in own_copy.files()[2:]:
+        before = path.read_bytes()
+        path.unlink()
+        for verify in (True, False):
+            with pytest.raises(CatalogError, match=f"{path.name} is missing"):
+                open_catalog(own_copy.folder, version=version, verify=verify)
+        path.write_bytes(before)
+
+
+def test_files_that_are_no_index_and_no_table_are_named_even_unverified(own_copy: Any) -> None:
+    for path in own_copy.files()[2:]:
+        before = path.read_bytes()
+        path.write_bytes(bytes(len(before)))
+        with pytest.raises(CatalogError, match=rf"{path.name} cannot be opened as"):
+            open_catalog(own_copy.folder, verify=False)
+        path.write_bytes(before)

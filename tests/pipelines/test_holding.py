@@ -1,0 +1,62 @@
+"""A run holds its catalog and gives it back, however it is ended; who comes meanwhile is told who holds it."""
+
+import signal
+import time
+
+import pytest
+
+from epithre_beam.index import Store
+from epithre_beam.index.holder import make_holder
+from epithre_beam.index.lease import LEASE
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
+
+from .conftest import KEY
+
+
+def serve_slowly():
+    return Emulator(EmulatorSettings(dimension=64, api_keys=(KEY,), faults=Faults(latency_s=5.0)))
+
+
+def start_a_run(place, emulator):
+    process = place.start("run", "job.yaml")
+    deadline = time.monotonic() + 30
+    while not ((place.catalog / LEASE).exists() and len(emulator.log) > 1):
+        assert time.monotonic() < deadline, process.poll()
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_gives_its_catalog_back(place, number):
+    """Or the next one, on another machine perhaps, would have to wait until the lease has ended by itself."""
+    with serve_slowly() as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        process = start_a_run(place, emulator)
+        process.send_signal(number)
+        process.communicate(timeout=10)
+        assert process.returncode == 128 + number
+        assert not (place.catalog / LEASE).exists()
+
+
+def test_a_run_that_is_killed_is_followed_at_once(place):
+    with serve_slowly() as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        for _ in range(2):
+            process = start_a_run(place, emulator)
+            process.kill()
+            process.communicate(timeout=10)
+            assert (place.catalog / LEASE).exists()
+        emulator.reset(faults=Faults())
+        assert place.cli("run", "job.yaml").returncode == 0
+    assert not (place.catalog / LEASE).exists()
+
+
+def test_a_run_on_another_machine_is_named_at_once(place):
+    holder = make_holder("run", "theirs", 300).model_copy(update={"host": "elsewhere", "machine": "x", "process": 7})
+    Store(str(place.catalog)).write(LEASE, holder.to_bytes())
+    began = time.monotonic()
+    done = place.cli("run", "job.yaml")
+    assert time.monotonic() - began < 30  # and not the ttl
+    assert done.returncode == 4
+    assert "Another run holds the catalog" in done.stderr
+    assert "process 7 on elsewhere" in done.stderr

@@ -1,0 +1,62 @@
+"""Counts, sizes and times in the words of a report."""
+
+_ASSETS = {
+    "assets": "assets listed",
+    "new": "new",
+    "changed": "changed",
+    "unchanged": "unchanged",
+    "embedded": "embedded in this run",
+    "reused": "vectors taken over",
+    "deduplicated": "copies, not sent",
+    "copied": "copied as they were",
+    "moved": "moved or renamed",
+    "deleted": "gone since the last version",
+    "dead": "without a vector",
+}
+_API = {
+    "items_sent": "items sent",
+    "items_embedded": "vectors received",
+    "tokens_estimated": "tokens, estimated",
+    "tokens_billed": "tokens, as billed",
+    "bytes_up": "sent",
+    "bytes_down": "received",
+    "retries": "sent again, by reason",
+    "answers_429": "answered 429",
+    "renormalised": "vectors brought to norm 1",
+    "throttled_s": "waited for the limit",
+    "latency_s": "latency",
+    "limits": "limits a minute",
+    "utilisation": "share of the limit used",
+}
+_BYTES = ("B", "kB", "MB", "GB", "TB")
+
+
+def of_asset_count(name: str) -> str:
+    """What a count of the manifest counts; a name that is not known is its own words."""
+    return _ASSETS.get(name, name.replace("_", " "))
+
+
+def of_api_figure(name: str) -> str:
+    """What a figure under `api` says; a name that is not known is its own words."""
+    return _API.get(name, name.replace("_", " "))
+
+
+def of_name(name: str) -> str:
+    """`index_image` as a person would write it."""
+    return name.replace("_", " ")
+
+
+def of_size(size_bytes: float) -> str:
+    power = 0
+    while size_bytes >= 999.5 and power < len(_BYTES) - 1:
+        size_bytes /= 1000
+        power += 1
+    return f"{size_bytes:.0f} B" if power == 0 else f"{size_bytes:.3g} {_BYTES[power]}"
+
+
+def of_duration(seconds: float) -> str:
+    """In the unit that keeps the number small, to three digits."""
+    for most, one, unit in ((1.0, 1e-3, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "min")):
+        if seconds < most:
+            return f"{seconds / one:.3g} {unit}"
+    return f"{seconds / 3600:,.1f} h"
