@@ -236,12 +236,13 @@ def publish(store: Store, manifest: Manifest, expected: bytes | None) -> None:
         store.swap(LATEST, expected, latest_bytes(version, digest, condemned))
     except (SwapConflictError, SwapUnknownError) as error:
         end = how_it_ended(store, version, expected)
-        if end == "unknown":
+        is_refused = isinstance(error, SwapConflictError) and error.is_certain
+        if end == "unknown" and not is_refused:
             raise SwapUnknownError(
                 f"It is not known whether version {version} was published in {store.url}: nothing was deleted; "
                 "`epithre-beam versions list` shows it when the store answers again."
             ) from error
-        if end == "conflict":
+        if end != "published":
             raise SwapConflictError(f"{store.url}/{LATEST} was changed by another run since this one began.") from error
 
 
@@ -278,7 +279,7 @@ def how_it_ended(store: Store, version: str, expected: bytes | None) -> End:
     began = None if expected is None else _parse_latest(expected)
     try:
         latest = read_latest(store)
-        chain: Iterable[str] = () if latest is None else _ancestry(store, latest[1])
+        chain: Iterable[str | None] = () if latest is None else _ancestry(store, latest[1])
         if expected is not None and began is None:
             chain = itertools.islice(chain, 1)  # without a beginning, what is older may be older than the attempt
         found = None if latest is None else latest[0]
@@ -288,7 +289,7 @@ def how_it_ended(store: Store, version: str, expected: bytes | None) -> End:
 
 
 def judge_end(
-    version: str, expected: bytes | None, began: str | None, found: bytes | None, chain: Iterable[str]
+    version: str, expected: bytes | None, began: str | None, found: bytes | None, chain: Iterable[str | None]
 ) -> End:
     """Decides from what LATEST.json holds now.
 
@@ -297,23 +298,26 @@ def judge_end(
         expected: What LATEST.json held when the attempt began.
         began: The version that `expected` names; None when there was none, or it was damaged.
         found: What it holds now.
-        chain: The version in force, its `previous`, and so on.
+        chain: The version in force, its `previous`, and so on; None where one is gone and its own is not known.
     """
     if found == expected:
         return "unknown"  # a request that is under way may still change it
     for name in chain:
         if name == version:
             return "published"
+        if name is None:
+            return "unknown"
         if name == began:
             break  # what is older was not published by this attempt
     # Contents never return, so that a request that is still under way will be refused.
     return "conflict"
 
 
-def _ancestry(store: Store, version: str | None) -> Iterator[str]:
+def _ancestry(store: Store, version: str | None) -> Iterator[str | None]:
     while version is not None:
         yield version
         try:
             version = read_manifest(store, version).previous
-        except CatalogError:
-            return  # deleted since
+        except CatalogError:  # pruned since
+            yield None
+            return

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from .history import VersionInfo, list_versions
-from .layout import manifest_name, version_folder
+from .layout import manifest_name, run_folder, version_folder
 from .lease import Lease, hold
 from .manifest import CatalogError, condemned_in, fence, read_latest
 from .readers import read_holds
@@ -110,17 +110,19 @@ def _plan(store: Store, rules: PruneRules) -> Pruning:
 
 
 def _carry_out(store: Store, planned: Pruning, lease: Lease) -> Pruning:
-    versions = [piece.name for piece in planned.deleted if piece.sort in {"version", "unfinished version"}]
-    if fence(store, versions) is None and versions:
+    versions = [piece for piece in planned.deleted if piece.sort in {"version", "unfinished version"}]
+    if fence(store, [piece.name for piece in versions]) is None and versions:
         raise CatalogError(f"{store.url} has no published version any more: nothing was deleted.")
     deleted, kept = [], list(planned.kept)
     for piece in planned.deleted:
         lease.check()
-        if piece.name in versions:
+        if piece in versions:
             reader = _delete_version(store, piece.name)
             if reader is not None:
                 kept.append(replace(piece, why=f"is read by {reader}; the next prune deletes it"))
                 continue
+        elif piece.sort == "run":
+            store.delete(run_folder(piece.name))
         else:
             for name in piece.files:
                 store.delete(name)

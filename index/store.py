@@ -35,6 +35,9 @@ class StoreError(Exception):
 class SwapConflictError(StoreError):
     """The file is not what it was when it was read: somebody else has written it since."""
 
+    is_certain = True
+    """Whether nothing was written. Otherwise it may have been, and was written over by somebody else."""
+
 
 class SwapUnknownError(StoreError):
     """The storage did not say whether it wrote the file, and it cannot be found out by reading it."""
@@ -228,7 +231,11 @@ class Store:
                 continue
             if failure is not None and found == data:
                 return  # done, and only the answer was lost; or the client asked again and was refused by its own write
-            self._compare(name, found, expected)
+            try:
+                self._compare(name, found, expected)
+            except SwapConflictError as error:
+                error.is_certain = failure is None
+                raise
             if attempt == _ATTEMPTS:
                 break
             try:

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epithre_beam.index import CatalogError, Hit, Store, open_catalog, read_latest, read_manifest
+from epithre_beam.index import CatalogError, Hit, Manifest, Store, open_catalog, read_latest, read_manifest
 from epithre_beam.index.layout import manifest_name
-from epithre_beam.index.manifest import publish
+from epithre_beam.index.manifest import FileEntry, publish
 from epithre_beam.index.prune import PruneRules, prune
+from epithre_beam.index.store import sha256_of
 
 Floats = npt.NDArray[np.float32]
 Draw = Callable[..., Floats]
@@ -562,34 +564,70 @@ def test_a_catalog_of_nothing_but_copies_is_searched_by_id(make_catalog: Any, dr
 
 
 def test_a_reader_sees_whole_versions_only_while_others_are_published_and_pruned(
-    tmp_path: Path, add_version: Any, draw_vectors: Draw
+    tmp_path: Path, make_catalog: Any, draw_vectors: Draw
 ) -> None:
     """Without a version's name there is always one to open: the one that was in force, or the next."""
-    folder = tmp_path / "c"
-    add_version(folder, {"text": draw_vectors(40, 8, 0)}, version="000001-20250102T030405Z-aaaaaa")
+    names = [f"{i:06d}-20250102T030405Z-aaaaaa" for i in range(1, 16)]
+    made = [make_catalog({"text": draw_vectors(40, 8, i)}, version=name) for i, name in enumerate(names)]
+    store = Store(str(tmp_path / "c"))
+    (tmp_path / "c" / "versions").mkdir(parents=True)
     over = threading.Event()
+
+    def replace(i: int) -> None:
+        (made[i].folder / "versions" / names[i]).rename(tmp_path / "c" / "versions" / names[i])
+        latest = read_latest(store)
+        publish(store, made[i].manifest, latest[0] if latest else None)
+        prune(store, PruneRules(keep=1))
 
     def read() -> set[str]:
         seen = set()
         while not over.is_set():
-            with open_catalog(folder, hold_s=30 if len(seen) % 2 else None) as catalog:
+            with open_catalog(store.url, hold_s=30 if len(seen) % 2 else None) as catalog:
                 assert len(catalog.search(draw_vectors(2, 8, 3), 40)[0]) == 40
                 seen.add(catalog.version)
         return seen
 
-    with ThreadPoolExecutor(2) as pool:
-        readers = [pool.submit(read) for _ in range(2)]
+    replace(0)
+    with ThreadPoolExecutor(3) as pool:
+        readers = [pool.submit(read) for _ in range(3)]
         try:
-            for i in range(2, 14):
-                version = f"{i:06d}-20250102T030405Z-aaaaaa"
-                add_version(folder, {"text": draw_vectors(40, 8, i)}, version=version)
-                prune(Store(str(folder)), PruneRules(keep=1))
+            for i in range(1, len(names)):
+                replace(i)
         finally:
             over.set()
         seen = set().union(*(reader.result(60) for reader in readers))
     assert len(seen) > 2
-    assert prune(Store(str(folder)), PruneRules(keep=1)).published == version
-    assert [path.name for path in (folder / "versions").iterdir()] == [version]
+    prune(store, PruneRules(keep=1))
+    assert [path.name for path in (tmp_path / "c" / "versions").iterdir()] == [names[-1]]
+
+
+def test_a_reader_whose_version_is_pruned_while_it_is_checked_opens_the_next(own_copy: Any) -> None:
+    """The older version has so large an index that it goes before its reader is through with it."""
+    store, older = own_copy.store, "000000-20250101T000000Z-aaaaaa"
+    index = own_copy.folder / "versions" / older / own_copy.index("image").file
+    index.parent.mkdir(parents=True)
+    with index.open("wb") as file:
+        file.truncate(1 << 28)
+    with index.open("rb") as file:
+        big = FileEntry(name=own_copy.index("image").file, size_bytes=1 << 28, sha256=sha256_of(file))
+    files = [big if entry.name == big.name else entry for entry in own_copy.manifest.files]
+    manifest = own_copy.manifest.model_copy(update={"version": older, "files": tuple(files)})
+    store.write(manifest_name(older), manifest.to_bytes())
+
+    def put_in_force(manifest: Manifest) -> None:
+        latest = read_latest(store)
+        publish(store, manifest, latest[0] if latest else None)
+
+    put_in_force(manifest)
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(open_catalog, own_copy.folder)
+        while not any(str(index) == os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()):
+            assert not reader.done()
+        put_in_force(own_copy.manifest)
+        prune(store, PruneRules(keep=1))
+        assert not (own_copy.folder / "versions" / older).exists()
+        with reader.result(60) as catalog:
+            assert catalog.version == own_copy.manifest.version
 
 
 def test_a_file_that_vanishes_is_named(own_copy: Any) -> None:

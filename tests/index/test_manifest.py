@@ -105,6 +105,7 @@ def test_an_attempt_is_judged_by_what_is_in_force_and_what_came_before_it(store:
     assert how_it_ended(store, "1-a", second) == "conflict"  # a way back to 1-a that came too late
     store.delete(manifest_name("2-b"))
     assert how_it_ended(store, "2-b", first) == "published"  # still named by what follows it
+    assert how_it_ended(store, "2-x", first) == "unknown"  # it may have come before what was pruned
     store.write(LATEST, b"{")
     assert how_it_ended(store, "2-b", first) == "unknown"
 
@@ -116,6 +117,16 @@ def test_a_way_back_that_loses_its_race_is_not_taken_for_done(store: Store) -> N
     publish_new(store, "3-c", "2-b")
     with pytest.raises(SwapConflictError):
         publish(store, make_manifest(store, "1-a", None), second)
+
+
+def test_a_refusal_stays_a_refusal_where_the_past_was_pruned(store: Store) -> None:
+    """Nothing was sent, so that nothing can be unknown."""
+    first = publish_new(store, "1-a", None)
+    publish_new(store, "2-b", "1-a")
+    publish_new(store, "3-c", "2-b")
+    store.delete(manifest_name("2-b"))
+    with pytest.raises(SwapConflictError):
+        publish(store, make_manifest(store, "2-x", "1-a"), first)
 
 
 # ---------------------------------------------------------------------------------------------------- the fence

@@ -83,9 +83,7 @@ def test_a_hold_must_be_a_positive_number_of_seconds(own_copy: Any, hold_s: floa
 
 def test_where_nothing_may_be_written_a_hold_is_refused_in_a_sentence_and_reading_is_not(own_copy: Any) -> None:
     (own_copy.folder / READERS).write_bytes(b"no folder")
-    with pytest.raises(
-        CatalogError, match=r"readers cannot be written .*: allow it, or open the catalog without hold_s"
-    ):
+    with pytest.raises(CatalogError, match=r"readers cannot be written .*: allow it, or open .* without hold_s"):
         open_catalog(own_copy.folder, hold_s=60)
     own_copy.open().close()
 
