@@ -49,6 +49,8 @@ class ShardRecord:
     kind: str
     shard: int
     file: FileEntry
+    seconds: float = 0.0
+    """That writing it took."""
 
 
 def plan_shards(parts: Iterable[CarriedGroup | UnitRecord], rows_per_file: int) -> list[ShardTask]:

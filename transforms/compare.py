@@ -109,6 +109,7 @@ class Comparison:
         self._db = duckdb.connect(str(folder / "references.duckdb"), config=settings)
         self._stack.callback(self._db.close)
         self._db.execute("SET TimeZone = 'UTC'")
+        self._db.execute("PRAGMA disable_checkpoint_on_shutdown")  # the file is thrown away
         self._create("listed", reference_schema(metadata))
         self.clear_base()
 
@@ -281,26 +282,24 @@ class Comparison:
         schema = _base_schema(self._types)
         columns = ["asset_id", "kind", "uri", "fingerprint", "content_sha256"]
         with_metadata = bool(self._types) and same_types
-        rows, held, pending = 0, [], 0
+        rows = 0
         with store.open_read(name) as handle:
             file = pq.ParquetFile(handle, pre_buffer=False, page_checksum_verification=True)
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=[*columns, *(["metadata"] if with_metadata else [])])
+            for groups in _together([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]):
+                numbers, sizes = zip(*groups, strict=True)
+                table = file.read_row_groups(
+                    list(numbers), columns=[*columns, *(["metadata"] if with_metadata else [])]
+                )
                 for field_, values in (
                     ("file", np.full(len(table), number)),
-                    ("row_group", np.full(len(table), group)),
-                    ("position", np.arange(len(table))),
+                    ("row_group", np.repeat(numbers, sizes)),
+                    ("position", np.concatenate([np.arange(size) for size in sizes])),
                 ):
                     table = table.append_column(field_, pa.array(values, pa.int32()))
                 if self._types and not with_metadata:
                     table = table.append_column("metadata", pa.nulls(len(table), metadata_type(self._types)))
-                held.append(table.select(schema.names).cast(schema))
-                rows, pending = rows + len(table), pending + len(table)
-                if pending >= _INSERT_ROWS:
-                    self._insert("base", pa.concat_tables(held))
-                    held, pending = [], 0
-        if held:
-            self._insert("base", pa.concat_tables(held))
+                self._insert("base", table.select(schema.names).cast(schema))
+                rows += len(table)
         return rows
 
     def _add_failed(self, store: Store, name: str) -> None:
@@ -332,6 +331,18 @@ class Comparison:
 
     def _number(self, query: str) -> int:
         return int(self._db.execute(query).fetchall()[0][0])
+
+
+def _together(sizes: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
+    """Row groups as (number, rows), so many at a time that they are worth a statement."""
+    held: list[tuple[int, int]] = []
+    for number, size in enumerate(sizes):
+        held.append((number, size))
+        if sum(rows for _, rows in held) >= _INSERT_ROWS:
+            yield held
+            held = []
+    if held:
+        yield held
 
 
 def _base_schema(metadata: Mapping[str, str]) -> pa.Schema:

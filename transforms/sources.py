@@ -306,7 +306,9 @@ class _TableReader:
             row = 0
             for batch in self._read(columns):
                 batch.validate(full=True)
-                yield row, batch
+                # A csv's blocks are of bytes and may hold a hundred thousand rows.
+                for start in range(0, len(batch), _BATCH_ROWS):
+                    yield row + start, batch.slice(start, _BATCH_ROWS)
                 row += len(batch)
         except (pa.ArrowInvalid, OSError) as error:
             reason = " ".join(str(error).split())[:200]

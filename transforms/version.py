@@ -137,8 +137,10 @@ def write_shard(task: ShardTask, setup: VersionSetup) -> ShardRecord:
                     table = table.append_column("metadata", references.column("metadata").take(rows))
                 yield table
 
+    started = time.monotonic()
     name = vectors_name(setup.lane.version, task.kind, task.shard, task.shards)
-    return ShardRecord(kind=task.kind, shard=task.shard, file=write_tables(store, name, tables(), schema))
+    file = write_tables(store, name, tables(), schema)
+    return ShardRecord(kind=task.kind, shard=task.shard, file=file, seconds=time.monotonic() - started)
 
 
 def plan_indexes(element: tuple[int, Iterable[ShardRecord]]) -> list[tuple[str, tuple[ShardRecord, ...]]]:
@@ -202,6 +204,7 @@ def finish(element: tuple[int, Iterable[Part | ShardRecord | BuiltIndex]], setup
     lanes = read_progress(store, version)
     timings = {
         "embed": max((lane["elapsed_s"] for lane in lanes), default=0.0),
+        **{f"vectors_{kind}": sum(s.seconds for s in shards if s.kind == kind) for kind in {s.kind for s in shards}},
         **{f"index_{built.entry.kind}": built.seconds for built in indexes},
         "total": time.time() - setup.started_at_s,
     }
