@@ -119,13 +119,15 @@ class Events(Watch):
         """What a run that wrote a version amounts to; one that is held back is told with its exit code instead."""
         self._is_over = True
         counts, timings, api = report["counts"], report["timings_s"], report["api"]
-        if not self._is_embedded:
+        if not self._is_embedded and not report.get("unchanged"):
             done, retries = counts["assets"], sum(api["retries"].values())
             figures = {"done": done, "total": done, "dead": counts["dead"], "requests": api["requests"]}
             tell("embedded", **figures, retries=retries, seconds=timings["embed"])
         for kind, rows in counts["per_kind"].items():
+            if f"index_{kind}" not in timings:
+                continue  # nothing was built
             recall = {d: value for d, value in report["recall"].items() if d.endswith(f">{kind}")}
-            tell("indexed", kind=kind, rows=rows, seconds=timings.get(f"index_{kind}"), recall=recall)
+            tell("indexed", kind=kind, rows=rows, seconds=timings[f"index_{kind}"], recall=recall)
         _tell_retries(api["retries"], api["answers_429"])
         for reason, count in report["dead_letters"]["by_reason"].items():
             samples = report["dead_letters"]["samples"][reason][:_SAMPLES]

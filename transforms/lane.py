@@ -181,6 +181,7 @@ async def _run(setup: LaneSetup, units: list[Unit], lane: int, emit: Any, teleme
                 raise errors.exceptions[0] from None
             finally:
                 ticker.cancel()
+                await asyncio.wait([ticker])
                 progress.write(is_done=True)
     finally:
         threads.shutdown(wait=False, cancel_futures=True)

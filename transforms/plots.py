@@ -26,7 +26,7 @@ from .words import of_asset_count, of_duration, of_name, of_size
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MOST_STEPS_SHOWN = 150
+_MOST_STEPS_SHOWN = 75
 _MOST_SCORE_BINS = 64
 
 
@@ -64,23 +64,24 @@ def _throughput(report: Mapping[str, Any]) -> Drawing | None:
     steps = _steps(report, "assets", "items")
     if steps is None or not any(steps.counts["assets"]):
         return None
+    # What is taken over is finished in a moment: one spike, beside which nothing else could be seen.
+    name, label = ("items", "vectors from the API") if any(steps.counts["items"]) else ("assets", "assets taken over")
+    rate = steps.counts[name] / steps.step_s
     figure, axes = make_axes()
-    finished, items = steps.counts["assets"] / steps.step_s, steps.counts["items"] / steps.step_s
-    axes.stairs(finished, steps.edges, fill=True, color=FIRST, alpha=0.3, label="assets finished")
-    axes.stairs(items, steps.edges, color=FIRST, linewidth=1.3, label="vectors from the API")
+    axes.stairs(rate, steps.edges, fill=True, color=FIRST, alpha=0.45, label=label)
     axes.set_ylabel("a second")
     count_in_whole_numbers(axes)
     _finish_time(axes, steps)
-    total, lasted = int(steps.counts["assets"].sum()), steps.step_s * len(finished)
+    total, lasted = int(steps.counts[name].sum()), steps.step_s * len(rate)
     return Drawing(
         figure=figure,
-        description=f"{total:,} assets in {of_duration(lasted)}: {total / lasted:,.0f} a second on average, "
-        f"{finished.max():,.0f} at most.",
+        description=f"{total:,} {label} in {of_duration(lasted)}: {total / lasted:,.0f} a second on average, "
+        f"{rate.max():,.0f} at most.",
     )
 
 
 def _requests(report: Mapping[str, Any]) -> Drawing | None:
-    steps = _steps(report, "requests", thin=False)
+    steps = _steps(report, "requests", most=None)
     if steps is None or not any(steps.counts["requests"]):
         return None
     limit = report["api"]["limits"].get("requests")
@@ -127,13 +128,14 @@ def _latency(report: Mapping[str, Any]) -> Drawing | None:
 
 
 def _retries(report: Mapping[str, Any]) -> Drawing | None:
-    steps = _steps(report, "retries", "answers_429", most=60)
+    steps = _steps(report, "retries", "answers_429")
     if steps is None or not (any(steps.counts["retries"]) or any(steps.counts["answers_429"])):
         return None
     figure, axes = make_axes()
     retries, refused = steps.counts["retries"], steps.counts["answers_429"]
     axes.stairs(retries, steps.edges, fill=True, color=FIRST, alpha=0.45, label="sent again")
-    axes.stairs(refused, steps.edges, color=ALARM, linewidth=1.3, label="answered 429")
+    if any(refused):
+        axes.stairs(refused, steps.edges, color=ALARM, linewidth=1.3, label="answered 429")
     axes.set_ylabel(f"in {of_duration(steps.step_s)}")
     count_in_whole_numbers(axes)
     _finish_time(axes, steps)
@@ -144,9 +146,8 @@ def _retries(report: Mapping[str, Any]) -> Drawing | None:
 
 
 def _dead(report: Mapping[str, Any]) -> Drawing | None:
-    reasons = sorted(report["dead_letters"]["by_reason"].items(), key=lambda reason: -reason[1])
-    counts = {of_name(reason): count for reason, count in reasons}
-    return draw_bars(counts, {name: f"{count:,}" for name, count in counts.items()}, ALARM) if counts else None
+    counts = dict(sorted(report["dead_letters"]["by_reason"].items(), key=lambda reason: -reason[1]))
+    return draw_bars(counts, {reason: f"{count:,}" for reason, count in counts.items()}, ALARM) if counts else None
 
 
 def _scores(report: Mapping[str, Any]) -> Drawing | None:
@@ -284,14 +285,14 @@ class _Steps:
     unit: str
 
 
-def _steps(report: Mapping[str, Any], *names: str, thin: bool = True, most: int = _MOST_STEPS_SHOWN) -> _Steps | None:
+def _steps(report: Mapping[str, Any], *names: str, most: int | None = _MOST_STEPS_SHOWN) -> _Steps | None:
     """Series of the report, put together into few enough steps to be seen; None when there are none."""
     series = report["series"]
     counts = {name: np.array(series["counts"].get(name, []), np.float64) for name in names}
     length = max(len(values) for values in counts.values())
     if not length:
         return None
-    factor = -(-length // most) if thin else 1
+    factor = -(-length // most) if most else 1
     groups = np.arange(0, length, factor)
     counts = {
         name: np.add.reduceat(values, groups) if len(values) else np.zeros(len(groups))

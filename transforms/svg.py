@@ -127,7 +127,7 @@ def use_log_axis(axes: "Axes", low: float, high: float, say: Callable[[float], s
     axes.set_xscale("log")
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     ticks: list[float] = []
-    for digits in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+    for digits in ((1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
         ticks = [d * 10.0**e for e in decades for d in digits if low <= d * 10.0**e <= high]
         if len(ticks) <= 6:
             break

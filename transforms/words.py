@@ -2,16 +2,14 @@
 
 _ASSETS = {
     "assets": "assets listed",
-    "new": "new",
-    "changed": "changed",
-    "unchanged": "unchanged",
     "embedded": "embedded in this run",
     "reused": "vectors taken over",
-    "deduplicated": "copies, not sent",
-    "copied": "copied as they were",
-    "moved": "moved or renamed",
-    "deleted": "gone since the last version",
+    "deduplicated": "share a vector sent once",
     "dead": "without a vector",
+    "touched": "touched, not changed",
+    "moved": "moved or renamed",
+    "copied": "copies of old content",
+    "deleted": "gone since the last version",
 }
 _API = {
     "items_sent": "items sent",

@@ -5,11 +5,12 @@ import time
 
 import pytest
 
-from epithre_beam.index import Store
+from epithre_beam.index import Store, read_latest, read_manifest
 from epithre_beam.index.holder import make_holder
 from epithre_beam.index.lease import LEASE
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 
+from ..s3_server import BUCKET, s3_store
 from .conftest import KEY
 
 
@@ -60,3 +61,34 @@ def test_a_run_on_another_machine_is_named_at_once(place):
     assert done.returncode == 4
     assert "Another run holds the catalog" in done.stderr
     assert "process 7 on elsewhere" in done.stderr
+
+
+def test_a_catalog_in_a_bucket_is_held_published_and_given_back(place, s3_server):
+    url = f"s3://{BUCKET}/{place.folder.name}"
+    access = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_server.port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    store = s3_store(s3_server.port, place.folder.name)
+    with serve_slowly() as emulator:
+        place.write_job(catalog=url, embed__base_url=emulator.base_url)
+        first = place.start("run", "job.yaml", **access)
+        deadline = time.monotonic() + 60
+        while store.size(LEASE) is None or len(emulator.log) < 2:
+            assert time.monotonic() < deadline, first.poll()
+            time.sleep(0.1)
+        second = place.cli("run", "job.yaml", **access)
+        assert second.returncode == 4
+        assert f"process {first.pid} on " in second.stderr
+        first.send_signal(signal.SIGTERM)
+        first.communicate(timeout=20)
+        assert store.size(LEASE) is None
+        emulator.reset(faults=Faults())
+        done = place.cli("run", "job.yaml", **access)
+        assert done.returncode == 0, done.stderr
+    latest = read_latest(store)
+    assert latest is not None
+    assert read_manifest(store, *latest[1:]).counts.assets == 90
+    assert store.size(LEASE) is None

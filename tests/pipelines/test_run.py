@@ -521,7 +521,32 @@ def test_the_report_is_a_page_that_opens_offline_and_escapes_what_assets_are_cal
     assert "<script" not in text
     assert "not_a_picture" in text
     assert "text-&gt;image" in text
-    assert "http" not in text
+    assert "://" not in text
+    assert text.count("<svg") >= 9
+    assert "plots are missing" not in text
+
+
+def test_what_a_report_tells_over_time_adds_up_to_its_totals(place):
+    (place.folder / "pictures" / "none.jpg").write_text("no picture")
+    with serve(faults=Faults(latency_s=0.05, error_500=0.2)) as emulator:
+        place.write_job(embed__base_url=emulator.base_url, embed__batch_items=4)
+        assert place.cli("run", "job.yaml").returncode == 0
+    (path,) = place.catalog.glob("versions/*/report.json")
+    report = json.loads(path.read_text())
+    told = {name: sum(counts) for name, counts in report["series"]["counts"].items()}
+    assert told == {
+        "assets": report["counts"]["assets"],
+        "dead": 1,
+        "items": report["api"]["items_embedded"],
+        "requests": report["api"]["requests"],
+        "retries": sum(report["api"]["retries"].values()),
+        "answers_429": 0,
+    }
+    assert told["retries"] > 0
+    assert sum(report["histograms"]["latency_s"]["counts"]) == told["requests"] - told["retries"]
+    for kind, rows in report["counts"]["per_kind"].items():
+        assert sum(report["histograms"]["norm_deviation"][kind]["counts"]) == rows
+    assert set(report["histograms"]["scores"]) == set(report["recall"])
 
 
 @pytest.mark.parametrize("budget", ["host", "redis"])
