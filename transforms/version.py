@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ..index.build import ShardRecord, ShardTask, build_index, plan_shards, write_tables
 from ..index.layout import report_name, report_page_name, run_folder, vector_schema, vectors_name
-from ..index.manifest import Counts, FileEntry, IndexEntry, publish, read_latest, read_manifest
+from ..index.manifest import Counts, FileEntry, IndexEntry, how_it_ended, publish, read_manifest
 from ..index.store import Store
 from ..index.units import CarriedGroup, UnitRecord, read_unit
 from ..index.version import check_conservation, judge, write_dead_letters, write_manifest
@@ -175,8 +175,7 @@ def finish(element: tuple[int, Iterable[Part | ShardRecord | BuiltIndex]], setup
     indexes = sorted((e for e in everything if isinstance(e, BuiltIndex)), key=lambda b: b.entry.kind)
     config, version = setup.lane.config, setup.lane.version
     store = Store(config.catalog)
-    latest = read_latest(store)
-    if latest is not None and latest[1] == version:
+    if how_it_ended(store, version, setup.latest) == "published":
         return Outcome(version=version)  # a runner may run this step again after it has succeeded
     changes = setup.plan.changes
     check_conservation(changes.assets, records, shards, carried, changes.dead)
