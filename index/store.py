@@ -12,7 +12,9 @@ import os
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +27,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from .conditional import has_conditions, is_refusal, tag_of, write_if
 
 _ATTEMPTS = 4
+_HASHED_APART_BYTES = 1 << 16
+_HASHED_LATER = 4
+"""Pieces that may wait to be hashed, some megabytes together."""
 _MEMORY = threading.RLock()
 
 
@@ -331,23 +336,39 @@ def _modified_s(info: dict[str, Any]) -> float | None:
 
 
 class HashingWriter:
-    """A file for writing that knows its length and sha256. Only ever appends, so that any store can take it."""
+    """A file for writing that knows its length and sha256. Only ever appends, so that any store can take it.
+
+    What is written must not be changed afterwards: large pieces are hashed by a thread of their own.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._sha256 = hashlib.sha256()
+        self._thread: ThreadPoolExecutor | None = None
+        self._hashing: deque[Future[None]] = deque()
         self.size_bytes = 0
         self.closed = False
 
     def write(self, data: bytes | memoryview) -> int:
-        self._sha256.update(data)
-        self._file.write(data)
         length = memoryview(data).nbytes
+        if length >= _HASHED_APART_BYTES and self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        if self._thread is None:
+            self._sha256.update(data)
+        else:  # small pieces too, for the order matters
+            self._hashing.append(self._thread.submit(self._sha256.update, data))
+        self._file.write(data)
+        while len(self._hashing) > _HASHED_LATER:
+            self._hashing.popleft().result()
         self.size_bytes += length
         return length
 
     @property
     def sha256(self) -> str:
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+            self._hashing.clear()
         return self._sha256.hexdigest()
 
     # What pyarrow asks of a file object that it writes to.
