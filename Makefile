@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint format types wheel check schema clean bench-main-job bench-limit
+.PHONY: help demo test lint format types wheel airflow check schema clean bench-main-job bench-limit
 
 help:
 	@echo "make demo     draw pictures, embed them on the local emulator, search them (no key, no network)"
 	@echo "make test     run the tests"
-	@echo "make check    what CI runs: test, lint, types, wheel"
+	@echo "make check    what CI runs: test, lint, types, wheel, and the example's DAG on a real Airflow"
 	@echo "make bench-…  benchmarks, by hand: main-job, limit"
 
 demo: $(VENV)/.demo
@@ -32,7 +32,10 @@ types: $(VENV)/.dev
 wheel: $(VENV)/.dev
 	PYTHON=$(PYTHON) $(BIN)/python .ci/wheel.py
 
-check: test lint types wheel
+airflow: $(VENV)/.dev
+	$(BIN)/python .ci/airflow.py
+
+check: test lint types wheel airflow
 
 schema: $(VENV)/.dev
 	$(BIN)/epithre-beam schema > configs/job.schema.json

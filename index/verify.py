@@ -168,7 +168,8 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
             with store.open_read(f"{prefix}/{name}") as handle:
                 file = pq.ParquetFile(handle, pre_buffer=False, page_checksum_verification=True)
                 for group in range(file.num_row_groups):
-                    table = file.read_row_group(group, columns=["asset_id", "embedding"])
+                    # Arrow's own threads may still hold a Python buffer when the interpreter ends, which kills it.
+                    table = file.read_row_group(group, columns=["asset_id", "embedding"], use_threads=False)
                     for sort, sentence in _row_problems(table, ids, codes if index.factory == FACTORY else None):
                         if sort not in told:
                             told.add(sort)

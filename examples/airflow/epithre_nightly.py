@@ -1,0 +1,67 @@
+"""The nightly pair as an Airflow DAG: run, then prune. For Airflow 3.
+
+The run's document is the task's XCom: status, version, counts, costs; a few kilobytes. `epithre-beam` and the key
+(`EPITHRE_KEY`) are on the worker; where it must not be installed beside Airflow, give its full path in `EPITHRE_BEAM`.
+"""
+
+import json
+import os
+import subprocess
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from airflow.sdk import dag, task
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+PROGRAM = os.environ.get("EPITHRE_BEAM", "epithre-beam")
+JOB = os.environ.get("EPITHRE_JOB", "/srv/epithre/job.yaml")
+CATALOG = os.environ.get("EPITHRE_CATALOG", "/srv/epithre/catalog")
+
+
+def call(*arguments: str) -> tuple[int, str]:
+    """The exit code and the standard output. Log lines go to standard error, and so into the task's log."""
+    process = subprocess.Popen([PROGRAM, *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        output, _ = process.communicate()
+    finally:
+        if process.poll() is None:  # the task is over its time, say: what was finished is kept
+            process.terminate()
+            process.wait(timeout=30)
+    return process.returncode, output
+
+
+@dag(
+    schedule="17 2 * * *",
+    start_date=datetime(2026, 1, 1, tzinfo=ZoneInfo("Asia/Jakarta")),
+    catchup=False,
+    max_active_runs=1,
+    tags=["epithre"],
+)
+def epithre_nightly() -> None:
+    # Longer than the 300 s after which the lease of a lost worker is taken over.
+    @task(retries=3, retry_delay=timedelta(minutes=15), execution_timeout=timedelta(hours=20))
+    def run() -> dict[str, Any]:
+        code, output = call("run", JOB, "--json", "--log-format", "text")
+        ending: dict[str, Any] = json.loads(output)
+        if code == 4:
+            raise AirflowSkipException(ending["message"])  # another run does the work; prune is skipped too
+        # 2: the job is wrong; 3: a guard held the version back; stopped: each retry might spend the limit again.
+        if code in {2, 3} or ending["status"] == "stopped":
+            raise AirflowFailException(ending["message"])
+        if code:
+            raise AirflowException(ending["message"])  # a failure of the moment: retried
+        return ending
+
+    @task
+    def prune(ending: dict[str, Any]) -> str:
+        """Only after a success: what an unfinished run has paid for stands in units that nothing names yet."""
+        code, output = call("versions", "prune", CATALOG, "--keep", "7")
+        if code:
+            raise AirflowException(f"prune ended with {code} after {ending['version']}: see the log.")
+        return output
+
+    prune(run())
+
+
+epithre_nightly()

@@ -1,0 +1,108 @@
+"""cron mails what is printed: nothing when all is well, a sentence when somebody should look."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from epithre_beam.index.lease import hold
+from epithre_beam.index.store import Store
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
+
+from ..pipelines.conftest import KEY, sentences
+from .conftest import EXAMPLES
+
+SCRIPT = EXAMPLES / "cron" / "epithre-nightly"
+CRONTAB = EXAMPLES / "cron" / "epithre-beam.crontab"
+
+
+@pytest.fixture
+def nightly(place, environment):
+    def run(*options, job="job.yaml", **more):
+        command = [SCRIPT, place.folder / job, place.catalog, *options]
+        settings = {**environment, "EPITHRE_PAUSE_S": "0.1", "EPITHRE_TRIES": "2", "EPITHRE_KEEP": "1", **more}
+        return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120, check=False)
+
+    return run
+
+
+def serve(**settings):
+    return Emulator(EmulatorSettings(dimension=64, api_keys=(KEY,), **settings))
+
+
+def versions(place):
+    return [path for path in place.catalog.glob("versions/*") if path.is_dir()]
+
+
+def test_a_good_night_says_nothing_and_leaves_the_versions_that_are_kept(place, nightly):
+    for price in range(3):
+        (place.folder / "texts.csv").write_text(f"id,text,price\na,one,{price}\nb,two,{price}\n")
+        done = nightly()
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(versions(place)) <= 2
+
+
+def test_a_failure_of_the_moment_is_tried_again_and_then_told(place, nightly):
+    with serve(faults=Faults(refuse_all=503)) as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        done = nightly()
+        assert done.returncode == 1
+        assert len(sentences(done.stderr)) == 2
+        assert "Nothing was published" in done.stderr
+        assert len(emulator.log) == 6  # each try asks three times who is there
+        emulator.reset(faults=Faults())
+        assert nightly().returncode == 0
+
+
+def test_a_spending_limit_that_was_reached_is_not_spent_again(place, nightly):
+    with serve() as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        done = nightly("--max-requests", "3")
+        assert done.returncode == 1
+        assert "embed.max_requests 3" in done.stderr
+        assert len(emulator.log) == 3
+
+
+def test_a_wrong_job_is_told_once(place, nightly):
+    (place.folder / "bad.yaml").write_text("catalog: c\n")
+    done = nightly(job="bad.yaml")
+    assert done.returncode == 2
+    assert len(sentences(done.stderr)) == 1
+    assert subprocess.run([SCRIPT], capture_output=True, check=False).returncode == 2
+
+
+def test_a_version_that_is_held_back_is_told_and_nothing_is_pruned(place, nightly):
+    assert nightly().returncode == 0
+    for path in sorted((place.folder / "pictures").iterdir())[:8]:
+        path.write_bytes(b"no picture")
+    done = nightly()
+    assert done.returncode == 3
+    assert "versions publish" in done.stderr
+    assert len(versions(place)) == 2
+
+
+def test_a_run_that_finds_the_catalog_held_says_nothing(place, nightly):
+    with hold(Store(str(place.catalog)), "run"):
+        done = nightly()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not versions(place)
+
+
+def test_the_crontab_has_a_line_that_cron_understands_and_bash_parses():
+    lines = [line for line in CRONTAB.read_text().splitlines() if line and not line.startswith("#")]
+    settings = dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
+    assert {"SHELL", "PATH", "MAILTO"} <= set(settings)
+    (job,) = [line for line in lines if not re.match(r"\w+=", line)]
+    *times, user, command = job.split(None, 6)
+    assert all(re.fullmatch(r"[\d*/,-]+", field) for field in times)
+    assert user == "epithre"
+    assert "%" not in command  # cron takes it for a line's end
+    assert SCRIPT.name in command
+    subprocess.run(["bash", "-n", "-c", command], check=True)
+
+
+def test_the_script_has_no_flaw_that_shellcheck_knows():
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed: apt-get install shellcheck")
+    subprocess.run(["shellcheck", SCRIPT], check=True)

@@ -1,0 +1,72 @@
+"""The units are what systemd reads without a warning, and their commands do what the comments say."""
+
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+from .conftest import EXAMPLES, PROGRAM
+
+FOLDER = EXAMPLES / "systemd"
+INSTALLED = "/opt/epithre/bin/epithre-beam"
+
+
+def settings_of(name):
+    """(section, key) → values, in their order: a unit may say a key several times."""
+    found, section = {}, ""
+    for line in (FOLDER / name).read_text().splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            found.setdefault((section, key), []).append(value)
+    return found
+
+
+@pytest.fixture
+def units(tmp_path):
+    """The units with the program where it is on this machine: systemd looks whether it is there."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed: apt-get install systemd")
+    for path in FOLDER.glob("epithre-beam.*"):
+        (tmp_path / path.name).write_text(path.read_text().replace(INSTALLED, str(PROGRAM)))
+    return tmp_path
+
+
+def test_systemd_reads_the_units_without_a_warning(units):
+    paths = sorted(units.iterdir())
+    assert [path.suffix for path in paths] == [".service", ".timer"]
+    done = subprocess.run(["systemd-analyze", "verify", *paths], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    calendar = settings_of("epithre-beam.timer")["Timer", "OnCalendar"]
+    subprocess.run(["systemd-analyze", "calendar", *calendar], check=True, capture_output=True)
+
+
+def test_systemd_finds_little_that_the_service_could_do_to_the_machine(units):
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=25", units / "epithre-beam.service"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_what_no_try_would_change_is_not_tried_again():
+    service = settings_of("epithre-beam.service")
+    assert service["Service", "Restart"] == ["on-failure"]
+    assert service["Service", "RestartPreventExitStatus"] == ["2 3"]
+    assert service["Service", "SuccessExitStatus"] == ["4 143"]
+
+
+def test_its_commands_run_and_prune(place, environment):
+    service = settings_of("epithre-beam.service")
+    variables = dict(value.split("=", 1) for value in service["Service", "Environment"])
+    for key in ("ExecStart", "ExecStartPost"):
+        (line,) = service["Service", key]
+        assert line.lstrip("-").startswith(INSTALLED)
+        line = line.lstrip("-").replace(INSTALLED, str(PROGRAM))
+        line = line.replace("/srv/epithre/job.yaml", str(place.folder / "job.yaml"))
+        line = line.replace("/srv/epithre/catalog", str(place.catalog))
+        done = subprocess.run(
+            shlex.split(line), env={**environment, **variables}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert (place.catalog / "LATEST.json").exists()
