@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from ..configs import ConfigError, RunConfig, load_config
 from ..index.lease import release_all
@@ -204,31 +203,14 @@ def _run(command: str, path: Path, overrides: Sequence[str], beam_options: Seque
 
 @app.command()
 def plan(config: ConfigFile, set_: Set = None, as_json: Json = False) -> None:
-    """Show what a run of CONFIG would do: assets, requests, minutes, bytes. Nothing is read, sent or written."""
-    from .plan import estimate
+    """Show what a run of CONFIG would do: what changed, requests, minutes, cost. Nothing is read, sent or written."""
+    from .plan import estimate, plan_table
 
     found = estimate(_load(config, set_))
     if as_json:
         _print(json.dumps(found.to_dict()))
         return
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim")
-    for kind, count in found.assets.items():
-        table.add_row(kind, f"{count:,} assets, {found.source_bytes[kind]:,} bytes")
-    table.add_row("units", f"{found.units:,}, of which {found.units_done:,} are paid for already")
-    table.add_row("to send", f"at most {found.assets_to_send:,} assets in about {found.requests:,} requests")
-    table.add_row("upload", f"about {found.upload_bytes:,} bytes")
-    words = "no limit is configured"
-    if found.minutes_at_limit is not None:
-        seconds = found.minutes_at_limit * 60
-        words = f"at least {seconds:,.0f} s" if seconds < 120 else f"at least {seconds / 60:,.1f} minutes"
-        words += " at the limit"
-    table.add_row("time", words)
-    if found.cost is not None:
-        table.add_row("cost", f"about {found.cost:,.2f} at the configured prices")
-    table.add_row("vectors", f"{found.vectors_bytes:,} bytes of float32, twice (units and version)")
-    table.add_row("index", f"{found.index_bytes:,} bytes")
-    Console().print(table)
+    Console().print(plan_table(found))
 
 
 @app.command()

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 
 import pyarrow.compute as pc
+from rich.table import Table
+from rich.text import Text
 
 from ..configs import RunConfig
 from ..index.layout import UNITS
@@ -134,3 +136,38 @@ def estimate(config: RunConfig) -> Estimate:
         vectors_bytes=rows * embed.dimension * bytes_each,
         index_bytes=rows * embed.dimension * _FP16,
     )
+
+
+def plan_table(found: Estimate) -> Table:
+    """The estimate for a person."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for kind, count in found.assets.items():
+        table.add_row(kind, f"{count:,} assets, {found.source_bytes[kind]:,} bytes")
+    for reason in found.every_vector_is_new_because:
+        table.add_row("all is new", Text(f"every vector is embedded and paid anew: {reason}"))
+    if found.base is not None:
+        moved = f" ({found.likely_moved:,} look like known files under another name)" if found.likely_moved else ""
+        table.add_row(
+            "changes",
+            f"{found.unchanged:,} unchanged, {found.new:,} new{moved}, {found.differing:,} to look at again, "
+            f"{found.deleted:,} gone, {found.other_metadata:,} with other metadata, since {found.base}",
+        )
+    if found.dead:
+        table.add_row("dead", f"{found.dead:,} failed before for a reason of their own and are not tried again")
+    done = f", {found.units_done:,} of {found.units:,} units are paid for already" if found.units_done else ""
+    table.add_row("to read", f"{found.assets_to_read:,} assets{done}")
+    table.add_row("to send", f"at most {found.assets_to_send:,} assets in about {found.requests:,} requests")
+    table.add_row("upload", f"about {found.upload_bytes:,} bytes")
+    words = "no limit is configured"
+    if found.minutes_at_limit is not None:
+        seconds = found.minutes_at_limit * 60
+        words = f"at least {seconds:,.0f} s" if seconds < 120 else f"at least {seconds / 60:,.1f} minutes"
+        words += " at the limit"
+    table.add_row("time", words)
+    if found.cost is not None:
+        table.add_row("cost", f"about {found.cost:,.2f} at the configured prices")
+    table.add_row("vectors", f"{found.vectors_bytes:,} bytes in the new version")
+    table.add_row("index", f"{found.index_bytes:,} bytes")
+    return table

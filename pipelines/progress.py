@@ -192,6 +192,11 @@ def print_summary(console: Console, report: dict[str, Any], catalog: str) -> Non
     table.add_row("catalog", Text(catalog))
     table.add_row("version", report["version"])
     table.add_row("vectors", f"{kinds} ({counts['embedded']} new, {counts['reused']} paid for before)")
+    if report.get("unchanged"):
+        table.add_row("changes", "none: this version stays in force, nothing was read, sent or written")
+    elif report["previous"] is not None:
+        names = ("unchanged", "new", "changed", "touched", "moved", "copied", "deleted")
+        table.add_row("changes", ", ".join(f"{counts[name]:,} {name}" for name in names if counts[name]))
     if counts["deduplicated"]:
         table.add_row("deduplicated", f"{counts['deduplicated']} with the same content as another, not sent")
     retries = sum(api["retries"].values())
