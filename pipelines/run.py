@@ -179,7 +179,7 @@ def _run(
     found = find_base(config, store, latest)
     endpoint: Endpoint | None = None
     damaged: list[str] = []
-    attempts = _ATTEMPTS
+    attempts, spent = _ATTEMPTS, 0
     while True:
         if endpoint is None and not found.is_certain:
             endpoint = stack.enter_context(open_endpoint(config))
@@ -222,7 +222,7 @@ def _run(
             model_fingerprint=fingerprint,
             paid_versions=_paid_versions(store, config, fingerprint, base),
             retry_dead=retry_dead,
-            requests_spent=endpoint.requests if endpoint else 0,
+            requests_spent=spent + (endpoint.requests if endpoint else 0),
         )
         setup = VersionSetup(
             lane=lane,
@@ -240,6 +240,7 @@ def _run(
             if not attempts:
                 raise RunFailed(str(error)) from error
             damaged.append(error.name)
+            spent += sum(lane["meter"]["requests"] for lane in read_progress(store, version))
             store.delete(version_folder(version))
             version = _new_version(store, latest, stack)
             continue
