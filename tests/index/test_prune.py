@@ -4,10 +4,11 @@ import contextlib
 import datetime
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from epithre_beam.index.prune import PruneRules, Pruning, prune
 from epithre_beam.index.readers import VersionHold
 from epithre_beam.index.store import SwapConflictError
 from epithre_beam.index.verify import find_damage
+
+from ..s3_server import s3_store
 
 DAY_S = 86_400
 
@@ -384,20 +387,35 @@ def test_a_prune_that_is_killed_leaves_whole_versions_and_the_next_one_finishes(
     assert len(list((shelf.folder / "versions").iterdir())) == 2
 
 
-def test_a_store_in_memory_is_pruned_too(eight: Shelf) -> None:
-    store = Store("memory://pruned")
-    with contextlib.suppress(FileNotFoundError):
-        store.delete("")
-    for name in eight.store.names(""):
-        store.write(name, eight.store.read(name))
-    store.write("units/a.parquet", b"young")
-    done = prune(store, PruneRules(keep=1))
-    assert [piece.name for piece in done.kept if piece.sort == "unit"] == ["a"]
-    assert sorted(store.names("versions")) == [
-        f"versions/{eight.name(6)}/manifest.json",
-        f"versions/{eight.name(6)}/vectors/x-0.bin",
-    ]
+@pytest.fixture(params=["memory", "s3"])
+def remote(request: pytest.FixtureRequest) -> Iterator[Store]:
+    if request.param == "s3":
+        yield s3_store(request.getfixturevalue("s3_server").port, secrets.token_hex(8))
+        return
+    store = Store(f"memory://{secrets.token_hex(8)}")
+    yield store
     store.delete("")
+
+
+@contextlib.contextmanager
+def held(store: Store, version: str) -> Iterator[None]:
+    hold = VersionHold(store, version, 60)
+    yield
+    hold.release()
+
+
+def test_a_remote_catalog_is_pruned_too(eight: Shelf, remote: Store) -> None:
+    for name in eight.store.names(""):
+        remote.write(name, eight.store.read(name))
+    remote.write("units/a.parquet", b"young")
+    with held(remote, eight.name(8)):
+        done = prune(remote, PruneRules(keep=1))
+    assert {piece.name for piece in done.kept} == {"a", eight.name(6), eight.name(8)}
+    assert done.freed_bytes == sum(piece.size_bytes for piece in done.deleted) > 0
+    left = [f"versions/{eight.name(n)}/{name}" for n in (6, 8) for name in ("manifest.json", "vectors/x-0.bin")]
+    assert remote.names("versions") == left
+    assert all(0 <= time.time() - (file.modified_s or 0) < 600 for file in remote.listing())
+    assert remote.names("readers") == []
 
 
 @pytest.mark.parametrize(
