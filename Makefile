@@ -4,13 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint format types wheel airflow check schema clean bench-main-job bench-limit
+.PHONY: help demo test lint format types wheel airflow check schema clean bench-main-job bench-limit bench-incremental
 
 help:
 	@echo "make demo     draw pictures, embed them on the local emulator, search them (no key, no network)"
 	@echo "make test     run the tests"
 	@echo "make check    what CI runs: test, lint, types, wheel, and the example's DAG on a real Airflow"
-	@echo "make bench-…  benchmarks, by hand: main-job, limit"
+	@echo "make bench-…  benchmarks, by hand: main-job, limit, incremental"
 
 demo: $(VENV)/.demo
 	$(BIN)/epithre-beam demo demo
@@ -45,6 +45,9 @@ bench-main-job: $(VENV)/.dev
 
 bench-limit: $(VENV)/.dev
 	$(BIN)/python benchmarks/limit.py
+
+bench-incremental: $(VENV)/.dev
+	$(BIN)/python benchmarks/incremental.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
