@@ -2,6 +2,8 @@
 
 import datetime
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +261,61 @@ def test_nothing_is_left_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
         comparison.add_references(listed([{"asset_id": "a", "kind": "text", "fingerprint": "f"}], {}))
         assert list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
+
+
+_COMPARE = """
+import hashlib, resource, sys
+import numpy as np
+import pyarrow as pa
+from epithre_beam.index import Store
+from epithre_beam.index.build import write_tables
+from epithre_beam.index.layout import asset_fields, vector_schema, vectors_name
+from epithre_beam.index.manifest import Counts
+from epithre_beam.index.version import write_manifest
+from epithre_beam.transforms.compare import Comparison
+from epithre_beam.transforms.references import reference_schema
+
+rows, store = int(sys.argv[1]), Store(sys.argv[2])
+
+def columns(start, changed):
+    numbers = range(start, min(start + 8000, rows))
+    texts = [f"{i} {'word ' * 20}{'!' if changed and i % 100 == 0 else ''}" for i in numbers]
+    hashes = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    count = len(texts)
+    return {"asset_id": [f"{i:09d}" for i in numbers], "kind": ["text"] * count, "text": texts,
+            "content_sha256": hashes, "fingerprint": [f"sha256:{h}" for h in hashes], "source": [0] * count,
+            "size_bytes": [len(t) for t in texts], "embedding": [[1.0]] * count}
+
+def table(schema, start, changed):
+    found = columns(start, changed)
+    return pa.Table.from_pydict(
+        {f.name: found.get(f.name, [None] * len(found["kind"])) for f in schema}, schema=schema)
+
+schema = vector_schema(1, {})
+name = vectors_name("000001-x", "text", 0, 1)
+entry = write_tables(store, name, (table(schema, i, False) for i in range(0, rows, 8000)), schema)
+counts = Counts(assets=rows, per_kind={}, embedded=0, reused=0, deduplicated=0, dead=0)
+manifest = write_manifest(
+    store, "000001-x", previous=None, software="", model="", model_fingerprint=None, dimension=1, metadata_types={},
+    counts=counts, files=[entry], indexes=[], held_back=(), config={}, timings_s={})
+with Comparison({}) as comparison:
+    for start in range(0, rows, 8000):
+        comparison.add_references(table(reference_schema({}), start, True))
+    comparison.set_base(store, manifest, retry_dead=False)
+    changes = comparison.changes()
+    assert changes.todo == sum(map(len, comparison.todo())) == len(range(0, rows, 100))
+    assert sum(len(group.rows) for group in comparison.kept()) == rows - changes.todo
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_references(tmp_path: Path) -> None:
+    """Once there are more than fit in what it is given."""
+
+    def peak_mb(rows: int) -> int:
+        command = [sys.executable, "-c", _COMPARE, str(rows), str(tmp_path / str(rows))]
+        return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+    small, large = peak_mb(100_000), peak_mb(400_000)
+    assert large < 500
+    assert large - small < 120, (small, large)  # four times the references; their texts alone are 40 MB more
