@@ -140,7 +140,7 @@ class PaidVectors:
             if footer is None or footer.get("recipe") != recipe or not footer["rows"]:
                 return None
             with self._store.open_read(name) as file:
-                table = pq.ParquetFile(file, pre_buffer=False).read_row_group(0, columns=["kind", "content_sha256"])
+                table = _read_group(pq.ParquetFile(file, pre_buffer=False), 0, ["kind", "content_sha256"])
         except (pa.ArrowException, OSError, KeyError):
             return None
         return table.column("kind")[0].as_py(), _keys(table.column("content_sha256"))
@@ -152,7 +152,7 @@ class PaidVectors:
                 return self._kept[name, number]
             with self._store.open_read(name) as file:
                 reader: Any = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
-                self._kept[name, number] = reader.read_row_group(number, columns=_COLUMNS).combine_chunks()
+                self._kept[name, number] = _read_group(reader, number, _COLUMNS).combine_chunks()
             while len(self._kept) > _GROUPS_KEPT:
                 self._kept.popitem(last=False)
             return self._kept[name, number]
@@ -165,6 +165,10 @@ def content_keys(store: Store, assets: str) -> Iterator[Keys]:
         column = reader.schema.get_field_index("content_sha256")
         for i in range(reader.num_record_batches):
             yield _keys(reader.get_batch(i).column(column))
+
+
+def _read_group(file: Any, number: int, columns: list[str]) -> pa.Table:
+    return file.read_row_group(number, columns=columns, use_threads=False)
 
 
 def _keys(column: pa.Array | pa.ChunkedArray) -> Keys:

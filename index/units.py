@@ -149,7 +149,7 @@ def read_unit(store: Store, unit: str) -> pa.Table:
     """
     try:
         with store.open_read(unit_name(unit)) as file:
-            return pq.ParquetFile(file, page_checksum_verification=True).read()
+            return pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
@@ -160,7 +160,7 @@ def read_unit(store: Store, unit: str) -> pa.Table:
 
 def read_unit_dead_letters(store: Store, unit: str) -> list[DeadLetter]:
     with store.open_read(unit_dead_letters_name(unit)) as file:
-        rows = pq.ParquetFile(file).read().to_pylist()
+        rows = pq.ParquetFile(file).read(use_threads=False).to_pylist()
     return [DeadLetter(**{**row, "reason": Reason(row["reason"])}) for row in rows]
 
 

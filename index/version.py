@@ -64,7 +64,7 @@ def write_dead_letters(
     def tables() -> Iterator[pa.Table]:
         for name in names:
             with store.open_read(name) as file:
-                for batch in pq.ParquetFile(file).iter_batches():
+                for batch in pq.ParquetFile(file).iter_batches(use_threads=False):
                     for letter in batch.to_pylist():
                         summary.add(letter)
                     yield pa.Table.from_pylist(batch.to_pylist(), schema=DEAD_LETTER_SCHEMA)

@@ -15,6 +15,7 @@ import orjson
 
 from ..configs import ConfigError, RunConfig
 from ..configs.schema import EMULATOR
+from ..index.history import existing_versions
 from ..index.layout import (
     RUNS,
     next_version,
@@ -334,12 +335,6 @@ def _paid_versions(store: Store, config: RunConfig, fingerprint: str | None, bas
                 if not differences(read_manifest(store, version), config, fingerprint):
                     found.append(version)
     return tuple(found)
-
-
-def existing_versions(store: Store) -> list[str]:
-    """The versions that have a manifest, published or not, oldest first."""
-    names = (name.split("/") for name in store.names("versions"))
-    return [parts[1] for parts in names if len(parts) == 3 and parts[2] == "manifest.json"]
 
 
 def _new_version(store: Store, latest: tuple[bytes, str, str] | None, stack: contextlib.ExitStack) -> str:

@@ -38,7 +38,7 @@ class CarriedRows:
             self._rows = self._stack.enter_context(PlanReader(self._store, carried_name(self._version)))
         wanted = self._rows.read(group.row_group)
         try:
-            table = self._open(group.file).read_row_group(group.group)
+            table = self._open(group.file).read_row_group(group.group, use_threads=False)
             if len(wanted) < len(table):
                 table = table.take(wanted.column("position"))
             same = table.column("asset_id").equals(wanted.column("asset_id"))

@@ -40,7 +40,11 @@ def count_changes(
             references = plan.read(record.row_group, ["asset_id", "previous_sha256"]).to_pydict()
             before = dict(zip(references["asset_id"], references["previous_sha256"], strict=True))
             with store.open_read(unit_name(record.unit)) as file:
-                rows = pq.ParquetFile(file, pre_buffer=False).read(["asset_id", "content_sha256"]).to_pydict()
+                rows = (
+                    pq.ParquetFile(file, pre_buffer=False)
+                    .read(["asset_id", "content_sha256"], use_threads=False)
+                    .to_pydict()
+                )
             if record.carried and record.kind not in known:
                 known[record.kind] = _contents(store, base, record.kind)
             for name, content in zip(rows["asset_id"], rows["content_sha256"], strict=True):
@@ -56,7 +60,7 @@ def count_changes(
 def _deleted(store: Store, version: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     with store.open_read(deleted_name(version)) as file:
-        for batch in pq.ParquetFile(file).iter_batches():
+        for batch in pq.ParquetFile(file).iter_batches(use_threads=False):
             for row in batch.to_pylist():
                 found.setdefault(row["kind"], set()).add(row["content_sha256"])
     return found

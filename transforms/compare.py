@@ -288,7 +288,9 @@ class Comparison:
             for groups in _together([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]):
                 numbers, sizes = zip(*groups, strict=True)
                 table = file.read_row_groups(
-                    list(numbers), columns=[*columns, *(["metadata"] if with_metadata else [])]
+                    list(numbers),
+                    columns=[*columns, *(["metadata"] if with_metadata else [])],
+                    use_threads=False,
                 )
                 for field_, values in (
                     ("file", np.full(len(table), number)),
@@ -308,7 +310,7 @@ class Comparison:
             file = pq.ParquetFile(handle)
             if "fingerprint" not in file.schema_arrow.names:
                 return
-            for batch in file.iter_batches(_BATCH_ROWS):
+            for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
                 table = pa.Table.from_batches([batch])
                 transient = [Reason(reason).is_transient for reason in table.column("reason").to_pylist()]
                 self._insert("failed", table.append_column("is_transient", pa.array(transient)))

@@ -233,7 +233,9 @@ class PlanReader:
         self._file = pq.ParquetFile(self._handle, pre_buffer=False)
 
     def read(self, row_group: int, columns: Sequence[str] | None = None) -> pa.Table:
-        return self._file.read_row_group(row_group, columns=None if columns is None else list(columns))
+        return self._file.read_row_group(
+            row_group, columns=None if columns is None else list(columns), use_threads=False
+        )
 
     def close(self) -> None:
         self._handle.close()

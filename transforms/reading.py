@@ -131,7 +131,7 @@ class _CellTable:
             group = int(np.searchsorted(self._starts, row, side="right")) - 1
             if group != self._group:
                 self._values = None
-                self._values = self._file.read_row_group(group, columns=[self._column]).column(0)
+                self._values = self._file.read_row_group(group, columns=[self._column], use_threads=False).column(0)
                 self._group = group
             value = self._values[row - int(self._starts[group])].as_py()
         return value.encode() if isinstance(value, str) else value

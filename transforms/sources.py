@@ -344,7 +344,7 @@ class _TableReader:
         with self.fs.open(self.path, "rb") as file:
             match self.format:
                 case "parquet":
-                    yield from pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=columns)
+                    yield from pq.ParquetFile(file).iter_batches(_BATCH_ROWS, columns=columns, use_threads=False)
                 case "csv":
                     # Everything as text first: "007" is an id, and the config's types decide the rest.
                     options = pyarrow.csv.ConvertOptions(

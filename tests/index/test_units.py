@@ -46,13 +46,13 @@ def test_a_unit_gives_back_its_rows_in_order_and_bit_for_bit(
     dimension: int,
 ) -> None:
     store, vectors, assets = Store(str(tmp_path)), draw_vectors(rows, dimension), draw_assets("image", 5, rows)
-    write_unit(store, "u", assets, vectors, [], deduplicated=2, carried=1)
+    write_unit(store, "u", assets, vectors, [], deduplicated=2, carried=1, recipe="abc")
     table = read_unit(store, "u")
     assert table.schema.equals(unit_schema(dimension))
     assert table.select(assets.column_names).equals(assets)
     found = np.array(table.column("embedding").to_pylist(), np.float32).reshape(rows, dimension)
     assert found.tobytes() == vectors.tobytes()
-    footer = {"rows": rows, "dead": 0, "deduplicated": 2, "carried": 1, "transient": 0}
+    footer = {"rows": rows, "dead": 0, "deduplicated": 2, "carried": 1, "transient": 0, "recipe": "abc"}
     assert read_unit_footer(store, "u") == footer
     assert store.names("") == ["units/u.parquet"]
 

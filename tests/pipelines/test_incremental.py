@@ -125,6 +125,7 @@ class Night:
             ],
             "embed": {"base_url": self.emulator.base_url, "dimension": DIMENSION, "unit_references": 16},
             "guards": {"max_dead_share": 0.9, "max_shrinkage": 0.9},
+            "index": {"recall_queries": 11},
         }
         for name, value in settings.items():
             section, _, key = name.partition("__")
@@ -175,8 +176,8 @@ def answers_of(catalog: Path, seed: int) -> list:
         queries = np.concatenate([drawn / np.linalg.norm(drawn, axis=1, keepdims=True), known])
         found = []
         for kinds in (None, "image", "text"):
-            for merge in ("score", "quota"):
-                hits = opened.search(queries, k=9, kinds=kinds, merge=merge)
+            for merge in ("score", "quota", "standardised"):
+                hits = opened.search(queries, k=9, kinds=kinds, merge=merge, query_kind="text")
                 found.append([[(h.kind, h.asset_id, h.score, h.uri, dict(h.metadata)) for h in one] for one in hits])
         return found
 
