@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import logging
-import os
 import re
 import threading
 import time
@@ -14,7 +13,6 @@ from typing import Any
 import orjson
 
 from ..configs import ConfigError, RunConfig
-from ..configs.schema import EMULATOR
 from ..index.history import existing_versions
 from ..index.layout import (
     RUNS,
@@ -26,12 +24,11 @@ from ..index.layout import (
     version_folder,
 )
 from ..index.lease import hold
-from ..index.manifest import CatalogError, Manifest, read_latest, read_manifest
+from ..index.manifest import CatalogError, read_latest, read_manifest
 from ..index.store import Store
 from ..index.units import DamagedFileError
 from ..transforms.compare import Comparison
-from ..transforms.epithre.client import RunStopped, greet
-from ..transforms.epithre.emulator import EmulatorSettings, start_emulator_process
+from ..transforms.epithre.client import RunStopped
 from ..transforms.epithre.ledger import LedgerLostError
 from ..transforms.epithre.redis_ledger import RedisLedger
 from ..transforms.lane import LaneSetup, read_progress, shared_ledger
@@ -39,16 +36,14 @@ from ..transforms.plan import Plan, Unit, differences, write_plan
 from ..transforms.report import unchanged_report
 from ..transforms.setup import VersionSetup
 from ..transforms.sources import SourceError
-from .base import compare, find_base, is_whole
+from .base import Base, compare, find_base, is_whole
+from .endpoint import Endpoint, open_endpoint
 from .logs import tell
 
 _log = logging.getLogger(__name__)
 _PAID_VERSIONS = 3
 _ATTEMPTS = 20
 """Each leaves out one damaged file."""
-
-EMULATOR_KEY_ENV = "EPITHRE_EMULATOR_KEY"
-"""Where a run puts the key of the emulator that it started; it opens nothing else."""
 
 Watch = Callable[[list[dict[str, Any]]], None]
 """Is told every half second what the lanes say of themselves."""
@@ -64,65 +59,6 @@ class RunPaused(RunFailed):
     def __init__(self, message: str, facts: dict[str, Any]) -> None:
         super().__init__(message)
         self.facts = facts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """The API that a run will use, known to be there and to take the key."""
-
-    base_url: str
-    api_key_env: str
-    fingerprint: str | None
-    requests: int
-    """That were sent to ask it; those to an emulator of the run's own do not count."""
-
-
-@contextlib.contextmanager
-def open_endpoint(config: RunConfig) -> Iterator[Endpoint]:
-    """Finds the API, or starts the emulator for as long as the block runs, and asks it who it is.
-
-    Raises:
-        ConfigError: When the key's variable is not set.
-        RunStopped: When the server is not there, refuses the key, or does not know the model.
-    """
-    embed = config.embed
-    with contextlib.ExitStack() as stack:
-        if embed.base_url == EMULATOR:
-            settings = EmulatorSettings(model=embed.emulator_model, dimension=embed.dimension)
-            emulator = stack.enter_context(start_emulator_process(settings))
-            os.environ[EMULATOR_KEY_ENV] = emulator.api_key
-            embed = embed.model_copy(update={"base_url": emulator.base_url, "api_key_env": EMULATOR_KEY_ENV})
-        key = os.environ.get(embed.api_key_env, "").strip()
-        if not key:
-            raise ConfigError(
-                f"embed.api_key_env names the environment variable {embed.api_key_env}, which is not set: "
-                "export it with your key, or use `--set embed.base_url=emulator` to run without one."
-            )
-        if config.embed.base_url != EMULATOR and not embed.may_send(requests=1, items=0, tokens=0):
-            yield _unasked(config)
-            return
-        greeting = greet(embed, key, tries=min(3, embed.max_requests or 3))
-        yield Endpoint(
-            base_url=embed.base_url,
-            api_key_env=embed.api_key_env,
-            fingerprint=greeting.emulator,
-            requests=0 if config.embed.base_url == EMULATOR else greeting.requests,
-        )
-
-
-def _unasked(config: RunConfig) -> Endpoint:
-    """The API of a run that may not even ask who it is: it is taken for what it was when a version was last made."""
-    store = Store(config.catalog)
-    fingerprint = None
-    for version in reversed(existing_versions(store)):
-        with contextlib.suppress(CatalogError):
-            manifest = read_manifest(store, version)
-            if manifest.config.get("embed", {}).get("base_url") == config.embed.base_url:
-                fingerprint = manifest.model_fingerprint
-                break
-    return Endpoint(
-        base_url=config.embed.base_url, api_key_env=config.embed.api_key_env, fingerprint=fingerprint, requests=0
-    )
 
 
 def run(
@@ -151,59 +87,99 @@ def run(
             stack.enter_context(_holding(store))
             # Only now: what another run publishes before it lets go of the catalog is what this one starts from.
             latest = read_latest(store)
-            version = _new_version(store, latest, stack)
+            launch = _Launch(
+                config=config,
+                store=store,
+                latest=latest,
+                beam_options=beam_options,
+                watch=watch,
+                retry_dead=retry_dead,
+                started_at_s=started_at_s,
+                stack=stack,
+            )
+            version = launch.new_version()
             store.write(f"{run_folder(version)}/started", b"")  # a run whose work cannot be kept must not be paid
         except OSError as error:
             raise RunFailed(f"The catalog {config.catalog} cannot be written: {error.strerror or error}.") from error
         try:
-            comparison = stack.enter_context(compare(config))
-            return _run(
-                config, store, latest, version, comparison, stack, beam_options, watch, retry_dead, started_at_s
-            )
+            return launch.run(version, stack.enter_context(compare(config)))
         except (SourceError, RunStopped, LedgerLostError) as error:
             raise RunFailed(str(error)) from error
 
 
-def _run(
-    config: RunConfig,
-    store: Store,
-    latest: tuple[bytes, str, str] | None,
-    version: str,
-    comparison: Comparison,
-    stack: contextlib.ExitStack,
-    beam_options: Sequence[str],
-    watch: Watch | None,
-    retry_dead: bool,
-    started_at_s: float,
-) -> dict[str, Any]:
-    """Compares, and runs the pipeline; again without a file of the version in force that turns out damaged."""
-    found = find_base(config, store, latest)
-    endpoint: Endpoint | None = None
-    damaged: list[str] = []
-    attempts, spent = _ATTEMPTS, 0
-    while True:
-        if endpoint is None and not found.is_certain:
-            endpoint = stack.enter_context(open_endpoint(config))
-            found = find_base(config, store, latest, endpoint.fingerprint)
-        base = found.usable
-        if base is not None:
-            damaged = comparison.set_base(store, base, damaged=damaged, retry_dead=retry_dead)
-            for name in damaged:
-                _log.warning("%s/%s is damaged: what it held is read again.", store.url, name)
-        else:
+@dataclass(frozen=True, kw_only=True)
+class _Launch:
+    """A run under way in its launcher."""
+
+    config: RunConfig
+    store: Store
+    latest: tuple[bytes, str, str] | None
+    """What `read_latest` gave when the catalog was taken."""
+    beam_options: Sequence[str]
+    watch: Watch | None
+    retry_dead: bool
+    started_at_s: float
+    stack: contextlib.ExitStack
+    """What is to be undone when the run is over, however it ends."""
+
+    def new_version(self) -> str:
+        names = existing_versions(self.store)
+        version = next_version(max([*names, self.latest[1] if self.latest else ""]) or None)
+        self.stack.callback(_forget, self.store, version)
+        return version
+
+    def run(self, version: str, comparison: Comparison) -> dict[str, Any]:
+        """Compares, and runs the pipeline; again without a file that turns out damaged. Returns the report."""
+        config, store = self.config, self.store
+        found = find_base(config, store, self.latest)
+        endpoint: Endpoint | None = None
+        damaged: list[str] = []
+        attempts, spent = _ATTEMPTS, 0
+        while True:
+            if endpoint is None and not found.is_certain:
+                endpoint = self.stack.enter_context(open_endpoint(config))
+                found = find_base(config, store, self.latest, endpoint.fingerprint)
+            damaged = self._set_base(comparison, found, damaged)
+            changes = comparison.changes()
+            if found.usable and not damaged and changes.is_nothing and is_whole(store, found.usable, config):
+                return unchanged_report(found.usable, comparison, config.embed, time.time() - self.started_at_s)
+            if endpoint is None and changes.todo:
+                endpoint = self.stack.enter_context(open_endpoint(config))
+                if endpoint.fingerprint != found.fingerprint:
+                    found = find_base(config, store, self.latest, endpoint.fingerprint)
+                    continue
+            try:
+                return self._write(version, comparison, found, endpoint, spent)
+            except DamagedFileError as error:
+                _log.warning("%s It is left out, and what it held is read again.", error)
+                attempts -= 1
+                if not attempts:
+                    raise RunFailed(str(error)) from error
+                damaged.append(error.name)
+                spent += sum(lane["meter"]["requests"] for lane in read_progress(store, version))
+                store.delete(version_folder(version))
+                version = self.new_version()
+
+    def _set_base(self, comparison: Comparison, found: Base, damaged: Sequence[str]) -> list[str]:
+        """Compares with the version in force, if its vectors may be taken over; returns its files that may not."""
+        if found.usable is None:
             comparison.clear_base()
             if found.reasons:
                 _log.warning("Every vector is new: %s.", "; ".join(found.reasons))
-        changes = comparison.changes()
-        if base is not None and not damaged and changes.is_nothing and is_whole(store, base, config):
-            return unchanged_report(base, comparison, config.embed, time.time() - started_at_s)
-        if endpoint is None and changes.todo:
-            endpoint = stack.enter_context(open_endpoint(config))
-            if endpoint.fingerprint != found.fingerprint:
-                found = find_base(config, store, latest, endpoint.fingerprint)
-                continue
+            return list(damaged)
+        bad = comparison.set_base(self.store, found.usable, damaged=damaged, retry_dead=self.retry_dead)
+        for name in set(bad) - set(damaged):
+            _log.warning("%s/%s is damaged: what it held is read again.", self.store.url, name)
+        return bad
+
+    def _write(
+        self, version: str, comparison: Comparison, found: Base, endpoint: Endpoint | None, spent: int
+    ) -> dict[str, Any]:
+        """Writes the version that is to be; without an endpoint where nothing is to be read."""
+        config, store, changes = self.config, self.store, comparison.changes()
+        base = found.usable.version if found.usable else None
         fingerprint = endpoint.fingerprint if endpoint else found.fingerprint
-        plan = write_plan(store, version, config, comparison, fingerprint, base.version if base else None)
+        plan = write_plan(store, version, config, comparison, fingerprint, base)
         tell(
             "planned",
             assets=dict(changes.assets),
@@ -212,7 +188,7 @@ def _run(
             to_read=changes.todo,
             deleted=sum(changes.deleted.values()),
             units=len(plan.units),
-            base=plan.base,
+            base=base,
         )
         lane = LaneSetup(
             config=config,
@@ -222,29 +198,18 @@ def _run(
             api_key_env=endpoint.api_key_env if endpoint else "",
             model_fingerprint=fingerprint,
             paid_versions=_paid_versions(store, config, fingerprint, base),
-            retry_dead=retry_dead,
+            retry_dead=self.retry_dead,
             requests_spent=spent + (endpoint.requests if endpoint else 0),
         )
         setup = VersionSetup(
             lane=lane,
             plan=replace(plan, units=(), carried=()),
-            previous=latest[1] if latest else None,
-            latest=latest[0] if latest else None,
+            previous=self.latest[1] if self.latest else None,
+            latest=self.latest[0] if self.latest else None,
             software=f"epithre-beam {importlib.metadata.version('epithre-beam')}",
-            started_at_s=started_at_s,
+            started_at_s=self.started_at_s,
         )
-        try:
-            _run_pipeline(setup, plan, beam_options, watch)
-        except DamagedFileError as error:
-            _log.warning("%s It is left out, and what it held is read again.", error)
-            attempts -= 1
-            if not attempts:
-                raise RunFailed(str(error)) from error
-            damaged.append(error.name)
-            spent += sum(lane["meter"]["requests"] for lane in read_progress(store, version))
-            store.delete(version_folder(version))
-            version = _new_version(store, latest, stack)
-            continue
+        _run_pipeline(setup, plan, self.beam_options, self.watch)
         report: dict[str, Any] = orjson.loads(store.read(report_name(version)))
         if not report["held_back"]:
             _collect(store, plan.units)
@@ -324,9 +289,9 @@ def _holding(store: Store) -> Iterator[None]:
         yield
 
 
-def _paid_versions(store: Store, config: RunConfig, fingerprint: str | None, base: Manifest | None) -> tuple[str, ...]:
+def _paid_versions(store: Store, config: RunConfig, fingerprint: str | None, base: str | None) -> tuple[str, ...]:
     """The version in force and the newest others whose vectors were made as this run makes them."""
-    found = [] if base is None else [base.version]
+    found = [] if base is None else [base]
     for version in reversed(existing_versions(store)):
         if len(found) == _PAID_VERSIONS:
             break
@@ -335,12 +300,6 @@ def _paid_versions(store: Store, config: RunConfig, fingerprint: str | None, bas
                 if not differences(read_manifest(store, version), config, fingerprint):
                     found.append(version)
     return tuple(found)
-
-
-def _new_version(store: Store, latest: tuple[bytes, str, str] | None, stack: contextlib.ExitStack) -> str:
-    version = next_version(max([*existing_versions(store), latest[1] if latest else ""]) or None)
-    stack.callback(_forget, store, version)
-    return version
 
 
 def _forget(store: Store, version: str) -> None:

@@ -20,7 +20,7 @@ from ..index.catalog import Catalog, Hit, Merge, open_catalog
 from ..index.manifest import CatalogError
 from ..transforms.queries import embed_queries
 from ..transforms.references import local_path
-from .run import open_endpoint
+from .endpoint import open_endpoint
 
 _THUMBNAIL = 320
 

@@ -1,0 +1,76 @@
+"""The API that a command uses: found at its address, or an emulator that is started for it."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..configs import ConfigError, RunConfig
+from ..configs.schema import EMULATOR
+from ..index.history import existing_versions
+from ..index.manifest import CatalogError, read_manifest
+from ..index.store import Store
+from ..transforms.epithre.client import greet
+from ..transforms.epithre.emulator import EmulatorSettings, start_emulator_process
+
+EMULATOR_KEY_ENV = "EPITHRE_EMULATOR_KEY"
+"""Where a run puts the key of the emulator that it started; it opens nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """The API that a run will use, known to be there and to take the key."""
+
+    base_url: str
+    api_key_env: str
+    fingerprint: str | None
+    requests: int
+    """That were sent to ask it; those to an emulator of the run's own do not count."""
+
+
+@contextlib.contextmanager
+def open_endpoint(config: RunConfig) -> Iterator[Endpoint]:
+    """Finds the API, or starts the emulator for as long as the block runs, and asks it who it is.
+
+    Raises:
+        ConfigError: When the key's variable is not set.
+        RunStopped: When the server is not there, refuses the key, or does not know the model.
+    """
+    embed = config.embed
+    with contextlib.ExitStack() as stack:
+        if embed.base_url == EMULATOR:
+            settings = EmulatorSettings(model=embed.emulator_model, dimension=embed.dimension)
+            emulator = stack.enter_context(start_emulator_process(settings))
+            os.environ[EMULATOR_KEY_ENV] = emulator.api_key
+            embed = embed.model_copy(update={"base_url": emulator.base_url, "api_key_env": EMULATOR_KEY_ENV})
+        key = os.environ.get(embed.api_key_env, "").strip()
+        if not key:
+            raise ConfigError(
+                f"embed.api_key_env names the environment variable {embed.api_key_env}, which is not set: "
+                "export it with your key, or use `--set embed.base_url=emulator` to run without one."
+            )
+        if config.embed.base_url != EMULATOR and not embed.may_send(requests=1, items=0, tokens=0):
+            yield _unasked(config)
+            return
+        greeting = greet(embed, key, tries=min(3, embed.max_requests or 3))
+        yield Endpoint(
+            base_url=embed.base_url,
+            api_key_env=embed.api_key_env,
+            fingerprint=greeting.emulator,
+            requests=0 if config.embed.base_url == EMULATOR else greeting.requests,
+        )
+
+
+def _unasked(config: RunConfig) -> Endpoint:
+    """The API of a run that may not even ask who it is: it is taken for what it was when a version was last made."""
+    store = Store(config.catalog)
+    fingerprint = None
+    for version in reversed(existing_versions(store)):
+        with contextlib.suppress(CatalogError):
+            manifest = read_manifest(store, version)
+            if manifest.config.get("embed", {}).get("base_url") == config.embed.base_url:
+                fingerprint = manifest.model_fingerprint
+                break
+    return Endpoint(
+        base_url=config.embed.base_url, api_key_env=config.embed.api_key_env, fingerprint=fingerprint, requests=0
+    )
