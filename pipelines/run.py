@@ -154,7 +154,7 @@ def run(
             version = _new_version(store, latest, stack)
             store.write(f"{run_folder(version)}/started", b"")  # a run whose work cannot be kept must not be paid
         except OSError as error:
-            raise RunFailed(f"The catalog {config.catalog} cannot be written: {error.strerror or error}.") from error
+            raise _unwritable(config, error) from error
         try:
             comparison = stack.enter_context(compare(config))
             return _run(
@@ -203,7 +203,10 @@ def _run(
                 found = find_base(config, store, latest, endpoint.fingerprint)
                 continue
         fingerprint = endpoint.fingerprint if endpoint else found.fingerprint
-        plan = write_plan(store, version, config, comparison, fingerprint, base.version if base else None)
+        try:
+            plan = write_plan(store, version, config, comparison, fingerprint, base.version if base else None)
+        except OSError as error:
+            raise _unwritable(config, error) from error
         tell(
             "planned",
             assets=dict(changes.assets),
@@ -283,10 +286,7 @@ def _run_pipeline(setup: VersionSetup, plan: Plan, beam_options: Sequence[str], 
             if failure["type"] == "DamagedFileError":
                 raise DamagedFileError(failure["facts"]["file"], failure["message"]) from error
             if failure["type"] in {"OSError", "PermissionError"}:
-                raise RunFailed(
-                    f"The catalog {config.catalog} cannot be written ({failure['message']}): "
-                    "what was finished is kept, run again when it can."
-                ) from error
+                raise _unwritable(config, failure["message"]) from error
             known = failure["type"] in {
                 "RunStopped",
                 "LedgerLostError",
@@ -301,7 +301,16 @@ def _run_pipeline(setup: VersionSetup, plan: Plan, beam_options: Sequence[str], 
             raise RunFailed(message) from error
         if isinstance(error, (RunStopped, LedgerLostError)):  # before there was a worker to note it
             raise
-        raise RunFailed(f"The runner {runner} failed: {_last_line(error)}") from error
+        line = _last_line(error)
+        if line.startswith(("OSError: ", "PermissionError: ")):  # what could not be written could not be noted either
+            raise _unwritable(config, line.partition(": ")[2]) from error
+        raise RunFailed(f"The runner {runner} failed: {line}") from error
+
+
+def _unwritable(config: RunConfig, reason: OSError | str) -> RunFailed:
+    return RunFailed(
+        f"The catalog {config.catalog} cannot be written ({reason}): what was finished is kept, run again when it can."
+    )
 
 
 def _collect(store: Store, units: Sequence[Unit]) -> None:
