@@ -100,7 +100,7 @@ def run(
             version = launch.new_version()
             store.write(f"{run_folder(version)}/started", b"")  # a run whose work cannot be kept must not be paid
         except OSError as error:
-            raise RunFailed(f"The catalog {config.catalog} cannot be written: {error.strerror or error}.") from error
+            raise _unwritable(config, error) from error
         try:
             return launch.run(version, stack.enter_context(compare(config)))
         except (SourceError, RunStopped, LedgerLostError) as error:
@@ -179,7 +179,10 @@ class _Launch:
         config, store, changes = self.config, self.store, comparison.changes()
         base = found.usable.version if found.usable else None
         fingerprint = endpoint.fingerprint if endpoint else found.fingerprint
-        plan = write_plan(store, version, config, comparison, fingerprint, base)
+        try:
+            plan = write_plan(store, version, config, comparison, fingerprint, base)
+        except OSError as error:
+            raise _unwritable(config, error) from error
         tell(
             "planned",
             assets=dict(changes.assets),
@@ -248,10 +251,7 @@ def _run_pipeline(setup: VersionSetup, plan: Plan, beam_options: Sequence[str], 
             if failure["type"] == "DamagedFileError":
                 raise DamagedFileError(failure["facts"]["file"], failure["message"]) from error
             if failure["type"] in {"OSError", "PermissionError"}:
-                raise RunFailed(
-                    f"The catalog {config.catalog} cannot be written ({failure['message']}): "
-                    "what was finished is kept, run again when it can."
-                ) from error
+                raise _unwritable(config, failure["message"]) from error
             known = failure["type"] in {
                 "RunStopped",
                 "LedgerLostError",
@@ -266,7 +266,16 @@ def _run_pipeline(setup: VersionSetup, plan: Plan, beam_options: Sequence[str], 
             raise RunFailed(message) from error
         if isinstance(error, (RunStopped, LedgerLostError)):  # before there was a worker to note it
             raise
-        raise RunFailed(f"The runner {runner} failed: {_last_line(error)}") from error
+        line = _last_line(error)
+        if line.startswith(("OSError: ", "PermissionError: ")):  # what could not be written could not be noted either
+            raise _unwritable(config, line.partition(": ")[2]) from error
+        raise RunFailed(f"The runner {runner} failed: {line}") from error
+
+
+def _unwritable(config: RunConfig, reason: OSError | str) -> RunFailed:
+    return RunFailed(
+        f"The catalog {config.catalog} cannot be written ({reason}): what was finished is kept, run again when it can."
+    )
 
 
 def _collect(store: Store, units: Sequence[Unit]) -> None:

@@ -1,5 +1,6 @@
 """The Beam side of embedding: units in, records out."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -92,4 +93,5 @@ def failure_name(version: str) -> str:
 def note_failure(config: RunConfig, version: str, error: BaseException) -> None:
     """Leaves the reason where the launcher finds it: a runner wraps an error in pages of its own."""
     data = {"type": type(error).__name__, "message": str(error), "facts": getattr(error, "facts", {})}
-    Store(config.catalog).write(failure_name(version), orjson.dumps(data))
+    with contextlib.suppress(OSError):  # the storage that failed: the error itself must not be hidden by this one
+        Store(config.catalog).write(failure_name(version), orjson.dumps(data))

@@ -1,0 +1,216 @@
+"""A catalog with a published version, sources that have changed since, and who writes and reads it meanwhile."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from epithre_beam.index import open_catalog
+from epithre_beam.index.store import Store
+from epithre_beam.index.verify import find_damage
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings
+from epithre_beam.transforms.epithre.emulator.hash_model import content_digest
+
+from .conftest import KEY, Place, write_pictures
+from .faulty import answers
+
+_SCRIPT = Path(__file__).with_name("faulty.py")
+_DIMENSION = 64
+
+
+class _Worker:
+    """A process of `faulty.py`, spoken to in lines of JSON."""
+
+    def __init__(self, role, **environment):
+        self._process = subprocess.Popen(
+            [sys.executable, str(_SCRIPT), role],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "EPITHRE_KEY": KEY, "COLUMNS": "200", **environment},
+            text=True,
+        )
+
+    def ask(self, order):
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+
+
+@dataclass(kw_only=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    steps: list[tuple[str, int]]
+    seconds: float
+
+    @property
+    def report(self):
+        return json.loads(self.stdout)
+
+
+@dataclass
+class Scene:
+    """Sources that were published as `base` and have changed since: `new` is what a run from scratch makes of them."""
+
+    folder: Path
+    emulator: Emulator
+    writer: _Worker
+    reader: _Worker
+    base: Path = field(init=False)
+    new: Path = field(init=False)
+    expected: list = field(init=False)
+    """What the reader's queries find in the old version and in the new one."""
+    rows: list = field(init=False)
+    """Of both, see `rows_in_force`."""
+    all_digests: dict = field(init=False)
+    """The contents of the new version, as the emulator calls them."""
+    digests: dict = field(init=False)
+    """Those that the old one has not."""
+    first_steps: list[tuple[str, int]] = field(init=False)
+    """Of a run that makes the first version."""
+    steps: list[tuple[str, int]] = field(init=False)
+    """Of a run that makes the new version out of the old one."""
+    _made: int = 0
+
+    def __post_init__(self):
+        self.base, self.new = self.folder / "base", self.folder / "new"
+        write_sources(self.folder)
+        assert self.run(self.base).returncode == 0
+        change_sources(self.folder)
+        self.first_steps = self.run(self.new).steps
+        self.expected = [found_in(self.base), found_in(self.new)]
+        self.rows = [rows_in_force(self.base), rows_in_force(self.new)]
+        known = {(kind, row["content_sha256"]) for (kind, _), row in self.rows[0][0].items()}
+        self.all_digests = digests_of(self.rows[1])
+        self.digests = {content: digest for content, digest in self.all_digests.items() if content not in known}
+        self.steps = self.run(self.copy()).steps
+
+    def copy(self, into=None):
+        """Another catalog with the base version in force."""
+        self._made += 1
+        return Path(shutil.copytree(self.base, (into or self.folder) / f"catalog{self._made}"))
+
+    def command(self, catalog, *arguments, writer=None, at=None, deed="kill", is_ordinary_user=False):
+        """Runs the command line in a process of its own; `deed` is what happens at the step `at`."""
+        order = {"arguments": [str(argument) for argument in arguments], "folder": str(self.folder), "at": at}
+        order |= {"catalog": str(catalog), "deed": deed, "is_ordinary_user": is_ordinary_user}
+        answer = (writer or self.writer).ask(order)
+        texts = [(self.folder / name).read_text() for name in ("stdout", "stderr")]
+        steps = self.folder / "steps"
+        told = [(step, number) for step, number in json.loads(steps.read_text())] if steps.exists() else []
+        steps.unlink(missing_ok=True)
+        return Done(**answer, stdout=texts[0], stderr=texts[1], steps=told)
+
+    def run(self, catalog, **options):
+        """Runs the job into `catalog`."""
+        write_job(self.folder, catalog, self.emulator.base_url)
+        return self.command(catalog, "run", "job.yaml", "--json", **options)
+
+    def watch(self, catalog):
+        """Lets the reader open this catalog from now on."""
+        self.reader.ask({"catalog": str(catalog), "expected": self.expected})
+
+    def stop_watching(self, *orders):
+        """What the reader saw since `watch` were whole versions, in one of these orders: `nothing`, 0 old, 1 new."""
+        told = self.reader.ask({})
+        assert not told["problems"]
+        assert told["order"] in [list(order) for order in orders], told
+
+
+@contextlib.contextmanager
+def open_scene(folder):
+    with Emulator(EmulatorSettings(dimension=_DIMENSION, api_keys=(KEY,))) as emulator:
+        workers = [_Worker("writer"), _Worker("reader")]
+        try:
+            yield Scene(folder, emulator, *workers)
+        finally:
+            for worker in workers:
+                worker.close()
+
+
+def write_job(folder, catalog, base_url):
+    return Place(folder).write_job(
+        catalog=str(catalog),
+        embed__base_url=base_url,
+        embed__dimension=_DIMENSION,
+        embed__unit_references=4,
+        index__rows_per_file=24,
+    )
+
+
+def write_sources(folder):
+    pictures = folder / "pictures"
+    write_pictures(pictures, 28)
+    shutil.copy2(pictures / "p000.jpg", pictures / "same.jpg")
+    (pictures / "none.jpg").write_text("no picture")
+    _write_texts(folder, {f"t{i:03d}": (f"text number {i}", i + 0.5) for i in range(40)} | {"empty": ("", 1)})
+
+
+def change_sources(folder):
+    """New, changed, deleted, renamed, copied, touched, and what cannot be embedded."""
+    pictures = folder / "pictures"
+    write_pictures(pictures, 5, seed=1, start=100)
+    for name, seed in (("p001.jpg", 2), ("p002.jpg", 3)):
+        (made,) = write_pictures(folder / "made", 1, seed=seed)
+        made.replace(pictures / name)
+    for name in ("p003.jpg", "p004.jpg"):
+        (pictures / name).unlink()
+    (pictures / "p005.jpg").rename(pictures / "renamed.jpg")
+    shutil.copy2(pictures / "p006.jpg", pictures / "copied.jpg")
+    os.utime(pictures / "p007.jpg", (1e9, 1e9))
+    (pictures / "nothing.jpg").write_bytes(b"")
+    texts = {f"t{i:03d}": (f"text number {i}", i + 0.5) for i in range(40)}
+    texts |= {f"u{i:03d}": (f"another text {i}", -float(i)) for i in range(5)}
+    texts |= {"t000": ("a changed text", 0.5), "t001": (texts["t001"][0], 99.0), "t100": texts["t003"]}
+    for name in ("t002", "t003"):
+        del texts[name]
+    _write_texts(folder, texts | {"empty": ("", 1), "void": (" ", 2)})
+
+
+def _write_texts(folder, texts):
+    lines = ["id,text,price", *(f"{name},{text},{price}" for name, (text, price) in texts.items())]
+    (folder / "texts.csv").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def digests_of(rows):
+    """The emulator's names of contents, by kind and sha256; the hash model is sent what there is."""
+    vectors, _ = rows
+    found = {}
+    for (kind, _), row in vectors.items():
+        content = row["text"].encode() if kind == "text" else Path(row["uri"]).read_bytes()
+        found[kind, row["content_sha256"]] = content_digest(kind, content).hex()
+    return found
+
+
+def found_in(catalog):
+    """What the reader's queries find."""
+    queries = np.random.default_rng(5).standard_normal((2, _DIMENSION)).astype(np.float32)
+    with open_catalog(catalog) as opened:
+        return answers(opened, queries)
+
+
+def rows_in_force(catalog):
+    """The assets of the published version with their vectors, and its dead letters; and it must be whole."""
+    with open_catalog(catalog) as opened:
+        manifest = opened.manifest
+    assert not list(find_damage(Store(str(catalog)), manifest))
+    folder = catalog / "versions" / manifest.version
+    rows = [row for path in folder.glob("vectors/*.parquet") for row in pq.read_table(path).to_pylist()]
+    dead = [row for path in folder.glob("dead_letters/*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert len(rows) + len(dead) == manifest.counts.assets
+    return tuple({(row["kind"], row["asset_id"]): row for row in part} for part in (rows, dead))

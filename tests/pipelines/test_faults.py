@@ -1,0 +1,257 @@
+"""Processes that die, storage that fails: the published version stays whole, and the next run finishes the work."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from .conftest import sentences
+from .scene import open_scene, rows_in_force
+
+PLACES = {
+    "the plan": r"(?!\S* delete).* runs/<version>/(?!progress).*",
+    "a unit's dead letters": r"(?!\S* delete).* units/\w+\.dead\.parquet",
+    "a unit": r"(?!\S* delete).* units/\w+\.parquet",
+    "vectors": r".* versions/<version>/vectors/.*",
+    "an index": r".* versions/<version>/index/.*\.faiss",
+    "the assets of an index": r".* versions/<version>/index/.*\.arrow",
+    "dead letters": r".* versions/<version>/dead_letters/.*",
+    "the manifest": r".* versions/<version>/manifest.json",
+    "the report": r".* versions/<version>/report.*",
+    "LATEST.json, before": r"(?!after (?:rename|swap)).* LATEST\.json",
+    "LATEST.json, after": r"after (?:rename|swap) LATEST\.json",
+    "what is deleted at the end": r".* delete (?:units/|runs/<version>|\.lease).*",
+}
+"""Where a run writes, in its order."""
+
+INSTANTS = 30
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    with open_scene(tmp_path_factory.mktemp("scene")) as found:
+        yield found
+
+
+def steps_at(steps, place):
+    return [step for step in steps if re.fullmatch(PLACES[place], step[0])]
+
+
+def draw_instants(steps, count, seed=12):
+    """Instants all over a run: two in each place, the rest anywhere; not only among the many writes of one file."""
+    rng = random.Random(seed)
+    turns = [place for place in PLACES for _ in range(2)]
+    turns += rng.choices(list(PLACES), k=count - len(turns))
+    instants = []
+    for place in turns:
+        left = [step for step in steps_at(steps, place) if step not in instants]
+        name = rng.choice(sorted({step[0] for step in left}))
+        instants.append(rng.choice([step for step in left if step[0] == name]))
+    return instants
+
+
+def finished_contents(catalog):
+    units = [path for path in catalog.glob("units/*.parquet") if not path.name.endswith(".dead.parquet")]
+    rows = [row for path in units for row in pq.read_table(path, columns=["kind", "content_sha256"]).to_pylist()]
+    return {(row["kind"], row["content_sha256"]) for row in rows}
+
+
+def files_of(catalog):
+    names = {str(path.relative_to(catalog)) for path in catalog.rglob("*") if path.is_file()}
+    return names - {".lease.json.lock", ".LATEST.json.lock"}  # who swaps leaves an empty one
+
+
+def let_a_week_go_by(catalog):
+    for path in catalog.rglob("*"):
+        old_ns = path.stat().st_mtime_ns - 8 * 86_400 * 10**9
+        os.utime(path, ns=(old_ns, old_ns))
+
+
+@pytest.mark.parametrize("number", range(INSTANTS))
+def test_a_run_that_dies_at_any_write_leaves_a_whole_version_and_the_next_one_finishes(scene, number):
+    at = draw_instants(scene.steps, INSTANTS)[number]
+    catalog = scene.copy()
+    scene.emulator.reset()
+    scene.watch(catalog)
+    died = scene.run(catalog, at=at)
+    assert died.returncode == -signal.SIGKILL, (at, died)
+    is_published = at[0] in {"after rename LATEST.json", "after swap LATEST.json"} or " delete " in at[0]
+    assert rows_in_force(catalog) == scene.rows[is_published]
+    finished = {scene.digests[content]: 1 for content in finished_contents(catalog) if content in scene.digests}
+    assert finished.items() <= scene.emulator.payments().items()
+    is_held = (catalog / ".lease.json").exists()
+    assert is_held != (at[0] == "after delete .lease.json")
+
+    began_s = time.monotonic()
+    done = scene.run(catalog)
+    assert done.returncode == 0, (at, done.stderr)
+    assert time.monotonic() - began_s < 60  # the lease of a living holder would last 300 s
+    assert rows_in_force(catalog) == scene.rows[1]
+    paid = scene.emulator.payments()
+    assert finished.items() <= paid.items()
+    assert set(paid) == set(scene.digests.values())
+    assert not {name for name in files_of(catalog) if name.startswith((".lease.json", "runs/"))}
+
+    assert (
+        scene.command(catalog, "versions", "prune", catalog, "--older-than=0", "--units-older-than=0").returncode == 0
+    )
+    assert rows_in_force(catalog) == scene.rows[1]
+    scene.stop_watching("01", "1")
+    let_a_week_go_by(catalog)
+    options = ("--keep=1", "--older-than=0", "--units-older-than=0")
+    assert scene.command(catalog, "versions", "prune", catalog, *options).returncode == 0
+    assert scene.command(catalog, "versions", "verify", catalog).returncode == 0
+    (new,) = (scene.new / "versions").iterdir()
+    (version,) = (catalog / "versions").iterdir()
+    assert {name.replace(version.name, new.name) for name in files_of(catalog)} == files_of(scene.new)
+    shutil.rmtree(catalog)
+
+
+def test_the_first_run_may_die_again_and_again_and_its_catalog_has_no_version_before_it_has_a_whole_one(scene):
+    catalog = scene.folder / "dying"
+    unit = steps_at(scene.first_steps, "a unit")[-1][0].split()[-1]
+    instants = [(step, 0) for step in (f"half of write {unit}", f"before rename {unit}", f"after rename {unit}")]
+    rng = random.Random(3)
+    instants += [rng.choice(steps_at(scene.first_steps, place)) for place in list(PLACES)[3:11]]
+    scene.emulator.reset()
+    scene.watch(catalog)
+    finished = {}
+    for at in instants:
+        assert scene.run(catalog, at=at).returncode == -signal.SIGKILL, at
+        paid = scene.emulator.payments()
+        for content in finished_contents(catalog):
+            finished.setdefault(content, paid[scene.all_digests[content]])
+    assert rows_in_force(catalog) == scene.rows[1]
+    done = scene.run(catalog)
+    assert done.returncode == 0, done.stderr
+    assert done.report["status"] == "unchanged"
+    paid = scene.emulator.payments()
+    assert finished.keys() == scene.all_digests.keys()
+    assert {scene.all_digests[content]: times for content, times in finished.items()} == paid
+    scene.stop_watching(["nothing", "1"])
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own."""
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"a file system can be mounted only by root: {mount.stderr.strip()}")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def assert_ends_with_a_sentence(done, catalog, reason):
+    """Which says where, why, and what to do."""
+    assert done.returncode == 1, done
+    assert "Traceback" not in done.stderr
+    (sentence,) = sentences(done.stderr)
+    assert str(catalog) in sentence
+    assert reason in sentence
+    assert "run again" in sentence
+    assert done.report["message"] == sentence.removeprefix("epithre-beam: ")
+
+
+def assert_goes_on(scene, catalog):
+    """The same command succeeds when the storage is well again."""
+    done = scene.run(catalog)
+    assert done.returncode == 0, done.stderr
+    assert rows_in_force(catalog) == scene.rows[1]
+    assert not {name for name in files_of(catalog) if name.startswith((".lease.json", "runs/"))}
+
+
+def test_a_full_disk_is_told_and_the_next_run_with_room_finishes(scene, disk):
+    """With less and less room other writes are those that fail."""
+    catalog = scene.copy(disk)
+    before = os.statvfs(disk).f_bavail
+    assert scene.run(catalog).returncode == 0
+    pages = before - os.statvfs(disk).f_bavail
+    shutil.rmtree(catalog)
+    rng = random.Random(8)
+    places = set()
+    for sixth in range(6):
+        catalog = scene.copy(disk)
+        scene.watch(catalog)
+        facts = os.statvfs(disk)
+        left = rng.randrange(pages * sixth // 6, pages * (sixth + 1) // 6)
+        (disk / "ballast").write_bytes(bytes(facts.f_frsize * (facts.f_bavail - left)))
+        done = scene.run(catalog)
+        assert_ends_with_a_sentence(done, catalog, "No space left on device")
+        assert rows_in_force(catalog) == scene.rows[0]
+        written = [place for place in list(PLACES)[:-1] if steps_at(done.steps, place)]
+        places.add(written[-1] if written else "the lease")
+        (disk / "ballast").unlink()
+        assert_goes_on(scene, catalog)
+        scene.stop_watching("01")
+        shutil.rmtree(catalog)
+    assert len(places) >= 4
+
+
+WRITES = [
+    "before swap .lease.json",
+    "before open runs/<version>/plan.parquet",
+    "a unit",
+    "before open versions/<version>/vectors/image-00000-of-00002.parquet",
+    "before open versions/<version>/index/text-00000-of-00001.faiss",
+    "before open versions/<version>/dead_letters/dead-00000-of-00001.parquet",
+    "before open versions/<version>/manifest.json",
+    "before open versions/<version>/report.json",
+    "before swap LATEST.json",
+]
+LARGE_WRITES = [write for write in WRITES if "vectors" in write or "report" in write]
+
+
+def assert_no_failure_hurts(scene, catalog, *, deed, mend, reason, writes=WRITES, is_ordinary_user=False):
+    """A run fails at each of these writes in turn, and the one after them finishes."""
+    scene.watch(catalog)
+    for write in writes:
+        step = (steps_at(scene.steps, write)[0][0] if write in PLACES else write, 0)
+        done = scene.run(catalog, at=step, deed=deed, is_ordinary_user=is_ordinary_user)
+        mend()
+        assert_ends_with_a_sentence(done, catalog, reason)
+        assert rows_in_force(catalog) == scene.rows[0]
+    assert_goes_on(scene, catalog)
+    scene.stop_watching("01")
+
+
+def test_a_disk_that_fills_up_before_any_write(scene, disk):
+    assert_no_failure_hurts(
+        scene,
+        scene.copy(disk),
+        deed=["sh", "-c", f"cat /dev/zero > '{disk}/ballast' 2> /dev/null; true"],
+        mend=(disk / "ballast").unlink,
+        reason="No space left on device",
+    )
+
+
+def test_a_disk_that_becomes_read_only_before_any_write(scene, disk):
+    assert_no_failure_hurts(
+        scene,
+        scene.copy(disk),
+        deed=["mount", "-o", "remount,ro", str(disk)],
+        mend=lambda: subprocess.run(["mount", "-o", "remount,rw", disk], check=True),
+        reason="Read-only file system",
+    )
+
+
+def test_a_catalog_that_may_not_be_written_any_more_before_any_write(scene):
+    catalog = scene.copy()
+
+    def mend():
+        for folder in [catalog, *(path for path in catalog.rglob("*") if path.is_dir())]:
+            folder.chmod(0o755)
+
+    assert_no_failure_hurts(scene, catalog, deed="chmod", mend=mend, reason="Permission denied", is_ordinary_user=True)
+
+
+def test_a_limit_on_the_size_of_files_that_a_large_write_reaches(scene):
+    catalog = scene.copy()
+    assert_no_failure_hurts(
+        scene, catalog, deed="limit", mend=lambda: None, reason="File too large", writes=LARGE_WRITES
+    )
