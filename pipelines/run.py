@@ -232,6 +232,7 @@ def _run(
             lane=lane,
             plan=replace(plan, units=(), carried=()),
             previous=latest[1] if latest else None,
+            rows_before=found.manifest.counts.per_kind if found.manifest else None,
             latest=latest[0] if latest else None,
             software=f"epithre-beam {importlib.metadata.version('epithre-beam')}",
             started_at_s=started_at_s,
