@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .layout import UNITS, is_unit, version_folder
-from .manifest import Manifest
-from .store import Store
-from .units import read_unit_footer
+from .manifest import CatalogError, IndexEntry, Manifest
+from .store import Store, StoreError
+from .units import open_vectors, read_unit_footer
+from .verify import check_file
 
 _GROUPS_KEPT = 4
 _COLUMNS = ["content_sha256", "media_type", "width", "height", "prepared", "embedding"]
@@ -107,15 +107,15 @@ class PaidVectors:
         prefix = version_folder(manifest.version)
         for index in manifest.indexes:
             try:
-                parts = list(content_keys(self._store, f"{prefix}/{index.assets}"))
+                parts = list(content_keys(self._store, manifest, index))
                 groups, sizes = [], []
                 names = [f.name for f in manifest.files if f.name.startswith(f"vectors/{index.kind}-")]
                 for name in sorted(names):
                     with self._store.open_read(f"{prefix}/{name}") as file:
-                        metadata = pq.read_metadata(file)
+                        metadata = open_vectors(file).metadata
                     groups += [(f"{prefix}/{name}", g) for g in range(metadata.num_row_groups)]
                     sizes += [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
-            except (pa.ArrowException, OSError, ValueError, KeyError):
+            except (pa.ArrowException, OSError, StoreError, CatalogError):
                 continue
             if sum(sizes) == sum(map(len, parts)):
                 contents = self._contents.setdefault(index.kind, _Contents())
@@ -140,7 +140,7 @@ class PaidVectors:
             if footer is None or footer.get("recipe") != recipe or not footer["rows"]:
                 return None
             with self._store.open_read(name) as file:
-                table = _read_group(pq.ParquetFile(file, pre_buffer=False), 0, ["kind", "content_sha256"])
+                table = _read_group(open_vectors(file), 0, ["kind", "content_sha256"])
         except (pa.ArrowException, OSError, KeyError):
             return None
         return table.column("kind")[0].as_py(), _keys(table.column("content_sha256"))
@@ -151,16 +151,22 @@ class PaidVectors:
                 self._kept.move_to_end((name, number))
                 return self._kept[name, number]
             with self._store.open_read(name) as file:
-                reader: Any = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
-                self._kept[name, number] = _read_group(reader, number, _COLUMNS).combine_chunks()
+                self._kept[name, number] = _read_group(open_vectors(file), number, _COLUMNS).combine_chunks()
             while len(self._kept) > _GROUPS_KEPT:
                 self._kept.popitem(last=False)
             return self._kept[name, number]
 
 
-def content_keys(store: Store, assets: str) -> Iterator[Keys]:
-    """The first 64 bits of the content of each row of a table of assets, by batch."""
-    with store.open_read(assets) as file:
+def content_keys(store: Store, manifest: Manifest, index: IndexEntry) -> Iterator[Keys]:
+    """The first 64 bits of the content of each row of a kind, by batch.
+
+    Raises:
+        StoreError: When the table of assets is missing or damaged: who reads one that is not proved may crash.
+    """
+    problem = check_file(store, manifest.version, manifest.file(index.assets))
+    if problem:
+        raise StoreError(problem)
+    with store.open_read(f"{version_folder(manifest.version)}/{index.assets}") as file:
         reader = pa.ipc.open_file(file)
         column = reader.schema.get_field_index("content_sha256")
         for i in range(reader.num_record_batches):

@@ -4,9 +4,10 @@ A unit's vectors are paid for. Its file's name is a hash of all that decides the
 file need not ask the API again, whether it is a retried bundle, the run after a kill, or tomorrow's.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,16 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .layout import DEAD_LETTER_SCHEMA, DeadLetter, Reason, unit_dead_letters_name, unit_name, unit_schema
+from .layout import (
+    DEAD_LETTER_SCHEMA,
+    DeadLetter,
+    Reason,
+    asset_fields,
+    embedding_field,
+    unit_dead_letters_name,
+    unit_name,
+    unit_schema,
+)
 from .store import HashingWriter, Store, StoreError
 
 _FOOTER = b"epithre_beam.unit"
@@ -109,12 +119,15 @@ def write_unit(
         recipe: What the vectors were made with, so that other runs know whether they may take them over.
     """
     rows, dimension = vectors.shape
-    footer: dict[str, Any] = {"dead": len(dead_letters), "deduplicated": deduplicated, "carried": carried}
+    footer: dict[str, Any] = {"rows": rows, "dead": len(dead_letters)}
+    footer |= {"deduplicated": deduplicated, "carried": carried}
     footer["transient"] = sum(letter.reason.is_transient for letter in dead_letters)
     footer["recipe"] = recipe
+    footer["check"] = zlib.crc32(orjson.dumps(footer))
     if dead_letters:
         with store.open_write(unit_dead_letters_name(unit)) as file:
-            pq.write_table(dead_letter_table(dead_letters), pa.PythonFile(file, mode="w"))
+            letters = dead_letter_table(dead_letters)
+            pq.write_table(letters, pa.PythonFile(file, mode="w"), write_page_checksum=True)
     schema = unit_schema(dimension).with_metadata({_FOOTER: orjson.dumps(footer)})
     values = pa.array(np.ascontiguousarray(vectors, "<f4").reshape(-1), pa.float32())
     column = pa.FixedSizeListArray.from_arrays(values, type=schema.field("embedding").type)
@@ -125,10 +138,31 @@ def write_unit(
     pa.default_memory_pool().release_unused()
 
 
+def open_vectors(file: IO[bytes]) -> Any:
+    """A Parquet file of vectors, of a unit or a version, whose pages are checked as they are read.
+
+    Its footer has no checksum, and a byte that changes there can make truth values of floats: so the columns must be
+    those that are written.
+
+    Raises:
+        pa.ArrowInvalid: When it is damaged.
+    """
+    try:
+        opened = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+        found = pa.schema([field for field in opened.schema_arrow if field.name != "metadata"])
+        vector = found.field("embedding").type
+        written = [pa.schema([*asset_fields(), embedding_field(vector.list_size, t)]) for t in ("float32", "float16")]
+    except (KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise pa.ArrowInvalid(f"its footer cannot be read: {error}") from error
+    if found not in written:
+        raise pa.ArrowInvalid("its columns are not those of a file of vectors")
+    return opened
+
+
 def read_unit_footer(store: Store, unit: str) -> dict[str, Any] | None:
     """A finished unit's counts (rows, dead, deduplicated, carried, transient) and recipe; None when it is not finished.
 
-    A file that is no unit's, cut off by a disk that lied, say, counts as not finished: it is done anew.
+    A file that is no unit's, or is damaged, cut off by a disk that lied, say, counts as not finished: it is done anew.
     """
     if store.size(unit_name(unit)) is None:
         return None
@@ -136,9 +170,21 @@ def read_unit_footer(store: Store, unit: str) -> dict[str, Any] | None:
         with store.open_read(unit_name(unit)) as file:
             metadata = pq.read_metadata(file)
         counts: dict[str, Any] = orjson.loads((metadata.metadata or {})[_FOOTER])
-    except (pa.ArrowInvalid, KeyError, orjson.JSONDecodeError):
+    except (pa.ArrowException, KeyError, ValueError):  # of text that is none, too
+        return None
+    except OSError as error:
+        if _is_of_the_storage(error):
+            raise
+        return None
+    check = counts.pop("check", None)  # units of earlier releases have neither this nor `rows`
+    if check not in {None, zlib.crc32(orjson.dumps(counts))} or counts.get("rows") not in {None, metadata.num_rows}:
         return None
     return {"rows": metadata.num_rows, **counts}
+
+
+def _is_of_the_storage(error: OSError) -> bool:
+    """Arrow, too, raises OSError, for a footer that it cannot read; the system's have a number."""
+    return error.errno is not None
 
 
 def read_unit(store: Store, unit: str) -> pa.Table:
@@ -149,19 +195,39 @@ def read_unit(store: Store, unit: str) -> pa.Table:
     """
     try:
         with store.open_read(unit_name(unit)) as file:
-            return pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        store.delete(unit_name(unit))
-        message = f"{store.url}/{unit_name(unit)} is damaged and was removed: run again, its assets are embedded anew."
-        raise DamagedFileError(unit_name(unit), message) from error
+            return open_vectors(file).read(use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        _discard(store, unit, unit_name(unit), error)
 
 
 def read_unit_dead_letters(store: Store, unit: str) -> list[DeadLetter]:
-    with store.open_read(unit_dead_letters_name(unit)) as file:
-        rows = pq.ParquetFile(file).read(use_threads=False).to_pylist()
+    rows = read_dead_letter_table(store, unit).to_pylist()
     return [DeadLetter(**{**row, "reason": Reason(row["reason"])}) for row in rows]
+
+
+def read_dead_letter_table(store: Store, unit: str) -> pa.Table:
+    """A finished unit's dead letters, every page checked.
+
+    Raises:
+        DamagedFileError: When the file is damaged. The unit is removed, so that it is done anew.
+    """
+    try:
+        with store.open_read(unit_dead_letters_name(unit)) as file:
+            letters = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
+        if letters.schema != DEAD_LETTER_SCHEMA:
+            raise pa.ArrowInvalid("its columns are not those of dead letters")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        _discard(store, unit, unit_dead_letters_name(unit), error)
+    return letters
+
+
+def _discard(store: Store, unit: str, name: str, error: Exception) -> NoReturn:
+    """Removes a unit one of whose files is damaged: without its vectors it is not finished."""
+    if isinstance(error, OSError) and _is_of_the_storage(error):
+        raise error
+    store.delete(unit_name(unit))
+    message = f"{store.url}/{name} is damaged, its unit was removed: run again, its assets are embedded anew."
+    raise DamagedFileError(name, message) from error
 
 
 def dead_letter_table(letters: Sequence[DeadLetter]) -> pa.Table:

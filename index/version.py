@@ -16,12 +16,11 @@ from .layout import (
     DEAD_LETTER_SCHEMA,
     dead_letters_name,
     manifest_name,
-    unit_dead_letters_name,
     version_folder,
 )
 from .manifest import CatalogError, Counts, FileEntry, IndexEntry, Manifest
 from .store import Store
-from .units import CarriedGroup, UnitRecord
+from .units import CarriedGroup, UnitRecord, read_dead_letter_table
 
 _DEFAULT_DEAD_SHARE = 0.01
 _DEAD_LET_THROUGH = 5
@@ -56,24 +55,25 @@ def write_dead_letters(
         carried: A file of letters that are taken over from the version before.
     """
     summary = DeadLetterSummary()
-    names = [] if carried is None else [carried]
-    names += [unit_dead_letters_name(r.unit) for r in sorted(records, key=lambda r: r.unit) if r.dead]
-    if not names:
+    units = [record.unit for record in sorted(records, key=lambda record: record.unit) if record.dead]
+    if not units and carried is None:
         return None, summary
 
     def tables() -> Iterator[pa.Table]:
-        for name in names:
-            with store.open_read(name) as file:
+        if carried is not None:
+            with store.open_read(carried) as file:
                 for batch in pq.ParquetFile(file).iter_batches(use_threads=False):
-                    for letter in batch.to_pylist():
-                        summary.add(letter)
-                    yield pa.Table.from_pylist(batch.to_pylist(), schema=DEAD_LETTER_SCHEMA)
+                    yield pa.Table.from_batches([batch])
+        for unit in units:
+            yield read_dead_letter_table(store, unit)
 
     name = dead_letters_name(version)
     rows = 0
     with store.open_write(name) as file, pq.ParquetWriter(pa.PythonFile(file, mode="w"), DEAD_LETTER_SCHEMA) as out:
         for table in tables():
-            out.write_table(table)
+            for letter in table.to_pylist():
+                summary.add(letter)
+            out.write_table(table.cast(DEAD_LETTER_SCHEMA))
             rows += len(table)
     return FileEntry(name=name, size_bytes=file.size_bytes, sha256=file.sha256, rows=rows), summary
 

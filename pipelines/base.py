@@ -63,9 +63,12 @@ def find_base(
             version was made, if it is asked at the same address; the emulator that a run starts is known.
     """
     manifest = None
+    reasons: tuple[str, ...] = ()
     if latest is not None:
-        with contextlib.suppress(CatalogError):  # damaged: its files cannot be trusted, so all is read again
+        try:
             manifest = read_manifest(store, latest[1], latest[2])
+        except CatalogError as error:  # its files cannot be trusted, so all is read again
+            reasons = (str(error).removesuffix("."),)
     is_certain = True
     if fingerprint == _NOT_ASKED:
         if config.embed.base_url == EMULATOR:
@@ -75,7 +78,8 @@ def find_base(
             fingerprint = manifest.model_fingerprint if manifest else None
             before = manifest.config.get("embed", {}).get("base_url") if manifest else None
             is_certain = manifest is not None and before == config.embed.base_url
-    reasons = () if manifest is None else tuple(differences(manifest, config, fingerprint))
+    if manifest is not None:
+        reasons = tuple(differences(manifest, config, fingerprint))
     return Base(manifest=manifest, reasons=reasons, fingerprint=fingerprint, is_certain=is_certain)
 
 

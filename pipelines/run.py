@@ -208,6 +208,7 @@ class _Launch:
             lane=lane,
             plan=replace(plan, units=(), carried=()),
             previous=self.latest[1] if self.latest else None,
+            rows_before=found.manifest.counts.per_kind if found.manifest else None,
             latest=self.latest[0] if self.latest else None,
             software=f"epithre-beam {importlib.metadata.version('epithre-beam')}",
             started_at_s=self.started_at_s,

@@ -4,10 +4,9 @@ import contextlib
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..index.store import Store
-from ..index.units import CarriedGroup, DamagedFileError
+from ..index.units import CarriedGroup, DamagedFileError, open_vectors
 from .plan import PlanReader, carried_name
 
 
@@ -55,7 +54,7 @@ class CarriedRows:
     def _open(self, name: str) -> Any:
         if name != self._name:
             handle = self._stack.enter_context(contextlib.closing(self._store.open_read(name)))
-            self._file = pq.ParquetFile(handle, pre_buffer=False, page_checksum_verification=True)
+            self._file = open_vectors(handle)
             self._name = name
         return self._file
 

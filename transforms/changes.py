@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..index.layout import unit_name, version_folder
+from ..index.layout import unit_name
 from ..index.manifest import Manifest
 from ..index.paid import Keys, content_key, content_keys
-from ..index.store import Store
+from ..index.store import Store, StoreError
 from ..index.units import UnitRecord
 from .plan import PlanReader, deleted_name, plan_name
 
@@ -72,8 +71,8 @@ def _contents(store: Store, base: Manifest, kind: str) -> Keys:
     for index in base.indexes:
         if index.kind == kind:
             try:
-                parts += list(content_keys(store, f"{version_folder(base.version)}/{index.assets}"))
-            except (pa.ArrowException, OSError, ValueError):
+                parts += list(content_keys(store, base, index))
+            except (OSError, StoreError):
                 continue  # what cannot be read cannot be compared with: copies count as new
     return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
 

@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 
 from ..configs import RunConfig
 from ..index.layout import DEAD_LETTER_SCHEMA, Reason, metadata_type, version_folder
-from ..index.manifest import Manifest
+from ..index.manifest import FileEntry, Manifest
 from ..index.store import Store
+from ..index.units import open_vectors
+from ..index.verify import check_file
 from .references import UNKNOWN, reference_schema
 from .sources import SourceError
 
@@ -179,7 +181,7 @@ class Comparison:
         for entry in manifest.files:
             name = f"{prefix}/{entry.name}"
             if entry.name.startswith("dead_letters/") and not retry_dead:
-                self._add_failed(store, name)
+                self._add_failed(store, manifest, entry)
             if not entry.name.startswith("vectors/") or name in bad:
                 continue
             self._files.append(name)
@@ -284,7 +286,7 @@ class Comparison:
         with_metadata = bool(self._types) and same_types
         rows = 0
         with store.open_read(name) as handle:
-            file = pq.ParquetFile(handle, pre_buffer=False, page_checksum_verification=True)
+            file = open_vectors(handle)
             for groups in _together([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]):
                 numbers, sizes = zip(*groups, strict=True)
                 table = file.read_row_groups(
@@ -304,9 +306,11 @@ class Comparison:
                 rows += len(table)
         return rows
 
-    def _add_failed(self, store: Store, name: str) -> None:
-        """Dead letters of the version in force. Where they cannot be read their assets are tried again."""
-        with contextlib.suppress(pa.ArrowException, OSError, KeyError), store.open_read(name) as handle:
+    def _add_failed(self, store: Store, manifest: Manifest, entry: FileEntry) -> None:
+        """Dead letters of the version in force. Where they are damaged their assets are tried again."""
+        if check_file(store, manifest.version, entry):
+            return
+        with store.open_read(f"{version_folder(manifest.version)}/{entry.name}") as handle:
             file = pq.ParquetFile(handle)
             if "fingerprint" not in file.schema_arrow.names:
                 return

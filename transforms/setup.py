@@ -1,5 +1,6 @@
 """What the last steps of a run are told by its launcher."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .lane import LaneSetup
@@ -14,6 +15,8 @@ class VersionSetup:
     plan: Plan
     """Without its units and carried groups: those are elements of the pipeline."""
     previous: str | None
+    rows_before: Mapping[str, int] | None
+    """By kind, of the version in force; None when there is none, or its manifest is damaged."""
     latest: bytes | None
     """LATEST.json as it stood before the run wrote anything: it is swapped against this."""
     software: str

@@ -185,8 +185,9 @@ def finish(element: tuple[int, Iterable[Part | ShardRecord | BuiltIndex]], setup
         kind: sum(r.dead for r in records if r.kind == kind) + changes.dead.get(kind, 0) for kind in changes.assets
     }
     entries = [built.entry for built in indexes]
-    before = None if setup.previous is None else read_manifest(store, setup.previous).counts.per_kind
-    held_back = judge(changes.assets, dead_per_kind, entries, config.guards, config.index.target_recall, before)
+    held_back = judge(
+        changes.assets, dead_per_kind, entries, config.guards, config.index.target_recall, setup.rows_before
+    )
     base = None if setup.plan.base is None else read_manifest(store, setup.plan.base)
     unchanged = sum(changes.unchanged.values())
     counts = Counts(

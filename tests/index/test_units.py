@@ -1,5 +1,6 @@
 """A unit file gives back what was written, and exists only when it is complete."""
 
+import random
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epithre_beam.index import DeadLetter, Reason, Store
-from epithre_beam.index.layout import DEAD_LETTER_SCHEMA, next_version, unit_schema
+from epithre_beam.index.layout import DEAD_LETTER_SCHEMA, asset_fields, next_version, unit_schema
 from epithre_beam.index.units import (
+    DamagedFileError,
     UnitRecord,
     dead_letter_table,
     read_unit,
@@ -130,3 +132,41 @@ def test_a_new_version_sorts_after_the_one_before(number: int) -> None:
     assert version > previous
     assert version != next_version(previous)
     assert next_version(None).startswith("000001-")
+
+
+@pytest.mark.parametrize("name", ["units/u.parquet", "units/u.dead.parquet"])
+def test_any_damaged_byte_of_a_unit_is_found_or_changes_nothing(
+    tmp_path: Path, draw_vectors: Callable[..., Floats], name: str
+) -> None:
+    """A footer has no checksum of its own: what it says is checked otherwise."""
+    store = Store(str(tmp_path))
+    fixed = {"kind": "text", "fingerprint": "f", "media_type": "text/plain", "size_bytes": 6}
+    rows = [{"asset_id": f"a{i}", "text": f"text {i}", "content_sha256": f"{i:064x}", **fixed} for i in range(4)]
+    assets = pa.Table.from_pylist(rows, schema=pa.schema(asset_fields()))
+    letter = DeadLetter(asset_id="x", kind="text", uri=None, stage="read", reason=Reason.MISSING, detail="")
+    write_unit(store, "u", assets, draw_vectors(4, 8), [letter], deduplicated=1, recipe="ab" * 32)
+    files = {file: store.read(file) for file in store.names("units")}
+
+    def read() -> object:
+        footer = read_unit_footer(store, "u")
+        counts = footer and {name: footer[name] for name in ("rows", "dead", "deduplicated", "carried", "transient")}
+        return counts and (counts, read_unit(store, "u"), read_unit_dead_letters(store, "u"))
+
+    whole = read()
+    rng = random.Random(6)
+    found, named = 0, set()
+    for position in range(len(files[name])):
+        data = bytearray(files[name])
+        data[position] ^= rng.randrange(1, 256)
+        (tmp_path / name).write_bytes(data)
+        try:
+            read_now = read()
+            assert read_now in (None, whole), position
+            found += read_now is None
+        except DamagedFileError as error:
+            named.add(error.name)
+            found += 1
+            for file, content in files.items():
+                (tmp_path / file).write_bytes(content)
+    assert found > len(files[name]) / 2
+    assert named == {name}

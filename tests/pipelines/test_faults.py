@@ -1,5 +1,6 @@
 """Processes that die, storage that fails: the published version stays whole, and the next run finishes the work."""
 
+import json
 import os
 import random
 import re
@@ -7,12 +8,15 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from epithre_beam.index import CatalogError, open_catalog
+
 from .conftest import sentences
-from .scene import open_scene, rows_in_force
+from .scene import found_in, open_scene, rows_in_force
 
 PLACES = {
     "the plan": r"(?!\S* delete).* runs/<version>/(?!progress).*",
@@ -255,3 +259,123 @@ def test_a_limit_on_the_size_of_files_that_a_large_write_reaches(scene):
     assert_no_failure_hurts(
         scene, catalog, deed="limit", mend=lambda: None, reason="File too large", writes=LARGE_WRITES
     )
+
+
+def proven_files(catalog):
+    """What a version consists of, as named in the catalog; the report is not proved."""
+    return sorted(name for name in files_of(catalog) if "/report." not in name)
+
+
+def damage(path, rng, place):
+    """Changes one byte."""
+    data = bytearray(path.read_bytes())
+    size = len(data)
+    footer = int.from_bytes(data[-8:-4], "little") if path.suffix == ".parquet" else size // 4
+    first, end = {
+        "start": (0, 1),
+        "middle": (size // 2, size // 2 + 1),
+        "end": (size - 1, size),
+        "footer": (max(0, size - 8 - footer), size),
+        "anywhere": (0, size),
+    }[place]
+    data[rng.randrange(first, end)] ^= rng.randrange(1, 256)
+    path.write_bytes(data)
+
+
+DAMAGED_PLACES = ("start", "middle", "end", "footer", "anywhere", "anywhere")
+
+
+def test_any_damaged_byte_is_found_by_verify_and_refused_by_a_reader_with_the_files_name(scene):
+    catalog = scene.copy()
+    rng = random.Random(21)
+    files = proven_files(catalog)
+    assert len(files) == 11
+    for name in files:
+        path = catalog / name
+        whole = path.read_bytes()
+        for place in DAMAGED_PLACES:
+            damage(path, rng, place)
+            done = scene.command(catalog, "versions", "verify", catalog)
+            assert done.returncode == 1, (name, place)
+            assert f"{catalog}/{name}" in done.stderr
+            assert "Traceback" not in done.stderr
+            if "/vectors/" in name or "/dead_letters/" in name:
+                with open_catalog(catalog) as opened:  # what it does not open cannot hurt it
+                    assert len(opened) == len(scene.rows[0][0])
+            elif name == "LATEST.json" and say_the_same(path.read_bytes(), whole):
+                assert found_in(catalog) == scene.expected[0]  # a space became another one
+            else:
+                with pytest.raises(CatalogError, match=re.escape(f"{catalog}/{name}")):
+                    open_catalog(catalog)
+            path.write_bytes(whole)
+    assert scene.command(catalog, "versions", "verify", catalog).returncode == 0
+
+
+def say_the_same(one, other):
+    try:
+        return json.loads(one) == json.loads(other)
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("kind", "places"),
+    [
+        ("vectors/image", ("footer", "anywhere")),
+        ("vectors/text", ("footer", "anywhere")),
+        ("assets.arrow", ("middle", "anywhere")),
+        (".faiss", ("middle",)),
+        ("dead_letters/", ("middle", "footer")),
+        ("manifest.json", ("start", "middle")),
+    ],
+)
+def test_a_run_after_a_byte_was_damaged_makes_a_whole_version_all_the_same(scene, kind, places):
+    rng = random.Random(22)
+    names = [name for name in proven_files(scene.base) if kind in name]
+    assert names
+    for name in names:
+        for place in places:
+            catalog = scene.copy()
+            damage(catalog / name, rng, place)
+            scene.emulator.reset()
+            done = scene.run(catalog)
+            assert done.returncode == 0, (name, place, done.stderr)
+            assert rows_in_force(catalog) == scene.rows[1]
+            if kind in {"dead_letters/", ".faiss"}:
+                assert set(scene.emulator.payments()) == set(scene.digests.values())
+            if kind == "manifest.json":
+                assert f"{catalog}/{name}" in done.stderr
+            shutil.rmtree(catalog)
+
+
+def test_a_run_on_a_damaged_pointer_says_what_to_do_and_does_nothing_else(scene):
+    catalog = scene.copy()
+    (version,) = (catalog / "versions").iterdir()
+    damage(catalog / "LATEST.json", random.Random(23), "middle")
+    before = files_of(catalog)
+    scene.emulator.reset()
+    done = scene.run(catalog)
+    assert done.returncode == 1
+    (sentence,) = sentences(done.stderr)
+    assert f"{catalog}/LATEST.json" in sentence
+    assert "epithre-beam versions publish" in sentence
+    assert not scene.emulator.payments()
+    assert files_of(catalog) == before
+    assert scene.command(catalog, "versions", "publish", catalog, version.name).returncode == 0
+    assert rows_in_force(catalog) == scene.rows[0]
+    assert_goes_on(scene, catalog)
+
+
+def test_units_of_a_run_that_died_and_were_damaged_are_done_anew(scene):
+    rng = random.Random(24)
+    died = scene.copy()
+    assert scene.run(died, at=steps_at(scene.steps, "vectors")[0]).returncode == -signal.SIGKILL
+    units = sorted(name for name in files_of(died) if name.startswith("units/"))
+    for names in (units[::2], units[1::2]):
+        catalog = Path(shutil.copytree(died, scene.folder / "damaged"))
+        for name in names:
+            damage(catalog / name, rng, "anywhere")
+        done = scene.run(catalog)
+        assert done.returncode == 0, done.stderr
+        assert rows_in_force(catalog) == scene.rows[1]
+        shutil.rmtree(catalog)
