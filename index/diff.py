@@ -130,9 +130,9 @@ class _Side:
 
     def _batches(self, columns: set[str]) -> Iterable[pa.RecordBatch]:
         with self._store.open_read(self._name) as file:
-            schema = pa.ipc.open_file(file).schema
+            schema = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(use_threads=False)).schema
             fields = [i for i, name in enumerate(schema.names) if name in columns]
-            reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=fields))
+            reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False))
             for i in range(reader.num_record_batches):
                 yield reader.get_batch(i)
 

@@ -93,6 +93,8 @@ class Counts(_Part):
     """Rows with a new id and the content of an asset that is still there."""
     new: int = 0
     """Rows with a new id and a new content."""
+    other_metadata: int = 0
+    """Of the unchanged ones: rows whose metadata differs."""
     deleted: int = 0
     """Rows of the version before whose id is gone; a moved asset's old id is one of them."""
 

@@ -167,7 +167,7 @@ def content_keys(store: Store, manifest: Manifest, index: IndexEntry) -> Iterato
     if problem:
         raise StoreError(problem)
     with store.open_read(f"{version_folder(manifest.version)}/{index.assets}") as file:
-        reader = pa.ipc.open_file(file)
+        reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(use_threads=False))
         column = reader.schema.get_field_index("content_sha256")
         for i in range(reader.num_record_batches):
             yield _keys(reader.get_batch(i).column(column))

@@ -160,7 +160,14 @@ def _judge_versions(
     if published is not None and published.damage is not None:
         raise CatalogError(f"{published.damage} Nothing is pruned while the published version is damaged.")
     previous = published.manifest.previous if published and published.manifest else None
-    whole = [v.version for v in versions if v.manifest is not None]
+    # A version that a guard held back and nobody published is a draft: each try writes one, the newest says it all.
+    named = {v.manifest.previous for v in versions if v.manifest is not None}
+    drafts = [
+        v.version
+        for v in versions
+        if v.manifest is not None and v.manifest.held_back and not v.is_published and v.version not in named
+    ]
+    whole = [v.version for v in versions if v.manifest is not None and v.version not in drafts]
     ranked = ([published.version] if published else []) + ([previous] if previous in whole else []) + whole[::-1]
     among = list(dict.fromkeys(ranked))[: rules.keep]
 
@@ -177,7 +184,7 @@ def _judge_versions(
             return "was in force before the published one, for `versions rollback`"
         if info.version > published.version and info.manifest is None:
             return f"is newer than the published one and cannot be read: {info.damage}"
-        if info.version > published.version and info.manifest and info.manifest.held_back:
+        if info.version == max(drafts, default="") > published.version and info.manifest is not None:
             return f"is held back and newer than the published one: {' '.join(info.manifest.held_back)}"
         if info.version in among:
             return f"is among the newest {rules.keep}"
@@ -189,6 +196,8 @@ def _judge_versions(
     for info in versions:
         kept = why_kept(info)
         gone = f"is not among the newest {rules.keep}"
+        if info.version in drafts:
+            gone = "was held back, and a newer version stands for it"
         if info.version in condemned:
             gone = "was condemned by a prune that did not finish"
         judged.append((kept is None, _piece("version", info.version, folders.get(info.version, []), kept or gone)))

@@ -152,7 +152,7 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
             yield f"{prefix}/{name} must have {manifest.file(name).rows} rows, got {found}."
         stored += found
     with store.open_read(f"{prefix}/{index.assets}") as assets_file, store.open_read(f"{prefix}/{index.file}") as codes:
-        assets = pa.ipc.open_file(assets_file)
+        assets = pa.ipc.open_file(assets_file, options=pa.ipc.IpcReadOptions(use_threads=False))
         listed = sum(assets.get_batch(i).num_rows for i in range(assets.num_record_batches))
         coded = read_header(codes, manifest.dimension) if index.factory == FACTORY else stored
         if stored != index.rows:

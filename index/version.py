@@ -123,7 +123,7 @@ def judge(
         target_recall: For every direction.
         before: Rows by kind of the version in force; None when there is none.
     """
-    reasons = _shrinkage({kind: n - dead.get(kind, 0) for kind, n in assets.items()}, before or {}, guards)
+    reasons = judge_shrinkage({kind: n - dead.get(kind, 0) for kind, n in assets.items()}, before or {}, guards)
     lost, total = sum(dead.values()), sum(assets.values())
     if guards.max_dead_share is None:
         too_many = lost > max(_DEFAULT_DEAD_SHARE * total, min(_DEAD_LET_THROUGH, total / 2))
@@ -149,7 +149,8 @@ def judge(
     return reasons
 
 
-def _shrinkage(rows: Mapping[str, int], before: Mapping[str, int], guards: GuardConfig) -> list[str]:
+def judge_shrinkage(rows: Mapping[str, int], before: Mapping[str, int], guards: GuardConfig) -> list[str]:
+    """Which kinds would have too few rows, a sentence each, compared with those of the version in force."""
     reasons = []
     for kind, old in before.items():
         lost = old - rows.get(kind, 0)

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..configs import RunConfig
-from ..configs.schema import EMULATOR
+from ..configs.schema import EMULATOR, is_loopback
 from ..index.layout import version_folder
 from ..index.manifest import CatalogError, Manifest, read_manifest
 from ..index.store import Store
+from ..index.verify import check_file
 from ..transforms.compare import Comparison
 from ..transforms.epithre.emulator import EmulatorSettings, emulator_fingerprint
 from ..transforms.plan import differences, iterate_references
@@ -80,14 +81,22 @@ def find_base(
             is_certain = manifest is not None and before == config.embed.base_url
     if manifest is not None:
         reasons = tuple(differences(manifest, config, fingerprint))
+        if not is_certain and manifest.model_fingerprint is not None and not is_loopback(config.embed.base_url):
+            reasons += (f"the vectors came from {manifest.model_fingerprint}, which {config.embed.base_url} is not",)
     return Base(manifest=manifest, reasons=reasons, fingerprint=fingerprint, is_certain=is_certain)
 
 
 def is_whole(store: Store, manifest: Manifest, config: RunConfig) -> bool:
-    """Whether a version has all its files, and indexes and columns as the config wants them now."""
+    """Whether a version has all its files, and indexes and columns as the config wants them now.
+
+    On a local disk what readers open is read too: a night without changes must not call a damaged index well.
+    """
     prefix = version_folder(manifest.version)
-    return (
-        manifest.config.get("index") == config.index.model_dump(mode="json")
-        and manifest.metadata_types == config.metadata_types
-        and all(store.size(f"{prefix}/{entry.name}") == entry.size_bytes for entry in manifest.files)
-    )
+    if manifest.config.get("index") != config.index.model_dump(mode="json"):
+        return False
+    if manifest.metadata_types != config.metadata_types:
+        return False
+    if any(store.size(f"{prefix}/{entry.name}") != entry.size_bytes for entry in manifest.files):
+        return False
+    opened = [manifest.file(name) for index in manifest.indexes for name in (index.file, index.assets)]
+    return not store.is_local or not any(check_file(store, manifest.version, entry) for entry in opened)

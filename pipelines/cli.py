@@ -1,5 +1,7 @@
 """The command line. Exit codes are a contract: see `ExitCode`."""
 
+import contextlib
+import importlib.metadata
 import itertools
 import json
 import logging
@@ -10,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -85,8 +87,20 @@ def main() -> None:
         if is_usage := hasattr(error, "show"):
             error.show()  # a wrong command line, in the words of its parser
         _speaker.end(ending, has_sentence=not is_usage)
-        sys.exit(int(ending.exit_code))
-    sys.exit(code if isinstance(code, int) else 0)
+        _leave(int(ending.exit_code))
+    _leave(code if isinstance(code, int) else 0)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process with the code that was told.
+
+    Not by returning: the threads of Arrow and Beam have aborted interpreters on their way out, after all was done.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a reader that is gone, as of `| head`
+            stream.flush()
+    os._exit(code)
 
 
 def _wants_document(arguments: Sequence[str]) -> bool:
@@ -105,9 +119,18 @@ def _stopped(number: int, _: Any) -> None:
     os._exit(128 + number)
 
 
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        _print(importlib.metadata.version("epithre-beam"))
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Log what the runner does, with tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_tell_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options that stand before the command."""
 

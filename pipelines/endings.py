@@ -95,7 +95,7 @@ def ending_of_error(error: Exception) -> Ending | None:
         return ending(ExitCode.USAGE, "usage", _missing_package(error))
     if isinstance(error, OSError):
         place = f" ({error.filename})" if error.filename else ""
-        message = f"{error.strerror or error}{place}: what was finished is kept, run again."
+        message = f"The storage refused: {error.strerror or error}{place}; mend it, then do the same again."
         return ending(ExitCode.FAILED, "failed", message)
     return None
 

@@ -9,8 +9,9 @@ from rich.text import Text
 from ..configs import RunConfig
 from ..index.layout import UNITS
 from ..index.layout import unit_name as unit_file
-from ..index.manifest import CatalogError, read_latest
+from ..index.manifest import read_latest
 from ..index.store import Store
+from ..index.version import judge_shrinkage
 from ..transforms.epithre.client import IMAGE_TOKENS
 from ..transforms.plan import iterate_units, unit_name
 from ..transforms.references import references_of
@@ -30,6 +31,10 @@ class Estimate:
     """The version whose vectors are taken over."""
     every_vector_is_new_because: list[str]
     """Why those of the version in force may not be taken over; empty when they may, or there is none."""
+    uncertain_because: str | None
+    """Why all may be new after all: the server is another than the one that was asked, and a plan asks nobody."""
+    would_be_held_back_because: list[str]
+    """What the guard against shrinking would say."""
     unchanged: int
     """Taken over without being read."""
     dead: int
@@ -67,13 +72,10 @@ def estimate(config: RunConfig) -> Estimate:
     Raises:
         ConfigError: When a source matches nothing.
         SourceError: When an id stands twice.
+        CatalogError: When LATEST.json is damaged: a run would not start either.
     """
     store = Store(config.catalog)
-    try:
-        latest = read_latest(store)
-    except CatalogError:
-        latest = None  # damaged: a run starts from nothing too
-    found = find_base(config, store, latest)
+    found = find_base(config, store, read_latest(store))
     embed = config.embed
     units = done = to_read = to_send = requests = tokens = 0
     upload = 0.0
@@ -113,11 +115,22 @@ def estimate(config: RunConfig) -> Estimate:
     minutes = [amount / limit for amount, limit in limits if limit]
     rows = sum(changes.assets.values()) - sum(changes.dead.values())
     bytes_each = 2 if config.index.vector_type == "float16" else 4
+    uncertain = None
+    if found.usable is not None and not found.is_certain:
+        before = found.usable.config.get("embed", {}).get("base_url")
+        uncertain = (
+            f"embed.base_url was {before} and is {embed.base_url}: if that serves another model, all is paid anew"
+        )
+    dead = changes.dead
+    left = {kind: count - dead.get(kind, 0) for kind, count in changes.assets.items()}
+    before_rows = found.manifest.counts.per_kind if found.manifest else {}
     return Estimate(
         assets=dict(changes.assets),
         source_bytes=dict(changes.size_bytes),
         base=found.usable.version if found.usable else None,
         every_vector_is_new_because=list(found.reasons),
+        uncertain_because=uncertain,
+        would_be_held_back_because=judge_shrinkage(left, before_rows, config.guards),
         unchanged=sum(changes.unchanged.values()),
         dead=sum(changes.dead.values()),
         new=sum(changes.new.values()),
@@ -146,7 +159,11 @@ def plan_table(found: Estimate) -> Table:
     for kind, count in found.assets.items():
         table.add_row(kind, f"{count:,} assets, {found.source_bytes[kind]:,} bytes")
     for reason in found.every_vector_is_new_because:
-        table.add_row("all is new", Text(f"every vector is embedded and paid anew: {reason}"))
+        table.add_row("all is new", Text(f"no vector of the version in force is taken over: {reason}"))
+    if found.uncertain_because is not None:
+        table.add_row("not certain", Text(found.uncertain_because))
+    for reason in found.would_be_held_back_because:
+        table.add_row("held back", Text(f"the version would not be published by itself: {reason}"))
     if found.base is not None:
         moved = f" ({found.likely_moved:,} look like known files under another name)" if found.likely_moved else ""
         table.add_row(

@@ -196,7 +196,9 @@ def print_summary(console: Console, report: dict[str, Any], catalog: str) -> Non
         table.add_row("changes", "none: this version stays in force, nothing was read, sent or written")
     elif report["previous"] is not None:
         names = ("unchanged", "new", "changed", "touched", "moved", "copied", "deleted")
-        table.add_row("changes", ", ".join(f"{counts[name]:,} {name}" for name in names if counts[name]))
+        words = [f"{counts[name]:,} {name}" for name in names if counts[name]]
+        words += [f"{counts['other_metadata']:,} with other metadata"] if counts["other_metadata"] else []
+        table.add_row("changes", ", ".join(words))
     if counts["deduplicated"]:
         table.add_row("deduplicated", f"{counts['deduplicated']} with the same content as another, not sent")
     retries = sum(api["retries"].values())

@@ -2,12 +2,13 @@
 
 import contextlib
 import importlib.metadata
+import io
 import logging
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -16,6 +17,7 @@ from ..configs import ConfigError, RunConfig
 from ..index.history import existing_versions
 from ..index.layout import (
     RUNS,
+    manifest_name,
     next_version,
     report_name,
     run_folder,
@@ -41,7 +43,8 @@ from .endpoint import Endpoint, open_endpoint
 from .logs import tell
 
 _log = logging.getLogger(__name__)
-_PAID_VERSIONS = 3
+_PAID_VERSIONS = 10
+"""Versions that are looked through for contents; each takes 16 bytes of memory a row."""
 _ATTEMPTS = 20
 """Each leaves out one damaged file."""
 
@@ -121,6 +124,8 @@ class _Launch:
     started_at_s: float
     stack: contextlib.ExitStack
     """What is to be undone when the run is over, however it ends."""
+    units: list[Unit] = field(default_factory=list)
+    """Of all attempts."""
 
     def new_version(self) -> str:
         names = existing_versions(self.store)
@@ -165,7 +170,7 @@ class _Launch:
         if found.usable is None:
             comparison.clear_base()
             if found.reasons:
-                _log.warning("Every vector is new: %s.", "; ".join(found.reasons))
+                tell("all_new", logging.WARNING, because=list(found.reasons))
             return list(damaged)
         bad = comparison.set_base(self.store, found.usable, damaged=damaged, retry_dead=self.retry_dead)
         for name in set(bad) - set(damaged):
@@ -213,17 +218,18 @@ class _Launch:
             software=f"epithre-beam {importlib.metadata.version('epithre-beam')}",
             started_at_s=self.started_at_s,
         )
+        self.units.extend(plan.units)
         _run_pipeline(setup, plan, self.beam_options, self.watch)
         report: dict[str, Any] = orjson.loads(store.read(report_name(version)))
         if not report["held_back"]:
-            _collect(store, plan.units)
-        return report
+            _collect(store, self.units)
+        return {**report, "every_vector_is_new_because": list(found.reasons)}
 
 
 def _run_pipeline(setup: VersionSetup, plan: Plan, beam_options: Sequence[str], watch: Watch | None) -> None:
     # Beam takes seconds to import; a run that finds nothing changed should not wait for it.
     import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
+    from apache_beam.options.pipeline_options import SetupOptions
 
     from ..transforms.embed import EmbedUnits, failure_name
     from ..transforms.version import Begin, WriteVersion
@@ -235,7 +241,7 @@ def _run_pipeline(setup: VersionSetup, plan: Plan, beam_options: Sequence[str], 
         ledger = shared_ledger(setup.lane)
         if isinstance(ledger, RedisLedger):
             ledger.create(spent=setup.lane.requests_spent)
-        options = PipelineOptions([f"--runner={runner}", *beam_options])
+        options = _parsed([f"--runner={runner}", *beam_options])
         options.view_as(SetupOptions).save_main_session = False
         pipeline = beam.Pipeline(options=options)
         records = pipeline | "Units" >> beam.Create(plan.units) | "EmbedUnits" >> EmbedUnits(setup=setup.lane)
@@ -271,6 +277,23 @@ def _run_pipeline(setup: VersionSetup, plan: Plan, beam_options: Sequence[str], 
         if line.startswith(("OSError: ", "PermissionError: ")):  # what could not be written could not be noted either
             raise _unwritable(config, line.partition(": ")[2]) from error
         raise RunFailed(f"The runner {runner} failed: {line}") from error
+
+
+def _parsed(options: Sequence[str]) -> Any:
+    """Beam's options. Its parser ends the process over a wrong value, after a page of usage."""
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed = PipelineOptions(list(options))
+            parsed.view_as(StandardOptions)
+            parsed.get_all_options()
+    except SystemExit as error:
+        raise ConfigError(
+            f"Beam does not take these options: {said.getvalue().strip().rpartition('error: ')[2]}."
+        ) from error
+    return parsed
 
 
 def _unwritable(config: RunConfig, reason: OSError | str) -> RunFailed:
@@ -313,9 +336,11 @@ def _paid_versions(store: Store, config: RunConfig, fingerprint: str | None, bas
 
 
 def _forget(store: Store, version: str) -> None:
-    """Removes what a run needs only while it lasts, however it ended."""
+    """Removes what a run needs only while it lasts, and a version that it did not finish."""
     with contextlib.suppress(Exception):
         store.delete(run_folder(version))
+        if store.size(manifest_name(version)) is None:
+            store.delete(version_folder(version))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..index.history import VersionInfo, list_versions, version_before
+from ..index.history import VersionInfo, existing_versions, list_versions, version_before
 from ..index.layout import LATEST
 from ..index.manifest import CatalogError, Manifest, publish, read_latest, read_manifest
 from ..index.prune import Piece
@@ -173,6 +173,9 @@ def rollback(
     if latest is None:
         raise CatalogError(f"{store.url} has no published version: `versions publish` publishes {target}.")
     expected, current, _ = latest
+    if target not in existing_versions(store):
+        why = "it was pruned" if version is None else "`versions list` shows those that there are"
+        raise CatalogError(f"{store.url} has no version {target} to go back to: {why}.")
     if target >= current:
         what = "the published one" if target == current else "newer than the published one"
         raise ValueError(f"rollback goes back to an older version, and {target} is {what} ({current}).")

@@ -198,6 +198,7 @@ def finish(element: tuple[int, Iterable[Part | ShardRecord | BuiltIndex]], setup
         deduplicated=sum(r.deduplicated for r in records if not r.reused),
         dead=sum(dead_per_kind.values()),
         unchanged=unchanged,
+        other_metadata=changes.other_metadata,
         deleted=sum(changes.deleted.values()),
         **count_changes(store, version, records, base, has_deleted=bool(sum(changes.deleted.values()))),
     )
