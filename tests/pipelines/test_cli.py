@@ -313,3 +313,17 @@ def test_the_schema_for_editors_is_the_one_in_the_repository(place):
 
     shipped = Path(__file__).parents[2] / "configs" / "job.schema.json"
     assert json.loads(place.cli("schema").stdout) == json.loads(shipped.read_text())
+
+
+def test_the_version_of_the_program_is_told(place):
+    import importlib.metadata
+
+    assert place.cli("--version").stdout.strip() == importlib.metadata.version("epithre-beam")
+
+
+def test_a_wrong_value_of_beams_is_one_sentence_and_one_document(place):
+    done = place.cli("run", "job.yaml", "--json", "--", "--direct_num_workers=x")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["status"] == "usage"
+    assert "direct_num_workers" in json.loads(done.stdout)["message"]
+    assert "Traceback" not in done.stderr

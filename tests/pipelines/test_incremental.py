@@ -1,5 +1,6 @@
 """A nightly run: it pays for what is new, follows what changed, and amounts to what a run from nothing would."""
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -372,3 +373,93 @@ def test_what_was_paid_for_before_a_failure_is_not_paid_again_though_everything_
         contents = {hashlib.sha256(data).hexdigest(): digest for digest, (_, data) in night.contents().items()}
         assert not {contents[sha] for sha in kept & set(contents)} & set(emulator.payments())
     assert report["counts"]["reused"] == len(kept & set(contents))
+
+
+def test_a_night_without_changes_mends_a_damaged_index_instead_of_calling_it_well(tmp_path, emulator):
+    night = Night(tmp_path, emulator, 14)
+    night.run()
+    catalog = tmp_path / "catalog"
+    path = next(catalog.glob("versions/*/index/image-*.faiss"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    report = night.run()
+    assert not report.get("unchanged")
+    assert not emulator.payments()
+    assert open_catalog(catalog).version == report["version"]
+
+
+def test_other_metadata_makes_a_version_that_says_so(tmp_path, emulator):
+    night = Night(tmp_path, emulator, 15)
+    night.run()
+    night.edit_price()
+    counts = night.run()["counts"]
+    assert (counts["unchanged"], counts["other_metadata"]) == (70, 1)
+    assert not emulator.log
+
+
+def test_what_stood_in_an_older_version_is_not_paid_again_when_it_comes_back(tmp_path, emulator):
+    """Held back night after night, published at last, and then the sources are as they were."""
+    night = Night(tmp_path, emulator, 16)
+    night.run()
+    all_texts = dict(night.texts)
+    night.texts = dict(list(all_texts.items())[:12])
+    for _ in range(4):
+        assert night.run(guards__max_shrinkage=0.1)["held_back"]
+    assert not night.run(guards__max_shrinkage=1.0)["held_back"]
+    night.texts = all_texts
+    night.run()
+    assert not emulator.payments()
+
+
+def test_a_plan_foresees_the_guard_against_shrinking(tmp_path, emulator):
+    from epithre_beam.pipelines.plan import estimate
+
+    night = Night(tmp_path, emulator, 17)
+    night.run()
+    night.texts = dict(list(night.texts.items())[:10])
+    held = night.run(guards__max_shrinkage=0.5)["held_back"]
+    assert estimate(load_config(tmp_path / "job.yaml")).would_be_held_back_because == held
+    assert "and of 40 text rows" in held[0]
+
+
+def test_a_plan_says_what_it_cannot_know_without_asking(tmp_path, emulator):
+    from epithre_beam.pipelines.plan import estimate
+
+    night = Night(tmp_path, emulator, 18)
+    night.run()
+    config = load_config(tmp_path / "job.yaml")
+    assert estimate(config).uncertain_because is None
+
+    def moved_to(url: str):
+        return config.model_copy(update={"embed": config.embed.model_copy(update={"base_url": url})})
+
+    assert (
+        "and is http://127.0.0.1:1/v1: if that serves another model"
+        in estimate(moved_to("http://127.0.0.1:1/v1")).uncertain_because
+    )
+    plan = estimate(moved_to("https://api.example/v1"))  # an emulator's vectors are never the API's
+    assert plan.assets_to_send == 70
+    assert "which https://api.example/v1 is not" in plan.every_vector_is_new_because[0]
+
+
+def test_a_run_that_fails_leaves_no_half_version_behind(tmp_path, emulator, monkeypatch):
+    night = Night(tmp_path, emulator, 19)
+    night.run()
+    night.add_text()
+    monkeypatch.setattr(Store, "open_write", _full_disk_at(Store.open_write, ".faiss"))
+    with pytest.raises(RunFailed, match="cannot be written"):
+        night.run()
+    assert len(list((tmp_path / "catalog/versions").iterdir())) == 1
+    assert list((tmp_path / "catalog/units").iterdir())
+
+
+def _full_disk_at(open_write, suffix: str):
+    @contextlib.contextmanager
+    def opened(self, name):
+        if name.endswith(suffix):
+            raise OSError(28, "No space left on device")
+        with open_write(self, name) as file:
+            yield file
+
+    return opened
