@@ -196,7 +196,7 @@ def _run(
                 _log.warning("Every vector is new: %s.", "; ".join(found.reasons))
         changes = comparison.changes()
         if base is not None and not damaged and changes.is_nothing and is_whole(store, base, config):
-            return unchanged_report(base, comparison, config.embed, time.time() - started_at_s)
+            return unchanged_report(base, comparison, config.embed, max(0.0, time.time() - started_at_s))
         if endpoint is None and changes.todo:
             endpoint = stack.enter_context(open_endpoint(config))
             if endpoint.fingerprint != found.fingerprint:
