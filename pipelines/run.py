@@ -127,6 +127,10 @@ class _Launch:
     units: list[Unit] = field(default_factory=list)
     """Of all attempts."""
 
+    @property
+    def elapsed_s(self) -> float:
+        return max(0.0, time.time() - self.started_at_s)  # a clock may have been put back
+
     def new_version(self) -> str:
         names = existing_versions(self.store)
         version = next_version(max([*names, self.latest[1] if self.latest else ""]) or None)
@@ -147,7 +151,7 @@ class _Launch:
             damaged = self._set_base(comparison, found, damaged)
             changes = comparison.changes()
             if found.usable and not damaged and changes.is_nothing and is_whole(store, found.usable, config):
-                return unchanged_report(found.usable, comparison, config.embed, time.time() - self.started_at_s)
+                return unchanged_report(found.usable, comparison, config.embed, self.elapsed_s)
             if endpoint is None and changes.todo:
                 endpoint = self.stack.enter_context(open_endpoint(config))
                 if endpoint.fingerprint != found.fingerprint:

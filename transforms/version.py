@@ -207,7 +207,7 @@ def finish(element: tuple[int, Iterable[Part | ShardRecord | BuiltIndex]], setup
         "embed": max((lane["elapsed_s"] for lane in lanes), default=0.0),
         **{f"vectors_{kind}": sum(s.seconds for s in shards if s.kind == kind) for kind in {s.kind for s in shards}},
         **{f"index_{built.entry.kind}": built.seconds for built in indexes},
-        "total": time.time() - setup.started_at_s,
+        "total": max(0.0, time.time() - setup.started_at_s),  # a clock may have been put back
     }
     files = [s.file for s in shards] + [f for built in indexes for f in built.files]
     manifest = write_manifest(

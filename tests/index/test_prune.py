@@ -163,6 +163,15 @@ def test_what_a_guard_held_back_after_the_published_one_stays_until_somebody_dec
     assert eight.numbers() == [9]
 
 
+def test_of_what_was_held_back_night_after_night_only_the_newest_stays(eight: Shelf) -> None:
+    """Each try writes a draft; drafts take no place of versions that were in force."""
+    for number in (9, 10, 11):
+        eight.add(number, previous=6, held_back=["too many."])
+    done = eight.prune(4)
+    assert eight.numbers() == [3, 6, 7, 8, 11]
+    assert whys(done.deleted)[eight.name(9)] == "was held back, and a newer version stands for it"
+
+
 def test_a_version_that_is_read_stays_and_goes_when_its_reader_has_gone(eight: Shelf) -> None:
     holder = VersionHold(eight.store, eight.name(2), 60)
     done = eight.prune(1)

@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import json
 import os
+import queue
 import re
 import resource
 import signal
@@ -34,7 +35,7 @@ _IMPORTED = (
 """Before the first fork: it takes seconds."""
 _CAP_DAC_OVERRIDE = 1
 _CAPABILITY_VERSION_3 = 0x20080522
-_OPENINGS_PAUSE_S = 0.05
+_OPENINGS_PAUSE_S = 0.1
 
 
 class Steps:
@@ -247,11 +248,17 @@ def answers(catalog, queries):
 
 def read_in_a_loop():
     """Orders: {catalog, expected} to look at another one, {} to rest. Each is answered after a last or first look."""
-    orders, watcher = [], None
-    threading.Thread(target=lambda: orders.extend(json.loads(line) for line in sys.stdin), daemon=True).start()
+    orders, watcher = queue.SimpleQueue(), None
+
+    def listen():
+        for line in sys.stdin:
+            orders.put(json.loads(line))
+        os._exit(0)  # nobody is there any more
+
+    threading.Thread(target=listen, daemon=True).start()
     while True:
-        if orders:
-            order = orders.pop(0)
+        if not orders.empty():
+            order = orders.get()
             watcher = Watcher(**order) if order else watcher
             watcher.look()
             told = {"seen": watcher.seen, "order": watcher.order, "problems": watcher.problems}

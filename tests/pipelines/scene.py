@@ -25,7 +25,7 @@ _SCRIPT = Path(__file__).with_name("faulty.py")
 _DIMENSION = 64
 
 
-class _Worker:
+class Worker:
     """A process of `faulty.py`, spoken to in lines of JSON."""
 
     def __init__(self, role, **environment):
@@ -69,8 +69,8 @@ class Scene:
 
     folder: Path
     emulator: Emulator
-    writer: _Worker
-    reader: _Worker
+    writer: Worker
+    reader: Worker
     base: Path = field(init=False)
     new: Path = field(init=False)
     expected: list = field(init=False)
@@ -116,10 +116,10 @@ class Scene:
         steps.unlink(missing_ok=True)
         return Done(**answer, stdout=texts[0], stderr=texts[1], steps=told)
 
-    def run(self, catalog, **options):
+    def run(self, catalog, *arguments, **options):
         """Runs the job into `catalog`."""
         write_job(self.folder, catalog, self.emulator.base_url)
-        return self.command(catalog, "run", "job.yaml", "--json", **options)
+        return self.command(catalog, "run", "job.yaml", "--json", *arguments, **options)
 
     def watch(self, catalog):
         """Lets the reader open this catalog from now on."""
@@ -129,13 +129,14 @@ class Scene:
         """What the reader saw since `watch` were whole versions, in one of these orders: `nothing`, 0 old, 1 new."""
         told = self.reader.ask({})
         assert not told["problems"]
+        assert sum(told["seen"].values()) >= 2
         assert told["order"] in [list(order) for order in orders], told
 
 
 @contextlib.contextmanager
 def open_scene(folder):
     with Emulator(EmulatorSettings(dimension=_DIMENSION, api_keys=(KEY,))) as emulator:
-        workers = [_Worker("writer"), _Worker("reader")]
+        workers = [Worker("writer"), Worker("reader")]
         try:
             yield Scene(folder, emulator, *workers)
         finally:
