@@ -90,6 +90,8 @@ def run(
             stack.enter_context(_holding(store))
             # Only now: what another run publishes before it lets go of the catalog is what this one starts from.
             latest = read_latest(store)
+            if latest is None:
+                _check_not_lost(store)
             launch = _Launch(
                 config=config,
                 store=store,
@@ -298,6 +300,22 @@ def _parsed(options: Sequence[str]) -> Any:
             f"Beam does not take these options: {said.getvalue().strip().rpartition('error: ')[2]}."
         ) from error
     return parsed
+
+
+def _check_not_lost(store: Store) -> None:
+    """Nothing is published: in a catalog that is new that is so, in one that had a version in force a file is missing.
+
+    Raises:
+        RunFailed: When a version was made after another one, which must have been in force then.
+    """
+    names = existing_versions(store)
+    for version in names:
+        with contextlib.suppress(CatalogError):
+            if read_manifest(store, version).previous in names:
+                raise RunFailed(
+                    f"{store.url}/LATEST.json is missing, though {version} was made after another version: "
+                    "`epithre-beam versions list` shows them, and `versions publish` puts one in force again."
+                )
 
 
 def _unwritable(config: RunConfig, reason: OSError | str) -> RunFailed:

@@ -463,3 +463,18 @@ def _full_disk_at(open_write, suffix: str):
             yield file
 
     return opened
+
+
+def test_a_catalog_whose_pointer_is_gone_is_not_begun_anew(tmp_path, emulator):
+    """Nothing would be compared, and no guard would see what is missing."""
+    night = Night(tmp_path, emulator, 20)
+    for _ in range(2):
+        night.add_text()
+        night.run()
+    pointer = tmp_path / "catalog/LATEST.json"
+    kept = pointer.read_bytes()
+    pointer.unlink()
+    with pytest.raises(RunFailed, match=r"LATEST.json is missing, though .*versions publish"):
+        night.run()
+    pointer.write_bytes(kept)
+    assert night.run()["unchanged"]
