@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ..transforms.words import of_size
 from .logs import escaped, tell
 
 _SAMPLES = 3
@@ -204,7 +205,7 @@ def print_summary(console: Console, report: dict[str, Any], catalog: str) -> Non
     retries = sum(api["retries"].values())
     table.add_row(
         "requests",
-        f"{api['requests']}, {retries} of them retries, {_size(api['bytes_up'])} up, {_size(api['bytes_down'])} down",
+        f"{api['requests']}, {retries} of them retries, {of_size(api['bytes_up'])} up, {of_size(api['bytes_down'])} down",
     )
     if api["cost"] is not None:
         table.add_row("cost", f"{api['cost']:,.2f}")
@@ -221,11 +222,3 @@ def print_summary(console: Console, report: dict[str, Any], catalog: str) -> Non
                 console.print(escaped(text), highlight=False, markup=False)
             if count > _SAMPLES:
                 console.print(f"  {reason}: and {count - _SAMPLES} more", highlight=False)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
