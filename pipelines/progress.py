@@ -203,9 +203,10 @@ def print_summary(console: Console, report: dict[str, Any], catalog: str) -> Non
     if counts["deduplicated"]:
         table.add_row("deduplicated", f"{counts['deduplicated']} with the same content as another, not sent")
     retries = sum(api["retries"].values())
+    up, down = of_size(api["bytes_up"]), of_size(api["bytes_down"])
     table.add_row(
         "requests",
-        f"{api['requests']}, {retries} of them retries, {of_size(api['bytes_up'])} up, {of_size(api['bytes_down'])} down",
+        f"{api['requests']}, {retries} of them retries, {up} up, {down} down",
     )
     if api["cost"] is not None:
         table.add_row("cost", f"{api['cost']:,.2f}")
