@@ -62,8 +62,22 @@ _speaker = Speaker()
 """Whoever ends the program says so through this: the end of a command, its failure, or a signal."""
 
 
-def main() -> None:
-    """The console script: every expected failure is a sentence on standard error and an exit code."""
+def console() -> NoReturn:
+    """The console script.
+
+    It ends the process with the code that was told and does not return: threads of Arrow and Beam have aborted
+    interpreters on their way out, after all was done.
+    """
+    code = main()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a reader that is gone, as of `| head`
+            stream.flush()
+    os._exit(code)
+
+
+def main() -> int:
+    """Runs a command; every expected failure is a sentence on standard error. Returns the exit code."""
     logging.basicConfig(level=logging.WARNING)
     set_format(LogFormat.TEXT)
     if "--debug" in sys.argv[1:]:
@@ -87,20 +101,8 @@ def main() -> None:
         if is_usage := hasattr(error, "show"):
             error.show()  # a wrong command line, in the words of its parser
         _speaker.end(ending, has_sentence=not is_usage)
-        _leave(int(ending.exit_code))
-    _leave(code if isinstance(code, int) else 0)
-
-
-def _leave(code: int) -> NoReturn:
-    """Ends the process with the code that was told.
-
-    Not by returning: the threads of Arrow and Beam have aborted interpreters on their way out, after all was done.
-    """
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a reader that is gone, as of `| head`
-            stream.flush()
-    os._exit(code)
+        return int(ending.exit_code)
+    return code if isinstance(code, int) else 0
 
 
 def _wants_document(arguments: Sequence[str]) -> bool:
@@ -346,4 +348,4 @@ def _print(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console()

@@ -188,10 +188,7 @@ def run_in_this_process(order):
         from epithre_beam.pipelines.cli import main
 
         sys.argv = ["epithre-beam", *order["arguments"]]
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        code = main()
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         Path("steps").write_text(json.dumps(steps.log))
     except BaseException:
