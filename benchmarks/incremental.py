@@ -52,7 +52,7 @@ def compare(folder: Path) -> dict[str, float]:
     from epithre_beam.configs import load_config
     from epithre_beam.index.manifest import read_latest
     from epithre_beam.index.store import Store
-    from epithre_beam.pipelines.base import compare as list_all
+    from epithre_beam.pipelines.base import compare as listed_references
     from epithre_beam.pipelines.base import find_base
 
     config = load_config(folder / "job.yaml")
@@ -60,7 +60,7 @@ def compare(folder: Path) -> dict[str, float]:
     started = time.monotonic()
     base = find_base(config, store, read_latest(store))
     assert base.usable is not None, base.reasons
-    with list_all(config) as comparison:
+    with listed_references(config) as comparison:
         listed = time.monotonic()
         comparison.set_base(store, base.usable, retry_dead=False)
         changes = comparison.changes()

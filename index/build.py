@@ -366,12 +366,6 @@ def _of_kind(shards: Sequence[ShardRecord], kind: str) -> list[ShardRecord]:
     return sorted((s for s in shards if s.kind == kind), key=lambda s: s.shard)
 
 
-def _group_rows(store: Store, shard: ShardRecord) -> list[int]:
-    with store.open_read(shard.file.name) as file:
-        metadata = pq.read_metadata(file)
-    return [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
-
-
 def _read_schema(store: Store, shard: ShardRecord) -> pa.Schema:
     with store.open_read(shard.file.name) as file:
         return pq.read_schema(file)

@@ -287,13 +287,12 @@ def _run_pipeline(setup: VersionSetup, plan: Plan, beam_options: Sequence[str], 
 
 def _parsed(options: Sequence[str]) -> Any:
     """Beam's options. Its parser ends the process over a wrong value, after a page of usage."""
-    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    from apache_beam.options.pipeline_options import PipelineOptions
 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             parsed = PipelineOptions(list(options))
-            parsed.view_as(StandardOptions)
             parsed.get_all_options()
     except SystemExit as error:
         raise ConfigError(
