@@ -4,13 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint format types wheel airflow check schema clean bench-main-job bench-limit bench-incremental
+.PHONY: help demo test lint format types wheel airflow check schema clean bench-main-job bench-limit bench-incremental bench-carry
 
 help:
 	@echo "make demo     draw pictures, embed them on the local emulator, search them (no key, no network)"
 	@echo "make test     run the tests"
 	@echo "make check    what CI runs: test, lint, types, wheel, and the example's DAG on a real Airflow"
-	@echo "make bench-…  benchmarks, by hand: main-job, limit, incremental"
+	@echo "make bench-…  benchmarks, by hand: main-job, limit, incremental, carry"
 
 demo: $(VENV)/.demo
 	$(BIN)/epithre-beam demo demo
@@ -48,6 +48,9 @@ bench-limit: $(VENV)/.dev
 
 bench-incremental: $(VENV)/.dev
 	$(BIN)/python benchmarks/incremental.py
+
+bench-carry: $(VENV)/.dev
+	$(BIN)/python benchmarks/carry.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \

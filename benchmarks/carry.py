@@ -1,0 +1,70 @@
+"""How fast unchanged rows go from one version's file to the next: the figures of decision 009.
+
+    python benchmarks/carry.py [--groups 48] [--folder DIR]
+
+One file of 4000 dimensions, 2 % of each row group dropped; MB/s of vectors, each line by itself.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from epithre_beam.index import Store
+from epithre_beam.index.build import ROWS_PER_GROUP, write_tables
+from epithre_beam.index.layout import asset_fields, vector_schema
+from epithre_beam.index.units import open_vectors
+
+_DIMENSION = 4000
+
+
+def tables(groups: int) -> Iterator[pa.Table]:
+    rng = np.random.default_rng(0)
+    for group in range(groups):
+        columns = {field.name: pa.nulls(ROWS_PER_GROUP, field.type) for field in asset_fields()}
+        columns["asset_id"] = pa.array([f"{group}-{i}" for i in range(ROWS_PER_GROUP)])
+        for name, value in (("kind", "text"), ("content_sha256", "a" * 64), ("fingerprint", "f" * 71)):
+            columns[name] = pa.array([value] * ROWS_PER_GROUP)
+        vectors = rng.standard_normal((ROWS_PER_GROUP, _DIMENSION), dtype=np.float32)
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), _DIMENSION)
+        yield pa.table(columns)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--groups", type=int, default=48)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    schema = vector_schema(_DIMENSION, {})
+    kept = pa.array(np.flatnonzero(np.random.default_rng(1).random(ROWS_PER_GROUP) > 0.02))
+    size_mb = options.groups * len(kept) * _DIMENSION * 4 / 1e6
+
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        store = Store(name)
+        write_tables(store, "base.parquet", tables(options.groups), schema)
+
+        def carried() -> Iterator[pa.Table]:
+            with store.open_read("base.parquet") as handle:
+                file = open_vectors(handle)
+                for group in range(file.num_row_groups):
+                    yield file.read_row_group(group, use_threads=False).take(kept)
+
+        for attempt in range(4):
+            started = time.monotonic()
+            rows = sum(map(len, carried()))
+            read = time.monotonic()
+            entry = write_tables(store, f"{attempt}.parquet", carried(), schema)
+            written = time.monotonic()
+            assert entry.rows == rows
+            store.delete(f"{attempt}.parquet")
+            print(
+                f"read and taken {size_mb / (read - started):.0f}, carried over {size_mb / (written - read):.0f} MB/s"
+            )
+
+
+if __name__ == "__main__":
+    main()
