@@ -332,8 +332,28 @@ class IndexConfig(Section):
     target_recall: Annotated[float, Field(ge=0, le=1)] = Field(
         0.95, description="Recall at `recall_k` in every direction; below it the version is held back."
     )
-    recall_k: PositiveInt = 10
-    recall_queries: PositiveInt = Field(50, description="Queries drawn from each kind to measure recall.")
+    recall_k: Annotated[int, Field(ge=1, le=1000)] = 10
+    recall_queries: PositiveInt = Field(
+        100, description="Queries drawn from each kind, by which indexes are tuned and their recall is measured."
+    )
+    queries: Location | None = Field(
+        None,
+        description="Real queries to tune and measure with as well: a Parquet file, or a folder of them, with columns "
+        "`kind` and `embedding`.",
+    )
+    exact_up_to_mb: Annotated[float, Field(ge=0)] = Field(
+        64, description="A kind whose vectors take no more than this as fp16 is searched exactly, without codes."
+    )
+    dimensions: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
+        (128, 256, 512), description="What codes may be projected to; the cheapest that keeps the recall is taken."
+    )
+    training_rows: Annotated[int, Field(ge=256)] = Field(6000, description="Of each kind, to fit the projection.")
+    rows_per_index: PositiveInt = Field(
+        1_000_000, description="Vectors in one index file; fewer where `build_memory_mb` asks for it."
+    )
+    build_memory_mb: Annotated[int, Field(ge=1)] = Field(
+        4096, description="Memory for building one index file, the process that builds it included."
+    )
     rows_per_file: PositiveInt = Field(50_000, description="Vectors in one Parquet file.")
     vector_type: Literal["float32", "float16"] = Field(
         "float32", description="How a version's Parquet files hold vectors; float16 takes half the space."

@@ -1,17 +1,15 @@
-"""From old rows and finished units to a version's files: vectors in shards, one index a kind, recall measured.
+"""From a version's Parquet files to its indexes: train, add file by file, choose how to ask them, measure.
 
-Everything streams: a block is a row group, and no step holds more than a few of them, so memory does not grow with
-the catalog.
+Three steps that a runner may spread over workers. `train_indexes` looks at a sample and says what is to be built.
+`add_rows` streams the rows of one index file past once: what it holds of each is its projection and its code, the
+vectors go to disk as fp16. `finish_index` puts the files of a kind together, and chooses by measured recall.
 """
 
-import contextlib
-import hashlib
-import heapq
-import itertools
-import queue
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import io
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,356 +17,487 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .distribution import Distribution, norm_deviations, norms_distribution, scores_distribution
-from .exact import FACTORY, ExactIndexWriter, check_format, search_stored
-from .layout import assets_name, index_name, version_folder
-from .manifest import FileEntry, IndexEntry, ScoreFigures
+from ..configs import IndexConfig
+from .codes import (
+    LEAST_ROWS,
+    Projected,
+    build_codes,
+    bytes_a_row,
+    cells_for,
+    code_rows,
+    open_index,
+    search_codes,
+    write_codes,
+)
+from .distribution import Distribution, norm_deviations, norms_distribution
+from .exact import FACTORY, ExactIndexWriter, check_format, read_rows, search_stored
+from .layout import assets_name, codes_name, index_name, model_name, version_folder
+from .manifest import CatalogError, FileEntry, IndexEntry, OperatingPoint
+from .projection import fit_axes
+from .queries import read_queries
+from .sample import SampleRule, asset_hashes, read_sample
+from .shards import ShardRecord, iterate_tables, read_ahead
 from .store import HashingWriter, Store
-from .units import CarriedGroup, UnitRecord, parquet_writer
+from .truth import TIE_CANDIDATES, Judged, Queries, Truth, judge_answers, merge_judged, merged_figures, recall_at
+from .tune import K_FACTORS, SHARES, FileShape, operating_points, probed_cells
+from .units import vectors_of
 
-ROWS_PER_GROUP = 512
-"""Of a version's Parquet files, whatever pieces the rows come from: years of small changes leave no small groups."""
-_READ_AHEAD = 2
-_TIE_CANDIDATES = 100
-_SCORE_TOLERANCE = 2e-4  # of a score from fp16 codes
 _ASSETS_BATCH_ROWS = 16_384
+_MB = 1_000_000
+_FIXED_MB = 640
+"""What a worker takes that builds an index file of no rows: Python with its libraries, and blocks of rows."""
+_LEAST_ROWS_PER_FILE = 10_000
+_CHEAP_K_FACTOR = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardTask:
-    """One Parquet file to write: which rows, in which order."""
+class IndexTask:
+    """An index file to build: consecutive Parquet files of a kind."""
 
     kind: str
-    shard: int
-    shards: int
-    parts: tuple[CarriedGroup | UnitRecord, ...]
+    number: int
+    count: int
+    shards: tuple[ShardRecord, ...]
+    first_row: int
+    """The position of its first row among those of its kind."""
+    with_codes: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardRecord:
-    """A Parquet file that was written."""
+class AssetsTask:
+    """A kind's table of assets to write."""
 
     kind: str
-    shard: int
+    shards: tuple[ShardRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """What an index file answered to queries of one kind."""
+
+    query_kind: str
+    judged: Judged
+    truth: Truth
+    """Without its rows: how the scores are distributed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedRows:
+    """An index file that was built."""
+
+    kind: str
+    number: int
+    shape: FileShape
+    files: tuple[FileEntry, ...]
+    """As named in the store: the vectors, and the codes if it has any."""
+    directions: tuple[Direction, ...]
+    norms: Distribution
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenAssets:
+    """A kind's table of assets that was written."""
+
+    kind: str
     file: FileEntry
-    seconds: float = 0.0
-    """That writing it took."""
 
 
-def plan_shards(parts: Iterable[CarriedGroup | UnitRecord], rows_per_file: int) -> list[ShardTask]:
-    """Lays old rows in their order, then units in that of their names, into files of about `rows_per_file` rows."""
-    tasks = []
-    ordered = sorted(parts, key=_place)
-    for kind in sorted({part.kind for part in ordered}):
-        files: list[list[CarriedGroup | UnitRecord]] = []
-        room = 0
-        for part in ordered:
-            if part.kind != kind or not part.rows:
-                continue
-            if room <= 0:
-                files.append([])
-                room = rows_per_file
-            files[-1].append(part)
-            room -= part.rows
-        tasks += [ShardTask(kind=kind, shard=i, shards=len(files), parts=tuple(file)) for i, file in enumerate(files)]
+@dataclass(frozen=True, kw_only=True)
+class BuiltIndex:
+    """A kind's index and the files that it consists of."""
+
+    entry: IndexEntry
+    files: tuple[FileEntry, ...]
+    seconds: float
+    """Spent on its files, together."""
+
+
+def has_codes(rows: int, dimension: int, settings: IndexConfig) -> bool:
+    """Whether a kind of so many rows is not simply scanned."""
+    return rows >= LEAST_ROWS and rows * dimension * 2 > settings.exact_up_to_mb * _MB
+
+
+def sample_rules(rows: Mapping[str, int], dimension: int, settings: IndexConfig) -> dict[str, SampleRule]:
+    """Which rows are to be kept aside when the Parquet files are written, by kind."""
+    wanted = settings.recall_queries
+    if any(has_codes(count, dimension, settings) for count in rows.values()):
+        wanted += settings.training_rows  # every kind has a say in the axes
+    return {kind: SampleRule.for_rows(count, wanted, settings.seed) for kind, count in rows.items()}
+
+
+def rows_per_index(dimension: int, settings: IndexConfig) -> int:
+    """How many rows an index file may have, by the settings and the memory.
+
+    Raises:
+        CatalogError: When `build_memory_mb` is too little to build any.
+    """
+    widest = _dimensions(dimension, settings)
+    # Axes and queries, their products with a row group, and what trains the axes.
+    fixed_mb = _FIXED_MB + (4 * dimension * (2 * settings.training_rows + 2 * dimension) + 4 * 512 * dimension) / _MB
+    each = bytes_a_row(widest)
+    least_mb = math.ceil(fixed_mb + _LEAST_ROWS_PER_FILE * each / _MB)
+    if settings.build_memory_mb < least_mb:
+        raise CatalogError(
+            f"index.build_memory_mb must be at least {least_mb} to build an index of {dimension} dimensions with "
+            f"training_rows {settings.training_rows}, got {settings.build_memory_mb}: raise it, or exact_up_to_mb."
+        )
+    return min(settings.rows_per_index, int((settings.build_memory_mb - fixed_mb) * _MB / each))
+
+
+def _dimensions(dimension: int, settings: IndexConfig) -> list[int]:
+    return sorted({min(size, dimension) for size in settings.dimensions})
+
+
+def train_indexes(
+    store: Store, version: str, shards: Sequence[ShardRecord], dimension: int, settings: IndexConfig
+) -> list[IndexTask | AssetsTask]:
+    """Fits the axes of the catalog, draws the queries, and says what is to be built.
+
+    The queries are rows that train nothing. What was fitted is left in the run's folder for the next steps.
+
+    Raises:
+        CatalogError: When the settings leave too little memory, or the file of queries is none.
+    """
+    check_format(dimension)
+    rows = {kind: sum(s.rows for s in _of_kind(shards, kind)) for kind in sorted({s.kind for s in shards})}
+    coded = [kind for kind in rows if has_codes(rows[kind], dimension, settings)]
+    limit = rows_per_index(dimension, settings) if coded else settings.rows_per_index
+    given = read_queries(settings.queries, dimension) if settings.queries else {}
+    model: dict[str, npt.NDArray[Any]] = {}
+    training = []
+    for kind in sorted({*rows, *given}):
+        drawn_rows, vectors = np.empty(0, np.int64), np.empty((0, dimension), np.float32)
+        if rows.get(kind):
+            wanted = settings.recall_queries + (settings.training_rows if coded else 0)
+            files = [(s.sample, s.rows) for s in _of_kind(shards, kind)]
+            sample = read_sample(store, kind, files, wanted)
+            drawn_rows, vectors = sample.rows[: settings.recall_queries], sample.vectors[: settings.recall_queries]
+            # Where there are few rows, they have to do both.
+            training.append(sample.vectors[settings.recall_queries :] if len(sample.rows) == wanted else sample.vectors)
+        if kind in given:
+            drawn_rows = np.concatenate([drawn_rows, np.full(len(given[kind]), -1)])
+            vectors = np.concatenate([vectors, given[kind]])
+        model[f"rows_{kind}"], model[f"vectors_{kind}"] = drawn_rows, vectors
+    widest = _dimensions(dimension, settings)[-1] if coded else 0
+    model["axes"] = fit_axes(training, widest, settings.seed) if coded else np.empty((0, dimension), np.float32)
+    data = io.BytesIO()
+    np.savez(data, allow_pickle=False, **model)
+    store.write(model_name(version), data.getvalue())
+    tasks: list[IndexTask | AssetsTask] = []
+    for kind in rows:
+        groups = list(_grouped(_of_kind(shards, kind), limit))
+        first = 0
+        for number, group in enumerate(groups):
+            tasks.append(
+                IndexTask(
+                    kind=kind,
+                    number=number,
+                    count=len(groups),
+                    shards=tuple(group),
+                    first_row=first,
+                    with_codes=kind in coded,
+                )
+            )
+            first += sum(s.rows for s in group)
+        tasks.append(AssetsTask(kind=kind, shards=tuple(_of_kind(shards, kind))))
     return tasks
 
 
-def _place(part: CarriedGroup | UnitRecord) -> tuple[int, str, int]:
-    if isinstance(part, CarriedGroup):
-        return 0, part.file, part.group
-    return 1, part.unit, 0
-
-
-def write_tables(
-    store: Store, name: str, tables: Iterable[pa.Table], schema: pa.Schema, rows_per_group: int = ROWS_PER_GROUP
-) -> FileEntry:
-    """Writes a Parquet file of vectors in row groups of one size; the next rows are read meanwhile."""
+def _grouped(shards: Sequence[ShardRecord], limit: int) -> Iterator[list[ShardRecord]]:
+    """Consecutive files in groups of about the same number of rows, each at most `limit` if its files allow it."""
+    total = sum(s.rows for s in shards)
+    count = max(1, math.ceil(total / limit))
+    group: list[ShardRecord] = []
     rows = 0
-    with store.open_write(name) as file, parquet_writer(file, schema) as writer:
-        for table in _in_groups(_read_ahead(tables), schema, rows_per_group):
-            writer.write_table(table, row_group_size=len(table))
-            rows += len(table)
-    pa.default_memory_pool().release_unused()
-    return _entry(name, file, rows)
-
-
-def _in_groups(tables: Iterable[pa.Table], schema: pa.Schema, size: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `size`, the last one smaller."""
-    held: list[pa.Table] = []
-    count = 0
-    for table in tables:
-        held.append(table.select(schema.names).cast(schema))
-        count += len(table)
-        while count >= size:
-            whole = pa.concat_tables(held)
-            yield whole.slice(0, size)
-            held, count = [whole.slice(size)], count - size
-    if count:
-        yield pa.concat_tables(held)
-
-
-def _read_ahead(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same tables, read by a thread of its own while the ones before are written."""
-    ready: queue.Queue[pa.Table | BaseException | None] = queue.Queue(_READ_AHEAD)
-    stopped = threading.Event()
-
-    def read() -> None:
-        last: BaseException | None = None
-        try:
-            for table in tables:
-                _offer(ready, table, stopped)
-                if stopped.is_set():
-                    return
-        except BaseException as error:  # handed to the caller's thread, which raises it
-            last = error
-        _offer(ready, last, stopped)
-
-    thread = threading.Thread(target=read, name="read-ahead", daemon=True)
-    thread.start()
-    try:
-        while (table := ready.get()) is not None:
-            if isinstance(table, BaseException):
-                raise table
-            yield table
-    finally:
-        stopped.set()
-        thread.join()
-
-
-def _offer(ready: queue.Queue[Any], value: Any, stopped: threading.Event) -> None:
-    is_taken = False
-    while not is_taken and not stopped.is_set():
-        with contextlib.suppress(queue.Full):
-            ready.put(value, timeout=0.1)
-            is_taken = True
+    for shard in shards:
+        held = sum(s.rows for s in group)
+        if group and (held + shard.rows > limit or (rows + shard.rows / 2) * count / total >= 1):
+            yield group
+            group, rows = [], 0
+        group.append(shard)
+        rows += shard.rows
+    yield group
 
 
 @dataclass(frozen=True, kw_only=True)
-class Queries:
-    """Rows of one kind that are used to measure recall."""
+class _Model:
+    """What `train_indexes` left for the next steps."""
 
-    kind: str
-    rows: npt.NDArray[np.int64]
-    """Their positions among the rows of their kind, ascending."""
-    vectors: npt.NDArray[np.float32]
-    """float32, (queries, dimension)."""
+    axes: npt.NDArray[np.float32]
+    queries: tuple[Queries, ...]
 
-
-def sample_queries(store: Store, kind: str, shards: Sequence[ShardRecord], count: int, seed: int) -> Queries:
-    """Draws up to `count` rows of `kind`: those whose ids have the lowest hashes.
-
-    So the same assets are drawn whatever the history of the catalog, in which rows change their places.
-    """
-    lowest: list[tuple[int, int, str, int, int]] = []
-    """(hash, row among its kind's, file, row group, row in it)"""
-    first = 0
-    for shard in _of_kind(shards, kind):
-        with store.open_read(shard.file.name) as handle:
-            file = pq.ParquetFile(handle, pre_buffer=False)
-            for group in range(file.num_row_groups):
-                ids = file.read_row_group(group, columns=["asset_id"], use_threads=False).column(0).to_pylist()
-                drawn = ((_drawn(seed, name), first + i, shard.file.name, group, i) for i, name in enumerate(ids))
-                lowest = heapq.nsmallest(count, itertools.chain(lowest, drawn))
-                first += len(ids)
-    lowest.sort(key=lambda place: place[1])
-    vectors = []
-    for (name, group), places in itertools.groupby(lowest, key=lambda place: place[2:4]):
-        with store.open_read(name) as handle:
-            table = pq.ParquetFile(handle).read_row_group(group, columns=["embedding"], use_threads=False)
-        vectors.append(vectors_of(table)[[place[4] for place in places]])
-    rows = np.array([place[1] for place in lowest], np.int64)
-    return Queries(kind=kind, rows=rows, vectors=np.concatenate(vectors))
+    @classmethod
+    def read(cls, store: Store, version: str) -> "_Model":
+        with np.load(io.BytesIO(store.read(model_name(version))), allow_pickle=False) as model:
+            kinds = sorted(name.removeprefix("rows_") for name in model if name.startswith("rows_"))
+            queries = (Queries(kind=k, rows=model[f"rows_{k}"], vectors=model[f"vectors_{k}"]) for k in kinds)
+            return cls(axes=model["axes"], queries=tuple(q for q in queries if len(q.rows)))
 
 
-def _drawn(seed: int, asset_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{asset_id}".encode(), digest_size=8).digest(), "little")
-
-
-@dataclass
-class _Truth:
-    """The exact answers of some queries, found block by block as the rows stream past."""
-
-    queries: Queries
-    keep: int
-    scores: npt.NDArray[np.float32] = field(init=False)
-    rows: npt.NDArray[np.int64] = field(init=False)
-    total: float = 0.0
-    squares: float = 0.0
-    count: int = 0
-    distribution: Distribution = field(default_factory=scores_distribution)
-
-    def __post_init__(self) -> None:
-        queries = len(self.queries.rows)
-        self.scores = np.empty((queries, 0), np.float32)
-        self.rows = np.empty((queries, 0), np.int64)
-
-    def add(self, block: npt.NDArray[np.float32], first_row: int, *, same_kind: bool) -> None:
-        scores = self.queries.vectors @ block.T
-        self.total += float(scores.sum(dtype=np.float64))
-        self.squares += float(np.square(scores, dtype=np.float64).sum())
-        self.count += scores.size
-        rows = np.broadcast_to(np.arange(first_row, first_row + len(block)), scores.shape)
-        if same_kind:  # a query must not find itself
-            own = (self.queries.rows >= first_row) & (self.queries.rows < first_row + len(block))
-            scores[np.flatnonzero(own), self.queries.rows[own] - first_row] = -np.inf
-        self.distribution.add(scores)
-        scores = np.concatenate([self.scores, scores], axis=1)
-        rows = np.concatenate([self.rows, rows], axis=1)
-        if scores.shape[1] > self.keep:
-            best = np.argpartition(-scores, self.keep - 1, axis=1)[:, : self.keep]
-            scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
-        self.scores, self.rows = scores, rows
-
-    def recall(
-        self, found: npt.NDArray[np.int64], found_scores: npt.NDArray[np.float32], k: int, *, same_kind: bool
-    ) -> float:
-        """The share of the exact k best that the index returned, equal scores being equally right.
-
-        Equal scores are common: a catalog may hold a thousand copies of one placeholder picture. A row counts when
-        its exact score is not below the k-th. A row that is not among the kept candidates is worse than all of them,
-        and wrong; only where they all tie with the k-th may it be as good, and is judged by the index's own score.
-        """
-        hits = possible = 0
-        for q in range(len(self.queries.rows)):
-            exact = {int(r): float(s) for r, s in zip(self.rows[q], self.scores[q], strict=True) if np.isfinite(s)}
-            ranked = sorted(exact.values(), reverse=True)[:k]
-            if not ranked:
-                continue
-            bar = ranked[-1]
-            crowded = len(exact) >= self.keep - 1 and min(exact.values()) >= bar - _SCORE_TOLERANCE
-            own = int(self.queries.rows[q]) if same_kind else -1
-            returned = [
-                (int(r), float(s)) for r, s in zip(found[q], found_scores[q], strict=True) if r not in (-1, own)
-            ]
-            possible += len(ranked)
-            hits += sum(
-                exact[r] >= bar - 1e-6 if r in exact else crowded and s >= bar - _SCORE_TOLERANCE
-                for r, s in returned[: len(ranked)]
-            )
-        return hits / possible if possible else 1.0
-
-    @property
-    def figures(self) -> ScoreFigures:
-        mean = self.total / self.count
-        std = max(self.squares / self.count - mean * mean, 0.0) ** 0.5
-        # Rounded: the order of the rows, which is history, is seen in the last digits of a sum.
-        return ScoreFigures(mean=round(mean, 6), std=round(std, 6), histogram=self.distribution.histogram())
-
-
-def build_index(
-    store: Store,
-    version: str,
-    kind: str,
-    shards: Sequence[ShardRecord],
-    *,
-    dimension: int,
-    recall_k: int,
-    recall_queries: int,
-    seed: int,
-) -> tuple[IndexEntry, list[FileEntry]]:
-    """Builds a kind's index and its table of assets in one pass over its vectors, then measures its recall.
-
-    Args:
-        store: The catalog.
-        version: Where the files go.
-        kind: Whose index.
-        shards: The Parquet files of the version, of every kind: the other kinds give the cross-modal queries.
-        dimension: Of the vectors.
-        recall_k: Recall is measured at this k.
-        recall_queries: Queries drawn from each kind.
-        seed: Of the draw.
-    """
-    check_format(dimension)
-    own = _of_kind(shards, kind)
-    rows = sum(s.file.rows or 0 for s in own)
-    keep = recall_k + _TIE_CANDIDATES
-    truths = [
-        _Truth(sample_queries(store, k, shards, recall_queries, seed), keep) for k in sorted({s.kind for s in shards})
-    ]
+def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settings: IndexConfig) -> AddedRows:
+    """Builds one index file: the vectors as fp16 and, where the task says so, their codes; and asks it."""
+    started = time.monotonic()
+    model = _Model.read(store, version)
+    rows = sum(s.rows for s in task.shards)
+    keep = settings.recall_k + TIE_CANDIDATES
+    truths = [Truth(queries, keep, is_same_kind=queries.kind == task.kind) for queries in model.queries]
+    axes = model.axes if task.with_codes else model.axes[:0]
+    projected = np.empty((rows, len(axes)), np.float16)
+    hashes = np.empty(rows if task.with_codes else 0, np.uint64)
     norms = norms_distribution()
-    name, assets = index_name(version, kind), assets_name(version, kind)
-    schema = _read_schema(store, own[0])
-    schema = schema.remove(schema.get_field_index("embedding"))
-    with store.open_write(name) as index_file, store.open_write(assets) as assets_file:
-        writer = ExactIndexWriter(index_file, dimension, rows)
-        with pa.ipc.new_file(pa.PythonFile(assets_file, mode="w"), schema) as assets_writer:
-            row, pending = 0, 0
-            held: list[pa.Table] = []
-            for table in iterate_tables(store, own):
-                vectors = vectors_of(table)
-                writer.add(vectors)
-                norms.add(norm_deviations(vectors))
-                for truth in truths:
-                    truth.add(vectors, row, same_kind=truth.queries.kind == kind)
-                row += len(table)
-                held.append(table.select(schema.names))
-                pending += len(table)
-                if pending >= _ASSETS_BATCH_ROWS:
-                    assets_writer.write_table(pa.concat_tables(held).combine_chunks())
-                    held, pending = [], 0
-            if held:
-                assets_writer.write_table(pa.concat_tables(held).combine_chunks())
+    # One product for the axes and all queries: the wider it is, the faster.
+    sides = np.concatenate([axes, *(queries.vectors for queries in model.queries)]).T
+    name = index_name(version, task.kind, task.number, task.count)
+    with store.open_write(name) as file:
+        writer = ExactIndexWriter(file, dimension, rows)
+        first = 0
+        columns = ["asset_id", "embedding"] if task.with_codes else ["embedding"]
+        for table in read_ahead(iterate_tables(store, task.shards, columns)):
+            vectors = vectors_of(table)
+            writer.add(vectors)
+            norms.add(norm_deviations(vectors))
+            products = vectors @ sides
+            block = slice(first, first + len(vectors))
+            projected[block] = products[:, : len(axes)]
+            if task.with_codes:
+                hashes[block] = asset_hashes(table.column("asset_id").to_pylist(), settings.seed)
+            begin = len(axes)
+            for truth in truths:
+                end = begin + len(truth.queries.rows)
+                truth.add(np.ascontiguousarray(products[:, begin:end].T), task.first_row + first)
+                begin = end
+            first = block.stop
         writer.finish()
-    files = [_entry(name, index_file, rows), _entry(assets, assets_file, rows)]
-    recall = _measure(store, name, truths, kind, recall_k)
-    prefix = version_folder(version) + "/"
-    return (
-        IndexEntry(
-            kind=kind,
-            file=name.removeprefix(prefix),
-            assets=assets.removeprefix(prefix),
-            rows=rows,
-            factory=FACTORY,
-            resident_bytes=rows * dimension * 2,
-            recall_k=recall_k,
-            recall=recall,
-            scores={f"{t.queries.kind}->{kind}": t.figures for t in truths},
-            norms=norms.histogram(),
+    pa.default_memory_pool().release_unused()
+    files = [_entry(name, file, rows)]
+    shape = FileShape(rows=rows, dimension=dimension)
+    if task.with_codes and rows >= LEAST_ROWS:
+        order = np.argsort(hashes, kind="stable")
+        held = Projected(vectors=projected, order=order, axes=axes, seed=settings.seed)
+        codes, shape = _build_best(held, truths, task, settings)
+        name_codes = codes_name(version, task.kind, task.number, task.count)
+        with store.open_write(name_codes) as codes_file:
+            write_codes(codes, codes_file.write)
+        del codes, held, projected
+        files.append(_entry(name_codes, codes_file, rows))
+        judged = _ask_codes(store, files, truths, task, shape, settings)
+    else:
+        judged = _ask_exactly(store, name, truths, task, settings)
+    return AddedRows(
+        kind=task.kind,
+        number=task.number,
+        shape=shape,
+        files=tuple(files),
+        directions=tuple(
+            Direction(query_kind=t.queries.kind, judged=j, truth=_figures_only(t))
+            for t, j in zip(truths, judged, strict=True)
         ),
-        files,
+        norms=norms,
+        seconds=time.monotonic() - started,
     )
 
 
-def _measure(store: Store, name: str, truths: Sequence[_Truth], kind: str, k: int) -> dict[str, float]:
-    """Asks the stored file the sampled queries. A reader maps it whole; here memory must not grow with it."""
+def _figures_only(truth: Truth) -> Truth:
+    empty = Queries(kind=truth.queries.kind, rows=np.empty(0, np.int64), vectors=np.empty((0, 0), np.float32))
+    rest = Truth(empty, 0, is_same_kind=truth.is_same_kind)
+    rest.total, rest.squares, rest.count, rest.distribution = (
+        truth.total,
+        truth.squares,
+        truth.count,
+        truth.distribution,
+    )
+    return rest
+
+
+def _build_best(
+    held: Projected, truths: Sequence[Truth], task: IndexTask, settings: IndexConfig
+) -> tuple[Any, FileShape]:
+    """The codes of the fewest dimensions whose candidates keep the recall, in cells if there are many rows.
+
+    That all codes are scanned must leave room for what scanning some cells loses: half of what the target allows.
+    """
+    rows, dimension = len(held.vectors), held.axes.shape[1]
+    cells = cells_for(rows)
+    wanted = (1 + settings.target_recall) / 2
+    sizes = [size for size in _dimensions(dimension, settings) if size <= len(held.axes)]
+    for size in sizes:
+        coded = code_rows(held, size)
+        shape = FileShape(rows=rows, dimension=dimension, code_dimension=size, cells=cells)
+        if size == sizes[-1]:
+            return build_codes(held, coded, cells), shape
+        index = build_codes(held, coded, 1)
+        width = min(_CHEAP_K_FACTOR * settings.recall_k, rows)
+        recalls = [1.0]
+        for truth in truths:
+            found = search_codes(index, truth.queries.vectors, min(width + 1, rows), 1) + task.first_row
+            judged = judge_answers(truth, [found], settings.recall_k, _no_scores)
+            recalls.append(float(np.nanmean(recall_at(judged, settings.recall_k, width))))
+        if min(recalls) >= wanted:
+            return (index if cells == 1 else build_codes(held, coded, cells)), shape
+    raise AssertionError("the largest size is always taken")
+
+
+def _no_scores(_query: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    return np.full(len(rows), -np.inf, np.float32)
+
+
+def _ask_codes(
+    store: Store,
+    files: Sequence[FileEntry],
+    truths: Sequence[Truth],
+    task: IndexTask,
+    shape: FileShape,
+    settings: IndexConfig,
+) -> list[Judged]:
+    """Asks the stored codes in all ways; the last way is the exact scan, as far as the best rows go."""
+    k = settings.recall_k
+    width = min(K_FACTORS[-1] * k + 1, shape.rows)
+    judged = []
+    with store.open_read(files[0].name) as vectors, open_index(store, files[1].name) as index:
+        for truth in truths:
+            queries = truth.queries.vectors
+
+            def stored(q: int, rows: npt.NDArray[np.int64], queries: npt.NDArray[np.float32] = queries) -> Any:
+                return read_rows(vectors, shape.dimension, rows - task.first_row) @ queries[q]
+
+            truth.settle()
+            answers: list[npt.NDArray[np.int64]] = []
+            for share in SHARES:
+                if shape.cells == 1 and answers:
+                    answers.append(answers[0])
+                    continue
+                found = search_codes(index, queries, width, probed_cells(share, shape.cells))
+                answers.append(np.where(found >= 0, found + task.first_row, -1))
+            answers.append(_scanned(truth, stored))
+            judged.append(judge_answers(truth, answers, k, stored))
+    return judged
+
+
+def _scanned(truth: Truth, stored: Any) -> npt.NDArray[np.int64]:
+    """The rows that are exactly the best, in the order of their stored scores: what a scan of the file gives first."""
+    ordered = np.full(truth.rows.shape, -1)
+    for q, rows in enumerate(truth.rows):
+        there = rows[rows >= 0]
+        ordered[q, : len(there)] = there[np.argsort(-stored(q, there), kind="stable")]
+    return ordered
+
+
+def _ask_exactly(
+    store: Store, name: str, truths: Sequence[Truth], task: IndexTask, settings: IndexConfig
+) -> list[Judged]:
+    """Scans the stored file. A reader maps it whole; here memory must not grow with it."""
+    k = settings.recall_k
     queries = np.concatenate([truth.queries.vectors for truth in truths])
     with store.open_read(name) as file:
         scores, rows = search_stored(file, queries, k + 1)
-    recall, first = {}, 0
+    judged, first = [], 0
     for truth in truths:
         part = slice(first, first + len(truth.queries.rows))
-        same_kind = truth.queries.kind == kind
-        recall[f"{truth.queries.kind}->{kind}"] = truth.recall(rows[part], scores[part], k, same_kind=same_kind)
         first = part.stop
-    return recall
+        found, of_found = rows[part] + task.first_row, scores[part]
+
+        def stored(q: int, asked: npt.NDArray[np.int64], found: Any = found, of_found: Any = of_found) -> Any:
+            return of_found[q][[int(np.flatnonzero(found[q] == row)[0]) for row in asked]]
+
+        judged.append(judge_answers(truth, [found], k, stored))
+    return judged
 
 
-def iterate_tables(store: Store, shards: Sequence[ShardRecord]) -> Iterator[pa.Table]:
-    """The rows of Parquet files, a row group at a time."""
-    for shard in shards:
-        with store.open_read(shard.file.name) as handle:
-            file = pq.ParquetFile(handle, pre_buffer=False)
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group, use_threads=False)
+def write_assets(store: Store, version: str, task: AssetsTask) -> WrittenAssets:
+    """Writes a kind's table of assets: its rows without their vectors, in their order."""
+    with store.open_read(task.shards[0].file.name) as handle:
+        schema = pq.read_schema(handle)
+    schema = schema.remove(schema.get_field_index("embedding"))
+    name = assets_name(version, task.kind)
+    rows, held = 0, []
+    with store.open_write(name) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema) as writer:
+        for table in iterate_tables(store, task.shards, schema.names):
+            held.append(table)
+            rows += len(table)
+            if sum(map(len, held)) >= _ASSETS_BATCH_ROWS:
+                writer.write_table(pa.concat_tables(held).combine_chunks())
+                held = []
+        if held:
+            writer.write_table(pa.concat_tables(held).combine_chunks())
+    return WrittenAssets(kind=task.kind, file=_entry(name, file, rows))
 
 
-def vectors_of(table: pa.Table) -> npt.NDArray[np.float32]:
-    """The embedding column as float32, (rows, dimension), C-contiguous; a view where Arrow allows."""
-    column = table.column("embedding").combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks)
-    dimension = column.type.list_size
-    return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(-1, dimension)
+def finish_index(version: str, added: Sequence[AddedRows], assets: WrittenAssets, settings: IndexConfig) -> BuiltIndex:
+    """Puts the files of a kind together and chooses how they are asked."""
+    added = sorted(added, key=lambda part: part.number)
+    kind, k = assets.kind, settings.recall_k
+    shapes = [part.shape for part in added]
+    by_query_kind = [{d.query_kind: d for d in part.directions} for part in added]
+    judged = {
+        f"{query_kind}->{kind}": merge_judged([directions[query_kind].judged for directions in by_query_kind])
+        for query_kind in by_query_kind[0]
+    }
+    coded = [shape for shape in shapes if shape.code_dimension]
+    points: tuple[OperatingPoint, ...] = ()
+    search_parameters: dict[str, float] = {}
+    if coded:
+        found, chosen = operating_points(judged, shapes, k, settings.target_recall)
+        points, recall = tuple(found), chosen.recall
+        if chosen.cells_share is not None and chosen.k_factor is not None:
+            search_parameters = {"cells_share": chosen.cells_share, "k_factor": chosen.k_factor}
+    else:
+        means = {direction: recall_at(found, k, k)[-1] for direction, found in judged.items()}
+        recall = {d: 1.0 if np.isnan(r).all() else float(np.nanmean(r)) for d, r in means.items()}
+    norms = norms_distribution()
+    for part in added:
+        norms.merge(part.norms)
+    prefix = version_folder(version) + "/"
+    names = [[file.name.removeprefix(prefix) for file in part.files] for part in added]
+    rows = sum(shape.rows for shape in shapes)
+    dimension = shapes[0].dimension
+    entry = IndexEntry(
+        kind=kind,
+        files=tuple(of_part[0] for of_part in names),
+        codes=tuple(of_part[1] if len(of_part) > 1 else None for of_part in names) if coded else (),
+        assets=assets.file.name.removeprefix(prefix),
+        rows=rows,
+        factory=f"{_codes_factory(coded[0])},Refine({FACTORY})" if coded else FACTORY,
+        search_parameters=search_parameters,
+        operating_points=points,
+        resident_bytes=sum(part.files[1].size_bytes for part in added if len(part.files) > 1)
+        if coded
+        else rows * dimension * 2,
+        recall_k=k,
+        recall=recall,
+        scores={
+            f"{query_kind}->{kind}": merged_figures([directions[query_kind].truth for directions in by_query_kind])
+            for query_kind in by_query_kind[0]
+        },
+        norms=norms.histogram(),
+    )
+    files = (*(file for part in added for file in part.files), assets.file)
+    return BuiltIndex(entry=entry, files=files, seconds=sum(part.seconds for part in added))
+
+
+def _codes_factory(shape: FileShape) -> str:
+    """As `faiss.index_factory` would have it, but for the transform, which has no bias."""
+    return f"LT{shape.code_dimension},IVF{shape.cells},PQ{shape.code_dimension}x4fs"
+
+
+def build_indexes(
+    store: Store, version: str, shards: Sequence[ShardRecord], dimension: int, settings: IndexConfig
+) -> list[BuiltIndex]:
+    """All three steps, one after the other."""
+    added, assets = [], {}
+    for task in train_indexes(store, version, shards, dimension, settings):
+        if isinstance(task, AssetsTask):
+            assets[task.kind] = write_assets(store, version, task)
+        else:
+            added.append(add_rows(store, version, task, dimension, settings))
+    return [
+        finish_index(version, [part for part in added if part.kind == kind], assets[kind], settings)
+        for kind in sorted(assets)
+    ]
 
 
 def _of_kind(shards: Sequence[ShardRecord], kind: str) -> list[ShardRecord]:
     return sorted((s for s in shards if s.kind == kind), key=lambda s: s.shard)
-
-
-def _read_schema(store: Store, shard: ShardRecord) -> pa.Schema:
-    with store.open_read(shard.file.name) as file:
-        return pq.read_schema(file)
 
 
 def _entry(name: str, file: HashingWriter, rows: int | None) -> FileEntry:

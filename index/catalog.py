@@ -99,6 +99,7 @@ class Catalog:
         where: pc.Expression | None = None,
         merge: Merge = "score",
         query_kind: AssetKind | None = None,
+        recall: float | None = None,
     ) -> list[list[Hit]]:
         """Finds the assets with the greatest inner product.
 
@@ -111,6 +112,8 @@ class Catalog:
                 the query's own kind; `quota`: the kinds take turns; `standardised`: by the score in standard
                 deviations above the mean of its direction, as measured when the catalog was built.
             query_kind: What the queries are; `standardised` needs it.
+            recall: The least that the search shall have reached when the catalog was built, in every direction: the
+                cheapest of the operating points in the manifest is used. Absent: `index.target_recall` of the job.
 
         Returns:
             A list of hits for each query, best first; equal scores by kind, then by asset id. Versions that hold the
@@ -130,7 +133,7 @@ class Catalog:
         hits: list[list[tuple[float, int, str]]] = [[] for _ in range(len(queries))]
         ranks: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]] = {}
         for kind, index in indexes.items():
-            ranks[kind] = index.search(queries, int(k), where)
+            ranks[kind] = index.search(queries, int(k), where, index.point(recall))
         for q in range(len(queries)):
             hits[q] = self._merge(q, ranks, indexes, int(k), merge, query_kind)
         return [[self._hit(indexes[kind], kind, row, score) for score, row, kind in found] for found in hits]
@@ -282,9 +285,13 @@ def _hold(store: Store, version: str, hold_s: float) -> VersionHold:
 
 
 def _open_index(store: Store, manifest: Manifest, entry: IndexEntry, *, verify: bool) -> KindIndex:
-    for name in (entry.file, entry.assets):
+    for name in entry.names:
         problem = check_file(store, manifest.version, manifest.file(name), hashed=verify)
         if problem:
             raise CatalogError(problem)
-    folder = version_folder(manifest.version)
-    return KindIndex(entry, store.local_path(f"{folder}/{entry.file}"), store.local_path(f"{folder}/{entry.assets}"))
+
+    def local(name: str) -> Path:
+        return store.local_path(f"{version_folder(manifest.version)}/{name}")
+
+    parts = [(local(vectors), None if codes is None else local(codes)) for vectors, codes in entry.parts]
+    return KindIndex(entry, parts, local(entry.assets))

@@ -31,6 +31,10 @@ class Distribution:
         finite = positions[np.isfinite(positions)].clip(0, _BINS - 1).astype(np.int32)
         self._counts += np.bincount(finite, minlength=_BINS)
 
+    def merge(self, other: "Distribution") -> None:
+        """Adds the counts of another one with the same bins."""
+        self._counts += other._counts  # noqa: SLF001 - of the same class
+
     def histogram(self) -> Histogram | None:
         """The counts where there are any, neighbouring bins put together until they are few; None without values."""
         counts = self._counts

@@ -103,6 +103,26 @@ def read_header(file: IO[bytes], dimension: int) -> int:
     return rows
 
 
+def read_rows(file: IO[bytes], dimension: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Rows of a stored index, decoded by FAISS as they stand: float32, (rows, dimension).
+
+    Raises:
+        StoreError: When the file is not the index that FAISS would write, or ends before a row.
+    """
+    file.seek(0)
+    read_header(file, dimension)
+    begin, size = file.tell(), dimension * 2
+    codes = np.empty((len(rows), size), np.uint8)
+    for place in np.argsort(rows, kind="stable").tolist():  # in the order of the file
+        file.seek(begin + int(rows[place]) * size)
+        data = file.read(size)
+        if len(data) != size:
+            raise StoreError("the stored index ends before its last row")
+        codes[place] = np.frombuffer(data, np.uint8)
+    vectors: npt.NDArray[np.float32] = _empty_index(dimension).sa_decode(codes)
+    return vectors
+
+
 def encode(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """The codes of vectors as an index file holds them: uint8, (rows, 2 x dimension)."""
     codes: npt.NDArray[np.uint8] = _empty_index(vectors.shape[1]).sa_encode(np.ascontiguousarray(vectors, np.float32))

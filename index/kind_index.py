@@ -1,5 +1,10 @@
 """One kind's index and its table of assets: rows are found by inner product, equal scores by asset id."""
 
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,64 +14,163 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .manifest import CatalogError, IndexEntry
+from .manifest import CatalogError, IndexEntry, OperatingPoint
+from .tune import probed_cells
 
 _WIDEN = 8  # a scan costs far more than a longer list of its best: few wide ones beat many that double
 _FOUND_AT_ONCE = 4_000_000  # scores and rows, 12 bytes each
+_FULL_K = 100
+"""Up to this k the measured k_factor is used; farther down the list, scores lie closer, and fewer suffice."""
+_LEAST_FACTOR = 2.0
+_ROWS_PROBED_FOR_EACH = 20
+"""So many times k rows are scanned at least: the best thousand do not lie in the cells of the best ten."""
+_BLOCK_ROWS = 1024
+_FEW_QUERIES = 4
+_MASKS_KEPT = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """One file of vectors and, if it has any, their codes; open and mapped."""
+
+    vectors: Any
+    codes: Any
+    refined: Any
+    cells: int
+    first_row: int
+
+    @property
+    def rows(self) -> int:
+        return int(self.vectors.ntotal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Matching:
+    """The rows that a condition leaves, among those of a kind."""
+
+    rows: npt.NDArray[np.int64]
+    bits: npt.NDArray[np.uint8]
 
 
 class KindIndex:
-    """An index and the assets of its rows, both memory-mapped. Any thread may search it."""
+    """An index and the assets of its rows, memory-mapped. Any thread may search it."""
 
-    def __init__(self, entry: IndexEntry, index_path: Path, assets_path: Path) -> None:
+    def __init__(self, entry: IndexEntry, parts: Sequence[tuple[Path, Path | None]], assets_path: Path) -> None:
         self.entry = entry
-        try:
-            self.index: Any = faiss.read_index(str(index_path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            raise CatalogError(f"{index_path} cannot be opened as an index: {error}") from error
+        self._files: list[_File] = []
+        first = 0
+        for vectors_path, codes_path in parts:
+            opened = _open(vectors_path, codes_path, first)
+            self._files.append(opened)
+            first += opened.rows
         try:
             self._source = pa.memory_map(str(assets_path))
             self.assets = pa.ipc.open_file(self._source).read_all()
         except (OSError, pa.ArrowException) as error:
             raise CatalogError(f"{assets_path} cannot be opened as a table of assets: {error}") from error
-        if self.index.ntotal != len(self.assets) or self.index.ntotal != entry.rows:
+        if first != len(self.assets) or first != entry.rows:
             raise CatalogError(
-                f"{index_path} has {self.index.ntotal} rows, {assets_path} {len(self.assets)} and the manifest "
+                f"{parts[0][0]} has {first} rows, {assets_path} {len(self.assets)} and the manifest "
                 f"{entry.rows}; they must agree."
             )
+        self._masks: OrderedDict[str, _Matching] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def point(self, recall: float | None) -> OperatingPoint:
+        """How the index is asked: as the manifest chooses or, given a `recall`, by the cheapest way that reached it.
+
+        Raises:
+            ValueError: When none did.
+        """
+        scan = OperatingPoint(recall=self.entry.recall, cost_us=0.0)
+        if recall is None:
+            return OperatingPoint(recall=self.entry.recall, cost_us=0.0, **self.entry.search_parameters)
+        points = self.entry.operating_points or (scan,)
+        for point in points:
+            if min(point.recall.values(), default=1.0) >= recall:
+                return point
+        best = max(min(point.recall.values(), default=1.0) for point in points)
+        raise ValueError(f"recall must be at most what the {self.entry.kind} index reached, {best:g}, got {recall!r}.")
 
     def search(
-        self, vectors: npt.NDArray[np.float32], k: int, where: pc.Expression | None
+        self,
+        vectors: npt.NDArray[np.float32],
+        k: int,
+        where: pc.Expression | None,
+        point: OperatingPoint | None = None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Scores float32 and rows int64, both (queries, k), best first; fewer columns where fewer rows match.
 
-        Equal scores stand in the order of their asset ids, and are cut at k in that order. Copies of one picture are
-        common, and which of them FAISS finds first is a matter of rows, which say nothing but how the version came
-        about.
+        Scores are inner products with the stored vectors as fp16, however the rows were found. Equal scores stand in
+        the order of their asset ids, and are cut at k in that order. Copies of one picture are common, and which of
+        them FAISS finds first is a matter of rows, which say nothing but how the version came about.
         """
-        parameters: Any = None
-        available = len(self.assets)
-        if where is not None:
-            matching = self._matching(where)
-            available = len(matching)
-            selector = faiss.IDSelectorBatch(matching)
-            parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+        point = point or self.point(None)
+        matching = None if where is None else self._matching(where)
+        available = len(self.assets) if matching is None else len(matching.rows)
         k = min(k, available)
         scores, rows = np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
         pending, width = np.arange(len(vectors) if available else 0), min(k + 1, available)
-        while len(pending):
-            goes_on = np.zeros(len(pending), bool)
-            step = max(_FOUND_AT_ONCE // width, 1)
-            for first in range(0, len(pending), step):
-                part = pending[first : first + step]
-                found_scores, found_rows = self.index.search(vectors[part], width, params=parameters)
-                if width < available:
-                    ties = (found_scores[:, -1] == found_scores[:, k - 1]) & (found_rows[:, -1] >= 0)
-                    goes_on[first : first + step] = ties
-                self._order_ties(found_scores, found_rows, k)
-                scores[part], rows[part] = found_scores[:, :k], found_rows[:, :k]
-            pending, width = pending[goes_on], min(width * _WIDEN, available)
+        with _threads_for(len(vectors)):
+            while len(pending):
+                goes_on = np.zeros(len(pending), bool)
+                step = max(_FOUND_AT_ONCE // width, 1)
+                for first in range(0, len(pending), step):
+                    part = pending[first : first + step]
+                    found_scores, found_rows = self._best(vectors[part], width, matching, point)
+                    if width < available:
+                        ties = (found_scores[:, -1] == found_scores[:, k - 1]) & (found_rows[:, -1] >= 0)
+                        goes_on[first : first + step] = ties
+                    self._order_ties(found_scores, found_rows, k)
+                    scores[part], rows[part] = found_scores[:, :k], found_rows[:, :k]
+                pending, width = pending[goes_on], min(width * _WIDEN, available)
         return scores, rows
+
+    def _best(
+        self, vectors: npt.NDArray[np.float32], width: int, matching: _Matching | None, point: OperatingPoint
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """The best of all files, (queries, width); -1 where an index found fewer."""
+        found = [self._ask(file, vectors, width, matching, point) for file in self._files]
+        if len(found) == 1:
+            return found[0]
+        scores = np.concatenate([scores for scores, _ in found], axis=1)
+        rows = np.concatenate([rows for _, rows in found], axis=1)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :width]
+        return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+
+    def _ask(
+        self,
+        file: _File,
+        vectors: npt.NDArray[np.float32],
+        width: int,
+        matching: _Matching | None,
+        point: OperatingPoint,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        wide = min(width, file.rows)
+        share, factor, chosen = point.cells_share, point.k_factor, None
+        if matching is not None:
+            begin, end = np.searchsorted(matching.rows, (file.first_row, file.first_row + file.rows))
+            chosen = matching.rows[begin:end]
+            wide = min(wide, len(chosen))
+        if not wide:
+            shape = (len(vectors), 0)
+            return np.empty(shape, np.float32), np.empty(shape, np.int64)
+        if share is None or factor is None or file.codes is None:
+            scores, rows = _scan(file, vectors, wide, chosen)
+        else:
+            factor = max(_LEAST_FACTOR, factor * min(1.0, (_FULL_K / wide) ** 0.5))
+            reached = len(chosen) if chosen is not None else file.rows
+            if wide * factor >= reached:  # all would be candidates
+                scores, rows = _scan(file, vectors, wide, chosen)
+            else:
+                # Of the rows that match, as many shall be scanned as of all rows without a condition.
+                share = min(1.0, share * file.rows / reached, 1.0)
+                share = min(1.0, max(share, _ROWS_PROBED_FOR_EACH * wide / reached))
+                scores, rows = _refine(file, vectors, wide, probed_cells(share, file.cells), factor, matching)
+                if chosen is not None and (rows < 0).any():
+                    # The cells that were scanned hold fewer that match: now all of them.
+                    scores, rows = _refine(file, vectors, wide, file.cells, factor, matching)
+        return scores, np.where(rows >= 0, rows + file.first_row, -1)
 
     def _order_ties(self, scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], k: int) -> None:
         """Puts rows of equal scores in the order of their asset ids, in place, as far as the first k go."""
@@ -78,10 +182,116 @@ class KindIndex:
                 run = slice(first, last + 1)
                 rows[q, run] = sorted(rows[q, run].tolist(), key=lambda row: ids[row].as_py())
 
-    def _matching(self, where: pc.Expression) -> npt.NDArray[np.int64]:
+    def _matching(self, where: pc.Expression) -> _Matching:
+        """The rows that match; those of the last conditions are remembered."""
+        key = str(where)
+        with self._lock:
+            if key in self._masks:
+                self._masks.move_to_end(key)
+                return self._masks[key]
         numbered = self.assets.append_column("__row", pa.array(np.arange(len(self.assets), dtype=np.int64)))
         try:
-            return np.asarray(numbered.filter(where).column("__row").to_numpy(), np.int64)
+            rows = np.asarray(numbered.filter(where).column("__row").to_numpy(), np.int64)
         except (pa.ArrowException, TypeError) as error:
             columns = self.assets.schema.names
             raise ValueError(f"`where` must be a condition on the columns {columns}: {error}") from None
+        is_in = np.zeros(len(self.assets), bool)
+        is_in[rows] = True
+        matching = _Matching(rows=rows, bits=np.packbits(is_in, bitorder="little"))
+        with self._lock:
+            self._masks[key] = matching
+            while len(self._masks) > _MASKS_KEPT:
+                self._masks.popitem(last=False)
+        return matching
+
+
+def _open(vectors_path: Path, codes_path: Path | None, first_row: int) -> _File:
+    vectors = _read(vectors_path)
+    codes = refined = None
+    cells = 1
+    if codes_path is not None:
+        codes = _read(codes_path)
+        if codes.ntotal != vectors.ntotal or codes.d != vectors.d:
+            raise CatalogError(
+                f"{codes_path} has {codes.ntotal} rows of {codes.d} dimensions and {vectors_path} {vectors.ntotal} of "
+                f"{vectors.d}; they must agree."
+            )
+        refined = faiss.IndexRefine(codes, vectors)
+        cells = faiss.extract_index_ivf(codes).nlist
+    return _File(vectors=vectors, codes=codes, refined=refined, cells=cells, first_row=first_row)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise CatalogError(f"{path} cannot be opened as an index: {error}") from error
+
+
+def _refine(
+    file: _File, vectors: npt.NDArray[np.float32], k: int, probed: int, factor: float, matching: _Matching | None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Candidates by their codes, put in order by their vectors."""
+    asked: dict[str, Any] = {"nprobe": probed}
+    bits = None if matching is None else _bits_of(file, matching)
+    if bits is not None:
+        asked["sel"] = faiss.IDSelectorBitmap(file.rows, faiss.swig_ptr(bits))
+    inner = faiss.SearchParametersPreTransform(index_params=faiss.IVFSearchParameters(**asked))  # type: ignore[call-arg]
+    parameters = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)  # type: ignore[call-arg]
+    scores, rows = file.refined.search(vectors, k, params=parameters)
+    return scores, rows
+
+
+def _bits_of(file: _File, matching: _Matching) -> npt.NDArray[np.uint8]:
+    """A bit for each row of a file."""
+    begin, shift = divmod(file.first_row, 8)
+    bits = matching.bits[begin : (file.first_row + file.rows + 7) // 8]
+    if not shift:
+        return bits
+    flags = np.unpackbits(bits, bitorder="little")[shift:]
+    return np.packbits(flags, bitorder="little")
+
+
+def _scan(
+    file: _File, vectors: npt.NDArray[np.float32], k: int, chosen: npt.NDArray[np.int64] | None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """All rows, or the chosen ones, by their vectors; rows count from the file's first."""
+    if chosen is None:
+        scores, rows = file.vectors.search(vectors, k)
+        return scores, rows
+    local = np.ascontiguousarray(chosen - file.first_row)
+    if len(local) > file.rows // 4:
+        parameters = faiss.SearchParameters(sel=faiss.IDSelectorBatch(local))  # type: ignore[call-arg]
+        scores, rows = file.vectors.search(vectors, k, params=parameters)
+        return scores, rows
+    best_scores = np.empty((len(vectors), 0), np.float32)
+    best_rows = np.empty((len(vectors), 0), np.int64)
+    for first in range(0, len(local), _BLOCK_ROWS):
+        part = local[first : first + _BLOCK_ROWS]
+        found, places = faiss.knn(
+            vectors, _decoded(file.vectors, part), min(k, len(part)), metric=faiss.METRIC_INNER_PRODUCT
+        )
+        best_scores = np.concatenate([best_scores, found], axis=1)
+        best_rows = np.concatenate([best_rows, part[places]], axis=1)
+        best = np.argsort(-best_scores, axis=1, kind="stable")[:, :k]
+        best_scores, best_rows = np.take_along_axis(best_scores, best, 1), np.take_along_axis(best_rows, best, 1)
+    return best_scores, best_rows
+
+
+def _decoded(index: Any, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    vectors: npt.NDArray[np.float32] = index.reconstruct_batch(rows)
+    return vectors
+
+
+@contextlib.contextmanager
+def _threads_for(queries: int) -> Iterator[None]:
+    """One thread for few queries, set for the calling thread alone: waking a second takes longer than the work."""
+    before = faiss.omp_get_max_threads()
+    if queries > _FEW_QUERIES or before == 1:
+        yield
+        return
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

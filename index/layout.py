@@ -5,7 +5,8 @@ LATEST.json                                       {"version", "manifest_sha256",
 .lease.json                                       who holds the catalog; there only while somebody does
 versions/<version>/manifest.json
 versions/<version>/vectors/image-00000-of-00004.parquet
-versions/<version>/index/image-00000-of-00001.faiss
+versions/<version>/index/image-00000-of-00001.faiss         every vector as fp16, for exact scores
+versions/<version>/index/image-00000-of-00001.codes.faiss   4-bit codes that propose candidates; not in small sets
 versions/<version>/index/image-assets.arrow
 versions/<version>/dead_letters/dead-00000-of-00001.parquet
 versions/<version>/report.json, report.html
@@ -23,7 +24,7 @@ from enum import StrEnum
 
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LATEST = "LATEST.json"
 RUNS = "runs"
 UNITS = "units"
@@ -167,8 +168,12 @@ def vectors_name(version: str, kind: str, shard: int, shards: int) -> str:
     return f"versions/{version}/vectors/{kind}-{shard:05d}-of-{shards:05d}.parquet"
 
 
-def index_name(version: str, kind: str) -> str:
-    return f"versions/{version}/index/{kind}-00000-of-00001.faiss"
+def index_name(version: str, kind: str, number: int = 0, count: int = 1) -> str:
+    return f"versions/{version}/index/{kind}-{number:05d}-of-{count:05d}.faiss"
+
+
+def codes_name(version: str, kind: str, number: int, count: int) -> str:
+    return f"versions/{version}/index/{kind}-{number:05d}-of-{count:05d}.codes.faiss"
 
 
 def assets_name(version: str, kind: str) -> str:
@@ -202,6 +207,14 @@ def is_unit(name: str) -> bool:
 
 def run_folder(version: str) -> str:
     return f"{RUNS}/{version}"
+
+
+def sample_name(version: str, kind: str, shard: int) -> str:
+    return f"{run_folder(version)}/sample/{kind}-{shard:05d}.parquet"
+
+
+def model_name(version: str) -> str:
+    return f"{run_folder(version)}/model.npz"
 
 
 def reader_name(version: str, nonce: str) -> str:

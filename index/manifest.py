@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .layout import FORMAT_VERSION, LATEST, manifest_name
 from .store import Store, SwapConflictError, SwapUnknownError
@@ -47,21 +47,57 @@ class ScoreFigures(_Part):
     """Of the same inner products, without those of a query with itself; absent in older versions."""
 
 
+class OperatingPoint(_Part):
+    """A way to ask an index, and the recall that was measured with it."""
+
+    cells_share: float | None = None
+    """Of the cells of each file, those that are scanned; None: all vectors are scanned, without codes."""
+    k_factor: float | None = None
+    """So many times k candidates are scored by their vectors."""
+    recall: dict[str, float]
+    cost_us: float
+    """What a query costs by a model of a common machine: to compare points with each other."""
+
+
 class IndexEntry(_Part):
-    """One FAISS index and what was measured of it. Directions are written `text->image`: query kind first."""
+    """The FAISS index of one kind and what was measured of it. A direction is `text->image`: query kind first."""
 
     kind: str
-    file: str
+    files: tuple[str, ...]
+    """Every vector as fp16, stock `IndexScalarQuantizer`, in the order of the rows."""
+    codes: tuple[str | None, ...] = ()
+    """For each file its codes, stock `IndexPreTransform`, ids are positions in the file; empty or None: there are none."""
     assets: str
     rows: int
     factory: str
     search_parameters: dict[str, float] = Field(default_factory=dict)
+    """The operating point that is used unless another is asked for; empty: all vectors are scanned."""
+    operating_points: tuple[OperatingPoint, ...] = ()
+    """Cheapest first."""
     resident_bytes: int
     recall_k: int
     recall: dict[str, float]
     scores: dict[str, ScoreFigures]
     norms: Histogram | None = None
     """How far the stored vectors' norms are from 1: log10 of the deviation; absent in older versions."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, value: Any) -> Any:
+        """An index was one file then."""
+        if isinstance(value, dict) and "file" in value and "files" not in value:
+            return {**value, "files": (value["file"],)}
+        return value
+
+    @property
+    def parts(self) -> tuple[tuple[str, str | None], ...]:
+        """Each file with its codes."""
+        return tuple(zip(self.files, self.codes or (None,) * len(self.files), strict=True))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All files that a search opens."""
+        return (*(name for part in self.parts for name in part if name is not None), self.assets)
 
 
 class Counts(_Part):

@@ -232,3 +232,12 @@ def _discard(store: Store, unit: str, name: str, error: Exception) -> NoReturn:
 
 def dead_letter_table(letters: Sequence[DeadLetter]) -> pa.Table:
     return pa.Table.from_pylist([asdict(letter) for letter in letters], schema=DEAD_LETTER_SCHEMA)
+
+
+def vectors_of(table: pa.Table) -> npt.NDArray[np.float32]:
+    """The embedding column as float32, (rows, dimension), C-contiguous; a view where Arrow allows."""
+    column = table.column("embedding").combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks)
+    dimension = column.type.list_size
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(-1, dimension)

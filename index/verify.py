@@ -3,21 +3,23 @@
 Everything streams: memory is that of one row group of vectors, whatever the size of the version.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .build import vectors_of
-from .exact import FACTORY, encode, read_header
+from .codes import open_index
+from .exact import encode, read_header
 from .history import existing_versions
 from .layout import LATEST, manifest_name, version_folder
 from .manifest import CatalogError, FileEntry, IndexEntry, Manifest, read_latest, read_manifest
 from .store import Store, StoreError, sha256_of
+from .units import vectors_of
 
 _NORM_TOLERANCE = 2e-3
 """Vectors are stored as they came when their norm is within 1e-3 of 1; as float16 they may lose half of that again."""
@@ -113,14 +115,14 @@ def find_damage(store: Store, manifest: Manifest) -> Iterator[str]:
             damaged.add(entry.name)
     listed = {entry.name: entry for entry in manifest.files}
     for index in manifest.indexes:
-        names = [name for name in (index.file, index.assets) if name not in listed]
+        names = [name for name in index.names if name not in listed]
         yield from (f"The {index.kind} index needs {name}, which the manifest does not list." for name in names)
         vectors = sorted(name for name in listed if name.startswith(f"vectors/{index.kind}-"))
-        if names or damaged & {index.file, index.assets, *vectors}:
+        if names or damaged & {*index.names, *vectors}:
             continue  # what is known to be damaged is not compared
         try:
             yield from _disagreements(store, manifest, index, vectors)
-        except (pa.ArrowException, StoreError, OSError) as error:
+        except (pa.ArrowException, StoreError, OSError, RuntimeError) as error:  # FAISS raises the last
             yield f"The {index.kind} files of version {manifest.version} cannot be read to the end: {error}"
     yield from _miscounts(store, manifest, damaged)
 
@@ -151,10 +153,22 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
         if manifest.file(name).rows not in {None, found}:
             yield f"{prefix}/{name} must have {manifest.file(name).rows} rows, got {found}."
         stored += found
-    with store.open_read(f"{prefix}/{index.assets}") as assets_file, store.open_read(f"{prefix}/{index.file}") as codes:
+    for file_name, codes_name in index.parts:
+        if codes_name is None:
+            continue
+        with open_index(store, f"{prefix}/{codes_name}") as opened, store.open_read(f"{prefix}/{file_name}") as file:
+            rows = read_header(file, manifest.dimension)
+            if (opened.d, opened.ntotal) != (manifest.dimension, rows):
+                yield (
+                    f"{prefix}/{codes_name} must have {rows} rows of {manifest.dimension} dimensions, "
+                    f"got {opened.ntotal} of {opened.d}."
+                )
+    with store.open_read(f"{prefix}/{index.assets}") as assets_file, contextlib.ExitStack() as stack:
         assets = pa.ipc.open_file(assets_file, options=pa.ipc.IpcReadOptions(use_threads=False))
         listed = sum(assets.get_batch(i).num_rows for i in range(assets.num_record_batches))
-        coded = read_header(codes, manifest.dimension) if index.factory == FACTORY else stored
+        files = [stack.enter_context(store.open_read(f"{prefix}/{name}")) for name in index.files]
+        codes = _Codes(files, manifest.dimension)
+        coded = codes.rows
         if stored != index.rows:
             yield f"The {index.kind} index has {index.rows} rows, and its vectors are {stored}."
         if listed != index.rows or coded != index.rows:
@@ -170,14 +184,14 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
                 for group in range(file.num_row_groups):
                     # Arrow's own threads may still hold a Python buffer when the interpreter ends, which kills it.
                     table = file.read_row_group(group, columns=["asset_id", "embedding"], use_threads=False)
-                    for sort, sentence in _row_problems(table, ids, codes if index.factory == FACTORY else None):
+                    for sort, sentence in _row_problems(table, ids, codes):
                         if sort not in told:
                             told.add(sort)
                             yield f"{prefix}/{name}, row group {group} (rows {row} ff. of {index.kind}): {sentence}"
                     row += len(table)
 
 
-def _row_problems(table: pa.Table, ids: "_Ids", codes: Any) -> Iterator[tuple[str, str]]:
+def _row_problems(table: pa.Table, ids: "_Ids", codes: "_Codes") -> Iterator[tuple[str, str]]:
     names, listed = table.column("asset_id").to_pylist(), ids.take(len(table))
     if names != listed:
         i = next(i for i, (one, other) in enumerate(zip(names, listed, strict=True)) if one != other)
@@ -187,11 +201,30 @@ def _row_problems(table: pa.Table, ids: "_Ids", codes: Any) -> Iterator[tuple[st
     off = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_TOLERANCE))  # so that NaN is off, too
     if len(off):
         yield "norm", f"the vector of {names[off[0]]!r} must have the norm 1, got {norms[off[0]]:.6g}."
-    if codes is not None:
-        expected = encode(vectors)
-        found = np.frombuffer(codes.read(expected.nbytes), np.uint8)
-        if not np.array_equal(found, expected.reshape(-1)):
-            yield "codes", "the index holds other vectors than these."
+    if codes.read(len(vectors)) != encode(vectors).tobytes():
+        yield "codes", "the index holds other vectors than these."
+
+
+class _Codes:
+    """The fp16 codes of an index's files, one after the other."""
+
+    def __init__(self, files: Sequence[IO[bytes]], dimension: int) -> None:
+        self._row_bytes = 2 * dimension
+        self._left = [(file, read_header(file, dimension)) for file in files]
+        self.rows = sum(rows for _, rows in self._left)
+
+    def read(self, count: int) -> bytes:
+        """The next `count` rows, or those that are left."""
+        pieces = []
+        while count and self._left:
+            file, rows = self._left[0]
+            taken = min(count, rows)
+            pieces.append(file.read(taken * self._row_bytes))
+            count -= taken
+            self._left[0] = file, rows - taken
+            if taken == rows:
+                self._left.pop(0)
+        return b"".join(pieces)
 
 
 class _Ids:

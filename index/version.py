@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..configs import GuardConfig
-from .build import ShardRecord
 from .layout import (
     DEAD_LETTER_SCHEMA,
     dead_letters_name,
@@ -19,6 +18,7 @@ from .layout import (
     version_folder,
 )
 from .manifest import CatalogError, Counts, FileEntry, IndexEntry, Manifest
+from .shards import ShardRecord
 from .store import Store
 from .units import CarriedGroup, UnitRecord, read_dead_letter_table
 

@@ -98,5 +98,5 @@ def is_whole(store: Store, manifest: Manifest, config: RunConfig) -> bool:
         return False
     if any(store.size(f"{prefix}/{entry.name}") != entry.size_bytes for entry in manifest.files):
         return False
-    opened = [manifest.file(name) for index in manifest.indexes for name in (index.file, index.assets)]
+    opened = [manifest.file(name) for index in manifest.indexes for name in index.names]
     return not store.is_local or not any(check_file(store, manifest.version, entry) for entry in opened)

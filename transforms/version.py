@@ -9,9 +9,22 @@ import apache_beam as beam
 import orjson
 import pyarrow as pa
 
-from ..index.build import ShardRecord, ShardTask, build_index, plan_shards, write_tables
-from ..index.layout import report_name, report_page_name, run_folder, vector_schema, vectors_name
-from ..index.manifest import Counts, FileEntry, IndexEntry, how_it_ended, publish, read_manifest
+from ..index.build import (
+    AddedRows,
+    AssetsTask,
+    BuiltIndex,
+    IndexTask,
+    WrittenAssets,
+    add_rows,
+    finish_index,
+    sample_rules,
+    train_indexes,
+    write_assets,
+)
+from ..index.layout import report_name, report_page_name, run_folder, vector_schema
+from ..index.manifest import Counts, how_it_ended, publish, read_manifest
+from ..index.shards import ShardRecord, ShardTask, plan_shards
+from ..index.shards import write_shard as write_rows
 from ..index.store import Store
 from ..index.units import CarriedGroup, UnitRecord, read_unit
 from ..index.version import check_conservation, judge, write_dead_letters, write_manifest
@@ -23,15 +36,6 @@ from .plan import PlanReader, carried_dead_name
 from .report import make_report, render_report
 from .setup import VersionSetup
 from .spending import check_all_sent
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuiltIndex:
-    """A kind's index and the files that it consists of."""
-
-    entry: IndexEntry
-    files: tuple[FileEntry, ...]
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +79,11 @@ class WriteVersion(beam.PTransform):  # type: ignore[misc]
             shards
             | "AllShards" >> beam.Map(under_one_key)
             | "GroupShards" >> beam.GroupByKey()
-            | "PlanIndexes" >> beam.FlatMap(plan_indexes)
+            | "TrainIndexes" >> beam.FlatMap(_Step(train, self.setup))
             | "SpreadIndexes" >> beam.Reshuffle()
-            | "BuildIndex" >> beam.Map(_Step(build_kind, self.setup))
+            | "AddRows" >> beam.Map(_Step(build_part, self.setup))
+            | "GroupByKind" >> beam.GroupByKey()
+            | "FinishIndex" >> beam.Map(_Step(finish_kind, self.setup))
         )
         return (
             (
@@ -113,7 +119,10 @@ def under_one_key(value: Any) -> tuple[int, Any]:
 def plan_all_shards(element: tuple[int, Iterable[Part]], setup: VersionSetup) -> list[ShardTask]:
     parts = [part for part in element[1] if not isinstance(part, Begin)]
     check_all_sent([part for part in parts if isinstance(part, UnitRecord)], setup.lane)
-    return plan_shards(parts, setup.lane.config.index.rows_per_file)
+    config = setup.lane.config
+    rows = {kind: sum(part.rows for part in parts if part.kind == kind) for kind in {part.kind for part in parts}}
+    rules = sample_rules(rows, config.embed.dimension, config.index)
+    return plan_shards(parts, config.index.rows_per_file, rules)
 
 
 def write_shard(task: ShardTask, setup: VersionSetup) -> ShardRecord:
@@ -137,33 +146,29 @@ def write_shard(task: ShardTask, setup: VersionSetup) -> ShardRecord:
                     table = table.append_column("metadata", references.column("metadata").take(rows))
                 yield table
 
-    started = time.monotonic()
-    name = vectors_name(setup.lane.version, task.kind, task.shard, task.shards)
-    file = write_tables(store, name, tables(), schema)
-    return ShardRecord(kind=task.kind, shard=task.shard, file=file, seconds=time.monotonic() - started)
+    return write_rows(store, setup.lane.version, task, tables(), schema)
 
 
-def plan_indexes(element: tuple[int, Iterable[ShardRecord]]) -> list[tuple[str, tuple[ShardRecord, ...]]]:
-    """A task a kind; each knows the shards of all kinds, whose rows are the other directions' queries."""
-    shards = tuple(sorted(element[1], key=lambda s: (s.kind, s.shard)))
-    return [(kind, shards) for kind in sorted({s.kind for s in shards})]
-
-
-def build_kind(task: tuple[str, tuple[ShardRecord, ...]], setup: VersionSetup) -> BuiltIndex:
-    kind, shards = task
+def train(element: tuple[int, Iterable[ShardRecord]], setup: VersionSetup) -> list[IndexTask | AssetsTask]:
+    """Fits what all indexes share, and says what is to be built: a task an index file, and one a table of assets."""
     config = setup.lane.config
-    started = time.monotonic()
-    entry, files = build_index(
-        Store(config.catalog),
-        setup.lane.version,
-        kind,
-        shards,
-        dimension=config.embed.dimension,
-        recall_k=config.index.recall_k,
-        recall_queries=config.index.recall_queries,
-        seed=config.index.seed,
-    )
-    return BuiltIndex(entry=entry, files=tuple(files), seconds=time.monotonic() - started)
+    store = Store(config.catalog)
+    return train_indexes(store, setup.lane.version, list(element[1]), config.embed.dimension, config.index)
+
+
+def build_part(task: IndexTask | AssetsTask, setup: VersionSetup) -> tuple[str, AddedRows | WrittenAssets]:
+    config, version = setup.lane.config, setup.lane.version
+    store = Store(config.catalog)
+    if isinstance(task, AssetsTask):
+        return task.kind, write_assets(store, version, task)
+    return task.kind, add_rows(store, version, task, config.embed.dimension, config.index)
+
+
+def finish_kind(element: tuple[str, Iterable[AddedRows | WrittenAssets]], setup: VersionSetup) -> BuiltIndex:
+    parts = list(element[1])
+    assets = next(part for part in parts if isinstance(part, WrittenAssets))
+    added = [part for part in parts if isinstance(part, AddedRows)]
+    return finish_index(setup.lane.version, added, assets, setup.lane.config.index)
 
 
 def finish(element: tuple[int, Iterable[Part | ShardRecord | BuiltIndex]], setup: VersionSetup) -> Outcome:
