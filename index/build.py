@@ -38,7 +38,18 @@ from .queries import read_queries
 from .sample import SampleRule, asset_hashes, read_sample
 from .shards import ShardRecord, iterate_tables, read_ahead
 from .store import HashingWriter, Store
-from .truth import TIE_CANDIDATES, Judged, Queries, Truth, judge_answers, merge_judged, merged_figures, recall_at
+from .truth import (
+    NOT_FOUND,
+    SCORE_TOLERANCE,
+    TIE_CANDIDATES,
+    Judged,
+    Queries,
+    Truth,
+    judge_answers,
+    merge_judged,
+    merged_figures,
+    recall_at,
+)
 from .tune import K_FACTORS, SHARES, FileShape, operating_points, probed_cells
 from .units import vectors_of
 
@@ -369,18 +380,17 @@ def _ask_codes(
                     continue
                 found = search_codes(index, queries, width, probed_cells(share, shape.cells))
                 answers.append(np.where(found >= 0, found + task.first_row, -1))
-            answers.append(_scanned(truth, stored))
-            judged.append(judge_answers(truth, answers, k, stored))
+            scores = np.full(truth.rows.shape, -np.inf, np.float32)
+            for q, rows in enumerate(truth.rows):
+                scores[q, rows >= 0] = stored(q, rows[rows >= 0])
+            # What a scan of the file gives first: the best rows by what is stored of them.
+            answers.append(np.take_along_axis(truth.rows, np.argsort(-scores, axis=1, kind="stable"), axis=1))
+            found_of = judge_answers(truth, answers, k, stored)
+            # A row that is stored otherwise is not found, whatever its code says.
+            is_other = (truth.rows >= 0) & ~(np.abs(scores - truth.scores) <= SCORE_TOLERANCE)
+            found_of.ranks[:, :, : truth.keep][:, is_other] = NOT_FOUND
+            judged.append(found_of)
     return judged
-
-
-def _scanned(truth: Truth, stored: Any) -> npt.NDArray[np.int64]:
-    """The rows that are exactly the best, in the order of their stored scores: what a scan of the file gives first."""
-    ordered = np.full(truth.rows.shape, -1)
-    for q, rows in enumerate(truth.rows):
-        there = rows[rows >= 0]
-        ordered[q, : len(there)] = there[np.argsort(-stored(q, there), kind="stable")]
-    return ordered
 
 
 def _ask_exactly(

@@ -66,7 +66,7 @@ class IndexEntry(_Part):
     files: tuple[str, ...]
     """Every vector as fp16, stock `IndexScalarQuantizer`, in the order of the rows."""
     codes: tuple[str | None, ...] = ()
-    """For each file its codes, stock `IndexPreTransform`, ids are positions in the file; empty or None: there are none."""
+    """For each file its codes, stock `IndexPreTransform`, ids are positions in the file; empty or None: it has none."""
     assets: str
     rows: int
     factory: str

@@ -100,14 +100,19 @@ def write_tables(
 
 
 def write_shard(
-    store: Store, version: str, task: ShardTask, tables: Iterable[pa.Table], schema: pa.Schema
+    store: Store,
+    version: str,
+    task: ShardTask,
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
+    rows_per_group: int = ROWS_PER_GROUP,
 ) -> ShardRecord:
     """Writes the rows of a task, and keeps some of them aside."""
     started = time.monotonic()
     name = vectors_name(version, task.kind, task.shard, task.shards)
     sample = sample_name(version, task.kind, task.shard)
     with keep_sample(store, sample, tables, schema.field("embedding"), task.rule) as passing:
-        file = write_tables(store, name, passing, schema)
+        file = write_tables(store, name, passing, schema, rows_per_group)
     return ShardRecord(kind=task.kind, shard=task.shard, file=file, sample=sample, seconds=time.monotonic() - started)
 
 

@@ -16,7 +16,8 @@ from .manifest import ScoreFigures
 NOT_FOUND = np.iinfo(np.uint32).max
 TIE_CANDIDATES = 100
 """So many answers beyond k are kept, to know which rows are as good as the k-th."""
-_SCORE_TOLERANCE = 2e-4  # of a score from fp16 codes
+SCORE_TOLERANCE = 2e-4
+"""Of a score from fp16 codes."""
 _EQUAL = 1e-6
 _PENDING = 1 << 18
 
@@ -135,14 +136,14 @@ def judge_answers(
     truth.settle()
     kept, scores = truth.rows, truth.scores
     bars = np.sort(scores, axis=1)[:, ::-1][:, min(k, scores.shape[1]) - 1]
-    crowded = np.isfinite(bars) & (scores.min(axis=1) >= bars - _SCORE_TOLERANCE)
+    crowded = np.isfinite(bars) & (scores.min(axis=1) >= bars - SCORE_TOLERANCE)
     more: dict[int, npt.NDArray[np.int64]] = {}
     for q in np.flatnonzero(crowded).tolist():
         others = np.setdiff1d(np.concatenate([answer[q] for answer in answers]), [*kept[q], -1])
         if truth.is_same_kind:
             others = np.setdiff1d(others, truth.queries.rows[q : q + 1])
         if len(others):
-            more[q] = others[stored_scores(q, others) >= bars[q] - _SCORE_TOLERANCE]
+            more[q] = others[stored_scores(q, others) >= bars[q] - SCORE_TOLERANCE]
     widest = max((len(rows) for rows in more.values()), default=0)
     kept = np.pad(kept, ((0, 0), (0, widest)), constant_values=-1)
     scores = np.pad(scores, ((0, 0), (0, widest)), constant_values=-np.inf)

@@ -11,12 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from epithre_beam.configs import GuardConfig
+from epithre_beam.configs import GuardConfig, IndexConfig
 from epithre_beam.index import DeadLetter, Manifest, Reason, Store, open_catalog
-from epithre_beam.index.build import ShardRecord, build_index, plan_shards, write_tables
+from epithre_beam.index.build import build_indexes
 from epithre_beam.index.catalog import Catalog
-from epithre_beam.index.layout import asset_fields, metadata_type, vector_schema, vectors_name
+from epithre_beam.index.layout import asset_fields, metadata_type, vector_schema
 from epithre_beam.index.manifest import Counts, FileEntry, IndexEntry, publish, read_latest
+from epithre_beam.index.shards import ShardRecord, plan_shards, write_shard
 from epithre_beam.index.units import UnitRecord, read_unit, write_unit
 from epithre_beam.index.version import check_conservation, judge, write_dead_letters, write_manifest
 
@@ -116,9 +117,7 @@ def write_shards(
     schema = vector_schema(dimension, TYPES)
     shards = []
     for task in plan_shards(records, rows_per_file):
-        name = vectors_name(version, task.kind, task.shard, task.shards)
-        entry = write_tables(store, name, tables(task.parts), schema, rows_per_group=13)
-        shards.append(ShardRecord(kind=task.kind, shard=task.shard, file=entry))
+        shards.append(write_shard(store, version, task, tables(task.parts), schema, rows_per_group=13))
     return shards
 
 
@@ -143,7 +142,7 @@ class Made:
     def files(self) -> list[Path]:
         """The files that opening reads."""
         base = self.folder / "versions" / self.manifest.version
-        entries = [base / name for index in self.manifest.indexes for name in (index.file, index.assets)]
+        entries = [base / name for index in self.manifest.indexes for name in index.names]
         return [self.folder / "LATEST.json", base / "manifest.json", *entries]
 
 
@@ -153,6 +152,7 @@ def make(
     *,
     rows_per_unit: int = 13,
     rows_per_file: int = 30,
+    index: IndexConfig | None = None,
     recall_k: int = 10,
     recall_queries: int = 50,
     dead: int = 0,
@@ -172,21 +172,10 @@ def make(
     shards = write_shards(store, records, dimension, rows_per_file, version)
     planned = {kind: len(rows) + dead for kind, rows in vectors.items()}
     check_conservation(planned, records, shards)
-    entries: list[IndexEntry] = []
-    files: list[FileEntry] = [shard.file for shard in shards]
-    for kind in vectors:
-        entry, written = build_index(
-            store,
-            version,
-            kind,
-            shards,
-            dimension=dimension,
-            recall_k=recall_k,
-            recall_queries=recall_queries,
-            seed=0,
-        )
-        entries.append(entry)
-        files += written
+    index = index or IndexConfig(recall_k=recall_k, recall_queries=recall_queries)
+    built = build_indexes(store, version, shards, dimension, index)
+    entries = [one.entry for one in built]
+    files: list[FileEntry] = [shard.file for shard in shards] + [file for one in built for file in one.files]
     dead_file, _ = write_dead_letters(store, version, records)
     files += [] if dead_file is None else [dead_file]
     lost = dict.fromkeys(vectors, dead)

@@ -402,10 +402,10 @@ def test_a_manifest_that_does_not_list_its_index_is_refused(own_copy: Any) -> No
 
 def test_a_catalog_of_a_newer_format_is_refused_with_what_to_do(own_copy: Any) -> None:
     latest = read_latest(own_copy.store)
-    newer = own_copy.manifest.model_copy(update={"format_version": 2})
+    newer = own_copy.manifest.model_copy(update={"format_version": 3})
     own_copy.store.write(manifest_name(newer.version), newer.to_bytes())
     publish(own_copy.store, newer, latest[0] if latest else None)
-    with pytest.raises(CatalogError, match=r"manifest\.json has format 2; .* install a newer epithre-beam\."):
+    with pytest.raises(CatalogError, match=r"manifest\.json has format 3; .* install a newer epithre-beam\."):
         own_copy.open()
 
 
@@ -604,12 +604,12 @@ def test_a_reader_sees_whole_versions_only_while_others_are_published_and_pruned
 def test_a_reader_whose_version_is_pruned_while_it_is_checked_opens_the_next(own_copy: Any) -> None:
     """The older version has so large an index that it goes before its reader is through with it."""
     store, older = own_copy.store, "000000-20250101T000000Z-aaaaaa"
-    index = own_copy.folder / "versions" / older / own_copy.index("image").file
+    index = own_copy.folder / "versions" / older / own_copy.index("image").files[0]
     index.parent.mkdir(parents=True)
     with index.open("wb") as file:
         file.truncate(1 << 28)
     with index.open("rb") as file:
-        big = FileEntry(name=own_copy.index("image").file, size_bytes=1 << 28, sha256=sha256_of(file))
+        big = FileEntry(name=own_copy.index("image").files[0], size_bytes=1 << 28, sha256=sha256_of(file))
     files = [big if entry.name == big.name else entry for entry in own_copy.manifest.files]
     manifest = own_copy.manifest.model_copy(update={"version": older, "files": tuple(files)})
     store.write(manifest_name(older), manifest.to_bytes())

@@ -58,7 +58,7 @@ def write_version(
         entry = FileEntry(name=f"index/{kind}-assets.arrow", size_bytes=file.size_bytes, sha256=file.sha256)
         files.append(entry)
         figures: dict[str, Any] = {"recall_k": 1, "recall": {}, "scores": {}, "resident_bytes": 0, "factory": "x"}
-        indexes.append(IndexEntry(kind=kind, file="x", assets=entry.name, rows=len(rows), **figures))
+        indexes.append(IndexEntry(kind=kind, files=("x",), assets=entry.name, rows=len(rows), **figures))
     fields: dict[str, Any] = {
         "model": "m",
         "model_fingerprint": None,

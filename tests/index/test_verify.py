@@ -202,10 +202,12 @@ def with_vectors(table: pa.Table, vectors: Any) -> pa.Table:
 
 def test_files_of_which_each_is_whole_but_of_another_kind_are_found(own_copy: Any) -> None:
     image, text = own_copy.manifest.indexes
-    wrong = own_copy.manifest.model_copy(update={"indexes": (image.model_copy(update={"file": text.file}), text)})
+    wrong = own_copy.manifest.model_copy(update={"indexes": (image.model_copy(update={"files": text.files}), text)})
     (problem,) = find_damage(own_copy.store, wrong)
     assert problem == "The image index has 20 rows, its table of assets 20 and its file 9."
-    wrong = own_copy.manifest.model_copy(update={"indexes": (image.model_copy(update={"file": image.assets}), text)})
+    wrong = own_copy.manifest.model_copy(
+        update={"indexes": (image.model_copy(update={"files": (image.assets,)}), text)}
+    )
     (problem,) = find_damage(own_copy.store, wrong)
     assert "cannot be read to the end: the stored index is no SQfp16 index" in problem
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from epithre_beam.configs import GuardConfig
 from epithre_beam.index import CatalogError, DeadLetter, Reason, Store, read_latest
-from epithre_beam.index.build import ShardRecord
+from epithre_beam.index.shards import ShardRecord
 from epithre_beam.index.layout import manifest_name
 from epithre_beam.index.manifest import FileEntry, IndexEntry, publish
 from epithre_beam.index.store import SwapConflictError
@@ -26,7 +26,7 @@ def index_of(kind: str, **recall: float) -> IndexEntry:
     directions = {direction.replace("_", "->"): value for direction, value in recall.items()}
     return IndexEntry(
         kind=kind,
-        file="",
+        files=("",),
         assets="",
         rows=1,
         factory="",
@@ -42,7 +42,7 @@ def unit(kind: str, name: str, rows: int, dead: int = 0) -> UnitRecord:
 
 
 def shard(kind: str, rows: int) -> ShardRecord:
-    return ShardRecord(kind=kind, shard=0, file=FileEntry(name="", size_bytes=0, sha256="", rows=rows))
+    return ShardRecord(kind=kind, shard=0, file=FileEntry(name="", size_bytes=0, sha256="", rows=rows), sample="")
 
 
 # ---------------------------------------------------------------------------------------------------- the guards

@@ -65,7 +65,7 @@ def draw_manifest(seed: int = 0, **changes: Any) -> Manifest:
         indexes.append(
             IndexEntry(
                 kind=kind,
-                file=f"index/{kind}-00000-of-00001.faiss",
+                files=(f"index/{kind}-00000-of-00001.faiss",),
                 assets=f"index/{kind}-assets.arrow",
                 rows=500,
                 factory="SQfp16",

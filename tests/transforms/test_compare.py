@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from epithre_beam.configs import RunConfig
 from epithre_beam.index import Manifest, Reason, Store
-from epithre_beam.index.build import write_tables
+from epithre_beam.index.shards import write_tables
 from epithre_beam.index.layout import DEAD_LETTER_SCHEMA, asset_fields, dead_letters_name, vector_schema, vectors_name
 from epithre_beam.index.manifest import Counts, FileEntry
 from epithre_beam.index.version import write_manifest
@@ -268,7 +268,7 @@ import hashlib, sys
 import numpy as np
 import pyarrow as pa
 from epithre_beam.index import Store
-from epithre_beam.index.build import write_tables
+from epithre_beam.index.shards import write_tables
 from epithre_beam.index.layout import asset_fields, vector_schema, vectors_name
 from epithre_beam.index.manifest import Counts
 from epithre_beam.index.version import write_manifest
