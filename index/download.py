@@ -11,8 +11,8 @@ from .manifest import CatalogError
 from .store import Store, StoreError
 
 _READERS = 8
-_RANGE_BYTES = 16_000_000
-"""Memory is _READERS times this, whatever the number and the size of the files."""
+RANGE_BYTES = 8_000_000
+"""Memory is _READERS times this and some copies of it, whatever the number and the size of the files."""
 _WAITS_S = (0.2, 0.8, 3.2)
 _BLOCK_BYTES = 1 << 20
 _Answer = TypeVar("_Answer")
@@ -57,8 +57,8 @@ class Downloads:
             StoreError: When it does not give it, also when asked again.
             OSError: When it cannot be written.
         """
-        starts = range(0, size_bytes, _RANGE_BYTES)
-        ends = [min(start + _RANGE_BYTES, size_bytes) for start in starts]
+        starts = range(0, size_bytes, RANGE_BYTES)
+        ends = [min(start + RANGE_BYTES, size_bytes) for start in starts]
         pieces = [
             self._readers.submit(self._copy, name, start, end, descriptor)
             for start, end in zip(starts, ends, strict=True)

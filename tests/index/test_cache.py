@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 
 from epithre_beam.index.cache import BOUND_VARIABLE, FileCache
+from epithre_beam.index.download import RANGE_BYTES
 from epithre_beam.index.local_files import local_files
 from epithre_beam.index.manifest import CatalogError, FileEntry
 from epithre_beam.index.store import Store, StoreError
@@ -27,7 +29,6 @@ from epithre_beam.index.store import Store, StoreError
 from ..s3_server import Proxy, S3Server, s3_store
 
 VERSION = "v1"
-RANGE_BYTES = 16_000_000
 PROCESSES = 10
 
 OPEN = """
@@ -163,7 +164,7 @@ def opener(folder: str, cache: Path) -> Iterator[Callable[[int, Sequence[FileEnt
 # ---------------------------------------------------------------------------------------------------- downloads
 
 
-SIZES = {"empty": 0, "byte": 1, "small.arrow": 70_000, "one": RANGE_BYTES, "more": RANGE_BYTES + 1, "big": 41_000_000}
+SIZES = {"empty": 0, "byte": 1, "small.arrow": 70_000, "one": RANGE_BYTES, "more": RANGE_BYTES + 1, "big": 20_000_000}
 
 
 def test_what_is_opened_is_what_was_stored_and_is_downloaded_once(
@@ -187,7 +188,7 @@ def test_what_is_opened_is_what_was_stored_and_is_downloaded_once(
 def test_big_files_are_read_by_several_ranges_at_once_that_bound_the_memory(
     origin: Store, remote: Store, proxy: Proxy, cache: Path
 ) -> None:
-    entries = stored(origin, {"a": content(40_000_000), "b": content(70_000_000, 2)})
+    entries = stored(origin, {"a": content(2 * RANGE_BYTES + 1), "b": content(4 * RANGE_BYTES + 1, 2)})
     seen: list[tuple[int, int]] = []
     under_way, most = set[int](), [0]
     several = threading.Event()
@@ -279,7 +280,7 @@ def test_an_object_of_another_length_is_refused_before_it_is_read(
 def test_an_object_that_vanishes_is_named_and_leaves_nothing(
     origin: Store, remote: Store, proxy: Proxy, cache: Path, moment: str
 ) -> None:
-    entries = stored(origin, {"a": content(40_000_000)})
+    entries = stored(origin, {"a": content(2 * RANGE_BYTES + 1)})
     gone = f"versions/{VERSION}/a"
     if moment == "before":
         origin.delete(gone)
@@ -292,7 +293,7 @@ def test_an_object_that_vanishes_is_named_and_leaves_nothing(
 
 @pytest.mark.parametrize("what", ["error", "lose answer", "lose request"])
 def test_passing_failures_are_outlived(origin: Store, remote: Store, proxy: Proxy, cache: Path, what: str) -> None:
-    files = {"a": content(40_000_000), "b": content(100)}
+    files = {"a": content(2 * RANGE_BYTES + 1), "b": content(100)}
     entries = stored(origin, files)
     proxy.fault = nth_get(what, 0, 2, 3)
     assert read(remote, entries, cache) == files
@@ -381,7 +382,7 @@ def test_over_http_a_file_is_opened_or_it_is_said_why_not(cache: Path, way: str,
 def test_of_ten_processes_one_downloads_and_all_open(
     origin: Store, proxy: Proxy, opener: Callable[..., Opener]
 ) -> None:
-    entries = stored(origin, {"a": content(40_000_000), "b": content(100_000), "c": content(10)})
+    entries = stored(origin, {"a": content(2 * RANGE_BYTES + 1), "b": content(100_000), "c": content(10)})
     openers = [opener(proxy.port, entries) for _ in range(PROCESSES)]
     for one in openers:
         one.go_on()
@@ -471,6 +472,24 @@ def test_any_history_stays_within_the_bound(memory: Store, cache: Path) -> None:
         }
         assert names_of(*chosen) <= cached(cache)
         assert sum(path.stat().st_size for path in cache.glob("files/*/*")) <= 5000
+
+
+def test_many_at_once_who_take_each_others_room_read_what_they_asked_for(memory: Store, cache: Path) -> None:
+    """The bound is just what they can hold together, so that nobody is refused; each has locks of its own."""
+    entries = stored(memory, {str(i): content(1000, i) for i in range(24)})
+
+    def open_some(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for _ in range(25):
+            chosen = [entries[i] for i in random.choice(24, 2, replace=False)]
+            with local_files(memory, VERSION, chosen, cache_folder=cache, max_bytes=12_000) as paths:
+                for entry in chosen:
+                    assert paths[entry.name].read_bytes() == content(1000, int(entry.name))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(open_some, range(6)))
+    assert sum(path.stat().st_size for path in cache.glob("files/*/*")) <= 12_000
+    assert not any(name.endswith(".partial") for name in cached(cache))
 
 
 def test_making_room_spares_what_is_opened_with_it(memory: Store, cache: Path) -> None:
