@@ -42,7 +42,8 @@ class S3Server:
 
 Fault = Callable[[str, dict[str, str]], str]
 """Is told a request's method and headers, may change the headers, and says what happens to the request:
-`pass`, `lose answer`, `lose request`, or `error` (done, but told as a failure of the server)."""
+`pass`, `lose answer`, `lose request`, `error` (done, but told as a failure of the server), or `damage` (one byte of the
+answer is another)."""
 
 
 class Proxy:
@@ -72,6 +73,8 @@ class Proxy:
                 if what == "lose answer":
                     self.close_connection = True
                     return
+                if what == "damage":
+                    data = data[:-1] + bytes([data[-1] ^ 1])
                 if what == "error":
                     data = b"<Error><Code>InternalError</Code><Message>try again</Message></Error>"
                     self.send_response_only(500)
