@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from epithre_beam.index import Store
-from epithre_beam.index.shards import ROWS_PER_GROUP, write_tables
 from epithre_beam.index.layout import asset_fields, vector_schema
+from epithre_beam.index.shards import ROWS_PER_GROUP, write_tables
 from epithre_beam.index.units import open_vectors
 
 _DIMENSION = 4000

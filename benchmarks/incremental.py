@@ -76,9 +76,9 @@ def make_compared(folder: Path, references: int) -> None:
     import pyarrow as pa
 
     from epithre_beam.configs import load_config
-    from epithre_beam.index.shards import write_tables
     from epithre_beam.index.layout import asset_fields, vector_schema, vectors_name
     from epithre_beam.index.manifest import Counts, publish
+    from epithre_beam.index.shards import write_tables
     from epithre_beam.index.store import Store
     from epithre_beam.index.version import write_manifest
     from epithre_beam.transforms.epithre.emulator import EmulatorSettings, emulator_fingerprint

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from epithre_beam.configs import RunConfig
 from epithre_beam.index import Manifest, Reason, Store
-from epithre_beam.index.shards import write_tables
 from epithre_beam.index.layout import DEAD_LETTER_SCHEMA, asset_fields, dead_letters_name, vector_schema, vectors_name
 from epithre_beam.index.manifest import Counts, FileEntry
+from epithre_beam.index.shards import write_tables
 from epithre_beam.index.version import write_manifest
 from epithre_beam.transforms.compare import Comparison
 from epithre_beam.transforms.references import UNKNOWN, reference_schema
