@@ -33,6 +33,7 @@ from .distribution import Distribution, norm_deviations, norms_distribution
 from .exact import FACTORY, ExactIndexWriter, check_format, read_rows, search_stored
 from .layout import assets_name, codes_name, index_name, model_name, version_folder
 from .manifest import CatalogError, FileEntry, IndexEntry, OperatingPoint
+from .marks import remember
 from .projection import fit_axes
 from .queries import read_queries
 from .sample import SampleRule, asset_hashes, read_sample
@@ -281,7 +282,7 @@ def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settin
             first = block.stop
         writer.finish()
     pa.default_memory_pool().release_unused()
-    files = [_entry(name, file, rows)]
+    files = [_entry(store, name, file, rows)]
     shape = FileShape(rows=rows, dimension=dimension)
     if task.with_codes and rows >= LEAST_ROWS:
         order = np.argsort(hashes, kind="stable")
@@ -291,7 +292,7 @@ def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settin
         with store.open_write(name_codes) as codes_file:
             write_codes(codes, codes_file.write)
         del codes, held, projected
-        files.append(_entry(name_codes, codes_file, rows))
+        files.append(_entry(store, name_codes, codes_file, rows))
         judged = _ask_codes(store, files, truths, task, shape, settings)
     else:
         judged = _ask_exactly(store, name, truths, task, settings)
@@ -430,7 +431,7 @@ def write_assets(store: Store, version: str, task: AssetsTask) -> WrittenAssets:
                 held = []
         if held:
             writer.write_table(pa.concat_tables(held).combine_chunks())
-    return WrittenAssets(kind=task.kind, file=_entry(name, file, rows))
+    return WrittenAssets(kind=task.kind, file=_entry(store, name, file, rows))
 
 
 def finish_index(version: str, added: Sequence[AddedRows], assets: WrittenAssets, settings: IndexConfig) -> BuiltIndex:
@@ -510,5 +511,7 @@ def _of_kind(shards: Sequence[ShardRecord], kind: str) -> list[ShardRecord]:
     return sorted((s for s in shards if s.kind == kind), key=lambda s: s.shard)
 
 
-def _entry(name: str, file: HashingWriter, rows: int | None) -> FileEntry:
+def _entry(store: Store, name: str, file: HashingWriter, rows: int) -> FileEntry:
+    if store.is_local:
+        remember(store.local_path(name), file.sha256)  # who opens it on this machine need not hash it again
     return FileEntry(name=name, size_bytes=file.size_bytes, sha256=file.sha256, rows=rows)

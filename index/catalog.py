@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 
 from ..configs import AssetKind
 from .kind_index import KindIndex
-from .layout import READERS, version_folder
+from .layout import READERS
+from .local_files import local_files
 from .manifest import CatalogError, IndexEntry, Manifest, read_latest, read_manifest
 from .readers import VersionHold
 from .store import Store, StoreError
-from .verify import check_file
 
 Merge = Literal["score", "quota", "standardised"]
 MAX_K = 10_000
@@ -136,7 +136,7 @@ class Catalog:
             ranks[kind] = index.search(queries, int(k), where, index.point(recall))
         for q in range(len(queries)):
             hits[q] = self._merge(q, ranks, indexes, int(k), merge, query_kind)
-        return [[self._hit(indexes[kind], kind, row, score) for score, row, kind in found] for found in hits]
+        return [[_hit(indexes[kind], kind, row, score) for score, row, kind in found] for found in hits]
 
     def _merge(
         self,
@@ -164,18 +164,6 @@ class Catalog:
                     entries.append((key, -score, kind, rank, row))
         entries.sort()
         return [(-negative, row, kind) for _, negative, kind, _, row in entries[:k]]
-
-    def _hit(self, index: KindIndex, kind: str, row: int, score: float) -> Hit:
-        asset = index.assets.slice(row, 1).to_pylist()[0]
-        return Hit(
-            asset_id=asset["asset_id"],
-            kind=kind,
-            uri=asset["uri"],
-            text=asset["text"],
-            score=score,
-            row=row,
-            metadata=asset.get("metadata") or {},
-        )
 
     def _check_queries(self, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
         try:
@@ -208,6 +196,11 @@ class Catalog:
         return {kind: indexes[kind] for kind in dict.fromkeys(kinds)}
 
 
+def _hit(index: KindIndex, kind: str, row: int, score: float) -> Hit:
+    asset_id, uri, text, metadata = index.asset(row)
+    return Hit(asset_id=asset_id, kind=kind, uri=uri, text=text, score=score, row=row, metadata=metadata)
+
+
 def open_catalog(
     url: str | Path,
     *,
@@ -215,18 +208,23 @@ def open_catalog(
     verify: bool = True,
     storage_options: dict[str, Any] | None = None,
     hold_s: float | None = None,
+    cache_folder: str | Path | None = None,
 ) -> Catalog:
     """Opens a catalog's published version, or a named one, for searching.
 
     Args:
-        url: The catalog's path. (Remote catalogs need a local cache, which this release has not.)
+        url: The catalog's path or fsspec URL. What a search needs of a remote one is brought into a cache on a local
+            disk, which all processes of this user share; the vectors as Parquet are not.
         version: Absent: the one that LATEST.json names.
-        verify: Compare every file that is opened with its sha256 in the manifest. Without it a damaged file may
-            give wrong results in silence.
+        verify: Compare every file that is opened with its sha256 in the manifest. It is remembered, so that a file
+            is read for it once and not again before it changes. Without it a damaged file may give wrong results in
+            silence.
         storage_options: For fsspec.
         hold_s: Keep the version from being pruned while it is open: a file in `readers/` says so, which is renewed,
             removed by `close()`, and void this long after the process has died. Absent: nothing is written. What is
             mapped already stays readable on a local disk either way; what is opened later, such as vectors, does not.
+        cache_folder: For what is remembered and for files of remote catalogs. Absent: what EPITHRE_BEAM_CACHE names,
+            or the system's place for this user's caches. EPITHRE_BEAM_CACHE_MB bounds it; 64 GB if it is not set.
 
     Raises:
         CatalogError: When there is nothing published, or a file is missing, damaged or of a newer format.
@@ -235,12 +233,25 @@ def open_catalog(
     if hold_s is not None and not 0 < hold_s < float("inf"):
         raise ValueError(f"hold_s must be a positive number of seconds, got {hold_s!r}.")
     store = Store(str(url), storage_options)
+    asked: dict[str, Any] = {"verify": verify, "hold_s": hold_s}
+    asked["cache_folder"] = None if cache_folder is None else Path(cache_folder)
+    try:
+        return _open(store, version, asked)
+    except (CatalogError, StoreError):
+        raise
+    except Exception as error:  # whatever a store's driver raises
+        if store.is_local:
+            raise
+        raise CatalogError(f"{store.url} cannot be read ({type(error).__name__}: {error}).") from error
+
+
+def _open(store: Store, version: str | None, asked: Mapping[str, Any]) -> Catalog:
     if version is not None:
-        return _open_version(store, version, None, verify=verify, hold_s=hold_s)
+        return _open_version(store, version, None, **asked)
     for tries_left in reversed(range(_OPENING_TRIES)):
         named, sha256 = _published(store)
         try:
-            return _open_version(store, named, sha256, verify=verify, hold_s=hold_s)
+            return _open_version(store, named, sha256, **asked)
         except CatalogError:
             # Another version was published, and this one pruned, since LATEST.json was read?
             if not tries_left or _published(store)[0] == named:
@@ -258,16 +269,24 @@ def _published(store: Store) -> tuple[str, str]:
     return latest[1], latest[2]
 
 
-def _open_version(store: Store, version: str, sha256: str | None, *, verify: bool, hold_s: float | None) -> Catalog:
+def _open_version(
+    store: Store,
+    version: str,
+    sha256: str | None,
+    *,
+    verify: bool,
+    hold_s: float | None,
+    cache_folder: Path | None,
+) -> Catalog:
     manifest = read_manifest(store, version, sha256)
-    if not store.is_local:
-        raise CatalogError(f"{store.url} is not on a local disk: copy the catalog here to search it.")
     hold = None
     try:
         if hold_s is not None:
             hold = _hold(store, version, hold_s)
             read_manifest(store, version, sha256)  # what was whole when the hold stood, stays so
-        indexes = {entry.kind: _open_index(store, manifest, entry, verify=verify) for entry in manifest.indexes}
+        entries = [manifest.file(name) for index in manifest.indexes for name in index.names]
+        with local_files(store, version, entries, verify=verify, cache_folder=cache_folder) as paths:
+            indexes = {entry.kind: _open_index(entry, paths) for entry in manifest.indexes}
     except BaseException:
         if hold is not None:
             hold.release()
@@ -284,14 +303,6 @@ def _hold(store: Store, version: str, hold_s: float) -> VersionHold:
         ) from error
 
 
-def _open_index(store: Store, manifest: Manifest, entry: IndexEntry, *, verify: bool) -> KindIndex:
-    for name in entry.names:
-        problem = check_file(store, manifest.version, manifest.file(name), hashed=verify)
-        if problem:
-            raise CatalogError(problem)
-
-    def local(name: str) -> Path:
-        return store.local_path(f"{version_folder(manifest.version)}/{name}")
-
-    parts = [(local(vectors), None if codes is None else local(codes)) for vectors, codes in entry.parts]
-    return KindIndex(entry, parts, local(entry.assets))
+def _open_index(entry: IndexEntry, paths: Mapping[str, Path]) -> KindIndex:
+    parts = [(paths[vectors], None if codes is None else paths[codes]) for vectors, codes in entry.parts]
+    return KindIndex(entry, parts, paths[entry.assets])

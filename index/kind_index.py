@@ -1,6 +1,8 @@
 """One kind's index and its table of assets: rows are found by inner product, equal scores by asset id."""
 
+import bisect
 import contextlib
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -73,6 +75,9 @@ class KindIndex:
                 f"{parts[0][0]} has {first} rows, {assets_path} {len(self.assets)} and the manifest "
                 f"{entry.rows}; they must agree."
             )
+        # A batch of the table is looked into directly: to slice all its columns takes as long as the search.
+        self._batches = self.assets.to_batches()
+        self._first_rows = [0, *itertools.accumulate(len(batch) for batch in self._batches)]
         self._masks: OrderedDict[str, _Matching] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -171,6 +176,14 @@ class KindIndex:
                     # The cells that were scanned hold fewer that match: now all of them.
                     scores, rows = _refine(file, vectors, wide, file.cells, factor, matching)
         return scores, np.where(rows >= 0, rows + file.first_row, -1)
+
+    def asset(self, row: int) -> tuple[str, str | None, str | None, dict[str, Any]]:
+        """A row's asset id, uri, text and metadata."""
+        number = bisect.bisect_right(self._first_rows, row) - 1
+        batch, place = self._batches[number], row - self._first_rows[number]
+        asset_id, uri, text = (batch.column(name)[place].as_py() for name in ("asset_id", "uri", "text"))
+        metadata = batch.column("metadata")[place].as_py() if "metadata" in batch.schema.names else None
+        return asset_id, uri, text, metadata or {}
 
     def _order_ties(self, scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], k: int) -> None:
         """Puts rows of equal scores in the order of their asset ids, in place, as far as the first k go."""

@@ -426,13 +426,17 @@ def test_where_nothing_is_published_nothing_is_opened(tmp_path: Path) -> None:
         open_catalog(tmp_path, version="v7")
 
 
-def test_a_remote_catalog_is_refused_in_a_sentence(small: Any) -> None:
+def test_a_remote_catalog_gives_the_same_hits_from_the_cache(small: Any, tmp_path: Path) -> None:
     remote = Store("memory://remote-catalog")
     for name in small.store.names(""):
         remote.write(name, small.store.read(name))
-    with pytest.raises(CatalogError, match="memory://remote-catalog is not on a local disk"):
-        open_catalog("memory://remote-catalog")
-    remote.delete("")
+    queries = small.vectors["text"][:7]
+    with small.open() as local, open_catalog(remote.url, cache_folder=tmp_path / "cache") as opened:
+        assert opened.search(queries, k=20) == local.search(queries, k=20)
+        remote.delete("")
+        assert opened.search(queries, k=20) == local.search(queries, k=20)
+    with pytest.raises(CatalogError, match="has no published version"):
+        open_catalog(remote.url, cache_folder=tmp_path / "cache")
 
 
 def test_a_version_is_opened_by_its_name_too(small: Any, draw_vectors: Draw) -> None:
