@@ -4,13 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint format types wheel airflow check schema clean bench-main-job bench-limit bench-incremental bench-carry
+.PHONY: help demo test lint format types wheel airflow check schema clean bench-main-job bench-limit bench-incremental bench-carry bench-index
 
 help:
 	@echo "make demo     draw pictures, embed them on the local emulator, search them (no key, no network)"
 	@echo "make test     run the tests"
 	@echo "make check    what CI runs: test, lint, types, wheel, and the example's DAG on a real Airflow"
-	@echo "make bench-…  benchmarks, by hand: main-job, limit, incremental, carry"
+	@echo "make bench-…  benchmarks, by hand: main-job, limit, incremental, carry, index"
 
 demo: $(VENV)/.demo
 	$(BIN)/epithre-beam demo demo
@@ -51,6 +51,10 @@ bench-incremental: $(VENV)/.dev
 
 bench-carry: $(VENV)/.dev
 	$(BIN)/python benchmarks/carry.py
+
+bench-index: $(VENV)/.dev
+	$(BIN)/python benchmarks/index.py
+	$(BIN)/python benchmarks/index.py --growth 100000,300000,1000000
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \

@@ -1,0 +1,278 @@
+"""The index against those of others, side by side at equal measured recall, and its growth.
+
+    python benchmarks/index.py [--rows 100000] [--spectrum A] [--rivals autofaiss,hnsw32,…] [--work DIR]
+    python benchmarks/index.py --growth 100000,300000,1000000 [--spectrum A] [--work DIR]
+
+Everything is seeded. Both kinds of vectors are made by `clustered.py`, `--rows` of each; queries are fresh vectors of
+the same distribution, and exact answers are computed beside them. Each contender runs in processes of its own, one
+after the other, on files that the kernel was asked to forget: one builds, one looks for the cheapest setting that
+reaches recall 0.95 at ten in the worst of the four directions, one opens what was built and measures it at that
+setting. Rivals have an index for each kind, which is kind to them; `autofaiss-joint` is one over both. The rivals' own
+environments are made from `rivals/*.txt` when they are needed first. A table is printed; WORK/index-A-100000.json has
+all figures.
+
+What the columns mean:
+
+- build: wall seconds of both kinds, from Parquet files to files on disk; ours: the index alone, since the same command
+  copies the vectors into the catalog. CPU and peak memory are of the whole process tree, ours with that copying.
+- resident: MB of memory that opening and warm searching add to the process: anonymous + mapped from files (ours without
+  the mapped float16 store); for pgvector the server's, with what its processes share.
+- one query: median and 99th percentile of 500 warm queries, one thread, the worst of the four directions.
+- a second: 2,000 queries at once, two threads, the worst of the four directions.
+
+`--growth` takes numbers of rows over both kinds together, measures ours alone, and beside it how long reading the
+vectors and writing them as float16 take, and draws docs/index-growth.svg.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from clustered import KINDS, SPECTRA, Clustered, find_exactly
+from growth import draw_growth
+from rivals.processes import Watch, forget_cached
+
+_HERE = Path(__file__).resolve().parent
+_QUERIES = 2000
+_ASKED_EXACTLY = 1000
+_TARGET = 0.95
+_ENVIRONMENTS = {"with_pgvector.py": "pgvector", "with_usearch.py": "usearch"}
+_PROGRAMS = {
+    "ours": "ours.py",
+    "autofaiss": "with_faiss.py",
+    "autofaiss-budget": "with_faiss.py",
+    "autofaiss-joint": "with_faiss.py",
+    "hnsw32": "with_faiss.py",
+    "ivf-sq8": "with_faiss.py",
+    "usearch": "with_usearch.py",
+    "pgvector": "with_pgvector.py",
+}
+_HEAD = (
+    "contender", "setting", "build s", "CPU s", "peak MB", "resident MB", "disk MB", "text→image", "image→text",
+    "image→image", "text→text", "one query ms", "p99", "a second",
+)  # fmt: skip
+_DIRECTIONS = ("text->image", "image->text", "image->image", "text->text")
+
+
+class ContenderFailedError(Exception):
+    """A contender could not be set up or ended with an error."""
+
+
+def make_data(folder: Path, spectrum: str, rows: int, seed: int) -> None:
+    """Writes `data`, `asked` and the true answers, unless the folder is there. One thread a block is fastest."""
+    command = [sys.executable, str(_HERE / "clustered.py"), str(folder / "data")]
+    command += ["--rows", str(rows), "--spectrum", spectrum, "--seed", str(seed)]
+    subprocess.run(command, check=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
+    asked = folder / "asked"
+    asked.mkdir()
+    data = Clustered(spectrum, seed)
+    queries = {kind: data.queries(kind, _QUERIES) for kind in KINDS}
+    for kind in KINDS:
+        np.save(asked / f"{kind}.npy", queries[kind])
+    both = np.concatenate([queries[kind][:_ASKED_EXACTLY] for kind in KINDS])
+    for target in KINDS:
+        rows_found = np.split(find_exactly(folder / "data", target, both, 10)[1], 2)
+        for source, found in zip(KINDS, rows_found, strict=True):
+            np.save(asked / f"{source}-{target}.npy", found)
+
+
+def python_of(contender: str, environments: Path) -> Path:
+    """The interpreter that has what the contender needs; its environment is made if it is not there."""
+    program = _PROGRAMS.get(contender, "ours.py")
+    name = "autofaiss" if contender.startswith("autofaiss") else _ENVIRONMENTS.get(program)
+    if name is None:
+        return Path(sys.executable)
+    python = environments / name / "bin" / "python"
+    done = environments / name / "done"
+    if not done.exists():
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        for command in (
+            [sys.executable, "-m", "venv", environments / name],
+            [*pip, "-r", _HERE / f"rivals/{name}.txt"],
+        ):
+            made = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+            if made.returncode:
+                raise ContenderFailedError(f"its environment cannot be made: {_last_line(made.stderr)}")
+        done.touch()
+    return python
+
+
+def run_step(contender: str, step: str, python: Path, folder: Path, setting: Any = None) -> dict[str, Any]:
+    """Runs one step of a contender in a process of its own; its figures, with what the process tree took."""
+    forget_cached(folder / "data")
+    program = _HERE / "rivals" / _PROGRAMS.get(contender, "ours.py")
+    command = [str(python), str(program), step, "--contender", contender, "--data", str(folder / "data")]
+    command += ["--asked", str(folder / "asked"), "--work", str(folder / contender), "--target", str(_TARGET)]
+    if setting is not None:
+        command += ["--setting", json.dumps(setting)]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
+        watch = Watch(process.pid)
+        printed, _ = process.communicate()
+        took = watch.end()
+        if process.returncode:
+            said.seek(0)
+            raise ContenderFailedError(f"{step} ended with {process.returncode}: {_last_line(said.read())}")
+    figures = json.loads(printed.splitlines()[-1])
+    return {**figures, **{name: round(value, 3) for name, value in took.items()}}
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["nothing was said"])[-1]
+
+
+def compete(contender: str, folder: Path, environments: Path) -> list[dict[str, Any]]:
+    """Builds, tunes and measures; autofaiss is measured as it delivers its index, too. Deletes what was built."""
+    print(f"{contender} …", file=sys.stderr, flush=True)
+    (folder / contender).mkdir()
+    try:
+        python = python_of(contender, environments)
+        built = run_step(contender, "build", python, folder)
+        found = run_step(contender, "tune", python, folder)
+        settings = [None, found["setting"]] if contender in {"autofaiss", "autofaiss-budget"} else [found["setting"]]
+        measured = [run_step(contender, "measure", python, folder, setting) for setting in settings]
+    except ContenderFailedError as error:
+        return [{"contender": contender, "failed": str(error)}]
+    finally:
+        shutil.rmtree(folder / contender)
+    return [
+        {"contender": contender, "setting": setting, "built": built, "tuned": found, "measured": figures}
+        for setting, figures in zip(settings, measured, strict=True)
+    ]
+
+
+def resident_mb(result: dict[str, Any]) -> tuple[float, float]:
+    """Anonymous, and from files or shared; without the pages of a mapped refine store."""
+    resident = result["measured"]["resident_mb"]
+    mapped = resident["file"] + resident["shared"] - result["measured"].get("mapped_refine_mb", 0)
+    return resident["anon"], max(mapped, 0.0)
+
+
+def worst_query_ms(result: dict[str, Any]) -> dict[str, float]:
+    singles: dict[str, dict[str, float]] = result["measured"]["single_ms"]
+    return {name: max(single[name] for single in singles.values()) for name in ("median", "p99")}
+
+
+def worst_batch(result: dict[str, Any]) -> float:
+    return min(result["measured"]["batch_a_second"].values())
+
+
+def to_table(results: list[dict[str, Any]]) -> str:
+    lines = ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|"]
+    for result in results:
+        if "failed" in result:
+            lines.append(f"| {result['contender']} | not measured: {result['failed']} |" + " |" * (len(_HEAD) - 2))
+            continue
+        built, recall = result["built"], result["measured"]["recall"]
+        anon, file = resident_mb(result)
+        single = worst_query_ms(result)
+        setting = "as delivered" if result["setting"] is None else str(result["setting"])
+        setting += "" if min(recall.values()) >= _TARGET else " (below 0.95)"
+        cells = [result["contender"], setting, f"{built['build_s']:.1f}", f"{built['cpu_s']:.0f}"]
+        cells += [f"{built['peak_mb']:,.0f}", f"{anon:,.0f} + {file:,.0f}", f"{built['disk_mb']:,.0f}"]
+        cells += [f"{recall[direction]:.3f}" for direction in _DIRECTIONS]
+        cells += [f"{single['median']:.2f}", f"{single['p99']:.2f}", f"{worst_batch(result):,.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def to_ratios(results: list[dict[str, Any]]) -> str:
+    """What is asked of ours beside autofaiss' default, where both were measured."""
+    measured = {(r["contender"], r["setting"] is None): r for r in results if "failed" not in r}
+    ours = measured.get(("ours", True))
+    other = measured.get(("autofaiss", False))
+    if ours is None or other is None:
+        return ""
+    build = other["built"]["build_s"] / ours["built"]["build_s"]
+    resident = sum(resident_mb(other)) / sum(resident_mb(ours))
+    ms, other_ms = worst_query_ms(ours)["median"], worst_query_ms(other)["median"]
+    return "\n".join(
+        [
+            f"build, autofaiss / ours:               {build:.1f}   (at least 10)",
+            f"resident memory, autofaiss / ours:     {resident:.0f}   (at least 50)",
+            f"one query, ours, ms:                   {ms:.2f}   (under 1)",
+            f"one query, autofaiss / ours:           {other_ms / ms:.1f}   (at least 5)",
+            f"queries a second, ours / autofaiss:    {worst_batch(ours) / worst_batch(other):.1f}   (at least 10)",
+            f"recall of ours, worst direction:       {min(ours['measured']['recall'].values()):.3f}   (at least 0.95)",
+        ]
+    )
+
+
+def grow(totals: list[int], spectrum: str, seed: int, work: Path) -> list[dict[str, Any]]:
+    """Ours and the yardstick at each size; the data of a size is deleted before the next is made."""
+    found = []
+    for total in totals:
+        with tempfile.TemporaryDirectory(dir=work) as name:
+            folder = Path(name)
+            folder.chmod(0o755)
+            make_data(folder, spectrum, total // 2, seed)
+            (folder / "yardstick").mkdir()
+            yardstick = run_step("yardstick", "build", Path(sys.executable), folder)
+            shutil.rmtree(folder / "yardstick")
+            result = compete("ours", folder, work)[0]
+        print(f"\n{total:,} rows over both kinds")
+        print(to_table([result]))
+        print(
+            f"reading and writing as float16 alone:  {yardstick['build_s']:.1f} s, "
+            f"{yardstick['read_mb'] / yardstick['build_s']:.0f} MB/s, peak {yardstick['peak_mb']:.0f} MB"
+        )
+        if "failed" not in result:
+            built, measured = result["built"], result["measured"]
+            print(f"index / that:                          {built['build_s'] / yardstick['build_s']:.2f}   (at most 2)")
+            print(f"the whole command, s:                  {built['command_s']:.1f}")
+            print(f"its peak memory, MB:                   {built['peak_mb']:.0f}   (under 4,096)")
+            opened = ", ".join(f"{measured[name]:.2f}" for name in ("open_s", "open_again_s", "open_unverified_s"))
+            print(f"opened; again; not verified, s:        {opened}   (under 1)")
+            print(f"resident, MB:                          {sum(resident_mb(result)):.0f}   (under 400)", flush=True)
+        found.append({"total": total, "yardstick": yardstick, **result})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000, help="of each kind")
+    parser.add_argument("--spectrum", choices=SPECTRA, default="A")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rivals", default=",".join(name for name in _PROGRAMS if name != "ours"), help="or none")
+    parser.add_argument("--without-ours", action="store_true")
+    parser.add_argument("--growth", help="rows over both kinds, with commas between")
+    parser.add_argument("--work", type=Path, help="where data, indexes and environments are made; absent: temporary")
+    parser.add_argument("--plot", type=Path, default=_HERE.parent / "docs/index-growth.svg")
+    options = parser.parse_args()
+    rivals = [name for name in options.rivals.split(",") if name not in {"", "none"}]
+    unknown = set(rivals) - set(_PROGRAMS)
+    if unknown:
+        parser.error(f"--rivals must be among {', '.join(_PROGRAMS)}, got {', '.join(sorted(unknown))}")
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        work.chmod(0o755)  # PostgreSQL is no root's, and reads from here
+        if options.growth:
+            found = grow([int(total) for total in options.growth.split(",")], options.spectrum, options.seed, work)
+            name = f"index-growth-{options.spectrum}"
+            drawable = [size for size in found if "failed" not in size]
+            if len(drawable) > 1:
+                options.plot.write_text(draw_growth(drawable), "utf-8")
+        else:
+            contenders = rivals if options.without_ours else ["ours", *rivals]
+            with tempfile.TemporaryDirectory(dir=work) as name:
+                folder = Path(name)
+                folder.chmod(0o755)
+                make_data(folder, options.spectrum, options.rows, options.seed)
+                found = [result for c in contenders for result in compete(c, folder, work / "environments")]
+            print(f"spectrum {options.spectrum}, {options.rows:,} rows of each kind")
+            print(to_table(found))
+            print(to_ratios(found))
+            name = f"index-{options.spectrum}-{options.rows}"
+        (options.work or Path.cwd()).joinpath(f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
