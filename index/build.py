@@ -8,7 +8,7 @@ vectors go to disk as fp16. `finish_index` puts the files of a kind together, an
 import io
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from ..configs import IndexConfig
 from .codes import (
     LEAST_ROWS,
+    Coded,
     Projected,
     build_codes,
     bytes_a_row,
@@ -36,7 +37,7 @@ from .manifest import CatalogError, FileEntry, IndexEntry, OperatingPoint
 from .marks import remember
 from .projection import fit_axes
 from .queries import read_queries
-from .sample import SampleRule, asset_hashes, read_sample
+from .sample import Sample, SampleRule, asset_hashes, read_sample
 from .shards import ShardRecord, iterate_tables, read_ahead
 from .store import HashingWriter, Store
 from .truth import (
@@ -59,7 +60,9 @@ _MB = 1_000_000
 _FIXED_MB = 640
 """What a worker takes that builds an index file of no rows: Python with its libraries, and blocks of rows."""
 _LEAST_ROWS_PER_FILE = 10_000
+_BLOCK_ROWS = 2048
 _CHEAP_K_FACTOR = 10
+_SAMPLE_K_FACTOR = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +180,8 @@ def train_indexes(
     limit = rows_per_index(dimension, settings) if coded else settings.rows_per_index
     given = read_queries(settings.queries, dimension) if settings.queries else {}
     model: dict[str, npt.NDArray[Any]] = {}
-    training = []
+    training: dict[str, Sample] = {}
+    queries = []
     for kind in sorted({*rows, *given}):
         drawn_rows, vectors = np.empty(0, np.int64), np.empty((0, dimension), np.float32)
         if rows.get(kind):
@@ -185,14 +189,17 @@ def train_indexes(
             files = [(s.sample, s.rows) for s in _of_kind(shards, kind)]
             sample = read_sample(store, kind, files, wanted)
             drawn_rows, vectors = sample.rows[: settings.recall_queries], sample.vectors[: settings.recall_queries]
-            # Where there are few rows, they have to do both.
-            training.append(sample.vectors[settings.recall_queries :] if len(sample.rows) == wanted else sample.vectors)
+            training[kind] = sample.without(settings.recall_queries) if len(sample.rows) == wanted else sample
         if kind in given:
             drawn_rows = np.concatenate([drawn_rows, np.full(len(given[kind]), -1)])
             vectors = np.concatenate([vectors, given[kind]])
         model[f"rows_{kind}"], model[f"vectors_{kind}"] = drawn_rows, vectors
-    widest = _dimensions(dimension, settings)[-1] if coded else 0
-    model["axes"] = fit_axes(training, widest, settings.seed) if coded else np.empty((0, dimension), np.float32)
+        queries.append(Queries(kind=kind, rows=drawn_rows, vectors=vectors))
+    axes = np.empty((0, dimension), np.float32)
+    if coded:
+        axes = fit_axes([s.vectors for s in training.values()], _dimensions(dimension, settings)[-1], settings.seed)
+        axes = axes[: _axes_needed(axes, {kind: training[kind] for kind in coded}, queries, settings)]
+    model["axes"] = axes
     data = io.BytesIO()
     np.savez(data, allow_pickle=False, **model)
     store.write(model_name(version), data.getvalue())
@@ -265,15 +272,14 @@ def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settin
         writer = ExactIndexWriter(file, dimension, rows)
         first = 0
         columns = ["asset_id", "embedding"] if task.with_codes else ["embedding"]
-        for table in read_ahead(iterate_tables(store, task.shards, columns)):
-            vectors = vectors_of(table)
+        for asset_ids, vectors in _blocks(read_ahead(iterate_tables(store, task.shards, columns)), dimension):
             writer.add(vectors)
             norms.add(norm_deviations(vectors))
             products = vectors @ sides
             block = slice(first, first + len(vectors))
             projected[block] = products[:, : len(axes)]
             if task.with_codes:
-                hashes[block] = asset_hashes(table.column("asset_id").to_pylist(), settings.seed)
+                hashes[block] = asset_hashes(asset_ids, settings.seed)
             begin = len(axes)
             for truth in truths:
                 end = begin + len(truth.queries.rows)
@@ -310,6 +316,31 @@ def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settin
     )
 
 
+def _blocks(tables: Iterable[pa.Table], dimension: int) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
+    """Asset ids, if they are there, and vectors, float32, (rows, dimension), valid until the next ones are taken.
+
+    Longer than a row group: the threads of a matrix product wait for each other at its end.
+    """
+    buffer = np.empty((_BLOCK_ROWS, dimension), np.float32)
+    asset_ids: list[str] = []
+    held = 0
+    for table in tables:
+        vectors = vectors_of(table)
+        if vectors.shape[1] != dimension:
+            raise CatalogError(f"all vectors must have {dimension} dimensions, got {vectors.shape[1]}.")
+        names = table.column("asset_id").to_pylist() if "asset_id" in table.schema.names else []
+        while len(vectors):
+            taken = min(len(vectors), _BLOCK_ROWS - held)
+            buffer[held : held + taken] = vectors[:taken]
+            asset_ids += names[:taken]
+            vectors, names, held = vectors[taken:], names[taken:], held + taken
+            if held == _BLOCK_ROWS:
+                yield asset_ids, buffer
+                asset_ids, held = [], 0
+    if held:
+        yield asset_ids, buffer[:held]
+
+
 def _figures_only(truth: Truth) -> Truth:
     empty = Queries(kind=truth.queries.kind, rows=np.empty(0, np.int64), vectors=np.empty((0, 0), np.float32))
     rest = Truth(empty, 0, is_same_kind=truth.is_same_kind)
@@ -325,29 +356,71 @@ def _figures_only(truth: Truth) -> Truth:
 def _build_best(
     held: Projected, truths: Sequence[Truth], task: IndexTask, settings: IndexConfig
 ) -> tuple[Any, FileShape]:
-    """The codes of the fewest dimensions whose candidates keep the recall, in cells if there are many rows.
-
-    That all codes are scanned must leave room for what scanning some cells loses: half of what the target allows.
-    """
+    """The codes of the fewest dimensions whose candidates keep the recall, in cells if there are many rows."""
     rows, dimension = len(held.vectors), held.axes.shape[1]
-    cells = cells_for(rows)
-    wanted = (1 + settings.target_recall) / 2
     sizes = [size for size in _dimensions(dimension, settings) if size <= len(held.axes)]
-    for size in sizes:
+    coded = _fewest_dimensions(held, truths, sizes, _CHEAP_K_FACTOR, task.first_row, settings)
+    shape = FileShape(rows=rows, dimension=dimension, code_dimension=coded.dimension, cells=cells_for(rows))
+    return build_codes(held, coded, shape.cells), shape
+
+
+def _fewest_dimensions(
+    held: Projected,
+    truths: Sequence[Truth],
+    sizes: Sequence[int],
+    k_factor: int,
+    first_row: int,
+    settings: IndexConfig,
+) -> Coded:
+    """The codes of the smallest of `sizes` with which the right rows are among k x `k_factor` candidates.
+
+    All codes are scanned for it, and must leave room for what scanning some cells will lose: half of what the target
+    allows. Where no size does, the last is taken, and more candidates will have to be scored.
+    """
+    rows, k = len(held.vectors), settings.recall_k
+    width = min(k_factor * k, rows)
+    for size in sizes[:-1]:
         coded = code_rows(held, size)
-        shape = FileShape(rows=rows, dimension=dimension, code_dimension=size, cells=cells)
-        if size == sizes[-1]:
-            return build_codes(held, coded, cells), shape
         index = build_codes(held, coded, 1)
-        width = min(_CHEAP_K_FACTOR * settings.recall_k, rows)
-        recalls = [1.0]
+        reached = 1.0
         for truth in truths:
-            found = search_codes(index, truth.queries.vectors, min(width + 1, rows), 1) + task.first_row
-            judged = judge_answers(truth, [found], settings.recall_k, _no_scores)
-            recalls.append(float(np.nanmean(recall_at(judged, settings.recall_k, width))))
-        if min(recalls) >= wanted:
-            return (index if cells == 1 else build_codes(held, coded, cells)), shape
-    raise AssertionError("the largest size is always taken")
+            found = search_codes(index, truth.queries.vectors, min(width + 1, rows), 1) + first_row
+            judged = judge_answers(truth, [found], k, _no_scores)
+            reached = min(reached, float(np.nanmean(recall_at(judged, k, width))))
+        if reached >= (1 + settings.target_recall) / 2:
+            return coded
+    return code_rows(held, sizes[-1])
+
+
+def _axes_needed(
+    axes: npt.NDArray[np.float32],
+    samples: Mapping[str, Sample],
+    queries: Sequence[Queries],
+    settings: IndexConfig,
+) -> int:
+    """How many of the axes the indexes will use, as far as a sample can tell.
+
+    With fewer candidates than will be scored: among all rows, the best lie closer together than in a sample. Where it
+    tells too few, recall is kept by scoring more candidates, as measured then.
+    """
+    needed = 0
+    sizes = _dimensions(axes.shape[1], settings)
+    for kind, sample in samples.items():
+        truths = []
+        for asked in queries:
+            # The sample has rows of its own, none of which is a query.
+            held_out = Queries(kind=asked.kind, rows=np.full(len(asked.rows), -1), vectors=asked.vectors)
+            truth = Truth(held_out, settings.recall_k + TIE_CANDIDATES, is_same_kind=asked.kind == kind)
+            truth.add(asked.vectors @ sample.vectors.T, 0)
+            truths.append(truth)
+        held = Projected(
+            vectors=(sample.vectors @ axes.T).astype(np.float16),
+            order=np.arange(len(sample.rows)),
+            axes=axes,
+            seed=settings.seed,
+        )
+        needed = max(needed, _fewest_dimensions(held, truths, sizes, _SAMPLE_K_FACTOR, 0, settings).dimension)
+    return needed
 
 
 def _no_scores(_query: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -5,6 +5,7 @@ centred by its own mean, so that the gap between the kinds, which tells nobody a
 vectors are projected without that mean: under inner product a shift of the query would change the order of results.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,15 +37,29 @@ def fit_axes(samples: Sequence[npt.NDArray[np.float32]], count: int, seed: int) 
     guess = np.random.default_rng([seed, dimension, count]).standard_normal(
         (dimension, min(count + _OVERSAMPLED, dimension)), np.float32
     )
-    basis, _ = np.linalg.qr(guess)
+    basis = _orthonormal(guess)
     for _ in range(_ITERATIONS):
         # A part of the guess is kept, so that directions without any variance still give an orthonormal basis.
-        basis, _ = np.linalg.qr(covariance @ basis + np.float32(1e-6) * basis)
+        basis = _orthonormal(covariance @ basis + np.float32(1e-6) * basis)
     strengths, turn = np.linalg.eigh((basis.T @ covariance @ basis).astype(np.float64))
     strongest = np.argsort(-strengths, kind="stable")[:count]
     return np.ascontiguousarray((basis @ turn[:, strongest].astype(np.float32)).T)
 
 
+def _orthonormal(columns: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """An orthonormal basis of the same space, by Cholesky factors of the Gram matrix, twice.
+
+    Matrix products all the way: a QR decomposition of this shape waits for other processes at every step.
+    """
+    basis = columns.astype(np.float64)
+    for _ in range(2):
+        gram = basis.T @ basis
+        gram[np.diag_indices_from(gram)] += 1e-14 * np.trace(gram)
+        basis = basis @ np.linalg.inv(np.linalg.cholesky(gram)).T
+    return basis.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
 def rotation(dimension: int, seed: int) -> npt.NDArray[np.float32]:
     """A random rotation, float32, (dimension, dimension): it spreads the variance over all codes alike."""
     drawn = np.random.default_rng([seed, dimension]).standard_normal((dimension, dimension))

@@ -105,6 +105,10 @@ class Sample:
     vectors: npt.NDArray[np.float32]
     """float32, (rows, dimension)."""
 
+    def without(self, first: int) -> "Sample":
+        """The rows after the first ones."""
+        return Sample(kind=self.kind, rows=self.rows[first:], vectors=self.vectors[first:])
+
 
 def read_sample(store: Store, kind: str, files: Sequence[tuple[str, int]], count: int) -> Sample:
     """Up to `count` rows of a kind, those whose ids have the lowest hashes.
