@@ -16,7 +16,8 @@ by a random matrix over the latent axes (`matrix`), or by a random scale for eac
 What is near a text by inner product is then near a distorted picture of it: its true neighbours stand in other cells
 than the nearest ones, over more clusters. `measure_difficulty` states how much: with 51,200 rows a kind in 904 cells,
 so many of the ten true neighbours lie in the 8 % of the cells nearest to the query, text → image and image → image:
-A MEASURE
+A 0.93 and 0.99, B 0.95 and 1.00, C 0.64 and 0.99. Image → text against text → text is 0.95 and 0.99 in A, 0.66 and
+0.98 in C; in B the texts' own distortion makes the two alike (0.99).
 
 The latent axes fall into groups of 256 with a stretch of the 4000 dimensions each, so that the product costs the same
 for every rank. Inner products do not see it, and strong and weak axes are spread over all groups.
@@ -107,8 +108,8 @@ SPECTRA = {
         offset=0.3,
     ),
 }
-"""A has few axes, B a long spectrum, C an almost flat one: the best 256 axes of C keep 0.94 of the ten true neighbours
-among their first hundred, 512 keep 0.99."""
+"""A has few axes, B a long spectrum, C an almost flat one: with 20,480 rows a kind the best 256 axes of C keep 0.94 of
+the ten true neighbours among their first hundred, 512 keep 0.99."""
 
 
 class Clustered:

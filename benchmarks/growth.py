@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from epithre_beam.transforms.svg import FIRST, SECOND, Drawing, add_legend, drawing, make_axes, to_svg, use_log_axis
+from epithre_beam.transforms.svg import FIRST, SECOND, Drawing, add_legend, drawing, make_axes, to_svg
 
 _STYLE = """<style>
 :root { --first: #2563a8; --second: #b4561c; --faint: #8a8f98; color: #1f2328; background: #ffffff;
@@ -15,6 +15,8 @@ _STYLE = """<style>
 
 def draw_growth(sizes: list[dict[str, Any]]) -> str:
     """An SVG file of its own. Both axes are logarithmic: what is linear rises by a decade in a decade."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
     totals = [size["total"] for size in sizes]
     build = [size["built"]["build_s"] for size in sizes]
     single = [max(found["median"] for found in size["measured"]["single_ms"].values()) for size in sizes]
@@ -25,7 +27,10 @@ def draw_growth(sizes: list[dict[str, Any]]) -> str:
         axes.plot(totals, single, "s--", color=SECOND, label="one query, ms")
         axes.plot(totals, [single[0] * n / totals[0] for n in totals], ":", color=SECOND, alpha=0.6, label="if linear")
         axes.set_yscale("log")
-        use_log_axis(axes, totals[0] / 1.2, totals[-1] * 1.2, lambda value: f"{value:,.0f}")
+        axes.set_xscale("log")
+        axes.set_xticks(totals, [f"{total:,}" for total in totals])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("vectors of 4000 dimensions, both kinds together")
         add_legend(axes, columns=2)
         told = "; ".join(

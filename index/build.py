@@ -30,7 +30,7 @@ from .codes import (
     search_codes,
     write_codes,
 )
-from .distribution import Distribution, norm_deviations, norms_distribution
+from .distribution import NORM_TOLERANCE, Distribution, norm_deviations, norms_distribution
 from .exact import FACTORY, ExactIndexWriter, check_format, read_rows, search_stored
 from .layout import assets_name, codes_name, index_name, model_name, version_folder
 from .manifest import CatalogError, FileEntry, IndexEntry, OperatingPoint
@@ -172,7 +172,8 @@ def train_indexes(
     The queries are rows that train nothing. What was fitted is left in the run's folder for the next steps.
 
     Raises:
-        CatalogError: When the settings leave too little memory, or the file of queries is none.
+        CatalogError: When the settings leave too little memory, the file of queries is none, or a row is no unit
+            vector of that dimension.
     """
     check_format(dimension)
     rows = {kind: sum(s.rows for s in _of_kind(shards, kind)) for kind in sorted({s.kind for s in shards})}
@@ -188,6 +189,8 @@ def train_indexes(
             wanted = settings.recall_queries + (settings.training_rows if coded else 0)
             files = [(s.sample, s.rows) for s in _of_kind(shards, kind)]
             sample = read_sample(store, kind, files, wanted)
+            if len(sample.rows):
+                _checked_deviations(sample.vectors, sample.rows, kind, dimension)
             drawn_rows, vectors = sample.rows[: settings.recall_queries], sample.vectors[: settings.recall_queries]
             training[kind] = sample.without(settings.recall_queries) if len(sample.rows) == wanted else sample
         if kind in given:
@@ -223,6 +226,31 @@ def train_indexes(
     return tasks
 
 
+def _checked_deviations(
+    vectors: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], kind: str, dimension: int
+) -> npt.NDArray[np.float64]:
+    """How far norms are from 1; a row that is no unit vector would win every search, or none, or poison the axes.
+
+    Raises:
+        CatalogError: With the first such row.
+    """
+    if vectors.shape[1] != dimension:
+        raise CatalogError(
+            f"The {kind} vectors must have {dimension} numbers, those of row {rows[0]} ff. have {vectors.shape[1]}: "
+            "vectors of another model need a catalog of their own."
+        )
+    with np.errstate(invalid="ignore"):  # of infinity
+        deviations = norm_deviations(vectors)
+    bad = np.flatnonzero(~(deviations <= np.log10(NORM_TOLERANCE)))
+    if len(bad):
+        norm = np.linalg.norm(vectors[bad[0]].astype(np.float64))
+        raise CatalogError(
+            f"The vector of {kind} row {rows[bad[0]]} must have the norm 1, got {norm:.6g}: what was read is damaged, "
+            "or was never checked; `epithre-beam versions verify` names a damaged file."
+        )
+    return deviations
+
+
 def _grouped(shards: Sequence[ShardRecord], limit: int) -> Iterator[list[ShardRecord]]:
     """Consecutive files in groups of about the same number of rows, each at most `limit` if its files allow it."""
     total = sum(s.rows for s in shards)
@@ -255,7 +283,11 @@ class _Model:
 
 
 def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settings: IndexConfig) -> AddedRows:
-    """Builds one index file: the vectors as fp16 and, where the task says so, their codes; and asks it."""
+    """Builds one index file: the vectors as fp16 and, where the task says so, their codes; and asks it.
+
+    Raises:
+        CatalogError: When a row is no unit vector of that dimension.
+    """
     started = time.monotonic()
     model = _Model.read(store, version)
     rows = sum(s.rows for s in task.shards)
@@ -273,8 +305,9 @@ def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settin
         first = 0
         columns = ["asset_id", "embedding"] if task.with_codes else ["embedding"]
         for asset_ids, vectors in _blocks(read_ahead(iterate_tables(store, task.shards, columns)), dimension):
+            rows_here = np.arange(first, first + len(vectors)) + task.first_row
+            norms.add(_checked_deviations(vectors, rows_here, task.kind, dimension))
             writer.add(vectors)
-            norms.add(norm_deviations(vectors))
             products = vectors @ sides
             block = slice(first, first + len(vectors))
             projected[block] = products[:, : len(axes)]

@@ -10,6 +10,8 @@ from .manifest import Histogram
 _BINS = 2048
 _MOST_BINS_KEPT = 128
 _LEAST_DEVIATION = 1e-10
+NORM_TOLERANCE = 2e-3
+"""Vectors are stored as they came when their norm is within 1e-3 of 1; as float16 they may lose half of that again."""
 
 
 @dataclass(kw_only=True)

@@ -159,5 +159,5 @@ def _opened(store: Store, name: str) -> Iterator[pq.ParquetFile]:
     try:
         with store.open_read(name) as handle:
             yield pq.ParquetFile(handle, pre_buffer=False, page_checksum_verification=True)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:  # Arrow raises the last for a page that is damaged
         raise StoreError(f"{store.url}/{name}, which this run wrote, cannot be read: {error}; run again.") from error

@@ -14,15 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .codes import open_index
+from .distribution import NORM_TOLERANCE
 from .exact import encode, read_header
 from .history import existing_versions
 from .layout import LATEST, manifest_name, version_folder
 from .manifest import CatalogError, FileEntry, IndexEntry, Manifest, read_latest, read_manifest
 from .store import Store, StoreError, sha256_of
 from .units import vectors_of
-
-_NORM_TOLERANCE = 2e-3
-"""Vectors are stored as they came when their norm is within 1e-3 of 1; as float16 they may lose half of that again."""
 
 
 def check_file(store: Store, version: str, entry: FileEntry, *, hashed: bool = True) -> str | None:
@@ -198,7 +196,7 @@ def _row_problems(table: pa.Table, ids: "_Ids", codes: "_Codes") -> Iterator[tup
         yield "ids", f"the vector of {names[i]!r} stands where the table of assets has {listed[i]!r}."
     vectors = vectors_of(table)
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    off = np.flatnonzero(~(np.abs(norms - 1) <= _NORM_TOLERANCE))  # so that NaN is off, too
+    off = np.flatnonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE))  # so that NaN is off, too
     if len(off):
         yield "norm", f"the vector of {names[off[0]]!r} must have the norm 1, got {norms[off[0]]:.6g}."
     if codes.read(len(vectors)) != encode(vectors).tobytes():

@@ -1,13 +1,12 @@
-"""What processes take: memory and CPU of a tree of them, and which pages of mapped files are resident. Linux only."""
+"""What processes take: memory and CPU of a tree of them, and how much of mapped files is resident. Linux only."""
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 MB = 1e6
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PRESENT = 1 << 63
 
 
 def read_memory(pids: list[int]) -> dict[str, float]:
@@ -44,32 +43,22 @@ def tree_of(pid: int) -> list[int]:
     return found
 
 
-def read_mapped(suffix: str, tail_bytes: int) -> float:
-    """MB of this process's mapped files of that suffix that are resident and lie in a file's last `tail_bytes`.
-
-    The kernel's own table of pages tells which: `smaps` has one figure for a whole mapping.
-    """
-    pages = 0
-    with open("/proc/self/maps") as maps, open("/proc/self/pagemap", "rb") as table:
-        for line in maps:
-            words = line.split(maxsplit=5)
-            if len(words) < 6 or not words[5].strip().endswith(suffix):
-                continue
-            start, end = (int(word, 16) for word in words[0].split("-"))
-            offset = int(words[2], 16)
-            begin = max(offset, os.path.getsize(words[5].strip()) - tail_bytes)
-            first = start + max(begin - offset, 0) // _PAGE * _PAGE
-            if first < end:
-                table.seek(first // _PAGE * 8)
-                entries = memoryview(table.read((end - first) // _PAGE * 8)).cast("Q")
-                pages += sum(1 for entry in entries if entry & _PRESENT)
-    return pages * _PAGE / MB
+def read_mapped(wanted: Callable[[str], bool]) -> float:
+    """Resident MB of this process's mappings of files whose path is wanted."""
+    size, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split(maxsplit=5)
+        if "-" in words[0]:
+            counts = len(words) == 6 and wanted(words[5])
+        elif words[0] == "Rss:" and counts:
+            size += int(words[1]) * 1024
+    return size / MB
 
 
 class Watch:
     """Follows a process tree in a thread: the greatest memory it had, and the CPU it took.
 
-    The peak is the greater of two: the sum over the tree at its greatest moment, seen 20 times a second, and the
+    The peak is the greater of two: the sum over the tree at its greatest moment, seen ten times a second, and the
     high-water mark that the kernel keeps for each single process.
     """
 
@@ -82,7 +71,7 @@ class Watch:
         self._thread.start()
 
     def _follow(self) -> None:
-        while not self._stop.wait(0.05):
+        while not self._stop.wait(0.1):
             pids = tree_of(self._pid)
             now = read_memory(pids)
             marks = [_read_status(pid).get("VmHWM", 0) / MB for pid in pids]

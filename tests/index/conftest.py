@@ -34,6 +34,20 @@ def unit_vectors(rows: int, dimension: int, seed: int = 0) -> Floats:
     return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
 
+def clustered_vectors(rows: int, dimension: int, seed: int, gap: float = 0.3) -> Floats:
+    """float32, (rows, dimension), unit norm: what models give, more or less.
+
+    All kinds have the same clusters; the strength of the axes falls, and each seed has an offset of its own.
+    """
+    strengths = np.arange(1, dimension + 1) ** -0.5
+    centres = np.random.default_rng(dimension).standard_normal((40, dimension)) * strengths
+    rng = np.random.default_rng([seed, dimension])
+    offset = gap * rng.standard_normal(dimension) * strengths
+    drawn = centres[rng.integers(0, len(centres), rows)] + offset
+    drawn += 0.7 * rng.standard_normal((rows, dimension)) * strengths
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
 def asset_rows(kind: str, start: int, rows: int) -> pa.Table:
     """Assets numbered from `start`, in the columns that a unit file has."""
     return numbered_rows(kind, range(start, start + rows))
@@ -115,10 +129,8 @@ def write_shards(
             yield table.append_column("metadata", metadata_of(table))
 
     schema = vector_schema(dimension, TYPES)
-    shards = []
-    for task in plan_shards(records, rows_per_file):
-        shards.append(write_shard(store, version, task, tables(task.parts), schema, rows_per_group=13))
-    return shards
+    tasks = plan_shards(records, rows_per_file)
+    return [write_shard(store, version, task, tables(task.parts), schema, rows_per_group=13) for task in tasks]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +223,9 @@ def make(
             (unit_of(kind, i), start, min(rows_per_unit, len(rows) - start))
             for i, start in enumerate(range(0, len(rows), rows_per_unit))
         )
-        expected[kind] = np.concatenate([rows[start : start + length] for _, start, length in cuts])
+        expected[kind] = np.concatenate([rows[:0], *(rows[start : start + length] for _, start, length in cuts)])
         table = pa.concat_tables(
-            [numbered_rows(kind, assets_of[kind][start : start + length]) for _, start, length in cuts]
+            [numbered_rows(kind, assets_of[kind][start : start + length]) for _, start, length in [*cuts, ("", 0, 0)]]
         )
         assets[kind] = table.append_column("metadata", metadata_of(table))
     return Made(
@@ -254,6 +266,12 @@ def own_copy(make_catalog: Callable[..., Made]) -> Made:
 def draw_vectors() -> Callable[..., Floats]:
     """`unit_vectors`."""
     return unit_vectors
+
+
+@pytest.fixture(scope="session")
+def draw_clustered() -> Callable[..., Floats]:
+    """`clustered_vectors`."""
+    return clustered_vectors
 
 
 @pytest.fixture(scope="session")

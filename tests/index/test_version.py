@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from epithre_beam.configs import GuardConfig
 from epithre_beam.index import CatalogError, DeadLetter, Reason, Store, read_latest
-from epithre_beam.index.shards import ShardRecord
 from epithre_beam.index.layout import manifest_name
 from epithre_beam.index.manifest import FileEntry, IndexEntry, publish
+from epithre_beam.index.shards import ShardRecord
 from epithre_beam.index.store import SwapConflictError
 from epithre_beam.index.units import UnitRecord, dead_letter_table, read_unit_dead_letters
 from epithre_beam.index.version import check_conservation, judge, write_dead_letters
