@@ -13,6 +13,7 @@ SHARES = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 3 / 64, 1 / 16, 3 / 32, 1 / 8, 3 / 1
 """Of the cells, those that are scanned: the ways that are tried, and after them all vectors without codes."""
 K_FACTORS = (2, 3, 5, 10, 20, 50, 100)
 _TARGETS = (0.8, 0.9, 0.95, 0.99)
+_ERRORS = 2.0
 
 # Rates of one core, as measured (docs/decisions/010): they only have to be right in proportion.
 _SCANNED_BYTES_A_US = 20_000
@@ -52,9 +53,9 @@ def operating_points(
 ) -> tuple[list[OperatingPoint], OperatingPoint]:
     """The cheapest ways to reach several recalls, and the one for `target`.
 
-    A way counts as reaching a recall when, in every direction, what was measured exceeds it by a standard error: it
-    was chosen among many by the same queries, and other queries must reach it too. If none does, one that reaches it
-    as measured is taken, and if none does that, all vectors are scanned.
+    A way counts as reaching a recall when, in every direction, what was measured exceeds it by two standard errors:
+    it is chosen among many by the same queries, and other queries must reach it too. If none does, one that reaches
+    it as measured is taken, and if none does that, all vectors are scanned.
 
     Args:
         judged: By direction; its ways are `SHARES`, then the exact scan.
@@ -103,4 +104,4 @@ def _low(recalls: npt.NDArray[np.float64]) -> float:
     recalls = recalls[~np.isnan(recalls)]
     if not len(recalls):
         return 1.0
-    return float(recalls.mean() - recalls.std() / len(recalls) ** 0.5)
+    return float(recalls.mean() - _ERRORS * recalls.std() / len(recalls) ** 0.5)
