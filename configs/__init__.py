@@ -3,6 +3,7 @@
 from .load import ConfigError, load_config
 from .schema import (
     AssetKind,
+    CatalogConfig,
     EmbedConfig,
     GuardConfig,
     IndexConfig,
@@ -14,6 +15,7 @@ from .schema import (
 
 __all__ = [
     "AssetKind",
+    "CatalogConfig",
     "ConfigError",
     "EmbedConfig",
     "GuardConfig",

@@ -1,18 +1,20 @@
 """Reads a run's YAML: environment variables, `--set`, and errors that say where, what and what to do."""
 
+import copy
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .schema import RunConfig
+from .schema import CatalogConfig, RunConfig
 
+_Config = TypeVar("_Config", bound=CatalogConfig)
 _PROFILES = Path(__file__).parent / "profiles"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _SECRET_NAME = re.compile(r"(?i)(api_?key|secret|token\b|password|credential)")
@@ -49,7 +51,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), environ: Mappin
     profile = _read_profile(raw.get("embed"), path.parent, environ)
     if profile is not None:
         raw = {**raw, "embed": {**profile.settings, **raw["embed"], "profile": profile.name}}
-    return _anchor(_validated(raw, profile), path.parent)
+    return _anchor(_validated(raw, profile, RunConfig), path.parent)
 
 
 def parse_config(raw: Mapping[str, Any]) -> RunConfig:
@@ -58,7 +60,33 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: With every wrong key's path, rule and value, a sentence each.
     """
-    return _validated(raw, None)
+    return _validated(raw, None, RunConfig)
+
+
+def parse_settings(
+    raw: Mapping[str, Any], overrides: Iterable[str] = (), sections: Collection[str] = ()
+) -> CatalogConfig:
+    """Checks the config of a version, as its manifest has it: its sources, if it has any, are not looked at.
+
+    Args:
+        raw: The plain data.
+        overrides: `key.path=value` pairs, values read as YAML.
+        sections: What they may set.
+
+    Raises:
+        ConfigError: With every wrong key's path, rule and value, a sentence each.
+    """
+    changed = {name: copy.deepcopy(value) for name, value in raw.items() if name in CatalogConfig.model_fields}
+    for override in overrides:
+        section = re.split(r"[.=]", override, maxsplit=1)[0]
+        if section not in sections:
+            known = ", ".join(sections)
+            raise ConfigError(
+                f"--set {_shown(override, override)} is not possible here, where the vectors are there already: "
+                f"only {known} can be set, for all else use `run`."
+            )
+        _set(changed, override)
+    return _validated(changed, None, CatalogConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +125,9 @@ def _read_profile(embed: Any, folder: Path, environ: Mapping[str, str]) -> _Prof
     return _Profile(name=name, settings=settings, inherited=frozenset(settings) - frozenset(embed))
 
 
-def _validated(raw: Mapping[str, Any], profile: _Profile | None) -> RunConfig:
+def _validated(raw: Mapping[str, Any], profile: _Profile | None, model: type[_Config]) -> _Config:
     try:
-        return RunConfig.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         sentences: dict[str, None] = {}
         for one in error.errors():

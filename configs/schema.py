@@ -377,16 +377,21 @@ class GuardConfig(Section):
     )
 
 
-class RunConfig(Section):
-    """One job: sources in, a catalog out."""
+class CatalogConfig(Section):
+    """What a version is made with, wherever its rows come from: a job without its sources."""
 
     catalog: Location = Field(description="A path or an fsspec URL.")
-    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
     embed: EmbedConfig = EmbedConfig()
     prepare: PrepareConfig = PrepareConfig()
     index: IndexConfig = IndexConfig()
     guards: GuardConfig = GuardConfig()
     runner: str = Field("FnApiRunner", description="A Beam runner. Its own options follow `--` on the command line.")
+
+
+class RunConfig(CatalogConfig):
+    """One job: sources in, a catalog out."""
+
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":

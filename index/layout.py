@@ -61,6 +61,7 @@ class Reason(StrEnum):
     REFUSED = "refused"
     TOO_LARGE_FOR_API = "too_large_for_api"
     BROKEN_ANSWER = "broken_answer"
+    BROKEN_VECTOR = "broken_vector"
     RETRIES_EXHAUSTED = "retries_exhausted"
     NOT_SENT = "not_sent"
 

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -49,6 +49,13 @@ class ShardRecord:
     """The file of rows that were kept aside, as named in the store."""
     seconds: float = 0.0
     """That writing it took."""
+    dead: int = 0
+    """Rows of vectors from elsewhere that are not in it, for they are no good."""
+    normalised: int = 0
+    """Rows of such vectors whose norm was put right."""
+
+    def with_import(self, *, dead: int, normalised: int) -> "ShardRecord":
+        return replace(self, dead=dead, normalised=normalised)
 
     @property
     def rows(self) -> int:

@@ -44,7 +44,7 @@ class DeadLetterSummary:
 
 
 def write_dead_letters(
-    store: Store, version: str, records: Sequence[UnitRecord], carried: str | None = None
+    store: Store, version: str, records: Sequence[UnitRecord], others: Sequence[str] = ()
 ) -> tuple[FileEntry | None, DeadLetterSummary]:
     """Gathers dead letters into the version's own file; (None, …) when there are none.
 
@@ -52,16 +52,16 @@ def write_dead_letters(
         store: The catalog.
         version: Where the file goes.
         records: The units of the run.
-        carried: A file of letters that are taken over from the version before.
+        others: Files of letters that are no units', such as those taken over from the version before.
     """
     summary = DeadLetterSummary()
     units = [record.unit for record in sorted(records, key=lambda record: record.unit) if record.dead]
-    if not units and carried is None:
+    if not units and not others:
         return None, summary
 
     def tables() -> Iterator[pa.Table]:
-        if carried is not None:
-            with store.open_read(carried) as file:
+        for other in others:
+            with store.open_read(other) as file:
                 for batch in pq.ParquetFile(file).iter_batches(use_threads=False):
                     yield pa.Table.from_batches([batch])
         for unit in units:
@@ -84,8 +84,17 @@ def check_conservation(
     shards: Sequence[ShardRecord],
     carried: Sequence[CarriedGroup] = (),
     carried_dead: Mapping[str, int] | None = None,
+    imported: Mapping[str, int] | None = None,
 ) -> None:
     """Assets in = vectors + dead letters, for each kind, old ones and new ones together.
+
+    Args:
+        planned: Assets by kind.
+        records: Of the units.
+        shards: The files that were written.
+        carried: Rows of the version before.
+        carried_dead: Its dead letters that are taken over, by kind.
+        imported: Rows of vectors from elsewhere, by kind; the shards say which of them are dead.
 
     Raises:
         CatalogError: When an asset was lost or doubled on the way; nothing may be published then.
@@ -96,7 +105,9 @@ def check_conservation(
         assets = planned.get(kind, 0)
         units = [record for record in records if record.kind == kind]
         rows = sum(u.rows for u in units) + sum(group.rows for group in carried if group.kind == kind)
-        dead = sum(u.dead for u in units) + old_dead.get(kind, 0)
+        rejected = sum(s.dead for s in shards if s.kind == kind)
+        rows += (imported or {}).get(kind, 0) - rejected
+        dead = sum(u.dead for u in units) + old_dead.get(kind, 0) + rejected
         stored = sum(s.file.rows or 0 for s in shards if s.kind == kind)
         if assets != rows + dead or stored != rows:
             raise CatalogError(

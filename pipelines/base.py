@@ -1,10 +1,10 @@
 """What a run starts from: its references, and the version in force if its vectors may be taken over."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ..configs import RunConfig
+from ..configs import IndexConfig, RunConfig
 from ..configs.schema import EMULATOR, is_loopback
 from ..index.layout import version_folder
 from ..index.manifest import CatalogError, Manifest, read_manifest
@@ -86,17 +86,17 @@ def find_base(
     return Base(manifest=manifest, reasons=reasons, fingerprint=fingerprint, is_certain=is_certain)
 
 
-def is_whole(store: Store, manifest: Manifest, config: RunConfig) -> bool:
-    """Whether a version has all its files, and indexes and columns as the config wants them now.
+def is_whole(store: Store, manifest: Manifest, index: IndexConfig, metadata_types: Mapping[str, str]) -> bool:
+    """Whether a version has all its files, and indexes and columns as they are wanted now.
 
     On a local disk what readers open is read too: a night without changes must not call a damaged index well.
     """
     prefix = version_folder(manifest.version)
-    if manifest.config.get("index") != config.index.model_dump(mode="json"):
+    if manifest.config.get("index") != index.model_dump(mode="json"):
         return False
-    if manifest.metadata_types != config.metadata_types:
+    if manifest.metadata_types != dict(metadata_types):
         return False
     if any(store.size(f"{prefix}/{entry.name}") != entry.size_bytes for entry in manifest.files):
         return False
-    opened = [manifest.file(name) for index in manifest.indexes for name in index.names]
+    opened = [manifest.file(name) for entry in manifest.indexes for name in entry.names]
     return not store.is_local or not any(check_file(store, manifest.version, entry) for entry in opened)

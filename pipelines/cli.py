@@ -9,10 +9,10 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,6 +22,9 @@ from ..index.lease import release_all
 from .endings import Speaker, ending_of_defect, ending_of_error, ending_of_report, ending_of_signal
 from .logs import EVENTS, LogFormat, set_format, tell
 from .versions import CatalogUrl, Json, versions
+
+if TYPE_CHECKING:
+    from .progress import Watch
 
 app = typer.Typer(
     help="Embed pictures and texts with epithre-embed, keep them as Parquet, search them with FAISS.",
@@ -109,7 +112,7 @@ def _wants_document(arguments: Sequence[str]) -> bool:
     """Whether this is a run that promised a document, known before its command line is read: that may be wrong."""
     arguments = list(itertools.takewhile(lambda argument: argument != "--", arguments))
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
-    return command in {"run", "retry-failed"} and "--json" in arguments
+    return command in {"run", "retry-failed", "index"} and "--json" in arguments
 
 
 def _stopped(number: int, _: Any) -> None:
@@ -193,37 +196,101 @@ class Voice:
 
 
 def _run(command: str, path: Path, overrides: Sequence[str], beam_options: Sequence[str] | None, voice: Voice) -> int:
+    _begin(voice)
+    job = _load(path, overrides)
+    options = _beam_options(beam_options)
+    secrets = [os.environ.get(name or "", "").strip() for name in (job.embed.api_key_env, job.embed.redis_password_env)]
+    _speaker.secrets = secrets
+    set_format(voice.lines or LogFormat.TEXT, secrets)
+    from .run import run as run_job
+
+    tell("started", command=command, config=str(path), catalog=job.catalog, process=os.getpid())
+    return _watched(
+        job.catalog,
+        voice,
+        job.embed.lanes,
+        lambda watch: run_job(job, options, watch=watch, retry_dead=command == "retry-failed"),
+    )
+
+
+def _begin(voice: Voice) -> None:
+    """What a command that writes a version says goes where it is wanted from now on."""
     _speaker.log_format = voice.lines
-    form = voice.lines or LogFormat.TEXT
-    set_format(form)
+    set_format(voice.lines or LogFormat.TEXT)
     logging.captureWarnings(capture=True)
     if voice.lines is not None:
         logging.getLogger(EVENTS).setLevel(logging.WARNING if voice.quiet else logging.INFO)
     else:
         logging.getLogger(EVENTS).setLevel(logging.CRITICAL)  # a person sees the bar and the summary instead
-    job = _load(path, overrides)
-    options = _beam_options(beam_options)
-    secrets = [os.environ.get(name or "", "").strip() for name in (job.embed.api_key_env, job.embed.redis_password_env)]
-    _speaker.secrets = secrets
-    set_format(form, secrets)
-    from .progress import print_summary, shown
-    from .run import run as run_job
 
-    tell("started", command=command, config=str(path), catalog=job.catalog, process=os.getpid())
+
+def _watched(catalog: str, voice: Voice, lanes: int, write: Callable[["Watch"], dict[str, Any]]) -> int:
+    """Shows how a version is written and how that ended. Returns the exit code."""
+    from .progress import print_summary, shown
+
     with shown(
         Console(stderr=True),
         quiet=voice.quiet,
         as_lines=voice.lines is not None,
-        lanes=job.embed.lanes,
+        lanes=lanes,
         every_s=voice.progress_every_s,
     ) as watch:
-        report = run_job(job, options, watch=watch, retry_dead=command == "retry-failed")
+        report = write(watch)
         watch.tell_end(report)
-    ending = ending_of_report(report, job.catalog)
+    ending = ending_of_report(report, catalog)
     if not voice.as_json and not voice.quiet:
-        print_summary(Console(), report, job.catalog)
+        print_summary(Console(), report, catalog)
     _speaker.end(ending)
     return int(ending.exit_code)
+
+
+@app.command()
+def index(
+    catalog: CatalogUrl,
+    beam_options: BeamOptions = None,
+    set_: Set = None,
+    folder: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="FOLDER", help="Parquet files with `id`, `kind` and vectors, or one; any fsspec URL."
+        ),
+    ] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="--from: the column of vectors; absent: `embedding` or `vector`."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="--from: what made the vectors.")] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:TYPE", help="--from: a column that is kept with each asset, e.g. price:double."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    log_format: LogLines = None,
+    progress_every: ProgressEvery = 30.0,
+) -> int:
+    """Build a version of CATALOG from the vectors that are there, with other index settings; nothing is sent."""
+    voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
+    _begin(voice)
+    options = _beam_options(beam_options)
+    from .index import import_vectors
+
+    tell("started", command="index", catalog=catalog, process=os.getpid())
+    return _watched(
+        catalog,
+        voice,
+        1,
+        lambda watch: import_vectors(
+            catalog,
+            folder or "",
+            set_ or (),
+            embedding=embedding,
+            model=model,
+            metadata=metadata or (),
+            beam_options=options,
+            watch=watch,
+        ),
+    )
 
 
 @app.command()

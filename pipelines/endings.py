@@ -74,7 +74,7 @@ def ending_of_error(error: Exception) -> Ending | None:
     """The ending that an expected failure amounts to; None for a defect, whose traceback is wanted."""
     from ..transforms.queries import QueryError
     from ..transforms.sources import SourceError
-    from .run import RunFailed, RunPaused
+    from .launch import RunFailed, RunPaused
 
     def ending(code: ExitCode, status: str, message: str | None = None, **facts: Any) -> Ending:
         return Ending(exit_code=code, status=status, message=str(error) if message is None else message, facts=facts)

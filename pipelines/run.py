@@ -1,31 +1,17 @@
 """The main job: sources in, a published catalog version out."""
 
 import contextlib
-import importlib.metadata
-import io
 import logging
-import re
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
-from ..configs import ConfigError, RunConfig
+from ..configs import RunConfig
 from ..index.history import existing_versions
-from ..index.layout import (
-    RUNS,
-    manifest_name,
-    next_version,
-    report_name,
-    run_folder,
-    unit_dead_letters_name,
-    unit_name,
-    version_folder,
-)
-from ..index.lease import hold
+from ..index.layout import report_name, run_folder, unit_dead_letters_name, unit_name, version_folder
 from ..index.manifest import CatalogError, read_latest, read_manifest
 from ..index.store import Store
 from ..index.units import DamagedFileError
@@ -36,10 +22,11 @@ from ..transforms.epithre.redis_ledger import RedisLedger
 from ..transforms.lane import LaneSetup, read_progress, shared_ledger
 from ..transforms.plan import Plan, Unit, differences, write_plan
 from ..transforms.report import unchanged_report
-from ..transforms.setup import VersionSetup
+from ..transforms.setup import VersionSetup, public_settings
 from ..transforms.sources import SourceError
 from .base import Base, compare, find_base, is_whole
 from .endpoint import Endpoint, open_endpoint
+from .launch import RunFailed, Watch, check_not_lost, holding, new_version, run_pipeline, software, unwritable
 from .logs import tell
 
 _log = logging.getLogger(__name__)
@@ -47,21 +34,6 @@ _PAID_VERSIONS = 10
 """Versions that are looked through for contents; each takes 16 bytes of memory a row."""
 _ATTEMPTS = 20
 """Each leaves out one damaged file."""
-
-Watch = Callable[[list[dict[str, Any]]], None]
-"""Is told every half second what the lanes say of themselves."""
-
-
-class RunFailed(Exception):  # noqa: N818 - what happened to the run
-    """The run failed and nothing was published; the message says why and what to do."""
-
-
-class RunPaused(RunFailed):
-    """The run has spent what it may; what it paid for is kept, and the next run goes on. `facts` are for programs."""
-
-    def __init__(self, message: str, facts: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.facts = facts
 
 
 def run(
@@ -87,11 +59,11 @@ def run(
     store = Store(config.catalog)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_holding(store))
+            stack.enter_context(holding(store))
             # Only now: what another run publishes before it lets go of the catalog is what this one starts from.
             latest = read_latest(store)
             if latest is None:
-                _check_not_lost(store)
+                check_not_lost(store)
             launch = _Launch(
                 config=config,
                 store=store,
@@ -105,7 +77,7 @@ def run(
             version = launch.new_version()
             store.write(f"{run_folder(version)}/started", b"")  # a run whose work cannot be kept must not be paid
         except OSError as error:
-            raise _unwritable(config, error) from error
+            raise unwritable(config.catalog, error) from error
         try:
             return launch.run(version, stack.enter_context(compare(config)))
         except (SourceError, RunStopped, LedgerLostError) as error:
@@ -134,10 +106,7 @@ class _Launch:
         return max(0.0, time.time() - self.started_at_s)  # a clock may have been put back
 
     def new_version(self) -> str:
-        names = existing_versions(self.store)
-        version = next_version(max([*names, self.latest[1] if self.latest else ""]) or None)
-        self.stack.callback(_forget, self.store, version)
-        return version
+        return new_version(self.store, self.latest, self.stack)
 
     def run(self, version: str, comparison: Comparison) -> dict[str, Any]:
         """Compares, and runs the pipeline; again without a file that turns out damaged. Returns the report."""
@@ -152,8 +121,14 @@ class _Launch:
                 found = find_base(config, store, self.latest, endpoint.fingerprint)
             damaged = self._set_base(comparison, found, damaged)
             changes = comparison.changes()
-            if found.usable and not damaged and changes.is_nothing and is_whole(store, found.usable, config):
-                return unchanged_report(found.usable, comparison, config.embed, self.elapsed_s)
+            if (
+                found.usable
+                and not damaged
+                and changes.is_nothing
+                and is_whole(store, found.usable, config.index, config.metadata_types)
+            ):
+                rows = sum(changes.unchanged.values())
+                return unchanged_report(found.usable, rows, comparison.dead_letters(), config.embed, self.elapsed_s)
             if endpoint is None and changes.todo:
                 endpoint = self.stack.enter_context(open_endpoint(config))
                 if endpoint.fingerprint != found.fingerprint:
@@ -193,7 +168,7 @@ class _Launch:
         try:
             plan = write_plan(store, version, config, comparison, fingerprint, base)
         except OSError as error:
-            raise _unwritable(config, error) from error
+            raise unwritable(config.catalog, error) from error
         tell(
             "planned",
             assets=dict(changes.assets),
@@ -216,111 +191,44 @@ class _Launch:
             requests_spent=spent + (endpoint.requests if endpoint else 0),
         )
         setup = VersionSetup(
-            lane=lane,
+            config=config,
+            metadata_types=config.metadata_types,
+            settings=public_settings(config),
+            version=version,
             plan=replace(plan, units=(), carried=()),
+            model_fingerprint=fingerprint,
+            requests_spent=lane.requests_spent,
             previous=self.latest[1] if self.latest else None,
             rows_before=found.manifest.counts.per_kind if found.manifest else None,
             latest=self.latest[0] if self.latest else None,
-            software=f"epithre-beam {importlib.metadata.version('epithre-beam')}",
+            software=software(),
             started_at_s=self.started_at_s,
         )
         self.units.extend(plan.units)
-        _run_pipeline(setup, plan, self.beam_options, self.watch)
+        _run_pipeline(setup, lane, plan, self.beam_options, self.watch)
         report: dict[str, Any] = orjson.loads(store.read(report_name(version)))
         if not report["held_back"]:
             _collect(store, self.units)
         return {**report, "every_vector_is_new_because": list(found.reasons)}
 
 
-def _run_pipeline(setup: VersionSetup, plan: Plan, beam_options: Sequence[str], watch: Watch | None) -> None:
-    # Beam takes seconds to import; a run that finds nothing changed should not wait for it.
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import SetupOptions
+def _run_pipeline(
+    setup: VersionSetup, lane: LaneSetup, plan: Plan, beam_options: Sequence[str], watch: Watch | None
+) -> None:
+    def wire(pipeline: Any) -> None:
+        import apache_beam as beam
 
-    from ..transforms.embed import EmbedUnits, failure_name
-    from ..transforms.version import Begin, WriteVersion
+        from ..transforms.embed import EmbedUnits
+        from ..transforms.version import Begin, WriteVersion
 
-    config, version = setup.lane.config, setup.lane.version
-    store = Store(config.catalog)
-    runner = next((o.partition("=")[2] for o in beam_options if o.startswith("--runner=")), config.runner)
-    try:
-        ledger = shared_ledger(setup.lane)
+        ledger = shared_ledger(lane)
         if isinstance(ledger, RedisLedger):
-            ledger.create(spent=setup.lane.requests_spent)
-        options = _parsed([f"--runner={runner}", *beam_options])
-        options.view_as(SetupOptions).save_main_session = False
-        pipeline = beam.Pipeline(options=options)
-        records = pipeline | "Units" >> beam.Create(plan.units) | "EmbedUnits" >> EmbedUnits(setup=setup.lane)
+            ledger.create(spent=lane.requests_spent)
+        records = pipeline | "Units" >> beam.Create(plan.units) | "EmbedUnits" >> EmbedUnits(setup=lane)
         carried = pipeline | "Carried" >> beam.Create((Begin(), *plan.carried))
         _ = (records, carried) | "Parts" >> beam.Flatten() | "WriteVersion" >> WriteVersion(setup=setup)
-        with _watching(lambda: read_progress(store, version), watch):
-            pipeline.run().wait_until_finish()
-    except ConfigError:
-        raise
-    except Exception as error:
-        # What a worker wrote comes first: a runner adds words of its own to what it passes on.
-        with contextlib.suppress(FileNotFoundError):
-            failure = orjson.loads(store.read(failure_name(version)))
-            if failure["type"] == "DamagedFileError":
-                raise DamagedFileError(failure["facts"]["file"], failure["message"]) from error
-            if failure["type"] in {"OSError", "PermissionError"}:
-                raise _unwritable(config, failure["message"]) from error
-            known = failure["type"] in {
-                "RunStopped",
-                "LedgerLostError",
-                "CatalogError",
-                "StoreError",
-                "SwapConflictError",
-                "SwapUnknownError",
-            }
-            if failure["type"] == "SpendingLimitReached":
-                raise RunPaused(failure["message"], failure["facts"]) from error
-            message = failure["message"] if known else f"{failure['type']}: {failure['message']}"
-            raise RunFailed(message) from error
-        if isinstance(error, (RunStopped, LedgerLostError)):  # before there was a worker to note it
-            raise
-        line = _last_line(error)
-        if line.startswith(("OSError: ", "PermissionError: ")):  # what could not be written could not be noted either
-            raise _unwritable(config, line.partition(": ")[2]) from error
-        raise RunFailed(f"The runner {runner} failed: {line}") from error
 
-
-def _parsed(options: Sequence[str]) -> Any:
-    """Beam's options. Its parser ends the process over a wrong value, after a page of usage."""
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            parsed = PipelineOptions(list(options))
-            parsed.get_all_options()
-    except SystemExit as error:
-        raise ConfigError(
-            f"Beam does not take these options: {said.getvalue().strip().rpartition('error: ')[2]}."
-        ) from error
-    return parsed
-
-
-def _check_not_lost(store: Store) -> None:
-    """Nothing is published: in a catalog that is new that is so, in one that had a version in force a file is missing.
-
-    Raises:
-        RunFailed: When a version was made after another one, which must have been in force then.
-    """
-    names = existing_versions(store)
-    for version in names:
-        with contextlib.suppress(CatalogError):
-            if read_manifest(store, version).previous in names:
-                raise RunFailed(
-                    f"{store.url}/LATEST.json is missing, though {version} was made after another version: "
-                    "`epithre-beam versions list` shows them, and `versions publish` puts one in force again."
-                )
-
-
-def _unwritable(config: RunConfig, reason: OSError | str) -> RunFailed:
-    return RunFailed(
-        f"The catalog {config.catalog} cannot be written ({reason}): what was finished is kept, run again when it can."
-    )
+    run_pipeline(setup.config, setup.version, wire, beam_options, watch)
 
 
 def _collect(store: Store, units: Sequence[Unit]) -> None:
@@ -329,18 +237,6 @@ def _collect(store: Store, units: Sequence[Unit]) -> None:
         with contextlib.suppress(OSError):  # what is left is collected by age
             store.delete(unit_name(unit.name))
             store.delete(unit_dead_letters_name(unit.name))
-
-
-@contextlib.contextmanager
-def _holding(store: Store) -> Iterator[None]:
-    """Holds the catalog for as long as the block runs.
-
-    Raises:
-        CatalogBusy: When another run holds it.
-    """
-    with hold(store, "run"):
-        store.delete(RUNS)  # what runs that were killed left behind
-        yield
 
 
 def _paid_versions(store: Store, config: RunConfig, fingerprint: str | None, base: str | None) -> tuple[str, ...]:
@@ -354,40 +250,3 @@ def _paid_versions(store: Store, config: RunConfig, fingerprint: str | None, bas
                 if not differences(read_manifest(store, version), config, fingerprint):
                     found.append(version)
     return tuple(found)
-
-
-def _forget(store: Store, version: str) -> None:
-    """Removes what a run needs only while it lasts, and a version that it did not finish."""
-    with contextlib.suppress(Exception):
-        store.delete(run_folder(version))
-        if store.size(manifest_name(version)) is None:
-            store.delete(version_folder(version))
-
-
-@contextlib.contextmanager
-def _watching(read: Callable[[], list[dict[str, Any]]], watch: Watch | None) -> Iterator[None]:
-    if watch is None:
-        yield
-        return
-    over = threading.Event()
-
-    def look() -> None:
-        while not over.wait(0.5):
-            with contextlib.suppress(Exception):  # progress is a courtesy and must not stop a run
-                watch(read())
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(timeout=5)
-        with contextlib.suppress(Exception):
-            watch(read())  # the last word of a run that failed; one that published has cleared it away
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = re.sub(r"\s*\[while running.*", "", lines[-1]) if lines else type(error).__name__
-    return text[:300]

@@ -93,6 +93,19 @@ class Kept:
     """In the columns of `carried_schema`, by position."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Doubled:
+    """An id that is not unique within its kind, and two of the places where it stands."""
+
+    kind: str
+    asset_id: str
+    times: int
+    ids: int
+    """How many such ids there are."""
+    sources: tuple[int, ...]
+    uris: tuple[str | None, ...]
+
+
 class Comparison:
     """All references of a run, and the assets of the version in force. Use `with`: it has a file on the local disk."""
 
@@ -127,22 +140,31 @@ class Comparison:
 
     def check_ids(self, config: RunConfig) -> None:
         """Raises SourceError when two assets of a kind share an id."""
-        doubled = self._db.execute(
+        doubled = self.doubled()
+        if doubled is None:
+            return
+        places = zip(doubled.sources, doubled.uris, strict=True)
+        where = " and ".join(f"sources[{source}] ({uri or config.sources[source].table})" for source, uri in places)
+        raise SourceError(
+            f"An id must be unique within its kind, but {doubled.kind} {doubled.asset_id!r} stands {doubled.times} "
+            f"times, in {where}; {doubled.ids} ids are affected: nothing was sent."
+        )
+
+    def doubled(self) -> Doubled | None:
+        """The first id that two assets of a kind share; None when there is none."""
+        found = self._db.execute(
             "SELECT kind, asset_id, count(*), count(*) OVER () FROM listed GROUP BY kind, asset_id HAVING count(*) > 1 "
             "ORDER BY kind, asset_id LIMIT 1"
         ).fetchall()
-        if not doubled:
-            return
-        kind, asset_id, times, ids = doubled[0]
+        if not found:
+            return None
+        kind, asset_id, times, ids = found[0]
         places = self._db.execute(
             "SELECT source, uri FROM listed WHERE kind = ? AND asset_id = ? ORDER BY source, uri LIMIT 2",
             [kind, asset_id],
         ).fetchall()
-        where = " and ".join(f"sources[{source}] ({uri or config.sources[source].table})" for source, uri in places)
-        raise SourceError(
-            f"An id must be unique within its kind, but {kind} {asset_id!r} stands {times} times, in {where}; "
-            f"{ids} ids are affected: nothing was sent."
-        )
+        sources, uris = zip(*places, strict=True)
+        return Doubled(kind=kind, asset_id=asset_id, times=times, ids=ids, sources=sources, uris=uris)
 
     def clear_base(self) -> None:
         """Compares with nothing: every reference is new."""

@@ -9,7 +9,7 @@ import apache_beam as beam
 import orjson
 from apache_beam.metrics import Metrics
 
-from ..configs import RunConfig
+from ..configs import CatalogConfig
 from ..index.layout import run_folder
 from ..index.store import Store
 from ..index.units import UnitRecord
@@ -90,7 +90,7 @@ def failure_name(version: str) -> str:
     return f"{run_folder(version)}/failure.json"
 
 
-def note_failure(config: RunConfig, version: str, error: BaseException) -> None:
+def note_failure(config: CatalogConfig, version: str, error: BaseException) -> None:
     """Leaves the reason where the launcher finds it: a runner wraps an error in pages of its own."""
     data = {"type": type(error).__name__, "message": str(error), "facts": getattr(error, "facts", {})}
     with contextlib.suppress(OSError):  # the storage that failed: the error itself must not be hidden by this one

@@ -3,17 +3,17 @@
 import logging
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pyarrow as pa
 import yaml
 
 from ..configs import EmbedConfig
 from ..index.manifest import Counts, Histogram, Manifest
 from ..index.version import DeadLetterSummary
-from .compare import Comparison
 from .epithre.meter import Meter, Timeline
 from .plots import Plot, draw_plots
 from .words import of_api_figure, of_asset_count, of_duration, of_name, of_size
@@ -100,13 +100,14 @@ def make_report(
     }
 
 
-def unchanged_report(manifest: Manifest, comparison: Comparison, embed: EmbedConfig, seconds: float) -> dict[str, Any]:
+def unchanged_report(
+    manifest: Manifest, rows: int, dead_letters: Iterable[pa.Table], embed: EmbedConfig, seconds: float
+) -> dict[str, Any]:
     """The report of a run that found nothing changed and wrote nothing: of the version that stays in force."""
     letters = DeadLetterSummary()
-    for table in comparison.dead_letters():
+    for table in dead_letters:
         for letter in table.to_pylist():
             letters.add(letter)
-    rows = sum(comparison.changes().unchanged.values())
     dead = letters.by_reason.total()
     counts = Counts(
         assets=rows + dead,

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from .lane import LaneSetup
+from ..configs import CatalogConfig
+from .imports import VectorFolder
 from .plan import Plan
 
 
@@ -11,9 +13,18 @@ from .plan import Plan
 class VersionSetup:
     """What the last steps of a run need to know. Travels through the graph, so it holds no secret."""
 
-    lane: LaneSetup
+    config: CatalogConfig
+    metadata_types: Mapping[str, str]
+    settings: Mapping[str, Any]
+    """The config as it goes into the manifest."""
+    version: str
     plan: Plan
     """Without its units and carried groups: those are elements of the pipeline."""
+    folder: VectorFolder | None = None
+    """Where vectors from elsewhere are; their groups are elements of the pipeline."""
+    model_fingerprint: str | None = None
+    requests_spent: int = 0
+    """Requests of the launcher itself."""
     previous: str | None
     rows_before: Mapping[str, int] | None
     """By kind, of the version in force; None when there is none, or its manifest is damaged."""
@@ -22,3 +33,13 @@ class VersionSetup:
     software: str
     started_at_s: float
     """time.time() at the launch."""
+
+
+def public_settings(config: CatalogConfig) -> dict[str, Any]:
+    """The config as it goes into the manifest: no credential stands in a config, and storage options stay out too."""
+    settings = config.model_dump(mode="json")
+    for name in ("max_requests", "max_cost"):
+        settings["embed"].pop(name)  # a limit of the run that wrote the version, not of the searches in it
+    for source in settings.get("sources", ()):
+        source.pop("storage_options")
+    return settings

@@ -486,13 +486,13 @@ class _TableReader:
         try:
             if key == "id" and pa.types.is_floating(column.type) and column.null_count < len(column):
                 raise pa.ArrowInvalid("no id is a number with a fraction")  # 1e20 has already lost digits
-            return _cast_cells(column, kind)
+            return cast_cells(column, kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             for row in range(len(column)):
                 cell = column.slice(row, 1)
                 try:
                     if key != "id" or not pa.types.is_floating(column.type):
-                        _cast_cells(cell, kind)
+                        cast_cells(cell, kind)
                         continue
                 except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
                     pass
@@ -502,7 +502,13 @@ class _TableReader:
             raise
 
 
-def _cast_cells(column: pa.Array, kind: pa.DataType) -> pa.Array:
+def cast_cells(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Cells of a table as a declared type.
+
+    Raises:
+        pa.ArrowInvalid: When one cannot be.
+        pa.ArrowNotImplementedError: When none of their type can be.
+    """
     if pa.types.is_string(column.type) and kind != pa.string():
         column = pc.if_else(pc.equal(column, ""), None, column)  # an empty cell is no value
         if pa.types.is_timestamp(kind):  # a time without a zone is taken as UTC, as a naive one in Parquet is

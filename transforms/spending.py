@@ -8,10 +8,11 @@ from ..index.store import Store
 from ..index.units import UnitRecord
 from .epithre.client import SpendingLimitReached
 from .epithre.meter import Meter
-from .lane import LaneSetup, read_progress
+from .lane import read_progress
+from .setup import VersionSetup
 
 
-def check_all_sent(records: Sequence[UnitRecord], setup: LaneSetup) -> None:
+def check_all_sent(records: Sequence[UnitRecord], setup: VersionSetup) -> None:
     """Ends a run of which not everything could be sent. Called when all lanes are done, so that none is cut short.
 
     Raises:

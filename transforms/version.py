@@ -23,14 +23,15 @@ from ..index.build import (
 )
 from ..index.layout import report_name, report_page_name, run_folder, vector_schema
 from ..index.manifest import Counts, how_it_ended, publish, read_manifest
-from ..index.shards import ShardRecord, ShardTask, plan_shards
-from ..index.shards import write_shard as write_rows
+from ..index.shards import ShardRecord, ShardTask, plan_shards, write_shard
 from ..index.store import Store
 from ..index.units import CarriedGroup, UnitRecord, read_unit
 from ..index.version import check_conservation, judge, write_dead_letters, write_manifest
 from .carry import CarriedRows
 from .changes import count_changes
 from .embed import note_failure
+from .imported_rows import imported_dead_name, write_imported
+from .imports import ImportedGroup, ImportTask, plan_imports
 from .lane import read_progress
 from .plan import PlanReader, carried_dead_name
 from .report import make_report, render_report
@@ -51,7 +52,7 @@ class Begin:
     """An element that is always there, so that a version is written even where no row is left."""
 
 
-Part = Begin | CarriedGroup | UnitRecord
+Part = Begin | CarriedGroup | UnitRecord | ImportedGroup
 
 
 @dataclass(eq=False, kw_only=True)
@@ -73,7 +74,7 @@ class WriteVersion(beam.PTransform):  # type: ignore[misc]
             | "GroupParts" >> beam.GroupByKey()
             | "PlanShards" >> beam.FlatMap(_Step(plan_all_shards, self.setup))
             | "SpreadShards" >> beam.Reshuffle()
-            | "WriteShard" >> beam.Map(_Step(write_shard, self.setup))
+            | "WriteShards" >> beam.FlatMap(_Step(write_shards, self.setup))
         )
         indexes = (
             shards
@@ -108,7 +109,7 @@ class _Step:
         try:
             return self._function(element, self._setup)
         except Exception as error:
-            note_failure(self._setup.lane.config, self._setup.lane.version, error)
+            note_failure(self._setup.config, self._setup.version, error)
             raise
 
 
@@ -116,24 +117,33 @@ def under_one_key(value: Any) -> tuple[int, Any]:
     return 0, value
 
 
-def plan_all_shards(element: tuple[int, Iterable[Part]], setup: VersionSetup) -> list[ShardTask]:
+def plan_all_shards(element: tuple[int, Iterable[Part]], setup: VersionSetup) -> list[ShardTask | ImportTask]:
     parts = [part for part in element[1] if not isinstance(part, Begin)]
-    check_all_sent([part for part in parts if isinstance(part, UnitRecord)], setup.lane)
-    config = setup.lane.config
+    check_all_sent([part for part in parts if isinstance(part, UnitRecord)], setup)
+    config = setup.config
     rows = {kind: sum(part.rows for part in parts if part.kind == kind) for kind in {part.kind for part in parts}}
     rules = sample_rules(rows, config.embed.dimension, config.index)
-    return plan_shards(parts, config.index.rows_per_file, rules)
+    imported = [part for part in parts if isinstance(part, ImportedGroup)]
+    others = [part for part in parts if not isinstance(part, ImportedGroup)]
+    size = config.index.rows_per_file
+    return [*plan_shards(others, size, rules), *plan_imports(imported, size, rules)]
 
 
-def write_shard(task: ShardTask, setup: VersionSetup) -> ShardRecord:
-    """Streams old rows and units into one Parquet file, with the metadata that their assets have today."""
-    config = setup.lane.config
+def write_shards(task: ShardTask | ImportTask, setup: VersionSetup) -> list[ShardRecord]:
+    """Streams old rows and units into one Parquet file, with the metadata that their assets have today.
+
+    Vectors from elsewhere are streamed into as many files as they fill.
+    """
+    config = setup.config
     store = Store(config.catalog)
-    types = config.metadata_types
+    types = setup.metadata_types
     schema = vector_schema(config.embed.dimension, types, config.index.vector_type)
+    if isinstance(task, ImportTask):
+        assert setup.folder is not None
+        return write_imported(store, setup.version, task, setup.folder, schema)
 
     def tables() -> Iterator[pa.Table]:
-        with PlanReader(store, setup.lane.plan) as plan, CarriedRows(store, setup.lane.version) as old:
+        with PlanReader(store, setup.plan.name) as plan, CarriedRows(store, setup.version) as old:
             for part in task.parts:
                 if isinstance(part, CarriedGroup):
                     yield old.read(part)
@@ -146,18 +156,19 @@ def write_shard(task: ShardTask, setup: VersionSetup) -> ShardRecord:
                     table = table.append_column("metadata", references.column("metadata").take(rows))
                 yield table
 
-    return write_rows(store, setup.lane.version, task, tables(), schema)
+    return [write_shard(store, setup.version, task, tables(), schema)]
 
 
 def train(element: tuple[int, Iterable[ShardRecord]], setup: VersionSetup) -> list[IndexTask | AssetsTask]:
     """Fits what all indexes share, and says what is to be built: a task an index file, and one a table of assets."""
-    config = setup.lane.config
+    config = setup.config
     store = Store(config.catalog)
-    return train_indexes(store, setup.lane.version, list(element[1]), config.embed.dimension, config.index)
+    shards = [shard for shard in element[1] if shard.rows]
+    return train_indexes(store, setup.version, shards, config.embed.dimension, config.index)
 
 
 def build_part(task: IndexTask | AssetsTask, setup: VersionSetup) -> tuple[str, AddedRows | WrittenAssets]:
-    config, version = setup.lane.config, setup.lane.version
+    config, version = setup.config, setup.version
     store = Store(config.catalog)
     if isinstance(task, AssetsTask):
         return task.kind, write_assets(store, version, task)
@@ -168,7 +179,7 @@ def finish_kind(element: tuple[str, Iterable[AddedRows | WrittenAssets]], setup:
     parts = list(element[1])
     assets = next(part for part in parts if isinstance(part, WrittenAssets))
     added = [part for part in parts if isinstance(part, AddedRows)]
-    return finish_index(setup.lane.version, added, assets, setup.lane.config.index)
+    return finish_index(setup.version, added, assets, setup.config.index)
 
 
 def finish(element: tuple[int, Iterable[Part | ShardRecord | BuiltIndex]], setup: VersionSetup) -> Outcome:
@@ -176,18 +187,25 @@ def finish(element: tuple[int, Iterable[Part | ShardRecord | BuiltIndex]], setup
     everything = list(element[1])
     records = [e for e in everything if isinstance(e, UnitRecord)]
     carried = [e for e in everything if isinstance(e, CarriedGroup)]
+    imported = [e for e in everything if isinstance(e, ImportedGroup)]
     shards = [e for e in everything if isinstance(e, ShardRecord)]
     indexes = sorted((e for e in everything if isinstance(e, BuiltIndex)), key=lambda b: b.entry.kind)
-    config, version = setup.lane.config, setup.lane.version
+    config, version = setup.config, setup.version
     store = Store(config.catalog)
     if how_it_ended(store, version, setup.latest) == "published":
         return Outcome(version=version)  # a runner may run this step again after it has succeeded
     changes = setup.plan.changes
-    check_conservation(changes.assets, records, shards, carried, changes.dead)
-    old_letters = carried_dead_name(version) if sum(changes.dead.values()) else None
-    dead_file, dead = write_dead_letters(store, version, records, old_letters)
+    rows_imported = {kind: sum(g.rows for g in imported if g.kind == kind) for kind in changes.assets}
+    check_conservation(changes.assets, records, shards, carried, changes.dead, rows_imported)
+    rejected = sorted((s for s in shards if s.dead), key=lambda s: (s.kind, s.shard))
+    others = [carried_dead_name(version)] if sum(changes.dead.values()) else []
+    others += [imported_dead_name(version, shard) for shard in rejected]
+    dead_file, dead = write_dead_letters(store, version, records, others)
     dead_per_kind = {
-        kind: sum(r.dead for r in records if r.kind == kind) + changes.dead.get(kind, 0) for kind in changes.assets
+        kind: sum(r.dead for r in records if r.kind == kind)
+        + sum(s.dead for s in rejected if s.kind == kind)
+        + changes.dead.get(kind, 0)
+        for kind in changes.assets
     }
     entries = [built.entry for built in indexes]
     held_back = judge(
@@ -195,17 +213,20 @@ def finish(element: tuple[int, Iterable[Part | ShardRecord | BuiltIndex]], setup
     )
     base = None if setup.plan.base is None else read_manifest(store, setup.plan.base)
     unchanged = sum(changes.unchanged.values())
+    compared = count_changes(store, version, records, base, has_deleted=bool(sum(changes.deleted.values())))
+    taken_in = sum(rows_imported.values()) - sum(s.dead for s in rejected)
+    compared["new"] += taken_in
     counts = Counts(
         assets=sum(changes.assets.values()),
         per_kind={kind: changes.assets[kind] - dead_per_kind[kind] for kind in changes.assets},
         embedded=sum(r.rows - r.carried for r in records if not r.reused),
-        reused=unchanged + sum(r.rows if r.reused else r.carried for r in records),
+        reused=unchanged + taken_in + sum(r.rows if r.reused else r.carried for r in records),
         deduplicated=sum(r.deduplicated for r in records if not r.reused),
         dead=sum(dead_per_kind.values()),
         unchanged=unchanged,
         other_metadata=changes.other_metadata,
         deleted=sum(changes.deleted.values()),
-        **count_changes(store, version, records, base, has_deleted=bool(sum(changes.deleted.values()))),
+        **compared,
     )
     lanes = read_progress(store, version)
     timings = {
@@ -214,37 +235,33 @@ def finish(element: tuple[int, Iterable[Part | ShardRecord | BuiltIndex]], setup
         **{f"index_{built.entry.kind}": built.seconds for built in indexes},
         "total": max(0.0, time.time() - setup.started_at_s),  # a clock may have been put back
     }
-    files = [s.file for s in shards] + [f for built in indexes for f in built.files]
+    files = [s.file for s in shards if s.rows] + [f for built in indexes for f in built.files]
     manifest = write_manifest(
         store,
         version,
         previous=setup.previous,
         software=setup.software,
         model=config.embed.model,
-        model_fingerprint=setup.lane.model_fingerprint,
+        model_fingerprint=setup.model_fingerprint,
         dimension=config.embed.dimension,
-        metadata_types=config.metadata_types,
+        metadata_types=setup.metadata_types,
         counts=counts,
         files=[*files, *([] if dead_file is None else [dead_file])],
         indexes=entries,
         held_back=held_back,
-        config=public_config(setup),
+        config=dict(setup.settings),
         timings_s=timings,
     )
     report = make_report(manifest, dead, lanes, config.embed)
+    if setup.folder is not None:
+        report["imported"] = {
+            "from": setup.folder.url,
+            "rows": taken_in,
+            "normalised": sum(s.normalised for s in shards),
+        }
     store.write(report_page_name(version), render_report(report, manifest).encode())
     store.write(report_name(version), orjson.dumps(report, option=orjson.OPT_INDENT_2))
     if not held_back:
         publish(store, manifest, setup.latest)
         store.delete(run_folder(version))
     return Outcome(version=version, held_back=tuple(held_back))
-
-
-def public_config(setup: VersionSetup) -> dict[str, Any]:
-    """The config as it goes into the manifest: no credential stands in a config, and storage options stay out too."""
-    config = setup.lane.config.model_dump(mode="json")
-    for name in ("max_requests", "max_cost"):
-        config["embed"].pop(name)  # a limit of the run that wrote the version, not of the searches in it
-    for source in config["sources"]:
-        source.pop("storage_options")
-    return config

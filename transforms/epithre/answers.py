@@ -104,15 +104,29 @@ def check_vectors(
     vectors = np.empty((count, dimension), np.float32)
     for index, (_, vector) in zip(indexes, entries, strict=True):
         vectors[index] = vector
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    if not np.isfinite(norms).all():
+    is_finite, is_zero, normalised = normalise(vectors)
+    if not is_finite.all():
         raise BrokenAnswerError("a vector holds NaN or infinity")
-    if (norms < 1e-6).any():
+    if is_zero.any():
         raise BrokenAnswerError("a vector is zero")
-    off = np.abs(norms - 1) > _NORM_TOLERANCE
+    return vectors, normalised
+
+
+def normalise(vectors: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], int]:
+    """Gives vectors whose norm is off the norm 1, in place, and says which cannot have it.
+
+    Args:
+        vectors: float32, (rows, dimension).
+
+    Returns:
+        Which are finite; which are zero; how many were off.
+    """
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    is_finite, is_zero = np.isfinite(norms), norms < 1e-6
+    off = is_finite & ~is_zero & (np.abs(norms - 1) > _NORM_TOLERANCE)
     if off.any():
         vectors[off] = (vectors[off] / norms[off, None]).astype(np.float32)
-    return vectors, int(off.sum())
+    return is_finite, is_zero, int(off.sum())
 
 
 def read_vector(value: Any) -> npt.NDArray[np.float32]:
