@@ -23,9 +23,11 @@ _WIDEN = 8  # a scan costs far more than a longer list of its best: few wide one
 _FOUND_AT_ONCE = 4_000_000  # scores and rows, 12 bytes each
 _FULL_K = 100
 """Up to this k the measured k_factor is used; farther down the list, scores lie closer, and fewer suffice."""
-_LEAST_FACTOR = 2.0
-_ROWS_PROBED_FOR_EACH = 20
-"""So many times k rows are scanned at least: the best thousand do not lie in the cells of the best ten."""
+_LEAST_FACTOR = 3.0
+_SHARE_GROWTH = 0.7
+"""The best thousand do not lie in the cells of the best ten: the share of the cells grows with k to this power."""
+_ROWS_PROBED_FOR_EACH = 40
+"""And so many times k rows are scanned at least."""
 _BLOCK_ROWS = 1024
 _FEW_QUERIES = 4
 _MASKS_KEPT = 16
@@ -163,14 +165,15 @@ class KindIndex:
         if share is None or factor is None or file.codes is None:
             scores, rows = _scan(file, vectors, wide, chosen)
         else:
-            factor = max(_LEAST_FACTOR, factor * min(1.0, (_FULL_K / wide) ** 0.5))
+            if wide > _FULL_K + 1:
+                factor = max(min(factor, _LEAST_FACTOR), factor * (_FULL_K / wide) ** 0.5)
+            share *= max(1.0, (wide - 1) / self.entry.recall_k) ** _SHARE_GROWTH
             reached = len(chosen) if chosen is not None else file.rows
             if wide * factor >= reached:  # all would be candidates
                 scores, rows = _scan(file, vectors, wide, chosen)
             else:
                 # Of the rows that match, as many shall be scanned as of all rows without a condition.
-                share = min(1.0, share * file.rows / reached, 1.0)
-                share = min(1.0, max(share, _ROWS_PROBED_FOR_EACH * wide / reached))
+                share = min(1.0, max(share * file.rows, _ROWS_PROBED_FOR_EACH * wide) / reached)
                 scores, rows = _refine(file, vectors, wide, probed_cells(share, file.cells), factor, matching)
                 if chosen is not None and (rows < 0).any():
                     # The cells that were scanned hold fewer that match: now all of them.
