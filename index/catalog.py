@@ -123,8 +123,7 @@ class Catalog:
             ValueError: With the argument, the rule and the value.
         """
         queries = self._check_queries(vectors)
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MAX_K:
-            raise ValueError(f"k must be a whole number from 1 to {MAX_K}, got {k!r}.")
+        k = _check_k(k)
         indexes = self._chosen(kinds)
         if merge not in {"score", "quota", "standardised"}:
             raise ValueError(f"merge must be 'score', 'quota' or 'standardised', got {merge!r}.")
@@ -133,10 +132,31 @@ class Catalog:
         hits: list[list[tuple[float, int, str]]] = [[] for _ in range(len(queries))]
         ranks: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]] = {}
         for kind, index in indexes.items():
-            ranks[kind] = index.search(queries, int(k), where, index.point(recall))
+            ranks[kind] = index.search(queries, k, where, index.point(recall))
         for q in range(len(queries)):
-            hits[q] = self._merge(q, ranks, indexes, int(k), merge, query_kind)
+            hits[q] = self._merge(q, ranks, indexes, k, merge, query_kind)
         return [[_hit(indexes[kind], kind, row, score) for score, row, kind in found] for found in hits]
+
+    def find_rows(
+        self,
+        vectors: npt.ArrayLike,
+        k: int = 10,
+        *,
+        kind: AssetKind,
+        where: pc.Expression | None = None,
+        recall: float | None = None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """`search` in one kind, for many queries or long lists: rows of `assets(kind)` instead of hits.
+
+        Returns:
+            Scores float32 and rows int64, both (n, k), best first, or narrower where fewer assets match; -1 for a row
+            that is not there.
+
+        Raises:
+            ValueError: With the argument, the rule and the value.
+        """
+        index = self._chosen(kind)[kind]
+        return index.search(self._check_queries(vectors), _check_k(k), where, index.point(recall))
 
     def _merge(
         self,
@@ -194,6 +214,12 @@ class Catalog:
             if kind not in indexes:
                 raise ValueError(f"kinds must be among {tuple(indexes)}, got {kind!r}.")
         return {kind: indexes[kind] for kind in dict.fromkeys(kinds)}
+
+
+def _check_k(k: int) -> int:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MAX_K:
+        raise ValueError(f"k must be a whole number from 1 to {MAX_K}, got {k!r}.")
+    return int(k)
 
 
 def _hit(index: KindIndex, kind: str, row: int, score: float) -> Hit:
