@@ -31,6 +31,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,12 @@ def compete(contender: str, folder: Path, environments: Path) -> list[dict[str, 
         return [{"contender": contender, "failed": str(error)}]
     finally:
         shutil.rmtree(folder / contender)
-    return [
+    results = [
         {"contender": contender, "setting": setting, "built": built, "tuned": found, "measured": figures}
         for setting, figures in zip(settings, measured, strict=True)
     ]
+    print(to_table(results).split("\n", 2)[2], file=sys.stderr, flush=True)
+    return results
 
 
 def resident_mb(result: dict[str, Any]) -> tuple[float, float]:
@@ -205,9 +208,8 @@ def to_ratios(results: list[dict[str, Any]]) -> str:
     )
 
 
-def grow(totals: list[int], spectrum: str, seed: int, work: Path) -> list[dict[str, Any]]:
+def grow(totals: list[int], spectrum: str, seed: int, work: Path) -> Iterator[dict[str, Any]]:
     """Ours and the yardstick at each size; the data of a size is deleted before the next is made."""
-    found = []
     for total in totals:
         with tempfile.TemporaryDirectory(dir=work) as name:
             folder = Path(name)
@@ -231,7 +233,15 @@ def grow(totals: list[int], spectrum: str, seed: int, work: Path) -> list[dict[s
             opened = ", ".join(f"{measured[name]:.2f}" for name in ("open_s", "open_again_s", "open_unverified_s"))
             print(f"opened; again; not verified, s:        {opened}   (under 1)")
             print(f"resident, MB:                          {sum(resident_mb(result)):.0f}   (under 400)", flush=True)
-        found.append({"total": total, "yardstick": yardstick, **result})
+        yield {"total": total, "yardstick": yardstick, **result}
+
+
+def keep(results: Iterable[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """All of them; what there is so far stands in the file, so that a run of hours may be cut short."""
+    found = []
+    for result in results:
+        found.append(result)
+        path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return found
 
 
@@ -254,24 +264,25 @@ def main() -> None:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         work.chmod(0o755)  # PostgreSQL is no root's, and reads from here
+        kept = options.work or Path.cwd()
         if options.growth:
-            found = grow([int(total) for total in options.growth.split(",")], options.spectrum, options.seed, work)
-            name = f"index-growth-{options.spectrum}"
+            totals = [int(total) for total in options.growth.split(",")]
+            path = kept / f"index-growth-{options.spectrum}.json"
+            found = keep(grow(totals, options.spectrum, options.seed, work), path)
             drawable = [size for size in found if "failed" not in size]
             if len(drawable) > 1:
                 options.plot.write_text(draw_growth(drawable), "utf-8")
-        else:
-            contenders = rivals if options.without_ours else ["ours", *rivals]
-            with tempfile.TemporaryDirectory(dir=work) as name:
-                folder = Path(name)
-                folder.chmod(0o755)
-                make_data(folder, options.spectrum, options.rows, options.seed)
-                found = [result for c in contenders for result in compete(c, folder, work / "environments")]
-            print(f"spectrum {options.spectrum}, {options.rows:,} rows of each kind")
-            print(to_table(found))
-            print(to_ratios(found))
-            name = f"index-{options.spectrum}-{options.rows}"
-        (options.work or Path.cwd()).joinpath(f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+            return
+        contenders = rivals if options.without_ours else ["ours", *rivals]
+        path = kept / f"index-{options.spectrum}-{options.rows}.json"
+        with tempfile.TemporaryDirectory(dir=work) as name:
+            folder = Path(name)
+            folder.chmod(0o755)
+            make_data(folder, options.spectrum, options.rows, options.seed)
+            found = keep((r for c in contenders for r in compete(c, folder, work / "environments")), path)
+        print(f"spectrum {options.spectrum}, {options.rows:,} rows of each kind")
+        print(to_table(found))
+        print(to_ratios(found))
 
 
 if __name__ == "__main__":

@@ -78,12 +78,11 @@ def parse_settings(
     """
     changed = {name: copy.deepcopy(value) for name, value in raw.items() if name in CatalogConfig.model_fields}
     for override in overrides:
-        section = re.split(r"[.=]", override, maxsplit=1)[0]
-        if section not in sections:
-            known = ", ".join(sections)
+        name = override.partition("=")[0]
+        if name.partition(".")[0] not in sections:
             raise ConfigError(
-                f"--set {_shown(override, override)} is not possible here, where the vectors are there already: "
-                f"only {known} can be set, for all else use `run`."
+                f"--set {_masked(name)}: this cannot be changed without embedding again; {', '.join(sections)} can be "
+                "set here, for all else use `run`."
             )
         _set(changed, override)
     return _validated(changed, None, CatalogConfig)

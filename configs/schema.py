@@ -21,6 +21,9 @@ Dialect = Literal["epithre", "openai", "jina", "voyage", "cohere", "vllm"]
 EMULATOR = "emulator"
 """The `embed.base_url` that makes a run start the local API for itself."""
 
+UNKNOWN_MODEL = "unknown"
+"""The `embed.model` of vectors from elsewhere of which nobody said what made them."""
+
 
 def _check_base_url(url: str) -> str:
     if url == EMULATOR:

@@ -3,6 +3,7 @@
 import bisect
 import contextlib
 import itertools
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -80,6 +81,7 @@ class KindIndex:
         # A batch of the table is looked into directly: to slice all its columns takes as long as the search.
         self._batches = self.assets.to_batches()
         self._first_rows = [0, *itertools.accumulate(len(batch) for batch in self._batches)]
+        self._process = os.getpid()
         self._masks: OrderedDict[str, _Matching] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -118,7 +120,7 @@ class KindIndex:
         k = min(k, available)
         scores, rows = np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
         pending, width = np.arange(len(vectors) if available else 0), min(k + 1, available)
-        with _threads_for(len(vectors)):
+        with _threads_for(len(vectors), is_forked=os.getpid() != self._process):
             while len(pending):
                 goes_on = np.zeros(len(pending), bool)
                 step = max(_FOUND_AT_ONCE // width, 1)
@@ -300,10 +302,13 @@ def _decoded(index: Any, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]
 
 
 @contextlib.contextmanager
-def _threads_for(queries: int) -> Iterator[None]:
-    """One thread for few queries, set for the calling thread alone: waking a second takes longer than the work."""
+def _threads_for(queries: int, *, is_forked: bool) -> Iterator[None]:
+    """One thread for few queries, set for the calling thread alone: waking a second takes longer than the work.
+
+    A process that was forked since has none of OpenMP's threads, and would wait for them for ever.
+    """
     before = faiss.omp_get_max_threads()
-    if queries > _FEW_QUERIES or before == 1:
+    if (queries > _FEW_QUERIES and not is_forked) or before == 1:
         yield
         return
     faiss.omp_set_num_threads(1)

@@ -264,6 +264,9 @@ def index(
         list[str] | None,
         typer.Option(metavar="NAME:TYPE", help="--from: a column that is kept with each asset, e.g. price:double."),
     ] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build even where the settings are what they were.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     log_format: LogLines = None,
@@ -273,24 +276,26 @@ def index(
     voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
     _begin(voice)
     options = _beam_options(beam_options)
-    from .index import import_vectors
+    if folder is None and (embedding or model or metadata):
+        raise ConfigError("--embedding, --model and --metadata go with --from FOLDER: they say what the vectors are.")
+    from .index import build_index, import_vectors
 
-    tell("started", command="index", catalog=catalog, process=os.getpid())
-    return _watched(
-        catalog,
-        voice,
-        1,
-        lambda watch: import_vectors(
+    def write(watch: "Watch") -> dict[str, Any]:
+        if folder is None:
+            return build_index(catalog, set_ or (), rebuild=rebuild, beam_options=options, watch=watch)
+        return import_vectors(
             catalog,
-            folder or "",
+            folder,
             set_ or (),
             embedding=embedding,
             model=model,
             metadata=metadata or (),
             beam_options=options,
             watch=watch,
-        ),
-    )
+        )
+
+    tell("started", command="index", catalog=catalog, process=os.getpid())
+    return _watched(catalog, voice, 1, write)
 
 
 @app.command()

@@ -66,6 +66,9 @@ def ending_of_report(report: Mapping[str, Any], catalog: str) -> Ending:
             facts=report,
         )
     sentence = f"{version} is published: {rows:,} vectors, {counts['embedded']:,} of them new"
+    if imported := report.get("imported"):
+        sentence = f"{version} is published: {rows:,} vectors from {imported['from']}"
+        sentence += f", {imported['normalised']:,} of them normalised" if imported["normalised"] else ""
     sentence += f", {counts['dead']:,} dead letters." if counts["dead"] else "."
     return Ending(exit_code=ExitCode.PUBLISHED, status="published", message=sentence, facts=report)
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..configs import ConfigError, RunConfig
+from ..configs import CatalogConfig, ConfigError
 from ..configs.schema import EMULATOR
 from ..index.history import existing_versions
 from ..index.manifest import CatalogError, read_manifest
@@ -29,7 +29,7 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def open_endpoint(config: RunConfig) -> Iterator[Endpoint]:
+def open_endpoint(config: CatalogConfig) -> Iterator[Endpoint]:
     """Finds the API, or starts the emulator for as long as the block runs, and asks it who it is.
 
     Raises:
@@ -61,7 +61,7 @@ def open_endpoint(config: RunConfig) -> Iterator[Endpoint]:
         )
 
 
-def _unasked(config: RunConfig) -> Endpoint:
+def _unasked(config: CatalogConfig) -> Endpoint:
     """The API of a run that may not even ask who it is: it is taken for what it was when a version was last made."""
     store = Store(config.catalog)
     fingerprint = None

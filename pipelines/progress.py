@@ -120,7 +120,9 @@ class Events(Watch):
         """What a run that wrote a version amounts to; one that is held back is told with its exit code instead."""
         self._is_over = True
         counts, timings, api = report["counts"], report["timings_s"], report["api"]
-        if not self._is_embedded and not report.get("unchanged"):
+        if imported := report.get("imported"):
+            tell("imported", rows=imported["rows"], normalised=imported["normalised"], dead=counts["dead"])
+        elif not self._is_embedded and not report.get("unchanged"):
             done, retries = counts["assets"], sum(api["retries"].values())
             figures = {"done": done, "total": done, "dead": counts["dead"], "requests": api["requests"]}
             tell("embedded", **figures, retries=retries, seconds=timings["embed"])
@@ -192,7 +194,12 @@ def print_summary(console: Console, report: dict[str, Any], catalog: str) -> Non
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts["per_kind"].items())
     table.add_row("catalog", Text(catalog))
     table.add_row("version", report["version"])
-    table.add_row("vectors", f"{kinds} ({counts['embedded']} new, {counts['reused']} paid for before)")
+    imported = report.get("imported")
+    if imported:
+        table.add_row("vectors", Text(f"{kinds}, from {imported['from']}"))
+        table.add_row("normalised", f"{imported['normalised']:,} vectors, whose norm was not 1")
+    else:
+        table.add_row("vectors", f"{kinds} ({counts['embedded']} new, {counts['reused']} paid for before)")
     if report.get("unchanged"):
         table.add_row("changes", "none: this version stays in force, nothing was read, sent or written")
     elif report["previous"] is not None:
@@ -204,10 +211,8 @@ def print_summary(console: Console, report: dict[str, Any], catalog: str) -> Non
         table.add_row("deduplicated", f"{counts['deduplicated']} with the same content as another, not sent")
     retries = sum(api["retries"].values())
     up, down = of_size(api["bytes_up"]), of_size(api["bytes_down"])
-    table.add_row(
-        "requests",
-        f"{api['requests']}, {retries} of them retries, {up} up, {down} down",
-    )
+    if not imported:
+        table.add_row("requests", f"{api['requests']}, {retries} of them retries, {up} up, {down} down")
     if api["cost"] is not None:
         table.add_row("cost", f"{api['cost']:,.2f}")
     recall = ", ".join(f"{direction} {value:.3f}" for direction, value in report["recall"].items())

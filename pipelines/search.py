@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..configs import AssetKind, ConfigError
-from ..configs.load import parse_config
+from ..configs.load import parse_settings
+from ..configs.schema import UNKNOWN_MODEL
 from ..index.catalog import Catalog, Hit, Merge, open_catalog
 from ..index.manifest import CatalogError
 from ..transforms.queries import embed_queries
@@ -43,7 +44,12 @@ def search(
         ValueError: When `k` or `kinds` is wrong.
     """
     catalog = open_catalog(url)
-    config = parse_config(catalog.manifest.config)
+    if catalog.manifest.model == UNKNOWN_MODEL:
+        raise CatalogError(
+            f"{url} has vectors from elsewhere, and it is not known what made them, so no query can be embedded: "
+            "search with vectors of your own in Python, or name their model (`index --from … --model NAME`)."
+        )
+    config = parse_settings(catalog.manifest.config)
     changes = {"base_url": base_url, "api_key_env": api_key_env}
     embed = config.embed.model_copy(update={name: value for name, value in changes.items() if value is not None})
     config = config.model_copy(update={"embed": embed})

@@ -1,13 +1,117 @@
 """Rows of the version before that are taken over: read, checked, given the metadata of today."""
 
 import contextlib
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from ..index.layout import DEAD_LETTER_SCHEMA, version_folder
+from ..index.manifest import FileEntry, Manifest
 from ..index.store import Store
 from ..index.units import CarriedGroup, DamagedFileError, open_vectors
-from .plan import PlanReader, carried_name
+from ..index.verify import check_file
+from .compare import Changes, carried_schema
+from .plan import Plan, PlanReader, carried_dead_name, carried_name, plan_name
+
+
+def plan_all_carried(store: Store, version: str, manifest: Manifest) -> Plan:
+    """Plans a version that has every row and every dead letter of another, as they are. No vector is read.
+
+    Args:
+        store: The catalog.
+        version: The new one; its run folder gets the files of the plan.
+        manifest: Of the other.
+
+    Raises:
+        DamagedFileError: When a file of the other version cannot be read.
+    """
+    types = manifest.metadata_types
+    carried: list[CarriedGroup] = []
+    rows: Counter[str] = Counter()
+    with (
+        store.open_write(carried_name(version)) as file,
+        pq.ParquetWriter(pa.PythonFile(file, mode="w"), carried_schema(types)) as writer,
+    ):
+        for entry in _entries(manifest, "vectors/"):
+            for group, table in enumerate(_assets(store, manifest, entry)):
+                kind = table.column("kind")[0].as_py()
+                placed = table.append_column("position", pa.array(range(len(table)), pa.int32()))
+                writer.write_table(placed.select(carried_schema(types).names).cast(carried_schema(types)))
+                name = f"{version_folder(manifest.version)}/{entry.name}"
+                carried.append(CarriedGroup(kind=kind, file=name, group=group, row_group=len(carried), rows=len(table)))
+                rows[kind] += len(table)
+    dead: Counter[str] = Counter()
+    if manifest.counts.dead:
+        with (
+            store.open_write(carried_dead_name(version)) as file,
+            pq.ParquetWriter(pa.PythonFile(file, mode="w"), DEAD_LETTER_SCHEMA) as writer,
+        ):
+            for letters in iterate_dead_letters(store, manifest):
+                dead.update(letters.column("kind").to_pylist())
+                writer.write_table(letters)
+    kinds = sorted({*manifest.counts.per_kind, *rows, *dead})
+    changes = Changes(
+        assets={kind: rows[kind] + dead[kind] for kind in kinds},
+        size_bytes={},
+        unchanged=dict(rows),
+        dead=dict(dead),
+        new={},
+        differing={},
+        deleted={},
+        other_metadata=0,
+    )
+    return Plan(name=plan_name(version), units=(), carried=tuple(carried), changes=changes, base=manifest.version)
+
+
+def iterate_dead_letters(store: Store, manifest: Manifest) -> Iterator[pa.Table]:
+    """The dead letters of a version, also of one that an earlier release wrote.
+
+    Raises:
+        DamagedFileError: When their file is not as the manifest says.
+    """
+    for entry in _entries(manifest, "dead_letters/"):
+        name = f"{version_folder(manifest.version)}/{entry.name}"
+        if problem := check_file(store, manifest.version, entry):
+            raise DamagedFileError(name, problem)
+        with store.open_read(name) as file:
+            for batch in pq.ParquetFile(file).iter_batches(use_threads=False):
+                table = pa.Table.from_batches([batch])
+                missing = [field for field in DEAD_LETTER_SCHEMA if field.name not in table.schema.names]
+                for column in missing:
+                    table = table.append_column(column, pa.nulls(len(table), column.type))
+                yield table.select(DEAD_LETTER_SCHEMA.names).cast(DEAD_LETTER_SCHEMA)
+
+
+def _entries(manifest: Manifest, folder: str) -> list[FileEntry]:
+    return [entry for entry in manifest.files if entry.name.startswith(folder)]
+
+
+def _assets(store: Store, manifest: Manifest, entry: FileEntry) -> Iterator[pa.Table]:
+    """Ids, kinds and metadata of a file of vectors, a row group at a time."""
+    name = f"{version_folder(manifest.version)}/{entry.name}"
+    columns = ["asset_id", "kind", *(["metadata"] if manifest.metadata_types else [])]
+    rows = 0
+    try:
+        if store.size(name) != entry.size_bytes:
+            raise OSError("another length")
+        with store.open_read(name) as handle:
+            file = open_vectors(handle)
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=columns, use_threads=False)
+                rows += len(table)
+                yield table
+        if rows != entry.rows:
+            raise OSError("another number of rows")
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DamagedFileError(name, _damage(store, name, error)) from error
+
+
+def _damage(store: Store, name: str, why: object) -> str:
+    reason = " ".join(str(why).split())[:200]
+    return f"{store.url}/{name} is damaged ({reason})."
 
 
 class CarriedRows:
@@ -42,9 +146,10 @@ class CarriedRows:
                 table = table.take(wanted.column("position"))
             same = table.column("asset_id").equals(wanted.column("asset_id"))
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise self._damage(group.file, str(error)) from error
+            raise DamagedFileError(group.file, _damage(self._store, group.file, error)) from error
         if not same:
-            raise self._damage(group.file, "its rows are not those that were compared")
+            why = "its rows are not those that were compared"
+            raise DamagedFileError(group.file, _damage(self._store, group.file, why))
         if "metadata" in table.schema.names:
             table = table.drop_columns(["metadata"])
         if "metadata" in wanted.schema.names:
@@ -57,7 +162,3 @@ class CarriedRows:
             self._file = open_vectors(handle)
             self._name = name
         return self._file
-
-    def _damage(self, name: str, why: str) -> DamagedFileError:
-        reason = " ".join(why.split())[:200]
-        return DamagedFileError(name, f"{self._store.url}/{name} is damaged ({reason}).")

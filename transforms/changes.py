@@ -27,6 +27,8 @@ def count_changes(
         has_deleted: Whether assets of `base` are gone.
     """
     counts: Counter[str] = Counter()
+    if not records:
+        return counts
     if base is None:
         counts["new"] = sum(record.rows for record in records)
         return counts

@@ -1,5 +1,6 @@
 """The Beam side of a version: old rows and unit records in; shards, indexes, a verdict, a published version out."""
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -143,13 +144,16 @@ def write_shards(task: ShardTask | ImportTask, setup: VersionSetup) -> list[Shar
         return write_imported(store, setup.version, task, setup.folder, schema)
 
     def tables() -> Iterator[pa.Table]:
-        with PlanReader(store, setup.plan.name) as plan, CarriedRows(store, setup.version) as old:
+        with contextlib.ExitStack() as stack:
+            old = stack.enter_context(CarriedRows(store, setup.version))
+            plan: PlanReader | None = None
             for part in task.parts:
                 if isinstance(part, CarriedGroup):
                     yield old.read(part)
                     continue
                 table = read_unit(store, part.unit)
                 if types:
+                    plan = plan or stack.enter_context(PlanReader(store, setup.plan.name))
                     references = plan.read(part.row_group, ["asset_id", "metadata"])
                     order = {name: i for i, name in enumerate(references.column("asset_id").to_pylist())}
                     rows = pa.array([order[name] for name in table.column("asset_id").to_pylist()], pa.int64())
