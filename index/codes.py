@@ -27,6 +27,7 @@ _TRAINING_ROWS = 12_000
 _BLOCK = 8192
 _CENTROIDS = 1 << BITS
 _CENTROID_ITERATIONS = 12
+_START_POINTS = 257
 
 
 def cells_for(rows: int) -> int:
@@ -99,17 +100,20 @@ def train_centroids(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]
     """
     rows, dimension = vectors.shape
     centroids = np.empty((dimension, _CENTROIDS), np.float32)
-    starts = np.linspace(0, rows, _CENTROIDS + 1).astype(np.int64)
+    places = np.linspace(0, rows - 1, _START_POINTS).astype(np.int64)
     for column in range(dimension):
         values = np.sort(vectors[:, column]).astype(np.float64)
         sums = np.concatenate([[0.0], np.cumsum(values)])
-        edges = starts
-        middle = np.quantile(values, (np.arange(_CENTROIDS) + 0.5) / _CENTROIDS)
+        # The best values stand as densely as the third root of the density (Panter and Dite 1951): a start near to
+        # them, that of equal shares stops far away from what the tails need.
+        points = values[places]
+        lengths = np.concatenate([[0.0], np.cumsum(np.diff(points) ** (2 / 3))])
+        middle = np.interp((np.arange(_CENTROIDS) + 0.5) / _CENTROIDS * lengths[-1], lengths, points)
         for _ in range(_CENTROID_ITERATIONS):
-            counts = np.diff(edges)
-            middle = np.where(counts > 0, np.diff(sums[edges]) / np.maximum(counts, 1), middle)
             cuts = np.searchsorted(values, (middle[1:] + middle[:-1]) / 2)
             edges = np.concatenate([[0], cuts, [rows]])
+            counts = np.diff(edges)
+            middle = np.where(counts > 0, np.diff(sums[edges]) / np.maximum(counts, 1), middle)
         centroids[column] = np.sort(middle)
     return centroids
 
