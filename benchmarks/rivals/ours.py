@@ -20,7 +20,10 @@ SETTINGS = ("index.build_memory_mb=4096",)
 
 
 def ours_build(folder: Path, catalog: Path, settings: Sequence[str] = SETTINGS) -> dict[str, Any]:
-    """Seconds of the whole command, which copies the vectors into the catalog as well, and of the index alone."""
+    """Builds by the command. `build_s` is its time but for copying the vectors into the catalog.
+
+    Starting, planning and publishing are in it; `index_told_s` is what the manifest says of the index alone.
+    """
     command = [Path(sys.executable).with_name("epithre-beam"), "index", catalog, "--from", folder]
     command += [word for setting in settings for word in ("--set", setting)]
     started = time.perf_counter()
@@ -31,11 +34,13 @@ def ours_build(folder: Path, catalog: Path, settings: Sequence[str] = SETTINGS) 
     latest = json.loads((catalog / "LATEST.json").read_text())["version"]
     version = catalog / "versions" / latest
     manifest = json.loads((version / "manifest.json").read_text())
-    parts = {name: took for name, took in manifest["timings_s"].items() if name.startswith("index")}
+    timings = manifest["timings_s"]
+    told = {part: sum(took for name, took in timings.items() if name.startswith(part)) for part in ("vectors", "index")}
     return {
-        "build_s": sum(parts.values()),
+        "build_s": timings["total"] - told["vectors"],
+        "index_told_s": told["index"],
         "command_s": command_s,
-        "timings_s": manifest["timings_s"],
+        "timings_s": timings,
         "indexes": manifest["indexes"],
         "disk_mb": size_of(version / "index"),
         "chosen": ", ".join(str(entry.get("factory", "")) for entry in manifest["indexes"]),
