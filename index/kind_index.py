@@ -177,8 +177,8 @@ class KindIndex:
                 # Of the rows that match, as many shall be scanned as of all rows without a condition.
                 share = min(1.0, max(share * file.rows, _ROWS_PROBED_FOR_EACH * wide) / reached)
                 scores, rows = _refine(file, vectors, wide, probed_cells(share, file.cells), factor, matching)
-                if chosen is not None and (rows < 0).any():
-                    # The cells that were scanned hold fewer that match: now all of them.
+                if (rows < 0).any():
+                    # The cells that were scanned hold fewer rows, or fewer that match: now all of them.
                     scores, rows = _refine(file, vectors, wide, file.cells, factor, matching)
         return scores, np.where(rows >= 0, rows + file.first_row, -1)
 
@@ -242,7 +242,7 @@ def _open(vectors_path: Path, codes_path: Path | None, first_row: int) -> _File:
 def _read(path: Path) -> Any:
     try:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:  # the last when a length in it is not true
         raise CatalogError(f"{path} cannot be opened as an index: {error}") from error
 
 
@@ -253,10 +253,13 @@ def _refine(
     asked: dict[str, Any] = {"nprobe": probed}
     bits = None if matching is None else _bits_of(file, matching)
     if bits is not None:
-        asked["sel"] = faiss.IDSelectorBitmap(file.rows, faiss.swig_ptr(bits))
+        asked["sel"] = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
     inner = faiss.SearchParametersPreTransform(index_params=faiss.IVFSearchParameters(**asked))  # type: ignore[call-arg]
     parameters = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)  # type: ignore[call-arg]
-    scores, rows = file.refined.search(vectors, k, params=parameters)
+    try:
+        scores, rows = file.refined.search(vectors, k, params=parameters)
+    except RuntimeError as error:  # rows that there are none of
+        raise CatalogError(f"An index of codes is damaged, open the catalog with verify=True: {error}") from error
     return scores, rows
 
 
