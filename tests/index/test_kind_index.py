@@ -318,3 +318,20 @@ def test_processes_forked_after_opening_get_the_same(rung: Any, queries: Floats,
     command = [sys.executable, "-c", FORK_PROGRAM, str(rung.folder), str(tmp_path / "queries.npy")]
     done = subprocess.run(command, timeout=60, env={**os.environ, "OMP_NUM_THREADS": "2"}, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("where", [None, pc.field("size_bytes") > 0], ids=["all", "where"])
+def test_as_many_are_found_as_asked_for_though_the_cells_nearby_hold_few_rows(
+    make_catalog: Any, draw_clustered: Draw, monkeypatch: pytest.MonkeyPatch, where: Any
+) -> None:
+    """Nearly all rows are copies: they stand in one cell, and the many beside it are empty."""
+    monkeypatch.setattr("epithre_beam.index.codes._ROUTED_ROWS", 1024)
+    few = draw_clustered(60, 24, 1)
+    vectors = np.concatenate([few, np.repeat(few[:1], 2940, axis=0)])
+    index = IndexConfig(exact_up_to_mb=0, training_rows=2000, recall_queries=60, target_recall=0.5)
+    made = make_catalog({"image": vectors}, rows_per_unit=300, rows_per_file=5000, index=index)
+    assert made.index("image").search_parameters["cells_share"] < 0.1
+    with made.open() as catalog:
+        for k in (10, 40):
+            found = catalog.search(np.concatenate([-few, draw_clustered(60, 24, 3)]), k, where=where)
+            assert [len(hits) for hits in found] == [k] * 120
