@@ -295,7 +295,7 @@ def index(
         )
 
     tell("started", command="index", catalog=catalog, process=os.getpid())
-    return _watched(catalog, voice, 1, write)
+    return _watched(catalog, voice, 0, write)
 
 
 @app.command()

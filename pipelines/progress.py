@@ -53,7 +53,7 @@ def shown(
         console: Standard error.
         quiet: Whether to show no bar.
         as_lines: As log lines instead of a bar; absent: where `console` is no terminal.
-        lanes: How many the run has.
+        lanes: How many the run has; 0: nothing is to be embedded.
         every_s: Seconds between two log lines of progress.
     """
     if console.is_terminal if as_lines is None else not as_lines:
@@ -104,7 +104,8 @@ class Events(Watch):
         self._every_s = every_s
         self._told_at = time.monotonic()
         self._lanes: list[dict[str, Any]] = []
-        self._is_embedded = self._is_over = False
+        self._is_over = False
+        self._is_embedded = not lanes
 
     def __call__(self, lanes: list[dict[str, Any]]) -> None:
         self._lanes = lanes or self._lanes

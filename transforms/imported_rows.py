@@ -1,6 +1,7 @@
 """Rows from elsewhere on their way into a version: read in small pieces, checked like answers of the API."""
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,25 +75,28 @@ class _Piece:
 
 
 def _read(folder: VectorFolder, groups: Sequence[ImportedGroup]) -> Iterator[_Piece]:
-    number = -1
-    for group in groups:
-        with folder.open(group.file) as file:
-            if group.file != number:
-                number = group.file
-                sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-            row, found = sum(sizes[: group.group]), 0
-            for batch in file.iter_batches(
-                ROWS_PER_GROUP, row_groups=[group.group], columns=list(folder.columns), use_threads=False
-            ):
-                here = pc.equal(plain_strings(batch.column("kind")), group.kind)
-                inside = np.flatnonzero(here.to_numpy(zero_copy_only=False))
-                if len(inside):
-                    kept = batch if len(inside) == len(batch) else batch.filter(here)
-                    yield _Piece(batch=kept, place=folder.place(group.file), numbers=inside + row)
-                found += len(inside)
-                row += len(batch)
-            if found != group.rows:
-                raise SourceError(f"{folder.place(group.file)} was changed while it was read: run again.")
+    for number, of_file in itertools.groupby(groups, lambda group: group.file):
+        with folder.open(number) as file:
+            sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            for group in of_file:
+                yield from _read_group(folder, file, group, sum(sizes[: group.group]))
+
+
+def _read_group(folder: VectorFolder, file: pq.ParquetFile, group: ImportedGroup, row: int) -> Iterator[_Piece]:
+    """The rows of a group's kind; `row` is the number of its first row in the file."""
+    place, found = folder.place(group.file), 0
+    for batch in file.iter_batches(
+        ROWS_PER_GROUP, row_groups=[group.group], columns=list(folder.columns), use_threads=False
+    ):
+        here = pc.equal(plain_strings(batch.column("kind")), group.kind)
+        inside = np.flatnonzero(here.to_numpy(zero_copy_only=False))
+        if len(inside):
+            kept = batch if len(inside) == len(batch) else batch.filter(here)
+            yield _Piece(batch=kept, place=place, numbers=inside + row)
+        found += len(inside)
+        row += len(batch)
+    if found != group.rows:
+        raise SourceError(f"{place} was changed while it was read: run again.")
 
 
 class _Rows:
