@@ -29,6 +29,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -262,6 +263,7 @@ def main() -> None:
     unknown = set(rivals) - set(_PROGRAMS)
     if unknown:
         parser.error(f"--rivals must be among {', '.join(_PROGRAMS)}, got {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the gigabytes are deleted then, too
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
