@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -23,6 +24,8 @@ Draw = Callable[..., Floats]
 
 FP16 = 2e-6
 """Between scores of the same stored fp16 numbers, summed in another order."""
+
+STORED: dict[tuple[Path, str], Floats] = {}
 
 RUNGS: dict[str, dict[str, Any]] = {
     "exact": {"rows": 700, "dimension": 24, "exact_up_to_mb": 64},
@@ -58,8 +61,11 @@ def queries(rung: Any, draw_clustered: Draw) -> Floats:
 
 
 def stored_of(rung: Any, kind: str) -> Floats:
-    """As they stand in the file: FAISS rounds ties to fp16 otherwise than numpy."""
-    return encode(rung.vectors[kind]).view(np.float16).astype(np.float32)
+    """As they stand in the file: FAISS rounds ties to fp16 otherwise than numpy. Each is decoded once."""
+    key = (rung.folder, kind)
+    if key not in STORED:
+        STORED[key] = encode(rung.vectors[kind]).view(np.float16).astype(np.float32)
+    return STORED[key]
 
 
 def assert_sound(rung: Any, query: Floats, hits: list[Hit], allowed: dict[str, npt.NDArray[np.bool_]]) -> None:
