@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .manifest import Histogram
+from .manifest import CatalogError, Histogram
 
 _BINS = 2048
 _MOST_BINS_KEPT = 128
@@ -70,4 +70,29 @@ def norm_deviations(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]
     # Summed in float64: at 4000 dimensions float32 would be off by more than the norms are.
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     deviations: npt.NDArray[np.float64] = np.log10(np.maximum(np.abs(norms - 1.0), _LEAST_DEVIATION))
+    return deviations
+
+
+def checked_deviations(
+    vectors: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], kind: str, dimension: int
+) -> npt.NDArray[np.float64]:
+    """How far norms are from 1; a row that is no unit vector would win every search, or none, or poison the axes.
+
+    Raises:
+        CatalogError: With the first such row.
+    """
+    if vectors.shape[1] != dimension:
+        raise CatalogError(
+            f"The {kind} vectors must have {dimension} numbers, those of row {rows[0]} ff. have {vectors.shape[1]}: "
+            "vectors of another model need a catalog of their own."
+        )
+    with np.errstate(invalid="ignore"):  # of infinity
+        deviations = norm_deviations(vectors)
+    bad = np.flatnonzero(~(deviations <= np.log10(NORM_TOLERANCE)))
+    if len(bad):
+        norm = np.linalg.norm(vectors[bad[0]].astype(np.float64))
+        raise CatalogError(
+            f"The vector of {kind} row {rows[bad[0]]} must have the norm 1, got {norm:.6g}: what was read is damaged, "
+            "or was never checked; `epithre-beam versions verify` names a damaged file."
+        )
     return deviations

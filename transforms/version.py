@@ -10,22 +10,12 @@ import apache_beam as beam
 import orjson
 import pyarrow as pa
 
-from ..index.build import (
-    AddedRows,
-    AssetsTask,
-    BuiltIndex,
-    IndexTask,
-    WrittenAssets,
-    add_rows,
-    finish_index,
-    sample_rules,
-    train_indexes,
-    write_assets,
-)
+from ..index.build import AddedRows, BuiltIndex, WrittenAssets, add_rows, finish_index, write_assets
 from ..index.layout import report_name, report_page_name, run_folder, vector_schema
 from ..index.manifest import Counts, how_it_ended, publish, read_manifest
 from ..index.shards import ShardRecord, ShardTask, plan_shards, write_shard
 from ..index.store import Store
+from ..index.train import AssetsTask, IndexTask, sample_rules, train_indexes
 from ..index.units import CarriedGroup, UnitRecord, read_unit
 from ..index.version import check_conservation, judge, write_dead_letters, write_manifest
 from .carry import CarriedRows

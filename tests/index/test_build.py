@@ -18,20 +18,14 @@ from hypothesis import strategies as st
 
 from epithre_beam.configs import IndexConfig
 from epithre_beam.index import CatalogError, Store
-from epithre_beam.index.build import (
-    IndexTask,
-    _ask_exactly,
-    build_indexes,
-    has_codes,
-    rows_per_index,
-    sample_rules,
-    train_indexes,
-)
+from epithre_beam.index.build import build_indexes
 from epithre_beam.index.codes import LEAST_ROWS, bytes_a_row
 from epithre_beam.index.exact import ExactIndexWriter
 from epithre_beam.index.layout import vector_schema, version_folder
+from epithre_beam.index.measure import ask_exactly
 from epithre_beam.index.sample import SampleRule, asset_hashes
 from epithre_beam.index.shards import ShardRecord, ShardTask, iterate_tables, write_shard
+from epithre_beam.index.train import IndexTask, has_codes, rows_per_index, sample_rules, train_indexes
 from epithre_beam.index.truth import Queries, Truth, recall_at
 from epithre_beam.index.units import vectors_of
 
@@ -174,7 +168,7 @@ def test_an_index_file_of_other_rows_is_measured_as_it_is(small: Any, tmp_path: 
             writer = ExactIndexWriter(file, 16, len(vectors))
             writer.add(vectors[order])
             writer.finish()
-        (judged,) = _ask_exactly(store, name, [truth], task, IndexConfig(recall_k=5))
+        (judged,) = ask_exactly(store, name, [truth], task, IndexConfig(recall_k=5))
         recall[name] = float(np.nanmean(recall_at(judged, 5, 5)))
     assert recall["right"] == 1.0
     assert recall["wrong"] < 0.2
