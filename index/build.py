@@ -1,8 +1,8 @@
 """From a version's Parquet files to its indexes: train, add file by file, choose how to ask them, measure.
 
 Three steps that a runner may spread over workers. `train_indexes` (train.py) looks at a sample and says what is to be
-built. `add_rows` streams the rows of one index file past once: what it holds of each is its projection and its code, the
-vectors go to disk as fp16. `finish_index` puts the files of a kind together, and chooses by measured recall.
+built. `add_rows` streams the rows of one index file past once: what it holds of each is its projection and its code,
+the vectors go to disk as fp16. `finish_index` puts the files of a kind together, and chooses by measured recall.
 """
 
 import time
