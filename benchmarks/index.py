@@ -26,6 +26,7 @@ vectors and writing them as float16 take, and draws docs/index-growth.svg.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -40,22 +41,24 @@ from typing import Any
 import numpy as np
 from clustered import KINDS, SPECTRA, Clustered, find_exactly
 from growth import draw_growth
-from rivals.processes import Watch, forget_cached
+from rivals.processes import Watch, forget_cached, tree_of
 
 _HERE = Path(__file__).resolve().parent
 _QUERIES = 2000
 _ASKED_EXACTLY = 1000
 _TARGET = 0.95
+_STEP_LIMIT_S = 3600
+"""Of four thousand dimensions, autofaiss' rotation alone may train for longer than one waits."""
 _ENVIRONMENTS = {"with_pgvector.py": "pgvector", "with_usearch.py": "usearch"}
 _PROGRAMS = {
     "ours": "ours.py",
     "autofaiss": "with_faiss.py",
-    "autofaiss-budget": "with_faiss.py",
     "autofaiss-joint": "with_faiss.py",
     "hnsw32": "with_faiss.py",
     "ivf-sq8": "with_faiss.py",
     "usearch": "with_usearch.py",
     "pgvector": "with_pgvector.py",
+    "autofaiss-budget": "with_faiss.py",
 }
 _HEAD = (
     "contender", "setting", "build s", "CPU s", "peak MB", "resident MB", "disk MB", "text→image", "image→text",
@@ -118,8 +121,17 @@ def run_step(contender: str, step: str, python: Path, folder: Path, setting: Any
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
         watch = Watch(process.pid)
-        printed, _ = process.communicate()
-        took = watch.end()
+        try:
+            printed, _ = process.communicate(timeout=_STEP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise ContenderFailedError(f"{step} was ended after {_STEP_LIMIT_S / 3600:g} hours") from None
+        finally:
+            took = watch.end()
+            if process.poll() is None:
+                for pid in tree_of(process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                process.wait()
         if process.returncode:
             said.seek(0)
             raise ContenderFailedError(f"{step} ended with {process.returncode}: {_last_line(said.read())}")
@@ -144,7 +156,7 @@ def compete(contender: str, folder: Path, environments: Path) -> list[dict[str, 
     except ContenderFailedError as error:
         return [{"contender": contender, "failed": str(error)}]
     finally:
-        shutil.rmtree(folder / contender)
+        shutil.rmtree(folder / contender, ignore_errors=True)
     results = [
         {"contender": contender, "setting": setting, "built": built, "tuned": found, "measured": figures}
         for setting, figures in zip(settings, measured, strict=True)
@@ -248,6 +260,12 @@ def keep(results: Iterable[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def stop(*_: object) -> None:
+    """Ends in order, so that the gigabytes are deleted; who tells a group of processes may say so twice."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000, help="of each kind")
@@ -263,7 +281,7 @@ def main() -> None:
     unknown = set(rivals) - set(_PROGRAMS)
     if unknown:
         parser.error(f"--rivals must be among {', '.join(_PROGRAMS)}, got {', '.join(sorted(unknown))}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the gigabytes are deleted then, too
+    signal.signal(signal.SIGTERM, stop)
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
