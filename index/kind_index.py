@@ -23,8 +23,9 @@ from .tune import probed_cells
 _WIDEN = 8  # a scan costs far more than a longer list of its best: few wide ones beat many that double
 _FOUND_AT_ONCE = 4_000_000  # scores and rows, 12 bytes each
 _FULL_K = 100
-"""Up to this k the measured k_factor is used; farther down the list, scores lie closer, and fewer suffice."""
+_LONGER_FACTOR = 10.0
 _LEAST_FACTOR = 3.0
+"""k_factor was measured at recall_k. A longer list needs it, or `_LONGER_FACTOR`; beyond `_FULL_K` ever less of it."""
 _SHARE_GROWTH = 0.7
 """The best thousand do not lie in the cells of the best ten: the share of the cells grows with k to this power."""
 _ROWS_PROBED_FOR_EACH = 40
@@ -167,8 +168,10 @@ class KindIndex:
         if share is None or factor is None or file.codes is None:
             scores, rows = _scan(file, vectors, wide, chosen)
         else:
+            if wide > 2 * self.entry.recall_k:
+                factor = max(factor, _LONGER_FACTOR)
             if wide > _FULL_K + 1:
-                factor = max(min(factor, _LEAST_FACTOR), factor * (_FULL_K / wide) ** 0.5)
+                factor = max(_LEAST_FACTOR, factor * (_FULL_K / wide) ** 0.5)
             share *= max(1.0, (wide - 1) / self.entry.recall_k) ** _SHARE_GROWTH
             reached = len(chosen) if chosen is not None else file.rows
             if wide * factor >= reached:  # all would be candidates
