@@ -171,8 +171,7 @@ def _grouped(shards: Sequence[ShardRecord], limit: int) -> Iterator[list[ShardRe
     group: list[ShardRecord] = []
     rows = 0
     for shard in shards:
-        held = sum(s.rows for s in group)
-        if group and (held + shard.rows > limit or (rows + shard.rows / 2) * count / total >= 1):
+        if group and (rows + shard.rows > limit or (rows + shard.rows / 2) * count / total >= 1):
             yield group
             group, rows = [], 0
         group.append(shard)

@@ -15,7 +15,7 @@ K_FACTORS = (2, 3, 5, 10, 20, 50, 100)
 _TARGETS = (0.8, 0.9, 0.95, 0.99)
 _ERRORS = 2.0
 
-# Rates of one core, as measured (docs/decisions/010): they only have to be right in proportion.
+# Rates of one core, roughly: they only have to be right in proportion.
 _SCANNED_BYTES_A_US = 20_000
 _REFINED_BYTES_A_US = 4_000
 _ROUTING_FLOPS_A_US = 40_000
