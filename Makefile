@@ -63,11 +63,11 @@ $(VENV)/bin/python:
 	  || { echo "$(PYTHON) has no venv module; on Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[beam,fast]'
+	$(PIP) --editable '.[beam,fast,serve,explore]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[beam,fast,test,dev]'
+	$(PIP) --editable '.[beam,fast,serve,explore,test,dev]'
 	@touch $@ $(VENV)/.demo
 
 clean:
