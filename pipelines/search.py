@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
@@ -44,6 +46,28 @@ def search(
         ValueError: When `k` or `kinds` is wrong.
     """
     catalog = open_catalog(url)
+    vectors = embed_for(catalog, url, queries, base_url=base_url, api_key_env=api_key_env)
+    hits: list[list[Hit]] = []
+    for query, vector in zip(queries, vectors, strict=True):
+        kind: AssetKind = "text" if isinstance(query, str) else "image"
+        hits += catalog.search(vector, k, kinds=kinds, merge=merge, query_kind=kind)
+    return catalog, hits
+
+
+def embed_for(
+    catalog: Catalog,
+    url: str,
+    queries: Sequence[str | bytes | Path],
+    *,
+    base_url: str | None = None,
+    api_key_env: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """Embeds queries with the model and settings that made a catalog: float32, (queries, dimension), unit norm.
+
+    Raises:
+        CatalogError: When it is not known what made the catalog, or the server's model is another.
+        QueryError: When a query cannot be embedded.
+    """
     if catalog.manifest.model == UNKNOWN_MODEL:
         raise CatalogError(
             f"{url} has vectors from elsewhere, and it is not known what made them, so no query can be embedded: "
@@ -61,12 +85,7 @@ def search(
                 "Search with the model that made the catalog, or embed it again."
             )
         embed = embed.model_copy(update={"base_url": endpoint.base_url, "api_key_env": endpoint.api_key_env})
-        vectors = embed_queries(queries, embed, config.prepare, os.environ[endpoint.api_key_env].strip())
-    hits: list[list[Hit]] = []
-    for query, vector in zip(queries, vectors, strict=True):
-        kind: AssetKind = "text" if isinstance(query, str) else "image"
-        hits += catalog.search(vector, k, kinds=kinds, merge=merge, query_kind=kind)
-    return catalog, hits
+        return embed_queries(queries, embed, config.prepare, os.environ[endpoint.api_key_env].strip())
 
 
 def read_query_picture(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,14 @@ class QueryError(ValueError):
     """A query cannot be embedded; the message says which and why."""
 
 
+_AT_ONCE = 512
+"""Queries whose requests are in memory together."""
+
+
 def embed_queries(
-    queries: Sequence[str | bytes], embed: EmbedConfig, prepare: PrepareConfig, api_key: str
+    queries: Sequence[str | bytes | Path], embed: EmbedConfig, prepare: PrepareConfig, api_key: str
 ) -> npt.NDArray[np.float32]:
-    """Embeds texts (str) and pictures (bytes of a picture file).
+    """Embeds texts (str) and pictures (bytes of a picture file, or its path, which is read when it is its turn).
 
     Not for use inside a running event loop; there, use `transforms.epithre.client.Client` itself.
 
@@ -39,7 +44,11 @@ def embed_queries(
 
     async def ask() -> list[npt.NDArray[np.float32] | Refusal]:
         async with Client(embed, api_key) as client:
-            return await client.embed([_item(i, query, prepare, client) for i, query in enumerate(queries)])
+            results: list[npt.NDArray[np.float32] | Refusal] = []
+            for first in range(0, len(queries), _AT_ONCE):
+                part = enumerate(queries[first : first + _AT_ONCE], first)
+                results += await client.embed([_item(i, query, prepare, client) for i, query in part])
+            return results
 
     results = asyncio.run(ask())
     vectors = np.empty((len(queries), embed.dimension), np.float32)
@@ -50,12 +59,13 @@ def embed_queries(
     return vectors
 
 
-def _item(position: int, query: str | bytes, prepare: PrepareConfig, client: Client) -> Item:
+def _item(position: int, query: str | bytes | Path, prepare: PrepareConfig, client: Client) -> Item:
     try:
         if isinstance(query, str):
             kind, content = "text", prepare_text(query, prepare).encode()
         else:
-            kind, content = "image", prepare_picture(query, prepare).content
+            data = query.read_bytes() if isinstance(query, Path) else query
+            kind, content = "image", prepare_picture(data, prepare).content
     except Unpreparable as failure:
         raise QueryError(f"Query {position} cannot be sent ({failure.reason.value}): {failure.detail}.") from None
     try:
