@@ -1,11 +1,11 @@
 """Opens a catalog and searches it: numpy in, hits out, nothing of Beam."""
 
-import threading
+import contextlib
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..configs import AssetKind
+from .hits import Asset, Hit, Merge, merge_ranks
 from .kind_index import KindIndex
 from .layout import READERS
 from .local_files import local_files
@@ -20,56 +21,81 @@ from .manifest import CatalogError, IndexEntry, Manifest, read_latest, read_mani
 from .readers import VersionHold
 from .store import Store, StoreError
 
-Merge = Literal["score", "quota", "standardised"]
+if TYPE_CHECKING:
+    from .following import FollowingCatalog
+
 MAX_K = 10_000
 
 _OPENING_TRIES = 5
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hit:
-    """An asset that was found."""
+class OpenVersion:
+    """A version's mapped files. Whoever has it can go on searching, whatever is closed or swapped meanwhile.
 
-    asset_id: str
-    kind: str
-    uri: str | None
-    text: str | None
-    score: float
-    """Inner product with the query: the cosine, since both have unit norm. With the merge `standardised` still
-    the inner product; only the order is by the standardised score."""
-    row: int
-    """Position among the rows of its kind."""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    Its memory and its hold are let go of when nobody has it any more: the last search that began with it, perhaps.
+    """
+
+    def __init__(
+        self, manifest: Manifest, indexes: Mapping[str, KindIndex], hold: VersionHold | None = None
+    ) -> None:
+        self.manifest = manifest
+        self.indexes = dict(indexes)
+        self.is_held = hold is not None
+        self._let_go = None if hold is None else weakref.finalize(self, hold.release)  # also when the process ends
+
+    def let_go(self) -> None:
+        """Ends the hold, if there is one. Again, it does nothing."""
+        if self._let_go is not None:
+            self._let_go()
+
+    def chosen(self, kinds: Sequence[AssetKind] | AssetKind | None) -> dict[str, KindIndex]:
+        """Raises ValueError for a kind that there is none of."""
+        if not self.indexes:
+            raise ValueError("This catalog is closed, or has no assets.")
+        if kinds is None:
+            return self.indexes
+        kinds = (kinds,) if isinstance(kinds, str) else kinds
+        for kind in kinds:
+            if kind not in self.indexes:
+                raise ValueError(f"kinds must be among {tuple(self.indexes)}, got {kind!r}.")
+        return {kind: self.indexes[kind] for kind in dict.fromkeys(kinds)}
 
 
 class Catalog:
-    """A version of a catalog, open for searching. Thread-safe; use `with`, or `close()` when done."""
+    """A version of a catalog, open for searching. Thread-safe; use `with`, or `close()` when done.
 
-    def __init__(
-        self, store: Store, manifest: Manifest, indexes: Mapping[str, KindIndex], hold: VersionHold | None = None
-    ) -> None:
+    A process that was forked off may go on with what its parent opened.
+    """
+
+    def __init__(self, store: Store, opened: OpenVersion) -> None:
         self._store = store
-        self.manifest = manifest
-        self._indexes = dict(indexes)
-        self._lock = threading.Lock()
-        # A catalog that is dropped, or still open when the process ends, lets go as well.
-        self._let_go = None if hold is None else weakref.finalize(self, hold.release)
+        # Every method reads it once: what a search began with, it ends with.
+        self._opened = opened
 
     def __repr__(self) -> str:
-        return f"Catalog({self._store.url!r}, version={self.version!r}, assets={self.manifest.counts.per_kind})"
+        manifest = self.manifest
+        name = type(self).__name__
+        return f"{name}({self._store.url!r}, version={manifest.version!r}, assets={manifest.counts.per_kind})"
 
-    def __enter__(self) -> "Catalog":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the mapped files, and of the hold. A search after it raises ValueError."""
-        with self._lock:
-            self._indexes = {}
-        if self._let_go is not None:
-            self._let_go()
+        """Lets go of the mapped files, and of the hold. A search after it raises ValueError; one under way ends."""
+        opened, self._opened = self._opened, OpenVersion(self._opened.manifest, {})
+        opened.let_go()
+
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator["Catalog"]:
+        """One version for several calls, also of a catalog that follows what is published."""
+        yield self
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._now().manifest
 
     @property
     def version(self) -> str:
@@ -80,15 +106,59 @@ class Catalog:
         return self.manifest.dimension
 
     @property
+    def metadata_types(self) -> Mapping[str, str]:
+        """The declared metadata columns and their types, as a job spells them; the same for all kinds."""
+        return self.manifest.metadata_types
+
+    @property
     def kinds(self) -> tuple[str, ...]:
-        return tuple(self._indexes)
+        return tuple(self._now().indexes)
 
     def __len__(self) -> int:
-        return sum(len(index.assets) for index in self._indexes.values())
+        return sum(len(index.assets) for index in self._now().indexes.values())
 
     def assets(self, kind: AssetKind) -> pa.Table:
         """The assets of a kind in the order of their rows: id, uri, text, metadata and so on, without vectors."""
-        return self._chosen(kind)[kind].assets
+        return self._now().chosen(kind)[kind].assets
+
+    def find_asset(self, kind: AssetKind, asset_id: str) -> int | None:
+        """The row of an asset; None when this version has no such asset. It reads all ids of the kind: milliseconds
+        a million.
+
+        Raises:
+            ValueError: When the catalog has no such kind, or the id is no text.
+        """
+        if not isinstance(asset_id, str):
+            raise ValueError(f"asset_id must be text, got {asset_id!r}.")
+        return self._now().chosen(kind)[kind].row_of(asset_id)
+
+    def asset(self, kind: AssetKind, row: int) -> Asset:
+        """What the catalog says of the asset of a row.
+
+        Raises:
+            ValueError: When there is no such kind or row.
+        """
+        index = self._now().chosen(kind)[kind]
+        (row,) = _check_rows([row], index).tolist()
+        asset_id, uri, text, metadata = index.asset(row)
+        return Asset(
+            asset_id=asset_id,
+            kind=kind,
+            row=row,
+            uri=uri,
+            text=text,
+            metadata=metadata,
+            **index.columns(row, ("content_sha256", "media_type", "size_bytes", "width", "height")),
+        )
+
+    def vectors(self, kind: AssetKind, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """The stored vectors of some rows, float32 (len(rows), dimension), unit norm up to the rounding to fp16.
+
+        Raises:
+            ValueError: When there is no such kind or row.
+        """
+        index = self._now().chosen(kind)[kind]
+        return index.vectors(_check_rows(rows, index))
 
     def search(
         self,
@@ -122,20 +192,18 @@ class Catalog:
         Raises:
             ValueError: With the argument, the rule and the value.
         """
-        queries = self._check_queries(vectors)
+        opened = self._now()
+        queries = _check_queries(vectors, opened.manifest.dimension)
         k = _check_k(k)
-        indexes = self._chosen(kinds)
-        if merge not in {"score", "quota", "standardised"}:
+        indexes = opened.chosen(kinds)
+        if merge not in get_args(Merge):
             raise ValueError(f"merge must be 'score', 'quota' or 'standardised', got {merge!r}.")
         if merge == "standardised" and query_kind is None:
             raise ValueError("merge='standardised' needs query_kind='image' or 'text': the gap depends on it.")
-        hits: list[list[tuple[float, int, str]]] = [[] for _ in range(len(queries))]
-        ranks: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]] = {}
-        for kind, index in indexes.items():
-            ranks[kind] = index.search(queries, k, where, index.point(recall))
-        for q in range(len(queries)):
-            hits[q] = self._merge(q, ranks, indexes, k, merge, query_kind)
-        return [[_hit(indexes[kind], kind, row, score) for score, row, kind in found] for found in hits]
+        ranks = {kind: index.search(queries, k, where, index.point(recall)) for kind, index in indexes.items()}
+        entries = {kind: index.entry for kind, index in indexes.items()}
+        merged = [merge_ranks(q, ranks, entries, k, merge, query_kind) for q in range(len(queries))]
+        return [[_hit(indexes[kind], kind, row, score) for score, row, kind in found] for found in merged]
 
     def find_rows(
         self,
@@ -155,65 +223,36 @@ class Catalog:
         Raises:
             ValueError: With the argument, the rule and the value.
         """
-        index = self._chosen(kind)[kind]
-        return index.search(self._check_queries(vectors), _check_k(k), where, index.point(recall))
+        opened = self._now()
+        index = opened.chosen(kind)[kind]
+        queries = _check_queries(vectors, opened.manifest.dimension)
+        return index.search(queries, _check_k(k), where, index.point(recall))
 
-    def _merge(
-        self,
-        q: int,
-        ranks: Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]],
-        indexes: Mapping[str, KindIndex],
-        k: int,
-        merge: Merge,
-        query_kind: str | None,
-    ) -> list[tuple[float, int, str]]:
-        entries = []
-        for kind, (scores, rows) in ranks.items():
-            offset, scale = 0.0, 1.0
-            if merge == "standardised":
-                figures = indexes[kind].entry.scores.get(f"{query_kind}->{kind}")
-                if figures is None:
-                    raise ValueError(
-                        f"merge='standardised' needs the figures of {query_kind}->{kind}, which this catalog lacks: "
-                        f"it has no {query_kind} assets."
-                    )
-                offset, scale = figures.mean, figures.std or 1.0
-            for rank, (score, row) in enumerate(zip(scores[q].tolist(), rows[q].tolist(), strict=True)):
-                if row >= 0:
-                    key = rank if merge == "quota" else -(score - offset) / scale
-                    entries.append((key, -score, kind, rank, row))
-        entries.sort()
-        return [(-negative, row, kind) for _, negative, kind, _, row in entries[:k]]
+    @property
+    def _indexes(self) -> Mapping[str, KindIndex]:
+        return self._now().indexes
 
-    def _check_queries(self, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        try:
-            numbers = np.asarray(vectors)
-            if np.iscomplexobj(numbers):  # numpy would drop the imaginary parts
-                raise TypeError("got complex ones")
-            with np.errstate(over="ignore"):  # what is too great becomes infinite, and is refused below
-                queries = np.ascontiguousarray(numbers, np.float32)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"vectors must be numbers of shape (n, {self.dimension}): {error}.") from None
-        if queries.ndim == 1:
-            queries = queries[None]
-        if queries.ndim != 2 or queries.shape[1] != self.dimension:
-            raise ValueError(f"vectors must have the shape (n, {self.dimension}), got {np.shape(vectors)}.")
-        if not np.isfinite(queries).all():
-            raise ValueError("vectors must be finite, got NaN or infinity.")
-        return queries
+    def _now(self) -> OpenVersion:
+        """The version in force."""
+        return self._opened
 
-    def _chosen(self, kinds: Sequence[AssetKind] | AssetKind | None) -> dict[str, KindIndex]:
-        with self._lock:
-            indexes = dict(self._indexes)
-        if not indexes:
-            raise ValueError("This catalog is closed, or has no assets.")
-        if kinds is None:
-            return indexes
-        kinds = (kinds,) if isinstance(kinds, str) else kinds
-        for kind in kinds:
-            if kind not in indexes:
-                raise ValueError(f"kinds must be among {tuple(indexes)}, got {kind!r}.")
-        return {kind: indexes[kind] for kind in dict.fromkeys(kinds)}
+
+def _check_queries(vectors: npt.ArrayLike, dimension: int) -> npt.NDArray[np.float32]:
+    try:
+        numbers = np.asarray(vectors)
+        if np.iscomplexobj(numbers):  # numpy would drop the imaginary parts
+            raise TypeError("got complex ones")
+        with np.errstate(over="ignore"):  # what is too great becomes infinite, and is refused below
+            queries = np.ascontiguousarray(numbers, np.float32)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"vectors must be numbers of shape (n, {dimension}): {error}.") from None
+    if queries.ndim == 1:
+        queries = queries[None]
+    if queries.ndim != 2 or queries.shape[1] != dimension:
+        raise ValueError(f"vectors must have the shape (n, {dimension}), got {np.shape(vectors)}.")
+    if not np.isfinite(queries).all():
+        raise ValueError("vectors must be finite, got NaN or infinity.")
+    return queries
 
 
 def _check_k(k: int) -> int:
@@ -222,14 +261,48 @@ def _check_k(k: int) -> int:
     return int(k)
 
 
+def _check_rows(rows: npt.ArrayLike, index: KindIndex) -> npt.NDArray[np.int64]:
+    numbers = np.asarray(rows)
+    if numbers.ndim != 1 or (numbers.size and not np.issubdtype(numbers.dtype, np.integer)):
+        raise ValueError(f"rows must be whole numbers in one dimension, got {rows!r:.80}.")
+    available = len(index.assets)
+    if wrong := [row for row in numbers.tolist() if not 0 <= row < available]:
+        raise ValueError(f"rows must be from 0 to {available - 1}, got {wrong[0]}.")
+    return numbers.astype(np.int64)
+
+
 def _hit(index: KindIndex, kind: str, row: int, score: float) -> Hit:
     asset_id, uri, text, metadata = index.asset(row)
     return Hit(asset_id=asset_id, kind=kind, uri=uri, text=text, score=score, row=row, metadata=metadata)
 
 
+@overload
 def open_catalog(
     url: str | Path,
     *,
+    follow: Literal[False] = False,
+    version: str | None = ...,
+    verify: bool = ...,
+    storage_options: dict[str, Any] | None = ...,
+    hold_s: float | None = ...,
+    cache_folder: str | Path | None = ...,
+) -> Catalog: ...
+@overload
+def open_catalog(
+    url: str | Path,
+    *,
+    follow: Literal[True],
+    follow_every_s: float = ...,
+    verify: bool = ...,
+    storage_options: dict[str, Any] | None = ...,
+    hold_s: float | None = ...,
+    cache_folder: str | Path | None = ...,
+) -> "FollowingCatalog": ...
+def open_catalog(
+    url: str | Path,
+    *,
+    follow: bool = False,
+    follow_every_s: float = 30.0,
     version: str | None = None,
     verify: bool = True,
     storage_options: dict[str, Any] | None = None,
@@ -241,6 +314,8 @@ def open_catalog(
     Args:
         url: The catalog's path or fsspec URL. What a search needs of a remote one is brought into a cache on a local
             disk, which all processes of this user share; the vectors as Parquet are not.
+        follow: Go over to every version that is published from now on, without failing a search (`FollowingCatalog`).
+        follow_every_s: How often LATEST.json is looked at for that.
         version: Absent: the one that LATEST.json names.
         verify: Compare every file that is opened with its sha256 in the manifest. It is remembered, so that a file
             is read for it once and not again before it changes. Without it a damaged file may give wrong results in
@@ -254,26 +329,38 @@ def open_catalog(
 
     Raises:
         CatalogError: When there is nothing published, or a file is missing, damaged or of a newer format.
-        ValueError: When `hold_s` is not positive.
+        ValueError: When `hold_s` or `follow_every_s` is not positive, or a named version shall be followed.
     """
-    if hold_s is not None and not 0 < hold_s < float("inf"):
-        raise ValueError(f"hold_s must be a positive number of seconds, got {hold_s!r}.")
+    for name, seconds in (("hold_s", hold_s), ("follow_every_s", follow_every_s)):
+        if seconds is not None and not 0 < seconds < float("inf"):
+            raise ValueError(f"{name} must be a positive number of seconds, got {seconds!r}.")
+    if follow and version is not None:
+        raise ValueError(f"follow=True goes with what LATEST.json names, got version={version!r}: give one of them.")
     store = Store(str(url), storage_options)
     asked: dict[str, Any] = {"verify": verify, "hold_s": hold_s}
     asked["cache_folder"] = None if cache_folder is None else Path(cache_folder)
     try:
-        return _open(store, version, asked)
+        opened = _open_published(store, asked) if version is None else _open_version(store, version, None, **asked)
     except (CatalogError, StoreError):
         raise
     except Exception as error:  # whatever a store's driver raises
         if store.is_local:
             raise
         raise CatalogError(f"{store.url} cannot be read ({type(error).__name__}: {error}).") from error
+    if not follow:
+        return Catalog(store, opened)
+    from .following import FollowingCatalog
+
+    return FollowingCatalog(
+        store,
+        opened,
+        published=partial(_published, store),
+        open_version=partial(_open_version, store, **asked),
+        every_s=follow_every_s,
+    )
 
 
-def _open(store: Store, version: str | None, asked: Mapping[str, Any]) -> Catalog:
-    if version is not None:
-        return _open_version(store, version, None, **asked)
+def _open_published(store: Store, asked: Mapping[str, Any]) -> OpenVersion:
     for tries_left in reversed(range(_OPENING_TRIES)):
         named, sha256 = _published(store)
         try:
@@ -303,8 +390,11 @@ def _open_version(
     verify: bool,
     hold_s: float | None,
     cache_folder: Path | None,
-) -> Catalog:
+    like: Manifest | None = None,
+) -> OpenVersion:
     manifest = read_manifest(store, version, sha256)
+    if like is not None:
+        _check_alike(store, manifest, like)
     hold = None
     try:
         if hold_s is not None:
@@ -317,7 +407,18 @@ def _open_version(
         if hold is not None:
             hold.release()
         raise
-    return Catalog(store, manifest, indexes, hold)
+    return OpenVersion(manifest, indexes, hold)
+
+
+def _check_alike(store: Store, manifest: Manifest, like: Manifest) -> None:
+    """Who searches now has vectors of one model; those of another would find anything, in silence."""
+    for name in ("model", "model_fingerprint", "dimension"):
+        had, has = getattr(like, name), getattr(manifest, name)
+        if had != has:
+            raise CatalogError(
+                f"{store.url}, version {manifest.version}, has {name} {has!r} and not {had!r}, with which it was "
+                "opened: queries of the one cannot be compared with vectors of the other, open the catalog anew."
+            )
 
 
 def _hold(store: Store, version: str, hold_s: float) -> VersionHold:

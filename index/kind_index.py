@@ -4,7 +4,6 @@ import bisect
 import contextlib
 import itertools
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .forks import ForkedLock
 from .manifest import CatalogError, IndexEntry, OperatingPoint
 from .tune import probed_cells
 
@@ -84,7 +84,7 @@ class KindIndex:
         self._first_rows = [0, *itertools.accumulate(len(batch) for batch in self._batches)]
         self._process = os.getpid()
         self._masks: OrderedDict[str, _Matching] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = ForkedLock()
 
     def point(self, recall: float | None) -> OperatingPoint:
         """How the index is asked: as the manifest chooses or, given a `recall`, by the cheapest way that reached it.
@@ -192,6 +192,31 @@ class KindIndex:
         asset_id, uri, text = (batch.column(name)[place].as_py() for name in ("asset_id", "uri", "text"))
         metadata = batch.column("metadata")[place].as_py() if "metadata" in batch.schema.names else None
         return asset_id, uri, text, metadata or {}
+
+    def columns(self, row: int, names: Sequence[str]) -> dict[str, Any]:
+        """Some columns of a row."""
+        number = bisect.bisect_right(self._first_rows, row) - 1
+        batch, place = self._batches[number], row - self._first_rows[number]
+        return {name: batch.column(name)[place].as_py() for name in names}
+
+    def row_of(self, asset_id: str) -> int | None:
+        """The row of an asset id; None when there is none."""
+        try:
+            wanted = pa.scalar(asset_id, pa.string())
+        except UnicodeEncodeError:  # half of a surrogate pair: no asset has that
+            return None
+        row = pc.index(self.assets.column("asset_id"), wanted).as_py()
+        return None if row < 0 else int(row)
+
+    def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The vectors of some rows as they are stored, float32 (len(rows), dimension)."""
+        found = np.empty((len(rows), self._files[0].vectors.d), np.float32)
+        with _threads_for(len(rows), is_forked=os.getpid() != self._process):
+            for file in self._files:
+                here = np.flatnonzero((rows >= file.first_row) & (rows < file.first_row + file.rows))
+                if len(here):
+                    found[here] = _decoded(file.vectors, rows[here] - file.first_row)
+        return found
 
     def _order_ties(self, scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], k: int) -> None:
         """Puts rows of equal scores in the order of their asset ids, in place, as far as the first k go."""
