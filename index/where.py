@@ -29,7 +29,7 @@ def parse_where(condition: str | Mapping[str, Any], schema: pa.Schema) -> pc.Exp
     """A condition such as `{"lang": "id", "price": {"$lt": 10}}` as an expression for `Catalog.search`.
 
     Operators on a column are `$eq $ne $gt $gte $lt $lte $in $nin $exists $not`, on conditions `$and $or $not`; several
-    keys must all hold. A name is a metadata column or, where there is none of that name, another of the asset's columns.
+    keys must all hold. A name is a metadata column or, where there is none of that name, another column of the asset.
     Dates and times are ISO strings; a time without a zone is UTC. What an asset has no value for is equal to null
     alone: `$ne`, `$nin` and `$not` match it, comparisons do not.
 
@@ -69,8 +69,8 @@ class _Column:
     def value(self, value: Any, place: str) -> pa.Scalar:
         try:
             return pa.scalar(self.type.convert(value), self.arrow_type)
-        except (ValueError, OverflowError, pa.ArrowException):
-            raise ValueError(f"{place} must be {self.type.rule}, got {_shown(value)}.") from None
+        except (ValueError, OverflowError, pa.ArrowException):  # a ValueError of an ISO string too
+            raise _wrong(place, self.type.rule, value) from None
 
 
 class _Parser:
@@ -82,13 +82,13 @@ class _Parser:
 
     def condition(self, condition: Any, place: str, depth: int) -> pc.Expression:
         if not isinstance(condition, Mapping):
-            raise ValueError(f"{place} must be an object such as {{column: value}}, got {_shown(condition)}.")
+            raise _wrong(place, "an object such as {column: value}", condition)
         _check_depth(place, depth)
         found = None
         for key, value in condition.items():
             part = self._part(key, value, f"{place}.{key}", depth)
             found = part if found is None else found & part
-        return pc.scalar(True) if found is None else found  # noqa: FBT003 - of an empty condition: it asks nothing
+        return pc.scalar(True) if found is None else found  # the last: nothing is asked
 
     def _part(self, key: Any, value: Any, place: str, depth: int) -> pc.Expression:
         if key in {"$and", "$or"}:
@@ -96,25 +96,22 @@ class _Parser:
         if key == "$not":
             return ~self.condition(value, place, depth + 1)
         if not isinstance(key, str) or key.startswith("$"):
-            raise ValueError(f"{place} must be a column, $and, $or or $not, got {_shown(key)}.")
+            raise _wrong(place, "a column, $and, $or or $not", key)
         column = self._columns.get(key)
         if column is None:
-            raise ValueError(f"{place} must be a column among {', '.join(self._columns)}, got {_shown(key)}.")
+            raise _wrong(place, f"a column among {', '.join(self._columns)}", key)
         if isinstance(value, Mapping):
             return self._operators(column, value, place, depth + 1)
         return self._operator(column, "$eq", value, place, depth)
 
     def _several(self, key: str, value: Any, place: str, depth: int) -> pc.Expression:
         if not isinstance(value, (list, tuple)) or not value:
-            raise ValueError(f"{place} must be a list of conditions, at least one, got {_shown(value)}.")
+            raise _wrong(place, "a list of conditions, at least one", value)
         found = None
         for i, condition in enumerate(value):
             self._count(place)
             part = self.condition(condition, f"{place}[{i}]", depth + 1)
-            if found is None:
-                found = part
-            else:
-                found = found & part if key == "$and" else found | part
+            found = part if found is None else found & part if key == "$and" else found | part
         return found
 
     def _operators(self, column: _Column, operators: Mapping[Any, Any], place: str, depth: int) -> pc.Expression:
@@ -140,17 +137,17 @@ class _Parser:
                 return ~self._among(column, value, place)
             case "$exists":
                 if not isinstance(value, bool):
-                    raise ValueError(f"{place} must be true or false, got {_shown(value)}.")
+                    raise _wrong(place, "true or false", value)
                 return column.field.is_valid() if value else column.field.is_null()
             case "$not":
                 if not isinstance(value, Mapping):
-                    raise ValueError(f"{place} must be an object of operators, got {_shown(value)}.")
+                    raise _wrong(place, "an object of operators", value)
                 return ~self._operators(column, value, place, depth + 1)
             case str() if name in _ORDERED:
                 if not column.type.is_ordered:
-                    raise ValueError(f"{place} must be no comparison: the column is {column.type.rule}; use $eq or $ne.")
+                    raise ValueError(f"{place} must be $eq or $ne, the column's values are {column.type.rule}.")
                 return column.field.is_valid() & _COMPARISONS[name](column.field, column.value(value, place))
-        raise ValueError(f"{place} must be an operator among {', '.join(_OPERATORS)}, got {_shown(name)}.")
+        raise _wrong(place, f"an operator among {', '.join(_OPERATORS)}", name)
 
     def _equal(self, column: _Column, value: Any, place: str) -> pc.Expression:
         if value is None:
@@ -159,7 +156,7 @@ class _Parser:
 
     def _among(self, column: _Column, values: Any, place: str) -> pc.Expression:
         if not isinstance(values, (list, tuple)):
-            raise ValueError(f"{place} must be a list of values, got {_shown(values)}.")
+            raise _wrong(place, "a list of values", values)
         if len(values) > MAX_VALUES:
             raise ValueError(f"{place} must have at most {MAX_VALUES} values, got {len(values)}.")
         wanted = [column.value(value, f"{place}[{i}]").as_py() for i, value in enumerate(values) if value is not None]
@@ -192,9 +189,13 @@ def _type_of(kind: pa.DataType) -> _Type | None:
     return None
 
 
+class _UnlikeError(ValueError):
+    """A value is not what its column has."""
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(value)
+        raise _UnlikeError
     value.encode()  # half of a surrogate pair is no text
     return value
 
@@ -203,19 +204,19 @@ def _whole(value: Any) -> int:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(value)
+        raise _UnlikeError
     return value
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
-        raise ValueError(value)
+        raise _UnlikeError
     return float(value)
 
 
 def _truth(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(value)
+        raise _UnlikeError
     return value
 
 
@@ -243,6 +244,10 @@ _TYPES: tuple[tuple[Callable[[Any], bool], _Type], ...] = (
 def _check_depth(place: str, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise ValueError(f"where must be at most {MAX_DEPTH} objects deep, got a deeper one at {place}.")
+
+
+def _wrong(place: str, rule: str, value: Any) -> ValueError:
+    return ValueError(f"{place} must be {rule}, got {_shown(value)}.")
 
 
 def _shown(value: Any) -> str:
