@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..configs import AssetKind
-from .hits import Asset, Hit, Merge, merge_ranks
+from .hits import Asset, Hit
 from .kind_index import KindIndex
 from .layout import READERS
 from .local_files import local_files
 from .manifest import CatalogError, IndexEntry, Manifest, read_latest, read_manifest
+from .merge import Merge, check_merge, merge_kinds
 from .readers import VersionHold
 from .store import Store, StoreError
 
 if TYPE_CHECKING:
     from .following import FollowingCatalog
+
+__all__ = ["MAX_K", "Asset", "Catalog", "Hit", "Merge", "OpenVersion", "open_catalog"]
 
 MAX_K = 10_000
 
@@ -35,9 +38,7 @@ class OpenVersion:
     Its memory and its hold are let go of when nobody has it any more: the last search that began with it, perhaps.
     """
 
-    def __init__(
-        self, manifest: Manifest, indexes: Mapping[str, KindIndex], hold: VersionHold | None = None
-    ) -> None:
+    def __init__(self, manifest: Manifest, indexes: Mapping[str, KindIndex], hold: VersionHold | None = None) -> None:
         self.manifest = manifest
         self.indexes = dict(indexes)
         self.is_held = hold is not None
@@ -122,14 +123,11 @@ class Catalog:
         return self._now().chosen(kind)[kind].assets
 
     def find_asset(self, kind: AssetKind, asset_id: str) -> int | None:
-        """The row of an asset; None when this version has no such asset. It reads all ids of the kind: milliseconds
-        a million.
+        """The row of an asset; None when this version has no such asset. All ids are read, in milliseconds a million.
 
         Raises:
-            ValueError: When the catalog has no such kind, or the id is no text.
+            ValueError: When the catalog has no such kind.
         """
-        if not isinstance(asset_id, str):
-            raise ValueError(f"asset_id must be text, got {asset_id!r}.")
         return self._now().chosen(kind)[kind].row_of(asset_id)
 
     def asset(self, kind: AssetKind, row: int) -> Asset:
@@ -195,15 +193,16 @@ class Catalog:
         opened = self._now()
         queries = _check_queries(vectors, opened.manifest.dimension)
         k = _check_k(k)
-        indexes = opened.chosen(kinds)
-        if merge not in get_args(Merge):
-            raise ValueError(f"merge must be 'score', 'quota' or 'standardised', got {merge!r}.")
-        if merge == "standardised" and query_kind is None:
-            raise ValueError("merge='standardised' needs query_kind='image' or 'text': the gap depends on it.")
-        ranks = {kind: index.search(queries, k, where, index.point(recall)) for kind, index in indexes.items()}
-        entries = {kind: index.entry for kind, index in indexes.items()}
-        merged = [merge_ranks(q, ranks, entries, k, merge, query_kind) for q in range(len(queries))]
-        return [[_hit(indexes[kind], kind, row, score) for score, row, kind in found] for found in merged]
+        indexes = dict(sorted(opened.chosen(kinds).items()))
+        figures = check_merge(merge, {kind: index.entry for kind, index in indexes.items()}, query_kind)
+        found = [index.search(queries, k, where, index.point(recall)) for index in indexes.values()]
+        merged = merge_kinds(found, k, merge, [figures[kind] for kind in indexes])
+        names = list(indexes)
+        lists = zip(merged.scores.tolist(), merged.kinds.tolist(), merged.rows.tolist(), strict=True)
+        return [
+            [_hit(indexes[names[n]], names[n], row, score) for score, n, row in zip(*one, strict=True) if row >= 0]
+            for one in lists
+        ]
 
     def find_rows(
         self,

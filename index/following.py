@@ -29,10 +29,10 @@ class OpenNamed(Protocol):
 class FollowingCatalog(Catalog):
     """The version in force of a catalog, whatever is published while it is open. Thread-safe.
 
-    A daemon thread looks at LATEST.json, opens a new version beside the old one and swaps them. Each call is answered by
-    one version; several calls by the same one within `pinned()`. The old version's memory and hold are let go of when
-    the last search in it is over. When the new version cannot be read, is damaged, or was made by another model, the
-    old one stays in force, a warning says so once, and it is tried again.
+    A daemon thread looks at LATEST.json, opens a new version beside the old one and swaps them. Each call is answered
+    by one version; several calls by the same one within `pinned()`. The memory and the hold of the old version are let
+    go of when the last search in it is over. When the new version cannot be read, is damaged, or was made by another
+    model, the old one stays in force, a warning says so once, and it is tried again.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class FollowingCatalog(Catalog):
         self._refused_until = 0.0
         self.last_refresh_error: str | None = None
         """Why the version in force is not the published one, in a sentence; None when the last look found no fault."""
-        self._end: weakref.finalize[[], None] | None = None
+        self._end: weakref.finalize[[], FollowingCatalog] | None = None
         self._start(first_wait_s=every_s)
 
     def close(self) -> None:

@@ -83,24 +83,12 @@ class KindIndex:
         self._batches = self.assets.to_batches()
         self._first_rows = [0, *itertools.accumulate(len(batch) for batch in self._batches)]
         self._process = os.getpid()
-        self._masks: OrderedDict[str, _Matching] = OrderedDict()
+        self._masks: OrderedDict[str, tuple[pc.Expression, _Matching]] = OrderedDict()
         self._lock = ForkedLock()
 
     def point(self, recall: float | None) -> OperatingPoint:
-        """How the index is asked: as the manifest chooses or, given a `recall`, by the cheapest way that reached it.
-
-        Raises:
-            ValueError: When none did.
-        """
-        scan = OperatingPoint(recall=self.entry.recall, cost_us=0.0)
-        if recall is None:
-            return OperatingPoint(recall=self.entry.recall, cost_us=0.0, **self.entry.search_parameters)
-        points = self.entry.operating_points or (scan,)
-        for point in points:
-            if min(point.recall.values(), default=1.0) >= recall:
-                return point
-        best = max(min(point.recall.values(), default=1.0) for point in points)
-        raise ValueError(f"recall must be at most what the {self.entry.kind} index reached, {best:g}, got {recall!r}.")
+        """`operating_point` of this index."""
+        return operating_point(self.entry, recall)
 
     def search(
         self,
@@ -172,13 +160,12 @@ class KindIndex:
                 factor = max(factor, _LONGER_FACTOR)
             if wide > _FULL_K + 1:
                 factor = max(_LEAST_FACTOR, factor * (_FULL_K / wide) ** 0.5)
-            share *= max(1.0, (wide - 1) / self.entry.recall_k) ** _SHARE_GROWTH
             reached = len(chosen) if chosen is not None else file.rows
             if wide * factor >= reached:  # all would be candidates
                 scores, rows = _scan(file, vectors, wide, chosen)
             else:
                 # Of the rows that match, as many shall be scanned as of all rows without a condition.
-                share = min(1.0, max(share * file.rows, _ROWS_PROBED_FOR_EACH * wide) / reached)
+                share = min(1.0, rows_probed(share, wide, self.entry.recall_k, file.rows) / reached)
                 scores, rows = _refine(file, vectors, wide, probed_cells(share, file.cells), factor, matching)
                 if (rows < 0).any():
                     # The cells that were scanned hold fewer rows, or fewer that match: now all of them.
@@ -203,7 +190,7 @@ class KindIndex:
         """The row of an asset id; None when there is none."""
         try:
             wanted = pa.scalar(asset_id, pa.string())
-        except UnicodeEncodeError:  # half of a surrogate pair: no asset has that
+        except (UnicodeEncodeError, pa.ArrowException):  # half of a surrogate pair, or no text: no asset has that
             return None
         row = pc.index(self.assets.column("asset_id"), wanted).as_py()
         return None if row < 0 else int(row)
@@ -232,9 +219,10 @@ class KindIndex:
         """The rows that match; those of the last conditions are remembered."""
         key = str(where)
         with self._lock:
-            if key in self._masks:
+            kept = self._masks.get(key)
+            if kept is not None and kept[0].equals(where):  # long lists are cut short in words
                 self._masks.move_to_end(key)
-                return self._masks[key]
+                return kept[1]
         numbered = self.assets.append_column("__row", pa.array(np.arange(len(self.assets), dtype=np.int64)))
         try:
             rows = np.asarray(numbered.filter(where).column("__row").to_numpy(), np.int64)
@@ -245,10 +233,31 @@ class KindIndex:
         is_in[rows] = True
         matching = _Matching(rows=rows, bits=np.packbits(is_in, bitorder="little"))
         with self._lock:
-            self._masks[key] = matching
+            self._masks[key] = (where, matching)
             while len(self._masks) > _MASKS_KEPT:
                 self._masks.popitem(last=False)
         return matching
+
+
+def operating_point(entry: IndexEntry, recall: float | None) -> OperatingPoint:
+    """How an index is asked: as the manifest chooses or, given a `recall`, by the cheapest way that reached it.
+
+    Raises:
+        ValueError: When none did.
+    """
+    if recall is None:
+        return OperatingPoint(recall=entry.recall, cost_us=0.0, **entry.search_parameters)
+    points = entry.operating_points or (OperatingPoint(recall=entry.recall, cost_us=0.0),)
+    for point in points:
+        if min(point.recall.values(), default=1.0) >= recall:
+            return point
+    best = max(min(point.recall.values(), default=1.0) for point in points)
+    raise ValueError(f"recall must be at most what the {entry.kind} index reached, {best:g}, got {recall!r}.")
+
+
+def rows_probed(share: float, width: int, recall_k: int, rows: int) -> float:
+    """How many rows of a file are scanned for a list of `width`, where `share` was measured for lists of `recall_k`."""
+    return max(share * max(1.0, (width - 1) / recall_k) ** _SHARE_GROWTH * rows, _ROWS_PROBED_FOR_EACH * width)
 
 
 def _open(vectors_path: Path, codes_path: Path | None, first_row: int) -> _File:

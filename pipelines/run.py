@@ -16,6 +16,7 @@ from ..index.manifest import CatalogError, read_latest, read_manifest
 from ..index.store import Store
 from ..index.units import DamagedFileError
 from ..transforms.compare import Comparison
+from ..transforms.endpoint import Endpoint, open_endpoint
 from ..transforms.epithre.client import RunStopped
 from ..transforms.epithre.ledger import LedgerLostError
 from ..transforms.epithre.redis_ledger import RedisLedger
@@ -25,7 +26,6 @@ from ..transforms.report import unchanged_report
 from ..transforms.setup import VersionSetup, public_settings
 from ..transforms.sources import SourceError
 from .base import Base, compare, find_base, is_whole
-from .endpoint import Endpoint, open_endpoint
 from .launch import RunFailed, Watch, check_not_lost, holding, new_version, run_pipeline, software, unwritable
 from .logs import tell
 

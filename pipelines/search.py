@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..configs import AssetKind, ConfigError
-from ..configs.load import parse_settings
-from ..configs.schema import UNKNOWN_MODEL
 from ..index.catalog import Catalog, Hit, Merge, open_catalog
-from ..index.manifest import CatalogError
+from ..transforms.endpoint import open_query_endpoint
 from ..transforms.queries import embed_queries
 from ..transforms.references import local_path
-from .endpoint import open_endpoint
 
 _THUMBNAIL = 320
 
@@ -68,24 +64,8 @@ def embed_for(
         CatalogError: When it is not known what made the catalog, or the server's model is another.
         QueryError: When a query cannot be embedded.
     """
-    if catalog.manifest.model == UNKNOWN_MODEL:
-        raise CatalogError(
-            f"{url} has vectors from elsewhere, and it is not known what made them, so no query can be embedded: "
-            "search with vectors of your own in Python, or name their model (`index --from … --model NAME`)."
-        )
-    config = parse_settings(catalog.manifest.config)
-    changes = {"base_url": base_url, "api_key_env": api_key_env}
-    embed = config.embed.model_copy(update={name: value for name, value in changes.items() if value is not None})
-    config = config.model_copy(update={"embed": embed})
-    with open_endpoint(config) as endpoint:
-        if endpoint.fingerprint != catalog.manifest.model_fingerprint:
-            raise CatalogError(
-                f"{url} was made by {catalog.manifest.model_fingerprint or catalog.manifest.model}, and "
-                f"{endpoint.base_url} is {endpoint.fingerprint or 'no emulator'}: their vectors cannot be compared. "
-                "Search with the model that made the catalog, or embed it again."
-            )
-        embed = embed.model_copy(update={"base_url": endpoint.base_url, "api_key_env": endpoint.api_key_env})
-        return embed_queries(queries, embed, config.prepare, os.environ[endpoint.api_key_env].strip())
+    with open_query_endpoint(catalog.manifest, url, base_url=base_url, api_key_env=api_key_env) as endpoint:
+        return embed_queries(queries, endpoint.embed, endpoint.prepare, endpoint.api_key)
 
 
 def read_query_picture(path: Path) -> bytes:

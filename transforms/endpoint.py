@@ -1,17 +1,18 @@
-"""The API that a command uses: found at its address, or an emulator that is started for it."""
+"""The API that a run or a search uses: found at its address, or an emulator that is started for it."""
 
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ..configs import CatalogConfig, ConfigError
-from ..configs.schema import EMULATOR
+from ..configs import CatalogConfig, ConfigError, EmbedConfig, PrepareConfig
+from ..configs.load import parse_settings
+from ..configs.schema import EMULATOR, UNKNOWN_MODEL
 from ..index.history import existing_versions
-from ..index.manifest import CatalogError, read_manifest
+from ..index.manifest import CatalogError, Manifest, read_manifest
 from ..index.store import Store
-from ..transforms.epithre.client import greet
-from ..transforms.epithre.emulator import EmulatorSettings, start_emulator_process
+from .epithre.client import greet
+from .epithre.emulator import EmulatorSettings, start_emulator_process
 
 EMULATOR_KEY_ENV = "EPITHRE_EMULATOR_KEY"
 """Where a run puts the key of the emulator that it started; it opens nothing else."""
@@ -58,6 +59,54 @@ def open_endpoint(config: CatalogConfig) -> Iterator[Endpoint]:
             api_key_env=embed.api_key_env,
             fingerprint=greeting.emulator,
             requests=0 if config.embed.base_url == EMULATOR else greeting.requests,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryEndpoint:
+    """The API that made a catalog, and how its queries are prepared and sent."""
+
+    embed: EmbedConfig
+    prepare: PrepareConfig
+    api_key: str = field(repr=False)
+
+
+@contextlib.contextmanager
+def open_query_endpoint(
+    manifest: Manifest, url: str, *, base_url: str | None = None, api_key_env: str | None = None
+) -> Iterator[QueryEndpoint]:
+    """Finds the API that made a catalog, or starts the emulator that did for as long as the block runs.
+
+    Args:
+        manifest: Of the version that is searched.
+        url: The catalog's, for messages.
+        base_url: Another address of the same model.
+        api_key_env: Another variable with the key.
+
+    Raises:
+        CatalogError: When it is not known what made the catalog, or the server's model is another.
+        ConfigError: When the key's variable is not set.
+        RunStopped: When the server is not there, refuses the key, or does not know the model.
+    """
+    if manifest.model == UNKNOWN_MODEL:
+        raise CatalogError(
+            f"{url} has vectors from elsewhere, and it is not known what made them, so no query can be embedded: "
+            "search with vectors of your own in Python, or name their model (`index --from … --model NAME`)."
+        )
+    config = parse_settings(manifest.config)
+    changes = {"base_url": base_url, "api_key_env": api_key_env}
+    embed = config.embed.model_copy(update={name: value for name, value in changes.items() if value is not None})
+    with open_endpoint(config.model_copy(update={"embed": embed})) as endpoint:
+        if endpoint.fingerprint != manifest.model_fingerprint:
+            raise CatalogError(
+                f"{url} was made by {manifest.model_fingerprint or manifest.model}, and "
+                f"{endpoint.base_url} is {endpoint.fingerprint or 'no emulator'}: their vectors cannot be compared. "
+                "Search with the model that made the catalog, or embed it again."
+            )
+        yield QueryEndpoint(
+            embed=embed.model_copy(update={"base_url": endpoint.base_url, "api_key_env": endpoint.api_key_env}),
+            prepare=config.prepare,
+            api_key=os.environ[endpoint.api_key_env].strip(),
         )
 
 
