@@ -1,0 +1,398 @@
+// The page: what is asked stands in `state` and in the address; everything else follows from it.
+
+import * as api from "./api.js";
+import { bytes, counted, find, heading, make, number } from "./dom.js";
+import * as filters from "./filters.js";
+import * as hits from "./hits.js";
+import * as keys from "./keys.js";
+import { DEFAULT_K, NOTHING, fromHash, keepPicture, keptPicture, toHash } from "./state.js";
+
+const LOOK_EVERY_MS = 20_000;
+const WAITING_AFTER_MS = 250;
+const SIZES = [6, DEFAULT_K, 24, 48, 96];
+const ORDERS = { score: "one list, by score", quota: "one list, in turns", standardised: "one list, standardised" };
+
+let catalog = null;
+let state = NOTHING;
+let running = new AbortController();
+let countdown = 0;
+
+// Searching
+
+/** Makes a change of the state, searches, and leaves the state before to the back button. */
+function go(change, { focusHits = false } = {}) {
+  state = { ...state, ...change };
+  const hash = toHash(state);
+  if (hash !== (location.hash || "#")) history.pushState(null, "", hash);
+  layOutState();
+  return search(focusHits);
+}
+
+async function search(focusHits = false) {
+  running.abort();
+  running = new AbortController();
+  const { signal } = running;
+  const asked = state;
+  showProblem(null);
+  if (asked.query === null) {
+    document.body.dataset.stage = "home";
+    find("status").textContent = "";
+    hits.clear();
+    return;
+  }
+  document.body.dataset.stage = "results";
+  find("results").setAttribute("aria-busy", "true");
+  const waiting = setTimeout(() => hits.showWaiting(kindsOf(asked)), WAITING_AFTER_MS);
+  try {
+    const answer = await request(asked, signal);
+    clearTimeout(waiting);
+    show(asked, answer);
+    if (focusHits) hits.focusFirst();
+  } catch (error) {
+    if (signal.aborted) return;
+    hits.clear();
+    find("status").textContent = "";
+    showProblem(error);
+  } finally {
+    clearTimeout(waiting);
+    if (!signal.aborted) find("results").removeAttribute("aria-busy");
+  }
+}
+
+/** Searches what the address says: at the start, and when the back button changed it. */
+function comeBack() {
+  state = fromHash(location.hash, catalog);
+  find("query").value = state.query?.text ?? "";
+  layOutState();
+  search();
+}
+
+const kindsOf = (asked) => asked.kinds ?? Object.keys(catalog.kinds);
+const isSideBySide = (asked) => asked.merge === null && kindsOf(asked).length > 1;
+
+async function request({ query, ...asked }, signal) {
+  const options = { k: asked.k, kinds: asked.kinds, where: asked.where, merge: asked.merge ?? "score" };
+  if (isSideBySide(asked)) {
+    // The kinds take turns, so that so many hits hold the k best of each; one request, one embedding.
+    options.merge = "quota";
+    options.k = Math.min(asked.k * kindsOf(asked).length, catalog.limits.max_k);
+  }
+  if (!query.picture) return api.search({ ...query, ...options }, signal);
+  const file = keptPicture(query.picture);
+  if (file === null) throw new api.Problem("The picture of this search is not kept any more: drop it again.");
+  if (file.size > catalog.limits.max_upload_bytes)
+    throw new api.Problem(
+      `The picture has ${bytes(file.size)}, and this server takes at most ${bytes(catalog.limits.max_upload_bytes)}: make it smaller.`,
+    );
+  return api.searchByPicture(file, options, signal);
+}
+
+function show(asked, answer) {
+  const columns = isSideBySide(asked)
+    ? kindsOf(asked).map((kind) => [kind, answer.hits.filter((hit) => hit.kind === kind).slice(0, asked.k)])
+    : [[kindsOf(asked).length === 1 ? kindsOf(asked)[0] : null, answer.hits]];
+  if (columns.every(([, found]) => found.length === 0)) {
+    hits.clear();
+    find("status").textContent = asked.where ? "Nothing matches these filters." : "This catalog has nothing to find there.";
+  } else {
+    hits.show(columns);
+    const found = Object.keys(catalog.kinds)
+      .map((kind) => [columns.flatMap(([, some]) => some).filter((hit) => hit.kind === kind).length, kind])
+      .filter(([count]) => count)
+      .map(([count, kind]) => counted(count, kind));
+    const took = { embedded: answer.took_ms.embed, searched: answer.took_ms.search };
+    const times = Object.entries(took).flatMap(([what, ms]) => (ms > 0 ? [`${what} in ${inMs(ms)}`] : []));
+    find("status").textContent = [found.join(" and "), ...times].join(" · ");
+  }
+  if (answer.version !== catalog.version) {
+    noticeVersion(answer.version, true);
+    api.catalog().then(meetCatalog, () => {}); // the hits are right without it
+  }
+}
+
+const inMs = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : `${number(Math.round(ms))} ms`);
+
+function searchByPicture(file) {
+  if (!catalog?.can_embed) {
+    showProblem(new api.Problem("Pictures cannot be embedded here: start from an asset's id instead."));
+  } else if (file.type && !file.type.startsWith("image/")) {
+    showProblem(new api.Problem(`“${file.name}” is no picture: choose a JPEG, PNG or WebP.`));
+  } else {
+    find("query").value = "";
+    go({ query: { picture: keepPicture(file) } });
+  }
+}
+
+function moreLike(hit) {
+  if (find("detail").open) find("detail").close();
+  find("query").value = "";
+  scrollTo({ top: 0 });
+  go({ query: { asset: { kind: hit.kind, id: hit.asset_id } } }, { focusHits: true });
+}
+
+// What the page says of it
+
+/** Brings box, chip and controls in line with the state. */
+function layOutState() {
+  const { query } = state;
+  document.title = `${query?.text ?? (query ? "More like this" : "Search")} · epithre-beam`;
+  const chip = find("chip");
+  chip.hidden = !query || Boolean(query.text);
+  if (!chip.hidden) layOutChip(query);
+  find("query").placeholder = chip.hidden ? placeholder() : "or type a sentence";
+  for (const button of find("kinds").children) {
+    button.setAttribute("aria-pressed", button.dataset.kind === (state.kinds?.[0] ?? ""));
+  }
+  if (![...find("k").options].some(({ value }) => Number(value) === state.k)) addSize(state.k);
+  find("k").value = state.k;
+  find("merge").value = state.merge ?? "";
+  find("merge-label").hidden = kindsOf(state).length < 2;
+  filters.write(state.where);
+  find("filters-problem").textContent = "";
+  find("filters-count").textContent = filters.count(state.where);
+  find("filters-count").hidden = state.where === null;
+}
+
+function layOutChip({ picture, asset }) {
+  const image = find("chip-picture");
+  const file = picture ? keptPicture(picture) : null;
+  image.hidden = true;
+  image.onload = () => {
+    image.hidden = false;
+    if (file) URL.revokeObjectURL(image.src);
+  };
+  image.onerror = () => (image.hidden = true);
+  if (file) image.src = URL.createObjectURL(file);
+  else if (asset?.kind === "image") api.showThumbnail(image, `api/thumbnails/image?${new URLSearchParams({ id: asset.id })}`);
+  else image.removeAttribute("src");
+  find("chip-words").textContent = asset ? `like ${asset.id}` : (file?.name ?? "a picture");
+}
+
+const placeholder = () => (catalog.can_embed ? "a red bicycle on the beach" : "the id of an asset");
+
+function addSize(k) {
+  const sizes = [...new Set([...SIZES.filter((size) => size <= catalog.limits.max_k), k])].sort((a, b) => a - b);
+  find("k").replaceChildren(...sizes.map((size) => make("option", { value: size }, number(size))));
+}
+
+/** Shows a sentence for what went wrong, with its wait; null takes it away. */
+function showProblem(error) {
+  clearInterval(countdown);
+  find("problem").hidden = error === null;
+  if (error === null) return;
+  if (!(error instanceof api.Problem)) console.error(error); // a defect of this page
+  const sentence = error instanceof api.Problem ? error.message : "The page failed at this: reload it.";
+  find("problem-words").textContent = sentence;
+  const again = find("problem-again");
+  let waitS = Math.ceil(error.waitS ?? 0);
+  const tell = () => {
+    again.disabled = waitS > 0;
+    again.textContent = waitS > 0 ? `Try again in ${waitS} s` : "Try again";
+    if (waitS <= 0) clearInterval(countdown);
+    waitS -= 1;
+  };
+  tell();
+  countdown = setInterval(tell, 1000);
+  again.hidden = ![0, 401, 408, 429].includes(error.status) && error.status < 500;
+}
+
+function noticeVersion(version, isShown) {
+  find("notice-words").textContent = isShown
+    ? `The catalog has changed; these hits are of its new version ${version}.`
+    : `The catalog has changed: version ${version} is in force.`;
+  find("notice-again").hidden = isShown || state.query === null;
+  find("notice").hidden = false;
+}
+
+// The catalog
+
+/** Takes what the server says of its catalog, at first or of a new version, and lays out what follows from it. */
+function meetCatalog(found) {
+  const columns = JSON.stringify(catalog?.metadata);
+  catalog = found;
+  find("version").textContent = found.version;
+  find("version").title = `of ${found.created}, made by ${found.model}, ${number(found.dimension)} dimensions`;
+  if (JSON.stringify(found.metadata) !== columns) filters.layOut(found.metadata);
+  const kinds = Object.keys(catalog.kinds);
+  find("title").textContent = `Search ${kinds.map((kind) => counted(catalog.kinds[kind], kind)).join(" and ")}`;
+  const choices = kinds.length > 1 ? [["", "Both"], ...kinds.map((kind) => [kind, heading(kind)])] : [];
+  find("kinds").hidden = choices.length === 0;
+  find("kinds").replaceChildren(
+    ...choices.map(([kind, words]) => make("button", { type: "button", "data-kind": kind }, words)),
+  );
+  const orders = catalog.merges.map((merge) => [merge, ORDERS[merge] ?? merge]);
+  find("merge").replaceChildren(
+    ...[["", "side by side"], ...orders].map(([value, words]) => make("option", { value }, words)),
+  );
+  addSize(state.k);
+  find("query").maxLength = catalog.limits.max_text_chars;
+  find("choose").hidden = !catalog.can_embed;
+  find("query-kind").hidden = catalog.can_embed;
+  find("query-kind").replaceChildren(...kinds.map((kind) => make("option", { value: kind }, counted(1, kind).slice(2))));
+  if (!catalog.can_embed) {
+    find("query").setAttribute("aria-label", "The id of an asset");
+    find("hint").textContent =
+      "No sentence or picture can be embedded here, but every asset can be searched by: give its id, then go on with “more like this”.";
+  }
+  layOutState();
+}
+
+async function lookForVersion() {
+  if (catalog === null || document.hidden) return;
+  const { version } = catalog;
+  try {
+    const found = await api.catalog();
+    if (found.version === version || catalog.version !== version) return;
+    noticeVersion(found.version, false);
+    meetCatalog(found);
+  } catch {
+    // Whoever searches will be told; until then what is shown stays right.
+  }
+}
+
+// What a person does
+
+function listen() {
+  find("search").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = find("query").value.trim();
+    if (matchMedia("(pointer: coarse)").matches) find("query").blur(); // puts the keyboard of a phone away
+    if (!text && state.query && !state.query.text) search();
+    else if (!text) clear();
+    else if (catalog.can_embed) go({ query: { text } });
+    else go({ query: { asset: { kind: find("query-kind").value, id: text } } });
+  });
+  find("kinds").addEventListener("click", ({ target }) => {
+    const kind = target.closest("button")?.dataset.kind;
+    if (kind !== undefined) go({ kinds: kind ? [kind] : null });
+  });
+  find("k").addEventListener("change", ({ target }) => go({ k: Number(target.value) }));
+  find("merge").addEventListener("change", ({ target }) => go({ merge: target.value || null }));
+  find("filters-button").addEventListener("click", () => {
+    const isOpen = find("filters").hidden;
+    find("filters").hidden = !isOpen;
+    find("filters-button").setAttribute("aria-expanded", isOpen);
+    if (isOpen) find("filters").querySelector("input, select, textarea").focus();
+  });
+  find("filters").addEventListener("submit", (event) => {
+    event.preventDefault();
+    try {
+      find("filters-problem").textContent = "";
+      go({ where: filters.read() });
+    } catch (error) {
+      find("filters-problem").textContent = error.message;
+    }
+  });
+  find("filters-clear").addEventListener("click", () => {
+    filters.empty();
+    go({ where: null });
+  });
+  find("choose").addEventListener("click", () => find("file").click());
+  find("file").addEventListener("change", ({ target }) => {
+    if (target.files.length) searchByPicture(target.files[0]);
+    target.value = ""; // the same file may be chosen again
+  });
+  find("chip-remove").addEventListener("click", clear);
+  find("brand").addEventListener("click", (event) => {
+    event.preventDefault();
+    clear();
+  });
+  find("problem-again").addEventListener("click", () => (catalog === null ? begin() : search()));
+  find("notice-again").addEventListener("click", () => {
+    find("notice").hidden = true;
+    search();
+  });
+  find("notice-close").addEventListener("click", () => (find("notice").hidden = true));
+  find("detail-like").addEventListener("click", () => moreLike(hits.inFull()));
+  find("detail-back").addEventListener("click", () => hits.step(-1));
+  find("detail-on").addEventListener("click", () => hits.step(1));
+  find("detail-close").addEventListener("click", hits.closeDetail);
+  find("detail").addEventListener("click", ({ target }) => target === find("detail") && hits.closeDetail());
+  find("detail").addEventListener("cancel", (event) => {
+    event.preventDefault();
+    hits.closeDetail();
+  });
+  find("keys-button").addEventListener("click", () => find("keys").showModal());
+  listenForPictures();
+  keys.listen({ moreLike, clear });
+  hits.onMoreLike(moreLike);
+  addEventListener("popstate", () => catalog !== null && comeBack());
+  setInterval(lookForVersion, LOOK_EVERY_MS);
+  document.addEventListener("visibilitychange", lookForVersion);
+}
+
+function clear() {
+  find("query").value = "";
+  go({ query: null });
+  find("query").focus();
+}
+
+function listenForPictures() {
+  document.addEventListener("paste", (event) => {
+    const file = [...event.clipboardData.files].find(({ type }) => type.startsWith("image/"));
+    if (!file) return;
+    event.preventDefault();
+    searchByPicture(file);
+  });
+  const drop = find("drop");
+  const carries = (event) => [...event.dataTransfer.types].some((type) => type === "Files" || type === "text/uri-list");
+  document.addEventListener("dragover", (event) => {
+    if (!carries(event)) return;
+    event.preventDefault();
+    drop.hidden = false;
+  });
+  document.addEventListener("dragleave", (event) => event.relatedTarget === null && (drop.hidden = true));
+  document.addEventListener("drop", (event) => {
+    drop.hidden = true;
+    if (!carries(event)) return;
+    event.preventDefault();
+    const [file] = event.dataTransfer.files;
+    if (file) searchByPicture(file);
+    else showProblem(new api.Problem("Only a picture's file can be dropped here, not its address: save it first."));
+  });
+}
+
+function listenForTheme() {
+  const root = document.documentElement;
+  const wished = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (root.dataset.theme ?? (wished.matches ? "dark" : "light")) === "dark";
+  const tell = () => find("theme-button").setAttribute("aria-pressed", isDark());
+  find("theme-button").addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    localStorage.setItem("epithre-beam-theme", root.dataset.theme);
+    tell();
+  });
+  wished.addEventListener("change", tell);
+  tell();
+}
+
+function askForToken(wasRefused) {
+  const dialog = find("token");
+  const value = find("token-value");
+  find("token-title").textContent = wasRefused ? "That token was not taken" : "This server needs a token";
+  value.value = "";
+  dialog.returnValue = "";
+  dialog.showModal();
+  find("token-cancel").onclick = () => dialog.close("");
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "given" ? value.value.trim() : null), {
+      once: true,
+    });
+  });
+}
+
+async function begin() {
+  showProblem(null);
+  try {
+    meetCatalog(await api.catalog());
+  } catch (error) {
+    showProblem(error);
+    return;
+  }
+  comeBack();
+}
+
+api.onTokenNeeded(askForToken);
+listenForTheme();
+listen();
+begin();

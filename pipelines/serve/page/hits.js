@@ -1,0 +1,235 @@
+// Hits as cards, side by side or in one list, and one of them in full.
+
+import * as api from "./api.js";
+import { bytes, counted, find, heading, icon, make, number } from "./dom.js";
+
+const SHOWN_METADATA = 3;
+
+let listed = []; // hits in the order of their cards
+let loading = new AbortController(); // ends the loading of thumbnails that are gone
+
+/** What the hits of the page do when asked for more like them: a function of a hit. */
+let moreLike = () => {};
+
+export function onMoreLike(act) {
+  moreLike = act;
+}
+
+/** Shows the hits of each column, [[kind or null, hits]]; null is a list of both kinds. */
+export function show(columns) {
+  loading.abort();
+  loading = new AbortController();
+  listed = columns.flatMap(([, hits]) => hits);
+  let first = 0;
+  const sections = columns.map(([kind, hits]) => {
+    const section = column(kind, hits, first);
+    first += hits.length;
+    return section;
+  });
+  const results = find("results");
+  results.replaceChildren(...sections);
+  results.dataset.columns = columns.map(([kind]) => kind ?? "mixed").join(" ");
+  layOutTabs(columns);
+  makeCurrent(cards()[0]);
+}
+
+export const clear = () => show([]);
+
+/** Grey cards while a search takes its time. */
+export function showWaiting(kinds) {
+  loading.abort();
+  listed = [];
+  const blank = (kind) =>
+    make(
+      "section",
+      { class: "column", "data-kind": kind },
+      make("h2", {}, heading(kind)),
+      make("div", { class: "cards", "aria-hidden": "true" }, ...Array.from({ length: 6 }, () => make("div", { class: "blank" }))),
+    );
+  find("results").replaceChildren(...kinds.map(blank));
+  find("results").dataset.columns = kinds.join(" ");
+}
+
+function column(kind, hits, first) {
+  const title = make("h2", { id: `column-${kind ?? "mixed"}` }, kind === null ? "Both kinds" : heading(kind));
+  if (hits.length) title.append(" ", make("span", { class: "count" }, number(hits.length)));
+  const section = make("section", { class: "column", "data-kind": kind ?? "mixed", "aria-labelledby": title.id }, title);
+  const best = Math.max(...hits.map((hit) => hit.score), 0);
+  section.append(
+    hits.length
+      ? make("ol", { class: "cards" }, ...hits.map((hit, i) => card(hit, first + i, best)))
+      : make("p", { class: "none" }, `No ${kind ?? "asset"} matches.`),
+  );
+  return section;
+}
+
+function card(hit, position, best) {
+  const open = make("button", { class: "open", type: "button", "data-position": position, tabindex: -1 });
+  if (hit.kind === "image") open.append(picture(hit));
+  const words = hit.kind === "text" ? (hit.text ?? hit.asset_id) : hit.text || hit.asset_id;
+  const caption = make("span", { class: "caption", dir: "auto" }, words);
+  const line = make("span", { class: "line" });
+  if (words !== hit.asset_id) line.append(make("span", { class: "id", dir: "auto" }, hit.asset_id));
+  open.append(caption, line, metadata(hit.metadata), score(hit.score, best));
+  open.addEventListener("click", () => showInFull(position));
+  open.addEventListener("focus", () => makeCurrent(open));
+  const like = make("button", { class: "like", type: "button", tabindex: -1 }, icon("like"), "More like this");
+  like.addEventListener("click", () => moreLike(hit));
+  return make("li", { class: "hit", "data-kind": hit.kind, "data-id": hit.asset_id }, open, like);
+}
+
+function picture(hit) {
+  const frame = make("span", { class: "frame" });
+  const absent = () => frame.replaceChildren(icon("picture"), make("span", { class: "absent" }, "picture not at hand"));
+  if (!hit.thumbnail) {
+    absent();
+    return frame;
+  }
+  const image = make("img", { alt: "", loading: "lazy", decoding: "async", draggable: "false" });
+  image.addEventListener("error", absent, { once: true });
+  image.addEventListener("load", () => frame.classList.add("loaded"), { once: true });
+  api.showThumbnail(image, hit.thumbnail, loading.signal);
+  frame.append(image);
+  return frame;
+}
+
+function metadata(values) {
+  const shown = Object.entries(values ?? {}).filter(([, value]) => value !== null);
+  const pairs = shown
+    .slice(0, SHOWN_METADATA)
+    .map(([name, value]) => make("span", { class: "pair", dir: "auto" }, make("span", { class: "name" }, name), " ", written(value)));
+  return pairs.length ? make("span", { class: "pairs" }, ...pairs) : null;
+}
+
+const written = (value) => (value === true ? "yes" : value === false ? "no" : String(value));
+
+function score(value, best) {
+  const bar = make("span", { class: "bar", "aria-hidden": "true" }, make("span"));
+  bar.firstChild.style.width = `${best > 0 ? Math.max(0, Math.min(1, value / best)) * 100 : 0}%`;
+  return make("span", { class: "score", title: "inner product with the query" }, bar, value.toFixed(3));
+}
+
+/** On a phone one column is shown at a time; these choose which. */
+function layOutTabs(columns) {
+  const tabs = find("tabs");
+  tabs.hidden = columns.length < 2;
+  const choose = (kind) => {
+    find("results").dataset.shown = kind;
+    for (const tab of tabs.children) tab.setAttribute("aria-pressed", tab.dataset.kind === kind);
+  };
+  tabs.replaceChildren(
+    ...columns.map(([kind, hits]) => {
+      const tab = make("button", { type: "button", "data-kind": kind }, `${heading(kind ?? "asset")} `);
+      tab.append(make("span", { class: "count" }, number(hits.length)));
+      tab.addEventListener("click", () => choose(kind));
+      return tab;
+    }),
+  );
+  if (columns.length) {
+    const stays = columns.some(([kind, hits]) => kind === find("results").dataset.shown && hits.length);
+    choose(stays ? find("results").dataset.shown : (columns.find(([, hits]) => hits.length) ?? columns[0])[0]);
+  }
+}
+
+// Of all cards one is in the order of the Tab key; arrow keys move it.
+
+export const cards = () => [...document.querySelectorAll("#results .open")].filter((card) => card.offsetParent !== null);
+
+function makeCurrent(card) {
+  for (const other of document.querySelectorAll("#results .hit button")) other.tabIndex = -1;
+  for (const button of card?.parentElement.querySelectorAll("button") ?? []) button.tabIndex = 0;
+}
+
+/** The hit whose card, or a button of it, has the focus. */
+export function focused() {
+  const open = document.activeElement?.closest?.(".hit")?.querySelector(".open");
+  return open ? listed[Number(open.dataset.position)] : null;
+}
+
+export function focusFirst() {
+  cards()[0]?.focus({ preventScroll: true });
+}
+
+/** Moves the focus to the card that lies that way; false when there is none. */
+export function moveFocus(key) {
+  const all = cards();
+  const here = document.activeElement.closest(".hit")?.querySelector(".open");
+  if (!all.length || !here) return false;
+  if (key === "Home" || key === "End") {
+    all.at(key === "Home" ? 0 : -1).focus();
+    return true;
+  }
+  const from = here.getBoundingClientRect();
+  const [x, y] = [from.left + from.width / 2, from.top + from.height / 2];
+  const [dx, dy] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[key];
+  let best = null;
+  let least = Infinity;
+  for (const card of all) {
+    const box = card.getBoundingClientRect();
+    const along = (box.left + box.width / 2 - x) * dx + (box.top + box.height / 2 - y) * dy;
+    const across = Math.abs((box.left + box.width / 2 - x) * dy) + Math.abs((box.top + box.height / 2 - y) * dx);
+    const distance = along + 3 * across; // straight ahead before near
+    if (along > 4 && distance < least) [best, least] = [card, distance];
+  }
+  best?.focus();
+  return best !== null;
+}
+
+// One hit in full.
+
+let shown = 0;
+let asking = new AbortController();
+
+/** Opens the dialog on a hit; `step` moves it to a neighbour. */
+export function showInFull(position) {
+  shown = position;
+  const hit = listed[position];
+  asking.abort();
+  asking = new AbortController();
+  const frame = find("detail-picture");
+  frame.hidden = !hit.thumbnail;
+  if (hit.thumbnail) {
+    const image = make("img", { alt: hit.text || hit.asset_id });
+    image.addEventListener("error", () => (frame.hidden = true), { once: true });
+    api.showThumbnail(image, `${hit.thumbnail}&size=640`, asking.signal);
+    frame.replaceChildren(image);
+  }
+  find("detail-title").textContent = hit.text || hit.asset_id;
+  layOutFacts(hit, {});
+  api
+    .asset(hit.kind, hit.asset_id, asking.signal)
+    .then((found) => layOutFacts(hit, found))
+    .catch(() => {}); // what the hit itself says is there already
+  const dialog = find("detail");
+  if (!dialog.open) dialog.showModal();
+}
+
+export function step(by) {
+  const position = shown + by;
+  if (position >= 0 && position < listed.length) showInFull(position);
+}
+
+export const inFull = () => (find("detail").open ? listed[shown] : null);
+
+export function closeDetail() {
+  find("detail").close();
+  document.querySelector(`#results [data-position="${shown}"]`)?.focus();
+}
+
+function layOutFacts(hit, asset) {
+  const facts = [
+    ["id", hit.asset_id],
+    ["kind", counted(1, hit.kind).slice(2)],
+    ["score", hit.score.toFixed(4)],
+    ["from", hit.uri],
+    ["type", asset.media_type],
+    ["pixels", asset.width && asset.height ? `${asset.width} × ${asset.height}` : null],
+    ["size", asset.size_bytes ? bytes(asset.size_bytes) : null],
+    ...Object.entries(hit.metadata ?? {}),
+  ];
+  find("detail-facts").replaceChildren(
+    ...facts
+      .filter(([, value]) => value !== null && value !== undefined)
+      .flatMap(([name, value]) => [make("dt", { dir: "auto" }, name), make("dd", { dir: "auto" }, written(value))]),
+  );
+}

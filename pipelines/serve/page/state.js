@@ -1,0 +1,58 @@
+// What is searched, and how it stands in the address, so that a link or the back button brings it back.
+
+export const DEFAULT_K = 12;
+
+export const NOTHING = { query: null, kinds: null, k: DEFAULT_K, merge: null, where: null };
+/*
+ * query: null | {text} | {asset: {kind, id}} | {picture: name under which `pictures` keeps the file}
+ * kinds: null is all; merge: null is side by side, each kind with its own best
+ */
+
+/** A state's hash, with its "#"; what is as usual is left out. */
+export function toHash(state) {
+  const parts = new URLSearchParams();
+  if (state.query?.text) parts.set("q", state.query.text);
+  if (state.query?.asset) parts.set("like", `${state.query.asset.kind}:${state.query.asset.id}`);
+  if (state.query?.picture) parts.set("picture", state.query.picture);
+  if (state.kinds) parts.set("kinds", state.kinds.join(","));
+  if (state.k !== DEFAULT_K) parts.set("k", state.k);
+  if (state.merge) parts.set("merge", state.merge);
+  if (state.where) parts.set("where", JSON.stringify(state.where));
+  return parts.size ? `#${parts}` : "#";
+}
+
+/** The state of a hash; what this catalog has no use for is left out. */
+export function fromHash(hash, catalog) {
+  const parts = new URLSearchParams(hash.replace(/^#/, ""));
+  const state = { ...NOTHING };
+  const like = parts.get("like")?.match(/^([^:]+):(.*)$/s);
+  if (parts.get("q")) state.query = { text: parts.get("q") };
+  else if (like) state.query = { asset: { kind: like[1], id: like[2] } };
+  else if (parts.get("picture")) state.query = { picture: parts.get("picture") };
+  const kinds = parts.get("kinds")?.split(",").filter((kind) => kind in catalog.kinds) ?? [];
+  if (kinds.length && kinds.length < Object.keys(catalog.kinds).length) state.kinds = kinds;
+  const k = Number(parts.get("k"));
+  if (Number.isInteger(k) && k >= 1) state.k = Math.min(k, catalog.limits.max_k);
+  if (catalog.merges.includes(parts.get("merge"))) state.merge = parts.get("merge");
+  if (parts.get("where")) {
+    try {
+      state.where = JSON.parse(parts.get("where"));
+    } catch {
+      state.where = parts.get("where"); // the person, or the server, will be told what is wrong with it
+    }
+  }
+  return state;
+}
+
+const KEPT = 20;
+const pictures = new Map();
+
+/** Keeps a picture for the back button, as long as the page lives; returns its name in the address. */
+export function keepPicture(file) {
+  const name = crypto.getRandomValues(new Uint32Array(1))[0].toString(36);
+  pictures.set(name, file);
+  if (pictures.size > KEPT) pictures.delete(pictures.keys().next().value);
+  return name;
+}
+
+export const keptPicture = (name) => pictures.get(name) ?? null;
