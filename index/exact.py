@@ -30,11 +30,8 @@ class ExactIndexWriter:
         self._file = file
         self._dimension = dimension
         self._left = rows
-        self._encoder = _empty_index(dimension)
-        header = bytearray(faiss.serialize_index(self._encoder).tobytes())
-        header[_COUNT] = rows.to_bytes(8, "little")
-        header[-8:] = (rows * dimension * 2).to_bytes(8, "little")
-        file.write(bytes(header))
+        self._encoder = empty_index(dimension)
+        file.write(index_header(dimension, rows))
 
     def add(self, vectors: npt.NDArray[np.float32]) -> None:
         """Appends rows: float32, (n, dimension)."""
@@ -71,7 +68,7 @@ def search_stored(
         StoreError: When the file is not the index that FAISS would write.
     """
     dimension = queries.shape[1]
-    block = _empty_index(dimension)
+    block = empty_index(dimension)
     rows = read_header(file, dimension)
     best_scores = np.empty((len(queries), 0), np.float32)
     best_rows = np.empty((len(queries), 0), np.int64)
@@ -95,7 +92,7 @@ def read_header(file: IO[bytes], dimension: int) -> int:
     Raises:
         StoreError: When the file is not the index that FAISS would write.
     """
-    empty = faiss.serialize_index(_empty_index(dimension)).tobytes()
+    empty = faiss.serialize_index(empty_index(dimension)).tobytes()
     header = file.read(len(empty))
     rows = int.from_bytes(header[_COUNT], "little")
     if header[:8] != empty[:8] or int.from_bytes(header[-8:], "little") != rows * dimension * 2:
@@ -119,13 +116,13 @@ def read_rows(file: IO[bytes], dimension: int, rows: npt.NDArray[np.int64]) -> n
         if len(data) != size:
             raise StoreError("the stored index ends before its last row")
         codes[place] = np.frombuffer(data, np.uint8)
-    vectors: npt.NDArray[np.float32] = _empty_index(dimension).sa_decode(codes)
+    vectors: npt.NDArray[np.float32] = empty_index(dimension).sa_decode(codes)
     return vectors
 
 
 def encode(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """The codes of vectors as an index file holds them: uint8, (rows, 2 x dimension)."""
-    codes: npt.NDArray[np.uint8] = _empty_index(vectors.shape[1]).sa_encode(np.ascontiguousarray(vectors, np.float32))
+    codes: npt.NDArray[np.uint8] = empty_index(vectors.shape[1]).sa_encode(np.ascontiguousarray(vectors, np.float32))
     return codes
 
 
@@ -136,7 +133,7 @@ def check_format(dimension: int) -> None:
     writer = ExactIndexWriter(HashingWriter(ours), dimension, len(vectors))  # type: ignore[arg-type]
     writer.add(vectors)
     writer.finish()
-    index = _empty_index(dimension)
+    index = empty_index(dimension)
     index.add(vectors)
     if bytes(ours.data) != faiss.serialize_index(index).tobytes():
         raise StoreError(
@@ -145,7 +142,16 @@ def check_format(dimension: int) -> None:
         )
 
 
-def _empty_index(dimension: int) -> Any:
+def index_header(dimension: int, rows: int) -> bytes:
+    """What a stored index of so many rows begins with; its codes follow, row by row, and nothing else."""
+    header = bytearray(faiss.serialize_index(empty_index(dimension)).tobytes())
+    header[_COUNT] = rows.to_bytes(8, "little")
+    header[-8:] = (rows * dimension * 2).to_bytes(8, "little")
+    return bytes(header)
+
+
+def empty_index(dimension: int) -> Any:
+    """`IndexScalarQuantizer(dimension, QT_fp16, METRIC_INNER_PRODUCT)` without rows."""
     index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     index.is_trained = True  # fp16 has nothing to train
     return index
