@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .schema import CatalogConfig, RunConfig
+from .schema import CatalogConfig, RunConfig, Section, SourceConfig
+from .search_schema import SAME, SearchJob
 
-_Config = TypeVar("_Config", bound=CatalogConfig)
+_Config = TypeVar("_Config", bound=Section)
 _PROFILES = Path(__file__).parent / "profiles"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _SECRET_NAME = re.compile(r"(?i)(api_?key|secret|token\b|password|credential)")
@@ -44,14 +45,31 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), environ: Mappin
     """
     path = Path(path)
     environ = os.environ if environ is None else environ
-    raw = _read(path, "config", "`catalog` and `sources`")
-    for override in overrides:
-        _set(raw, override)
-    raw = _expand_all(raw, path, "", environ)
+    raw = _read_job(path, "`catalog` and `sources`", overrides, environ)
     profile = _read_profile(raw.get("embed"), path.parent, environ)
     if profile is not None:
         raw = {**raw, "embed": {**profile.settings, **raw["embed"], "profile": profile.name}}
     return _anchor(_validated(raw, profile, RunConfig), path.parent)
+
+
+def load_search_job(
+    path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None
+) -> SearchJob:
+    """Reads the YAML file of a bulk search, as `load_config` does that of a run.
+
+    Raises:
+        ConfigError: With the place, the rule and the value.
+    """
+    path = Path(path)
+    raw = _read_job(path, "`catalog`, `output` and `queries`", overrides, os.environ if environ is None else environ)
+    return _anchor_search(_validated(raw, None, SearchJob), path.parent)
+
+
+def _read_job(path: Path, example: str, overrides: Iterable[str], environ: Mapping[str, str]) -> dict[Any, Any]:
+    raw = _read(path, "config", example)
+    for override in overrides:
+        _set(raw, override)
+    return _expand_all(raw, path, "", environ)
 
 
 def parse_config(raw: Mapping[str, Any]) -> RunConfig:
@@ -61,6 +79,30 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
         ConfigError: With every wrong key's path, rule and value, a sentence each.
     """
     return _validated(raw, None, RunConfig)
+
+
+def parse_query_settings(manifest_config: Mapping[str, Any], job: SearchJob) -> RunConfig | CatalogConfig:
+    """The settings that the queries of a bulk search are embedded with: the catalog's, asked as the job says.
+
+    Args:
+        manifest_config: Of the version that is searched.
+        job: Its `output` takes the place of the catalog, its `queries` that of the sources.
+
+    Raises:
+        ConfigError: When the job changes what decides a vector, or a setting is wrong.
+    """
+    before = manifest_config.get("embed", {})
+    for name in ("dialect", "model", "dimension", "input_type", "profile"):
+        if name in job.embed and job.embed[name] != before.get(name):
+            raise ConfigError(
+                f"embed.{name} must be left away, or be that of the catalog, {before.get(name)!r}: other vectors "
+                f"cannot be compared with its own, got {_shown(f'embed.{name}', job.embed[name])}."
+            )
+    raw: dict[str, Any] = {"catalog": job.output, "embed": {**before, **job.embed}, "guards": job.guards}
+    raw |= {"prepare": manifest_config.get("prepare", {}), "runner": job.runner}
+    if not job.queries:
+        return _validated(raw, None, CatalogConfig)
+    return _validated({**raw, "sources": job.queries}, None, RunConfig)
 
 
 def parse_settings(
@@ -134,7 +176,7 @@ def _validated(raw: Mapping[str, Any], profile: _Profile | None, model: type[_Co
                 place = one["loc"]
                 is_inherited = profile and place[:1] == ("embed",) and profile.inherited.intersection(place[1:2])
                 origin = f"In the profile {profile.name}: " if profile and is_inherited else ""
-                sentences[origin + _masked(_sentence(one))] = None
+                sentences[origin + _masked(_sentence(one, model))] = None
         raise ConfigError("\n".join(sentences)) from None  # pydantic's own error repeats every value
 
 
@@ -246,21 +288,37 @@ def _expand(value: Any, place: str, environ: Mapping[str, str]) -> Any:
 
 def _anchor(config: RunConfig, folder: Path) -> RunConfig:
     """Makes the config's relative paths start at `folder`."""
+    sources = tuple(_anchor_source(source, folder) for source in config.sources)
+    return config.model_copy(update={"catalog": _anchored(config.catalog, folder), "sources": sources})
 
-    def anchor(url: str) -> str:
-        return _anchored(url, folder)
 
-    sources = tuple(
-        source.model_copy(
-            update={
-                "files": source.files and anchor(source.files),
-                "table": source.table and anchor(source.table),
-                "within": tuple(anchor(folder) for folder in source.within),
-            }
-        )
-        for source in config.sources
+def _anchor_source(source: SourceConfig, folder: Path) -> SourceConfig:
+    return source.model_copy(
+        update={
+            "files": source.files and _anchored(source.files, folder),
+            "table": source.table and _anchored(source.table, folder),
+            "within": tuple(_anchored(allowed, folder) for allowed in source.within),
+        }
     )
-    return config.model_copy(update={"catalog": anchor(config.catalog), "sources": sources})
+
+
+def _anchor_search(job: SearchJob, folder: Path) -> SearchJob:
+    def anchor(url: str) -> str:
+        return url if url == SAME else _anchored(url, folder)
+
+    assets = [
+        entry.model_copy(update={"catalog": anchor(entry.catalog), "ids": entry.ids and anchor(entry.ids)})
+        for entry in job.assets
+    ]
+    return job.model_copy(
+        update={
+            "catalog": _anchored(job.catalog, folder),
+            "output": _anchored(job.output, folder),
+            "queries": tuple(_anchor_source(source, folder) for source in job.queries),
+            "vectors": tuple(v.model_copy(update={"files": _anchored(v.files, folder)}) for v in job.vectors),
+            "assets": tuple(assets),
+        }
+    )
 
 
 def _anchored(url: str, folder: Path) -> str:
@@ -303,14 +361,14 @@ def _is_echo(error: Any) -> bool:
     return error["type"] == "too_short" and bool(len(error["input"]) >= error["ctx"]["min_length"])
 
 
-def _sentence(error: Any) -> str:
+def _sentence(error: Any, model: type[BaseModel]) -> str:
     place = _place(error["loc"]) or "the config"
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     got = f", got {_shown(place, value)}"
     if kind == "extra_forbidden":
         if error["loc"][-1] == "api_key":
             return f"{place} must not stand in a config: name the key's environment variable in api_key_env."
-        known = _known_keys(error["loc"][:-1])
+        known = _known_keys(error["loc"][:-1], model)
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}."
         return f"{place} is not a known key: {hint}"
@@ -350,12 +408,12 @@ def _all_keys(section: type[BaseModel]) -> Iterator[str]:
                 yield from _all_keys(candidate)
 
 
-_SETTINGS = frozenset(_all_keys(RunConfig))
+_SETTINGS = frozenset((*_all_keys(RunConfig), *_all_keys(SearchJob)))
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section at `location` knows."""
-    section: Any = RunConfig
+def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    """The keys that the section of `model` at `location` knows."""
+    section: Any = model
     for part in location:
         if isinstance(part, int):
             continue

@@ -257,7 +257,8 @@ def operating_point(entry: IndexEntry, recall: float | None) -> OperatingPoint:
 
 def rows_probed(share: float, width: int, recall_k: int, rows: int) -> float:
     """How many rows of a file are scanned for a list of `width`, where `share` was measured for lists of `recall_k`."""
-    return max(share * max(1.0, (width - 1) / recall_k) ** _SHARE_GROWTH * rows, _ROWS_PROBED_FOR_EACH * width)
+    grown: float = max(1.0, (width - 1) / recall_k) ** _SHARE_GROWTH
+    return max(share * grown * rows, _ROWS_PROBED_FOR_EACH * width)
 
 
 def _open(vectors_path: Path, codes_path: Path | None, first_row: int) -> _File:

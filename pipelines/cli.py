@@ -18,8 +18,17 @@ import typer
 from rich.console import Console
 
 from ..configs import ConfigError, RunConfig, load_config
+from ..configs.load import load_search_job
 from ..index.lease import release_all
-from .endings import Speaker, ending_of_defect, ending_of_error, ending_of_report, ending_of_signal
+from .endings import (
+    Speaker,
+    ending_of_defect,
+    ending_of_error,
+    ending_of_report,
+    ending_of_search,
+    ending_of_signal,
+)
+from .exports import export
 from .logs import EVENTS, LogFormat, set_format, tell
 from .versions import CatalogUrl, Json, versions
 
@@ -33,6 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(versions, name="versions")
+app.command()(export)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The job's YAML file.")]
 Set = Annotated[
@@ -112,7 +122,7 @@ def _wants_document(arguments: Sequence[str]) -> bool:
     """Whether this is a run that promised a document, known before its command line is read: that may be wrong."""
     arguments = list(itertools.takewhile(lambda argument: argument != "--", arguments))
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
-    return command in {"run", "retry-failed", "index"} and "--json" in arguments
+    return command in {"run", "retry-failed", "index", "search-batch"} and "--json" in arguments
 
 
 def _stopped(number: int, _: Any) -> None:
@@ -226,15 +236,9 @@ def _begin(voice: Voice) -> None:
 
 def _watched(catalog: str, voice: Voice, lanes: int, write: Callable[["Watch"], dict[str, Any]]) -> int:
     """Shows how a version is written and how that ended. Returns the exit code."""
-    from .progress import print_summary, shown
+    from .progress import print_summary
 
-    with shown(
-        Console(stderr=True),
-        quiet=voice.quiet,
-        as_lines=voice.lines is not None,
-        lanes=lanes,
-        every_s=voice.progress_every_s,
-    ) as watch:
+    with _shown(voice, lanes) as watch:
         report = write(watch)
         watch.tell_end(report)
     ending = ending_of_report(report, catalog)
@@ -242,6 +246,15 @@ def _watched(catalog: str, voice: Voice, lanes: int, write: Callable[["Watch"], 
         print_summary(Console(), report, catalog)
     _speaker.end(ending)
     return int(ending.exit_code)
+
+
+def _shown(voice: Voice, lanes: int) -> contextlib.AbstractContextManager["Watch"]:
+    from .progress import shown
+
+    as_lines = voice.lines is not None
+    return shown(
+        Console(stderr=True), quiet=voice.quiet, as_lines=as_lines, lanes=lanes, every_s=voice.progress_every_s
+    )
 
 
 @app.command()
@@ -359,6 +372,39 @@ def search(
         _print(hits_json(words, results, opened.version))
     else:
         print_hits(Console(), words, results)
+
+
+@app.command("search-batch")
+def search_batch(
+    config: ConfigFile,
+    beam_options: BeamOptions = None,
+    set_: Set = None,
+    max_requests: MaxRequests = None,
+    max_cost: MaxCost = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    log_format: LogLines = None,
+    progress_every: ProgressEvery = 30.0,
+) -> int:
+    """Search a catalog by many queries: those of CONFIG in, Parquet of hits out. See docs/searching.md."""
+    voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
+    _begin(voice)
+    job = load_search_job(config, [*(set_ or ()), *_limits(max_requests, max_cost)])
+    options = _beam_options(beam_options)
+    names = (job.embed.get("api_key_env", "EPITHRE_KEY"), job.embed.get("redis_password_env"))
+    _speaker.secrets = [os.environ.get(str(name or ""), "").strip() for name in names]
+    set_format(voice.lines or LogFormat.TEXT, _speaker.secrets)
+    from .search_batch import search_batch as search_all
+
+    tell("started", command="search-batch", config=str(config), catalog=job.catalog, process=os.getpid())
+    with _shown(voice, 1 if job.queries else 0) as watch:
+        report = search_all(job, options, watch)
+        watch.tell_searched(report)
+    ending = ending_of_search(report, job.output)
+    if not as_json and not quiet and not ending.exit_code:
+        Console().print(ending.message, highlight=False, markup=False, soft_wrap=True)
+    _speaker.end(ending)
+    return int(ending.exit_code)
 
 
 @app.command()

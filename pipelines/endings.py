@@ -34,7 +34,7 @@ class Ending:
 
     exit_code: int
     status: str
-    """published, unchanged, failed, stopped, usage, held_back, busy, terminated."""
+    """published, unchanged, searched, failed, stopped, usage, held_back, busy, terminated."""
     message: str
     """One sentence, sometimes several lines of them."""
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -71,6 +71,20 @@ def ending_of_report(report: Mapping[str, Any], catalog: str) -> Ending:
         sentence += f", {imported['normalised']:,} of them normalised" if imported["normalised"] else ""
     sentence += f", {counts['dead']:,} dead letters." if counts["dead"] else "."
     return Ending(exit_code=ExitCode.PUBLISHED, status="published", message=sentence, facts=report)
+
+
+def ending_of_search(report: Mapping[str, Any], output: str) -> Ending:
+    """The ending of a bulk search."""
+    place = f"{output.rstrip('/')}/{report['result']}"
+    if report["held_back"]:
+        sentences = [f"held back: {sentence}" for sentence in report["held_back"]]
+        sentences.append(f"The hits are in {place} all the same, and {output}/LATEST.json does not name them.")
+        return Ending(exit_code=ExitCode.HELD_BACK, status="held_back", message="\n".join(sentences), facts=report)
+    sentence = f"{report['searched']:,} queries found {report['hits']:,} hits in {report['version']}: {place}/hits"
+    if cut_off := report.get("cut_off"):
+        sentence += f"; {cut_off:,} queries have more above search.min_score than search.k let them keep"
+    sentence += f", {report['dead']:,} dead letters." if report["dead"] else "."
+    return Ending(exit_code=ExitCode.PUBLISHED, status="searched", message=sentence, facts=report)
 
 
 def ending_of_error(error: Exception) -> Ending | None:
@@ -122,6 +136,8 @@ def _missing_package(error: ImportError) -> str:
     """A service installs neither Beam nor every store's driver: what to install, in a sentence."""
     name = (error.name or "").split(".")[0]
     extras = {"apache_beam": "beam", "s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure", "redis": "redis"}
+    extras |= dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "python_multipart"), "serve")
+    extras |= dict.fromkeys(("sklearn", "scipy", "matplotlib"), "explore")
     extra = extras.get(name) or next((e for n, e in extras.items() if n in str(error)), None)
     if extra is None:
         return f"A package is missing: {error}."

@@ -42,6 +42,9 @@ class Watch:
     def tell_end(self, report: Mapping[str, Any]) -> None:
         pass
 
+    def tell_searched(self, report: Mapping[str, Any]) -> None:
+        pass
+
 
 @contextlib.contextmanager
 def shown(
@@ -147,6 +150,12 @@ class Events(Watch):
             whole = {name: value for name, value in counts.items() if isinstance(value, int)}
             word = "unchanged" if report.get("unchanged") else "published"
             tell(word, version=report["version"], **whole, seconds=timings["total"], cost=api["cost"])
+
+    def tell_searched(self, report: Mapping[str, Any]) -> None:
+        """What a bulk search amounts to."""
+        self._is_over = True
+        names = ("searched", "hits", "dead", "requests", "seconds", "result")
+        tell("searched", version=report["version"], **{name: report[name] for name in names})
 
     def close(self) -> None:
         """What is known of a run that failed."""

@@ -2,8 +2,9 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
 import orjson
@@ -84,6 +85,25 @@ def _tell(telemetry: Telemetry, told: Counter[str]) -> None:
     for name, count in counts.items():
         Metrics.counter(_NAMESPACE, name).inc(count - told[name])
         told[name] = count
+
+
+class Step:
+    """A function with the run's setup, for Beam to call: a failure is left where the launcher finds it."""
+
+    def __init__(self, function: Callable[[Any, Any], Any], setup: Any) -> None:
+        self._function = function
+        self._setup = setup
+
+    def __call__(self, element: Any) -> Any:
+        try:
+            return self._function(element, self._setup)
+        except Exception as error:
+            note_failure(self._setup.config, self._setup.version, error)
+            raise
+
+
+def under_one_key(value: Any) -> tuple[int, Any]:
+    return 0, value
 
 
 def failure_name(version: str) -> str:

@@ -60,6 +60,18 @@ def write_imported(
     return records
 
 
+def read_imported(folder: VectorFolder, groups: Sequence[ImportedGroup]) -> Iterator[tuple[pa.Table, list[DeadLetter]]]:
+    """The good rows of row groups, in the columns of a version's Parquet files, and a dead letter for each other one.
+
+    Raises:
+        SourceError: When the folder cannot be read, or is not what it was when it was surveyed.
+    """
+    for piece in _read(folder, groups):
+        checked = _Checked(folder)
+        table = checked.table(piece)
+        yield table, checked.dead
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
     """Some rows of one kind, as they stand in a file."""

@@ -3,17 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..configs import EmbedConfig
+from ..configs import CatalogConfig, EmbedConfig
 from ..index.store import Store
 from ..index.units import UnitRecord
 from .epithre.client import SpendingLimitReached
 from .epithre.meter import Meter
 from .lane import read_progress
-from .setup import VersionSetup
 
 
-def check_all_sent(records: Sequence[UnitRecord], setup: VersionSetup) -> None:
+def check_all_sent(records: Sequence[UnitRecord], config: CatalogConfig, version: str, requests_spent: int) -> None:
     """Ends a run of which not everything could be sent. Called when all lanes are done, so that none is cut short.
+
+    Args:
+        records: Of all units.
+        config: Of the run.
+        version: Whose run folder has the lanes' figures.
+        requests_spent: By the launcher itself.
 
     Raises:
         SpendingLimitReached: With what was spent and what is kept.
@@ -21,8 +26,8 @@ def check_all_sent(records: Sequence[UnitRecord], setup: VersionSetup) -> None:
     left = sum(record.not_sent for record in records)
     if not left:
         return
-    lanes = read_progress(Store(setup.config.catalog), setup.version)
-    raise SpendingLimitReached(*_sentence(setup.config.embed, setup.requests_spent, records, left, lanes))
+    lanes = read_progress(Store(config.catalog), version)
+    raise SpendingLimitReached(*_sentence(config.embed, requests_spent, records, left, lanes))
 
 
 def _sentence(

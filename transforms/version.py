@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import apache_beam as beam
 import orjson
@@ -20,7 +19,7 @@ from ..index.units import CarriedGroup, UnitRecord, read_unit
 from ..index.version import check_conservation, judge, write_dead_letters, write_manifest
 from .carry import CarriedRows
 from .changes import count_changes
-from .embed import note_failure
+from .embed import Step, under_one_key
 from .imported_rows import imported_dead_name, write_imported
 from .imports import ImportedGroup, ImportTask, plan_imports
 from .lane import read_progress
@@ -63,19 +62,19 @@ class WriteVersion(beam.PTransform):  # type: ignore[misc]
             parts
             | "AllParts" >> beam.Map(under_one_key)
             | "GroupParts" >> beam.GroupByKey()
-            | "PlanShards" >> beam.FlatMap(_Step(plan_all_shards, self.setup))
+            | "PlanShards" >> beam.FlatMap(Step(plan_all_shards, self.setup))
             | "SpreadShards" >> beam.Reshuffle()
-            | "WriteShards" >> beam.FlatMap(_Step(write_shards, self.setup))
+            | "WriteShards" >> beam.FlatMap(Step(write_shards, self.setup))
         )
         indexes = (
             shards
             | "AllShards" >> beam.Map(under_one_key)
             | "GroupShards" >> beam.GroupByKey()
-            | "TrainIndexes" >> beam.FlatMap(_Step(train, self.setup))
+            | "TrainIndexes" >> beam.FlatMap(Step(train, self.setup))
             | "SpreadIndexes" >> beam.Reshuffle()
-            | "AddRows" >> beam.Map(_Step(build_part, self.setup))
+            | "AddRows" >> beam.Map(Step(build_part, self.setup))
             | "GroupByKind" >> beam.GroupByKey()
-            | "FinishIndex" >> beam.Map(_Step(finish_kind, self.setup))
+            | "FinishIndex" >> beam.Map(Step(finish_kind, self.setup))
         )
         return (
             (
@@ -85,33 +84,15 @@ class WriteVersion(beam.PTransform):  # type: ignore[misc]
             )
             | "Join" >> beam.Flatten()
             | "GroupAll" >> beam.GroupByKey()
-            | "Publish" >> beam.Map(_Step(finish, self.setup))
+            | "Publish" >> beam.Map(Step(finish, self.setup))
         )
-
-
-class _Step:
-    """A function with the run's setup, for Beam to call: a failure is left where the launcher finds it."""
-
-    def __init__(self, function: Any, setup: VersionSetup) -> None:
-        self._function = function
-        self._setup = setup
-
-    def __call__(self, element: Any) -> Any:
-        try:
-            return self._function(element, self._setup)
-        except Exception as error:
-            note_failure(self._setup.config, self._setup.version, error)
-            raise
-
-
-def under_one_key(value: Any) -> tuple[int, Any]:
-    return 0, value
 
 
 def plan_all_shards(element: tuple[int, Iterable[Part]], setup: VersionSetup) -> list[ShardTask | ImportTask]:
     parts = [part for part in element[1] if not isinstance(part, Begin)]
-    check_all_sent([part for part in parts if isinstance(part, UnitRecord)], setup)
     config = setup.config
+    records = [part for part in parts if isinstance(part, UnitRecord)]
+    check_all_sent(records, config, setup.version, setup.requests_spent)
     rows = {kind: sum(part.rows for part in parts if part.kind == kind) for kind in {part.kind for part in parts}}
     rules = sample_rules(rows, config.embed.dimension, config.index)
     imported = [part for part in parts if isinstance(part, ImportedGroup)]

@@ -38,6 +38,8 @@ class Dialect(Protocol):
     """Whether `GET /models` is there for every good key, and names every model that may be asked for."""
     document_type: str | None
     """What a request calls its items when they are no queries; None where a provider does not tell the two apart."""
+    query_type: str | None
+    """What it calls them when they are."""
     overhead_bytes: int
     """Length of a body without items, at most; each item adds its own length and one."""
 

@@ -19,6 +19,7 @@ class CohereDialect(OpenAIShape):
     """`POST /embed` of API version 2, images as data URIs. Base URL: `https://api.cohere.com/v2`."""
 
     path = "/embed"
+    query_type: str | None = "search_query"
 
     def __init__(self, settings: EmbedConfig) -> None:
         self.document_type = settings.input_type or "search_document"
@@ -26,7 +27,7 @@ class CohereDialect(OpenAIShape):
         super().__init__(
             model + b',"embedding_types":["float"],"inputs":[',
             b'],"input_type":' + orjson.dumps(self.document_type) + b"}",
-            b'],"input_type":"search_query"}',
+            b'],"input_type":' + orjson.dumps(self.query_type) + b"}",
         )
 
     def encode_item(self, kind: str, content: bytes) -> bytes:

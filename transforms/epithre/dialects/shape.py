@@ -66,6 +66,7 @@ class OpenAIShape:
     path = "/embeddings"
     lists_models = False
     document_type: str | None = None
+    query_type: str | None = None
 
     def __init__(self, head: bytes, tail: bytes, query_tail: bytes | None = None) -> None:
         self._head = head

@@ -10,13 +10,14 @@ class VoyageDialect(OpenAIShape):
     """`POST /multimodalembeddings`, images as data URIs. Base URL: `https://api.voyageai.com/v1`."""
 
     path = "/multimodalembeddings"
+    query_type: str | None = "query"
 
     def __init__(self, settings: EmbedConfig) -> None:
         self.document_type = settings.input_type or "document"
         super().__init__(
             b'{"model":' + orjson.dumps(settings.model) + b',"inputs":[',
             b'],"input_type":' + orjson.dumps(self.document_type) + b"}",
-            b'],"input_type":"query"}',
+            b'],"input_type":' + orjson.dumps(self.query_type) + b"}",
         )
 
     def encode_item(self, kind: str, content: bytes) -> bytes:
