@@ -155,6 +155,15 @@ def render_report(report: Mapping[str, Any], manifest: Manifest) -> str:
         trouble = f"The plots are missing, because they could not be drawn ({type(error).__name__}: {error})."
     if trouble:
         log.warning("%s The figures are in report.json.", trouble)
+    environment = page_environment()
+    config = yaml.safe_dump(manifest.config, sort_keys=False, allow_unicode=True, width=100)
+    return environment.get_template("report.html.j2").render(
+        report=report, manifest=manifest, plots=plots, trouble=trouble, config=config
+    )
+
+
+def page_environment() -> jinja2.Environment:
+    """Templates of this folder, in which whatever is put into a page is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -170,10 +179,7 @@ def render_report(report: Mapping[str, Any], manifest: Manifest) -> str:
         "size": of_size,
         "visible": visible,
     }
-    config = yaml.safe_dump(manifest.config, sort_keys=False, allow_unicode=True, width=100)
-    return environment.get_template("report.html.j2").render(
-        report=report, manifest=manifest, plots=plots, trouble=trouble, config=config
-    )
+    return environment
 
 
 def visible(text: str) -> str:

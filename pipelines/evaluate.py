@@ -1,0 +1,334 @@
+"""`evaluate`: what a catalog's answers to labelled queries are worth, and whether model or index is to blame."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..configs import ConfigError
+from ..index.catalog import Catalog, open_catalog
+from ..index.merge import Merge
+from ..transforms.evaluation import (
+    DEPTH,
+    Lists,
+    Subject,
+    compare_figures,
+    first_ranks,
+    merge_lists,
+    recall_curve,
+    row_offsets,
+    score_lists,
+    search_both_ways,
+)
+from ..transforms.evaluation_words import of_difference, of_direction, of_interval, say_direction
+from ..transforms.label_rows import PlacedLabels, place_labels
+from ..transforms.labelled import LabelledQuery, read_labels
+from ..transforms.queries import QueryError
+from .search import embed_for
+
+_WORST = 20
+_SHOWN = 3
+_PICTURE_PIXELS = 112
+_PICTURES_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What an evaluation is to find out."""
+
+    pairs: Path
+    ks: tuple[int, ...] = (1, 5, 10)
+    merge: Merge | None = None
+    """Judge the list of all kinds, too, put in order so."""
+    confidence: float = 0.95
+    drop_unknown: bool = False
+    base_url: str | None = None
+    api_key_env: str | None = None
+
+
+def evaluate(places: Sequence[tuple[str, str | None]], question: Question) -> dict[str, Any]:
+    """Judges one catalog, or two by the same pairs.
+
+    Args:
+        places: Addresses, each with a version; None: the published one.
+        question: What to find out.
+
+    Returns:
+        `pairs`, `ks`, `depth`, `confidence`, `merge`, `catalogs`, and `directions`: by name (`text->image`; with a
+        merge also `text->all`), what `compare_figures` gives, with `queries`, `relevant`, `dead` (of each catalog),
+        `curves`, `words`, `failing`, and `worst`, the queries that fail most.
+
+    Raises:
+        ConfigError: When the file of pairs is wrong.
+        CatalogError: When a catalog cannot be opened, or its vectors cannot be read.
+        QueryError: When a query cannot be embedded.
+    """
+    labels = read_labels(question.pairs)
+    catalogs = [(url, open_catalog(url, version=version)) for url, version in places]
+    placed = place_labels(labels, catalogs, drop_unknown=question.drop_unknown)
+    subjects: list[Subject] = []
+    for number, (url, catalog) in enumerate(catalogs):
+        known = subjects[0] if number and _recipe(catalogs[0][1]) == _recipe(catalog) else None
+        vectors = _vectors(url, catalog, placed, number, question, known)
+        kinds = [query.kind for query in placed.queries]
+        subjects.append(
+            Subject(url=url, catalog=catalog, vectors=vectors, query_kinds=kinds, own_rows=placed.own_rows[number])
+        )
+    names = _names(catalogs)
+    directions = _judge(placed, subjects, question, names)
+    return {
+        "pairs": {
+            "file": str(question.pairs),
+            "queries": len(placed.queries),
+            "pairs": len(placed.grades),
+            "dropped": placed.dropped,
+        },
+        "ks": list(question.ks),
+        "depth": DEPTH,
+        "confidence": question.confidence,
+        "merge": question.merge,
+        "catalogs": [
+            {
+                "url": url,
+                "version": catalog.version,
+                "model": catalog.manifest.model_fingerprint or catalog.manifest.model,
+                "dimension": catalog.dimension,
+                "kinds": dict(catalog.manifest.counts.per_kind),
+            }
+            for url, catalog in catalogs
+        ],
+        "directions": directions,
+    }
+
+
+def _names(catalogs: Sequence[tuple[str, Catalog]]) -> list[str]:
+    """What the catalogs are called in sentences: two versions of one by the version."""
+    urls = [url for url, _ in catalogs]
+    return urls if len(set(urls)) == len(urls) else [catalog.version for _, catalog in catalogs]
+
+
+def _recipe(catalog: Catalog) -> object:
+    """What decides which vector a query gets."""
+    manifest = catalog.manifest
+    embed = manifest.config.get("embed", {})
+    asked = [embed.get(name) for name in ("base_url", "dialect", "input_type")]
+    return [manifest.model, manifest.model_fingerprint, manifest.dimension, asked, manifest.config.get("prepare")]
+
+
+def _vectors(
+    url: str, catalog: Catalog, placed: PlacedLabels, number: int, question: Question, known: Subject | None
+) -> npt.NDArray[np.float32]:
+    """The queries as the catalog's model sees them: assets by their stored vectors, all others are sent."""
+    vectors = np.zeros((len(placed.queries), catalog.dimension), np.float32)
+    sent = [i for i, query in enumerate(placed.queries) if query.asset_id is None]
+    if known is not None:
+        vectors[sent] = known.vectors[sent]
+    elif sent:
+        queries = [query.text if query.text is not None else query.picture for query in placed.queries]
+        asked = [queries[i] for i in sent]
+        try:
+            vectors[sent] = embed_for(
+                catalog,
+                url,
+                asked,  # type: ignore[arg-type]  # those without either are assets
+                base_url=question.base_url if not number else None,
+                api_key_env=question.api_key_env if not number else None,
+            )
+        except QueryError as error:
+
+            def named(match: re.Match[str]) -> str:
+                query = placed.queries[sent[int(match[1])]]
+                return f"{question.pairs} row {query.row}: the query {query.words!r}"
+
+            raise ConfigError(re.sub(r"^Query (\d+)", named, str(error))) from error
+    for kind in catalog.kinds:
+        own = [i for i, query in enumerate(placed.queries) if query.asset_id is not None and query.kind == kind]
+        if own:
+            vectors[own] = catalog.vectors(kind, placed.own_rows[number][own])  # type: ignore[arg-type]
+    return vectors
+
+
+def _judge(
+    placed: PlacedLabels, subjects: Sequence[Subject], question: Question, names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    directions = list(placed.directions())
+    kinds = dict.fromkeys(kind for _, kind in directions)
+    lists: list[dict[str | None, tuple[Lists, Lists]]] = []
+    for subject in subjects:
+        sought = dict.fromkeys([*kinds, *(subject.catalog.kinds if question.merge else ())])
+        found: dict[str | None, tuple[Lists, Lists]] = {kind: _search(subject, kind) for kind in sought}
+        if question.merge is not None:
+            ways = [{kind: found[kind][way] for kind in subject.catalog.kinds} for way in (0, 1)]
+            found[None] = (
+                merge_lists(subject, ways[0], question.merge),
+                merge_lists(subject, ways[1], question.merge),
+            )
+        lists.append(found)
+    judged = {}
+    wanted = [(query_kind, kind) for query_kind, kind in directions]
+    if question.merge is not None:
+        wanted += [(query_kind, "") for query_kind in dict.fromkeys(query_kind for query_kind, _ in directions)]
+    for query_kind, kind in wanted:
+        direction = f"{query_kind}->{kind or 'all'}"
+        judged[direction] = _judge_direction(
+            placed, subjects, [found[kind or None] for found in lists], (query_kind, kind or None), question
+        )
+        judged[direction]["words"] = say_direction(judged[direction], question.ks, names)
+    return judged
+
+
+def _search(subject: Subject, kind: str) -> tuple[Lists, Lists]:
+    if kind in subject.catalog.kinds:
+        return search_both_ways(subject, kind)
+    rows = np.full((len(subject.vectors), DEPTH), -1, np.int64)  # all assets of the kind are dead letters
+    nothing = Lists(scores=np.full(rows.shape, -np.inf, np.float32), rows=rows)
+    return nothing, nothing
+
+
+def _judge_direction(
+    placed: PlacedLabels,
+    subjects: Sequence[Subject],
+    lists: Sequence[tuple[Lists, Lists]],
+    direction: tuple[str, str | None],
+    question: Question,
+) -> dict[str, Any]:
+    found, wanted = [], []
+    for number, (subject, ways) in enumerate(zip(subjects, lists, strict=True)):
+        positions, right = placed.wanted(number, *direction, subject.catalog)
+        wanted.append(right)
+        found.append(tuple(way.rows[positions] for way in ways))
+    figures = [
+        (score_lists(by_index, right, question.ks), score_lists(exactly, right, question.ks))
+        for (by_index, exactly), right in zip(found, wanted, strict=True)
+    ]
+    (by_index, exactly), right = found[0], wanted[0]
+    quality, possible = (part[f"ndcg@{question.ks[-1]}"] for part in figures[0])
+    ranks = first_ranks(by_index, right), first_ranks(exactly, right)
+    # The worst first; of those that find nothing, those first whose right asset is furthest away.
+    places = [np.where(rank > 0, rank, DEPTH + 1) for rank in ranks]
+    order = np.lexsort((np.arange(len(quality)), -places[1], -places[0], quality))
+    failing = quality < 1 - 1e-9
+    worst = []
+    for q in [int(q) for q in order if failing[q]][:_WORST]:
+        query = placed.queries[int(positions[q])]
+        rows = right.rows[(right.query == q) & (right.grades > 0)]
+        alive = rows[rows >= 0]
+        scores = lists[0][0].scores[positions[q], :_SHOWN]
+        shown = by_index[q, :_SHOWN]
+        cause = "dead letter" if not len(alive) else "index" if possible[q] > quality[q] + 1e-9 else "model"
+        worst.append(
+            {
+                "query": _query(query, subjects[0], placed, int(positions[q])),
+                "row": query.row,
+                "relevant": [_asset(subjects[0].catalog, direction[1], int(row)) for row in alive[:_SHOWN]],
+                "relevant_count": len(rows),
+                "found": [
+                    {**_asset(subjects[0].catalog, direction[1], int(row)), "score": round(float(score), 6)}
+                    for row, score in zip(shown, scores, strict=True)
+                    if row >= 0
+                ],
+                "ndcg": round(float(quality[q]), 6),
+                "rank_index": int(ranks[0][q]) or None,
+                "rank_exact": int(ranks[1][q]) or None,
+                "cause": cause,
+            }
+        )
+    relevant = right.grades > 0
+    return {
+        "queries": right.queries,
+        "relevant": int(relevant.sum()),
+        "dead": [int((one.rows[one.grades > 0] < 0).sum()) for one in wanted],
+        **compare_figures(figures, question.confidence),
+        "curves": {
+            name: [round(float(value), 6) for value in recall_curve(part, right)]
+            for name, part in (("index", by_index), ("exact", exactly))
+        },
+        "failing": int(failing.sum()),
+        "worst": worst,
+    }
+
+
+def _asset(catalog: Catalog, kind: str | None, row: int) -> dict[str, Any]:
+    if kind is None:
+        starts = row_offsets(catalog)
+        kind = max((one for one in catalog.kinds if starts[one] <= row), key=lambda one: starts[one])
+        row -= starts[kind]
+    found = catalog.asset(kind, row)  # type: ignore[arg-type]  # a kind of the catalog
+    return {"asset_id": found.asset_id, "kind": found.kind, "text": found.text, "uri": found.uri}
+
+
+def _query(query: LabelledQuery, subject: Subject, placed: PlacedLabels, position: int) -> dict[str, Any]:
+    if query.asset_id is not None:
+        return _asset(subject.catalog, query.kind, int(placed.own_rows[0][position]))
+    name = None if query.picture is None else query.picture.name
+    uri = None if query.picture is None else str(query.picture)
+    return {"asset_id": name, "kind": query.kind, "text": query.text, "uri": uri}
+
+
+def write_page(path: Path, document: Mapping[str, Any]) -> None:
+    from ..transforms.evaluation_page import render_evaluation
+    from ..transforms.small_pictures import data_urls, picture_folders
+
+    """Writes the page, with small pictures of what fails where they are at hand.
+
+    Raises:
+        ConfigError: When it cannot be written.
+    """
+    catalog = document["catalogs"][0]
+    with open_catalog(catalog["url"], version=catalog["version"]) as opened:
+        folders = (*picture_folders(opened.manifest.config), str(Path(document["pairs"]["file"]).parent.absolute()))
+    things = [
+        thing
+        for figures in document["directions"].values()
+        for failure in figures["worst"]
+        for thing in (failure["query"], *failure["relevant"], *failure["found"])
+    ]
+    uris = [thing["uri"] if thing["kind"] == "image" else None for thing in things]
+    for thing, picture in zip(things, data_urls(uris, folders, _PICTURE_PIXELS, _PICTURES_BYTES), strict=True):
+        thing["picture"] = picture
+    try:
+        path.write_text(render_evaluation(document), "utf-8")
+    except OSError as error:
+        raise ConfigError(f"--html {str(path)!r} cannot be written: {error.strerror}.") from error
+
+
+def print_evaluation(console: Console, document: Mapping[str, Any]) -> None:
+    is_two = len(document["catalogs"]) == 2
+    for number, catalog in enumerate(document["catalogs"]):
+        name = f"{'AB'[number]}: " if is_two else ""
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in catalog["kinds"].items())
+        console.print(Text(f"{name}{catalog['url']} {catalog['version']}: {catalog['model']}, {kinds}"))
+    pairs = document["pairs"]
+    dropped = f", {pairs['dropped']:,} pairs left out" if pairs["dropped"] else ""
+    console.print(Text(f"{pairs['file']}: {pairs['queries']:,} queries, {pairs['pairs']:,} pairs{dropped}\n"))
+    for direction, figures in document["directions"].items():
+        title = f"{of_direction(direction)}, {figures['queries']:,} queries"
+        table = Table(title=Text(title), title_justify="left", show_edge=False)
+        table.add_column("")
+        for number in range(len(document["catalogs"])):
+            name = f"{'AB'[number]} " if is_two else ""
+            for word in ("exact search", "index", "lost by the index"):
+                table.add_column(f"{name}{word}", justify="right", no_wrap=True)
+        if is_two:
+            table.add_column("B − A, index", justify="right", no_wrap=True)
+        longest = f"@{document['ks'][-1]}"
+        for figure in figures["catalogs"][0]["index"]:
+            if figure.startswith("ndcg") and not figure.endswith(longest):
+                continue  # the page and the document have them
+            cells = [figure]
+            for catalog in figures["catalogs"]:
+                cells += [of_interval(catalog["exact"][figure]), of_interval(catalog["index"][figure])]
+                cells.append(of_difference(catalog["index_error"][figure]))
+            cells += [of_difference(figures["difference"]["index"][figure])] if is_two else []
+            table.add_row(*map(Text, cells))
+        console.print(table)
+        for sentence in figures["words"]:
+            console.print(Text(sentence))
+        console.print()
