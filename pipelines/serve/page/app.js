@@ -140,8 +140,9 @@ function layOutState() {
   chip.hidden = !query || Boolean(query.text);
   if (!chip.hidden) layOutChip(query);
   find("query").placeholder = chip.hidden ? placeholder() : "or type a sentence";
+  find("kinds").dataset.chosen = state.kinds?.[0] ?? "";
   for (const button of find("kinds").children) {
-    button.setAttribute("aria-pressed", button.dataset.kind === (state.kinds?.[0] ?? ""));
+    button.setAttribute("aria-pressed", button.dataset.kind === find("kinds").dataset.chosen);
   }
   if (![...find("k").options].some(({ value }) => Number(value) === state.k)) addSize(state.k);
   find("k").value = state.k;

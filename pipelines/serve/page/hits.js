@@ -70,12 +70,14 @@ function card(hit, position, best) {
   const caption = make("span", { class: "caption", dir: "auto" }, words);
   const line = make("span", { class: "line" });
   if (words !== hit.asset_id) line.append(make("span", { class: "id", dir: "auto" }, hit.asset_id));
-  open.append(caption, line, metadata(hit.metadata), score(hit.score, best));
+  const pairs = metadata(hit.metadata);
+  open.append(caption, line, ...(pairs ? [pairs] : []));
   open.addEventListener("click", () => showInFull(position));
   open.addEventListener("focus", () => makeCurrent(open));
   const like = make("button", { class: "like", type: "button", tabindex: -1 }, icon("like"), "More like this");
   like.addEventListener("click", () => moreLike(hit));
-  return make("li", { class: "hit", "data-kind": hit.kind, "data-id": hit.asset_id }, open, like);
+  const foot = make("div", { class: "foot" }, bar(hit.score, best), like, score(hit.score));
+  return make("li", { class: "hit", "data-kind": hit.kind, "data-id": hit.asset_id }, open, foot);
 }
 
 function picture(hit) {
@@ -103,10 +105,13 @@ function metadata(values) {
 
 const written = (value) => (value === true ? "yes" : value === false ? "no" : String(value));
 
-function score(value, best) {
-  const bar = make("span", { class: "bar", "aria-hidden": "true" }, make("span"));
-  bar.firstChild.style.width = `${best > 0 ? Math.max(0, Math.min(1, value / best)) * 100 : 0}%`;
-  return make("span", { class: "score", title: "inner product with the query" }, bar, value.toFixed(3));
+const score = (value) => make("span", { class: "score", title: "inner product with the query" }, value.toFixed(3));
+
+/** How near the hit comes to the best one of its column. */
+function bar(value, best) {
+  const filled = make("span");
+  filled.style.width = `${best > 0 ? Math.max(0, Math.min(1, value / best)) * 100 : 0}%`;
+  return make("span", { class: "bar", "aria-hidden": "true" }, filled);
 }
 
 /** On a phone one column is shown at a time; these choose which. */
@@ -137,7 +142,7 @@ export const cards = () => [...document.querySelectorAll("#results .open")].filt
 
 function makeCurrent(card) {
   for (const other of document.querySelectorAll("#results .hit button")) other.tabIndex = -1;
-  for (const button of card?.parentElement.querySelectorAll("button") ?? []) button.tabIndex = 0;
+  for (const button of card?.closest(".hit").querySelectorAll("button") ?? []) button.tabIndex = 0;
 }
 
 /** The hit whose card, or a button of it, has the focus. */
