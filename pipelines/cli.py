@@ -30,6 +30,8 @@ from .endings import (
 )
 from .exports import export
 from .logs import EVENTS, LogFormat, set_format, tell
+from .quality import evaluate, look
+from .serve.command import serve
 from .versions import CatalogUrl, Json, versions
 
 if TYPE_CHECKING:
@@ -42,7 +44,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(versions, name="versions")
+app.command()(serve)
 app.command()(export)
+app.command()(evaluate)
+app.command()(look)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The job's YAML file.")]
 Set = Annotated[
@@ -330,6 +335,9 @@ def search(
     image: Annotated[list[Path] | None, typer.Option(help="A picture's file; may be given several times.")] = None,
     k: Annotated[int, typer.Option("-k", help="Hits for each query.")] = 10,
     kind: Annotated[list[str] | None, typer.Option(help="Look only among `image` or `text`.")] = None,
+    where: Annotated[
+        str | None, typer.Option(metavar="JSON", help='A condition, e.g. \'{"lang": "id", "price": {"$lt": 10}}\'.')
+    ] = None,
     merge: Annotated[str, typer.Option(help="Order over both kinds: score, quota or standardised.")] = "score",
     base_url: Annotated[str | None, typer.Option(help="Another address of the same model.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Another variable with the key.")] = None,
@@ -359,6 +367,7 @@ def search(
             queries,
             k=k,
             kinds=kind or None,  # type: ignore[arg-type]  # checked above
+            where=where,
             merge=merge,  # type: ignore[arg-type]  # checked above
             base_url=base_url,
             api_key_env=api_key_env,

@@ -17,6 +17,8 @@ from rich.text import Text
 
 from ..configs import AssetKind, ConfigError
 from ..index.catalog import Catalog, Hit, Merge, open_catalog
+from ..index.layout import assets_schema
+from ..index.where import parse_where
 from ..transforms.endpoint import open_query_endpoint
 from ..transforms.queries import embed_queries
 from ..transforms.references import local_path
@@ -30,23 +32,25 @@ def search(
     *,
     k: int,
     kinds: Sequence[AssetKind] | None,
+    where: str | None = None,
     merge: Merge = "score",
     base_url: str | None = None,
     api_key_env: str | None = None,
 ) -> tuple[Catalog, list[list[Hit]]]:
-    """Embeds queries with the catalog's own model and settings, and searches.
+    """Embeds queries with the catalog's own model and settings, and searches; `where` is JSON for `parse_where`.
 
     Raises:
         CatalogError: When the catalog cannot be opened, or the server's model is not the one that made it.
         QueryError: When a query cannot be embedded.
-        ValueError: When `k` or `kinds` is wrong.
+        ValueError: When `k`, `kinds` or `where` is wrong.
     """
     catalog = open_catalog(url)
+    condition = None if where is None else parse_where(where, assets_schema(catalog.metadata_types))
     vectors = embed_for(catalog, url, queries, base_url=base_url, api_key_env=api_key_env)
     hits: list[list[Hit]] = []
     for query, vector in zip(queries, vectors, strict=True):
         kind: AssetKind = "text" if isinstance(query, str) else "image"
-        hits += catalog.search(vector, k, kinds=kinds, merge=merge, query_kind=kind)
+        hits += catalog.search(vector, k, kinds=kinds, where=condition, merge=merge, query_kind=kind)
     return catalog, hits
 
 

@@ -1,0 +1,296 @@
+"""The HTTP API and the page: routes over `Service`, described by OpenAPI."""
+
+import binascii
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import numpy as np
+import orjson
+from fastapi import FastAPI, File, Form, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, Response
+from fastapi.routing import APIRoute
+from fastapi.staticfiles import StaticFiles
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from ...configs import AssetKind
+from ...index.catalog import Merge
+from .faults import Fault, answer_fault, answer_invalid, checked, faults
+from .gate import PICTURE_SEARCH, Gate
+from .metrics import Metrics
+from .models import (
+    AssetAnswer,
+    AssetId,
+    CatalogAnswer,
+    HealthAnswer,
+    SearchAnswer,
+    SearchOptions,
+    SearchRequest,
+    unit_vector,
+)
+from .service import Found, Service, open_service
+from .settings import MAX_BODY_BYTES, MAX_K, MAX_OPTIONS_BYTES, ServeSettings
+from .thumbnails import SIZES, tag
+
+_PAGE = Path(__file__).with_name("page")
+_DESCRIPTION = "Search a catalog of pictures and texts by a sentence, a picture, a vector or one of its assets."
+_SIZE = "The side of a square of as many pixels."
+_Responses = dict[int | str, dict[str, Any]]
+_ALWAYS = (400, 401, 403, 408, 413, 422, 503)
+
+
+def create_app(settings: ServeSettings) -> FastAPI:
+    """The application. What it serves is opened by its lifespan.
+
+    Raises:
+        CatalogError: From the lifespan, when the catalog cannot be opened.
+        RunStopped: From the lifespan, when the embedding API is not there, or refuses the key.
+    """
+    metrics = Metrics()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_service(settings, metrics) as service:
+            app.state.service = service
+            yield
+
+    app = FastAPI(
+        title="epithre-beam serve",
+        description=_DESCRIPTION,
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,  # its scripts come from another host
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_middleware(Gate, settings=settings, metrics=metrics)
+    app.add_exception_handler(HTTPException, answer_fault)
+    app.add_exception_handler(RequestValidationError, answer_invalid)
+    _add_routes(app)
+    app.mount("/page", StaticFiles(directory=_PAGE, check_dir=False), name="page")
+    if settings.token is not None:
+        schema = app.openapi()  # kept by the app
+        schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"token": []}]
+    return app
+
+
+def _add_routes(app: FastAPI) -> None:
+    app.router.add_api_route(
+        "/api/search",
+        search,
+        methods=["POST"],
+        response_model=SearchAnswer,
+        responses=faults(*_ALWAYS, 404, 415, 429),
+        route_class_override=_SearchRoute,
+    )
+    add = app.add_api_route
+    errors = faults(*_ALWAYS)
+    add(
+        PICTURE_SEARCH,
+        search_picture,
+        methods=["POST"],
+        response_model=SearchAnswer,
+        responses=faults(*_ALWAYS, 429),
+    )
+    add("/api/catalog", show_catalog, response_model=CatalogAnswer, responses=errors)
+    add("/api/assets/{kind}", show_asset, response_model=AssetAnswer, responses=faults(*_ALWAYS, 404))
+    jpeg: _Responses = {
+        200: {"content": {"image/jpeg": {}}},
+        304: {"description": "The thumbnail that is known has not changed."},
+    }
+    add(
+        "/api/thumbnails/image",
+        show_thumbnail,
+        response_class=Response,
+        responses={**jpeg, **faults(*_ALWAYS, 404)},
+    )
+    add("/health/live", live, response_model=HealthAnswer, responses=faults(400))
+    add("/health/ready", ready, response_model=HealthAnswer, responses=faults(400))
+    text: _Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+    add("/metrics", show_metrics, response_class=Response, responses={**text, **faults(400, 401)})
+    add("/", show_page, include_in_schema=False)
+
+
+class _SearchRoute(APIRoute):
+    """A route whose body is read here: FastAPI's own way takes longer than the search."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        async def handle(request: Request) -> Response:
+            return await search(request, await _read(request))
+
+        return handle
+
+
+async def _read(request: Request) -> SearchRequest:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Fault(415, "content_type", "A search must be sent as application/json.")
+    try:
+        return SearchRequest.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise checked(error) from None
+
+
+async def search(request: Request, asked: SearchRequest) -> Response:
+    """Search by a sentence, a vector or an asset of the catalog."""
+    service = _service(request)
+    query: Any = asked.asset or asked.text
+    try:
+        if asked.vector is not None:
+            query = unit_vector(asked.vector, service.catalog.dimension, "vector")
+        elif asked.vector_base64 is not None:
+            query = unit_vector(_decoded(asked.vector_base64), service.catalog.dimension, "vector_base64")
+    except ValueError as error:
+        raise Fault(422, "vector", str(error)) from None
+    found = await service.search(query, asked, query_kind=asked.query_kind, exclude_self=asked.exclude_self)
+    return _found(service, found)
+
+
+async def search_picture(
+    request: Request,
+    picture: Annotated[UploadFile, File(description="A picture's file.")],
+    options: Annotated[str, Form(description="A JSON object with k, kinds, where, merge and recall.")] = "{}",
+) -> Response:
+    """Search by a picture."""
+    service = _service(request)
+    if len(options.encode("utf-8", "replace")) > MAX_OPTIONS_BYTES:
+        raise Fault(413, "too_large", f"options may have {MAX_OPTIONS_BYTES:,} bytes at most.")
+    try:
+        asked = SearchOptions.model_validate_json(options)
+    except ValidationError as error:
+        raise checked(error, "options") from None
+    data = await picture.read(service.settings.max_upload_bytes + 1)
+    if len(data) > service.settings.max_upload_bytes:
+        raise Fault(413, "too_large", f"A picture may have {service.settings.max_upload_bytes:,} bytes at most.")
+    return _found(service, await service.search(data, asked))
+
+
+async def show_catalog(request: Request) -> Response:
+    """What is served, and what a request may be."""
+    service = _service(request)
+    with service.catalog.pinned() as version:
+        manifest = version.manifest
+        per_kind = {kind: manifest.counts.per_kind[kind] for kind in version.kinds}
+    return _json(
+        {
+            "catalog": service.shown_url,
+            "version": manifest.version,
+            "created": manifest.created_at,
+            "model": manifest.model_fingerprint or manifest.model,
+            "dimension": manifest.dimension,
+            "kinds": per_kind,
+            "metadata": manifest.metadata_types,
+            "can_embed": service.can_embed,
+            "merges": get_args(Merge),
+            "limits": {
+                "max_k": MAX_K,
+                "max_upload_bytes": service.settings.max_upload_bytes,
+                "max_text_chars": manifest.config.get("prepare", {}).get("max_text_chars", 32_000),
+                "max_body_bytes": MAX_BODY_BYTES,
+            },
+        }
+    )
+
+
+async def show_asset(
+    request: Request, kind: AssetKind, asset_id: Annotated[AssetId, Query(alias="id", description="The asset's id.")]
+) -> Response:
+    """One asset."""
+    service = _service(request)
+    version, asset = await service.asset(kind, asset_id)
+    return _json(
+        {
+            "version": version.version,
+            "asset_id": asset.asset_id,
+            "kind": asset.kind,
+            "uri": asset.uri,
+            "text": asset.text,
+            "media_type": asset.media_type,
+            "size_bytes": asset.size_bytes,
+            "width": asset.width,
+            "height": asset.height,
+            "metadata": asset.metadata,
+            "thumbnail": service.thumbnail_of(version, asset),
+        }
+    )
+
+
+async def show_thumbnail(
+    request: Request,
+    asset_id: Annotated[AssetId, Query(alias="id", description="The picture's id.")],
+    size: Annotated[int, Query(description=_SIZE, json_schema_extra={"enum": list(SIZES)})] = 320,
+) -> Response:
+    """A small picture of an asset, as JPEG, from where the catalog's job found it."""
+    if size not in SIZES:
+        raise Fault(422, "invalid", f"size must be one of {', '.join(map(str, SIZES))}, got {size}.")
+    service = _service(request)
+    version, asset = await service.asset("image", asset_id)
+    headers = {"ETag": tag(asset, size), "Cache-Control": "private, max-age=300"}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    content = await service.thumbnails.make(version, asset, size)
+    return Response(content, media_type="image/jpeg", headers=headers)
+
+
+async def live() -> HealthAnswer:
+    """Whether the process answers."""
+    return HealthAnswer(status="alive")
+
+
+async def ready(request: Request) -> HealthAnswer:
+    """Whether searches can be answered, and by which version."""
+    return HealthAnswer(status="ready", version=_service(request).catalog.version)
+
+
+async def show_metrics(request: Request) -> Response:
+    """Counters for Prometheus."""
+    return Response(_service(request).exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def show_page() -> Response:
+    """The page."""
+    if not (_PAGE / "index.html").is_file():
+        raise HTTPException(404)
+    return FileResponse(_PAGE / "index.html")
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _found(service: Service, found: Found) -> Response:
+    hits = [
+        {
+            "rank": rank,
+            "asset_id": hit.asset_id,
+            "kind": hit.kind,
+            "score": hit.score,
+            "uri": hit.uri,
+            "text": hit.text,
+            "metadata": hit.metadata,
+            "thumbnail": service.thumbnail_of(found.catalog, hit),
+        }
+        for rank, hit in enumerate(found.hits, 1)
+    ]
+    took = {"embed": round(found.embed_s * 1000, 3), "search": round(found.search_s * 1000, 3)}
+    return _json({"version": found.catalog.version, "query_kind": found.query_kind, "took_ms": took, "hits": hits})
+
+
+def _json(content: Any) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")
+
+
+def _decoded(text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Raises ValueError when it is no base64 of float32."""
+    try:
+        data = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
+        raise ValueError("vector_base64 must be base64 without line breaks.") from None
+    if len(data) % 4:
+        raise ValueError(f"vector_base64 must hold float32 of 4 bytes each, got {len(data)} bytes.")
+    return np.frombuffer(data, "<f4")

@@ -1,0 +1,150 @@
+"""Single queries that come at the same time are searched together: one call for many costs less than many calls."""
+
+import asyncio
+import os
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from ...configs import AssetKind
+from ...index.catalog import Catalog
+from ...index.hits import Hit
+from ...index.merge import Merge
+from .faults import Fault
+from .metrics import Metrics
+
+_MOST = 64
+"""Queries in a call."""
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How a query is searched. Queries that are searched alike may share a call."""
+
+    version: str
+    k: int
+    kinds: tuple[AssetKind, ...] | None
+    where_json: bytes | None
+    merge: Merge
+    query_kind: AssetKind | None
+    recall: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Waiting:
+    query: Vector | tuple[AssetKind, str]
+    found: "asyncio.Future[list[Hit]]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    asked: Asked
+    catalog: Catalog
+    where: pc.Expression | None
+    waiting: "deque[_Waiting]"
+
+
+class Batches:
+    """Searches in threads, so that the event loop stays free; for one loop.
+
+    Nothing waits for a batch to fill: while some queries are searched, the next ones gather.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._threads = max(1, min(4, (os.cpu_count() or 1) // 2))
+        self._pool = ThreadPoolExecutor(self._threads, "search")
+        self._running = 0
+        self._groups: OrderedDict[Asked, _Group] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def search(
+        self, catalog: Catalog, asked: Asked, where: pc.Expression | None, query: Vector | tuple[AssetKind, str]
+    ) -> list[Hit]:
+        """The hits of one query: a vector, or the kind and the id of an asset.
+
+        Raises:
+            Fault: When there is no such asset.
+            ValueError: With the argument, the rule and the value.
+        """
+        found: asyncio.Future[list[Hit]] = asyncio.get_running_loop().create_future()
+        group = self._groups.get(asked)
+        if group is None:
+            group = self._groups[asked] = _Group(asked=asked, catalog=catalog, where=where, waiting=deque())
+        group.waiting.append(_Waiting(query=query, found=found))
+        self._start()
+        return await found
+
+    def _start(self) -> None:
+        while self._groups and self._running < self._threads:
+            asked, group = self._groups.popitem(last=False)
+            batch = [group.waiting.popleft() for _ in range(min(_MOST, len(group.waiting)))]
+            if group.waiting:
+                self._groups[asked] = group  # behind all others
+            batch = [one for one in batch if not one.found.done()]  # nobody waits for the rest any more
+            if batch:
+                self._running += 1
+                task = asyncio.get_running_loop().create_task(self._run(group, batch))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, group: _Group, batch: Sequence[_Waiting]) -> None:
+        self._metrics.batches.observe(len(batch))
+        try:
+            queries = [one.query for one in batch]
+            answers = await asyncio.get_running_loop().run_in_executor(self._pool, _search, group, queries)
+        except Exception as error:
+            answers = [error] * len(batch)
+        finally:
+            self._running -= 1
+            self._start()
+        for one, answer in zip(batch, answers, strict=True):
+            if one.found.done():
+                continue
+            if isinstance(answer, Exception):
+                one.found.set_exception(answer)
+            else:
+                one.found.set_result(answer)
+
+
+def _search(group: _Group, queries: Sequence[Vector | tuple[AssetKind, str]]) -> list[Any]:
+    """A list of hits for each query, or what was wrong with it."""
+    vectors = [_vector(group.catalog, query) if isinstance(query, tuple) else query for query in queries]
+    whole = [vector for vector in vectors if not isinstance(vector, Fault)]
+    asked = group.asked
+    hits: list[list[Hit]] = []
+    if whole:
+        hits = group.catalog.search(
+            np.stack(whole),
+            asked.k,
+            kinds=asked.kinds,
+            where=group.where,
+            merge=asked.merge,
+            query_kind=asked.query_kind,
+            recall=asked.recall,
+        )
+    found = iter(hits)
+    return [vector if isinstance(vector, Fault) else next(found) for vector in vectors]
+
+
+def _vector(catalog: Catalog, asset: tuple[AssetKind, str]) -> Vector | Fault:
+    kind, asset_id = asset
+    row = catalog.find_asset(kind, asset_id) if kind in catalog.kinds else None
+    if row is None:
+        return no_asset(kind)
+    vector: Vector = catalog.vectors(kind, [row])[0]
+    return vector
+
+
+def no_asset(kind: str) -> Fault:
+    return Fault(404, "no_asset", f"The version in force has no {kind} of this id.")

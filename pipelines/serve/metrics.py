@@ -1,0 +1,69 @@
+"""What the server counts, for Prometheus."""
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE")
+
+
+class Metrics:
+    """One server's counters. Their labels are a closed set: nothing that a client sends becomes one."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        name = "epithre_beam_"
+        self._requests = Counter(
+            f"{name}requests", "Requests answered.", ("route", "method", "status"), registry=registry
+        )
+        self._seconds = Histogram(
+            f"{name}request_seconds", "Time to answer.", ("route",), registry=registry, buckets=_SECONDS
+        )
+        self.under_way = Gauge(f"{name}requests_under_way", "Requests that are being answered.", registry=registry)
+        self.queries = Counter(f"{name}queries", "Searches, by what they ask with.", ("query",), registry=registry)
+        self.hits = Counter(f"{name}hits", "Hits given.", registry=registry)
+        stages = Histogram(
+            f"{name}stage_seconds", "Time of a search's stages.", ("stage",), registry=registry, buckets=_SECONDS
+        )
+        self.embed_seconds, self.search_seconds = stages.labels("embed"), stages.labels("search")
+        self.batches = Histogram(
+            f"{name}batch_queries", "Queries searched in one call.", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64)
+        )
+        self.embeds = Counter(f"{name}embeds", "Queries embedded, by how that went.", ("result",), registry=registry)
+        self.thumbnails = Counter(
+            f"{name}thumbnails", "Thumbnails asked for, by how that went.", ("result",), registry=registry
+        )
+        self._info = Gauge(
+            f"{name}catalog_info", "1 for the version that is served.", ("version", "model"), registry=registry
+        )
+        self._assets = Gauge(
+            f"{name}catalog_assets", "Assets of the version that is served.", ("kind",), registry=registry
+        )
+        self._refresh_failing = Gauge(
+            f"{name}catalog_refresh_failing", "1 while the published version cannot be gone over to.", registry=registry
+        )
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def tell_request(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
+        path = getattr(scope.get("route"), "path", None)
+        method = scope["method"] if path and scope["method"] in _METHODS else "other"
+        key = (path or "other", method, status)
+        if key not in self._children:
+            self._children[key] = (self._requests.labels(key[0], key[1], str(status)), self._seconds.labels(key[0]))
+        count, histogram = self._children[key]
+        count.inc()
+        histogram.observe(seconds)
+
+    def tell_catalog(self, version: str, model: str, per_kind: Mapping[str, int], *, is_failing: bool) -> None:
+        self._info.clear()
+        self._info.labels(version, model).set(1)
+        self._assets.clear()
+        for kind, count in per_kind.items():
+            self._assets.labels(kind).set(count)
+        self._refresh_failing.set(int(is_failing))
+
+    def exposition(self) -> bytes:
+        """All of it as text, for /metrics."""
+        return generate_latest(self._registry)

@@ -1,0 +1,98 @@
+"""Runs the application until it is told to stop, and does not wait for who is slow on purpose."""
+
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from ...configs import ConfigError
+from .settings import ServeSettings
+
+_MOST_CONNECTIONS = 1000
+_GRACE_S = 30
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends without an error when it is told to stop, after what is under way."""
+
+    def __init__(self, app: FastAPI, settings: ServeSettings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",  # entered by the command, so that what goes wrong in it is a sentence
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                ws="none",
+                server_header=False,
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=list(settings.trusted_proxies),
+                limit_concurrency=_MOST_CONNECTIONS,
+                timeout_graceful_shutdown=_GRACE_S,
+            )
+        )
+        self._header_timeout_s = settings.header_timeout_s
+        self._idle: dict[Any, tuple[Any, float]] = {}
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C let what is under way end; a second one does not."""
+
+        def stop(_: int, __: FrameType | None) -> None:
+            self.force_exit = self.should_exit
+            self.should_exit = True
+
+        before = {number: signal.signal(number, stop) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:
+            self._drop_slow()
+        return await super().on_tick(counter)
+
+    def _drop_slow(self) -> None:
+        """Closes connections on which no request has begun for long: who sends a header a byte at a time holds one."""
+        now, idle = time.monotonic(), {}
+        for connection in self.server_state.connections:
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and not cycle.response_complete:
+                continue
+            last, since = self._idle.get(connection, (cycle, now))
+            if last is not cycle:
+                since = now
+            idle[connection] = (cycle, since)
+            if now - since > self._header_timeout_s and connection.transport is not None:
+                connection.transport.abort()
+        self._idle = idle
+
+
+def listen(settings: ServeSettings) -> socket.socket:
+    """A socket that takes connections from now on, before anybody is told of its address.
+
+    Raises:
+        ConfigError: When the address cannot be used.
+    """
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"--host {settings.host} --port {settings.port} cannot be served: {error.strerror or error}."
+        ) from error
+
+
+def url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
