@@ -230,7 +230,11 @@ def _judge_direction(
                 "relevant": [_asset(subjects[0].catalog, direction[1], int(row)) for row in alive[:_SHOWN]],
                 "relevant_count": len(rows),
                 "found": [
-                    {**_asset(subjects[0].catalog, direction[1], int(row)), "score": round(float(score), 6)}
+                    {
+                        **_asset(subjects[0].catalog, direction[1], int(row)),
+                        "score": round(float(score), 6),
+                        "is_right": bool(row in alive),
+                    }
                     for row, score in zip(shown, scores, strict=True)
                     if row >= 0
                 ],

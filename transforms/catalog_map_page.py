@@ -71,7 +71,7 @@ def _data(
     assets: pa.Table,
     pictures: Sequence[str | None],
 ) -> dict[str, Any]:
-    names = list(dict.fromkeys(kinds))
+    names = sorted(set(kinds))
     grid = np.rint(places * _GRID).astype(int)
     metadata = assets.column("metadata").to_pylist() if "metadata" in assets.schema.names else []
     columns = []
