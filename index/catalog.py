@@ -99,6 +99,11 @@ class Catalog:
         return self._now().manifest
 
     @property
+    def url(self) -> str:
+        """The path or URL of the catalog, with all its versions."""
+        return self._store.url
+
+    @property
     def version(self) -> str:
         return self.manifest.version
 

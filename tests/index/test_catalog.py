@@ -652,3 +652,68 @@ def test_files_that_are_no_index_and_no_table_are_named_even_unverified(own_copy
         with pytest.raises(CatalogError, match=rf"{path.name} cannot be opened as"):
             open_catalog(own_copy.folder, verify=False)
         path.write_bytes(before)
+
+
+# ---------------------------------------------------------------------------------------------------- single assets
+
+
+def test_every_asset_is_found_by_its_id_with_what_the_catalog_says_of_it(small: Any) -> None:
+    with small.open() as catalog:
+        for kind, table in small.assets.items():
+            for row, asset in enumerate(table.to_pylist()):
+                assert catalog.find_asset(kind, asset["asset_id"]) == row
+                said = catalog.asset(kind, row)
+                assert (said.kind, said.row) == (kind, row)
+                for name in (
+                    "asset_id",
+                    "uri",
+                    "text",
+                    "content_sha256",
+                    "media_type",
+                    "size_bytes",
+                    "width",
+                    "height",
+                ):
+                    assert getattr(said, name) == asset[name]
+        assert catalog.metadata_types == {"lang": "string", "price": "double"}
+        assert catalog.url == str(small.folder)
+
+
+def test_an_id_that_no_asset_has_is_no_row(small: Any) -> None:
+    with small.open() as catalog:
+        for wrong in ("image 1", "", "text 00001", "image 00001 ", "\ud800", "x" * 100_000, None, 3):
+            assert catalog.find_asset("image", wrong) is None  # type: ignore[arg-type]
+
+
+def test_stored_vectors_come_in_the_order_of_the_rows_asked_for(small: Any) -> None:
+    rng = np.random.default_rng(0)
+    with small.open() as catalog:
+        for kind, vectors in small.vectors.items():
+            rows = rng.integers(0, len(vectors), 200)
+            found = catalog.vectors(kind, rows)
+            assert (found.dtype, found.shape) == (np.float32, (200, 16))
+            np.testing.assert_allclose(found, vectors[rows], atol=FP16)
+            assert catalog.vectors(kind, []).shape == (0, 16)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([-1], "rows must be from 0 to 60, got -1"),
+        ([0, 61], "rows must be from 0 to 60, got 61"),
+        ([1.0], "rows must be whole numbers in one dimension"),
+        ([True], "rows must be whole numbers in one dimension"),
+        (3, "rows must be whole numbers in one dimension"),
+        (["1"], "rows must be whole numbers in one dimension"),
+    ],
+    ids=str,
+)
+def test_a_row_that_is_not_there_is_a_value_error(small: Any, rows: Any, sentence: str) -> None:
+    with small.open() as catalog:
+        with pytest.raises(ValueError, match=f"^{sentence}"):
+            catalog.vectors("image", rows)
+        if isinstance(rows, list):
+            with pytest.raises(ValueError, match=f"^{sentence}"):
+                catalog.asset("image", rows[-1])
+        with pytest.raises(ValueError, match=r"kinds must be among \('image', 'text'\), got 'audio'"):
+            catalog.asset("audio", 0)  # type: ignore[arg-type]

@@ -296,6 +296,14 @@ def test_a_search_leaves_the_number_of_threads_of_others_and_of_its_own_as_it_wa
     assert seen == {before}
 
 
+def test_vectors_of_rows_are_what_stands_in_the_files(rung: Any) -> None:
+    """Of all files, in any order and more than once."""
+    stored = stored_of(rung, "image")
+    rows = np.random.default_rng(0).integers(0, len(stored), 1500)
+    with rung.open() as catalog:
+        assert np.array_equal(catalog.vectors("image", rows), stored[rows])
+
+
 FORK_PROGRAM = """
 import os, pickle, sys
 import numpy as np
