@@ -67,7 +67,7 @@ def say_direction(figures: Mapping[str, Any], ks: Sequence[int], urls: Sequence[
 
 
 def _share(interval: Mapping[str, float]) -> str:
-    return f"{100 * interval['value']:.1f} %"
+    return "all" if interval["value"] > 1 - _NOTHING else f"{100 * interval['value']:.1f} %"
 
 
 def _points(interval: Mapping[str, float], *, is_plain: bool = False) -> str:
