@@ -73,9 +73,11 @@ const isSideBySide = (asked) => asked.merge === null && kindsOf(asked).length > 
 async function request({ query, ...asked }, signal) {
   const options = { k: asked.k, kinds: asked.kinds, where: asked.where, merge: asked.merge ?? "score" };
   if (isSideBySide(asked)) {
-    // The kinds take turns, so that so many hits hold the k best of each; one request, one embedding.
+    // The kinds take turns, so that so many hits hold the k best of each; one request, one embedding. An asset is
+    // left out of its own turns, so those go one round further.
+    const rounds = asked.k + (query.asset ? 1 : 0);
     options.merge = "quota";
-    options.k = Math.min(asked.k * kindsOf(asked).length, catalog.limits.max_k);
+    options.k = Math.min(rounds * kindsOf(asked).length, catalog.limits.max_k);
   }
   if (!query.picture) return api.search({ ...query, ...options }, signal);
   const file = keptPicture(query.picture);
@@ -163,10 +165,19 @@ function layOutChip({ picture, asset }) {
     if (file) URL.revokeObjectURL(image.src);
   };
   image.onerror = () => (image.hidden = true);
+  image.removeAttribute("src");
   if (file) image.src = URL.createObjectURL(file);
-  else if (asset?.kind === "image") api.showThumbnail(image, `api/thumbnails/image?${new URLSearchParams({ id: asset.id })}`);
-  else image.removeAttribute("src");
+  if (asset?.kind === "image") showAsset(image, asset);
   find("chip-words").textContent = asset ? `like ${asset.id}` : (file?.name ?? "a picture");
+}
+
+async function showAsset(image, asset) {
+  try {
+    const { thumbnail } = await api.asset(asset.kind, asset.id);
+    if (thumbnail && state.query?.asset === asset) api.showThumbnail(image, thumbnail);
+  } catch {
+    // The search itself says what is wrong.
+  }
 }
 
 const placeholder = () => (catalog.can_embed ? "a red bicycle on the beach" : "the id of an asset");
