@@ -1,0 +1,109 @@
+"""Real servers, started by `epithre-beam serve`, over small catalogs with a hash for a model."""
+
+import contextlib
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import httpx
+import numpy as np
+import pytest
+
+from ..conftest import Place, write_pictures, write_texts
+
+DIMENSION = 64
+
+
+@dataclass
+class Served:
+    """A server under way."""
+
+    process: subprocess.Popen
+    url: str
+    version: str
+    place: Place
+    token: str | None = None
+    client: httpx.Client = field(init=False)
+
+    def __post_init__(self):
+        headers = {} if self.token is None else {"authorization": f"Bearer {self.token}"}
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
+    @property
+    def address(self):
+        return "127.0.0.1", httpx.URL(self.url).port
+
+    def search(self, **asked):
+        return self.client.post("/api/search", json=asked)
+
+    def search_picture(self, data, name="p.jpg", **options):
+        return self.client.post(
+            "/api/search/picture", files={"picture": (name, data)}, data={"options": json.dumps(options)}
+        )
+
+    def connect(self):
+        return socket.create_connection(self.address, 30)
+
+    def stop(self) -> int:
+        self.client.close()
+        self.process.terminate()
+        return self.process.wait(30)
+
+
+@contextlib.contextmanager
+def serving(place: Place, *arguments, token=None, start=None, **environment) -> Iterator[Served]:
+    """`epithre-beam serve` on a free port; `start` starts another program that says the same line."""
+    arguments = ("serve", place.catalog, "--port", 0, "--json", "--rate", 0, *arguments)
+    process = start() if start else place.start(*arguments, **environment)
+    try:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        yield Served(process=process, place=place, token=token, **json.loads(line))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def hashed(tmp_path_factory) -> Place:
+    """A job of 12 pictures and 20 texts and its catalog, only for reading."""
+    place = Place(tmp_path_factory.mktemp("hashed"))
+    write_pictures(place.folder / "pictures", 12)
+    write_texts(place.folder / "texts.csv", 20)
+    place.write_job(guards__max_shrinkage=1.0)
+    done = place.cli("run", "job.yaml", "--quiet")
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.fixture(scope="session")
+def served(hashed) -> Iterator[Served]:
+    """A server that lets everybody in and takes pictures of a megabyte."""
+    with serving(hashed, "--max-upload-mb", 1) as server:
+        yield server
+
+
+@pytest.fixture
+def picture(hashed) -> bytes:
+    return (hashed.folder / "pictures" / "p003.jpg").read_bytes()
+
+
+@pytest.fixture
+def vector() -> list[float]:
+    drawn = np.random.default_rng(3).standard_normal(DIMENSION)
+    return (drawn / np.linalg.norm(drawn)).tolist()
+
+
+def fault(answer: httpx.Response, status: int) -> str:
+    """The sentence of an error, which has our shape and no traceback."""
+    assert answer.status_code == status, (answer.status_code, answer.text)
+    body = answer.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"code", "message"}
+    sentence = body["error"]["message"]
+    assert sentence.endswith(".")
+    assert "Traceback" not in sentence
+    assert "site-packages" not in sentence
+    return sentence

@@ -1,0 +1,231 @@
+"""Whatever comes from outside is answered with a 4xx and a sentence."""
+
+import io
+import json
+import struct
+import zlib
+
+import pytest
+from PIL import Image
+
+from .conftest import DIMENSION, fault
+
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def bomb(side):
+    """A PNG of some kilobytes that wants gigabytes."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1 << 20), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty"),
+        (b"no picture at all", "no picture"),
+        (b"/etc/passwd", "no picture"),
+        (b"http://127.0.0.1/picture.jpg", "no picture"),
+        (b"%PDF-1.7 and so on", "no picture"),
+        (b"\xff\xd8\xff\xe0 begins as one", "broken"),
+        (bomb(40_000), "pixels"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture"),
+    ],
+)
+def test_an_upload_that_is_no_picture_is_refused(served, data, words):
+    assert words in fault(served.search_picture(data), 422)
+
+
+@pytest.mark.parametrize("value", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:1/x.jpg"])
+def test_a_path_or_an_address_instead_of_bytes_is_refused(served, value):
+    answer = served.client.post("/api/search/picture", data={"picture": value})
+    assert "the file itself" in fault(answer, 422)
+
+
+@pytest.mark.parametrize(
+    "options", ['{"k": 0}', "{", "[]", '{"k": 1e9}', '{"text": "x"}', '{"where": {"nope": 1}}', "\x00", '{"k": NaN}']
+)
+def test_wrong_options_beside_a_picture_are_refused(served, picture, options):
+    answer = served.client.post("/api/search/picture", files={"picture": picture}, data={"options": options})
+    assert answer.status_code in {400, 422}
+    assert fault(answer, answer.status_code)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({}, "A search must have exactly one of text, vector, vector_base64, asset, got none."),
+        ({"text": "a", "vector": [1]}, "A search must have exactly one of"),
+        ({"text": ""}, "text must have at least 1 character"),
+        ({"text": " \n"}, "empty"),
+        ({"text": "x" * 32_001}, "32000 characters"),
+        ({"text": 5}, "text must be a valid string, got 5."),
+        ({"text": "a", "k": 0}, "k must be greater than or equal to 1, got 0."),
+        ({"text": "a", "k": 1_000_000}, "k must be less than or equal to 1000, got 1000000."),
+        ({"text": "a", "k": "10"}, "k must be a valid integer, got '10'."),
+        ({"text": "a", "k": True}, "k must be a valid integer, got True."),
+        ({"text": "a", "kinds": ["video"]}, "kinds[0] must be 'image' or 'text', got 'video'."),
+        ({"text": "a", "kinds": []}, "kinds must have at least 1 item"),
+        ({"text": "a", "kinds": "text"}, "kinds must be a valid array, got 'text'."),
+        ({"text": "a", "merge": "best"}, "merge must be 'score', 'quota' or 'standardised', got 'best'."),
+        ({"text": "a", "recall": 2}, "recall must be less than or equal to 1, got 2"),
+        ({"text": "a", "colour": "red"}, "colour is not known here: see /openapi.json."),
+        ({"text": "a", "query_kind": "text"}, "query_kind goes with a vector"),
+        ({"text": "a", "where": {"price": {"$lt": "x"}}}, "where.price.$lt must be a number, got 'x'."),
+        ({"text": "a", "where": {"nope": 1}}, "where.nope must be a column among price, asset_id"),
+        ({"text": "a", "where": "price < 5"}, "where must be an object, got 'price < 5'."),
+        ({"text": "a", "where": {"$or": [{"price": 1}] * 200}}, "where must have at most 100 terms"),
+        ({"vector": [1.0] * (DIMENSION - 1)}, "vector must have 64 numbers, got 63."),
+        ({"vector": []}, "vector must"),
+        ({"vector": 5}, "vector must be a list of numbers."),
+        ({"vector": "1,2"}, "vector must be a list of numbers."),
+        ({"vector": ["1.0"] * DIMENSION}, "vector must be a list of numbers."),
+        ({"vector": [None] * DIMENSION}, "vector must be a list of numbers."),
+        ({"vector": [True] * DIMENSION}, "vector must be a list of numbers."),
+        ({"vector": [[1.0]] * DIMENSION}, "vector must be a list of numbers."),
+        ({"vector": [[1.0], [1.0, 2.0]]}, "vector must be a list of numbers."),
+        ({"vector": {"a": 1}}, "vector must be a list of numbers."),
+        ({"vector": [10**400] + [0] * (DIMENSION - 1)}, "vector must be"),
+        ({"vector": [0] * DIMENSION}, "vector must be finite and not all zeros"),
+        ({"vector": [1e308] * DIMENSION}, "vector must be finite"),
+        ({"vector_base64": "*"}, "vector_base64 must be base64"),
+        ({"vector_base64": "AAA="}, "vector_base64 must hold float32 of 4 bytes each"),
+        ({"vector_base64": "AAAA" * 8}, "vector_base64 must have 64 numbers, got 6."),
+        ({"vector": [0.1] * DIMENSION, "merge": "standardised"}, "merge 'standardised' needs query_kind"),
+        ({"asset": {"kind": "video", "id": "x"}}, "asset.kind must be 'image' or 'text', got 'video'."),
+        ({"asset": {"kind": "text"}}, "asset.id is missing and must be given."),
+        ({"asset": {"kind": "text", "id": 5}}, "asset.id must be a valid string, got 5."),
+        ({"asset": "t003"}, "asset must be an object, got 't003'."),
+    ],
+)
+def test_a_search_that_breaks_a_rule_is_told_which(served, asked, sentence):
+    assert sentence in fault(served.search(**asked), 422)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_none_are_refused(served, number):
+    body = f'{{"vector": [{",".join([number] * DIMENSION)}]}}'
+    answer = served.client.post("/api/search", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in {400, 422}
+    fault(answer, answer.status_code)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff\xfe", b"null", b"[1]", b'"x"', b'{"text": "\\ud800"}', b"[" * 100_000, b'{"k": 1}']
+)
+def test_a_body_that_is_no_search_is_refused(served, body):
+    answer = served.client.post("/api/search", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in {400, 422}
+    fault(answer, answer.status_code)
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "", "multipart/form-data"])
+def test_a_search_of_another_content_type_is_refused(served, media_type):
+    answer = served.client.post("/api/search", content=b'{"text": "a"}', headers={"content-type": media_type})
+    assert "application/json" in fault(answer, 415)
+
+
+@pytest.mark.parametrize(
+    "asset_id",
+    ["none", "../texts.csv", "../../etc/passwd", "/etc/passwd", "p001.jpg/../p002.jpg", "p001.jpg\x00", "é☃"],
+)
+def test_an_id_that_the_catalog_has_not_is_not_found_whatever_it_looks_like(served, asset_id):
+    for path in ("/api/assets/image", "/api/assets/text", "/api/thumbnails/image"):
+        assert asset_id not in fault(served.client.get(path, params={"id": asset_id}), 404)
+    assert fault(served.search(asset={"kind": "image", "id": asset_id}), 404)
+
+
+@pytest.mark.parametrize(
+    "path", ["/page/../app.py", "/page/%2e%2e/app.py", "/page//etc/passwd", "/page/..%2fapp.py", "/api", "/api/", "//"]
+)
+def test_no_path_leads_out_of_the_page(served, path):
+    with served.connect() as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 404")
+    assert b"create_app" not in answer
+
+
+def test_query_parameters_that_break_a_rule_are_told(served):
+    assert "id is missing" in fault(served.client.get("/api/assets/image"), 422)
+    assert "id must have at most 4096" in fault(served.client.get("/api/assets/image", params={"id": "x" * 5000}), 422)
+    assert "kind must be" in fault(served.client.get("/api/assets/video", params={"id": "x"}), 422)
+    for size in ("0", "321", "1e3", "-1"):
+        answer = served.client.get("/api/thumbnails/image", params={"id": "p001.jpg", "size": size})
+        assert fault(answer, 422).startswith("size ")
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_sent(served):
+    """Its length is enough to know."""
+    for path in ("/api/search", "/api/search/picture"):
+        with served.connect() as connection:
+            lines = [
+                f"POST {path} HTTP/1.1",
+                "Host: localhost",
+                "Content-Length: 100000000",
+                "Content-Type: x/y",
+                "",
+                "",
+            ]
+            connection.sendall("\r\n".join(lines).encode())
+            assert connection.recv(65536).startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_without_a_length_is_refused_while_it_is_read(served):
+    head = ["POST /api/search/picture HTTP/1.1", "Host: localhost", "Transfer-Encoding: chunked"]
+    head += ["Content-Type: multipart/form-data; boundary=b", "", ""]
+    part = b'--b\r\nContent-Disposition: form-data; name="picture"; filename="p"\r\n\r\n'
+    block = bytes(65_536)
+    sent = 0
+    with served.connect() as connection:
+        connection.sendall("\r\n".join(head).encode() + f"{len(part):x}\r\n".encode() + part + b"\r\n")
+        connection.settimeout(0.02)
+        answer = b""
+        while not answer and sent < 100_000_000:
+            connection.settimeout(10)
+            connection.sendall(f"{len(block):x}\r\n".encode() + block + b"\r\n")
+            sent += len(block)
+            connection.settimeout(0.02)
+            try:
+                answer = connection.recv(65536)
+            except TimeoutError:
+                continue
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert sent < 20_000_000  # what the sockets hold is sent before the server looks
+
+
+def test_a_picture_that_is_just_too_large_is_told_so_after_it_was_sent(served):
+    answer = served.search_picture(b"\xff\xd8\xff" + bytes(1_000_000))
+    assert "1,000,000 bytes at most" in fault(answer, 413)
+    assert served.search_picture(bytes(1_900_000)).status_code == 413
+
+
+def test_a_form_that_is_none_is_refused(served):
+    for headers, body in (
+        ({"content-type": "multipart/form-data"}, b"x"),
+        ({"content-type": "multipart/form-data; boundary=b"}, b"--c\r\n\r\n"),
+        (
+            {"content-type": "multipart/form-data; boundary=b"},
+            b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--",
+        ),
+        ({"content-type": "application/json"}, b"{}"),
+        ({}, b""),
+    ):
+        answer = served.client.post("/api/search/picture", content=body, headers=headers)
+        assert answer.status_code in {400, 422}
+        fault(answer, answer.status_code)
+
+
+def test_a_picture_that_is_large_in_pixels_and_small_in_bytes_is_searched(served):
+    buffer = io.BytesIO()
+    Image.new("L", (6000, 4000)).save(buffer, "PNG")
+    assert served.search_picture(buffer.getvalue(), k=1).status_code == 200
+
+
+def test_what_a_client_sends_is_not_reflected_as_markup(served):
+    answer = served.search(text="a", merge="<script>alert(1)</script>")
+    assert answer.headers["content-type"] == "application/json"
+    assert json.loads(answer.content)["error"]["message"].startswith("merge must be")
