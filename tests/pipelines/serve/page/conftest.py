@@ -26,8 +26,9 @@ def server(scene):
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """Not for longer: while Playwright is at work, `asyncio.run` fails in every test of the process."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is not installed; CI installs it")
