@@ -4,13 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint format types wheel airflow check schema clean bench-main-job bench-limit bench-incremental bench-carry bench-index
+.PHONY: help demo test lint format types wheel airflow check schema clean bench-main-job bench-limit bench-incremental bench-carry bench-index bench-search bench-serve
 
 help:
 	@echo "make demo     draw pictures, embed them on the local emulator, search them (no key, no network)"
 	@echo "make test     run the tests"
 	@echo "make check    what CI runs: test, lint, types, wheel, and the example's DAG on a real Airflow"
-	@echo "make bench-…  benchmarks, by hand: main-job, limit, incremental, carry, index"
+	@echo "make bench-…  benchmarks, by hand: main-job, limit, incremental, carry, index, search, serve"
 
 demo: $(VENV)/.demo
 	$(BIN)/epithre-beam demo demo
@@ -39,6 +39,7 @@ check: test lint types wheel airflow
 
 schema: $(VENV)/.dev
 	$(BIN)/epithre-beam schema > configs/job.schema.json
+	$(BIN)/epithre-beam schema --search-batch > configs/search.schema.json
 
 bench-main-job: $(VENV)/.dev
 	$(BIN)/python benchmarks/main_job.py
@@ -55,6 +56,12 @@ bench-carry: $(VENV)/.dev
 bench-index: $(VENV)/.dev
 	$(BIN)/python benchmarks/index.py
 	$(BIN)/python benchmarks/index.py --growth 100000,300000,1000000
+
+bench-search: $(VENV)/.dev
+	$(BIN)/python benchmarks/search.py
+
+bench-serve: $(VENV)/.dev
+	$(BIN)/python benchmarks/serve.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \

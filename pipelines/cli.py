@@ -19,6 +19,7 @@ from rich.console import Console
 
 from ..configs import ConfigError, RunConfig, load_config
 from ..configs.load import load_search_job
+from ..configs.search_schema import SearchJob
 from ..index.lease import release_all
 from .endings import (
     Speaker,
@@ -449,9 +450,11 @@ def demo(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    of_search: Annotated[bool, typer.Option("--search-batch", help="That of a bulk search instead of a run.")] = False,
+) -> None:
     """Print the JSON Schema of a job's YAML, for editors."""
-    _print(json.dumps(RunConfig.model_json_schema(), indent=2))
+    _print(json.dumps((SearchJob if of_search else RunConfig).model_json_schema(), indent=2))
 
 
 def _limits(max_requests: int | None, max_cost: float | None) -> list[str]:

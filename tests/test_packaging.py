@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("configs", "index", "transforms", "pipelines")
-FOR_READERS = ("configs/job.schema.json", "configs/jobs/*.yaml")
+FOR_READERS = ("configs/*.schema.json", "configs/jobs/*.yaml", "configs/searches/*.yaml")
 """What stands beside the code but is opened by people and editors only."""
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
 

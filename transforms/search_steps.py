@@ -6,17 +6,20 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.metrics import Metrics
 
+from ..index.layout import DeadLetter
 from ..index.store import Store
-from ..index.units import UnitRecord, read_dead_letter_table
+from ..index.units import UnitRecord, read_unit_dead_letters
 from ..index.version import judge
 from .embed import Step, under_one_key
 from .search_blocks import (
     BlockRecord,
     SearchSetup,
     block_dead_name,
+    hits_name,
     hits_schema,
     result_folder,
     search_block,
@@ -83,16 +86,13 @@ def finish(element: tuple[int, Iterable[Block | UnitRecord | BlockRecord]], setu
     kinds = {part.number: part.kind for part in parts if isinstance(part, Block)}
     output = Store(setup.job.output)
     dead: Counter[str] = Counter()
-    letters = []
+    letters: list[DeadLetter] = []
     for unit in sorted(units, key=lambda record: record.unit):
         if unit.dead:
             dead[unit.kind] += unit.dead
-            letters += read_dead_letter_table(output, unit.unit).to_pylist()
+            letters += read_unit_dead_letters(output, unit.unit)
     if letters:
-        from ..index.layout import DeadLetter, Reason
-
-        failed = [DeadLetter(**{**letter, "reason": Reason(letter["reason"])}) for letter in letters]
-        write_dead_letters(output, block_dead_name(setup.result, "units"), failed)
+        write_dead_letters(output, block_dead_name(setup.result, "units"), letters)
     for block in blocks:
         dead[kinds[block.number]] += block.dead
     planned: Counter[str] = Counter()
@@ -121,9 +121,7 @@ def finish(element: tuple[int, Iterable[Block | UnitRecord | BlockRecord]], setu
     if setup.job.search.min_score is not None:
         report["cut_off"] = sum(block.full for block in blocks)
     if not blocks:  # so that what reads the folder finds columns
-        from .search_blocks import hits_name
-
         with output.open_write(hits_name(setup.result, 0, 1)) as file:
-            pq.write_table(hits_schema(setup.job, setup.metadata_types).empty_table(), file)
+            pq.write_table(hits_schema(setup.job, setup.metadata_types).empty_table(), pa.PythonFile(file, mode="w"))
     output.write(f"{result_folder(setup.result)}/{REPORT}", orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n")
     return result_folder(setup.result)

@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import yaml
 
 from epithre_beam.configs import ConfigError
 from epithre_beam.configs.load import load_search_job
+from epithre_beam.configs.search_schema import SearchJob
 from epithre_beam.index import CatalogError, open_catalog
 from epithre_beam.index.where import parse_where
 from epithre_beam.pipelines.index import import_vectors
@@ -169,6 +171,21 @@ def test_ids_choose_assets_and_unknown_ones_are_dead_letters_which_a_guard_count
     assert not (tmp_path / "other" / "LATEST.json").exists()
 
 
+def test_a_text_that_cannot_be_sent_is_a_dead_letter_and_one_without_others_leaves_an_empty_result(place):
+    assert place.cli("run", "job.yaml", "-q").returncode == 0
+    (place.folder / "asked.jsonl").write_text('{"n": 1, "words": "  "}\n')
+    job = {"catalog": "catalog", "output": "found", "guards": {"max_dead_share": 1}}
+    job["queries"] = [{"kind": "text", "table": "asked.jsonl", "id": "n", "text": "words"}]
+    (place.folder / "search.yaml").write_text(yaml.safe_dump(job))
+    done = place.cli("search-batch", "search.yaml", "--json", "-q")
+    assert done.returncode == 3
+    report = json.loads(done.stdout)
+    assert report["held_back"] == ["none of the 1 text queries got a vector."]
+    letters = pq.read_table(place.folder / "found" / report["result"] / "dead_letters").to_pylist()
+    assert [(letter["asset_id"], letter["reason"]) for letter in letters] == [("1", "empty_text")]
+    assert len(hits_of(report, place.folder / "found")) == 0
+
+
 def test_vectors_that_are_none_are_dead_letters(write_job, tmp_path):
     vectors = unit_vectors(200, 9)
     vectors[3, 2], vectors[150] = np.nan, 0
@@ -259,6 +276,13 @@ def test_several_processes_find_the_same(write_job, tmp_path):
     options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
     two = search_batch(load_search_job(write_job(block_queries=20, output="two")), options)
     assert hits_of(one, tmp_path / "found").equals(hits_of(two, tmp_path / "two"))
+
+
+def test_the_ready_jobs_can_be_read_and_the_shipped_schema_is_that_of_the_program():
+    configs = Path(__file__).parents[2] / "configs"
+    jobs = sorted((configs / "searches").glob("*.yaml"))
+    assert [load_search_job(job).catalog for job in jobs] == [str(configs / "searches" / "catalog")] * 3
+    assert json.loads((configs / "search.schema.json").read_text()) == SearchJob.model_json_schema()
 
 
 @pytest.mark.parametrize(
