@@ -93,5 +93,7 @@ def encode_query(client: Client, query: str | bytes | Path, prepare: PrepareConf
 def vector_of(result: npt.NDArray[np.float32] | Refusal, *, name: str) -> npt.NDArray[np.float32]:
     """A query's vector. Raises QueryError, in a sentence about `name`, when it got none."""
     if isinstance(result, Refusal):
-        raise QueryError(f"{name} got no vector ({result.reason.value}): {result.detail}.", result.reason.value)
+        raise QueryError(
+            f"{name} got no vector ({result.reason.value}): {result.detail.rstrip('.')}.", result.reason.value
+        )
     return result
