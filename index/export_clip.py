@@ -10,12 +10,14 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .export_faiss import write_stock_index
 from .export_folder import ExportFolder
 from .export_source import KindSource
 
 INDICES = "indices_paths.json"
+_ROWS_PER_BATCH = 1024
 _COLUMNS = ("asset_id", "url", "image_path", "caption", "uri", "metadata")
 _SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in _COLUMNS])
 """Its server sends values as JSON and looks at `image_path` as a path: strings, and never null."""
@@ -30,7 +32,8 @@ def write_clip_kind(folder: ExportFolder, source: KindSource) -> dict[str, Any]:
         pa.ipc.new_file(pa.PythonFile(file, mode="w"), _SCHEMA) as writer,
     ):
         for table in source.tables():
-            writer.write_table(_metadata(table))
+            for first in range(0, len(table), _ROWS_PER_BATCH):
+                writer.write_table(_metadata(table.slice(first, _ROWS_PER_BATCH)))
     return facts
 
 
@@ -56,15 +59,14 @@ def write_clip_indices(folder: ExportFolder, kinds: list[str]) -> None:
 
 def _metadata(table: pa.Table) -> pa.Table:
     uris = table.column("uri").to_pylist()
-    texts = table.column("text").to_pylist()
     rows = len(table)
     structs = table.column("metadata").to_pylist() if "metadata" in table.schema.names else [None] * rows
     columns = {
         "asset_id": table.column("asset_id"),
         "url": [uri if uri and uri.startswith(("http://", "https://")) else "" for uri in uris],
         "image_path": [_path(uri) for uri in uris],
-        "caption": [text or "" for text in texts],
-        "uri": [uri or "" for uri in uris],
+        "caption": pc.fill_null(table.column("text"), ""),
+        "uri": pc.fill_null(table.column("uri"), ""),
         "metadata": [orjson.dumps(struct or {}).decode() for struct in structs],
     }
     return pa.table(columns, schema=_SCHEMA)
