@@ -588,6 +588,14 @@ def test_a_bucket_is_exported_and_exported_to(small: Any, s3_server: S3Server, t
         export_catalog(small.store, target, "faiss")
 
 
+def test_a_version_that_is_pruned_meanwhile_is_exported_whole(own_copy: Any, tmp_path: Path) -> None:
+    export(own_copy, tmp_path / "before", "pgvector")
+    mark = export(own_copy, tmp_path / "e", "pgvector", progress=lambda *_: own_copy.store.delete("versions"))
+    assert not own_copy.store.names("versions")
+    assert mark["complete"]
+    assert contents(tmp_path / "e") == contents(tmp_path / "before")
+
+
 def test_progress_ends_at_the_whole(small: Any, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     export(small, tmp_path / "e", "faiss", progress=lambda done, total: told.append((done, total)))
