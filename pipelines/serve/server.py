@@ -1,6 +1,7 @@
 """Runs the application until it is told to stop, and does not wait for who is slow on purpose."""
 
 import contextlib
+import logging
 import signal
 import socket
 import time
@@ -38,6 +39,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # one line for each broken form is for nobody
         self._header_timeout_s = settings.header_timeout_s
         self._idle: dict[Any, tuple[Any, float]] = {}
 

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,8 @@ _MOST_WAITING = 256
 _DECODE_S = 10.0
 _READ_S = 20.0
 _QUALITY = 82
+_CELL = re.compile(r"#row=\d{1,12}&column=")
+"""Of a picture that stands in a table."""
 
 
 class Thumbnails:
@@ -165,7 +168,7 @@ def _place_of(uri: str, sources: Sequence[SourceConfig]) -> int | None:
     """The number of the source that `uri` lies in."""
     for number, source in enumerate(sources):
         if source.bytes is not None:
-            if "#row=" in uri and is_within(uri.rpartition("#")[0], allowed_prefixes(source)):
+            if _CELL.search(uri) and is_within(uri.rpartition("#")[0], allowed_prefixes(source)):
                 return number
         elif is_within(uri, picture_folders({"sources": [source.model_dump()]})):
             return number

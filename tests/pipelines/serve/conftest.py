@@ -14,6 +14,8 @@ import pytest
 from ..conftest import Place, write_pictures, write_texts
 
 DIMENSION = 64
+WITHOUT_API = ("--base-url", "https://api.example/v1")
+"""With no key set, such a server embeds nothing, and starts sooner: no emulator is started for it."""
 
 
 @dataclass

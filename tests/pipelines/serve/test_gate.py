@@ -1,0 +1,206 @@
+"""Who is let in, how often and how slowly; and how the server ends."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from .conftest import WITHOUT_API, fault, serving
+
+TOKEN = "a-token-for-tests-0123456789"
+_IMPATIENT = """
+import asyncio, sys
+from epithre_beam.pipelines.serve.command import _serve
+from epithre_beam.pipelines.serve.settings import ServeSettings
+settings = ServeSettings(catalog=sys.argv[1], port=0, requests_per_minute=0, base_url=sys.argv[2], max_concurrency=1,
+                         header_timeout_s=0.5, body_timeout_s=2.5)
+asyncio.run(_serve(settings, as_json=True))
+"""
+
+
+@pytest.fixture(scope="module")
+def guarded(hashed):
+    """A server that wants a token and lets a client search six times a minute."""
+    options = ("--token-env", "SERVE_TOKEN", "--rate", 6, "--allow-host", "pictures.example")
+    with serving(hashed, *WITHOUT_API, *options, token=TOKEN, key=None, SERVE_TOKEN=TOKEN) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def impatient(hashed):
+    """A server that answers one request at a time and waits half a second for a header, 2.5 s for a body."""
+
+    def start():
+        options = hashed.process(None, {})
+        del options["capture_output"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(
+            [sys.executable, "-c", _IMPATIENT, str(hashed.catalog), WITHOUT_API[1]], **options, **pipes
+        )
+
+    with serving(hashed, start=start) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def get():
+    """Asks a server without its token."""
+    with httpx.Client() as client:
+        yield lambda server, path, **headers: client.get(f"{server.url.rstrip('/')}{path}", headers=headers)
+
+
+@pytest.mark.parametrize(
+    "given", [None, "Bearer wrong", "Bearer", f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", TOKEN, "é"]
+)
+def test_without_the_right_token_nothing_is_told_and_no_token_is_echoed(guarded, get, given):
+    headers = {} if given is None else {"authorization": given.encode("latin-1")}
+    for path in (
+        "/api/catalog",
+        "/api/assets/text?id=t001",
+        "/api/thumbnails/image?id=p001.jpg",
+        "/metrics",
+        "/api/no",
+    ):
+        answer = get(guarded, path, **headers)
+        sentence = fault(answer, 401)
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert TOKEN not in sentence
+        assert given is None or len(given) < 8 or given not in answer.text
+    answer = httpx.post(f"{guarded.url}api/search", json={"text": "a"}, headers=headers)
+    assert fault(answer, 401)
+
+
+def test_with_the_token_all_is_told_and_health_and_the_page_need_none(guarded, get):
+    assert guarded.client.get("/api/catalog").status_code == 200
+    assert guarded.client.get("/metrics").status_code == 200
+    assert get(guarded, "/api/catalog", authorization=f"bearer {TOKEN}").status_code == 200
+    for path in ("/", "/page/app.js", "/health/live", "/health/ready"):
+        assert get(guarded, path).status_code == 200
+    description = get(guarded, "/openapi.json").json()
+    assert description["security"] == [{"token": []}]
+    assert TOKEN not in str(description)
+
+
+def test_a_flood_is_told_when_to_come_back(guarded, vector):
+    answers = [guarded.search(vector=vector) for _ in range(3)]
+    assert answers[0].status_code == 200
+    for answer in answers[1:]:
+        assert "asked too often" in fault(answer, 429)
+        assert 1 <= int(answer.headers["retry-after"]) <= 10
+    assert guarded.client.get("/api/catalog").status_code == 200  # what costs nothing is not counted
+    pretended = guarded.client.post("/api/search", json={"vector": vector}, headers={"x-forwarded-for": "192.0.2.7"})
+    assert pretended.status_code == 429  # nobody said that this client is a proxy
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "", "[::2]"])
+def test_a_foreign_name_for_loopback_is_not_answered(served, get, host):
+    for path in ("/", "/api/catalog", "/health/ready"):
+        assert "Host header" in fault(get(served, path, host=host), 400)
+
+
+def test_loopback_and_names_that_were_allowed_are_answered(served, guarded, get):
+    for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:80"):
+        assert get(served, "/health/ready", host=host).status_code == 200
+    assert get(guarded, "/health/ready", host="pictures.example").status_code == 200
+    assert get(served, "/health/ready", host="pictures.example").status_code == 400
+
+
+def test_a_page_of_another_site_may_not_ask(served, picture):
+    for site in ("cross-site", "same-site"):
+        headers = {"sec-fetch-site": site}
+        answer = served.client.post("/api/search/picture", files={"picture": picture}, headers=headers)
+        assert "another site" in fault(answer, 403)
+        assert fault(served.client.get("/api/thumbnails/image?id=p001.jpg", headers=headers), 403)
+    for site in ("same-origin", "none"):
+        assert served.client.get("/api/catalog", headers={"sec-fetch-site": site}).status_code == 200
+    assert (
+        "access-control-allow-origin" not in served.client.get("/api/catalog", headers={"origin": "http://x"}).headers
+    )
+
+
+def read_all(connection):
+    connection.settimeout(20)
+    with contextlib.suppress(ConnectionResetError):
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+    return b""
+
+
+def test_who_sends_a_header_a_byte_at_a_time_is_dropped(impatient):
+    started = time.monotonic()
+    with impatient.connect() as connection:
+        with contextlib.suppress(OSError):  # dropped
+            for byte in b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n" * 3:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.05)
+        assert read_all(connection) == b""
+    assert time.monotonic() - started < 6
+    assert impatient.client.get("/health/live").status_code == 200
+
+
+def wait_until_under_way(server, requests):
+    """The one that asks is among them."""
+    deadline = time.monotonic() + 20
+    while f"requests_under_way {requests}.0" not in server.client.get("/metrics").text:
+        assert time.monotonic() < deadline
+
+
+def head(length):
+    lines = [
+        "POST /api/search HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        f"Content-Length: {length}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def test_who_sends_a_body_slowly_is_told_so_and_who_comes_meanwhile_is_asked_to_come_back(impatient, vector):
+    with impatient.connect() as connection:
+        connection.sendall(head(100) + b'{"text"')
+        wait_until_under_way(impatient, 2)
+        busy = impatient.search(vector=vector)
+        assert "as many requests as it can" in fault(busy, 503)
+        assert busy.headers["retry-after"] == "1"
+        assert impatient.client.get("/health/ready").status_code == 200
+        assert read_all(connection).startswith(b"HTTP/1.1 408")
+    assert impatient.search(vector=vector).status_code == 200
+
+
+def test_who_goes_away_in_the_middle_leaves_nothing_behind(impatient, vector):
+    for _ in range(5):
+        with impatient.connect() as connection:
+            connection.sendall(head(100) + b'{"text"')
+    deadline = time.monotonic() + 5
+    while impatient.search(vector=vector).status_code != 200:
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_0_after_what_is_under_way(hashed, number):
+    with serving(hashed, *WITHOUT_API, key=None) as server:
+        body = b'{"asset": {"kind": "text", "id": "t003"}}'
+        with server.connect() as connection:
+            connection.sendall(head(len(body)) + body[:10])
+            wait_until_under_way(server, 2)
+            server.process.send_signal(number)
+            with contextlib.suppress(OSError):
+                while True:  # until nobody is let in any more
+                    server.connect().close()
+            connection.sendall(body[10:])
+            answer = read_all(connection)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert server.process.wait(20) == 0
+        assert "WARNING" in server.process.stderr.readline()  # that there is no key
+        assert server.process.stderr.read() == ""
+
+
+def test_many_clients_at_once_are_all_answered(served, vector):
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: served.search(vector=vector, k=3), range(80)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({str(answer.json()["hits"]) for answer in answers}) == 1
