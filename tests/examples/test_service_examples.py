@@ -1,0 +1,152 @@
+"""The examples of services run as they are, go over to a new version, and end when they are told to."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from epithre_beam.index import open_catalog
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
+
+from ..pipelines.conftest import KEY, Place, write_pictures, write_texts
+from .conftest import EXAMPLES
+
+DIMENSION = 64
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[Emulator]:
+    with Emulator(EmulatorSettings(dimension=DIMENSION, api_keys=(KEY,))) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory, emulator: Emulator) -> Place:
+    place = Place(tmp_path_factory.mktemp("published"))
+    write_pictures(place.folder / "pictures", 10)
+    write_texts(place.folder / "texts.csv", 20)
+    place.write_job(embed__base_url=emulator.base_url)
+    done = place.cli("run", "job.yaml")
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def publish_another(place: Place) -> None:
+    texts = place.folder / "texts.csv"
+    texts.write_text(texts.read_text() + f"u{time.time_ns()},another text,1\n")
+    done = place.cli("run", "job.yaml")
+    assert done.returncode == 0, done.stderr
+
+
+@contextlib.contextmanager
+def serving(*command: Any, **environment: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
+    """The service as a process; it must end by itself when it is told to."""
+    variables = {**os.environ, "EPITHRE_KEY": KEY, **environment}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen([sys.executable, *map(str, command)], **pipes, text=True, env=variables)  # type: ignore[call-overload]
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                break
+        else:
+            pytest.fail("".join(lines))
+        threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True).start()
+        with httpx.Client(base_url=found[0], timeout=20) as client:
+            yield client, process
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) in {0, -signal.SIGTERM}, "".join(lines)
+        assert "Traceback" not in "".join(lines)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until(is_so: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_the_fastapi_service_searches_and_follows(published: Place, emulator: Emulator) -> None:
+    picture = published.folder / "pictures" / "p003.jpg"
+    command = ("-m", "uvicorn", "--app-dir", EXAMPLES, "--port", 0, "service_fastapi:app")
+    with serving(*command, CATALOG=str(published.catalog), FOLLOW_EVERY_S="0.1") as (client, _):
+        found = client.get("/search", params={"text": "text number 3", "k": 2, "kind": ["text"]}).json()
+        assert [hit["kind"] for hit in found["hits"]] == ["text", "text"]
+        assert (found["hits"][0]["text"], found["hits"][0]["score"] > 0.99) == ("text number 3", True)
+        found = client.post("/search", params={"k": 1}, content=picture.read_bytes()).json()
+        assert found["hits"][0]["id"] == picture.name
+
+        for answer, sentence in (
+            (client.get("/search", params={"text": " "}), "empty_text"),
+            (client.post("/search", content=b"no picture"), "not_a_picture"),
+            (client.post("/search", params={"kind": "image"}, content=b""), "empty_file"),
+        ):
+            assert answer.status_code == 400
+            assert sentence in answer.json()["error"]
+        assert client.post("/search", content=b"0" * 10_000_001).status_code == 413
+        emulator.reset(faults=Faults(refuse_all=401))
+        assert client.get("/search", params={"text": "unheard of"}).status_code == 503
+        emulator.reset(faults=Faults())
+
+        publish_another(published)
+        wait_until(lambda: client.get("/ready").json()["version"] != found["version"])
+        assert client.get("/ready").json() == {
+            "version": client.get("/search", params={"text": "text number 3"}).json()["version"],
+            "assets": 31,
+            "refresh_error": None,
+        }
+
+
+def test_the_service_of_threads_and_processes_searches_and_every_process_follows(published: Place) -> None:
+    with open_catalog(published.catalog) as catalog:
+        vector = catalog.vectors("image", [4])[0]
+        (expected,) = catalog.search(vector, 5)
+        old = catalog.version
+    asked = {"vector": vector.tolist(), "k": 5}
+    command = (EXAMPLES / "service_threads.py", published.catalog, 0, "--processes", 3, "--follow-every", 0.1)
+    with serving(*command) as (client, process):
+
+        def versions() -> Counter[tuple[int, str]]:
+            """Of every process, each asked over connections of its own."""
+            answers = [httpx.get(client.base_url).json() for _ in range(20)]
+            return Counter((answer["process"], answer["version"]) for answer in answers)
+
+        seen: set[int] = set()
+
+        def all_are(version: str) -> bool:
+            counted = versions()
+            seen.update(number for number, _ in counted)
+            return {found for _, found in counted} == {version} and len(seen) == 3
+
+        wait_until(lambda: all_are(old))
+        assert process.pid in seen
+        hits = client.post("/search", json=asked).json()["hits"]
+        assert [(hit["id"], hit["kind"]) for hit in hits] == [(hit.asset_id, hit.kind) for hit in expected]
+        np.testing.assert_allclose([hit["score"] for hit in hits], [hit.score for hit in expected], atol=1e-6)
+        for wrong in ({"vector": [1.0]}, {"vector": [None] * DIMENSION}, {**asked, "k": 0}, {}, [], "x"):
+            answer = client.post("/search", json=wrong)
+            assert (answer.status_code, bool(answer.json()["error"])) == (400, True)
+
+        publish_another(published)
+        with open_catalog(published.catalog) as catalog:
+            new = catalog.version
+        assert new != old
+        wait_until(lambda: all_are(new))
+    for number in seen:
+        wait_until(lambda number=number: not Path(f"/proc/{number}").exists())  # type: ignore[misc]
