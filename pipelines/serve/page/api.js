@@ -89,6 +89,21 @@ export function searchByPicture(file, options, signal) {
 export const asset = (kind, id, signal) =>
   askForJson(`api/assets/${encodeURIComponent(kind)}?${new URLSearchParams({ id })}`, { signal });
 
+/** Resolves when an element comes near the part of the page that is seen. */
+function near(element) {
+  return new Promise((resolve) => {
+    const watch = new IntersectionObserver(
+      (entries) => {
+        if (!entries.some((entry) => entry.isIntersecting)) return;
+        watch.disconnect();
+        resolve();
+      },
+      { rootMargin: "600px" },
+    );
+    watch.observe(element);
+  });
+}
+
 /** Puts a thumbnail into an <img>. With a token it has to be fetched, since an <img> sends no header. */
 export async function showThumbnail(image, path, signal) {
   const address = path.replace(/^\/+/, "");
@@ -97,6 +112,7 @@ export async function showThumbnail(image, path, signal) {
     return;
   }
   try {
+    if (image.loading === "lazy") await near(image);
     const answer = await ask(address, { signal });
     const url = URL.createObjectURL(await answer.blob());
     image.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });

@@ -1,7 +1,7 @@
 // The page: what is asked stands in `state` and in the address; everything else follows from it.
 
 import * as api from "./api.js";
-import { bytes, counted, find, heading, make, number } from "./dom.js";
+import { bytes, counted, find, heading, make, number, one } from "./dom.js";
 import * as filters from "./filters.js";
 import * as hits from "./hits.js";
 import * as keys from "./keys.js";
@@ -21,6 +21,7 @@ let countdown = 0;
 
 /** Makes a change of the state, searches, and leaves the state before to the back button. */
 function go(change, { focusHits = false } = {}) {
+  if (catalog === null) return null;
   state = { ...state, ...change };
   const hash = toHash(state);
   if (hash !== (location.hash || "#")) history.pushState(null, "", hash);
@@ -60,9 +61,9 @@ async function search(focusHits = false) {
 }
 
 /** Searches what the address says: at the start, and when the back button changed it. */
-function comeBack() {
+function comeBack(typed = "") {
   state = fromHash(location.hash, catalog);
-  find("query").value = state.query?.text ?? "";
+  find("query").value = state.query?.text ?? typed;
   layOutState();
   search();
 }
@@ -115,7 +116,8 @@ function show(asked, answer) {
 const inMs = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : `${number(Math.round(ms))} ms`);
 
 function searchByPicture(file) {
-  if (!catalog?.can_embed) {
+  if (catalog === null) return;
+  if (!catalog.can_embed) {
     showProblem(new api.Problem("Pictures cannot be embedded here: start from an asset's id instead."));
   } else if (file.type && !file.type.startsWith("image/")) {
     showProblem(new api.Problem(`“${file.name}” is no picture: choose a JPEG, PNG or WebP.`));
@@ -240,7 +242,7 @@ function meetCatalog(found) {
   find("query").maxLength = catalog.limits.max_text_chars;
   find("choose").hidden = !catalog.can_embed;
   find("query-kind").hidden = catalog.can_embed;
-  find("query-kind").replaceChildren(...kinds.map((kind) => make("option", { value: kind }, counted(1, kind).slice(2))));
+  find("query-kind").replaceChildren(...kinds.map((kind) => make("option", { value: kind }, one(kind))));
   if (!catalog.can_embed) {
     find("query").setAttribute("aria-label", "The id of an asset");
     find("hint").textContent =
@@ -268,6 +270,10 @@ function listen() {
   find("search").addEventListener("submit", (event) => {
     event.preventDefault();
     const text = find("query").value.trim();
+    if (catalog === null) {
+      begin().then(() => catalog !== null && find("search").requestSubmit());
+      return;
+    }
     if (matchMedia("(pointer: coarse)").matches) find("query").blur(); // puts the keyboard of a phone away
     if (!text && state.query && !state.query.text) search();
     else if (!text) clear();
@@ -401,7 +407,7 @@ async function begin() {
     showProblem(error);
     return;
   }
-  comeBack();
+  comeBack(find("query").value); // what was typed meanwhile stays
 }
 
 api.onTokenNeeded(askForToken);

@@ -31,9 +31,11 @@ export const number = (value) => NUMBERS.format(value);
 
 /** "1 picture", "1,200 texts". */
 export function counted(count, kind) {
-  const [one, many] = KINDS[kind] ?? [kind, kind];
-  return `${number(count)} ${count === 1 ? one : many}`;
+  const many = KINDS[kind]?.[1] ?? kind;
+  return `${number(count)} ${count === 1 ? one(kind) : many}`;
 }
+
+export const one = (kind) => KINDS[kind]?.[0] ?? kind;
 
 /** "Pictures", as a heading. */
 export function heading(kind) {

@@ -1,7 +1,7 @@
 // Hits as cards, side by side or in one list, and one of them in full.
 
 import * as api from "./api.js";
-import { bytes, counted, find, heading, icon, make, number } from "./dom.js";
+import { bytes, find, heading, icon, make, number, one } from "./dom.js";
 
 const SHOWN_METADATA = 3;
 
@@ -58,7 +58,7 @@ function column(kind, hits, first) {
   section.append(
     hits.length
       ? make("ol", { class: "cards" }, ...hits.map((hit, i) => card(hit, first + i, best)))
-      : make("p", { class: "none" }, `No ${kind ?? "asset"} matches.`),
+      : make("p", { class: "none" }, `No ${one(kind ?? "asset")} matches.`),
   );
   return section;
 }
@@ -224,7 +224,7 @@ export function closeDetail() {
 function layOutFacts(hit, asset) {
   const facts = [
     ["id", hit.asset_id],
-    ["kind", counted(1, hit.kind).slice(2)],
+    ["kind", one(hit.kind)],
     ["score", hit.score.toFixed(4)],
     ["from", hit.uri],
     ["type", asset.media_type],

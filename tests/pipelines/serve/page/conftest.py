@@ -22,7 +22,7 @@ def scene(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server(scene):
-    with served(scene / "catalog", "--rate", 0) as running:
+    with served(scene / "catalog", "--rate", 0, "--max-upload-mb", 1) as running:
         yield running
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import io
 import os
 import shutil
 import socket
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from PIL import Image
 from playwright.sync_api import Browser, Page
 
 from epithre_beam.transforms.epithre.emulator.draw import Attributes, describe, draw_picture, sample_attributes
@@ -203,7 +201,7 @@ class Visit:
 @contextlib.contextmanager
 def visiting(browser: Browser, server: Server, *, may_complain: bool = False, **options: object) -> Iterator[Visit]:
     """A visit in a context of its own. At its end nothing may have left the server's origin, and nothing failed."""
-    context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **options})
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 770}, **options})
     context.set_default_timeout(15_000)
     visit = Visit(context.new_page(), server)
     try:
@@ -229,8 +227,7 @@ def keep(page: Page, name: str) -> None:
     folder = os.environ.get("EPITHRE_BEAM_SCREENSHOTS")
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-        picture.quantize(256).save(Path(folder) / f"{name}.png", optimize=True)
+        page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 def copy_catalog(catalog: Path, folder: Path) -> Path:
