@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from .schema import AssetKind, GuardConfig, Location, PositiveInt, Section, SourceConfig
+from .schema import AssetKind, GuardConfig, Location, Positive, PositiveInt, Section, SourceConfig
 
 SAME = "same"
 """The `assets.catalog` that stands for the catalog that is searched."""
@@ -91,6 +91,11 @@ class SearchJob(Section):
     )
     block_queries: PositiveInt = Field(
         2048, description="Queries that are searched together, and finished or done again together."
+    )
+    worker_index_mb: Positive = Field(
+        50_000,
+        description="Index files that a worker opens at most, on its local disk. Of a larger catalog each worker "
+        "searches its share of the files, and what they found is merged.",
     )
     keep_results: PositiveInt = Field(2, description="Results that stay in `output`, the newest.")
     runner: str = Field("FnApiRunner", description="A Beam runner. Its own options follow `--` on the command line.")

@@ -61,10 +61,25 @@ class _Matching:
 class KindIndex:
     """An index and the assets of its rows, memory-mapped. Any thread may search it."""
 
-    def __init__(self, entry: IndexEntry, parts: Sequence[tuple[Path, Path | None]], assets_path: Path) -> None:
+    def __init__(
+        self,
+        entry: IndexEntry,
+        parts: Sequence[tuple[Path, Path | None]],
+        assets_path: Path,
+        *,
+        first_row: int = 0,
+    ) -> None:
+        """Opens and maps the files.
+
+        Args:
+            entry: Of the manifest.
+            parts: The index files and their codes; where they are not all of the kind's, only their rows are searched.
+            assets_path: The table of all assets of the kind.
+            first_row: The row that the first of the files begins with.
+        """
         self.entry = entry
         self._files: list[_File] = []
-        first = 0
+        first = first_row
         for vectors_path, codes_path in parts:
             opened = _open(vectors_path, codes_path, first)
             self._files.append(opened)
@@ -74,10 +89,12 @@ class KindIndex:
             self.assets = pa.ipc.open_file(self._source).read_all()
         except (OSError, pa.ArrowException) as error:
             raise CatalogError(f"{assets_path} cannot be opened as a table of assets: {error}") from error
-        if first != len(self.assets) or first != entry.rows:
+        self._rows = range(first_row, first)
+        is_whole = len(parts) == len(entry.parts)
+        if len(self.assets) != entry.rows or (first != entry.rows if is_whole else first > entry.rows):
             raise CatalogError(
-                f"{parts[0][0]} has {first} rows, {assets_path} {len(self.assets)} and the manifest "
-                f"{entry.rows}; they must agree."
+                f"{parts[0][0] if parts else 'the index'} has {first} rows, {assets_path} {len(self.assets)} and the "
+                f"manifest {entry.rows}; they must agree."
             )
         # A batch of the table is looked into directly: to slice all its columns takes as long as the search.
         self._batches = self.assets.to_batches()
@@ -105,7 +122,10 @@ class KindIndex:
         """
         point = point or self.point(None)
         matching = None if where is None else self._matching(where)
-        available = len(self.assets) if matching is None else len(matching.rows)
+        available = len(self._rows)
+        if matching is not None:
+            begin, end = np.searchsorted(matching.rows, (self._rows.start, self._rows.stop))
+            available = int(end - begin)
         k = min(k, available)
         scores, rows = np.empty((len(vectors), k), np.float32), np.empty((len(vectors), k), np.int64)
         pending, width = np.arange(len(vectors) if available else 0), min(k + 1, available)
@@ -124,6 +144,14 @@ class KindIndex:
                 pending, width = pending[goes_on], min(width * _WIDEN, available)
         return scores, rows
 
+    def join(
+        self, found: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]], k: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """What `search` would give over all the rows that were searched apart, of what it gave in each part."""
+        scores, rows = _joined(found)
+        self._order_ties(scores, rows, k)
+        return scores[:, :k], rows[:, :k]
+
     def _best(
         self, vectors: npt.NDArray[np.float32], width: int, matching: _Matching | None, point: OperatingPoint
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -131,10 +159,8 @@ class KindIndex:
         found = [self._ask(file, vectors, width, matching, point) for file in self._files]
         if len(found) == 1:
             return found[0]
-        scores = np.concatenate([scores for scores, _ in found], axis=1)
-        rows = np.concatenate([rows for _, rows in found], axis=1)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :width]
-        return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+        scores, rows = _joined(found)
+        return scores[:, :width], rows[:, :width]
 
     def _ask(
         self,
@@ -237,6 +263,16 @@ class KindIndex:
             while len(self._masks) > _MASKS_KEPT:
                 self._masks.popitem(last=False)
         return matching
+
+
+def _joined(
+    found: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Lists of several parts as one, best first."""
+    scores = np.concatenate([scores for scores, _ in found], axis=1)
+    rows = np.concatenate([rows for _, rows in found], axis=1)
+    best = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
 
 
 def operating_point(entry: IndexEntry, recall: float | None) -> OperatingPoint:

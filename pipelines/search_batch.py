@@ -19,6 +19,7 @@ from ..index.kind_index import operating_point
 from ..index.layout import UNITS, DeadLetter, assets_schema, run_folder
 from ..index.manifest import CatalogError, Manifest, read_latest, read_manifest
 from ..index.merge import check_merge
+from ..index.parts import IndexPart, group_parts, index_parts
 from ..index.readers import VersionHold
 from ..index.store import Store, StoreError
 from ..index.units import DamagedFileError
@@ -175,6 +176,7 @@ class _Launch:
             asked=dict(self._asked),
             requests_spent=lane.requests_spent if lane else 0,
             metadata_types={name: self._searched.metadata_types[name] for name in job.search.metadata},
+            groups=self._groups(),
         )
         if self._missing:
             write_dead_letters(output, block_dead_name(setup.result, "assets"), self._missing)
@@ -274,6 +276,13 @@ class _Launch:
         decides: list[Any] = [job.catalog, self._searched.version, self._searched.nonce, job.block_queries]
         decides += [job.search.model_dump(mode="json"), [group.key for group in groups]]
         return hashlib.sha256(orjson.dumps(decides, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]
+
+    def _groups(self) -> tuple[tuple[IndexPart, ...], ...]:
+        """The index files that a worker opens together, where they are too large to be opened all."""
+        kinds = self._job.search.kinds or [entry.kind for entry in self._searched.indexes]
+        parts, limit = index_parts(self._searched, kinds), int(self._job.worker_index_mb * 1_000_000)
+        is_small = sum(part.size_bytes for part in parts) <= limit
+        return () if is_small else tuple(group_parts(parts, limit))
 
     def _run_pipeline(
         self,

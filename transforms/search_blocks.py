@@ -1,12 +1,13 @@
 """One block of a bulk search: its vectors are searched together, its hits written as one Parquet file.
 
 Nothing here knows of Beam. A process opens the catalog once and maps each of its files once, whatever the number of
-blocks; what a block needs besides is its vectors and its hits.
+blocks; what a block needs besides is its vectors and its hits. Of a catalog that is too large for one worker, each
+opens a group of files, and what was found in all groups is merged, a block at a time.
 """
 
 import functools
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -19,9 +20,11 @@ import pyarrow.parquet as pq
 from ..configs import AssetKind, CatalogConfig
 from ..configs.search_schema import SearchJob
 from ..index.catalog import MAX_K, Catalog, open_catalog
+from ..index.kind_index import KindIndex
 from ..index.layout import DeadLetter, metadata_type
 from ..index.manifest import IndexEntry
 from ..index.merge import Merged, check_merge, merge_kinds
+from ..index.parts import IndexPart, open_assets, open_parts
 from ..index.store import Store
 from ..index.units import dead_letter_table
 from ..index.where import parse_where
@@ -57,6 +60,20 @@ class SearchSetup:
     """By the launcher itself."""
     metadata_types: Mapping[str, str]
     """Of the metadata columns that hits have."""
+    groups: tuple[tuple[IndexPart, ...], ...] = ()
+    """The index files that a worker opens together; none: it opens all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a block found in one group of index files: arrays as bytes, for many small elements cost a runner most."""
+
+    group: int
+    scores: bytes
+    """float32, (queries, width)."""
+    rows: bytes
+    """int64, the same shape."""
+    width: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +125,78 @@ def search_block(block: Block, setup: SearchSetup) -> BlockRecord:
         DamagedFileError: When a file of vectors is damaged.
     """
     job, output = setup.job, Store(setup.job.output)
-    name = hits_name(setup.result, block.number, setup.blocks)
-    if (done := _finished(output, name, block)) is not None:
+    if (done := find_done(block, setup)) is not None:
         return done
     queries = read_queries(block, output, setup.plan, setup.folders)
+    catalog = _opened(job.catalog, setup.searched)
+    k, kinds = _width(queries, job), _kinds(job, catalog.kinds)
+    found = []
+    for kind in kinds:
+        where = _where(job, catalog.assets(kind))
+        found.append(catalog.find_rows(queries.vectors, k, kind=kind, where=where, recall=job.search.recall))
+    assets = {kind: catalog.assets(kind) for kind in kinds}
+    return _write(block, setup, queries, _merge(catalog.manifest.indexes, found, kinds, k, block.kind, job), assets)
+
+
+def search_parts(number: int, blocks: Iterable[Block], setup: SearchSetup) -> Iterator[tuple[int, Found]]:
+    """Searches blocks in one group of index files; gives (block, what it found).
+
+    Raises:
+        CatalogError: When a file cannot be opened.
+        DamagedFileError: When a file of vectors is damaged.
+    """
+    job, output = setup.job, Store(setup.job.output)
+    index = open_parts(job.catalog, setup.searched, setup.groups[number])
+    where, point = _where(job, index.assets), index.point(job.search.recall)
+    for block in sorted(blocks, key=lambda block: block.number):
+        queries = read_queries(block, output, setup.plan, setup.folders)
+        scores, rows = index.search(queries.vectors, _width(queries, job), where, point)
+        found = Found(group=number, scores=scores.tobytes(), rows=rows.tobytes(), width=scores.shape[1])
+        yield block.number, found
+
+
+def merge_block(block: Block, parts: Iterable[Found], setup: SearchSetup) -> BlockRecord:
+    """Merges what a block found in all groups, and writes its hits; or finds it done."""
+    job, output = setup.job, Store(setup.job.output)
+    if (done := find_done(block, setup)) is not None:
+        return done
+    queries = read_queries(block, output, setup.plan, setup.folders)
+    indexes = _opened_assets(job.catalog, setup.searched)
+    k, kinds = _width(queries, job), _kinds(job, tuple(indexes))
+    by_kind: dict[str, list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]] = {kind: [] for kind in kinds}
+    for part in sorted(parts, key=lambda part: part.group):
+        shape = (len(queries.vectors), part.width)
+        arrays = np.frombuffer(part.scores, np.float32), np.frombuffer(part.rows, np.int64)
+        by_kind[setup.groups[part.group][0].kind].append((arrays[0].reshape(shape), arrays[1].reshape(shape)))
+    found = [indexes[kind].join(by_kind[kind], k) for kind in kinds]
+    entries = [index.entry for index in indexes.values()]
+    assets = {kind: indexes[kind].assets for kind in kinds}
+    return _write(block, setup, queries, _merge(entries, found, kinds, k, block.kind, job), assets)
+
+
+def find_done(block: Block, setup: SearchSetup) -> BlockRecord | None:
+    """The record of a block whose hits are there; None where its queries have more vectors now, or the file is none."""
+    output, name = Store(setup.job.output), hits_name(setup.result, block.number, setup.blocks)
+    size = output.size(name)
+    if size is None:
+        return None
+    try:
+        with output.open_read(name) as file:
+            told = orjson.loads((pq.read_metadata(file).metadata or {})[_FOOTER])
+    except (pa.ArrowException, KeyError, ValueError):
+        return None
+    if told.pop("asked") != block.rows:
+        return None
+    return BlockRecord(**{**told, "size_bytes": size})
+
+
+def _write(
+    block: Block, setup: SearchSetup, queries: Queries, merged: Merged, assets: Mapping[AssetKind, pa.Table]
+) -> BlockRecord:
+    output, name = Store(setup.job.output), hits_name(setup.result, block.number, setup.blocks)
     if queries.dead:
         write_dead_letters(output, block_dead_name(setup.result, block.number), queries.dead)
-    catalog = _opened(job.catalog, setup.searched)
-    merged, kinds = _search(catalog, queries, block.kind, job)
-    table, full = _table(catalog, queries, merged, kinds, setup)
+    table, full = _table(queries, merged, assets, setup)
     record = BlockRecord(
         number=block.number,
         queries=len(queries.vectors),
@@ -138,21 +218,6 @@ def write_dead_letters(output: Store, name: str, letters: Iterable[DeadLetter]) 
         pq.write_table(dead_letter_table(list(letters)), pa.PythonFile(file, mode="w"), write_page_checksum=True)
 
 
-def _finished(output: Store, name: str, block: Block) -> BlockRecord | None:
-    """The record of a block whose hits are there; None where its queries have more vectors now, or the file is none."""
-    size = output.size(name)
-    if size is None:
-        return None
-    try:
-        with output.open_read(name) as file:
-            told = orjson.loads((pq.read_metadata(file).metadata or {})[_FOOTER])
-    except (pa.ArrowException, KeyError, ValueError):
-        return None
-    if told.pop("asked") != block.rows:
-        return None
-    return BlockRecord(**{**told, "size_bytes": size})
-
-
 _opening = threading.Lock()
 
 
@@ -166,23 +231,41 @@ def _open(url: str, version: str) -> Catalog:
     return open_catalog(url, version=version)
 
 
-def _search(catalog: Catalog, queries: Queries, query_kind: str, job: SearchJob) -> tuple[Merged, list[AssetKind]]:
-    wanted = job.search
-    asked: tuple[AssetKind, ...] = wanted.kinds or ("image", "text")
-    kinds = [kind for kind in sorted(asked) if kind in catalog.kinds]
-    spare = wanted.exclude_self and bool(queries.is_same.any())
-    k = min(wanted.k + spare, MAX_K)
-    entries: dict[str, IndexEntry] = {e.kind: e for e in catalog.manifest.indexes if e.kind in kinds}
-    figures = check_merge(wanted.merge, entries, query_kind)
-    found = []
-    for kind in kinds:
-        where = None if wanted.where is None else parse_where(wanted.where, catalog.assets(kind).schema)
-        found.append(catalog.find_rows(queries.vectors, k, kind=kind, where=where, recall=wanted.recall))
-    return merge_kinds(found, k, wanted.merge, [figures[kind] for kind in kinds]), kinds
+@functools.lru_cache(maxsize=2)
+def _opened_assets(url: str, version: str) -> dict[str, KindIndex]:
+    return open_assets(url, version)
+
+
+def _kinds(job: SearchJob, there: Sequence[str]) -> list[AssetKind]:
+    asked: tuple[AssetKind, ...] = job.search.kinds or ("image", "text")
+    return [kind for kind in sorted(asked) if kind in there]
+
+
+def _width(queries: Queries, job: SearchJob) -> int:
+    """How many hits are looked for: one more where a query may find itself."""
+    spare = job.search.exclude_self and bool(queries.is_same.any())
+    return min(job.search.k + spare, MAX_K)
+
+
+def _where(job: SearchJob, assets: pa.Table) -> pc.Expression | None:
+    return None if job.search.where is None else parse_where(job.search.where, assets.schema)
+
+
+def _merge(
+    entries: Iterable[IndexEntry],
+    found: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]],
+    kinds: Sequence[AssetKind],
+    k: int,
+    query_kind: str,
+    job: SearchJob,
+) -> Merged:
+    of_kinds: dict[str, IndexEntry] = {entry.kind: entry for entry in entries if entry.kind in kinds}
+    figures = check_merge(job.search.merge, of_kinds, query_kind)
+    return merge_kinds(found, k, job.search.merge, [figures[kind] for kind in kinds])
 
 
 def _table(
-    catalog: Catalog, queries: Queries, merged: Merged, kinds: list[AssetKind], setup: SearchSetup
+    queries: Queries, merged: Merged, tables: Mapping[AssetKind, pa.Table], setup: SearchSetup
 ) -> tuple[pa.Table, int]:
     """The hits as rows, and the number of queries that may have more of them above `min_score`."""
     wanted = setup.job.search
@@ -191,7 +274,7 @@ def _table(
     if wanted.min_score is not None:
         keep &= merged.scores >= wanted.min_score
     query_of, column = np.nonzero(keep)
-    assets = _take(catalog, merged, kinds, query_of, column, schema)
+    assets = _take(tables, merged, query_of, column, schema)
     asked = queries.table.take(pa.array(query_of))
     if wanted.exclude_self and queries.is_same.any():
         is_self = pc.and_(
@@ -234,9 +317,8 @@ def _is_first_of_pair(asked: pa.Table, assets: pa.Table) -> npt.NDArray[np.bool_
 
 
 def _take(
-    catalog: Catalog,
+    assets_of: Mapping[AssetKind, pa.Table],
     merged: Merged,
-    kinds: list[AssetKind],
     query_of: npt.NDArray[np.int64],
     column: npt.NDArray[np.int64],
     schema: pa.Schema,
@@ -244,9 +326,8 @@ def _take(
     """The assets of the hits, in their order, with the columns that `schema` wants of them."""
     of_kind, rows = merged.kinds[query_of, column], merged.rows[query_of, column]
     tables, places = [], []
-    for number, kind in enumerate(kinds):
+    for number, assets in enumerate(assets_of.values()):
         here = np.flatnonzero(of_kind == number)
-        assets = catalog.assets(kind)
         wanted = [name for name in schema.names if name in assets.column_names]
         taken = assets.select(wanted).take(pa.array(rows[here]))
         if "metadata" in wanted:

@@ -17,12 +17,16 @@ from ..index.version import judge
 from .embed import Step, under_one_key
 from .search_blocks import (
     BlockRecord,
+    Found,
     SearchSetup,
     block_dead_name,
+    find_done,
     hits_name,
     hits_schema,
+    merge_block,
     result_folder,
     search_block,
+    search_parts,
     write_dead_letters,
 )
 from .search_queries import Block, embedded
@@ -36,7 +40,8 @@ class SearchAll(beam.PTransform):  # type: ignore[misc]
     """Searches every block once all queries have their vectors, and writes what that amounts to.
 
     Input: PCollection[Block | UnitRecord]. Output: PCollection[str] with one element, the result's folder. Hits are in
-    files; neither they nor vectors cross a shuffle.
+    files; neither they nor vectors cross a shuffle. Where a worker opens a group of the index files only, each group is
+    searched in one place, and scores and rows of a block, packed, cross a shuffle to be merged.
     """
 
     setup: SearchSetup
@@ -45,14 +50,28 @@ class SearchAll(beam.PTransform):  # type: ignore[misc]
         super().__init__()
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:
-        blocks = (
+        planned = (
             parts
             | "AllQueries" >> beam.Map(under_one_key)
             | "GroupQueries" >> beam.GroupByKey()
             | "PlanBlocks" >> beam.FlatMap(Step(plan_blocks, self.setup))
-            | "SpreadBlocks" >> beam.Reshuffle()
-            | "SearchBlocks" >> beam.Map(Step(search, self.setup))
         )
+        if self.setup.groups:
+            found = (
+                planned
+                | "ToParts" >> beam.FlatMap(Step(to_parts, self.setup))
+                | "GroupByPart" >> beam.GroupByKey()
+                | "SearchParts" >> beam.FlatMap(Step(search_group, self.setup))
+            )
+            blocks = (
+                (planned | "ByNumber" >> beam.Map(by_number), found)
+                | "JoinParts" >> beam.Flatten()
+                | "GroupByBlock" >> beam.GroupByKey()
+                | "MergeBlocks" >> beam.Map(Step(merge, self.setup))
+            )
+        else:
+            spread = planned | "SpreadBlocks" >> beam.Reshuffle()
+            blocks = spread | "SearchBlocks" >> beam.Map(Step(search, self.setup))
         return (
             (blocks | "KeepBlocks" >> beam.Map(under_one_key), parts | "KeepParts" >> beam.Map(under_one_key))
             | "Join" >> beam.Flatten()
@@ -72,7 +91,29 @@ def plan_blocks(element: tuple[int, Iterable[Block | UnitRecord]], setup: Search
 
 
 def search(block: Block, setup: SearchSetup) -> BlockRecord:
-    record = search_block(block, setup)
+    return _counted(search_block(block, setup))
+
+
+def to_parts(block: Block, setup: SearchSetup) -> list[tuple[int, Block]]:
+    """The block for each group of index files, unless it is done."""
+    return [] if find_done(block, setup) else [(number, block) for number in range(len(setup.groups))]
+
+
+def by_number(block: Block) -> tuple[int, Block]:
+    return block.number, block
+
+
+def search_group(element: tuple[int, Iterable[Block]], setup: SearchSetup) -> Iterator[tuple[int, Found]]:
+    yield from search_parts(element[0], element[1], setup)
+
+
+def merge(element: tuple[int, Iterable[Block | Found]], setup: SearchSetup) -> BlockRecord:
+    items = list(element[1])
+    (block,) = [item for item in items if isinstance(item, Block)]
+    return _counted(merge_block(block, [item for item in items if isinstance(item, Found)], setup))
+
+
+def _counted(record: BlockRecord) -> BlockRecord:
     Metrics.counter("epithre_beam", "queries_searched").inc(record.queries)
     Metrics.counter("epithre_beam", "hits").inc(record.hits)
     return record

@@ -39,7 +39,7 @@ def write_vectors(path, vectors, kind="text", prefix="q", **columns):
     pq.write_table(pa.table({**table, **columns}), path, row_group_size=20)
 
 
-def make_catalog(folder, catalog, seed=0, model="elsewhere", copies=0):
+def make_catalog(folder, catalog, seed=0, model="elsewhere", copies=0, overrides=()):
     """Both kinds, with metadata; the first `copies` texts stand twice."""
     for i, kind in enumerate(("image", "text")):
         vectors = unit_vectors(_ROWS, seed + i)
@@ -56,7 +56,7 @@ def make_catalog(folder, catalog, seed=0, model="elsewhere", copies=0):
             lang=rng.choice(["id", "en"], rows).tolist(),
             price=rng.random(rows).tolist(),
         )
-    import_vectors(str(catalog), str(folder), model=model, metadata=["lang:string", "price:double"])
+    import_vectors(str(catalog), str(folder), overrides, model=model, metadata=["lang:string", "price:double"])
     return catalog
 
 
@@ -127,6 +127,20 @@ def test_hits_are_those_of_a_search_by_itself(search, write_job, catalog, tmp_pa
                     assert [(row["uri"], row["text"]) for row in got] == [(h.uri, h.text) for h in wanted]
     assert not found
     assert report["searched"] == 100
+
+
+@pytest.mark.parametrize("search", [{"k": 7}, {"k": 200, "merge": "quota", "where": {"lang": "id"}}])
+def test_a_catalog_that_is_dealt_out_over_workers_gives_the_same_hits(search, write_job, tmp_path):
+    several = make_catalog(
+        tmp_path / "v", tmp_path / "several", copies=40, overrides=["index.rows_per_index=50", "index.rows_per_file=25"]
+    )
+    assert len(list(several.glob("versions/*/index/image-*-of-00008.faiss"))) == 8
+    job = {"catalog": str(several), "search": search, "block_queries": 32}
+    whole = search_batch(load_search_job(write_job(**job)))
+    dealt = search_batch(load_search_job(write_job(**job, worker_index_mb=0.004, output="dealt")))
+    assert hits_of(whole, tmp_path / "found").equals(hits_of(dealt, tmp_path / "dealt"))
+    again = search_batch(load_search_job(write_job(**job, worker_index_mb=0.004, output="dealt")))
+    assert (again["hits"], again["searched"]) == (dealt["hits"], dealt["searched"]) == (whole["hits"], 100)
 
 
 def test_near_duplicates_are_found_once_and_never_an_asset_itself(write_job, tmp_path):
