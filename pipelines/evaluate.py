@@ -24,8 +24,10 @@ from ..transforms.evaluation import (
     merge_lists,
     recall_curve,
     row_offsets,
+    score_by_length,
     score_lists,
-    search_both_ways,
+    search_exactly,
+    search_index,
 )
 from ..transforms.evaluation_words import of_difference, of_direction, of_interval, say_direction
 from ..transforms.label_rows import PlacedLabels, place_labels
@@ -63,7 +65,8 @@ def evaluate(places: Sequence[tuple[str, str | None]], question: Question) -> di
     Returns:
         `pairs`, `ks`, `depth`, `confidence`, `merge`, `catalogs`, and `directions`: by name (`text->image`; with a
         merge also `text->all`), what `compare_figures` gives, with `queries`, `relevant`, `dead` (of each catalog),
-        `curves`, `words`, `failing`, and `worst`, the queries that fail most.
+        `curve` (recall of exact search, by the length of the list), `words`, `failing`, and `worst`, the queries that
+        fail most.
 
     Raises:
         ConfigError: When the file of pairs is wrong.
@@ -160,17 +163,19 @@ def _judge(
 ) -> dict[str, dict[str, Any]]:
     directions = list(placed.directions())
     kinds = dict.fromkeys(kind for _, kind in directions)
-    lists: list[dict[str | None, tuple[Lists, Lists]]] = []
+    answers: list[dict[str | None, _Answers]] = []
     for subject in subjects:
         sought = dict.fromkeys([*kinds, *(subject.catalog.kinds if question.merge else ())])
-        found: dict[str | None, tuple[Lists, Lists]] = {kind: _search(subject, kind) for kind in sought}
+        found: dict[str | None, _Answers] = {kind: _search(subject, kind, question.ks) for kind in sought}
         if question.merge is not None:
-            ways = [{kind: found[kind][way] for kind in subject.catalog.kinds} for way in (0, 1)]
-            found[None] = (
-                merge_lists(subject, ways[0], question.merge),
-                merge_lists(subject, ways[1], question.merge),
-            )
-        lists.append(found)
+            parts = {kind: found[kind] for kind in subject.catalog.kinds}
+            exact = merge_lists(subject, {kind: part.exact for kind, part in parts.items()}, question.merge)
+            index = {
+                k: merge_lists(subject, {kind: part.index[k] for kind, part in parts.items()}, question.merge)
+                for k in question.ks
+            }
+            found[None] = _Answers(index=index, exact=exact)
+        answers.append(found)
     judged = {}
     wanted = [(query_kind, kind) for query_kind, kind in directions]
     if question.merge is not None:
@@ -178,39 +183,46 @@ def _judge(
     for query_kind, kind in wanted:
         direction = f"{query_kind}->{kind or 'all'}"
         judged[direction] = _judge_direction(
-            placed, subjects, [found[kind or None] for found in lists], (query_kind, kind or None), question
+            placed, subjects, [found[kind or None] for found in answers], (query_kind, kind or None), question
         )
         judged[direction]["words"] = say_direction(judged[direction], question.ks, names)
     return judged
 
 
-def _search(subject: Subject, kind: str) -> tuple[Lists, Lists]:
-    if kind in subject.catalog.kinds:
-        return search_both_ways(subject, kind)
-    rows = np.full((len(subject.vectors), DEPTH), -1, np.int64)  # all assets of the kind are dead letters
-    nothing = Lists(scores=np.full(rows.shape, -np.inf, np.float32), rows=rows)
-    return nothing, nothing
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """What a catalog finds for all queries."""
+
+    index: Mapping[int, Lists]
+    """By the length that was asked for."""
+    exact: Lists
+
+
+def _search(subject: Subject, kind: str, ks: Sequence[int]) -> _Answers:
+    index = {k: search_index(subject, kind, k) for k in ks}
+    return _Answers(index=index, exact=search_exactly(subject, kind))
 
 
 def _judge_direction(
     placed: PlacedLabels,
     subjects: Sequence[Subject],
-    lists: Sequence[tuple[Lists, Lists]],
+    answers: Sequence[_Answers],
     direction: tuple[str, str | None],
     question: Question,
 ) -> dict[str, Any]:
-    found, wanted = [], []
-    for number, (subject, ways) in enumerate(zip(subjects, lists, strict=True)):
+    wanted, figures = [], []
+    for number, (subject, answer) in enumerate(zip(subjects, answers, strict=True)):
         positions, right = placed.wanted(number, *direction, subject.catalog)
         wanted.append(right)
-        found.append(tuple(way.rows[positions] for way in ways))
-    figures = [
-        (score_lists(by_index, right, question.ks), score_lists(exactly, right, question.ks))
-        for (by_index, exactly), right in zip(found, wanted, strict=True)
-    ]
-    (by_index, exactly), right = found[0], wanted[0]
-    quality, possible = (part[f"ndcg@{question.ks[-1]}"] for part in figures[0])
-    ranks = first_ranks(by_index, right), first_ranks(exactly, right)
+        of_length = {k: lists.rows[positions] for k, lists in answer.index.items()}
+        figures.append(
+            (score_by_length(of_length, right), score_lists(answer.exact.rows[positions], right, question.ks))
+        )
+    longest, right = question.ks[-1], wanted[0]
+    found, exact = answers[0].index[longest], answers[0].exact.rows[positions]
+    by_index = found.rows[positions]
+    quality, possible = (part[f"ndcg@{longest}"] for part in figures[0])
+    ranks = first_ranks(by_index, right), first_ranks(exact, right)
     # The worst first; of those that find nothing, those first whose right asset is furthest away.
     places = [np.where(rank > 0, rank, DEPTH + 1) for rank in ranks]
     order = np.lexsort((np.arange(len(quality)), -places[1], -places[0], quality))
@@ -220,7 +232,7 @@ def _judge_direction(
         query = placed.queries[int(positions[q])]
         rows = right.rows[(right.query == q) & (right.grades > 0)]
         alive = rows[rows >= 0]
-        scores = lists[0][0].scores[positions[q], :_SHOWN]
+        scores = found.scores[positions[q], :_SHOWN]
         shown = by_index[q, :_SHOWN]
         cause = "dead letter" if not len(alive) else "index" if possible[q] > quality[q] + 1e-9 else "model"
         worst.append(
@@ -250,10 +262,7 @@ def _judge_direction(
         "relevant": int(relevant.sum()),
         "dead": [int((one.rows[one.grades > 0] < 0).sum()) for one in wanted],
         **compare_figures(figures, question.confidence),
-        "curves": {
-            name: [round(float(value), 6) for value in recall_curve(part, right)]
-            for name, part in (("index", by_index), ("exact", exactly))
-        },
+        "curve": [round(float(value), 6) for value in recall_curve(exact, right)],
         "failing": int(failing.sum()),
         "worst": worst,
     }
@@ -315,23 +324,23 @@ def print_evaluation(console: Console, document: Mapping[str, Any]) -> None:
     for direction, figures in document["directions"].items():
         title = f"{of_direction(direction)}, {figures['queries']:,} queries"
         table = Table(title=Text(title), title_justify="left", show_edge=False)
-        table.add_column("")
-        for number in range(len(document["catalogs"])):
-            name = f"{'AB'[number]} " if is_two else ""
-            for word in ("exact search", "index", "lost by the index"):
-                table.add_column(f"{name}{word}", justify="right", no_wrap=True)
-        if is_two:
-            table.add_column("B − A, index", justify="right", no_wrap=True)
-        longest = f"@{document['ks'][-1]}"
-        for figure in figures["catalogs"][0]["index"]:
-            if figure.startswith("ndcg") and not figure.endswith(longest):
+        first, *others = figures["catalogs"]
+        columns = {
+            "A exact" if is_two else "exact search": (of_interval, first["exact"]),
+            "A index" if is_two else "index": (of_interval, first["index"]),
+        }
+        for other in others:
+            columns |= {"B exact": (of_interval, other["exact"]), "B index": (of_interval, other["index"])}
+            columns["B − A, index"] = (of_difference, figures["difference"]["index"])
+        if not others:
+            columns["lost by the index"] = (of_difference, first["index_error"])
+        table.add_column("", no_wrap=True)
+        for name in columns:
+            table.add_column(name, justify="right")
+        for figure in first["index"]:
+            if figure.startswith("ndcg") and not figure.endswith(f"@{document['ks'][-1]}"):
                 continue  # the page and the document have them
-            cells = [figure]
-            for catalog in figures["catalogs"]:
-                cells += [of_interval(catalog["exact"][figure]), of_interval(catalog["index"][figure])]
-                cells.append(of_difference(catalog["index_error"][figure]))
-            cells += [of_difference(figures["difference"]["index"][figure])] if is_two else []
-            table.add_row(*map(Text, cells))
+            table.add_row(figure, *(Text(say(intervals[figure])) for say, intervals in columns.values()))
         console.print(table)
         for sentence in figures["words"]:
             console.print(Text(sentence))

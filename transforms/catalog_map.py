@@ -99,6 +99,7 @@ def project(vectors: Floats, seed: int = 0) -> npt.NDArray[np.float64]:
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     points = len(vectors)
     flat = np.zeros((points, 2))
@@ -109,7 +110,9 @@ def project(vectors: Floats, seed: int = 0) -> npt.NDArray[np.float64]:
             main = PCA(axes, svd_solver="randomized", random_state=seed).fit_transform(vectors)
             if points >= _FEWEST and axes >= 2:
                 perplexity = min(_PERPLEXITY, (points - 1) / 3)
-                flat = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=-1).fit_transform(main)
+                # Its threads wait for each other by spinning: beside other work, two took four times as long as one.
+                with threadpool_limits(1, "openmp"):
+                    flat = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(main)
             else:
                 flat[:, : min(axes, 2)] = main[:, :2]
     places: npt.NDArray[np.float64] = np.asarray(flat, np.float64) - np.min(flat, axis=0)

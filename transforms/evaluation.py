@@ -16,7 +16,7 @@ from ..index.store import Store
 from ..index.stored import nearest_stored
 
 DEPTH = 100
-"""So far down a list is looked at: for the curve of recall, and for the places in the list of failures."""
+"""So far down the lists of exact search are looked at."""
 RESAMPLES = 2000
 _SEED = 20
 _RESAMPLED_AT_ONCE = 4_000_000
@@ -88,6 +88,15 @@ def score_lists(found: Rows, wanted: Wanted, ks: Sequence[int]) -> dict[str, Flo
     return figures
 
 
+def score_by_length(found: Mapping[int, Rows], wanted: Wanted) -> dict[str, Floats]:
+    """`score_lists` of lists that were asked for at each length, by their length in rising order."""
+    parts = [score_lists(rows, wanted, [k]) for k, rows in found.items()]
+    last = next(reversed(found))
+    figures = {name: values for part in parts for name, values in part.items()}
+    names = [*(f"recall@{k}" for k in found), f"mrr@{last}", *(f"ndcg@{k}" for k in found)]
+    return {name: figures[name] for name in names}
+
+
 def first_ranks(found: Rows, wanted: Wanted) -> Rows:
     """The place of each query's first relevant asset, from 1; 0 where none was found."""
     right = _gains(found, wanted) > 0
@@ -146,7 +155,7 @@ def mean_intervals(values: Floats, confidence: float, *, seed: int = _SEED) -> l
 
 @dataclass(frozen=True, kw_only=True)
 class Lists:
-    """What was found for all queries: scores float32 and rows int64, both (queries, DEPTH), -1 at the end of a list."""
+    """What was found for all queries: scores float32 and rows int64, both (queries, width), -1 at the end of a list."""
 
     scores: npt.NDArray[np.float32]
     rows: Rows
@@ -165,23 +174,47 @@ class Subject:
     """Of queries that are assets: their rows, which are not to be found; -1 for others."""
 
 
-def search_both_ways(subject: Subject, kind: Any) -> tuple[Lists, Lists]:
-    """The best of a kind for all queries: by its index, and by comparing every stored vector."""
+def search_index(subject: Subject, kind: Any, k: int) -> Lists:
+    """The best k of a kind for all queries, as a search for k gives them: for longer lists an index works harder."""
+    lists = _no_lists(subject, k)
+    if kind not in subject.catalog.kinds:
+        return lists
+    own = _own_rows(subject, kind)
+    for of_sort in (own < 0, own >= 0):  # an asset finds itself as well
+        if of_sort.any():
+            asked = k + int(own[of_sort][0] >= 0)
+            found = subject.catalog.find_rows(subject.vectors[of_sort], asked, kind=kind)
+            part = _without(own[of_sort], *found, k)
+            lists.scores[of_sort], lists.rows[of_sort] = part.scores, part.rows
+    return lists
+
+
+def search_exactly(subject: Subject, kind: Any) -> Lists:
+    """The best `DEPTH` of a kind for all queries, by comparing them with every stored vector."""
     catalog = subject.catalog
-    own = np.where(np.array([kind == query for query in subject.query_kinds]), subject.own_rows, -1)
-    by_index = catalog.find_rows(subject.vectors, DEPTH + 1, kind=kind)
+    if kind not in catalog.kinds:
+        return _no_lists(subject, DEPTH)
     ids = catalog.assets(kind).column("asset_id")
-    exactly = nearest_stored(Store(subject.url), catalog.manifest, kind, ids, subject.vectors, DEPTH + 1)
-    return _without(own, *by_index), _without(own, *exactly)
+    found = nearest_stored(Store(subject.url), catalog.manifest, kind, ids, subject.vectors, DEPTH + 1)
+    return _without(_own_rows(subject, kind), *found, DEPTH)
 
 
-def _without(own: Rows, scores: npt.NDArray[np.float32], rows: Rows) -> Lists:
+def _own_rows(subject: Subject, kind: str) -> Rows:
+    return np.where(np.array([kind == query for query in subject.query_kinds]), subject.own_rows, -1)
+
+
+def _no_lists(subject: Subject, width: int) -> Lists:
+    shape = (len(subject.vectors), width)
+    return Lists(scores=np.full(shape, -np.inf, np.float32), rows=np.full(shape, -1, np.int64))
+
+
+def _without(own: Rows, scores: npt.NDArray[np.float32], rows: Rows, width: int) -> Lists:
     """Lists of one length in which no query finds itself."""
-    missing = max(0, DEPTH + 1 - rows.shape[1])
+    missing = max(0, width + 1 - rows.shape[1])
     scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
     rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
     is_own = (rows == own[:, None]) & (rows >= 0)
-    order = np.argsort(is_own, axis=1, kind="stable")[:, :DEPTH]
+    order = np.argsort(is_own, axis=1, kind="stable")[:, :width]
     return Lists(scores=np.take_along_axis(scores, order, 1), rows=np.take_along_axis(rows, order, 1))
 
 
@@ -192,21 +225,22 @@ def row_offsets(catalog: Catalog) -> dict[str, int]:
 
 
 def merge_lists(subject: Subject, lists: Mapping[str, Lists], merge: Merge) -> Lists:
-    """One list for each query out of those of all kinds; its rows are counted through all kinds."""
+    """One list for each query out of those of all kinds, as long as they are; rows are counted through all kinds."""
     kinds = list(lists)
+    wide = next(iter(lists.values())).rows.shape[1]
     entries = {entry.kind: entry for entry in subject.catalog.manifest.indexes if entry.kind in lists}
     starts = np.array([row_offsets(subject.catalog)[kind] for kind in kinds])
-    scores = np.full((len(subject.vectors), DEPTH), -np.inf, np.float32)
-    rows = np.full((len(subject.vectors), DEPTH), -1, np.int64)
+    merged_lists = _no_lists(subject, wide)
+    scores, rows = merged_lists.scores, merged_lists.rows
     for query_kind in dict.fromkeys(subject.query_kinds):
         of_kind = np.flatnonzero([one == query_kind for one in subject.query_kinds])
         figures = check_merge(merge, entries, query_kind)
         found = [(lists[kind].scores[of_kind], lists[kind].rows[of_kind]) for kind in kinds]
-        merged = merge_kinds(found, DEPTH, merge, [figures[kind] for kind in kinds])
+        merged = merge_kinds(found, wide, merge, [figures[kind] for kind in kinds])
         width = merged.rows.shape[1]
         scores[of_kind, :width] = merged.scores
         rows[of_kind, :width] = np.where(merged.rows >= 0, merged.rows + starts[merged.kinds], -1)
-    return Lists(scores=scores, rows=rows)
+    return merged_lists
 
 
 def compare_figures(

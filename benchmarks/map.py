@@ -1,0 +1,70 @@
+"""CPU time, memory and truth of the map: PCA alone, and PCA with t-SNE, on seeded vectors of 4,000 dimensions.
+
+Truth is scikit-learn's trustworthiness: how much of a point's neighbourhood on the map are neighbours in the catalog,
+1 at best; and how mixed the kinds are: the share of each point's ten neighbours that are of the other kind, 0.5 at
+best.
+
+Run by `python benchmarks/map.py [POINTS,…]`.
+"""
+
+import resource
+import sys
+import time
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
+from sklearn.neighbors import NearestNeighbors
+
+from epithre_beam.transforms.catalog_map import align_kinds, project
+
+DIMENSION = 4000
+CLUSTERS = 40
+
+
+def vectors_with_a_gap(points: int) -> tuple[np.ndarray, list[str]]:
+    """Half pictures, half texts, of the same clusters, each kind with an offset of its own."""
+    rng = np.random.default_rng(points)
+    strengths = np.arange(1, DIMENSION + 1) ** -0.5
+    centres = rng.standard_normal((CLUSTERS, DIMENSION)) * strengths
+    kinds = ["image", "text"] * (points // 2)
+    drawn = (
+        centres[rng.integers(0, CLUSTERS, len(kinds))] + 0.5 * rng.standard_normal((len(kinds), DIMENSION)) * strengths
+    )
+    offsets = {kind: rng.standard_normal(DIMENSION) * strengths for kind in ("image", "text")}
+    drawn += np.stack([offsets[kind] for kind in kinds])
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32), kinds
+
+
+def mixture(places: np.ndarray, kinds: list[str]) -> float:
+    near = NearestNeighbors(n_neighbors=11).fit(places).kneighbors(return_distance=False)
+    names = np.array(kinds)
+    return float((names[near] != names[:, None]).mean())
+
+
+def main() -> None:
+    sizes = [int(word) for word in (sys.argv[1] if len(sys.argv) > 1 else "1000,2000,5000").split(",")]
+    print("| points | kinds | way | CPU s | trustworthiness | of the other kind | peak MB |")
+    print("|---|---|---|---|---|---|---|")
+    for points in sizes:
+        vectors, kinds = vectors_with_a_gap(points)
+        for name, shown in (("as they are", vectors), ("aligned", align_kinds(vectors, kinds))):
+            for way in ("PCA", "PCA, t-SNE"):
+                started = time.process_time()
+                if way == "PCA":
+                    places = PCA(2, svd_solver="randomized", random_state=0).fit_transform(shown)
+                else:
+                    places = project(shown)
+                seconds = time.process_time() - started
+                main_axes = PCA(50, svd_solver="randomized", random_state=0).fit_transform(shown)
+                truth = trustworthiness(main_axes, places, n_neighbors=10)
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+                mixed = mixture(places, kinds)
+                print(
+                    f"| {points:,} | {name} | {way} | {seconds:.1f} | {truth:.3f} | {mixed:.2f} | {peak:,.0f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
