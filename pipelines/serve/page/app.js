@@ -1,11 +1,15 @@
 // The page: what is asked stands in `state` and in the address; everything else follows from it.
 
 import * as api from "./api.js";
+import { listenForColours } from "./colours.js";
 import { bytes, counted, find, heading, make, number, one } from "./dom.js";
 import * as filters from "./filters.js";
 import * as hits from "./hits.js";
 import * as keys from "./keys.js";
+import * as pictures from "./pictures.js";
+import { showProblem } from "./problem.js";
 import { DEFAULT_K, NOTHING, fromHash, keepPicture, keptPicture, toHash } from "./state.js";
+import { askForToken } from "./token.js";
 
 const LOOK_EVERY_MS = 20_000;
 const WAITING_AFTER_MS = 250;
@@ -15,7 +19,6 @@ const ORDERS = { score: "one list, by score", quota: "one list, in turns", stand
 let catalog = null;
 let state = NOTHING;
 let running = new AbortController();
-let countdown = 0;
 
 // Searching
 
@@ -104,7 +107,7 @@ function show(asked, answer) {
       .filter(([count]) => count)
       .map(([count, kind]) => counted(count, kind));
     const took = { embedded: answer.took_ms.embed, searched: answer.took_ms.search };
-    const times = Object.entries(took).flatMap(([what, ms]) => (ms > 0 ? [`${what} in ${inMs(ms)}`] : []));
+    const times = Object.entries(took).flatMap(([what, ms]) => (ms >= 0.05 ? [`${what} in ${inMs(ms)}`] : []));
     find("status").textContent = [found.join(" and "), ...times].join(" · ");
   }
   if (answer.version !== catalog.version) {
@@ -187,27 +190,6 @@ const placeholder = () => (catalog.can_embed ? "a red bicycle on the beach" : "t
 function addSize(k) {
   const sizes = [...new Set([...SIZES.filter((size) => size <= catalog.limits.max_k), k])].sort((a, b) => a - b);
   find("k").replaceChildren(...sizes.map((size) => make("option", { value: size }, number(size))));
-}
-
-/** Shows a sentence for what went wrong, with its wait; null takes it away. */
-function showProblem(error) {
-  clearInterval(countdown);
-  find("problem").hidden = error === null;
-  if (error === null) return;
-  if (!(error instanceof api.Problem)) console.error(error); // a defect of this page
-  const sentence = error instanceof api.Problem ? error.message : "The page failed at this: reload it.";
-  find("problem-words").textContent = sentence;
-  const again = find("problem-again");
-  let waitS = Math.ceil(error.waitS ?? 0);
-  const tell = () => {
-    again.disabled = waitS > 0;
-    again.textContent = waitS > 0 ? `Try again in ${waitS} s` : "Try again";
-    if (waitS <= 0) clearInterval(countdown);
-    waitS -= 1;
-  };
-  tell();
-  countdown = setInterval(tell, 1000);
-  again.hidden = ![0, 401, 408, 429].includes(error.status) && error.status < 500;
 }
 
 function noticeVersion(version, isShown) {
@@ -305,11 +287,6 @@ function listen() {
     filters.empty();
     go({ where: null });
   });
-  find("choose").addEventListener("click", () => find("file").click());
-  find("file").addEventListener("change", ({ target }) => {
-    if (target.files.length) searchByPicture(target.files[0]);
-    target.value = ""; // the same file may be chosen again
-  });
   find("chip-remove").addEventListener("click", clear);
   find("brand").addEventListener("click", (event) => {
     event.preventDefault();
@@ -331,7 +308,7 @@ function listen() {
     hits.closeDetail();
   });
   find("keys-button").addEventListener("click", () => find("keys").showModal());
-  listenForPictures();
+  pictures.listen(searchByPicture);
   keys.listen({ moreLike, clear });
   hits.onMoreLike(moreLike);
   addEventListener("popstate", () => catalog !== null && comeBack());
@@ -343,60 +320,6 @@ function clear() {
   find("query").value = "";
   go({ query: null });
   find("query").focus();
-}
-
-function listenForPictures() {
-  document.addEventListener("paste", (event) => {
-    const file = [...event.clipboardData.files].find(({ type }) => type.startsWith("image/"));
-    if (!file) return;
-    event.preventDefault();
-    searchByPicture(file);
-  });
-  const drop = find("drop");
-  const carries = (event) => [...event.dataTransfer.types].some((type) => type === "Files" || type === "text/uri-list");
-  document.addEventListener("dragover", (event) => {
-    if (!carries(event)) return;
-    event.preventDefault();
-    drop.hidden = false;
-  });
-  document.addEventListener("dragleave", (event) => event.relatedTarget === null && (drop.hidden = true));
-  document.addEventListener("drop", (event) => {
-    drop.hidden = true;
-    if (!carries(event)) return;
-    event.preventDefault();
-    const [file] = event.dataTransfer.files;
-    if (file) searchByPicture(file);
-    else showProblem(new api.Problem("Only a picture's file can be dropped here, not its address: save it first."));
-  });
-}
-
-function listenForTheme() {
-  const root = document.documentElement;
-  const wished = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (root.dataset.theme ?? (wished.matches ? "dark" : "light")) === "dark";
-  const tell = () => find("theme-button").setAttribute("aria-pressed", isDark());
-  find("theme-button").addEventListener("click", () => {
-    root.dataset.theme = isDark() ? "light" : "dark";
-    localStorage.setItem("epithre-beam-theme", root.dataset.theme);
-    tell();
-  });
-  wished.addEventListener("change", tell);
-  tell();
-}
-
-function askForToken(wasRefused) {
-  const dialog = find("token");
-  const value = find("token-value");
-  find("token-title").textContent = wasRefused ? "That token was not taken" : "This server needs a token";
-  value.value = "";
-  dialog.returnValue = "";
-  dialog.showModal();
-  find("token-cancel").onclick = () => dialog.close("");
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "given" ? value.value.trim() : null), {
-      once: true,
-    });
-  });
 }
 
 async function begin() {
@@ -411,6 +334,6 @@ async function begin() {
 }
 
 api.onTokenNeeded(askForToken);
-listenForTheme();
+listenForColours();
 listen();
 begin();
