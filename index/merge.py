@@ -64,6 +64,9 @@ def merge_kinds(
             the mean. Equal ones by inner product, then kind, then as they stand.
         figures: Mean and standard deviation of each kind's scores.
     """
+    if len(found) == 1:  # in order already, by whatever merge
+        only, places = found[0]
+        return Merged(scores=only[:, :k], kinds=np.zeros(places[:, :k].shape, np.int8), rows=places[:, :k])
     queries = len(found[0][0])
     scores = np.concatenate([scores for scores, _ in found], axis=1)
     rows = np.concatenate([rows for _, rows in found], axis=1)
