@@ -215,14 +215,14 @@ def test_a_new_version_is_there_within_the_interval(catalog_of: Published, caplo
     with following(catalog_of, every_s=0.2) as catalog:
         for number in (1, 0):
             name = catalog_of.put(number)
-            wait_until(lambda name=name: catalog.version == name, within_s=2)  # type: ignore[misc]
+            wait_until(lambda name=name: catalog.version == name, within_s=5)  # type: ignore[misc]
         assert not catalog.refresh()
         catalog_of.put(0)  # LATEST.json is another file, and names the same version
         assert not catalog.refresh()
     assert [record.getMessage().rsplit(" ", 1)[1] for record in caplog.records] == [f"{NAMES[1]}.", f"{NAMES[0]}."]
 
 
-def test_a_catalog_in_a_bucket_is_followed_too(two: Any, s3_server: S3Server, tmp_path: Path) -> None:
+def test_a_catalog_in_a_bucket_is_followed_too_and_by_a_fork(two: Any, s3_server: S3Server, tmp_path: Path) -> None:
     store = s3_store(s3_server.port, secrets.token_hex(8))
     for name in two.store.names(""):
         store.write(name, two.store.read(name))
@@ -230,9 +230,16 @@ def test_a_catalog_in_a_bucket_is_followed_too(two: Any, s3_server: S3Server, tm
     options = {"storage_options": store._options, "cache_folder": tmp_path / "cache"}
     with following(published, every_s=0.3, **options) as catalog:
         assert versions_in(catalog.search(queries())) == {1}
+        child = os.fork()
+        if not child:
+            with contextlib.suppress(BaseException):
+                wait_until(lambda: versions_in(catalog.search(queries())) == {2})
+                os._exit(0)
+            os._exit(1)
         published.put(1)
         wait_until(lambda: catalog.version == NAMES[1])
         assert versions_in(catalog.search(queries())) == {2}
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # ---------------------------------------------------------------------------------------------------- what goes wrong
