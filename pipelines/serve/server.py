@@ -17,6 +17,7 @@ from .settings import ServeSettings
 
 _MOST_CONNECTIONS = 1000
 _GRACE_S = 30
+_BACKLOG = 2048
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -31,6 +32,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 log_level="error",
                 access_log=False,
+                http="h11",  # it bounds what a header may take
                 ws="none",
                 server_header=False,
                 proxy_headers=bool(settings.trusted_proxies),
@@ -86,13 +88,20 @@ def listen(settings: ServeSettings) -> socket.socket:
         ConfigError: When the address cannot be used.
     """
     try:
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
+        # With its protocol named, or asyncio would not turn Nagle's delay of 40 ms off.
+        kind = {"type": socket.SOCK_STREAM, "proto": socket.IPPROTO_TCP, "flags": socket.AI_PASSIVE}
+        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, **kind)[0]
+        with contextlib.ExitStack() as stack:
+            listening = stack.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(_BACKLOG)
+            stack.pop_all()  # open from here on
     except OSError as error:
         raise ConfigError(
             f"--host {settings.host} --port {settings.port} cannot be served: {error.strerror or error}."
         ) from error
+    return listening
 
 
 def url_of(listening: socket.socket) -> str:
