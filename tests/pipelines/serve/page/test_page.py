@@ -218,7 +218,7 @@ def test_the_keyboard_alone_searches_moves_opens_and_goes_on(visit):
     assert page.evaluate(here) not in visit.ids()[:2]
     press("ArrowUp")
     assert page.evaluate(here) == visit.ids()[1]
-    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    outline = page.evaluate("getComputedStyle(document.activeElement.closest('.hit')).outlineStyle")
     assert outline != "none"
     press("Enter")
     assert page.locator("#detail").is_visible()
@@ -267,6 +267,11 @@ def test_a_phone_needs_no_scrolling_sideways(browser, server, stage):
             page.tap(".open >> nth=0")
             page.wait_for_selector("#detail[open]")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.set_viewport_size({"width": 320, "height": 640})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+        assert page.evaluate(
+            "[...document.querySelectorAll('.foot')].every(foot => foot.scrollWidth <= foot.clientWidth)"
+        )
         small = page.evaluate(
             "[...document.querySelectorAll('button, select, input')].filter(element => {"
             " const box = element.getBoundingClientRect();"
