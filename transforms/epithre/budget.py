@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import random
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,26 @@ _START_CONCURRENCY = 8
 _LOST_PAUSE_S = 1.0
 _LONGEST_LOSS_S = 600.0
 _REMOTE_POLL_S = 1.0
-"""A shared ledger is asked again after so long at the latest: others may have freed it meanwhile."""
+"""A shared ledger is asked again after about so long at the latest: others may have freed it meanwhile."""
+_FIRST_SPREAD_S = 0.004
 
 log = logging.getLogger("epithre_beam.budget")
+
+
+def next_wait_s(wait_s: float, refusals: int, rng: random.Random) -> float:
+    """How long a lane waits before it asks a shared ledger again.
+
+    All lanes hear of the same moment at which the next request may go; if all came back then, one would get it and the
+    others would have asked in vain, a thousand times over. So each adds a random time, which doubles with every refusal
+    in a row up to `_REMOTE_POLL_S`: the more lanes there are, the more of them are refused.
+
+    Args:
+        wait_s: Until the next request may go, as the ledger said.
+        refusals: In a row, this one included.
+        rng: The lane's own.
+    """
+    spread_s = min(_REMOTE_POLL_S, _FIRST_SPREAD_S * 2.0 ** min(refusals - 1, 30))
+    return min(wait_s, _REMOTE_POLL_S) + rng.random() * spread_s
 
 
 @dataclass(eq=False)
@@ -67,6 +85,7 @@ class Budget:
         self._in_flight = 0
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._rng = random.Random()
         self._cut_at = -math.inf
         self._latency_s: float | None = None
         self._best_latency_s = math.inf
@@ -97,6 +116,7 @@ class Budget:
             LedgerLostError: When a shared ledger was away for ten minutes.
         """
         weights = {"requests": 1.0, "items": float(items), "tokens": float(tokens)}
+        refusals = 0
         async with self._turn:
             while True:
                 self._changed.clear()
@@ -107,7 +127,10 @@ class Budget:
                 if answer.lease is not None:
                     self._in_flight += 1
                     return Lease(answer.lease)
-                wait = answer.wait_s if self._remote is None else min(answer.wait_s, _REMOTE_POLL_S)
+                refusals += 1
+                wait = answer.wait_s
+                if self._remote is not None:
+                    wait = next_wait_s(wait, refusals, self._rng)
                 started = self._clock()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), wait)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from epithre_beam.transforms.epithre.budget import Budget
+from epithre_beam.transforms.epithre.budget import Budget, next_wait_s
 
 WINDOW_S = 1.5
 
@@ -177,3 +177,13 @@ def test_an_abandoned_wait_lets_the_others_pass():
         await asyncio.wait_for(second, 5)
 
     asyncio.run(go())
+
+
+def test_lanes_that_are_refused_together_do_not_come_back_together():
+    rng = random.Random(0)
+    for refusals, widest in ((1, 0.004), (4, 0.032), (60, 1.0)):
+        waits = [next_wait_s(0.1, refusals, rng) for _ in range(1000)]
+        assert min(waits) >= 0.1  # never before the next request may go
+        assert max(waits) < 0.1 + widest
+        assert max(waits) - min(waits) > 0.9 * widest
+    assert max(next_wait_s(50.0, 60, rng) for _ in range(100)) < 2.0  # others may have freed it meanwhile

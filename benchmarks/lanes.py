@@ -1,0 +1,161 @@
+"""Many lanes that share one limit in Redis, simulated: what reaches the server, and what it costs Redis.
+
+    python benchmarks/lanes.py [--limits 600,6000,60000] [--lanes 1,10,100,1000] [--seconds 180] [--measure-redis]
+
+The rules are those of the program: the `Ledger` in `transforms/epithre/ledger.py` on a simulated clock, which the
+script in Redis follows line by line, and the waits of `Budget` (`next_wait_s`). Time is simulated: a call takes `--rtt` and
+waits for its turn, since Redis does one at a time (`--call-us`, which `--measure-redis` measures on a redis-server of
+its own); a request takes 0.2 to 1.5 s, and the server counts it somewhere on its way. Every lane always has something
+to send. Printed for each number of lanes: the share of the limit that was reached after the first window, the most
+requests in any 60 s as a share of the limit (above 100 % would be a breach), calls a second, how busy Redis is, and the
+requests of the luckiest and the unluckiest lane.
+"""
+
+import argparse
+import heapq
+import itertools
+import random
+import subprocess
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from epithre_beam.transforms.epithre.budget import next_wait_s
+from epithre_beam.transforms.epithre.ledger import WINDOW_S, Ledger, LedgerSettings
+
+_WEIGHTS = {"requests": 1.0}
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def simulate(
+    lanes: int, limit: int, seconds: float, rtt_s: float, call_s: float, wait: Callable[..., float]
+) -> dict[str, float]:
+    """Runs the lanes for so many simulated seconds."""
+    clock, rng = Clock(), random.Random(lanes * limit)
+    ledger = Ledger(LedgerSettings(limits={"requests": float(limit)}), clock)
+    serial = itertools.count()
+    events: list[tuple[float, int, str, int, object]] = []
+
+    def at(when: float, what: str, lane: int, data: object = None) -> None:
+        heapq.heappush(events, (when, next(serial), what, lane, data))
+
+    for lane in range(lanes):
+        at(rng.random(), "ask", lane)
+    refusals = [0] * lanes
+    sent = [0] * lanes
+    free_at = busy = 0.0
+    calls = 0
+    arrived: list[float] = []
+    while events:
+        now, _, what, lane, data = heapq.heappop(events)
+        if now > seconds:
+            break
+        if what in {"ask", "tell"}:
+            begin = max(now + rtt_s / 2, free_at)  # Redis does one call after the other
+            free_at = begin + call_s
+            busy += call_s
+            calls += 1
+            at(free_at, "run " + what, lane, data)
+        elif what == "run tell":
+            clock.now = now
+            ledger.answered(str(data))
+        elif what == "run ask":
+            clock.now = now
+            answer = ledger.try_acquire(_WEIGHTS)
+            if answer.lease is None:
+                refusals[lane] += 1
+                at(now + rtt_s / 2 + wait(answer.wait_s, refusals[lane], rng), "ask", lane)
+                continue
+            refusals[lane] = 0
+            sent[lane] += 1
+            took = rng.uniform(0.2, 1.5)
+            arrived.append(now + rtt_s / 2 + rng.random() * took)
+            at(now + rtt_s / 2 + took, "tell", lane, answer.lease)
+            at(now + rtt_s / 2, "ask", lane)
+    arrived.sort()
+    window: deque[float] = deque()
+    most = 0
+    for moment in arrived:
+        window.append(moment)
+        while window[0] <= moment - WINDOW_S:
+            window.popleft()
+        most = max(most, len(window))
+    steady = [moment for moment in arrived if WINDOW_S < moment <= seconds]
+    return {
+        "share": len(steady) / (limit * (seconds - WINDOW_S) / 60),
+        "most": most / limit,
+        "calls_a_second": calls / seconds,
+        "busy": busy / seconds,
+        "least": min(sent),
+        "greatest": max(sent),
+    }
+
+
+def measure_call_s(calls: int = 3000) -> float:
+    """Seconds that Redis is busy with one call of a full ledger, by its own statistics."""
+    import redis
+
+    from epithre_beam.transforms.epithre.redis_ledger import RedisLedger
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "redis.sock"
+        command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", folder]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            while not path.exists():
+                time.sleep(0.01)
+            connection = redis.Redis(unix_socket_path=str(path))
+            ledger = RedisLedger(f"unix://{path}", "bench", LedgerSettings(limits={"requests": 1e9}))
+            ledger.create(spent=0)
+            connection.config_resetstat()
+            for _ in range(calls):
+                answer = ledger.try_acquire({"requests": 1.0, "items": 64.0, "tokens": 8000.0})
+                ledger.answered(answer.lease or "")
+            stats = connection.info("commandstats")
+            script = [value for name, value in stats.items() if name.startswith("cmdstat_eval")]
+            return sum(s["usec"] for s in script) / sum(s["calls"] for s in script) / 1e6
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def everyone_wakes(wait_s: float, refusals: int, rng: random.Random) -> float:
+    """What was done before: each lane comes back when the next request may go, and all but one in vain."""
+    return min(wait_s, 1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limits", default="600,6000,60000", help="requests a minute")
+    parser.add_argument("--lanes", default="1,10,100,1000")
+    parser.add_argument("--seconds", type=float, default=180.0)
+    parser.add_argument("--rtt", type=float, default=0.001, help="seconds to Redis and back")
+    parser.add_argument("--call-us", type=float, default=90.0, help="that Redis is busy with one call")
+    parser.add_argument("--measure-redis", action="store_true", help="measure --call-us on a redis-server of its own")
+    options = parser.parse_args()
+    call_s = measure_call_s() if options.measure_redis else options.call_us / 1e6
+    print(f"a call: {1e6 * call_s:.0f} us of Redis, {1000 * options.rtt:g} ms there and back\n")
+    print("| limit a minute | lanes | waits | of the limit | most in 60 s | calls/s | Redis busy | requests a lane |")
+    print("|---|---|---|---|---|---|---|---|")
+    for limit in map(int, options.limits.split(",")):
+        for lanes in map(int, options.lanes.split(",")):
+            for name, wait in (("all at once", everyone_wakes), ("spread", next_wait_s)):
+                found = simulate(lanes, limit, options.seconds, options.rtt, call_s, wait)
+                print(
+                    f"| {limit:,} | {lanes:,} | {name} | {found['share']:.1%} | {found['most']:.1%} "
+                    f"| {found['calls_a_second']:,.0f} | {found['busy']:.0%} "
+                    f"| {found['least']:,} to {found['greatest']:,} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
