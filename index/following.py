@@ -130,8 +130,8 @@ class FollowingCatalog(Catalog):
             if self._is_closed:
                 new.let_go()
                 return False
+            self._refused, self.last_refresh_error, self._is_copy = None, None, False
             self._opened = new
-        self._refused, self.last_refresh_error, self._is_copy = None, None, False
         if version != old.manifest.version:
             _log.info("%s is now at version %s.", self._store.url, version)
         return version != old.manifest.version
