@@ -8,19 +8,22 @@ from typing import Any
 
 
 def has_conditions(fs: Any) -> bool:
-    """Whether this file system's conditional writes are known here: S3's today."""
-    return "s3" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
+    """Whether this file system's conditional writes are known here: those of S3, GCS and Azure."""
+    return _family(fs) is not None
 
 
 def tag_of(fs: Any, path: str) -> str | None:
-    """The object's etag, or None when there is no such object.
+    """What the store calls this state of the object (etag or generation), or None when there is no such object.
 
     Raises:
         OSError: When the store does not say; other errors of its driver pass through.
     """
     try:
-        return str(fs.info(path)["ETag"])
-    except (FileNotFoundError, KeyError):  # a prefix of other objects has no etag and is no object
+        if _family(fs) == "gcs":  # in one request; its `info` asks in two whether it is an object or a prefix of some
+            bucket, name, _ = fs.split_path(path)
+            return str(fs.call("GET", "b/{}/o/{}", bucket, name, json_out=True)["generation"])
+        return str(fs.info(path)["ETag" if _family(fs) == "s3" else "etag"])
+    except (FileNotFoundError, KeyError):  # a prefix of other objects has no tag and is no object
         return None
 
 
@@ -31,14 +34,44 @@ def write_if(fs: Any, path: str, data: bytes, tag: str | None) -> None:
     """
     if not data:
         raise ValueError(f"{path} must not be empty: some clients write an empty object without its condition.")
-    if tag is None:
-        fs.pipe_file(path, data, mode="create")
-    else:
-        fs.pipe_file(path, data, IfMatch=tag)
+    match _family(fs):
+        case "gcs":
+            _write_gcs(fs, path, data, tag)
+        case "azure" if tag is not None:
+            from azure.core import MatchConditions
+
+            fs.pipe_file(path, data, etag=tag, match_condition=MatchConditions.IfNotModified)
+        case _ if tag is not None:
+            fs.pipe_file(path, data, IfMatch=tag)
+        case _:
+            fs.pipe_file(path, data, mode="create")
 
 
 def is_refusal(error: BaseException) -> bool:
     """Whether the store says that the condition did not hold, and not that it was away, busy or forbidden."""
-    response = getattr(error.__cause__, "response", None) or {}
-    code = str(response.get("Error", {}).get("Code", ""))
-    return isinstance(error, FileExistsError) or code in {"PreconditionFailed", "412"}
+    response = getattr(error.__cause__, "response", None)
+    told = response.get("Error", {}) if isinstance(response, dict) else {}
+    codes = {str(told.get("Code", "")), str(getattr(error, "status_code", ""))}
+    return isinstance(error, FileExistsError) or bool(codes & {"PreconditionFailed", "412"})
+
+
+def _family(fs: Any) -> str | None:
+    """Which store's words this file system's driver speaks."""
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    families = {"s3": "s3", "gs": "gcs", "abfs": "azure"}
+    return next((family for name, family in families.items() if name in protocols), None)
+
+
+def _write_gcs(fs: Any, path: str, data: bytes, tag: str | None) -> None:
+    """The request of gcsfs itself, with the condition: it knows creation, and has no name for a swap."""
+    bucket, name, _ = fs.split_path(path)
+    fs.call(
+        "POST",
+        fs.base.replace("/storage/v1/", "/upload/storage/v1/") + "b/{}/o",
+        bucket,
+        uploadType="media",
+        name=name,
+        ifGenerationMatch=tag or "0",
+        headers={"Content-Type": "application/octet-stream"},
+        data=data,
+    )

@@ -1,6 +1,5 @@
 """Real queries from a file, to tune and measure an index with."""
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -8,6 +7,7 @@ import pyarrow.parquet as pq
 
 from .layout import KINDS
 from .manifest import CatalogError
+from .remote import connect
 
 MOST_QUERIES = 1000
 """Of each kind: the first ones of the file. More would cost time and say little."""
@@ -23,7 +23,7 @@ def read_queries(url: str, dimension: int) -> dict[str, npt.NDArray[np.float32]]
         CatalogError: When it cannot be read, or a vector is none.
     """
     try:
-        fs, path = fsspec.url_to_fs(url)
+        fs, path = connect(url, {})
         names = sorted(fs.find(path)) if fs.isdir(path) else [path]
         tables = []
         for name in names:

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
 from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from .conditional import has_conditions, is_refusal, tag_of, write_if
+from .remote import as_os_error, connect, storage_errors
 
 _ATTEMPTS = 4
 _HASHED_APART_BYTES = 1 << 16
@@ -71,9 +71,7 @@ class Store:
     def fs(self) -> Any:
         """The fsspec file system. A process that was forked makes its own: connections do not survive a fork."""
         if self._fs is None or self._pid != os.getpid():
-            # Listing caches have returned files that are gone and sizes that were.
-            options = {"use_listings_cache": False, "skip_instance_cache": True, **self._options}
-            self._fs, _ = fsspec.url_to_fs(self.url, **options)
+            self._fs, _ = connect(self.url, {"skip_instance_cache": True, **self._options})
             self._pid = os.getpid()
         return self._fs
 
@@ -85,6 +83,9 @@ class Store:
         """The full path of a file in this store, as its file system spells it."""
         return f"{self._root}/{name}" if name else self._root
 
+    def _place(self, name: str) -> str:
+        return f"{self.url}/{name}" if name else self.url
+
     def local_path(self, name: str) -> Path:
         """Raises StoreError when the store is not on a local disk."""
         if not self.is_local:
@@ -94,18 +95,21 @@ class Store:
     def size(self, name: str) -> int | None:
         """The file's size in bytes, or None when there is no such file. Every other failure raises."""
         try:
-            info = self.fs.info(self.path(name))
+            with storage_errors(self._place(name)):
+                info = self.fs.info(self.path(name))
         except FileNotFoundError:
             return None
         return None if info["type"] == "directory" else int(info["size"])
 
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError when there is no such file."""
-        return bytes(self.fs.cat_file(self.path(name)))
+        with storage_errors(self._place(name)):
+            return bytes(self.fs.cat_file(self.path(name)))
 
     def open_read(self, name: str) -> IO[bytes]:
         """A seekable file of bytes."""
-        return self.fs.open(self.path(name), "rb")  # type: ignore[no-any-return]
+        with storage_errors(self._place(name)):
+            return self.fs.open(self.path(name), "rb")  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def open_write(self, name: str) -> Iterator["HashingWriter"]:
@@ -117,15 +121,16 @@ class Store:
             self.fs.pipe_file(path, buffer.getvalue())
             return
         if not self.is_local:
-            handle = self.fs.open(path, "wb")
-            try:
-                yield HashingWriter(handle)
-            except BaseException:
-                with contextlib.suppress(Exception):
-                    handle.discard()
-                handle.closed = True  # or its finaliser would upload what there is
-                raise
-            handle.close()
+            with storage_errors(self._place(name)):
+                handle = self.fs.open(path, "wb")
+                try:
+                    yield HashingWriter(handle)
+                except BaseException:
+                    with contextlib.suppress(Exception):
+                        handle.discard()
+                    handle.closed = True  # or its finaliser would upload what there is
+                    raise
+                handle.close()
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -160,10 +165,10 @@ class Store:
     def swap(self, name: str, expected: bytes | None, data: bytes) -> None:
         """Writes the file only when it still holds `expected` (None: only when there is none).
 
-        On a local disk a lock file serialises the writers, in memory a lock of the process. On S3 the write is
-        conditional on the etag. On other file systems (GCS, Azure) the check and the write are two steps: runs must
-        not share a catalog there. `data` must be unlike all that the file ever held, by a nonce: only so can a lost
-        answer be told from a lost race, and an etag from its own return.
+        On a local disk a lock file serialises the writers, in memory a lock of the process. On S3 and Azure the write
+        is conditional on the etag, on GCS on the generation. On any other file system the check and the write are two
+        steps: runs must not share a catalog there. `data` must be unlike all that the file ever held, by a nonce: only
+        so can a lost answer be told from a lost race, and an etag from its own return.
 
         Raises:
             SwapConflictError: When the file holds something else.
@@ -231,7 +236,9 @@ class Store:
                 found = self._found(name)
             except Exception as error:
                 if failure is None:
-                    raise StoreError(f"{self.url}/{name} cannot be read ({_told(error)}).") from error
+                    told = as_os_error(error, self._place(name))
+                    unread = f"{self._place(name)} cannot be read ({_told(error)})"
+                    raise StoreError(f"{told if isinstance(told, PermissionError) else unread}.") from error
                 failure = error
                 continue
             if failure is not None and found == data:
@@ -246,10 +253,11 @@ class Store:
             try:
                 write_if(self.fs, self.path(name), data, tag)
             except Exception as error:
+                told = as_os_error(error, self._place(name))
                 if failure is None and (
-                    isinstance(error, PermissionError) or (tag is None and isinstance(error, FileNotFoundError))
+                    isinstance(told, PermissionError) or (tag is None and isinstance(told, FileNotFoundError))
                 ):
-                    raise  # not allowed, or no such bucket: certainly not written
+                    raise told from error.__cause__  # not allowed, or no such bucket: certainly not written
                 failure = error
             else:
                 return
@@ -285,7 +293,8 @@ class Store:
         """The files below `folder`, as names in this store, sorted. Partial files are not among them."""
         root = self._root.rstrip("/") + "/"
         try:
-            found = self.fs.find(self.path(folder))
+            with storage_errors(self._place(folder)):
+                found = self.fs.find(self.path(folder))
         except FileNotFoundError:
             return []
         return sorted(
@@ -296,7 +305,8 @@ class Store:
         """Every file below `folder` with its size and age, hidden and partial ones too, sorted by name."""
         root = self._root.rstrip("/") + "/"
         try:
-            found = self.fs.find(self.path(folder), detail=True)
+            with storage_errors(self._place(folder)):
+                found = self.fs.find(self.path(folder), detail=True)
         except FileNotFoundError:
             return []
         files = (
@@ -308,7 +318,7 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Deletes a file or a folder with all that is in it; one that is gone already is no error."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), storage_errors(self._place(name)):
             self.fs.rm(self.path(name), recursive=True)
 
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 
 from ..configs import PrepareConfig, SourceConfig
 from ..index.layout import Reason
+from ..index.remote import connect
 from .prepare import Unpreparable
 from .references import Reference, local_path
 from .sources import allowed_prefixes, is_within
@@ -58,7 +58,7 @@ class Reader:
                 # One byte more than allowed, so that a file that has grown since it was listed is noticed.
                 with Path(path).open("rb") as file:
                     return self._capped(file.read(self._settings.max_file_bytes + 1))
-            fs, remote = fsspec.url_to_fs(uri, use_listings_cache=False, **source.storage_options)
+            fs, remote = connect(uri, source.storage_options)
             return self._capped(bytes(fs.cat_file(remote)))
         except FileNotFoundError:
             raise Unpreparable(Reason.MISSING, "there is no such file") from None
@@ -116,7 +116,7 @@ class _CellTable:
         if local is not None:
             self._handle: Any = Path(local).open("rb")  # noqa: SIM115 - closed by `close`
         else:
-            fs, path = fsspec.url_to_fs(url, use_listings_cache=False, **source.storage_options)
+            fs, path = connect(url, source.storage_options)
             self._handle = fs.open(path, "rb")
         self._file = pq.ParquetFile(self._handle, pre_buffer=False)
         self._column = source.bytes

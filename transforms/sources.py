@@ -23,6 +23,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ..configs import ConfigError, SourceConfig
 from ..index.layout import metadata_type
+from ..index.remote import connect, has_pages, storage_errors
+from .listing import walk_bucket
 from .references import UNKNOWN, file_fingerprint, local_path, local_uri, printable, reference_schema, text_fingerprint
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -58,15 +60,14 @@ def list_references(source: SourceConfig, position: int, metadata: Mapping[str, 
     Raises:
         ConfigError: When the source matches nothing, or a table has not the columns that the config names.
     """
-    if source.files is not None:
-        return _files(source, position, metadata)
-    return _table(source, position, metadata)
+    references = _files if source.files is not None else _table
+    with storage_errors(source.files or source.table or ""):
+        yield from references(source, position, metadata)
 
 
 def filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     """The fsspec file system of `url` without its listing caches, and the path on it."""
-    fs, path = fsspec.url_to_fs(url, use_listings_cache=False, **options)
-    return fs, str(path)
+    return connect(url, options)
 
 
 def _files(source: SourceConfig, position: int, metadata: Mapping[str, str]) -> Iterator[pa.Table]:
@@ -135,11 +136,17 @@ def _walk(fs: Any, folder: str, matches: Any) -> Iterator[_Found]:
     if isinstance(fs, LocalFileSystem):
         yield from _walk_local(folder, matches)
         return
-    listing = fs.find(folder, detail=True)
-    for path in sorted(listing):
-        name = path[len(folder) :].lstrip("/")
-        if not any(part.startswith(".") for part in name.split("/")) and matches(name):
-            yield _Found(path=path, id=name, info=listing[path])
+    is_paged = has_pages(fs) and folder.strip("/")
+    has_begun = False
+    try:
+        for path, info in walk_bucket(fs, folder) if is_paged else sorted(fs.find(folder, detail=True).items()):
+            has_begun = True
+            name = path[len(folder) :].lstrip("/")
+            if not any(part.startswith(".") for part in name.split("/")) and matches(name):
+                yield _Found(path=path, id=name, info=info)
+    except FileNotFoundError:
+        if has_begun:  # what is not listed would be taken for deleted
+            raise
 
 
 def _walk_local(folder: str, matches: Any) -> Iterator[_Found]:
