@@ -6,8 +6,10 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
@@ -60,7 +62,8 @@ class Batches:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._threads = max(1, min(4, (os.cpu_count() or 1) // 2))
-        self._pool = ThreadPoolExecutor(self._threads, "search")
+        # Threads of FAISS's own would share out a handful of queries, and spin for longer than these take.
+        self._pool = ThreadPoolExecutor(self._threads, "search", initializer=partial(faiss.omp_set_num_threads, 1))
         self._running = 0
         self._groups: OrderedDict[Asked, _Group] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()

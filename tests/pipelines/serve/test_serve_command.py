@@ -1,10 +1,15 @@
 """`epithre-beam serve` says what is wrong in a sentence, and where it serves in a line."""
 
+import contextlib
 import json
 import socket
 
-from ..conftest import sentences
-from .conftest import WITHOUT_API, serving
+import httpx
+
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings
+
+from ..conftest import KEY, sentences
+from .conftest import DIMENSION, WITHOUT_API, fault, serving
 
 
 def refused(done, code, *words):
@@ -44,3 +49,28 @@ def test_without_a_key_vectors_and_assets_are_searched_and_sentences_are_not(has
         assert server.search(text="a").status_code == 422
         assert server.search(vector=vector).status_code == 200
         assert server.search(asset={"kind": "text", "id": "t001"}).status_code == 200
+
+
+def test_an_api_that_answers_nobody_fails_sentences_and_nothing_else(hashed, vector):
+    settings = EmulatorSettings(model="hash", dimension=DIMENSION, api_keys=(KEY,))
+    with contextlib.ExitStack() as stack:
+        with Emulator(settings) as emulator:
+            port = httpx.URL(emulator.base_url).port
+            options = ("--base-url", emulator.base_url, "--trust-proxy", "127.0.0.1")
+            server = stack.enter_context(serving(hashed, *options, "--rate", 6))
+            assert ask_from(server, "192.0.2.1", text="text number 3").status_code == 200
+            assert ask_from(server, "192.0.2.1", text="text number 3").status_code == 429
+        with Emulator(settings.model_copy(update={"api_keys": ("another-key-0123456789",), "port": port})):
+            answer = ask_from(server, "192.0.2.2", text="text number 4")
+            assert "embedding API" in fault(answer, 503)
+            assert KEY not in answer.text
+            assert ask_from(server, "192.0.2.3", text="text number 3").status_code == 200  # it is remembered
+            assert ask_from(server, "192.0.2.4", vector=vector).status_code == 200
+        assert 'epithre_beam_embeds_total{result="failed"} 1.0' in server.client.get("/metrics").text
+        assert server.stop() == 0
+        assert KEY not in server.process.stderr.read()
+
+
+def ask_from(server, address, **asked):
+    """Through a proxy that the server trusts."""
+    return server.client.post("/api/search", json=asked, headers={"x-forwarded-for": address})
