@@ -295,6 +295,20 @@ def test_pgvector_finds_the_neighbours_that_the_catalog_finds(small: Any, postgr
         assert any("hnsw" in definition for (definition,) in plan)
 
 
+@pytest.mark.parametrize(("dimension", "indexes"), [(4000, 2), (4001, 1)])
+def test_vectors_of_the_model_s_length_are_indexed_and_longer_ones_are_loaded_without(
+    make_catalog: Any, draw_vectors: Any, postgres: Postgres, tmp_path: Path, dimension: int, indexes: int
+) -> None:
+    made = make_catalog({"text": draw_vectors(12, dimension)})
+    export(made, tmp_path / "pg", "pgvector")
+    with postgres.loaded(tmp_path / "pg") as connection:
+        query = {"q": json.dumps(made.vectors["text"][7].tolist())}
+        found = connection.execute("SELECT asset_id FROM text_assets ORDER BY embedding <#> %(q)s LIMIT 1", query)
+        assert found.fetchone() == (made.assets["text"].column("asset_id")[7].as_py(),)
+        (count,) = connection.execute("SELECT count(*) FROM pg_indexes WHERE tablename = 'text_assets'").fetchone()
+        assert count == indexes  # the key's, and that of the vectors
+
+
 AWKWARD = [
     "tab\tnew\nline\r\nback\\slash \\N \\. \\t quote'\" ; DROP TABLE image_assets; --",
     "NUL\0 inside \0",
