@@ -4,10 +4,14 @@ Truth is scikit-learn's trustworthiness: how much of a point's neighbourhood on 
 1 at best; and how mixed the kinds are: the share of each point's ten neighbours that are of the other kind, 0.5 at
 best.
 
+Then the seconds that 1,000 points take beside as many busy processes as there are cores, on one thread and on all.
+
 Run by `python benchmarks/map.py [POINTS,…]`.
 """
 
+import os
 import resource
+import subprocess
 import sys
 import time
 
@@ -64,6 +68,18 @@ def main() -> None:
                     f"| {points:,} | {name} | {way} | {seconds:.1f} | {truth:.3f} | {mixed:.2f} | {peak:,.0f} |",
                     flush=True,
                 )
+
+    vectors, _ = vectors_with_a_gap(1000)
+    cores = os.cpu_count() or 1
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    try:
+        for threads in (1, cores):
+            started = time.perf_counter()
+            project(vectors, threads=threads)
+            print(f"{threads} threads beside {cores} busy processes: {time.perf_counter() - started:.1f} s", flush=True)
+    finally:
+        for process in busy:
+            process.kill()
 
 
 if __name__ == "__main__":

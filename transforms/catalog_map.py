@@ -84,12 +84,13 @@ def align_kinds(vectors: Floats, kinds: Sequence[str]) -> Floats:
     return aligned
 
 
-def project(vectors: Floats, seed: int = 0) -> npt.NDArray[np.float64]:
+def project(vectors: Floats, seed: int = 0, threads: int = 1) -> npt.NDArray[np.float64]:
     """Two dimensions for each vector: the main 50 axes, then t-SNE, by scikit-learn.
 
     Args:
         vectors: float32, (n, dimension).
         seed: Of both; the same vectors and seed give the same map on one machine.
+        threads: For t-SNE. They wait for each other by spinning: beside other work, two take far longer than one.
 
     Returns:
         float64, (n, 2), from 0 to 1 along the longer side.
@@ -110,8 +111,7 @@ def project(vectors: Floats, seed: int = 0) -> npt.NDArray[np.float64]:
             main = PCA(axes, svd_solver="randomized", random_state=seed).fit_transform(vectors)
             if points >= _FEWEST and axes >= 2:
                 perplexity = min(_PERPLEXITY, (points - 1) / 3)
-                # Its threads wait for each other by spinning: beside other work, two took four times as long as one.
-                with threadpool_limits(1, "openmp"):
+                with threadpool_limits(threads, "openmp"):
                     flat = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(main)
             else:
                 flat[:, : min(axes, 2)] = main[:, :2]

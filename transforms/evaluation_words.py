@@ -14,13 +14,13 @@ def of_direction(direction: str) -> str:
 
 
 def of_interval(interval: Mapping[str, float]) -> str:
-    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+    return f"{interval['value']:.3f} [{interval['low']:.3f},{interval['high']:.3f}]"
 
 
 def of_difference(interval: Mapping[str, float]) -> str:
     if not any(interval.values()):
         return "0"
-    return f"{interval['value']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"
+    return f"{interval['value']:+.3f} [{interval['low']:+.3f},{interval['high']:+.3f}]"
 
 
 def say_direction(figures: Mapping[str, Any], ks: Sequence[int], urls: Sequence[str]) -> list[str]:
