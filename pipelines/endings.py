@@ -136,7 +136,7 @@ def _missing_package(error: ImportError) -> str:
     """A service installs neither Beam nor every store's driver: what to install, in a sentence."""
     name = (error.name or "").split(".")[0]
     extras = {"apache_beam": "beam", "s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure", "redis": "redis"}
-    extras |= dict.fromkeys(("fastapi", "uvicorn", "prometheus_client", "python_multipart"), "serve")
+    extras |= dict.fromkeys(("fastapi", "httptools", "uvicorn", "prometheus_client", "python_multipart"), "serve")
     extras |= dict.fromkeys(("sklearn", "scipy", "matplotlib"), "explore")
     extra = extras.get(name) or next((e for n, e in extras.items() if n in str(error)), None)
     if extra is None:

@@ -11,14 +11,37 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ...configs import ConfigError
 from .settings import ServeSettings
 
 _MOST_CONNECTIONS = 1000
+_MOST_HEADER_BYTES = 65_536
 _GRACE_S = 30
 _BACKLOG = 2048
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """HTTP that is read in C, by a parser that would keep a header of any length: here it may take 64 kB."""
+
+    _beside_bodies = 0
+    """Bytes of the request under way that are no body: its header, the frames of chunks, what follows them."""
+
+    def data_received(self, data: bytes) -> None:
+        self._beside_bodies += len(data)
+        super().data_received(data)
+        if self._beside_bodies > _MOST_HEADER_BYTES:
+            self.transport.abort()
+
+    def on_body(self, body: bytes) -> None:
+        self._beside_bodies -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._beside_bodies = 0
+        super().on_message_complete()
 
 
 class Server(uvicorn.Server):
@@ -32,7 +55,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 log_level="error",
                 access_log=False,
-                http="h11",  # it bounds what a header may take
+                http=BoundedProtocol,
                 ws="none",
                 server_header=False,
                 proxy_headers=bool(settings.trusted_proxies),

@@ -142,6 +142,28 @@ def test_who_sends_a_header_a_byte_at_a_time_is_dropped(impatient):
     assert impatient.client.get("/health/live").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "endless",
+    [
+        b"GET /" + b"x" * 1_000_000,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 1_000_000,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-Many: x\r\n" * 100_000,
+        b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"1\r\nx\r\n0\r\n" + b"X-Many: x\r\n" * 100_000,
+    ],
+    ids=["path", "value", "headers", "trailers"],
+)
+def test_a_header_without_an_end_is_not_kept(served, endless):
+    started = time.monotonic()
+    with served.connect() as connection:
+        connection.settimeout(20)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(endless)
+        assert b" 200 " not in read_all(connection)
+    assert time.monotonic() - started < 8  # and not only when a header is too slow
+    assert served.client.get("/health/live").status_code == 200
+
+
 def wait_until_under_way(server, requests):
     """The one that asks is among them."""
     deadline = time.monotonic() + 20
