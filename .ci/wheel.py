@@ -1,9 +1,12 @@
 """Builds the wheel and tries it as a user would: in clean environments, away from the sources."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import urllib.request
 import venv
 from pathlib import Path
 
@@ -39,6 +42,27 @@ def environment(folder: Path, requirement: str) -> Path:
     return folder / "bin"
 
 
+def serve(programs: Path, folder: Path) -> None:
+    """The page and all that it loads come from the wheel."""
+    command = [programs / "epithre-beam", "serve", "demo/catalog", "--port", "0", "--json"]
+    process = subprocess.Popen(list(map(str, command)), cwd=folder, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"].rstrip("/")
+        page = urllib.request.urlopen(f"{url}/").read().decode()
+        names = re.findall(r'(?:src|href)="(page/[^"]+)"', page)
+        assert len(names) >= 4, page
+        for name in names:
+            assert urllib.request.urlopen(f"{url}/{name}").status == 200, name
+        body = json.dumps({"text": "sepeda merah", "kinds": ["image"], "k": 4}).encode()
+        asked = urllib.request.Request(f"{url}/api/search", body, {"Content-Type": "application/json"})
+        hits = json.load(urllib.request.urlopen(asked))["hits"]
+        assert all("red-bicycle" in hit["asset_id"] for hit in hits), hits
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -47,7 +71,7 @@ def main() -> None:
         tops = {line.split("/")[0] for line in run(sys.executable, "-m", "zipfile", "-l", wheel, cwd=folder).split()}
         tops = {top for top in tops if top.startswith("epithre_beam")}
         assert len(tops) == 2, tops  # the package and its metadata
-        full = environment(folder / "full", f"{wheel}[beam]")
+        full = environment(folder / "full", f"{wheel}[beam,serve,explore]")
         print(run(full / "epithre-beam", "demo", "demo", "--pictures", "60", cwd=folder).splitlines()[-1])
         found = run(
             *(full / "epithre-beam", "search", "demo/catalog", "--text", "sepeda merah"),
@@ -55,6 +79,8 @@ def main() -> None:
             cwd=folder,
         )
         assert found.count("red-bicycle") >= 4, found
+        serve(full, folder)
+        run(full / "epithre-beam", "look", "demo/catalog", "--map", "map.html", "--points", "60", cwd=folder)
         base = environment(folder / "base", str(wheel))
         run(base / "python", "-c", _READ, folder / "demo" / "catalog", cwd=folder)
         assert "versions" in run(base / "epithre-beam", "--help", cwd=folder)
