@@ -1,5 +1,6 @@
 """`evaluate`: what a catalog's answers to labelled queries are worth, and whether model or index is to blame."""
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -294,6 +295,7 @@ def write_page(path: Path, document: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: When it cannot be written.
     """
+    document = copy.deepcopy(dict(document))  # the pictures are the page's alone
     catalog = document["catalogs"][0]
     with open_catalog(catalog["url"], version=catalog["version"]) as opened:
         folders = (*picture_folders(opened.manifest.config), str(Path(document["pairs"]["file"]).parent.absolute()))

@@ -70,12 +70,12 @@ def evaluate(
     if against is not None or against_version is not None:
         places.append((against or catalog, against_version))
     document = judge(places, question)
+    if html is not None:
+        write_page(html, document)
     if as_json:
         sys.stdout.write(json.dumps(document, ensure_ascii=False, default=str) + "\n")
     else:
         print_evaluation(Console(), document)
-    if html is not None:
-        write_page(html, document)
 
 
 def look(

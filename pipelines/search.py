@@ -1,7 +1,5 @@
 """Searches a catalog from the command line: a sentence or a picture in, hits out as a table, JSON or a page."""
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +8,6 @@ from typing import Any
 import jinja2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +19,7 @@ from ..index.where import parse_where
 from ..transforms.endpoint import open_query_endpoint
 from ..transforms.queries import embed_queries
 from ..transforms.references import local_path
+from ..transforms.small_pictures import data_url, shrink
 
 _THUMBNAIL = 320
 
@@ -177,13 +175,5 @@ def _hit_picture(hit: Hit) -> str | None:
 
 
 def _thumbnail(data: bytes) -> str | None:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (_THUMBNAIL, _THUMBNAIL))
-            small = ImageOps.exif_transpose(image).convert("RGB")
-            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            buffer = io.BytesIO()
-            small.save(buffer, "JPEG", quality=85)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    small = shrink(data, _THUMBNAIL)
+    return None if small is None else data_url(small, quality=85)
