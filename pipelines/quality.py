@@ -54,6 +54,10 @@ def evaluate(
         raise ConfigError(f"--merge must be score, quota or standardised, got {merge!r}.")
     if not 0 < confidence < 1:
         raise ConfigError(f"--confidence must be between 0 and 1, such as 0.95, got {confidence:g}.")
+    if html is not None:  # what the page needs, before anything is sent
+        if not html.parent.is_dir():
+            raise ConfigError(f"--html must be a file in a folder that is there, got {str(html)!r}.")
+        import matplotlib  # noqa: F401
     from .evaluate import Question, print_evaluation, write_page
     from .evaluate import evaluate as judge
 
