@@ -42,8 +42,8 @@ class S3Server:
 
 Fault = Callable[[str, dict[str, str]], str]
 """Is told a request's method and headers, may change the headers, and says what happens to the request:
-`pass`, `lose answer`, `lose request`, `error` (done, but told as a failure of the server), or `damage` (one byte of the
-answer is another)."""
+`pass`, `lose answer`, `lose request`, `error` (done, but told as a failure of the server), `damage` (one byte of the
+answer is another), or a status such as `503`, which the request is refused with."""
 
 
 class Proxy:
@@ -52,6 +52,7 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self.fault: Fault = lambda method, headers: "pass"
         self.requests: list[str] = []
+        self.paths: list[str] = []
         proxy = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -61,9 +62,15 @@ class Proxy:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 headers = dict(self.headers.items())
                 proxy.requests.append(self.command)
+                proxy.paths.append(self.path)
                 what = proxy.fault(self.command, headers)
                 if what == "lose request":
                     self.close_connection = True
+                    return
+                if what.isdigit():
+                    self.send_response_only(int(what))
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
                     return
                 connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
                 connection.request(self.command, self.path, body, headers)

@@ -1,0 +1,34 @@
+"""One of the processes that race for a file: it connects, says so, and waits for the word."""
+
+import json
+import sys
+
+from epithre_beam.index.store import Store, SwapConflictError
+
+
+def count_up(store: Store, who: int, times: int) -> bool:
+    """Whether it was the one that created the file; then it swaps the file `times` times from n to n + 1."""
+    try:
+        store.create("n", b"0 by %d" % who)
+    except FileExistsError:
+        won = False
+    else:
+        won = True
+    while times:
+        found = store.read("n")
+        try:
+            store.swap("n", found, b"%d by %d left %d" % (int(found.split()[0]) + 1, who, times))
+        except SwapConflictError:
+            continue
+        times -= 1
+    return won
+
+
+if __name__ == "__main__":
+    order = json.loads(sys.argv[1])
+    racing = Store(order["url"], order["options"])
+    racing.size("n")
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+    sys.stdout.write("won\n" if count_up(racing, int(sys.argv[2]), 10) else "lost\n")

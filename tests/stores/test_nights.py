@@ -1,0 +1,113 @@
+"""Two nights on every store, as real processes: sources and catalog in a bucket, credentials from outside."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from epithre_beam.index import open_catalog
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings
+
+from ..pipelines.conftest import KEY, write_pictures
+from ..pipelines.conftest import Place as Desk
+from ..s3_server import Proxy
+from .conftest import Place
+
+TEXTS = {f"t{i}": f"text number {i}" for i in range(12)}
+
+
+class Night:
+    """A job whose sources and catalog stand in a bucket, and the server that its contents are sent to."""
+
+    def __init__(self, place: Place, folder: str, desk: Path, emulator: Emulator) -> None:
+        self.store = place.store(folder)
+        self.emulator = emulator
+        self._sent = 0
+        self.catalog = place.url(f"{folder}/catalog")
+        self._desk = Desk(desk)
+        self._environment = place.environment()
+        sources = [
+            {"kind": "image", "files": place.url(f"{folder}/pictures/**/*.jpg")},
+            {"kind": "text", "table": place.url(f"{folder}/texts.csv"), "id": "id", "text": "text"},
+        ]
+        self._desk.write_job(catalog=self.catalog, sources=sources, embed__base_url=emulator.base_url)
+
+    def write(self, pictures: list[Path], texts: dict[str, str]) -> None:
+        for picture in pictures:
+            self.store.write(f"pictures/über uns/{picture.name}", picture.read_bytes())
+        table = "\n".join(["id,text", *(f"{name},{text}" for name, text in texts.items())])
+        self.store.write("texts.csv", table.encode())
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self._desk.cli(*arguments, **self._environment)
+
+    def asked(self, *arguments: str) -> dict[str, Any]:
+        done = self.command(*arguments)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def sent(self) -> int:
+        """How many contents were sent since this was last asked."""
+        before, self._sent = self._sent, sum(entry.items for entry in self.emulator.log)
+        return self._sent - before
+
+
+@pytest.fixture
+def night(place: Place, folder: str, tmp_path: Path) -> Iterator[Night]:
+    with Emulator(EmulatorSettings(dimension=64, api_keys=(KEY,))) as emulator:
+        yield Night(place, folder, tmp_path, emulator)
+
+
+def test_two_nights_in_a_bucket(night: Night, place: Place, proxy: Proxy, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "made", 14)
+    night.write(pictures[:12], TEXTS)
+    first = night.asked("run", "job.yaml", "--json")
+    assert first["status"] == "published"
+    assert first["counts"]["per_kind"] == {"image": 12, "text": 12}
+    assert night.sent() == 24
+
+    assert night.asked("run", "job.yaml", "--json")["status"] == "unchanged"
+    assert night.sent() == 0
+
+    night.store.delete("pictures/über uns/p000.jpg")
+    night.write(pictures[12:], TEXTS | {"t0": "a changed text"})
+    second = night.asked("run", "job.yaml", "--json")
+    assert second["counts"]["per_kind"] == {"image": 13, "text": 12}
+    assert night.sent() == 3
+
+    assert night.command("versions", "verify", night.catalog, "--all").returncode == 0
+    found = night.asked("search", night.catalog, "--text", "a changed text", "-k", "3", "--json")
+    assert "t0" in json.dumps(found)
+
+    assert night.command("versions", "rollback", night.catalog).returncode == 0
+    with open_catalog(night.catalog, storage_options=place.options()) as catalog:
+        assert catalog.manifest.version == first["version"]
+    pruned = night.asked("versions", "prune", night.catalog, "--keep", "1", "--json")
+    assert {piece["name"] for piece in pruned["kept"]} >= {first["version"], second["version"]}
+
+    opening_reads_no_vectors(
+        night.catalog, first["version"], place.options(proxy.port), proxy.paths, tmp_path / "cache"
+    )
+
+
+def opening_reads_no_vectors(
+    url: str, version: str, options: dict[str, Any], paths: list[str], cache_folder: Path
+) -> None:
+    """And what was brought once is not brought again."""
+    rng = np.random.default_rng(3)
+    queries = rng.standard_normal((2, 64)).astype(np.float32)
+    with open_catalog(url, storage_options=options, cache_folder=cache_folder) as catalog:
+        hits = catalog.search(queries, k=5)
+    assert [len(found) for found in hits] == [5, 5]
+    assert any(f"{version}/index/" in path.replace("%2F", "/") for path in paths)
+    assert not any("/vectors/" in path.replace("%2F", "/") for path in paths)
+    begun = len(paths)
+    with open_catalog(url, storage_options=options, cache_folder=cache_folder) as again:
+        assert again.search(queries, k=5) == hits
+    read_again = [path for path in paths[begun:] if "/index/" in path.replace("%2F", "/")]
+    assert not read_again
