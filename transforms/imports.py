@@ -5,10 +5,12 @@ Ids and kinds are looked at first, in a fixed memory; the vectors are read once,
 """
 
 import contextlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,13 +58,15 @@ class VectorFolder:
     columns: tuple[str, ...]
     """Which are read: `id`, `kind`, the vectors; `uri` and `text` if there are any; metadata."""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    launched_in: str = field(default_factory=os.getcwd)
+    """Where a relative `url` starts: workers have working folders of their own."""
 
     def place(self, file: int) -> str:
         return place_of(self.url, self.files[file])
 
     @contextlib.contextmanager
     def open(self, file: int) -> Iterator[pq.ParquetFile]:
-        with open_parquet(self.url, self.files[file]) as opened:
+        with open_parquet(self.url, self.files[file], self.launched_in) as opened:
             yield opened
 
 
@@ -102,14 +106,20 @@ def place_of(url: str, file: str) -> str:
 
 
 @contextlib.contextmanager
-def open_parquet(url: str, file: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(url: str, file: str, launched_in: str = "") -> Iterator[pq.ParquetFile]:
     """A Parquet file of a folder, of whose row groups only what is needed is in memory.
+
+    Args:
+        url: The folder, or the file itself.
+        file: Below `url`; empty where that is the file.
+        launched_in: Where a relative `url` starts, if it is not this process's working folder.
 
     Raises:
         SourceError: When it cannot be read, whenever within the block that shows.
     """
     place = place_of(url, file)
-    fs, path = filesystem(url, {})
+    is_remote = "://" in url or "::" in url
+    fs, path = filesystem(url if is_remote else str(Path(launched_in, Path(url).expanduser())), {})
     try:
         with fs.open(f"{path.rstrip('/')}/{file}" if file else path, "rb") as handle:
             yield pq.ParquetFile(handle, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)

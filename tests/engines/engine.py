@@ -1,0 +1,206 @@
+"""The engines that run the same jobs: how each is started, with two workers, and which options choose it."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from .fetch import engines_folder
+
+PYTHON = Path(sys.executable)
+_JAVA_OPENS = tuple(
+    f"--add-opens=java.base/{name}=ALL-UNNAMED"
+    for name in ("sun.nio.ch", "java.nio", "java.util", "java.lang.invoke", "java.lang", "java.net")
+)
+
+
+class Missing(Exception):  # noqa: N818 - a reason to skip
+    """The engine is not on this machine; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """An engine that is up."""
+
+    name: str
+    options: tuple[str, ...]
+    """Beam's options that send a job there."""
+    processes: tuple[psutil.Process, ...] = field(default=())
+    """Whose children are its workers; empty: the launcher's own."""
+
+    def workers(self, launcher: int) -> list[psutil.Process]:
+        """The processes below those of the engine, and below the launcher."""
+        found = []
+        for process in (*self.processes, psutil.Process(launcher)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += process.children(recursive=True)
+        return found
+
+
+def file_of(name: str) -> Path:
+    path = engines_folder() / name
+    if not path.exists():
+        raise Missing(f"{path} is not there: `make test-engines` fetches it where it can be had")
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def service(folder: Path, name: str, command: list[str], port: int | None = None) -> Iterator[psutil.Process]:
+    """A process that is up when it takes connections at `port`; it and all below it end with the block."""
+    log = folder / f"{name}.log"
+    environment = {
+        **os.environ,
+        "PATH": f"{PYTHON.parent}:{os.environ['PATH']}",  # Beam's worker pool starts its workers as `python`
+        "EPITHRE_KEY": KEY,
+        "PYTHONUNBUFFERED": "1",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=folder, start_new_session=True
+        )
+    found = psutil.Process(process.pid)
+    try:
+        deadline = time.monotonic() + 60
+        while port is not None:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{name} did not start:\n{log.read_text()[-2000:]}")
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+        yield found
+    finally:
+        below = found.children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs([found, *below], timeout=3)
+        for each in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
+
+
+KEY = "key-for-tests-0123456789"
+
+
+@contextlib.contextmanager
+def in_memory(folder: Path) -> Iterator[Engine]:
+    yield Engine(name="in_memory", options=("--runner=FnApiRunner",))
+
+
+@contextlib.contextmanager
+def processes(folder: Path) -> Iterator[Engine]:
+    options = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2")
+    yield Engine(name="processes", options=options)
+
+
+@contextlib.contextmanager
+def bundle_based(folder: Path) -> Iterator[Engine]:
+    yield Engine(name="bundle_based", options=("--runner=BundleBasedDirectRunner",))
+
+
+@contextlib.contextmanager
+def pool(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """Beam's worker pool: SDK workers in processes of their own, as in a container beside a task manager."""
+    port = free_port()
+    command = [str(PYTHON), "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
+    with service(folder, "pool", command, port) as process:
+        yield f"localhost:{port}", process
+
+
+@contextlib.contextmanager
+def portable(folder: Path) -> Iterator[Engine]:
+    """Beam's own job server in Python, which asks a pool for two workers."""
+    port = free_port()
+    command = [str(PYTHON), "-m", "apache_beam.runners.portability.local_job_service_main", f"--job_port={port}"]
+    command += [f"--staging_dir={folder / 'staging'}"]
+    with service(folder, "job-server", command, port) as server, pool(folder) as (address, workers):
+        options = ("--runner=PortableRunner", f"--job_endpoint=localhost:{port}", "--direct_num_workers=2")
+        options += ("--environment_type=EXTERNAL", f"--environment_config={address}")
+        yield Engine(name="portable", options=options, processes=(server, workers))
+
+
+@contextlib.contextmanager
+def prism(folder: Path) -> Iterator[Engine]:
+    """Prism has one worker, which works on many bundles at once."""
+    port = free_port()
+    command = [str(file_of("prism")), f"--job_port={port}", "--serve_http=false"]
+    with service(folder, "prism", command, port) as server, pool(folder) as (address, workers):
+        options = ("--runner=PortableRunner", f"--job_endpoint=localhost:{port}")
+        options += ("--environment_type=EXTERNAL", f"--environment_config={address}")
+        yield Engine(name="prism", options=options, processes=(server, workers))
+
+
+@contextlib.contextmanager
+def dask(folder: Path) -> Iterator[Engine]:
+    """A scheduler and two workers, each below a nanny that starts it again."""
+    try:
+        import distributed  # noqa: F401
+    except ImportError:
+        raise Missing("dask is not installed: pip install 'apache-beam[dask]'") from None
+    port = free_port()
+    program = [str(PYTHON), "-m", "distributed.cli.dask_scheduler", "--host=127.0.0.1", f"--port={port}"]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(service(folder, "scheduler", [*program, "--no-dashboard"], port))
+        address = f"tcp://127.0.0.1:{port}"
+        nannies = []
+        for i in range(2):
+            worker = [str(PYTHON), "-m", "distributed.cli.dask_worker", address, "--nthreads=2", "--no-dashboard"]
+            worker += ["--host=127.0.0.1", f"--local-directory={folder / f'worker{i}'}"]
+            nannies.append(stack.enter_context(service(folder, f"worker{i}", worker)))
+        options = ("--runner=apache_beam.runners.dask.dask_runner.DaskRunner", f"--dask_client_address={address}")
+        yield Engine(name="dask", options=(*options, "--dask_npartitions=4"), processes=tuple(nannies))
+
+
+@contextlib.contextmanager
+def job_server(folder: Path, name: str, *arguments: str) -> Iterator[Engine]:
+    """A job server of Java with its engine inside, which asks a pool for its workers."""
+    jar = file_of(f"{name}.jar")
+    java = shutil.which("java")
+    if java is None:
+        raise Missing("Java is not installed; on Debian: apt-get install default-jre-headless")
+    port = free_port()
+    command = [java, "-Xmx2g", *_JAVA_OPENS, "-jar", str(jar), f"--job-port={port}", "--artifact-port=0"]
+    command += ["--expansion-port=0", f"--artifacts-dir={folder / 'artifacts'}", *arguments]
+    with service(folder, name, command, port) as server, pool(folder) as (address, workers):
+        options = ("--runner=PortableRunner", f"--job_endpoint=localhost:{port}", "--parallelism=2")
+        options += ("--environment_type=EXTERNAL", f"--environment_config={address}", "--sdk_worker_parallelism=2")
+        yield Engine(name=name, options=options, processes=(server, workers))
+
+
+@contextlib.contextmanager
+def flink(folder: Path) -> Iterator[Engine]:
+    with job_server(folder, "flink", "--flink-master=[local]") as engine:
+        yield engine
+
+
+@contextlib.contextmanager
+def spark(folder: Path) -> Iterator[Engine]:
+    with job_server(folder, "spark", "--spark-master-url=local[2]") as engine:
+        yield engine
+
+
+ENGINES: dict[str, Callable[[Path], contextlib.AbstractContextManager[Engine]]] = {
+    "in_memory": in_memory,
+    "processes": processes,
+    "bundle_based": bundle_based,
+    "portable": portable,
+    "prism": prism,
+    "dask": dask,
+    "flink": flink,
+    "spark": spark,
+}
