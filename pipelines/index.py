@@ -13,7 +13,7 @@ import orjson
 from ..configs import CatalogConfig, ConfigError, MetadataType
 from ..configs.load import parse_settings
 from ..configs.schema import UNKNOWN_MODEL
-from ..index.layout import report_name, run_folder
+from ..index.layout import report_name
 from ..index.manifest import CatalogError, read_latest, read_manifest
 from ..index.store import Store
 from ..index.units import CarriedGroup, DamagedFileError
@@ -25,7 +25,7 @@ from ..transforms.report import unchanged_report
 from ..transforms.setup import VersionSetup, public_settings
 from ..transforms.sources import SourceError
 from .base import is_whole
-from .launch import RunFailed, Watch, check_not_lost, holding, new_version, run_pipeline, software, unwritable
+from .launch import Latest, RunFailed, Watch, begin, run_pipeline, software
 from .logs import tell
 
 _SETTABLE = ("index", "guards", "runner")
@@ -163,7 +163,7 @@ class _Launch:
 
     store: Store
     version: str
-    latest: tuple[bytes, str, str] | None
+    latest: Latest | None
     """What `read_latest` gave when the catalog was taken."""
     started_at_s: float
 
@@ -225,16 +225,7 @@ def _launched(url: str) -> Iterator[_Launch]:
     started_at_s = time.time()
     store = Store(url)
     with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(holding(store))
-            # Only now: what another run publishes before it lets go of the catalog is what this one starts from.
-            latest = read_latest(store)
-            if latest is None:
-                check_not_lost(store)
-            version = new_version(store, latest, stack)
-            store.write(f"{run_folder(version)}/started", b"")  # a catalog that cannot be written is told at once
-        except OSError as error:
-            raise unwritable(url, error) from error
+        latest, version = begin(store, stack)
         yield _Launch(store=store, version=version, latest=latest, started_at_s=started_at_s)
 
 

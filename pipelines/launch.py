@@ -14,7 +14,7 @@ from ..configs import CatalogConfig, ConfigError
 from ..index.history import existing_versions
 from ..index.layout import RUNS, manifest_name, next_version, run_folder, version_folder
 from ..index.lease import hold
-from ..index.manifest import CatalogError, read_manifest
+from ..index.manifest import CatalogError, read_latest, read_manifest
 from ..index.store import Store
 from ..index.units import DamagedFileError
 from ..transforms.epithre.client import RunStopped
@@ -65,7 +65,31 @@ def check_not_lost(store: Store) -> None:
                 )
 
 
-def new_version(store: Store, latest: tuple[bytes, str, str] | None, stack: contextlib.ExitStack) -> str:
+Latest = tuple[bytes, str, str]
+"""What `read_latest` gives of a catalog that has a version in force."""
+
+
+def begin(store: Store, stack: contextlib.ExitStack) -> tuple[Latest | None, str]:
+    """Holds the catalog until the end of `stack`; what is in force in it, and a name for the version to be written.
+
+    Raises:
+        CatalogBusy: When another run holds it.
+        RunFailed: When it cannot be written, or its LATEST.json was lost.
+    """
+    try:
+        stack.enter_context(holding(store))
+        # Only now: what another run publishes before it lets go of the catalog is what this one starts from.
+        latest = read_latest(store)
+        if latest is None:
+            check_not_lost(store)
+        version = new_version(store, latest, stack)
+        store.write(f"{run_folder(version)}/started", b"")  # a run whose work cannot be kept must not be paid
+    except OSError as error:
+        raise unwritable(store.url, error) from error
+    return latest, version
+
+
+def new_version(store: Store, latest: Latest | None, stack: contextlib.ExitStack) -> str:
     """A name for the version to be written; what is left of one that was not finished goes at the end of `stack`."""
     version = next_version(max([*existing_versions(store), latest[1] if latest else ""]) or None)
     stack.callback(_forget, store, version)

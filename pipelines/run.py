@@ -11,8 +11,8 @@ import orjson
 
 from ..configs import RunConfig
 from ..index.history import existing_versions
-from ..index.layout import report_name, run_folder, unit_dead_letters_name, unit_name, version_folder
-from ..index.manifest import CatalogError, read_latest, read_manifest
+from ..index.layout import report_name, unit_dead_letters_name, unit_name, version_folder
+from ..index.manifest import CatalogError, read_manifest
 from ..index.store import Store
 from ..index.units import DamagedFileError
 from ..transforms.compare import Comparison
@@ -26,7 +26,7 @@ from ..transforms.report import unchanged_report
 from ..transforms.setup import VersionSetup, public_settings
 from ..transforms.sources import SourceError
 from .base import Base, compare, find_base, is_whole
-from .launch import RunFailed, Watch, check_not_lost, holding, new_version, run_pipeline, software, unwritable
+from .launch import Latest, RunFailed, Watch, begin, new_version, run_pipeline, software, unwritable
 from .logs import tell
 
 _log = logging.getLogger(__name__)
@@ -58,26 +58,17 @@ def run(
     started_at_s = time.time()
     store = Store(config.catalog)
     with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(holding(store))
-            # Only now: what another run publishes before it lets go of the catalog is what this one starts from.
-            latest = read_latest(store)
-            if latest is None:
-                check_not_lost(store)
-            launch = _Launch(
-                config=config,
-                store=store,
-                latest=latest,
-                beam_options=beam_options,
-                watch=watch,
-                retry_dead=retry_dead,
-                started_at_s=started_at_s,
-                stack=stack,
-            )
-            version = launch.new_version()
-            store.write(f"{run_folder(version)}/started", b"")  # a run whose work cannot be kept must not be paid
-        except OSError as error:
-            raise unwritable(config.catalog, error) from error
+        latest, version = begin(store, stack)
+        launch = _Launch(
+            config=config,
+            store=store,
+            latest=latest,
+            beam_options=beam_options,
+            watch=watch,
+            retry_dead=retry_dead,
+            started_at_s=started_at_s,
+            stack=stack,
+        )
         try:
             return launch.run(version, stack.enter_context(compare(config)))
         except (SourceError, RunStopped, LedgerLostError) as error:
@@ -90,7 +81,7 @@ class _Launch:
 
     config: RunConfig
     store: Store
-    latest: tuple[bytes, str, str] | None
+    latest: Latest | None
     """What `read_latest` gave when the catalog was taken."""
     beam_options: Sequence[str]
     watch: Watch | None
