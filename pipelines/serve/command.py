@@ -1,6 +1,7 @@
 """The command `epithre-beam serve`."""
 
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -73,6 +74,8 @@ async def _serve(settings: "ServeSettings", *, as_json: bool) -> None:
             version = app.state.service.catalog.version
             url = url_of(listening)
             said = json.dumps({"url": url, "version": version}) if as_json else f"serving {version} at {url}"
+            gc.collect()
+            gc.freeze()  # what is there now stays: to look through it now and then would hold requests up
             sys.stdout.write(said + "\n")
             sys.stdout.flush()
             await Server(app, settings).serve(sockets=[listening])
