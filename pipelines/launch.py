@@ -20,6 +20,7 @@ from ..index.units import DamagedFileError
 from ..transforms.epithre.client import RunStopped
 from ..transforms.epithre.ledger import LedgerLostError
 from ..transforms.lane import read_progress
+from .workers import run_to_its_end
 
 Watch = Callable[[list[dict[str, Any]]], None]
 """Is told every half second what the lanes say of themselves."""
@@ -130,7 +131,7 @@ def run_pipeline(
     """
     # Beam takes seconds to import; a run that finds nothing changed should not wait for it.
     import apache_beam as beam
-    from apache_beam.options.pipeline_options import SetupOptions
+    from apache_beam.options.pipeline_options import DirectOptions, SetupOptions
 
     from ..transforms.embed import failure_name
 
@@ -141,8 +142,12 @@ def run_pipeline(
         options.view_as(SetupOptions).save_main_session = False
         pipeline = beam.Pipeline(options=options)
         wire(pipeline)
+        has_processes = options.view_as(DirectOptions).direct_running_mode == "multi_processing"
         with _watching(lambda: read_progress(store, version), watch):
-            pipeline.run().wait_until_finish()
+            if runner == "FnApiRunner" and has_processes:
+                run_to_its_end(lambda: pipeline.run().wait_until_finish())
+            else:
+                pipeline.run().wait_until_finish()
     except ConfigError:
         raise
     except Exception as error:
