@@ -10,7 +10,7 @@ import fsspec
 from fsspec.asyn import sync
 
 _S3_ATTEMPTS = 4
-_DRIVERS = {"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "s3fs"}
+_DRIVERS = ("adlfs.", "aiobotocore.", "aiohttp.", "azure.", "botocore.", "gcsfs.", "google.auth.", "requests.", "s3fs.")
 """Packages whose errors are a store's, also where they are no OSError."""
 _REFUSALS = {
     "ClientAuthenticationError",
@@ -76,16 +76,21 @@ def as_os_error(error: Exception, place: str) -> Exception:
     text = str(error)
     if isinstance(error, (FileNotFoundError, FileExistsError, PermissionError, ImportError)):
         return error
-    is_drivers = any(type(e).__module__.split(".")[0] in _DRIVERS for e in (error, error.__cause__) if e is not None)
-    if not is_drivers and not text.startswith(_BARE):
+    # Some drivers wrap what their client raised in an error without a type of its own.
+    known = [e for e in (error.__cause__, error) if f"{type(e).__module__}.".startswith(_DRIVERS)]
+    if not known and not text.startswith(_BARE):
         return error
-    status = str(getattr(error, "status_code", "") or getattr(error, "code", ""))
+    statuses = {str(getattr(e, "status_code", "") or getattr(e, "code", "")) for e in known}
     words = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no more was said'}"[:200]
-    if status in {"401", "403"} or type(error).__name__ in _REFUSALS or text.startswith((_BARE[0], _BARE[2])):
+    if (
+        statuses & {"401", "403"}
+        or {type(e).__name__ for e in known} & _REFUSALS
+        or text.startswith(("unable to connect to account", "Forbidden: "))
+    ):
         return PermissionError(
             f"{place} was refused ({words}): give credentials that may use it where the cloud's own tools look for them"
         )
-    if status == "404":
+    if "404" in statuses:
         return FileNotFoundError(f"{place} is not there ({words}): the bucket or container must exist")
     return error if isinstance(error, OSError) else OSError(f"{place} cannot be used now ({words})")
 

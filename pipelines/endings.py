@@ -13,6 +13,7 @@ from typing import Any
 from ..configs import ConfigError
 from ..index.lease import CatalogBusy
 from ..index.manifest import CatalogError
+from ..index.remote import as_os_error
 from ..index.store import StoreError
 from ..transforms.epithre.client import RunStopped
 from .logs import LogFormat, hidden, line_of
@@ -96,6 +97,7 @@ def ending_of_error(error: Exception) -> Ending | None:
     def ending(code: ExitCode, status: str, message: str | None = None, **facts: Any) -> Ending:
         return Ending(exit_code=code, status=status, message=str(error) if message is None else message, facts=facts)
 
+    error = as_os_error(error, "The storage")  # a store's driver may raise where a file is read piece by piece
     if (usage := getattr(error, "format_message", None)) is not None:  # the command line's own errors
         return ending(ExitCode.USAGE, "usage", usage())
     if isinstance(error, (ConfigError, QueryError)):

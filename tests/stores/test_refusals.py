@@ -1,0 +1,134 @@
+"""What a person is told when a store refuses, and how often a failing one is asked."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from epithre_beam.index import Store
+from epithre_beam.index.remote import connect, list_page
+
+from ..pipelines.conftest import Place as Desk
+from ..pipelines.conftest import sentences
+from ..s3_server import BUCKET, Proxy
+from .conftest import AZURE_KEY, Place, azure_connection
+
+PROTOCOLS = {"s3": "s3", "gcs": "gs", "azure": "az"}
+
+
+def refusing_first(status: str) -> Callable[[str, dict[str, str]], str]:
+    left = [status]
+    lock = threading.Lock()
+
+    def fault(method: str, headers: dict[str, str]) -> str:
+        with lock:
+            return left.pop() if left else "pass"
+
+    return fault
+
+
+def test_a_busy_store_is_asked_again(place: Place, proxy: Proxy, store: Store, folder: str) -> None:
+    store.write("a", b"one")
+    fs, path = connect(place.url(folder), place.options(proxy.port))
+    proxy.fault = refusing_first("500")
+    assert fs.cat_file(f"{path}/a") == b"one"
+    proxy.fault = refusing_first("503")
+    assert [name for name, _ in list_page(fs, path).files] == [f"{path}/a"]
+    proxy.fault = refusing_first("429" if place.name == "gcs" else "503")  # as each says that it is busy
+    place.store(folder, port=proxy.port).write("b", b"two")
+    assert store.read("b") == b"two"
+
+
+# Google's client asks six times in half a minute, by itself: it is not waited for here.
+@pytest.mark.parametrize("place", ["s3", "azure"], indirect=True)
+def test_a_store_that_stays_away_is_asked_a_few_times_and_not_for_ever(place: Place, proxy: Proxy, folder: str) -> None:
+    proxy.fault = lambda method, headers: "503"
+    store = place.store(folder, port=proxy.port)
+    began = time.monotonic()
+    with pytest.raises(OSError, match=r"."):
+        store.read("a")
+    assert 2 <= len(proxy.requests) <= 8
+    assert time.monotonic() - began < 45
+
+
+@pytest.mark.parametrize("ask", [lambda s: s.read("a"), lambda s: s.size("a"), lambda s: s.write("a", b"x")])
+def test_a_refusal_is_a_permission_error_with_the_place(
+    place: Place, proxy: Proxy, folder: str, ask: Callable[[Store], object]
+) -> None:
+    proxy.fault = lambda method, headers: "403"
+    with pytest.raises(PermissionError) as caught:
+        ask(place.store(folder, port=proxy.port))
+    assert AZURE_KEY not in str(caught.value)
+
+
+def test_a_key_that_is_wrong_is_refused_in_words_and_not_told(place: Place, folder: str, tmp_path: Path) -> None:
+    environment = place.environment()
+    if place.name == "azure":
+        key = AZURE_KEY.replace("Eby8", "Eby9")
+        environment = {"AZURE_STORAGE_CONNECTION_STRING": azure_connection(f"http://127.0.0.1:{place.port}", key)}
+    else:
+        key = "secret"
+        proxy = Proxy(place.port)
+        proxy.fault = lambda method, headers: "403"
+        environment = place.environment(proxy.port)
+    done = Desk(tmp_path).cli("versions", "list", place.url(folder), **environment)
+    assert done.returncode == 1
+    (sentence,) = sentences(done.stderr)
+    assert any(word in sentence for word in ("refused", "Forbidden")), sentence
+    assert key not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_credentials_it_is_said_that_they_are_missing(tmp_path: Path) -> None:
+    """Google's client goes on without any, and the bucket refuses it."""
+    for protocol in ("s3", "az"):
+        done = Desk(tmp_path).cli("versions", "list", f"{protocol}://{BUCKET}/catalog")
+        assert done.returncode == 1
+        (sentence,) = sentences(done.stderr)
+        assert "give credentials that may use it" in sentence
+
+
+def test_a_bucket_that_is_not_there_is_told_as_that(place: Place, tmp_path: Path) -> None:
+    nowhere = f"{PROTOCOLS[place.name]}://no-such-bucket/pictures"
+    desk = Desk(tmp_path)
+    desk.write_job(sources=[{"kind": "image", "files": f"{nowhere}/**/*.jpg"}])
+    planned = desk.cli("plan", "job.yaml", **place.environment())
+    assert planned.returncode == 2
+    assert "matches nothing (there is no folder 'no-such-bucket/pictures')" in planned.stderr
+    with pytest.raises(FileNotFoundError):
+        Store(nowhere, place.options()).create("a", b"x")
+    with pytest.raises(FileNotFoundError):
+        list_page(*connect(nowhere, place.options()))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "package", "extra"), [("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs"), ("az", "adlfs", "azure")]
+)
+def test_a_driver_that_is_not_installed_is_named(protocol: str, package: str, extra: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from epithre_beam.pipelines.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "versions", "list", f"{protocol}://bucket/catalog"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"install epithre-beam[{extra}]" in done.stderr
+
+
+def test_many_ask_at_once_and_all_are_answered(place: Place, proxy: Proxy, store: Store, folder: str) -> None:
+    """Every seventh request is refused; sixteen threads read on all the same."""
+    for number in range(8):
+        store.write(f"{number}", b"%d" % number)
+    asked = []
+
+    def fault(method: str, headers: dict[str, str]) -> str:
+        asked.append(method)
+        return "503" if len(asked) % 7 == 3 else "pass"
+
+    proxy.fault = fault
+    busy = place.store(folder, port=proxy.port)
+    busy.size("0")
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda n: busy.read(str(n % 8)), range(24))) == [b"%d" % (n % 8) for n in range(24)]
