@@ -380,6 +380,9 @@ class GuardConfig(Section):
     )
 
 
+BeamOption = Annotated[str, Field(pattern=r"^--[A-Za-z]\w*(=|$)")]
+
+
 class CatalogConfig(Section):
     """What a version is made with, wherever its rows come from: a job without its sources."""
 
@@ -388,7 +391,10 @@ class CatalogConfig(Section):
     prepare: PrepareConfig = PrepareConfig()
     index: IndexConfig = IndexConfig()
     guards: GuardConfig = GuardConfig()
-    runner: str = Field("FnApiRunner", description="A Beam runner. Its own options follow `--` on the command line.")
+    runner: str = Field("FnApiRunner", description="A Beam runner.")
+    beam_options: tuple[BeamOption, ...] = Field(
+        (), description="Beam's own options, e.g. `--parallelism=4`; those after `--` on the command line go over them."
+    )
 
 
 class RunConfig(CatalogConfig):

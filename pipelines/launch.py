@@ -138,7 +138,7 @@ def run_pipeline(
     store = Store(config.catalog)
     runner = next((o.partition("=")[2] for o in beam_options if o.startswith("--runner=")), config.runner)
     try:
-        options = _parsed([f"--runner={runner}", *beam_options])
+        options = _parsed([f"--runner={runner}", *config.beam_options, *beam_options])
         options.view_as(SetupOptions).save_main_session = False
         pipeline = beam.Pipeline(options=options)
         wire(pipeline)

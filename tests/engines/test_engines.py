@@ -22,7 +22,8 @@ def digests(catalog: Path) -> dict[str, str]:
     """The published version's files but for those that hold times."""
     version = catalog / "versions" / open_catalog(catalog).version
     timed = {"manifest.json", "report.json", "report.html"}
-    files = [path for path in sorted(version.rglob("*")) if path.is_file() and path.name not in timed]
+    names = (path for path in sorted(version.rglob("*")) if path.is_file() and path.name not in timed)
+    files = [path for path in names if not path.name.endswith(".partial")]  # of a worker that was killed
     return {str(path.relative_to(version)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

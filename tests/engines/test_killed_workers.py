@@ -1,0 +1,184 @@
+"""A worker is killed in the middle: the engine begins its work again, or the run ends and the next one goes on.
+
+Either way the catalog is what it would have been, and nothing is paid twice but what was on its way.
+"""
+
+import contextlib
+import shutil
+import time
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults, Limits
+
+from ..pipelines.conftest import Place, sentences, write_pictures, write_texts
+from ..pipelines.scene import found_in, rows_in_force
+from ..pipelines.test_run import finished_contents
+from .engine import KEY
+from .test_engines import digests
+
+KILLABLE = ("processes", "portable", "prism", "dask", "flink", "spark")
+"""The engines whose workers are processes of their own."""
+BEGINS_AGAIN = ("dask", "flink", "spark")
+"""Of those, the engines that replace a worker; with the others the run fails."""
+ASSETS, UNIT, IN_FLIGHT, LANES = 120, 4, 2, 2
+REFERENCE = ("--runner=FnApiRunner",)
+
+
+def sends(emulator):
+    """Whether a worker has a connection to the API."""
+    port = int(emulator.base_url.split(":")[2].split("/")[0])
+    return lambda worker: any(c.raddr and c.raddr.port == port for c in worker.net_connections())
+
+
+def builds(worker):
+    """Whether a worker has a file of the new version open."""
+    return any("/versions/" in file.path or "/vectors/" in file.path for file in worker.open_files())
+
+
+def kill_one(engine, launcher, is_time, is_busy):
+    """Kills a busy worker with SIGKILL when it is time; None when the run was over before."""
+    while launcher.poll() is None:
+        if is_time():
+            for worker in engine.workers(launcher.pid):
+                with contextlib.suppress(psutil.Error):
+                    if is_busy(worker):
+                        worker.kill()
+                        return worker.pid
+        time.sleep(0.005)
+    return None
+
+
+def finish(place, launcher, engine, *arguments):
+    """Waits for the end; where the run failed, in a sentence, it is run again."""
+    _, errors = launcher.communicate(timeout=100)
+    if launcher.returncode == 0:
+        return True
+    assert launcher.returncode == 1, errors[-3000:]
+    assert len(sentences(errors)) == 1, errors[-3000:]
+    done = place.cli(*arguments, "--", *engine.options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return False
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    place = Place(tmp_path_factory.mktemp("sources"))
+    write_pictures(place.folder / "pictures", ASSETS // 2)
+    write_texts(place.folder / "texts.csv", ASSETS // 2)
+    return place
+
+
+def write_job(place, emulator, lanes=LANES, **settings):
+    place.write_job(
+        embed__base_url=emulator.base_url,
+        embed__unit_references=UNIT,
+        embed__batch_items=UNIT,
+        embed__max_concurrency=IN_FLIGHT,
+        embed__lanes=lanes,
+        **{"embed__budget": "host" if lanes > 1 else "lane", **settings},
+    )
+
+
+def state(catalog):
+    return rows_in_force(catalog), found_in(catalog)
+
+
+@pytest.fixture(scope="module")
+def embedded(sources, emulator):
+    """What it would have been."""
+    write_job(sources, emulator, lanes=1)
+    assert sources.cli("run", "job.yaml", "--", *REFERENCE).returncode == 0
+    found = state(sources.catalog)
+    shutil.rmtree(sources.catalog)
+    return found
+
+
+@pytest.mark.parametrize("engine", KILLABLE, indirect=True, scope="session")
+def test_a_worker_killed_while_it_embeds_costs_what_was_on_its_way(engine, sources, embedded):
+    shutil.rmtree(sources.catalog, ignore_errors=True)
+    settings = EmulatorSettings(dimension=64, api_keys=(KEY,), faults=Faults(latency_s=0.25))
+    with Emulator(settings) as emulator:
+        write_job(sources, emulator)
+        launcher = sources.start("run", "job.yaml", "--", *engine.options)
+        units = sources.catalog / "units"
+        killed = kill_one(engine, launcher, lambda: len(list(units.glob("*.parquet"))) >= 6, sends(emulator))
+        finished = finished_contents(sources.catalog)
+        began_again = finish(sources, launcher, engine, "run", "job.yaml")
+        paid = emulator.payments()
+    assert killed is not None
+    assert began_again == (engine.name in BEGINS_AGAIN)
+    assert state(sources.catalog) == embedded
+    assert len(paid) == ASSETS
+    assert len(finished) >= 5 * UNIT
+    assert all(paid[content] == 1 for content in finished)
+    # On its way were the requests of each lane, and as many units that were being written.
+    assert sum(count - 1 for count in paid.values()) <= 2 * LANES * IN_FLIGHT * UNIT
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    """Vectors of which an index takes a moment to build."""
+    place = Place(tmp_path_factory.mktemp("vectors"))
+    rng = np.random.default_rng(8)
+    rows = rng.standard_normal((24_000, 64)).astype(np.float32)
+    (place.folder / "old").mkdir()
+    for i, part in enumerate(np.array_split(np.arange(len(rows)), 6)):
+        kinds = ["image" if row % 2 else "text" for row in part]
+        table = {"id": [f"v{row}" for row in part], "kind": kinds, "embedding": list(rows[part])}
+        pq.write_table(pa.table(table), place.folder / "old" / f"{i}.parquet")
+    return place
+
+
+BUILD = ("index", "catalog", "--from=old", "--set=index.exact_up_to_mb=0", "--set=index.rows_per_index=2000")
+BUILD += ("--set=index.rows_per_file=3000",)
+
+
+@pytest.fixture(scope="module")
+def built(vectors):
+    """What it would have been."""
+    done = vectors.cli(*BUILD, "--", *REFERENCE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = digests(vectors.catalog)
+    shutil.rmtree(vectors.catalog)
+    return found
+
+
+@pytest.mark.parametrize("engine", KILLABLE, indirect=True, scope="session")
+def test_a_worker_killed_while_it_builds_changes_nothing_of_what_is_built(engine, vectors, built):
+    shutil.rmtree(vectors.catalog, ignore_errors=True)
+    launcher = vectors.start(*BUILD, "--", *engine.options)
+    versions = vectors.catalog / "versions"
+    killed = kill_one(engine, launcher, lambda: any(versions.glob("*/vectors/*.parquet")), builds)
+    began_again = finish(vectors, launcher, engine, *BUILD)
+    assert killed is not None
+    assert began_again == (engine.name in BEGINS_AGAIN)
+    assert digests(vectors.catalog) == built
+
+
+LIMIT = 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["dask"], indirect=True, scope="session")
+def test_the_limit_holds_over_four_lanes_when_one_of_their_workers_is_killed(engine, sources, embedded, redis_server):
+    """What was on its way when the worker died keeps its leases: the server may have counted it."""
+    shutil.rmtree(sources.catalog, ignore_errors=True)
+    settings = EmulatorSettings(dimension=64, api_keys=(KEY,), limits=Limits(requests_per_minute=LIMIT))
+    with Emulator(settings) as emulator:
+        redis = {"embed__budget": "redis", "embed__redis_url": redis_server.url}
+        write_job(sources, emulator, 4, embed__requests_per_minute=LIMIT, **redis)
+        launcher = sources.start("run", "job.yaml", "--", *engine.options)
+        units = sources.catalog / "units"
+        killed = kill_one(engine, launcher, lambda: len(list(units.glob("*.parquet"))) >= 10, sends(emulator))
+        _, errors = launcher.communicate(timeout=150)
+        assert launcher.returncode == 0, errors[-3000:]
+        assert killed is not None
+        assert emulator.worst_window().requests <= LIMIT
+        assert not [admission for admission in emulator.log if admission.status == 429]
+        assert sum(count - 1 for count in emulator.payments().values()) <= 2 * 4 * IN_FLIGHT * UNIT
+    assert state(sources.catalog) == embedded
