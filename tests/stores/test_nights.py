@@ -38,7 +38,7 @@ class Night:
 
     def write(self, pictures: list[Path], texts: dict[str, str]) -> None:
         for picture in pictures:
-            self.store.write(f"pictures/über uns/{picture.name}", picture.read_bytes())
+            self.store.write(f"pictures/über #1 100%?/[a] b/{picture.name}", picture.read_bytes())
         table = "\n".join(["id,text", *(f"{name},{text}" for name, text in texts.items())])
         self.store.write("texts.csv", table.encode())
 
@@ -74,7 +74,7 @@ def test_two_nights_in_a_bucket(night: Night, place: Place, proxy: Proxy, tmp_pa
     assert night.asked("run", "job.yaml", "--json")["status"] == "unchanged"
     assert night.sent() == 0
 
-    night.store.delete("pictures/über uns/p000.jpg")
+    night.store.delete("pictures/über #1 100%?/[a] b/p000.jpg")
     night.write(pictures[12:], TEXTS | {"t0": "a changed text"})
     second = night.asked("run", "job.yaml", "--json")
     assert second["counts"]["per_kind"] == {"image": 13, "text": 12}
