@@ -40,6 +40,7 @@ def test_opening_a_catalog_loads_no_http_client_and_no_pictures() -> None:
     assert not {"httpx", "PIL", "jinja2", "rich", "typer"} & modules_after("import epithre_beam.index")
 
 
+@pytest.mark.alone
 def test_the_index_is_imported_in_no_time() -> None:
     """The best of three: a busy machine may delay one."""
     program = (

@@ -464,6 +464,7 @@ print(json.dumps([reason, seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process's peak memory is read with the resource module")
 @pytest.mark.parametrize("name", list(bombs()))
+@pytest.mark.alone
 def test_a_bomb_is_refused_quickly_and_in_little_memory(name: str) -> None:
     data = bombs()[name]
     assert len(data) < 400_000

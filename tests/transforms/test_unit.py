@@ -77,6 +77,7 @@ async def embed_all(units, embed, key, store, reader_class=Reader, memory=50_000
             )
 
 
+@pytest.mark.alone
 def test_slow_storage_and_a_slow_api_wait_side_by_side(tmp_path):
     """128 reads of 50 ms in two threads are 3.2 s, and 16 requests of 300 ms one after the other 4.8 s more."""
     references = pictures(tmp_path / "pictures", 128)

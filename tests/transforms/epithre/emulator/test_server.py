@@ -214,6 +214,7 @@ def test_every_answer_carries_its_own_id_and_says_that_it_is_an_emulator(calm: E
     assert "emulator" in calm.model.fingerprint
 
 
+@pytest.mark.alone
 def test_small_answers_do_not_wait_for_delayed_acknowledgements(client: httpx.Client) -> None:
     took = []
     for _ in range(20):
@@ -774,6 +775,7 @@ def test_a_poisoned_item_refuses_its_request_and_is_named_as_ordered(names: Any,
         assert len(emulator.payments()) == 2
 
 
+@pytest.mark.alone
 def test_latency_and_its_jitter_count_from_admission() -> None:
     with running(faults=Faults(latency_s=0.1, latency_jitter_s=0.08)) as (emulator, client):
         for _ in range(12):
