@@ -189,7 +189,8 @@ async def _azure_page(fs: Any, bucket: str, prefix: str, token: str | None, deli
     files: list[tuple[str, dict[str, Any]]] = []
     folders: list[str] = []
     async with fs.service_client.get_container_client(bucket) as container:
-        what: dict[str, Any] = {"name_starts_with": prefix, "include": ["metadata"]}
+        # Each item takes ten kilobytes while a page is read; a page may have five thousand.
+        what: dict[str, Any] = {"name_starts_with": prefix, "include": ["metadata"], "results_per_page": 1000}
         items = container.walk_blobs(delimiter=delimiter, **what) if delimiter else container.list_blobs(**what)
         pages = items.by_page(token)
         async for item in await anext(pages):

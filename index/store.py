@@ -27,6 +27,7 @@ from .conditional import has_conditions, is_refusal, tag_of, write_if
 from .remote import as_os_error, connect, storage_errors
 
 _ATTEMPTS = 4
+_DELETERS = 8
 _HASHED_APART_BYTES = 1 << 16
 _HASHED_LATER = 4
 """Pieces that may wait to be hashed, some megabytes together."""
@@ -319,7 +320,16 @@ class Store:
     def delete(self, name: str) -> None:
         """Deletes a file or a folder with all that is in it; one that is gone already is no error."""
         with contextlib.suppress(FileNotFoundError), storage_errors(self._place(name)):
-            self.fs.rm(self.path(name), recursive=True)
+            if self.is_local:
+                self.fs.rm(self.path(name), recursive=True)
+                return
+            # Drivers take `[`, `*` and `?` in a name that they delete for a pattern: each file is named to them.
+            with ThreadPoolExecutor(_DELETERS) as pool:
+                list(pool.map(self._delete_file, self.fs.find(self.path(name))))
+
+    def _delete_file(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

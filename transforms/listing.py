@@ -10,7 +10,7 @@ from ..index.remote import Page, list_page
 
 _LISTERS = 8
 _PAGES_AHEAD = 3
-"""A page is a thousand names on most stores, five thousand on Azure; each is about a kilobyte of memory."""
+"""A page is a thousand names, each about a kilobyte of memory."""
 
 
 def walk_bucket(fs: Any, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -210,3 +210,13 @@ def test_pruning_deletes_what_it_says_and_the_rest_stays_whole(store: Store) -> 
     assert {piece.name for piece in done.deleted} == {"000001-x", "000002-x"}
     left = [f"versions/00000{n}-x/{name}" for n in (3, 4) for name in ("manifest.json", "vectors/x.bin")]
     assert store.names("versions") == left
+
+
+def test_what_looks_like_a_pattern_deletes_itself_alone(store: Store) -> None:
+    names = ["ax", "[a]x", "a?", "*", "d/ax", "d[1]/*", "d1/ax"]
+    for name in names:
+        store.write(name, b"x")
+    for name in ("[a]x", "a?", "*", "d[1]"):
+        store.delete(name)
+    assert store.names("") == ["ax", "d/ax", "d1/ax"]
+    store.delete("nothing")
