@@ -1,0 +1,73 @@
+"""The Flink cluster's manifest is what Kubernetes accepts, and its parts fit each other. No cluster is started here."""
+
+import apache_beam
+import kubernetes_validate
+import pytest
+import yaml
+from apache_beam.options.pipeline_options import FlinkRunnerOptions
+
+from epithre_beam.configs import load_config
+
+from .conftest import EXAMPLES
+
+ITEMS = list(yaml.safe_load_all((EXAMPLES / "kubernetes" / "flink.yaml").read_text()))
+OLDEST = "1.31"
+
+
+def named(kind, part=""):
+    (found,) = [item for item in ITEMS if item["kind"] == kind and item["metadata"]["name"].endswith(part)]
+    return found
+
+
+def pods():
+    for item in ITEMS:
+        if item["kind"] == "Deployment":
+            yield item["spec"]["template"]["spec"]
+        if item["kind"] == "CronJob":
+            yield item["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+
+
+def containers():
+    return [c for pod in pods() for c in [*pod.get("initContainers", ()), *pod["containers"]]]
+
+
+@pytest.mark.parametrize("release", [OLDEST, kubernetes_validate.latest_version()])
+def test_it_follows_the_schema_of_kubernetes_and_has_no_key_of_its_own(release):
+    for item in ITEMS:
+        kubernetes_validate.validate(item, release, strict=True)
+
+
+def test_images_are_of_the_beam_that_is_installed_and_of_a_flink_that_it_knows():
+    images = {container["name"]: container["image"] for container in containers()}
+    flink = images["taskmanager"].split(":")[1]
+    assert images["jobmanager"] == images["taskmanager"]
+    assert flink in FlinkRunnerOptions.PUBLISHED_FLINK_VERSIONS
+    assert images["job-server"] == f"apache/beam_flink{flink}_job_server:{apache_beam.__version__}"
+    assert images["beam-workers"] == images["run"]
+
+
+def test_the_job_asks_for_the_pool_and_the_slots_that_are_there(tmp_path):
+    settings = named("ConfigMap")["data"]
+    (tmp_path / "job.yaml").write_text(settings["job.yaml"])
+    options = dict(option[2:].split("=") for option in load_config(tmp_path / "job.yaml").beam_options)
+    (workers,) = [container for container in containers() if container["name"] == "beam-workers"]
+    assert options["environment_config"] == f"localhost:{workers['ports'][0]['containerPort']}"
+    flink = yaml.safe_load(settings["FLINK_PROPERTIES"])
+    managers = named("Deployment", "taskmanager")["spec"]["replicas"]
+    assert int(options["parallelism"]) == managers * flink["taskmanager.numberOfTaskSlots"]
+    assert flink["jobmanager.rpc.address"] == named("Service")["metadata"]["name"]
+
+
+def test_what_is_staged_is_mounted_where_it_is_read_and_the_key_comes_from_a_secret():
+    by_name = {container["name"]: container for container in containers()}
+    (server,) = [a for a in by_name["job-server"]["args"] if a.startswith("--artifacts-dir=")]
+    for name in ("job-server", "taskmanager"):
+        assert server.partition("=")[2] in [mount["mountPath"] for mount in by_name[name]["volumeMounts"]]
+    for name in ("beam-workers", "run"):
+        (key,) = by_name[name]["env"]
+        assert key["valueFrom"]["secretKeyRef"]["key"] == key["name"] == "EPITHRE_KEY"
+    for pod in pods():
+        mounted = {
+            m["name"] for c in [*pod.get("initContainers", ()), *pod["containers"]] for m in c.get("volumeMounts", ())
+        }
+        assert mounted == {volume["name"] for volume in pod.get("volumes", ())}
