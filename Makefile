@@ -5,11 +5,12 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint format types wheel airflow check schema clean bench-main-job bench-limit bench-incremental bench-carry bench-index bench-search bench-serve
+.PHONY: help demo test test-stores lint format types wheel airflow check schema clean bench-main-job bench-limit bench-incremental bench-carry bench-index bench-search bench-serve test-engines bench-engines
 
 help:
 	@echo "make demo     draw pictures, embed them on the local emulator, search them (no key, no network)"
 	@echo "make test     run the tests"
+	@echo "make test-engines  the same jobs on every engine: Prism, Dask, Beam's job server; Flink and Spark where they are had"
 	@echo "make check    what CI runs: test, lint, types, wheel, and the example's DAG on a real Airflow"
 	@echo "make bench-…  benchmarks, by hand: main-job, limit, incremental, carry, index, search, serve"
 
@@ -20,8 +21,15 @@ demo: $(VENV)/.demo
 # Threads that spin while they wait would keep the other process from its core.
 test: export OMP_WAIT_POLICY ?= passive
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone" $(TESTS)
-	$(BIN)/python -m pytest -m alone $(TESTS) || test $$? -eq 5
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone" --ignore=tests/engines $(TESTS)
+	$(BIN)/python -m pytest -m alone --ignore=tests/engines $(TESTS) || test $$? -eq 5
+
+test-engines: $(VENV)/.dev
+	$(BIN)/python tests/engines/fetch.py
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --timeout=300 tests/engines
+
+test-stores: $(VENV)/.stores
+	$(BIN)/python -m pytest tests/stores $(TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -68,6 +76,10 @@ bench-search: $(VENV)/.dev
 bench-serve: $(VENV)/.dev
 	$(BIN)/python benchmarks/serve.py
 
+bench-engines: $(VENV)/.dev
+	$(BIN)/python tests/engines/fetch.py
+	$(BIN)/python benchmarks/engines.py
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  || { echo "Python 3.11 to 3.13 is needed, $(PYTHON) is another: make PYTHON=python3.12 …"; exit 1; }
@@ -81,6 +93,12 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[beam,fast,serve,explore,test,dev]'
 	@touch $@ $(VENV)/.demo
+
+# Azurite is Azure's emulator, a program of Node's; the other servers are Python.
+$(VENV)/.stores: $(VENV)/.dev
+	$(PIP) --editable '.[s3,gcs,azure]'
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@3.37.0
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
