@@ -48,6 +48,8 @@ class GcsServer:
         self.refuse: Callable[[str, str], int | None] = lambda method, path: None
         """Is told method and path, and says with which status a request is refused, if it is."""
         self.ignores_conditions = False
+        self.token: str | None = None
+        """What requests must bear, if anything; `/token` gives it to a service account."""
         self.lock = threading.Lock()
         self.sessions: dict[str, tuple[str, str, str | None, bytearray]] = {}
         self.generations = itertools.count(1_700_000_000_000_000)
@@ -158,6 +160,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             if (status := self.gcs.refuse(self.command, self.path)) is not None:
                 raise RefusedError(status, "try again" if status in {429, 500, 503} else "refused")
+            if path == "/token":
+                self._json({"access_token": self.gcs.token, "expires_in": 3600, "token_type": "Bearer"})
+                return
+            if self.gcs.token is not None and self.headers.get("Authorization") != f"Bearer {self.gcs.token}":
+                raise RefusedError(401, "Anonymous caller does not have access")
             self._route(path, query, body)
         except RefusedError as refused:
             told = {"error": {"code": refused.status, "message": str(refused)}}

@@ -1,5 +1,7 @@
 """What a person is told when a store refuses, and how often a failing one is asked."""
 
+import json
+import random
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from ..pipelines.conftest import Place as Desk
 from ..pipelines.conftest import sentences
 from ..s3_server import BUCKET, Proxy
 from .conftest import AZURE_KEY, Place, azure_connection
+from .gcs_server import GcsServer
 
 PROTOCOLS = {"s3": "s3", "gcs": "gs", "azure": "az"}
 
@@ -132,3 +135,62 @@ def test_many_ask_at_once_and_all_are_answered(place: Place, proxy: Proxy, store
     busy.size("0")
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(lambda n: busy.read(str(n % 8)), range(24))) == [b"%d" % (n % 8) for n in range(24)]
+
+
+def test_google_is_asked_with_the_service_account_that_its_own_variable_names(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    with GcsServer((BUCKET,)) as server:
+        server.token = "a-token-of-this-test"
+        account = {
+            "type": "service_account",
+            "client_email": "robot@project.iam",
+            "private_key": key.private_bytes(*form).decode(),
+            "token_uri": f"{server.url}/token",
+        }
+        (tmp_path / "account.json").write_text(json.dumps(account))
+        place = Place(name="gcs", port=server.port)
+        ask = ["versions", "list", place.url("catalog")]
+        refused = Desk(tmp_path).cli(*ask, **place.environment())
+        assert refused.returncode == 1
+        assert "was refused" in refused.stderr
+        chain = {"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "account.json")}
+        allowed = Desk(tmp_path).cli(*ask, **place.environment(), **chain)
+        assert "refused" not in allowed.stderr
+        assert ("POST", "/token") in server.requests
+        assert server.token not in allowed.stderr + allowed.stdout
+
+
+def test_a_large_file_arrives_whole_though_the_store_is_busy(
+    place: Place, proxy: Proxy, store: Store, folder: str
+) -> None:
+    """More than a block of each driver that sends in blocks."""
+    asked = []
+
+    def fault(method: str, headers: dict[str, str]) -> str:
+        asked.append(method)
+        return "503" if len(asked) % 3 == 1 else "pass"
+
+    proxy.fault = fault
+    data = random.Random(5).randbytes(11_000_000)
+    with place.store(folder, port=proxy.port).open_write("large") as file:
+        for start in range(0, len(data), 1 << 20):
+            file.write(data[start : start + (1 << 20)])
+    assert store.read("large") == data
+    assert len(asked) > 1
+
+
+def write_and_fail(store: Store, size: int) -> None:
+    with store.open_write("half") as file:
+        file.write(b"x" * size)
+        raise ZeroDivisionError
+
+
+def test_a_file_whose_writing_fails_is_not_there(store: Store) -> None:
+    for size in (10, 7_000_000):
+        with pytest.raises(ZeroDivisionError):
+            write_and_fail(store, size)
+        assert store.listing() == []
