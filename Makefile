@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+TESTS ?= tests --ignore=tests/engines --ignore=tests/stores
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
@@ -10,8 +11,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 help:
 	@echo "make demo     draw pictures, embed them on the local emulator, search them (no key, no network)"
 	@echo "make test     run the tests"
+	@echo "make test-stores   whole jobs on S3, Google's and Azure's protocols, on servers of its own (needs npm)"
 	@echo "make test-engines  the same jobs on every engine: Prism, Dask, Beam's job server; Flink and Spark where they are had"
-	@echo "make check    what CI runs: test, lint, types, wheel, and the example's DAG on a real Airflow"
+	@echo "make check    what CI runs: all tests, lint, types, wheel, and the example's DAG on a real Airflow"
 	@echo "make bench-…  benchmarks, by hand: main-job, limit, incremental, carry, index, search, serve"
 
 demo: $(VENV)/.demo
@@ -21,15 +23,15 @@ demo: $(VENV)/.demo
 # Threads that spin while they wait would keep the other process from its core.
 test: export OMP_WAIT_POLICY ?= passive
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone" --ignore=tests/engines $(TESTS)
-	$(BIN)/python -m pytest -m alone --ignore=tests/engines $(TESTS) || test $$? -eq 5
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone" $(TESTS)
+	$(BIN)/python -m pytest -m alone $(TESTS) || test $$? -eq 5
 
 test-engines: $(VENV)/.dev
 	$(BIN)/python tests/engines/fetch.py
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --timeout=300 tests/engines
 
 test-stores: $(VENV)/.stores
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/stores $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/stores
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -48,7 +50,7 @@ wheel: $(VENV)/.dev
 airflow: $(VENV)/.dev
 	$(BIN)/python .ci/airflow.py
 
-check: test lint types wheel airflow
+check: test test-stores test-engines lint types wheel airflow
 
 schema: $(VENV)/.dev
 	$(BIN)/epithre-beam schema > configs/job.schema.json
