@@ -41,8 +41,7 @@ def connect(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     """
     # Listing caches have returned files that are gone and sizes that were.
     options = {"use_listings_cache": False, **options}
-    # With it, gcsfs asks over gRPC what sort of bucket each is, which no fork survives and emulators never answer.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    _choose_gcsfs()
     is_s3 = fsspec.core.split_protocol(url)[0] in {"s3", "s3a"}
     is_ours = (
         is_s3 and "config_kwargs" not in options and not {"AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"} & os.environ.keys()
@@ -57,6 +56,25 @@ def connect(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     if (policy := getattr(configuration, "retry_policy", None)) is not None:
         policy.initial_backoff, policy.increment_base, policy.random_jitter_range = 1, 2, 1
     return fs, str(path)
+
+
+def driver_class(protocol: str) -> Any:
+    """The class of a protocol's file systems. Imports the driver, and connects to nothing.
+
+    Raises:
+        ImportError: When it is not installed.
+        ValueError: When nobody knows the protocol.
+    """
+    _choose_gcsfs()
+    return fsspec.get_filesystem_class(protocol)
+
+
+def _choose_gcsfs() -> None:
+    """Before gcsfs is imported: without its way of asking over gRPC what sort of bucket each is.
+
+    No fork survives it, and emulators never answer.
+    """
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 @contextlib.contextmanager

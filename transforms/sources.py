@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ..configs import ConfigError, SourceConfig
 from ..index.layout import metadata_type
-from ..index.remote import connect, has_pages, storage_errors
+from ..index.remote import connect, driver_class, has_pages, storage_errors
 from .listing import walk_bucket
 from .references import UNKNOWN, file_fingerprint, local_path, local_uri, printable, reference_schema, text_fingerprint
 
@@ -579,7 +579,7 @@ _Place = tuple[str, str, str]
 
 def _place(url: str) -> _Place:
     protocol = fsspec.core.split_protocol(url)[0] or "file"
-    kind = fsspec.get_filesystem_class(protocol)
+    kind = driver_class(protocol)
     path = str(kind._strip_protocol(url))  # noqa: SLF001 - as a file system does it, without connecting to one
     if issubclass(kind, LocalFileSystem):
         return "file", "", os.path.realpath(path)
