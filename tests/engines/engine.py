@@ -109,6 +109,12 @@ def processes(folder: Path) -> Iterator[Engine]:
 
 
 @contextlib.contextmanager
+def repeated(folder: Path) -> Iterator[Engine]:
+    """Every bundle is run twice and the first result thrown away, as Spark may do with what is used twice."""
+    yield Engine(name="repeated", options=("--runner=FnApiRunner", "--direct_runner_bundle_repeat=1"))
+
+
+@contextlib.contextmanager
 def bundle_based(folder: Path) -> Iterator[Engine]:
     yield Engine(name="bundle_based", options=("--runner=BundleBasedDirectRunner",))
 
@@ -197,6 +203,7 @@ def spark(folder: Path) -> Iterator[Engine]:
 ENGINES: dict[str, Callable[[Path], contextlib.AbstractContextManager[Engine]]] = {
     "in_memory": in_memory,
     "processes": processes,
+    "repeated": repeated,
     "bundle_based": bundle_based,
     "portable": portable,
     "prism": prism,
