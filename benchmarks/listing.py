@@ -1,6 +1,7 @@
 """What `plan` takes in time and memory on a bucket of a million pictures, on each store's protocol.
 
     python benchmarks/listing.py [--objects 1000,1000000] [--stores s3,gcs,azure]
+    python benchmarks/listing.py --driver       # what a name takes in the driver's own listing, one dictionary of all
 
 The bucket exists only when it is listed (tests/stores/endless_bucket.py): nothing but names, sizes and etags is read.
 """
@@ -62,11 +63,42 @@ def measure(store: str, objects: int) -> tuple[float, float]:
         server.wait()
 
 
+DRIVERS_OWN = """
+import re, sys
+from pathlib import Path
+from epithre_beam.index.remote import connect
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+fs, path = connect(sys.argv[1], {})
+before = peak()
+found = fs.find(path, detail=True)
+print((peak() - before) // len(found))
+"""
+
+
+def measure_driver(store: str, objects: int) -> int:
+    """Bytes of memory a name, in one dictionary of everything."""
+    server = subprocess.Popen([sys.executable, str(SERVER), str(objects)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        access = environment(store, f"http://127.0.0.1:{int(server.stdout.readline())}")
+        command = [sys.executable, "-c", DRIVERS_OWN, URLS[store]]
+        return int(subprocess.run(command, env=access, stdout=subprocess.PIPE, check=True).stdout)
+    finally:
+        server.kill()
+        server.wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--objects", default="1000,1000000")
     parser.add_argument("--stores", default=",".join(URLS))
+    parser.add_argument("--driver", action="store_true")
     arguments = parser.parse_args()
+    if arguments.driver:
+        for store in arguments.stores.split(","):
+            print(f"{store:8} {measure_driver(store, 50_000):>6,} bytes a name")
+        return
     print(f"{'store':8} {'objects':>10} {'s':>8} {'peak MB':>8}")
     for store in arguments.stores.split(","):
         for objects in map(int, arguments.objects.split(",")):
