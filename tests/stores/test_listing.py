@@ -20,7 +20,7 @@ from ..s3_server import Proxy
 from .conftest import STORES, Place
 
 HERE = Path(__file__).parent
-FEW, MANY = 1_000, 30_000
+FEW, MANY = 6_000, 24_000
 NAMES = [
     "a-1.jpg",
     "a.jpg",
@@ -63,14 +63,14 @@ def listed(place: Place, url: str) -> dict[str, Any]:
 
 
 def test_many_objects_are_listed_whole_and_in_order_in_a_bounded_memory(named: str, endless: dict[int, int]) -> None:
-    """As one dictionary of everything they took 1.4 kB each: 40 MB more for these."""
+    """In one dictionary of everything a name takes 1.0 to 3.5 kB: 19 to 63 MB more for these."""
     peaks = {}
     for count, port in endless.items():
         place = Place(name=named, port=port)
         found = listed(place, place.url("photos"))
         assert (found["count"], found["is_sorted"]) == (count, True)
         peaks[count] = found["peak_mb"]
-    assert peaks[MANY] < peaks[FEW] + 30
+    assert peaks[MANY] < peaks[FEW] + 10, peaks
 
 
 def test_a_listing_in_pages_is_the_drivers_own_listing(place: Place, folder: str) -> None:

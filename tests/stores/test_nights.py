@@ -89,7 +89,6 @@ def test_two_nights_in_a_bucket(night: Night, place: Place, proxy: Proxy, tmp_pa
         assert catalog.manifest.version == first["version"]
     pruned = night.asked("versions", "prune", night.catalog, "--keep", "1", "--json")
     assert {piece["name"] for piece in pruned["kept"]} >= {first["version"]}
-    assert night.command("versions", "verify", night.catalog).returncode == 0
 
     opening_reads_no_vectors(
         night.catalog, first["version"], place.options(proxy.port), proxy.paths, tmp_path / "cache"
