@@ -84,6 +84,15 @@ def main() -> None:
         base = environment(folder / "base", str(wheel))
         run(base / "python", "-c", _READ, folder / "demo" / "catalog", cwd=folder)
         assert "versions" in run(base / "epithre-beam", "--help", cwd=folder)
+        for command, sentence in (
+            (("search", "nothing", "--text", "a"), "has no published version"),
+            (("run", "demo/job.yaml"), "install epithre-beam[beam]"),
+            (("serve", "demo/catalog"), "install epithre-beam[serve]"),
+        ):
+            done = subprocess.run([base / "epithre-beam", *command], cwd=folder, capture_output=True, text=True)
+            assert done.returncode, command
+            assert sentence in done.stderr, done.stderr
+            assert "Traceback" not in done.stderr, done.stderr
         print(run(base / "epithre-beam", "versions", "verify", "demo/catalog", cwd=folder).strip())
     print("wheel: 1 passed, 0 failed")
 

@@ -135,7 +135,7 @@ def _stopped(number: int, _: Any) -> None:
     """SIGTERM and Ctrl-C end at once. What was finished is on disk, whole; nothing else would survive a slower end."""
     if _speaker.is_over:
         return  # the program is at its end anyway
-    _speaker.end(ending_of_signal(number))
+    _speaker.end(ending_of_signal(number, is_run=_speaker.is_run))
     release_all()  # or the next run, on another machine perhaps, would have to wait for the lease to end
     os._exit(128 + number)
 
@@ -232,6 +232,7 @@ def _run(command: str, path: Path, overrides: Sequence[str], beam_options: Seque
 def _begin(voice: Voice) -> None:
     """What a command that writes a version says goes where it is wanted from now on."""
     _speaker.log_format = voice.lines
+    _speaker.is_run = True
     set_format(voice.lines or LogFormat.TEXT)
     logging.captureWarnings(capture=True)
     if voice.lines is not None:

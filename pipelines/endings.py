@@ -29,6 +29,18 @@ class ExitCode(IntEnum):
     BUSY = 4
 
 
+class RunFailed(Exception):  # noqa: N818 - what happened to the run
+    """The run failed and nothing was published; the message says why and what to do."""
+
+
+class RunPaused(RunFailed):
+    """The run has spent what it may; what it paid for is kept, and the next run goes on. `facts` are for programs."""
+
+    def __init__(self, message: str, facts: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.facts = facts
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ending:
     """How a command ended."""
@@ -84,6 +96,8 @@ def ending_of_search(report: Mapping[str, Any], output: str) -> Ending:
     sentence = f"{report['searched']:,} queries found {report['hits']:,} hits in {report['version']}: {place}/hits"
     if cut_off := report.get("cut_off"):
         sentence += f"; {cut_off:,} queries have more above search.min_score than search.k let them keep"
+    if not report["hits"] and report["search"]["where"] is not None:
+        sentence += "; perhaps no asset of these kinds fulfils search.where"
     sentence += f", {report['dead']:,} dead letters." if report["dead"] else "."
     return Ending(exit_code=ExitCode.PUBLISHED, status="searched", message=sentence, facts=report)
 
@@ -92,7 +106,6 @@ def ending_of_error(error: Exception) -> Ending | None:
     """The ending that an expected failure amounts to; None for a defect, whose traceback is wanted."""
     from ..transforms.queries import QueryError
     from ..transforms.sources import SourceError
-    from .launch import RunFailed, RunPaused
 
     def ending(code: ExitCode, status: str, message: str | None = None, **facts: Any) -> Ending:
         return Ending(exit_code=code, status=status, message=str(error) if message is None else message, facts=facts)
@@ -125,19 +138,17 @@ def ending_of_defect(error: Exception) -> Ending:
     return Ending(exit_code=ExitCode.FAILED, status="failed", message=message)
 
 
-def ending_of_signal(number: int) -> Ending:
+def ending_of_signal(number: int, *, is_run: bool) -> Ending:
+    """The ending of a command that was stopped; only one that writes a version or a result has something to keep."""
     word = "Terminated" if number == signal.SIGTERM else "Interrupted"
-    return Ending(
-        exit_code=128 + number,
-        status="terminated",
-        message=f"{word}: units that were finished are kept, run again to go on.",
-    )
+    what = ": units that were finished are kept, run again to go on." if is_run else "."
+    return Ending(exit_code=128 + number, status="terminated", message=word + what)
 
 
 def _missing_package(error: ImportError) -> str:
     """A service installs neither Beam nor every store's driver: what to install, in a sentence."""
     name = (error.name or "").split(".")[0]
-    extras = {"apache_beam": "beam", "s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure", "redis": "redis"}
+    extras = {"apache_beam": "beam", "duckdb": "beam", "s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure", "redis": "redis"}
     extras |= dict.fromkeys(("fastapi", "httptools", "uvicorn", "prometheus_client", "python_multipart"), "serve")
     extras |= dict.fromkeys(("sklearn", "scipy", "matplotlib"), "explore")
     extra = extras.get(name) or next((e for n, e in extras.items() if n in str(error)), None)
@@ -156,6 +167,8 @@ class Speaker:
     """Of a run's events; None when it tells none."""
     secrets: Collection[str] = field(default=(), repr=False)
     """What nothing that is said may show, such as the API's key."""
+    is_run: bool = field(default=False, init=False)
+    """Whether what the command has finished is kept when it is stopped."""
     is_over: bool = field(default=False, init=False)
 
     def end(self, ending: Ending, *, has_sentence: bool = True) -> None:

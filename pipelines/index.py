@@ -25,7 +25,8 @@ from ..transforms.report import unchanged_report
 from ..transforms.setup import VersionSetup, public_settings
 from ..transforms.sources import SourceError
 from .base import is_whole
-from .launch import Latest, RunFailed, Watch, begin, run_pipeline, software
+from .endings import RunFailed
+from .launch import Latest, Watch, begin, run_pipeline, software
 from .logs import tell
 
 _SETTABLE = ("index", "guards", "runner")

@@ -20,22 +20,11 @@ from ..index.units import DamagedFileError
 from ..transforms.epithre.client import RunStopped
 from ..transforms.epithre.ledger import LedgerLostError
 from ..transforms.lane import read_progress
+from .endings import RunFailed, RunPaused
 from .workers import run_to_its_end
 
 Watch = Callable[[list[dict[str, Any]]], None]
 """Is told every half second what the lanes say of themselves."""
-
-
-class RunFailed(Exception):  # noqa: N818 - what happened to the run
-    """The run failed and nothing was published; the message says why and what to do."""
-
-
-class RunPaused(RunFailed):
-    """The run has spent what it may; what it paid for is kept, and the next run goes on. `facts` are for programs."""
-
-    def __init__(self, message: str, facts: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.facts = facts
 
 
 @contextlib.contextmanager

@@ -105,6 +105,8 @@ def look(
     queries = [*(text or []), *(image or [])]
     if sheet is None and map_ is None:
         raise ConfigError("look needs something to write: give --sheet FILE.png with a query, or --map FILE.html.")
+    if map_ is not None and map_.suffix.lower() not in {".html", ".htm"}:
+        raise ConfigError(f"--map must name an HTML page, such as map.html, got {str(map_)!r}.")
     if (sheet is not None) != bool(queries):
         raise ConfigError("A sheet goes with queries: give --sheet FILE with --text SENTENCE or --image FILE.")
     if sheet is not None and sheet.suffix.lower() not in {".png", ".html"}:

@@ -26,7 +26,8 @@ from ..transforms.report import unchanged_report
 from ..transforms.setup import VersionSetup, public_settings
 from ..transforms.sources import SourceError
 from .base import Base, compare, find_base, is_whole
-from .launch import Latest, RunFailed, Watch, begin, new_version, run_pipeline, software, unwritable
+from .endings import RunFailed
+from .launch import Latest, Watch, begin, new_version, run_pipeline, software, unwritable
 from .logs import tell
 
 _log = logging.getLogger(__name__)

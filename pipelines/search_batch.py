@@ -45,10 +45,13 @@ from ..transforms.search_queries import (
 )
 from ..transforms.sources import SourceError, filesystem, list_references
 from .base import compare
-from .launch import RunFailed, Watch, holding, new_version, run_pipeline, unwritable
+from .endings import RunFailed
+from .launch import Watch, holding, new_version, run_pipeline, unwritable
 from .logs import tell
 
 _HOLD_S = 900.0
+MARK = "search-batch.json"
+"""Says that a folder is for results, so that what is old in it may be deleted."""
 LATEST_RESULT = "LATEST.json"
 """{"result": the folder of the newest result below `output`}."""
 
@@ -70,10 +73,12 @@ def search_batch(job: SearchJob, beam_options: Sequence[str] = (), watch: Watch 
     started_at_s = time.time()
     searched = _searched(job)
     output = Store(job.output)
+    _check_output(job.output, output)
     with contextlib.ExitStack() as stack:
         _hold(Store(job.catalog), searched.version, stack)
         try:
             stack.enter_context(holding(output))
+            output.write(MARK, b'{"made_by": "epithre-beam search-batch"}\n')
             version = new_version(output, None, stack)
             output.write(f"{run_folder(version)}/started", b"")  # a job whose result cannot be kept must not be paid
         except OSError as error:
@@ -125,6 +130,29 @@ def _searched(job: SearchJob) -> Manifest:
             "embedded: give `vectors` of the same model, or name it (`index --from … --model NAME`)."
         )
     return manifest
+
+
+def _check_output(url: str, output: Store) -> None:
+    """Refuses a folder that has anything but results: what is old in it is deleted, and a catalog has its own names.
+
+    Raises:
+        ConfigError: With what stands there.
+    """
+    try:
+        found = output.fs.ls(output.path(""), detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        found = []
+    names = sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+    if MARK in names:
+        return
+    other = next((name for name in names if not name.startswith(".")), None)
+    if "versions" in names:
+        raise ConfigError(f"output must be a folder of its own, got {url!r}, which is a catalog: name one elsewhere.")
+    if other is not None:
+        raise ConfigError(
+            f"output must be a new or empty folder, or one that search-batch made, got {url!r}, which has {other!r} in "
+            "it."
+        )
 
 
 def _hold(store: Store, version: str, stack: contextlib.ExitStack) -> None:
@@ -275,6 +303,7 @@ class _Launch:
         job = self._job
         decides: list[Any] = [job.catalog, self._searched.version, self._searched.nonce, job.block_queries]
         decides += [job.search.model_dump(mode="json"), [group.key for group in groups]]
+        decides.append([(letter.kind, letter.asset_id) for letter in self._missing])
         return hashlib.sha256(orjson.dumps(decides, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]
 
     def _groups(self) -> tuple[tuple[IndexPart, ...], ...]:
@@ -298,8 +327,9 @@ class _Launch:
 
             from ..transforms.embed import EmbedUnits
             from ..transforms.search_steps import SearchAll
+            from ..transforms.version import Begin
 
-            parts = [pipeline | "Blocks" >> beam.Create(blocks)]
+            parts = [pipeline | "Blocks" >> beam.Create((Begin(), *blocks))]
             if lane is not None and plan is not None:
                 ledger = shared_ledger(lane)
                 if isinstance(ledger, RedisLedger):

@@ -174,7 +174,7 @@ def find_assets(
             if wanted is not None and missing is not None:
                 found = pc.is_in(table.column("asset_id"), value_set=wanted).to_numpy(zero_copy_only=False)
                 positions = tuple(np.flatnonzero(found).tolist())
-                for asset_id in table.column("asset_id").take(list(positions)).to_pylist():
+                for asset_id in table.column("asset_id").take(pa.array(positions, pa.int64())).to_pylist():
                     missing.pop(asset_id, None)
                 if not positions:
                     continue

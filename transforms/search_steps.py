@@ -134,6 +134,8 @@ def finish(element: tuple[int, Iterable[Block | UnitRecord | BlockRecord]], setu
             letters += read_unit_dead_letters(output, unit.unit)
     if letters:
         write_dead_letters(output, block_dead_name(setup.result, "units"), letters)
+    else:  # those of an earlier run, which have vectors now
+        output.delete(block_dead_name(setup.result, "units"))
     for block in blocks:
         dead[kinds[block.number]] += block.dead
     planned: Counter[str] = Counter()

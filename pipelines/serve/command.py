@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import ipaddress
 import json
 import os
 import sys
@@ -58,10 +59,18 @@ def serve(
         max_upload_bytes=int(max_upload_mb * 1_000_000),
         max_concurrency=max_concurrency,
         requests_per_minute=rate,
-        trusted_proxies=tuple(trust_proxy or ()),
+        trusted_proxies=tuple(map(_network, trust_proxy or ())),
         follow_every_s=follow_every,
     )
     asyncio.run(_serve(settings, as_json=as_json))
+
+
+def _network(address: str) -> str:
+    try:
+        ipaddress.ip_network(address)
+    except ValueError as error:
+        raise ConfigError(f"--trust-proxy must be an IP address or network, got {address!r}: {error}.") from error
+    return address
 
 
 async def _serve(settings: "ServeSettings", *, as_json: bool) -> None:

@@ -180,6 +180,13 @@ def test_ids_choose_assets_and_unknown_ones_are_dead_letters_which_a_guard_count
     letters = pq.read_table(tmp_path / "found" / report["result"] / "dead_letters").to_pylist()
     assert [(letter["asset_id"], letter["reason"]) for letter in letters] == [("image-9999", "missing")]
     assert (report["searched"], report["dead"], report["held_back"]) == (3, 1, [])
+    (tmp_path / "wanted.csv").write_text("sku\nimage-7\nimage-3\nimage-250\n")
+    mended = search_batch(load_search_job(write_job(**job)))
+    assert not (tmp_path / "found" / mended["result"] / "dead_letters").exists()
+    (tmp_path / "wanted.csv").write_text("sku\nimage-9999\n")
+    none = search_batch(load_search_job(write_job(**job)))
+    assert none["held_back"] == ["none of the 1 image queries got a vector."]
+    (tmp_path / "wanted.csv").write_text("sku\nimage-7\nimage-3\nimage-250\nimage-9999\n")
     held = search_batch(load_search_job(write_job(**job, guards={"max_dead_share": 0.1}, output="other")))
     assert held["held_back"] == ["guards.max_dead_share allows 10.00%, and 1 of 4 queries (25.0%) got no vector."]
     assert not (tmp_path / "other" / "LATEST.json").exists()
@@ -210,6 +217,19 @@ def test_vectors_that_are_none_are_dead_letters(write_job, tmp_path):
     assert {letter["asset_id"] for letter in letters} == {"q3", "q150"}
     again = search_batch(load_search_job(write_job(search={"k": 2}, block_queries=64)))
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in report.items() if k != "seconds"}
+
+
+def test_an_output_that_is_a_catalog_or_has_anything_else_is_refused_and_left_alone(write_job, catalog, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in catalog.rglob("*")}
+    with pytest.raises(ConfigError, match="which is a catalog"):
+        search_batch(load_search_job(write_job(output=str(catalog))))
+    assert {path: path.stat().st_mtime_ns for path in catalog.rglob("*")} == before
+    (tmp_path / "mine" / "results" / "old").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="which has 'results' in it"):
+        search_batch(load_search_job(write_job(output="mine")))
+    assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["results", "old"]
+    (tmp_path / "new").mkdir()
+    assert search_batch(load_search_job(write_job(output="new")))["searched"] == 100
 
 
 def test_the_result_in_force_is_named_and_older_ones_go(write_job, tmp_path):

@@ -1,0 +1,20 @@
+"""Where the console script begins: Ctrl-C ends it in a word even while it is still importing."""
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+
+def console() -> NoReturn:
+    """The console script."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stopped_early)
+    from .cli import console as run
+
+    run()
+
+
+def _stopped_early(number: int, _: object) -> None:
+    os.write(sys.stderr.fileno(), b"epithre-beam: Interrupted before anything was begun.\n")
+    os._exit(128 + number)
