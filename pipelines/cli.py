@@ -45,10 +45,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(versions, name="versions")
-app.command()(serve)
-app.command()(export)
-app.command()(evaluate)
-app.command()(look)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The job's YAML file.")]
 Set = Annotated[
@@ -416,6 +412,12 @@ def search_batch(
         Console().print(ending.message, highlight=False, markup=False, soft_wrap=True)
     _speaker.end(ending)
     return int(ending.exit_code)
+
+
+app.command()(serve)
+app.command()(evaluate)
+app.command()(look)
+app.command()(export)
 
 
 @app.command()
