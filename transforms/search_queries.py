@@ -128,13 +128,12 @@ class Queries:
 def cut_blocks(groups: Iterable[QueryGroup], size: int) -> list[Block]:
     """Packs groups, in their order, into blocks of one kind and about `size` queries."""
     blocks: list[list[QueryGroup]] = []
-    for kind, of_kind in itertools.groupby(sorted(groups, key=lambda group: group.kind), lambda group: group.kind):
+    for _, of_kind in itertools.groupby(sorted(groups, key=lambda group: group.kind), lambda group: group.kind):
         held = size
         for group in of_kind:
             if held >= size:
                 blocks.append([])
                 held = 0
-            assert group.kind == kind
             blocks[-1].append(group)
             held += group.rows
     return [Block(number=i, groups=tuple(held)) for i, held in enumerate(blocks)]
