@@ -85,8 +85,9 @@ class KindIndex:
             self._files.append(opened)
             first += opened.rows
         try:
-            self._source = pa.memory_map(str(assets_path))
-            self.assets = pa.ipc.open_file(self._source).read_all()
+            with pa.memory_map(str(assets_path)) as file:
+                # Read from a buffer: Arrow's threads keep a file mapped for a while after it was let go of.
+                self.assets = pa.ipc.open_file(file.read_buffer()).read_all()
         except (OSError, pa.ArrowException) as error:
             raise CatalogError(f"{assets_path} cannot be opened as a table of assets: {error}") from error
         self._rows = range(first_row, first)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from .ports import free_port
 from .s3_server import S3Server
 
 
@@ -16,9 +17,7 @@ class RedisServer:
     """A real Redis on a free port, which can be killed and started again."""
 
     def __init__(self) -> None:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._process: subprocess.Popen | None = None
 
@@ -52,10 +51,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    server = S3Server(port)
+    server = S3Server(free_port())
     try:
         server.wait()
         yield server

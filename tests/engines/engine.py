@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from ..ports import free_port
 from .fetch import engines_folder
 
 PYTHON = Path(sys.executable)
@@ -51,13 +52,6 @@ def file_of(name: str) -> Path:
     if not path.exists():
         raise Missing(f"{path} is not there: `make test-engines` fetches it where it can be had")
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

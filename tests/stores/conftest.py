@@ -18,6 +18,7 @@ import pytest
 
 from epithre_beam.index import Store
 
+from ..ports import free_port
 from ..s3_server import BUCKET, Proxy
 from .gcs_server import GcsServer
 
@@ -85,9 +86,7 @@ def azure_port() -> Iterator[int]:
     program = str(own) if own.exists() else shutil.which("azurite-blob")
     if program is None:
         pytest.skip("azurite-blob is not installed; make test-stores installs it")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
+    port = free_port()
     options = ["--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--disableTelemetry"]
     process = subprocess.Popen([program, "--blobPort", str(port), *options], stdout=subprocess.DEVNULL)
     try:

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -19,6 +18,7 @@ from playwright.sync_api import Browser, Page
 
 from epithre_beam.transforms.epithre.emulator.draw import Attributes, describe, draw_picture, sample_attributes
 
+from ....ports import free_port
 from ...conftest import command
 
 PICTURES = 56
@@ -99,10 +99,7 @@ def _environment(more: dict[str, str]) -> dict[str, str]:
 @contextlib.contextmanager
 def served(catalog: Path, *options: object, **environment: str) -> Iterator["Server"]:
     """`epithre-beam serve` in a process of its own, until the block ends."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    server = Server(catalog, port, options, environment)
+    server = Server(catalog, free_port(), options, environment)
     server.start()
     try:
         yield server
