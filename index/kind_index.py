@@ -2,6 +2,7 @@
 
 import bisect
 import contextlib
+import functools
 import itertools
 import os
 from collections import OrderedDict
@@ -78,6 +79,7 @@ class KindIndex:
             first_row: The row that the first of the files begins with.
         """
         self.entry = entry
+        self._chosen_point = operating_point(entry, None)
         self._files: list[_File] = []
         first = first_row
         for vectors_path, codes_path in parts:
@@ -97,16 +99,18 @@ class KindIndex:
                 f"{parts[0][0] if parts else 'the index'} has {first} rows, {assets_path} {len(self.assets)} and the "
                 f"manifest {entry.rows}; they must agree."
             )
-        # A batch of the table is looked into directly: to slice all its columns takes as long as the search.
-        self._batches = self.assets.to_batches()
-        self._first_rows = [0, *itertools.accumulate(len(batch) for batch in self._batches)]
+        # Ten hits are forty cells: to ask the table for each, or a batch for its column, takes a third of the search.
+        batches = self.assets.to_batches()
+        self._columns = [dict(zip(batch.schema.names, batch.columns, strict=True)) for batch in batches]
+        self._metadata = [_fields_of(columns.get("metadata")) for columns in self._columns]
+        self._first_rows = [0, *itertools.accumulate(map(len, batches))]
         self._process = os.getpid()
         self._masks: OrderedDict[str, tuple[pc.Expression, _Matching]] = OrderedDict()
         self._lock = ForkedLock()
 
     def point(self, recall: float | None) -> OperatingPoint:
         """`operating_point` of this index."""
-        return operating_point(self.entry, recall)
+        return self._chosen_point if recall is None else operating_point(self.entry, recall)
 
     def search(
         self,
@@ -197,21 +201,22 @@ class KindIndex:
                 if (rows < 0).any():
                     # The cells that were scanned hold fewer rows, or fewer that match: now all of them.
                     scores, rows = _refine(file, vectors, wide, file.cells, factor, matching)
-        return scores, np.where(rows >= 0, rows + file.first_row, -1)
+        return scores, np.where(rows >= 0, rows + file.first_row, -1) if file.first_row else rows
 
     def asset(self, row: int) -> tuple[str, str | None, str | None, dict[str, Any]]:
         """A row's asset id, uri, text and metadata."""
         number = bisect.bisect_right(self._first_rows, row) - 1
-        batch, place = self._batches[number], row - self._first_rows[number]
-        asset_id, uri, text = (batch.column(name)[place].as_py() for name in ("asset_id", "uri", "text"))
-        metadata = batch.column("metadata")[place].as_py() if "metadata" in batch.schema.names else None
-        return asset_id, uri, text, metadata or {}
+        columns, place = self._columns[number], row - self._first_rows[number]
+        asset_id, uri, text = (columns[name][place].as_py() for name in ("asset_id", "uri", "text"))
+        fields = self._metadata[number]
+        has_metadata = bool(fields) and columns["metadata"][place].is_valid
+        return asset_id, uri, text, {name: field[place].as_py() for name, field in fields} if has_metadata else {}
 
     def columns(self, row: int, names: Sequence[str]) -> dict[str, Any]:
         """Some columns of a row."""
         number = bisect.bisect_right(self._first_rows, row) - 1
-        batch, place = self._batches[number], row - self._first_rows[number]
-        return {name: batch.column(name)[place].as_py() for name in names}
+        columns, place = self._columns[number], row - self._first_rows[number]
+        return {name: columns[name][place].as_py() for name in names}
 
     def row_of(self, asset_id: str) -> int | None:
         """The row of an asset id; None when there is none."""
@@ -234,8 +239,11 @@ class KindIndex:
 
     def _order_ties(self, scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], k: int) -> None:
         """Puts rows of equal scores in the order of their asset ids, in place, as far as the first k go."""
+        equal = scores[:, 1:] == scores[:, :-1]
+        if not equal.any():
+            return
+        equal &= rows[:, 1:] >= 0
         ids = self.assets.column("asset_id")
-        equal = (scores[:, 1:] == scores[:, :-1]) & (rows[:, 1:] >= 0)
         for q in np.flatnonzero(equal[:, :k].any(axis=1)):
             edges = np.flatnonzero(np.diff(equal[q], prepend=False, append=False)).reshape(-1, 2)
             for first, last in edges[edges[:, 0] < k]:
@@ -264,6 +272,13 @@ class KindIndex:
             while len(self._masks) > _MASKS_KEPT:
                 self._masks.popitem(last=False)
         return matching
+
+
+def _fields_of(metadata: "pa.StructArray | None") -> list[tuple[str, pa.Array]]:
+    """The columns within the metadata, by their names."""
+    if metadata is None:
+        return []
+    return [(field.name, column) for field, column in zip(metadata.type, metadata.flatten(), strict=True)]
 
 
 def _joined(
@@ -325,17 +340,26 @@ def _refine(
     file: _File, vectors: npt.NDArray[np.float32], k: int, probed: int, factor: float, matching: _Matching | None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Candidates by their codes, put in order by their vectors."""
-    asked: dict[str, Any] = {"nprobe": probed}
-    bits = None if matching is None else _bits_of(file, matching)
-    if bits is not None:
-        asked["sel"] = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-    inner = faiss.SearchParametersPreTransform(index_params=faiss.IVFSearchParameters(**asked))  # type: ignore[call-arg]
-    parameters = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)  # type: ignore[call-arg]
+    if matching is None:
+        parameters = _asked_of_all(probed, factor)
+    else:
+        bits = _bits_of(file, matching)
+        parameters = _asked(probed, factor, sel=faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits)))
     try:
         scores, rows = file.refined.search(vectors, k, params=parameters)
     except RuntimeError as error:  # rows that there are none of
         raise CatalogError(f"An index of codes is damaged, open the catalog with verify=True: {error}") from error
     return scores, rows
+
+
+def _asked(probed: int, factor: float, **more: Any) -> Any:
+    """Parameters of a search; FAISS only reads them."""
+    cells = faiss.IVFSearchParameters(nprobe=probed, **more)  # type: ignore[call-arg]
+    inner = faiss.SearchParametersPreTransform(index_params=cells)  # type: ignore[call-arg]
+    return faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)  # type: ignore[call-arg]
+
+
+_asked_of_all = functools.lru_cache(maxsize=64)(_asked)  # to make them takes a tenth of a search
 
 
 def _bits_of(file: _File, matching: _Matching) -> npt.NDArray[np.uint8]:
