@@ -63,7 +63,8 @@ class Jobs:
         self._call("index", catalog, "--from=vectors", "--set=guards.max_dead_share=0.1", *settings, "--", *options)
 
     def _call(self, *arguments: str | Path) -> None:
-        done = self.place.cli(*arguments, key=KEY, timeout=170)
+        has_other_hashes = REFERENCE[0] in arguments
+        done = self.place.cli(*arguments, key=KEY, timeout=170, imports_itself=has_other_hashes)
         assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -1,5 +1,6 @@
 """Small real inputs, and the command line as a user runs it."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+from .preloaded import Preloaded, Program
 
 KEY = "key-for-tests-0123456789"
 
@@ -43,19 +46,33 @@ class Place:
         path.write_text(yaml.safe_dump(job))
         return path
 
-    def cli(self, *arguments, key=KEY, timeout=120, **environment) -> subprocess.CompletedProcess:
-        return subprocess.run(command(*arguments), **self.process(key, environment), timeout=timeout, check=False)
+    def cli(self, *arguments, key=KEY, timeout=120, imports_itself=False, **environment) -> subprocess.CompletedProcess:
+        """Runs a command to its end; `imports_itself`: in a process that shares nothing with another one."""
+        process = self.start(*arguments, key=key, imports_itself=imports_itself, **environment)
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
-    def start(self, *arguments, key=KEY, **environment) -> subprocess.Popen:
+    def start(self, *arguments, key=KEY, imports_itself=False, **environment) -> subprocess.Popen | Program:
         options = self.process(key, environment)
-        del options["capture_output"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command(*arguments), **options, **pipes)
+        if imports_itself:
+            return subprocess.Popen(command(*arguments), **options)
+        return _preloaded().start(arguments, folder=options["cwd"], environment=options["env"])
 
     def process(self, key, environment) -> dict:
         variables = {k: v for k, v in os.environ.items() if k != "EPITHRE_KEY"}
         variables |= {"COLUMNS": "200", **environment, **({} if key is None else {"EPITHRE_KEY": key})}
-        return {"cwd": self.folder, "env": variables, "capture_output": True, "text": True}
+        return {
+            "cwd": self.folder, "env": variables, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE
+        }  # fmt: skip
+
+
+@functools.cache
+def _preloaded() -> Preloaded:
+    """Ends with the process that asks for it first."""
+    return Preloaded()
 
 
 def sentences(errors: str) -> list[str]:

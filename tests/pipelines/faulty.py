@@ -7,7 +7,6 @@ program on real files: the store's functions are only told when they are called.
 
 import contextlib
 import ctypes
-import importlib
 import json
 import os
 import queue
@@ -23,16 +22,6 @@ from pathlib import Path
 
 _VERSION = re.compile(r"\d{6}-\d{8}T\d{6}Z-[0-9a-f]+")
 _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{12}\.partial")
-_IMPORTED = (
-    "apache_beam.runners.portability.fn_api_runner.fn_runner",
-    "matplotlib.pyplot",
-    "epithre_beam.index.prune",
-    "epithre_beam.index.verify",
-    "epithre_beam.pipelines.cli",
-    "epithre_beam.pipelines.run",
-    "epithre_beam.transforms.version",
-)
-"""Before the first fork: it takes seconds."""
 _CAP_DAC_OVERRIDE = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 _OPENINGS_PAUSE_S = 0.1
@@ -158,8 +147,9 @@ def drop_the_right_to_write_anywhere():
 
 def write_on_order():
     """Forks a process for each order: {arguments, folder, catalog, at, deed, is_ordinary_user}."""
-    for module in _IMPORTED:
-        importlib.import_module(module)
+    from preloaded import import_all  # which stands beside this script
+
+    import_all()
     for line in sys.stdin:
         order = json.loads(line)
         began_s = time.monotonic()

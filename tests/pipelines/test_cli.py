@@ -67,14 +67,14 @@ def test_duplicate_ids_are_named_with_their_places_and_nothing_is_sent(place):
         file.write("t003,again,1\n")
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
-        assert_one_sentence(place.cli("run", "job.yaml"), 1, "text 't003'", "2 times", "sources[1]")
+        assert_one_sentence(place.cli("run", "job.yaml"), 1, "text 't003'", "2 times", "(line 5 of ", "(line 52 of ")
         assert not emulator.log
 
 
 def test_a_cell_that_is_not_of_its_type_is_named_with_its_row(place):
     with (place.folder / "texts.csv").open("a") as file:
         file.write("t999,fine,cheap\n")
-    assert_one_sentence(place.cli("run", "job.yaml"), 1, "metadata.price", "'cheap'", "row 50")
+    assert_one_sentence(place.cli("run", "job.yaml"), 1, "metadata.price", "'cheap'", "line 52")
 
 
 def bomb() -> bytes:
@@ -197,7 +197,7 @@ def test_a_run_without_beam_says_what_to_install(place):
     hidden = place.folder / "hidden"
     (hidden / "apache_beam").mkdir(parents=True)
     (hidden / "apache_beam" / "__init__.py").write_text("raise ModuleNotFoundError('no beam', name='apache_beam')")
-    done = place.cli("run", "job.yaml", PYTHONPATH=str(hidden))
+    done = place.cli("run", "job.yaml", imports_itself=True, PYTHONPATH=str(hidden))
     assert_one_sentence(done, 2, "epithre-beam[beam]")
 
 

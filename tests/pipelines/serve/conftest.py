@@ -58,7 +58,7 @@ class Served:
 def serving(place: Place, *arguments, token=None, start=None, **environment) -> Iterator[Served]:
     """`epithre-beam serve` on a free port; `start` starts another program that says the same line."""
     arguments = ("serve", place.catalog, "--port", 0, "--json", "--rate", 0, *arguments)
-    process = start() if start else place.start(*arguments, **environment)
+    process = start() if start else place.start(*arguments, imports_itself=True, **environment)
     try:
         line = process.stdout.readline()
         assert line, process.stderr.read()

@@ -36,12 +36,8 @@ def impatient(hashed):
     """A server that answers one request at a time and waits half a second for a header, 2.5 s for a body."""
 
     def start():
-        options = hashed.process(None, {})
-        del options["capture_output"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(
-            [sys.executable, "-c", _IMPATIENT, str(hashed.catalog), WITHOUT_API[1]], **options, **pipes
-        )
+        program = [sys.executable, "-c", _IMPATIENT, str(hashed.catalog), WITHOUT_API[1]]
+        return subprocess.Popen(program, **hashed.process(None, {}))
 
     with serving(hashed, start=start) as server:
         yield server
