@@ -149,7 +149,7 @@ def _vectors(
 
             def named(match: re.Match[str]) -> str:
                 query = placed.queries[sent[int(match[1])]]
-                return f"{question.pairs} row {query.row}: the query {query.words!r}"
+                return f"{question.pairs} {query.place}: the query {query.words!r}"
 
             raise ConfigError(re.sub(r"^Query (\d+)", named, str(error))) from error
     for kind in catalog.kinds:
@@ -239,7 +239,7 @@ def _judge_direction(
         worst.append(
             {
                 "query": _query(query, subjects[0], placed, int(positions[q])),
-                "row": query.row,
+                "place": query.place,
                 "relevant": [_asset(subjects[0].catalog, direction[1], int(row)) for row in alive[:_SHOWN]],
                 "relevant_count": len(rows),
                 "found": [

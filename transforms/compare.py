@@ -23,7 +23,8 @@ from ..index.store import Store
 from ..index.units import open_vectors
 from ..index.verify import check_file
 from .references import UNKNOWN, reference_schema
-from .sources import SourceError
+from .sources import SourceError, places_of_id
+from .words import of_count
 
 _MEMORY_MB = 128
 _BATCH_ROWS = 8192
@@ -139,15 +140,19 @@ class Comparison:
         self._insert("listed", table)
 
     def check_ids(self, config: RunConfig) -> None:
-        """Raises SourceError when two assets of a kind share an id."""
+        """Raises SourceError when two assets of a kind share an id, with two of the rows or files that have it."""
         doubled = self.doubled()
         if doubled is None:
             return
-        places = zip(doubled.sources, doubled.uris, strict=True)
-        where = " and ".join(f"sources[{source}] ({uri or config.sources[source].table})" for source, uri in places)
+        places: dict[str, None] = {}
+        for position, uri in zip(doubled.sources, doubled.uris, strict=True):
+            source = config.sources[position]
+            rows = places_of_id(source, position, doubled.asset_id, 2) if source.table else []
+            places |= {f"sources[{position}] ({place})": None for place in rows or [uri or source.table or ""]}
+        where = " and ".join(list(places)[:2])
         raise SourceError(
             f"An id must be unique within its kind, but {doubled.kind} {doubled.asset_id!r} stands {doubled.times} "
-            f"times, in {where}; {doubled.ids} ids are affected: nothing was sent."
+            f"times, in {where}; {of_count(doubled.ids, 'id is', 'ids are')} affected: nothing was sent."
         )
 
     def doubled(self) -> Doubled | None:

@@ -154,16 +154,16 @@ class _Checked:
         for i in np.flatnonzero(~fits).tolist():
             length = lengths[i].as_py()
             faults[i] = (
-                "there is no vector" if length is None else f"the vector has {length} dimensions, not {dimension}"
+                "there is no vector" if length is None else f"the vector must have {dimension} dimensions, got {length}"
             )
         vectors = _matrix(lists if fits.all() else lists.filter(pa.array(fits)), dimension)
         norms_are, is_zero, count = normalise(vectors)
         self.normalised += count
         for i, place in enumerate(np.flatnonzero(fits).tolist()):
             if not norms_are[i]:
-                faults[place] = "the vector holds NaN or infinity"
+                faults[place] = f"the vector must be finite, got {_not_finite(lists[place])}"
             elif is_zero[i]:
-                faults[place] = "the vector is zero"
+                faults[place] = "the vector must not be zero"
         if faults:
             vectors = vectors[norms_are & ~is_zero]
             self._note(piece, faults)
@@ -182,7 +182,7 @@ class _Checked:
                     uri=f"{piece.place}#row={piece.numbers[i]}",
                     stage="import",
                     reason=Reason.BROKEN_VECTOR,
-                    detail=fault,
+                    detail=f"row {piece.numbers[i] + 1} of {piece.place.rpartition('/')[2]}: {fault}",
                 )
             )
 
@@ -224,10 +224,19 @@ class _Checked:
                     cast_cells(column.slice(i, 1), field.type)
                 except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
                     raise SourceError(
-                        f"{piece.place}#row={piece.numbers[i]} must have {field.type} in the column {field.name}, got "
-                        f"{str(column[i])[:60]!r}: nothing was published."
+                        f"row {piece.numbers[i] + 1} of {piece.place} must have {field.type} in the column "
+                        f"{field.name}, got {str(column[i])[:60]!r}: nothing was published."
                     ) from None
             raise
+
+
+def _not_finite(vector: pa.Scalar) -> str:
+    """The first of its numbers that is none in float32, and where it stands."""
+    numbers = vector.as_py()
+    with np.errstate(over="ignore"):
+        finite = [number is not None and np.isfinite(np.float32(number)) for number in numbers]
+    at = finite.index(False)
+    return f"{numbers[at]} as number {at + 1} of {len(numbers)}"
 
 
 def _matrix(lists: pa.Array, dimension: int) -> npt.NDArray[np.float32]:

@@ -25,6 +25,7 @@ from ..index.shards import ShardTask
 from .compare import Comparison
 from .references import reference_schema
 from .sources import SourceError, filesystem
+from .words import of_count
 
 EMBEDDINGS = ("embedding", "vector")
 """The names that a column of vectors may have by itself."""
@@ -158,10 +159,10 @@ def survey_folder(url: str, embedding: str | None = None, metadata: Mapping[str,
                 groups += _look_through(file, number, place, ids)
         doubled = ids.doubled()
     if doubled is not None:
-        where = " and ".join(str(uri) for uri in doubled.uris)
+        where = " and ".join(_row_of(str(uri)) for uri in doubled.uris)
         raise SourceError(
             f"An id must be unique within its kind, but {doubled.kind} {doubled.asset_id!r} stands {doubled.times} "
-            f"times, in {where}; {doubled.ids} ids are affected: nothing was published."
+            f"times, in {where}; {of_count(doubled.ids, 'id is', 'ids are')} affected: nothing was published."
         )
     if first is None or not groups:
         raise ConfigError(f"--from must name Parquet files with at least one row, got {url!r}, which have none.")
@@ -282,11 +283,15 @@ def _look_through(file: pq.ParquetFile, number: int, place: str, ids: Comparison
             )
             bad = pc.fill_null(pc.equal(names, ""), True)
             if (at := pc.index(bad, True).as_py()) >= 0:
-                raise SourceError(f"{uris[at]} must have an id, got {names[at].as_py()!r}: nothing was published.")
+                raise SourceError(
+                    f"{_row_of(uris[at].as_py())} must have an id, got {names[at].as_py()!r}: nothing was published."
+                )
             known = pc.is_in(kinds, value_set=pa.array(KINDS))
             if (at := pc.index(known, False).as_py()) >= 0:
                 got = str(kinds[at].as_py())[:60] if kinds[at].is_valid else None
-                raise SourceError(f"{uris[at]} must have the kind image or text, got {got!r}: nothing was published.")
+                raise SourceError(
+                    f"{_row_of(uris[at].as_py())} must have the kind image or text, got {got!r}: nothing was published."
+                )
             counts.update({c["values"]: c["counts"] for c in pc.value_counts(kinds).to_pylist()})
             nothing = pa.nulls(len(batch))
             columns = {
@@ -301,6 +306,12 @@ def _look_through(file: pq.ParquetFile, number: int, place: str, ids: Comparison
             row += len(batch)
         for kind in sorted(counts):
             yield ImportedGroup(kind=kind, file=number, group=group, rows=counts[kind])
+
+
+def _row_of(uri: str) -> str:
+    """`row 7 of FILE`, of an address that counts from 0."""
+    place, _, row = uri.rpartition("#row=")
+    return f"row {int(row) + 1} of {place}"
 
 
 def plain_strings(column: pa.Array) -> pa.Array:

@@ -147,7 +147,7 @@ def _kind_of(label: Relevant, known: Sequence[_Found]) -> str | None:
     kinds = [kind for kind in KINDS if any(label.asset_id in found[kind] for found in known)]
     if len(kinds) > 1:
         raise ConfigError(
-            f"row {label.row}: relevant {label.asset_id!r} is the id of an image and of a text: "
+            f"--pairs, {label.place}: relevant {label.asset_id!r} is the id of an image and of a text: "
             "say which is meant in a column `relevant_kind`."
         )
     return kinds[0] if kinds else None
@@ -160,8 +160,8 @@ def _refuse_doubles(pairs: Sequence[tuple[int, Relevant]], kinds: Sequence[str |
         earlier = first.setdefault((number, label.asset_id, kind), label)
         if earlier is not label:
             raise ConfigError(
-                f"row {label.row}: relevant {label.asset_id!r} is in row {earlier.row} already, for the same query: "
-                "each pair must be there once."
+                f"--pairs, {label.place}: relevant {label.asset_id!r} is in {earlier.place} already, for the same "
+                "query: each pair must be there once."
             )
 
 
@@ -179,7 +179,7 @@ def _refuse_unknown(
     for (url, _), of_pairs, of_queries in zip(catalogs, rows, own, strict=True):
         unknown = [labels[i] for i in np.flatnonzero(of_pairs == _UNKNOWN).tolist()]
         if unknown:
-            shown = ", ".join(f"{label.asset_id!r} (row {label.row})" for label in unknown[:_SHOWN])
+            shown = ", ".join(f"{label.asset_id!r} ({label.place})" for label in unknown[:_SHOWN])
             more = "" if len(unknown) <= _SHOWN else f" and {len(unknown) - _SHOWN} more"
             raise ConfigError(
                 f"relevant must be the ids of assets, and {url} has neither vector nor dead letter of {shown}{more}: "
@@ -189,6 +189,6 @@ def _refuse_unknown(
             if query.asset_id is not None and row < 0:
                 why = "is a dead letter" if row == _DEAD else "is not there"
                 raise ConfigError(
-                    f"row {query.row}: query_id must be an asset that has a vector, and the {query.kind} "
+                    f"--pairs, {query.place}: query_id must be an asset that has a vector, and the {query.kind} "
                     f"{query.asset_id!r} {why} in {url}: mend it, or leave such pairs out with --drop-unknown."
                 )

@@ -1,9 +1,10 @@
 """Labelled pairs: a file that says which assets are right for which query, read and checked."""
 
 import csv
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from ..configs import AssetKind, ConfigError
 from ..index.layout import KINDS
 from .sources import is_within
+from .table_places import csv_rows, json_lines
 
 _QUERY_COLUMNS = ("query", "picture", "query_id")
 _COLUMNS = (*_QUERY_COLUMNS, "query_kind", "relevant", "relevant_kind", "grade")
@@ -30,8 +32,8 @@ class Relevant:
     """None: the file does not say; it is the kind that has the id."""
     grade: float
     """How right it is; 0: it was looked at and is not."""
-    row: int
-    """Of the file, from 0."""
+    place: str = field(compare=False)
+    """Where the file has it: `line 7`, or `row 6` of Parquet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +47,9 @@ class LabelledQuery:
     relevant: tuple[Relevant, ...]
 
     @property
-    def row(self) -> int:
-        """The first row of the file that has it."""
-        return self.relevant[0].row
+    def place(self) -> str:
+        """Where the file has it first."""
+        return self.relevant[0].place
 
     @property
     def words(self) -> str:
@@ -65,18 +67,18 @@ def read_labels(path: Path) -> tuple[LabelledQuery, ...]:
     A row that names several ids may have one kind and one grade for all, or as many as ids.
 
     Raises:
-        ConfigError: With the row, the rule and the value.
+        ConfigError: With the place, the rule and the value.
     """
     try:
         rows = list(_rows(path))
     except OSError as error:
         raise ConfigError(f"--pairs {str(path)!r} cannot be read: {error.strerror or error}.") from error
-    except (UnicodeDecodeError, csv.Error, orjson.JSONDecodeError, pa.ArrowException) as error:
+    except (UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"--pairs {str(path)!r} cannot be read as {_format(path)}: {reason}.") from error
     if not rows:
         raise ConfigError(f"--pairs {str(path)!r} must have at least one row, and has none.")
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for _, row in rows for name in row))
     if "relevant" not in names or not set(_QUERY_COLUMNS) & set(names):
         raise ConfigError(
             f"--pairs {str(path)!r} must have a column `relevant`, and one of `query`, `picture` and `query_id`; "
@@ -84,9 +86,9 @@ def read_labels(path: Path) -> tuple[LabelledQuery, ...]:
         )
     found: dict[tuple[str, ...], LabelledQuery] = {}
     relevant: dict[tuple[str, ...], dict[tuple[str, str | None], Relevant]] = {}
-    for number, row in enumerate(rows):
-        place = f"{path} row {number}"
-        query, labels = _query(row, path.parent, place), list(_relevant(row, number, place))
+    for here, row in rows:
+        place = f"{path} {here}"
+        query, labels = _query(row, path.parent, place), list(_relevant(row, here, place))
         key = (query.kind, str(query.text), str(query.picture), str(query.asset_id))
         found.setdefault(key, query)
         for label in labels:
@@ -95,7 +97,7 @@ def read_labels(path: Path) -> tuple[LabelledQuery, ...]:
             first = relevant.setdefault(key, {}).setdefault((label.asset_id, label.kind), label)
             if first is not label:
                 raise ConfigError(
-                    f"{place}: the pair of {query.words!r} and {label.asset_id!r} stands in row {first.row} already: "
+                    f"{place}: the pair of {query.words!r} and {label.asset_id!r} stands in {first.place} already: "
                     "each pair must be there once."
                 )
     return tuple(_whole(query, tuple(relevant.get(key, {}).values()), path) for key, query in found.items())
@@ -116,27 +118,35 @@ def _format(path: Path) -> str:
     return path.suffix.lower().lstrip(".")
 
 
-def _rows(path: Path) -> Iterator[_Row]:
+def _rows(path: Path) -> Iterator[tuple[str, _Row]]:
+    """(place, row) of each row that is not blank."""
     match _format(path):
         case "csv":
             with path.open(newline="", encoding="utf-8-sig") as file:
-                for number, row in enumerate(csv.DictReader(file, strict=True)):
-                    if None in row:
-                        raise ConfigError(f"{path} row {number}: has more cells than the file has columns.")
-                    yield {name: value or None for name, value in row.items()}
+                rows = csv_rows(file, strict=True)
+                _, names = next(rows, (0, []))
+                for line, cells in rows:
+                    if len(cells) > len(names):
+                        raise ConfigError(f"{path} line {line}: has more cells than the file has columns.")
+                    yield f"line {line}", {n: c or None for n, c in itertools.zip_longest(names, cells)}
         case "jsonl":
-            lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-            for number, line in enumerate(line for line in lines if line.strip()):
-                value = orjson.loads(line)
-                if not isinstance(value, dict):
-                    raise ConfigError(f"{path} row {number}: must be an object, got {str(value)[:60]!r}.")
-                yield value
+            with path.open("rb") as lines:
+                for number, text in json_lines(lines):
+                    try:
+                        value = orjson.loads(text)
+                    except orjson.JSONDecodeError as error:
+                        why = f"{error.msg}, at its character {error.colno}"
+                        raise ConfigError(f"{path} line {number}: cannot be read as jsonl: {why}.") from None
+                    if not isinstance(value, dict):
+                        raise ConfigError(f"{path} line {number}: must be an object, got {str(value)[:60]!r}.")
+                    yield f"line {number}", value
         case "parquet":
             names = pq.read_schema(path).names
             if columns := [name for name in names if name in _COLUMNS]:
-                yield from pq.read_table(path, columns=columns, use_threads=False).to_pylist()
+                table = pq.read_table(path, columns=columns, use_threads=False)
+                yield from ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
             else:
-                yield dict.fromkeys(names)  # the caller says which are missing
+                yield "", dict.fromkeys(names)  # the caller says which are missing
         case other:
             raise ConfigError(f"--pairs must be a file ending in .csv, .jsonl or .parquet, got {other!r} ({path}).")
 
@@ -165,7 +175,7 @@ def _query(row: _Row, folder: Path, place: str) -> LabelledQuery:
     return LabelledQuery(kind="image", picture=picture, relevant=())
 
 
-def _relevant(row: _Row, number: int, place: str) -> Iterator[Relevant]:
+def _relevant(row: _Row, here: str, place: str) -> Iterator[Relevant]:
     value = row.get("relevant")
     ids: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
     if value is None or not ids:
@@ -177,7 +187,7 @@ def _relevant(row: _Row, number: int, place: str) -> Iterator[Relevant]:
             asset_id=_id(one, "relevant", place),
             kind=_kind(kind, "relevant_kind", place),
             grade=_grade(grade, place),
-            row=number,
+            place=here,
         )
 
 

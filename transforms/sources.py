@@ -26,6 +26,7 @@ from ..index.layout import metadata_type
 from ..index.remote import connect, driver_class, has_pages, storage_errors
 from .listing import walk_bucket
 from .references import UNKNOWN, file_fingerprint, local_path, local_uri, printable, reference_schema, text_fingerprint
+from .table_places import json_lines, place_of_row
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TEXT_SUFFIXES = (".txt", ".md")
@@ -258,19 +259,38 @@ def _info(fs: Any, path: str) -> dict[str, Any] | None:
 
 
 def _table(source: SourceConfig, position: int, metadata: Mapping[str, str]) -> Iterator[pa.Table]:
-    place = f"sources[{position}]"
-    fs, found = _match(source.table or "", source.storage_options, f"{place}.table", None)
-    is_local = isinstance(fs, LocalFileSystem)
     rows = 0
-    for file in found:
-        url = local_uri(file.path) if is_local else fs.unstrip_protocol(file.path)
-        reader = _TableReader(source=source, place=place, fs=fs, path=file.path, url=url, info=file.info)
+    for reader in _readers(source, position):
         for batch in reader.batches():
             table = reader.references(batch, position, metadata)
             rows += len(table)
             yield table
     if not rows:
-        raise ConfigError(f"{place}.table must have at least one row, got {source.table!r}, which has none.")
+        raise ConfigError(
+            f"sources[{position}].table must have at least one row, got {source.table!r}, which has none."
+        )
+
+
+def _readers(source: SourceConfig, position: int) -> Iterator["_TableReader"]:
+    place = f"sources[{position}]"
+    fs, found = _match(source.table or "", source.storage_options, f"{place}.table", None)
+    is_local = isinstance(fs, LocalFileSystem)
+    for file in found:
+        url = local_uri(file.path) if is_local else fs.unstrip_protocol(file.path)
+        yield _TableReader(source=source, place=place, fs=fs, path=file.path, url=url, info=file.info)
+
+
+def places_of_id(source: SourceConfig, position: int, asset_id: str, most: int) -> list[str]:
+    """The first rows of a source's tables that have this id, as `line 7 of TABLE`. Reads them again."""
+    places: list[str] = []
+    for reader in _readers(source, position):
+        for first, batch in reader.batches():
+            ids = pc.cast(batch.column(source.id), pa.string())
+            rows = pc.indices_nonzero(pc.equal(ids, asset_id)).to_pylist()
+            places += [f"{reader.place_of_row(first + row)} of {reader.url}" for row in rows[: most - len(places)]]
+            if len(places) == most:
+                return places
+    return places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +315,10 @@ class _TableReader:
             )
         return found
 
+    def place_of_row(self, row: int) -> str:
+        """For an error: the row, counted from 0, as a person finds it in the file."""
+        return place_of_row(self.fs, self.path, self.format, row)
+
     def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
         """(number of the batch's first row, batch) with the named columns alone, never the pictures' bytes."""
         source = self.source
@@ -318,8 +342,16 @@ class _TableReader:
                     yield row + start, batch.slice(start, _BATCH_ROWS)
                 row += len(batch)
         except (pa.ArrowInvalid, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
+            if self.info.get("size") == 0 or "Empty CSV file" in str(error):
+                raise ConfigError(
+                    f"{self.place}.table must have at least one row, got {self.url!r}, which is empty."
+                ) from error
+            reason = re.sub(r"^CSV parse error: Row #(\d+)", self._place_of_csv_row, " ".join(str(error).split()))[:200]
             raise SourceError(f"{self.place}.table: {self.url} cannot be read as {self.format}: {reason}.") from error
+
+    def _place_of_csv_row(self, match: re.Match[str]) -> str:
+        """Arrow counts from 1, the header too."""
+        return self.place_of_row(int(match[1]) - 2)
 
     def _names(self, wanted: set[str]) -> list[str] | None:
         """The table's columns; of JSON lines, those met until all `wanted` are. None when it has no rows at all."""
@@ -333,7 +365,7 @@ class _TableReader:
                     return list(_open_csv(file).schema.names)
                 case _:
                     names: dict[str, None] = {}
-                    for _, row in self._json_rows(file):
+                    for row in self._json_rows(file):
                         names |= dict.fromkeys(row)
                         if wanted <= names.keys():
                             break
@@ -362,7 +394,7 @@ class _TableReader:
                     yield from _open_csv(file, options)
                     self._check_quotes(file)
                 case _:
-                    rows = self._json_rows(file)
+                    rows = enumerate(self._json_rows(file))
                     while part := list(itertools.islice(rows, _BATCH_ROWS)):
                         arrays = [
                             self._json_column(name, [(row, object_.get(name)) for row, object_ in part])
@@ -382,26 +414,22 @@ class _TableReader:
                 "the rows behind the open one would be lost."
             )
 
-    def _json_rows(self, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(number, object) of each line that is not blank."""
-        row = 0
-        for number, line in enumerate(file):
-            text = (line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line).strip()
-            if not text:
-                continue
+    def _json_rows(self, file: Any) -> Iterator[dict[str, Any]]:
+        """The object of each line that is not blank."""
+        for number, text in json_lines(file):
             try:
                 value = orjson.loads(text)
             except orjson.JSONDecodeError as error:
                 raise SourceError(
-                    f"{self.place}.table: {self.url} cannot be read as jsonl: row {row} is no JSON: {error}."
+                    f"{self.place}.table: {self.url} cannot be read as jsonl: line {number} is no JSON: {error.msg}, "
+                    f"at its character {error.colno}."
                 ) from None
             if not isinstance(value, dict):
                 raise SourceError(
                     f"{self.place}.table: {self.url} cannot be read as jsonl, an object a line: "
-                    f"row {row} is {str(value)[:60]!r}."
+                    f"line {number} is {str(value)[:60]!r}."
                 )
-            yield row, value
-            row += 1
+            yield value
 
     def _json_column(self, name: str, cells: list[tuple[int, Any]]) -> pa.Array:
         """A column as JSON has it; one whose cells are of several types is brought to the type that is asked."""
@@ -420,9 +448,8 @@ class _TableReader:
         ids = self._cast(batch.column(source.id), pa.string(), "id", first)
         if ids.null_count or pc.any(pc.equal(pc.utf8_length(ids), 0)).as_py():
             empty = pc.index(pc.fill_null(pc.equal(pc.utf8_length(ids), 0), True), True).as_py()
-            raise SourceError(
-                f"{self.place}.id must not be empty, got an empty one in row {first + empty} of {self.url}."
-            )
+            where = f"{self.place_of_row(first + empty)} of {self.url}"
+            raise SourceError(f"{self.place}.id must not be empty, got an empty one in {where}.")
         columns: dict[str, Any] = {
             "asset_id": ids,
             "kind": pa.array([source.kind] * count),
@@ -504,7 +531,8 @@ class _TableReader:
                 except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
                     pass
                 raise SourceError(
-                    f"{self.place}.{key} must be {kind}, got {str(cell[0])[:60]!r} in row {first + row} of {self.url}."
+                    f"{self.place}.{key} must be {kind}, got {str(cell[0])[:60]!r} in "
+                    f"{self.place_of_row(first + row)} of {self.url}."
                 ) from None
             raise
 

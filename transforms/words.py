@@ -39,6 +39,11 @@ def of_api_figure(name: str) -> str:
     return _API.get(name, name.replace("_", " "))
 
 
+def of_count(count: int, one: str, many: str | None = None) -> str:
+    """`1 asset`, `1,200 assets`; `many` where that is not `one` with an s."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 def of_name(name: str) -> str:
     """`index_image` as a person would write it."""
     return name.replace("_", " ")

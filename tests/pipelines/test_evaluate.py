@@ -215,7 +215,7 @@ def ask(place, rows, **question):
     ("row", "words"),
     [
         pytest.param({"query": "x", "relevant": "t999"}, "neither vector nor dead letter of 't999'", id="unknown"),
-        pytest.param({"query": "x", "relevant": "t000", "relevant_kind": "image"}, "'t000' (row 0)", id="other kind"),
+        pytest.param({"query": "x", "relevant": "t000", "relevant_kind": "image"}, "'t000' (line 1)", id="other kind"),
         pytest.param({"query": "x", "relevant": "p001.jpg"}, "'p001.jpg' is the id of an image and", id="two"),
         pytest.param({"query_kind": "text", "query_id": "t999", "relevant": "t001"}, "'t999' is not there", id="query"),
         pytest.param(
@@ -238,7 +238,7 @@ def test_an_id_of_two_kinds_is_one_asset_once_its_kind_is_said(embedded):
 
 def test_a_pair_that_is_there_with_and_without_its_kind_is_named(embedded):
     row = {"query_kind": "text", "query_id": "t000", "relevant": "t001"}
-    with pytest.raises(ConfigError, match="row 1: relevant 't001' is in row 0 already"):
+    with pytest.raises(ConfigError, match="line 2: relevant 't001' is in line 1 already"):
         ask(embedded, [row, {**row, "relevant_kind": "text"}])
 
 
@@ -287,10 +287,10 @@ def test_a_wrong_option_is_named(embedded, arguments, words, capfd, monkeypatch)
     assert words in sentence
 
 
-def test_a_query_that_cannot_be_sent_is_named_with_its_row(embedded):
+def test_a_query_that_cannot_be_sent_is_named_with_its_line(embedded):
     (embedded.folder / "pictures" / "broken.jpg").write_bytes(b"GIF89a")
     rows = [{"query": "x", "relevant": "t000"}, {"picture": "pictures/broken.jpg", "relevant": "t001"}]
-    with pytest.raises(ConfigError, match=r"some.jsonl row 1: the query 'broken.jpg' cannot be sent"):
+    with pytest.raises(ConfigError, match=r"some.jsonl line 2: the query 'broken.jpg' cannot be sent"):
         ask(embedded, rows)
 
 

@@ -181,11 +181,11 @@ def test_what_is_no_vector_becomes_a_dead_letter_and_a_norm_is_put_right(tmp_pat
     (file,) = (tmp_path / "catalog" / "versions" / manifest.version / "dead_letters").iterdir()
     letters = pq.read_table(file).to_pylist()
     assert {letter["asset_id"]: letter["detail"] for letter in letters} == {
-        "text-3": "the vector holds NaN or infinity",
-        "text-4": "the vector is zero",
-        "text-5": "the vector has 15 dimensions, not 16",
-        "text-6": "there is no vector",
-        "text-7": "the vector holds NaN or infinity",
+        "text-3": "row 4 of part.parquet: the vector must be finite, got nan as number 1 of 16",
+        "text-4": "row 5 of part.parquet: the vector must not be zero",
+        "text-5": "row 6 of part.parquet: the vector must have 16 dimensions, got 15",
+        "text-6": "row 7 of part.parquet: there is no vector",
+        "text-7": "row 8 of part.parquet: the vector must be finite, got None as number 16 of 16",
     }
     assert {(letter["stage"], letter["reason"]) for letter in letters} == {("import", "broken_vector")}
     assert letters[0]["uri"].endswith("part.parquet#row=3")
@@ -240,21 +240,27 @@ WRONG_FOLDER = {
     "too few dimensions": ({"a": {"vectors": unit_vectors(4, 3)}}, "embed.dimension must be at least 8, got 3"),
 }
 WRONG_CONTENT = {
-    "null id": ({"a": {"vectors": FEW, "id": ["a", None, "c", "d"]}}, r"a.parquet#row=1 must have an id, got None"),
-    "empty id": ({"a": {"vectors": FEW, "id": ["a", "b", "", "d"]}}, r"a.parquet#row=2 must have an id, got ''"),
+    "null id": (
+        {"a": {"vectors": FEW, "id": ["a", None, "c", "d"]}},
+        "row 2 of .*a.parquet must have an id, got None",
+    ),
+    "empty id": ({"a": {"vectors": FEW, "id": ["a", "b", "", "d"]}}, r"row 3 of .*a.parquet must have an id, got ''"),
     "unknown kind": (
         {"a": {"vectors": FEW, "kind": ["text", "text", "text", "video"]}, "b": {"vectors": FEW}},
-        r"a.parquet#row=3 must have the kind image or text, got 'video'",
+        r"row 4 of .*a.parquet must have the kind image or text, got 'video'",
     ),
-    "null kind": ({"a": {"vectors": FEW, "kind": ["text", None, "text", "text"]}}, "row=1 must have the kind"),
+    "null kind": (
+        {"a": {"vectors": FEW, "kind": ["text", None, "text", "text"]}},
+        r"row 2 of .*a.parquet must have the kind",
+    ),
     "doubled": (
         {"a": {"vectors": FEW}, "b": {"vectors": FEW[:3]}},
-        r"text 'text-0' stands 2 times, in .*a.parquet#row=0 and .*b.parquet#row=0; 3 ids are affected",
+        r"text 'text-0' stands 2 times, in row 1 of .*a.parquet and row 1 of .*b.parquet; 3 ids are affected",
     ),
     "no vectors": ({"a": {"vectors": [None] * 4}}, "has no vectors"),
     "metadata": (
         {"a": {"vectors": FEW, "id": list("abcd"), "price": ["1", "2", "much", "4"]}},
-        r"a.parquet#row=2 must have double in the column price, got 'much'",
+        r"row 3 of .*a.parquet must have double in the column price, got 'much'",
     ),
 }
 

@@ -200,10 +200,12 @@ def test_all_formats_say_the_same(tmp_path):
     read = [read_labels(write(tmp_path, f"pairs.{name}", ROWS)) for name in ("csv", "jsonl", "parquet")]
     assert read[0] == read[1] == read[2]
     assert [query.words for query in read[0]] == ["sepeda merah", "an orange cat"]
-    assert [(one.asset_id, one.kind, one.grade, one.row) for one in read[0][0].relevant] == [
-        ("a.jpg", "image", 2.0, 0),
-        ("b.jpg", "image", 1.0, 1),
+    assert [(one.asset_id, one.kind, one.grade) for one in read[0][0].relevant] == [
+        ("a.jpg", "image", 2.0),
+        ("b.jpg", "image", 1.0),
     ]
+    places = [[one.place for one in queries[0].relevant] for queries in read]
+    assert places == [["line 2", "line 3"], ["line 1", "line 3"], ["row 1", "row 2"]]
 
 
 def test_a_list_of_ids_is_as_many_rows(tmp_path):
@@ -247,11 +249,11 @@ def test_a_row_that_is_wrong_is_named(tmp_path, row, words):
     (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     with pytest.raises(ConfigError, match=words) as raised:
         read_labels(write(folder, "pairs.jsonl", [{"query": "fine", "relevant": "z"}, row]))
-    assert "row 1" in str(raised.value) or "'x'" in str(raised.value)
+    assert "line 3" in str(raised.value) or "'x'" in str(raised.value)
 
 
-def test_a_pair_that_stands_there_twice_is_named_with_both_rows(tmp_path):
-    with pytest.raises(ConfigError, match=r"row 3.*'a.jpg' stands in row 0"):
+def test_a_pair_that_stands_there_twice_is_named_with_both_lines(tmp_path):
+    with pytest.raises(ConfigError, match=r"line 5.*'a.jpg' stands in line 2"):
         read_labels(write(tmp_path, "pairs.csv", [*ROWS, ROWS[0]]))
 
 
@@ -263,9 +265,9 @@ def test_a_pair_that_stands_there_twice_is_named_with_both_rows(tmp_path):
         pytest.param("a.jsonl", "\n\n", "at least one row", id="empty jsonl"),
         pytest.param("a.csv", "query,right\nx,a\n", "column `relevant`", id="no relevant column"),
         pytest.param("a.csv", "relevant,grade\nx,1\n", "one of `query`", id="no query column"),
-        pytest.param("a.csv", "query,relevant\nx,a,b\n", "more cells", id="ragged"),
+        pytest.param("a.csv", 'query,relevant\n\n"x\ny",a\nx,a,b\n', "a.csv line 5: has more cells", id="ragged"),
         pytest.param("a.jsonl", "[1]\n", "must be an object", id="no object"),
-        pytest.param("a.jsonl", "{\n", "cannot be read as jsonl", id="no json"),
+        pytest.param("a.jsonl", "\n{\n", "line 2: cannot be read as jsonl", id="no json"),
         pytest.param("a.parquet", "PAR1", "cannot be read as parquet", id="no parquet"),
         pytest.param("a.txt", "x", ".csv, .jsonl or .parquet", id="suffix"),
         pytest.param("none.csv", None, "No such file", id="missing"),

@@ -486,18 +486,19 @@ def test_nanoseconds_are_cut_to_microseconds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, bad) in TYPED_CELLS.items() if bad is not None])
-def test_a_cell_that_does_not_fit_is_named_by_row_column_and_value(tmp_path: Path, name: str) -> None:
+def test_a_cell_that_does_not_fit_is_named_by_place_column_and_value(tmp_path: Path, name: str) -> None:
     bad = TYPED_CELLS[name][2]
     for path in typed_tables(tmp_path, {name: bad}):
         with pytest.raises(SourceError) as caught:
             table(path, metadata={name: TYPED[name]})
         assert f"sources[0].metadata.{name} must be " in str(caught.value)
-        assert f"got {bad!r} in row 1 of {path}." in str(caught.value)
+        place = {".csv": "line 3", ".jsonl": "line 2", ".parquet": "row 2"}[path.suffix]
+        assert f"got {bad!r} in {place} of {path}." in str(caught.value)
 
 
-def test_a_cell_far_down_is_named_by_its_row(tmp_path: Path) -> None:
+def test_a_cell_far_down_is_named_by_its_line(tmp_path: Path) -> None:
     rows = [{"id": str(i), "t": "x", "p": "twelve" if i == 20_123 else 12.5} for i in range(25_000)]
-    with pytest.raises(SourceError, match="got 'twelve' in row 20123 of"):
+    with pytest.raises(SourceError, match="got 'twelve' in line 20124 of"):
         table(json_lines(tmp_path / "t.jsonl", *rows), metadata={"p": "double"})
 
 
@@ -517,15 +518,26 @@ def test_a_column_that_only_a_late_row_has_is_there(tmp_path: Path) -> None:
     assert [row["metadata"]["p"] for row in found] == [None] * 9000 + [1.5]
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", "id,t\n"])
+@pytest.mark.parametrize("content", ["", "\n\n", "\ufeff", "id,t\n"])
 def test_an_empty_table_is_an_error_with_a_sentence(tmp_path: Path, content: str) -> None:
-    with pytest.raises((ConfigError, SourceError), match=r"sources\[0\]\.table"):
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.table must have at least one row, got .*, which"):
         table(write(tmp_path / "t.csv", content))
     with pytest.raises(ConfigError, match=r"sources\[0\]\.table must have at least one row"):
         table(write(tmp_path / "t.jsonl", content.replace("id,t", "  ")))
     pq.write_table(pa.table({"id": pa.array([], pa.string()), "t": pa.array([], pa.string())}), tmp_path / "t.parquet")
     with pytest.raises(ConfigError, match=r"sources\[0\]\.table must have at least one row"):
         table(tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match=r"must have at least one row, got .*, which is empty"):
+        table(write(tmp_path / "none.parquet", b""))
+
+
+def test_a_line_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"line 5: Expected 2 columns, got 3"):
+        table(write(tmp_path / "t.csv", 'id,t\n\n1,"two\nlines"\n1,2,3\n'))
+    with pytest.raises(SourceError, match=r"line 3 is no JSON: .*, at its character \d+\.$"):
+        table(write(tmp_path / "t.jsonl", '{"id": 1, "t": "x"}\n\n{"id": 2, "t": \n'))
+    with pytest.raises(SourceError, match=r"line 2 is '\[1\]'"):
+        table(write(tmp_path / "t.jsonl", "\n[1]\n"))
 
 
 @pytest.mark.parametrize(
@@ -540,7 +552,6 @@ def test_an_empty_table_is_an_error_with_a_sentence(tmp_path: Path, content: str
         ("t.jsonl", b'{"id": "1", "t": {"deep": 1}}\n'),
         ("t.jsonl", b'{"id": 123456789012345678901234, "t": "x"}\n'),
         ("t.parquet", b"PAR1 and no more"),
-        ("t.parquet", b""),
     ],
 )
 def test_a_broken_table_is_a_source_error_that_names_the_file(tmp_path: Path, name: str, content: bytes) -> None:
@@ -565,22 +576,22 @@ def test_an_unknown_suffix_asks_for_a_format(tmp_path: Path) -> None:
     assert table(path, format="csv")[0]["text"] == "x"
 
 
-@pytest.mark.parametrize("name", ["csv", "jsonl", "parquet"])
-def test_an_empty_id_is_named_by_its_row(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "place"), [("csv", "line 9125"), ("jsonl", "line 9124"), ("parquet", "row 9124")])
+def test_an_empty_id_is_named_by_its_place(tmp_path: Path, name: str, place: str) -> None:
     rows = [(str(i), "x") for i in range(10_000)]
     rows[9123] = ("", "x")
     path = text_tables(tmp_path, rows)[name]
-    with pytest.raises(SourceError, match=r"sources\[0\]\.id must not be empty, got an empty one in row 9123 of"):
+    with pytest.raises(SourceError, match=rf"sources\[0\]\.id must not be empty, got an empty one in {place} of"):
         table(path)
 
 
 @pytest.mark.parametrize("missing", [None, "absent"])
-def test_a_null_id_is_named_by_its_row(tmp_path: Path, missing: str | None) -> None:
+def test_a_null_id_is_named_by_its_place(tmp_path: Path, missing: str | None) -> None:
     rows: list[Row] = [{"id": "1", "t": "x"}, {"t": "y"} if missing else {"id": None, "t": "y"}]
-    with pytest.raises(SourceError, match="an empty one in row 1 of"):
+    with pytest.raises(SourceError, match="an empty one in line 2 of"):
         table(json_lines(tmp_path / "t.jsonl", *rows))
     pq.write_table(pa.table({"id": ["1", None], "t": ["x", "y"]}), tmp_path / "t.parquet")
-    with pytest.raises(SourceError, match="an empty one in row 1 of"):
+    with pytest.raises(SourceError, match="an empty one in row 2 of"):
         table(tmp_path / "t.parquet")
 
 
@@ -601,21 +612,20 @@ def run(*sources: Mapping[str, Any]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def test_an_id_that_stands_twice_is_named_with_its_places(tmp_path: Path) -> None:
+def test_an_id_that_stands_twice_is_named_with_two_of_its_places(tmp_path: Path) -> None:
     write(tmp_path / "one.csv", "id,t\n1,x\n2,x\n")
     write(tmp_path / "two.csv", "id,t\n2,y\n3,y\n")
     first = {"kind": "text", "table": f"{tmp_path}/one.csv", "id": "id", "text": "t"}
     both = first | {"table": f"{tmp_path}/*.csv"}
-    one, many = f"({tmp_path}/one.csv)", f"({tmp_path}/*.csv)"
+    one, two = f"{tmp_path}/one.csv", f"{tmp_path}/two.csv"
     cases = [
-        ((both,), f"sources[0] {many} and sources[0] {many}"),
-        ((first, both), f"sources[0] {one} and sources[1] {many}"),
+        ((both,), f"'2' stands 2 times, in sources[0] (line 3 of {one}) and sources[0] (line 2 of {two}); 1 id is"),
+        ((first, both), f"'1' stands 2 times, in sources[0] (line 2 of {one}) and sources[1] (line 2 of {one}); 2 ids"),
     ]
     for sources, places in cases:
         with pytest.raises(SourceError) as caught:
             run(*sources)
-        assert places in str(caught.value)
-        assert re.search(r"text '[12]' stands \d times", str(caught.value))
+        assert f"but text {places}" in str(caught.value)
     grow(tmp_path, "a/p.jpg", "b/p.jpg")
     with pytest.raises(SourceError) as caught:
         run({"kind": "image", "files": f"{tmp_path}/a"}, {"kind": "image", "files": f"{tmp_path}/b"})
