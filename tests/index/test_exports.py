@@ -630,7 +630,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_number_of_assets(draw_vectors: Any, tmp_path: Path) -> None:
     peaks = []
-    for rows in (33_000, 50_000):  # two batches of assets, and three
+    for rows in (33_000, 66_000):  # two batches of assets, and three
         index = IndexConfig(exact_up_to_mb=1e6, recall_queries=2, recall_k=1)
         columns = {"asset_id": [f"{i:09d}" for i in range(rows)], "text": ["a word " * 100] * rows}
         vectors = np.tile(draw_vectors(1000, 512), (rows // 1000, 1))
@@ -639,4 +639,4 @@ def test_memory_does_not_grow_with_the_number_of_assets(draw_vectors: Any, tmp_p
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1e3)
         shutil.rmtree(tmp_path / str(rows))
-    assert peaks[1] < peaks[0] + 9, peaks  # the vectors are 17 MB more, the texts 12 MB
+    assert peaks[1] < peaks[0] + 18, peaks  # the vectors are 34 MB more, the texts 23 MB; an allocator keeps some
