@@ -7,6 +7,7 @@ installed, in a process of its own that can be stopped and killed; only the impo
 Python's hashes, which those that are forked here share.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -19,11 +20,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 IMPORTED = (
+    "anyio._backends._asyncio",
     "apache_beam.runners.portability.fn_api_runner.fn_runner",
+    "httpcore",
+    "matplotlib.backends.backend_svg",
     "matplotlib.pyplot",
+    "numpy.random",
     "epithre_beam.index.prune",
     "epithre_beam.index.verify",
     "epithre_beam.pipelines.cli",
+    "epithre_beam.pipelines.progress",
     "epithre_beam.pipelines.run",
     "epithre_beam.transforms.version",
 )
@@ -34,6 +40,7 @@ _LARGEST_ORDER = 1 << 20
 def import_all():
     for module in IMPORTED:
         importlib.import_module(module)
+    gc.freeze()  # or the first collection of every fork would copy all of it
 
 
 class Program:
@@ -118,13 +125,13 @@ class Preloaded:
         self._process.wait()
 
 
-def fork_on_order(orders: socket.socket) -> None:
+def fork_on_order(orders: socket.socket) -> NoReturn:
     import_all()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
     while True:
         data, ends, _, _ = socket.recv_fds(orders, _LARGEST_ORDER, 3)
         if not data:
-            return
+            os._exit(0)  # nobody is there any more
         if not os.fork():
             orders.close()
             run_and_wait(json.loads(data), *ends)
