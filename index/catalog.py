@@ -17,7 +17,7 @@ from .hits import Asset, Hit
 from .kind_index import KindIndex
 from .layout import READERS
 from .local_files import local_files
-from .manifest import CatalogError, IndexEntry, Manifest, read_latest, read_manifest
+from .manifest import CatalogError, IndexEntry, Manifest, nothing_published, read_latest, read_manifest
 from .merge import Merge, check_merge, merge_kinds
 from .readers import VersionHold
 from .store import Store, StoreError
@@ -379,10 +379,7 @@ def _open_published(store: Store, asked: Mapping[str, Any]) -> OpenVersion:
 def _published(store: Store) -> tuple[str, str]:
     latest = read_latest(store)
     if latest is None:
-        raise CatalogError(
-            f"{store.url} has no published version: {store.url}/LATEST.json is missing "
-            "(`epithre-beam versions list` shows what a guard holds back)."
-        )
+        raise nothing_published(store)
     return latest[1], latest[2]
 
 

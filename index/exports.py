@@ -18,7 +18,7 @@ from .export_pgvector import check_for_pgvector, write_pgvector_kind, write_sql
 from .export_source import KindSource
 from .layout import KINDS
 from .local_files import local_files
-from .manifest import CatalogError, IndexEntry, Manifest, read_latest, read_manifest
+from .manifest import CatalogError, IndexEntry, Manifest, nothing_published, read_latest, read_manifest
 from .store import Store
 
 Form = Literal["faiss", "clip-retrieval", "pgvector"]
@@ -110,7 +110,7 @@ def _manifest(store: Store, version: str | None) -> Manifest:
         return read_manifest(store, version)
     latest = read_latest(store)
     if latest is None:
-        raise CatalogError(f"{store.url} has no published version: name one, or publish one.")
+        raise nothing_published(store)
     return read_manifest(store, latest[1], latest[2])
 
 

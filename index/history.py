@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from .layout import manifest_name
-from .manifest import CatalogError, Manifest, read_latest, read_manifest
+from .manifest import CatalogError, Manifest, nothing_published, read_latest, read_manifest
 from .store import Store
 
 
@@ -74,7 +74,7 @@ def version_before(store: Store) -> str:
     """
     latest = read_latest(store)
     if latest is None:
-        raise CatalogError(f"{store.url} has no published version.")
+        raise nothing_published(store)
     previous = read_manifest(store, latest[1], latest[2]).previous
     if previous is None:
         raise CatalogError(f"{store.url} has no version before {latest[1]}, which is its first.")

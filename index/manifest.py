@@ -1,5 +1,6 @@
 """The manifest: what a version holds, proved by sha256, and `LATEST.json`, which names the version in force."""
 
+import contextlib
 import hashlib
 import itertools
 import secrets
@@ -186,6 +187,19 @@ def read_latest(store: Store) -> tuple[bytes, str, str] | None:
             "`epithre-beam versions publish` names a version anew."
         )
     return data, latest["version"], latest["manifest_sha256"]
+
+
+def nothing_published(store: Store) -> CatalogError:
+    """Where LATEST.json is missing: there is no such folder, it is no catalog, or all its versions are held back."""
+    why = f"{store.url}/{LATEST} is missing (`epithre-beam versions list` shows what a guard holds back)."
+    with contextlib.suppress(Exception):  # a store that does not tell what it has
+        try:
+            found = store.fs.ls(store.path(""), detail=False)
+        except FileNotFoundError:
+            return CatalogError(f"{store.url} has no published version: there is no such folder.")
+        if "versions" not in {str(path).rstrip("/").rpartition("/")[2] for path in found}:
+            why = "this folder is no catalog, it has no `versions`."
+    return CatalogError(f"{store.url} has no published version: {why}")
 
 
 def latest_bytes(version: str, manifest_sha256: str, condemned: Iterable[str] = ()) -> bytes:

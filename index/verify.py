@@ -18,7 +18,7 @@ from .distribution import NORM_TOLERANCE
 from .exact import encode, read_header
 from .history import existing_versions
 from .layout import LATEST, manifest_name, version_folder
-from .manifest import CatalogError, FileEntry, IndexEntry, Manifest, read_latest, read_manifest
+from .manifest import CatalogError, FileEntry, IndexEntry, Manifest, nothing_published, read_latest, read_manifest
 from .store import Store, StoreError, sha256_of
 from .units import vectors_of
 
@@ -74,7 +74,7 @@ def verify_versions(store: Store, version: str | None = None, *, every: bool = F
     if version is None and published is not None and published[0] not in names:
         names.append(published[0])
     if not names:
-        raise CatalogError(f"{store.url} has {'no versions' if every else 'no published version'}.")
+        raise nothing_published(store)
     for name in names:
         try:
             manifest = read_manifest(store, name, published[1] if published and published[0] == name else None)

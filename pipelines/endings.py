@@ -1,6 +1,7 @@
 """How a command ends: its exit code, its sentence, and the one JSON document that says the same to programs."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -11,10 +12,11 @@ from enum import IntEnum
 from typing import Any
 
 from ..configs import ConfigError
+from ..index.layout import LATEST
 from ..index.lease import CatalogBusy
 from ..index.manifest import CatalogError
 from ..index.remote import as_os_error
-from ..index.store import StoreError
+from ..index.store import Store, StoreError
 from ..transforms.epithre.client import RunStopped
 from .logs import LogFormat, hidden, line_of
 
@@ -127,9 +129,38 @@ def ending_of_error(error: Exception) -> Ending | None:
         return ending(ExitCode.USAGE, "usage", _missing_package(error))
     if isinstance(error, OSError):
         place = f" ({error.filename})" if error.filename else ""
+        if error.errno == errno.ENOTDIR:
+            return ending(
+                ExitCode.USAGE, "usage", f"A folder is needed where a file stands{place}: name another place."
+            )
         message = f"The storage refused: {error.strerror or error}{place}; mend it, then do the same again."
         return ending(ExitCode.FAILED, "failed", message)
     return None
+
+
+_NO_FOLDER = frozenset({errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP})
+_NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT})
+
+
+def misplaced(name: str, store: Store, error: OSError) -> ConfigError | None:
+    """What it amounts to that a local folder cannot be begun: no other try will change it.
+
+    None where that is not so: what could be written before will be again, when its disk has room or is mounted.
+
+    Args:
+        name: What the user calls the folder.
+        store: The folder.
+        error: From the first write to it.
+    """
+    if not store.is_local:
+        return None
+    was_written = os.path.lexists(os.path.join(store.path(""), LATEST))  # noqa: PTH118 - a path that nobody may look at
+    if error.errno not in (_NO_FOLDER if was_written else _NO_FOLDER | _NOT_ALLOWED):
+        return None
+    place = f": {error.filename}" if error.filename else ""
+    return ConfigError(
+        f"{name} must be a folder that can be made and written, got {store.url!r} ({error.strerror}{place})."
+    )
 
 
 def ending_of_defect(error: Exception) -> Ending:
@@ -185,12 +216,14 @@ class Speaker:
             _write(1, hidden(ending.document, self.secrets))
         if not ending.exit_code:
             return
+        has_sentence = has_sentence and self.log_format is not LogFormat.JSON
         if self.log_format is not None:
             level = logging.WARNING if ending.status == "held_back" else logging.ERROR
-            fields = {"exit_code": int(ending.exit_code), "message": ending.message}
+            # Where the sentence follows, the line does not say it too.
+            fields = {"exit_code": int(ending.exit_code), "message": None if has_sentence else ending.message}
             fields |= {name: value for name, value in ending.facts.items() if name in {"version", "spent", "assets"}}
             _write(2, line_of(ending.status, level, fields))
-        if has_sentence and self.log_format is not LogFormat.JSON:
+        if has_sentence:
             lines = hidden(ending.message, self.secrets).splitlines()
             _write(2, "\n".join(f"epithre-beam: {line}" for line in lines))
 

@@ -10,6 +10,7 @@ import typer
 
 from ..index.store import Store
 from ..transforms.words import of_size
+from .endings import misplaced
 from .logs import escaped
 from .versions import CatalogUrl, Json
 
@@ -29,16 +30,22 @@ def export(
     """Write a version of CATALOG into FOLDER as stock FAISS files, for clip-retrieval, or for pgvector."""
     from ..index.exports import export_catalog
 
-    with _shown(quiet=quiet or as_json) as progress:
-        done = export_catalog(
-            Store(catalog),
-            Store(folder),
-            to,  # type: ignore[arg-type]  # checked there
-            kinds=kind or (),
-            version=version,
-            overwrite=overwrite,
-            progress=progress,
-        )
+    target = Store(folder)
+    try:
+        with _shown(quiet=quiet or as_json) as progress:
+            done = export_catalog(
+                Store(catalog),
+                target,
+                to,  # type: ignore[arg-type]  # checked there
+                kinds=kind or (),
+                version=version,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    except OSError as error:
+        if target.is_local and str(error.filename or "").startswith(target.path("")):
+            raise misplaced("FOLDER", target, error) or error from error
+        raise
     if as_json:
         sys.stdout.write(json.dumps(done, ensure_ascii=False) + "\n")
     elif not quiet:

@@ -14,7 +14,7 @@ from ..configs import CatalogConfig, ConfigError, MetadataType
 from ..configs.load import parse_settings
 from ..configs.schema import UNKNOWN_MODEL
 from ..index.layout import report_name
-from ..index.manifest import CatalogError, read_latest, read_manifest
+from ..index.manifest import CatalogError, nothing_published, read_latest, read_manifest
 from ..index.store import Store
 from ..index.units import CarriedGroup, DamagedFileError
 from ..transforms.carry import iterate_dead_letters, plan_all_carried
@@ -61,7 +61,7 @@ def build_index(
     url = _absolute(url)
     parse_settings({"catalog": url}, overrides, _SETTABLE)  # before anything is written
     if read_latest(Store(url)) is None:
-        raise CatalogError(f"{url} has no published version: `run` makes one, or `index --from` of vectors you have.")
+        raise nothing_published(Store(url))
     with _launched(url) as launch:
         if launch.latest is None:
             raise CatalogError(f"{url} has no published version any more.")

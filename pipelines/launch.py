@@ -20,7 +20,7 @@ from ..index.units import DamagedFileError
 from ..transforms.epithre.client import RunStopped
 from ..transforms.epithre.ledger import LedgerLostError
 from ..transforms.lane import read_progress
-from .endings import RunFailed, RunPaused
+from .endings import RunFailed, RunPaused, misplaced
 from .workers import run_to_its_end
 
 Watch = Callable[[list[dict[str, Any]]], None]
@@ -63,6 +63,7 @@ def begin(store: Store, stack: contextlib.ExitStack) -> tuple[Latest | None, str
     """Holds the catalog until the end of `stack`; what is in force in it, and a name for the version to be written.
 
     Raises:
+        ConfigError: When there can be no catalog at this place.
         CatalogBusy: When another run holds it.
         RunFailed: When it cannot be written, or its LATEST.json was lost.
     """
@@ -75,7 +76,7 @@ def begin(store: Store, stack: contextlib.ExitStack) -> tuple[Latest | None, str
         version = new_version(store, latest, stack)
         store.write(f"{run_folder(version)}/started", b"")  # a run whose work cannot be kept must not be paid
     except OSError as error:
-        raise unwritable(store.url, error) from error
+        raise misplaced("catalog", store, error) or unwritable(store.url, error) from error
     return latest, version
 
 
@@ -99,6 +100,8 @@ def software() -> str:
 
 
 def unwritable(catalog: str, reason: OSError | str) -> RunFailed:
+    if isinstance(reason, OSError) and reason.strerror:
+        reason = f"{reason.strerror}: {reason.filename}" if reason.filename else reason.strerror
     return RunFailed(
         f"The catalog {catalog} cannot be written ({reason}): what was finished is kept, run again when it can."
     )

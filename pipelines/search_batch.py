@@ -5,7 +5,7 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from ..configs.schema import UNKNOWN_MODEL
 from ..configs.search_schema import SAME, SearchJob
 from ..index.kind_index import operating_point
 from ..index.layout import UNITS, DeadLetter, assets_schema, run_folder
-from ..index.manifest import CatalogError, Manifest, read_latest, read_manifest
+from ..index.lease import CatalogBusy
+from ..index.manifest import CatalogError, Manifest, nothing_published, read_latest, read_manifest
 from ..index.merge import check_merge
 from ..index.parts import IndexPart, group_parts, index_parts
 from ..index.readers import VersionHold
@@ -45,7 +46,7 @@ from ..transforms.search_queries import (
 )
 from ..transforms.sources import SourceError, filesystem, list_references
 from .base import compare
-from .endings import RunFailed
+from .endings import RunFailed, misplaced
 from .launch import Watch, holding, new_version, run_pipeline, unwritable
 from .logs import tell
 
@@ -74,7 +75,7 @@ def search_batch(job: SearchJob, beam_options: Sequence[str] = (), watch: Watch 
     searched = _searched(job)
     output = Store(job.output)
     _check_output(job.output, output)
-    with contextlib.ExitStack() as stack:
+    with _told_of_output(output), contextlib.ExitStack() as stack:
         _hold(Store(job.catalog), searched.version, stack)
         try:
             stack.enter_context(holding(output))
@@ -82,15 +83,24 @@ def search_batch(job: SearchJob, beam_options: Sequence[str] = (), watch: Watch 
             version = new_version(output, None, stack)
             output.write(f"{run_folder(version)}/started", b"")  # a job whose result cannot be kept must not be paid
         except OSError as error:
-            raise unwritable(job.output, error) from error
+            raise misplaced("output", output, error) or unwritable(job.output, error) from error
         try:
             report = _Launch(job, searched, output, version, stack).run(beam_options, watch)
-        except (SourceError, RunStopped, LedgerLostError) as error:
-            raise RunFailed(str(error).replace("nothing was published", "there is no result")) from error
-        except DamagedFileError as error:
+        except (SourceError, RunStopped, LedgerLostError, DamagedFileError) as error:
             raise RunFailed(str(error)) from error
         report["seconds"] = max(0.0, time.time() - started_at_s)
         return report
+
+
+@contextlib.contextmanager
+def _told_of_output(output: Store) -> Iterator[None]:
+    """What a search shares with a run speaks of a catalog that is written, and of a version; here they are others."""
+    try:
+        yield
+    except (CatalogBusy, RunFailed, StoreError) as error:
+        said = str(error).replace(f"catalog {output.url}", f"output {output.url}")
+        error.args = (said.replace("nothing was published", "there is no result"),)
+        raise
 
 
 def _searched(job: SearchJob) -> Manifest:
@@ -101,7 +111,7 @@ def _searched(job: SearchJob) -> Manifest:
     else:
         latest = read_latest(store)
         if latest is None:
-            raise CatalogError(f"{job.catalog} has no published version: `run` makes one.")
+            raise nothing_published(store)
         manifest = read_manifest(store, *latest[1:])
     kinds = [entry.kind for entry in manifest.indexes]
     for kind in job.search.kinds or ():
@@ -142,6 +152,8 @@ def _check_output(url: str, output: Store) -> None:
         found = output.fs.ls(output.path(""), detail=False)
     except (FileNotFoundError, NotADirectoryError):
         found = []
+    if [str(path).rstrip("/") for path in found] == [output.path("")]:
+        raise ConfigError(f"output must be a folder, got {url!r}, which is a file: name another place.")
     names = sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
     if MARK in names:
         return
@@ -210,7 +222,10 @@ class _Launch:
             write_dead_letters(output, block_dead_name(setup.result, "assets"), self._missing)
         tell("planned", queries=dict(self._asked), blocks=len(blocks), searched=self._searched.version)
         self._run_pipeline(setup, lane, plan, blocks, beam_options, watch)
-        return self._publish(setup, plan)
+        try:
+            return self._publish(setup, plan)
+        except OSError as error:
+            raise unwritable(job.output, error) from error
 
     def _plan(self, config: RunConfig) -> tuple[RunConfig, LaneSetup, Plan]:
         """The queries that must be embedded, cut into units, and how that is done."""
@@ -275,7 +290,7 @@ class _Launch:
             if entry.catalog != SAME:
                 latest = read_latest(Store(url))
                 if latest is None:
-                    raise CatalogError(f"assets[{number}].catalog: {url} has no published version.")
+                    raise CatalogError(f"assets[{number}].catalog: {nothing_published(Store(url))}")
                 manifest = read_manifest(Store(url), *latest[1:])
                 self._check_comparable(number, url, manifest)
                 _hold(Store(url), manifest.version, self._stack)
@@ -373,5 +388,8 @@ def _read_ids(table: str, column: str, number: int) -> list[str]:
     source = SourceConfig(kind="text", table=table, id=column, text=column)
     try:
         return [name for part in list_references(source, 0, {}) for name in part.column("asset_id").to_pylist()]
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("sources[0].table", f"assets[{number}].ids")) from error
+    except (ConfigError, SourceError) as error:
+        said = (
+            str(error).replace("sources[0].table", f"assets[{number}].ids").replace("sources[0]", f"assets[{number}]")
+        )
+        raise type(error)(said) from error

@@ -10,7 +10,7 @@ import typer
 
 from ..index.history import VersionInfo, existing_versions, list_versions, version_before
 from ..index.layout import LATEST
-from ..index.manifest import CatalogError, Manifest, publish, read_latest, read_manifest
+from ..index.manifest import CatalogError, Manifest, nothing_published, publish, read_latest, read_manifest
 from ..index.prune import Piece
 from ..index.store import Store
 
@@ -32,7 +32,7 @@ def list_(catalog: CatalogUrl, as_json: Json = False) -> None:
         damage = error  # the versions are what it is mended from
     found = list_versions(store, None if latest is None else latest[1:])
     if not found and damage is None:
-        raise CatalogError(f"{catalog} has no versions: there is no catalog at this path.")
+        raise nothing_published(store)
     if as_json:
         _print(json.dumps([_row(info) for info in found], ensure_ascii=False))
     else:
@@ -241,7 +241,7 @@ def _put_in_force(store: Store, version: str, expected: bytes | None, *, dry_run
 def _published(store: Store) -> Manifest:
     latest = read_latest(store)
     if latest is None:
-        raise CatalogError(f"{store.url} has no published version.")
+        raise nothing_published(store)
     return read_manifest(store, latest[1], latest[2])
 
 

@@ -419,8 +419,13 @@ def test_an_index_of_other_rows_than_its_assets_is_refused(own_copy: Any) -> Non
 
 
 def test_where_nothing_is_published_nothing_is_opened(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(CatalogError, match=r"has no published version: .*LATEST\.json is missing"):
+    (tmp_path / "begun" / "versions").mkdir(parents=True)
+    for folder, why in (
+        (tmp_path / "begun", r".*LATEST\.json is missing"),
+        (tmp_path, "this folder is no catalog"),
+        (tmp_path / "absent", "there is no such folder"),
+    ):
+        with pytest.raises(CatalogError, match=rf"has no published version: {why}"):
             open_catalog(folder)
     with pytest.raises(CatalogError, match="has no version 'v7'"):
         open_catalog(tmp_path, version="v7")

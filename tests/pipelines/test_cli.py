@@ -1,5 +1,6 @@
 """Wrong input gets one sentence with the place, the rule and the value, the right exit code, and loses nothing."""
 
+import errno
 import io
 import json
 import signal
@@ -12,6 +13,8 @@ import pytest
 from PIL import Image
 
 from epithre_beam.index import open_catalog
+from epithre_beam.index.store import Store
+from epithre_beam.pipelines.endings import misplaced
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 
 from .conftest import KEY, sentences
@@ -245,10 +248,24 @@ def test_a_key_that_is_revoked_in_the_middle_stops_the_run_with_the_work_kept(pl
 def test_an_unwritable_catalog_is_named(place):
     (place.folder / "file").write_text("x")
     place.write_job(catalog="file/catalog")
-    done = place.cli("run", "job.yaml")
-    assert done.returncode == 1
-    assert "file" in done.stderr
-    assert "Traceback" not in done.stderr
+    for command in ("run", "plan"):
+        assert_one_sentence(place.cli(command, "job.yaml"), 2, f"{place.folder}/file/catalog")
+    assert_one_sentence(
+        place.cli("index", "file", "--from", "none"), 2, "catalog must be a folder that can be made and"
+    )
+    assert_one_sentence(place.cli("search", "file", "--text", "x"), 2, "A folder is needed where a file stands")
+
+
+def test_a_place_where_no_folder_can_be_made_is_usage_and_one_that_was_written_before_is_a_failing_storage(place):
+    """Nobody may write below /proc, not even who may do everything."""
+    place.write_job(catalog="/proc/catalog")
+    assert_one_sentence(place.cli("run", "job.yaml"), 2, "catalog must be a folder that can be made and written")
+    error = PermissionError(errno.EACCES, "Permission denied", str(place.folder / "texts.csv"))
+    store = Store(str(place.catalog))
+    assert "Permission denied" in str(misplaced("catalog", store, error))
+    assert misplaced("catalog", store, OSError(errno.ENOSPC, "No space left on device")) is None
+    store.write("LATEST.json", b"{}")
+    assert misplaced("catalog", store, error) is None
 
 
 def test_wrong_usage_is_exit_code_2(place):
@@ -267,7 +284,9 @@ def test_a_catalog_that_is_not_there_is_told(place):
         ("versions", "list", "catalog"),
         ("versions", "verify", "catalog"),
     ):
-        assert_one_sentence(place.cli(*command), 1, "catalog")
+        assert_one_sentence(place.cli(*command), 1, "catalog has no published version: there is no such folder.")
+    done = place.cli("search", "pictures", "--text", "x")
+    assert_one_sentence(done, 1, "pictures has no published version: this folder is no catalog")
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from epithre_beam.configs import ConfigError
 from epithre_beam.configs.load import load_search_job
 from epithre_beam.configs.search_schema import SearchJob
 from epithre_beam.index import CatalogError, open_catalog
+from epithre_beam.index.lease import CatalogBusy, hold
+from epithre_beam.index.store import Store
 from epithre_beam.index.where import parse_where
 from epithre_beam.pipelines.index import import_vectors
 from epithre_beam.pipelines.run import RunFailed
@@ -214,7 +216,10 @@ def test_vectors_that_are_none_are_dead_letters(write_job, tmp_path):
     report = search_batch(load_search_job(write_job(search={"k": 2}, block_queries=64)))
     assert (report["searched"], report["dead"]) == (228, 2)
     letters = pq.read_table(tmp_path / "found" / report["result"] / "dead_letters").to_pylist()
-    assert {letter["asset_id"] for letter in letters} == {"q3", "q150"}
+    assert {letter["asset_id"]: letter["detail"] for letter in letters} == {
+        "q3": "row 4 of a.parquet: the vector must be finite, got nan as number 3 of 16",
+        "q150": "row 151 of a.parquet: the vector must not be zero",
+    }
     again = search_batch(load_search_job(write_job(search={"k": 2}, block_queries=64)))
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in report.items() if k != "seconds"}
 
@@ -230,6 +235,36 @@ def test_an_output_that_is_a_catalog_or_has_anything_else_is_refused_and_left_al
     assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["results", "old"]
     (tmp_path / "new").mkdir()
     assert search_batch(load_search_job(write_job(output="new")))["searched"] == 100
+
+
+def test_what_is_wrong_with_the_output_is_said_of_the_output(write_job, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in ("file/found", "/proc/found"):
+        with pytest.raises(ConfigError, match="^output must be a folder that can be made and written, got"):
+            search_batch(load_search_job(write_job(output=place)))
+    with pytest.raises(ConfigError, match="^output must be a folder, got .*, which is a file"):
+        search_batch(load_search_job(write_job(output="file")))
+    with hold(Store(str(tmp_path / "found")), "run"), pytest.raises(CatalogBusy, match="holds the output ") as told:
+        search_batch(load_search_job(write_job()))
+    assert "catalog" not in str(told.value)
+    (tmp_path / "other" / "results").mkdir(parents=True)
+    (tmp_path / "other" / "search-batch.json").touch()
+    (tmp_path / "other" / "LATEST.json").mkdir()  # cannot be written, and that shows at the end
+    with pytest.raises(RunFailed, match="^The output .* cannot be written") as told:
+        search_batch(load_search_job(write_job(output="other")))
+    assert "catalog" not in str(told.value)
+
+
+def test_a_query_that_stands_twice_is_named_with_both_lines(place):
+    assert place.cli("run", "job.yaml", "-q").returncode == 0
+    (place.folder / "asked.csv").write_text("n,words\n1,x\n2,y\n1,z\n")
+    job = {"catalog": "catalog", "output": "found"}
+    job["queries"] = [{"kind": "text", "table": "asked.csv", "id": "n", "text": "words"}]
+    (place.folder / "search.yaml").write_text(yaml.safe_dump(job))
+    done = place.cli("search-batch", "search.yaml", "-q")
+    assert done.returncode == 1
+    for words in ("queries[0] (line 2 of ", "queries[0] (line 4 of "):
+        assert words in done.stderr
 
 
 def test_the_result_in_force_is_named_and_older_ones_go(write_job, tmp_path):
