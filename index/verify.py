@@ -74,7 +74,7 @@ def verify_versions(store: Store, version: str | None = None, *, every: bool = F
     if version is None and published is not None and published[0] not in names:
         names.append(published[0])
     if not names:
-        raise nothing_published(store)
+        raise CatalogError(f"{store.url} has no versions.") if every else nothing_published(store)
     for name in names:
         try:
             manifest = read_manifest(store, name, published[1] if published and published[0] == name else None)

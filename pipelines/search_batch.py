@@ -389,7 +389,5 @@ def _read_ids(table: str, column: str, number: int) -> list[str]:
     try:
         return [name for part in list_references(source, 0, {}) for name in part.column("asset_id").to_pylist()]
     except (ConfigError, SourceError) as error:
-        said = (
-            str(error).replace("sources[0].table", f"assets[{number}].ids").replace("sources[0]", f"assets[{number}]")
-        )
+        said = str(error).replace("sources[0].table", "sources[0].ids").replace("sources[0]", f"assets[{number}]")
         raise type(error)(said) from error
