@@ -167,7 +167,7 @@ def test_the_probe_refuses_a_store_that_ignores_a_condition(
     assert store.listing() == []
 
 
-@pytest.mark.parametrize("what", ["lose answer", "error"])
+@pytest.mark.parametrize("what", ["lose answer", "lose request", "error"])
 def test_a_version_whose_publication_is_not_answered_is_published_and_said_to_be(
     place: Place, proxy: Proxy, folder: str, what: str
 ) -> None:
