@@ -24,7 +24,7 @@ _VERSION = re.compile(r"\d{6}-\d{8}T\d{6}Z-[0-9a-f]+")
 _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{12}\.partial")
 _CAP_DAC_OVERRIDE = 1
 _CAPABILITY_VERSION_3 = 0x20080522
-_OPENINGS_PAUSE_S = 0.1
+_OPENINGS_PAUSE_S = 0.2
 
 
 class Steps:

@@ -35,7 +35,7 @@ PLACES = {
 }
 """Where a run writes, in its order."""
 
-INSTANTS = 30
+INSTANTS = 24
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ def test_a_storm_of_all_faults_at_once_loses_nothing(seed):
 
 
 def test_a_storm_of_thousands_of_requests_within_a_limit_loses_nothing_and_never_exceeds_it():
-    contents = texts(3000)
+    contents = texts(2000)
     faults = Faults(**dict.fromkeys(FAULTS, 0.02), latency_s=0.01, latency_jitter_s=0.01, poison_marker="text 99")
     limits = Limits(requests_per_minute=800, window_s=1.0)
     with serve(faults=faults, limits=limits, seed=11) as emulator:
@@ -111,7 +111,7 @@ def test_a_storm_of_thousands_of_requests_within_a_limit_loses_nothing_and_never
         assert not [a for a in emulator.log if a.status == 429 and not a.faults]
     assert_right(contents, results)
     refused = {i: r for i, r in enumerate(results) if isinstance(r, Refusal)}
-    # Three broken answers in a row are a dead letter, and among 3000 items that may happen to one or two.
+    # Three broken answers in a row are a dead letter, and among 2000 items that may happen to one or two.
     unlucky = {i for i, r in refused.items() if r.reason is RefusalReason.BROKEN_ANSWER}
     assert set(refused) - unlucky == {99, *range(990, 1000)}
     assert len(unlucky) <= 5
@@ -185,7 +185,7 @@ def test_another_dimension_than_configured_stops_the_run_and_says_which():
 
 def test_an_outage_stops_the_run_instead_of_making_dead_letters():
     with serve(faults=Faults(refuse_all=500)) as emulator, pytest.raises(RunStopped, match="in a row"):
-        embed(emulator, texts(640), max_sends=1000, sleep=asyncio.sleep)
+        embed(emulator, texts(640), max_sends=1000)
 
 
 def test_ten_percent_random_failures_cost_at_most_fifteen_percent_more_requests():
@@ -218,7 +218,7 @@ def test_an_unconfigured_limit_is_learned_from_the_servers_headers():
 @pytest.mark.parametrize("form", ["seconds", "float", "date", "milliseconds", "absent"])
 def test_retry_after_is_waited_for_in_every_form(form):
     limits = Limits(requests_per_minute=5, window_s=1.0, retry_after=form, send_headers=False)
-    contents = texts(12)
+    contents = texts(8)
     with serve(limits=limits) as emulator:
         results, _ = embed(emulator, contents, batch_items=1, max_sends=200, retry_share=1.0)
         assert emulator.worst_window().requests <= 5

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Page
 from epithre_beam.transforms.epithre.emulator.draw import Attributes, describe, draw_picture, sample_attributes
 
 from ....ports import free_port
-from ...conftest import command
+from ...conftest import Place, command
 
 PICTURES = 56
 DIMENSION = 512
@@ -85,9 +85,7 @@ def write_job(folder: Path, texts: str) -> Path:
 
 def cli(folder: Path, *arguments: object) -> str:
     """Runs a command to its good end; its standard output."""
-    done = subprocess.run(
-        command(*arguments), cwd=folder, env=_environment({}), capture_output=True, text=True, timeout=120, check=False
-    )
+    done = Place(folder).cli(*arguments, key=None)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -140,7 +138,7 @@ class Server:
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(20)
+            self.process.wait(60)
             self.process = None
 
 
@@ -199,7 +197,7 @@ class Visit:
 def visiting(browser: Browser, server: Server, *, may_complain: bool = False, **options: object) -> Iterator[Visit]:
     """A visit in a context of its own. At its end nothing may have left the server's origin, and nothing failed."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 770}, **options})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(60_000)
     visit = Visit(context.new_page(), server)
     try:
         yield visit
@@ -213,7 +211,7 @@ def visiting(browser: Browser, server: Server, *, may_complain: bool = False, **
 
 def until(page: Page, expression: str) -> None:
     """Until an expression of the page is true. `Page.wait_for_function` needs eval, which our policy forbids."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, f"{expression} did not become true"
         time.sleep(0.02)
