@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from epithre_beam.configs import EmbedConfig
+from epithre_beam.transforms.epithre import client as client_module
 from epithre_beam.transforms.epithre.budget import Budget
 from epithre_beam.transforms.epithre.client import Client, Refusal, RefusalReason, RunStopped, _Cap, greet
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults, Limits
@@ -183,7 +184,8 @@ def test_another_dimension_than_configured_stops_the_run_and_says_which():
         embed(emulator, texts(640))
 
 
-def test_an_outage_stops_the_run_instead_of_making_dead_letters():
+def test_an_outage_stops_the_run_instead_of_making_dead_letters(monkeypatch):
+    monkeypatch.setattr(client_module, "_OUTAGE_S", 2.0)
     with serve(faults=Faults(refuse_all=500)) as emulator, pytest.raises(RunStopped, match="in a row"):
         embed(emulator, texts(640), max_sends=1000)
 
