@@ -92,8 +92,8 @@ class Program:
             said = [pool.submit(stream.read) for stream in (self.stdout, self.stderr)]
             try:
                 self.wait(timeout)
-            except subprocess.TimeoutExpired:
-                self.kill()
+            except BaseException:
+                self.kill()  # or what it says would be waited for
                 raise
             return tuple(text.result() for text in said)
 
