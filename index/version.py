@@ -147,7 +147,7 @@ def judge(
             f"guards.max_dead_share allows {rule}, and {lost} of {total} assets ({lost / total:.1%}) got no vector."
         )
     reasons += [
-        f"none of the {count} {kind} assets got a vector."
+        f"none of the {count} {kind} assets got a vector." if count > 1 else f"the only {kind} asset got no vector."
         for kind, count in assets.items()
         if count and dead.get(kind, 0) == count
     ]

@@ -18,6 +18,7 @@ from ..index.manifest import CatalogError
 from ..index.remote import as_os_error
 from ..index.store import Store, StoreError
 from ..transforms.epithre.client import RunStopped
+from ..transforms.words import of_count
 from .logs import LogFormat, hidden, line_of
 
 
@@ -77,14 +78,14 @@ def ending_of_report(report: Mapping[str, Any], catalog: str) -> Ending:
         return Ending(
             exit_code=ExitCode.PUBLISHED,
             status="unchanged",
-            message=f"Nothing changed: {version} stays in force with {rows:,} vectors.",
+            message=f"Nothing changed: {version} stays in force with {of_count(rows, 'vector')}.",
             facts=report,
         )
-    sentence = f"{version} is published: {rows:,} vectors, {counts['embedded']:,} of them new"
+    sentence = f"{version} is published: {of_count(rows, 'vector')}, {counts['embedded']:,} of them new"
     if imported := report.get("imported"):
-        sentence = f"{version} is published: {rows:,} vectors from {imported['from']}"
+        sentence = f"{version} is published: {of_count(rows, 'vector')} from {imported['from']}"
         sentence += f", {imported['normalised']:,} of them normalised" if imported["normalised"] else ""
-    sentence += f", {counts['dead']:,} dead letters." if counts["dead"] else "."
+    sentence += f", {of_count(counts['dead'], 'dead letter')}." if counts["dead"] else "."
     return Ending(exit_code=ExitCode.PUBLISHED, status="published", message=sentence, facts=report)
 
 
@@ -95,12 +96,14 @@ def ending_of_search(report: Mapping[str, Any], output: str) -> Ending:
         sentences = [f"held back: {sentence}" for sentence in report["held_back"]]
         sentences.append(f"The hits are in {place} all the same, and {output}/LATEST.json does not name them.")
         return Ending(exit_code=ExitCode.HELD_BACK, status="held_back", message="\n".join(sentences), facts=report)
-    sentence = f"{report['searched']:,} queries found {report['hits']:,} hits in {report['version']}: {place}/hits"
+    asked, found = of_count(report["searched"], "query", "queries"), of_count(report["hits"], "hit")
+    sentence = f"{asked} found {found} in {report['version']}: {place}/hits"
     if cut_off := report.get("cut_off"):
-        sentence += f"; {cut_off:,} queries have more above search.min_score than search.k let them keep"
+        asked = of_count(cut_off, "query has", "queries have")
+        sentence += f"; {asked} more above search.min_score than search.k let them keep"
     if not report["hits"] and report["search"]["where"] is not None:
         sentence += "; perhaps no asset of these kinds fulfils search.where"
-    sentence += f", {report['dead']:,} dead letters." if report["dead"] else "."
+    sentence += f", {of_count(report['dead'], 'dead letter')}." if report["dead"] else "."
     return Ending(exit_code=ExitCode.PUBLISHED, status="searched", message=sentence, facts=report)
 
 

@@ -34,6 +34,7 @@ from ..transforms.evaluation_words import of_difference, of_direction, of_interv
 from ..transforms.label_rows import PlacedLabels, place_labels
 from ..transforms.labelled import LabelledQuery, read_labels
 from ..transforms.queries import QueryError
+from ..transforms.words import of_count
 from .search import embed_for
 
 _WORST = 20
@@ -321,10 +322,11 @@ def print_evaluation(console: Console, document: Mapping[str, Any]) -> None:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in catalog["kinds"].items())
         console.print(Text(f"{name}{catalog['url']} {catalog['version']}: {catalog['model']}, {kinds}"))
     pairs = document["pairs"]
-    dropped = f", {pairs['dropped']:,} pairs left out" if pairs["dropped"] else ""
-    console.print(Text(f"{pairs['file']}: {pairs['queries']:,} queries, {pairs['pairs']:,} pairs{dropped}\n"))
+    dropped = f", {of_count(pairs['dropped'], 'pair')} left out" if pairs["dropped"] else ""
+    asked, given = of_count(pairs["queries"], "query", "queries"), of_count(pairs["pairs"], "pair")
+    console.print(Text(f"{pairs['file']}: {asked}, {given}{dropped}\n"))
     for direction, figures in document["directions"].items():
-        title = f"{of_direction(direction)}, {figures['queries']:,} queries"
+        title = f"{of_direction(direction)}, {of_count(figures['queries'], 'query', 'queries')}"
         table = Table(title=Text(title), title_justify="left", show_edge=False)
         first, *others = figures["catalogs"]
         columns = {

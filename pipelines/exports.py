@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..index.store import Store
-from ..transforms.words import of_size
+from ..transforms.words import of_count, of_size
 from .endings import misplaced
 from .logs import escaped
 from .versions import CatalogUrl, Json
@@ -75,5 +75,7 @@ def _print_summary(folder: str, done: dict[str, Any]) -> None:
     lines += [f"  {file['name']}  {of_size(file['size_bytes'])}" for file in done["files"]]
     for kind, facts in done["kinds"].items():
         if nuls := facts.get("replaced_nuls"):
-            lines.append(f"  {nuls:,} NUL characters of {kind} became U+FFFD: PostgreSQL's text cannot hold them")
+            lines.append(
+                f"  {of_count(nuls, 'NUL character')} of {kind} became U+FFFD: PostgreSQL's text cannot hold them"
+            )
     sys.stdout.write("".join(f"{escaped(line)}\n" for line in lines))

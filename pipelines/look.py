@@ -11,6 +11,7 @@ from ..transforms.catalog_map import align_kinds, draw_assets, project
 from ..transforms.catalog_map_page import MapOf, render_map
 from ..transforms.sheet import CELL, Cell, SheetRow, draw_sheet
 from ..transforms.small_pictures import data_urls, picture_folders, read_small, shrink
+from ..transforms.words import of_count
 from .search import read_query_picture, search, write_page
 
 _MAP_PICTURE_PIXELS = 112
@@ -105,6 +106,6 @@ def make_map(url: str, path: Path, *, points: int, is_aligned: bool, seed: int) 
         raise ConfigError(f"--map {str(path)!r} cannot be written: {error.strerror or error}.") from error
     small = len(pictures) - pictures.count(None)
     return (
-        f"{path}: {len(drawn.kinds):,} of {assets:,} assets, {small:,} with a small picture, "
+        f"{path}: {len(drawn.kinds):,} of {of_count(assets, 'asset')}, {small:,} with a small picture, "
         f"{len(page.encode()) / 1e6:.1f} MB, in {time.monotonic() - started:.1f} s"
     )

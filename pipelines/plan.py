@@ -16,6 +16,7 @@ from ..transforms.epithre.client import IMAGE_TOKENS
 from ..transforms.plan import iterate_units, unit_name
 from ..transforms.references import references_of
 from ..transforms.unit import cut_batches
+from ..transforms.words import of_count
 from .base import compare, find_base
 
 _FP16 = 2
@@ -157,7 +158,7 @@ def plan_table(found: Estimate) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for kind, count in found.assets.items():
-        table.add_row(kind, f"{count:,} assets, {found.source_bytes[kind]:,} bytes")
+        table.add_row(kind, f"{of_count(count, 'asset')}, {of_count(found.source_bytes[kind], 'byte')}")
     for reason in found.every_vector_is_new_because:
         table.add_row("all is new", Text(f"no vector of the version in force is taken over: {reason}"))
     if found.uncertain_because is not None:
@@ -165,7 +166,11 @@ def plan_table(found: Estimate) -> Table:
     for reason in found.would_be_held_back_because:
         table.add_row("held back", Text(f"the version would not be published by itself: {reason}"))
     if found.base is not None:
-        moved = f" ({found.likely_moved:,} look like known files under another name)" if found.likely_moved else ""
+        moved = (
+            f" ({of_count(found.likely_moved, 'looks like a known file', 'look like known files')} under another name)"
+            if found.likely_moved
+            else ""
+        )
         table.add_row(
             "changes",
             f"{found.unchanged:,} unchanged, {found.new:,} new{moved}, {found.differing:,} to look at again, "
@@ -173,9 +178,10 @@ def plan_table(found: Estimate) -> Table:
         )
     if found.dead:
         table.add_row("dead", f"{found.dead:,} failed before for a reason of their own and are not tried again")
-    done = f", {found.units_done:,} of {found.units:,} units are paid for already" if found.units_done else ""
-    table.add_row("to read", f"{found.assets_to_read:,} assets{done}")
-    table.add_row("to send", f"at most {found.assets_to_send:,} assets in about {found.requests:,} requests")
+    done = f", {found.units_done:,} of {of_count(found.units, 'unit')} paid for already" if found.units_done else ""
+    table.add_row("to read", f"{of_count(found.assets_to_read, 'asset')}{done}")
+    requests = of_count(found.requests, "request")
+    table.add_row("to send", f"at most {of_count(found.assets_to_send, 'asset')} in about {requests}")
     table.add_row("upload", f"about {found.upload_bytes:,} bytes")
     words = "no limit is configured"
     if found.minutes_at_limit is not None:

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ..transforms.words import of_size
+from ..transforms.words import of_count, of_size
 from .logs import escaped, tell
 
 _SAMPLES = 3
@@ -191,8 +191,8 @@ def _tell_retries(by_reason: Mapping[str, int], answers_429: int) -> None:
 def _notes(lanes: list[dict[str, Any]]) -> str:
     dead = sum(lane["dead"] for lane in lanes)
     retries = sum(sum(lane["meter"]["retries"].values()) for lane in lanes)
-    notes = [f"{dead} dead letters"] if dead else []
-    return ", ".join([*notes, *([f"{retries} retries"] if retries else [])])
+    notes = [of_count(dead, "dead letter")] if dead else []
+    return ", ".join([*notes, *([of_count(retries, "retry", "retries")] if retries else [])])
 
 
 def print_summary(console: Console, report: dict[str, Any], catalog: str) -> None:
@@ -207,7 +207,7 @@ def print_summary(console: Console, report: dict[str, Any], catalog: str) -> Non
     imported = report.get("imported")
     if imported:
         table.add_row("vectors", Text(f"{kinds}, from {imported['from']}"))
-        table.add_row("normalised", f"{imported['normalised']:,} vectors, whose norm was not 1")
+        table.add_row("normalised", f"{of_count(imported['normalised'], 'vector')}, whose norm was not 1")
     else:
         table.add_row("vectors", f"{kinds} ({counts['embedded']} new, {counts['reused']} paid for before)")
     if report.get("unchanged"):
@@ -222,7 +222,10 @@ def print_summary(console: Console, report: dict[str, Any], catalog: str) -> Non
     retries = sum(api["retries"].values())
     up, down = of_size(api["bytes_up"]), of_size(api["bytes_down"])
     if not imported:
-        table.add_row("requests", f"{api['requests']}, {retries} of them retries, {up} up, {down} down")
+        table.add_row(
+            "requests",
+            f"{api['requests']}, {retries} of them {'a retry' if retries == 1 else 'retries'}, {up} up, {down} down",
+        )
     if api["cost"] is not None:
         table.add_row("cost", f"{api['cost']:,.2f}")
     recall = ", ".join(f"{direction} {value:.3f}" for direction, value in report["recall"].items())
@@ -231,7 +234,9 @@ def print_summary(console: Console, report: dict[str, Any], catalog: str) -> Non
     console.print(table)
     reasons = report["dead_letters"]["by_reason"]
     if reasons:
-        console.print(f"[bold]{counts['dead']} of {counts['assets']} assets got no vector[/bold] (dead letters):")
+        console.print(
+            f"[bold]{counts['dead']} of {of_count(counts['assets'], 'asset')} got no vector[/bold] (dead letters):"
+        )
         for reason, count in reasons.items():
             for sample in report["dead_letters"]["samples"][reason][:_SAMPLES]:
                 text = f"  {reason}: {sample['kind']} {sample['asset_id']}: {sample['detail']}"

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from ..configs import ConfigError
+from ..transforms.words import of_count
 from .versions import CatalogUrl, Json
 
 _LONGEST_LIST = 100
@@ -136,6 +137,6 @@ def look(
             base_url=base_url,
             api_key_env=api_key_env,
         )
-        sys.stdout.write(f"{sheet}: {len(queries)} {'query' if len(queries) == 1 else 'queries'}\n")
+        sys.stdout.write(f"{sheet}: {of_count(len(queries), 'query', 'queries')}\n")
     if map_ is not None:
         sys.stdout.write(make_map(catalog, map_, points=points, is_aligned=align, seed=seed) + "\n")

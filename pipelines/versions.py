@@ -13,6 +13,7 @@ from ..index.layout import LATEST
 from ..index.manifest import CatalogError, Manifest, nothing_published, publish, read_latest, read_manifest
 from ..index.prune import Piece
 from ..index.store import Store
+from ..transforms.words import of_count
 
 versions = typer.Typer(help="List, verify, compare, publish and prune a catalog's versions.", no_args_is_help=True)
 
@@ -76,7 +77,7 @@ def _print_version(info: VersionInfo) -> None:
         return
     row = _row(info)
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in row["per_kind"].items()) or "no assets"
-    _print(f"{mark} {info.version}  {kinds}, {row['dead']:,} dead letters, {info.size_bytes:,} bytes")
+    _print(f"{mark} {info.version}  {kinds}, {of_count(row['dead'], 'dead letter')}, {info.size_bytes:,} bytes")
     _print(f"    {row['created_at']}  {row['model']}  after {row['previous'] or 'none'}")
     for sentence in row["held_back"]:
         _print(f"    {'was ' if info.is_published else ''}held back: {sentence}")
@@ -98,7 +99,8 @@ def verify(
     for verdict in verify_versions(Store(catalog), version, every=every):
         verdicts.append(verdict)
         if not verdict.damage and not as_json:
-            _print(f"{verdict.version}: {verdict.files} files, {verdict.size_bytes:,} bytes, all as the manifest says.")
+            files = of_count(verdict.files, "file")
+            _print(f"{verdict.version}: {files}, {verdict.size_bytes:,} bytes, all as the manifest says.")
     damage = [sentence for verdict in verdicts for sentence in verdict.damage]
     if as_json:
         _print(json.dumps([asdict(verdict) for verdict in verdicts], ensure_ascii=False))
@@ -129,7 +131,7 @@ def diff(
         _print(f"  {name}: {json.dumps(was, ensure_ascii=False)} → {json.dumps(now, ensure_ascii=False)}")
     for kind in found.kinds:
         counted = ", ".join(f"{count:,} {_WORDS[change]}" for change, count in kind.counts.items() if count)
-        _print(f"  {kind.kind}: {kind.old_rows:,} → {kind.new_rows:,} assets; {counted or 'no difference'}")
+        _print(f"  {kind.kind}: {kind.old_rows:,} → {of_count(kind.new_rows, 'asset')}; {counted or 'no difference'}")
         for change, names in kind.samples.items():
             for name in names:
                 _print(f"    {_WORDS[change]}: {name}")
@@ -219,7 +221,7 @@ def _print_pieces(verb: str, pieces: Sequence[Piece]) -> None:
             _print(f"{verb}: {piece.sort} {piece.name}, {piece.size_bytes:,} bytes: {piece.why}")
     for why, same in units.items():
         size_bytes = sum(piece.size_bytes for piece in same)
-        _print(f"{verb}: {len(same):,} units, {size_bytes:,} bytes: each {why}")
+        _print(f"{verb}: {of_count(len(same), 'unit')}, {size_bytes:,} bytes: each {why}")
 
 
 def _put_in_force(store: Store, version: str, expected: bytes | None, *, dry_run: bool = False) -> None:

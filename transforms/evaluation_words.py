@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .words import of_count
+
 FEW_QUERIES = 30
 _NOTHING = 0.0005
 """Of a share: what rounds to 0.0 points."""
@@ -47,9 +49,10 @@ def say_direction(figures: Mapping[str, Any], ks: Sequence[int], urls: Sequence[
             sentence += " The index finds as much."
         sentences.append(sentence)
         if dead := figures["dead"][number]:
+            labelled = of_count(figures["relevant"], "labelled asset")
             sentences.append(
-                f"{dead} of the {figures['relevant']} labelled assets have no vector there, they are dead letters, and "
-                "count as not found."
+                f"Of the {labelled} {of_count(dead, 'has', 'have')} no vector there "
+                f"({of_count(dead, 'dead letter')}) and {'counts' if dead == 1 else 'count'} as not found."
             )
     if len(urls) > 1:
         for sort, subject in (("exact", "By the model alone"), ("index", "By what a search gives")):
@@ -61,7 +64,8 @@ def say_direction(figures: Mapping[str, Any], ks: Sequence[int], urls: Sequence[
                 sentences.append(f"{subject}, these queries show no difference in {name}: {_points(difference)}.")
     if figures["queries"] < FEW_QUERIES:
         sentences.append(
-            f"{figures['queries']} queries say little: with {FEW_QUERIES} and more the intervals mean something."
+            f"{of_count(figures['queries'], 'query says', 'queries say')} little: with {FEW_QUERIES} and more the "
+            "intervals mean something."
         )
     return sentences
 

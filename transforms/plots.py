@@ -21,7 +21,7 @@ from .svg import (
     to_svg,
     use_log_axis,
 )
-from .words import of_asset_count, of_duration, of_name, of_size
+from .words import of_asset_count, of_count, of_duration, of_name, of_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +91,7 @@ def _requests(report: Mapping[str, Any]) -> Drawing | None:
     sums *= 60 / (width * steps.step_s)
     figure, axes = make_axes()
     axes.plot(steps.edges, [0, *sums], color=FIRST, linewidth=1.3, label="requests in the 60 s before")
-    description = f"At most {sums.max():,.0f} requests within 60 s"
+    description = f"At most {of_count(round(sums.max()), 'request')} within 60 s"
     if limit is not None:
         lasted = steps.step_s * len(sums)
         # A run too short to come near the limit is held against the pace that the limit sets.
@@ -124,7 +124,8 @@ def _latency(report: Mapping[str, Any]) -> Drawing | None:
     axes.set_ylabel("requests")
     count_in_whole_numbers(axes)
     add_legend(axes)
-    return Drawing(figure=figure, description=f"Of {int(counts.sum()):,} answered requests: {', '.join(words)}.")
+    answered = of_count(int(counts.sum()), "answered request")
+    return Drawing(figure=figure, description=f"Of {answered}: {', '.join(words)}.")
 
 
 def _retries(report: Mapping[str, Any]) -> Drawing | None:
@@ -141,7 +142,8 @@ def _retries(report: Mapping[str, Any]) -> Drawing | None:
     _finish_time(axes, steps)
     return Drawing(
         figure=figure,
-        description=f"{int(retries.sum()):,} requests were sent again, {int(refused.sum()):,} were answered 429.",
+        description=f"{of_count(int(retries.sum()), 'request was', 'requests were')} sent again, "
+        f"{of_count(int(refused.sum()), 'was', 'were')} answered 429.",
     )
 
 

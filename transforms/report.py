@@ -16,7 +16,7 @@ from ..index.manifest import Counts, Histogram, Manifest
 from ..index.version import DeadLetterSummary
 from .epithre.meter import Meter, Timeline
 from .plots import Plot, draw_plots
-from .words import of_api_figure, of_asset_count, of_duration, of_name, of_size
+from .words import of_api_figure, of_asset_count, of_count, of_duration, of_name, of_size
 
 _LONGEST_SHOWN = 300
 
@@ -174,6 +174,7 @@ def page_environment() -> jinja2.Environment:
     environment.filters |= {
         "api_figure": of_api_figure,
         "asset_count": of_asset_count,
+        "count_of": of_count,
         "words": of_name,
         "duration": of_duration,
         "size": of_size,

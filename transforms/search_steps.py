@@ -144,7 +144,10 @@ def finish(element: tuple[int, Iterable[Block | UnitRecord | BlockRecord]], setu
             planned[part.kind] += part.rows
     for kind, count in setup.asked.items():  # those that were not found when the job was planned
         dead[kind] += count - planned[kind]
-    reasons = [reason.replace("assets", "queries") for reason in judge(setup.asked, dead, (), setup.job.guards, 0.0)]
+    reasons = [
+        reason.replace("assets", "queries").replace("asset", "query")
+        for reason in judge(setup.asked, dead, (), setup.job.guards, 0.0)
+    ]
     searched = sum(block.queries for block in blocks)
     assert searched + sum(dead.values()) == sum(setup.asked.values()), (searched, dead, setup.asked)
     report = {

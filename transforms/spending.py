@@ -9,6 +9,7 @@ from ..index.units import UnitRecord
 from .epithre.client import SpendingLimitReached
 from .epithre.meter import Meter
 from .lane import read_progress
+from .words import of_count
 
 
 def check_all_sent(records: Sequence[UnitRecord], config: CatalogConfig, version: str, requests_spent: int) -> None:
@@ -42,15 +43,15 @@ def _sentence(
     assets = sum(record.rows + record.dead + record.not_sent for record in records)
     limits = [f"embed.max_requests {embed.max_requests:,}"] if embed.max_requests is not None else []
     limits += [f"embed.max_cost {embed.max_cost:g}"] if embed.max_cost is not None else []
-    spent = f"{requests:,} request{'' if requests == 1 else 's'}"
-    spent += f" with {meter.items_sent:,} items"
+    spent = f"{of_count(requests, 'request')} with {of_count(meter.items_sent, 'item')}"
     spent += "" if cost is None else f" for {cost:,.4g}"
     go_on = "run again to go on"
     if not meter.requests and (embed.max_requests or embed.max_cost):
         go_on = "not one request is within the limit, so raise it or lower embed.batch_items"
     sentence = (
-        f"The run stopped before it would pass {' and '.join(limits)}: it sent {spent}; {kept:,} of {assets:,} assets "
-        f"are embedded and kept, {left:,} are left, nothing was published: {go_on}."
+        f"The run stopped before it would pass {' and '.join(limits)}: it sent {spent}; {kept:,} of "
+        f"{of_count(assets, 'asset is', 'assets are')} embedded and kept, {of_count(left, 'is', 'are')} left, nothing "
+        f"was published: {go_on}."
     )
     facts = {
         "spent": {"requests": requests, "items": meter.items_sent, "cost": cost},

@@ -259,7 +259,10 @@ def test_what_became_a_dead_letter_counts_as_not_found_and_is_said(embedded):
     found = ask(embedded, [row], ks=(100,))["directions"]["text->image"]
     assert found["catalogs"][0]["exact"]["recall@100"]["value"] == 0.5
     assert found["dead"] == [1]
-    assert any("1 of the 2 labelled assets have no vector" in sentence for sentence in found["words"])
+    assert any(
+        "Of the 2 labelled assets 1 has no vector there (1 dead letter) and counts as" in sentence
+        for sentence in found["words"]
+    )
     alone = ask(embedded, [{**row, "relevant": "none.jpg"}])["directions"]["text->image"]
     assert alone["worst"][0]["cause"] == "dead letter"
 

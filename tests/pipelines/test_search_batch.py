@@ -187,7 +187,7 @@ def test_ids_choose_assets_and_unknown_ones_are_dead_letters_which_a_guard_count
     assert not (tmp_path / "found" / mended["result"] / "dead_letters").exists()
     (tmp_path / "wanted.csv").write_text("sku\nimage-9999\n")
     none = search_batch(load_search_job(write_job(**job)))
-    assert none["held_back"][-1] == "none of the 1 image queries got a vector."
+    assert none["held_back"][-1] == "the only image query got no vector."
     (tmp_path / "wanted.csv").write_text("sku\nimage-7\nimage-3\nimage-250\nimage-9999\n")
     held = search_batch(load_search_job(write_job(**job, guards={"max_dead_share": 0.1}, output="other")))
     assert held["held_back"] == ["guards.max_dead_share allows 10.00%, and 1 of 4 queries (25.0%) got no vector."]
@@ -203,7 +203,7 @@ def test_a_text_that_cannot_be_sent_is_a_dead_letter_and_one_without_others_leav
     done = place.cli("search-batch", "search.yaml", "--json", "-q")
     assert done.returncode == 3
     report = json.loads(done.stdout)
-    assert report["held_back"] == ["none of the 1 text queries got a vector."]
+    assert report["held_back"] == ["the only text query got no vector."]
     letters = pq.read_table(place.folder / "found" / report["result"] / "dead_letters").to_pylist()
     assert [(letter["asset_id"], letter["reason"]) for letter in letters] == [("1", "empty_text")]
     assert len(hits_of(report, place.folder / "found")) == 0
