@@ -170,7 +170,7 @@ def test_a_killed_process_is_replaced_at_once_again_and_again(store: Store, is_r
                     continue
             began = time.monotonic()
             with hold(store, "run") as lease:
-                assert time.monotonic() - began < 5  # and not the ttl of 300 s
+                assert time.monotonic() - began < 60  # and not the ttl of 300 s
                 assert holder_of(store) == lease.holder
 
 
@@ -389,7 +389,7 @@ def test_giving_everything_back_takes_no_longer_than_it_may(s3_server: S3Server,
         proxy.fault = say_nothing
         began = time.monotonic()
         release_all(timeout_s=0.5)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 15  # and not the half minute of the silence
         silent.set()
     proxy.close()
 

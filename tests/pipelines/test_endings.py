@@ -81,7 +81,7 @@ def test_a_failure_is_told_and_so_is_a_limit_that_was_reached(place):
 
 
 def test_a_catalog_that_is_held_is_told_and_a_signal_too(place):
-    with serve(faults=Faults(latency_s=5.0)) as emulator:
+    with serve(faults=Faults(latency_s=120)) as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         first = place.start("run", "job.yaml", "--json", "--log-format", "json")
         wait_for(lambda: emulator.log)
@@ -91,8 +91,8 @@ def test_a_catalog_that_is_held_is_told_and_a_signal_too(place):
         wait_for(lambda: any(a.path.endswith("embeddings") for a in emulator.log))
         started = time.monotonic()
         first.send_signal(signal.SIGTERM)
-        output, errors = first.communicate(timeout=10)
-    assert time.monotonic() - started < 5
+        output, errors = first.communicate(timeout=60)
+        assert time.monotonic() - started < 30
     assert first.returncode == 143
     found = json.loads(output)
     assert (found["exit_code"], found["status"]) == (143, "terminated")
@@ -115,7 +115,7 @@ def test_a_signal_at_any_instant_leaves_one_document_and_the_exit_code_agrees(pl
         assert "started" in process.stderr.readline()
         time.sleep(pause_s)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=10)
+        output, _ = process.communicate(timeout=60)
         assert process.returncode in {code, 0}
         found = json.loads(output)
         assert found["exit_code"] == process.returncode

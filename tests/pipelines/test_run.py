@@ -233,8 +233,8 @@ def test_sigterm_ends_at_once_and_keeps_what_was_finished(place):
             time.sleep(0.05)
         started = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=10)
-        assert time.monotonic() - started < 5
+        _, errors = process.communicate(timeout=60)
+        assert time.monotonic() - started < 10
         assert process.returncode == 128 + signal.SIGTERM
         assert "run again" in errors
         finished = finished_contents(place.catalog)

@@ -488,28 +488,28 @@ def test_the_cap_on_claimed_pixels_is_the_configured_one() -> None:
 def test_a_picture_that_takes_too_long_is_given_up() -> None:
     settings = PrepareConfig(decode_timeout_s=0.02, max_pixels=1000)
     data = encoded(noise(0, 3000, 2000), "PNG", compress_level=1)
-    start = time.monotonic()
+    start = time.process_time()
     assert refusal(data, settings).reason is Reason.DECODE_TIMEOUT
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_canvas_of_one_long_line_is_decoded_in_linear_time() -> None:
     """Three lines of ten million pixels, of which the file draws eight: Pillow alone copies them again and again."""
     data = bytearray(encoded(smooth(0, 8, 2), "WEBP", save_all=True, append_images=[smooth(1, 8, 2)]))
     data[24:30] = (10_000_000 - 1).to_bytes(3, "little") + (3 - 1).to_bytes(3, "little")
-    start = time.monotonic()
+    start = time.process_time()
     assert prepare_picture(bytes(data), PrepareConfig(check="decode", max_pixels=50_000_000)).width == 10_000_000
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_jpeg_of_a_thousand_scans_is_given_up_in_the_middle() -> None:
     """Each of them goes over all pixels and takes a hundred bytes, so that counting bytes would not help."""
     data = encoded(Image.new("RGB", (3000, 3000)), "JPEG", progressive=True)
     scan = data[data.rindex(b"\xff\xda") : -2]
-    start = time.monotonic()
+    start = time.process_time()
     failure = refusal(data[:-2] + scan * 1000 + b"\xff\xd9", PrepareConfig(decode_timeout_s=0.2, send_formats=("png",)))
     assert failure.reason is Reason.DECODE_TIMEOUT
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 def small_files() -> Mapping[str, bytes]:
@@ -567,10 +567,10 @@ def test_damaged_files_are_prepared_or_refused_and_nothing_else(name: str) -> No
     for _ in range(400):
         damage = damaged(data, draw)
         settings, smaller = draw.choice(choices), draw.random() < 0.2
-        start = time.monotonic()
+        start = time.process_time()
         with contextlib.suppress(Unpreparable):
             assert_sound(prepare_picture(damage, settings, smaller=smaller), settings)
-        assert time.monotonic() - start < 5
+        assert time.process_time() - start < 5
 
 
 def assert_sound(picture: Picture, settings: PrepareConfig) -> None:

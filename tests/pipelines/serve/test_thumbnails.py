@@ -134,7 +134,7 @@ def test_nothing_outside_of_the_sources_is_read_even_of_the_right_content(tmp_pa
             sources.thumbnail(asset_of(uri, data), 320)
     with pytest.raises(Unpreparable, match="changed"):
         sources.thumbnail(asset_of(inside / "a.jpg", b"other"), 320)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     imported = PictureSources({"catalog": "c"})
     assert not imported
     with pytest.raises(Unpreparable):
