@@ -8,7 +8,7 @@ from typing import NoReturn
 
 def console() -> NoReturn:
     """The console script."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stopped_early)
     from .cli import console as run
 
@@ -16,5 +16,6 @@ def console() -> NoReturn:
 
 
 def _stopped_early(number: int, _: object) -> None:
-    os.write(sys.stderr.fileno(), b"epithre-beam: Interrupted before anything was begun.\n")
+    word = b"Terminated" if number == signal.SIGTERM else b"Interrupted"
+    os.write(sys.stderr.fileno(), b"epithre-beam: " + word + b" before anything was begun.\n")
     os._exit(128 + number)
