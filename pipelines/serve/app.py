@@ -129,8 +129,11 @@ async def _read(request: Request) -> SearchRequest:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise Fault(415, "content_type", "A search must be sent as application/json.")
+    body = await request.body()
+    with contextlib.suppress(orjson.JSONDecodeError, ValidationError):
+        return SearchRequest.model_validate(orjson.loads(body))  # of a vector in two thirds of pydantic's own time
     try:
-        return SearchRequest.model_validate_json(await request.body())
+        return SearchRequest.model_validate_json(body)  # says what is wrong in the words of JSON
     except ValidationError as error:
         raise checked(error) from None
 

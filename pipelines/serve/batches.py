@@ -91,7 +91,9 @@ class Batches:
     def _start(self) -> None:
         while self._groups and self._running < self._threads:
             asked, group = self._groups.popitem(last=False)
-            batch = [group.waiting.popleft() for _ in range(min(_MOST, len(group.waiting)))]
+            # Half of them: while these are searched, those before them are answered and ask again. Were all taken,
+            # who asks would wait for the search and the search for who asks, in turns.
+            batch = [group.waiting.popleft() for _ in range(min(_MOST, (len(group.waiting) + 1) // 2))]
             if group.waiting:
                 self._groups[asked] = group  # behind all others
             batch = [one for one in batch if not one.found.done()]  # nobody waits for the rest any more

@@ -1,5 +1,6 @@
 """What goes in and out, as the OpenAPI description has it."""
 
+from array import array
 from typing import Annotated, Any
 
 import numpy as np
@@ -173,24 +174,26 @@ class ErrorAnswer(_Answer):
 
 
 def unit_vector(numbers: Any, dimension: int, place: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """A query that came from outside, float32, (dimension,), of unit norm.
+    """A query that came from outside, a list or an array, as float32, (dimension,), of unit norm.
 
     Raises:
         ValueError: With the place, the rule and the value.
     """
-    try:
-        given = np.asarray(numbers)
-    except ValueError:  # lists of several lengths within
-        given = np.asarray(None)
-    if given.dtype.kind not in "fiu" or given.ndim != 1:
-        raise ValueError(f"{place} must be a list of numbers.")
-    if len(given) != dimension:
-        raise ValueError(f"{place} must have {dimension} numbers, got {len(given)}.")
-    exact = given.astype(np.float64)
+    if isinstance(numbers, np.ndarray):
+        exact = numbers.astype(np.float64)
+    else:
+        try:
+            if not isinstance(numbers, list) or any(isinstance(number, bool) for number in numbers[:1]):
+                raise TypeError
+            exact = np.frombuffer(array("d", numbers))  # numpy itself takes as long as the search to look at each
+        except (TypeError, OverflowError):
+            raise ValueError(f"{place} must be a list of numbers.") from None
+    if len(exact) != dimension:
+        raise ValueError(f"{place} must have {dimension} numbers, got {len(exact)}.")
     with np.errstate(over="ignore"):
         norm = float(np.sqrt(exact @ exact))
     if not 0 < norm < float("inf"):  # NaN too
         raise ValueError(f"{place} must be finite and not all zeros, got the norm {norm:g}.")
     if abs(norm - 1) > 1e-3:  # a vector of unit norm stays what it is, to the last bit
-        exact /= norm
+        exact = exact / norm
     return exact.astype(np.float32)
