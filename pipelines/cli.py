@@ -31,7 +31,7 @@ from .endings import (
 )
 from .exports import export
 from .logs import EVENTS, LogFormat, set_format, tell
-from .quality import evaluate, look
+from .quality import check_file, evaluate, look
 from .serve.command import serve
 from .versions import CatalogUrl, Json, versions
 
@@ -344,7 +344,7 @@ def search(
 ) -> None:
     """Search CATALOG by sentences and pictures."""
     from ..transforms.queries import QueryError
-    from .search import hits_json, print_hits, read_query_picture, write_page
+    from .search import hits_json, left_out, print_hits, read_query_picture, write_page
     from .search import search as search_catalog
 
     pictures = [(str(path), read_query_picture(path)) for path in image or []]
@@ -359,6 +359,7 @@ def search(
             raise ConfigError(f"--kind must be image or text, got {name!r}.")
     if merge not in {"score", "quota", "standardised"}:
         raise ConfigError(f"--merge must be score, quota or standardised, got {merge!r}.")
+    check_file("--html", html)
     try:
         opened, results = search_catalog(
             catalog,
@@ -379,6 +380,8 @@ def search(
         _print(hits_json(words, results, opened.version))
     else:
         print_hits(Console(), words, results)
+        for sentence in [] if where is None else left_out(opened, kind or None, where):  # type: ignore[arg-type]
+            Console(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("search-batch")

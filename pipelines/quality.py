@@ -29,6 +29,12 @@ def _lengths(words: str) -> tuple[int, ...]:
     return tuple(ks)
 
 
+def check_file(option: str, path: Path | None) -> None:
+    """Raises ConfigError when a file cannot be written at this path: before anything is sent."""
+    if path is not None and (not path.parent.is_dir() or path.is_dir()):
+        raise ConfigError(f"{option} must be a file in a folder that is there, got {str(path)!r}.")
+
+
 def evaluate(
     catalog: CatalogUrl,
     pairs: Annotated[Path, typer.Option(metavar="FILE", help="Labelled pairs: csv, jsonl or parquet.")],
@@ -55,9 +61,8 @@ def evaluate(
         raise ConfigError(f"--merge must be score, quota or standardised, got {merge!r}.")
     if not 0 < confidence < 1:
         raise ConfigError(f"--confidence must be between 0 and 1, such as 0.95, got {confidence:g}.")
+    check_file("--html", html)
     if html is not None:  # what the page needs, before anything is sent
-        if not html.parent.is_dir():
-            raise ConfigError(f"--html must be a file in a folder that is there, got {str(html)!r}.")
         import matplotlib  # noqa: F401
     from .evaluate import Question, print_evaluation, write_page
     from .evaluate import evaluate as judge
@@ -123,6 +128,8 @@ def look(
         raise ConfigError(f"--points must be from 1 to 20000, got {points}.")
     if not 0 <= seed < 1 << 32:
         raise ConfigError(f"--seed must be from 0 to {(1 << 32) - 1}, got {seed}.")
+    check_file("--sheet", sheet)
+    check_file("--map", map_)
     from .look import make_map, make_sheet
 
     if sheet is not None:

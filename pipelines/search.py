@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -50,6 +51,27 @@ def search(
         kind: AssetKind = "text" if isinstance(query, str) else "image"
         hits += catalog.search(vector, k, kinds=kinds, where=condition, merge=merge, query_kind=kind)
     return catalog, hits
+
+
+def left_out(catalog: Catalog, kinds: Sequence[AssetKind] | None, where: str) -> list[str]:
+    """A sentence for each kind of which a condition leaves nothing: why there is no hit of it."""
+    condition = parse_where(where, assets_schema(catalog.metadata_types))
+    named = [name for name in catalog.metadata_types if name in _keys(json.loads(where))]
+    sentences = []
+    for kind in kinds or catalog.kinds:
+        assets = catalog.assets(kind)  # type: ignore[arg-type]  # as the manifest has it
+        if not len(assets) or len(assets.filter(condition)):
+            continue
+        absent = [name for name in named if pc.all(pc.is_null(pc.struct_field(assets["metadata"], name))).as_py()]
+        why = f": none has a value of {' or '.join(absent)}" if absent else ""
+        sentences.append(f"No {kind} of the catalog fulfils --where{why}.")
+    return sentences
+
+
+def _keys(condition: Any) -> set[str]:
+    if isinstance(condition, dict):
+        return {*condition, *(key for value in condition.values() for key in _keys(value))}
+    return {key for value in condition for key in _keys(value)} if isinstance(condition, list) else set()
 
 
 def embed_for(

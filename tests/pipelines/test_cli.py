@@ -313,6 +313,25 @@ def test_search_prints_a_table_json_and_a_page(published):
     assert "text number" in table.stdout
 
 
+def test_a_condition_that_leaves_nothing_of_a_kind_is_told_with_the_column_that_is_empty(published):
+    """The prices stand in the table of texts alone."""
+    search = ("search", "catalog", "--text", "number 3")
+    done = published.cli(*search, "--where", '{"$or": [{"price": {"$lt": 5}}]}')
+    assert done.returncode == 0
+    assert done.stderr == "No image of the catalog fulfils --where: none has a value of price.\n"
+    assert "text number 3" in done.stdout
+    done = published.cli(*search, "--where", '{"price": {"$lt": 0}}', "--kind", "text")
+    assert done.stderr == "No text of the catalog fulfils --where.\n"
+    for quiet in (["--kind", "text"], ["--json"]):
+        assert published.cli(*search, *quiet, "--where", '{"price": {"$lt": 5}}').stderr == ""
+
+
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_sent(published):
+    for page in ("job.yaml/page.html", "none/page.html", "pictures"):
+        done = published.cli("search", "catalog", "--text", "x", "--base-url", "http://127.0.0.1:9", "--html", page)
+        assert_one_sentence(done, 2, "--html must be a file in a folder that is there", page)
+
+
 def test_a_query_that_cannot_be_embedded_is_told(published):
     (published.folder / "no.jpg").write_text("no picture")
     assert_one_sentence(published.cli("search", "catalog", "--image", "no.jpg"), 2, "'no.jpg'", "not_a_picture")
