@@ -122,6 +122,9 @@ def parse_settings(
     for override in overrides:
         name = override.partition("=")[0]
         if name.partition(".")[0] not in sections:
+            if name.partition(".")[0] not in RunConfig.model_fields:
+                known = ", ".join(sections)
+                raise ConfigError(f"--set {_masked(name)}: this is not a known key; {known} can be set here.")
             raise ConfigError(
                 f"--set {_masked(name)}: this cannot be changed without embedding again; {', '.join(sections)} can be "
                 "set here, for all else use `run`."
@@ -196,7 +199,7 @@ def _read(path: Path, what: str, example: str) -> dict[Any, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it does not parse"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it does not parse"
         # Not `from error`: YAML's own error quotes the line, and with it whatever was pasted there.
         raise ConfigError(f"{path}{place}: this is not valid YAML: {problem}.") from None
     if not isinstance(raw, dict):

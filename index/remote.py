@@ -48,8 +48,13 @@ def connect(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     )
     if is_ours:
         options["config_kwargs"] = {"retries": {"mode": "standard", "total_max_attempts": _S3_ATTEMPTS}}
-    with storage_errors(url):
-        fs, path = fsspec.url_to_fs(url, **options)
+    try:
+        with storage_errors(url):
+            fs, path = fsspec.url_to_fs(url, **options)
+    except ValueError as error:
+        if not str(error).startswith("Protocol not known"):
+            raise
+        raise ValueError(f"{url} must be a path, or a URL of a protocol that fsspec knows, got another one.") from error
     if is_ours:
         fs.retries = 2
     configuration = getattr(getattr(fs, "service_client", None), "_config", None)

@@ -12,7 +12,9 @@ import numpy as np
 from rich.console import Console
 
 from ..configs import ConfigError, load_config
+from ..index.store import Store
 from ..transforms.epithre.emulator.draw import Attributes, describe, draw_picture, sample_attributes
+from .endings import misplaced
 from .progress import print_summary, shown
 from .run import run
 from .search import print_hits, search, write_page
@@ -59,13 +61,16 @@ def run_demo(folder: Path, pictures: int, console: Console) -> None:
         console: For what a person sees.
 
     Raises:
-        ConfigError: When `pictures` is too small.
+        ConfigError: When `pictures` is too small, or the folder cannot be written.
     """
     if pictures < len(_CERTAIN):
         raise ConfigError(f"--pictures must be at least {len(_CERTAIN)}, got {pictures}.")
     started = time.monotonic()
     console.print(f"drawing {pictures} pictures in {folder}/pictures", highlight=False)
-    job = write_inputs(folder, pictures, seed=7)
+    try:
+        job = write_inputs(folder, pictures, seed=7)
+    except OSError as error:
+        raise misplaced("FOLDER", Store(str(folder)), error) or error from error
     with shown(Console(stderr=True), quiet=False) as watch:
         report = run(load_config(job), watch=watch)
     config = load_config(job)

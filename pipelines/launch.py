@@ -132,7 +132,12 @@ def run_pipeline(
     try:
         options = _parsed([f"--runner={runner}", *config.beam_options, *beam_options])
         options.view_as(SetupOptions).save_main_session = False
-        pipeline = beam.Pipeline(options=options)
+        try:
+            pipeline = beam.Pipeline(options=options)
+        except (ValueError, ImportError, AttributeError) as error:  # nothing has begun
+            why = _last_line(error).partition(" Valid values")[0].rstrip(".")
+            rule = "runner must be one that Beam can start with its options"
+            raise ConfigError(f"{rule}, got {runner!r}: {why}.") from error
         wire(pipeline)
         has_processes = options.view_as(DirectOptions).direct_running_mode == "multi_processing"
         with _watching(lambda: read_progress(store, version), watch):

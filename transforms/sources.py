@@ -123,6 +123,7 @@ def _match(
     first = next(found, None)
     if first is None:
         why = "" if _info(fs, folder or "/") is not None else f" (there is no folder {folder!r})"
+        why = why if info is None else " (it is a folder: name its tables, as in folder/*.csv)"
         raise ConfigError(f"{place} must be such that {rule}, got {url!r}, which matches nothing{why}.")
 
     def chain() -> Iterator[_Found]:

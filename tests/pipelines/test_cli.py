@@ -49,6 +49,28 @@ def test_a_missing_config_and_no_yaml_are_usage_errors(place):
     assert_one_sentence(place.cli("run", "bad.yaml"), 2, "bad.yaml", "YAML")
 
 
+def test_garbage_in_place_of_a_job_is_a_sentence(place):
+    for content in (b"", b"- a\n", b"\x00\x01", b"\xff\xfe\xfd", b"!!python/object:os.system {}", b"a: &a [*a]\n"):
+        (place.folder / "bad.yaml").write_bytes(content)
+        assert_one_sentence(place.cli("plan", "bad.yaml"), 2, "bad.yaml")
+    assert_one_sentence(place.cli("plan", "pictures"), 2, "pictures", "Is a directory")
+
+
+def test_what_nobody_knows_is_named_with_its_place(place):
+    place.write_job(catalog="s3x://bucket/catalog")
+    assert_one_sentence(place.cli("plan", "job.yaml"), 2, "s3x://bucket/catalog must be a path, or a URL")
+    place.write_job(runner="Nonsense")
+    assert_one_sentence(place.cli("run", "job.yaml"), 2, "runner must be", "got 'Nonsense'")
+    done = place.cli("index", "catalog", "--set", "indx.target_recall=0.9")
+    assert_one_sentence(done, 2, "--set indx.target_recall: this is not a known key; index, guards, runner can be set")
+    place.write_job(sources=[{"kind": "text", "table": "pictures", "id": "id", "text": "text"}])
+    assert_one_sentence(place.cli("plan", "job.yaml"), 2, "sources[0].table", "it is a folder: name its tables")
+    assert_one_sentence(place.cli("demo", "/proc/demo"), 2, "FOLDER must be a folder that can be made and written")
+    for settings, words in (("texts.csv", "must be a mapping"), ("job.yaml", "catalog: Extra inputs"), ("x", "x")):
+        done = place.cli("emulator", "--port", "0", "--settings", settings)
+        assert_one_sentence(done, 2, "wrong settings", words)
+
+
 def test_a_missing_key_variable_is_named(place):
     place.write_job(embed__base_url="http://127.0.0.1:1/v1", embed__api_key_env="MY_KEY")
     assert_one_sentence(place.cli("run", "job.yaml", key=None), 2, "MY_KEY", "not set")

@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         settings = _settings(options)
-    except (ValidationError, yaml.YAMLError, OSError, TypeError) as error:
-        sys.stderr.write(f"wrong settings: {error}\n")
+    except (ValueError, yaml.YAMLError, OSError, TypeError) as error:
+        sys.stderr.write(f"epithre-beam: wrong settings: {_reason(error)}.\n")
         return 2
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -72,6 +72,13 @@ def _settings(options: argparse.Namespace) -> EmulatorSettings:
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
     return EmulatorSettings.model_validate(fields)
+
+
+def _reason(error: Exception) -> str:
+    """On one line, and without the addresses that pydantic adds."""
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    return " ".join(str(error).split())
 
 
 def _stop_with_parent(stop: threading.Event) -> None:
