@@ -255,7 +255,10 @@ def _check_queries(vectors: npt.ArrayLike, dimension: int) -> npt.NDArray[np.flo
     if queries.ndim != 2 or queries.shape[1] != dimension:
         raise ValueError(f"vectors must have the shape (n, {dimension}), got {np.shape(vectors)}.")
     if not np.isfinite(queries).all():
-        raise ValueError("vectors must be finite, got NaN or infinity.")
+        row, at = np.argwhere(~np.isfinite(queries))[0].tolist()
+        raise ValueError(
+            f"vectors must be finite, got NaN or infinity: number {at + 1} of vector {row + 1} is {queries[row, at]}."
+        )
     return queries
 
 

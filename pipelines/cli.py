@@ -264,7 +264,10 @@ def _shown(voice: Voice, lanes: int) -> contextlib.AbstractContextManager["Watch
 def index(
     catalog: CatalogUrl,
     beam_options: BeamOptions = None,
-    set_: Set = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. index.target_recall=0.99."),
+    ] = None,
     folder: Annotated[
         str | None,
         typer.Option(
@@ -446,7 +449,9 @@ def emulator(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where the pictures, the job and the catalog go.")] = Path("demo"),
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where the pictures, the job and the catalog go.")
+    ] = Path("demo"),
     pictures: Annotated[int, typer.Option(help="How many to draw.")] = 400,
 ) -> None:
     """Draw pictures, run the main job on the emulator, search, and write a page with the results."""

@@ -17,7 +17,7 @@ from ..transforms.words import of_count
 
 versions = typer.Typer(help="List, verify, compare, publish and prune a catalog's versions.", no_args_is_help=True)
 
-CatalogUrl = Annotated[str, typer.Argument(metavar="CATALOG", help="The catalog's path.")]
+CatalogUrl = Annotated[str, typer.Argument(metavar="CATALOG", help="The catalog: a path or an fsspec URL.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 
@@ -86,7 +86,7 @@ def _print_version(info: VersionInfo) -> None:
 @versions.command()
 def verify(
     catalog: CatalogUrl,
-    version: Annotated[str | None, typer.Argument(help="Absent: the published one.")] = None,
+    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="Absent: the published one.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every version that has a manifest.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -111,8 +111,8 @@ def verify(
 @versions.command()
 def diff(
     catalog: CatalogUrl,
-    old: Annotated[str | None, typer.Argument(help="Absent: the one before the published one.")] = None,
-    new: Annotated[str | None, typer.Argument(help="Absent: the published one.")] = None,
+    old: Annotated[str | None, typer.Argument(metavar="OLD", help="Absent: the one before the published one.")] = None,
+    new: Annotated[str | None, typer.Argument(metavar="NEW", help="Absent: the published one.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="At most so many ids of each change.")] = 10,
     as_json: Json = False,
 ) -> None:
@@ -150,7 +150,9 @@ _WORDS = {
 
 
 @versions.command("publish")
-def publish_(catalog: CatalogUrl, version: Annotated[str, typer.Argument(help="One of `versions list`.")]) -> None:
+def publish_(
+    catalog: CatalogUrl, version: Annotated[str, typer.Argument(metavar="VERSION", help="One of `versions list`.")]
+) -> None:
     """Make VERSION the one that readers open, after verifying it: for one that a guard held back, say."""
     store = Store(catalog)
     try:
@@ -165,7 +167,9 @@ def publish_(catalog: CatalogUrl, version: Annotated[str, typer.Argument(help="O
 @versions.command()
 def rollback(
     catalog: CatalogUrl,
-    version: Annotated[str | None, typer.Argument(help="Absent: the one before the published one.")] = None,
+    version: Annotated[
+        str | None, typer.Argument(metavar="VERSION", help="Absent: the one before the published one.")
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Publish the version that was in force before, or an older VERSION, after verifying it."""

@@ -273,6 +273,7 @@ def test_what_is_no_condition_is_a_value_error_with_the_columns(small: Any, draw
         ({"vectors": [[1.0] * 16, [1.0]]}, r"vectors must be numbers of shape \(n, 16\)"),
         ({"vectors": np.full((1, 16), 1j)}, r"vectors must be numbers of shape \(n, 16\): got complex ones"),
         ({"vectors": np.full((1, 16), np.nan)}, "vectors must be finite, got NaN or infinity"),
+        ({"vectors": np.diag([1] * 15 + [np.inf])[9:]}, "vectors must be finite, .*: number 16 of vector 7 is inf"),
         ({"vectors": np.full((1, 16), np.inf)}, "vectors must be finite, got NaN or infinity"),
         ({"vectors": np.full((1, 16), 1e300)}, "vectors must be finite, got NaN or infinity"),
         ({"kinds": "audio"}, r"kinds must be among \('image', 'text'\), got 'audio'"),
