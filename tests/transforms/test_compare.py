@@ -95,7 +95,7 @@ def days(draw: st.DrawFn) -> tuple[list[Row], list[Row], list[Row]]:
     return before, dead, draw(st.permutations(today))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(days(), st.integers(1, 30), st.integers(1, 9), st.booleans())
 def test_fates_are_those_of_brute_force_and_every_row_is_kept_once_in_order(
     tmp_path_factory: pytest.TempPathFactory,

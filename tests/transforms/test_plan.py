@@ -65,7 +65,7 @@ def references(draw: st.DrawFn) -> pa.Table:
     return as_table(draw(st.permutations(rows)))
 
 
-@settings(deadline=None)  # each example makes a database
+@settings(max_examples=40, deadline=None)  # each makes a database
 @given(references())
 def test_sorted_by_kind_size_fingerprint_and_id(table: pa.Table) -> None:
     rows = sort_references(table).to_pylist()
@@ -77,7 +77,7 @@ def test_sorted_by_kind_size_fingerprint_and_id(table: pa.Table) -> None:
     assert rows == sorted(table.to_pylist(), key=key)
 
 
-@settings(deadline=None)  # each example makes a database
+@settings(max_examples=40, deadline=None)  # each makes a database
 @given(references(), st.integers(1, 9))
 def test_units_cover_every_row_once_are_of_one_kind_and_bounded(table: pa.Table, size: int) -> None:
     table = sort_references(table)
@@ -89,7 +89,7 @@ def test_units_cover_every_row_once_are_of_one_kind_and_bounded(table: pa.Table,
         assert len(set(kinds[start:end])) == 1
 
 
-@settings(deadline=None)  # each example makes a database
+@settings(max_examples=40, deadline=None)  # each makes a database
 @given(references(), st.integers(1, 9))
 def test_what_may_be_the_same_stays_together_as_far_as_a_unit_goes(table: pa.Table, size: int) -> None:
     table = sort_references(table)
@@ -305,7 +305,7 @@ def test_counts_and_bytes_are_those_of_the_references(tmp_path: Path) -> None:
     assert sum(unit.references for unit in plan.units) == 200
 
 
-@settings(deadline=None)  # each example makes a database
+@settings(max_examples=40, deadline=None)  # each makes a database
 @given(references(), st.integers(1, 9), st.integers(1, 40))
 def test_units_do_not_depend_on_how_the_references_come(table: pa.Table, size: int, step: int) -> None:
     table = sort_references(table)
@@ -314,7 +314,7 @@ def test_units_do_not_depend_on_how_the_references_come(table: pa.Table, size: i
     assert [unit.to_pylist() for unit in iterate_units(pieces, size)] == whole
 
 
-@settings(deadline=None)  # each example makes a database
+@settings(max_examples=40, deadline=None)  # each makes a database
 @given(references())
 def test_counting_is_conservation(table: pa.Table) -> None:
     rows = table.to_pylist()
