@@ -187,7 +187,13 @@ def _format(data: bytes, settings: PrepareConfig) -> str:
         raise Unpreparable(
             Reason.FORMAT_NOT_ALLOWED, f"prepare.formats allows {', '.join(settings.formats)}, got {found}"
         )
-    raise Unpreparable(Reason.NOT_A_PICTURE, f"the file is no picture, it begins with {data[:8]!r}")
+    raise Unpreparable(Reason.NOT_A_PICTURE, f"the file is no picture, it begins with {_shown(data[:8])}")
+
+
+def _shown(data: bytes) -> str:
+    """Bytes for a person: in quotes where they are letters, else in hex."""
+    text = data.decode("ascii", "replace")
+    return f"“{text.strip()}”" if text.replace("\n", " ").isprintable() and text.isascii() else data.hex(" ")
 
 
 def _open(data: bytes, name: str, deadline: float, settings: PrepareConfig) -> ImageFile.ImageFile:

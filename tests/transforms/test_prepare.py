@@ -357,10 +357,10 @@ def test_what_stands_behind_a_whole_picture_does_not_matter(kind: str) -> None:
     ("data", "reason", "words"),
     [
         (b"", Reason.EMPTY_FILE, "empty"),
-        (b"\x00", Reason.NOT_A_PICTURE, "no picture"),
+        (b"\x00\x01", Reason.NOT_A_PICTURE, "no picture, it begins with 00 01"),
         (b"hello, I am a text and called photo.jpg", Reason.NOT_A_PICTURE, "no picture"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', Reason.NOT_A_PICTURE, "no picture"),
-        (b"%PDF-1.7\n", Reason.NOT_A_PICTURE, "no picture"),
+        (b"%PDF-1.7\n", Reason.NOT_A_PICTURE, "no picture, it begins with “%PDF-1.7”"),
         (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", Reason.FORMAT_NOT_ALLOWED, "heic"),
         (b"\x00\x00\x00\x1cftypavif" + bytes(40), Reason.FORMAT_NOT_ALLOWED, "avif"),
         (b"\xff\xd8\xff", Reason.UNDECODABLE, "jpeg"),

@@ -2,7 +2,7 @@
 
 const TOKEN = "epithre-beam-token";
 
-/** What went wrong, as a sentence for a person. */
+/** What went wrong, as a sentence for a person; the status is 0 where the server gave no answer. */
 export class Problem extends Error {
   constructor(sentence, { status = 0, waitS = 0 } = {}) {
     super(sentence);

@@ -85,10 +85,11 @@ async function request({ query, ...asked }, signal) {
   }
   if (!query.picture) return api.search({ ...query, ...options }, signal);
   const file = keptPicture(query.picture);
-  if (file === null) throw new api.Problem("The picture of this search is not kept any more: drop it again.");
+  if (file === null) throw new api.Problem("The picture of this search is not kept any more: drop it again.", { status: 404 });
   if (file.size > catalog.limits.max_upload_bytes)
     throw new api.Problem(
       `The picture has ${bytes(file.size)}, and this server takes at most ${bytes(catalog.limits.max_upload_bytes)}: make it smaller.`,
+      { status: 413 },
     );
   return api.searchByPicture(file, options, signal);
 }
@@ -121,9 +122,9 @@ const inMs = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : `${number(Math.round(ms)
 function searchByPicture(file) {
   if (catalog === null) return;
   if (!catalog.can_embed) {
-    showProblem(new api.Problem("Pictures cannot be embedded here: start from an asset's id instead."));
+    showProblem(new api.Problem("Pictures cannot be embedded here: start from an asset's id instead.", { status: 422 }));
   } else if (file.type && !file.type.startsWith("image/")) {
-    showProblem(new api.Problem(`“${file.name}” is no picture: choose a JPEG, PNG or WebP.`));
+    showProblem(new api.Problem(`“${file.name}” is no picture: choose a JPEG, PNG or WebP.`, { status: 415 }));
   } else {
     find("query").value = "";
     go({ query: { picture: keepPicture(file) } });

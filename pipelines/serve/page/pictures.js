@@ -31,6 +31,9 @@ export function listen(take) {
     event.preventDefault();
     const [file] = event.dataTransfer.files;
     if (file) take(file);
-    else showProblem(new Problem("Only a picture's file can be dropped here, not its address: save it first."));
+    else {
+      const sentence = "Only a picture's file can be dropped here, not its address: save it first.";
+      showProblem(new Problem(sentence, { status: 415 }));
+    }
   });
 }

@@ -99,6 +99,7 @@ def test_a_picture_that_is_too_large_is_not_sent(visit):
     page.set_input_files("#file", {"name": "big.jpg", "mimeType": "image/jpeg", "buffer": b"\xff" * 3_000_000})
     page.wait_for_selector("#problem:not([hidden])")
     assert "3.0 MB" in page.inner_text("#problem-words")
+    assert not page.is_visible("#problem-again")  # the same would be said again
     assert not any("api/search" in url for url in visit.requests)
 
 
