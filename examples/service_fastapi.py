@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from epithre_beam.index import FollowingCatalog, Hit, open_catalog
@@ -64,6 +65,12 @@ async def ready(request: Request) -> dict[str, Any]:
 @app.exception_handler(ValueError)  # QueryError is one: a query that cannot be embedded, or a wrong argument
 async def wrong_query(_: Request, error: ValueError) -> JSONResponse:
     return refusal(400, str(error))
+
+
+@app.exception_handler(RequestValidationError)  # what FastAPI finds wrong, in the same shape
+async def wrong_request(_: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    return refusal(400, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
 
 
 @app.exception_handler(RunStopped)

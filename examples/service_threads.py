@@ -62,7 +62,10 @@ def handler_for(catalog: FollowingCatalog) -> type[BaseHTTPRequestHandler]:
             try:
                 asked = json.loads(self.rfile.read(length))
                 (hits,) = catalog.search([asked["vector"]], asked.get("k", 10), kinds=asked.get("kinds"))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except KeyError as error:
+                self.answer(400, {"error": f"{error} is missing"})
+                return
+            except (ValueError, TypeError, AttributeError) as error:
                 self.answer(400, {"error": str(error)})
                 return
             self.answer(200, {"hits": [{"id": hit.asset_id, "kind": hit.kind, "score": hit.score} for hit in hits]})

@@ -96,6 +96,8 @@ def test_the_fastapi_service_searches_and_follows(published: Place, emulator: Em
             (client.get("/search", params={"text": " "}), "empty_text"),
             (client.post("/search", content=b"no picture"), "not_a_picture"),
             (client.post("/search", params={"kind": "image"}, content=b""), "empty_file"),
+            (client.get("/search", params={"text": "a", "k": 0}), "k: Input should be greater than or equal to 1"),
+            (client.get("/search"), "text: Field required"),
         ):
             assert answer.status_code == 400
             assert sentence in answer.json()["error"]
