@@ -194,14 +194,10 @@ def _train_cells(
     return np.asarray(faiss.vector_to_array(clustering.centroids).reshape(cells, dimension))
 
 
-def search_codes(
-    index: Any, queries: npt.NDArray[np.float32], width: int, probed: int, selector: Any = None
-) -> npt.NDArray[np.int64]:
+def search_codes(index: Any, queries: npt.NDArray[np.float32], width: int, probed: int) -> npt.NDArray[np.int64]:
     """Rows int64, (queries, width), in the order of their codes' scores, -1 where there are fewer."""
-    asked: dict[str, Any] = {"nprobe": probed}
-    if selector is not None:
-        asked["sel"] = selector
-    parameters = faiss.SearchParametersPreTransform(index_params=faiss.IVFSearchParameters(**asked))  # type: ignore[call-arg]
+    cells = faiss.IVFSearchParameters(nprobe=probed)  # type: ignore[call-arg]
+    parameters = faiss.SearchParametersPreTransform(index_params=cells)  # type: ignore[call-arg]
     _, rows = index.search(queries, width, params=parameters)
     return np.asarray(rows)
 

@@ -171,7 +171,8 @@ def test_a_selector_lets_nothing_else_through(vectors: Floats) -> None:
     projected = projected_of(vectors)
     index: Any = build_codes(projected, code_rows(projected, 32), 40)
     allowed = np.flatnonzero(np.random.default_rng(1).random(len(vectors)) < 0.05)
-    found = search_codes(index, vectors[:30], 100, 40, faiss.IDSelectorBatch(allowed))
+    asked = faiss.IVFSearchParameters(nprobe=40, sel=faiss.IDSelectorBatch(allowed))
+    _, found = index.search(vectors[:30], 100, params=faiss.SearchParametersPreTransform(index_params=asked))
     assert all(set(rows[rows >= 0].tolist()) == set(allowed.tolist()) for rows in found[:, : len(allowed)])
     assert (found[:, len(allowed) :] == -1).all()
 
