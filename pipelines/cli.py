@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import io
 import itertools
 import json
 import logging
@@ -93,6 +94,9 @@ def console() -> NoReturn:
 
 def main() -> int:
     """Runs a command; every expected failure is a sentence on standard error. Returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        with contextlib.suppress(OSError):
+            sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: a terminal may not know every letter
     logging.basicConfig(level=logging.WARNING)
     set_format(LogFormat.TEXT)
     if "--debug" in sys.argv[1:]:
@@ -375,7 +379,8 @@ def search(
             api_key_env=api_key_env,
         )
     except QueryError as error:
-        raise ConfigError(re.sub(r"^Query (\d+)", lambda m: f"The query {words[int(m[1])]!r}", str(error))) from error
+        named = re.sub(r"^Query (\d+)", lambda m: f"The query {words[int(m[1])]!r:.80}", str(error))
+        raise ConfigError(named) from error
     if html is not None:
         shown_queries = [(w, q if isinstance(q, bytes) else None) for w, q in zip(words, queries, strict=True)]
         write_page(html, shown_queries, results, opened)

@@ -30,8 +30,14 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def open_endpoint(config: CatalogConfig) -> Iterator[Endpoint]:
+def open_endpoint(
+    config: CatalogConfig, *, without_key: str = "use `--set embed.base_url=emulator` to run without one"
+) -> Iterator[Endpoint]:
     """Finds the API, or starts the emulator for as long as the block runs, and asks it who it is.
+
+    Args:
+        config: Whose `embed` says where it is.
+        without_key: What else the user may do who has no key.
 
     Raises:
         ConfigError: When the key's variable is not set.
@@ -48,7 +54,7 @@ def open_endpoint(config: CatalogConfig) -> Iterator[Endpoint]:
         if not key:
             raise ConfigError(
                 f"embed.api_key_env names the environment variable {embed.api_key_env}, which is not set: "
-                "export it with your key, or use `--set embed.base_url=emulator` to run without one."
+                f"export it with your key, or {without_key}."
             )
         if config.embed.base_url != EMULATOR and not embed.may_send(requests=1, items=0, tokens=0):
             yield _unasked(config)
@@ -85,7 +91,7 @@ def open_query_endpoint(
 
     Raises:
         CatalogError: When it is not known what made the catalog, or the server's model is another.
-        ConfigError: When the key's variable is not set.
+        ConfigError: When the key's variable is not set, or `base_url` is none that a job may have.
         RunStopped: When the server is not there, refuses the key, or does not know the model.
     """
     if manifest.model == UNKNOWN_MODEL:
@@ -93,10 +99,11 @@ def open_query_endpoint(
             f"{url} has vectors from elsewhere, and it is not known what made them, so no query can be embedded: "
             "search with vectors of your own in Python, or name their model (`index --from … --model NAME`)."
         )
-    config = parse_settings(manifest.config)
-    changes = {"base_url": base_url, "api_key_env": api_key_env}
-    embed = config.embed.model_copy(update={name: value for name, value in changes.items() if value is not None})
-    with open_endpoint(config.model_copy(update={"embed": embed})) as endpoint:
+    asked = {"base_url": base_url, "api_key_env": api_key_env}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    config = parse_settings({**manifest.config, "embed": {**manifest.config.get("embed", {}), **changes}})
+    embed = config.embed
+    with open_endpoint(config, without_key="name the variable that has it (--api-key-env)") as endpoint:
         if endpoint.fingerprint != manifest.model_fingerprint:
             raise CatalogError(
                 f"{url} was made by {manifest.model_fingerprint or manifest.model}, and "

@@ -123,7 +123,8 @@ def _match(
     first = next(found, None)
     if first is None:
         why = "" if _info(fs, folder or "/") is not None else f" (there is no folder {folder!r})"
-        why = why if info is None else " (it is a folder: name its tables, as in folder/*.csv)"
+        if info is not None and info["type"] == "directory":
+            why = " (it is a folder: name its tables, as in folder/*.csv)"
         raise ConfigError(f"{place} must be such that {rule}, got {url!r}, which matches nothing{why}.")
 
     def chain() -> Iterator[_Found]:
@@ -334,6 +335,9 @@ class _TableReader:
                     raise ConfigError(
                         f"{self.place}.{key} must name a column of {self.url}, got {name!r}; it has {', '.join(names)}."
                     )
+            for name in filter(None, wanted.values()):
+                if names.count(name) > 1:
+                    raise ConfigError(f"{self.place}.table: {self.url} must have each column once, got {name!r} twice.")
             columns = list(dict.fromkeys(n for k, n in wanted.items() if n is not None and k != "bytes"))
             row = 0
             for batch in self._read(columns):
@@ -347,7 +351,8 @@ class _TableReader:
                 raise ConfigError(
                     f"{self.place}.table must have at least one row, got {self.url!r}, which is empty."
                 ) from error
-            reason = re.sub(r"^CSV parse error: Row #(\d+)", self._place_of_csv_row, " ".join(str(error).split()))[:200]
+            words = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+            reason = re.sub(r"^CSV parse error: Row #(\d+)", self._place_of_csv_row, words)[:200]
             raise SourceError(f"{self.place}.table: {self.url} cannot be read as {self.format}: {reason}.") from error
 
     def _place_of_csv_row(self, match: re.Match[str]) -> str:

@@ -358,6 +358,24 @@ def test_a_query_that_cannot_be_embedded_is_told(published):
     (published.folder / "no.jpg").write_text("no picture")
     assert_one_sentence(published.cli("search", "catalog", "--image", "no.jpg"), 2, "'no.jpg'", "not_a_picture")
     assert_one_sentence(published.cli("search", "catalog", "--text", " "), 2, "empty_text")
+    done = published.cli("search", "catalog", "--text", "x" * 110_000)
+    assert_one_sentence(done, 2, "text_too_long")
+    assert len(done.stderr) < 300
+
+
+def test_an_address_or_a_key_that_a_job_could_not_have_a_search_cannot_either(published):
+    search = ("search", "catalog", "--text", "x", "--base-url")
+    assert_one_sentence(published.cli(*search, "nonsense"), 2, "embed.base_url must be", "'nonsense'")
+    done = published.cli(*search, "http://example.org/v1", "--api-key-env", "EPITHRE_KEY")
+    assert_one_sentence(done, 2, "embed would send the key in clear text to 'http://example.org/v1'")
+    done = published.cli(*search, "http://127.0.0.1:9", "--api-key-env", "NOPE")
+    assert_one_sentence(done, 2, "NOPE, which is not set", "--api-key-env")
+
+
+def test_what_a_terminal_cannot_show_is_spelled_out(published):
+    done = published.cli("search", "catalog", "--text", "größe 猫", imports_itself=True, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "gr\\xf6\\xdfe \\u732b" in done.stdout
 
 
 def test_a_search_with_another_model_than_the_catalogs_is_refused(published):

@@ -512,6 +512,13 @@ def test_a_missing_column_is_named_with_what_is_there(tmp_path: Path, name: str,
     assert f"sources[0].{key} must name a column of {path}, got 'price'; it has id, t." in str(caught.value)
 
 
+def test_a_column_that_stands_twice_is_refused_if_it_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "id,x,t,id,x\n1,a,b,2,c\n")
+    with pytest.raises(ConfigError, match="must have each column once, got 'id' twice"):
+        table(path)
+    assert table(write(tmp_path / "u.csv", "id,x,t,x\n1,a,b,c\n"))[0]["text"] == "b"
+
+
 def test_a_column_that_only_a_late_row_has_is_there(tmp_path: Path) -> None:
     rows = [{"id": str(i), "t": "x"} for i in range(9000)] + [{"id": "last", "t": "x", "p": 1.5}]
     found = table(json_lines(tmp_path / "t.jsonl", *rows), metadata={"p": "double"})
