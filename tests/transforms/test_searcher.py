@@ -247,6 +247,7 @@ def test_a_caller_who_gives_up_leaves_the_answer_to_those_who_ask_the_same(scene
 # ---------------------------------------------------------------------------------------------------- the loop
 
 
+@pytest.mark.alone
 def test_the_loop_goes_on_while_faiss_searches(tmp_path: Path) -> None:
     made = make(tmp_path / "c", {"text": unit_vectors(8000, 128, 1)}, rows_per_unit=4000, rows_per_file=8000)
     gaps: list[float] = []
