@@ -15,7 +15,8 @@ from ..index.layout import metadata_type
 class Reference:
     """An asset by name.
 
-    `uri` says where it is read: a path, an fsspec URL, or `TABLE#row=N&column=NAME` for bytes that stand in a table.
+    `uri` says where it is read: a path, an fsspec URL, or `TABLE#row=N&column=NAME`, N from 0, for bytes that stand in
+    a table.
     An inline text has no `uri` and carries its text. `fingerprint` changes when the content may have changed.
     """
 
