@@ -4,8 +4,9 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,10 @@ from ..transforms.labelled import LabelledQuery, read_labels
 from ..transforms.queries import QueryError
 from ..transforms.words import of_count
 from .search import embed_for
+
+if TYPE_CHECKING:
+    from ..transforms.picture_sources import PictureSources
+    from ..transforms.small_pictures import Read
 
 _WORST = 20
 _SHOWN = 3
@@ -288,31 +293,44 @@ def _query(query: LabelledQuery, subject: Subject, placed: PlacedLabels, positio
 
 
 def write_page(path: Path, document: Mapping[str, Any]) -> None:
-    from ..transforms.evaluation_page import render_evaluation
-    from ..transforms.small_pictures import data_urls, picture_folders
-
     """Writes the page, with small pictures of what fails where they are at hand.
 
     Raises:
         ConfigError: When it cannot be written.
     """
+    from ..transforms.evaluation_page import render_evaluation
+    from ..transforms.picture_sources import PictureSources
+    from ..transforms.small_pictures import data_urls
+
     document = copy.deepcopy(dict(document))  # the pictures are the page's alone
+    failures = [failure for figures in document["directions"].values() for failure in figures["worst"]]
+    things = [thing for one in failures for thing in (one["query"], *one["relevant"], *one["found"])]
+    asked = [one["query"]["uri"] for one in failures if one["query"]["kind"] == "image"]
     catalog = document["catalogs"][0]
-    with open_catalog(catalog["url"], version=catalog["version"]) as opened:
-        folders = (*picture_folders(opened.manifest.config), str(Path(document["pairs"]["file"]).parent.absolute()))
-    things = [
-        thing
-        for figures in document["directions"].values()
-        for failure in figures["worst"]
-        for thing in (failure["query"], *failure["relevant"], *failure["found"])
-    ]
-    uris = [thing["uri"] if thing["kind"] == "image" else None for thing in things]
-    for thing, picture in zip(things, data_urls(uris, folders, _PICTURE_PIXELS, _PICTURES_BYTES), strict=True):
-        thing["picture"] = picture
+    with (
+        open_catalog(catalog["url"], version=catalog["version"]) as opened,
+        PictureSources(opened.manifest.config) as sources,
+    ):
+        reads = [_read_picture(opened, sources, thing, asked) for thing in things]
+        for thing, picture in zip(things, data_urls(reads, _PICTURE_PIXELS, _PICTURES_BYTES), strict=True):
+            thing["picture"] = picture
     try:
         path.write_text(render_evaluation(document), "utf-8")
     except OSError as error:
         raise ConfigError(f"--html {str(path)!r} cannot be written: {error.strerror}.") from error
+
+
+def _read_picture(
+    catalog: Catalog, sources: "PictureSources", thing: Mapping[str, Any], asked: Sequence[str | None]
+) -> "Read | None":
+    """Reads the picture of an asset, or one that the labels ask with; None where there is none."""
+    if thing["kind"] != "image" or thing["uri"] is None:
+        return None
+    row = catalog.find_asset("image", thing["asset_id"])
+    asset = None if row is None else catalog.asset("image", row)
+    if asset is not None and asset.uri == thing["uri"]:
+        return partial(sources.read, asset)
+    return Path(thing["uri"]).read_bytes if thing["uri"] in asked else None
 
 
 def print_evaluation(console: Console, document: Mapping[str, Any]) -> None:

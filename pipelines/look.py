@@ -2,17 +2,21 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+
+from PIL import Image
 
 from ..configs import AssetKind, ConfigError
 from ..index.catalog import Hit, open_catalog
 from ..index.merge import Merge
 from ..transforms.catalog_map import align_kinds, draw_assets, project
 from ..transforms.catalog_map_page import MapOf, render_map
+from ..transforms.picture_sources import PictureSources
 from ..transforms.sheet import CELL, Cell, SheetRow, draw_sheet
-from ..transforms.small_pictures import data_urls, picture_folders, read_small, shrink
+from ..transforms.small_pictures import data_urls, shrink, small_pictures
 from ..transforms.words import of_count
-from .search import read_query_picture, search, write_page
+from .search import read_hit, read_query_picture, search, write_page
 
 _MAP_PICTURE_PIXELS = 112
 _MAP_PICTURES_BYTES = 12 << 20
@@ -46,15 +50,16 @@ def make_sheet(
     if path.suffix.lower() == ".html":
         write_page(path, shown, results, catalog)
         return
-    folders = picture_folders(catalog.manifest.config)
-    rows = [
-        SheetRow(
-            words=word,
-            picture=None if content is None else shrink(content, CELL),
-            cells=[_cell(hit, folders) for hit in hits],
-        )
-        for (word, content), hits in zip(shown, results, strict=True)
-    ]
+    with PictureSources(catalog.manifest.config) as sources:
+        found = small_pictures([read_hit(catalog, sources, hit) for hits in results for hit in hits], CELL)
+        rows = [
+            SheetRow(
+                words=word,
+                picture=None if content is None else shrink(content, CELL),
+                cells=[_cell(hit, next(found)) for hit in hits],
+            )
+            for (word, content), hits in zip(shown, results, strict=True)
+        ]
     model = catalog.manifest.model_fingerprint or catalog.manifest.model
     try:
         draw_sheet(rows, f"{url}, version {catalog.version}, {model}").save(path, "PNG", optimize=True)
@@ -62,10 +67,9 @@ def make_sheet(
         raise ConfigError(f"--sheet {str(path)!r} cannot be written: {error.strerror or error}.") from error
 
 
-def _cell(hit: Hit, folders: Sequence[str]) -> Cell:
-    if hit.kind == "text":
-        return Cell(asset_id=hit.asset_id, score=hit.score, text=hit.text or "")
-    return Cell(asset_id=hit.asset_id, score=hit.score, picture=read_small(hit.uri, folders, CELL))
+def _cell(hit: Hit, picture: Image.Image | None) -> Cell:
+    text = (hit.text or "") if hit.kind == "text" else None
+    return Cell(asset_id=hit.asset_id, score=hit.score, text=text, picture=picture)
 
 
 def make_map(url: str, path: Path, *, points: int, is_aligned: bool, seed: int) -> str:
@@ -81,15 +85,16 @@ def make_map(url: str, path: Path, *, points: int, is_aligned: bool, seed: int) 
     started = time.monotonic()
     with open_catalog(url) as catalog:
         drawn = draw_assets(catalog, points, seed)
-        folders, manifest = picture_folders(catalog.manifest.config), catalog.manifest
-        assets = len(catalog)
+        assets, manifest = len(catalog), catalog.manifest
+        shown_assets = [
+            catalog.asset("image", row) if kind == "image" else None
+            for kind, row in zip(drawn.kinds, drawn.rows, strict=True)
+        ]
     vectors = align_kinds(drawn.vectors, drawn.kinds) if is_aligned else drawn.vectors
     places = project(vectors, seed)
-    uris = [
-        uri if kind == "image" else None
-        for kind, uri in zip(drawn.kinds, drawn.assets.column("uri").to_pylist(), strict=True)
-    ]
-    pictures = data_urls(uris, folders, _MAP_PICTURE_PIXELS, _MAP_PICTURES_BYTES)
+    with PictureSources(manifest.config) as sources:
+        reads = [None if asset is None else partial(sources.read, asset) for asset in shown_assets]
+        pictures = data_urls(reads, _MAP_PICTURE_PIXELS, _MAP_PICTURES_BYTES)
     shown = MapOf(
         url=url,
         version=manifest.version,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,9 +20,9 @@ from ..index.catalog import Catalog, Hit, Merge, open_catalog
 from ..index.layout import assets_schema
 from ..index.where import parse_where
 from ..transforms.endpoint import open_query_endpoint
+from ..transforms.picture_sources import PictureSources
 from ..transforms.queries import embed_queries
-from ..transforms.references import local_path
-from ..transforms.small_pictures import data_url, shrink
+from ..transforms.small_pictures import Read, data_url, shrink, small_pictures
 
 _THUMBNAIL = 320
 
@@ -148,14 +150,19 @@ def write_page(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    rows = [
-        {
-            "words": words,
-            "picture": None if picture is None else _thumbnail(picture),
-            "hits": [{**_plain(hit), "picture": _hit_picture(hit), "metadata": dict(hit.metadata)} for hit in hits],
-        }
-        for (words, picture), hits in zip(queries, results, strict=True)
-    ]
+    with PictureSources(catalog.manifest.config) as sources:
+        reads = [read_hit(catalog, sources, hit) for hits in results for hit in hits]
+        found = small_pictures(reads, _THUMBNAIL)
+        rows = [
+            {
+                "words": words,
+                "picture": None if picture is None else _data_url(shrink(picture, _THUMBNAIL)),
+                "hits": [
+                    {**_plain(hit), "picture": _data_url(next(found)), "metadata": dict(hit.metadata)} for hit in hits
+                ],
+            }
+            for (words, picture), hits in zip(queries, results, strict=True)
+        ]
     page = environment.get_template("results.html.j2").render(
         rows=rows,
         version=catalog.version,
@@ -185,17 +192,10 @@ def _plain(hit: Hit) -> dict[str, Any]:
     }
 
 
-def _hit_picture(hit: Hit) -> str | None:
-    """The hit's picture from a local file, small, as a data URL; None when it is not at hand any more."""
-    path = local_path(hit.uri) if hit.kind == "image" and hit.uri else None
-    if path is None or "#row=" in path:
-        return None
-    try:
-        return _thumbnail(Path(path).read_bytes())
-    except OSError:
-        return None
+def read_hit(catalog: Catalog, sources: PictureSources, hit: Hit) -> Read | None:
+    """Reads the picture of a hit from the catalog's sources; None for a text."""
+    return partial(sources.read, catalog.asset("image", hit.row)) if hit.kind == "image" else None
 
 
-def _thumbnail(data: bytes) -> str | None:
-    small = shrink(data, _THUMBNAIL)
-    return None if small is None else data_url(small, quality=85)
+def _data_url(picture: Image.Image | None) -> str | None:
+    return None if picture is None else data_url(picture, quality=85)

@@ -28,6 +28,8 @@ class Drawn:
 
     kinds: tuple[str, ...]
     """The kind of each."""
+    rows: tuple[int, ...]
+    """Their rows among the assets of their kind."""
     assets: pa.Table
     """Their ids, uris, texts and metadata, in the same order."""
     vectors: Floats
@@ -64,6 +66,7 @@ def draw_assets(catalog: Catalog, points: int, seed: int = 0) -> Drawn:
     order = np.argsort(np.concatenate(places))
     return Drawn(
         kinds=tuple(catalog.kinds[number] for number in all_kinds[chosen].tolist()),
+        rows=tuple(all_rows[chosen].tolist()),
         assets=pa.concat_tables(tables).take(pa.array(order)),
         vectors=np.concatenate(vectors)[order],
     )

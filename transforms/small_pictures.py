@@ -1,64 +1,21 @@
-"""Small copies of pictures for pages and sheets: of local files that lie inside a job's sources, of no other."""
+"""Small copies of pictures for pages and sheets."""
 
 import base64
 import io
-import os
-import re
-import stat
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from PIL import Image, ImageOps
 
-from ..configs import SourceConfig
-from .references import local_path
-from .sources import allowed_prefixes, is_within
+from .prepare import Unpreparable
 
-_MAX_BYTES = 64 << 20
 _MAX_PIXELS = 100_000_000
+_READERS = 8
+_AT_ONCE = 64
 
-
-def picture_folders(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """The folders that the pictures of a catalog came from, by its config; none if it was imported."""
-    folders: list[str] = []
-    for raw in settings.get("sources", ()):
-        source = SourceConfig.model_validate(raw)
-        if source.kind == "image" and source.files is not None:
-            folders.append(_folder_of(source.files))
-        elif source.kind == "image" and source.uri is not None:
-            folders += allowed_prefixes(source)
-    return tuple(folders)
-
-
-def _folder_of(pattern: str) -> str:
-    """What is fixed of a pattern: itself if it is a folder, else the folders before the first wildcard."""
-    fixed = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
-    is_folder = fixed == pattern and (local_path(pattern) is None or Path(pattern).is_dir())
-    return pattern if is_folder else fixed.rpartition("/")[0] or "/"
-
-
-def read_small(uri: str | None, folders: Sequence[str], pixels: int) -> Image.Image | None:
-    """A picture as RGB, upright, no side longer than `pixels`.
-
-    None when it is not at hand: it is no local file, lies outside of `folders`, is too large or no picture any more.
-    """
-    path = None if uri is None or "#row=" in uri else local_path(uri)
-    if uri is None or path is None or not is_within(uri, tuple(folders)):
-        return None
-    try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
-                return None
-            return shrink(file.read(_MAX_BYTES), pixels)
-    except OSError:
-        return None
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """A pipe that stands where a picture was would be waited for for ever."""
-    return os.open(path, flags | os.O_NONBLOCK)
+Read = Callable[[], bytes]
+"""Gives a picture's bytes; raises Unpreparable or OSError when it is not at hand."""
 
 
 def shrink(data: bytes, pixels: int) -> Image.Image | None:
@@ -75,6 +32,23 @@ def shrink(data: bytes, pixels: int) -> Image.Image | None:
         return None
 
 
+def small_pictures(reads: Sequence[Read | None], pixels: int) -> Iterator[Image.Image | None]:
+    """`shrink` of each, in order; None where there is nothing to read, or it is not at hand. Several are read at once.
+
+    Who takes no more of them ends the reading.
+    """
+    with ThreadPoolExecutor(_READERS, "picture") as pool:  # what takes time is a bucket's answer
+        for first in range(0, len(reads), _AT_ONCE):
+            yield from pool.map(partial(_small, pixels=pixels), reads[first : first + _AT_ONCE])
+
+
+def _small(read: Read | None, pixels: int) -> Image.Image | None:
+    try:
+        return None if read is None else shrink(read(), pixels)
+    except (Unpreparable, OSError):
+        return None
+
+
 def data_url(image: Image.Image, quality: int = 70) -> str:
     """The picture as a JPEG that stands in a page."""
     buffer = io.BytesIO()
@@ -82,13 +56,14 @@ def data_url(image: Image.Image, quality: int = 70) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def data_urls(uris: Iterable[str | None], folders: Sequence[str], pixels: int, max_bytes: int) -> list[str | None]:
-    """Small pictures for a page, in the order of their uris, until they take `max_bytes`; None for the others."""
+def data_urls(reads: Sequence[Read | None], pixels: int, max_bytes: int) -> list[str | None]:
+    """`data_url` of `small_pictures`, until they take `max_bytes`; None for the others."""
     found: list[str | None] = []
     left = max_bytes
-    for uri in uris:
-        image = read_small(uri, folders, pixels) if left > 0 else None
+    for image in small_pictures(reads, pixels):
         url = None if image is None else data_url(image)
         found.append(url)
         left -= len(url or "")
-    return found
+        if left <= 0:
+            break
+    return found + [None] * (len(reads) - len(found))

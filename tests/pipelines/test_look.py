@@ -11,7 +11,7 @@ from epithre_beam.index import open_catalog
 from epithre_beam.pipelines.look import make_map
 from epithre_beam.transforms.catalog_map import align_kinds, draw_assets, project
 from epithre_beam.transforms.sheet import Cell, SheetRow, draw_sheet
-from epithre_beam.transforms.small_pictures import picture_folders, read_small
+from epithre_beam.transforms.small_pictures import data_urls, shrink, small_pictures
 
 from ..index.conftest import clustered_vectors, make
 from .browser import PHONE, keep_screenshot, opened
@@ -217,29 +217,20 @@ def test_a_catalog_of_vectors_from_elsewhere_shows_no_files_of_this_machine(two_
     assert set(data["picture"]) == {None}
 
 
-def test_only_pictures_of_the_sources_are_shown(tmp_path):
-    inside, outside = write_pictures(tmp_path / "in", 1)[0], write_pictures(tmp_path / "out", 1)[0]
-    (tmp_path / "in" / "link.jpg").symlink_to(outside)
-    (tmp_path / "in" / "text.jpg").write_text("no picture")
-    for pattern in ("in", "in/*.jpg", "in/**/*.jpg", "in/p000.jpg"):
-        folders = picture_folders({"sources": [{"kind": "image", "files": str(tmp_path / pattern)}]})
-        assert folders == (str(tmp_path / "in"),)
-    assert max(read_small(str(inside), folders, 20).size) == 20
-    for uri in (
-        outside,
-        tmp_path / "in" / ".." / "out" / outside.name,
-        "in/link.jpg",
-        "in/text.jpg",
-        "in/none.jpg",
-        "in",
-    ):
-        assert read_small(str(tmp_path / uri), folders, 20) is None
-    for uri in (None, "https://example.com/x.jpg", f"{inside}#row=3&column=x"):
-        assert read_small(uri, folders, 20) is None
-    assert picture_folders({}) == ()
-    table = {"kind": "image", "table": str(tmp_path / "in" / "t.csv"), "id": "i", "uri": "u"}
-    assert picture_folders({"sources": [table]}) == (str(tmp_path / "in"),)
-    assert picture_folders({"sources": [{**table, "within": [str(tmp_path / "out")]}]}) == (str(tmp_path / "out"),)
+def test_small_pictures_come_in_order_until_a_page_is_full(tmp_path):
+    paths = write_pictures(tmp_path, 150)
+    reads = [None if number % 7 == 3 else path.read_bytes for number, path in enumerate(paths)]
+    reads[5] = (tmp_path / "none.jpg").read_bytes
+    reads[6] = lambda: b"no picture"
+    found = list(small_pictures(reads, 20))
+    assert [picture is None for picture in found] == [read is None or n in {5, 6} for n, read in enumerate(reads)]
+    alone = shrink(paths[100].read_bytes(), 20)
+    assert max(alone.size) == 20
+    assert found[100].tobytes() == alone.tobytes()
+    urls = data_urls(reads, 20, 10**9)
+    assert [url is None for url in urls] == [picture is None for picture in found]
+    full = data_urls(reads, 20, sum(len(url or "") for url in urls[:70]))
+    assert full == urls[:70] + [None] * 80
 
 
 def test_a_sheet_lays_the_hits_out_as_a_picture_and_as_a_page(place):

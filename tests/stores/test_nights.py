@@ -83,6 +83,9 @@ def test_two_nights_in_a_bucket(night: Night, place: Place, proxy: Proxy, tmp_pa
     assert night.command("versions", "verify", night.catalog, "--all").returncode == 0
     found = night.asked("search", night.catalog, "--text", "a changed text", "-k", "3", "--json")
     assert "t0" in json.dumps(found)
+    looked = night.command("look", night.catalog, "--sheet", "sheet.html", "--text", "a", "-k", "25", "--map", "m.html")
+    assert "13 with a small picture" in looked.stdout, looked.stderr
+    assert (tmp_path / "sheet.html").read_text("utf-8").count("data:image/jpeg") == 13
 
     assert night.command("versions", "rollback", night.catalog).returncode == 0
     with open_catalog(night.catalog, storage_options=place.options()) as catalog:
