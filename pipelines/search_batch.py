@@ -98,7 +98,7 @@ def _told_of_output(output: Store) -> Iterator[None]:
     try:
         yield
     except (CatalogBusy, RunFailed, StoreError) as error:
-        said = str(error).replace("x", "x")
+        said = str(error).replace(f"catalog {output.url}", f"output {output.url}")
         error.args = (said.replace("nothing was published", "there is no result"),)
         raise
 
