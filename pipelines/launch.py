@@ -102,6 +102,7 @@ def software() -> str:
 def unwritable(catalog: str, reason: OSError | str) -> RunFailed:
     if isinstance(reason, OSError) and reason.strerror:
         reason = f"{reason.strerror}: {reason.filename}" if reason.filename else reason.strerror
+    reason = re.sub(r"^\[Errno \d+\] ", "", str(reason))
     return RunFailed(
         f"The catalog {catalog} cannot be written ({reason}): what was finished is kept, run again when it can."
     )
