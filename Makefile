@@ -26,9 +26,10 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone" $(TESTS)
 	$(BIN)/python -m pytest -m alone $(TESTS) || test $$? -eq 5
 
+# Three processes: one of the files does little but wait for a minute to go by.
 test-engines: $(VENV)/.dev
 	$(BIN)/python tests/engines/fetch.py
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --timeout=300 tests/engines
+	$(BIN)/python -m pytest -n 3 --dist loadfile --timeout=300 tests/engines
 
 test-stores: $(VENV)/.stores
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/stores

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults, Limits
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 
 from ..pipelines.conftest import Place, sentences, write_pictures, write_texts
 from ..pipelines.scene import found_in, rows_in_force
@@ -158,27 +158,3 @@ def test_a_worker_killed_while_it_builds_changes_nothing_of_what_is_built(engine
     assert killed is not None
     assert began_again == (engine.name in BEGINS_AGAIN)
     assert digests(vectors.catalog) == built
-
-
-LIMIT = 30
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["dask"], indirect=True, scope="session")
-def test_the_limit_holds_over_four_lanes_when_one_of_their_workers_is_killed(engine, sources, embedded, redis_server):
-    """What was on its way when the worker died keeps its leases: the server may have counted it."""
-    shutil.rmtree(sources.catalog, ignore_errors=True)
-    settings = EmulatorSettings(dimension=64, api_keys=(KEY,), limits=Limits(requests_per_minute=LIMIT))
-    with Emulator(settings) as emulator:
-        redis = {"embed__budget": "redis", "embed__redis_url": redis_server.url}
-        write_job(sources, emulator, 4, embed__requests_per_minute=LIMIT, **redis)
-        launcher = sources.start("run", "job.yaml", "--", *engine.options)
-        units = sources.catalog / "units"
-        killed = kill_one(engine, launcher, lambda: len(list(units.glob("*.parquet"))) >= 10, sends(emulator))
-        _, errors = launcher.communicate(timeout=150)
-        assert launcher.returncode == 0, errors[-3000:]
-        assert killed is not None
-        assert emulator.worst_window().requests <= LIMIT
-        assert not [admission for admission in emulator.log if admission.status == 429]
-        assert sum(count - 1 for count in emulator.payments().values()) <= 2 * 4 * IN_FLIGHT * UNIT
-    assert state(sources.catalog) == embedded
