@@ -1,5 +1,6 @@
 """The demo and the guide's three patterns find what is asked for, in both languages."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 
 from .conftest import Place
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+TOP = Path(__file__).parents[2]
+EXAMPLES = TOP / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +66,14 @@ def test_pattern_c_finds_both_kinds(demo):
     quota = lines[lines.index("merged by quota") + 1 :]
     assert [line.split()[1] for line in quota].count("image") == 3
     assert all("orange" in line or "oren" in line for line in quota[:4])
+
+
+def test_the_program_in_the_readme_runs_as_it_stands(demo):
+    (program,) = re.findall(r"```python\n(.*?)```", (TOP / "README.md").read_text("utf-8"), re.DOTALL)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=demo[0].folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "{'image': 150, 'text': 150}"
+    assert all("red-bicycle" in line and "'lang': 'id'" in line for line in lines[1:2])
+    assert len(lines) == 4
