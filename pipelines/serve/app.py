@@ -149,6 +149,8 @@ async def search(request: Request, asked: SearchRequest) -> Response:
             query = unit_vector(_decoded(asked.vector_base64), service.catalog.dimension, "vector_base64")
     except ValueError as error:
         raise Fault(422, "vector", str(error)) from None
+    # A list of numbers takes eight times the bytes of its vector: those of all who wait would crowd the caches.
+    asked = asked.model_copy(update={"vector": None, "vector_base64": None})
     found = await service.search(query, asked, query_kind=asked.query_kind, exclude_self=asked.exclude_self)
     return _found(service, found)
 
