@@ -128,7 +128,10 @@ class Catalog:
         return self._now().chosen(kind)[kind].assets
 
     def find_asset(self, kind: AssetKind, asset_id: str) -> int | None:
-        """The row of an asset; None when this version has no such asset. All ids are read, in milliseconds a million.
+        """The row of an asset; None when this version has no such asset.
+
+        All ids are read, in milliseconds a million. At the hundredth time they are put in order, at 4 bytes a row, and
+        from then on the answer takes microseconds.
 
         Raises:
             ValueError: When the catalog has no such kind.

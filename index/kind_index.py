@@ -34,6 +34,8 @@ _ROWS_PROBED_FOR_EACH = 40
 _BLOCK_ROWS = 1024
 _FEW_QUERIES = 4
 _MASKS_KEPT = 16
+_LOOKS_BEFORE_ORDER = 100
+"""To put ids in order takes as long as to go through them some hundred times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,8 @@ class KindIndex:
         self._columns = [dict(zip(batch.schema.names, batch.columns, strict=True)) for batch in batches]
         self._metadata = [_fields_of(columns.get("metadata")) for columns in self._columns]
         self._first_rows = [0, *itertools.accumulate(map(len, batches))]
+        self._looks = itertools.count()
+        self._rows_by_id: npt.NDArray[np.uint32] | None = None
         self._process = os.getpid()
         self._masks: OrderedDict[str, tuple[pc.Expression, _Matching]] = OrderedDict()
         self._lock = ForkedLock()
@@ -224,8 +228,25 @@ class KindIndex:
             wanted = pa.scalar(asset_id, pa.string())
         except (UnicodeEncodeError, pa.ArrowException):  # half of a surrogate pair, or no text: no asset has that
             return None
-        row = pc.index(self.assets.column("asset_id"), wanted).as_py()
-        return None if row < 0 else int(row)
+        name = wanted.as_py()
+        if name is None:
+            return None
+        ids = self.assets.column("asset_id")
+        if next(self._looks) == _LOOKS_BEFORE_ORDER:
+            self._rows_by_id = pc.sort_indices(ids).to_numpy().astype(np.uint32)
+        by_id = self._rows_by_id
+        if by_id is None:
+            row = pc.index(ids, wanted).as_py()
+            return None if row < 0 else int(row)
+        # Arrow orders by the bytes of UTF-8, which is Python's order of code points.
+        place = bisect.bisect_left(by_id, name, key=lambda row: self._id_of(int(row)))
+        found = int(by_id[place]) if place < len(by_id) else -1
+        return found if found >= 0 and self._id_of(found) == name else None
+
+    def _id_of(self, row: int) -> str:
+        number = bisect.bisect_right(self._first_rows, row) - 1
+        asset_id: str = self._columns[number]["asset_id"][row - self._first_rows[number]].as_py()
+        return asset_id
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """The vectors of some rows as they are stored, float32 (len(rows), dimension)."""

@@ -21,8 +21,8 @@ from ...index.merge import Merge
 from .faults import Fault
 from .metrics import Metrics
 
-_MOST = 64
-"""Queries in a call."""
+_MOST = 8
+"""Queries in a call: with more each costs hardly less, and those that wait crowd the caches."""
 Vector = npt.NDArray[np.float32]
 
 

@@ -17,7 +17,7 @@ from epithre_beam.index.build import build_indexes
 from epithre_beam.index.catalog import Catalog
 from epithre_beam.index.layout import asset_fields, metadata_type, vector_schema
 from epithre_beam.index.manifest import Counts, FileEntry, IndexEntry, publish, read_latest
-from epithre_beam.index.shards import ShardRecord, plan_shards, write_shard
+from epithre_beam.index.shards import ShardRecord, ShardTask, plan_shards, write_shard
 from epithre_beam.index.units import UnitRecord, read_unit, write_unit
 from epithre_beam.index.version import check_conservation, judge, write_dead_letters, write_manifest
 
@@ -296,3 +296,36 @@ def draw_assets() -> Callable[..., pa.Table]:
 def add_version() -> Callable[..., Made]:
     """`make` in a folder that is given: another version of a catalog."""
     return make
+
+
+def publish_texts(store: Store, types: dict[str, str], columns: dict[str, Any], vectors: Any, index: Any) -> None:
+    """Publishes a version of texts with these columns; those that are not given are null or the same for all."""
+    version, (rows, dimension) = "000001-20250102T030405Z-abcdef", vectors.shape
+    schema = vector_schema(dimension, types)
+    embedding = schema.field("embedding").type
+    filled = {
+        **{field.name: pa.nulls(rows, field.type) for field in schema if field.nullable},
+        **{name: ["text"] * rows for name in ("kind", "content_sha256", "fingerprint")},
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=embedding),
+        **columns,
+    }
+    table = pa.Table.from_pydict(filled, schema=schema)
+    shard = write_shard(store, version, ShardTask(kind="text", shard=0, shards=1, parts=()), [table], schema)
+    (built,) = build_indexes(store, version, [shard], dimension, index)
+    manifest = write_manifest(
+        store,
+        version,
+        previous=None,
+        software="tests",
+        model="a model",
+        model_fingerprint=None,
+        dimension=dimension,
+        metadata_types=types,
+        counts=Counts(assets=rows, per_kind={"text": rows}, embedded=rows, reused=0, deduplicated=0, dead=0),
+        files=[shard.file, *built.files],
+        indexes=[built.entry],
+        held_back=(),
+        config={},
+        timings_s={},
+    )
+    publish(store, manifest, None)

@@ -17,11 +17,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from epithre_beam.configs import IndexConfig
 from epithre_beam.index import CatalogError, Hit, Manifest, Store, open_catalog, read_latest, read_manifest
 from epithre_beam.index.layout import manifest_name
 from epithre_beam.index.manifest import FileEntry, publish
 from epithre_beam.index.prune import PruneRules, prune
 from epithre_beam.index.store import sha256_of
+
+from .conftest import publish_texts
 
 Floats = npt.NDArray[np.float32]
 Draw = Callable[..., Floats]
@@ -683,6 +686,18 @@ def test_every_asset_is_found_by_its_id_with_what_the_catalog_says_of_it(small: 
                     assert getattr(said, name) == asset[name]
         assert catalog.metadata_types == {"lang": "string", "price": "double"}
         assert catalog.url == str(small.folder)
+
+
+def test_ids_of_any_script_are_found_alike_however_often_they_are_asked_for(draw_vectors: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    letters = list("aZ0 é\u00ad漢\uffff\U0001f600\U0010ffff")
+    ids = list({"".join(rng.choice(letters, rng.integers(1, 6))) for _ in range(300)})
+    absent = [f"{name}{letter}" for name in ids for letter in ("", *letters) if f"{name}{letter}" not in set(ids)]
+    publish_texts(Store(str(tmp_path)), {}, {"asset_id": ids}, draw_vectors(len(ids), 8), IndexConfig())
+    with open_catalog(tmp_path) as catalog:
+        for _ in range(3):  # the ids are put in order at the hundredth
+            assert [catalog.find_asset("text", name) for name in ids] == list(range(len(ids)))
+            assert {catalog.find_asset("text", name) for name in (*absent, "\ud800", None)} == {None}  # type: ignore[arg-type]
 
 
 def test_an_id_that_no_asset_has_is_no_row(small: Any) -> None:

@@ -27,17 +27,13 @@ import pytest
 from epithre_beam.configs import IndexConfig
 from epithre_beam.index import CatalogError, Store, StoreError, open_catalog
 from epithre_beam.index import export_pgvector as copies
-from epithre_beam.index.build import build_indexes
 from epithre_beam.index.exact import encode
 from epithre_beam.index.export_faiss import find_nprobe
 from epithre_beam.index.export_folder import MARK, ExportFolder
 from epithre_beam.index.exports import FORMS, export_catalog
-from epithre_beam.index.layout import vector_schema
-from epithre_beam.index.manifest import Counts, publish
-from epithre_beam.index.shards import ShardTask, write_shard
-from epithre_beam.index.version import write_manifest
 
 from ..s3_server import S3Server, s3_store
+from .conftest import publish_texts
 
 DOCS = Path(__file__).parents[2] / "docs" / "exports.md"
 CODED = IndexConfig(exact_up_to_mb=0, training_rows=500, recall_queries=60)
@@ -325,39 +321,6 @@ TYPES = {
     "price": "double",
     "text": "int",
 }
-
-
-def publish_texts(store: Store, types: dict[str, str], columns: dict[str, Any], vectors: Any, index: Any) -> None:
-    """Publishes a version of texts with these columns; those that are not given are null or the same for all."""
-    version, (rows, dimension) = "000001-20250102T030405Z-abcdef", vectors.shape
-    schema = vector_schema(dimension, types)
-    embedding = schema.field("embedding").type
-    filled = {
-        **{field.name: pa.nulls(rows, field.type) for field in schema if field.nullable},
-        **{name: ["text"] * rows for name in ("kind", "content_sha256", "fingerprint")},
-        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=embedding),
-        **columns,
-    }
-    table = pa.Table.from_pydict(filled, schema=schema)
-    shard = write_shard(store, version, ShardTask(kind="text", shard=0, shards=1, parts=()), [table], schema)
-    (built,) = build_indexes(store, version, [shard], dimension, index)
-    manifest = write_manifest(
-        store,
-        version,
-        previous=None,
-        software="tests",
-        model="a model",
-        model_fingerprint=None,
-        dimension=dimension,
-        metadata_types=types,
-        counts=Counts(assets=rows, per_kind={"text": rows}, embedded=rows, reused=0, deduplicated=0, dead=0),
-        files=[shard.file, *built.files],
-        indexes=[built.entry],
-        held_back=(),
-        config={},
-        timings_s={},
-    )
-    publish(store, manifest, None)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 from pathlib import Path
 
+import pytest
+
 from epithre_beam.index import open_catalog
 from epithre_beam.pipelines.serve.batches import Asked, Batches
 from epithre_beam.pipelines.serve.metrics import Metrics
@@ -11,10 +13,10 @@ from epithre_beam.pipelines.serve.metrics import Metrics
 from ...index.conftest import make, unit_vectors
 
 _DIMENSION = 16
-_QUERIES = 32
 
 
-def test_half_of_those_that_wait_are_searched_in_a_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("queries", "most"), [(8, 4), (64, 8)])
+def test_of_those_that_wait_half_are_searched_in_a_call_but_few(tmp_path: Path, queries: int, most: int) -> None:
     vectors = unit_vectors(60, _DIMENSION, 1)
     make(tmp_path / "c", {"text": vectors})
     metrics = Metrics()
@@ -24,15 +26,15 @@ def test_half_of_those_that_wait_are_searched_in_a_call(tmp_path: Path) -> None:
         )
 
         async def ask_at_once() -> None:
-            queries = unit_vectors(_QUERIES, _DIMENSION, 2)
-            found = await asyncio.gather(*(batches.search(catalog, asked, None, query) for query in queries))
-            alone = catalog.search(queries, 3)
+            asking = unit_vectors(queries, _DIMENSION, 2)
+            found = await asyncio.gather(*(batches.search(catalog, asked, None, query) for query in asking))
+            alone = catalog.search(asking, 3)
             assert [[hit.row for hit in hits] for hits in found] == [[hit.row for hit in hits] for hits in alone]
 
         asyncio.run(ask_at_once())
     told = dict(line.rsplit(" ", 1) for line in metrics.exposition().decode().splitlines() if line[:1] != "#")
     name = "epithre_beam_batch_queries"
-    assert float(told[f"{name}_sum"]) == _QUERIES
-    # Those that came first did not wait for others; the rest went by halves.
-    assert float(told[f'{name}_bucket{{le="16.0"}}']) == float(told[f"{name}_count"])
-    assert 4 <= float(told[f"{name}_count"]) < _QUERIES
+    assert float(told[f"{name}_sum"]) == queries
+    # Those that came first did not wait for others.
+    assert float(told[f'{name}_bucket{{le="{most}.0"}}']) == float(told[f"{name}_count"])
+    assert 4 <= float(told[f"{name}_count"]) < queries
