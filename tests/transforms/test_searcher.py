@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -274,8 +275,9 @@ def test_the_loop_goes_on_while_faiss_searches(tmp_path: Path) -> None:
         return took
 
     took = asyncio.run(main())
-    assert max(gaps) < max(0.1, took / 4)
+    # Not the longest gap: collecting the garbage of so many hits stops all threads now and then.
     assert len(gaps) > 20
+    assert statistics.median(gaps) < took / 32  # half of what a search takes
 
 
 # ---------------------------------------------------------------------------------------------------- what goes wrong
