@@ -93,9 +93,8 @@ def main() -> None:
         )
         environment["EPITHRE_KEY"] = "nobody-is-asked"
         check("retry", away, "does not answer")
-        hold = (
-            "import sys, time; from epithre_beam.index.lease import hold; from epithre_beam.index.store import Store\n"
-        )
+        hold = "import sys, time\nfrom epithre_beam.index import Store\n"
+        hold += "from epithre_beam.index.versions.lease import hold\n"
         hold += "with hold(Store(sys.argv[1]), 'run'): print('held', flush=True); sys.stdin.read()"
         holder = subprocess.Popen(
             [sys.executable, "-c", hold, str(catalog)], stdin=subprocess.PIPE, stdout=subprocess.PIPE

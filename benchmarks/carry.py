@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from epithre_beam.index import Store
-from epithre_beam.index.layout import asset_fields, vector_schema
-from epithre_beam.index.shards import ROWS_PER_GROUP, write_tables
-from epithre_beam.index.units import open_vectors
+from epithre_beam.index.vectors.shards import ROWS_PER_GROUP, write_tables
+from epithre_beam.index.vectors.units import open_vectors
+from epithre_beam.index.versions.layout import asset_fields, vector_schema
 
 _DIMENSION = 4000
 

@@ -31,12 +31,11 @@ import pyarrow.parquet as pq
 from assets import write_images, write_texts
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.engines.engine import ENGINES, KEY, Engine, Missing
-
 from epithre_beam.index import open_catalog
 from epithre_beam.transforms.epithre.emulator import EmulatorSettings, start_emulator_process
+from tests.engines.engine import ENGINES, KEY, Engine, Missing
 
-PROGRAM = (sys.executable, "-m", "epithre_beam.pipelines.cli")
+PROGRAM = (sys.executable, "-m", "epithre_beam.pipelines.commands.cli")
 DIMENSION = 256
 _JOB = """\
 catalog: {catalog}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from epithre_beam.transforms.svg import FIRST, SECOND, Drawing, add_legend, drawing, make_axes, to_svg
+from epithre_beam.transforms.reports.svg import FIRST, SECOND, Drawing, add_legend, drawing, make_axes, to_svg
 
 _STYLE = """<style>
 :root { --first: #2563a8; --second: #b4561c; --faint: #8a8f98; color: #1f2328; background: #ffffff;

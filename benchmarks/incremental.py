@@ -37,7 +37,7 @@ _SHARE = 0.01
 
 def run_job(job: Path) -> dict[str, float]:
     from epithre_beam.configs import load_config
-    from epithre_beam.pipelines.run import run
+    from epithre_beam.pipelines.jobs.run import run
 
     report = run(load_config(job))
     assert not report["held_back"], report["held_back"]
@@ -50,17 +50,17 @@ def run_job(job: Path) -> dict[str, float]:
 def compare(folder: Path) -> dict[str, float]:
     """Compares the references of a table of texts with a version of as many rows of eight dimensions."""
     from epithre_beam.configs import load_config
-    from epithre_beam.index.manifest import read_latest
-    from epithre_beam.index.store import Store
-    from epithre_beam.pipelines.base import compare as listed_references
-    from epithre_beam.pipelines.base import find_base
+    from epithre_beam.index.storage.store import Store
+    from epithre_beam.index.versions.latest import read_latest
+    from epithre_beam.pipelines.jobs.base import compare as listed_references
+    from epithre_beam.pipelines.jobs.base import find_base
 
     config = load_config(folder / "job.yaml")
     store = Store(config.catalog)
     started = time.monotonic()
     base = find_base(config, store, read_latest(store))
     assert base.usable is not None, base.reasons
-    with listed_references(config) as comparison:
+    with listed_references(config.sources, config.metadata_types) as comparison:
         listed = time.monotonic()
         comparison.set_base(store, base.usable, retry_dead=False)
         changes = comparison.changes()
@@ -76,11 +76,12 @@ def make_compared(folder: Path, references: int) -> None:
     import pyarrow as pa
 
     from epithre_beam.configs import load_config
-    from epithre_beam.index.layout import asset_fields, vector_schema, vectors_name
-    from epithre_beam.index.manifest import Counts, publish
-    from epithre_beam.index.shards import write_tables
-    from epithre_beam.index.store import Store
-    from epithre_beam.index.version import write_manifest
+    from epithre_beam.index.publish.publish import publish
+    from epithre_beam.index.publish.write_manifest import write_manifest
+    from epithre_beam.index.storage.store import Store
+    from epithre_beam.index.vectors.shards import write_tables
+    from epithre_beam.index.versions.layout import asset_fields, vector_schema, vectors_name
+    from epithre_beam.index.versions.manifest import Counts, ManifestDraft
     from epithre_beam.transforms.epithre.emulator import EmulatorSettings, emulator_fingerprint
 
     write_texts(folder / "texts.csv", references)
@@ -110,19 +111,21 @@ def make_compared(folder: Path, references: int) -> None:
     counts = Counts(assets=references, per_kind={"text": references}, embedded=0, reused=0, deduplicated=0, dead=0)
     manifest = write_manifest(
         store,
-        version,
-        previous=None,
-        software="benchmark",
-        model=config.embed.model,
-        model_fingerprint=emulator_fingerprint(EmulatorSettings(model="hash", dimension=8)),
-        dimension=8,
-        metadata_types={},
-        counts=counts,
-        files=[entry],
-        indexes=[],
-        held_back=(),
-        config=config.model_dump(mode="json"),
-        timings_s={},
+        ManifestDraft(
+            version=version,
+            previous=None,
+            software="benchmark",
+            model=config.embed.model,
+            model_fingerprint=emulator_fingerprint(EmulatorSettings(model="hash", dimension=8)),
+            dimension=8,
+            metadata_types={},
+            counts=counts,
+            files=[entry],
+            indexes=[],
+            held_back=(),
+            config=config.model_dump(mode="json"),
+            timings_s={},
+        ),
     )
     publish(store, manifest, None)
     lines = (folder / "texts.csv").read_text("utf-8").splitlines()

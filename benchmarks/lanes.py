@@ -2,13 +2,13 @@
 
     python benchmarks/lanes.py [--limits 600,6000,60000] [--lanes 1,10,100,1000] [--seconds 180] [--measure-redis]
 
-The rules are those of the program: the `Ledger` in `transforms/epithre/ledger.py` on a simulated clock, which the
-script in Redis follows line by line, and the waits of `Budget` (`next_wait_s`). Time is simulated: a call takes `--rtt`
-and waits for its turn, since Redis does one at a time (`--call-us`, which `--measure-redis` measures on a redis-server
-of its own); a request takes 0.2 to 1.5 s, and the server counts it somewhere on its way. Every lane always has
-something to send. Printed for each number of lanes: the share of the limit that was reached after the first window, the
-most requests in any 60 s as a share of the limit (above 100 % would be a breach), calls a second, how busy Redis is,
-and the requests of the luckiest and the unluckiest lane.
+The rules are those of the program: the `Ledger` in `transforms/epithre/rate_limit/ledger.py` on a simulated clock,
+which the script in Redis follows line by line, and the waits of `Budget` (`next_wait_s`). Time is simulated: a call
+takes `--rtt` and waits for its turn, since Redis does one at a time (`--call-us`, which `--measure-redis` measures on
+a redis-server of its own); a request takes 0.2 to 1.5 s, and the server counts it somewhere on its way. Every lane
+always has something to send. Printed for each number of lanes: the share of the limit that was reached after the
+first window, the most requests in any 60 s as a share of the limit (above 100 % would be a breach), calls a second,
+how busy Redis is, and the requests of the luckiest and the unluckiest lane.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from epithre_beam.transforms.epithre.budget import next_wait_s
-from epithre_beam.transforms.epithre.ledger import WINDOW_S, Ledger, LedgerSettings
+from epithre_beam.transforms.epithre.rate_limit.budget import next_wait_s
+from epithre_beam.transforms.epithre.rate_limit.ledger import WINDOW_S, Ledger, LedgerSettings
 
 _WEIGHTS = {"requests": 1.0}
 
@@ -103,7 +103,7 @@ def measure_call_s(calls: int = 3000) -> float:
     """Seconds that Redis is busy with one call of a full ledger, by its own statistics."""
     import redis
 
-    from epithre_beam.transforms.epithre.redis_ledger import RedisLedger
+    from epithre_beam.transforms.epithre.rate_limit.redis_ledger import RedisLedger
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "redis.sock"

@@ -46,7 +46,7 @@ def measure(store: str, objects: int) -> tuple[float, float]:
                 "embed": {"base_url": "emulator", "emulator_model": "hash", "dimension": 64},
             }
             (Path(folder) / "job.yaml").write_text(yaml.safe_dump(job))
-            command = [sys.executable, "-m", "epithre_beam.pipelines.cli", "plan", "job.yaml"]
+            command = [sys.executable, "-m", "epithre_beam.pipelines.commands.cli", "plan", "job.yaml"]
             began = time.monotonic()
             process = subprocess.Popen(
                 command, cwd=folder, env=environment(store, address), stdout=subprocess.PIPE, text=True
@@ -66,7 +66,7 @@ def measure(store: str, objects: int) -> tuple[float, float]:
 DRIVERS_OWN = """
 import re, sys
 from pathlib import Path
-from epithre_beam.index.remote import connect
+from epithre_beam.index.storage.remote import connect
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 fs, path = connect(sys.argv[1], {})

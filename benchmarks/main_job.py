@@ -46,7 +46,7 @@ embed:
 
 def run_job(folder: Path, images: Path, texts: Path, url: str) -> dict[str, float]:
     from epithre_beam.configs import load_config
-    from epithre_beam.pipelines.run import run
+    from epithre_beam.pipelines.jobs.run import run
 
     job = folder / "job.yaml"
     catalog = folder / "catalog"

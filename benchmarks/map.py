@@ -20,7 +20,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
-from epithre_beam.transforms.catalog_map import align_kinds, project
+from epithre_beam.transforms.viewing.catalog_map import align_kinds, project
 
 DIMENSION = 4000
 CLUSTERS = 40

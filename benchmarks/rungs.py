@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from clustered import BLOCK_ROWS, KINDS, Clustered
 
-from epithre_beam.index.codes import Projected, build_codes, cells_for, code_rows
-from epithre_beam.index.projection import fit_axes
+from epithre_beam.index.ann.codes import Projected, build_codes, cells_for, code_rows
+from epithre_beam.index.ann.projection import fit_axes
 
 Floats = npt.NDArray[np.float32]
 

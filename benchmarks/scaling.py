@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from epithre_beam.transforms.compare import Comparison
-from epithre_beam.transforms.plan import Unit
-from epithre_beam.transforms.references import reference_schema
+from epithre_beam.transforms.planning.compare import Comparison
+from epithre_beam.transforms.planning.plan import Unit
+from epithre_beam.transforms.sources.references import reference_schema
 
 SPEEDS = {
     "reference_us": (12.9, "us to list a reference and compare it with the version in force", "make bench-incremental"),

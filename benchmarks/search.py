@@ -26,8 +26,8 @@ from clustered import KINDS, SPECTRA, Clustered
 from rivals.processes import Watch
 
 from epithre_beam.index import Store, read_latest, read_manifest
-from epithre_beam.index.kind_index import rows_probed
-from epithre_beam.index.tune import probed_cells
+from epithre_beam.index.ann.kind_index import rows_probed
+from epithre_beam.index.ann.tune import probed_cells
 
 _HERE = Path(__file__).resolve().parent
 _AT_ONCE = 2048
@@ -40,7 +40,7 @@ def call_faiss(catalog: Path, queries: Path, k: int) -> dict[str, float]:
     store = Store(str(catalog))
     latest = read_latest(store)
     assert latest is not None
-    manifest = read_manifest(store, *latest[1:])
+    manifest = read_manifest(store, latest.version, latest.manifest_sha256)
     folder = catalog / "versions" / manifest.version
     asked = np.load(queries)
     opened = []

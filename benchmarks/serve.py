@@ -27,8 +27,8 @@ from clustered import DIMENSION, SPECTRA, Clustered, asset_id
 from search import prepare
 
 from epithre_beam.index import Store, open_catalog, read_latest, read_manifest
-from epithre_beam.index.layout import manifest_name
-from epithre_beam.index.manifest import publish
+from epithre_beam.index.publish.publish import publish
+from epithre_beam.index.versions.layout import manifest_name
 
 _LUA = """
 local asked = {}
@@ -96,7 +96,7 @@ def second_version(catalog: Path) -> list:
     store = Store(str(catalog))
     latest = read_latest(store)
     assert latest is not None
-    manifest = read_manifest(store, *latest[1:])
+    manifest = read_manifest(store, latest.version, latest.manifest_sha256)
     folder = catalog / "versions" / manifest.version
     copy = manifest.model_copy(update={"version": f"{manifest.version[:-6]}c0c0c0", "nonce": "copy"})
     for path in folder.rglob("*"):
@@ -113,8 +113,8 @@ def swap(catalog: Path, manifests: list, every_s: float, over: threading.Event) 
     store, swaps = Store(str(catalog)), 0
     while not over.wait(every_s):
         swaps += 1
-        publish(store, manifests[swaps % 2], read_latest(store)[0])
-    publish(store, manifests[0], read_latest(store)[0])
+        publish(store, manifests[swaps % 2], read_latest(store).data)
+    publish(store, manifests[0], read_latest(store).data)
     return swaps
 
 

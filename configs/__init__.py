@@ -1,6 +1,7 @@
 """What a run is: the typed configuration and how it is read."""
 
-from .load import ConfigError, load_config
+from .errors import ConfigError
+from .load import load_config
 from .schema import (
     AssetKind,
     CatalogConfig,
@@ -18,6 +19,7 @@ __all__ = [
     "CatalogConfig",
     "ConfigError",
     "EmbedConfig",
+    "EpithreBeamError",
     "GuardConfig",
     "IndexConfig",
     "MetadataType",

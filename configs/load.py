@@ -2,21 +2,24 @@
 
 import copy
 import difflib
+import importlib.resources
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from .errors import ConfigError
 from .schema import CatalogConfig, RunConfig, Section, SourceConfig
 from .search_schema import SAME, SearchJob
 
 _Config = TypeVar("_Config", bound=Section)
-_PROFILES = Path(__file__).parent / "profiles"
+_PROFILES = importlib.resources.files(__package__) / "profiles"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _SECRET_NAME = re.compile(r"(?i)(api_?key|secret|token\b|password|credential)")
 _SECRET_SHAPE = re.compile(
@@ -24,10 +27,6 @@ _SECRET_SHAPE = re.compile(
     r"|(?<=\?)[^\s'\",]+"  # its query
     r"|(?=[\w+-]*[0-9])(?=[\w+-]*[A-Za-z])[\w+-]{16,}"  # letters and digits in one long run
 )
-
-
-class ConfigError(Exception):
-    """The config or the command line is wrong; the message is one sentence for the person who wrote it."""
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> RunConfig:
@@ -153,10 +152,11 @@ def _read_profile(embed: Any, folder: Path, environ: Mapping[str, str]) -> _Prof
         got = _shown("embed.profile", name)
         raise ConfigError(f"embed.profile must be a shipped profile's name or a path on this machine, got {got}.")
     if "/" in name or os.sep in name or name.endswith((".yaml", ".yml")):
-        path = Path(name := _anchored(name, folder))
+        path: Traversable = Path(name := _anchored(name, folder))
     else:
         path = _PROFILES / f"{name}.yaml"
-        shipped = sorted(profile.stem for profile in _PROFILES.glob("*.yaml"))
+        found = (profile.name for profile in _PROFILES.iterdir())
+        shipped = sorted(file.removesuffix(".yaml") for file in found if file.endswith(".yaml"))
         if name not in shipped:
             close = difflib.get_close_matches(name, shipped, n=1)
             hint = (
@@ -183,7 +183,7 @@ def _validated(raw: Mapping[str, Any], profile: _Profile | None, model: type[_Co
         raise ConfigError("\n".join(sentences)) from None  # pydantic's own error repeats every value
 
 
-def _read(path: Path, what: str, example: str) -> dict[Any, Any]:
+def _read(path: Traversable, what: str, example: str) -> dict[Any, Any]:
     """A YAML file that holds a mapping."""
     try:
         text = path.read_text("utf-8")
@@ -207,7 +207,7 @@ def _read(path: Path, what: str, example: str) -> dict[Any, Any]:
     return raw
 
 
-def _expand_all(raw: dict[Any, Any], path: Path, place: str, environ: Mapping[str, str]) -> dict[Any, Any]:
+def _expand_all(raw: dict[Any, Any], path: Traversable, place: str, environ: Mapping[str, str]) -> dict[Any, Any]:
     try:
         expanded: dict[Any, Any] = _expand(raw, place, environ)
     except RecursionError as error:

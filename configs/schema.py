@@ -239,6 +239,9 @@ class EmbedConfig(Section):
     retry_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.15, description="Retries as a share of all requests at most; beyond it they wait for successes."
     )
+    retry_dead: bool = Field(
+        False, description="Send dead letters of earlier runs again, whatever their reason was; `retry-failed` sets it."
+    )
     unit_references: PositiveInt = Field(512, description="Assets in a unit, the piece that is finished or done again.")
     memory_mb: PositiveInt = Field(160, description="Pictures and vectors in flight at most.")
     readers: PositiveInt = Field(

@@ -9,8 +9,8 @@ rate limit, and a second run pays only for what is new.
 import sys
 
 from epithre_beam.configs import load_config
-from epithre_beam.pipelines.run import run
-from epithre_beam.pipelines.search import search
+from epithre_beam.pipelines.jobs.run import run
+from epithre_beam.pipelines.jobs.search import search
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:

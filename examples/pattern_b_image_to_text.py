@@ -6,7 +6,7 @@
 import sys
 from pathlib import Path
 
-from epithre_beam.pipelines.search import search
+from epithre_beam.pipelines.jobs.search import search
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:

@@ -10,7 +10,7 @@ is, as in the guide, or in turns, so that neither kind crowds out the other.
 import sys
 from pathlib import Path
 
-from epithre_beam.pipelines.search import search
+from epithre_beam.pipelines.jobs.search import search
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:

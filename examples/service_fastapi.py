@@ -20,9 +20,9 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
+from epithre_beam.errors import ApiError, ArgumentError
 from epithre_beam.index import FollowingCatalog, Hit, open_catalog
-from epithre_beam.transforms.epithre.client import RunStopped
-from epithre_beam.transforms.searcher import Searcher
+from epithre_beam.transforms.query.searcher import Searcher
 
 MAX_PICTURE_BYTES = 10_000_000
 Kinds = Annotated[list[Literal["image", "text"]] | None, Query(alias="kind")]
@@ -62,8 +62,8 @@ async def ready(request: Request) -> dict[str, Any]:
     return {"version": catalog.version, "assets": len(catalog), "refresh_error": catalog.last_refresh_error}
 
 
-@app.exception_handler(ValueError)  # QueryError is one: a query that cannot be embedded, or a wrong argument
-async def wrong_query(_: Request, error: ValueError) -> JSONResponse:
+@app.exception_handler(ArgumentError)  # also QueryError: a query that cannot be embedded
+async def wrong_query(_: Request, error: ArgumentError) -> JSONResponse:
     return refusal(400, str(error))
 
 
@@ -73,8 +73,8 @@ async def wrong_request(_: Request, error: RequestValidationError) -> JSONRespon
     return refusal(400, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
 
 
-@app.exception_handler(RunStopped)
-async def no_api(_: Request, error: RunStopped) -> JSONResponse:
+@app.exception_handler(ApiError)
+async def no_api(_: Request, error: ApiError) -> JSONResponse:
     return refusal(503, str(error))
 
 

@@ -1,11 +1,14 @@
 """The catalog: vectors as Parquet, one FAISS index a kind, and how to open and search them without Beam."""
 
-from .catalog import Catalog, open_catalog
-from .following import FollowingCatalog
-from .hits import Asset, Hit
-from .layout import DeadLetter, Reason
-from .manifest import CatalogError, Manifest, read_latest, read_manifest
-from .store import Store, StoreError
+from ..configs.errors import CatalogError, StoreError
+from .search.catalog import Catalog
+from .search.following import FollowingCatalog
+from .search.hits import Asset, Hit
+from .search.opening import open_catalog
+from .storage.store import Store
+from .versions.latest import read_latest
+from .versions.layout import DeadLetter, Reason
+from .versions.manifest import Manifest, read_manifest
 
 __all__ = [
     "Asset",

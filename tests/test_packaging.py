@@ -27,9 +27,9 @@ def module_name(path: Path) -> str:
 MODULES = [module_name(path) for path in sources() if path.name != "__main__.py"]
 
 
-def test_the_links_for_type_checkers_are_the_folders() -> None:
-    links = ROOT / "typings" / "epithre_beam"
-    assert sorted(link.name for link in links.iterdir()) == sorted(FOLDERS)
+def test_the_package_of_a_checkout_has_the_folders_as_links() -> None:
+    links = ROOT / "epithre_beam"
+    assert sorted(link.name for link in links.iterdir() if link.is_symlink()) == sorted(FOLDERS)
     for folder in FOLDERS:
         assert (links / folder).is_symlink()
         assert (links / folder).is_dir()
@@ -39,13 +39,14 @@ def test_the_links_for_type_checkers_are_the_folders() -> None:
 def test_every_folder_with_a_module_is_a_listed_package() -> None:
     """A package that is not listed is missing from the wheel, and from nothing else, so that no other test sees it."""
     folders = {".".join(["epithre_beam", *path.parent.parts]) for path in sources()}
-    assert folders == set(SETUPTOOLS["packages"])
+    assert folders | {"epithre_beam"} == set(SETUPTOOLS["packages"])
     assert all((ROOT / Path(*name.split(".")[1:]) / "__init__.py").is_file() for name in folders)
 
 
 def test_nothing_but_epithre_beam_becomes_importable() -> None:
     assert all(name.split(".")[0] == "epithre_beam" for name in SETUPTOOLS["packages"])
-    assert SETUPTOOLS["package-dir"] == {f"epithre_beam.{folder}": folder for folder in FOLDERS}
+    folders = {f"epithre_beam.{folder}": folder for folder in FOLDERS}
+    assert SETUPTOOLS["package-dir"] == {"epithre_beam": "epithre_beam", **folders}
 
 
 def test_every_folder_tells_type_checkers_that_it_is_typed() -> None:

@@ -2,6 +2,7 @@
 
 import binascii
 import contextlib
+import importlib.resources
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from ...configs import AssetKind
-from ...index.catalog import Merge
+from ...index.search.merge import Merge
 from .faults import Fault, answer_fault, answer_invalid, checked, faults
 from .gate import PICTURE_SEARCH, Gate
 from .metrics import Metrics
@@ -35,7 +36,7 @@ from .service import Found, Service, open_service
 from .settings import MAX_BODY_BYTES, MAX_K, MAX_OPTIONS_BYTES, ServeSettings
 from .thumbnails import SIZES, tag
 
-_PAGE = Path(__file__).with_name("page")
+_PAGE = Path(str(importlib.resources.files(__package__) / "page"))
 _DESCRIPTION = "Search a catalog of pictures and texts by a sentence, a picture, a vector or one of its assets."
 _SIZE = "The side of a square of as many pixels."
 _Responses = dict[int | str, dict[str, Any]]
@@ -47,7 +48,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
 
     Raises:
         CatalogError: From the lifespan, when the catalog cannot be opened.
-        RunStopped: From the lifespan, when the embedding API is not there, or refuses the key.
+        ApiError: From the lifespan, when the embedding API is not there, or refuses the key.
     """
     metrics = Metrics()
 
@@ -185,7 +186,7 @@ async def show_catalog(request: Request) -> Response:
             "catalog": service.shown_url,
             "version": manifest.version,
             "created": manifest.created_at,
-            "model": manifest.model_fingerprint or manifest.model,
+            "model": manifest.made_by.name,
             "dimension": manifest.dimension,
             "kinds": per_kind,
             "metadata": manifest.metadata_types,

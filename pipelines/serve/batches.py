@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from ...configs import AssetKind
-from ...index.catalog import Catalog
-from ...index.hits import Hit
-from ...index.merge import Merge
+from ...index.search.catalog import Catalog
+from ...index.search.hits import Hit
+from ...index.search.merge import Merge
 from .faults import Fault
 from .metrics import Metrics
 

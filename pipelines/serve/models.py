@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
 
 from ...configs import AssetKind
-from ...index.merge import Merge
+from ...index.search.merge import Merge
 from .settings import MAX_K
 
 _QUERIES = ("text", "vector", "vector_base64", "asset")

@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ...configs import ConfigError
+from ...configs.errors import ConfigError
 from .settings import ServeSettings
 
 _MOST_CONNECTIONS = 1000

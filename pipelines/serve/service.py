@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import orjson
 import pyarrow.compute as pc
 
-from ...configs import AssetKind, ConfigError
+from ...configs import AssetKind
+from ...configs.errors import ApiError, ArgumentError, CatalogError, ConfigError, QueryError
 from ...configs.schema import UNKNOWN_MODEL
-from ...index.catalog import Asset, Catalog, Hit, open_catalog
-from ...index.following import FollowingCatalog
-from ...index.layout import assets_schema
-from ...index.manifest import CatalogError
-from ...index.where import parse_where
-from ...transforms.epithre.client import RunStopped
-from ...transforms.queries import QueryError
-from ...transforms.searcher import Searcher
+from ...index.search.catalog import Catalog
+from ...index.search.following import FollowingCatalog
+from ...index.search.hits import Asset, Hit
+from ...index.search.opening import open_catalog
+from ...index.search.where import parse_where
+from ...index.versions.layout import assets_schema
+from ...transforms.query.searcher import Searcher
 from .batches import Asked, Batches, Vector, no_asset
 from .faults import Fault
 from .metrics import Metrics
@@ -127,7 +127,7 @@ class Service:
         manifest = self.catalog.manifest
         self.metrics.tell_catalog(
             manifest.version,
-            manifest.model_fingerprint or manifest.model,
+            manifest.made_by.name,
             manifest.counts.per_kind,
             is_failing=self.catalog.last_refresh_error is not None,
         )
@@ -157,7 +157,7 @@ class Service:
         vector = (query.kind, query.id) if isinstance(query, AssetName) else query
         try:
             hits = await self._batches.search(version, asked, where, vector)
-        except ValueError as error:
+        except ArgumentError as error:
             raise Fault(422, "invalid", str(error)) from None
         except CatalogError as error:
             _log.error("the catalog fails: %s", error)
@@ -176,8 +176,8 @@ class Service:
             result = "done"
         except QueryError as error:
             result = "refused"
-            raise Fault(422, "query", re.sub(r"^Query \d+ ", "The query ", str(error))) from None
-        except RunStopped as error:
+            raise Fault(422, "query", str(error)) from None
+        except ApiError as error:
             _log.error("the embedding API fails: %s", error)
             message = "The embedding API answers nobody at the moment; try again later."
             raise Fault(503, "embedding_api", message, {"Retry-After": "10"}) from None
@@ -191,7 +191,7 @@ class Service:
             return None
         try:
             return parse_where(options.where, assets_schema(version.metadata_types))
-        except ValueError as error:
+        except ArgumentError as error:
             raise Fault(422, "where", str(error)) from None
 
     def _check_kinds(self, options: SearchOptions, version: Catalog) -> None:
@@ -207,7 +207,7 @@ async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterat
 
     Raises:
         CatalogError: When the catalog cannot be opened, or the API's model is not the one that made it.
-        RunStopped: When the API is not there, or refuses the key.
+        ApiError: When the API is not there, or refuses the key.
     """
     catalog = await asyncio.to_thread(
         open_catalog, settings.catalog, follow=True, follow_every_s=settings.follow_every_s

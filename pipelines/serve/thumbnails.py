@@ -4,9 +4,10 @@ import asyncio
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
-from ...index.catalog import Asset, Catalog
-from ...transforms.picture_sources import PictureSources
-from ...transforms.prepare import Unpreparable
+from ...index.search.catalog import Catalog
+from ...index.search.hits import Asset
+from ...transforms.sources.prepare import Unpreparable
+from ...transforms.viewing.picture_sources import PictureSources
 from .faults import Fault
 from .metrics import Metrics
 

@@ -9,7 +9,8 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
 )
 
-from epithre_beam.configs import ConfigError, load_config
+from epithre_beam.configs import load_config
+from epithre_beam.configs.errors import ConfigError
 
 JOBS = Path(__file__).resolve().parents[2] / "configs" / "jobs"
 PLACES = {

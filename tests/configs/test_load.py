@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from epithre_beam.configs import ConfigError, RunConfig, load_config
+from epithre_beam.configs import RunConfig, load_config
+from epithre_beam.configs.errors import ConfigError
 from epithre_beam.configs.load import parse_config
 
 IMAGES = {"kind": "image", "files": "pictures/*.jpg"}

@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epithre_beam.configs import ConfigError, EmbedConfig, RunConfig, load, load_config
+from epithre_beam.configs import EmbedConfig, RunConfig, load, load_config
+from epithre_beam.configs.errors import ConfigError
 from epithre_beam.configs.load import parse_config
 
 SHIPPED = Path(load.__file__).parent / "profiles"

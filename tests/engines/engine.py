@@ -18,6 +18,8 @@ from ..ports import free_port
 from .fetch import engines_folder
 
 PYTHON = Path(sys.executable)
+BROKEN = Path(__file__).with_name("broken")
+"""On the path of every worker: it has a bug, in catalogs that ask for it."""
 _JAVA_OPENS = tuple(
     f"--add-opens=java.base/{name}=ALL-UNNAMED"
     for name in ("sun.nio.ch", "java.nio", "java.util", "java.lang.invoke", "java.lang", "java.net")
@@ -63,6 +65,7 @@ def service(folder: Path, name: str, command: list[str], port: int | None = None
         "PATH": f"{PYTHON.parent}:{os.environ['PATH']}",  # Beam's worker pool starts its workers as `python`
         "EPITHRE_KEY": KEY,
         "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": str(BROKEN),
     }
     with log.open("wb") as output:
         process = subprocess.Popen(

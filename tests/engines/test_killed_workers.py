@@ -16,8 +16,8 @@ import pytest
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 
 from ..pipelines.conftest import Place, sentences, write_pictures, write_texts
+from ..pipelines.jobs.test_run import finished_contents
 from ..pipelines.scene import found_in, rows_in_force
-from ..pipelines.test_run import finished_contents
 from .engine import KEY
 from .test_engines import digests
 

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from epithre_beam.index.lease import hold
-from epithre_beam.index.store import Store
+from epithre_beam.index.storage.store import Store
+from epithre_beam.index.versions.lease import hold
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 
 from ..pipelines.conftest import KEY, sentences

@@ -13,13 +13,18 @@ import pytest
 
 from epithre_beam.configs import GuardConfig, IndexConfig
 from epithre_beam.index import DeadLetter, Manifest, Reason, Store, open_catalog
-from epithre_beam.index.build import build_indexes
-from epithre_beam.index.catalog import Catalog
-from epithre_beam.index.layout import asset_fields, metadata_type, vector_schema
-from epithre_beam.index.manifest import Counts, FileEntry, IndexEntry, publish, read_latest
-from epithre_beam.index.shards import ShardRecord, ShardTask, plan_shards, write_shard
-from epithre_beam.index.units import UnitRecord, read_unit, write_unit
-from epithre_beam.index.version import check_conservation, judge, write_dead_letters, write_manifest
+from epithre_beam.index.ann.build import build_indexes
+from epithre_beam.index.publish.conservation import check_conservation
+from epithre_beam.index.publish.dead_letters import write_dead_letters
+from epithre_beam.index.publish.gates import judge
+from epithre_beam.index.publish.publish import publish
+from epithre_beam.index.publish.write_manifest import write_manifest
+from epithre_beam.index.search.catalog import Catalog
+from epithre_beam.index.vectors.shards import ShardRecord, ShardTask, plan_shards, write_shard
+from epithre_beam.index.vectors.units import UnitRecord, read_unit, write_unit
+from epithre_beam.index.versions.latest import read_latest
+from epithre_beam.index.versions.layout import asset_fields, metadata_type, vector_schema
+from epithre_beam.index.versions.manifest import Counts, FileEntry, IndexEntry, ManifestDraft
 
 Floats = npt.NDArray[np.float32]
 
@@ -193,29 +198,31 @@ def make(
     lost = dict.fromkeys(vectors, dead)
     manifest = write_manifest(
         store,
-        version,
-        previous=previous,
-        software="tests",
-        model="a model",
-        model_fingerprint=None,
-        dimension=dimension,
-        metadata_types=TYPES,
-        counts=Counts(
-            assets=sum(planned.values()),
-            per_kind={kind: len(rows) for kind, rows in vectors.items()},
-            embedded=sum(len(rows) for rows in vectors.values()),
-            reused=0,
-            deduplicated=0,
-            dead=sum(lost.values()),
+        ManifestDraft(
+            version=version,
+            previous=previous,
+            software="tests",
+            model="a model",
+            model_fingerprint=None,
+            dimension=dimension,
+            metadata_types=TYPES,
+            counts=Counts(
+                assets=sum(planned.values()),
+                per_kind={kind: len(rows) for kind, rows in vectors.items()},
+                embedded=sum(len(rows) for rows in vectors.values()),
+                reused=0,
+                deduplicated=0,
+                dead=sum(lost.values()),
+            ),
+            files=files,
+            indexes=entries,
+            held_back=judge(planned, lost, entries, GuardConfig(), 0.9),
+            config={},
+            timings_s={},
         ),
-        files=files,
-        indexes=entries,
-        held_back=judge(planned, lost, entries, GuardConfig(), 0.9),
-        config={},
-        timings_s={},
     )
     latest = read_latest(store)
-    publish(store, manifest, None if latest is None else latest[0])
+    publish(store, manifest, None if latest is None else latest.data)
     expected: dict[str, Floats] = {}
     assets: dict[str, pa.Table] = {}
     for kind, rows in vectors.items():
@@ -314,18 +321,20 @@ def publish_texts(store: Store, types: dict[str, str], columns: dict[str, Any], 
     (built,) = build_indexes(store, version, [shard], dimension, index)
     manifest = write_manifest(
         store,
-        version,
-        previous=None,
-        software="tests",
-        model="a model",
-        model_fingerprint=None,
-        dimension=dimension,
-        metadata_types=types,
-        counts=Counts(assets=rows, per_kind={"text": rows}, embedded=rows, reused=0, deduplicated=0, dead=0),
-        files=[shard.file, *built.files],
-        indexes=[built.entry],
-        held_back=(),
-        config={},
-        timings_s={},
+        ManifestDraft(
+            version=version,
+            previous=None,
+            software="tests",
+            model="a model",
+            model_fingerprint=None,
+            dimension=dimension,
+            metadata_types=types,
+            counts=Counts(assets=rows, per_kind={"text": rows}, embedded=rows, reused=0, deduplicated=0, dead=0),
+            files=[shard.file, *built.files],
+            indexes=[built.entry],
+            held_back=(),
+            config={},
+            timings_s={},
+        ),
     )
     publish(store, manifest, None)

@@ -81,7 +81,7 @@ def sentences(errors: str) -> list[str]:
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "epithre_beam.pipelines.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "epithre_beam.pipelines.commands.cli", *map(str, arguments)]
 
 
 def write_pictures(folder: Path, count: int, seed: int = 0, start: int = 0) -> list[Path]:

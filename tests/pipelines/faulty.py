@@ -85,7 +85,7 @@ class Steps:
                 time.sleep(0.01)
 
     def install(self):
-        from epithre_beam.index.store import HashingWriter, Store
+        from epithre_beam.index.storage.store import HashingWriter, Store
 
         def told(owner, function, what, path_of):
             original = getattr(owner, function)
@@ -175,7 +175,7 @@ def run_in_this_process(order):
             drop_the_right_to_write_anywhere()
         steps = Steps(order["catalog"], order["at"], order["deed"])
         steps.install()
-        from epithre_beam.pipelines.cli import main
+        from epithre_beam.pipelines.commands.cli import main
 
         sys.argv = ["epithre-beam", *order["arguments"]]
         code = main()
@@ -205,9 +205,10 @@ class Watcher:
         self.problems = []
 
     def look(self):
-        from epithre_beam.index import CatalogError, open_catalog
-        from epithre_beam.index.store import Store
-        from epithre_beam.index.verify import find_damage
+        from epithre_beam.configs.errors import CatalogError
+        from epithre_beam.index import open_catalog
+        from epithre_beam.index.publish.verify import find_damage
+        from epithre_beam.index.storage.store import Store
 
         try:
             with open_catalog(self._catalog) as catalog:

@@ -26,12 +26,12 @@ IMPORTED = (
     "matplotlib.backends.backend_svg",
     "matplotlib.pyplot",
     "numpy.random",
-    "epithre_beam.index.prune",
-    "epithre_beam.index.verify",
-    "epithre_beam.pipelines.cli",
-    "epithre_beam.pipelines.progress",
-    "epithre_beam.pipelines.run",
-    "epithre_beam.transforms.version",
+    "epithre_beam.index.publish.prune",
+    "epithre_beam.index.publish.verify",
+    "epithre_beam.pipelines.commands.cli",
+    "epithre_beam.pipelines.console.progress",
+    "epithre_beam.pipelines.jobs.run",
+    "epithre_beam.transforms.write_version",
 )
 """Before the first fork: it takes seconds."""
 _LARGEST_ORDER = 1 << 20
@@ -163,7 +163,7 @@ def run_in_this_process(order, stdout, stderr) -> NoReturn:
             os.dup2(end, number)
             os.close(end)
         sys.argv = ["epithre-beam", *order["arguments"]]
-        from epithre_beam.pipelines.entry import console
+        from epithre_beam.pipelines.commands.entry import console
 
         console()
     except BaseException:

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from epithre_beam.index import open_catalog
-from epithre_beam.index.store import Store
-from epithre_beam.index.verify import find_damage
+from epithre_beam.index.publish.verify import find_damage
+from epithre_beam.index.storage.store import Store
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings
 from epithre_beam.transforms.epithre.emulator.hash_model import content_digest
 

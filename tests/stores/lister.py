@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from epithre_beam.configs import SourceConfig
-from epithre_beam.transforms.sources import list_references
+from epithre_beam.transforms.sources.list_sources import list_references
 
 if __name__ == "__main__":
     source = SourceConfig(kind="image", files=f"{sys.argv[1]}/**/*.jpg")

@@ -3,7 +3,8 @@
 import json
 import sys
 
-from epithre_beam.index.store import Store, SwapConflictError
+from epithre_beam.configs.errors import SwapConflictError
+from epithre_beam.index.storage.store import Store
 
 
 def count_up(store: Store, who: int, times: int) -> bool:

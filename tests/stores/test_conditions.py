@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from epithre_beam.configs.errors import CatalogBusyError, StoreError, SwapConflictError
 from epithre_beam.index import Store
-from epithre_beam.index.conditional import is_refusal, tag_of, write_if
-from epithre_beam.index.lease import LEASE, CatalogBusy, hold
-from epithre_beam.index.manifest import fence, publish, read_latest
-from epithre_beam.index.prune import PruneRules, prune
-from epithre_beam.index.store import StoreError, SwapConflictError
+from epithre_beam.index.publish.prune import PruneRules, prune
+from epithre_beam.index.publish.publish import fence, publish
+from epithre_beam.index.storage.conditional import is_refusal, tag_of, write_if
+from epithre_beam.index.versions.latest import read_latest
+from epithre_beam.index.versions.lease import LEASE, hold
 
-from ..index.test_manifest import make_manifest
+from ..index.manifests import make_manifest
 from ..s3_server import Proxy
 from .conftest import Place
 from .gcs_server import GcsServer
@@ -177,7 +178,7 @@ def test_a_version_whose_publication_is_not_answered_is_published_and_said_to_be
     assert latest is not None
     manifest = make_manifest(store, "000002-b", "000001-a")
     proxy.fault = first_write(what)
-    publish(store, manifest, latest[0])
+    publish(store, manifest, latest.data)
     after = read_latest(store)
     assert after is not None
     assert after[1] == "000002-b"
@@ -185,16 +186,16 @@ def test_a_version_whose_publication_is_not_answered_is_published_and_said_to_be
 
 def test_a_fence_and_a_lease_work_on_a_bucket(store: Store) -> None:
     with hold(store, "run"):
-        with pytest.raises(CatalogBusy, match=f"Another run holds the catalog {re.escape(store.url)}"):  # noqa: SIM117
+        with pytest.raises(CatalogBusyError, match=f"Another run holds the catalog {re.escape(store.url)}"):  # noqa: SIM117
             with hold(store, "prune"):
                 pass
         publish(store, make_manifest(store, "000001-a", None), None)
     assert store.size(LEASE) is None
     latest = read_latest(store)
     assert latest is not None
-    assert fence(store) != latest[0]
+    assert fence(store) != latest.data
     with pytest.raises(SwapConflictError):
-        publish(store, make_manifest(store, "000002-b", "000001-a"), latest[0])
+        publish(store, make_manifest(store, "000002-b", "000001-a"), latest.data)
 
 
 def test_pruning_deletes_what_it_says_and_the_rest_stays_whole(store: Store) -> None:
@@ -205,7 +206,7 @@ def test_pruning_deletes_what_it_says_and_the_rest_stays_whole(store: Store) -> 
         publish(store, manifest, before)
         latest = read_latest(store)
         assert latest is not None
-        before = latest[0]
+        before = latest.data
     done = prune(store, PruneRules(keep=2))
     assert {piece.name for piece in done.deleted} == {"000001-x", "000002-x"}
     left = [f"versions/00000{n}-x/{name}" for n in (3, 4) for name in ("manifest.json", "vectors/x.bin")]

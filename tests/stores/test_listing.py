@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from epithre_beam.configs import ConfigError, SourceConfig
-from epithre_beam.index.remote import connect, list_page
-from epithre_beam.transforms.listing import walk_bucket
-from epithre_beam.transforms.sources import list_references
+from epithre_beam.configs import SourceConfig
+from epithre_beam.configs.errors import ConfigError
+from epithre_beam.index.storage.remote import connect, list_page
+from epithre_beam.transforms.sources.buckets import walk_bucket
+from epithre_beam.transforms.sources.list_sources import list_references
 
 from ..s3_server import Proxy
 from .conftest import STORES, Place

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from epithre_beam.index import Store
-from epithre_beam.index.remote import connect, list_page
+from epithre_beam.index.storage.remote import connect, list_page
 
 from ..pipelines.conftest import Place as Desk
 from ..pipelines.conftest import sentences
@@ -113,7 +113,8 @@ def test_a_bucket_that_is_not_there_is_told_as_that(place: Place, tmp_path: Path
     ("protocol", "package", "extra"), [("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs"), ("az", "adlfs", "azure")]
 )
 def test_a_driver_that_is_not_installed_is_named(protocol: str, package: str, extra: str, tmp_path: Path) -> None:
-    code = f"import sys; sys.modules[{package!r}] = None; from epithre_beam.pipelines.cli import main; sys.exit(main())"
+    run = "from epithre_beam.pipelines.commands.cli import main; sys.exit(main())"
+    code = f"import sys; sys.modules[{package!r}] = None; {run}"
     command = [sys.executable, "-c", code, "versions", "list", f"{protocol}://bucket/catalog"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2

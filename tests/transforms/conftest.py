@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from epithre_beam.configs import EmbedConfig
-from epithre_beam.index.distribution import norms_distribution, scores_distribution
-from epithre_beam.index.manifest import Counts, FileEntry, IndexEntry, Manifest, ScoreFigures
-from epithre_beam.index.version import DeadLetterSummary
+from epithre_beam.index.publish.dead_letters import DeadLetterSummary
+from epithre_beam.index.vectors.distribution import norms_distribution, scores_distribution
+from epithre_beam.index.versions.manifest import Counts, FileEntry, IndexEntry, Manifest, ScoreFigures
 from epithre_beam.transforms.epithre.meter import Meter, Timeline
-from epithre_beam.transforms.report import make_report
+from epithre_beam.transforms.reports.report import make_report
 
 KINDS = ("image", "text")
 LIMIT = 600

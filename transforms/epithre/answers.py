@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import orjson
+
+from ...configs import EmbedConfig
+from ...configs.errors import ApiRefusedError, RefusedKeyError, SpentQuotaError, UnknownModelError, WrongAddressError
 
 try:
     from pybase64 import b64decode_as_bytearray as _decode_fast
@@ -55,7 +59,7 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ApiError:
+class ErrorAnswer:
     """An error of the API, read."""
 
     verdict: Verdict
@@ -143,7 +147,8 @@ def read_vector(value: Any) -> npt.NDArray[np.float32]:
 
 _STOP_STATUS = {401, 402, 403, 404, 405, 410, 501}
 _RETRY_STATUS = {408, 409, 425, 429}
-_STOP_CODES = {"insufficient_quota", "billing_hard_limit_reached", "model_not_found", "invalid_api_key"}
+_QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached"}
+_STOP_CODES = {*_QUOTA_CODES, "model_not_found", "invalid_api_key"}
 _TOO_LARGE = re.compile(
     r"(?i)too (many|long|large|big)|payload.*large|(maximum|max)\w* .*(batch|context|length|size|inputs|tokens|items)"
 )
@@ -154,7 +159,7 @@ _PROSE_ITEM = re.compile(r"(?i)(?:input|inputs|items?|element|index|position)\s*
 _SECRET = re.compile(r"(?i)(bearer\s+|sk-|key[=: ]+)\S+")
 
 
-def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int) -> ApiError:
+def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int) -> ErrorAnswer:
     """Reads an error in the shape that OpenAI's API gave the field, or whatever a proxy says instead.
 
     Other providers answer `{"message":…}` or `{"detail":…}`; FastAPI's `detail` is a list of what it found where.
@@ -197,7 +202,7 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int)
         verdict = Verdict.ITEM
     else:
         verdict = Verdict.BATCH
-    return ApiError(
+    return ErrorAnswer(
         verdict=verdict,
         status=status,
         code=short(code),
@@ -205,6 +210,33 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int)
         item=item if verdict is Verdict.ITEM else None,
         is_certain=named is not None,
         retry_after_s=read_retry_after(headers),
+    )
+
+
+def read_transport_error(error: Exception) -> ErrorAnswer:
+    """An exchange that ended without an answer, in the same terms as one that ended with an error."""
+    is_timeout = isinstance(error, (httpx.TimeoutException, TimeoutError))
+    words = "no answer in time" if is_timeout else short(str(error)) or type(error).__name__
+    return ErrorAnswer(verdict=Verdict.RETRY, status=0, code="timeout" if is_timeout else "connection", message=words)
+
+
+def refusal_of(error: ErrorAnswer, settings: EmbedConfig) -> ApiRefusedError:
+    """What an answer amounts to after which no request will ever succeed."""
+    where = settings.base_url
+    if error.status in {401, 403} and error.code not in _QUOTA_CODES:
+        return RefusedKeyError(
+            f"{where} refused the key ({error}): check the environment variable named by embed.api_key_env."
+        )
+    if error.status == 402 or error.code in _QUOTA_CODES:
+        return SpentQuotaError(
+            f"{where} says that the quota is used up ({error}): waiting does not help, raise it and run again."
+        )
+    if 300 <= error.status < 400:
+        return WrongAddressError(
+            f"{where} redirects elsewhere ({error}), and the key does not follow: change embed.base_url."
+        )
+    return UnknownModelError(
+        f"{where} does not serve embed.model {settings.model!r} at this address ({error}): check both."
     )
 
 

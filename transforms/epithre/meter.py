@@ -4,11 +4,44 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict, cast
 
 _GROWTH = math.log(1.05)
 _STEP_S = 0.25
 _MOST_STEPS = 600
+
+
+class Histogram(TypedDict):
+    """Counts between edges, of which there is one more; both are empty where there is nothing."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class TimelineFigures(TypedDict):
+    """Counts over time, as lists of equal length, a number a step."""
+
+    start_unix_s: float
+    step_s: float
+    counts: dict[str, list[int]]
+
+
+class MeterFigures(TypedDict):
+    """What a meter has counted, as plain data."""
+
+    requests: int
+    items_sent: int
+    items_embedded: int
+    tokens_estimated: int
+    tokens_billed: int
+    tokens_spent: int
+    bytes_up: int
+    bytes_down: int
+    splits: int
+    renormalised: int
+    answers_429: int
+    retries: dict[str, int]
+    latency_bins: dict[str, int]
 
 
 @dataclass
@@ -29,7 +62,7 @@ class Latencies:
                 return math.exp(position * _GROWTH)
         return None
 
-    def histogram(self) -> dict[str, list[float]]:
+    def histogram(self) -> Histogram:
         """`edges` in seconds, one more than `counts`; both empty when there are no latencies."""
         if not self.bins:
             return {"edges": [], "counts": []}
@@ -63,8 +96,8 @@ class Timeline:
         self._told = dict(totals)
         self._fit()
 
-    def to_dict(self) -> dict[str, Any]:
-        """`start_unix_s`, `step_s` and `counts`: for each name a list with a number a step."""
+    def to_dict(self) -> TimelineFigures:
+        """Plain data for a progress file."""
         if not self._steps:
             return {"start_unix_s": 0.0, "step_s": self._step_s, "counts": {}}
         first, last = min(self._steps), max(self._steps)
@@ -73,7 +106,7 @@ class Timeline:
         counts = {n: [self._steps.get(p, empty)[n] for p in range(first, last + 1)] for n in names}
         return {"start_unix_s": first * self._step_s, "step_s": self._step_s, "counts": counts}
 
-    def add(self, data: Mapping[str, Any]) -> None:
+    def add(self, data: TimelineFigures) -> None:
         """Adds what `to_dict` gave, of another lane."""
         while self._step_s < data["step_s"]:
             self._double()
@@ -113,21 +146,16 @@ class Meter:
     retries: Counter[str] = field(default_factory=Counter)
     latencies: Latencies = field(default_factory=Latencies)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> MeterFigures:
         """Plain data for a progress file."""
-        data = {name: value for name, value in vars(self).items() if isinstance(value, int)}
-        return {
-            **data,
-            "retries": dict(self.retries),
-            "latency_bins": {str(position): count for position, count in sorted(self.latencies.bins.items())},
-        }
+        counts = {name: value for name, value in vars(self).items() if isinstance(value, int)}
+        bins = {str(position): count for position, count in sorted(self.latencies.bins.items())}
+        return cast("MeterFigures", {**counts, "retries": dict(self.retries), "latency_bins": bins})
 
-    def add(self, data: Mapping[str, Any]) -> None:
+    def add(self, data: MeterFigures) -> None:
         """Adds what `to_dict` gave, of another lane."""
+        self.retries.update(data["retries"])
+        self.latencies.bins.update({int(position): count for position, count in data["latency_bins"].items()})
         for name, value in data.items():
-            if name == "retries":
-                self.retries.update(value)
-            elif name == "latency_bins":
-                self.latencies.bins.update({int(position): count for position, count in value.items()})
-            elif isinstance(getattr(self, name, None), int):
+            if isinstance(value, int) and isinstance(getattr(self, name, None), int):
                 setattr(self, name, getattr(self, name) + value)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-from tests.index.conftest import clustered_vectors, make
 
 from epithre_beam.configs import IndexConfig
+from tests.index.conftest import clustered_vectors, make
 
 DIMENSION = 24
 

@@ -15,7 +15,7 @@ from .conftest import WITHOUT_API, fault, serving
 TOKEN = "a-token-for-tests-0123456789"
 _IMPATIENT = """
 import asyncio, sys
-from epithre_beam.pipelines.serve.command import _serve
+from epithre_beam.pipelines.commands.serve import _serve
 from epithre_beam.pipelines.serve.settings import ServeSettings
 settings = ServeSettings(catalog=sys.argv[1], port=0, requests_per_minute=0, base_url=sys.argv[2], max_concurrency=1,
                          header_timeout_s=0.5, body_timeout_s=2.5)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from epithre_beam.index import Store, read_latest, read_manifest
-from epithre_beam.index.manifest import publish
+from epithre_beam.index.publish.publish import publish
 
 from ..conftest import Place
 from .conftest import WITHOUT_API, serving
@@ -54,7 +54,7 @@ def test_versions_are_swapped_while_queries_run_and_none_fails(two_versions, vec
         try:
             for turn in range(8):
                 manifest = manifests[turn % 2]
-                publish(store, manifest, read_latest(store)[0])
+                publish(store, manifest, read_latest(store).data)
                 wait_for(lambda version=manifest.version: answers and answers[-1][1] == version)
         finally:
             over.set()

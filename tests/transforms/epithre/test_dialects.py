@@ -17,17 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from epithre_beam.configs import ConfigError, EmbedConfig, PrepareConfig
+from epithre_beam.configs import EmbedConfig, PrepareConfig
+from epithre_beam.configs.errors import ApiError, ConfigError, QueryError
 from epithre_beam.configs.load import parse_config
 from epithre_beam.configs.schema import Dialect
 from epithre_beam.transforms.epithre.answers import Verdict, read_error
-from epithre_beam.transforms.epithre.client import Client, Refusal, RefusalReason, RunStopped, greet
+from epithre_beam.transforms.epithre.client import Client, Refusal, RefusalReason
 from epithre_beam.transforms.epithre.dialects import DIALECTS
 from epithre_beam.transforms.epithre.dialects.shape import media_type
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings
 from epithre_beam.transforms.epithre.emulator.hash_model import hash_vector
-from epithre_beam.transforms.plan import unit_name
-from epithre_beam.transforms.queries import QueryError, embed_queries
+from epithre_beam.transforms.epithre.probe import probe
+from epithre_beam.transforms.planning.plan import unit_name
+from epithre_beam.transforms.planning.recipe import recipe
+from epithre_beam.transforms.query.embed_queries import embed_queries
 
 DIMENSION = 16
 MODEL = 'a "model"/1'
@@ -374,7 +377,7 @@ def test_a_body_is_never_longer_than_it_was_packed_for(name: str) -> None:
         settings = settings_for(name, batch_bytes=1500, batch_items=1000)
         async with Client(settings, KEY) as client:
             encoded = [client.encode(*item) for item in items]
-            packs = client.pack(encoded)
+            packs = client._packer.pack(encoded)
             assert [i for pack in packs for i in pack] == list(range(len(items)))
             return [len(dialect.body([encoded[i].piece for i in pack])) for pack in packs if len(pack) > 1]
 
@@ -400,7 +403,7 @@ def test_documents_and_queries_are_told_apart(name: str, document: str, query: s
 def test_no_request_mixes_queries_and_documents() -> None:
     async def pack() -> list[list[int]]:
         async with Client(settings_for("voyage"), KEY) as client:
-            return client.pack([client.encode("text", b"x", is_query=i in {2, 3, 6}) for i in range(8)])
+            return client._packer.pack([client.encode("text", b"x", is_query=i in {2, 3, 6}) for i in range(8)])
 
     assert asyncio.run(pack()) == [[0, 1], [2, 3], [4, 5], [6], [7]]
 
@@ -421,7 +424,7 @@ def test_what_documents_are_embedded_as_makes_other_units() -> None:
             return []
 
     def named(name: str, **changes: Any) -> str:
-        return unit_name(NoReferences(), settings_for(name, **changes), PrepareConfig(), None)
+        return unit_name(NoReferences(), recipe(settings_for(name, **changes), PrepareConfig(), None))
 
     assert len({named(name) for name in NAMES}) == len(NAMES)
     for name, default in (("voyage", "document"), ("cohere", "search_document")):
@@ -470,7 +473,7 @@ def test_one_bad_item_costs_itself_alone(name: str, names_poison: bool) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_refused_key_stops_the_run_in_the_servers_words(name: str) -> None:
     fault = (401, {}, PROVIDERS[name].error("no such key here"))
-    with serve(name, faults=[fault] * 20) as server, pytest.raises(RunStopped, match=r"refused the key.*no such key"):
+    with serve(name, faults=[fault] * 20) as server, pytest.raises(ApiError, match=r"refused the key.*no such key"):
         embed(name, server, mixture(name))
 
 
@@ -533,7 +536,7 @@ def test_coheres_used_up_month_stops_the_run_and_its_minute_does_not() -> None:
     )
     with serve("cohere", faults=[minute]) as server:
         assert_right(items, embed("cohere", server, items)[0])
-    with serve("cohere", faults=[month]) as server, pytest.raises(RunStopped, match="quota is used up"):
+    with serve("cohere", faults=[month]) as server, pytest.raises(ApiError, match="quota is used up"):
         embed("cohere", server, items)
 
 
@@ -542,7 +545,7 @@ def test_a_server_that_refuses_everything_stops_the_run_instead_of_making_dead_l
     items = mixture(name) * 100
     fault = (400, {}, PROVIDERS[name].error("this server embeds nothing"))
     with serve(name, faults=[fault] * 10_000) as server:
-        with pytest.raises(RunStopped, match="failed 10 times in a row"):
+        with pytest.raises(ApiError, match="failed 10 times in a row"):
             embed(name, server, items, max_concurrency=4)
         assert len(server.batches) <= 120
 
@@ -597,18 +600,18 @@ def test_greeting_believes_a_refusal_only_where_every_good_key_may_ask(name: str
     with serve(name) as server:
         settings = settings_for(name, server.base_url)
         if name in {"epithre", "vllm"}:
-            with pytest.raises(RunStopped, match="refused the key"):
-                greet(settings, KEY)
+            with pytest.raises(ApiError, match="refused the key"):
+                probe(settings, KEY)
         else:
-            assert greet(settings, KEY).emulator is None
-    with pytest.raises(RunStopped, match="does not answer"):
-        greet(settings, KEY, pause_s=0.01)
+            assert probe(settings, KEY).emulator is None
+    with pytest.raises(ApiError, match="does not answer"):
+        probe(settings, KEY, pause_s=0.01)
 
 
 def test_the_emulator_is_found_out_in_the_openai_dialect_too() -> None:
     with Emulator(EmulatorSettings(dimension=DIMENSION)) as emulator:
         settings = EmbedConfig(dialect="openai", base_url=emulator.base_url, dimension=DIMENSION)
-        assert greet(settings, emulator.api_key).emulator == emulator.model.fingerprint
+        assert probe(settings, emulator.api_key).emulator == emulator.model.fingerprint
 
 
 SOURCES = [{"kind": "text", "files": "texts/*.txt"}, {"kind": "image", "files": "pictures/*.jpg"}]

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ....configs import EmbedConfig
-from ..answers import ApiError
+from ..answers import ErrorAnswer
 from .cohere import CohereDialect
 from .epithre import EpithreDialect
 from .jina import JinaDialect
@@ -58,7 +58,7 @@ class Dialect(Protocol):
         Raises BrokenAnswerError when the body is no such answer.
         """
 
-    def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ApiError:
+    def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ErrorAnswer:
         """An error answer, read."""
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import orjson
 
 from ....configs import EmbedConfig
-from ..answers import ApiError, BrokenAnswerError, Verdict, read_vector
+from ..answers import BrokenAnswerError, ErrorAnswer, Verdict, read_vector
 from .shape import OpenAIShape, content_json
 
 _MONTHLY = re.compile(r"(?i)(/|per|a) ?month|monthly")
@@ -44,7 +44,7 @@ class CohereDialect(OpenAIShape):
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise BrokenAnswerError(f"the answer is no list of embeddings ({type(error).__name__})") from None
 
-    def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ApiError:
+    def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ErrorAnswer:
         error = super().error(status, headers, body, count)
         if status == 429 and _MONTHLY.search(error.message):
             # A trial key's calls for the month are used up: the same status as a minute's, but waiting is no help.

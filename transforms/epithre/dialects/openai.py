@@ -3,6 +3,7 @@
 import orjson
 
 from ....configs import EmbedConfig
+from ....configs.errors import ArgumentError
 from .shape import OpenAIShape, text_json
 
 
@@ -20,5 +21,5 @@ class OpenAIDialect(OpenAIShape):
 
     def encode_item(self, kind: str, content: bytes) -> bytes:
         if kind != "text":
-            raise ValueError("embed.dialect is 'openai', which embeds texts only")
+            raise ArgumentError("embed.dialect is 'openai', which embeds texts only")
         return text_json(content)

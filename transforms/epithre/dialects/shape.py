@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from ..answers import ApiError, BrokenAnswerError, read_error, read_vector
+from ..answers import BrokenAnswerError, ErrorAnswer, read_error, read_vector
 
 try:
     from pybase64 import b64encode
@@ -87,5 +87,5 @@ class OpenAIShape:
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise BrokenAnswerError(f"the answer is no list of embeddings ({type(error).__name__})") from None
 
-    def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ApiError:
+    def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ErrorAnswer:
         return read_error(status, headers, body, count)

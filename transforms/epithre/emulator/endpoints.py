@@ -5,10 +5,11 @@ A new endpoint is a function from `Call` to `Answer` and a line in the table at 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import unquote
 
 import orjson
@@ -17,8 +18,8 @@ from pydantic import ValidationError
 from .admission import Admission, Gate, Weights
 from .connection import OWNER
 from .faults import Stroke, alter, draw
-from .hash_model import Vector
-from .settings import Faults, Limits
+from .hash_model import EmbeddingModel, Vector
+from .settings import EmulatorSettings, Faults, Limits
 from .wire import (
     Answer,
     EmbeddingsRequest,
@@ -33,15 +34,25 @@ from .wire import (
     retry_after_headers,
 )
 
-if TYPE_CHECKING:
-    from .server import Emulator
+
+class Host(Protocol):
+    """What the endpoints see of the emulator."""
+
+    settings: EmulatorSettings
+    model: EmbeddingModel
+    stopping: threading.Event
+
+    @property
+    def log(self) -> Sequence[Admission]: ...
+    def stats(self) -> dict[str, Any]: ...
+    def reset(self, *, limits: Limits | None = None, faults: Faults | None = None) -> None: ...
 
 
 @dataclass(slots=True, kw_only=True)
 class Call:
     """One request on its way through: its record, and what was in force when it arrived."""
 
-    emulator: Emulator
+    emulator: Host
     record: Admission
     limits: Limits
     faults: Faults

@@ -1,0 +1,1 @@
+"""FAISS: train, build, measure, tune, and search one kind of assets."""

@@ -1,0 +1,222 @@
+"""The codes of an index file: vectors projected to a few hundred dimensions, 4 bits each, in cells.
+
+A stock FAISS file: a linear transform without bias, then an IVF of fast-scan product codes, one dimension a code
+(André et al. 2017, arXiv 1704.07355). Small files have one cell, and all of it is scanned. The codes only propose
+candidates; their scores come from the vectors in fp16.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from ..storage.store import Store
+from .projection import rotation
+
+BITS = 4
+LEAST_ROWS = 1024
+"""Fewer rows cannot train codes, and are scanned exactly in a moment."""
+_ROUTED_ROWS = 20_000
+_POINTS_PER_CELL = 32
+_CELL_ITERATIONS = 6
+_TRAINING_ROWS = 12_000
+_BLOCK = 8192
+_CENTROIDS = 1 << BITS
+_CENTROID_ITERATIONS = 12
+_START_POINTS = 257
+
+
+def cells_for(rows: int) -> int:
+    """How many cells an index file of so many rows has."""
+    return 1 if rows < _ROUTED_ROWS else int(4 * rows**0.5)
+
+
+def bytes_a_row(dimensions: Sequence[int]) -> int:
+    """What building the codes of one row takes in memory, at most."""
+    widest = max(dimensions)
+    # Projected as fp16; codes three times (as made, in the lists of two indexes); id twice, hash, order and cell.
+    return 2 * widest + 3 * (widest // 2) + 6 * 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projected:
+    """The rows of an index file on the catalog's axes."""
+
+    vectors: npt.NDArray[np.float16]
+    """(rows, axes), in the order of the file."""
+    order: npt.NDArray[np.int64]
+    """The rows by the hashes of their ids: whatever their history, the same assets train and stand in one order."""
+    axes: npt.NDArray[np.float32]
+    """(axes, dimension)."""
+    seed: int
+
+    def turned(self, rows: slice | npt.NDArray[np.int64], dimension: int, turn: npt.NDArray[np.float32]) -> Any:
+        """Rows as they are coded: float32, (rows, dimension)."""
+        return self.vectors[rows, :dimension].astype(np.float32) @ turn.T
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coded:
+    """Rows in codes of one dimension each."""
+
+    dimension: int
+    centroids: npt.NDArray[np.float32]
+    """(dimension, 16), ascending: the value that each code stands for."""
+    codes: npt.NDArray[np.uint8]
+    """(rows, dimension / 2): two codes a byte, the first in the lower half."""
+
+
+def code_rows(projected: Projected, dimension: int) -> Coded:
+    """Turns the first `dimension` axes by a random rotation, and codes each dimension by 4 bits."""
+    rows = len(projected.vectors)
+    turn = rotation(dimension, projected.seed)
+    centroids = train_centroids(projected.turned(projected.order[:_TRAINING_ROWS], dimension, turn))
+    table = _table(centroids)
+    offsets = np.arange(dimension, dtype=np.int32) << 16
+    codes = np.empty((rows, (dimension + 1) // 2), np.uint8)
+    for first in range(0, rows, _BLOCK):
+        block = slice(first, min(first + _BLOCK, rows))
+        bits = projected.turned(block, dimension, turn).astype(np.float16).view(np.uint16)
+        found = table.take(bits + offsets)
+        codes[block] = found[:, 0::2]
+        codes[block, : dimension // 2] |= found[:, 1::2] << 4
+    return Coded(dimension=dimension, centroids=centroids, codes=codes)
+
+
+def train_centroids(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The 16 values that stand for each dimension with the least squared error: Lloyd's algorithm on a line.
+
+    FAISS' own training starts at random, takes far longer and ends no better (`test_codes.py` compares the errors).
+
+    Args:
+        vectors: float32, (rows, dimension).
+
+    Returns:
+        float32, (dimension, 16), ascending.
+    """
+    rows, dimension = vectors.shape
+    centroids = np.empty((dimension, _CENTROIDS), np.float32)
+    places = np.linspace(0, rows - 1, _START_POINTS).astype(np.int64)
+    for column in range(dimension):
+        values = np.sort(vectors[:, column]).astype(np.float64)
+        sums = np.concatenate([[0.0], np.cumsum(values)])
+        # The best values stand as densely as the third root of the density (Panter and Dite 1951): a start near to
+        # them, that of equal shares stops far away from what the tails need.
+        points = values[places]
+        lengths = np.concatenate([[0.0], np.cumsum(np.diff(points) ** (2 / 3))])
+        middle = np.interp((np.arange(_CENTROIDS) + 0.5) / _CENTROIDS * lengths[-1], lengths, points)
+        for _ in range(_CENTROID_ITERATIONS):
+            cuts = np.searchsorted(values, (middle[1:] + middle[:-1]) / 2)
+            edges = np.concatenate([[0], cuts, [rows]])
+            counts = np.diff(edges)
+            middle = np.where(counts > 0, np.diff(sums[edges]) / np.maximum(counts, 1), middle)
+        centroids[column] = np.sort(middle)
+    return centroids
+
+
+def _table(centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """The nearest centroid of every fp16 number, for each dimension: one look instead of 16 comparisons."""
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    numbers = bits.view(np.float16).astype(np.float32)
+    ascending = np.argsort(np.nan_to_num(numbers, nan=np.inf), kind="stable")
+    ordered = numbers[ascending]
+    ordered[np.isnan(ordered)] = np.inf
+    table = np.empty((len(centroids), 1 << 16), np.uint8)
+    for row, values in zip(table, centroids, strict=True):
+        cuts = np.searchsorted(ordered, (values[1:] + values[:-1]) / 2)
+        row[ascending] = np.repeat(
+            np.arange(_CENTROIDS, dtype=np.uint8), np.diff(np.concatenate([[0], cuts, [len(ordered)]]))
+        )
+    return table.ravel()
+
+
+def build_codes(projected: Projected, coded: Coded, cells: int) -> Any:
+    """An index of codes whose ids are row positions.
+
+    Args:
+        projected: The rows.
+        coded: Their codes.
+        cells: 1, or as many as there shall be.
+    """
+    rows, dimension = len(projected.vectors), coded.dimension
+    turn = rotation(dimension, projected.seed)
+    centres = _train_cells(projected, dimension, turn, cells)
+    coarse: Any = faiss.IndexFlatIP(dimension)
+    coarse.add(centres)
+    cell_of = np.zeros(rows, np.int32)
+    if cells > 1:
+        for first in range(0, rows, _BLOCK):
+            block = slice(first, min(first + _BLOCK, rows))
+            cell_of[block] = (projected.turned(block, dimension, turn) @ centres.T).argmax(axis=1)
+    quantiser = faiss.ProductQuantizer(dimension, dimension, BITS)
+    faiss.copy_array_to_vector(coded.centroids.ravel(), quantiser.centroids)
+    plain = faiss.IndexIVFPQ(coarse, dimension, cells, dimension, BITS, faiss.METRIC_INNER_PRODUCT)
+    plain.by_residual = False
+    plain.pq = quantiser
+    plain.is_trained = True
+    lists: Any = plain.invlists
+    by_cell = projected.order[np.argsort(cell_of[projected.order], kind="stable")]
+    edges = np.searchsorted(cell_of[by_cell], np.arange(cells + 1))
+    for cell in range(cells):
+        ids = np.ascontiguousarray(by_cell[edges[cell] : edges[cell + 1]])
+        if len(ids):
+            part = np.ascontiguousarray(coded.codes[ids])
+            lists.add_entries(cell, len(ids), faiss.swig_ptr(ids), faiss.swig_ptr(part))
+    plain.ntotal = rows
+    fast = faiss.IndexIVFPQFastScan(plain)
+    coarse.this.disown()
+    fast.own_fields = True  # the centres go with it
+    transform = faiss.LinearTransform(projected.axes.shape[1], dimension, False)
+    faiss.copy_array_to_vector((turn @ projected.axes[:dimension]).ravel(), transform.A)
+    transform.is_trained = True
+    index = faiss.IndexPreTransform(transform, fast)
+    index.is_trained, index.ntotal = True, rows
+    return index
+
+
+def _train_cells(
+    projected: Projected, dimension: int, turn: npt.NDArray[np.float32], cells: int
+) -> npt.NDArray[np.float32]:
+    if cells == 1:
+        return np.zeros((1, dimension), np.float32)
+    sample = projected.turned(projected.order[: cells * _POINTS_PER_CELL], dimension, turn)
+    parameters = faiss.ClusteringParameters()
+    parameters.spherical = True
+    parameters.niter = _CELL_ITERATIONS
+    parameters.seed = projected.seed + 1
+    parameters.min_points_per_centroid, parameters.max_points_per_centroid = 1, _POINTS_PER_CELL
+    clustering = faiss.Clustering(dimension, cells, parameters)
+    clustering.train(sample, faiss.IndexFlatIP(dimension))
+    return np.asarray(faiss.vector_to_array(clustering.centroids).reshape(cells, dimension))
+
+
+def search_codes(index: Any, queries: npt.NDArray[np.float32], width: int, probed: int) -> npt.NDArray[np.int64]:
+    """Rows int64, (queries, width), in the order of their codes' scores, -1 where there are fewer."""
+    cells = faiss.IVFSearchParameters(nprobe=probed)  # type: ignore[call-arg]
+    parameters = faiss.SearchParametersPreTransform(index_params=cells)  # type: ignore[call-arg]
+    _, rows = index.search(queries, width, params=parameters)
+    return np.asarray(rows)
+
+
+def write_codes(index: Any, write: Callable[[bytes], Any]) -> None:
+    """Writes the stock file, piece by piece."""
+    writer = faiss.PyCallbackIOWriter(write)  # type: ignore[attr-defined]
+    faiss.write_index(index, writer)
+
+
+@contextlib.contextmanager
+def open_index(store: Store, name: str) -> Iterator[Any]:
+    """An index as it is stored: mapped on a local disk, else read into memory.
+
+    Raises:
+        RuntimeError: When FAISS cannot read it.
+    """
+    if store.is_local:
+        yield faiss.read_index(str(store.local_path(name)), faiss.IO_FLAG_MMAP_IFC)
+        return
+    with store.open_read(name) as file:
+        yield faiss.read_index(faiss.PyCallbackIOReader(file.read))  # type: ignore[attr-defined]

@@ -1,0 +1,50 @@
+"""Real queries from a file, to tune and measure an index with."""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...configs.errors import CatalogError
+from ..storage.remote import connect
+from ..versions.layout import KINDS
+
+MOST_QUERIES = 1000
+"""Of each kind: the first ones of the file. More would cost time and say little."""
+
+
+def read_queries(url: str, dimension: int) -> dict[str, npt.NDArray[np.float32]]:
+    """The query vectors of a Parquet file with the columns `kind` and `embedding`, or of a folder of such files.
+
+    Returns:
+        By kind, float32, (queries, dimension), unit norm.
+
+    Raises:
+        CatalogError: When it cannot be read, or a vector is none.
+    """
+    try:
+        fs, path = connect(url, {})
+        names = sorted(fs.find(path)) if fs.isdir(path) else [path]
+        tables = []
+        for name in names:
+            if name.endswith(".parquet") or name == path:
+                with fs.open(name, "rb") as file:
+                    tables.append(pq.read_table(file, columns=["kind", "embedding"], use_threads=False))
+        table = pa.concat_tables(tables)
+        kinds = np.array(table.column("kind").to_pylist())
+        vectors = np.array(table.column("embedding").to_pylist(), np.float32)
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        raise CatalogError(
+            f"index.queries must be a Parquet file, or a folder of them, with the columns `kind` and `embedding` of "
+            f"{dimension} numbers: {url} cannot be read so ({error})."
+        ) from error
+    if unknown := sorted({str(kind) for kind in kinds} - set(KINDS)):
+        raise CatalogError(f"index.queries must have kinds among {KINDS}, got {unknown[0]!r} in {url}.")
+    if vectors.ndim != 2 or vectors.shape[1] != dimension:
+        raise CatalogError(f"index.queries must have vectors of {dimension} numbers, got {vectors.shape[1:]} in {url}.")
+    norms = np.linalg.norm(vectors, axis=1)
+    bad = np.flatnonzero(~np.isfinite(norms) | (norms < 1e-6))
+    if len(bad):
+        raise CatalogError(f"index.queries must have finite vectors other than zero; row {bad[0]} of {url} is none.")
+    vectors /= norms[:, None]
+    return {kind: vectors[kinds == kind][:MOST_QUERIES] for kind in KINDS if (kinds == kind).any()}

@@ -1,0 +1,110 @@
+"""A kind of a version as an export reads it: its assets and its vectors, in the order of their rows.
+
+All of it comes from the files of the index, which hold the vectors as fp16, the very ones that scores are made of.
+Nothing is mapped, and no step holds more than a batch of assets and a block of vectors.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ...configs.errors import StoreError
+from ..ann.exact import read_header
+from ..versions.manifest import IndexEntry
+
+_BLOCK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindSource:
+    """The open files of a kind; each is read once, from its start to its end."""
+
+    entry: IndexEntry
+    dimension: int
+    assets: IO[bytes]
+    vectors: Sequence[IO[bytes]]
+    codes: Sequence[IO[bytes] | None]
+    advance: Callable[[int], None] = lambda _: None
+    """Is told how many bytes were read since it was told the last time."""
+
+    @property
+    def kind(self) -> str:
+        return self.entry.kind
+
+    def schema(self) -> pa.Schema:
+        """The columns of the assets."""
+        self.assets.seek(0)
+        return self._open_assets().schema
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The assets, some thousands of rows at a time."""
+        self.assets.seek(0)
+        opened = self._open_assets()
+        for number in range(opened.num_record_batches):
+            table = pa.Table.from_batches([opened.get_batch(number)])
+            self.advance(table.nbytes)
+            yield table
+
+    def encoded(self, file: IO[bytes]) -> Iterator[bytes]:
+        """All that is left in a file of the source, in blocks."""
+        while block := file.read(_BLOCK_BYTES):
+            self.advance(len(block))
+            yield block
+
+    def rows(self) -> "Rows":
+        return Rows(self)
+
+    def _open_assets(self) -> pa.ipc.RecordBatchFileReader:
+        # Arrow's own threads may still hold a Python buffer when the interpreter ends, which kills it.
+        return pa.ipc.open_file(self.assets, options=pa.ipc.IpcReadOptions(use_threads=False))
+
+
+class Rows:
+    """The rows of a kind with their vectors, one after the other."""
+
+    def __init__(self, source: KindSource) -> None:
+        self._source = source
+        self._tables = source.tables()
+        self._held: pa.Table | None = None
+        self._left = []
+        for file in source.vectors:
+            file.seek(0)
+            self._left.append((file, read_header(file, source.dimension)))
+
+    def take(self, count: int) -> tuple[pa.Table, npt.NDArray[np.float16]]:
+        """The next rows, at most `count` and at least one: assets, and float16, (rows, dimension).
+
+        Raises:
+            StoreError: When the assets and the vectors are not equally many, or there are no more.
+        """
+        if self._held is None or not len(self._held):
+            self._held = next(self._tables, None)
+        if self._held is None:
+            raise StoreError(f"the {self._source.kind} assets end before their last row")
+        table = self._held.slice(0, count)
+        self._held = self._held.slice(len(table))
+        return table, self._vectors(len(table))
+
+    def _vectors(self, count: int) -> npt.NDArray[np.float16]:
+        pieces = []
+        row_bytes = 2 * self._source.dimension
+        wanted = count
+        while wanted:
+            if not self._left:
+                raise StoreError(f"the {self._source.kind} vectors end before their last row")
+            file, rows = self._left[0]
+            taken = min(wanted, rows)
+            data = file.read(taken * row_bytes)
+            if len(data) != taken * row_bytes:
+                raise StoreError(f"the {self._source.kind} vectors end before their last row")
+            self._source.advance(len(data))
+            pieces.append(data)
+            wanted -= taken
+            self._left[0] = file, rows - taken
+            if taken == rows:
+                self._left.pop(0)
+        return np.frombuffer(b"".join(pieces), "<f2").reshape(count, self._source.dimension)

@@ -1,0 +1,175 @@
+"""For PostgreSQL with pgvector: files for `COPY … WITH (FORMAT binary)`, and the SQL around them.
+
+The vectors are fp16 as they stand in the index, so that `halfvec` holds them to the last bit. The binary format has no
+escapes; what PostgreSQL's `text` cannot hold, the character NUL, becomes U+FFFD.
+"""
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...configs.errors import ArgumentError
+from ..storage.store import HashingWriter
+from .folder import ExportFolder
+from .kind_source import KindSource
+
+ROWS_PER_FILE = 500_000
+_ROWS_PER_BLOCK = 256
+_MOST_DIMENSIONS = 16_000
+_MOST_INDEXED_DIMENSIONS = 4_000
+_LONGEST_NAME = 63
+
+_BEGIN = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_END = b"\xff\xff"
+_NULL = b"\xff\xff\xff\xff"
+_DAYS_TO_2000 = 10_957
+_US_TO_2000 = _DAYS_TO_2000 * 86_400_000_000
+
+_ASSET_COLUMNS = ("asset_id", "uri", "text", "content_sha256", "media_type", "size_bytes", "width", "height")
+
+
+def write_pgvector_kind(folder: ExportFolder, source: KindSource) -> dict[str, Any]:
+    """Writes the COPY files of a kind. Returns what `write_sql` needs to know of them."""
+    columns = _columns(source)
+    rows, copies, table_name = source.rows(), [], f"{source.kind}_assets"
+    count = max(1, -(-source.entry.rows // ROWS_PER_FILE))
+    nuls = 0
+    for number in range(count):
+        left = min(ROWS_PER_FILE, source.entry.rows - number * ROWS_PER_FILE)
+        name = f"{table_name}-{number:05d}-of-{count:05d}.copy"
+        with folder.file(name, left) as file:
+            file.write(_BEGIN)
+            while left:
+                table, vectors = rows.take(min(left, _ROWS_PER_BLOCK))
+                nuls += _write_rows(file, table, columns, vectors)
+                left -= len(table)
+            file.write(_END)
+        copies.append(name)
+    types = {name: _TYPES[kind] for name, _, kind in columns}
+    return {"table": table_name, "copies": copies, "columns": types, "replaced_nuls": nuls}
+
+
+def write_sql(folder: ExportFolder, kinds: dict[str, dict[str, Any]], dimension: int) -> None:
+    """Writes `schema.sql`, `load.sql` and `indexes.sql`."""
+    schema = ["CREATE EXTENSION IF NOT EXISTS vector;"]
+    load = ["\\set ON_ERROR_STOP on", "BEGIN;", "\\ir schema.sql"]
+    indexes = []
+    for facts in kinds.values():
+        columns = [f"  {_quoted(name)} {kind}" for name, kind in facts["columns"].items()]
+        columns[0] += " PRIMARY KEY"
+        columns.append(f"  embedding halfvec({dimension}) NOT NULL")
+        schema.append(f"CREATE TABLE {facts['table']} (\n" + ",\n".join(columns) + "\n);")
+        load += [f"\\copy {facts['table']} FROM '{name}' WITH (FORMAT binary)" for name in facts["copies"]]
+        if dimension <= _MOST_INDEXED_DIMENSIONS:
+            indexes.append(f"CREATE INDEX ON {facts['table']} USING hnsw (embedding halfvec_ip_ops);")
+        else:
+            indexes.append(f"-- pgvector indexes halfvec of up to {_MOST_INDEXED_DIMENSIONS} dimensions: no index.")
+        indexes.append(f"ANALYZE {facts['table']};")
+    folder.write("schema.sql", "\n".join(schema) + "\n")
+    folder.write("load.sql", "\n".join([*load, "COMMIT;", "\\ir indexes.sql"]) + "\n")
+    folder.write("indexes.sql", "\n".join(indexes) + "\n")
+
+
+def check_for_pgvector(source_dimension: int, metadata_types: dict[str, str]) -> None:
+    """Raises ArgumentError when PostgreSQL could not hold it."""
+    if source_dimension > _MOST_DIMENSIONS:
+        raise ArgumentError(f"pgvector holds vectors of up to {_MOST_DIMENSIONS} dimensions, got {source_dimension}.")
+    for name in metadata_types:
+        if not name or "\0" in name or len(_renamed(name, set()).encode()) > _LONGEST_NAME:
+            raise ArgumentError(
+                f"PostgreSQL's columns have names of 1 to {_LONGEST_NAME} bytes without NUL, and a metadata column is "
+                f"{name[:80]!r}: give it another name in the job."
+            )
+
+
+_Column = tuple[str, tuple[str, ...], pa.DataType]
+"""Its name in PostgreSQL, where it is in the table of assets, and its type there. The first column is the key."""
+
+
+def _columns(source: KindSource) -> list[_Column]:
+    schema = source.schema()
+    columns: list[_Column] = [(name, (name,), schema.field(name).type) for name in _ASSET_COLUMNS]
+    if "metadata" in schema.names:
+        taken = {*_ASSET_COLUMNS, "embedding"}
+        for field in schema.field("metadata").type:
+            name = _renamed(field.name, taken)
+            taken.add(name)
+            columns.append((name, ("metadata", field.name), field.type))
+    return columns
+
+
+def _renamed(name: str, taken: set[str]) -> str:
+    """A metadata column may be called as a column of ours is."""
+    while name in taken:
+        name = f"metadata_{name}"
+    return name
+
+
+def _write_rows(file: HashingWriter, table: pa.Table, columns: list[_Column], vectors: npt.NDArray[np.float16]) -> int:
+    """Writes rows, each a count of fields and then each field's length and bytes. Returns how many NULs it replaced."""
+    nuls = 0
+    fields = []
+    for _, path, kind in columns:
+        column = table.column(path[0]).combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            column = pa.concat_arrays(column.chunks)
+        if len(path) > 1:
+            column = pc.struct_field(column, path[1:])
+        if pa.types.is_string(kind):
+            texts = column.to_pylist()
+            nuls += sum(text.count("\0") for text in texts if text and "\0" in text)
+            fields.append([_NULL if text is None else _text(text) for text in texts])
+        else:
+            encode = _ENCODERS[kind]
+            stored = column.cast(_AS_NUMBER.get(kind, kind)).to_pylist()
+            fields.append([_NULL if value is None else encode(value) for value in stored])
+    count, dimension = vectors.shape
+    begin, lead = struct.pack(">h", len(columns) + 1), struct.pack(">ihh", 4 + 2 * dimension, dimension, 0)
+    swapped = vectors.astype(">f2")
+    rows = zip(*fields, strict=True)
+    file.write(b"".join(b"".join((begin, *row, lead, swapped[i].tobytes())) for i, row in enumerate(rows)))
+    assert count == len(table)
+    return nuls
+
+
+def _text(text: str) -> bytes:
+    data = text.replace("\0", "\ufffd").encode()
+    return struct.pack(">i", len(data)) + data
+
+
+def _encoder(form: str, offset: int = 0) -> Callable[[Any], bytes]:
+    packed = struct.Struct(">i" + form)
+    size = packed.size - 4
+    if not offset:
+        return lambda value: packed.pack(size, value)
+    return lambda value: packed.pack(size, value - offset)
+
+
+_TIMESTAMP = pa.timestamp("us", tz="UTC")
+_AS_NUMBER = {pa.date32(): pa.int32(), _TIMESTAMP: pa.int64()}
+_ENCODERS = {
+    pa.int32(): _encoder("i"),
+    pa.int64(): _encoder("q"),
+    pa.float64(): _encoder("d"),
+    pa.bool_(): _encoder("?"),
+    pa.date32(): _encoder("i", _DAYS_TO_2000),
+    _TIMESTAMP: _encoder("q", _US_TO_2000),
+}
+_TYPES = {
+    pa.string(): "text",
+    pa.int32(): "integer",
+    pa.int64(): "bigint",
+    pa.float64(): "double precision",
+    pa.bool_(): "boolean",
+    pa.date32(): "date",
+    _TIMESTAMP: "timestamp with time zone",
+}
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,1 @@
+"""From finished files to a published version, and what is done with versions afterwards."""

@@ -1,0 +1,213 @@
+"""What differs between two versions: which assets came, went, changed or moved, and which settings.
+
+Only the tables of assets are read, never a vector. Of each row 32 bytes stay in memory, and some 50 are needed while
+two versions are compared: its place, and hashes of its id and content (64 bits: among a million, two are alike once
+in 37 million times), metadata and uri (32 bits: only compared between rows of the same id).
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+
+from ...configs.errors import CatalogError
+from ..storage.store import Store
+from ..versions.files import check_file
+from ..versions.layout import version_folder
+from ..versions.manifest import IndexEntry, Manifest
+
+Hashes = npt.NDArray[np.uint64]
+Places = npt.NDArray[np.int64]
+
+CHANGES = ("added", "removed", "moved", "changed", "metadata", "relocated")
+"""Of an asset: only the new version has it; only the old one; its content is there under another id; another content
+under the same id; the same content with other metadata; the same with another uri."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindDiff:
+    """The differences of one kind. An asset counts once, but for `relocated`, which says nothing of its metadata."""
+
+    kind: str
+    old_rows: int
+    new_rows: int
+    counts: Mapping[str, int]
+    """For each of `CHANGES`. `old_rows` + added - removed = `new_rows`."""
+    samples: Mapping[str, tuple[str, ...]]
+    """Some ids of each; of a move the old and the new one, as `old → new`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionDiff:
+    """All that differs between two versions."""
+
+    old: str
+    new: str
+    kinds: tuple[KindDiff, ...]
+    settings: Mapping[str, tuple[Any, Any]]
+    """Model, dimension, preparation, index and metadata columns: the values that differ, old and new."""
+
+
+def diff_versions(store: Store, old: Manifest, new: Manifest, *, samples: int = 10) -> VersionDiff:
+    """Compares two versions of a catalog.
+
+    Args:
+        store: The catalog.
+        old: One version.
+        new: The other.
+        samples: At most so many ids of each change.
+
+    Raises:
+        CatalogError: When a table of assets is missing or damaged.
+    """
+    kinds = []
+    for kind in sorted({index.kind for index in (*old.indexes, *new.indexes)}):
+        before, after = _Side(store, old, kind), _Side(store, new, kind)
+        found = _compare(before, after)
+        kinds.append(
+            KindDiff(
+                kind=kind,
+                old_rows=len(before.ids),
+                new_rows=len(after.ids),
+                counts={change: max(len(one), len(other)) for change, (one, other) in found.items()},
+                samples={change: _sample(before, after, *places, samples) for change, places in found.items()},
+            )
+        )
+    return VersionDiff(old=old.version, new=new.version, kinds=tuple(kinds), settings=_settings(old, new))
+
+
+class _Side:
+    """One kind's assets in one version, as hashes, in the order of the ids' hashes: no matter how the rows stand."""
+
+    def __init__(self, store: Store, manifest: Manifest, kind: str) -> None:
+        self._store = store
+        entry = next((index for index in manifest.indexes if index.kind == kind), None)
+        self._name = "" if entry is None else f"{version_folder(manifest.version)}/{entry.assets}"
+        rows = 0 if entry is None else entry.rows
+        found: list[Any] = [np.empty(rows, word) for word in (np.uint64, np.uint64, np.uint32, np.uint32)]
+        if entry is not None:
+            self._check(manifest, entry)
+            first = 0
+            for batch in self._batches({"asset_id", "content_sha256", "uri", "metadata"}):
+                part = slice(first, first + batch.num_rows)
+                if part.stop > rows:
+                    raise CatalogError(f"{store.url}/{self._name} must have {rows} rows, got more.")
+                has_metadata = "metadata" in batch.schema.names
+                metadata = batch.column("metadata").to_pylist() if has_metadata else [None] * batch.num_rows
+                found[0][part] = _hashes(batch.column("asset_id").to_pylist(), 8)
+                found[1][part] = _hashes(batch.column("content_sha256").to_pylist(), 8)
+                found[2][part] = _hashes(map(_metadata_text, metadata), 4)
+                found[3][part] = _hashes((uri or "" for uri in batch.column("uri").to_pylist()), 4)
+                first = part.stop
+            if first != rows:
+                raise CatalogError(f"{store.url}/{self._name} must have {rows} rows, got {first}.")
+        # One after the other: at no time is more than one of them there twice.
+        self.rows: Places = np.argsort(found[0], kind="stable")
+        self.ids: Hashes = found.pop(0)[self.rows]
+        self.contents: Hashes = found.pop(0)[self.rows]
+        self.metadata: npt.NDArray[np.uint32] = found.pop(0)[self.rows]
+        self.uris: npt.NDArray[np.uint32] = found.pop(0)[self.rows]
+
+    def names(self, places: Places) -> list[str]:
+        """The asset ids at some places."""
+        rows = self.rows[places]
+        names: dict[int, str] = {}
+        first = 0
+        for batch in self._batches({"asset_id"}) if len(rows) else ():
+            for row in rows[(rows >= first) & (rows < first + batch.num_rows)].tolist():
+                names[row] = batch.column("asset_id")[row - first].as_py()
+            first += batch.num_rows
+        return [names[row] for row in rows.tolist()]
+
+    def _check(self, manifest: Manifest, entry: IndexEntry) -> None:
+        problem = check_file(self._store, manifest.version, manifest.file(entry.assets))
+        if problem:
+            raise CatalogError(problem)
+
+    def _batches(self, columns: set[str]) -> Iterable[pa.RecordBatch]:
+        with self._store.open_read(self._name) as file:
+            schema = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(use_threads=False)).schema
+            fields = [i for i, name in enumerate(schema.names) if name in columns]
+            reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False))
+            for i in range(reader.num_record_batches):
+                yield reader.get_batch(i)
+
+
+def _compare(old: _Side, new: _Side) -> dict[str, tuple[Places, Places]]:
+    """For each change the places in the old and in the new version; of what is only in one, none in the other."""
+    none: Places = np.empty(0, np.int64)
+    at = np.searchsorted(old.ids, new.ids)
+    in_both = np.zeros(len(new.ids), bool)
+    inside = at < len(old.ids)
+    in_both[inside] = old.ids[at[inside]] == new.ids[inside]
+    here, there = np.flatnonzero(in_both), at[in_both]
+    del at, inside
+    is_gone = np.ones(len(old.ids), bool)
+    is_gone[there] = False
+    added, removed = np.flatnonzero(~in_both), np.flatnonzero(is_gone)
+    del in_both, is_gone
+    was, now = _pair(old.contents[removed], new.contents[added])
+    moved = removed[was], added[now]
+    is_changed = old.contents[there] != new.contents[here]
+    is_other = ~is_changed & (old.metadata[there] != new.metadata[here])
+    is_relocated = ~is_changed & (old.uris[there] != new.uris[here])
+    return {
+        "added": (none, np.delete(added, now)),
+        "removed": (np.delete(removed, was), none),
+        "moved": moved,
+        "changed": (there[is_changed], here[is_changed]),
+        "metadata": (there[is_other], here[is_other]),
+        "relocated": (there[is_relocated], here[is_relocated]),
+    }
+
+
+def _pair(old: Hashes, new: Hashes) -> tuple[Places, Places]:
+    """Places of equal values, each place in at most one pair: of three copies and two, two pairs."""
+    old_order, new_order = np.argsort(old, kind="stable"), np.argsort(new, kind="stable")
+    old, new = old[old_order], new[new_order]
+    first = np.searchsorted(old, new, "left")
+    rank = np.arange(len(new)) - np.searchsorted(new, new, "left")
+    paired = first + rank < np.searchsorted(old, new, "right")
+    return old_order[(first + rank)[paired]], new_order[paired]
+
+
+def _sample(old: _Side, new: _Side, before: Places, after: Places, count: int) -> tuple[str, ...]:
+    one, other = old.names(before[:count]), new.names(after[:count])
+    if one and other:
+        return tuple(b if a == b else f"{a} → {b}" for a, b in zip(one, other, strict=True))
+    return tuple(sorted(one or other))
+
+
+def _hashes(values: Iterable[str], size_bytes: int) -> npt.NDArray[np.unsignedinteger]:
+    digests = (hashlib.blake2b(value.encode(), digest_size=size_bytes).digest() for value in values)
+    return np.frombuffer(b"".join(digests), f"<u{size_bytes}")
+
+
+def _metadata_text(values: Mapping[str, Any] | None) -> str:
+    """Absent and null are the same: a new column changes only the rows that have a value in it."""
+    present = {name: value for name, value in (values or {}).items() if value is not None}
+    return orjson.dumps(present, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _settings(old: Manifest, new: Manifest) -> dict[str, tuple[Any, Any]]:
+    before, after = _flat(old), _flat(new)
+    names = sorted({*before, *after})
+    return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
+
+
+def _flat(manifest: Manifest) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "model": manifest.model,
+        "model_fingerprint": manifest.model_fingerprint,
+        "dimension": manifest.dimension,
+        "metric": manifest.metric,
+    }
+    settings |= {f"metadata.{name}": value for name, value in manifest.metadata_types.items()}
+    for section in ("prepare", "index"):
+        settings |= {f"{section}.{name}": value for name, value in (manifest.config.get(section) or {}).items()}
+    return settings

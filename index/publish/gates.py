@@ -1,0 +1,78 @@
+"""The gates: why a version should not be published by itself."""
+
+from collections.abc import Mapping, Sequence
+
+from ...configs import GuardConfig
+from ..versions.manifest import IndexEntry
+
+_DEFAULT_DEAD_SHARE = 0.01
+_DEAD_LET_THROUGH = 5
+_DEFAULT_SHRINKAGE = 0.2
+_ROWS_LET_GO = 20
+
+
+def judge(
+    assets: Mapping[str, int],
+    dead: Mapping[str, int],
+    indexes: Sequence[IndexEntry],
+    guards: GuardConfig,
+    target_recall: float,
+    before: Mapping[str, int] | None = None,
+    *,
+    noun: tuple[str, str] = ("asset", "assets"),
+) -> list[str]:
+    """The reasons, one sentence each, why this version should not be published by itself.
+
+    Args:
+        assets: By kind, all that were listed.
+        dead: By kind, those without a vector.
+        indexes: With their recall.
+        guards: The allowed shares.
+        target_recall: For every direction.
+        before: Rows by kind of the version in force; None when there is none.
+        noun: What is judged, one and many of them.
+    """
+    one, many = noun
+    reasons = judge_shrinkage({kind: n - dead.get(kind, 0) for kind, n in assets.items()}, before or {}, guards)
+    lost, total = sum(dead.values()), sum(assets.values())
+    if guards.max_dead_share is None:
+        too_many = lost > max(_DEFAULT_DEAD_SHARE * total, min(_DEAD_LET_THROUGH, total / 2))
+        rule = f"{_DEFAULT_DEAD_SHARE:.0%} (in a small set {_DEAD_LET_THROUGH}, if no more than half)"
+    else:
+        too_many = lost > 0 and lost / total > guards.max_dead_share  # the product would be off: 0.29 * 100 < 29
+        rule = f"{guards.max_dead_share:.2%}"
+    if too_many:
+        reasons.append(
+            f"guards.max_dead_share allows {rule}, and {lost} of {total} {many} ({lost / total:.1%}) got no vector."
+        )
+    reasons += [
+        f"none of the {count} {kind} {many} got a vector." if count > 1 else f"the only {kind} {one} got no vector."
+        for kind, count in assets.items()
+        if count and dead.get(kind, 0) == count
+    ]
+    for index in indexes:
+        reasons += [
+            f"index.target_recall is {target_recall:g}, and {direction} reached {recall:.5g} at k={index.recall_k}."
+            for direction, recall in index.recall.items()
+            if recall < target_recall
+        ]
+    return reasons
+
+
+def judge_shrinkage(rows: Mapping[str, int], before: Mapping[str, int], guards: GuardConfig) -> list[str]:
+    """Which kinds would have too few rows, a sentence each, compared with those of the version in force."""
+    reasons = []
+    for kind, old in before.items():
+        lost = old - rows.get(kind, 0)
+        if guards.max_shrinkage is None:
+            too_many = lost > max(_DEFAULT_SHRINKAGE * old, min(_ROWS_LET_GO, old / 2))
+            rule = f"{_DEFAULT_SHRINKAGE:.0%} (in a small set {_ROWS_LET_GO}, if no more than half)"
+        else:
+            too_many = lost > 0 and lost / old > guards.max_shrinkage
+            rule = f"{guards.max_shrinkage:.2%}"
+        if too_many:
+            reasons.append(
+                f"guards.max_shrinkage allows a kind to lose {rule}, and of {old} {kind} rows in the version in force "
+                f"{rows.get(kind, 0)} are left ({lost / old:.1%} less)."
+            )
+    return reasons

@@ -1,0 +1,284 @@
+"""Deletes what a catalog no longer needs: old versions, units, and what killed runs left behind.
+
+What makes it safe beside runs and readers: the catalog is held, so that no run is under way; what will go is listed,
+then condemned in LATEST.json, so that nobody publishes it from then on; and a version loses its manifest first, so
+that what is half deleted is never taken for whole.
+"""
+
+import datetime
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ...configs.errors import ArgumentError, CatalogError
+from ..storage.store import Store, StoredFile
+from ..versions.history import VersionInfo, list_versions
+from ..versions.latest import condemned_in, read_latest
+from ..versions.layout import manifest_name, run_folder, version_folder
+from ..versions.lease import Lease, hold
+from ..versions.readers import read_holds
+from .publish import fence
+
+_DAY_S = 86_400
+_VERSION = re.compile(r"\d{6,}-\d{8}T\d{6}Z-[0-9a-f]+")
+_PARTIAL = re.compile(r"(?:(?:versions|units|runs|readers)/(?:.*/)?)?\.[^/]+\.[0-9a-f]{12}\.partial")
+_UNIT = re.compile(r"units/([^/.]+)(\.dead)?\.parquet")
+
+Sort = Literal["version", "unfinished version", "unit", "run", "partial file", "reader's hold"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneRules:
+    """What is old enough to go."""
+
+    keep: int = 3
+    """How many versions stay: the published one, the one before it, then the newest."""
+    older_than_days: float | None = None
+    """Versions younger than this stay, however many there are."""
+    units_older_than_days: float = 7.0
+    """Of units: they hold what was paid for and, after a killed run, may stand in no version yet."""
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ArgumentError(f"--keep must be at least 1, got {self.keep}.")
+        for name, days in (("--older-than", self.older_than_days), ("--units-older-than", self.units_older_than_days)):
+            if days is not None and not 0 <= days <= 100_000:
+                raise ArgumentError(f"{name} must be a number of days from 0 to 100000, got {days:g}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Something that is deleted or kept as a whole, and why."""
+
+    sort: Sort
+    name: str
+    files: tuple[str, ...]
+    """In the order in which they are deleted."""
+    size_bytes: int
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """What goes and what stays: as it is planned, or as it was done."""
+
+    published: str | None
+    deleted: tuple[Piece, ...]
+    kept: tuple[Piece, ...]
+
+    @property
+    def freed_bytes(self) -> int:
+        return sum(piece.size_bytes for piece in self.deleted)
+
+
+def prune(store: Store, rules: PruneRules, *, dry_run: bool = False) -> Pruning:
+    """Deletes what `rules` let go; or, as a dry run, only says what that is.
+
+    Raises:
+        CatalogBusyError: When a run, or another prune, holds the catalog.
+        CatalogError: When there is no catalog, or LATEST.json or the published manifest is damaged: what is old may
+            then still be needed.
+        SwapConflictError: When a version that should go was published meanwhile; nothing was deleted then.
+    """
+    if not any(store.names(folder) for folder in ("versions", "units", "runs")):
+        raise CatalogError(f"{store.url} has neither versions nor units: there is no catalog at this path.")
+    with hold(store, "prune") as lease:
+        planned = _plan(store, rules)
+        return planned if dry_run or not planned.deleted else _carry_out(store, planned, lease)
+
+
+def _plan(store: Store, rules: PruneRules) -> Pruning:
+    now_s = time.time()
+    latest = read_latest(store)
+    versions = list_versions(store, latest)
+    files = store.listing()
+    held, void_holds = read_holds(store)
+    condemned = condemned_in(None if latest is None else latest.data)
+    judged = [
+        *_judge_versions(versions, _folders(files, "versions"), rules, held, condemned, now_s),
+        *_judge_unfinished(versions, _folders(files, "versions"), held, now_s, nothing_published=latest is None),
+        *_judge_units(files, rules, now_s),
+        *((True, _piece("run", run, its, "is over")) for run, its in _folders(files, "runs").items()),
+    ]
+    going = {name for goes, piece in judged if goes for name in piece.files}
+    judged += _judge_leftovers([file for file in files if file.name not in going], void_holds, now_s)
+    return Pruning(
+        published=None if latest is None else latest.version,
+        deleted=tuple(piece for goes, piece in judged if goes),
+        kept=tuple(piece for goes, piece in judged if not goes),
+    )
+
+
+def _carry_out(store: Store, planned: Pruning, lease: Lease) -> Pruning:
+    versions = [piece for piece in planned.deleted if piece.sort in {"version", "unfinished version"}]
+    if fence(store, [piece.name for piece in versions]) is None and versions:
+        raise CatalogError(f"{store.url} has no published version any more: nothing was deleted.")
+    deleted, kept = [], list(planned.kept)
+    for piece in planned.deleted:
+        lease.check()
+        if piece in versions:
+            reader = _delete_version(store, piece.name)
+            if reader is not None:
+                kept.append(replace(piece, why=f"is read by {reader}; the next prune deletes it"))
+                continue
+        elif piece.sort == "run":
+            store.delete(run_folder(piece.name))
+        else:
+            for name in piece.files:
+                store.delete(name)
+        deleted.append(piece)
+    return replace(planned, deleted=tuple(deleted), kept=tuple(kept))
+
+
+def _delete_version(store: Store, version: str) -> str | None:
+    """Deletes a version unless somebody reads it, whom it returns.
+
+    Looked up before and after the manifest goes: who holds a version and then finds its manifest is seen here.
+    """
+    if reader := read_holds(store)[0].get(version):
+        return reader
+    store.delete(manifest_name(version))
+    if reader := read_holds(store)[0].get(version):
+        return reader
+    store.delete(version_folder(version))
+    return None
+
+
+Judged = tuple[bool, Piece]
+"""Whether it goes, and what it is."""
+
+
+def _judge_versions(
+    versions: Sequence[VersionInfo],
+    folders: dict[str, list[StoredFile]],
+    rules: PruneRules,
+    held: dict[str, str],
+    condemned: Sequence[str],
+    now_s: float,
+) -> list[Judged]:
+    published = next((v for v in versions if v.is_published), None)
+    if published is not None and published.damage is not None:
+        raise CatalogError(f"{published.damage} Nothing is pruned while the published version is damaged.")
+    previous = published.manifest.previous if published and published.manifest else None
+    # A version that a guard held back and nobody published is a draft: each try writes one, the newest says it all.
+    named = {v.manifest.previous for v in versions if v.manifest is not None}
+    drafts = [
+        v.version
+        for v in versions
+        if v.manifest is not None and v.manifest.held_back and not v.is_published and v.version not in named
+    ]
+    whole = [v.version for v in versions if v.manifest is not None and v.version not in drafts]
+    ranked = ([published.version] if published else []) + ([previous] if previous in whole else []) + whole[::-1]
+    among = list(dict.fromkeys(ranked))[: rules.keep]
+
+    def why_kept(info: VersionInfo) -> str | None:
+        if published is None:
+            return "is kept while no version is published"
+        if info is published:
+            return "is published"
+        if info.version in held:
+            return f"is read by {held[info.version]}"
+        if info.version in condemned:
+            return None
+        if info.version == previous and info.version in among:
+            return "was in force before the published one, for `versions rollback`"
+        if info.version > published.version and info.manifest is None:
+            return f"is newer than the published one and cannot be read: {info.damage}"
+        if info.version == max(drafts, default="") > published.version and info.manifest is not None:
+            return f"is held back and newer than the published one: {' '.join(info.manifest.held_back)}"
+        if info.version in among:
+            return f"is among the newest {rules.keep}"
+        if rules.older_than_days is not None and not _is_older(_made_s(info), rules.older_than_days, now_s):
+            return f"is younger than {rules.older_than_days:g} days"
+        return None
+
+    judged = []
+    for info in versions:
+        kept = why_kept(info)
+        gone = f"is not among the newest {rules.keep}"
+        if info.version in drafts:
+            gone = "was held back, and a newer version stands for it"
+        if info.version in condemned:
+            gone = "was condemned by a prune that did not finish"
+        judged.append((kept is None, _piece("version", info.version, folders.get(info.version, []), kept or gone)))
+    return judged
+
+
+def _judge_unfinished(
+    versions: Sequence[VersionInfo],
+    folders: dict[str, list[StoredFile]],
+    held: dict[str, str],
+    now_s: float,
+    *,
+    nothing_published: bool,
+) -> list[Judged]:
+    """Folders without a manifest: of runs that were killed, and of versions that were half deleted."""
+    known = {info.version for info in versions}
+    judged = []
+    for version, its in folders.items():
+        if version in known or not _VERSION.fullmatch(version):
+            continue
+        kept = None
+        if version in held:
+            kept = f"is read by {held[version]}"
+        elif nothing_published:
+            kept = "is kept while no version is published"
+        elif not all(_is_older(file.modified_s, 1, now_s) for file in its):
+            kept = "has no manifest, and is younger than a day"
+        judged.append((kept is None, _piece("unfinished version", version, its, kept or "has no manifest")))
+    return judged
+
+
+def _judge_units(files: Sequence[StoredFile], rules: PruneRules, now_s: float) -> list[Judged]:
+    """A unit's vectors go before its dead letters: they are the mark that both are there."""
+    units: dict[str, list[StoredFile]] = {}
+    for file in files:
+        if match := _UNIT.fullmatch(file.name):
+            units.setdefault(match[1], []).append(file)
+    days = f"{rules.units_older_than_days:g} days"
+    judged = []
+    for unit, its in units.items():
+        goes = all(_is_older(file.modified_s, rules.units_older_than_days, now_s) for file in its)
+        its.sort(key=lambda file: ".dead." in file.name)
+        judged.append((goes, _piece("unit", unit, its, f"is {'older' if goes else 'younger'} than {days}")))
+    return judged
+
+
+def _judge_leftovers(files: Sequence[StoredFile], void_holds: Sequence[str], now_s: float) -> list[Judged]:
+    judged = []
+    for file in files:
+        if _PARTIAL.fullmatch(file.name):
+            old = _is_older(file.modified_s, 1, now_s)
+            why = f"was not finished, and is {'older' if old else 'younger'} than a day"
+            judged.append((old, _piece("partial file", file.name, [file], why)))
+        elif file.name in void_holds:
+            judged.append((True, _piece("reader's hold", file.name, [file], "has expired")))
+    return judged
+
+
+def _folders(files: Sequence[StoredFile], top: str) -> dict[str, list[StoredFile]]:
+    """The files below each folder of `top`."""
+    folders: dict[str, list[StoredFile]] = {}
+    for file in files:
+        parts = file.name.split("/")
+        if parts[0] == top and len(parts) > 2:
+            folders.setdefault(parts[1], []).append(file)
+    return folders
+
+
+def _piece(sort: Sort, name: str, files: Sequence[StoredFile], why: str) -> Piece:
+    names = tuple(file.name for file in files)
+    return Piece(sort=sort, name=name, files=names, size_bytes=sum(file.size_bytes for file in files), why=why)
+
+
+def _made_s(info: VersionInfo) -> float | None:
+    if info.manifest is None:
+        return info.modified_s
+    return datetime.datetime.fromisoformat(info.manifest.created_at).timestamp()
+
+
+def _is_older(modified_s: float | None, days: float, now_s: float) -> bool:
+    """Of what the storage tells no age, none is old."""
+    return modified_s is not None and now_s - modified_s > days * _DAY_S

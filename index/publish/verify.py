@@ -1,0 +1,221 @@
+"""Proves a version: every file is there, whole and the one that was written, and they agree with each other.
+
+Everything streams: memory is that of one row group of vectors, whatever the size of the version.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...configs.errors import CatalogError, StoreError
+from ..ann.codes import open_index
+from ..ann.exact import encode, read_header
+from ..storage.store import Store
+from ..vectors.distribution import NORM_TOLERANCE
+from ..vectors.units import vectors_of
+from ..versions.files import check_file
+from ..versions.history import existing_versions
+from ..versions.latest import Latest, nothing_published, read_latest
+from ..versions.layout import LATEST, manifest_name, version_folder
+from ..versions.manifest import IndexEntry, Manifest, read_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was found of a version, or of LATEST.json itself."""
+
+    version: str | None
+    """None: LATEST.json, or the catalog."""
+    files: int = 0
+    size_bytes: int = 0
+    damage: tuple[str, ...] = ()
+
+
+def verify_versions(store: Store, version: str | None = None, *, every: bool = False) -> Iterator[Verdict]:
+    """Verifies LATEST.json and the published version, a named one, or every one.
+
+    Raises:
+        CatalogError: When there is nothing to verify.
+    """
+    published: Latest | None = None
+    try:
+        published = _read_latest_strictly(store)
+    except CatalogError as error:
+        yield Verdict(version=None, damage=(str(error),))
+        if version is None and not every:
+            return
+    names = [version] if version is not None else existing_versions(store) if every else []
+    if version is None and published is not None and published.version not in names:
+        names.append(published.version)
+    if not names:
+        raise CatalogError(f"{store.url} has no versions.") if every else nothing_published(store)
+    for name in names:
+        try:
+            is_published = published is not None and published.version == name
+            manifest = read_manifest(store, name, published.manifest_sha256 if published and is_published else None)
+        except CatalogError as error:
+            yield Verdict(version=name, damage=(str(error),))
+            continue
+        damage = list(find_damage(store, manifest))
+        if manifest.version != name:
+            damage.append(f"{store.url}/{manifest_name(name)} is the manifest of version {manifest.version}.")
+        size_bytes = sum(entry.size_bytes for entry in manifest.files)
+        yield Verdict(version=name, files=len(manifest.files), size_bytes=size_bytes, damage=tuple(damage))
+
+
+def _read_latest_strictly(store: Store) -> Latest | None:
+    """LATEST.json, if it is as it was written to the last byte. Raises CatalogError when it is not."""
+    latest = read_latest(store)
+    if latest is None:
+        return None
+    # Its values are proved already; a changed space or line end hurts nobody, but shows that something writes there.
+    if orjson.dumps(orjson.loads(latest.data), option=orjson.OPT_INDENT_2) + b"\n" != latest.data:
+        raise CatalogError(
+            f"{store.url}/{LATEST} is not as it was written: the file is damaged; "
+            f"`epithre-beam versions publish {store.url} {latest.version}` writes it anew."
+        )
+    return latest
+
+
+def find_damage(store: Store, manifest: Manifest) -> Iterator[str]:
+    """Reads every byte of a version and yields a sentence for each thing that is wrong."""
+    damaged = set()
+    for entry in manifest.files:
+        problem = check_file(store, manifest.version, entry)
+        if problem:
+            yield problem
+            damaged.add(entry.name)
+    listed = {entry.name: entry for entry in manifest.files}
+    for index in manifest.indexes:
+        names = [name for name in index.names if name not in listed]
+        yield from (f"The {index.kind} index needs {name}, which the manifest does not list." for name in names)
+        vectors = sorted(name for name in listed if name.startswith(f"vectors/{index.kind}-"))
+        if names or damaged & {*index.names, *vectors}:
+            continue  # what is known to be damaged is not compared
+        try:
+            yield from _disagreements(store, manifest, index, vectors)
+        except (pa.ArrowException, StoreError, OSError, RuntimeError) as error:  # FAISS raises the last
+            yield f"The {index.kind} files of version {manifest.version} cannot be read to the end: {error}"
+    yield from _miscounts(store, manifest, damaged)
+
+
+def _miscounts(store: Store, manifest: Manifest, damaged: set[str]) -> Iterator[str]:
+    rows = {index.kind: index.rows for index in manifest.indexes}
+    for kind, count in manifest.counts.per_kind.items():
+        if rows.get(kind, 0) != count:
+            yield f"The manifest counts {count} {kind} assets, and their index has {rows.get(kind, 0)} rows."
+    letters = [entry for entry in manifest.files if entry.name.startswith("dead_letters/")]
+    if damaged & {entry.name for entry in letters}:
+        return
+    dead = 0
+    for entry in letters:
+        with store.open_read(f"{version_folder(manifest.version)}/{entry.name}") as file:
+            dead += pq.read_metadata(file).num_rows
+    if dead != manifest.counts.dead:
+        yield f"The manifest counts {manifest.counts.dead} dead letters, and {dead} are stored."
+
+
+def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors: list[str]) -> Iterator[str]:
+    """Goes through vectors, assets and index of a kind side by side, row by row; at most a sentence of each sort."""
+    prefix = version_folder(manifest.version)
+    stored = 0
+    for name in vectors:
+        with store.open_read(f"{prefix}/{name}") as file:
+            found = pq.read_metadata(file).num_rows
+        if manifest.file(name).rows not in {None, found}:
+            yield f"{prefix}/{name} must have {manifest.file(name).rows} rows, got {found}."
+        stored += found
+    for file_name, codes_name in index.parts:
+        if codes_name is None:
+            continue
+        with open_index(store, f"{prefix}/{codes_name}") as opened, store.open_read(f"{prefix}/{file_name}") as file:
+            rows = read_header(file, manifest.dimension)
+            if (opened.d, opened.ntotal) != (manifest.dimension, rows):
+                yield (
+                    f"{prefix}/{codes_name} must have {rows} rows of {manifest.dimension} dimensions, "
+                    f"got {opened.ntotal} of {opened.d}."
+                )
+    with store.open_read(f"{prefix}/{index.assets}") as assets_file, contextlib.ExitStack() as stack:
+        assets = pa.ipc.open_file(assets_file, options=pa.ipc.IpcReadOptions(use_threads=False))
+        listed = sum(assets.get_batch(i).num_rows for i in range(assets.num_record_batches))
+        files = [stack.enter_context(store.open_read(f"{prefix}/{name}")) for name in index.files]
+        codes = _Codes(files, manifest.dimension)
+        coded = codes.rows
+        if stored != index.rows:
+            yield f"The {index.kind} index has {index.rows} rows, and its vectors are {stored}."
+        if listed != index.rows or coded != index.rows:
+            yield f"The {index.kind} index has {index.rows} rows, its table of assets {listed} and its file {coded}."
+        if not stored == listed == coded:
+            return
+        told: set[str] = set()
+        ids = _Ids(assets)
+        row = 0
+        for name in vectors:
+            with store.open_read(f"{prefix}/{name}") as handle:
+                file = pq.ParquetFile(handle, pre_buffer=False, page_checksum_verification=True)
+                for group in range(file.num_row_groups):
+                    # Arrow's own threads may still hold a Python buffer when the interpreter ends, which kills it.
+                    table = file.read_row_group(group, columns=["asset_id", "embedding"], use_threads=False)
+                    for sort, sentence in _row_problems(table, ids, codes):
+                        if sort not in told:
+                            told.add(sort)
+                            yield f"{prefix}/{name}, row group {group} (rows {row} ff. of {index.kind}): {sentence}"
+                    row += len(table)
+
+
+def _row_problems(table: pa.Table, ids: "_Ids", codes: "_Codes") -> Iterator[tuple[str, str]]:
+    names, listed = table.column("asset_id").to_pylist(), ids.take(len(table))
+    if names != listed:
+        i = next(i for i, (one, other) in enumerate(zip(names, listed, strict=True)) if one != other)
+        yield "ids", f"the vector of {names[i]!r} stands where the table of assets has {listed[i]!r}."
+    vectors = vectors_of(table)
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    off = np.flatnonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE))  # so that NaN is off, too
+    if len(off):
+        yield "norm", f"the vector of {names[off[0]]!r} must have the norm 1, got {norms[off[0]]:.6g}."
+    if codes.read(len(vectors)) != encode(vectors).tobytes():
+        yield "codes", "the index holds other vectors than these."
+
+
+class _Codes:
+    """The fp16 codes of an index's files, one after the other."""
+
+    def __init__(self, files: Sequence[IO[bytes]], dimension: int) -> None:
+        self._row_bytes = 2 * dimension
+        self._left = [(file, read_header(file, dimension)) for file in files]
+        self.rows = sum(rows for _, rows in self._left)
+
+    def read(self, count: int) -> bytes:
+        """The next `count` rows, or those that are left."""
+        pieces = []
+        while count and self._left:
+            file, rows = self._left[0]
+            taken = min(count, rows)
+            pieces.append(file.read(taken * self._row_bytes))
+            count -= taken
+            self._left[0] = file, rows - taken
+            if taken == rows:
+                self._left.pop(0)
+        return b"".join(pieces)
+
+
+class _Ids:
+    """The ids of an assets file in the order of its rows, a batch in memory at a time."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._next_batch = 0
+        self._ids: list[str] = []
+
+    def take(self, count: int) -> list[str]:
+        while len(self._ids) < count and self._next_batch < self._file.num_record_batches:
+            self._ids += self._file.get_batch(self._next_batch).column("asset_id").to_pylist()
+            self._next_batch += 1
+        taken, self._ids = self._ids[:count], self._ids[count:]
+        return taken

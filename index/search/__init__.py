@@ -1,0 +1,1 @@
+"""Opens a catalog and searches it: numpy in, hits out."""

@@ -1,0 +1,92 @@
+"""Puts the best of each kind in one order, for many queries at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ...configs.errors import ArgumentError
+from ..versions.manifest import IndexEntry
+
+Merge = Literal["score", "quota", "standardised"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """The hits of many queries; arrays of (queries, width), best first."""
+
+    scores: npt.NDArray[np.float32]
+    kinds: npt.NDArray[np.int8]
+    """Positions in the mapping that was merged."""
+    rows: npt.NDArray[np.int64]
+    """Of `assets(kind)`; -1 where a query has fewer hits, and then in all columns to the right."""
+
+
+def check_merge(
+    merge: str, entries: Mapping[str, IndexEntry], query_kind: str | None
+) -> Mapping[str, tuple[float, float]]:
+    """The mean and standard deviation that `standardised` takes off each kind's scores; (0, 1) for other merges.
+
+    Raises:
+        ArgumentError: When `merge` is none, or lacks what it needs.
+    """
+    if merge not in {"score", "quota", "standardised"}:
+        raise ArgumentError(f"merge must be 'score', 'quota' or 'standardised', got {merge!r}.")
+    if merge != "standardised":
+        return dict.fromkeys(entries, (0.0, 1.0))
+    if query_kind is None:
+        raise ArgumentError("merge='standardised' needs query_kind='image' or 'text': the gap depends on it.")
+    figures = {}
+    for kind, entry in entries.items():
+        found = entry.scores.get(f"{query_kind}->{kind}")
+        if found is None:
+            raise ArgumentError(
+                f"merge='standardised' needs the figures of {query_kind}->{kind}, which this catalog lacks: "
+                f"it has no {query_kind} assets."
+            )
+        figures[kind] = (found.mean, found.std or 1.0)
+    return figures
+
+
+def merge_kinds(
+    found: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]],
+    k: int,
+    merge: Merge,
+    figures: Sequence[tuple[float, float]],
+) -> Merged:
+    """Merges the scores and rows of each kind, which are in order themselves.
+
+    Args:
+        found: Of each kind, scores float32 and rows int64, (queries, width); -1 for a row that is not there.
+        k: Hits for each query at most.
+        merge: `score`: by inner product; `quota`: the kinds take turns; `standardised`: by standard deviations above
+            the mean. Equal ones by inner product, then kind, then as they stand.
+        figures: Mean and standard deviation of each kind's scores.
+    """
+    if len(found) == 1:  # in order already, by whatever merge
+        only, places = found[0]
+        return Merged(scores=only[:, :k], kinds=np.zeros(places[:, :k].shape, np.int8), rows=places[:, :k])
+    queries = len(found[0][0])
+    scores = np.concatenate([scores for scores, _ in found], axis=1)
+    rows = np.concatenate([rows for _, rows in found], axis=1)
+    widths = [part.shape[1] for part, _ in found]
+    kinds = np.repeat(np.arange(len(found), dtype=np.int8), widths)
+    if merge == "quota":
+        ranks = np.concatenate([np.arange(width) for width in widths])
+        keys = np.broadcast_to(ranks.astype(np.float64), scores.shape).copy()
+    else:
+        means = np.repeat([mean for mean, _ in figures], widths)
+        deviations = np.repeat([std for _, std in figures], widths)
+        keys = -(scores.astype(np.float64) - means) / deviations
+    keys[rows < 0] = np.inf
+    # Both sorts keep the order of what is equal, and so kind and rank decide at last.
+    order = np.argsort(-scores, axis=1, kind="stable")
+    order = np.take_along_axis(order, np.argsort(np.take_along_axis(keys, order, 1), axis=1, kind="stable"), 1)
+    order = order[:, :k]
+    return Merged(
+        scores=np.take_along_axis(scores, order, 1),
+        kinds=np.broadcast_to(kinds, (queries, len(kinds)))[np.arange(queries)[:, None], order],
+        rows=np.take_along_axis(rows, order, 1),
+    )

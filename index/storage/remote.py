@@ -1,0 +1,235 @@
+"""Object stores through fsspec's drivers: how they are connected, what their errors say, and listings page by page."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+from fsspec.asyn import sync
+
+from ...configs.errors import ArgumentError
+
+_S3_ATTEMPTS = 4
+_DRIVERS = ("adlfs.", "aiobotocore.", "aiohttp.", "azure.", "botocore.", "gcsfs.", "google.auth.", "requests.", "s3fs.")
+"""Packages whose errors are a store's, also where they are no OSError."""
+_REFUSALS = {
+    "ClientAuthenticationError",
+    "CredentialRetrievalError",
+    "CredentialUnavailableError",
+    "DefaultCredentialsError",
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "RefreshError",
+    "TokenRetrievalError",
+    "UnauthorizedSSOTokenError",
+}
+_BARE = ("unable to connect to account", "Bad Request: ", "Forbidden: ")
+"""How messages begin that drivers give to errors without a type of their own."""
+
+
+def connect(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """The fsspec file system of `url`, without its listing caches and with bounded retries, and the path on it.
+
+    A failing request is asked again three to seven times within half a minute, by one layer: s3fs and botocore would
+    otherwise each repeat the other's repetitions, and Azure's client would wait for a minute and a half.
+
+    Raises:
+        ImportError: When the store's driver is not installed.
+        PermissionError: When there are no credentials to connect with.
+        ArgumentError: When nobody knows the protocol.
+    """
+    # Listing caches have returned files that are gone and sizes that were.
+    options = {"use_listings_cache": False, **options}
+    _choose_gcsfs()
+    is_s3 = fsspec.core.split_protocol(url)[0] in {"s3", "s3a"}
+    is_ours = (
+        is_s3 and "config_kwargs" not in options and not {"AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"} & os.environ.keys()
+    )
+    if is_ours:
+        options["config_kwargs"] = {"retries": {"mode": "standard", "total_max_attempts": _S3_ATTEMPTS}}
+    try:
+        with storage_errors(url):
+            fs, path = fsspec.url_to_fs(url, **options)
+    except ValueError as error:
+        if not str(error).startswith("Protocol not known"):
+            raise
+        raise ArgumentError(
+            f"{url} must be a path, or a URL of a protocol that fsspec knows, got another one."
+        ) from error
+    if is_ours:
+        fs.retries = 2
+    configuration = getattr(getattr(fs, "service_client", None), "_config", None)
+    if (policy := getattr(configuration, "retry_policy", None)) is not None:
+        policy.initial_backoff, policy.increment_base, policy.random_jitter_range = 1, 2, 1
+    return fs, str(path)
+
+
+def driver_class(protocol: str) -> Any:
+    """The class of a protocol's file systems. Imports the driver, and connects to nothing.
+
+    Raises:
+        ImportError: When it is not installed.
+        ValueError: When nobody knows the protocol.
+    """
+    _choose_gcsfs()
+    return fsspec.get_filesystem_class(protocol)
+
+
+def _choose_gcsfs() -> None:
+    """Before gcsfs is imported: without its way of asking over gRPC what sort of bucket each is.
+
+    No fork survives it, and emulators never answer.
+    """
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
+
+@contextlib.contextmanager
+def storage_errors(place: str) -> Iterator[None]:
+    """Errors of a store's driver leave as OSErrors of one sentence that names the `place`; all others pass."""
+    try:
+        yield
+    except Exception as error:
+        told = as_os_error(error, place)
+        if told is error:
+            raise
+        raise told from error
+
+
+def as_os_error(error: Exception, place: str) -> Exception:
+    """A driver's error as an OSError: PermissionError, FileNotFoundError or a plain one. Any other error as it is."""
+    text = str(error)
+    if isinstance(error, (FileNotFoundError, FileExistsError, PermissionError, ImportError)):
+        return error
+    # Some drivers wrap what their client raised in an error without a type of its own.
+    known = [e for e in (error.__cause__, error) if f"{type(e).__module__}.".startswith(_DRIVERS)]
+    if not known and not text.startswith(_BARE):
+        return error
+    statuses = {str(getattr(e, "status_code", "") or getattr(e, "code", "")) for e in known}
+    words = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no more was said'}"[:200]
+    if (
+        statuses & {"401", "403"}
+        or {type(e).__name__ for e in known} & _REFUSALS
+        or text.startswith(("unable to connect to account", "Forbidden: "))
+    ):
+        return PermissionError(
+            f"{place} was refused ({words}): give credentials that may use it where the cloud's own tools look for them"
+        )
+    if "404" in statuses:
+        return FileNotFoundError(f"{place} is not there ({words}): the bucket or container must exist")
+    return error if isinstance(error, OSError) else OSError(f"{place} cannot be used now ({words})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A piece of a listing, in the order of names."""
+
+    files: list[tuple[str, dict[str, Any]]]
+    """Path and what the store says of it: size, and etag or time."""
+    folders: list[str]
+    """Paths that are prefixes of others; only where a listing stops at them."""
+    token: str | None
+    """Asks for the next page; None when this is the last."""
+
+
+def has_pages(fs: Any) -> bool:
+    """Whether this file system's listings can be had in pages here. Others give one dictionary of everything."""
+    return _page_of(fs) is not None and not getattr(fs, "version_aware", False)
+
+
+def list_page(fs: Any, folder: str, token: str | None = None, *, is_flat: bool = True) -> Page:
+    """One page of what is below `folder`, in one request.
+
+    Args:
+        fs: A file system that `has_pages`.
+        folder: A bucket or container, or a path in it.
+        token: Of the page before; None: the first.
+        is_flat: Whether all below it is listed, and not only what stands in the folder itself.
+
+    Raises:
+        OSError: When the store does not answer; FileNotFoundError when it has no such bucket.
+    """
+    asked = _page_of(fs)
+    if asked is None:
+        raise ValueError(f"{type(fs).__name__} gives no pages.")
+    bucket, name, *_ = fs.split_path(folder)
+    prefix = f"{name.rstrip('/')}/" if name.strip("/") else ""
+    with storage_errors(folder):
+        page: Page = asked(fs, bucket, prefix, token, "" if is_flat else "/")
+    return page
+
+
+def _page_of(fs: Any) -> Any:
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    asked = {"s3": _page_of_s3, "gs": _page_of_gcs, "abfs": _page_of_azure}
+    return next((page for name, page in asked.items() if name in protocols), None)
+
+
+def _page_of_s3(fs: Any, bucket: str, prefix: str, token: str | None, delimiter: str) -> Page:
+    more = {"ContinuationToken": token} if token else {}
+    answer = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter=delimiter, **more, **fs.req_kw)
+    names = ("ETag", "LastModified")
+    return Page(
+        files=[
+            (f"{bucket}/{item['Key']}", {"size": item["Size"], **{key: item[key] for key in names if key in item}})
+            for item in answer.get("Contents", [])
+            if not item["Key"].endswith("/")
+        ],
+        folders=[f"{bucket}/{item['Prefix'].rstrip('/')}" for item in answer.get("CommonPrefixes", [])],
+        token=answer.get("NextContinuationToken") if answer.get("IsTruncated") else None,
+    )
+
+
+def _page_of_gcs(fs: Any, bucket: str, prefix: str, token: str | None, delimiter: str) -> Page:
+    names = ("etag", "md5Hash", "updated")
+    answer = fs.call(
+        "GET",
+        "b/{}/o",
+        bucket,
+        prefix=prefix or None,
+        delimiter=delimiter or None,
+        pageToken=token,
+        fields=f"nextPageToken,prefixes,items(name,size,{','.join(names)})",
+        json_out=True,
+    )
+    return Page(
+        files=[
+            (
+                f"{bucket}/{item['name']}",
+                {"size": int(item["size"]), **{key: item[key] for key in names if key in item}},
+            )
+            for item in answer.get("items", [])
+            if not item["name"].endswith("/")
+        ],
+        folders=[f"{bucket}/{name.rstrip('/')}" for name in answer.get("prefixes", [])],
+        token=answer.get("nextPageToken"),
+    )
+
+
+def _page_of_azure(fs: Any, bucket: str, prefix: str, token: str | None, delimiter: str) -> Page:
+    return sync(fs.loop, _azure_page, fs, bucket, prefix, token, delimiter)  # type: ignore[no-any-return]
+
+
+async def _azure_page(fs: Any, bucket: str, prefix: str, token: str | None, delimiter: str) -> Page:
+    files: list[tuple[str, dict[str, Any]]] = []
+    folders: list[str] = []
+    async with fs.service_client.get_container_client(bucket) as container:
+        # Each item takes ten kilobytes while a page is read; a page may have five thousand.
+        what: dict[str, Any] = {"name_starts_with": prefix, "include": ["metadata"], "results_per_page": 1000}
+        items = container.walk_blobs(delimiter=delimiter, **what) if delimiter else container.list_blobs(**what)
+        pages = items.by_page(token)
+        async for item in await anext(pages):
+            if not hasattr(item, "size"):
+                folders.append(f"{bucket}/{item.name.rstrip('/')}")
+            elif not _is_azure_folder(item):
+                info = {"size": item.size, "etag": item.etag, "last_modified": item.last_modified}
+                files.append((f"{bucket}/{item.name}", info))
+        return Page(files=files, folders=folders, token=pages.continuation_token or None)
+
+
+def _is_azure_folder(item: Any) -> bool:
+    """Accounts with a hierarchy list their folders as empty files with a mark."""
+    metadata = {name.lower(): value for name, value in (item.metadata or {}).items()}
+    return item.name.endswith("/") or "true" in {metadata.get("hdi_isfolder"), metadata.get("is_directory")}

@@ -1,0 +1,186 @@
+"""Vectors that were paid for earlier, found by what was embedded: the same content is never paid again."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ...configs.errors import CatalogError, StoreError
+from ..storage.store import Store
+from ..versions.files import check_file
+from ..versions.layout import UNITS, is_unit, version_folder
+from ..versions.manifest import IndexEntry, Manifest
+from .units import open_vectors, read_unit_footer
+
+_GROUPS_KEPT = 4
+_COLUMNS = ["content_sha256", "media_type", "width", "height", "prepared", "embedding"]
+_READERS = 8
+
+Keys = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaidVector:
+    """A vector and what is known of the picture or text that it was paid for."""
+
+    vector: npt.NDArray[np.float32]
+    """float32, (dimension,), unit norm."""
+    media_type: str
+    width: int | None
+    height: int | None
+    prepared: str | None
+
+
+@dataclass
+class _Contents:
+    """What there is of one kind: the rows of all its row groups, one behind the other."""
+
+    groups: list[tuple[str, int]] = field(default_factory=list)
+    """(file, row group)"""
+    sizes: list[int] = field(default_factory=list)
+    parts: list[Keys] = field(default_factory=list)
+    keys: Keys = field(default_factory=lambda: np.empty(0, np.uint64))
+    """Sorted."""
+    rows: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    starts: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def sort(self) -> None:
+        keys = np.concatenate(self.parts) if self.parts else np.empty(0, np.uint64)
+        order = np.argsort(keys, kind="stable")
+        self.keys, self.rows, self.parts = keys[order], order.astype(np.int64), []
+        self.starts = np.cumsum([0, *self.sizes])[:-1].astype(np.int64)
+
+
+class PaidVectors:
+    """Looks contents up in versions and unit files. 16 bytes of memory a row, and a few row groups; thread-safe.
+
+    A file that turns out damaged is treated as if it were not there: its contents are embedded anew.
+    """
+
+    def __init__(self, store: Store, manifests: Sequence[Manifest], recipe: str) -> None:
+        """Reads what contents there are.
+
+        Args:
+            store: The catalog.
+            manifests: Of the versions whose vectors may be taken over.
+            recipe: Of the units that may: what runs paid for that ended before they wrote a version.
+        """
+        self._store = store
+        self._contents: dict[str, _Contents] = {}
+        self._kept: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+        for manifest in manifests:
+            self._add_version(manifest)
+        self._add_units(recipe)
+        for contents in self._contents.values():
+            contents.sort()
+
+    def find(self, kind: str, content_sha256: str) -> PaidVector | None:
+        """The vector of an asset of this kind and content, if there is one."""
+        contents = self._contents.get(kind)
+        if contents is None:
+            return None
+        key = content_key(content_sha256)
+        first = int(np.searchsorted(contents.keys, key))
+        for at in range(first, len(contents.keys)):
+            if contents.keys[at] != key:
+                return None
+            row = int(contents.rows[at])
+            group = int(np.searchsorted(contents.starts, row, side="right")) - 1
+            try:
+                table = self._group(*contents.groups[group])
+            except (pa.ArrowException, OSError, KeyError):
+                continue
+            values = table.slice(row - int(contents.starts[group]), 1)
+            found = values.drop_columns(["embedding"]).to_pylist()[0]
+            if found.pop("content_sha256") == content_sha256:  # only the first 64 bits were compared so far
+                vector = np.array(values.column("embedding").chunk(0).flatten(), np.float32)
+                return PaidVector(vector=vector, **found)
+        return None
+
+    def _add_version(self, manifest: Manifest) -> None:
+        prefix = version_folder(manifest.version)
+        for index in manifest.indexes:
+            try:
+                parts = list(content_keys(self._store, manifest, index))
+                groups, sizes = [], []
+                names = [f.name for f in manifest.files if f.name.startswith(f"vectors/{index.kind}-")]
+                for name in sorted(names):
+                    with self._store.open_read(f"{prefix}/{name}") as file:
+                        metadata = open_vectors(file).metadata
+                    groups += [(f"{prefix}/{name}", g) for g in range(metadata.num_row_groups)]
+                    sizes += [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+            except (pa.ArrowException, OSError, StoreError, CatalogError):
+                continue
+            if sum(sizes) == sum(map(len, parts)):
+                contents = self._contents.setdefault(index.kind, _Contents())
+                contents.groups += groups
+                contents.sizes += sizes
+                contents.parts += parts
+
+    def _add_units(self, recipe: str) -> None:
+        names = [name for name in self._store.names(UNITS) if is_unit(name)]
+        with ThreadPoolExecutor(_READERS) as pool:
+            for name, found in zip(names, pool.map(lambda name: self._unit_keys(name, recipe), names), strict=True):
+                if found is not None:
+                    kind, keys = found
+                    contents = self._contents.setdefault(kind, _Contents())
+                    contents.groups.append((name, 0))
+                    contents.sizes.append(len(keys))
+                    contents.parts.append(keys)
+
+    def _unit_keys(self, name: str, recipe: str) -> tuple[str, Keys] | None:
+        try:
+            footer = read_unit_footer(self._store, name.removeprefix(f"{UNITS}/").removesuffix(".parquet"))
+            if footer is None or footer.recipe != recipe or not footer.rows:
+                return None
+            with self._store.open_read(name) as file:
+                table = _read_group(open_vectors(file), 0, ["kind", "content_sha256"])
+        except (pa.ArrowException, OSError, KeyError):
+            return None
+        return table.column("kind")[0].as_py(), _keys(table.column("content_sha256"))
+
+    def _group(self, name: str, number: int) -> pa.Table:
+        with self._lock:
+            if (name, number) in self._kept:
+                self._kept.move_to_end((name, number))
+                return self._kept[name, number]
+            with self._store.open_read(name) as file:
+                self._kept[name, number] = _read_group(open_vectors(file), number, _COLUMNS).combine_chunks()
+            while len(self._kept) > _GROUPS_KEPT:
+                self._kept.popitem(last=False)
+            return self._kept[name, number]
+
+
+def content_keys(store: Store, manifest: Manifest, index: IndexEntry) -> Iterator[Keys]:
+    """The first 64 bits of the content of each row of a kind, by batch.
+
+    Raises:
+        StoreError: When the table of assets is missing or damaged: who reads one that is not proved may crash.
+    """
+    problem = check_file(store, manifest.version, manifest.file(index.assets))
+    if problem:
+        raise StoreError(problem)
+    with store.open_read(f"{version_folder(manifest.version)}/{index.assets}") as file:
+        reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(use_threads=False))
+        column = reader.schema.get_field_index("content_sha256")
+        for i in range(reader.num_record_batches):
+            yield _keys(reader.get_batch(i).column(column))
+
+
+def _read_group(file: Any, number: int, columns: list[str]) -> pa.Table:
+    return file.read_row_group(number, columns=columns, use_threads=False)
+
+
+def _keys(column: pa.Array | pa.ChunkedArray) -> Keys:
+    return np.array([content_key(s) for s in column.to_pylist()], np.uint64)
+
+
+def content_key(content_sha256: str) -> np.uint64:
+    return np.uint64(int(content_sha256[:16], 16))

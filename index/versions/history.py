@@ -1,0 +1,80 @@
+"""What versions a catalog has: which one is in force, which was before it, and what each amounts to."""
+
+from dataclasses import dataclass
+
+from ...configs.errors import CatalogError
+from ..storage.store import Store
+from .latest import Latest, published_manifest
+from .layout import manifest_name
+from .manifest import Manifest, read_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionInfo:
+    """A version that has a manifest, or that LATEST.json names."""
+
+    version: str
+    is_published: bool
+    size_bytes: int
+    """Of all that lies in its folder."""
+    modified_s: float | None
+    """When its newest file was written, by the storage's clock; None where that does not say."""
+    manifest: Manifest | None
+    damage: str | None
+    """Why there is no `manifest`, in a sentence."""
+
+
+def existing_versions(store: Store) -> list[str]:
+    """The versions that have a manifest, published or not, oldest first."""
+    names = (name.split("/") for name in store.names("versions"))
+    return [parts[1] for parts in names if len(parts) == 3 and parts[2] == "manifest.json"]
+
+
+def list_versions(store: Store, published: Latest | None) -> list[VersionInfo]:
+    """All versions, oldest first; their manifests are read, their other files only listed.
+
+    Args:
+        store: The catalog.
+        published: LATEST.json; None where nothing is published, or it is damaged.
+    """
+    sizes: dict[str, int] = {}
+    times: dict[str, list[float]] = {}
+    found = set() if published is None else {published.version}
+    for file in store.listing("versions"):
+        version = file.name.split("/")[1]
+        sizes[version] = sizes.get(version, 0) + file.size_bytes
+        if file.modified_s is not None:
+            times.setdefault(version, []).append(file.modified_s)
+        if file.name == manifest_name(version):
+            found.add(version)
+    versions = []
+    for version in sorted(found):
+        is_published = published is not None and published.version == version
+        manifest, damage = None, None
+        try:
+            manifest = read_manifest(store, version, published.manifest_sha256 if published and is_published else None)
+        except CatalogError as error:
+            damage = str(error)
+        versions.append(
+            VersionInfo(
+                version=version,
+                is_published=is_published,
+                size_bytes=sizes.get(version, 0),
+                modified_s=max(times.get(version, []), default=None),
+                manifest=manifest,
+                damage=damage,
+            )
+        )
+    return versions
+
+
+def version_before(store: Store) -> str:
+    """The version that was in force when the published one was made.
+
+    Raises:
+        CatalogError: When there is none, or nothing is published.
+    """
+    manifest = published_manifest(store)
+    if manifest.previous is None:
+        raise CatalogError(f"{store.url} has no version before {manifest.version}, which is its first.")
+    return manifest.previous

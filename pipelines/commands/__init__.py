@@ -1,0 +1,1 @@
+"""How a command is spelt: arguments, options, and what is printed."""

@@ -1,0 +1,464 @@
+"""The command line. Exit codes are a contract: see `ExitCode`."""
+
+import contextlib
+import io
+import itertools
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from ... import __version__
+from ...configs import RunConfig, load_config
+from ...configs.address import ApiAddress
+from ...configs.errors import ConfigError
+from ...configs.load import load_search_job
+from ...configs.search_schema import SearchJob
+from ...index.versions.lease import release_all
+from ..console.endings import Speaker, ending_of_error, ending_of_report, ending_of_search, ending_of_signal
+from ..console.logs import EVENTS, LogFormat, set_format, tell
+from ..console.options import (
+    ApiKeyEnv,
+    BaseUrl,
+    BeamOptions,
+    CatalogUrl,
+    ConfigFile,
+    Json,
+    LogLines,
+    MaxCost,
+    MaxRequests,
+    ProgressEvery,
+    Quiet,
+    Set,
+    check_file,
+)
+from .export import export
+from .quality import evaluate, look
+from .serve import serve
+from .versions import versions
+
+if TYPE_CHECKING:
+    from ...transforms.reports.report import Report
+    from ..console.progress import Watch
+
+app = typer.Typer(
+    help="Embed pictures and texts with epithre-embed, keep them as Parquet, search them with FAISS.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(versions, name="versions")
+
+_speaker = Speaker()
+"""Whoever ends the program says so through this: the end of a command, its failure, or a signal."""
+
+
+def console() -> NoReturn:
+    """The console script.
+
+    It ends the process with the code that was told and does not return: threads of Arrow and Beam have aborted
+    interpreters on their way out, after all was done.
+    """
+    code = main()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a reader that is gone, as of `| head`
+            stream.flush()
+    os._exit(code)
+
+
+def main() -> int:
+    """Runs a command; every expected failure is a sentence on standard error. Returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        with contextlib.suppress(OSError):
+            sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: a terminal may not know every letter
+    logging.basicConfig(level=logging.WARNING)
+    set_format(LogFormat.TEXT)
+    if "--debug" in sys.argv[1:]:
+        logging.getLogger().setLevel(logging.INFO)
+    else:
+        # Beam logs a failure with its traceback, and again on the way up; here it becomes one sentence.
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        logging.lastResort = None
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(lambda record: not record.getMessage().startswith("apitools not found"))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stopped)
+    _speaker.as_json = _wants_document(sys.argv[1:])
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        ending = ending_of_error(error)
+        if is_usage := hasattr(error, "show"):
+            error.show()  # a wrong command line, in the words of its parser
+        _speaker.end(ending, has_sentence=not is_usage)
+        return int(ending.exit_code)
+    return code if isinstance(code, int) else 0
+
+
+def _wants_document(arguments: Sequence[str]) -> bool:
+    """Whether this is a run that promised a document, known before its command line is read: that may be wrong."""
+    arguments = list(itertools.takewhile(lambda argument: argument != "--", arguments))
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    return command in {"run", "retry-failed", "index", "search-batch"} and "--json" in arguments
+
+
+def _stopped(number: int, _: Any) -> None:
+    """SIGTERM and Ctrl-C end at once. What was finished is on disk, whole; nothing else would survive a slower end."""
+    if _speaker.is_over:
+        return  # the program is at its end anyway
+    _speaker.end(ending_of_signal(number, is_run=_speaker.is_run))
+    release_all()  # or the next run, on another machine perhaps, would have to wait for the lease to end
+    os._exit(128 + number)
+
+
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        _print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Log what the runner does, with tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    beam_options: BeamOptions = None,
+    set_: Set = None,
+    max_requests: MaxRequests = None,
+    max_cost: MaxCost = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    log_format: LogLines = None,
+    progress_every: ProgressEvery = 30.0,
+) -> int:
+    """Embed the assets of CONFIG, build the indexes, measure them, publish a new version of the catalog."""
+    overrides = [*(set_ or []), *_limits(max_requests, max_cost)]
+    voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
+    return _run("run", config, overrides, beam_options, voice)
+
+
+@app.command("retry-failed")
+def retry_failed(
+    config: ConfigFile,
+    beam_options: BeamOptions = None,
+    set_: Set = None,
+    max_requests: MaxRequests = None,
+    max_cost: MaxCost = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    log_format: LogLines = None,
+    progress_every: ProgressEvery = 30.0,
+) -> int:
+    """Run CONFIG again and send only its dead letters, whatever their reason was."""
+    overrides = [*(set_ or []), *_limits(max_requests, max_cost), "embed.retry_dead=true"]
+    voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
+    return _run("retry-failed", config, overrides, beam_options, voice)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voice:
+    """How a run says what it does."""
+
+    as_json: bool
+    quiet: bool
+    log_format: LogFormat | None
+    progress_every_s: float
+
+    @property
+    def lines(self) -> LogFormat | None:
+        """The format of its log lines; None when it shows a person a bar instead, or nothing."""
+        if self.log_format is None and (self.quiet or sys.stderr.isatty()):
+            return None
+        if self.quiet and self.log_format is LogFormat.TEXT:
+            return None
+        return self.log_format or LogFormat.TEXT
+
+
+def _run(command: str, path: Path, overrides: Sequence[str], beam_options: Sequence[str] | None, voice: Voice) -> int:
+    _begin(voice)
+    job = _load(path, overrides)
+    options = _beam_options(beam_options)
+    secrets = [os.environ.get(name or "", "").strip() for name in (job.embed.api_key_env, job.embed.redis_password_env)]
+    _speaker.secrets = secrets
+    set_format(voice.lines or LogFormat.TEXT, secrets)
+    from ..jobs.launch import Runner
+    from ..jobs.run import run as run_job
+
+    tell("started", command=command, config=str(path), catalog=job.catalog, process=os.getpid())
+
+    def write(watch: "Watch") -> "Report":
+        return run_job(job, Runner(beam_options=options, watch=watch))
+
+    return _watched(job.catalog, voice, job.embed.lanes, write)
+
+
+def _begin(voice: Voice) -> None:
+    """What a command that writes a version says goes where it is wanted from now on."""
+    _speaker.log_format = voice.lines
+    _speaker.is_run = True
+    set_format(voice.lines or LogFormat.TEXT)
+    logging.captureWarnings(capture=True)
+    if voice.lines is not None:
+        logging.getLogger(EVENTS).setLevel(logging.WARNING if voice.quiet else logging.INFO)
+    else:
+        logging.getLogger(EVENTS).setLevel(logging.CRITICAL)  # a person sees the bar and the summary instead
+
+
+def _watched(catalog: str, voice: Voice, lanes: int, write: Callable[["Watch"], "Report"]) -> int:
+    """Shows how a version is written and how that ended. Returns the exit code."""
+    from ..console.progress import print_summary
+
+    with _shown(voice, lanes) as watch:
+        report = write(watch)
+        watch.tell_end(report)
+    ending = ending_of_report(report, catalog)
+    if not voice.as_json and not voice.quiet:
+        print_summary(Console(), report, catalog)
+    _speaker.end(ending)
+    return int(ending.exit_code)
+
+
+def _shown(voice: Voice, lanes: int) -> contextlib.AbstractContextManager["Watch"]:
+    from ..console.progress import shown
+
+    as_lines = voice.lines is not None
+    return shown(
+        Console(stderr=True), quiet=voice.quiet, as_lines=as_lines, lanes=lanes, every_s=voice.progress_every_s
+    )
+
+
+@app.command()
+def index(
+    catalog: CatalogUrl,
+    beam_options: BeamOptions = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. index.target_recall=0.99."),
+    ] = None,
+    folder: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="FOLDER", help="Parquet files with `id`, `kind` and vectors, or one; any fsspec URL."
+        ),
+    ] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="--from: the column of vectors; absent: `embedding` or `vector`."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="--from: what made the vectors.")] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:TYPE", help="--from: a column that is kept with each asset, e.g. price:double."),
+    ] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build even where the settings are what they were.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    log_format: LogLines = None,
+    progress_every: ProgressEvery = 30.0,
+) -> int:
+    """Build a version of CATALOG from the vectors that are there, with other index settings; nothing is sent."""
+    voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
+    _begin(voice)
+    options = _beam_options(beam_options)
+    if folder is None and (embedding or model or metadata):
+        raise ConfigError("--embedding, --model and --metadata go with --from FOLDER: they say what the vectors are.")
+    from ..jobs.build_index import build_index, import_vectors
+    from ..jobs.launch import Runner
+
+    def write(watch: "Watch") -> "Report":
+        runner = Runner(beam_options=options, watch=watch)
+        if folder is None:
+            return build_index(catalog, set_ or (), rebuild=rebuild, runner=runner)
+        return import_vectors(
+            catalog, folder, set_ or (), embedding=embedding, model=model, metadata=metadata or (), runner=runner
+        )
+
+    tell("started", command="index", catalog=catalog, process=os.getpid())
+    return _watched(catalog, voice, 0, write)
+
+
+@app.command()
+def plan(config: ConfigFile, set_: Set = None, as_json: Json = False) -> None:
+    """Show what a run of CONFIG would do: what changed, requests, minutes, cost. Nothing is read, sent or written."""
+    from ..jobs.estimate import estimate, plan_table
+
+    found = estimate(_load(config, set_))
+    if as_json:
+        _print(json.dumps(found.to_dict()))
+        return
+    Console().print(plan_table(found))
+
+
+@app.command()
+def search(
+    catalog: CatalogUrl,
+    text: Annotated[list[str] | None, typer.Option(help="A sentence; may be given several times.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture's file; may be given several times.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Hits for each query.")] = 10,
+    kind: Annotated[list[str] | None, typer.Option(help="Look only among `image` or `text`.")] = None,
+    where: Annotated[
+        str | None, typer.Option(metavar="JSON", help='A condition, e.g. \'{"lang": "id", "price": {"$lt": 10}}\'.')
+    ] = None,
+    merge: Annotated[str, typer.Option(help="Order over both kinds: score, quota or standardised.")] = "score",
+    base_url: BaseUrl = None,
+    api_key_env: ApiKeyEnv = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the pictures to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search CATALOG by sentences and pictures."""
+    from ..jobs.search import hits_json, left_out, named_queries, print_hits, write_page
+    from ..jobs.search import search as search_catalog
+
+    queries = named_queries(text or [], image or [])
+    if not queries:
+        raise ConfigError("search needs a query: give --text SENTENCE or --image FILE.")
+    if not 1 <= k <= 10_000:
+        raise ConfigError(f"-k must be from 1 to 10000, got {k}.")
+    for name in kind or []:
+        if name not in {"image", "text"}:
+            raise ConfigError(f"--kind must be image or text, got {name!r}.")
+    if merge not in {"score", "quota", "standardised"}:
+        raise ConfigError(f"--merge must be score, quota or standardised, got {merge!r}.")
+    check_file("--html", html)
+    opened, results = search_catalog(
+        catalog,
+        queries,
+        k=k,
+        kinds=kind or None,  # type: ignore[arg-type]  # checked above
+        where=where,
+        merge=merge,  # type: ignore[arg-type]  # checked above
+        address=ApiAddress(base_url=base_url, api_key_env=api_key_env),
+    )
+    if html is not None:
+        write_page(html, queries, results, opened)
+    if as_json:
+        _print(hits_json(queries, results, opened.version))
+    else:
+        print_hits(Console(), queries, results)
+        for sentence in [] if where is None else left_out(opened, kind or None, where):  # type: ignore[arg-type]
+            Console(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command("search-batch")
+def search_batch(
+    config: ConfigFile,
+    beam_options: BeamOptions = None,
+    set_: Set = None,
+    max_requests: MaxRequests = None,
+    max_cost: MaxCost = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    log_format: LogLines = None,
+    progress_every: ProgressEvery = 30.0,
+) -> int:
+    """Search a catalog by many queries: those of CONFIG in, Parquet of hits out. See docs/searching.md."""
+    voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
+    _begin(voice)
+    job = load_search_job(config, [*(set_ or ()), *_limits(max_requests, max_cost)])
+    options = _beam_options(beam_options)
+    names = (job.embed.get("api_key_env", "EPITHRE_KEY"), job.embed.get("redis_password_env"))
+    _speaker.secrets = [os.environ.get(str(name or ""), "").strip() for name in names]
+    set_format(voice.lines or LogFormat.TEXT, _speaker.secrets)
+    from ..jobs.launch import Runner
+    from ..jobs.search_batch import search_batch as search_all
+
+    tell("started", command="search-batch", config=str(config), catalog=job.catalog, process=os.getpid())
+    with _shown(voice, 1 if job.queries else 0) as watch:
+        report = search_all(job, Runner(beam_options=options, watch=watch))
+        watch.tell_searched(report)
+    ending = ending_of_search(report, job.output)
+    if not as_json and not quiet and not ending.exit_code:
+        Console().print(ending.message, highlight=False, markup=False, soft_wrap=True)
+    _speaker.end(ending)
+    return int(ending.exit_code)
+
+
+app.command()(serve)
+app.command()(evaluate)
+app.command()(look)
+app.command()(export)
+
+
+@app.command()
+def emulator(
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any free one.")] = 8080,
+    model: Annotated[str, typer.Option(help="attributes (knows colours and shapes) or hash (fast).")] = "attributes",
+    settings: Annotated[
+        Path | None, typer.Option(help="A YAML file with limits and faults: see emulator/settings.py for their names.")
+    ] = None,
+) -> None:
+    """Serve the API on loopback until interrupted. The line it prints has its address and its key."""
+    from ...transforms.epithre.emulator.__main__ import main as serve
+
+    if model not in {"attributes", "hash"}:
+        raise ConfigError(f"--model must be attributes or hash, got {model!r}.")
+
+    arguments = [f"--port={port}", f"--model={model}", *([f"--settings={settings}"] if settings else [])]
+    try:
+        raise typer.Exit(serve(arguments))
+    except OSError as error:
+        raise ConfigError(f"--port {port} cannot be served: {error.strerror or error}.") from error
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where the pictures, the job and the catalog go.")
+    ] = Path("demo"),
+    pictures: Annotated[int, typer.Option(help="How many to draw.")] = 400,
+) -> None:
+    """Draw pictures, run the main job on the emulator, search, and write a page with the results."""
+    from ..jobs.demo import run_demo
+
+    run_demo(folder, pictures, Console())
+
+
+@app.command()
+def schema(
+    of_search: Annotated[bool, typer.Option("--search-batch", help="That of a bulk search instead of a run.")] = False,
+) -> None:
+    """Print the JSON Schema of a job's YAML, for editors."""
+    _print(json.dumps((SearchJob if of_search else RunConfig).model_json_schema(), indent=2))
+
+
+def _limits(max_requests: int | None, max_cost: float | None) -> list[str]:
+    limits = {"embed.max_requests": max_requests, "embed.max_cost": max_cost}
+    return [f"{name}={value}" for name, value in limits.items() if value is not None]
+
+
+def _load(path: Path, overrides: Sequence[str] | None) -> RunConfig:
+    return load_config(path, overrides or ())
+
+
+def _beam_options(options: Sequence[str] | None) -> list[str]:
+    for option in options or []:
+        if not option.startswith("--"):
+            raise ConfigError(f"Beam's options follow `--` and begin with two dashes, got {option!r}.")
+    return list(options or [])
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,81 @@
+"""The command `epithre-beam export`: a version of a catalog as another tool wants it."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+
+from ...configs.words import of_count, of_size
+from ...index.storage.store import Store
+from ..console.logs import escaped
+from ..console.options import CatalogUrl, Json
+from ..jobs.places import misplaced
+
+Progress = Callable[[int, int], None]
+
+
+def export(
+    catalog: CatalogUrl,
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="New or empty; a path or an fsspec URL.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORM", help="faiss, clip-retrieval or pgvector.")],
+    kind: Annotated[list[str] | None, typer.Option(help="Only `image` or `text`.")] = None,
+    version: Annotated[str | None, typer.Option(help="One of `versions list`; absent: the published one.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished export in FOLDER.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a version of CATALOG into FOLDER as stock FAISS files, for clip-retrieval, or for pgvector."""
+    from ...index.export.export import export_catalog
+
+    target = Store(folder)
+    try:
+        with _shown(quiet=quiet or as_json) as progress:
+            done = export_catalog(
+                Store(catalog),
+                target,
+                to,  # type: ignore[arg-type]  # checked there
+                kinds=kind or (),
+                version=version,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    except OSError as error:
+        if target.is_local and str(error.filename or "").startswith(target.path("")):
+            raise misplaced("FOLDER", target, error) or error from error
+        raise
+    if as_json:
+        sys.stdout.write(json.dumps(done, ensure_ascii=False) + "\n")
+    elif not quiet:
+        _print_summary(folder, done)
+
+
+@contextlib.contextmanager
+def _shown(*, quiet: bool) -> Iterator[Progress | None]:
+    """A bar for a person, as long as the block runs; nothing where nobody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("exporting"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("exporting", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_summary(folder: str, done: dict[str, Any]) -> None:
+    kinds = ", ".join(f"{facts['rows']:,} {kind}" for kind, facts in done["kinds"].items())
+    lines = [f"{done['version']} → {folder}: {kinds}, for {done['form']}"]
+    lines += [f"  {file['name']}  {of_size(file['size_bytes'])}" for file in done["files"]]
+    for kind, facts in done["kinds"].items():
+        if nuls := facts.get("replaced_nuls"):
+            lines.append(
+                f"  {of_count(nuls, 'NUL character')} of {kind} became U+FFFD: PostgreSQL's text cannot hold them"
+            )
+    sys.stdout.write("".join(f"{escaped(line)}\n" for line in lines))

@@ -1,0 +1,139 @@
+"""The commands that show what a catalog is worth: `evaluate` by labelled queries, `look` by eye."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ...configs.address import ApiAddress
+from ...configs.errors import ConfigError
+from ...configs.words import of_count
+from ..console.options import ApiKeyEnv, BaseUrl, CatalogUrl, Json, check_file
+
+_LONGEST_LIST = 100
+_MERGES = {"score", "quota", "standardised"}
+
+
+def _lengths(words: str) -> tuple[int, ...]:
+    try:
+        ks = sorted({int(word) for word in words.split(",")})
+    except ValueError:
+        ks = [0]
+    if not 1 <= ks[0] <= ks[-1] <= _LONGEST_LIST:
+        raise ConfigError(f"-k must be whole numbers from 1 to {_LONGEST_LIST}, as in 1,5,10, got {words!r}.")
+    return tuple(ks)
+
+
+def evaluate(
+    catalog: CatalogUrl,
+    pairs: Annotated[Path, typer.Option(metavar="FILE", help="Labelled pairs: csv, jsonl or parquet.")],
+    against: Annotated[str | None, typer.Option(metavar="CATALOG", help="Compare with this one.")] = None,
+    version: Annotated[str | None, typer.Option(help="Of CATALOG; absent: the published one.")] = None,
+    against_version: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="Compare with this version, of --against or of CATALOG.")
+    ] = None,
+    k: Annotated[str, typer.Option("-k", metavar="K,…", help="Lengths of list, up to 100.")] = "1,5,10",
+    merge: Annotated[
+        str | None, typer.Option(help="Also judge the list of both kinds: score, quota or standardised.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    drop_unknown: Annotated[
+        bool, typer.Option("--drop-unknown", help="Leave out pairs whose query or asset is in no version judged.")
+    ] = False,
+    base_url: BaseUrl = None,
+    api_key_env: ApiKeyEnv = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots and the queries that fail.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how well CATALOG answers labelled queries, and tell the model's error from the index's."""
+    if merge is not None and merge not in _MERGES:
+        raise ConfigError(f"--merge must be score, quota or standardised, got {merge!r}.")
+    if not 0 < confidence < 1:
+        raise ConfigError(f"--confidence must be between 0 and 1, such as 0.95, got {confidence:g}.")
+    check_file("--html", html)
+    if html is not None:  # what the page needs, before anything is sent
+        import matplotlib  # noqa: F401
+    from ..jobs.evaluate import CatalogPlace, Question, print_evaluation, write_page
+    from ..jobs.evaluate import evaluate as judge
+
+    question = Question(
+        pairs=pairs,
+        ks=_lengths(k),
+        merge=merge,  # type: ignore[arg-type]  # checked above
+        confidence=confidence,
+        drop_unknown=drop_unknown,
+        address=ApiAddress(base_url=base_url, api_key_env=api_key_env),
+    )
+    places = [CatalogPlace(catalog, version)]
+    if against is not None or against_version is not None:
+        places.append(CatalogPlace(against or catalog, against_version))
+    document = judge(places, question)
+    if html is not None:
+        write_page(html, document)
+    if as_json:
+        sys.stdout.write(json.dumps(document, ensure_ascii=False, default=str) + "\n")
+    else:
+        print_evaluation(Console(), document)
+
+
+def look(
+    catalog: CatalogUrl,
+    text: Annotated[list[str] | None, typer.Option(help="A sentence; may be given several times.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture's file; may be given several times.")] = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="The hits laid out: out.png, or out.html.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Hits for each query.")] = 8,
+    kind: Annotated[list[str] | None, typer.Option(help="Look only among `image` or `text`.")] = None,
+    merge: Annotated[str, typer.Option(help="Order over both kinds: score, quota or standardised.")] = "score",
+    map_: Annotated[
+        Path | None, typer.Option("--map", metavar="FILE", help="The catalog in two dimensions: map.html.")
+    ] = None,
+    points: Annotated[int, typer.Option(help="--map: assets that are drawn, at most.")] = 5000,
+    align: Annotated[
+        bool, typer.Option("--align/--no-align", help="--map: take the mean of each kind away first.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="--map: of the draw and of the projection.")] = 0,
+    base_url: BaseUrl = None,
+    api_key_env: ApiKeyEnv = None,
+) -> None:
+    """Look at CATALOG: a contact sheet of the hits of some queries, or a map of its assets."""
+    queries = [*(text or []), *(image or [])]
+    if sheet is None and map_ is None:
+        raise ConfigError("look needs something to write: give --sheet FILE.png with a query, or --map FILE.html.")
+    if map_ is not None and map_.suffix.lower() not in {".html", ".htm"}:
+        raise ConfigError(f"--map must name an HTML page, such as map.html, got {str(map_)!r}.")
+    if (sheet is not None) != bool(queries):
+        raise ConfigError("A sheet goes with queries: give --sheet FILE with --text SENTENCE or --image FILE.")
+    if sheet is not None and sheet.suffix.lower() not in {".png", ".html"}:
+        raise ConfigError(f"--sheet must end in .png or .html, got {str(sheet)!r}.")
+    if not 1 <= k <= _LONGEST_LIST:
+        raise ConfigError(f"-k must be from 1 to {_LONGEST_LIST}, got {k}.")
+    if merge not in _MERGES:
+        raise ConfigError(f"--merge must be score, quota or standardised, got {merge!r}.")
+    for name in kind or []:
+        if name not in {"image", "text"}:
+            raise ConfigError(f"--kind must be image or text, got {name!r}.")
+    if not 1 <= points <= 20_000:
+        raise ConfigError(f"--points must be from 1 to 20000, got {points}.")
+    if not 0 <= seed < 1 << 32:
+        raise ConfigError(f"--seed must be from 0 to {(1 << 32) - 1}, got {seed}.")
+    check_file("--sheet", sheet)
+    check_file("--map", map_)
+    from ..jobs.look import make_map, make_sheet
+    from ..jobs.search import named_queries
+
+    if sheet is not None:
+        make_sheet(
+            catalog,
+            sheet,
+            named_queries(text or [], image or []),
+            k=k,
+            kinds=kind or None,  # type: ignore[arg-type]  # checked above
+            merge=merge,  # type: ignore[arg-type]  # checked above
+            address=ApiAddress(base_url=base_url, api_key_env=api_key_env),
+        )
+        sys.stdout.write(f"{sheet}: {of_count(len(queries), 'query', 'queries')}\n")
+    if map_ is not None:
+        sys.stdout.write(make_map(catalog, map_, points=points, is_aligned=align, seed=seed) + "\n")

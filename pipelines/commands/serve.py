@@ -1,0 +1,101 @@
+"""The command `epithre-beam serve`."""
+
+import asyncio
+import gc
+import ipaddress
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...configs.errors import ConfigError
+from ..console.options import ApiKeyEnv, BaseUrl, CatalogUrl, Json
+
+if TYPE_CHECKING:
+    from ..serve.settings import ServeSettings
+
+_SHORTEST_TOKEN = 16
+
+
+def serve(
+    catalog: CatalogUrl,
+    host: Annotated[
+        str, typer.Option(help="The address to listen at; others than loopback are seen by others.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any free one.")] = 8000,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A name that is answered to; may be given several times.")
+    ] = None,
+    token_env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The variable with a token that each request must carry.")
+    ] = None,
+    base_url: BaseUrl = None,
+    api_key_env: ApiKeyEnv = None,
+    max_upload_mb: Annotated[float, typer.Option(min=0.001, help="A picture's size at most.")] = 10.0,
+    max_concurrency: Annotated[int, typer.Option(min=1, help="Requests that are answered at the same time.")] = 64,
+    rate: Annotated[int, typer.Option(min=0, help="Searches of one client a minute; 0: any number.")] = 300,
+    trust_proxy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="Whose X-Forwarded-For is believed; may be given several times."),
+    ] = None,
+    follow_every: Annotated[
+        float, typer.Option(metavar="S", min=0.05, help="Seconds between looks for a new version.")
+    ] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Serve CATALOG: a JSON API and a page to search it by sentences and pictures. Ctrl-C ends it."""
+    from ..serve.settings import ServeSettings
+
+    settings = ServeSettings(
+        catalog=catalog,
+        host=host,
+        port=port,
+        allowed_hosts=tuple(allow_host or ()),
+        token=None if token_env is None else _token(token_env),
+        base_url=base_url,
+        api_key_env=api_key_env,
+        max_upload_bytes=int(max_upload_mb * 1_000_000),
+        max_concurrency=max_concurrency,
+        requests_per_minute=rate,
+        trusted_proxies=tuple(map(_network, trust_proxy or ())),
+        follow_every_s=follow_every,
+    )
+    asyncio.run(_serve(settings, as_json=as_json))
+
+
+def _network(address: str) -> str:
+    try:
+        ipaddress.ip_network(address)
+    except ValueError as error:
+        raise ConfigError(f"--trust-proxy must be an IP address or network, got {address!r}: {error}.") from error
+    return address
+
+
+async def _serve(settings: "ServeSettings", *, as_json: bool) -> None:
+    from ..serve.app import create_app
+    from ..serve.server import Server, listen, url_of
+
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        with listen(settings) as listening:
+            version = app.state.service.catalog.version
+            url = url_of(listening)
+            said = json.dumps({"url": url, "version": version}) if as_json else f"serving {version} at {url}"
+            gc.collect()
+            gc.freeze()  # what is there now stays: to look through it now and then would hold requests up
+            sys.stdout.write(said + "\n")
+            sys.stdout.flush()
+            await Server(app, settings).serve(sockets=[listening])
+
+
+def _token(name: str) -> str:
+    """Raises ConfigError when the variable holds none that is worth its name."""
+    token = os.environ.get(name, "").strip()
+    if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"--token-env names the environment variable {name}, which must hold at least {_SHORTEST_TOKEN} printable "
+            "ASCII characters without spaces: `openssl rand -hex 32` makes a token."
+        )
+    return token

@@ -1,0 +1,248 @@
+"""The commands of `epithre-beam versions`: what a catalog has, whether it is whole, and which version is in force."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from ...configs.errors import CatalogError, ConfigError
+from ...configs.words import of_count
+from ...index.publish.prune import Piece
+from ...index.publish.publish import publish
+from ...index.storage.store import Store
+from ...index.versions.history import VersionInfo, existing_versions, list_versions, version_before
+from ...index.versions.latest import nothing_published, published_manifest, read_latest
+from ...index.versions.layout import LATEST
+from ...index.versions.manifest import read_manifest
+from ..console.options import CatalogUrl, DryRun, Json
+
+versions = typer.Typer(help="List, verify, compare, publish and prune a catalog's versions.", no_args_is_help=True)
+
+
+@versions.command("list")
+def list_(catalog: CatalogUrl, as_json: Json = False) -> None:
+    """List the versions, the published one marked."""
+    store = Store(catalog)
+    damage, latest = None, None
+    try:
+        latest = read_latest(store)
+    except CatalogError as error:
+        damage = error  # the versions are what it is mended from
+    found = list_versions(store, latest)
+    if not found and damage is None:
+        raise nothing_published(store)
+    if as_json:
+        _print(json.dumps([_row(info) for info in found], ensure_ascii=False))
+    else:
+        for info in found:
+            _print_version(info)
+    if damage is not None:
+        raise damage
+
+
+def _row(info: VersionInfo) -> dict[str, Any]:
+    manifest = info.manifest
+    row: dict[str, Any] = {
+        "version": info.version,
+        "is_published": info.is_published,
+        "size_bytes": info.size_bytes,
+        "damage": info.damage,
+        "created_at": None,
+        "model": None,
+        "per_kind": {},
+        "dead": None,
+        "held_back": [],
+        "previous": None,
+    }
+    if manifest is not None:
+        row |= {
+            "created_at": manifest.created_at,
+            "model": manifest.made_by.name,
+            "per_kind": manifest.counts.per_kind,
+            "dead": manifest.counts.dead,
+            "held_back": list(manifest.held_back),
+            "previous": manifest.previous,
+        }
+    return row
+
+
+def _print_version(info: VersionInfo) -> None:
+    mark = "→" if info.is_published else " "
+    if info.manifest is None:
+        _print(f"{mark} {info.version}  damaged, {info.size_bytes:,} bytes")
+        _print(f"    {info.damage}")
+        return
+    row = _row(info)
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in row["per_kind"].items()) or "no assets"
+    _print(f"{mark} {info.version}  {kinds}, {of_count(row['dead'], 'dead letter')}, {info.size_bytes:,} bytes")
+    _print(f"    {row['created_at']}  {row['model']}  after {row['previous'] or 'none'}")
+    for sentence in row["held_back"]:
+        _print(f"    {'was ' if info.is_published else ''}held back: {sentence}")
+
+
+@versions.command()
+def verify(
+    catalog: CatalogUrl,
+    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="Absent: the published one.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every version that has a manifest.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every byte of a version and compare: files, rows, ids, indexes, norms, and LATEST.json."""
+    from ...index.publish.verify import verify_versions
+
+    if every and version is not None:
+        raise ConfigError(f"--all verifies every version, so none may be named beside it, got {version!r}.")
+    verdicts = []
+    for verdict in verify_versions(Store(catalog), version, every=every):
+        verdicts.append(verdict)
+        if not verdict.damage and not as_json:
+            files = of_count(verdict.files, "file")
+            _print(f"{verdict.version}: {files}, {verdict.size_bytes:,} bytes, all as the manifest says.")
+    damage = [sentence for verdict in verdicts for sentence in verdict.damage]
+    if as_json:
+        _print(json.dumps([asdict(verdict) for verdict in verdicts], ensure_ascii=False))
+    if damage:
+        raise CatalogError("\n".join(damage))
+
+
+@versions.command()
+def diff(
+    catalog: CatalogUrl,
+    old: Annotated[str | None, typer.Argument(metavar="OLD", help="Absent: the one before the published one.")] = None,
+    new: Annotated[str | None, typer.Argument(metavar="NEW", help="Absent: the published one.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="At most so many ids of each change.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Say what differs between two versions: assets of each kind, and settings. No vector is read."""
+    from ...index.publish.diff import diff_versions
+
+    store = Store(catalog)
+    before = read_manifest(store, old or version_before(store))
+    after = read_manifest(store, new) if new else published_manifest(store)
+    found = diff_versions(store, before, after, samples=limit)
+    if as_json:
+        _print(json.dumps(asdict(found), ensure_ascii=False))
+        return
+    _print(f"{found.old} → {found.new}")
+    for name, (was, now) in found.settings.items():
+        _print(f"  {name}: {json.dumps(was, ensure_ascii=False)} → {json.dumps(now, ensure_ascii=False)}")
+    for kind in found.kinds:
+        counted = ", ".join(f"{count:,} {_WORDS[change]}" for change, count in kind.counts.items() if count)
+        _print(f"  {kind.kind}: {kind.old_rows:,} → {of_count(kind.new_rows, 'asset')}; {counted or 'no difference'}")
+        for change, names in kind.samples.items():
+            for name in names:
+                _print(f"    {_WORDS[change]}: {name}")
+            if names and kind.counts[change] > len(names):
+                _print(f"    {_WORDS[change]}: … and {kind.counts[change] - len(names):,} more")
+
+
+_WORDS = {
+    "added": "added",
+    "removed": "removed",
+    "moved": "moved",
+    "changed": "with other content",
+    "metadata": "with other metadata",
+    "relocated": "at another uri",
+}
+
+
+@versions.command("publish")
+def publish_(
+    catalog: CatalogUrl, version: Annotated[str, typer.Argument(metavar="VERSION", help="One of `versions list`.")]
+) -> None:
+    """Make VERSION the one that readers open, after verifying it: for one that a guard held back, say."""
+    store = Store(catalog)
+    try:
+        latest = read_latest(store)
+        expected = None if latest is None else latest.data
+    except CatalogError:
+        expected = store.read(LATEST)  # damaged: this is how it is mended
+    _put_in_force(store, version, expected)
+    _print(f"{version} is published.")
+
+
+@versions.command()
+def rollback(
+    catalog: CatalogUrl,
+    version: Annotated[
+        str | None, typer.Argument(metavar="VERSION", help="Absent: the one before the published one.")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Publish the version that was in force before, or an older VERSION, after verifying it."""
+    store = Store(catalog)
+    latest = read_latest(store)
+    target = version or version_before(store)
+    if latest is None:
+        raise CatalogError(f"{store.url} has no published version: `versions publish` publishes {target}.")
+    expected, current, _ = latest
+    if target not in existing_versions(store):
+        why = "it was pruned" if version is None else "`versions list` shows those that there are"
+        raise CatalogError(f"{store.url} has no version {target} to go back to: {why}.")
+    if target >= current:
+        what = "the published one" if target == current else "newer than the published one"
+        raise ConfigError(f"rollback goes back to an older version, and {target} is {what} ({current}).")
+    _put_in_force(store, target, expected, dry_run=dry_run)
+    _print(f"{target} {'would be' if dry_run else 'is'} published, in place of {current}.")
+
+
+@versions.command()
+def prune(
+    catalog: CatalogUrl,
+    keep: Annotated[int, typer.Option(help="Versions that stay: the published, the one before it, the newest.")] = 3,
+    older_than: Annotated[
+        float | None, typer.Option(metavar="DAYS", help="Only versions that are older than this.")
+    ] = None,
+    units_older_than: Annotated[float, typer.Option(metavar="DAYS", help="Only units that are older than this.")] = 7,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Delete old versions and units, and what killed runs left behind."""
+    from ...index.publish.prune import PruneRules
+    from ...index.publish.prune import prune as prune_catalog
+
+    rules = PruneRules(keep=keep, older_than_days=older_than, units_older_than_days=units_older_than)
+    done = prune_catalog(Store(catalog), rules, dry_run=dry_run)
+    if as_json:
+        document = {"dry_run": dry_run, **asdict(done), "freed_bytes": done.freed_bytes}
+        _print(json.dumps(document, ensure_ascii=False))
+        return
+    _print_pieces("keep", done.kept)
+    _print_pieces("delete" if dry_run else "deleted", done.deleted)
+    _print(f"{done.freed_bytes:,} bytes {'would be freed' if dry_run else 'freed'}.")
+
+
+def _print_pieces(verb: str, pieces: Sequence[Piece]) -> None:
+    """A line for each; units, of which there are many, one for all that have the same reason."""
+    units: dict[str, list[Piece]] = {}
+    for piece in pieces:
+        if piece.sort == "unit":
+            units.setdefault(piece.why, []).append(piece)
+        else:
+            _print(f"{verb}: {piece.sort} {piece.name}, {piece.size_bytes:,} bytes: {piece.why}")
+    for why, same in units.items():
+        size_bytes = sum(piece.size_bytes for piece in same)
+        _print(f"{verb}: {of_count(len(same), 'unit')}, {size_bytes:,} bytes: each {why}")
+
+
+def _put_in_force(store: Store, version: str, expected: bytes | None, *, dry_run: bool = False) -> None:
+    """Verifies a version and publishes it. `expected` was read before: what prune condemns meanwhile is refused."""
+    from ...index.publish.verify import find_damage
+
+    manifest = read_manifest(store, version)
+    damage = list(find_damage(store, manifest))
+    if damage:
+        raise CatalogError("\n".join(damage))
+    if dry_run:
+        return
+    publish(store, manifest, expected)
+    latest = read_latest(store)
+    if latest is None or latest.version != version:
+        raise CatalogError(f"Another run published {latest and latest.version} at the same time: look, and try again.")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")

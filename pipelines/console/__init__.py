@@ -1,0 +1,1 @@
+"""What a command says: log lines, progress, how it ended."""

@@ -1,0 +1,201 @@
+"""How a command ends: its exit code, its sentence, and the one JSON document that says the same to programs."""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import signal
+import traceback
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from ...configs.errors import ApiRefusedError, DefectError, EpithreBeamError, ExitCode, GateError, SpendingLimitError
+from ...configs.words import of_count
+from ...index.storage.remote import as_os_error
+from ...installs import broken_install
+from .logs import LogFormat, hidden, line_of
+
+if TYPE_CHECKING:
+    from ...transforms.batch_search.last_step import SearchReport
+    from ...transforms.reports.report import Report
+
+_STATUS = {ExitCode.USAGE: "usage", ExitCode.HELD_BACK: "held_back", ExitCode.BUSY: "busy"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a command ended."""
+
+    exit_code: int
+    status: str
+    """published, unchanged, searched, failed, stopped, refused, usage, held_back, busy, terminated."""
+    message: str
+    """One sentence, sometimes several lines of them."""
+    code: str | None = None
+    """Of the error, for programs; None where there was none."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else a program may want to know: the report, if there is one."""
+    traceback: str | None = None
+    """Of a defect."""
+
+    @property
+    def document(self) -> str:
+        """For standard output, on one line."""
+        first = {"exit_code": int(self.exit_code), "status": self.status, "message": self.message}
+        first |= {} if self.code is None else {"code": self.code}
+        return json.dumps({**first, **self.facts}, ensure_ascii=False)
+
+
+def ending_of_report(report: "Report", catalog: str) -> Ending:
+    """The ending of a run that wrote a version."""
+    version, counts = report["version"], report["counts"]
+    # What is drawn on the report's page is long, and stands in report.json.
+    facts = {name: value for name, value in report.items() if name not in {"series", "histograms"}}
+    if report["held_back"]:
+        sentences = [f"held back: {sentence}" for sentence in report["held_back"]]
+        release = f"epithre-beam versions publish {catalog} {version}"
+        sentences.append(f"The version is kept; after a look, `{release}` releases it.")
+        return ending_of_known(GateError("\n".join(sentences), **facts))
+    rows = sum(counts["per_kind"].values())
+    if report.get("unchanged"):
+        return Ending(
+            exit_code=ExitCode.PUBLISHED,
+            status="unchanged",
+            message=f"Nothing changed: {version} stays in force with {of_count(rows, 'vector')}.",
+            facts=facts,
+        )
+    sentence = f"{version} is published: {of_count(rows, 'vector')}, {counts['embedded']:,} of them new"
+    if imported := report.get("imported"):
+        sentence = f"{version} is published: {of_count(rows, 'vector')} from {imported['from']}"
+        sentence += f", {imported['normalised']:,} of them normalised" if imported["normalised"] else ""
+    sentence += f", {of_count(counts['dead'], 'dead letter')}." if counts["dead"] else "."
+    return Ending(exit_code=ExitCode.PUBLISHED, status="published", message=sentence, facts=facts)
+
+
+def ending_of_search(report: "SearchReport", output: str) -> Ending:
+    """The ending of a bulk search."""
+    place, facts = f"{output.rstrip('/')}/{report['result']}", cast("dict[str, Any]", report)
+    if report["held_back"]:
+        sentences = [f"held back: {sentence}" for sentence in report["held_back"]]
+        sentences.append(f"The hits are in {place} all the same, and {output}/LATEST.json does not name them.")
+        return ending_of_known(GateError("\n".join(sentences), **facts))
+    asked, found = of_count(report["searched"], "query", "queries"), of_count(report["hits"], "hit")
+    sentence = f"{asked} found {found} in {report['version']}: {place}/hits"
+    if cut_off := report.get("cut_off"):
+        asked = of_count(cut_off, "query has", "queries have")
+        sentence += f"; {asked} more above search.min_score than search.k let them keep"
+    if not report["hits"] and report["search"]["where"] is not None:
+        sentence += "; perhaps no asset of these kinds fulfils search.where"
+    sentence += f", {of_count(report['dead'], 'dead letter')}." if report["dead"] else "."
+    return Ending(exit_code=ExitCode.PUBLISHED, status="searched", message=sentence, facts=facts)
+
+
+def ending_of_error(error: Exception) -> Ending:
+    """The ending that an error amounts to; one that nobody foresaw is a defect, with its traceback."""
+    error = as_os_error(error, "The storage")  # a store's driver may raise where a file is read piece by piece
+    if isinstance(error, EpithreBeamError):
+        return ending_of_known(error)
+    if (usage := getattr(error, "format_message", None)) is not None:  # the command line's own errors
+        return Ending(exit_code=ExitCode.USAGE, status="usage", code="command_line", message=usage())
+    if isinstance(error, ImportError):
+        message = broken_install(error) or _missing_package(error)
+        return Ending(exit_code=ExitCode.USAGE, status="usage", code="installation", message=message)
+    if isinstance(error, OSError):
+        place = f" ({error.filename})" if error.filename else ""
+        if error.errno == errno.ENOTDIR:
+            message = f"A folder is needed where a file stands{place}: name another place."
+            return Ending(exit_code=ExitCode.USAGE, status="usage", code="storage", message=message)
+        message = f"The storage refused: {error.strerror or error}{place}; mend it, then do the same again."
+        return Ending(exit_code=ExitCode.FAILED, status="failed", code="storage", message=message)
+    return _ending_of_defect(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)).rstrip())
+
+
+def ending_of_known(error: EpithreBeamError) -> Ending:
+    """The ending that an error of the library amounts to."""
+    if isinstance(error, DefectError):
+        return _ending_of_defect(str(error), error.facts.get("traceback"))
+    status = _STATUS.get(error.exit_code, "failed")
+    if isinstance(error, SpendingLimitError):
+        status = "stopped"
+    elif isinstance(error, ApiRefusedError):
+        status = "refused"
+    return Ending(exit_code=error.exit_code, status=status, code=error.code, message=str(error), facts=error.facts)
+
+
+def _ending_of_defect(what: str, found_at: str | None) -> Ending:
+    message = (
+        f"{what}: this is a defect of epithre-beam, please report it with its traceback; what was finished is kept."
+    )
+    code = DefectError.code
+    return Ending(exit_code=ExitCode.FAILED, status="failed", code=code, message=message, traceback=found_at)
+
+
+def ending_of_signal(number: int, *, is_run: bool) -> Ending:
+    """The ending of a command that was stopped; only one that writes a version or a result has something to keep."""
+    word = "Terminated" if number == signal.SIGTERM else "Interrupted"
+    what = ": units that were finished are kept, run again to go on." if is_run else "."
+    return Ending(exit_code=128 + number, status="terminated", message=word + what)
+
+
+def _missing_package(error: ImportError) -> str:
+    """A service installs neither Beam nor every store's driver: what to install, in a sentence."""
+    name = (error.name or "").split(".")[0]
+    extras = {"apache_beam": "beam", "duckdb": "beam", "s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure", "redis": "redis"}
+    extras |= dict.fromkeys(("fastapi", "httptools", "uvicorn", "prometheus_client", "python_multipart"), "serve")
+    extras |= dict.fromkeys(("sklearn", "scipy", "matplotlib"), "explore")
+    extra = extras.get(name) or next((e for n, e in extras.items() if n in str(error)), None)
+    if extra is None:
+        return f"A package is missing: {error}."
+    return f"This needs a package that is not installed ({error}): install epithre-beam[{extra}]."
+
+
+@dataclass
+class Speaker:
+    """Says how a command ended: once, whatever ends it."""
+
+    as_json: bool = False
+    """Whether standard output gets the document."""
+    log_format: LogFormat | None = None
+    """Of a run's events; None when it tells none."""
+    secrets: Collection[str] = field(default=(), repr=False)
+    """What nothing that is said may show, such as the API's key."""
+    is_run: bool = field(default=False, init=False)
+    """Whether what the command has finished is kept when it is stopped."""
+    is_over: bool = field(default=False, init=False)
+
+    def end(self, ending: Ending, *, has_sentence: bool = True) -> None:
+        """Says it, and nothing after it. Safe in a signal's handler: it takes no lock that the program may hold.
+
+        Args:
+            ending: How the command ended.
+            has_sentence: Whether standard error is still to be told in words.
+        """
+        if self.is_over:
+            return
+        self.is_over = True
+        if self.as_json:
+            _write(1, hidden(ending.document, self.secrets))
+        if not ending.exit_code:
+            return
+        has_sentence = has_sentence and self.log_format is not LogFormat.JSON
+        if self.log_format is not None:
+            level = logging.WARNING if ending.status == "held_back" else logging.ERROR
+            # Where the sentence follows, the line does not say it too.
+            fields = {"exit_code": int(ending.exit_code), "message": None if has_sentence else ending.message}
+            fields |= {name: value for name, value in ending.facts.items() if name in {"version", "spent", "assets"}}
+            fields |= {"code": ending.code, "traceback": None if has_sentence else ending.traceback}
+            _write(2, line_of(ending.status, level, fields))
+        if has_sentence and ending.traceback is not None:
+            _write(2, hidden(ending.traceback, self.secrets))
+        if has_sentence:
+            lines = hidden(ending.message, self.secrets).splitlines()
+            _write(2, "\n".join(f"epithre-beam: {line}" for line in lines))
+
+
+def _write(descriptor: int, text: str) -> None:
+    data = (text + "\n").encode("utf-8", "backslashreplace")
+    with contextlib.suppress(OSError):  # nobody listens any more
+        while data:
+            data = data[os.write(descriptor, data) :]

@@ -1,0 +1,130 @@
+"""Log lines: one event is one line, whatever an asset is called. As logfmt for people, as JSON for programs.
+
+```
+2026-11-22T10:00:00.123Z INFO published version=000007-… embedded=120 seconds=41.2
+{"time": "2026-11-22T10:00:00.123Z", "level": "INFO", "event": "published", "version": "000007-…", …}
+```
+What others log, Beam above all, becomes the event `log` with `logger` and `message`.
+"""
+
+import datetime
+import json
+import logging
+import re
+from collections.abc import Collection, Iterator, Mapping
+from enum import StrEnum
+from typing import Any
+
+EVENTS = "epithre_beam.run"
+"""The logger of a run's events."""
+
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"  # breaks, controls, bidi
+)
+_PLAIN = re.compile(r'[^\s"=\\,\x00-\x1f]+')
+_SHORTEST_SECRET = 6
+
+
+class LogFormat(StrEnum):
+    """How a log line is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def line_of(event: str, level: int, fields: Mapping[str, Any]) -> str:
+    """The line that `tell` would log, for who must not wait for a lock."""
+    handlers = logging.getLogger().handlers
+    formatter = handlers[0].formatter if handlers else None
+    record = logging.LogRecord(EVENTS, level, "", 0, event, None, None)
+    record.fields = fields
+    return (formatter or LineFormatter(LogFormat.TEXT)).format(record)
+
+
+def tell(event: str, level: int = logging.INFO, /, **fields: Any) -> None:
+    """Logs one event of a run. Fields that are None are left out."""
+    logging.getLogger(EVENTS).log(level, event, extra={"fields": fields})
+
+
+def escaped(text: str) -> str:
+    r"""The text on one line and without what steers a terminal: such characters become `\uXXXX`."""
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def hidden(text: str, secrets: Collection[str]) -> str:
+    """The text without the secrets. One of a few letters is none, and would make every word unreadable."""
+    for secret in secrets:
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, "***")
+    return text
+
+
+class LineFormatter(logging.Formatter):
+    """Writes a record as one line.
+
+    Args:
+        form: As what.
+        secrets: Strings that no line may show, such as the API's key.
+    """
+
+    def __init__(self, form: LogFormat, secrets: Collection[str] = ()) -> None:
+        super().__init__()
+        self.form = form
+        self._secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = getattr(record, "fields", None)
+        event, fields = (record.getMessage(), told) if told is not None else ("log", self._foreign(record))
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        time = time.replace("+00:00", "Z")
+        fields = {name: self._hidden(value) for name, value in fields.items() if value is not None}
+        if self.form is LogFormat.JSON:
+            line = {"time": time, "level": record.levelname, "event": event, **fields}
+            return escaped(json.dumps(line, ensure_ascii=False, default=str))
+        words = [f"{name}={_word(value)}" for name, value in _flat(fields)]
+        return " ".join([time, record.levelname, event, *words])
+
+    def _foreign(self, record: logging.LogRecord) -> dict[str, Any]:
+        fields = {"logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return fields
+
+    def _hidden(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return hidden(value, self._secrets)
+        if isinstance(value, Mapping):
+            return {name: self._hidden(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._hidden(item) for item in value]
+        return round(value, 3) if isinstance(value, float) else value
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Logfmt knows no nesting: `{"assets": {"image": 3}}` becomes `assets.image=3`."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return (
+        text if _PLAIN.fullmatch(text) and not _UNSAFE.search(text) else escaped(json.dumps(text, ensure_ascii=False))
+    )
+
+
+def format_in_use() -> LogFormat:
+    """How log lines of this process are written."""
+    formatters = (handler.formatter for handler in logging.getLogger().handlers)
+    return next((f.form for f in formatters if isinstance(f, LineFormatter)), LogFormat.TEXT)
+
+
+def set_format(form: LogFormat, secrets: Collection[str] = ()) -> None:
+    """From now on everything that is logged is written so."""
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(LineFormatter(form, secrets))

@@ -1,0 +1,252 @@
+"""What is seen of a run: a bar or log lines while it lasts, a summary for a person at its end."""
+
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from ...configs.words import of_count, of_size
+from .logs import escaped, tell
+
+if TYPE_CHECKING:
+    from ...transforms.batch_search.last_step import SearchReport
+    from ...transforms.reports.report import Report
+    from ...transforms.workers.progress import LaneProgress
+
+_SAMPLES = 3
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f}/s" if speed else "")
+
+
+class Watch:
+    """Is told every half second what the lanes say of themselves, and at the end what came of it. Shows nothing."""
+
+    def __call__(self, lanes: "list[LaneProgress]") -> None:
+        pass
+
+    def tell_end(self, report: "Report") -> None:
+        pass
+
+    def tell_searched(self, report: "SearchReport") -> None:
+        pass
+
+
+@contextlib.contextmanager
+def shown(
+    console: Console, *, quiet: bool, as_lines: bool | None = None, lanes: int = 1, every_s: float = 30.0
+) -> Iterator[Watch]:
+    """Shows progress for as long as the block runs.
+
+    Args:
+        console: Standard error.
+        quiet: Whether to show no bar.
+        as_lines: As log lines instead of a bar; absent: where `console` is no terminal.
+        lanes: How many the run has; 0: nothing is to be embedded.
+        every_s: Seconds between two log lines of progress.
+    """
+    if console.is_terminal if as_lines is None else not as_lines:
+        with _bar(console) if not quiet else contextlib.nullcontext(Watch()) as watch:
+            yield watch
+        return
+    events = Events(lanes, every_s)
+    try:
+        yield events
+    finally:
+        events.close()
+
+
+@contextlib.contextmanager
+def _bar(console: Console) -> Iterator[Watch]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[notes]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield _Bar(progress)
+
+
+class _Bar(Watch):
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("embedding", total=None, notes="")
+
+    def __call__(self, lanes: "list[LaneProgress]") -> None:
+        if not lanes:
+            return
+        total, done = sum(lane["assets"] for lane in lanes), sum(lane["done"] for lane in lanes)
+        word = "building" if all(lane["is_done"] for lane in lanes) else "embedding"
+        self._progress.update(self._task, total=total, completed=done, notes=_notes(lanes), description=word)
+
+
+class Events(Watch):
+    """A run's log lines: one now and then while it goes on, and one for each thing that happened."""
+
+    def __init__(self, lanes: int, every_s: float) -> None:
+        self._expected = lanes
+        self._every_s = every_s
+        self._told_at = time.monotonic()
+        self._lanes: list[LaneProgress] = []
+        self._is_over = False
+        self._is_embedded = not lanes
+
+    def __call__(self, lanes: "list[LaneProgress]") -> None:
+        self._lanes = lanes or self._lanes
+        # Lanes that have nothing to do never show up; the end then says what this line would have said.
+        if not self._is_embedded and len(lanes) >= self._expected and all(lane["is_done"] for lane in lanes):
+            self._is_embedded = True
+            tell("embedded", **self._figures())
+        if time.monotonic() - self._told_at >= self._every_s:
+            self._told_at = time.monotonic()
+            tell("progress", stage="building" if self._is_embedded else "embedding", **self._figures())
+
+    def tell_end(self, report: "Report") -> None:
+        """What a run that wrote a version amounts to; one that is held back is told with its exit code instead."""
+        self._is_over = True
+        counts, timings, api = report["counts"], report["timings_s"], report["api"]
+        if imported := report.get("imported"):
+            tell("imported", rows=imported["rows"], normalised=imported["normalised"], dead=counts["dead"])
+        elif not self._is_embedded and not report.get("unchanged"):
+            done, retries = counts["assets"], sum(api["retries"].values())
+            figures = {"done": done, "total": done, "dead": counts["dead"], "requests": api["requests"]}
+            tell("embedded", **figures, retries=retries, seconds=timings["embed"])
+        for kind, rows in counts["per_kind"].items():
+            if f"index_{kind}" not in timings:
+                continue  # nothing was built
+            recall = {d: value for d, value in report["recall"].items() if d.endswith(f">{kind}")}
+            tell("indexed", kind=kind, rows=rows, seconds=timings[f"index_{kind}"], recall=recall)
+        _tell_retries(api["retries"], api["answers_429"])
+        for reason, count in report["dead_letters"]["by_reason"].items():
+            samples = report["dead_letters"]["samples"][reason][:_SAMPLES]
+            tell(
+                "dead_letters",
+                logging.WARNING,
+                reason=reason,
+                count=count,
+                assets=[f"{sample['kind']} {sample['asset_id']}" for sample in samples],
+                detail=samples[0]["detail"] if samples else None,
+            )
+        if not report["held_back"]:
+            whole = {name: value for name, value in counts.items() if isinstance(value, int)}
+            word = "unchanged" if report.get("unchanged") else "published"
+            tell(word, version=report["version"], **whole, seconds=timings["total"], cost=api["cost"])
+
+    def tell_searched(self, report: "SearchReport") -> None:
+        """What a bulk search amounts to."""
+        self._is_over = True
+        names = ("searched", "hits", "dead", "requests", "seconds", "result")
+        figures = cast("dict[str, Any]", report)
+        tell("searched", version=report["version"], **{name: figures[name] for name in names})
+
+    def close(self) -> None:
+        """What is known of a run that failed."""
+        if not self._is_over and self._lanes:
+            tell("progress", stage="ended", **self._figures())
+            retries: Counter[str] = Counter()
+            for lane in self._lanes:
+                retries.update(lane["meter"]["retries"])
+            _tell_retries(retries, sum(lane["meter"]["answers_429"] for lane in self._lanes))
+
+    def _figures(self) -> dict[str, Any]:
+        lanes = self._lanes
+        total, done = sum(lane["assets"] for lane in lanes), sum(lane["done"] for lane in lanes)
+        elapsed = max((lane["elapsed_s"] for lane in lanes), default=0.0)
+        per_s = round(done / elapsed, 1) if elapsed and done else None
+        return {
+            "done": done,
+            "total": total,
+            "dead": sum(lane["dead"] for lane in lanes),
+            "requests": sum(lane["meter"]["requests"] for lane in lanes),
+            "retries": sum(sum(lane["meter"]["retries"].values()) for lane in lanes),
+            "seconds": elapsed,
+            "per_s": per_s,
+            "left_s": round((total - done) / per_s) if per_s and done < total else None,
+        }
+
+
+def _tell_retries(by_reason: Mapping[str, int], answers_429: int) -> None:
+    if by_reason:
+        tell("retries", count=sum(by_reason.values()), by_reason=by_reason, answers_429=answers_429)
+
+
+def _notes(lanes: "list[LaneProgress]") -> str:
+    dead = sum(lane["dead"] for lane in lanes)
+    retries = sum(sum(lane["meter"]["retries"].values()) for lane in lanes)
+    notes = [of_count(dead, "dead letter")] if dead else []
+    return ", ".join([*notes, *([of_count(retries, "retry", "retries")] if retries else [])])
+
+
+def print_summary(console: Console, report: "Report", catalog: str) -> None:
+    """The end of a run for a person."""
+    counts, api, timings = report["counts"], report["api"], report["timings_s"]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts["per_kind"].items())
+    table.add_row("catalog", Text(catalog))
+    table.add_row("version", report["version"])
+    imported = report.get("imported")
+    if imported:
+        table.add_row("vectors", Text(f"{kinds}, from {imported['from']}"))
+        table.add_row("normalised", f"{of_count(imported['normalised'], 'vector')}, whose norm was not 1")
+    else:
+        table.add_row("vectors", f"{kinds} ({counts['embedded']} new, {counts['reused']} paid for before)")
+    if report.get("unchanged"):
+        table.add_row("changes", "none: this version stays in force, nothing was read, sent or written")
+    elif report["previous"] is not None:
+        names = ("unchanged", "new", "changed", "touched", "moved", "copied", "deleted")
+        of_name = cast("dict[str, int]", counts)
+        words = [f"{of_name[name]:,} {name}" for name in names if of_name[name]]
+        words += [f"{counts['other_metadata']:,} with other metadata"] if counts["other_metadata"] else []
+        table.add_row("changes", ", ".join(words))
+    if counts["deduplicated"]:
+        table.add_row("deduplicated", f"{counts['deduplicated']} with the same content as another, not sent")
+    retries = sum(api["retries"].values())
+    up, down = of_size(api["bytes_up"]), of_size(api["bytes_down"])
+    if not imported:
+        table.add_row(
+            "requests",
+            f"{api['requests']}, {retries} of them {'a retry' if retries == 1 else 'retries'}, {up} up, {down} down",
+        )
+    if api["cost"] is not None:
+        table.add_row("cost", f"{api['cost']:,.2f}")
+    recall = ", ".join(f"{direction} {value:.3f}" for direction, value in report["recall"].items())
+    table.add_row("recall", recall or "not measured")
+    table.add_row("time", f"{timings['total']:.1f} s, of which embedding {timings['embed']:.1f} s")
+    console.print(table)
+    reasons = report["dead_letters"]["by_reason"]
+    if reasons:
+        console.print(
+            f"[bold]{counts['dead']} of {of_count(counts['assets'], 'asset')} got no vector[/bold] (dead letters):"
+        )
+        for reason, count in reasons.items():
+            for sample in report["dead_letters"]["samples"][reason][:_SAMPLES]:
+                text = f"  {reason}: {sample['kind']} {sample['asset_id']}: {sample['detail']}"
+                console.print(escaped(text), highlight=False, markup=False)
+            if count > _SAMPLES:
+                console.print(f"  {reason}: and {count - _SAMPLES} more", highlight=False)

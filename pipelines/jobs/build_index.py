@@ -1,0 +1,214 @@
+"""An index built on its own: from the vectors that a catalog has, or from a folder of vectors from elsewhere."""
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import orjson
+
+from ...configs import CatalogConfig, MetadataType
+from ...configs.errors import CatalogError, ConfigError, DamagedFileError
+from ...configs.load import parse_settings
+from ...configs.schema import UNKNOWN_MODEL
+from ...index.storage.store import Store
+from ...index.vectors.units import CarriedGroup
+from ...index.versions.latest import nothing_published, read_latest
+from ...index.versions.layout import report_name
+from ...index.versions.manifest import read_manifest
+from ...transforms.planning.compare import Changes
+from ...transforms.planning.plan import Plan
+from ...transforms.reports.report import Report, unchanged_report
+from ...transforms.versions.carry import iterate_dead_letters, plan_all_carried
+from ...transforms.versions.imports import ImportedGroup, Survey, survey_folder
+from ...transforms.versions.setup import VersionSetup, public_settings
+from ..console.logs import tell
+from .base import is_whole
+from .launch import Runner, hold_catalog, software
+
+_SETTABLE = ("index", "guards", "runner")
+
+
+def build_index(
+    url: str, overrides: Sequence[str] = (), *, rebuild: bool = False, runner: Runner | None = None
+) -> Report:
+    """Makes a version with the vectors of the one in force and other settings. Returns the report.
+
+    No source is listed and nothing is sent. Where the settings are what they were and the version is whole, no
+    version is written, and the report says that it is `unchanged`.
+
+    Args:
+        url: The catalog's path.
+        overrides: `key.path=value` pairs of index, guards and runner; what they do not say stays as it was.
+        rebuild: Write a version even so.
+        runner: Beam's options, and who watches.
+
+    Raises:
+        ConfigError: When a setting is wrong, or needs other vectors.
+        CatalogBusyError: When another run holds the catalog.
+        CatalogError: When nothing is published, or the manifest is damaged.
+        EpithreBeamError: When nothing was published.
+    """
+    started_at_s = time.time()
+    url = _absolute(url)
+    parse_settings({"catalog": url}, overrides, _SETTABLE)  # before anything is written
+    if read_latest(Store(url)) is None:
+        raise nothing_published(Store(url))
+    with contextlib.ExitStack() as stack:
+        held = hold_catalog(url, stack)
+        if held.latest is None:
+            raise CatalogError(f"{url} has no published version any more.")
+        manifest = read_manifest(held.store, held.latest.version, held.latest.manifest_sha256)
+        config = parse_settings({**manifest.config, "catalog": url}, overrides, _SETTABLE)
+        stored = manifest.config.get("index", {}).get("vector_type", "float32")
+        if stored not in {config.index.vector_type, "float32"}:
+            raise ConfigError(
+                f"index.vector_type cannot be {config.index.vector_type} without embedding again, for the vectors are "
+                f"stored as {stored}: use `run`."
+            )
+        try:
+            if not rebuild and is_whole(held.store, manifest, config.index, manifest.metadata_types):
+                letters = iterate_dead_letters(held.store, manifest)
+                rows = sum(manifest.counts.per_kind.values())
+                seconds = max(0.0, time.time() - started_at_s)
+                return unchanged_report(manifest, rows, letters, config.embed, seconds)
+            plan = plan_all_carried(held.store, held.run.version, manifest)
+            setup = VersionSetup(
+                run=held.run,
+                embed=config.embed,
+                index=config.index,
+                guards=config.guards,
+                metadata_types=manifest.metadata_types,
+                settings={**manifest.config, **public_settings(config)},
+                plan=replace(plan, carried=()),
+                model_fingerprint=manifest.model_fingerprint,
+                latest=held.latest,
+                rows_before=manifest.counts.per_kind,
+                software=software(),
+                started_at_s=started_at_s,
+            )
+            tell("planned", assets=dict(plan.changes.assets), base=manifest.version)
+            return _write(setup, plan.carried, config, runner)
+        except DamagedFileError as error:
+            raise CatalogError(
+                f"{error} Nothing was published: `run` makes its vectors anew, `versions rollback` goes back."
+            ) from error
+
+
+def import_vectors(
+    url: str,
+    folder: str,
+    overrides: Sequence[str] = (),
+    *,
+    embedding: str | None = None,
+    model: str | None = None,
+    metadata: Sequence[str] = (),
+    runner: Runner | None = None,
+) -> Report:
+    """Makes a version of a new or an existing catalog from Parquet files with `id`, `kind` and vectors.
+
+    The catalog's assets become those of the folder, as if it were the sources of a run. Returns the report.
+
+    Args:
+        url: The catalog's path.
+        folder: A folder of Parquet files, or one, as a path or fsspec URL.
+        overrides: `key.path=value` pairs of index, guards and runner, and of embed where others embed queries.
+        embedding: The column of vectors; absent: `embedding` or `vector`.
+        model: What made the vectors.
+        metadata: `name:type` of columns that are kept with each asset.
+        runner: Beam's options, and who watches.
+
+    Raises:
+        ConfigError: When the folder has no files with these columns, or a setting is wrong.
+        CatalogBusyError: When another run holds the catalog.
+        EpithreBeamError: When nothing was published.
+    """
+    started_at_s = time.time()
+    url = _absolute(url)
+    types = _metadata_types(metadata)
+    sections = (*_SETTABLE, "embed")
+    raw: dict[str, Any] = {"catalog": url, "embed": {"model": model or UNKNOWN_MODEL}}
+    said = parse_settings(raw, overrides, sections)  # before anything is written
+    with contextlib.ExitStack() as stack:
+        held = hold_catalog(url, stack)
+        before = None
+        if held.latest is not None:
+            with contextlib.suppress(CatalogError):
+                before = read_manifest(held.store, held.latest.version, held.latest.manifest_sha256)
+        survey = survey_folder(folder, embedding, types)
+        dimension = survey.folder.dimension
+        if "dimension" in said.embed.model_fields_set and said.embed.dimension != dimension:
+            raise ConfigError(
+                f"embed.dimension must be that of the vectors, {dimension}, got {said.embed.dimension}: leave it away."
+            )
+        config = parse_settings({**raw, "embed": {**raw["embed"], "dimension": dimension}}, overrides, sections)
+        setup = VersionSetup(
+            run=held.run,
+            embed=config.embed,
+            index=config.index,
+            guards=config.guards,
+            metadata_types=types,
+            settings=public_settings(config),
+            plan=_plan(survey),
+            folder=survey.folder,
+            latest=held.latest,
+            rows_before=before.counts.per_kind if before else None,
+            software=software(),
+            started_at_s=started_at_s,
+        )
+        tell("planned", assets=survey.assets, files=len(survey.folder.files), dimension=dimension)
+        return _write(setup, survey.groups, config, runner)
+
+
+def _write(
+    setup: VersionSetup, parts: Sequence[CarriedGroup | ImportedGroup], config: CatalogConfig, runner: Runner | None
+) -> Report:
+    """Writes the version that these parts amount to, and returns its report."""
+
+    def wire(pipeline: Any) -> None:
+        import apache_beam as beam
+
+        from ...transforms.write_version import Begin, WriteVersion
+
+        _ = pipeline | "Parts" >> beam.Create((Begin(), *parts)) | "WriteVersion" >> WriteVersion(setup=setup)
+
+    (runner or Runner()).run(setup.run, wire, config.runner, config.beam_options)
+    report: Report = orjson.loads(setup.run.store().read(report_name(setup.run.version)))
+    report["every_vector_is_new_because"] = []
+    return report
+
+
+def _plan(survey: Survey) -> Plan:
+    """Everything is new."""
+    changes = Changes(
+        assets=survey.assets,
+        size_bytes={},
+        unchanged={},
+        dead={},
+        new=survey.assets,
+        differing={},
+        deleted={},
+        other_metadata=0,
+    )
+    return Plan(name="", units=(), carried=(), changes=changes, base=None)
+
+
+def _absolute(url: str) -> str:
+    """The catalog's place as it stands in the manifest: the same wherever the next command is started."""
+    return url if "://" in url or "::" in url else os.path.abspath(Path(url).expanduser())  # noqa: PTH100 - links stay
+
+
+def _metadata_types(pairs: Sequence[str]) -> dict[str, str]:
+    known = get_args(MetadataType)
+    types: dict[str, str] = {}
+    for pair in pairs:
+        name, _, kind = pair.rpartition(":")
+        if not name or kind not in known:
+            raise ConfigError(f"--metadata takes NAME:TYPE with a type of {', '.join(known)}, got {pair!r}.")
+        if name in types:
+            raise ConfigError(f"--metadata must name each column once, got {name!r} twice.")
+        types[name] = kind
+    return types

@@ -1,0 +1,198 @@
+"""What a run would do and cost, from a listing alone: nothing is read, sent or written."""
+
+from dataclasses import asdict, dataclass
+
+import pyarrow.compute as pc
+from rich.table import Table
+from rich.text import Text
+
+from ...configs import RunConfig
+from ...configs.words import of_count
+from ...index.publish.gates import judge_shrinkage
+from ...index.storage.store import Store
+from ...index.versions.latest import read_latest
+from ...index.versions.layout import UNITS
+from ...index.versions.layout import unit_name as unit_file
+from ...transforms.embedding.unit import cut_batches
+from ...transforms.epithre.client import IMAGE_TOKENS
+from ...transforms.planning.plan import iterate_units, unit_name
+from ...transforms.planning.recipe import recipe
+from ...transforms.sources.references import references_of
+from .base import compare, find_base
+
+_FP16 = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run would do. Requests assume that pictures need not be shrunk and nothing is refused."""
+
+    assets: dict[str, int]
+    source_bytes: dict[str, int]
+    base: str | None
+    """The version whose vectors are taken over."""
+    every_vector_is_new_because: list[str]
+    """Why those of the version in force may not be taken over; empty when they may, or there is none."""
+    uncertain_because: str | None
+    """Why all may be new after all: the server is another than the one that was asked, and a plan asks nobody."""
+    would_be_held_back_because: list[str]
+    """What the guard against shrinking would say."""
+    unchanged: int
+    """Taken over without being read."""
+    dead: int
+    """Failed for a reason of their own in the version in force, unchanged since: not tried again."""
+    new: int
+    differing: int
+    """Of known assets: those with another fingerprint or place, and those that failed for a reason of the moment."""
+    deleted: int
+    """Rows that would be dropped."""
+    likely_moved: int
+    """Of the new ones: files that look like known ones under another name, which would be read and not sent."""
+    other_metadata: int
+    units: int
+    units_done: int
+    """Paid for by an earlier run that ended before it wrote its version."""
+    assets_to_read: int
+    assets_to_send: int
+    """At most: contents that are known already are found out only when they are read, and are not sent."""
+    requests: int
+    upload_bytes: int
+    minutes_at_limit: float | None
+    """At the configured limits; None when there are none."""
+    cost: float | None
+    """At the configured prices; None when there are none. Tokens are estimated."""
+    vectors_bytes: int
+    index_bytes: int
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def estimate(config: RunConfig) -> Estimate:
+    """Estimates a run.
+
+    Raises:
+        ConfigError: When a source matches nothing.
+        SourceError: When an id stands twice.
+        CatalogError: When LATEST.json is damaged: a run would not start either.
+    """
+    store = Store(config.catalog)
+    found = find_base(config, store, read_latest(store))
+    embed = config.embed
+    units = done = to_read = to_send = requests = tokens = 0
+    upload = 0.0
+    made_with = recipe(embed, config.prepare, found.fingerprint)
+    with compare(config.sources, config.metadata_types) as comparison:
+        if found.usable is not None:
+            comparison.set_base(store, found.usable, retry_dead=embed.retry_dead)
+        changes = comparison.changes()
+        known = comparison.known_texts()
+        moved = comparison.likely_moved()
+        done_units = set(store.names(UNITS)) if changes.todo else set()
+        for part in iterate_units(comparison.todo(), embed.unit_references):
+            units += 1
+            if unit_file(unit_name(part, made_with)) in done_units:
+                done += 1
+                continue
+            to_read += len(part)
+            # Contents that are known by their hash need not be sent, and the same one is sent once.
+            is_text = pc.starts_with(part.column("fingerprint"), "sha256:").to_numpy(zero_copy_only=False)
+            seen = set(known)
+            sent = []
+            for row, (name, hashed) in enumerate(zip(part.column("fingerprint").to_pylist(), is_text, strict=True)):
+                if not hashed or name not in seen:
+                    sent.append(row)
+                    seen.add(name)
+            references = references_of(part)
+            requests += len(cut_batches(sent, references, embed, config.prepare))
+            to_send += len(sent)
+            chosen = [references[i] for i in sent]
+            texts = part.column("kind")[0].as_py() == "text"
+            tokens += sum(-(-(r.size_bytes or 0) // 4) if texts else IMAGE_TOKENS for r in chosen)
+            upload += sum(r.size_bytes or 0 for r in chosen) * (1 if texts else 4 / 3)
+    limits = (
+        (requests, embed.requests_per_minute),
+        (to_send, embed.items_per_minute),
+        (tokens, embed.tokens_per_minute),
+    )
+    minutes = [amount / limit for amount, limit in limits if limit]
+    rows = sum(changes.assets.values()) - sum(changes.dead.values())
+    bytes_each = 2 if config.index.vector_type == "float16" else 4
+    uncertain = None
+    if found.usable is not None and not found.is_certain:
+        before = found.usable.config.get("embed", {}).get("base_url")
+        uncertain = (
+            f"embed.base_url was {before} and is {embed.base_url}: if that serves another model, all is paid anew"
+        )
+    dead = changes.dead
+    left = {kind: count - dead.get(kind, 0) for kind, count in changes.assets.items()}
+    before_rows = found.manifest.counts.per_kind if found.manifest else {}
+    return Estimate(
+        assets=dict(changes.assets),
+        source_bytes=dict(changes.size_bytes),
+        base=found.usable.version if found.usable else None,
+        every_vector_is_new_because=list(found.reasons),
+        uncertain_because=uncertain,
+        would_be_held_back_because=judge_shrinkage(left, before_rows, config.guards),
+        unchanged=sum(changes.unchanged.values()),
+        dead=sum(changes.dead.values()),
+        new=sum(changes.new.values()),
+        differing=sum(changes.differing.values()),
+        deleted=sum(changes.deleted.values()),
+        likely_moved=moved,
+        other_metadata=changes.other_metadata,
+        units=units,
+        units_done=done,
+        assets_to_read=to_read,
+        assets_to_send=to_send,
+        requests=requests,
+        upload_bytes=int(upload),
+        minutes_at_limit=max(minutes) if minutes else None,
+        cost=embed.cost(requests=requests, items=to_send, tokens=tokens),
+        vectors_bytes=rows * embed.dimension * bytes_each,
+        index_bytes=rows * embed.dimension * _FP16,
+    )
+
+
+def plan_table(found: Estimate) -> Table:
+    """The estimate for a person."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for kind, count in found.assets.items():
+        table.add_row(kind, f"{of_count(count, 'asset')}, {of_count(found.source_bytes[kind], 'byte')}")
+    for reason in found.every_vector_is_new_because:
+        table.add_row("all is new", Text(f"no vector of the version in force is taken over: {reason}"))
+    if found.uncertain_because is not None:
+        table.add_row("not certain", Text(found.uncertain_because))
+    for reason in found.would_be_held_back_because:
+        table.add_row("held back", Text(f"the version would not be published by itself: {reason}"))
+    if found.base is not None:
+        moved = (
+            f" ({of_count(found.likely_moved, 'looks like a known file', 'look like known files')} under another name)"
+            if found.likely_moved
+            else ""
+        )
+        table.add_row(
+            "changes",
+            f"{found.unchanged:,} unchanged, {found.new:,} new{moved}, {found.differing:,} to look at again, "
+            f"{found.deleted:,} gone, {found.other_metadata:,} with other metadata, since {found.base}",
+        )
+    if found.dead:
+        table.add_row("dead", f"{found.dead:,} failed before for a reason of their own and are not tried again")
+    done = f", {found.units_done:,} of {of_count(found.units, 'unit')} paid for already" if found.units_done else ""
+    table.add_row("to read", f"{of_count(found.assets_to_read, 'asset')}{done}")
+    requests = of_count(found.requests, "request")
+    table.add_row("to send", f"at most {of_count(found.assets_to_send, 'asset')} in about {requests}")
+    table.add_row("upload", f"about {found.upload_bytes:,} bytes")
+    words = "no limit is configured"
+    if found.minutes_at_limit is not None:
+        seconds = found.minutes_at_limit * 60
+        words = f"at least {seconds:,.0f} s" if seconds < 120 else f"at least {seconds / 60:,.1f} minutes"
+        words += " at the limit"
+    table.add_row("time", words)
+    if found.cost is not None:
+        table.add_row("cost", f"about {found.cost:,.2f} at the configured prices")
+    table.add_row("vectors", f"{found.vectors_bytes:,} bytes in the new version")
+    table.add_row("index", f"{found.index_bytes:,} bytes")
+    return table

@@ -1,0 +1,371 @@
+"""`evaluate`: what a catalog's answers to labelled queries are worth, and whether model or index is to blame."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ...configs.address import ApiAddress
+from ...configs.errors import ConfigError
+from ...configs.words import of_count
+from ...index.search.catalog import Catalog
+from ...index.search.merge import Merge
+from ...index.search.opening import open_catalog
+from ...transforms.evaluation.figures import (
+    DEPTH,
+    Lists,
+    Subject,
+    compare_figures,
+    first_ranks,
+    merge_lists,
+    recall_curve,
+    row_offsets,
+    score_by_length,
+    score_lists,
+    search_exactly,
+    search_index,
+)
+from ...transforms.evaluation.label_rows import PlacedLabels, place_labels
+from ...transforms.evaluation.labelled import LabelledQuery, read_labels
+from ...transforms.evaluation.phrases import of_difference, of_direction, of_interval, say_direction
+from .search import embed_for
+
+if TYPE_CHECKING:
+    from ...transforms.viewing.picture_sources import PictureSources
+    from ...transforms.viewing.small_pictures import Read
+
+_WORST = 20
+_SHOWN = 3
+_PICTURE_PIXELS = 112
+_PICTURES_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What an evaluation is to find out."""
+
+    pairs: Path
+    ks: tuple[int, ...] = (1, 5, 10)
+    merge: Merge | None = None
+    """Judge the list of all kinds, too, put in order so."""
+    confidence: float = 0.95
+    drop_unknown: bool = False
+    address: ApiAddress | None = None
+    """Where queries are embedded for the first catalog, if not as its manifest says."""
+
+
+class CatalogPlace(NamedTuple):
+    """A catalog that is judged."""
+
+    url: str
+    version: str | None
+    """None: the published one."""
+
+
+def evaluate(places: Sequence[CatalogPlace], question: Question) -> dict[str, Any]:
+    """Judges one catalog, or two by the same pairs.
+
+    Args:
+        places: One catalog, or two.
+        question: What to find out.
+
+    Returns:
+        `pairs`, `ks`, `depth`, `confidence`, `merge`, `catalogs`, and `directions`: by name (`text->image`; with a
+        merge also `text->all`), what `compare_figures` gives, with `queries`, `relevant`, `dead` (of each catalog),
+        `curve` (recall of exact search, by the length of the list), `words`, `failing`, and `worst`, the queries that
+        fail most.
+
+    Raises:
+        ConfigError: When the file of pairs is wrong.
+        CatalogError: When a catalog cannot be opened, or its vectors cannot be read.
+        QueryError: When a query cannot be embedded.
+    """
+    labels = read_labels(question.pairs)
+    catalogs = [(url, open_catalog(url, version=version)) for url, version in places]
+    placed = place_labels(labels, catalogs, drop_unknown=question.drop_unknown)
+    subjects: list[Subject] = []
+    for number, (url, catalog) in enumerate(catalogs):
+        known = subjects[0] if number and _recipe(catalogs[0][1]) == _recipe(catalog) else None
+        vectors = _vectors(url, catalog, placed, number, question, known)
+        kinds = [query.kind for query in placed.queries]
+        subjects.append(
+            Subject(url=url, catalog=catalog, vectors=vectors, query_kinds=kinds, own_rows=placed.own_rows[number])
+        )
+    names = _names(catalogs)
+    directions = _judge(placed, subjects, question, names)
+    return {
+        "pairs": {
+            "file": str(question.pairs),
+            "queries": len(placed.queries),
+            "pairs": len(placed.grades),
+            "dropped": placed.dropped,
+        },
+        "ks": list(question.ks),
+        "depth": DEPTH,
+        "confidence": question.confidence,
+        "merge": question.merge,
+        "catalogs": [
+            {
+                "url": url,
+                "version": catalog.version,
+                "model": catalog.manifest.made_by.name,
+                "dimension": catalog.dimension,
+                "kinds": dict(catalog.manifest.counts.per_kind),
+            }
+            for url, catalog in catalogs
+        ],
+        "directions": directions,
+    }
+
+
+def _names(catalogs: Sequence[tuple[str, Catalog]]) -> list[str]:
+    """What the catalogs are called in sentences: two versions of one by the version."""
+    urls = [url for url, _ in catalogs]
+    return urls if len(set(urls)) == len(urls) else [catalog.version for _, catalog in catalogs]
+
+
+def _recipe(catalog: Catalog) -> object:
+    """What decides which vector a query gets."""
+    manifest = catalog.manifest
+    embed = manifest.config.get("embed", {})
+    asked = [embed.get(name) for name in ("base_url", "dialect", "input_type")]
+    return [manifest.model, manifest.model_fingerprint, manifest.dimension, asked, manifest.config.get("prepare")]
+
+
+def _vectors(
+    url: str, catalog: Catalog, placed: PlacedLabels, number: int, question: Question, known: Subject | None
+) -> npt.NDArray[np.float32]:
+    """The queries as the catalog's model sees them: assets by their stored vectors, all others are sent."""
+    vectors = np.zeros((len(placed.queries), catalog.dimension), np.float32)
+    sent = [i for i, query in enumerate(placed.queries) if query.asset_id is None]
+    if known is not None:
+        vectors[sent] = known.vectors[sent]
+    elif sent:
+        queries = [query.text if query.text is not None else query.picture for query in placed.queries]
+        asked = [queries[i] for i in sent]
+        asking = [placed.queries[i] for i in sent]
+        names = [f"{question.pairs} {query.place}: the query {query.words!r}" for query in asking]
+        vectors[sent] = embed_for(
+            catalog,
+            url,
+            asked,  # type: ignore[arg-type]  # those without either are assets
+            names,
+            None if number else question.address,
+        )
+    for kind in catalog.kinds:
+        own = [i for i, query in enumerate(placed.queries) if query.asset_id is not None and query.kind == kind]
+        if own:
+            vectors[own] = catalog.vectors(kind, placed.own_rows[number][own])  # type: ignore[arg-type]
+    return vectors
+
+
+def _judge(
+    placed: PlacedLabels, subjects: Sequence[Subject], question: Question, names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    directions = list(placed.directions())
+    kinds = dict.fromkeys(kind for _, kind in directions)
+    answers: list[dict[str | None, _Answers]] = []
+    for subject in subjects:
+        sought = dict.fromkeys([*kinds, *(subject.catalog.kinds if question.merge else ())])
+        found: dict[str | None, _Answers] = {kind: _search(subject, kind, question.ks) for kind in sought}
+        if question.merge is not None:
+            parts = {kind: found[kind] for kind in subject.catalog.kinds}
+            exact = merge_lists(subject, {kind: part.exact for kind, part in parts.items()}, question.merge)
+            index = {
+                k: merge_lists(subject, {kind: part.index[k] for kind, part in parts.items()}, question.merge)
+                for k in question.ks
+            }
+            found[None] = _Answers(index=index, exact=exact)
+        answers.append(found)
+    judged = {}
+    wanted = [(query_kind, kind) for query_kind, kind in directions]
+    if question.merge is not None:
+        wanted += [(query_kind, "") for query_kind in dict.fromkeys(query_kind for query_kind, _ in directions)]
+    for query_kind, kind in wanted:
+        direction = f"{query_kind}->{kind or 'all'}"
+        judged[direction] = _judge_direction(
+            placed, subjects, [found[kind or None] for found in answers], (query_kind, kind or None), question
+        )
+        judged[direction]["words"] = say_direction(judged[direction], question.ks, names)
+    return judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """What a catalog finds for all queries."""
+
+    index: Mapping[int, Lists]
+    """By the length that was asked for."""
+    exact: Lists
+
+
+def _search(subject: Subject, kind: str, ks: Sequence[int]) -> _Answers:
+    index = {k: search_index(subject, kind, k) for k in ks}
+    return _Answers(index=index, exact=search_exactly(subject, kind))
+
+
+def _judge_direction(
+    placed: PlacedLabels,
+    subjects: Sequence[Subject],
+    answers: Sequence[_Answers],
+    direction: tuple[str, str | None],
+    question: Question,
+) -> dict[str, Any]:
+    wanted, figures = [], []
+    for number, (subject, answer) in enumerate(zip(subjects, answers, strict=True)):
+        positions, right = placed.wanted(number, *direction, subject.catalog)
+        wanted.append(right)
+        of_length = {k: lists.rows[positions] for k, lists in answer.index.items()}
+        figures.append(
+            (score_by_length(of_length, right), score_lists(answer.exact.rows[positions], right, question.ks))
+        )
+    longest, right = question.ks[-1], wanted[0]
+    found, exact = answers[0].index[longest], answers[0].exact.rows[positions]
+    by_index = found.rows[positions]
+    quality, possible = (part[f"ndcg@{longest}"] for part in figures[0])
+    ranks = first_ranks(by_index, right), first_ranks(exact, right)
+    # The worst first; of those that find nothing, those first whose right asset is furthest away.
+    places = [np.where(rank > 0, rank, DEPTH + 1) for rank in ranks]
+    order = np.lexsort((np.arange(len(quality)), -places[1], -places[0], quality))
+    failing = quality < 1 - 1e-9
+    worst = []
+    for q in [int(q) for q in order if failing[q]][:_WORST]:
+        query = placed.queries[int(positions[q])]
+        rows = right.rows[(right.query == q) & (right.grades > 0)]
+        alive = rows[rows >= 0]
+        scores = found.scores[positions[q], :_SHOWN]
+        shown = by_index[q, :_SHOWN]
+        cause = "dead letter" if not len(alive) else "index" if possible[q] > quality[q] + 1e-9 else "model"
+        worst.append(
+            {
+                "query": _query(query, subjects[0], placed, int(positions[q])),
+                "place": query.place,
+                "relevant": [_asset(subjects[0].catalog, direction[1], int(row)) for row in alive[:_SHOWN]],
+                "relevant_count": len(rows),
+                "found": [
+                    {
+                        **_asset(subjects[0].catalog, direction[1], int(row)),
+                        "score": round(float(score), 6),
+                        "is_right": bool(row in alive),
+                    }
+                    for row, score in zip(shown, scores, strict=True)
+                    if row >= 0
+                ],
+                "ndcg": round(float(quality[q]), 6),
+                "rank_index": int(ranks[0][q]) or None,
+                "rank_exact": int(ranks[1][q]) or None,
+                "cause": cause,
+            }
+        )
+    relevant = right.grades > 0
+    return {
+        "queries": right.queries,
+        "relevant": int(relevant.sum()),
+        "dead": [int((one.rows[one.grades > 0] < 0).sum()) for one in wanted],
+        **compare_figures(figures, question.confidence),
+        "curve": [round(float(value), 6) for value in recall_curve(exact, right)],
+        "failing": int(failing.sum()),
+        "worst": worst,
+    }
+
+
+def _asset(catalog: Catalog, kind: str | None, row: int) -> dict[str, Any]:
+    if kind is None:
+        starts = row_offsets(catalog)
+        kind = max((one for one in catalog.kinds if starts[one] <= row), key=lambda one: starts[one])
+        row -= starts[kind]
+    found = catalog.asset(kind, row)  # type: ignore[arg-type]  # a kind of the catalog
+    return {"asset_id": found.asset_id, "kind": found.kind, "text": found.text, "uri": found.uri}
+
+
+def _query(query: LabelledQuery, subject: Subject, placed: PlacedLabels, position: int) -> dict[str, Any]:
+    if query.asset_id is not None:
+        return _asset(subject.catalog, query.kind, int(placed.own_rows[0][position]))
+    name = None if query.picture is None else query.picture.name
+    uri = None if query.picture is None else str(query.picture)
+    return {"asset_id": name, "kind": query.kind, "text": query.text, "uri": uri}
+
+
+def write_page(path: Path, document: Mapping[str, Any]) -> None:
+    """Writes the page, with small pictures of what fails where they are at hand.
+
+    Raises:
+        ConfigError: When it cannot be written.
+    """
+    from ...transforms.evaluation.page import render_evaluation
+    from ...transforms.viewing.picture_sources import PictureSources
+    from ...transforms.viewing.small_pictures import data_urls
+
+    document = copy.deepcopy(dict(document))  # the pictures are the page's alone
+    failures = [failure for figures in document["directions"].values() for failure in figures["worst"]]
+    things = [thing for one in failures for thing in (one["query"], *one["relevant"], *one["found"])]
+    asked = [one["query"]["uri"] for one in failures if one["query"]["kind"] == "image"]
+    catalog = document["catalogs"][0]
+    with (
+        open_catalog(catalog["url"], version=catalog["version"]) as opened,
+        PictureSources(opened.manifest.config) as sources,
+    ):
+        reads = [_read_picture(opened, sources, thing, asked) for thing in things]
+        for thing, picture in zip(things, data_urls(reads, _PICTURE_PIXELS, _PICTURES_BYTES), strict=True):
+            thing["picture"] = picture
+    try:
+        path.write_text(render_evaluation(document), "utf-8")
+    except OSError as error:
+        raise ConfigError(f"--html {str(path)!r} cannot be written: {error.strerror}.") from error
+
+
+def _read_picture(
+    catalog: Catalog, sources: "PictureSources", thing: Mapping[str, Any], asked: Sequence[str | None]
+) -> "Read | None":
+    """Reads the picture of an asset, or one that the labels ask with; None where there is none."""
+    if thing["kind"] != "image" or thing["uri"] is None:
+        return None
+    row = catalog.find_asset("image", thing["asset_id"])
+    asset = None if row is None else catalog.asset("image", row)
+    if asset is not None and asset.uri == thing["uri"]:
+        return partial(sources.read, asset)
+    return Path(thing["uri"]).read_bytes if thing["uri"] in asked else None
+
+
+def print_evaluation(console: Console, document: Mapping[str, Any]) -> None:
+    is_two = len(document["catalogs"]) == 2
+    for number, catalog in enumerate(document["catalogs"]):
+        name = f"{'AB'[number]}: " if is_two else ""
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in catalog["kinds"].items())
+        console.print(Text(f"{name}{catalog['url']} {catalog['version']}: {catalog['model']}, {kinds}"))
+    pairs = document["pairs"]
+    dropped = f", {of_count(pairs['dropped'], 'pair')} left out" if pairs["dropped"] else ""
+    asked, given = of_count(pairs["queries"], "query", "queries"), of_count(pairs["pairs"], "pair")
+    console.print(Text(f"{pairs['file']}: {asked}, {given}{dropped}\n"))
+    for direction, figures in document["directions"].items():
+        title = f"{of_direction(direction)}, {of_count(figures['queries'], 'query', 'queries')}"
+        table = Table(title=Text(title), title_justify="left", show_edge=False)
+        first, *others = figures["catalogs"]
+        columns = {
+            "A exact" if is_two else "exact search": (of_interval, first["exact"]),
+            "A index" if is_two else "index": (of_interval, first["index"]),
+        }
+        for other in others:
+            columns |= {"B exact": (of_interval, other["exact"]), "B index": (of_interval, other["index"])}
+            columns["B − A, index"] = (of_difference, figures["difference"]["index"])
+        if not others:
+            columns["lost by the index"] = (of_difference, first["index_error"])
+        table.add_column("", no_wrap=True)
+        for name in columns:
+            table.add_column(name, justify="right")
+        for figure in first["index"]:
+            if figure.startswith("ndcg") and not figure.endswith(f"@{document['ks'][-1]}"):
+                continue  # the page and the document have them
+            table.add_row(figure, *(Text(say(intervals[figure])) for say, intervals in columns.values()))
+        console.print(table)
+        for sentence in figures["words"]:
+            console.print(Text(sentence))
+        console.print()

@@ -1,0 +1,113 @@
+"""`look`: contact sheets of what queries find, and a map of a catalog, for a person's eyes."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from ...configs import AssetKind
+from ...configs.address import ApiAddress
+from ...configs.errors import ConfigError
+from ...configs.words import of_count
+from ...index.search.hits import Hit
+from ...index.search.merge import Merge
+from ...index.search.opening import open_catalog
+from ...transforms.viewing.catalog_map import align_kinds, draw_assets, project
+from ...transforms.viewing.catalog_map_page import MapOf, render_map
+from ...transforms.viewing.picture_sources import PictureSources
+from ...transforms.viewing.sheet import CELL, Cell, SheetRow, draw_sheet
+from ...transforms.viewing.small_pictures import data_urls, shrink, small_pictures
+from .search import NamedQuery, read_hit, search, write_page
+
+_MAP_PICTURE_PIXELS = 112
+_MAP_PICTURES_BYTES = 12 << 20
+"""Of all small pictures in a page together; the marks beyond have none."""
+
+
+def make_sheet(
+    url: str,
+    path: Path,
+    queries: Sequence[NamedQuery],
+    *,
+    k: int,
+    kinds: Sequence[AssetKind] | None,
+    merge: Merge,
+    address: ApiAddress | None = None,
+) -> None:
+    """Searches, and lays the hits out: as a picture, or as the page that `search --html` writes.
+
+    Raises:
+        ConfigError: When the file cannot be written.
+        CatalogError: As `search`.
+        QueryError: As `search`.
+    """
+    catalog, results = search(url, queries, k=k, kinds=kinds, merge=merge, address=address)
+    if path.suffix.lower() == ".html":
+        write_page(path, queries, results, catalog)
+        return
+    with PictureSources(catalog.manifest.config) as sources:
+        found = small_pictures([read_hit(catalog, sources, hit) for hits in results for hit in hits], CELL)
+        rows = [
+            SheetRow(
+                words=query.words,
+                picture=None if query.picture is None else shrink(query.picture, CELL),
+                cells=[_cell(hit, next(found)) for hit in hits],
+            )
+            for query, hits in zip(queries, results, strict=True)
+        ]
+    model = catalog.manifest.made_by.name
+    try:
+        draw_sheet(rows, f"{url}, version {catalog.version}, {model}").save(path, "PNG", optimize=True)
+    except OSError as error:
+        raise ConfigError(f"--sheet {str(path)!r} cannot be written: {error.strerror or error}.") from error
+
+
+def _cell(hit: Hit, picture: Image.Image | None) -> Cell:
+    text = (hit.text or "") if hit.kind == "text" else None
+    return Cell(asset_id=hit.asset_id, score=hit.score, text=text, picture=picture)
+
+
+def make_map(url: str, path: Path, *, points: int, is_aligned: bool, seed: int) -> str:
+    """Writes a catalog's map as one page; returns a sentence that says what is on it.
+
+    Raises:
+        ConfigError: When the page cannot be written.
+        CatalogError: When the catalog cannot be opened, or has no assets.
+        ImportError: Without scikit-learn.
+    """
+    import sklearn  # noqa: F401  # before anything is read
+
+    started = time.monotonic()
+    with open_catalog(url) as catalog:
+        drawn = draw_assets(catalog, points, seed)
+        assets, manifest = len(catalog), catalog.manifest
+        shown_assets = [
+            catalog.asset("image", row) if kind == "image" else None
+            for kind, row in zip(drawn.kinds, drawn.rows, strict=True)
+        ]
+    vectors = align_kinds(drawn.vectors, drawn.kinds) if is_aligned else drawn.vectors
+    places = project(vectors, seed)
+    with PictureSources(manifest.config) as sources:
+        reads = [None if asset is None else partial(sources.read, asset) for asset in shown_assets]
+        pictures = data_urls(reads, _MAP_PICTURE_PIXELS, _MAP_PICTURES_BYTES)
+    shown = MapOf(
+        url=url,
+        version=manifest.version,
+        model=manifest.made_by.name,
+        assets=assets,
+        metadata_types=manifest.metadata_types,
+        is_aligned=is_aligned,
+        has_kinds=len(set(drawn.kinds)) > 1,
+    )
+    page = render_map(shown, drawn.kinds, places, drawn.assets, pictures)
+    try:
+        path.write_text(page, "utf-8")
+    except OSError as error:
+        raise ConfigError(f"--map {str(path)!r} cannot be written: {error.strerror or error}.") from error
+    small = len(pictures) - pictures.count(None)
+    return (
+        f"{path}: {len(drawn.kinds):,} of {of_count(assets, 'asset')}, {small:,} with a small picture, "
+        f"{len(page.encode()) / 1e6:.1f} MB, in {time.monotonic() - started:.1f} s"
+    )

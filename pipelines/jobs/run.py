@@ -1,0 +1,224 @@
+"""The main job: sources in, a published catalog version out."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from ...configs import RunConfig
+from ...configs.errors import CatalogError, DamagedFileError
+from ...index.storage.store import Store
+from ...index.versions.history import existing_versions
+from ...index.versions.layout import report_name, unit_dead_letters_name, unit_name, version_folder
+from ...index.versions.manifest import read_manifest
+from ...transforms.embedding.endpoint import Endpoint, open_endpoint
+from ...transforms.embedding.lane import LaneSetup
+from ...transforms.embedding.shared_limit import set_up_shared_ledger
+from ...transforms.planning.compare import Comparison
+from ...transforms.planning.plan import Plan, Unit, write_plan
+from ...transforms.planning.recipe import differences, recipe
+from ...transforms.reports.report import Report, unchanged_report
+from ...transforms.versions.setup import VersionSetup, public_settings
+from ...transforms.workers.progress import read_progress
+from ..console.logs import tell
+from .base import Base, compare, find_base, is_whole
+from .launch import Held, Runner, hold_catalog, software
+
+_log = logging.getLogger(__name__)
+_PAID_VERSIONS = 10
+"""Versions that are looked through for contents; each takes 16 bytes of memory a row."""
+_ATTEMPTS = 20
+"""Each leaves out one damaged file."""
+
+
+def run(config: RunConfig, runner: Runner | None = None) -> Report:
+    """Runs the job and returns its report, the content of the version's `report.json`.
+
+    Where nothing has changed since the version in force, no version is written, and the report says that it
+    is `unchanged`. A version that a gate holds is told in `held_back`.
+
+    Args:
+        config: What to do.
+        runner: Beam's options, and who watches.
+
+    Raises:
+        ConfigError: Before anything is sent: a source matches nothing, the key is not set.
+        CatalogBusyError: When another run holds the catalog.
+        EpithreBeamError: When nothing was published. What was embedded is kept for the next run.
+    """
+    started_at_s = time.time()
+    with contextlib.ExitStack() as stack:
+        held = hold_catalog(config.catalog, stack)
+        comparison = stack.enter_context(compare(config.sources, config.metadata_types))
+        launch = _Launch(config=config, runner=runner or Runner(), comparison=comparison, started_at_s=started_at_s)
+        return launch.run(held)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Launch:
+    """A run under way in its launcher."""
+
+    config: RunConfig
+    runner: Runner
+    comparison: Comparison
+    """Of what the sources list with a version."""
+    started_at_s: float
+    units: list[Unit] = field(default_factory=list)
+    """Of all attempts."""
+
+    @property
+    def elapsed_s(self) -> float:
+        return max(0.0, time.time() - self.started_at_s)  # a clock may have been put back
+
+    def run(self, held: Held) -> Report:
+        """Compares, and runs the pipeline; again without a file that turns out damaged. Returns the report."""
+        config, store, comparison = self.config, held.store, self.comparison
+        found = find_base(config, store, held.latest)
+        endpoint: Endpoint | None = None
+        damaged: list[str] = []
+        attempts, spent = _ATTEMPTS, 0
+        while True:
+            if endpoint is None and not found.is_certain:
+                endpoint = held.stack.enter_context(open_endpoint(config.embed, store))
+                found = find_base(config, store, held.latest, endpoint.fingerprint)
+            damaged = self._set_base(store, found, damaged)
+            changes = comparison.changes()
+            if (
+                found.usable
+                and not damaged
+                and changes.is_nothing
+                and is_whole(store, found.usable, config.index, config.metadata_types)
+            ):
+                rows = sum(changes.unchanged.values())
+                return unchanged_report(found.usable, rows, comparison.dead_letters(), config.embed, self.elapsed_s)
+            if endpoint is None and changes.todo:
+                endpoint = held.stack.enter_context(open_endpoint(config.embed, store))
+                if endpoint.fingerprint != found.fingerprint:
+                    found = find_base(config, store, held.latest, endpoint.fingerprint)
+                    continue
+            try:
+                return self._write(held, found, endpoint, spent)
+            except DamagedFileError as error:
+                _log.warning("%s It is left out, and what it held is read again.", error)
+                attempts -= 1
+                if not attempts:
+                    raise
+                damaged.append(error.file)
+                spent += sum(lane["meter"]["requests"] for lane in read_progress(held.run))
+                store.delete(version_folder(held.run.version))
+                held = held.again()
+
+    def _set_base(self, store: Store, found: Base, damaged: Sequence[str]) -> list[str]:
+        """Compares with the version in force, if its vectors may be taken over; returns its files that may not."""
+        if found.usable is None:
+            self.comparison.clear_base()
+            if found.reasons:
+                tell("all_new", logging.WARNING, because=list(found.reasons))
+            return list(damaged)
+        retry_dead = self.config.embed.retry_dead
+        bad = self.comparison.set_base(store, found.usable, damaged=damaged, retry_dead=retry_dead)
+        for name in set(bad) - set(damaged):
+            _log.warning("%s/%s is damaged: what it held is read again.", store.url, name)
+        return bad
+
+    def _write(self, held: Held, found: Base, endpoint: Endpoint | None, spent: int) -> Report:
+        """Writes the version that is to be; without an endpoint where nothing is to be read."""
+        config, store = self.config, held.store
+        base = found.usable.version if found.usable else None
+        fingerprint = endpoint.fingerprint if endpoint else found.fingerprint
+        made_with = recipe(config.embed, config.prepare, fingerprint)
+        plan = self._plan(held, made_with, base)
+        requests_spent = spent + (endpoint.requests if endpoint else 0)
+        lane = LaneSetup(
+            run=held.run,
+            plan=plan.name,
+            embed=endpoint.embed if endpoint else config.embed,
+            prepare=config.prepare,
+            sources=config.sources,
+            recipe=made_with,
+            paid_versions=_paid_versions(store, config, fingerprint, base),
+            requests_spent=requests_spent,
+        )
+        setup = VersionSetup(
+            run=held.run,
+            embed=config.embed,
+            index=config.index,
+            guards=config.guards,
+            metadata_types=config.metadata_types,
+            settings=public_settings(config),
+            plan=replace(plan, units=(), carried=()),
+            model_fingerprint=fingerprint,
+            requests_spent=requests_spent,
+            latest=held.latest,
+            rows_before=found.manifest.counts.per_kind if found.manifest else None,
+            software=software(),
+            started_at_s=self.started_at_s,
+        )
+        self.units.extend(plan.units)
+        self.runner.run(held.run, _wiring(setup, lane, plan), config.runner, config.beam_options)
+        report: Report = orjson.loads(store.read(report_name(held.run.version)))
+        if not report["held_back"]:
+            _collect(store, self.units)
+        report["every_vector_is_new_because"] = list(found.reasons)
+        return report
+
+    def _plan(self, held: Held, made_with: str, base: str | None) -> Plan:
+        comparison, changes = self.comparison, self.comparison.changes()
+        references = self.config.embed.unit_references
+        try:
+            plan = write_plan(
+                held.store, held.run.version, comparison, recipe=made_with, unit_references=references, base=base
+            )
+        except OSError as error:
+            raise held.run.unwritable(error) from error
+        tell(
+            "planned",
+            assets=dict(changes.assets),
+            source_bytes=dict(changes.size_bytes),
+            unchanged=sum(changes.unchanged.values()),
+            to_read=changes.todo,
+            deleted=sum(changes.deleted.values()),
+            units=len(plan.units),
+            base=base,
+        )
+        return plan
+
+
+def _wiring(setup: VersionSetup, lane: LaneSetup, plan: Plan) -> Any:
+    def wire(pipeline: Any) -> None:
+        import apache_beam as beam
+
+        from ...transforms.embed_units import EmbedUnits
+        from ...transforms.write_version import Begin, WriteVersion
+
+        set_up_shared_ledger(lane.embed, lane.run.version, lane.requests_spent)
+        records = pipeline | "Units" >> beam.Create(plan.units) | "EmbedUnits" >> EmbedUnits(setup=lane)
+        carried = pipeline | "Carried" >> beam.Create((Begin(), *plan.carried))
+        _ = (records, carried) | "Parts" >> beam.Flatten() | "WriteVersion" >> WriteVersion(setup=setup)
+
+    return wire
+
+
+def _collect(store: Store, units: Sequence[Unit]) -> None:
+    """Removes the files of units whose rows stand in the version that was just published."""
+    for unit in units:
+        with contextlib.suppress(OSError):  # what is left is collected by age
+            store.delete(unit_name(unit.name))
+            store.delete(unit_dead_letters_name(unit.name))
+
+
+def _paid_versions(store: Store, config: RunConfig, fingerprint: str | None, base: str | None) -> tuple[str, ...]:
+    """The version in force and the newest others whose vectors were made as this run makes them."""
+    found = [] if base is None else [base]
+    for version in reversed(existing_versions(store)):
+        if len(found) == _PAID_VERSIONS:
+            break
+        if version not in found:
+            with contextlib.suppress(CatalogError):
+                if not differences(read_manifest(store, version), config, fingerprint):
+                    found.append(version)
+    return tuple(found)

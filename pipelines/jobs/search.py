@@ -1,0 +1,241 @@
+"""Searches a catalog from the command line: a sentence or a picture in, hits out as a table, JSON or a page."""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ...configs import AssetKind
+from ...configs.address import ApiAddress
+from ...configs.errors import ConfigError
+from ...index.search.catalog import Catalog
+from ...index.search.hits import Hit
+from ...index.search.merge import Merge
+from ...index.search.opening import open_catalog
+from ...index.search.where import parse_where
+from ...index.versions.layout import assets_schema
+from ...transforms.query.embed_queries import embed_queries
+from ...transforms.query.query_endpoint import open_query_endpoint
+from ...transforms.reports.pages import page_environment
+from ...transforms.viewing.picture_sources import PictureSources
+from ...transforms.viewing.small_pictures import Read, data_url, shrink, small_pictures
+
+_THUMBNAIL = 320
+
+
+class NamedQuery(NamedTuple):
+    """A query, and what a person calls it."""
+
+    words: str
+    """The sentence itself, or the picture's file."""
+    content: str | bytes
+
+    @property
+    def kind(self) -> AssetKind:
+        return "text" if isinstance(self.content, str) else "image"
+
+    @property
+    def picture(self) -> bytes | None:
+        return None if isinstance(self.content, str) else self.content
+
+
+def search(
+    url: str,
+    queries: Sequence[NamedQuery | str | bytes],
+    *,
+    k: int,
+    kinds: Sequence[AssetKind] | None,
+    where: str | None = None,
+    merge: Merge = "score",
+    address: ApiAddress | None = None,
+) -> tuple[Catalog, list[list[Hit]]]:
+    """Embeds queries with the catalog's own model and settings, and searches; `where` is JSON for `parse_where`.
+
+    Raises:
+        CatalogError: When the catalog cannot be opened, or the server's model is not the one that made it.
+        QueryError: When a query cannot be embedded.
+        ArgumentError: When `k`, `kinds` or `where` is wrong.
+    """
+    catalog = open_catalog(url)
+    condition = None if where is None else parse_where(where, assets_schema(catalog.metadata_types))
+    named = [_named(query, i) for i, query in enumerate(queries)]
+    names = [f"The query {query.words!r:.80}" for query in named]
+    vectors = embed_for(catalog, url, [query.content for query in named], names, address)
+    hits: list[list[Hit]] = []
+    for query, vector in zip(named, vectors, strict=True):
+        hits += catalog.search(vector, k, kinds=kinds, where=condition, merge=merge, query_kind=query.kind)
+    return catalog, hits
+
+
+def _named(query: NamedQuery | str | bytes, place: int) -> NamedQuery:
+    if isinstance(query, NamedQuery):
+        return query
+    return NamedQuery(query if isinstance(query, str) else f"picture {place}", query)
+
+
+def left_out(catalog: Catalog, kinds: Sequence[AssetKind] | None, where: str) -> list[str]:
+    """A sentence for each kind of which a condition leaves nothing: why there is no hit of it."""
+    condition = parse_where(where, assets_schema(catalog.metadata_types))
+    named = [name for name in catalog.metadata_types if name in _keys(json.loads(where))]
+    sentences = []
+    for kind in kinds or catalog.kinds:
+        assets = catalog.assets(kind)  # type: ignore[arg-type]  # as the manifest has it
+        if not len(assets) or len(assets.filter(condition)):
+            continue
+        absent = [name for name in named if pc.all(pc.is_null(pc.struct_field(assets["metadata"], name))).as_py()]
+        why = f": none has a value of {' or '.join(absent)}" if absent else ""
+        sentences.append(f"No {kind} of the catalog fulfils --where{why}.")
+    return sentences
+
+
+def _keys(condition: Any) -> set[str]:
+    if isinstance(condition, dict):
+        return {*condition, *(key for value in condition.values() for key in _keys(value))}
+    return {key for value in condition for key in _keys(value)} if isinstance(condition, list) else set()
+
+
+def embed_for(
+    catalog: Catalog,
+    url: str,
+    queries: Sequence[str | bytes | Path],
+    names: Sequence[str],
+    address: ApiAddress | None = None,
+) -> npt.NDArray[np.float32]:
+    """Embeds queries with the model and settings that made a catalog: float32, (queries, dimension), unit norm.
+
+    Args:
+        catalog: That is to be searched.
+        url: Its address, for errors.
+        queries: Sentences, pictures' files, or their paths.
+        names: What errors call each query.
+        address: Another address of the same model.
+
+    Raises:
+        CatalogError: When it is not known what made the catalog, or the server's model is another.
+        QueryError: When a query cannot be embedded.
+    """
+    with open_query_endpoint(catalog.manifest, url, address) as endpoint:
+        return embed_queries(queries, endpoint.embed, endpoint.prepare, endpoint.api_key, names=names)
+
+
+def named_queries(texts: Sequence[str], pictures: Sequence[Path]) -> list[NamedQuery]:
+    """The queries of a command line: sentences, then pictures. Raises ConfigError when there is no such file."""
+    return [
+        *(NamedQuery(text, text) for text in texts),
+        *(NamedQuery(str(path), read_query_picture(path)) for path in pictures),
+    ]
+
+
+def read_query_picture(path: Path) -> bytes:
+    """Raises ConfigError when there is no such file."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--image {str(path)!r} cannot be read: {error.strerror}.") from error
+
+
+def hits_table(query: str, hits: Sequence[Hit]) -> Table:
+    """Hits for a terminal."""
+    table = Table(title=Text(query if len(query) <= 120 else query[:119] + "…"), title_justify="left", show_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("kind")
+    table.add_column("id", overflow="fold")
+    # A picture's place says nothing new where its id is the end of it.
+    whats = [hit.text if hit.kind == "text" else _place(hit) for hit in hits]
+    if any(whats):
+        table.add_column("what", overflow="fold")
+    for rank, (hit, what) in enumerate(zip(hits, whats, strict=True), 1):
+        cells = [str(rank), f"{hit.score:.3f}", hit.kind, hit.asset_id]
+        cells += [(what or "")[:200]] if any(whats) else []
+        table.add_row(*map(Text, cells))  # as text: rich would read [brackets] as markup
+    return table
+
+
+def _place(hit: Hit) -> str:
+    return "" if hit.uri is None or hit.uri.endswith(hit.asset_id) else hit.uri
+
+
+def hits_json(queries: Sequence[NamedQuery], results: Sequence[Sequence[Hit]], version: str) -> str:
+    """Hits for programs: one JSON document."""
+    document = {
+        "version": version,
+        "results": [
+            {"query": query.words, "hits": [{"rank": rank, **_plain(hit)} for rank, hit in enumerate(hits, 1)]}
+            for query, hits in zip(queries, results, strict=True)
+        ],
+    }
+    return json.dumps(document, ensure_ascii=False, default=str, indent=2)
+
+
+def write_page(path: Path, queries: Sequence[NamedQuery], results: Sequence[Sequence[Hit]], catalog: Catalog) -> None:
+    """Writes results as one HTML file with small pictures inside, so that it opens anywhere.
+
+    Args:
+        path: Of the page.
+        queries: As they were asked.
+        results: The hits of each query.
+        catalog: That was searched.
+    """
+    with PictureSources(catalog.manifest.config) as sources:
+        reads = [read_hit(catalog, sources, hit) for hits in results for hit in hits]
+        found = small_pictures(reads, _THUMBNAIL)
+        rows = [
+            {
+                "words": query.words,
+                "picture": None if query.picture is None else _data_url(shrink(query.picture, _THUMBNAIL)),
+                "hits": [
+                    {**_plain(hit), "picture": _data_url(next(found)), "metadata": dict(hit.metadata)} for hit in hits
+                ],
+            }
+            for query, hits in zip(queries, results, strict=True)
+        ]
+    page = (
+        page_environment(__package__)
+        .get_template("results.html.j2")
+        .render(
+            rows=rows,
+            version=catalog.version,
+            model=catalog.manifest.made_by.name,
+            assets=catalog.manifest.counts.per_kind,
+        )
+    )
+    try:
+        path.write_text(page, "utf-8")
+    except OSError as error:
+        raise ConfigError(f"--html {str(path)!r} cannot be written: {error.strerror}.") from error
+
+
+def print_hits(console: Console, queries: Sequence[NamedQuery], results: Sequence[Sequence[Hit]]) -> None:
+    for query, hits in zip(queries, results, strict=True):
+        console.print(hits_table(query.words, hits))
+        console.print()
+
+
+def _plain(hit: Hit) -> dict[str, Any]:
+    return {
+        "asset_id": hit.asset_id,
+        "kind": hit.kind,
+        "score": round(hit.score, 6),
+        "uri": hit.uri,
+        "text": hit.text,
+        "metadata": dict(hit.metadata),
+    }
+
+
+def read_hit(catalog: Catalog, sources: PictureSources, hit: Hit) -> Read | None:
+    """Reads the picture of a hit from the catalog's sources; None for a text."""
+    return partial(sources.read, catalog.asset("image", hit.row)) if hit.kind == "image" else None
+
+
+def _data_url(picture: Image.Image | None) -> str | None:
+    return None if picture is None else data_url(picture, quality=85)

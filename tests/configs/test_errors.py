@@ -1,0 +1,90 @@
+"""One tree of errors: each with a code of its own, whole after a process was crossed, and none beside it."""
+
+import ast
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+
+from epithre_beam import errors
+from epithre_beam.configs.errors import (
+    ApiRefusedError,
+    ArgumentError,
+    DamagedFileError,
+    EpithreBeamError,
+    ExitCode,
+    QueryError,
+    RefusedKeyError,
+    SpentQuotaError,
+    UnknownModelError,
+    all_errors,
+    error_of,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+TREE = all_errors()
+NOT_TOLD_TO_USERS = {
+    "BrokenAnswerError",  # an answer of the API that is not used; what comes of it is a retry or a refusal
+    "Fault",  # what a request to `serve` is answered
+    "RefusedError",  # what the emulator answers
+    "Unpreparable",  # becomes a dead letter
+    "_BadItemError",
+    "_UnlikeError",
+}
+
+
+def test_codes_are_words_and_no_two_share_one() -> None:
+    codes = [error.code for error in TREE]
+    assert len(set(codes)) == len(codes)
+    assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", code) for code in codes)
+
+
+@pytest.mark.parametrize("error", TREE, ids=lambda error: error.__name__)
+def test_an_error_is_whole_after_it_was_pickled_or_sent_by_its_code(error: type[EpithreBeamError]) -> None:
+    raised = error("units/u.parquet is damaged.", file="units/u.parquet", counts={"rows": 3})
+    for found in (pickle.loads(pickle.dumps(raised)), error_of(raised.code, str(raised), raised.facts)):
+        assert type(found) is error
+        assert str(found) == "units/u.parquet is damaged."
+        assert found.facts == {"file": "units/u.parquet", "counts": {"rows": 3}}
+        assert found.exit_code is error.exit_code
+
+
+def test_a_code_of_a_later_release_is_an_error_of_the_root() -> None:
+    found = error_of("of_tomorrow", "It failed.", {"a": 1})
+    assert (type(found), str(found), found.facts) == (EpithreBeamError, "It failed.", {"a": 1})
+
+
+def test_what_no_retry_helps_has_the_exit_code_of_wrong_usage() -> None:
+    for error in (RefusedKeyError, UnknownModelError, SpentQuotaError):
+        assert issubclass(error, ApiRefusedError)
+        assert error.exit_code is ExitCode.USAGE
+
+
+def test_a_wrong_argument_is_a_value_error_too() -> None:
+    assert issubclass(QueryError, ArgumentError)
+    assert issubclass(ArgumentError, ValueError)
+    assert QueryError("Query 0 is empty.", reason="empty_text").reason == "empty_text"
+    assert DamagedFileError("u is damaged.", file="u").file == "u"
+
+
+def test_all_are_importable_from_the_documented_place() -> None:
+    assert [error.__name__ for error in TREE if getattr(errors, error.__name__, None) is not error] == []
+
+
+def test_no_exception_class_stands_beside_the_tree() -> None:
+    """But for those that never leave the code that raises them."""
+    found = set()
+    for folder in ("configs", "index", "transforms", "pipelines"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.ClassDef) and path != ROOT / "configs" / "errors.py":
+                    bases = {ast.unparse(base) for base in node.bases}
+                    if any(re.search(r"(Error|Exception)$", base) for base in bases):
+                        found.add(node.name)
+    assert found == NOT_TOLD_TO_USERS
+
+
+def test_the_tree_is_drawn_whole() -> None:
+    drawn = re.findall(r"\b[A-Z]\w+Error\b", (ROOT / "configs" / "errors.py").read_text("utf-8").split('"""')[1])
+    assert {name for name in drawn if name != "ValueError"} == {error.__name__ for error in TREE}

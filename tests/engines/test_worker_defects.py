@@ -1,0 +1,30 @@
+"""A bug in a worker is told once, as a defect with the worker's own traceback, whatever engine runs the job."""
+
+import json
+
+import pytest
+
+from ..pipelines.conftest import Place, sentences, write_texts
+from .engine import BROKEN, ENGINES
+
+
+@pytest.mark.parametrize("engine", ENGINES, indirect=True, scope="session")
+def test_a_bug_in_a_worker_is_told_with_the_workers_traceback_and_not_with_pages_of_the_runner(engine, tmp_path):
+    place = Place(tmp_path)
+    write_texts(place.folder / "texts.csv", 20)
+    place.write_job(sources=[{"kind": "text", "table": "texts.csv", "id": "id", "text": "text"}])
+    place.catalog.mkdir()
+    (place.catalog / "BUG").touch()
+    command = ("run", "job.yaml", "--json", "--", *engine.options)
+    done = place.cli(*command, imports_itself=True, PYTHONPATH=str(BROKEN))
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert done.stderr.count("Traceback (most recent call last)") == 1
+    assert "in write_shard\n" in done.stderr
+    assert "return 1 / 0\n" in done.stderr
+    (sentence,) = sentences(done.stderr)
+    assert sentence.startswith("epithre-beam: ZeroDivisionError: division by zero: this is a defect of epithre-beam")
+    assert len(done.stderr.splitlines()) < 60
+    document = json.loads(done.stdout)
+    assert (document["exit_code"], document["status"], document["code"]) == (1, "failed", "defect")
+    (place.catalog / "BUG").unlink()
+    assert place.cli("run", "job.yaml", "--", *engine.options).returncode == 0

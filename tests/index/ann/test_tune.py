@@ -1,0 +1,98 @@
+"""The way that is chosen is the cheapest that keeps the recall in every direction, with room for other queries."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from epithre_beam.index.ann.truth import NOT_FOUND, Judged
+from epithre_beam.index.ann.tune import K_FACTORS, SHARES, FileShape, cost_us, operating_points, probed_cells
+
+SHAPE = FileShape(rows=1_000_000, dimension=4000, code_dimension=256, cells=4000)
+K = 10
+
+
+def judged(places: list[float], queries: int = 200, *, seed: int = 0) -> Judged:
+    """For each share of cells, the share of right rows that its cells hold; they stand at random among 3 x k."""
+    rng = np.random.default_rng(seed)
+    scores = np.tile(np.linspace(1, 0.5, K, dtype=np.float32), (queries, 1))
+    drawn, ranks = rng.random((queries, K)), rng.integers(0, 3 * K, (queries, K))
+    ways = [np.where(drawn < share, ranks, NOT_FOUND) for share in places]
+    ways.append(np.tile(np.arange(K), (queries, 1)))
+    return Judged(scores=scores, ranks=np.array(ways, np.uint32))
+
+
+def rising(least: float) -> list[float]:
+    return np.linspace(least, 1.0, len(SHARES)).tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    least=st.floats(0, 1),
+    other=st.floats(0, 1),
+    target=st.sampled_from([0.0, 0.5, 0.9, 0.95, 0.99, 1.0]),
+    seed=st.integers(0, 5),
+)
+def test_points_are_sorted_by_cost_and_each_costs_more_for_a_reason(
+    least: float, other: float, target: float, seed: int
+) -> None:
+    directions = {"image->image": judged(rising(least), seed=seed), "text->image": judged(rising(other), seed=seed + 9)}
+    points, chosen = operating_points(directions, [SHAPE], K, target)
+    costs = [point.cost_us for point in points]
+    assert costs == sorted(costs)
+    assert len({(p.cells_share, p.k_factor) for p in points}) == len(points)
+    assert (points[-1].cells_share, points[-1].k_factor) == (None, None)
+    assert min(points[-1].recall.values()) == 1.0
+    assert chosen in points
+    assert min(chosen.recall.values()) >= target
+    for point in points:
+        assert set(point.recall) == set(directions)
+        assert point.cells_share in (*SHARES, None)
+        assert point.k_factor in (*K_FACTORS, None)
+
+
+def test_the_worst_direction_decides() -> None:
+    easy, hard = judged([1.0] * len(SHARES)), judged(rising(0.2))
+    alone, _ = operating_points({"image->image": easy}, [SHAPE], K, 0.95)
+    _, chosen_alone = operating_points({"image->image": easy}, [SHAPE], K, 0.95)
+    _, chosen = operating_points({"image->image": easy, "text->image": hard}, [SHAPE], K, 0.95)
+    assert chosen_alone.cells_share == SHARES[0]
+    assert chosen.cells_share is None or chosen.cells_share > SHARES[0]
+    assert chosen.cost_us > chosen_alone.cost_us
+    assert min(chosen.recall.values()) >= 0.95
+    assert alone
+
+
+def test_nothing_cheaper_would_have_reached_the_target_with_room_to_spare() -> None:
+    _, chosen = operating_points({"text->image": judged(rising(0.5))}, [SHAPE], K, 0.9)
+    _, easier = operating_points({"text->image": judged(rising(0.5))}, [SHAPE], K, 0.8)
+    assert easier.cost_us < chosen.cost_us
+    assert 0.9 <= chosen.recall["text->image"] < 0.99
+
+
+def test_where_no_codes_reach_the_target_all_vectors_are_scanned() -> None:
+    _, chosen = operating_points({"text->image": judged([0.5] * len(SHARES))}, [SHAPE], K, 0.95)
+    assert (chosen.cells_share, chosen.k_factor, chosen.recall) == (None, None, {"text->image": 1.0})
+
+
+def test_a_direction_without_any_answer_decides_nothing() -> None:
+    none = Judged(scores=np.full((5, K), -np.inf, np.float32), ranks=np.full((len(SHARES) + 1, 5, K), NOT_FOUND))
+    points, chosen = operating_points({"text->image": none}, [SHAPE], K, 0.95)
+    assert chosen == points[0]
+    assert chosen.recall == {"text->image": 1.0}
+
+
+@settings(max_examples=60)
+@given(share=st.floats(1e-6, 1), cells=st.integers(1, 10_000))
+def test_of_any_share_at_least_one_cell_is_scanned_and_never_more_than_there_are(share: float, cells: int) -> None:
+    assert 1 <= probed_cells(share, cells) <= cells
+    assert probed_cells(1.0, cells) == cells
+
+
+def test_costs_grow_with_what_is_read() -> None:
+    costs = [cost_us(SHAPE, K, share, 10) for share in SHARES]
+    assert costs == sorted(costs)
+    assert [cost_us(SHAPE, K, 1.0, f) for f in K_FACTORS] == sorted(cost_us(SHAPE, K, 1.0, f) for f in K_FACTORS)
+    assert cost_us(SHAPE, K, None, None) > cost_us(SHAPE, K, 1.0, 100)
+    without = FileShape(rows=1000, dimension=4000)
+    assert cost_us(without, K, 0.1, 10) == cost_us(without, K, None, None) == pytest.approx(2000)

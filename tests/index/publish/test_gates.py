@@ -1,0 +1,99 @@
+"""A version is held back by exactly the shares and recalls that its job sets, and a sentence says why."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from epithre_beam.configs import GuardConfig
+from epithre_beam.index.publish.gates import judge
+from epithre_beam.index.versions.manifest import IndexEntry
+
+KINDS = ("image", "text")
+
+
+def index_of(kind: str, **recall: float) -> IndexEntry:
+    directions = {direction.replace("_", "->"): value for direction, value in recall.items()}
+    return IndexEntry(
+        kind=kind,
+        files=("",),
+        assets="",
+        rows=1,
+        factory="",
+        resident_bytes=0,
+        recall_k=10,
+        recall=directions,
+        scores={},
+    )
+
+
+@settings(max_examples=400)
+@given(total=st.integers(1, 3000), data=st.data(), percent=st.integers(0, 100))
+def test_a_share_that_was_set_lets_through_exactly_that_share(total: int, data: st.DataObject, percent: int) -> None:
+    """In whole numbers: 29 of 100 are 29 %, whatever floating point makes of it."""
+    edge = total * percent // 100
+    dead = data.draw(st.integers(0, total) | st.integers(max(edge - 1, 0), min(edge + 1, total)))
+    reasons = judge({"text": total + 1}, {"text": dead}, [], GuardConfig(max_dead_share=percent / 100), 0.9)
+    held_back = Fraction(dead, total + 1) > Fraction(percent, 100)
+    assert bool(reasons) == held_back
+
+
+@pytest.mark.parametrize(("percent", "total"), [(29, 100), (57, 100), (58, 100), (7, 100), (14, 50), (28, 25)])
+def test_a_share_that_is_just_reached_is_let_through(percent: int, total: int) -> None:
+    dead = total * percent // 100
+    assert judge({"text": total}, {"text": dead}, [], GuardConfig(max_dead_share=percent / 100), 0.9) == []
+    assert judge({"text": total}, {"text": dead + 1}, [], GuardConfig(max_dead_share=percent / 100), 0.9) != []
+
+
+@settings(max_examples=300)
+@given(image=st.integers(0, 900), text=st.integers(0, 900), data=st.data())
+def test_without_a_share_one_per_cent_or_five_up_to_a_half_are_let_through(
+    image: int, text: int, data: st.DataObject
+) -> None:
+    assets = {"image": image, "text": text}
+    dead = {kind: data.draw(st.integers(0, count) | st.integers(0, min(count, 12))) for kind, count in assets.items()}
+    total, lost = image + text, sum(dead.values())
+    allowed = max(Fraction(total, 100), min(Fraction(5), Fraction(total, 2)))
+    emptied = [kind for kind in KINDS if assets[kind] and dead[kind] == assets[kind]]
+    reasons = judge(assets, dead, [], GuardConfig(), 0.9)
+    assert len(reasons) == (lost > allowed) + len(emptied)
+    assert all(any(kind in reason for reason in reasons) for kind in emptied)
+
+
+def test_a_small_folder_with_a_stray_file_is_published_and_one_of_mostly_stray_files_is_not() -> None:
+    assert judge({"image": 3}, {"image": 1}, [], GuardConfig(), 0.9) == []
+    assert judge({"image": 10}, {"image": 5}, [], GuardConfig(), 0.9) == []
+    assert judge({"image": 10}, {"image": 6}, [], GuardConfig(), 0.9) != []
+    assert judge({"image": 5}, {"image": 3}, [], GuardConfig(), 0.9) != []
+
+
+def test_a_kind_that_lost_all_its_assets_holds_the_version_back_whatever_the_share() -> None:
+    reasons = judge({"image": 1000, "text": 2}, {"text": 2}, [], GuardConfig(max_dead_share=1.0), 0.9)
+    assert reasons == ["none of the 2 text assets got a vector."]
+
+
+def test_each_direction_below_the_target_is_a_reason_with_both_figures() -> None:
+    indexes = [index_of("image", image_image=0.95, text_image=0.949), index_of("text", image_text=0.2, text_text=1.0)]
+    assert judge({"image": 9, "text": 9}, {}, indexes, GuardConfig(), 0.95) == [
+        "index.target_recall is 0.95, and text->image reached 0.949 at k=10.",
+        "index.target_recall is 0.95, and image->text reached 0.2 at k=10.",
+    ]
+
+
+def test_a_guards_sentence_names_the_setting_the_rule_and_the_figures() -> None:
+    assert judge({"image": 100, "text": 100}, {"image": 7}, [], GuardConfig(), 0.9) == [
+        (
+            "guards.max_dead_share allows 1% (in a small set 5, if no more than half), "
+            "and 7 of 200 assets (3.5%) got no vector."
+        )
+    ]
+    assert judge({"image": 100}, {"image": 7}, [], GuardConfig(max_dead_share=0.025), 0.9) == [
+        "guards.max_dead_share allows 2.50%, and 7 of 100 assets (7.0%) got no vector."
+    ]
+
+
+def test_nothing_lost_of_nothing_is_no_reason() -> None:
+    for guards in (GuardConfig(), GuardConfig(max_dead_share=0)):
+        assert judge({}, {}, [], guards, 0.9) == []
+        assert judge({"text": 0}, {"text": 0}, [], guards, 0.9) == []

@@ -1,0 +1,450 @@
+"""Prune deletes what nobody needs, keeps what somebody may, and leaves a whole catalog wherever it is cut off."""
+
+import contextlib
+import datetime
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from epithre_beam.configs.errors import CatalogBusyError, CatalogError, SwapConflictError
+from epithre_beam.index import Manifest, Store, read_latest, read_manifest
+from epithre_beam.index.publish.prune import PruneRules, Pruning, prune
+from epithre_beam.index.publish.publish import fence, publish
+from epithre_beam.index.publish.verify import find_damage
+from epithre_beam.index.versions.latest import condemned_in
+from epithre_beam.index.versions.layout import READERS, manifest_name
+from epithre_beam.index.versions.lease import hold
+from epithre_beam.index.versions.manifest import Counts, FileEntry
+from epithre_beam.index.versions.readers import VersionHold
+
+from ...s3_server import s3_store
+
+DAY_S = 86_400
+
+
+@dataclass
+class Shelf:
+    """A catalog whose versions hold nothing but a file each."""
+
+    store: Store
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.store.url)
+
+    def name(self, number: int) -> str:
+        return f"{number:06d}-20250102T030405Z-abcdef"
+
+    def add(
+        self,
+        number: int,
+        *,
+        previous: int | None = None,
+        days: float = 100,
+        held_back: Sequence[str] = (),
+        files: int = 1,
+    ) -> str:
+        version = self.name(number)
+        entries = []
+        for i in range(files):
+            with self.store.open_write(f"versions/{version}/vectors/x-{i}.bin") as file:
+                file.write(version.encode() * 10)
+            entries.append(FileEntry(name=f"vectors/x-{i}.bin", size_bytes=file.size_bytes, sha256=file.sha256))
+        made = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
+        manifest = Manifest(
+            version=version,
+            previous=None if previous is None else self.name(previous),
+            created_at=made.isoformat(timespec="seconds"),
+            software="test",
+            nonce=version,
+            model="m",
+            model_fingerprint=None,
+            dimension=4,
+            faiss_version="1",
+            metadata_types={},
+            counts=Counts(assets=0, per_kind={}, embedded=0, reused=0, deduplicated=0, dead=0),
+            files=tuple(entries),
+            indexes=(),
+            held_back=tuple(held_back),
+            config={},
+            timings_s={},
+        )
+        self.store.write(manifest_name(version), manifest.to_bytes())
+        self.age(f"versions/{version}", days)
+        return version
+
+    def publish(self, number: int) -> None:
+        latest = read_latest(self.store)
+        publish(self.store, read_manifest(self.store, self.name(number)), latest.data if latest else None)
+
+    def file(self, name: str, days: float, data: bytes = b"some bytes") -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        self.age(name, days)
+        return path
+
+    def age(self, name: str, days: float) -> None:
+        path = self.folder / name
+        for found in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+            os.utime(found, (time.time() - days * DAY_S,) * 2)
+
+    def numbers(self) -> list[int]:
+        """The versions that have a manifest, every one of them whole."""
+        found = sorted(path.parent.name for path in self.folder.glob("versions/*/manifest.json"))
+        for version in found:
+            assert list(find_damage(self.store, read_manifest(self.store, version))) == []
+        return [int(version.split("-")[0]) for version in found]
+
+    def prune(self, keep: int = 3, *, dry_run: bool = False, **rules: float) -> Pruning:
+        return prune(self.store, PruneRules(keep=keep, **rules), dry_run=dry_run)  # type: ignore[arg-type]
+
+    def size_bytes(self) -> int:
+        """Of all but the two files that prune itself writes."""
+        return sum(f.size_bytes for f in self.store.listing() if f.name != "LATEST.json" and ".lock" not in f.name)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    return Shelf(Store(str(tmp_path / "c")))
+
+
+@pytest.fixture
+def eight(shelf: Shelf) -> Shelf:
+    """Versions 1 to 8, the sixth in force since the third."""
+    for number in range(1, 9):
+        shelf.add(number, previous={6: 3}.get(number, number - 1 or None), days=100 - 10 * number)
+    shelf.publish(6)
+    return shelf
+
+
+def whys(pieces: Sequence[object]) -> dict[str, str]:
+    return {piece.name: piece.why for piece in pieces}  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------------------------------------- versions
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [(1, [6]), (2, [3, 6]), (3, [3, 6, 8]), (4, [3, 6, 7, 8]), (5, [3, 5, 6, 7, 8]), (9, [1, 2, 3, 4, 5, 6, 7, 8])],
+)
+def test_the_published_version_stays_then_the_one_before_it_then_the_newest(
+    eight: Shelf, keep: int, left: list[int]
+) -> None:
+    eight.prune(keep)
+    assert eight.numbers() == left
+    latest = read_latest(eight.store)
+    assert latest is not None
+    assert latest.version == eight.name(6)
+
+
+def test_a_version_younger_than_asked_for_stays_however_many_there_are(eight: Shelf) -> None:
+    done = eight.prune(1, older_than_days=55)
+    assert eight.numbers() == [5, 6, 7, 8]
+    assert whys(done.kept)[eight.name(5)] == "is younger than 55 days"
+
+
+def test_what_a_guard_held_back_after_the_published_one_stays_until_somebody_decides(eight: Shelf) -> None:
+    eight.add(9, previous=6, held_back=["too many."])
+    eight.add(10, previous=6)
+    done = eight.prune(1)
+    assert eight.numbers() == [6, 9]
+    assert whys(done.kept)[eight.name(9)] == "is held back and newer than the published one: too many."
+    eight.publish(9)
+    eight.prune(1)
+    assert eight.numbers() == [9]
+
+
+def test_of_what_was_held_back_night_after_night_only_the_newest_stays(eight: Shelf) -> None:
+    """Each try writes a draft; drafts take no place of versions that were in force."""
+    for number in (9, 10, 11):
+        eight.add(number, previous=6, held_back=["too many."])
+    done = eight.prune(4)
+    assert eight.numbers() == [3, 6, 7, 8, 11]
+    assert whys(done.deleted)[eight.name(9)] == "was held back, and a newer version stands for it"
+
+
+def test_a_version_that_is_read_stays_and_goes_when_its_reader_has_gone(eight: Shelf) -> None:
+    holder = VersionHold(eight.store, eight.name(2), 60)
+    done = eight.prune(1)
+    assert eight.numbers() == [2, 6]
+    assert f"process {os.getpid()}" in whys(done.kept)[eight.name(2)]
+    holder.release()
+    eight.prune(1)
+    assert eight.numbers() == [6]
+    assert not list((eight.folder / READERS).iterdir())
+
+
+def test_an_expired_hold_is_collected_and_keeps_nothing(eight: Shelf) -> None:
+    eight.file(f"{READERS}/{eight.name(1)}.x.json", 1, b'{"expires_at": "2020-01-01T00:00:00+00:00"}')
+    done = eight.prune(1)
+    assert eight.numbers() == [6]
+    assert [piece.name for piece in done.deleted if piece.sort == "reader's hold"] == [
+        f"readers/{eight.name(1)}.x.json"
+    ]
+    assert not list((eight.folder / READERS).iterdir())
+
+
+def test_while_nothing_is_published_no_version_goes(shelf: Shelf) -> None:
+    for number in range(1, 6):
+        shelf.add(number)
+    shelf.file(f"versions/{shelf.name(7)}/vectors/x.bin", 50)
+    unit = shelf.file("units/aa.parquet", 50)
+    shelf.prune(1)
+    assert shelf.numbers() == [1, 2, 3, 4, 5]
+    assert (shelf.folder / "versions" / shelf.name(7)).exists()
+    assert not unit.exists()
+
+
+def test_where_the_published_version_is_damaged_nothing_goes(eight: Shelf) -> None:
+    before = eight.store.names("")
+    manifest = eight.folder / manifest_name(eight.name(6))
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole.replace(b"test", b"tess"))
+    with pytest.raises(CatalogError, match=r"sha256 .* Nothing is pruned while the published version is damaged"):
+        eight.prune(1)
+    manifest.write_bytes(whole)
+    (eight.folder / "LATEST.json").write_bytes(b"{")
+    with pytest.raises(CatalogError, match=r"LATEST\.json"):
+        eight.prune(1)
+    assert eight.store.names("") == before
+
+
+def test_a_version_that_cannot_be_read_is_no_fatal_matter(eight: Shelf) -> None:
+    """One that is older goes with its age, one that is newer stays to be looked at; neither counts among the kept."""
+    for number in (7, 5):
+        (eight.folder / manifest_name(eight.name(number))).write_bytes(b"{")
+    done = eight.prune(3)
+    assert {path.name for path in (eight.folder / "versions").iterdir()} == {eight.name(n) for n in (3, 6, 7, 8)}
+    assert "cannot be read" in whys(done.kept)[eight.name(7)]
+
+
+def test_where_there_is_no_catalog_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(CatalogError, match="there is no catalog at this path"):
+            prune(Store(str(folder)), PruneRules())
+    assert [path.name for path in tmp_path.rglob("*")] == ["photo.jpg"]
+
+
+# ---------------------------------------------------------------------------------------------------- the rest
+
+
+def test_units_go_by_their_age_the_vectors_with_their_dead_letters(eight: Shelf) -> None:
+    for i, days in enumerate((0, 3, 6.9, 7.1, 30)):
+        eight.file(f"units/{i}.parquet", days)
+        eight.file(f"units/{i}.dead.parquet", days)
+    eight.file("units/5.dead.parquet", 30)
+    eight.file("units/6.parquet", 30)
+    eight.file("units/6.dead.parquet", 1)
+    eight.file("units/notes.txt", 30)
+    eight.prune(9)
+    left = sorted(path.name for path in (eight.folder / "units").iterdir())
+    assert left == [
+        *(f"{i}{end}.parquet" for i in range(3) for end in (".dead", "")),
+        "6.dead.parquet",
+        "6.parquet",
+        "notes.txt",
+    ]
+    eight.prune(9, units_older_than_days=0)
+    assert sorted(path.name for path in (eight.folder / "units").iterdir()) == ["notes.txt"]
+
+
+def test_what_killed_runs_left_behind_goes_when_it_is_old(eight: Shelf) -> None:
+    partial = ".x.parquet.0123456789ab.partial"
+    gone = [
+        eight.file(f"versions/{eight.name(4)[:-1]}0/vectors/image.parquet", 2),
+        eight.file(f"versions/{eight.name(9)}/vectors/image.parquet", 2),
+        eight.file(f"versions/{eight.name(9)}/vectors/{partial}", 2),
+        eight.file(f"versions/{eight.name(6)}/vectors/{partial}", 2),
+        eight.file(f"units/{partial}", 2),
+        eight.file(".LATEST.json.0123456789ab.partial", 2),
+        eight.file(f"runs/{eight.name(9)}/plan.parquet", 0),
+    ]
+    kept = [
+        eight.file(f"versions/{eight.name(10)}/vectors/image.parquet", 0.5),
+        eight.file(f"versions/{eight.name(11)}/vectors/image.parquet", 2),
+        eight.file(f"versions/{eight.name(11)}/vectors/text.parquet", 0.5),
+        eight.file("versions/notes/readme.md", 50),
+        eight.file(f"units/{partial.replace('0', '1')}", 0.5),
+        eight.file("mine/.x.0123456789ab.partial", 50),
+        eight.file("mine.parquet", 50),
+    ]
+    eight.prune(9)
+    assert [path.name for path in gone if path.exists()] == []
+    assert list((eight.folder / "runs").iterdir()) == []
+    assert [path.name for path in kept if not path.exists()] == []
+    assert eight.numbers() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+# ---------------------------------------------------------------------------------------------------- what holds always
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_dry_run_says_what_is_then_done_and_a_second_prune_finds_nothing(shelf: Shelf, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(2, 12))
+    in_force = int(rng.integers(1, count + 1))
+    for number in range(1, count + 1):
+        previous = int(rng.integers(1, number)) if number > 1 else None
+        held_back = ["no."] if rng.random() < 0.3 else []
+        shelf.add(number, previous=previous, days=float(rng.uniform(0, 40)), held_back=held_back)
+    for i in range(20):
+        shelf.file(f"units/{i}.parquet", float(rng.uniform(0, 20)))
+    shelf.file(f"versions/{shelf.name(count + 1)}/index/a.faiss", float(rng.uniform(0, 2)))
+    shelf.publish(in_force)
+    published = read_manifest(shelf.store, shelf.name(in_force))
+    keep = int(rng.integers(1, 5))
+    rules = {"older_than_days": float(rng.uniform(0, 40))} if rng.random() < 0.5 else {}
+
+    before, size = shelf.store.names(""), shelf.size_bytes()
+    planned = shelf.prune(keep, dry_run=True, **rules)
+    assert shelf.store.names("") == before
+    done = shelf.prune(keep, **rules)
+    assert (done.deleted, done.kept) == (planned.deleted, planned.kept)
+    assert shelf.size_bytes() == size - done.freed_bytes
+    left = shelf.numbers()
+    assert in_force in left
+    assert keep < 2 or published.previous is None or int(published.previous.split("-")[0]) in left
+    assert len(left) >= min(keep, count)
+    assert shelf.prune(keep, **rules).deleted == ()
+    assert sorted(before) == sorted([*shelf.store.names(""), *(name for piece in done.deleted for name in piece.files)])
+
+
+def test_a_prune_beside_a_run_is_refused_and_changes_nothing(eight: Shelf) -> None:
+    before = eight.store.names("")
+    with hold(eight.store, "run"):
+        for dry_run in (True, False):
+            with pytest.raises(CatalogBusyError, match="holds the catalog"):
+                eight.prune(1, dry_run=dry_run)
+    assert eight.store.names("") == before
+    eight.prune(1)
+    with hold(eight.store, "run"):
+        pass  # it is given back
+
+
+def test_who_read_the_pointer_before_a_prune_cannot_publish_after_it_what_is_gone_nor_anything_else(
+    eight: Shelf,
+) -> None:
+    latest = read_latest(eight.store)
+    assert latest is not None
+    old, new = (read_manifest(eight.store, eight.name(number)) for number in (2, 8))
+    eight.prune(3)
+    for manifest in (old, new):
+        with pytest.raises((SwapConflictError, CatalogError)):
+            publish(eight.store, manifest, latest.data)
+    assert eight.numbers() == [3, 6, 8]
+
+
+def test_a_condemned_version_is_never_published_and_the_next_prune_deletes_it(eight: Shelf) -> None:
+    """The state in which a prune leaves a catalog that is killed after its fence."""
+    fence(eight.store, [eight.name(1), eight.name(8)])
+    with pytest.raises(SwapConflictError, match="condemned"):
+        eight.publish(8)
+    done = eight.prune(9)
+    assert eight.numbers() == [2, 3, 4, 5, 6, 7]
+    assert whys(done.deleted)[eight.name(8)] == "was condemned by a prune that did not finish"
+    eight.file("units/a.parquet", 30)
+    eight.prune(9)
+    latest = read_latest(eight.store)
+    assert latest is not None
+    assert condemned_in(latest.data) == ()
+
+
+PRUNE = """
+import sys
+from epithre_beam.index.publish.prune import PruneRules, prune
+from epithre_beam.index.storage.store import Store
+print("ready", flush=True)
+sys.stdin.readline()
+prune(Store(sys.argv[1]), PruneRules(keep=2))
+"""
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8])
+def test_a_prune_that_is_killed_leaves_whole_versions_and_the_next_one_finishes(shelf: Shelf, share: float) -> None:
+    count = 40
+    for number in range(1, count + 1):
+        shelf.add(number, previous=number - 1 or None, files=20)
+    shelf.publish(count)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRUNE, shelf.store.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdin.write("\n")
+    process.stdin.flush()
+    # Versions go from the oldest on: one file that is gone says how far it is, and asking for it takes microseconds.
+    sign = shelf.folder / manifest_name(shelf.name(1 + int(share * (count - 2))))
+    while sign.exists() and process.poll() is None:
+        pass
+    process.kill()
+    process.communicate()
+    left = shelf.numbers()  # every version with a manifest is whole
+    assert {count - 1, count} <= set(left)
+    assert share == 0.8 or len(left) > 2  # it was killed in the middle
+    shelf.prune(2)
+    assert shelf.numbers() == [count - 1, count]
+    assert len(list((shelf.folder / "versions").iterdir())) == 2
+
+
+@pytest.fixture(params=["memory", "s3"])
+def remote(request: pytest.FixtureRequest) -> Iterator[Store]:
+    if request.param == "s3":
+        yield s3_store(request.getfixturevalue("s3_server").port, secrets.token_hex(8))
+        return
+    store = Store(f"memory://{secrets.token_hex(8)}")
+    yield store
+    store.delete("")
+
+
+@contextlib.contextmanager
+def held(store: Store, version: str) -> Iterator[None]:
+    hold = VersionHold(store, version, 60)
+    yield
+    hold.release()
+
+
+def test_a_remote_catalog_is_pruned_too(eight: Shelf, remote: Store) -> None:
+    for name in eight.store.names(""):
+        remote.write(name, eight.store.read(name))
+    remote.write("units/a.parquet", b"young")
+    with held(remote, eight.name(8)):
+        done = prune(remote, PruneRules(keep=1))
+    assert {piece.name for piece in done.kept} == {"a", eight.name(6), eight.name(8)}
+    assert done.freed_bytes == sum(piece.size_bytes for piece in done.deleted) > 0
+    left = [f"versions/{eight.name(n)}/{name}" for n in (6, 8) for name in ("manifest.json", "vectors/x-0.bin")]
+    assert remote.names("versions") == left
+    assert all(0 <= time.time() - (file.modified_s or 0) < 600 for file in remote.listing())
+    assert remote.names("readers") == []
+
+
+@pytest.mark.parametrize(
+    ("rules", "sentence"),
+    [
+        ({"keep": 0}, "--keep must be at least 1, got 0"),
+        ({"older_than_days": -1.0}, "--older-than must be a number of days from 0 to 100000, got -1"),
+        ({"units_older_than_days": float("nan")}, "--units-older-than must be a number of days"),
+    ],
+)
+def test_a_wrong_rule_is_a_value_error_with_its_value(rules: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        PruneRules(**rules)  # type: ignore[arg-type]
+
+
+def test_what_is_pruned_can_be_told_as_json(eight: Shelf) -> None:
+    from dataclasses import asdict
+
+    document = json.loads(json.dumps(asdict(eight.prune(1))))
+    assert {piece["name"] for piece in document["deleted"]} == {eight.name(n) for n in (1, 2, 3, 4, 5, 7, 8)}

@@ -1,0 +1,121 @@
+"""Damaged index files are refused where they are verified, and kill nobody where they are not."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from epithre_beam.configs.errors import CatalogError
+from epithre_beam.index import Store, open_catalog, read_manifest
+from epithre_beam.index.publish.verify import find_damage
+from epithre_beam.index.versions.layout import manifest_name
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "v2"
+CODES = "index/image-00000-of-00002.codes.faiss"
+
+PROGRAM = """
+import os, sys
+import numpy as np
+from epithre_beam.configs.errors import CatalogError; from epithre_beam.index import open_catalog
+
+folder, path, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
+queries = np.load(folder + "/queries.npy")
+with open(path, "rb") as file:
+    good = file.read()
+rng = np.random.default_rng(seed)
+places = [*range(46), *range(54, 120, 3), *rng.integers(120, len(good), 60).tolist(), *range(len(good) - 30, len(good))]
+for at in places:
+    damaged = bytearray(good)
+    damaged[at] ^= 1 << int(rng.integers(8))
+    os.unlink(path)  # whoever has mapped the old one keeps it
+    with open(path, "wb") as file:
+        file.write(damaged)
+    try:
+        with open_catalog(folder, verify=False) as catalog:
+            for k in (10, 100):
+                for hits in catalog.search(queries[:3], k, kinds="image"):
+                    assert len({hit.row for hit in hits}) == len(hits) <= k
+    except CatalogError:
+        pass
+    print(at, flush=True)
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    shutil.copytree(GOLDEN, tmp_path / "c")
+    return tmp_path / "c"
+
+
+def path_of(copy: Path, name: str) -> Path:
+    (version,) = (copy / "versions").iterdir()
+    return version / name
+
+
+def test_no_changed_bit_of_codes_kills_the_process_of_a_reader_that_does_not_verify(copy: Path) -> None:
+    """It opens and gives rows that there are, or says that the file is damaged.
+
+    Bytes 46 to 53 are left alone: the length of the first array, which FAISS believes, and takes that much memory.
+    """
+    command = [sys.executable, "-c", PROGRAM, str(copy), str(path_of(copy, CODES)), "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert done.returncode == 0, (done.stdout[-20:], done.stderr[-2000:])
+
+
+@pytest.mark.parametrize("name", [CODES, "index/image-00000-of-00002.faiss"])
+def test_a_file_that_ends_early_is_refused_and_unverified_too(copy: Path, name: str) -> None:
+    path = path_of(copy, name)
+    whole = path.read_bytes()
+    for length in (0, 10, 200, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        for verify in (True, False):
+            with pytest.raises(CatalogError, match=path.name):
+                open_catalog(copy, verify=verify)
+
+
+def test_one_changed_byte_of_codes_is_refused_with_the_files_name(copy: Path) -> None:
+    path = path_of(copy, CODES)
+    whole = path.read_bytes()
+    for at in np.random.default_rng(1).integers(0, len(whole), 10).tolist():
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(CatalogError, match=rf"{path.name} must have sha256 .* the file is damaged"):
+            open_catalog(copy)
+    path.write_bytes(whole)
+    open_catalog(copy).close()
+
+
+def test_codes_of_another_file_in_the_place_of_these_are_refused(copy: Path) -> None:
+    other = path_of(copy, CODES.replace("00000-of", "00001-of"))
+    shutil.copyfile(other, path_of(copy, CODES))
+    with pytest.raises(CatalogError, match="must have sha256"):
+        open_catalog(copy)
+    store = Store(str(copy))
+    (version,) = (copy / "versions").iterdir()
+    assert any(CODES in sentence for sentence in find_damage(store, read_manifest(store, version.name)))
+
+
+def test_codes_of_other_rows_than_the_vectors_are_refused_even_where_the_manifest_agrees(copy: Path) -> None:
+    """A manifest that names a scanned kind's vectors beside the codes of another."""
+    store = Store(str(copy))
+    (version,) = (path.name for path in (copy / "versions").iterdir())
+    manifest = read_manifest(store, version)
+    indexes = [
+        index.model_copy(update={"codes": (CODES,)}) if index.kind == "text" else index for index in manifest.indexes
+    ]
+    store.write(manifest_name(version), manifest.model_copy(update={"indexes": tuple(indexes)}).to_bytes())
+    with pytest.raises(CatalogError, match=r"has 1050 rows of 24 dimensions and .* 40 of 24; they must agree"):
+        open_catalog(copy, version=version)
+
+
+def test_an_index_of_a_newer_format_is_refused_with_what_to_do(copy: Path) -> None:
+    name = manifest_name(next((copy / "versions").iterdir()).name)
+    raw = orjson.loads((copy / name).read_bytes())
+    (copy / name).write_bytes(orjson.dumps({**raw, "format_version": 3}))
+    with pytest.raises(CatalogError, match=r"has format 3; .* install a newer epithre-beam"):
+        open_catalog(copy, version=raw["version"])

@@ -1,0 +1,241 @@
+"""A damaged catalog is never opened, and a whole version always is, whatever is published and pruned meanwhile."""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from epithre_beam.configs.errors import CatalogError
+from epithre_beam.index import Manifest, Store, open_catalog, read_latest
+from epithre_beam.index.publish.prune import PruneRules, prune
+from epithre_beam.index.publish.publish import publish
+from epithre_beam.index.storage.store import sha256_of
+from epithre_beam.index.versions.layout import manifest_name
+from epithre_beam.index.versions.manifest import FileEntry
+
+Floats = npt.NDArray[np.float32]
+Draw = Callable[..., Floats]
+
+
+# ---------------------------------------------------------------------------------------------------- opening
+
+
+def flip(path: Path, at: int, mask: int = 0x01) -> bytes:
+    """Changes one byte; returns what the file was."""
+    before = path.read_bytes()
+    changed = bytearray(before)
+    changed[at] ^= mask
+    path.write_bytes(changed)
+    return before
+
+
+def test_one_changed_byte_in_any_file_that_is_read_is_refused_with_the_files_name(own_copy: Any) -> None:
+    rng = np.random.default_rng(0)
+    others = own_copy.files()[1:]
+    assert len(others) == 5
+    for path in others:
+        size = path.stat().st_size
+        for at in (0, size - 1, *rng.integers(0, size, 6)):
+            before = flip(path, int(at), 1 << int(rng.integers(8)))
+            with pytest.raises(CatalogError, match=path.name):
+                own_copy.open()
+            path.write_bytes(before)
+    own_copy.open().close()
+
+
+def test_no_changed_bit_of_the_pointer_opens_anything(own_copy: Any) -> None:
+    """Every bit of LATEST.json: the version it names then does not exist, or is not the one that was meant."""
+    latest = own_copy.files()[0]
+    for at in range(latest.stat().st_size):
+        for bit in range(8):
+            before = flip(latest, at, 1 << bit)
+            with pytest.raises(CatalogError, match=r"LATEST\.json|manifest\.json"):
+                own_copy.open()
+            latest.write_bytes(before)
+    own_copy.open().close()
+
+
+@pytest.mark.parametrize("change", ["missing", "shorter", "longer", "empty"])
+def test_a_file_that_is_missing_or_of_another_length_is_refused_with_its_name(own_copy: Any, change: str) -> None:
+    for path in own_copy.files():
+        before = path.read_bytes()
+        if change == "missing":
+            path.unlink()
+        else:
+            path.write_bytes({"shorter": before[: len(before) // 2], "longer": before + b"}", "empty": b""}[change])
+        with pytest.raises(CatalogError, match=path.name):
+            own_copy.open()
+        path.write_bytes(before)
+    own_copy.open().close()
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"x"', "{}", '{"version": "v"}', "\xff", "{", '{"version": 1}'])
+def test_a_pointer_of_another_form_is_refused_with_its_name(own_copy: Any, content: str) -> None:
+    own_copy.files()[0].write_bytes(content.encode("latin-1"))
+    with pytest.raises(CatalogError, match=r"LATEST\.json must hold a version and a manifest_sha256"):
+        own_copy.open()
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "3", "null", '"x"', "{}", '{"format_version": 1}', "{", '{"format_version": "a"}']
+)
+def test_a_manifest_of_another_form_is_refused_with_its_name(own_copy: Any, content: str) -> None:
+    """Even for a reader that names the version, and so has no sha256 to compare."""
+    name = manifest_name(own_copy.manifest.version)
+    own_copy.store.write(name, content.encode())
+    with pytest.raises(CatalogError, match=name):
+        open_catalog(own_copy.folder, version=own_copy.manifest.version)
+
+
+def test_a_manifest_that_does_not_list_its_index_is_refused(own_copy: Any) -> None:
+    shorter = own_copy.manifest.model_copy(update={"files": ()})
+    own_copy.store.write(manifest_name(shorter.version), shorter.to_bytes())
+    with pytest.raises(CatalogError, match=r"lists no file 'index/image-00000-of-00001\.faiss'"):
+        open_catalog(own_copy.folder, version=shorter.version)
+
+
+def test_a_catalog_of_a_newer_format_is_refused_with_what_to_do(own_copy: Any) -> None:
+    latest = read_latest(own_copy.store)
+    newer = own_copy.manifest.model_copy(update={"format_version": 3})
+    own_copy.store.write(manifest_name(newer.version), newer.to_bytes())
+    publish(own_copy.store, newer, latest.data if latest else None)
+    with pytest.raises(CatalogError, match=r"manifest\.json has format 3; .* install a newer epithre-beam\."):
+        own_copy.open()
+
+
+def test_an_index_of_other_rows_than_its_assets_is_refused(own_copy: Any) -> None:
+    """Each file is whole, but they do not belong together."""
+    image, text = own_copy.manifest.indexes
+    mixed = own_copy.manifest.model_copy(update={"indexes": (image.model_copy(update={"assets": text.assets}), text)})
+    own_copy.store.write(manifest_name(mixed.version), mixed.to_bytes())
+    with pytest.raises(CatalogError, match=r"has 20 rows, .* 9 and the manifest 20; they must agree"):
+        open_catalog(own_copy.folder, version=mixed.version)
+
+
+def test_where_nothing_is_published_nothing_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "begun" / "versions").mkdir(parents=True)
+    for folder, why in (
+        (tmp_path / "begun", r".*LATEST\.json is missing"),
+        (tmp_path, "this folder is no catalog"),
+        (tmp_path / "absent", "there is no such folder"),
+    ):
+        with pytest.raises(CatalogError, match=rf"has no published version: {why}"):
+            open_catalog(folder)
+    with pytest.raises(CatalogError, match="has no version 'v7'"):
+        open_catalog(tmp_path, version="v7")
+
+
+def test_a_remote_catalog_gives_the_same_hits_from_the_cache(small: Any, tmp_path: Path) -> None:
+    remote = Store("memory://remote-catalog")
+    for name in small.store.names(""):
+        remote.write(name, small.store.read(name))
+    queries = small.vectors["text"][:7]
+    with small.open() as local, open_catalog(remote.url, cache_folder=tmp_path / "cache") as opened:
+        assert opened.search(queries, k=20) == local.search(queries, k=20)
+        remote.delete("")
+        assert opened.search(queries, k=20) == local.search(queries, k=20)
+    with pytest.raises(CatalogError, match="has no published version"):
+        open_catalog(remote.url, cache_folder=tmp_path / "cache")
+
+
+def test_a_version_is_opened_by_its_name_too(small: Any, draw_vectors: Draw) -> None:
+    queries = draw_vectors(3, 16, 3)
+    with small.open() as one, open_catalog(str(small.folder), version=small.manifest.version, verify=False) as other:
+        assert one.manifest == other.manifest
+        assert one.search(queries) == other.search(queries)
+
+
+# ---------------------------------------------------------------------------------------------------- versions that go
+
+
+def test_a_reader_sees_whole_versions_only_while_others_are_published_and_pruned(
+    tmp_path: Path, make_catalog: Any, draw_vectors: Draw
+) -> None:
+    """Without a version's name there is always one to open: the one that was in force, or the next."""
+    names = [f"{i:06d}-20250102T030405Z-aaaaaa" for i in range(1, 16)]
+    made = [make_catalog({"text": draw_vectors(40, 8, i)}, version=name) for i, name in enumerate(names)]
+    store = Store(str(tmp_path / "c"))
+    (tmp_path / "c" / "versions").mkdir(parents=True)
+    over = threading.Event()
+
+    def replace(i: int) -> None:
+        (made[i].folder / "versions" / names[i]).rename(tmp_path / "c" / "versions" / names[i])
+        latest = read_latest(store)
+        publish(store, made[i].manifest, latest.data if latest else None)
+        prune(store, PruneRules(keep=1))
+
+    def read() -> set[str]:
+        seen = set()
+        while not over.is_set():
+            with open_catalog(store.url, hold_s=30 if len(seen) % 2 else None) as catalog:
+                assert len(catalog.search(draw_vectors(2, 8, 3), 40)[0]) == 40
+                seen.add(catalog.version)
+        return seen
+
+    replace(0)
+    with ThreadPoolExecutor(3) as pool:
+        readers = [pool.submit(read) for _ in range(3)]
+        try:
+            for i in range(1, len(names)):
+                replace(i)
+        finally:
+            over.set()
+        seen = set().union(*(reader.result(60) for reader in readers))
+    assert len(seen) > 2
+    prune(store, PruneRules(keep=1))
+    assert [path.name for path in (tmp_path / "c" / "versions").iterdir()] == [names[-1]]
+
+
+def test_a_reader_whose_version_is_pruned_while_it_is_checked_opens_the_next(own_copy: Any) -> None:
+    """The older version has so large an index that it goes before its reader is through with it."""
+    store, older = own_copy.store, "000000-20250101T000000Z-aaaaaa"
+    index = own_copy.folder / "versions" / older / own_copy.index("image").files[0]
+    index.parent.mkdir(parents=True)
+    with index.open("wb") as file:
+        file.truncate(1 << 28)
+    with index.open("rb") as file:
+        big = FileEntry(name=own_copy.index("image").files[0], size_bytes=1 << 28, sha256=sha256_of(file))
+    files = [big if entry.name == big.name else entry for entry in own_copy.manifest.files]
+    manifest = own_copy.manifest.model_copy(update={"version": older, "files": tuple(files)})
+    store.write(manifest_name(older), manifest.to_bytes())
+
+    def put_in_force(manifest: Manifest) -> None:
+        latest = read_latest(store)
+        publish(store, manifest, latest.data if latest else None)
+
+    put_in_force(manifest)
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(open_catalog, own_copy.folder)
+        while not any(str(index) == os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()):
+            assert not reader.done()
+        put_in_force(own_copy.manifest)
+        prune(store, PruneRules(keep=1))
+        assert not (own_copy.folder / "versions" / older).exists()
+        with reader.result(60) as catalog:
+            assert catalog.version == own_copy.manifest.version
+
+
+def test_a_file_that_vanishes_is_named(own_copy: Any) -> None:
+    version = own_copy.manifest.version
+    for path in own_copy.files()[2:]:
+        before = path.read_bytes()
+        path.unlink()
+        for verify in (True, False):
+            with pytest.raises(CatalogError, match=f"{path.name} is missing"):
+                open_catalog(own_copy.folder, version=version, verify=verify)
+        path.write_bytes(before)
+
+
+def test_files_that_are_no_index_and_no_table_are_named_even_unverified(own_copy: Any) -> None:
+    for path in own_copy.files()[2:]:
+        before = path.read_bytes()
+        path.write_bytes(bytes(len(before)))
+        with pytest.raises(CatalogError, match=rf"{path.name} cannot be opened as"):
+            open_catalog(own_copy.folder, verify=False)
+        path.write_bytes(before)

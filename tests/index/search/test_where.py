@@ -1,0 +1,216 @@
+"""A condition as data selects the rows that a plain reading of it selects, and what is no condition is refused."""
+
+import datetime
+import json
+import math
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from epithre_beam.index import open_catalog
+from epithre_beam.index.search.where import MAX_DEPTH, MAX_TERMS, MAX_VALUES, parse_where
+from epithre_beam.index.versions.layout import assets_schema
+
+TYPES = {"lang": "string", "stock": "int", "price": "double", "sold": "bool", "day": "date", "at": "timestamp"}
+SCHEMA = assets_schema(TYPES)
+DAYS = [datetime.date(2026, 1, 30), datetime.date(2026, 2, 1), datetime.date(1969, 12, 31)]
+TIMES = [
+    datetime.datetime(2026, 1, 30, 12, tzinfo=datetime.UTC),
+    datetime.datetime(2026, 1, 30, 12, 0, 0, 1, tzinfo=datetime.UTC),
+    datetime.datetime(1950, 1, 1, tzinfo=datetime.UTC),
+]
+VALUES = {
+    "lang": st.sampled_from(["id", "en", "", 'a "quoted" one', "é"]),
+    "stock": st.integers(-3, 3) | st.just(2**62),
+    "price": st.sampled_from([0.0, -0.0, 0.1, 1.5, 1e300, 2.0]),
+    "sold": st.booleans(),
+    "day": st.sampled_from(DAYS),
+    "at": st.sampled_from(TIMES),
+    "asset_id": st.sampled_from(["a", "b", "c"]),
+    "width": st.integers(1, 3),
+}
+
+
+@st.composite
+def rows(draw):
+    row = dict.fromkeys(SCHEMA.names) | {"kind": "image", "content_sha256": "", "fingerprint": ""}
+    row["asset_id"] = draw(VALUES["asset_id"])
+    row["width"] = draw(st.none() | VALUES["width"])
+    row["metadata"] = draw(
+        st.none() | st.fixed_dictionaries({name: st.none() | VALUES[name] for name in TYPES})  # a null struct as well
+    )
+    return row
+
+
+def as_json(value):
+    return value.isoformat() if isinstance(value, (datetime.date, datetime.datetime)) else value
+
+
+def operators(name, values):
+    value, many = values.map(as_json), st.lists(st.none() | values.map(as_json), max_size=3)
+    plain = {"$eq": st.none() | value, "$ne": st.none() | value, "$in": many, "$nin": many, "$exists": st.booleans()}
+    ordered = {} if name == "sold" else dict.fromkeys(("$gt", "$gte", "$lt", "$lte"), value)
+    leaf = st.fixed_dictionaries({}, optional={**plain, **ordered}).filter(bool)
+    return leaf | st.fixed_dictionaries({"$not": leaf})
+
+
+def leaves():
+    return st.sampled_from(sorted(VALUES)).flatmap(
+        lambda name: st.fixed_dictionaries(
+            {name: st.none() | VALUES[name].map(as_json) | operators(name, VALUES[name])},
+        )
+    )
+
+
+def conditions():
+    return st.recursive(
+        leaves() | st.just({}),
+        lambda inner: st.fixed_dictionaries(
+            {},
+            optional={
+                "$and": st.lists(inner, min_size=1, max_size=3),
+                "$or": st.lists(inner, min_size=1, max_size=3),
+                "$not": inner,
+            },
+        ),
+        max_leaves=6,
+    )
+
+
+def matches(condition, row) -> bool:
+    """What the condition says, in plain Python."""
+    return all(holds(key, value, row) for key, value in condition.items())
+
+
+def holds(key, value, row) -> bool:
+    match key:
+        case "$and":
+            return all(matches(part, row) for part in value)
+        case "$or":
+            return any(matches(part, row) for part in value)
+        case "$not":
+            return not matches(value, row)
+    cell = (row["metadata"] or {}).get(key) if key in TYPES else row[key]
+    if not isinstance(value, dict):
+        return operator_holds("$eq", as_json(cell), value)
+    return all(operator_holds(name, as_json(cell), operand) for name, operand in value.items())
+
+
+def operator_holds(name, cell, value) -> bool:
+    match name:
+        case "$eq":
+            return cell == value
+        case "$ne":
+            return cell != value
+        case "$in":
+            return cell in value
+        case "$nin":
+            return cell not in value
+        case "$exists":
+            return (cell is not None) is value
+        case "$not":
+            return not all(operator_holds(inner, cell, operand) for inner, operand in value.items())
+    if cell is None:
+        return False
+    return {"$gt": cell > value, "$gte": cell >= value, "$lt": cell < value, "$lte": cell <= value}[name]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(rows(), max_size=8), conditions())
+def test_a_condition_selects_what_a_plain_reading_of_it_selects(drawn, condition):
+    table = pa.Table.from_pylist(
+        [{**row, "row": i} for i, row in enumerate(drawn)], SCHEMA.append(pa.field("row", pa.int64()))
+    )
+    expected = [i for i, row in enumerate(drawn) if matches(condition, row)]
+    for given_as in (condition, json.dumps(condition)):
+        found = table.filter(parse_where(given_as, SCHEMA)).column("row").to_pylist()
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("condition", "sentence"),
+    [
+        ("{", "where must be JSON, got '{'"),
+        ("[]", "where must be an object such as {column: value}, got []."),
+        ({"colour": "red"}, "where.colour must be a column among lang, stock, price"),
+        ({"metadata": {}}, "where.metadata must be a column among"),
+        ({"$nor": []}, "where.$nor must be a column, $and, $or or $not, got '$nor'."),
+        ({"price": "cheap"}, "where.price must be a number, got 'cheap'."),
+        ({"price": {"$lt": math.inf}}, "where.price.$lt must be a number, got inf."),
+        ({"price": {"$lt": math.nan}}, "where.price.$lt must be a number, got nan."),
+        ({"price": {"$lt": True}}, "where.price.$lt must be a number, got True."),
+        ({"price": {"$lt": None}}, "where.price.$lt must be a number, got None."),
+        ({"price": {"$gt": 10**400}}, "where.price.$gt must be a number, got 1000"),
+        ({"stock": 1.5}, "where.stock must be a whole number, got 1.5."),
+        ({"stock": 2**63}, "where.stock must be a whole number, got 9223372036854775808."),
+        ({"width": 2**31}, "where.width must be a whole number, got 2147483648."),
+        ({"lang": 5}, "where.lang must be a text, got 5."),
+        ({"lang": "\ud800"}, "where.lang must be a text, got '\\ud800'."),
+        ({"lang": ["id", "en"]}, "where.lang must be a text, got ['id', 'en']."),
+        ({"sold": "yes"}, "where.sold must be true or false, got 'yes'."),
+        ({"sold": {"$lt": True}}, "where.sold.$lt must be $eq or $ne, the column's values are true or false."),
+        ({"day": "30.1.2026"}, "where.day must be a date such as '2026-01-31', got '30.1.2026'."),
+        ({"at": {"$gte": "noon"}}, "where.at.$gte must be a time such as"),
+        ({"lang": {}}, "where.lang must be a value or an object of operators"),
+        ({"lang": {"$regex": "^i"}}, "where.lang.$regex must be an operator among $eq, $ne"),
+        ({"lang": {"$in": "id"}}, "where.lang.$in must be a list of values, got 'id'."),
+        ({"lang": {"$in": ["id", 5]}}, "where.lang.$in[1] must be a text, got 5."),
+        ({"lang": {"$nin": ["x"] * (MAX_VALUES + 1)}}, "where.lang.$nin must have at most 1000 values, got 1001."),
+        ({"lang": {"$exists": "yes"}}, "where.lang.$exists must be true or false, got 'yes'."),
+        ({"lang": {"$not": "id"}}, "where.lang.$not must be an object of operators, got 'id'."),
+        ({"$or": []}, "where.$or must be a list of conditions, at least one, got []."),
+        ({"$or": {"lang": "id"}}, "where.$or must be a list of conditions"),
+        ({"$and": [{"lang": "id"}, {"price": {"$lt": "x"}}]}, "where.$and[1].price.$lt must be a number, got 'x'."),
+        ({"$not": ["lang"]}, "where.$not must be an object such as {column: value}, got ['lang']."),
+        ({"$or": [{"lang": "id"}] * (MAX_TERMS + 1)}, "where must have at most 100 terms, got more at where.$or"),
+        ({1: 2}, "where.1 must be a column, $and, $or or $not, got 1."),
+    ],
+)
+def test_what_is_no_condition_is_refused_with_its_place_the_rule_and_the_value(condition, sentence):
+    with pytest.raises(ValueError, match=r"^where") as caught:
+        parse_where(condition, SCHEMA)
+    assert str(caught.value).startswith(sentence)
+
+
+def nested(depth):
+    condition = {"lang": "id"}
+    for _ in range(depth - 1):
+        condition = {"$not": condition}
+    return condition
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_condition_may_not_be_deeper_than_its_bound(as_text):
+    parse_where(nested(MAX_DEPTH), SCHEMA)
+    for depth in (MAX_DEPTH + 1, 5000):
+        condition = '{"$not":' * (depth - 1) + "{}" + "}" * (depth - 1) if as_text else nested(depth)
+        with pytest.raises(ValueError, match=r"^where must be (at most 10 objects deep|JSON)"):
+            parse_where(condition, SCHEMA)
+
+
+def test_a_metadata_column_goes_before_an_asset_column_of_its_name():
+    schema = assets_schema({"width": "string"})
+    row = dict.fromkeys(schema.names, "") | {"size_bytes": 1, "width": 640, "height": 1, "metadata": {"width": "wide"}}
+    table = pa.Table.from_pylist([row], schema)
+    assert len(table.filter(parse_where({"width": "wide"}, schema))) == 1
+    assert len(table.filter(parse_where({"height": 1}, schema))) == 1
+
+
+def test_times_are_compared_as_moments_whatever_their_zone():
+    rows = [{"at": TIMES[0]}]
+    table = pa.Table.from_arrays([pa.array(rows, SCHEMA.field("metadata").type)], names=["metadata"])
+    for time in ("2026-01-30T12:00:00Z", "2026-01-30T19:00:00+07:00", "2026-01-30T12:00:00", "2026-01-30 12:00"):
+        assert len(table.filter(parse_where({"at": time}, SCHEMA))) == 1, time
+
+
+def test_long_lists_that_differ_in_one_value_are_not_taken_for_each_other(small):
+    """A catalog remembers which rows a condition left."""
+    with open_catalog(small.folder) as catalog:
+        everything = [f"image {i:05d}" for i in range(61)]
+        for gone in (30, 31):
+            condition = {"asset_id": {"$in": [name for i, name in enumerate(everything) if i != gone]}}
+            where = parse_where(condition, catalog.assets("image").schema)
+            (hits,) = catalog.search(small.vectors["image"][0], k=61, kinds="image", where=where)
+            assert {hit.asset_id for hit in hits} == set(everything) - {everything[gone]}

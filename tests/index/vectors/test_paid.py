@@ -1,0 +1,35 @@
+"""Vectors that were paid for earlier are found by content, and only in files that are whole."""
+
+import random
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from epithre_beam.configs.errors import StoreError
+from epithre_beam.index.vectors.paid import PaidVectors, content_keys
+
+
+def test_every_content_of_a_version_is_found_with_its_vector(small: Any) -> None:
+    paid = PaidVectors(small.store, [small.manifest], recipe="")
+    for shard in small.shards:
+        for row in pq.read_table(small.folder / shard.file.name).to_pylist():
+            found = paid.find(shard.kind, row["content_sha256"])
+            assert found is not None
+            assert found.vector.tolist() == row["embedding"]
+    assert paid.find("image", "f" * 64) is None
+
+
+def test_a_table_of_assets_with_any_damaged_byte_is_not_read(own_copy: Any) -> None:
+    """Who follows an offset of a damaged Arrow table may read memory that is not his and crash."""
+    rng = random.Random(2)
+    index = own_copy.manifest.indexes[0]
+    path = own_copy.store.local_path(f"versions/{own_copy.manifest.version}/{index.assets}")
+    whole = path.read_bytes()
+    for _ in range(200):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= rng.randrange(1, 256)
+        path.write_bytes(data)
+        with pytest.raises(StoreError, match=index.assets):
+            list(content_keys(own_copy.store, own_copy.manifest, index))
+        assert PaidVectors(own_copy.store, [own_copy.manifest], recipe="").find(index.kind, "0" * 64) is None

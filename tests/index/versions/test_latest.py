@@ -1,0 +1,36 @@
+"""What LATEST.json says is read, of earlier releases too, and a changed byte of it shows."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from epithre_beam.configs.errors import CatalogError
+from epithre_beam.index import Store, read_latest
+from epithre_beam.index.publish.publish import publish
+from epithre_beam.index.versions.layout import LATEST
+
+from ..manifests import latest_of, make_manifest, publish_new
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+def test_a_pointer_of_an_earlier_release_is_read_and_swapped(store: Store) -> None:
+    old = b'{\n  "version": "1-a",\n  "manifest_sha256": "00"\n}\n'
+    store.write(LATEST, old)
+    assert read_latest(store) == (old, "1-a", "00")
+    publish(store, make_manifest(store, "2-b", "1-a"), old)
+    assert json.loads(latest_of(store))["version"] == "2-b"
+
+
+def test_a_pointer_with_a_field_missing_or_changed_is_damaged(store: Store) -> None:
+    latest = json.loads(publish_new(store, "1-a", None))
+    for name in latest:
+        for value in (None, "other", ["other"]):
+            changed = {k: v for k, v in latest.items() if k != name} | ({} if value is None else {name: value})
+            store.write(LATEST, json.dumps(changed).encode())
+            with pytest.raises(CatalogError, match=r"LATEST\.json must hold a version and a manifest_sha256"):
+                read_latest(store)

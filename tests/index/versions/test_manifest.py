@@ -1,0 +1,34 @@
+"""A manifest is read as it was written, and says in what two versions' vectors differ."""
+
+from typing import Any
+
+import orjson
+
+from epithre_beam.index import read_manifest
+from epithre_beam.index.versions.layout import manifest_name
+from epithre_beam.index.versions.manifest import MadeBy
+
+
+def test_a_manifest_is_read_as_it_was_written_and_unknown_keys_are_passed_over(own_copy: Any) -> None:
+    version = own_copy.manifest.version
+    assert read_manifest(own_copy.store, version) == own_copy.manifest
+    raw = {**orjson.loads(own_copy.manifest.to_bytes()), "added_later": 1}
+    own_copy.store.write(manifest_name(version), orjson.dumps(raw))
+    assert read_manifest(own_copy.store, version) == own_copy.manifest
+
+
+def test_vectors_that_were_made_alike_differ_in_nothing_and_others_in_what_is_named() -> None:
+    made_by = MadeBy("m", None, 64)
+    assert made_by.differences(MadeBy("m", None, 64)) == []
+    assert made_by.differences(MadeBy("m", "emulator", 64)) == [("model_fingerprint", None, "emulator")]
+    assert MadeBy("m", "emulator", 64).differences(MadeBy("n", None, 32)) == [
+        ("model", "m", "n"),
+        ("model_fingerprint", "emulator", None),
+        ("dimension", 64, 32),
+    ]
+
+
+def test_a_version_is_made_by_the_emulator_where_there_was_one_and_else_by_the_model(own_copy: Any) -> None:
+    assert own_copy.manifest.made_by == MadeBy("a model", None, 8)
+    assert own_copy.manifest.made_by.name == "a model"
+    assert own_copy.manifest.model_copy(update={"model_fingerprint": "emulator"}).made_by.name == "emulator"

@@ -1,0 +1,407 @@
+"""Wrong input gets one sentence with the place, the rule and the value, the right exit code, and loses nothing."""
+
+import errno
+import io
+import json
+import signal
+import struct
+import time
+import zlib
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from epithre_beam.index import open_catalog
+from epithre_beam.index.storage.store import Store
+from epithre_beam.pipelines.jobs.places import misplaced
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
+
+from ..conftest import KEY, sentences
+
+
+def assert_one_sentence(done, code, *words):
+    assert done.returncode == code, (done.returncode, done.stderr)
+    lines = sentences(done.stderr)
+    assert len(lines) == 1, done.stderr
+    for word in words:
+        assert word in lines[0], (word, lines[0])
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def serve(**settings):
+    return Emulator(EmulatorSettings(dimension=64, api_keys=(KEY,), **settings))
+
+
+def test_a_misspelt_key_is_named_with_the_right_one(place):
+    place.write_job(embed__batch_itmes=3)
+    assert_one_sentence(place.cli("run", "job.yaml"), 2, "embed.batch_itmes", "'batch_items'")
+
+
+def test_a_value_out_of_range_is_named_with_its_rule(place):
+    done = place.cli("run", "job.yaml", "--set", "embed.batch_items=0")
+    assert_one_sentence(done, 2, "embed.batch_items must be at least 1, got 0")
+
+
+def test_a_missing_config_and_no_yaml_are_usage_errors(place):
+    assert_one_sentence(place.cli("run", "none.yaml"), 2, "none.yaml")
+    (place.folder / "bad.yaml").write_text("a: [1\nb: 2")
+    assert_one_sentence(place.cli("run", "bad.yaml"), 2, "bad.yaml", "YAML")
+
+
+def test_garbage_in_place_of_a_job_is_a_sentence(place):
+    for content in (b"", b"- a\n", b"\x00\x01", b"\xff\xfe\xfd", b"!!python/object:os.system {}", b"a: &a [*a]\n"):
+        (place.folder / "bad.yaml").write_bytes(content)
+        assert_one_sentence(place.cli("plan", "bad.yaml"), 2, "bad.yaml")
+    assert_one_sentence(place.cli("plan", "pictures"), 2, "pictures", "Is a directory")
+
+
+def test_what_nobody_knows_is_named_with_its_place(place):
+    place.write_job(catalog="s3x://bucket/catalog")
+    assert_one_sentence(place.cli("plan", "job.yaml"), 2, "s3x://bucket/catalog must be a path, or a URL")
+    place.write_job(runner="Nonsense")
+    assert_one_sentence(place.cli("run", "job.yaml"), 2, "runner must be", "got 'Nonsense'")
+    done = place.cli("index", "catalog", "--set", "indx.target_recall=0.9")
+    assert_one_sentence(done, 2, "--set indx.target_recall: this is not a known key; index, guards, runner can be set")
+    place.write_job(sources=[{"kind": "text", "table": "pictures", "id": "id", "text": "text"}])
+    assert_one_sentence(place.cli("plan", "job.yaml"), 2, "sources[0].table", "it is a folder: name its tables")
+    assert_one_sentence(place.cli("demo", "/proc/demo"), 2, "FOLDER must be a folder that can be made and written")
+    for settings, words in (("texts.csv", "must be a mapping"), ("job.yaml", "catalog: Extra inputs"), ("x", "x")):
+        done = place.cli("emulator", "--port", "0", "--settings", settings)
+        assert_one_sentence(done, 2, "wrong settings", words)
+
+
+def test_a_missing_key_variable_is_named(place):
+    place.write_job(embed__base_url="http://127.0.0.1:1/v1", embed__api_key_env="MY_KEY")
+    assert_one_sentence(place.cli("run", "job.yaml", key=None), 2, "MY_KEY", "not set")
+
+
+def test_a_source_that_matches_nothing_is_named(place):
+    place.write_job(sources=[{"kind": "image", "files": "nowhere/**/*.jpg"}])
+    assert_one_sentence(place.cli("run", "job.yaml"), 2, "sources[0].files", "nowhere/**/*.jpg")
+    assert_one_sentence(place.cli("plan", "job.yaml"), 2, "sources[0].files")
+
+
+def test_a_table_without_the_column_is_named_with_those_it_has(place):
+    place.write_job(sources=[{"kind": "text", "table": "texts.csv", "id": "sku", "text": "text"}])
+    assert_one_sentence(place.cli("run", "job.yaml"), 2, "sources[0].id", "'sku'", "id, text, price")
+
+
+def test_duplicate_ids_are_named_with_their_places_and_nothing_is_sent(place):
+    with (place.folder / "texts.csv").open("a") as file:
+        file.write("t003,again,1\n")
+    with serve() as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        assert_one_sentence(place.cli("run", "job.yaml"), 1, "text 't003'", "2 times", "(line 5 of ", "(line 52 of ")
+        assert not emulator.log
+
+
+def test_a_cell_that_is_not_of_its_type_is_named_with_its_row(place):
+    with (place.folder / "texts.csv").open("a") as file:
+        file.write("t999,fine,cheap\n")
+    assert_one_sentence(place.cli("run", "job.yaml"), 1, "metadata.price", "'cheap'", "line 52")
+
+
+def bomb() -> bytes:
+    """A PNG of a hundred bytes that claims 3.6 billion pixels."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_bad_assets_become_dead_letters_with_the_reason_and_the_rest_is_published(place):
+    pictures = place.folder / "pictures"
+    whole = next(pictures.iterdir()).read_bytes()
+    (pictures / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (pictures / "bomb.jpg").write_bytes(bomb())
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PPM")
+    (pictures / "other.jpg").write_bytes(buffer.getvalue())
+    with (place.folder / "texts.csv").open("a") as file:
+        file.write(f"empty,,1\nlong,{'x' * 200},1\n")
+    place.write_job(prepare__max_text_chars=100)
+    done = place.cli("run", "job.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    letters = [letter for samples in report["dead_letters"]["samples"].values() for letter in samples]
+    assert {letter["asset_id"]: letter["reason"] for letter in letters} == {
+        "cut.jpg": "undecodable",
+        "bomb.jpg": "too_many_pixels",
+        "other.jpg": "not_a_picture",
+        "empty": "empty_text",
+        "long": "text_too_long",
+    }
+    by_id = {letter["asset_id"]: letter["detail"] for letter in letters}
+    assert "60000x60000" in by_id["bomb.jpg"] or "many" in by_id["bomb.jpg"]
+    assert "prepare.max_text_chars" in by_id["long"]
+    assert len(open_catalog(place.catalog)) == 90
+    shown = place.cli("run", "job.yaml")
+    assert "cut.jpg" in shown.stdout
+
+
+def test_a_guard_that_is_set_is_taken_as_it_is(place):
+    (place.folder / "pictures" / "bad.jpg").write_text("no")
+    place.write_job(guards__max_dead_share=0.0)
+    done = place.cli("run", "job.yaml", "--quiet")
+    assert done.returncode == 3
+    assert "guards.max_dead_share allows 0.00%" in done.stderr
+    assert "versions publish" in done.stderr
+
+
+def test_names_and_queries_with_brackets_are_shown_as_they_are(place):
+    source = next((place.folder / "pictures").iterdir())
+    for name in ("[red]x.jpg", "a [/b].jpg"):
+        path = place.folder / "pictures" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(source.read_bytes())
+    (place.folder / "pictures" / "[bold].jpg").write_text("no picture")
+    done = place.cli("run", "job.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "[bold].jpg" in done.stdout
+    done = place.cli("search", "catalog", "--text", "[/foo] [red]hi", "--image", source, "-k", "3")
+    assert done.returncode == 0, done.stderr
+    for text in ("[/foo] [red]hi", "[red]x.jpg", "a [/b].jpg"):
+        assert text in done.stdout
+
+
+def test_a_second_run_on_one_catalog_is_refused_at_once_and_the_next_is_not(place):
+    with serve(faults=Faults(latency_s=1.0)) as emulator:
+        place.write_job(embed__base_url=emulator.base_url, embed__batch_items=8, embed__max_concurrency=1)
+        first = place.start("run", "job.yaml")
+        deadline = time.monotonic() + 30
+        while not (place.catalog / ".lease.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert_one_sentence(place.cli("run", "job.yaml"), 4, "Another run holds the catalog", f"process {first.pid}")
+        first.kill()
+        first.communicate()
+        emulator.reset(faults=Faults())
+        assert place.cli("run", "job.yaml").returncode == 0
+    assert [p.name for p in (place.catalog / "runs").glob("*")] == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_a_damaged_unit_is_noticed_and_done_anew(place, damage):
+    (place.folder / "pictures" / "bad.jpg").write_bytes(b"not a picture")
+    assert place.cli("run", "job.yaml", "--set", "guards.max_dead_share=0").returncode == 3  # its units are kept
+    (unit,) = [p for p in place.catalog.glob("units/*") if pq.read_metadata(p).num_rows == 16][:1]
+    data = bytearray(unit.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    unit.write_bytes(data if damage == "flipped" else data[: len(data) // 2])
+    done = place.cli("run", "job.yaml")
+    assert done.returncode == 0, done.stderr
+    assert (f"{unit.name} is damaged" in done.stderr) == (damage == "flipped")  # one that is cut was never done
+    for kind in ("image", "text"):
+        first, last = (pq.read_table(p) for p in sorted(place.catalog.glob(f"versions/*/vectors/{kind}-*"))[::1][:2])
+        assert first.equals(last)
+
+
+def test_ctrl_c_ends_at_once_and_says_that_the_work_is_kept(place):
+    with serve(faults=Faults(latency_s=120)) as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        process = place.start("run", "job.yaml")
+        deadline = time.monotonic() + 30
+        while not emulator.log and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "units that were finished are kept" in errors
+
+
+def test_an_unclosed_quote_is_told_instead_of_losing_rows(place):
+    (place.folder / "texts.csv").write_text('id,text,price\na,"open,1\nb,two,2\n')
+    assert_one_sentence(place.cli("run", "job.yaml"), 1, "sources[1].table", "quote")
+
+
+def test_a_run_without_beam_says_what_to_install(place):
+    hidden = place.folder / "hidden"
+    (hidden / "apache_beam").mkdir(parents=True)
+    (hidden / "apache_beam" / "__init__.py").write_text("raise ModuleNotFoundError('no beam', name='apache_beam')")
+    done = place.cli("run", "job.yaml", imports_itself=True, PYTHONPATH=str(hidden))
+    assert_one_sentence(done, 2, "epithre-beam[beam]")
+
+
+def test_a_key_in_a_config_is_refused_and_not_shown(place):
+    place.write_job(embed__api_key="sk-1234567890abcdef")
+    done = place.cli("run", "job.yaml")
+    assert_one_sentence(done, 2, "embed.api_key", "api_key_env")
+    assert "1234567890" not in done.stderr
+
+
+def test_a_refused_key_is_told_without_the_key(place):
+    with serve() as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        done = place.cli("run", "job.yaml", key="sk-wrong-987654321")
+    assert_one_sentence(done, 2, "refused the key", "embed.api_key_env")
+    assert "987654321" not in done.stderr
+
+
+def test_an_unknown_model_is_named_with_those_there_are(place):
+    with serve() as emulator:
+        place.write_job(embed__base_url=emulator.base_url, embed__model="epithre-embde")
+        assert_one_sentence(place.cli("run", "job.yaml"), 2, "'epithre-embde'", "epithre-embed")
+
+
+def test_a_server_that_is_not_there_is_named(place):
+    place.write_job(embed__base_url="http://127.0.0.1:9/v1")
+    assert_one_sentence(place.cli("run", "job.yaml"), 1, "http://127.0.0.1:9/v1", "does not answer")
+
+
+def test_answers_of_another_dimension_stop_the_run_and_say_which(place):
+    with Emulator(EmulatorSettings(dimension=32, api_keys=(KEY,))) as emulator:
+        place.write_job(embed__base_url=emulator.base_url)
+        assert_one_sentence(place.cli("run", "job.yaml"), 2, "embed.dimension is 64", "embed.dimension=32")
+    assert not (place.catalog / "LATEST.json").exists()
+
+
+def test_a_key_that_is_revoked_in_the_middle_stops_the_run_with_the_work_kept(place):
+    with serve(faults=Faults(quota_429=1.0, start_at_request=2)) as emulator:
+        place.write_job(embed__base_url=emulator.base_url, embed__max_concurrency=1)
+        assert_one_sentence(place.cli("run", "job.yaml"), 2, "quota")
+    assert list(place.catalog.glob("units/*.parquet"))
+    assert not list(place.catalog.glob("runs/*"))
+
+
+def test_an_unwritable_catalog_is_named(place):
+    (place.folder / "file").write_text("x")
+    place.write_job(catalog="file/catalog")
+    for command in ("run", "plan"):
+        assert_one_sentence(place.cli(command, "job.yaml"), 2, f"{place.folder}/file/catalog")
+    assert_one_sentence(
+        place.cli("index", "file", "--from", "none"), 2, "catalog must be a folder that can be made and"
+    )
+    assert_one_sentence(place.cli("search", "file", "--text", "x"), 2, "A folder is needed where a file stands")
+
+
+def test_a_place_where_no_folder_can_be_made_is_usage_and_one_that_was_written_before_is_a_failing_storage(place):
+    """Nobody may write below /proc, not even who may do everything."""
+    place.write_job(catalog="/proc/catalog")
+    assert_one_sentence(place.cli("run", "job.yaml"), 2, "catalog must be a folder that can be made and written")
+    error = PermissionError(errno.EACCES, "Permission denied", str(place.folder / "texts.csv"))
+    store = Store(str(place.catalog))
+    assert "Permission denied" in str(misplaced("catalog", store, error))
+    assert misplaced("catalog", store, OSError(errno.ENOSPC, "No space left on device")) is None
+    store.write("LATEST.json", b"{}")
+    assert misplaced("catalog", store, error) is None
+
+
+def test_wrong_usage_is_exit_code_2(place):
+    assert place.cli("rnu").returncode == 2
+    assert place.cli("run").returncode == 2
+    assert_one_sentence(place.cli("run", "job.yaml", "--", "direct"), 2, "--", "'direct'")
+    assert_one_sentence(place.cli("search", "catalog"), 2, "--text", "--image")
+    assert_one_sentence(place.cli("search", "catalog", "--text", "x", "-k", "0"), 2, "-k", "got 0")
+    assert_one_sentence(place.cli("search", "catalog", "--text", "x", "--kind", "video"), 2, "--kind", "'video'")
+    assert_one_sentence(place.cli("search", "catalog", "--image", "none.jpg"), 2, "none.jpg")
+
+
+def test_a_catalog_that_is_not_there_is_told(place):
+    for command in (
+        ("search", "catalog", "--text", "x"),
+        ("versions", "list", "catalog"),
+        ("versions", "verify", "catalog"),
+    ):
+        assert_one_sentence(place.cli(*command), 1, "catalog has no published version: there is no such folder.")
+    done = place.cli("search", "pictures", "--text", "x")
+    assert_one_sentence(done, 1, "pictures has no published version: this folder is no catalog")
+
+
+@pytest.fixture
+def published(place):
+    place.write_job(embed__emulator_model="attributes", embed__dimension=512)
+    assert place.cli("run", "job.yaml").returncode == 0
+    return place
+
+
+def test_search_prints_a_table_json_and_a_page(published):
+    picture = next((published.folder / "pictures").iterdir())
+    done = published.cli(
+        "search", "catalog", "--text", "sepeda merah", "--image", picture, "-k", "3", "--json", "--html", "page.html"
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    assert [len(result["hits"]) for result in results] == [3, 3]
+    assert results[1]["hits"][0]["asset_id"] == picture.name
+    page = (published.folder / "page.html").read_text()
+    assert "sepeda merah" in page
+    assert page.count("data:image/jpeg;base64,") >= 2
+    assert "http" not in page.replace("http-equiv", "")
+    table = published.cli("search", "catalog", "--text", "text number 3", "-k", "2", "--kind", "text")
+    assert "text number" in table.stdout
+
+
+def test_a_condition_that_leaves_nothing_of_a_kind_is_told_with_the_column_that_is_empty(published):
+    """The prices stand in the table of texts alone."""
+    search = ("search", "catalog", "--text", "number 3")
+    done = published.cli(*search, "--where", '{"$or": [{"price": {"$lt": 5}}]}')
+    assert done.returncode == 0
+    assert done.stderr == "No image of the catalog fulfils --where: none has a value of price.\n"
+    assert "text number 3" in done.stdout
+    done = published.cli(*search, "--where", '{"price": {"$lt": 0}}', "--kind", "text")
+    assert done.stderr == "No text of the catalog fulfils --where.\n"
+    for quiet in (["--kind", "text"], ["--json"]):
+        assert published.cli(*search, *quiet, "--where", '{"price": {"$lt": 5}}').stderr == ""
+
+
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_sent(published):
+    for page in ("job.yaml/page.html", "none/page.html", "pictures"):
+        done = published.cli("search", "catalog", "--text", "x", "--base-url", "http://127.0.0.1:9", "--html", page)
+        assert_one_sentence(done, 2, "--html must be a file in a folder that is there", page)
+
+
+def test_a_query_that_cannot_be_embedded_is_told(published):
+    (published.folder / "no.jpg").write_text("no picture")
+    assert_one_sentence(published.cli("search", "catalog", "--image", "no.jpg"), 2, "'no.jpg'", "not_a_picture")
+    assert_one_sentence(published.cli("search", "catalog", "--text", " "), 2, "empty_text")
+    done = published.cli("search", "catalog", "--text", "x" * 110_000)
+    assert_one_sentence(done, 2, "text_too_long")
+    assert len(done.stderr) < 300
+
+
+def test_an_address_or_a_key_that_a_job_could_not_have_a_search_cannot_either(published):
+    search = ("search", "catalog", "--text", "x", "--base-url")
+    assert_one_sentence(published.cli(*search, "nonsense"), 2, "embed.base_url must be", "'nonsense'")
+    done = published.cli(*search, "http://example.org/v1", "--api-key-env", "EPITHRE_KEY")
+    assert_one_sentence(done, 2, "embed would send the key in clear text to 'http://example.org/v1'")
+    done = published.cli(*search, "http://127.0.0.1:9", "--api-key-env", "NOPE")
+    assert_one_sentence(done, 2, "NOPE, which is not set", "--api-key-env")
+
+
+def test_what_a_terminal_cannot_show_is_spelled_out(published):
+    done = published.cli("search", "catalog", "--text", "größe 猫", imports_itself=True, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "gr\\xf6\\xdfe \\u732b" in done.stdout
+
+
+def test_a_search_with_another_model_than_the_catalogs_is_refused(published):
+    with Emulator(EmulatorSettings(dimension=512, api_keys=(KEY,))) as emulator:
+        done = published.cli(
+            *("search", "catalog", "--text", "x", "--base-url", emulator.base_url, "--api-key-env", "EPITHRE_KEY")
+        )
+    assert_one_sentence(done, 1, "emulator-attributes", "cannot be compared")
+
+
+def test_the_schema_for_editors_is_the_one_in_the_repository(place):
+    from pathlib import Path
+
+    shipped = Path(__file__).parents[3] / "configs" / "job.schema.json"
+    assert json.loads(place.cli("schema").stdout) == json.loads(shipped.read_text())
+
+
+def test_the_version_of_the_program_is_told(place):
+    import importlib.metadata
+
+    assert place.cli("--version").stdout.strip() == importlib.metadata.version("epithre-beam")
+
+
+def test_a_wrong_value_of_beams_is_one_sentence_and_one_document(place):
+    done = place.cli("run", "job.yaml", "--json", "--", "--direct_num_workers=x")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["status"] == "usage"
+    assert "direct_num_workers" in json.loads(done.stdout)["message"]
+    assert "Traceback" not in done.stderr

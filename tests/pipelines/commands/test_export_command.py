@@ -1,0 +1,89 @@
+"""`epithre-beam export` as a person and as a program use it."""
+
+import json
+import shutil
+import signal
+import time
+
+import pytest
+
+from ..conftest import Place, sentences, write_pictures, write_texts
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A catalog that a real run made. Only for reading."""
+    place = Place(tmp_path_factory.mktemp("export"))
+    write_pictures(place.folder / "pictures", 20)
+    write_texts(place.folder / "texts.csv", 30)
+    place.write_job()
+    done = place.cli("run", "job.yaml", "--quiet")
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def test_a_person_is_told_what_was_written_and_a_program_gets_the_mark(made, tmp_path):
+    done = made.cli("export", "catalog", tmp_path / "one", "--to", "pgvector", key=None)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *files = done.stdout.splitlines()
+    assert first.endswith(f"{tmp_path / 'one'}: 20 image, 30 text, for pgvector")
+    assert [line.split()[0] for line in files] == [
+        "image_assets-00000-of-00001.copy",
+        "text_assets-00000-of-00001.copy",
+        "schema.sql",
+        "load.sql",
+        "indexes.sql",
+    ]
+    done = made.cli("export", "catalog", tmp_path / "two", "--to", "faiss", "--kind", "text", "--json", key=None)
+    mark = json.loads(done.stdout)
+    assert mark == json.loads((tmp_path / "two" / "export.json").read_text())
+    assert mark["kinds"] == {"text": {"rows": 30, "factory": "SQfp16"}}
+    done = made.cli("export", "catalog", tmp_path / "three", "--to", "clip-retrieval", "-q", key=None)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["catalog", "new", "--to", "csv"], 2, "to must be one of faiss, clip-retrieval, pgvector, got 'csv'."),
+        (["catalog", "pictures", "--to", "faiss"], 2, "pictures must be a new or an empty folder, and p000.jpg is in"),
+        (["catalog", "new", "--to", "faiss", "--version", "7"], 1, "catalog has no version '7'"),
+        (["catalog", "job.yaml/new", "--to", "faiss"], 2, "FOLDER must be a folder that can be made and written, got"),
+        (["catalog", "/proc/new", "--to", "faiss"], 2, "FOLDER must be a folder that can be made and written, got"),
+        (["none", "new", "--to", "faiss"], 1, "none has no published version: there is no such folder."),
+    ],
+)
+def test_each_refusal_is_one_sentence_and_a_code(made, words, code, sentence):
+    done = made.cli("export", *words, key=None)
+    assert done.returncode == code, done.stderr
+    (said,) = sentences(done.stderr)
+    assert sentence in said
+    assert not (made.folder / "new").exists()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_killed_export_is_done_by_the_same_command(made, tmp_path):
+    """Killed at the first file that shows, whole or half, and at any later one."""
+    expected = made.cli("export", "catalog", tmp_path / "whole", "--to", "clip-retrieval", "--json", key=None)
+    files = json.loads(expected.stdout)["files"]
+    for name in ("image/image.index", "text/metadata/00000.arrow"):
+        folder = tmp_path / "killed"
+        process = made.start("export", "catalog", folder, "--to", "clip-retrieval", key=None)
+        deadline = time.monotonic() + 60
+        while not (folder / name).exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        is_whole = json.loads((folder / "export.json").read_text())["complete"]
+        overwrite = ["--overwrite"] if is_whole else []
+        done = made.cli("export", "catalog", folder, "--to", "clip-retrieval", "--json", *overwrite, key=None)
+        assert done.returncode == 0, done.stderr
+        mark = json.loads(done.stdout)
+        assert (mark["complete"], mark["files"]) == (True, files)
+        assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+            "export.json",
+            ".export.json.lock",
+            *(file["name"] for file in files),
+        }
+        shutil.rmtree(folder)

@@ -1,0 +1,110 @@
+"""One event is one line that a program can read back, whatever it holds."""
+
+import json
+import logging
+import random
+import re
+import sys
+
+import pytest
+
+from epithre_beam.pipelines.console.logs import LineFormatter, LogFormat, escaped
+
+NASTY = [
+    "\n",
+    "\r\n",
+    "\x85",
+    "\u2028",
+    "\u2029",
+    "\x00",
+    "\x1b[31m",
+    "\u202e",
+    "\udc80",
+    '"',
+    "\\",
+    "=",
+    " ",
+    ",",
+    "é猫",
+]
+
+
+def record(message, fields=None, level=logging.INFO, name="epithre_beam.run", error=None):
+    made = logging.LogRecord(name, level, "", 0, message, None, error)
+    if fields is not None:
+        made.fields = fields
+    return made
+
+
+def read_logfmt(line):
+    """Pairs of a logfmt line, after its time, level and event."""
+    time, level, event, rest = ([*line.split(" ", 3), ""])[:4]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time)
+    pairs = re.findall(r'([^\s="]+)=("(?:[^"\\]|\\.)*"|[^\s"]*)(?: |$)', rest)
+    assert " ".join(f"{name}={value}" for name, value in pairs) == rest
+    return level, event, {n: json.loads(v) if v.startswith('"') else v for n, v in pairs}
+
+
+def hostile(seed):
+    rng = random.Random(seed)
+    return "".join(rng.choice([*NASTY, "a", "b.jpg", "1"]) for _ in range(rng.randint(0, 12)))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_any_id_stays_on_its_line_and_is_read_back(seed):
+    text = hostile(seed)
+    for form in LogFormat:
+        line = LineFormatter(form).format(record("dead_letter", {"asset_id": text, "count": 3}))
+        assert len(line.splitlines()) == 1
+        assert not set(line) & set("\x1b\u202e\x00")
+        line.encode()
+        if form is LogFormat.JSON:
+            found = json.loads(line)
+            assert (found["event"], found["level"], found["count"]) == ("dead_letter", "INFO", 3)
+        else:
+            level, event, found = read_logfmt(line)
+            assert (event, level, found["count"]) == ("dead_letter", "INFO", "3")
+        assert found["asset_id"] == text
+
+
+def test_nested_fields_lists_and_what_is_not_known_are_written_for_each_reader():
+    fields = {"assets": {"image": 3, "text": 4}, "ids": ["a", "b c"], "cost": None, "seconds": 1.23456, "done": True}
+    line = LineFormatter(LogFormat.TEXT).format(record("planned", fields))
+    assert line.endswith('INFO planned assets.image=3 assets.text=4 ids="a, b c" seconds=1.235 done=true')
+    found = json.loads(LineFormatter(LogFormat.JSON).format(record("planned", fields)))
+    del found["time"]
+    assert found == {
+        "level": "INFO", "event": "planned", "assets": {"image": 3, "text": 4}, "ids": ["a", "b c"],
+        "seconds": 1.235, "done": True,
+    }  # fmt: skip
+
+
+def test_what_others_log_passes_through_the_same_formatter_with_its_traceback():
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        made = record("It failed:\n %s", level=logging.WARNING, name="apache_beam.x", error=sys.exc_info())
+        made.args = ("why",)
+    line = LineFormatter(LogFormat.JSON).format(made)
+    found = json.loads(line)
+    assert (found["event"], found["logger"], found["message"]) == ("log", "apache_beam.x", "It failed:\n why")
+    assert "ValueError: two" in found["traceback"]
+    line = LineFormatter(LogFormat.TEXT).format(made)
+    assert len(line.splitlines()) == 1
+    assert read_logfmt(line)[2]["logger"] == "apache_beam.x"
+
+
+@pytest.mark.parametrize("form", LogFormat)
+def test_a_secret_is_hidden_wherever_it_stands(form):
+    secret = 'sk-"x"-123456'
+    formatter = LineFormatter(form, [secret, ""])
+    fields = {"message": f"refused {secret}.", "deep": {"list": [secret]}}
+    for made in (record("failed", fields), record(f"got {secret}")):
+        line = formatter.format(made)
+        assert "123456" not in line
+        assert "***" in line
+    assert "123456" not in repr(formatter)
+
+
+def test_escaped_text_steers_no_terminal():
+    assert escaped("a\x1b[31mb\nc\u202ed\u2028é猫") == "a\\u001b[31mb\\u000ac\\u202ed\\u2028é猫"

@@ -1,0 +1,315 @@
+"""`evaluate` on real catalogs: model and index are told apart, two are compared, and wrong labels are named."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from epithre_beam.configs import IndexConfig
+from epithre_beam.configs.errors import CatalogError, ConfigError, QueryError
+from epithre_beam.index import open_catalog
+from epithre_beam.pipelines.jobs.evaluate import Question, evaluate
+
+from ...index.conftest import clustered_vectors, make
+from ..browser import PHONE, keep_screenshot, opened
+from ..conftest import Place, sentences, write_pictures, write_texts
+
+DIMENSION = 64
+ROWS = 1500
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def write_pairs(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """Vectors whose neighbours are known, under a coarse index and, in the version in force, an exact one."""
+
+    catalog: str
+    coarse: str
+    exact: str
+    pairs: Path
+    vectors: dict[str, np.ndarray]
+    labels: dict[tuple[str, str], set[str]]
+    """By the query's id and the kind of what is right."""
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("known")
+    versions = [f"00000{i}-20250102T030405Z-abcdef" for i in (1, 2)]
+    drawn = {"image": clustered_vectors(ROWS, DIMENSION, 1), "text": clustered_vectors(ROWS, DIMENSION, 2)}
+    coarse = IndexConfig(exact_up_to_mb=0, target_recall=0.3, dimensions=(16,))
+    make(folder / "c", drawn, rows_per_unit=300, rows_per_file=800, index=coarse, version=versions[0])
+    made = make(folder / "c", drawn, rows_per_unit=300, rows_per_file=800, version=versions[1], previous=versions[0])
+    ids = {kind: made.assets[kind].column("asset_id").to_pylist() for kind in drawn}
+    labels, rows = {}, []
+    for query in range(0, 300, 5):
+        name = ids["text"][query]
+        for kind in drawn:
+            order = np.argsort(-(made.vectors[kind] @ made.vectors["text"][query]))
+            best = [i for i in order.tolist() if kind == "image" or i != query][:5]
+            labels[name, kind] = {ids[kind][i] for i in best}
+            row = {"query_kind": "text", "query_id": name, "relevant_kind": kind}
+            rows.append({**row, "relevant": sorted(labels[name, kind])})
+    return Known(
+        catalog=str(folder / "c"),
+        coarse=versions[0],
+        exact=versions[1],
+        pairs=write_pairs(folder / "pairs.jsonl", rows),
+        vectors={name: made.vectors["text"][i] for i, name in enumerate(ids["text"])},
+        labels=labels,
+    )
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """24 pictures and 30 texts by the emulator's hash, where only the same text finds itself; one picture is none."""
+    place = Place(tmp_path_factory.mktemp("embedded"))
+    write_pictures(place.folder / "pictures", 24)
+    (place.folder / "pictures" / "none.jpg").write_text("no picture")
+    texts = write_texts(place.folder / "texts.csv", 30)
+    with (place.folder / "texts.csv").open("a") as file:
+        file.write("p001.jpg,an id of both kinds,1\n")
+        file.write(f'<b>evil</b>,"{HOSTILE}",2\n')
+    place.write_job()
+    assert place.cli("run", "job.yaml").returncode == 0
+    rows = [{"query": text, "relevant": name} for name, text in texts.items()]
+    rows += [{"picture": f"pictures/p{i:03d}.jpg", "relevant": f"t{i:03d}"} for i in range(10)]
+    rows += [{"query": HOSTILE, "relevant": "<b>evil</b>"}, {"query": "nothing " + HOSTILE, "relevant": "t000"}]
+    write_pairs(place.folder / "pairs.jsonl", rows)
+    return place
+
+
+def shares_found(known, version, ask):
+    """The share of its labels that each query finds; `ask` gives the kinds and ids that the catalog answers."""
+    with open_catalog(known.catalog, version=version) as opened_catalog:
+        for name, vector in known.vectors.items():
+            if (name, "image") in known.labels:
+                right = {(kind, one) for kind in ("image", "text") for one in known.labels[name, kind]}
+                answer = [hit for hit in ask(opened_catalog, vector) if hit != ("text", name)]
+                yield right, answer
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_the_indexs_error_is_told_from_the_models(known, kind):
+    """The labels are the exact neighbours: the model makes no error, so that all that is missing is the index's."""
+    found = evaluate([(known.catalog, known.coarse)], Question(pairs=known.pairs, ks=(5,)))["directions"]
+    found = found[f"text->{kind}"]
+    (figures,) = found["catalogs"]
+    assert found["queries"] == 60
+    assert figures["exact"]["recall@5"]["value"] == pytest.approx(1.0, abs=0.01)  # queries are rounded to fp16
+
+    def ask(opened_catalog, vector):
+        (hits,) = opened_catalog.search(vector, 5 if kind == "image" else 6, kinds=kind)
+        return [(hit.kind, hit.asset_id) for hit in hits]
+
+    shares = [len(right & set(answer[:5])) / 5 for right, answer in shares_found(known, known.coarse, ask)]
+    assert figures["index"]["recall@5"]["value"] == pytest.approx(np.mean(shares), abs=0.01)
+    error = figures["index_error"]["recall@5"]
+    assert 0 < error["low"] < error["value"] < error["high"]
+    assert any("The index finds" in sentence and "it loses" in sentence for sentence in found["words"])
+    assert all(failure["cause"] == "index" for failure in found["worst"][:5])
+
+
+def test_a_figure_is_that_of_a_search_for_so_many(known):
+    """An index works harder for longer lists, so that the first of a long one are better than a short one."""
+    short = evaluate([(known.catalog, known.coarse)], Question(pairs=known.pairs, ks=(5,)))
+    both = evaluate([(known.catalog, known.coarse)], Question(pairs=known.pairs, ks=(5, 100)))
+    for direction, found in short["directions"].items():
+        figures = both["directions"][direction]["catalogs"][0]["index"]
+        assert figures["recall@5"] == found["catalogs"][0]["index"]["recall@5"]
+        assert figures["recall@100"]["value"] > figures["recall@5"]["value"]
+
+
+def test_an_exact_index_makes_no_error(known):
+    document = evaluate([(known.catalog, known.exact)], Question(pairs=known.pairs, ks=(1, 5)))
+    for found in document["directions"].values():
+        errors = [interval["value"] for interval in found["catalogs"][0]["index_error"].values()]
+        assert errors == pytest.approx([0.0] * len(errors), abs=0.01)
+
+
+def test_two_versions_are_compared_by_the_same_pairs(known):
+    places = [(known.catalog, known.coarse), (known.catalog, known.exact)]
+    found = evaluate(places, Question(pairs=known.pairs, ks=(5,)))["directions"]["text->image"]
+    difference = found["difference"]["index"]["recall@5"]
+    first, second = (figures["index"]["recall@5"] for figures in found["catalogs"])
+    assert difference["value"] == pytest.approx(second["value"] - first["value"], abs=1e-5)
+    assert difference["low"] > 0
+    assert found["difference"]["exact"]["recall@5"]["value"] == 0
+    assert any(f"By what a search gives, {known.exact} is better" in sentence for sentence in found["words"])
+    assert any("By the model alone, these queries show no difference" in sentence for sentence in found["words"])
+
+
+@pytest.mark.parametrize("merge", ["score", "quota", "standardised"])
+def test_a_list_of_both_kinds_is_judged_as_search_gives_it(known, merge):
+    question = Question(pairs=known.pairs, ks=(10,), merge=merge)
+    found = evaluate([(known.catalog, known.exact)], question)["directions"]["text->all"]
+    assert found["relevant"] == 600
+    if merge == "quota":  # in turns, of which none is lost on the query itself
+        assert found["catalogs"][0]["index"]["recall@10"]["value"] == pytest.approx(1.0, abs=0.02)
+        return
+
+    def ask(opened_catalog, vector):
+        (hits,) = opened_catalog.search(vector, 11, merge=merge, query_kind="text")
+        return [(hit.kind, hit.asset_id) for hit in hits]
+
+    shares = [len(right & set(answer[:10])) / len(right) for right, answer in shares_found(known, known.exact, ask)]
+    assert found["catalogs"][0]["index"]["recall@10"]["value"] == pytest.approx(np.mean(shares), abs=0.01)
+
+
+def test_the_same_question_has_the_same_answer(known):
+    asked = Question(pairs=known.pairs, ks=(5,))
+    assert evaluate([(known.catalog, None)], asked) == evaluate([(known.catalog, None)], asked)
+
+
+def test_sentences_and_pictures_are_embedded_by_the_catalogs_model(embedded):
+    done = embedded.cli("evaluate", "catalog", "--pairs", "pairs.jsonl", "--json", "-k", "1,5")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    texts, pictures = (document["directions"][name] for name in ("text->text", "image->text"))
+    assert (texts["queries"], pictures["queries"]) == (32, 10)
+    assert texts["catalogs"][0]["index"]["recall@1"]["value"] == pytest.approx(31 / 32, abs=1e-6)
+    assert pictures["catalogs"][0]["exact"]["recall@5"]["value"] < 0.7  # a hash knows nothing of pictures
+    assert texts["worst"][0]["query"]["text"] == "nothing " + HOSTILE
+    assert texts["worst"][0]["cause"] == "model"
+    assert texts["failing"] == 1
+
+
+def test_the_table_and_the_page_are_for_people(embedded):
+    done = embedded.cli(
+        "evaluate", "catalog", "--pairs", "pairs.jsonl", "--against", "catalog", "--html", "page.html", COLUMNS="160"
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"recall@1\s+│\s*0\.969 \[", done.stdout)
+    assert "show no difference" in done.stdout
+    with opened(embedded.folder / "page.html") as page:
+        assert page.locator("h1").inner_text() == "How well labelled queries are answered"
+        assert page.locator("svg.plot").count() == 2
+        assert page.locator("h2").all_inner_texts() == ["All directions", "image → text", "text → text"]
+        assert "B − A, index" in page.locator(".figures thead").first.inner_text()
+        page.locator("summary").last.click()
+        assert page.get_by_text("nothing <script>").is_visible()
+        assert page.locator(".failures img").count() >= 8
+        keep_screenshot(page, "evaluation", full_page=True)
+    with opened(embedded.folder / "page.html", color_scheme="dark", **PHONE) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        keep_screenshot(page, "evaluation-phone", full_page=True)
+
+
+def ask(place, rows, **question):
+    return evaluate(
+        [(str(place.catalog), None)], Question(pairs=write_pairs(place.folder / "some.jsonl", rows), **question)
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        pytest.param({"query": "x", "relevant": "t999"}, "neither vector nor dead letter of 't999'", id="unknown"),
+        pytest.param({"query": "x", "relevant": "t000", "relevant_kind": "image"}, "'t000' (line 1)", id="other kind"),
+        pytest.param({"query": "x", "relevant": "p001.jpg"}, "'p001.jpg' is the id of an image and", id="two"),
+        pytest.param({"query_kind": "text", "query_id": "t999", "relevant": "t001"}, "'t999' is not there", id="query"),
+        pytest.param(
+            {"query_kind": "image", "query_id": "none.jpg", "relevant": "t000"},
+            "image 'none.jpg' is a dead letter",
+            id="dead",
+        ),
+    ],
+)
+def test_an_id_that_means_nothing_is_named(embedded, row, words):
+    with pytest.raises(ConfigError) as raised:
+        ask(embedded, [row])
+    assert words in str(raised.value)
+
+
+def test_an_id_of_two_kinds_is_one_asset_once_its_kind_is_said(embedded):
+    row = {"query_kind": "text", "query_id": "t000", "relevant": "p001.jpg", "relevant_kind": "text"}
+    assert list(ask(embedded, [row])["directions"]) == ["text->text"]
+
+
+def test_a_pair_that_is_there_with_and_without_its_kind_is_named(embedded):
+    row = {"query_kind": "text", "query_id": "t000", "relevant": "t001"}
+    with pytest.raises(ConfigError, match="line 2: relevant 't001' is in line 1 already"):
+        ask(embedded, [row, {**row, "relevant_kind": "text"}])
+
+
+def test_unknown_pairs_are_left_out_where_that_is_asked_and_counted(embedded):
+    rows = [
+        {"query_kind": "text", "query_id": "t000", "relevant": ["t001", "t999"]},
+        {"query_kind": "text", "query_id": "t002", "relevant": "t998"},
+        {"query_kind": "text", "query_id": "t997", "relevant": "t001"},
+    ]
+    document = ask(embedded, rows, drop_unknown=True)
+    assert document["pairs"] | {"file": ""} == {"file": "", "queries": 1, "pairs": 1, "dropped": 3}
+    with pytest.raises(ConfigError, match="none is left"):
+        ask(embedded, rows[1:], drop_unknown=True)
+
+
+def test_what_became_a_dead_letter_counts_as_not_found_and_is_said(embedded):
+    row = {"query_kind": "text", "query_id": "t000", "relevant": ["none.jpg", "p000.jpg"], "relevant_kind": "image"}
+    found = ask(embedded, [row], ks=(100,))["directions"]["text->image"]
+    assert found["catalogs"][0]["exact"]["recall@100"]["value"] == 0.5
+    assert found["dead"] == [1]
+    assert any(
+        "Of the 2 labelled assets 1 has no vector there (1 dead letter) and counts as" in sentence
+        for sentence in found["words"]
+    )
+    alone = ask(embedded, [{**row, "relevant": "none.jpg"}])["directions"]["text->image"]
+    assert alone["worst"][0]["cause"] == "dead letter"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param(["--pairs", "none.jsonl"], "none.jsonl", id="no file"),
+        pytest.param(["--pairs", "pairs.jsonl", "-k", "0"], "-k must be whole numbers from 1 to 100", id="k of 0"),
+        pytest.param(["--pairs", "pairs.jsonl", "-k", "5,x"], "-k must be", id="k of x"),
+        pytest.param(["--pairs", "pairs.jsonl", "-k", "101"], "-k must be", id="k beyond"),
+        pytest.param(["--pairs", "pairs.jsonl", "--html", "nowhere/x.html"], "--html must be a file", id="no folder"),
+        pytest.param(["--pairs", "pairs.jsonl", "--merge", "sum"], "--merge must be", id="merge"),
+        pytest.param(["--pairs", "pairs.jsonl", "--confidence", "95"], "--confidence must be", id="confidence"),
+    ],
+)
+def test_a_wrong_option_is_named(embedded, arguments, words, capfd, monkeypatch):
+    from epithre_beam.pipelines.commands import cli
+
+    monkeypatch.chdir(embedded.folder)
+    monkeypatch.setattr(sys, "argv", ["epithre-beam", "evaluate", "catalog", *arguments])
+    monkeypatch.setattr(cli, "_speaker", cli.Speaker())
+    assert cli.main() == 2
+    (sentence,) = sentences(capfd.readouterr().err)
+    assert words in sentence
+
+
+def test_a_query_that_cannot_be_sent_is_named_with_its_line(embedded):
+    (embedded.folder / "pictures" / "broken.jpg").write_bytes(b"GIF89a")
+    rows = [{"query": "x", "relevant": "t000"}, {"picture": "pictures/broken.jpg", "relevant": "t001"}]
+    with pytest.raises(QueryError, match=r"some.jsonl line 2: the query 'broken.jpg' cannot be sent"):
+        ask(embedded, rows)
+
+
+def test_a_damaged_file_of_vectors_is_named(known, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(known.catalog, copy)
+    path = min((copy / "versions" / known.exact / "vectors").glob("image-*.parquet"))
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(CatalogError, match=path.name):
+        evaluate([(str(copy), known.exact)], Question(pairs=known.pairs))
+
+
+def test_the_command_imports_no_beam():
+    program = (
+        "import sys, epithre_beam.pipelines.jobs.evaluate, epithre_beam.pipelines.jobs.look\n"
+        "assert not {'apache_beam', 'sklearn', 'scipy', 'matplotlib'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,54 @@
+"""A catalog that an earlier release wrote is opened, searched, verified, and carried on without paying anything again.
+
+`golden/` was written by the release before the packages were put into rooms: a published version, one that a guard
+held, and the units of that one, which no published version has.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from epithre_beam.index import Store, open_catalog, read_latest
+from epithre_beam.index.publish.verify import verify_versions
+
+from ..conftest import Place
+
+GOLDEN = Path(__file__).with_name("golden")
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Place:
+    shutil.copytree(GOLDEN, tmp_path / "golden")
+    return Place(tmp_path / "golden")
+
+
+def test_it_is_opened_and_searched_as_before(golden: Place) -> None:
+    answers = json.loads((GOLDEN / "answers.json").read_text())
+    found = golden.cli("search", "catalog", "--text", "sentence number 3", "--kind", "text", "-k", "3", "--json")
+    assert json.loads(found.stdout) == answers
+    with open_catalog(golden.catalog) as catalog:
+        assert catalog.manifest.counts.per_kind == {"image": 6, "text": 10}
+        assert catalog.asset("text", 0).metadata.keys() == {"price"}
+
+
+def test_every_version_is_whole(golden: Place) -> None:
+    found = list(verify_versions(Store(str(golden.catalog)), every=True))
+    assert [(verdict.version is not None, verdict.damage) for verdict in found] == [(True, ())] * 2
+
+
+def test_it_is_carried_on_and_nothing_is_paid_again(golden: Place) -> None:
+    """Pictures were listed under another path: they are read, and known by their content."""
+    before = read_latest(Store(str(golden.catalog)))
+    assert before is not None
+    report = json.loads(golden.cli("run", "job.yaml", "--json").stdout)
+    assert report["status"] == "published"
+    assert report["api"]["requests"] == 0
+    assert report["previous"] == before.version
+    counts = report["counts"]
+    assert (counts["assets"], counts["dead"], counts["embedded"], counts["deleted"]) == (21, 1, 0, 0)
+    assert (counts["unchanged"], counts["touched"], counts["new"]) == (10, 6, 4)
+    assert list(verify_versions(Store(str(golden.catalog)), every=True))[-1].damage == ()
+    again = json.loads(golden.cli("run", "job.yaml", "--json").stdout)
+    assert again["status"] == "unchanged"

@@ -1,0 +1,123 @@
+"""Imports run one way: from each room to rooms above it, as ARCHITECTURE.md draws them, and never in a circle."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("configs", "index", "transforms", "pipelines")
+TOPS = ("index", "transforms", "pipelines")
+"""Their own modules are a room of its own, beside the rooms below them."""
+MODULES = {
+    path.relative_to(ROOT).with_suffix("").parts
+    for folder in FOLDERS
+    for path in (ROOT / folder).rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+
+def room_of(parts: tuple[str, ...]) -> str:
+    """The first two folders of a module, `transforms/epithre` with all that is below it; `index` for its __init__."""
+    if parts[0] == "configs":
+        return "configs"
+    folders = parts[:-1] if parts in MODULES else parts
+    return "/".join(folders[:2])
+
+
+def imported_modules(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """What a module's relative imports reach, as modules or packages; absolute ones of our own are not allowed."""
+    path = ROOT.joinpath(*parts).with_suffix(".py")
+    package = parts[:-1]
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("epithre_beam") for alias in node.names), path
+        if isinstance(node, ast.ImportFrom):
+            assert node.level or not (node.module or "").startswith("epithre_beam"), path
+            if node.level:
+                base = package[: len(package) - (node.level - 1)]
+                whole = (*base, *(node.module or "").split(".")) if node.module else base
+                if whole and whole[0] in FOLDERS:  # else it is of the package itself, which imports none of them
+                    yield from {(*whole, a.name) if (*whole, a.name) in MODULES else whole for a in node.names}
+
+
+def imports_between_rooms() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for parts in MODULES | {(folder, "__init__") for folder in TOPS}:
+        here = parts[0] if parts[-1] == "__init__" else room_of(parts)
+        found[here] |= {room_of(other) for other in imported_modules(parts)} - {here}
+    return dict(found)
+
+
+def drawn() -> dict[str, set[str]]:
+    """The graph in ARCHITECTURE.md: a room a line, and behind its arrow the rooms that it imports."""
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    (block,) = re.findall(r"<!-- rooms -->\n```\n(.*?)```", text, re.DOTALL)
+    graph: dict[str, set[str]] = {}
+    for line in block.splitlines():
+        if line.startswith(" "):
+            graph[next(reversed(graph))] |= set(line.split())
+        else:
+            room, _, others = line.partition("→")
+            graph[room.strip()] = set(others.split())
+    return graph
+
+
+def test_the_rooms_import_each_other_as_architecture_draws_them() -> None:
+    found, expected = imports_between_rooms(), drawn()
+    assert {room: sorted(others) for room, others in sorted(found.items())} == {
+        room: sorted(others) for room, others in sorted(expected.items())
+    }
+
+
+def test_every_room_imports_only_rooms_above_it() -> None:
+    above: set[str] = set()
+    for room, others in drawn().items():
+        assert others <= above, (room, others - above)
+        above.add(room)
+
+
+def circle_in(graph: Mapping[tuple[str, ...], set[tuple[str, ...]]]) -> list[tuple[str, ...]]:
+    """The modules of one circle; none where there is none."""
+    done: set[tuple[str, ...]] = set()
+
+    def visit(module: tuple[str, ...], way: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        if module in way:
+            return way[way.index(module) :]
+        if module in done:
+            return []
+        for other in sorted(graph.get(module, ())):
+            if circle := visit(other, [*way, module]):
+                return circle
+        done.add(module)
+        return []
+
+    return next((circle for module in sorted(graph) if (circle := visit(module, []))), [])
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {parts: {other for other in imported_modules(parts) if other in MODULES} for parts in MODULES}
+    assert circle_in(graph) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    a, b, c = ("x", "a"), ("x", "b"), ("x", "c")
+    assert circle_in({a: {b}, b: {c}, c: {b}}) == [b, c]
+    assert circle_in({a: {b, c}, b: {c}, c: set()}) == []
+
+
+def test_at_the_top_of_transforms_stand_only_beam_transforms() -> None:
+    for path in (ROOT / "transforms").glob("*.py"):
+        if path.name != "__init__.py":
+            tree = ast.parse(path.read_text("utf-8"))
+            bases = [ast.unparse(base) for node in tree.body if isinstance(node, ast.ClassDef) for base in node.bases]
+            assert "beam.PTransform" in bases, path
+
+
+def test_every_file_that_a_page_names_is_there() -> None:
+    name = re.compile(r"`((?:configs|index|transforms|pipelines|tests|benchmarks)/[\w/.-]+\.\w+)")
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    named = {(page.name, found) for page in pages for found in name.findall(page.read_text("utf-8"))}
+    assert {(page, found) for page, found in named if not (ROOT / found).is_file()} == set()

@@ -1,0 +1,187 @@
+"""One ledger for many: the limit holds over all that share it, wherever it lives and whatever happens to it."""
+
+import asyncio
+import multiprocessing
+import pickle
+import random
+import secrets
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from epithre_beam.configs.errors import RateLimiterLostError
+from epithre_beam.transforms.embedding.host_ledger import HostLedger
+from epithre_beam.transforms.epithre.rate_limit.budget import Budget
+from epithre_beam.transforms.epithre.rate_limit.ledger import Ledger, LedgerSettings
+from epithre_beam.transforms.epithre.rate_limit.redis_ledger import RedisLedger
+
+WINDOW_S = 1.5
+LIMIT = 60
+SETTINGS = LedgerSettings(limits={"requests": LIMIT}, window_s=WINDOW_S, hold_s=2.0)
+
+
+def worst(instants, window_s=WINDOW_S):
+    instants = sorted(instants)
+    best = start = 0
+    for end, instant in enumerate(instants):
+        while instants[start] <= instant - window_s:
+            start += 1
+        best = max(best, end - start + 1)
+    return best
+
+
+def work(ledger, seconds, seed, counted):
+    """One worker: sends as fast as the ledger lets it; notes when a server could have counted."""
+    rng = random.Random(seed)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        answer = ledger.try_acquire({"requests": 1.0, "items": 1.0, "tokens": 1.0})
+        if answer.lease is None:
+            time.sleep(min(answer.wait_s, 0.05))
+            continue
+        time.sleep(rng.uniform(0, 0.01))
+        counted.append(time.monotonic())
+        time.sleep(rng.uniform(0, 0.01))
+        ledger.answered(answer.lease)
+
+
+def make(kind, redis_server):
+    if kind == "memory":
+        return Ledger(SETTINGS)
+    if kind == "host":
+        return HostLedger(f"test-{secrets.token_hex(4)}", SETTINGS)
+    ledger = RedisLedger(redis_server.url, "test", SETTINGS)
+    ledger.create()
+    return ledger
+
+
+@pytest.mark.parametrize("kind", ["memory", "host", "redis"])
+def test_the_limit_holds_over_many_threads_and_is_nearly_reached(kind, redis_server):
+    ledger = make(kind, redis_server)
+    counted = []
+    threads = [threading.Thread(target=work, args=(ledger, 3 * WINDOW_S, seed, counted)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert worst(counted) <= LIMIT
+    # The margin of 0.1 s is 7 % of this window, and 0.2 % of a minute; the rest is for a busy machine.
+    assert len(counted) >= 0.6 * LIMIT * 3
+
+
+def _process(ledger, seed, results):
+    counted = []
+    work(ledger, 3 * WINDOW_S, seed, counted)
+    results.put(counted)
+
+
+@pytest.mark.parametrize("kind", ["host", "redis"])
+def test_the_limit_holds_over_four_processes(kind, redis_server):
+    ledger = make(kind, redis_server)
+    if kind == "host":
+        ledger.try_acquire({"requests": 0.0})  # this process keeps it
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=_process, args=(ledger, seed, results)) for seed in range(4)]
+    for process in processes:
+        process.start()
+    counted = [instant for _ in processes for instant in results.get(timeout=60)]
+    for process in processes:
+        process.join()
+    assert worst(counted) <= LIMIT
+    assert len(counted) >= 0.5 * LIMIT * 3
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 40), st.floats(0.001, 3))
+def test_in_any_schedule_no_window_holds_more_than_the_limit(seed, limit, mean_latency):
+    """A simulated clock: random latencies, lost answers, weights; the server counts at a random instant."""
+    rng = random.Random(seed)
+    now = 0.0
+    ledger = Ledger(LedgerSettings(limits={"requests": limit, "items": 3 * limit}, hold_s=10.0), clock=lambda: now)
+    counted, pending = [], []
+    for _ in range(400):
+        answer = ledger.try_acquire({"requests": 1.0, "items": float(rng.randint(1, 6)), "tokens": 1.0})
+        if answer.lease is None:
+            step = min(answer.wait_s, rng.expovariate(1 / mean_latency)) + 1e-6
+        else:
+            latency = min(rng.expovariate(1 / mean_latency), 10.0)  # never longer than a request may take
+            counted.append(now + rng.uniform(0, latency))
+            if rng.random() < 0.9:
+                pending.append((now + latency, answer.lease))
+            step = rng.choice([0.0, rng.expovariate(1 / mean_latency)])
+        now += step
+        for at, lease in [p for p in pending if p[0] <= now]:
+            ledger.answered(lease)
+            pending.remove((at, lease))
+    assert worst(counted, 60.0) <= limit
+
+
+def test_a_lease_of_a_process_that_died_ends_by_itself(redis_server):
+    short = LedgerSettings(limits={"requests": 1}, window_s=0.3, hold_s=0.4)
+    ledger = RedisLedger(redis_server.url, "test", short)
+    ledger.create()
+    assert ledger.try_acquire({"requests": 1.0}).lease
+    assert ledger.try_acquire({"requests": 1.0}).lease is None
+    time.sleep(0.8)
+    assert ledger.try_acquire({"requests": 1.0}).lease
+
+
+def test_a_refusal_heard_by_one_pauses_all(redis_server):
+    one, other = (RedisLedger(redis_server.url, "test", SETTINGS) for _ in range(2))
+    one.create()
+    one.slow_down(0.7)
+    answer = other.try_acquire({"requests": 1.0})
+    assert answer.lease is None
+    assert 0.5 < answer.wait_s <= 0.7
+
+
+def test_what_is_spent_and_what_is_learned_counts_for_all(redis_server):
+    one, other = (RedisLedger(redis_server.url, "test", LedgerSettings(limits={}, window_s=5.0)) for _ in range(2))
+    one.create(spent=2)
+    one.learn({"requests": 2.0})
+    assert other.try_acquire({"requests": 1.0}).lease is None
+
+
+def test_a_redis_that_lost_its_data_lets_nothing_through_before_the_old_requests_are_over(redis_server):
+    ledger = RedisLedger(redis_server.url, "test", SETTINGS)
+    ledger.create()
+    assert ledger.try_acquire({"requests": 1.0}).lease
+    redis_server.kill()
+    with pytest.raises(RateLimiterLostError, match="cannot be reached"):
+        ledger.try_acquire({"requests": 1.0})
+    redis_server.start()
+    answer = ledger.try_acquire({"requests": 1.0})
+    assert answer.lease is None
+    assert answer.wait_s >= SETTINGS.hold_s + SETTINGS.window_s - 0.5
+
+
+def test_losing_redis_pauses_the_budget_with_a_message_and_it_goes_on_afterwards(redis_server, caplog):
+    short = LedgerSettings(limits={"requests": 500}, window_s=0.5, hold_s=0.5)
+    ledger = RedisLedger(redis_server.url, "test", short)
+    ledger.create()
+
+    async def go():
+        budget = Budget({"requests": 500}, window_s=0.5, ledger=ledger)
+        budget.answered(await budget.acquire(items=1, tokens=1))
+        redis_server.kill()
+        waiting = asyncio.create_task(budget.acquire(items=1, tokens=1))
+        await asyncio.sleep(0.5)
+        assert not waiting.done()
+        redis_server.start()
+        budget.answered(await asyncio.wait_for(waiting, 30))
+        budget.close()
+
+    asyncio.run(go())
+    assert "Nothing is sent until it is back" in caplog.text
+    assert "is back after" in caplog.text
+
+
+def test_a_ledger_travels_in_a_pipeline_and_shows_no_password(redis_server):
+    ledger = RedisLedger(redis_server.url, "test", SETTINGS, password="secret-word")
+    assert "secret-word" not in repr(ledger)
+    host = pickle.loads(pickle.dumps(HostLedger("x", SETTINGS)))
+    assert host.settings == SETTINGS

@@ -1,0 +1,294 @@
+"""The figures are those that others compute, and labels that say nothing clear are refused with their row."""
+
+import json
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy.stats import bootstrap
+from sklearn.metrics import ndcg_score
+
+from epithre_beam.configs.errors import ConfigError
+from epithre_beam.transforms.evaluation.figures import (
+    Wanted,
+    compare_figures,
+    first_ranks,
+    mean_intervals,
+    recall_curve,
+    score_lists,
+)
+from epithre_beam.transforms.evaluation.labelled import read_labels
+from epithre_beam.transforms.evaluation.phrases import say_direction
+
+KS = (1, 3, 10)
+
+
+def drawn(seed, queries=40, rows=60, width=25):
+    """Lists without doubles, some of them short, and graded labels, some of assets that nothing can find."""
+    rng = np.random.default_rng(seed)
+    found = np.array([rng.permutation(rows)[:width] for _ in range(queries)])
+    found[rng.random(found.shape) < 0.02] = -1
+    query, labelled, grades = [], [], []
+    for q in range(queries):
+        right = rng.permutation(rows)[: rng.integers(1, 8)]
+        query += [q] * len(right)
+        labelled += np.where(rng.random(len(right)) < 0.1, -1, right).tolist()
+        grades += [float(rng.integers(1, 4)), *rng.integers(0, 4, len(right) - 1).astype(float)]
+    wanted = Wanted(queries=queries, query=np.array(query), rows=np.array(labelled), grades=np.array(grades))
+    return found, wanted
+
+
+def naive(found, wanted, ks):
+    """The definitions as they stand in books, a query and a place at a time."""
+    figures = {f"recall@{k}": [] for k in ks} | {f"mrr@{ks[-1]}": []} | {f"ndcg@{k}": [] for k in ks}
+    for q in range(wanted.queries):
+        of_query = wanted.query == q
+        grades = {r: g for r, g in zip(wanted.rows[of_query].tolist(), wanted.grades[of_query], strict=True) if r >= 0}
+        relevant = int((wanted.grades[of_query] > 0).sum())
+        gains = [grades.get(row, 0.0) for row in found[q].tolist()]
+        ideal = sorted(wanted.grades[of_query].tolist(), reverse=True)
+        for k in ks:
+            figures[f"recall@{k}"].append(sum(gain > 0 for gain in gains[:k]) / relevant)
+            dcg = sum(gain / np.log2(place + 2) for place, gain in enumerate(gains[:k]))
+            figures[f"ndcg@{k}"].append(dcg / sum(g / np.log2(place + 2) for place, g in enumerate(ideal[:k])))
+        places = [place for place, gain in enumerate(gains[: ks[-1]], 1) if gain > 0]
+        figures[f"mrr@{ks[-1]}"].append(1 / places[0] if places else 0.0)
+    return figures
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_figures_are_those_of_the_definitions(seed):
+    found, wanted = drawn(seed)
+    computed, expected = score_lists(found, wanted, KS), naive(found, wanted, KS)
+    assert list(computed) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(computed[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize("k", [1, 5, 30])
+def test_ndcg_is_that_of_scikit_learn(k):
+    rng = np.random.default_rng(k)
+    queries, rows = 12, 30
+    grades = rng.integers(0, 4, (queries, rows)).astype(float)
+    grades[:, 0] = 1
+    scores = rng.permuted(np.tile(np.arange(rows, dtype=float), (queries, 1)), axis=1)
+    query, labelled = np.divmod(np.arange(queries * rows), rows)
+    wanted = Wanted(queries=queries, query=query, rows=labelled, grades=grades.ravel())
+    ours = score_lists(np.argsort(-scores, axis=1), wanted, [k])[f"ndcg@{k}"]
+    theirs = [ndcg_score(grades[[q]], scores[[q]], k=k) for q in range(queries)]
+    np.testing.assert_allclose(ours, theirs)
+
+
+def test_the_order_of_labels_does_not_matter():
+    found, wanted = drawn(9)
+    order = np.random.default_rng(1).permutation(len(wanted.query))
+    parts = {"query": wanted.query[order], "rows": wanted.rows[order], "grades": wanted.grades[order]}
+    shuffled = score_lists(found, Wanted(queries=wanted.queries, **parts), KS)
+    for name, values in score_lists(found, wanted, KS).items():
+        np.testing.assert_allclose(shuffled[name], values)
+
+
+def test_a_perfect_list_has_nothing_but_ones_and_an_empty_one_nothing_but_zeros():
+    wanted = Wanted(queries=1, query=np.zeros(2, int), rows=np.array([4, 7]), grades=np.array([2.0, 1.0]))
+    assert {float(one[0]) for one in score_lists(np.array([[4, 7, 1]]), wanted, (2, 5)).values()} == {1.0}
+    assert {float(one[0]) for one in score_lists(np.array([[-1, -1]]), wanted, (2, 5)).values()} == {0.0}
+    assert first_ranks(np.array([[3, 7]]), wanted) == 2
+    assert first_ranks(np.array([[3, 5]]), wanted) == 0
+    assert recall_curve(np.array([[4, 3, 7]]), wanted).tolist() == [0.5, 0.5, 1.0]
+
+
+def test_what_has_no_vector_lowers_the_figures():
+    alive = Wanted(queries=1, query=np.zeros(2, int), rows=np.array([0, 1]), grades=np.ones(2))
+    dead = Wanted(queries=1, query=np.zeros(2, int), rows=np.array([0, -1]), grades=np.ones(2))
+    found = np.array([[0, 1]])
+    assert score_lists(found, dead, [2])["recall@2"] == 0.5
+    assert score_lists(found, dead, [2])["ndcg@2"] < score_lists(found, alive, [2])["ndcg@2"]
+
+
+def test_intervals_are_those_of_scipys_bootstrap():
+    values = np.random.default_rng(3).beta(2, 5, 200)
+    (ours,) = mean_intervals(values[:, None], 0.9)
+    theirs = bootstrap(
+        (values,), np.mean, confidence_level=0.9, method="percentile", n_resamples=4000, rng=np.random.default_rng(1)
+    ).confidence_interval
+    width = theirs.high - theirs.low
+    assert ours.value == pytest.approx(values.mean())
+    assert ours.low == pytest.approx(theirs.low, abs=0.08 * width)
+    assert ours.high == pytest.approx(theirs.high, abs=0.08 * width)
+
+
+def test_intervals_of_a_difference_are_paired():
+    """Two catalogs whose answers rise and fall together differ by a little, and that is seen."""
+    rng = np.random.default_rng(4)
+    first = rng.random(300)
+    second = first + 0.01 + 0.001 * rng.standard_normal(300)
+    apart = mean_intervals(np.stack([first, second], axis=1), 0.95)
+    (difference,) = mean_intervals((second - first)[:, None], 0.95)
+    assert apart[0].high > apart[1].low
+    assert 0.009 < difference.low < difference.value < difference.high < 0.011
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(5)
+    inside = 0
+    for seed in range(200):
+        (interval,) = mean_intervals((rng.random(80) < 0.7).astype(float)[:, None], 0.9, seed=seed)
+        inside += interval.low <= 0.7 <= interval.high
+    assert 168 <= inside <= 195
+
+
+def test_one_query_and_equal_ones_have_intervals_of_no_width():
+    for values in (np.array([[0.25]]), np.full((50, 1), 0.25)):
+        (interval,) = mean_intervals(values, 0.95)
+        assert (interval.value, interval.low, interval.high) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def compared(index, exact, other=None):
+    one = ({"recall@10": np.array(index)}, {"recall@10": np.array(exact)})
+    two = () if other is None else (({"recall@10": np.array(other)}, {"recall@10": np.array(other)}),)
+    found = compare_figures([one, *two], 0.95)
+    return {"queries": len(index), "relevant": len(index), "dead": [0] * (1 + len(two)), **found}
+
+
+def test_the_words_tell_the_models_error_from_the_indexs():
+    lossless = " ".join(say_direction(compared([1.0] * 30 + [0.0] * 10, [1.0] * 30 + [0.0] * 10), [10], ["c"]))
+    assert "75.0 % is among the first 10" in lossless
+    assert "25.0 % the model ranks lower" in lossless
+    assert "The index finds as much" in lossless
+    lossy = " ".join(say_direction(compared([1.0] * 20 + [0.0] * 20, [1.0] * 40), [10], ["c"]))
+    assert "all is among" in lossy
+    assert "it loses 50.0 points" in lossy
+    assert "say little" not in lossy
+    assert "12 queries say little" in " ".join(say_direction(compared([1.0] * 12, [1.0] * 12), [10], ["c"]))
+
+
+def test_the_words_name_the_better_catalog_only_where_the_queries_show_one():
+    better = say_direction(compared([0.0] * 40, [0.0] * 40, [1.0] * 30 + [0.0] * 10), [10], ["a", "b"])
+    assert any("By what a search gives, b is better in recall@10, by 75.0 points" in sentence for sentence in better)
+    worse = say_direction(compared([1.0] * 40, [1.0] * 40, [0.0] * 40), [10], ["a", "b"])
+    assert any("a is better in recall@10, by 100.0 points (100.0 to 100.0)" in sentence for sentence in worse)
+    rng = np.random.default_rng(2)
+    first, second = rng.random(40), rng.random(40)
+    none = say_direction(compared(first, first, second), [10], ["a", "b"])
+    assert sum("no difference" in sentence for sentence in none) == 2
+
+
+OF_ASSET = {"query_id": "y", "query_kind": "text"}
+ROWS = [
+    {"query": "sepeda merah", "relevant": "a.jpg", "relevant_kind": "image", "grade": 2},
+    {"query": "sepeda merah", "relevant": "b.jpg", "relevant_kind": "image", "grade": 1},
+    {"query": "an orange cat", "relevant": "ç 9", "relevant_kind": "text", "grade": 1},
+]
+
+
+def write(folder, name, rows):
+    path = folder / name
+    if name.endswith(".csv"):
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        lines = [",".join(names), *(",".join(str(row.get(name, "")) for name in names) for row in rows)]
+        path.write_text("\n".join(lines) + "\n", "utf-8-sig")
+    elif name.endswith(".jsonl"):
+        path.write_bytes(b"\n\n".join(map(orjson.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def test_all_formats_say_the_same(tmp_path):
+    read = [read_labels(write(tmp_path, f"pairs.{name}", ROWS)) for name in ("csv", "jsonl", "parquet")]
+    assert read[0] == read[1] == read[2]
+    assert [query.words for query in read[0]] == ["sepeda merah", "an orange cat"]
+    assert [(one.asset_id, one.kind, one.grade) for one in read[0][0].relevant] == [
+        ("a.jpg", "image", 2.0),
+        ("b.jpg", "image", 1.0),
+    ]
+    places = [[one.place for one in queries[0].relevant] for queries in read]
+    assert places == [["line 2", "line 3"], ["line 1", "line 3"], ["row 1", "row 2"]]
+
+
+def test_a_list_of_ids_is_as_many_rows(tmp_path):
+    listed = [{"query": "x", "relevant": ["a", "b"], "relevant_kind": "image", "grade": [2, 1]}]
+    rows = [{"query": "x", "relevant": name, "relevant_kind": "image", "grade": g} for name, g in (("a", 2), ("b", 1))]
+    for name in ("one.jsonl", "one.parquet"):
+        (query,) = read_labels(write(tmp_path, name, listed))
+        (expected,) = read_labels(write(tmp_path, "many.jsonl", rows))
+        assert [(one.asset_id, one.kind, one.grade) for one in query.relevant] == [
+            (one.asset_id, one.kind, one.grade) for one in expected.relevant
+        ]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        pytest.param({"query": "x"}, "relevant must be the id", id="no relevant"),
+        pytest.param({"query": "x", "relevant": []}, "relevant must be the id", id="no ids"),
+        pytest.param({"query": "x", "relevant": ["a", ""]}, "relevant must be text", id="an empty id"),
+        pytest.param({"query": "x", "relevant": "a", "grade": -1}, "grade must be a number of at least 0", id="grade"),
+        pytest.param({"query": "x", "relevant": "a", "grade": "nan"}, "grade must be", id="NaN"),
+        pytest.param({"query": "x", "relevant": "a", "grade": True}, "grade must be", id="truth"),
+        pytest.param({"query": "x", "relevant": "a", "grade": 0}, "no asset with a grade above 0", id="nothing right"),
+        pytest.param({"query": "x", "relevant": "a", "relevant_kind": "video"}, "image or text", id="kind"),
+        pytest.param({"query": "x", "relevant": ["a", "b"], "grade": [1]}, "one for each of the 2 ids", id="lengths"),
+        pytest.param({"query": "x", "query_id": "y", "relevant": "a"}, "exactly one of", id="two queries"),
+        pytest.param({"relevant": "a", "grade": 1, "query": None}, "exactly one of", id="no query"),
+        pytest.param({"query": "  ", "relevant": "a"}, "text that is not empty", id="blank query"),
+        pytest.param({"query_id": "y", "relevant": "a"}, "needs its `query_kind`", id="id without kind"),
+        pytest.param({**OF_ASSET, "relevant": "y", "relevant_kind": "text"}, "itself", id="self"),
+        pytest.param({"picture": "none.jpg", "relevant": "a"}, "is no file", id="missing picture"),
+        pytest.param({"picture": "../secret.jpg", "relevant": "a"}, "below the folder", id="outside"),
+        pytest.param({"picture": "/etc/hostname", "relevant": "a"}, "below the folder", id="absolute"),
+        pytest.param({"picture": "link.jpg", "relevant": "a"}, "below the folder", id="a link outside"),
+    ],
+)
+def test_a_row_that_is_wrong_is_named(tmp_path, row, words):
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    (tmp_path / "secret.jpg").write_bytes(b"x")
+    (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(ConfigError, match=words) as raised:
+        read_labels(write(folder, "pairs.jsonl", [{"query": "fine", "relevant": "z"}, row]))
+    assert "line 3" in str(raised.value) or "'x'" in str(raised.value)
+
+
+def test_a_pair_that_stands_there_twice_is_named_with_both_lines(tmp_path):
+    with pytest.raises(ConfigError, match=r"line 5.*'a.jpg' stands in line 2"):
+        read_labels(write(tmp_path, "pairs.csv", [*ROWS, ROWS[0]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        pytest.param("a.csv", "", "at least one row", id="empty csv"),
+        pytest.param("a.csv", "query,relevant\n", "at least one row", id="head only"),
+        pytest.param("a.jsonl", "\n\n", "at least one row", id="empty jsonl"),
+        pytest.param("a.csv", "query,right\nx,a\n", "column `relevant`", id="no relevant column"),
+        pytest.param("a.csv", "relevant,grade\nx,1\n", "one of `query`", id="no query column"),
+        pytest.param("a.csv", 'query,relevant\n\n"x\ny",a\nx,a,b\n', "a.csv line 5: has more cells", id="ragged"),
+        pytest.param("a.jsonl", "[1]\n", "must be an object", id="no object"),
+        pytest.param("a.jsonl", "\n{\n", "line 2: cannot be read as jsonl", id="no json"),
+        pytest.param("a.parquet", "PAR1", "cannot be read as parquet", id="no parquet"),
+        pytest.param("a.txt", "x", ".csv, .jsonl or .parquet", id="suffix"),
+        pytest.param("none.csv", None, "No such file", id="missing"),
+    ],
+)
+def test_a_file_that_is_wrong_is_named(tmp_path, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=words) as raised:
+        read_labels(tmp_path / name)
+    assert name in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"query,relevant\n\xff\xfe,a\n")
+    with pytest.raises(ConfigError, match="cannot be read as csv"):
+        read_labels(tmp_path / "a.csv")
+
+
+def test_whole_numbers_are_ids_as_well(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"query": "x", "relevant": [7, "8"]}))
+    assert [one.asset_id for one in read_labels(path)[0].relevant] == ["7", "8"]

@@ -1,0 +1,54 @@
+"""A query is embedded by what made the catalog, or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from epithre_beam.configs import EmbedConfig
+from epithre_beam.configs.errors import CatalogError
+from epithre_beam.configs.schema import UNKNOWN_MODEL
+from epithre_beam.index import Manifest, Store
+from epithre_beam.transforms.embedding.endpoint import Endpoint
+from epithre_beam.transforms.query.query_endpoint import check_made_by, open_query_endpoint
+
+from ...index.manifests import make_manifest
+
+MADE_BY: dict[str, Any] = {"model": "m", "fingerprint": None, "dimension": 4}
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return make_manifest(Store(str(tmp_path)), "1-a", None)
+
+
+def endpoint(model: str, fingerprint: str | None, dimension: int) -> Endpoint:
+    embed = EmbedConfig(base_url="https://api.example/v1", model=model, dimension=dimension)
+    return Endpoint(embed=embed, fingerprint=fingerprint, requests=1)
+
+
+def test_the_api_that_made_the_catalog_is_taken_wherever_it_is(manifest: Manifest) -> None:
+    check_made_by(manifest, "c", endpoint(**MADE_BY))
+    emulated = manifest.model_copy(update={"model_fingerprint": "emulator-1"})
+    check_made_by(emulated, "c", endpoint(**MADE_BY | {"fingerprint": "emulator-1"}))
+
+
+@pytest.mark.parametrize("change", [{"model": "other"}, {"fingerprint": "emulator-2"}, {"dimension": 8}], ids=str)
+def test_any_other_model_server_or_dimension_is_refused(manifest: Manifest, change: dict[str, Any]) -> None:
+    with pytest.raises(CatalogError, match="^c was made by m, and .* their vectors cannot be compared"):
+        check_made_by(manifest, "c", endpoint(**MADE_BY | change))
+
+
+def test_an_emulator_and_the_api_itself_never_pass_for_each_other(manifest: Manifest) -> None:
+    emulated = manifest.model_copy(update={"model_fingerprint": "emulator-1"})
+    with pytest.raises(CatalogError, match=r"made by emulator-1, and https://api\.example/v1 is no emulator"):
+        check_made_by(emulated, "c", endpoint(**MADE_BY))
+
+
+def test_a_catalog_of_vectors_from_an_unknown_model_is_refused_before_anybody_is_asked(manifest: Manifest) -> None:
+    unknown = manifest.model_copy(update={"model": UNKNOWN_MODEL})
+    with (
+        pytest.raises(CatalogError, match="^c has vectors from elsewhere, and it is not known what made them"),
+        open_query_endpoint(unknown, "c"),
+    ):
+        pass

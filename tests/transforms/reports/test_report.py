@@ -1,0 +1,238 @@
+"""The report: complete for programs, safe and readable for people, whatever a run left behind."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import orjson
+import pytest
+
+from epithre_beam.transforms.reports.pages import visible
+from epithre_beam.transforms.reports.report import render_report
+
+ORDER = [
+    "Published",
+    "Against the last version",
+    "Requests",
+    "Dead letters",
+    "Vectors and search",
+    "Files and time",
+    "Config",
+]
+BIDI = "\u202e\u2066\u200f\x1b\x00"
+HOSTILE = ("<script>alert(1)</script>", "\"><img src=x onerror='alert(2)'>", "{{ 7 * 7 }}", f"a{BIDI}gpj.exe", "$x_1$")
+
+
+class Page(HTMLParser):
+    """Elements, attributes and visible text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.headings: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value or "") for key, value in attrs]
+        if tag in {"h1", "h2"}:
+            self.headings.append("")
+
+    def handle_data(self, data):
+        self.text += data
+        if self.headings and not self.headings[-1]:
+            self.headings[-1] = data.strip(" :\n")
+
+
+def svgs(text: str) -> list[ElementTree.Element]:
+    return [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+
+
+@pytest.fixture(scope="module")
+def page(draw_report) -> str:
+    return render_report(*draw_report(letters=tuple({"asset_id": f"a{i}", "reason": "empty_file"} for i in range(9))))
+
+
+def test_the_page_asks_nobody_for_anything(page):
+    read = Page(page)
+    assert not {"script", "link", "iframe", "object", "img", "base", "form", "foreignobject"} & set(read.tags)
+    pointing = {"src", "srcset", "href", "xlink:href", "action", "data", "poster", "style"}
+    for tag, key, value in read.attributes:
+        assert not key.startswith("on"), (tag, key)
+        if key in pointing:
+            assert "//" not in value, (tag, key, value)
+            assert not key.endswith("href") or value.startswith("#"), value
+    assert "@import" not in page
+    assert all(target.startswith("#") for target in re.findall(r"url\((.*?)\)", page))
+    assert "http" not in page
+
+
+def test_sections_stand_in_their_order_and_the_page_is_small(page):
+    assert Page(page).headings == ORDER
+    assert len(page.encode()) < 200_000
+
+
+def test_drawings_are_well_formed_told_in_words_and_do_not_share_ids(page):
+    drawings = svgs(page)
+    assert len(drawings) == 11
+    ids = [value for _, key, value in Page(page).attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+    for svg in drawings:
+        assert svg.get("role") == "img"
+        title, description = svg.find("title"), svg.find("desc")
+        assert title.text
+        assert any(character.isdigit() for character in description.text)
+        assert svg.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+    pointed_at = re.findall(r"url\(#(.*?)\)", page) + re.findall(r'href="#(.*?)"', page)
+    assert pointed_at
+    assert set(pointed_at) <= set(ids)
+
+
+def test_drawings_take_every_colour_from_the_page(page):
+    for svg in svgs(page):
+        for element in svg.iter():
+            for colour in re.findall(r"(?:fill|stroke|color): *([^;]+)", element.get("style", "")):
+                assert re.fullmatch(r"none|currentColor|var\(--\w+\)", colour.strip()), colour
+            assert not {"fill", "stroke"} & set(element.attrib)
+
+
+def test_each_drawing_has_a_caption_of_one_sentence(page):
+    captions = re.findall(r"<figcaption><b>(.*?)</b> (.*?)</figcaption>", page)
+    assert len(captions) == 11
+    assert all(sentence.endswith(".") and sentence.count(". ") == 0 for _, sentence in captions)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_what_assets_are_called_cannot_change_the_page(draw_report, hostile):
+    letters = (
+        {"asset_id": hostile, "reason": "not_a_picture"},
+        {"uri": f"s3://b/{hostile}", "reason": "not_a_picture"},
+        {"detail": hostile, "reason": "refused", "kind": "text"},
+    )
+    text = render_report(*draw_report(letters=letters))
+    read, plain = Page(text), Page(render_report(*draw_report(letters=({"asset_id": "a"},) * 3)))
+    assert set(read.tags) == {*plain.tags, "div"}
+    assert not [key for _, key, _ in read.attributes if key.startswith("on")]
+    assert read.text.count(visible(hostile)) == 3
+    assert not set(BIDI) & set(text)
+
+
+def test_right_to_left_names_stay_as_they_are_and_cannot_turn_what_stands_beside_them(draw_report):
+    name = "صورة קטן हिन्दी 👩\u200d🎨"
+    text = render_report(*draw_report(letters=({"asset_id": name},)))
+    assert f"<bdi>{name}</bdi>" in text
+
+
+def test_long_names_are_cut(draw_report):
+    text = render_report(*draw_report(letters=({"asset_id": "x" * 10_000, "detail": "é" * 10_000},)))
+    assert "x" * 301 not in text
+    assert "x" * 300 + "…" in text
+
+
+def test_sentences_of_guards_and_the_config_are_escaped(draw_report):
+    text = render_report(*draw_report(held_back=("<b>too many</b>",), config={"catalog": "<i>c</i>", "index": {}}))
+    assert "&lt;b&gt;too many" in text
+    assert "&lt;i&gt;c" in text
+    assert Page(text).headings[0] == "Held back"
+
+
+def test_a_count_that_the_page_does_not_know_is_shown_by_its_name(draw_report):
+    report, manifest = draw_report()
+    report["counts"]["brought_back"] = 4321
+    text = render_report(report, manifest)
+    assert "brought back" in text
+    assert text.count("4,321") >= 2  # in the drawing and in the table
+
+
+def test_a_run_in_which_nothing_was_sent_and_no_index_was_built_has_a_page(draw_report):
+    report, manifest = draw_report(lanes=[], indexes=(), files=(), timings_s={"embed": 0.0, "total": 1.0})
+    text = render_report(report, manifest)
+    for sentence in ("Nothing was sent.", "None: every asset has its vector.", "No index was built."):
+        assert sentence in text
+    assert {"throughput", "requests", "latency", "retries", "dead", "scores", "norms", "recall"}.isdisjoint(
+        svg.get("aria-labelledby").split("-")[0] for svg in svgs(text)
+    )
+
+
+def test_a_version_of_an_older_release_has_a_page(draw_report):
+    _, manifest = draw_report()
+    old = [
+        index.model_copy(
+            update={
+                "norms": None,
+                "scores": {d: f.model_copy(update={"histogram": None}) for d, f in index.scores.items()},
+            }
+        )
+        for index in manifest.indexes
+    ]
+    text = render_report(*draw_report(indexes=tuple(old)))
+    assert "Recall by direction" in text
+    assert "Similarity by direction" not in text
+
+
+def test_a_drawing_that_fails_costs_the_plots_and_not_the_page(draw_report):
+    report, manifest = draw_report()
+    report["histograms"]["latency_s"] = {"edges": [0.1], "counts": [1, 2, 3]}
+    text = render_report(report, manifest)
+    assert "The plots are missing, because they could not be drawn" in text
+    assert not svgs(text)
+    for figure in ("image-&gt;text", "image vectors", "0.9900", "index image", "assets listed"):
+        assert figure in text
+
+
+def test_without_matplotlib_the_page_says_so(draw_report, tmp_path):
+    report, manifest = draw_report()
+    (tmp_path / "report.json").write_bytes(orjson.dumps([report, manifest.model_dump()]))
+    program = (
+        "import sys, orjson; sys.modules['matplotlib'] = None\n"
+        "from epithre_beam.index.versions.manifest import Manifest\n"
+        "from epithre_beam.transforms.reports.report import render_report\n"
+        "report, manifest = orjson.loads(open('report.json', 'rb').read())\n"
+        "print(render_report(report, Manifest(**manifest)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "matplotlib is not installed" in done.stdout
+    assert "matplotlib is not installed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_figures_of_a_run_add_up(draw_report, run_a_lane):
+    lanes = [run_a_lane(1, 100), run_a_lane(2, 700, start=1_800_000_031.0), run_a_lane(3, 1)]
+    report, _ = draw_report(lanes=lanes)
+    counts, api = report["series"]["counts"], report["api"]
+    assert {len(values) for values in counts.values()} <= set(range(1, 601))
+    assert len({len(values) for values in counts.values()}) == 1
+    assert sum(counts["requests"]) == api["requests"]
+    assert sum(counts["items"]) == api["items_embedded"]
+    assert sum(counts["answers_429"]) == api["answers_429"] > 0
+    assert sum(counts["retries"]) == sum(api["retries"].values())
+    assert sum(report["histograms"]["latency_s"]["counts"]) == 801
+    for histogram in (
+        report["histograms"]["latency_s"],
+        *report["histograms"]["scores"].values(),
+        *report["histograms"]["norm_deviation"].values(),
+    ):
+        assert len(histogram["edges"]) == len(histogram["counts"]) + 1
+        assert histogram["edges"] == sorted(histogram["edges"])
+    assert set(report["histograms"]["scores"]) == set(report["recall"])
+    assert {name: part["files"] for name, part in report["sizes"].items()} == {
+        "image assets": 1,
+        "image index": 1,
+        "image vectors": 2,
+        "text assets": 1,
+        "text index": 1,
+        "text vectors": 2,
+    }
+    assert sum(part["bytes"] for part in report["sizes"].values()) == sum(report["bytes"].values())
+    assert orjson.loads(orjson.dumps(report)) == report
+
+
+def test_a_lane_that_was_lost_leaves_no_series_and_does_no_harm(draw_report, run_a_lane):
+    lost = {name: value for name, value in run_a_lane(1, 10).items() if name != "series"}
+    report, manifest = draw_report(lanes=[lost, run_a_lane(2, 10)])
+    assert report["api"]["requests"] == 2 * sum(report["series"]["counts"]["requests"])
+    assert "Throughput" in render_report(report, manifest)

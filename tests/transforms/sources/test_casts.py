@@ -1,0 +1,62 @@
+"""A cell becomes the value that was written, of the declared type, or nothing does."""
+
+import datetime
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epithre_beam.transforms.sources.casts import cast_cells
+
+UTC = pa.timestamp("us", tz="UTC")
+TYPES = (pa.bool_(), pa.date32(), pa.float64(), pa.int64(), UTC)
+
+
+@given(st.lists(st.none() | st.integers(-(2**63), 2**63 - 1)))
+def test_whole_numbers_come_back_as_they_were_written(numbers: list[int | None]) -> None:
+    written = pa.array(["" if number is None else str(number) for number in numbers], pa.string())
+    assert cast_cells(written, pa.int64()).to_pylist() == numbers
+
+
+@given(st.lists(st.floats(allow_nan=False)))
+def test_numbers_with_a_fraction_come_back_as_they_were_written(numbers: list[float]) -> None:
+    assert cast_cells(pa.array(map(repr, numbers), pa.string()), pa.float64()).to_pylist() == numbers
+
+
+@given(st.datetimes(datetime.datetime(1970, 1, 1), datetime.datetime(2200, 1, 1)), st.sampled_from([" ", "T"]))  # noqa: DTZ001
+def test_a_time_without_a_zone_is_taken_as_utc_as_text_and_as_a_time(time: datetime.datetime, between: str) -> None:
+    expected = [time.replace(tzinfo=datetime.UTC)]
+    assert cast_cells(pa.array([time.isoformat(between)]), UTC).to_pylist() == expected
+    assert cast_cells(pa.array([time], pa.timestamp("us")), UTC).to_pylist() == expected
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+def test_an_empty_cell_is_no_value_of_any_type_but_text(kind: pa.DataType) -> None:
+    assert cast_cells(pa.array(["", None]), kind).to_pylist() == [None, None]
+    assert cast_cells(pa.array(["", None]), pa.string()).to_pylist() == ["", None]
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind"),
+    [
+        (pa.array(["1.5"]), pa.int64()),
+        (pa.array([1.5]), pa.int64()),
+        (pa.array([2**63], pa.uint64()), pa.int64()),
+        (pa.array([" "]), pa.float64()),
+        (pa.array(["yes"]), pa.bool_()),
+        (pa.array(["2023-02-29"]), pa.date32()),
+        (pa.array(["noon"]), UTC),
+        (pa.array([b"\xff"]), pa.string()),
+        (pa.array([[1]]), pa.int64()),
+    ],
+    ids=str,
+)
+def test_what_would_lose_something_is_refused(cell: pa.Array, kind: pa.DataType) -> None:
+    with pytest.raises((pa.ArrowInvalid, pa.ArrowNotImplementedError)):
+        cast_cells(cell, kind)
+
+
+def test_only_what_is_finer_than_microseconds_is_cut_off() -> None:
+    cell = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns", tz="UTC"))
+    assert cast_cells(cell, UTC).cast(pa.int64()).to_pylist() == [1_700_000_000_123_456]

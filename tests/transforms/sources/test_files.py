@@ -1,0 +1,221 @@
+"""Every file that is meant is listed, of whatever name and on any file system, or the run stops."""
+
+import itertools
+import os
+import random
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from epithre_beam.configs import SourceConfig
+from epithre_beam.configs.errors import ConfigError, SourceError
+from epithre_beam.transforms.sources.list_sources import list_references
+
+from .listing import TREE, contents, files, grow, ids, listed, write
+
+
+def test_a_file_has_one_uri_and_fingerprint_however_it_is_named(tmp_path: Path) -> None:
+    grow(tmp_path, "a.jpg")
+    literal, folder, glob = files(tmp_path / "a.jpg"), files(tmp_path), files(tmp_path / "*.jpg")
+    assert literal == folder == glob
+    assert literal[0]["size_bytes"] == 5
+    assert literal[0]["uri"] == f"{tmp_path}/a.jpg"
+
+
+def test_a_fingerprint_changes_with_size_and_time_and_with_nothing_else(tmp_path: Path) -> None:
+    path = grow(tmp_path, "a.jpg") / "a.jpg"
+    os.utime(path, ns=(1, 1_700_000_000_123_456_789))
+    before = files(path)[0]["fingerprint"]
+    os.utime(path, ns=(2, 1_700_000_000_123_456_789))
+    assert files(path)[0]["fingerprint"] == before
+    os.utime(path, ns=(2, 1_700_000_000_123_456_790))
+    later = files(path)[0]["fingerprint"]
+    path.write_bytes(b"longer than it was")
+    os.utime(path, ns=(2, 1_700_000_000_123_456_790))
+    assert len({before, later, files(path)[0]["fingerprint"]}) == 3
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path: Path, memory: Any) -> None:
+    names = ("seen.jpg", ".hidden.jpg", ".git/x.jpg", "sub/.thumbs/y.jpg", "sub/._z.jpg", "sub/seen too.jpg")
+    grow(tmp_path, *names)
+    for name in names:
+        memory.pipe(f"/hidden/{name}", b"x")
+    for folder in (f"{tmp_path}", "memory://hidden"):
+        for pattern in (folder, f"{folder}/**", f"{folder}/**/*.jpg"):
+            assert ids(pattern) == ["seen.jpg", "sub/seen too.jpg"]
+
+
+NAMES = (
+    "صورة.jpg",
+    "猫と犬.jpg",
+    "🐈‍⬛.jpg",
+    unicodedata.normalize("NFD", "Café crème.jpg"),
+    unicodedata.normalize("NFC", "Café crème.jpg"),
+    "two  spaces .jpg",
+    "a[1].jpg",
+    "a{b,c}.jpg",
+    "100%.jpg",
+    "caf%E9.jpg",
+    "%2e%2e%2fetc.jpg",
+    "a#row=3&column=x.jpg",
+    "why?.jpg",
+    "star*.jpg",
+    "back\\slash.jpg",
+    "quote'\".jpg",
+    "line\nbreak.jpg",
+    "~tilde.jpg",
+    "$HOME.jpg",
+    "a::b.jpg",
+    "-rf.jpg",
+    "folder with 空間 [x]%20#/p.jpg",
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows forbids most of these names")
+def test_names_of_every_kind_are_listed_and_read_back(tmp_path: Path) -> None:
+    grow(tmp_path, *NAMES)
+    source = SourceConfig(kind="image", files=f"{tmp_path}/**/*.jpg")
+    rows = listed(source)
+    assert {row["asset_id"] for row in rows} == set(NAMES)
+    assert contents(rows, source) == [row["asset_id"].encode() for row in rows]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows forbids most of these names")
+@pytest.mark.parametrize("name", [name for name in NAMES if "::" not in name and not name.startswith("~")])
+def test_a_file_of_any_name_can_be_named_outright(tmp_path: Path, name: str) -> None:
+    grow(tmp_path, name)
+    source = SourceConfig(kind="image", files=f"{tmp_path}/{name}")
+    assert contents(listed(source), source) == [name.encode()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps names that are no UTF-8")
+@given(st.sets(st.binary(min_size=1, max_size=12).filter(lambda b: not {0, 47} & set(b)), min_size=1, max_size=20))
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_names_that_are_no_text_are_listed_with_ids_of_their_own_and_read_back(
+    tmp_path_factory: pytest.TempPathFactory, stems: set[bytes]
+) -> None:
+    folder = tmp_path_factory.mktemp("names")
+    inner = os.fsencode(folder) + b"/f\xff"
+    Path(os.fsdecode(inner)).mkdir()
+    for stem in stems:
+        Path(os.fsdecode(inner + b"/n\xe9" + stem + b".jpg")).write_bytes(stem)
+    source = SourceConfig(kind="image", files=f"{folder}/**/*.jpg")
+    rows = listed(source)
+    assert len({row["asset_id"] for row in rows}) == len(stems)
+    assert sorted(contents(rows, source)) == sorted(stems)
+    for row in rows:
+        assert (row["asset_id"] + row["uri"]).encode().isascii()
+
+
+def test_the_order_is_the_same_whatever_the_order_of_making(tmp_path: Path) -> None:
+    names = [f"{a}{b}/{c}.jpg" for a, b, c in itertools.product("aB", "0-_", "xÿ猫")]
+    orders = []
+    for seed in range(3):
+        random.Random(seed).shuffle(names)
+        orders.append(ids(grow(tmp_path / str(seed), *names)))
+    assert orders[0] == orders[1] == orders[2]
+    assert sorted(orders[0]) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("files_", "words"),
+    [
+        ("{0}/nothing/*.jpg", ["there is no folder '{0}/nothing'"]),
+        ("{0}/nothing/a.jpg", ["there is no folder '{0}/nothing'"]),
+        ("{0}/*.gif", ["a file matches it"]),
+        ("{0}/b.jpg", ["a file matches it"]),
+        ("{0}/texts", [".jpg, .jpeg"]),
+        ("{0}/a.jpg/*.jpg", ["a file matches it"]),
+    ],
+)
+def test_what_matches_nothing_is_said_with_place_rule_and_value(tmp_path: Path, files_: str, words: list[str]) -> None:
+    grow(tmp_path, "a.jpg", "texts/a.txt")
+    url = files_.format(tmp_path)
+    source = SourceConfig(kind="image", files=url)
+    with pytest.raises(ConfigError) as caught:
+        list(list_references(source, 3, {}))
+    message = str(caught.value)
+    assert message.startswith("sources[3].files must ")
+    assert repr(url) in message
+    assert message.endswith(".")
+    for word in words:
+        assert word.format(tmp_path) in message
+
+
+def test_a_missing_folder_of_a_bucket_is_said(memory: Any) -> None:
+    memory.pipe("/bucket/a.jpg", b"x")
+    with pytest.raises(ConfigError, match="there is no folder '/bucket/none'"):
+        ids("memory://bucket/none/*.jpg")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_listing_opens_no_picture_and_takes_none_for_a_pipe(tmp_path: Path) -> None:
+    """Opening a pipe that nobody writes to would wait for ever; what may not be read is listed all the same."""
+    grow(tmp_path, "closed.jpg", "open.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "closed.jpg").chmod(0)
+    before = (tmp_path / "open.jpg").stat().st_atime_ns
+    assert ids(tmp_path) == ids(tmp_path / "*.jpg") == ["closed.jpg", "open.jpg"]
+    assert (tmp_path / "open.jpg").stat().st_atime_ns == before
+
+
+def test_links_to_files_are_followed_and_circles_are_not(tmp_path: Path) -> None:
+    grow(tmp_path, "in/a.jpg", "elsewhere/b.jpg")
+    (tmp_path / "in/self").symlink_to(tmp_path / "in")
+    (tmp_path / "in/one").symlink_to(tmp_path / "in/two")
+    (tmp_path / "in/two").symlink_to(tmp_path / "in/one")
+    (tmp_path / "in/own.jpg").symlink_to(tmp_path / "in/own.jpg")
+    (tmp_path / "in/nowhere.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "in/link.jpg").symlink_to(tmp_path / "elsewhere/b.jpg")
+    assert ids(tmp_path / "in") == ids(tmp_path / "in/**/*.jpg") == ["a.jpg", "link.jpg"]
+
+
+def deep(folder: Path, depth: int) -> int:
+    """Makes folders in folders, beyond what one path can name; returns how many."""
+    handle = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d" * 200, dir_fd=handle)
+        handle, old = os.open("d" * 200, os.O_RDONLY, dir_fd=handle), handle
+        os.close(old)
+    os.close(handle)
+    return depth
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are made relative to an open one")
+def test_a_folder_that_cannot_be_listed_stops_the_run(tmp_path: Path) -> None:
+    """Were it passed over, its assets would be taken for deleted."""
+    grow(tmp_path, "a.jpg")
+    deep(tmp_path, 25)
+    with pytest.raises(SourceError, match=r"cannot be listed: .*too long"):
+        ids(tmp_path)
+
+
+def test_folders_may_stand_a_thousand_deep(tmp_path: Path) -> None:
+    """Deeper than functions may call each other; each is made and removed one by one for the same reason."""
+    folders = [f"{tmp_path}{'/d' * depth}" for depth in range(1, 1100)]
+    for folder in folders:
+        os.mkdir(folder)  # noqa: PTH102
+    last = write(Path(folders[-1]) / "a.jpg", b"x")
+    assert ids(tmp_path) == ["d/" * 1099 + "a.jpg"]
+    last.unlink()
+    for folder in reversed(folders):
+        os.rmdir(folder)  # noqa: PTH106
+
+
+def test_a_bucket_is_listed_like_a_disk(tmp_path: Path, memory: Any) -> None:
+    for name in TREE:
+        memory.pipe(f"/bucket/{name}", name.encode())
+    grow(tmp_path, *TREE)
+    for pattern in ("*.jpg", "**/*.jpg", "{a,c}.*", "", "sub", "sub/d.jpg"):
+        source = SourceConfig(kind="image", files=f"memory://bucket/{pattern}".rstrip("/"))
+        rows = listed(source)
+        assert {row["asset_id"] for row in rows} == set(ids(f"{tmp_path}/{pattern}".rstrip("/")))
+        assert all(row["uri"].startswith("memory://") for row in rows)
+        for row, content in zip(rows, contents(rows, source), strict=True):
+            assert content.decode().endswith(row["asset_id"])

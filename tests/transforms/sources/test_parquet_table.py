@@ -1,0 +1,36 @@
+"""A Parquet table's columns are read as what they are, or refused."""
+
+import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from epithre_beam.configs import SourceConfig
+from epithre_beam.configs.errors import ConfigError, SourceError
+
+from .listing import listed, table, write
+
+
+def test_nanoseconds_are_cut_to_microseconds(tmp_path: Path) -> None:
+    stamps = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))
+    pq.write_table(pa.table({"id": ["1"], "t": ["x"], "w": stamps}), tmp_path / "t.parquet")
+    found = table(tmp_path / "t.parquet", metadata={"w": "timestamp"})[0]["metadata"]["w"]
+    assert found == datetime.datetime(2023, 11, 14, 22, 13, 20, 123_456, tzinfo=datetime.UTC)
+
+
+def test_a_parquet_text_that_is_no_utf8_is_a_source_error(tmp_path: Path) -> None:
+    bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+    pq.write_table(pa.table({"id": ["1"], "t": bad}), tmp_path / "t.parquet")
+    with pytest.raises(SourceError, match="UTF8"):
+        table(tmp_path / "t.parquet")
+
+
+def test_bytes_need_a_parquet_column_of_bytes(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["1"], "b": pa.array([{"bytes": b"x"}])}), tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.bytes must name a column of bytes"):
+        listed(SourceConfig(kind="image", table=f"{tmp_path}/t.parquet", id="id", bytes="b"))
+    write(tmp_path / "t.csv", "id,b\n1,x\n")
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.bytes must be a column of a parquet table"):
+        listed(SourceConfig(kind="image", table=f"{tmp_path}/t.csv", id="id", bytes="b"))

@@ -1,0 +1,627 @@
+"""What is sent is upright, within the caps and in a format that is sent; what cannot be is refused by its reason."""
+
+import contextlib
+import functools
+import io
+import json
+import random
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from epithre_beam.configs import PrepareConfig
+from epithre_beam.index.versions.layout import Reason
+from epithre_beam.transforms.sources.prepare import Picture, Unpreparable, prepare_picture, prepare_text
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow says what it finds odd, and goes on
+
+Pixels = npt.NDArray[np.uint8]
+
+PHOTOS = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "photos"
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+DEFAULTS = PrepareConfig()
+EVERY_FORMAT_IS_SENT = PrepareConfig(send_formats=("jpeg", "png", "webp", "gif", "bmp", "tiff"))
+ORIENTATION = 0x0112
+TO_STORED = {  # how an upright picture is turned so that its EXIF orientation makes it upright again
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def smooth(seed: int, width: int = 96, height: int = 64) -> Image.Image:
+    """A seeded picture without symmetries that survives JPEG well."""
+    levels = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    return Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def noise(seed: int, width: int, height: int, channels: int = 3) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8))
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}) | options)
+    return file.getvalue()
+
+
+def turned(picture: Image.Image, orientation: int, kind: str) -> bytes:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = picture.transpose(TO_STORED[orientation]) if orientation in TO_STORED else picture
+    return encoded(stored, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+
+
+def opened(content: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(content))
+    image.load()
+    return image
+
+
+def pixels(content: bytes) -> Pixels:
+    return np.asarray(opened(content).convert("RGB"))
+
+
+def distance(one: Pixels, other: Pixels) -> float:
+    """The mean difference of two pictures' levels."""
+    assert one.shape == other.shape
+    return float(np.abs(one.astype(int) - other.astype(int)).mean())
+
+
+def refusal(data: bytes, settings: PrepareConfig = DEFAULTS) -> Unpreparable:
+    with pytest.raises(Unpreparable) as caught:
+        prepare_picture(data, settings)
+    assert caught.value.detail
+    assert len(caught.value.detail) <= 200
+    assert "\n" not in caught.value.detail
+    return caught.value
+
+
+def png(width: int, height: int, body: bytes = b"", *, extra: bytes = b"") -> bytes:
+    """A PNG that claims a size, with the pixels given as they are before compression."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + png_chunk(b"IDAT", zlib.compress(body)) + png_chunk(b"IEND", b"")
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+# Upright
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_gives_the_same_upright_picture(kind: str, orientation: int) -> None:
+    upright = smooth(orientation)
+    picture = prepare_picture(turned(upright, orientation, kind), DEFAULTS)
+    assert (picture.width, picture.height) == upright.size
+    assert picture.media_type == f"image/{kind.lower()}"
+    assert distance(pixels(picture.content), np.asarray(upright)) < 4
+    assert ("upright" in (picture.prepared or "").split(";")) == (orientation > 1)
+    assert opened(picture.content).getexif().get(ORIENTATION, 1) == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_upright_picture_is_downscaled_along_its_own_sides(orientation: int) -> None:
+    upright = smooth(3, 400, 200)
+    picture = prepare_picture(turned(upright, orientation, "JPEG"), PrepareConfig(max_pixels=20_000))
+    assert (picture.width, picture.height) == (400, 200)
+    assert opened(picture.content).size == (200, 100)
+    assert distance(pixels(picture.content), np.asarray(upright.resize((200, 100), Image.Resampling.LANCZOS))) < 6
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before the pixels", "behind the pixels"])
+def test_a_png_says_its_orientation_before_or_behind_its_pixels(behind: bool) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    chunk = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\x00\x00"))
+    data = encoded(smooth(1).transpose(TO_STORED[6]), "PNG")
+    at = data.index(b"IEND" if behind else b"IDAT") - 4
+    picture = prepare_picture(data[:at] + chunk + data[at:], DEFAULTS)
+    assert distance(pixels(picture.content), np.asarray(smooth(1))) == 0
+    assert (picture.width, picture.height) == (96, 64)
+
+
+@pytest.mark.parametrize("shape", ["Landscape", "Portrait"])
+def test_real_photographs_in_all_orientations_come_out_as_one(shape: str) -> None:
+    if not PHOTOS.is_dir():
+        pytest.skip("the photographs in shared/data/photos are not beside this checkout")
+    settings = PrepareConfig(max_pixels=120_000)
+    pictures = [prepare_picture((PHOTOS / f"{shape}_{i}.jpg").read_bytes(), settings) for i in range(1, 9)]
+    assert len({(p.width, p.height) for p in pictures}) == 1
+    assert (pictures[0].width > pictures[0].height) == (shape == "Landscape")
+    upright = pixels(pictures[0].content)
+    for picture in pictures:
+        # Each photograph has the number of its orientation painted on it: nearly all pixels are the same, not all.
+        assert distance(pixels(picture.content), upright) < 12
+        assert np.corrcoef(pixels(picture.content).ravel(), upright.ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\x00\x00" + bytes(40),
+        b"Exif\x00\x00MM\x00*\xff\xff\xff\xff",
+        b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\xff\xff\xff\xff\x06\x00\x00\x00",
+        b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x02\x00\x01\x00\x00\x00\x06\x00\x00\x00\x00\x00",
+        b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x63\x00\x00\x00\x00\x00",
+        b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff" + b"\x12\x01\x04\x00" * 300,
+    ],
+    ids=["zeros", "far offset", "huge count", "text", "orientation 99", "65,535 entries"],
+)
+def test_hostile_exif_is_passed_over(exif: bytes) -> None:
+    data = encoded(smooth(0), "JPEG", exif=exif)
+    assert prepare_picture(data, DEFAULTS).content == data
+    smaller = prepare_picture(data, DEFAULTS, smaller=True)
+    assert (smaller.width, smaller.height) == (96, 64)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_exif_never_crashes(seed: int) -> None:
+    draw = random.Random(seed)
+    for _ in range(50):
+        tail = draw.randbytes(draw.randrange(200))
+        exif = b"Exif\x00\x00" + draw.choice([b"II*\x00\x08\x00\x00\x00", b"MM\x00*\x00\x00\x00\x08"]) + tail
+        for smaller in (False, True):
+            picture = prepare_picture(encoded(smooth(0, 24, 16), "JPEG", exif=exif), DEFAULTS, smaller=smaller)
+            assert sorted((picture.width, picture.height)) == [16, 24]
+
+
+# Untouched or made fit
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_picture_that_demands_no_change_is_sent_byte_for_byte(kind: str) -> None:
+    data = encoded(smooth(0), kind)
+    for settings in (EVERY_FORMAT_IS_SENT, EVERY_FORMAT_IS_SENT.model_copy(update={"check": "decode"})):
+        picture = prepare_picture(data, settings)
+        assert picture.content == data
+        assert picture.prepared is None
+        assert (picture.media_type, picture.width, picture.height) == (f"image/{kind.lower()}", 96, 64)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("wanted", ["jpeg", "png"])
+def test_a_format_that_is_not_sent_is_re_encoded_into_one_that_is(kind: str, wanted: str) -> None:
+    settings = PrepareConfig(send_formats=("jpeg",) if wanted == "jpeg" else ("png",))
+    picture = prepare_picture(encoded(smooth(0), kind), settings)
+    assert opened(picture.content).format == wanted.upper()
+    assert picture.media_type == f"image/{kind.lower()}"  # of the original
+    assert (picture.prepared is None) == (kind.lower() == wanted)
+    assert distance(pixels(picture.content), np.asarray(smooth(0))) < 8
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_the_caps_the_result_is_within_them_and_looks_alike(seed: int) -> None:
+    draw = random.Random(seed)
+    width, height = draw.randrange(30, 500), draw.randrange(30, 500)
+    settings = PrepareConfig(max_pixels=draw.randrange(500, 100_000), max_image_bytes=draw.randrange(3_000, 60_000))
+    original = smooth(seed, width, height) if seed % 2 else noise(seed, width, height)
+    kind = draw.choice(FORMATS)
+    picture = prepare_picture(encoded(original, kind), settings)
+    small = opened(picture.content)
+    assert len(picture.content) <= settings.max_image_bytes
+    assert small.size[0] * small.size[1] <= settings.max_pixels
+    assert (picture.width, picture.height) == original.size
+    assert abs(small.size[0] / small.size[1] / (width / height) - 1) < 0.2
+    if small.size != original.size:
+        assert f"downscaled {small.size[0]}x{small.size[1]}" in (picture.prepared or "").split(";")
+    again = prepare_picture(picture.content, settings)
+    assert again.content == picture.content  # what is prepared needs no preparation
+
+
+def test_smaller_quarters_the_pixels_of_a_picture_within_the_caps() -> None:
+    picture = prepare_picture(encoded(smooth(0), "PNG"), DEFAULTS, smaller=True)
+    assert opened(picture.content).size == (48, 32)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1000, 1), (1, 3000), (17, 2000)])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_thin_pictures_are_shrunk_to_no_less_than_a_pixel(kind: str, size: tuple[int, int]) -> None:
+    data = encoded(noise(0, *size), kind)
+    assert min(opened(prepare_picture(data, DEFAULTS, smaller=True).content).size) >= 1
+    assert min(opened(prepare_picture(data, PrepareConfig(max_pixels=50)).content).size) >= 1
+
+
+def test_a_picture_too_long_for_a_jpeg_is_shortened() -> None:
+    picture = prepare_picture(encoded(Image.new("RGB", (70_000, 10), "red"), "BMP"), DEFAULTS)
+    assert picture.width == 70_000
+    assert opened(picture.content).size[0] <= 65_500
+
+
+def test_a_byte_cap_that_holds_no_picture_is_said() -> None:
+    failure = refusal(encoded(noise(0, 100, 100), "PNG"), PrepareConfig(max_image_bytes=100))
+    assert failure.reason is Reason.FILE_TOO_LARGE
+    assert "prepare.max_image_bytes" in failure.detail
+
+
+# Modes, alpha, several pictures in one
+
+
+def half_transparent() -> Image.Image:
+    """Left an opaque noise; right a noise that is nearly black and not seen at all."""
+    levels = np.random.default_rng(0).integers(0, 256, (80, 80, 4), dtype=np.uint8)
+    levels[:, :40, 3] = 255
+    levels[:, 40:, 3] = 0
+    levels[:, 40:, :3] //= 8
+    return Image.fromarray(levels)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_alpha_is_kept_where_png_is_sent(mode: str) -> None:
+    image = half_transparent().convert(mode) if mode != "P" else half_transparent().quantize(64)
+    picture = prepare_picture(encoded(image, "TIFF" if mode != "P" else "PNG"), DEFAULTS, smaller=True)
+    alpha = np.asarray(opened(picture.content).convert("RGBA"))[:, :, 3]
+    assert alpha.shape == (40, 40)
+    assert alpha[:, :16].mean() > 240
+    assert alpha[:, 24:].mean() < 5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [PrepareConfig(send_formats=("jpeg",)), PrepareConfig(max_image_bytes=12_000)],
+    ids=["png is not sent", "png is too large"],
+)
+def test_where_alpha_cannot_be_kept_white_shows_through(settings: PrepareConfig) -> None:
+    picture = prepare_picture(encoded(half_transparent(), "PNG"), settings)
+    image = opened(picture.content)
+    assert image.format == "JPEG"
+    assert np.asarray(image)[:, image.size[0] // 2 + 4 :].min() > 200
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "I;16"), ("TIFF", "I;16"), ("TIFF", "I")])
+def test_sixteen_bits_of_grey_become_eight_and_keep_their_steps(kind: str, mode: str) -> None:
+    ramp = np.linspace(0, 65_535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    image = Image.fromarray(ramp if mode == "I;16" else ramp.astype(np.int32))
+    picture = prepare_picture(encoded(image, kind), PrepareConfig(send_formats=("jpeg",)))
+    assert distance(pixels(picture.content)[:, :, 0], (ramp >> 8).astype(np.uint8)) < 2
+
+
+STORED_MODES = {
+    "JPEG": ("1", "L", "RGB", "CMYK", "YCbCr"),
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "WEBP": ("RGB", "RGBA"),
+    "GIF": ("1", "L", "P"),
+    "BMP": ("1", "L", "P", "RGB", "RGBA"),
+    "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "LAB", "I;16", "I", "F"),
+}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in STORED_MODES.items() for mode in modes])
+def test_every_mode_that_a_format_stores_is_turned_into_a_jpeg(kind: str, mode: str) -> None:
+    data = encoded(as_mode(smooth(0), mode), kind)
+    picture = prepare_picture(data, PrepareConfig(send_formats=("jpeg",), max_pixels=2000))
+    result = opened(picture.content)
+    assert (result.format, result.mode) == ("JPEG", "RGB")
+    if mode != "LAB":
+        grey = np.asarray(smooth(0).convert("L").resize(result.size))
+        assert np.corrcoef(grey.ravel(), np.asarray(result.convert("L")).ravel())[0, 1] > (0.6 if mode == "1" else 0.9)
+
+
+def as_mode(image: Image.Image, mode: str) -> Image.Image:
+    match mode:
+        case "LAB":
+            return Image.frombytes("LAB", image.size, image.tobytes())
+        case "I;16" | "I":
+            return Image.fromarray(
+                np.asarray(image.convert("L")).astype(np.uint16 if mode == "I;16" else np.int32) * 257
+            )
+        case _:
+            return image.convert("L").convert(mode) if mode == "F" else image.convert(mode)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_animation_is_its_first_frame(kind: str) -> None:
+    frames = [smooth(seed) for seed in range(4)]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **({} if kind == "TIFF" else {"loop": 0}))
+    picture = prepare_picture(data, PrepareConfig(send_formats=("jpeg",)))
+    assert distance(pixels(picture.content), np.asarray(frames[0])) < 10
+    assert prepare_picture(data, EVERY_FORMAT_IS_SENT).content == data
+
+
+def test_a_jpeg_with_a_second_picture_behind_it_is_a_jpeg() -> None:
+    data = encoded(smooth(0), "MPO", save_all=True, append_images=[smooth(1)])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    picture = prepare_picture(data, DEFAULTS)
+    assert (picture.media_type, picture.content) == ("image/jpeg", data)
+    smaller = prepare_picture(data, DEFAULTS, smaller=True)
+    assert distance(pixels(smaller.content), np.asarray(smooth(0).resize((48, 32)))) < 10
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_what_stands_behind_a_whole_picture_does_not_matter(kind: str) -> None:
+    data = encoded(smooth(0), kind) + random.Random(0).randbytes(100_000).replace(b"\xff\xd9", b"")
+    assert prepare_picture(data, DEFAULTS).content == data
+
+
+# Hostile and broken
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "words"),
+    [
+        (b"", Reason.EMPTY_FILE, "empty"),
+        (b"\x00\x01", Reason.NOT_A_PICTURE, "no picture, it begins with 00 01"),
+        (b"hello, I am a text and called photo.jpg", Reason.NOT_A_PICTURE, "no picture"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', Reason.NOT_A_PICTURE, "no picture"),
+        (b"%PDF-1.7\n", Reason.NOT_A_PICTURE, "no picture, it begins with “%PDF-1.7”"),
+        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", Reason.FORMAT_NOT_ALLOWED, "heic"),
+        (b"\x00\x00\x00\x1cftypavif" + bytes(40), Reason.FORMAT_NOT_ALLOWED, "avif"),
+        (b"\xff\xd8\xff", Reason.UNDECODABLE, "jpeg"),
+        (b"\xff\xd8\xff\xe0" + bytes(300), Reason.UNDECODABLE, "jpeg"),
+        (b"\x89PNG\r\n\x1a\n" + b"x" * 100, Reason.UNDECODABLE, "png"),
+        (b"GIF89a" + bytes(40), Reason.UNDECODABLE, "gif"),
+        (b"BM" + bytes(100), Reason.UNDECODABLE, "bmp"),
+        (b"II*\x00" + b"\xff" * 100, Reason.UNDECODABLE, "tiff"),
+        (b"RIFF\x10\x00\x00\x00WEBPVP8 " + bytes(30), Reason.UNDECODABLE, "webp"),
+    ],
+    ids=lambda value: value[:12].hex() if isinstance(value, bytes) else None,
+)
+def test_what_is_no_picture_is_called_by_its_reason(data: bytes, reason: Reason, words: str) -> None:
+    failure = refusal(data)
+    assert failure.reason is reason
+    assert words in failure.detail
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_format_off_the_allow_list_is_refused_by_content(kind: str) -> None:
+    others = tuple(name.lower() for name in FORMATS if name != kind)
+    failure = refusal(encoded(smooth(0), kind), PrepareConfig.model_validate({"formats": others}))
+    assert failure.reason is Reason.FORMAT_NOT_ALLOWED
+    assert kind.lower() in failure.detail
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_cut_off_picture_that_is_decoded_is_undecodable(kind: str, share: float) -> None:
+    data = encoded(noise(0, 90, 60), kind)
+    failure = refusal(data[: int(len(data) * share)], PrepareConfig(check="decode"))
+    assert failure.reason is Reason.UNDECODABLE
+
+
+@pytest.mark.parametrize("thumbnail", [False, True], ids=["plain", "with a thumbnail"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_cut_off_picture_is_noticed_without_decoding_it(kind: str, thumbnail: bool) -> None:
+    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00" + encoded(smooth(9, 16, 16), "JPEG")
+    data = encoded(noise(0, 40, 30), kind, **({"exif": exif} if thumbnail else {}))
+    for cut in (12, 100, 500):
+        failure = refusal(data[:-cut])
+        assert failure.reason is Reason.UNDECODABLE
+        assert "cut off" in failure.detail or kind == "WEBP"  # its decoder counts before we do
+
+
+def test_decoding_finds_what_the_structure_hides() -> None:
+    data = bytearray(encoded(noise(0, 60, 60), "PNG"))
+    data[len(data) // 2] ^= 0xFF
+    assert prepare_picture(bytes(data), DEFAULTS).prepared is None
+    assert refusal(bytes(data), PrepareConfig(check="decode")).reason is Reason.UNDECODABLE
+
+
+@functools.cache
+def bombs() -> Mapping[str, bytes]:
+    """Small files that claim, or unpack to, far more than they may."""
+    gif = bytearray(encoded(smooth(0, 8, 8), "GIF"))
+    gif[6:10] = struct.pack("<HH", 65_535, 65_535)
+    bmp = bytearray(encoded(smooth(0, 8, 8), "BMP"))
+    bmp[18:26] = struct.pack("<ii", 60_000, 60_000)
+    webp = bytearray(encoded(smooth(0, 8, 8), "WEBP", save_all=True, append_images=[smooth(1, 8, 8)]))
+    webp[24:30] = (16_382).to_bytes(3, "little") * 2  # the canvas that the small frames stand on
+    jpeg = bytearray(encoded(smooth(0, 8, 8), "JPEG"))
+    at = jpeg.index(b"\xff\xc0")
+    jpeg[at + 5 : at + 9] = struct.pack(">HH", 65_500, 65_500)
+    tiff = encoded(smooth(0, 8, 8), "TIFF")
+    for tag in (256, 257):
+        tiff = tiff.replace(struct.pack("<HHIHH", tag, 3, 1, 8, 0), struct.pack("<HHII", tag, 4, 1, 60_000))
+        tiff = tiff.replace(struct.pack("<HHII", tag, 4, 1, 8), struct.pack("<HHII", tag, 4, 1, 60_000))
+    packed = zlib.compress(bytes(200_000_000), 9)
+    return {
+        "png": png(60_000, 60_000),
+        "png that unpacks": png(60_000, 60_000, bytes(60_001 * 200)),
+        "png with a packed profile": png(8, 8, bytes(200), extra=png_chunk(b"iCCP", b"p\x00\x00" + packed)),
+        "png with a packed text": png(8, 8, bytes(200), extra=png_chunk(b"zTXt", b"t\x00\x00" + packed)),
+        "png with more pixels than it says": png(8, 8, bytes(200_000_000)),
+        "gif": bytes(gif),
+        "bmp": bytes(bmp),
+        "webp": bytes(webp),
+        "jpeg": bytes(jpeg),
+        "tiff": tiff,
+    }
+
+
+_CHILD = """
+import json, resource, sys, time
+from epithre_beam.configs import PrepareConfig
+from epithre_beam.transforms.sources.prepare import Unpreparable, prepare_picture, _DECODERS
+from PIL import Image
+Image.init()
+data = sys.stdin.buffer.read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+try:
+    reason = str(prepare_picture(data, PrepareConfig(check="decode")).prepared)
+except Unpreparable as failure:
+    reason = failure.reason.value
+seconds = time.perf_counter() - start
+print(json.dumps([reason, seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process's peak memory is read with the resource module")
+@pytest.mark.parametrize("name", list(bombs()))
+@pytest.mark.alone
+def test_a_bomb_is_refused_quickly_and_in_little_memory(name: str) -> None:
+    data = bombs()[name]
+    assert len(data) < 400_000
+    answer = subprocess.run([sys.executable, "-c", _CHILD], input=data, capture_output=True, check=True, timeout=60)
+    reason, seconds, megabytes = json.loads(answer.stdout)
+    assert megabytes < 60
+    assert seconds < 2
+    if " " not in name or "unpacks" in name:
+        assert reason == "too_many_pixels"
+
+
+def test_the_cap_on_claimed_pixels_is_the_configured_one() -> None:
+    """Neither more nor less: Pillow has a cap of its own, for a process, at 179 million."""
+    data = encoded(Image.new("1", (14_000, 13_500)), "PNG")  # 189 million
+    assert prepare_picture(data, PrepareConfig(max_decode_pixels=200_000_000)).width == 14_000
+    small = encoded(smooth(0, 30, 20), "PNG")
+    assert prepare_picture(small, PrepareConfig(max_decode_pixels=600)).content == small
+    assert refusal(small, PrepareConfig(max_decode_pixels=599)).reason is Reason.TOO_MANY_PIXELS
+
+
+def test_a_picture_that_takes_too_long_is_given_up() -> None:
+    settings = PrepareConfig(decode_timeout_s=0.02, max_pixels=1000)
+    data = encoded(noise(0, 3000, 2000), "PNG", compress_level=1)
+    start = time.process_time()
+    assert refusal(data, settings).reason is Reason.DECODE_TIMEOUT
+    assert time.process_time() - start < 1
+
+
+def test_a_canvas_of_one_long_line_is_decoded_in_linear_time() -> None:
+    """Three lines of ten million pixels, of which the file draws eight: Pillow alone copies them again and again."""
+    data = bytearray(encoded(smooth(0, 8, 2), "WEBP", save_all=True, append_images=[smooth(1, 8, 2)]))
+    data[24:30] = (10_000_000 - 1).to_bytes(3, "little") + (3 - 1).to_bytes(3, "little")
+    start = time.process_time()
+    assert prepare_picture(bytes(data), PrepareConfig(check="decode", max_pixels=50_000_000)).width == 10_000_000
+    assert time.process_time() - start < 2
+
+
+def test_a_jpeg_of_a_thousand_scans_is_given_up_in_the_middle() -> None:
+    """Each of them goes over all pixels and takes a hundred bytes, so that counting bytes would not help."""
+    data = encoded(Image.new("RGB", (3000, 3000)), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    start = time.process_time()
+    failure = refusal(data[:-2] + scan * 1000 + b"\xff\xd9", PrepareConfig(decode_timeout_s=0.2, send_formats=("png",)))
+    assert failure.reason is Reason.DECODE_TIMEOUT
+    assert time.process_time() - start < 2
+
+
+def small_files() -> Mapping[str, bytes]:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    rgb, palette = smooth(0, 24, 16), smooth(1, 24, 16).quantize(16)
+    frames = {"save_all": True, "append_images": [smooth(2, 24, 16)]}
+    return {
+        "jpeg": encoded(rgb, "JPEG", exif=exif),
+        "progressive jpeg": encoded(rgb, "JPEG", progressive=True),
+        "mpo": encoded(rgb, "MPO", **frames),
+        "png": encoded(rgb, "PNG", exif=exif),
+        "palette png": encoded(palette, "PNG", transparency=3),
+        "apng": encoded(rgb, "PNG", **frames),
+        "webp": encoded(rgb, "WEBP", exif=exif),
+        "animated webp": encoded(rgb, "WEBP", **frames),
+        "gif": encoded(palette, "GIF", transparency=2),
+        "animated gif": encoded(palette, "GIF", **frames),
+        "bmp": encoded(rgb, "BMP"),
+        "palette bmp": encoded(palette, "BMP"),
+        "tiff": encoded(rgb, "TIFF", exif=exif),
+        "lzw tiff": encoded(rgb, "TIFF", compression="tiff_lzw"),
+        "jpeg tiff": encoded(rgb, "TIFF", compression="jpeg"),
+        "fax tiff": encoded(rgb.convert("1"), "TIFF", compression="group4"),
+    }
+
+
+def damaged(data: bytes, draw: random.Random) -> bytes:
+    """One to eight bytes changed, mostly near the start, and sometimes the end cut or a piece doubled."""
+    damage = bytearray(data)
+    for _ in range(draw.randrange(1, 9)):
+        damage[draw.randrange(draw.choice([60, 200, len(damage)])) % len(damage)] = draw.choice(
+            [0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)]
+        )
+    match draw.randrange(6):
+        case 0:
+            del damage[draw.randrange(len(damage)) :]
+        case 1:
+            at = draw.randrange(len(damage))
+            damage[at:at] = damage[at : at + draw.randrange(64)]
+    return bytes(damage)
+
+
+@pytest.mark.parametrize("name", list(small_files()))
+def test_damaged_files_are_prepared_or_refused_and_nothing_else(name: str) -> None:
+    draw = random.Random(name)
+    data = small_files()[name]
+    # A low cap on claimed pixels keeps thousands of trials quick; the bombs above try the real one.
+    choices = [
+        PrepareConfig(max_decode_pixels=1_000_000),
+        PrepareConfig(max_decode_pixels=1_000_000, check="decode"),
+        PrepareConfig(max_decode_pixels=1_000_000, send_formats=("jpeg",), max_pixels=200),
+        PrepareConfig(max_decode_pixels=1_000_000, send_formats=("png",), max_image_bytes=700),
+    ]
+    for _ in range(400):
+        damage = damaged(data, draw)
+        settings, smaller = draw.choice(choices), draw.random() < 0.2
+        start = time.process_time()
+        with contextlib.suppress(Unpreparable):
+            assert_sound(prepare_picture(damage, settings, smaller=smaller), settings)
+        assert time.process_time() - start < 5
+
+
+def assert_sound(picture: Picture, settings: PrepareConfig) -> None:
+    assert picture.width >= 1
+    assert picture.height >= 1
+    if picture.prepared is not None:
+        assert len(picture.content) <= settings.max_image_bytes
+        image = ImageOps.exif_transpose(opened(picture.content))
+        assert image.size[0] * image.size[1] <= settings.max_pixels
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_refused(data: bytes) -> None:
+    refusal(data)
+
+
+# Texts
+
+
+@given(st.text(min_size=1).filter(lambda text: text.strip() and not text.startswith("\ufeff")))
+def test_a_text_is_the_same_from_bytes_with_and_without_a_mark_and_from_str(text: str) -> None:
+    assert prepare_text(text, DEFAULTS) == text
+    assert prepare_text(text.encode(), DEFAULTS) == text
+    assert prepare_text(text.encode("utf-8-sig"), DEFAULTS) == text
+    assert prepare_text("\ufeff" + text, DEFAULTS) == text
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"caf\xe9", Reason.NOT_UTF8),
+        ("caf\u00e9".encode("utf-16"), Reason.NOT_UTF8),
+        (b"abc\xed\xa0\x80", Reason.NOT_UTF8),
+        ("half a pair \ud83d", Reason.NOT_UTF8),
+        ("\udc80", Reason.NOT_UTF8),
+        ("", Reason.EMPTY_TEXT),
+        (b"", Reason.EMPTY_TEXT),
+        (b"\xef\xbb\xbf", Reason.EMPTY_TEXT),
+        (" \t\r\n\u3000\u00a0", Reason.EMPTY_TEXT),
+        ("x" * 32_001, Reason.TEXT_TOO_LONG),
+        ("貓" * 32_001, Reason.TEXT_TOO_LONG),
+    ],
+    ids=str,
+)
+def test_a_text_that_cannot_be_sent_is_called_by_its_reason(data: str | bytes, reason: Reason) -> None:
+    with pytest.raises(Unpreparable) as caught:
+        prepare_text(data, DEFAULTS)
+    assert caught.value.reason is reason
+    assert len(caught.value.detail) < 120
+
+
+def test_the_cap_on_texts_counts_characters_and_lets_the_last_one_in() -> None:
+    assert prepare_text("貓" * 32_000, DEFAULTS) == "貓" * 32_000
+    assert prepare_text(" padded ", PrepareConfig(max_text_chars=8)) == " padded "

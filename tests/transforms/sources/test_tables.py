@@ -1,0 +1,219 @@
+"""Every row of a table is a reference, the same out of every format, or a sentence names its place."""
+
+import datetime
+import hashlib
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from epithre_beam.configs import SourceConfig
+from epithre_beam.configs.errors import ConfigError, SourceError
+
+from .listing import Row, json_lines, listed, table, text_tables, write
+
+CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00\r"), max_size=30)
+
+
+@given(st.lists(CELL, min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_a_text_is_the_same_out_of_every_format(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    folder = tmp_path_factory.mktemp("tables")
+    rows = [(f"{i:03d}", text) for i, text in enumerate(texts)]
+    for path in text_tables(folder, rows).values():
+        found = table(path)
+        assert [(row["asset_id"], row["text"]) for row in found] == rows
+        for row in found:
+            data = row["text"].encode()
+            assert row["fingerprint"] == f"sha256:{hashlib.sha256(data).hexdigest()}"
+            assert row["size_bytes"] == len(data)
+            assert row["uri"] is None
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("strange", ["007", "1e5", "2024-01-31", "null", "NA", "true", " padded ", "-0", "١٢٣"])
+def test_an_id_stays_the_text_that_it_is(tmp_path: Path, name: str, strange: str) -> None:
+    assert table(text_tables(tmp_path, [(strange, "x")])[name])[0]["asset_id"] == strange
+
+
+def test_tables_larger_than_a_block_keep_every_row(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    rows = [(f"{i:06d}", "line\n\n,\n" * draw.randrange(40)) for i in range(30_000)]
+    rows.insert(777, ("one long row", "x" * 2_000_000))
+    for path in text_tables(tmp_path, rows).values():
+        found = table(path)
+        assert [(row["asset_id"], row["text"]) for row in found] == rows
+
+
+def test_an_empty_cell_of_text_is_an_asset_without_text(tmp_path: Path) -> None:
+    """It becomes a dead letter when it is prepared: assets in are vectors and dead letters."""
+    pq.write_table(pa.table({"id": ["1", "2"], "t": ["", None]}), tmp_path / "t.parquet")
+    paths = [tmp_path / "t.parquet", write(tmp_path / "t.csv", 'id,t\n1,\n2,""\n')]
+    paths.append(json_lines(tmp_path / "t.jsonl", {"id": "1", "t": None}, {"id": "2"}, {"id": "3", "t": "x"}))
+    for path in paths:
+        assert [row["text"] for row in table(path)][:2] == ["", ""]
+
+
+TYPED = {"b": "bool", "d": "date", "f": "double", "i": "int", "s": "string", "w": "timestamp"}
+
+
+TYPED_CELLS = {
+    "b": (True, "true", "perhaps"),
+    "d": (datetime.date(2024, 2, 29), "2024-02-29", "2023-02-29"),
+    "f": (-1.5e3, "-1500.0", "1,5"),
+    "i": (-(2**62), str(-(2**62)), "1.5"),
+    "s": ("007", "007", None),
+    "w": (datetime.datetime(2024, 1, 31, 5, 0, 0, 250_000, tzinfo=datetime.UTC), "2024-01-31T12:00:00.25+0700", "noon"),
+}
+
+
+def typed_tables(folder: Path, cells: Mapping[str, str | None]) -> list[Path]:
+    """A row with these cells as a csv and as JSON, behind one with none."""
+    columns = sorted(cells)
+    texts = ["" if cells[c] is None else str(cells[c]) for c in columns]
+    first = write(folder / "m.csv", "\n".join([",".join(["id", "t", *columns]), "1,x" + "," * len(columns), ""]))
+    first.write_text(first.read_text() + ",".join(["2", "y", *(f'"{t}"' for t in texts)]) + "\n")
+    second = json_lines(folder / "m.jsonl", {"id": "1", "t": "x"}, {"id": "2", "t": "y"} | dict(cells))
+    return [first, second]
+
+
+def test_metadata_has_the_types_that_the_config_says(tmp_path: Path) -> None:
+    for path in typed_tables(tmp_path, {name: text for name, (_, text, _) in TYPED_CELLS.items()}):
+        first, second = (row["metadata"] for row in table(path, metadata=TYPED))
+        assert second == {name: value for name, (value, _, _) in TYPED_CELLS.items()}
+        assert {first[name] for name in TYPED if name != "s"} == {None}
+    own = {name: pa.array([value, None]) for name, (value, _, _) in TYPED_CELLS.items()}
+    pq.write_table(pa.table({"id": ["1", "2"], "t": ["x", "y"]} | own), tmp_path / "m.parquet")
+    first, second = (row["metadata"] for row in table(tmp_path / "m.parquet", metadata=TYPED))
+    assert first == {name: value for name, (value, _, _) in TYPED_CELLS.items()}
+    assert set(second.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("cell", "utc"),
+    [
+        ("2024-01-31", "2024-01-31T00:00:00+00:00"),
+        ("2024-01-31 12:00:00", "2024-01-31T12:00:00+00:00"),
+        ("2024-01-31T12:00:00.123456", "2024-01-31T12:00:00.123456+00:00"),
+        ("2024-01-31T12:00:00Z", "2024-01-31T12:00:00+00:00"),
+        ("2024-01-31T12:00:00-05:30", "2024-01-31T17:30:00+00:00"),
+    ],
+)
+def test_a_time_without_a_zone_is_utc(tmp_path: Path, cell: str, utc: str) -> None:
+    for path in typed_tables(tmp_path, {"w": cell}):
+        found = table(path, metadata={"w": "timestamp"})[1]["metadata"]["w"]
+        assert found == datetime.datetime.fromisoformat(utc)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, _, bad) in TYPED_CELLS.items() if bad is not None])
+def test_a_cell_that_does_not_fit_is_named_by_place_column_and_value(tmp_path: Path, name: str) -> None:
+    bad = TYPED_CELLS[name][2]
+    for path in typed_tables(tmp_path, {name: bad}):
+        with pytest.raises(SourceError) as caught:
+            table(path, metadata={name: TYPED[name]})
+        assert f"sources[0].metadata.{name} must be " in str(caught.value)
+        place = {".csv": "line 3", ".jsonl": "line 2", ".parquet": "row 2"}[path.suffix]
+        assert f"got {bad!r} in {place} of {path}." in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("key", ["id", "text", "metadata.price"])
+def test_a_missing_column_is_named_with_what_is_there(tmp_path: Path, name: str, key: str) -> None:
+    path = text_tables(tmp_path, [("1", "x"), ("2", "y")])[name]
+    wrong = {"metadata": {"price": "double"}} if key == "metadata.price" else {key: "price"}
+    with pytest.raises(ConfigError) as caught:
+        table(path, **wrong)
+    assert f"sources[0].{key} must name a column of {path}, got 'price'; it has id, t." in str(caught.value)
+
+
+def test_a_column_that_stands_twice_is_refused_if_it_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "id,x,t,id,x\n1,a,b,2,c\n")
+    with pytest.raises(ConfigError, match="must have each column once, got 'id' twice"):
+        table(path)
+    assert table(write(tmp_path / "u.csv", "id,x,t,x\n1,a,b,c\n"))[0]["text"] == "b"
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "\ufeff", "id,t\n"])
+def test_an_empty_table_is_an_error_with_a_sentence(tmp_path: Path, content: str) -> None:
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.table must have at least one row, got .*, which"):
+        table(write(tmp_path / "t.csv", content))
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.table must have at least one row"):
+        table(write(tmp_path / "t.jsonl", content.replace("id,t", "  ")))
+    pq.write_table(pa.table({"id": pa.array([], pa.string()), "t": pa.array([], pa.string())}), tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.table must have at least one row"):
+        table(tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match=r"must have at least one row, got .*, which is empty"):
+        table(write(tmp_path / "none.parquet", b""))
+
+
+def test_a_line_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"line 5: Expected 2 columns, got 3"):
+        table(write(tmp_path / "t.csv", 'id,t\n\n1,"two\nlines"\n1,2,3\n'))
+    with pytest.raises(SourceError, match=r"line 3 is no JSON: .*, at its character \d+\.$"):
+        table(write(tmp_path / "t.jsonl", '{"id": 1, "t": "x"}\n\n{"id": 2, "t": \n'))
+    with pytest.raises(SourceError, match=r"line 2 is '\[1\]'"):
+        table(write(tmp_path / "t.jsonl", "\n[1]\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", b"id,t\n1,2,3\n"),
+        ("t.csv", b"id,t\n1,caf\xe9\n"),
+        ("t.jsonl", b'{"id": "1", "t": "x"}\n{"id": "2", "t"\n'),
+        ("t.jsonl", b'[{"id": "1", "t": "x"}]\n'),
+        ("t.jsonl", b'{"id": "1", "t": "\\ud800"}\n'),
+        ("t.jsonl", b'{"id": "1", "t": "caf\xe9"}\n'),
+        ("t.jsonl", b'{"id": "1", "t": {"deep": 1}}\n'),
+        ("t.jsonl", b'{"id": 123456789012345678901234, "t": "x"}\n'),
+        ("t.parquet", b"PAR1 and no more"),
+    ],
+)
+def test_a_broken_table_is_a_source_error_that_names_the_file(tmp_path: Path, name: str, content: bytes) -> None:
+    path = write(tmp_path / name, content)
+    with pytest.raises(SourceError) as caught:
+        table(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_an_unknown_suffix_asks_for_a_format(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.dat", "id,t\n1,x\n")
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.format must be csv, jsonl or parquet"):
+        table(path)
+    assert table(path, format="csv")[0]["text"] == "x"
+
+
+@pytest.mark.parametrize(("name", "place"), [("csv", "line 9125"), ("jsonl", "line 9124"), ("parquet", "row 9124")])
+def test_an_empty_id_is_named_by_its_place(tmp_path: Path, name: str, place: str) -> None:
+    rows = [(str(i), "x") for i in range(10_000)]
+    rows[9123] = ("", "x")
+    path = text_tables(tmp_path, rows)[name]
+    with pytest.raises(SourceError, match=rf"sources\[0\]\.id must not be empty, got an empty one in {place} of"):
+        table(path)
+
+
+@pytest.mark.parametrize("missing", [None, "absent"])
+def test_a_null_id_is_named_by_its_place(tmp_path: Path, missing: str | None) -> None:
+    rows: list[Row] = [{"id": "1", "t": "x"}, {"t": "y"} if missing else {"id": None, "t": "y"}]
+    with pytest.raises(SourceError, match="an empty one in line 2 of"):
+        table(json_lines(tmp_path / "t.jsonl", *rows))
+    pq.write_table(pa.table({"id": ["1", None], "t": ["x", "y"]}), tmp_path / "t.parquet")
+    with pytest.raises(SourceError, match="an empty one in row 2 of"):
+        table(tmp_path / "t.parquet")
+
+
+def test_rows_of_bytes_sort_in_the_order_of_their_table(tmp_path: Path) -> None:
+    """So that a unit's rows stand together in the file and are read at once."""
+    count = 12_345
+    pq.write_table(
+        pa.table({"id": [f"{i * 7919 % count}" for i in range(count)], "b": [b""] * count}), tmp_path / "t.parquet"
+    )
+    rows = listed(SourceConfig(kind="image", table=f"{tmp_path}/t.parquet", id="id", bytes="b"))
+    assert sorted(rows, key=lambda row: row["fingerprint"]) == rows
+    assert len({row["uri"] for row in rows}) == count

@@ -1,0 +1,158 @@
+"""A picture of a catalog is read from the job's own sources, is what was embedded, and carries nothing but pixels."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import shutil
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from epithre_beam.index.search.hits import Asset
+from epithre_beam.transforms.sources.prepare import Unpreparable
+from epithre_beam.transforms.viewing.picture_sources import PictureSources
+
+
+def as_jpeg(side=400, seed=0, **options):
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 10, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((side * 5 // 4, side)).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def asset_of(uri, data, **changes):
+    asset = Asset(
+        asset_id="p",
+        kind="image",
+        row=0,
+        uri=str(uri),
+        text=None,
+        content_sha256=hashlib.sha256(data).hexdigest(),
+        media_type="image/jpeg",
+        size_bytes=len(data),
+        width=None,
+        height=None,
+    )
+    return dataclasses.replace(asset, **changes)
+
+
+def sources_of(pattern, **prepare):
+    return PictureSources({"sources": [{"kind": "image", "files": str(pattern)}], "prepare": prepare})
+
+
+def opened(data):
+    return Image.open(io.BytesIO(data), formats=("JPEG",))
+
+
+@pytest.mark.parametrize("pattern", ["pictures", "pictures/**/*.jpg", "pictures/a.jpg"])
+def test_it_has_as_many_pixels_as_asked_and_stands_upright(tmp_path, pattern):
+    (tmp_path / "pictures").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "where I live"
+    for side in (1000, 100):
+        data = as_jpeg(side, exif=exif)
+        (tmp_path / "pictures" / "a.jpg").write_bytes(data)
+        asset = asset_of(tmp_path / "pictures" / "a.jpg", data)
+        small = sources_of(tmp_path / pattern).thumbnail(asset, 320)
+        width, height = opened(small).size
+        assert width < height
+        assert width * height <= 320 * 320
+        assert width * height > 0.9 * min(320 * 320, side * side * 5 / 4)
+        assert b"where I live" not in small
+        assert not opened(small).getexif()
+
+
+def test_what_was_written_beside_the_pixels_is_left_away_of_a_small_picture_too(tmp_path):
+    exif = Image.Exif()
+    exif[0x010E] = "where I live"
+    data = as_jpeg(60, exif=exif)
+    (tmp_path / "a.jpg").write_bytes(data)
+    small = sources_of(tmp_path).thumbnail(asset_of(tmp_path / "a.jpg", data), 320)
+    assert b"where I live" in data
+    assert b"where I live" not in small
+
+
+def test_nothing_outside_of_the_sources_is_read_even_of_the_right_content(tmp_path):
+    data = as_jpeg()
+    inside, outside = tmp_path / "inside", tmp_path / "inside-not"
+    for folder in (inside, outside):
+        folder.mkdir()
+        (folder / "a.jpg").write_bytes(data)
+    (inside / "link.jpg").symlink_to(outside / "a.jpg")
+    os.mkfifo(inside / "pipe.jpg")
+    sources = sources_of(inside)
+    assert opened(sources.thumbnail(asset_of(inside / "a.jpg", data), 320))
+    started = time.monotonic()
+    for uri in (
+        outside / "a.jpg",
+        inside / ".." / "inside-not" / "a.jpg",
+        inside / "link.jpg",
+        inside / "pipe.jpg",
+        inside,
+        f"file://{outside}/a.jpg",
+        "http://127.0.0.1:9/a.jpg",
+        f"zip://a.jpg::{inside}/a.zip",
+        f"{inside}/a.jpg#row=0",
+        "",
+        "\x00",
+    ):
+        with pytest.raises(Unpreparable):
+            sources.thumbnail(asset_of(uri, data), 320)
+    with pytest.raises(Unpreparable, match="changed"):
+        sources.thumbnail(asset_of(inside / "a.jpg", b"other"), 320)
+    assert time.monotonic() - started < 30
+    imported = PictureSources({"catalog": "c"})
+    assert not imported
+    with pytest.raises(Unpreparable):
+        imported.thumbnail(asset_of(inside / "a.jpg", data), 320)
+
+
+def test_a_picture_in_a_tables_column_comes_from_its_row(tmp_path):
+    pictures = [as_jpeg(200, seed) for seed in range(3)]
+    pq.write_table(pa.table({"sku": ["a", "b", "c"], "jpeg": pa.array(pictures, pa.binary())}), tmp_path / "t.parquet")
+    shutil.copy(tmp_path / "t.parquet", tmp_path / "other.parquet")
+    source = {"kind": "image", "table": str(tmp_path / "t.parquet"), "id": "sku", "bytes": "jpeg"}
+    sources = PictureSources({"sources": [source]})
+    asset = asset_of(f"{tmp_path}/t.parquet#row=1&column=jpeg", pictures[1])
+    assert opened(sources.thumbnail(asset, 160)).size[0] < 250
+    with pytest.raises(Unpreparable, match="changed"):
+        sources.thumbnail(asset_of(f"{tmp_path}/t.parquet#row=2&column=jpeg", pictures[1]), 160)
+    for uri in (
+        f"{tmp_path}/t.parquet#row=9&column=jpeg",
+        f"{tmp_path}/t.parquet#row=x",
+        f"{tmp_path}/no.parquet#row=1",
+    ):
+        with pytest.raises(Unpreparable):
+            sources.thumbnail(asset_of(uri, pictures[1]), 160)
+
+
+def test_the_caps_of_the_job_hold(tmp_path):
+    data = as_jpeg(900)
+    (tmp_path / "a.jpg").write_bytes(data)
+    asset = asset_of(tmp_path / "a.jpg", data)
+    for caps in ({"max_decode_pixels": 1000}, {"max_file_bytes": 100}, {"formats": ["png"]}):
+        with pytest.raises(Unpreparable):
+            sources_of(tmp_path, **caps).thumbnail(asset, 320)
+
+
+def test_a_table_is_believed_within_its_folder_or_where_it_says(tmp_path):
+    data = as_jpeg()
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jpg").write_bytes(data)
+    table = {"kind": "image", "table": str(tmp_path / "in" / "t.csv"), "id": "i", "uri": "u"}
+    for more, allowed in (({}, "in"), ({"within": [str(tmp_path / "out")]}, "out")):
+        sources = PictureSources({"sources": [{**table, **more}]})
+        for folder in ("in", "out"):
+            asset = asset_of(tmp_path / folder / "a.jpg", data)
+            if folder == allowed:
+                assert sources.read(asset) == data
+            else:
+                with pytest.raises(Unpreparable):
+                    sources.read(asset)

@@ -1,0 +1,64 @@
+"""What lanes last said of themselves is read wherever the launcher is, and a slow word never replaces the last one."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from epithre_beam.transforms.epithre.meter import Meter
+from epithre_beam.transforms.workers.progress import ProgressWriter, read_lane, read_progress
+from epithre_beam.transforms.workers.run_folder import RunFolder
+
+
+@dataclass
+class Throttle:
+    """What a rate limiter says of itself."""
+
+    throttled_s: float = 1.5
+    limits: dict[str, float] = field(default_factory=lambda: {"requests": 600.0})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(url=str(tmp_path), version="000001-x")
+
+
+def test_before_a_lane_begins_it_has_said_nothing(run: RunFolder) -> None:
+    assert read_progress(run) == []
+    assert read_lane(run, 0) is None
+
+
+def test_what_each_lane_did_is_read_back(run: RunFolder) -> None:
+    for lane in range(3):
+        meter = Meter(requests=lane, items_sent=10 * lane)
+        meter.retries["timeout"] += lane
+        writer = ProgressWriter(run, lane, 100, meter, Throttle())
+        writer.note(lane, 1)
+        writer.note(5, 0)
+        writer.write()
+        found = read_lane(run, lane)
+        assert found is not None
+        assert (found["assets"], found["done"], found["dead"], found["is_done"]) == (100, lane + 5, 1, False)
+        assert (found["throttled_s"], found["limits"]) == (1.5, {"requests": 600.0})
+        assert found["meter"] == meter.to_dict()
+        assert "series" not in found
+    assert [lane["done"] for lane in read_progress(run)] == [5, 6, 7]
+
+
+def test_after_its_last_word_a_lane_says_nothing_more(run: RunFolder) -> None:
+    writer = ProgressWriter(run, 0, 10, Meter(), Throttle())
+    writer.note(10, 0)
+    writer.write(is_done=True)
+    last = read_lane(run, 0)
+    writer.write()
+    assert read_lane(run, 0) == last
+    assert last is not None
+    assert last["is_done"]
+    assert last["series"]
+
+
+def test_a_file_that_is_being_replaced_is_passed_over(run: RunFolder) -> None:
+    for lane in range(2):
+        ProgressWriter(run, lane, 10, Meter(), Throttle()).write()
+    run.store().write(run.name("progress-0.json"), b"")
+    assert len(read_progress(run)) == 1

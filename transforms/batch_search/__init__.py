@@ -1,0 +1,1 @@
+"""Many queries against one catalog: blocks of queries, their hits, their report."""

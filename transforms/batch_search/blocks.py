@@ -1,0 +1,345 @@
+"""One block of a bulk search: its vectors are searched together, its hits written as one Parquet file.
+
+Nothing here knows of Beam. A process opens the catalog once and maps each of its files once, whatever the number of
+blocks; what a block needs besides is its vectors and its hits. Of a catalog that is too large for one worker, each
+opens a group of files, and what was found in all groups is merged, a block at a time.
+"""
+
+import functools
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ...configs import AssetKind, EmbedConfig
+from ...configs.search_schema import SearchJob
+from ...index.ann.kind_index import KindIndex
+from ...index.ann.parts import IndexPart, open_assets, open_parts
+from ...index.search.catalog import MAX_K, Catalog
+from ...index.search.merge import Merged, check_merge, merge_kinds
+from ...index.search.opening import open_catalog
+from ...index.search.where import parse_where
+from ...index.storage.store import Store
+from ...index.vectors.units import dead_letter_table
+from ...index.versions.layout import DeadLetter, metadata_type
+from ...index.versions.manifest import IndexEntry
+from ..versions.imports import VectorFolder
+from ..workers.run_folder import RunFolder
+from .query_blocks import QUERY_SCHEMA, Block, Queries, read_queries
+
+RESULTS = "results"
+_FOOTER = b"epithre_beam.hits"
+_ASSET_TYPES = {"size_bytes": pa.int64(), "width": pa.int32(), "height": pa.int32()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSetup:
+    """What the workers of a bulk search need to know. Travels through the graph, so it holds no secret."""
+
+    run: RunFolder
+    """In the job's output."""
+    embed: EmbedConfig
+    """What queries are embedded with."""
+    job: SearchJob
+    searched: str
+    """The version of the catalog."""
+    result: str
+    """The name of the result: a hash of all that decides it."""
+    blocks: int
+    plan: str | None
+    """The file with the queries to embed, if there are any."""
+    folders: tuple[VectorFolder, ...]
+    """Of the job's `vectors`."""
+    asked: Mapping[str, int]
+    """Queries by kind, those that have no vector included."""
+    requests_spent: int
+    """By the launcher itself."""
+    metadata_types: Mapping[str, str]
+    """Of the metadata columns that hits have."""
+    groups: tuple[tuple[IndexPart, ...], ...] = ()
+    """The index files that a worker opens together; none: it opens all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a block found in one group of index files: arrays as bytes, for many small elements cost a runner most."""
+
+    group: int
+    scores: bytes
+    """float32, (queries, width)."""
+    rows: bytes
+    """int64, the same shape."""
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockRecord:
+    """What a finished block amounts to."""
+
+    number: int
+    queries: int
+    """That were searched."""
+    hits: int
+    dead: int
+    full: int
+    """Queries whose last hit is above `min_score` still, so that there may be more like it; 0 without `min_score`."""
+    size_bytes: int
+
+
+def result_folder(result: str) -> str:
+    return f"{RESULTS}/{result}"
+
+
+def hits_name(result: str, number: int, blocks: int) -> str:
+    return f"{result_folder(result)}/hits/part-{number:05d}-of-{blocks:05d}.parquet"
+
+
+def block_dead_name(result: str, number: int | str) -> str:
+    number = number if isinstance(number, str) else f"{number:05d}"
+    return f"{result_folder(result)}/dead_letters/dead-{number}.parquet"
+
+
+def hits_schema(job: SearchJob, metadata_types: Mapping[str, str]) -> pa.Schema:
+    """The columns of a result: the query, the asset, what the job chose of it."""
+    fields = [
+        *QUERY_SCHEMA,
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("asset_id", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        *(pa.field(name, _ASSET_TYPES.get(name, pa.string())) for name in job.search.columns),
+    ]
+    struct = metadata_type(metadata_types)
+    return pa.schema([*fields, *([] if struct is None else [pa.field("metadata", struct)])])
+
+
+def search_block(block: Block, setup: SearchSetup) -> BlockRecord:
+    """Searches a block and writes its hits, or finds it done.
+
+    Raises:
+        CatalogError: When the catalog cannot be opened.
+        DamagedFileError: When a file of vectors is damaged.
+    """
+    job, output = setup.job, Store(setup.job.output)
+    if (done := find_done(block, setup)) is not None:
+        return done
+    queries = read_queries(block, output, setup.plan, setup.folders)
+    catalog = _opened(job.catalog, setup.searched)
+    k, kinds = _width(queries, job), _kinds(job, catalog.kinds)
+    found = []
+    for kind in kinds:
+        where = _where(job, catalog.assets(kind))
+        found.append(catalog.find_rows(queries.vectors, k, kind=kind, where=where, recall=job.search.recall))
+    assets = {kind: catalog.assets(kind) for kind in kinds}
+    return _write(block, setup, queries, _merge(catalog.manifest.indexes, found, kinds, k, block.kind, job), assets)
+
+
+def search_parts(number: int, blocks: Iterable[Block], setup: SearchSetup) -> Iterator[tuple[int, Found]]:
+    """Searches blocks in one group of index files; gives (block, what it found).
+
+    Raises:
+        CatalogError: When a file cannot be opened.
+        DamagedFileError: When a file of vectors is damaged.
+    """
+    job, output = setup.job, Store(setup.job.output)
+    index = open_parts(job.catalog, setup.searched, setup.groups[number])
+    where, point = _where(job, index.assets), index.point(job.search.recall)
+    for block in sorted(blocks, key=lambda block: block.number):
+        queries = read_queries(block, output, setup.plan, setup.folders)
+        scores, rows = index.search(queries.vectors, _width(queries, job), where, point)
+        found = Found(group=number, scores=scores.tobytes(), rows=rows.tobytes(), width=scores.shape[1])
+        yield block.number, found
+
+
+def merge_block(block: Block, parts: Iterable[Found], setup: SearchSetup) -> BlockRecord:
+    """Merges what a block found in all groups, and writes its hits; or finds it done."""
+    job, output = setup.job, Store(setup.job.output)
+    if (done := find_done(block, setup)) is not None:
+        return done
+    queries = read_queries(block, output, setup.plan, setup.folders)
+    indexes = _opened_assets(job.catalog, setup.searched)
+    k, kinds = _width(queries, job), _kinds(job, tuple(indexes))
+    by_kind: dict[str, list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]] = {kind: [] for kind in kinds}
+    for part in sorted(parts, key=lambda part: part.group):
+        shape = (len(queries.vectors), part.width)
+        arrays = np.frombuffer(part.scores, np.float32), np.frombuffer(part.rows, np.int64)
+        by_kind[setup.groups[part.group][0].kind].append((arrays[0].reshape(shape), arrays[1].reshape(shape)))
+    found = [indexes[kind].join(by_kind[kind], k) for kind in kinds]
+    entries = [index.entry for index in indexes.values()]
+    assets = {kind: indexes[kind].assets for kind in kinds}
+    return _write(block, setup, queries, _merge(entries, found, kinds, k, block.kind, job), assets)
+
+
+def find_done(block: Block, setup: SearchSetup) -> BlockRecord | None:
+    """The record of a block whose hits are there; None where its queries have more vectors now, or the file is none."""
+    output, name = Store(setup.job.output), hits_name(setup.result, block.number, setup.blocks)
+    size = output.size(name)
+    if size is None:
+        return None
+    try:
+        with output.open_read(name) as file:
+            told = orjson.loads((pq.read_metadata(file).metadata or {})[_FOOTER])
+    except (pa.ArrowException, KeyError, ValueError):
+        return None
+    if told.pop("asked") != block.rows:
+        return None
+    return BlockRecord(**{**told, "size_bytes": size})
+
+
+def _write(
+    block: Block, setup: SearchSetup, queries: Queries, merged: Merged, assets: Mapping[AssetKind, pa.Table]
+) -> BlockRecord:
+    output, name = Store(setup.job.output), hits_name(setup.result, block.number, setup.blocks)
+    if queries.dead:
+        write_dead_letters(output, block_dead_name(setup.result, block.number), queries.dead)
+    table, full = _table(queries, merged, assets, setup)
+    record = BlockRecord(
+        number=block.number,
+        queries=len(queries.vectors),
+        hits=len(table),
+        dead=len(queries.dead),
+        full=full,
+        size_bytes=0,
+    )
+    footer = orjson.dumps({"asked": block.rows, **asdict(record)})
+    with output.open_write(name) as file:
+        table = table.replace_schema_metadata({_FOOTER: footer})
+        pq.write_table(table, pa.PythonFile(file, mode="w"), compression="zstd", write_page_checksum=True)
+    pa.default_memory_pool().release_unused()
+    return BlockRecord(**{**asdict(record), "size_bytes": output.size(name) or 0})
+
+
+def write_dead_letters(output: Store, name: str, letters: Iterable[DeadLetter]) -> None:
+    with output.open_write(name) as file:
+        pq.write_table(dead_letter_table(list(letters)), pa.PythonFile(file, mode="w"), write_page_checksum=True)
+
+
+_opening = threading.Lock()
+
+
+def _opened(url: str, version: str) -> Catalog:
+    with _opening:  # the cache alone would let two threads open it
+        return _open(url, version)
+
+
+@functools.lru_cache(maxsize=2)
+def _open(url: str, version: str) -> Catalog:
+    return open_catalog(url, version=version)
+
+
+@functools.lru_cache(maxsize=2)
+def _opened_assets(url: str, version: str) -> dict[str, KindIndex]:
+    return open_assets(url, version)
+
+
+def _kinds(job: SearchJob, there: Sequence[str]) -> list[AssetKind]:
+    asked: tuple[AssetKind, ...] = job.search.kinds or ("image", "text")
+    return [kind for kind in sorted(asked) if kind in there]
+
+
+def _width(queries: Queries, job: SearchJob) -> int:
+    """How many hits are looked for: one more where a query may find itself."""
+    spare = job.search.exclude_self and bool(queries.is_same.any())
+    return min(job.search.k + spare, MAX_K)
+
+
+def _where(job: SearchJob, assets: pa.Table) -> pc.Expression | None:
+    return None if job.search.where is None else parse_where(job.search.where, assets.schema)
+
+
+def _merge(
+    entries: Iterable[IndexEntry],
+    found: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]],
+    kinds: Sequence[AssetKind],
+    k: int,
+    query_kind: str,
+    job: SearchJob,
+) -> Merged:
+    of_kinds: dict[str, IndexEntry] = {entry.kind: entry for entry in entries if entry.kind in kinds}
+    figures = check_merge(job.search.merge, of_kinds, query_kind)
+    return merge_kinds(found, k, job.search.merge, [figures[kind] for kind in kinds])
+
+
+def _table(
+    queries: Queries, merged: Merged, tables: Mapping[AssetKind, pa.Table], setup: SearchSetup
+) -> tuple[pa.Table, int]:
+    """The hits as rows, and the number of queries that may have more of them above `min_score`."""
+    wanted = setup.job.search
+    schema = hits_schema(setup.job, setup.metadata_types)
+    keep = merged.rows >= 0
+    if wanted.min_score is not None:
+        keep &= merged.scores >= wanted.min_score
+    query_of, column = np.nonzero(keep)
+    assets = _take(tables, merged, query_of, column, schema)
+    asked = queries.table.take(pa.array(query_of))
+    if wanted.exclude_self and queries.is_same.any():
+        is_self = pc.and_(
+            pc.equal(asked.column("query_id"), assets.column("asset_id")),
+            pc.equal(asked.column("query_kind"), assets.column("kind")),
+        ).to_numpy(zero_copy_only=False)
+        keep_rows = ~(is_self & queries.is_same[query_of])
+    else:
+        keep_rows = np.ones(len(query_of), bool)
+    ranks = _ranks(query_of, keep_rows)
+    keep_rows &= ranks <= wanted.k
+    full = 0
+    if wanted.min_score is not None:
+        full = int((np.bincount(query_of[keep_rows], minlength=len(queries.vectors)) == wanted.k).sum())
+    if wanted.pairs_once:
+        keep_rows &= _is_first_of_pair(asked, assets)
+    chosen = pa.array(keep_rows)
+    columns = dict(zip(asked.column_names, asked.columns, strict=True))
+    columns |= dict(zip(assets.column_names, assets.columns, strict=True))
+    columns["rank"] = pa.array(ranks, pa.int32())
+    columns["score"] = pa.array(merged.scores[query_of, column])
+    return pa.table([columns[field.name] for field in schema], schema=schema).filter(chosen), full
+
+
+def _ranks(query_of: npt.NDArray[np.int64], keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """The place of each kept hit among those of its query, from 1; `query_of` is in order."""
+    kept_before: npt.NDArray[np.int64] = np.cumsum(keep) - keep
+    starts = np.searchsorted(query_of, query_of, side="left")
+    base: npt.NDArray[np.int64] = kept_before[starts] if len(starts) else kept_before
+    return kept_before - base + 1
+
+
+def _is_first_of_pair(asked: pa.Table, assets: pa.Table) -> npt.NDArray[np.bool_]:
+    """Whether (kind, id) of the query stands before those of the asset."""
+    ids = pc.less(asked.column("query_id"), assets.column("asset_id"))
+    same = pc.equal(asked.column("query_kind"), assets.column("kind"))
+    kinds = pc.less(asked.column("query_kind"), assets.column("kind"))
+    first: npt.NDArray[np.bool_] = pc.or_(kinds, pc.and_(same, ids)).to_numpy(zero_copy_only=False)
+    return first
+
+
+def _take(
+    assets_of: Mapping[AssetKind, pa.Table],
+    merged: Merged,
+    query_of: npt.NDArray[np.int64],
+    column: npt.NDArray[np.int64],
+    schema: pa.Schema,
+) -> pa.Table:
+    """The assets of the hits, in their order, with the columns that `schema` wants of them."""
+    of_kind, rows = merged.kinds[query_of, column], merged.rows[query_of, column]
+    tables, places = [], []
+    for number, assets in enumerate(assets_of.values()):
+        here = np.flatnonzero(of_kind == number)
+        wanted = [name for name in schema.names if name in assets.column_names]
+        taken = assets.select(wanted).take(pa.array(rows[here]))
+        if "metadata" in wanted:
+            struct = schema.field("metadata").type
+            whole = pa.concat_arrays(taken.column("metadata").chunks) if len(taken) else pa.array([], struct)
+            cells = [pc.struct_field(whole, field.name) for field in struct]
+            chosen = pa.StructArray.from_arrays(cells, fields=list(struct))
+            taken = taken.set_column(taken.column_names.index("metadata"), "metadata", chosen)
+        tables.append(taken)
+        places.append(here)
+    if len(tables) == 1:
+        return tables[0]
+    return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(places), kind="stable")))

@@ -1,0 +1,82 @@
+"""Units in, records out: embeds what a plan says."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+
+from ..index.vectors.units import UnitRecord
+from .embedding.lane import LaneSetup, Telemetry, run_lane
+from .planning.plan import Unit
+from .workers.failures import note_failure
+
+_NAMESPACE = "epithre_beam"
+
+
+@dataclass(eq=False, kw_only=True)
+class EmbedUnits(beam.PTransform):  # type: ignore[misc]
+    """Embeds the units of a plan; gives a `UnitRecord` for each.
+
+    Input: PCollection[Unit], which is small: its references stand in the plan's file. Output:
+    PCollection[UnitRecord]. Vectors are in unit files in the catalog; neither they nor pictures cross a shuffle.
+    """
+
+    setup: LaneSetup
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, units: beam.PCollection) -> beam.PCollection:
+        return (
+            units
+            | "ChooseLane" >> beam.Map(to_lane, self.setup.embed.lanes).with_output_types(tuple[int, Unit])
+            | "GroupByLane" >> beam.GroupByKey()
+            | "EmbedLane" >> beam.ParDo(_EmbedLane(self.setup))
+        )
+
+
+def to_lane(unit: Unit, lanes: int) -> tuple[int, Unit]:
+    """Spreads units over lanes by their names, which are hashes."""
+    return int(unit.name[:8], 16) % lanes, unit
+
+
+class _EmbedLane(beam.DoFn):  # type: ignore[misc]
+    """Runs one lane. Metrics are kept here, on the DoFn's own thread: those of a pool's threads are lost."""
+
+    def __init__(self, setup: LaneSetup) -> None:
+        self._setup = setup
+
+    def process(self, element: tuple[int, Iterable[Unit]]) -> Iterator[UnitRecord]:
+        lane, units = element
+        telemetry = Telemetry()
+        told: Counter[str] = Counter()
+        try:
+            for record in run_lane(self._setup, units, lane, telemetry):
+                Metrics.counter(_NAMESPACE, "vectors").inc(record.rows)
+                Metrics.counter(_NAMESPACE, "dead_letters").inc(record.dead)
+                Metrics.counter(_NAMESPACE, "units_reused").inc(int(record.reused))
+                _tell(telemetry, told)
+                yield record
+            _tell(telemetry, told)
+        except Exception as error:
+            note_failure(self._setup.run, error)
+            raise
+
+
+def _tell(telemetry: Telemetry, told: Counter[str]) -> None:
+    """Adds what was counted since the last time to Beam's metrics, by Beam's own names where it has one."""
+    meter = telemetry.meter
+    counts = {
+        "cumulativeThrottlingSeconds": int(telemetry.throttled_s),  # what autoscalers read
+        "RatelimitRequestsTotal": meter.requests,
+        "RatelimitRequestsThrottled": meter.answers_429,
+        "items_sent": meter.items_sent,
+        "bytes_up": meter.bytes_up,
+        "bytes_down": meter.bytes_down,
+        "retries": meter.retries.total(),
+    }
+    for name, count in counts.items():
+        Metrics.counter(_NAMESPACE, name).inc(count - told[name])
+        told[name] = count

@@ -1,0 +1,1 @@
+"""One unit, one event loop that sends, and what may be spent."""

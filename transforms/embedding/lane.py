@@ -1,0 +1,201 @@
+"""A lane: one event loop that embeds many units at once within one budget, and tells how it is getting on.
+
+By default all the requests of a run go through one lane, so its budget in plain memory holds the limit on any runner.
+Several lanes share a ledger.
+"""
+
+import asyncio
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ...configs import EmbedConfig, PrepareConfig, SourceConfig
+from ...configs.errors import RefusedKeyError
+from ...index.vectors.paid import PaidVectors
+from ...index.vectors.units import UnitRecord
+from ...index.versions.manifest import read_manifest
+from ..epithre.client import Client, limits_of
+from ..epithre.meter import Meter
+from ..epithre.rate_limit.budget import Budget
+from ..planning.plan import PlanReader, Unit
+from ..sources.reading import Reader
+from ..sources.references import references_of
+from ..workers.progress import ProgressWriter, read_lane
+from ..workers.run_folder import RunFolder
+from .shared_limit import shared_ledger
+from .unit import ByteLimit, SentContents, UnitContext, embed_unit
+
+_PAYLOAD_SHARE = 0.4
+_SENT_KEPT = 1024
+_UNIT_COPIES = 2
+"""A unit's vectors are there about twice while they are written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneSetup:
+    """What a lane needs to know. Travels through the pipeline's graph, so it holds no secret."""
+
+    run: RunFolder
+    plan: str
+    """The plan's file in the catalog."""
+    embed: EmbedConfig
+    """Of the job, with the address at which the API was found."""
+    prepare: PrepareConfig
+    sources: tuple[SourceConfig, ...]
+    """That the plan's references come from."""
+    recipe: str
+    """What the vectors are made with."""
+    paid_versions: tuple[str, ...] = ()
+    """The versions whose vectors may be taken over, where the content is the same."""
+    requests_spent: int = 0
+    """Requests that the launcher made and the server may still count."""
+
+
+class Telemetry:
+    """What a lane has counted so far, for the thread that reads its records: plain numbers, read while they grow."""
+
+    def __init__(self) -> None:
+        self.meter = Meter()
+        self.throttled_s = 0.0
+
+
+def run_lane(
+    setup: LaneSetup, units: Iterable[Unit], lane: int = 0, telemetry: Telemetry | None = None
+) -> Iterator[UnitRecord]:
+    """Embeds units, several at a time, and yields the record of each as it is done, in no set order.
+
+    Raises:
+        ApiError: When no request will succeed any more. Units that were finished stay finished.
+    """
+    records: queue.SimpleQueue[UnitRecord | BaseException | None] = queue.SimpleQueue()
+    loop = asyncio.new_event_loop()
+    main: list[asyncio.Task[None]] = []
+
+    def run() -> None:
+        try:
+            main.append(loop.create_task(_run(setup, list(units), lane, records.put, telemetry or Telemetry())))
+            loop.run_until_complete(main[0])
+            records.put(None)
+        except BaseException as error:  # handed to the caller's thread, which raises it
+            records.put(error)
+        finally:
+            loop.close()
+
+    thread = threading.Thread(target=run, name="embed-lane", daemon=True)
+    thread.start()
+    try:
+        while (record := records.get()) is not None:
+            if isinstance(record, BaseException):
+                raise record
+            yield record
+    finally:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the lane is over already
+            loop.call_soon_threadsafe(_cancel, main)
+        thread.join(timeout=10)
+
+
+def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+async def _run(
+    setup: LaneSetup, units: list[Unit], lane: int, emit: Callable[[UnitRecord], None], telemetry: Telemetry
+) -> None:
+    embed = setup.embed
+    store = setup.run.store()
+    memory = embed.memory_mb * 1_000_000
+    vector_bytes = embed.dimension * 4 * _UNIT_COPIES
+    meter = telemetry.meter
+    is_limited = embed.max_requests is not None or embed.max_cost is not None
+    if is_limited and (before := await asyncio.to_thread(read_lane, setup.run, lane)) is not None:
+        meter.add(before["meter"])  # a runner may begin again what it has begun: that was spent too
+    budget = Budget(
+        limits_of(embed),
+        max_concurrency=embed.max_concurrency,
+        spent=setup.requests_spent,
+        ledger=shared_ledger(embed, setup.run.version, setup.requests_spent),
+    )
+    vectors_in_flight = ByteLimit(int(memory * (1 - _PAYLOAD_SHARE)))
+    progress = ProgressWriter(setup.run, lane, sum(u.references for u in units), meter, budget)
+    reader = Reader(setup.sources, setup.prepare)
+    share = embed.share(lane, greetings=setup.requests_spent)
+    client = Client(share, api_key(embed.api_key_env), budget=budget, meter=meter)
+    threads = ThreadPoolExecutor(embed.readers, thread_name_prefix="read")
+    local_threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="prepare")
+    plan = PlanReader(store, setup.plan)
+    plan_lock = threading.Lock()
+
+    def find_paid() -> PaidVectors:
+        return PaidVectors(store, [read_manifest(store, version) for version in setup.paid_versions], setup.recipe)
+
+    paid = await asyncio.to_thread(find_paid)
+    context = UnitContext(
+        store=store,
+        embed=embed,
+        prepare=setup.prepare,
+        reader=reader,
+        client=client,
+        threads=threads,
+        local_threads=local_threads,
+        bytes_in_flight=ByteLimit(int(memory * _PAYLOAD_SHARE)),
+        sent=SentContents(_SENT_KEPT),
+        paid=paid,
+        recipe=setup.recipe,
+        note_progress=progress.note,
+    )
+
+    async def embed_one(unit: Unit, held: int) -> None:
+        try:
+
+            def read() -> pa.Table:
+                with plan_lock:
+                    return plan.read(unit.row_group)
+
+            references = references_of(await context.in_thread(read))
+            record = await embed_unit(unit, references, context)
+            telemetry.throttled_s = budget.throttled_s
+            emit(record)
+        finally:
+            vectors_in_flight.release(held)
+
+    try:
+        async with client:
+            ticker = asyncio.create_task(progress.tick())
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for unit in units:
+                        held = await vectors_in_flight.acquire(unit.references * vector_bytes)
+                        group.create_task(embed_one(unit, held))
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            finally:
+                ticker.cancel()
+                await asyncio.wait([ticker])
+                progress.write(is_done=True)
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        local_threads.shutdown(wait=False, cancel_futures=True)
+        reader.close()
+        plan.close()
+        await asyncio.to_thread(budget.close)
+
+
+def api_key(variable: str) -> str:
+    """The key from the environment of this process.
+
+    Raises:
+        RefusedKeyError: When the variable is not set here, though it was where the run was started.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise RefusedKeyError(
+            f"The environment variable {variable}, named by embed.api_key_env, is not set on this worker."
+        )
+    return key

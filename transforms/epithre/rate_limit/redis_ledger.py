@@ -1,0 +1,205 @@
+"""A ledger in Redis, for lanes on many machines. The same rules as `ledger.Ledger`, one script a call.
+
+Redis runs a script alone, so what it reads and writes is one step for all workers, and its clock is the only one.
+If Redis loses its data, nobody knows which requests still count: the first call that finds the state gone starts a
+new one that lets nothing through until every request of the old one has left the server's window.
+"""
+
+import contextlib
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from ....configs.errors import RateLimiterLostError
+from .ledger import (
+    BURST_S,
+    CUT,
+    CUT_EVERY_S,
+    LOWEST_FACTOR,
+    MARGIN_S,
+    RECOVERY_A_MINUTE,
+    WEIGHTS,
+    Answer,
+    LedgerSettings,
+)
+
+_FORGET_S = 86_400
+_COMMON = """
+local state, ending, held = KEYS[1], KEYS[2], KEYS[3]
+local settings = cjson.decode(ARGV[1])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local function get(name, default) return tonumber(redis.call('HGET', state, name) or default) end
+local function set(name, value) redis.call('HSET', state, name, string.format('%.6f', value)) end
+if redis.call('EXISTS', state) == 0 then
+  redis.call('DEL', ending, held)
+  set('factor', 1)
+  set('factor_at', now)
+  if ARGV[2] ~= 'create' then
+    set('pause_until', now + settings.hold_s + settings.window_s + settings.margin_s)
+  end
+end
+local function recovered()
+  local minutes = (now - get('factor_at', now)) / settings.window_s
+  return math.min(1, get('factor', 1) + minutes * settings.recovery)
+end
+for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, settings.forget_s) end
+"""
+_ACQUIRE = (
+    _COMMON
+    + """
+local weights = cjson.decode(ARGV[3])
+for _, lease in ipairs(redis.call('ZRANGEBYSCORE', ending, '-inf', string.format('%.6f', now))) do
+  for name, weight in pairs(cjson.decode(redis.call('HGET', held, lease) or '{}')) do
+    set('used_' .. name, get('used_' .. name, 0) - weight)
+  end
+  redis.call('ZREM', ending, lease)
+  redis.call('HDEL', held, lease)
+end
+local wait = math.max(get('pause_until', 0) - now, 0)
+local limits, share = {}, 0
+for _, name in ipairs(settings.weights) do
+  local limit = settings.limits[name] or get('learned_' .. name, 0)
+  if limit > 0 then
+    local weight = math.min(weights[name] or 0, limit)
+    share = math.max(share, weight / limit)
+    if get('used_' .. name, 0) + weight > limit then
+      local first = redis.call('ZRANGE', ending, 0, 0, 'WITHSCORES')
+      wait = math.max(wait, tonumber(first[2]) - now)
+    end
+  end
+end
+if share > 0 then wait = math.max(wait, get('next_at', 0) - now) end
+if wait > 0 then return {'', string.format('%.6f', wait)} end
+for name, weight in pairs(weights) do set('used_' .. name, get('used_' .. name, 0) + weight) end
+redis.call('ZADD', ending, string.format('%.6f', now + settings.hold_s + settings.window_s), ARGV[4])
+redis.call('HSET', held, ARGV[4], ARGV[3])
+set('next_at', math.max(get('next_at', 0), now - settings.burst_s) + share * settings.window_s / recovered())
+return {ARGV[4], '0'}
+"""
+)
+_ANSWERED = (
+    _COMMON
+    + """
+redis.call('ZADD', ending, 'XX', string.format('%.6f', now + settings.window_s + settings.margin_s), ARGV[3])
+return {'', '0'}
+"""
+)
+_SLOW_DOWN = (
+    _COMMON
+    + """
+set('pause_until', math.max(get('pause_until', 0), now + tonumber(ARGV[3])))
+if now - get('cut_at', 0) >= math.min(settings.cut_every_s, settings.window_s) then
+  set('factor', math.max(settings.lowest, recovered() * settings.cut))
+  set('cut_at', now)
+  set('factor_at', now)
+end
+return {'', '0'}
+"""
+)
+_LEARN = (
+    _COMMON
+    + """
+for name, limit in pairs(cjson.decode(ARGV[3])) do set('learned_' .. name, limit) end
+return {'', '0'}
+"""
+)
+
+
+class RedisLedger:
+    """A ledger that all who name the same Redis and the same `name` share. Picklable; connects where it is used.
+
+    Args:
+        url: `redis://HOST:PORT/DB` or `rediss://…`, without a password.
+        name: Of the budget: one for each key of the API, whatever jobs use it.
+        settings: The same on all that share it.
+        password: Of Redis.
+    """
+
+    is_remote = True
+
+    def __init__(self, url: str, name: str, settings: LedgerSettings, *, password: str | None = None) -> None:
+        self._url = url
+        self._name = name
+        self._password = password
+        self._keys = [f"epithre-beam:{{{name}}}:{part}" for part in ("state", "ending", "held")]
+        self._known = dict(settings.limits)
+        self._settings = orjson.dumps(
+            {
+                "limits": dict(settings.limits),
+                "window_s": settings.window_s,
+                "hold_s": settings.hold_s,
+                "margin_s": MARGIN_S,
+                "burst_s": BURST_S,
+                "cut": CUT,
+                "cut_every_s": CUT_EVERY_S,
+                "lowest": LOWEST_FACTOR,
+                "recovery": RECOVERY_A_MINUTE,
+                "weights": WEIGHTS,
+                "forget_s": _FORGET_S,
+            }
+        )
+        self._scripts: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"RedisLedger({self._url!r}, {self._name!r})"  # never the password
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_scripts": {}}  # connections stay where they were made
+
+    def create(self, spent: int = 0) -> None:
+        """Makes the state if there is none, before any worker asks; called once, where a run is started.
+
+        Args:
+            spent: Requests that were sent just now, outside the ledger.
+
+        Raises:
+            RateLimiterLostError: When Redis is not there.
+        """
+        self._call(_LEARN, "create", b"{}")
+        for _ in range(spent):
+            lease = self._new_lease()
+            self._call(_ACQUIRE, "create", orjson.dumps({"requests": 1.0}), lease)
+            self._call(_ANSWERED, "create", lease)
+
+    def try_acquire(self, weights: Mapping[str, float]) -> Answer:
+        lease, wait = self._call(_ACQUIRE, "", orjson.dumps(dict(weights)), self._new_lease())
+        return Answer(lease or None, float(wait))
+
+    def answered(self, lease: str) -> None:
+        self._call(_ANSWERED, "", lease)
+
+    def slow_down(self, retry_after_s: float | None) -> None:
+        self._call(_SLOW_DOWN, "", str(max(retry_after_s or 0.0, 0.0)))
+
+    def learn(self, limits: Mapping[str, float]) -> None:
+        new = {name: limit for name, limit in limits.items() if name in WEIGHTS and name not in self._known}
+        self._call(_LEARN, "", orjson.dumps(new))
+
+    def _new_lease(self) -> str:
+        return secrets.token_hex(8)
+
+    def _call(self, script: str, mode: str, *arguments: str | bytes) -> tuple[str, str]:
+        import redis
+
+        try:
+            if script not in self._scripts:
+                # No retries of its own: a script whose answer was lost may have taken a lease, and taking another
+                # is safe but wasteful; the budget asks again in its own time.
+                client = redis.Redis.from_url(
+                    self._url,
+                    password=self._password,
+                    socket_timeout=5.0,
+                    socket_connect_timeout=5.0,
+                    decode_responses=True,
+                )
+                self._scripts[script] = client.register_script(script)
+            first, second = self._scripts[script](keys=self._keys, args=[self._settings, mode, *arguments])
+            return str(first), str(second)
+        except redis.RedisError as error:
+            with contextlib.suppress(KeyError):
+                del self._scripts[script]
+            words = type(error).__name__
+            raise RateLimiterLostError(f"The ledger at {self._url} cannot be reached ({words}).") from None

@@ -1,0 +1,53 @@
+"""Retries: how long each waits, and how many there may be beside the requests that are not."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from .circuit_breaker import CircuitBreaker
+from .meter import Meter
+
+_FREE_RETRIES = 20
+_LONGEST_JITTER_S = 30.0
+_FIRST_JITTER_S = 0.5
+_POLL_S = 0.1
+
+
+class Retries:
+    """Waits before a retry, as the server asks plus jitter that doubles, and for a place in the retry budget.
+
+    Args:
+        share: Retries as a share of all requests at most; the first 20 are free.
+        meter: Counts requests and retries.
+        breaker: Says when waiting makes no sense any more.
+        seed: Of the jitter.
+        sleep: Waits; tests may make it shorter.
+    """
+
+    def __init__(
+        self, share: float, meter: Meter, breaker: CircuitBreaker, *, seed: int | None, sleep: Callable[[float], Any]
+    ) -> None:
+        self._share = share
+        self._meter = meter
+        self._breaker = breaker
+        self._random = random.Random(seed)
+        self._sleep = sleep
+
+    async def wait(self, reason: str, tries: int, retry_after_s: float | None, is_spent: Callable[[], bool]) -> None:
+        """Returns when the retry may be sent, and counts it.
+
+        Args:
+            reason: What is retried, for the report.
+            tries: How often it was sent.
+            retry_after_s: As the server asked.
+            is_spent: Whether nothing is sent any more, so that nothing need be waited for.
+        """
+        jitter_s = self._random.uniform(0, min(_LONGEST_JITTER_S, _FIRST_JITTER_S * 2**tries))
+        await self._sleep(max(retry_after_s or 0.0, 0.0) + jitter_s)
+        while self._meter.retries.total() >= _FREE_RETRIES + self._share * self._meter.requests:
+            if is_spent():
+                return
+            if self._breaker.is_open or self._breaker.is_outage:
+                break  # the failures in a row decide
+            await self._sleep(_POLL_S)
+        self._meter.retries[reason] += 1

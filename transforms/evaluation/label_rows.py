@@ -1,0 +1,194 @@
+"""Where labelled assets stand in the catalogs that are judged: ids become kinds and rows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ...configs.errors import ConfigError
+from ...index.search.catalog import Catalog
+from ...index.storage.store import Store
+from ...index.versions.layout import KINDS, version_folder
+from .figures import Wanted, row_offsets
+from .labelled import LabelledQuery, Relevant
+
+_DEAD, _UNKNOWN = -1, -2
+_SHOWN = 3
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedLabels:
+    """Labelled queries, and their pairs with the rows that they are in each catalog."""
+
+    queries: tuple[LabelledQuery, ...]
+    pair_query: Rows
+    """For each pair, the position of its query."""
+    pair_kind: npt.NDArray[np.str_]
+    grades: npt.NDArray[np.float64]
+    rows: tuple[Rows, ...]
+    """For each catalog, the rows of the pairs; -1 for an asset whose vector is missing (a dead letter)."""
+    own_rows: tuple[Rows, ...]
+    """For each catalog, the rows of the queries that are assets; -1 for other queries."""
+    dropped: int
+    """Pairs that were left out."""
+
+    def directions(self) -> Iterator[tuple[str, str]]:
+        """Each kind of query with each kind that something is right of."""
+        kinds = np.array([query.kind for query in self.queries])[self.pair_query]
+        right = self.grades > 0
+        for query_kind in KINDS:
+            for kind in KINDS:
+                if (right & (kinds == query_kind) & (self.pair_kind == kind)).any():
+                    yield query_kind, kind
+
+    def wanted(self, number: int, query_kind: str, kind: str | None, catalog: Catalog) -> tuple[Rows, Wanted]:
+        """What is right in one direction: the positions of its queries, and their pairs.
+
+        Args:
+            number: Of the catalog.
+            query_kind: Of the queries.
+            kind: Of the assets; None: of all kinds, whose rows are counted through.
+            catalog: That the number stands for.
+        """
+        rows = self.rows[number]
+        if kind is None:
+            starts = row_offsets(catalog)
+            rows = np.where(rows >= 0, rows + np.array([starts.get(str(one), 0) for one in self.pair_kind]), -1)
+        chosen = np.array([query.kind == query_kind for query in self.queries])[self.pair_query]
+        if kind is not None:
+            chosen &= self.pair_kind == kind
+        # A query with nothing but grades of 0 in this direction says nothing of it.
+        positions = np.unique(self.pair_query[chosen & (self.grades > 0)])
+        chosen &= np.isin(self.pair_query, positions)
+        query = np.searchsorted(positions, self.pair_query[chosen])
+        return positions, Wanted(queries=len(positions), query=query, rows=rows[chosen], grades=self.grades[chosen])
+
+
+def place_labels(
+    queries: Sequence[LabelledQuery], catalogs: Sequence[tuple[str, Catalog]], *, drop_unknown: bool = False
+) -> PlacedLabels:
+    """Finds the labelled assets in all catalogs.
+
+    Args:
+        queries: As they were read.
+        catalogs: Each with its address.
+        drop_unknown: Leave out what is not in every catalog, instead of refusing the file.
+
+    Raises:
+        ConfigError: When an id is unknown, is of two kinds and the file does not say which, or nothing is left.
+    """
+    pairs = [(number, label) for number, query in enumerate(queries) for label in query.relevant]
+    labels = [label for _, label in pairs]
+    asked = [(query.asset_id, query.kind) for query in queries]
+    ids = list(dict.fromkeys([*(label.asset_id for label in labels), *(name for name, _ in asked if name is not None)]))
+    known = [_find(url, catalog, ids) for url, catalog in catalogs]
+    kinds = [_kind_of(label, known) for label in labels]
+    _refuse_doubles(pairs, kinds)
+    rows = [
+        np.array([_row(found, kind, label.asset_id) for kind, label in zip(kinds, labels, strict=True)])
+        for found in known
+    ]
+    own = [
+        np.array([-1 if name is None else found[kind].get(name, _UNKNOWN) for name, kind in asked]) for found in known
+    ]
+    is_bad = np.any([part == _UNKNOWN for part in rows], axis=0)
+    is_bad_query = np.any([(part < 0) & np.array([name is not None for name, _ in asked]) for part in own], axis=0)
+    if not drop_unknown:
+        _refuse_unknown(queries, labels, catalogs, rows, own)
+    keep = ~is_bad & ~is_bad_query[[number for number, _ in pairs]]
+    query = np.array([number for number, _ in pairs])
+    grades = np.array([label.grade for label in labels])
+    left = np.unique(query[keep & (grades > 0)])
+    keep &= np.isin(query, left)
+    if not len(left):
+        raise ConfigError("Of the labelled pairs none is left whose query and asset are in every catalog.")
+    return PlacedLabels(
+        queries=tuple(queries[number] for number in left.tolist()),
+        pair_query=np.searchsorted(left, query[keep]),
+        pair_kind=np.array([str(kind) for kind in kinds])[keep],
+        grades=grades[keep],
+        rows=tuple(part[keep] for part in rows),
+        own_rows=tuple(part[left] for part in own),
+        dropped=int((~keep).sum()),
+    )
+
+
+_Found = Mapping[str, Mapping[str, int]]
+"""By kind and id, the row, or _DEAD."""
+
+
+def _find(url: str, catalog: Catalog, ids: Sequence[str]) -> _Found:
+    found: dict[str, dict[str, int]] = {kind: {} for kind in KINDS}
+    store, manifest = Store(url), catalog.manifest
+    for entry in manifest.files:
+        if entry.name.startswith("dead_letters/"):
+            with store.open_read(f"{version_folder(manifest.version)}/{entry.name}") as file:
+                table = pq.read_table(file, columns=["asset_id", "kind"], use_threads=False)
+            table = table.filter(pc.is_in(table.column("asset_id"), pa.array(ids, pa.string())))
+            for letter in table.to_pylist():
+                found[letter["kind"]][letter["asset_id"]] = _DEAD
+    for kind in catalog.kinds:
+        column = catalog.assets(kind).column("asset_id")  # type: ignore[arg-type]
+        rows = pc.index_in(pa.array(ids, pa.string()), value_set=column).to_pylist()
+        found[kind] |= {name: row for name, row in zip(ids, rows, strict=True) if row is not None}
+    return found
+
+
+def _kind_of(label: Relevant, known: Sequence[_Found]) -> str | None:
+    """The kind of a labelled asset; None when no catalog has it."""
+    if label.kind is not None:
+        return label.kind
+    kinds = [kind for kind in KINDS if any(label.asset_id in found[kind] for found in known)]
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"--pairs, {label.place}: relevant {label.asset_id!r} is the id of an image and of a text: "
+            "say which is meant in a column `relevant_kind`."
+        )
+    return kinds[0] if kinds else None
+
+
+def _refuse_doubles(pairs: Sequence[tuple[int, Relevant]], kinds: Sequence[str | None]) -> None:
+    """A pair may stand there twice, once with its kind and once without."""
+    first: dict[tuple[int, str, str | None], Relevant] = {}
+    for (number, label), kind in zip(pairs, kinds, strict=True):
+        earlier = first.setdefault((number, label.asset_id, kind), label)
+        if earlier is not label:
+            raise ConfigError(
+                f"--pairs, {label.place}: relevant {label.asset_id!r} is in {earlier.place} already, for the same "
+                "query: each pair must be there once."
+            )
+
+
+def _row(found: _Found, kind: str | None, asset_id: str) -> int:
+    return _UNKNOWN if kind is None else found[kind].get(asset_id, _UNKNOWN)
+
+
+def _refuse_unknown(
+    queries: Sequence[LabelledQuery],
+    labels: Sequence[Relevant],
+    catalogs: Sequence[tuple[str, Catalog]],
+    rows: Sequence[Rows],
+    own: Sequence[Rows],
+) -> None:
+    for (url, _), of_pairs, of_queries in zip(catalogs, rows, own, strict=True):
+        unknown = [labels[i] for i in np.flatnonzero(of_pairs == _UNKNOWN).tolist()]
+        if unknown:
+            shown = ", ".join(f"{label.asset_id!r} ({label.place})" for label in unknown[:_SHOWN])
+            more = "" if len(unknown) <= _SHOWN else f" and {len(unknown) - _SHOWN} more"
+            raise ConfigError(
+                f"relevant must be the ids of assets, and {url} has neither vector nor dead letter of {shown}{more}: "
+                "mend them, or leave such pairs out with --drop-unknown."
+            )
+        for query, row in zip(queries, of_queries.tolist(), strict=True):
+            if query.asset_id is not None and row < 0:
+                why = "is a dead letter" if row == _DEAD else "is not there"
+                raise ConfigError(
+                    f"--pairs, {query.place}: query_id must be an asset that has a vector, and the {query.kind} "
+                    f"{query.asset_id!r} {why} in {url}: mend it, or leave such pairs out with --drop-unknown."
+                )

@@ -1,0 +1,228 @@
+"""Labelled pairs: a file that says which assets are right for which query, read and checked."""
+
+import csv
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...configs import AssetKind
+from ...configs.errors import ConfigError
+from ...index.versions.layout import KINDS
+from ..sources.table_places import csv_rows, json_lines
+from ..sources.uri_safety import is_within
+
+_QUERY_COLUMNS = ("query", "picture", "query_id")
+_COLUMNS = (*_QUERY_COLUMNS, "query_kind", "relevant", "relevant_kind", "grade")
+
+_Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relevant:
+    """An asset that is right for a query."""
+
+    asset_id: str
+    kind: AssetKind | None
+    """None: the file does not say; it is the kind that has the id."""
+    grade: float
+    """How right it is; 0: it was looked at and is not."""
+    place: str = field(compare=False)
+    """Where the file has it: `line 7`, or `row 6` of Parquet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledQuery:
+    """A query and what is right for it: a sentence, a picture's file, or an asset of the catalog."""
+
+    kind: AssetKind
+    text: str | None = None
+    picture: Path | None = None
+    asset_id: str | None = None
+    relevant: tuple[Relevant, ...]
+
+    @property
+    def place(self) -> str:
+        """Where the file has it first."""
+        return self.relevant[0].place
+
+    @property
+    def words(self) -> str:
+        """What a person calls it."""
+        if self.text is not None:
+            return self.text
+        return self.picture.name if self.picture is not None else str(self.asset_id)
+
+
+def read_labels(path: Path) -> tuple[LabelledQuery, ...]:
+    """Reads a csv, jsonl or parquet file; rows of the same query are put together, in the order of the file.
+
+    Columns: `query` (a sentence), `picture` (a file in the folder of this file, or below it) or `query_kind` and
+    `query_id` (an asset); `relevant`, an id or, except in csv, a list of them; `relevant_kind`; `grade`, at least 0.
+    A row that names several ids may have one kind and one grade for all, or as many as ids.
+
+    Raises:
+        ConfigError: With the place, the rule and the value.
+    """
+    try:
+        rows = list(_rows(path))
+    except OSError as error:
+        raise ConfigError(f"--pairs {str(path)!r} cannot be read: {error.strerror or error}.") from error
+    except (UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"--pairs {str(path)!r} cannot be read as {_format(path)}: {reason}.") from error
+    if not rows:
+        raise ConfigError(f"--pairs {str(path)!r} must have at least one row, and has none.")
+    names = list(dict.fromkeys(name for _, row in rows for name in row))
+    if "relevant" not in names or not set(_QUERY_COLUMNS) & set(names):
+        raise ConfigError(
+            f"--pairs {str(path)!r} must have a column `relevant`, and one of `query`, `picture` and `query_id`; "
+            f"it has {', '.join(map(str, names))}."
+        )
+    found: dict[tuple[str, ...], LabelledQuery] = {}
+    relevant: dict[tuple[str, ...], dict[tuple[str, str | None], Relevant]] = {}
+    for here, row in rows:
+        place = f"{path} {here}"
+        query, labels = _query(row, path.parent, place), list(_relevant(row, here, place))
+        key = (query.kind, str(query.text), str(query.picture), str(query.asset_id))
+        found.setdefault(key, query)
+        for label in labels:
+            if (label.asset_id, label.kind) == (query.asset_id, query.kind):
+                raise ConfigError(f"{place}: the asset {query.asset_id!r} is asked for itself, which is never a hit.")
+            first = relevant.setdefault(key, {}).setdefault((label.asset_id, label.kind), label)
+            if first is not label:
+                raise ConfigError(
+                    f"{place}: the pair of {query.words!r} and {label.asset_id!r} stands in {first.place} already: "
+                    "each pair must be there once."
+                )
+    return tuple(_whole(query, tuple(relevant.get(key, {}).values()), path) for key, query in found.items())
+
+
+def _whole(query: LabelledQuery, relevant: tuple[Relevant, ...], path: Path) -> LabelledQuery:
+    if not any(label.grade > 0 for label in relevant):
+        raise ConfigError(
+            f"{path}: the query {query.words!r} has no asset with a grade above 0: without one that is relevant "
+            "nothing can be measured."
+        )
+    return LabelledQuery(
+        kind=query.kind, text=query.text, picture=query.picture, asset_id=query.asset_id, relevant=relevant
+    )
+
+
+def _format(path: Path) -> str:
+    return path.suffix.lower().lstrip(".")
+
+
+def _rows(path: Path) -> Iterator[tuple[str, _Row]]:
+    """(place, row) of each row that is not blank."""
+    match _format(path):
+        case "csv":
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                rows = csv_rows(file, strict=True)
+                _, names = next(rows, (0, []))
+                for line, cells in rows:
+                    if len(cells) > len(names):
+                        raise ConfigError(f"{path} line {line}: has more cells than the file has columns.")
+                    yield f"line {line}", {n: c or None for n, c in itertools.zip_longest(names, cells)}
+        case "jsonl":
+            with path.open("rb") as lines:
+                for number, text in json_lines(lines):
+                    try:
+                        value = orjson.loads(text)
+                    except orjson.JSONDecodeError as error:
+                        why = f"{error.msg}, at its character {error.colno}"
+                        raise ConfigError(f"{path} line {number}: cannot be read as jsonl: {why}.") from None
+                    if not isinstance(value, dict):
+                        raise ConfigError(f"{path} line {number}: must be an object, got {str(value)[:60]!r}.")
+                    yield f"line {number}", value
+        case "parquet":
+            names = pq.read_schema(path).names
+            if columns := [name for name in names if name in _COLUMNS]:
+                table = pq.read_table(path, columns=columns, use_threads=False)
+                yield from ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
+            else:
+                yield "", dict.fromkeys(names)  # the caller says which are missing
+        case other:
+            raise ConfigError(f"--pairs must be a file ending in .csv, .jsonl or .parquet, got {other!r} ({path}).")
+
+
+def _query(row: _Row, folder: Path, place: str) -> LabelledQuery:
+    given = [name for name in _QUERY_COLUMNS if row.get(name) is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            f"{place}: must have exactly one of `query`, `picture` and `query_id`, got {' and '.join(given) or 'none'}."
+        )
+    value = _id(row[given[0]], given[0], place)
+    match given[0]:
+        case "query":
+            return LabelledQuery(kind="text", text=value, relevant=())
+        case "query_id":
+            kind = _kind(row.get("query_kind"), "query_kind", place)
+            if kind is None:
+                raise ConfigError(f"{place}: a `query_id` needs its `query_kind`, image or text.")
+            return LabelledQuery(kind=kind, asset_id=value, relevant=())
+    picture = folder / value
+    # Who writes labels says what is sent to the API, and that shall be pictures that lie beside them.
+    if not is_within(str(picture), (str(folder.absolute()),)):
+        raise ConfigError(f"{place}: picture must be a path below the folder of the file, got {value!r}.")
+    if not picture.is_file():
+        raise ConfigError(f"{place}: picture {value!r} is no file in {folder}.")
+    return LabelledQuery(kind="image", picture=picture, relevant=())
+
+
+def _relevant(row: _Row, here: str, place: str) -> Iterator[Relevant]:
+    value = row.get("relevant")
+    ids: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
+    if value is None or not ids:
+        raise ConfigError(f"{place}: relevant must be the id of an asset, or a list of ids, got {value!r}.")
+    kinds = _as_many(row.get("relevant_kind"), ids, "relevant_kind", place)
+    grades = _as_many(row.get("grade"), ids, "grade", place)
+    for one, kind, grade in zip(ids, kinds, grades, strict=True):
+        yield Relevant(
+            asset_id=_id(one, "relevant", place),
+            kind=_kind(kind, "relevant_kind", place),
+            grade=_grade(grade, place),
+            place=here,
+        )
+
+
+def _as_many(value: Any, ids: Sequence[Any], name: str, place: str) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        return [value] * len(ids)
+    if len(value) != len(ids):
+        raise ConfigError(
+            f"{place}: {name} must be one value, or one for each of the {len(ids)} ids, got {len(value)}."
+        )
+    return value
+
+
+def _id(value: Any, name: str, place: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"{place}: {name} must be text that is not empty, got {value!r}.")
+    return value
+
+
+def _kind(value: Any, name: str, place: str) -> AssetKind | None:
+    if value is not None and value not in KINDS:
+        raise ConfigError(f"{place}: {name} must be image or text, got {value!r}.")
+    return cast("AssetKind | None", value)
+
+
+def _grade(value: Any, place: str) -> float:
+    if value is None:
+        return 1.0
+    try:
+        grade = float(value)
+    except (TypeError, ValueError):
+        grade = math.nan
+    if not 0 <= grade < math.inf or isinstance(value, bool):
+        raise ConfigError(f"{place}: grade must be a number of at least 0, got {value!r}.")
+    return grade

@@ -1,0 +1,87 @@
+"""Where the rows of a run's units come from, by comparison with the version before: for the manifest's counts."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ...configs.errors import StoreError
+from ...index.storage.store import Store
+from ...index.vectors.paid import Keys, content_key, content_keys
+from ...index.vectors.units import UnitRecord
+from ...index.versions.layout import unit_name
+from ...index.versions.manifest import Manifest
+from .plan import PlanReader, deleted_name, plan_name
+
+
+def count_changes(
+    store: Store, version: str, records: Sequence[UnitRecord], base: Manifest | None, *, has_deleted: bool
+) -> Counter[str]:
+    """Counts the units' rows as `touched`, `changed`, `moved`, `copied` or `new`.
+
+    Args:
+        store: The catalog.
+        version: The new one, whose run folder has the plan.
+        records: Its units.
+        base: The version that the plan was compared with.
+        has_deleted: Whether assets of `base` are gone.
+    """
+    counts: Counter[str] = Counter()
+    if not records:
+        return counts
+    if base is None:
+        counts["new"] = sum(record.rows for record in records)
+        return counts
+    gone = _deleted(store, version) if has_deleted else {}
+    known: dict[str, Keys] = {}
+    with PlanReader(store, plan_name(version)) as plan:
+        for record in records:
+            if not record.rows:
+                continue
+            references = plan.read(record.row_group, ["asset_id", "previous_sha256"]).to_pydict()
+            before = dict(zip(references["asset_id"], references["previous_sha256"], strict=True))
+            with store.open_read(unit_name(record.unit)) as file:
+                rows = (
+                    pq.ParquetFile(file, pre_buffer=False)
+                    .read(["asset_id", "content_sha256"], use_threads=False)
+                    .to_pydict()
+                )
+            if record.carried and record.kind not in known:
+                known[record.kind] = _contents(store, base, record.kind)
+            for name, content in zip(rows["asset_id"], rows["content_sha256"], strict=True):
+                if before[name] is not None:
+                    counts["touched" if before[name] == content else "changed"] += 1
+                elif content in gone.get(record.kind, ()):
+                    counts["moved"] += 1
+                else:
+                    counts["copied" if _has(known.get(record.kind), content) else "new"] += 1
+    return counts
+
+
+def _deleted(store: Store, version: str) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    with store.open_read(deleted_name(version)) as file:
+        for batch in pq.ParquetFile(file).iter_batches(use_threads=False):
+            for row in batch.to_pylist():
+                found.setdefault(row["kind"], set()).add(row["content_sha256"])
+    return found
+
+
+def _contents(store: Store, base: Manifest, kind: str) -> Keys:
+    """The contents of the version before, sorted; 8 bytes a row."""
+    parts = []
+    for index in base.indexes:
+        if index.kind == kind:
+            try:
+                parts += list(content_keys(store, base, index))
+            except (OSError, StoreError):
+                continue  # what cannot be read cannot be compared with: copies count as new
+    return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+
+
+def _has(keys: Keys | None, content_sha256: str) -> bool:
+    if keys is None or not len(keys):
+        return False
+    at = int(np.searchsorted(keys, content_key(content_sha256)))
+    return at < len(keys) and keys[at] == content_key(content_sha256)

@@ -1,0 +1,401 @@
+"""What a run has to do: the references beside the assets of the version in force.
+
+Both go into a temporary database on the local disk, which joins and sorts within a fixed memory: a million references
+take no more of it than a thousand.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...configs import SourceConfig
+from ...configs.errors import SourceError
+from ...configs.words import of_count
+from ...index.storage.store import Store
+from ...index.vectors.units import open_vectors
+from ...index.versions.files import check_file
+from ...index.versions.layout import DEAD_LETTER_SCHEMA, Reason, metadata_type, version_folder
+from ...index.versions.manifest import FileEntry, Manifest
+from ..sources.list_sources import places_of_id
+from ..sources.references import UNKNOWN, reference_schema
+
+_MEMORY_MB = 128
+_BATCH_ROWS = 8192
+_INSERT_ROWS = 16_384
+DELETED_SCHEMA = pa.schema([("kind", pa.string()), ("content_sha256", pa.string())])
+_PREVIOUS = pa.field("previous_sha256", pa.string())
+_SAME = f"r.fingerprint <> '{UNKNOWN}' AND {{0}}.fingerprint = r.fingerprint AND {{0}}.uri IS NOT DISTINCT FROM r.uri"
+
+
+def plan_schema(metadata: Mapping[str, str]) -> pa.Schema:
+    """A reference, and the content that the version in force has under its id."""
+    return reference_schema(metadata).append(_PREVIOUS)
+
+
+def carried_schema(metadata: Mapping[str, str]) -> pa.Schema:
+    """Rows of a row group that are taken over, and what their metadata is now."""
+    struct = metadata_type(metadata)
+    return pa.schema(
+        [
+            pa.field("position", pa.int32(), nullable=False),
+            pa.field("asset_id", pa.string(), nullable=False),
+            *([] if struct is None else [pa.field("metadata", struct)]),
+        ]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What a listing shows, by kind. What was only touched or moved is known when it has been read."""
+
+    assets: Mapping[str, int]
+    size_bytes: Mapping[str, int]
+    """As listed; what is not known is not counted."""
+    unchanged: Mapping[str, int]
+    """Id, place and fingerprint are what they were: the vector is taken over unread."""
+    dead: Mapping[str, int]
+    """Unchanged as well, and without a vector for a reason of their own: not tried again."""
+    new: Mapping[str, int]
+    """Ids that the version in force has not."""
+    differing: Mapping[str, int]
+    """Ids that it has, with another fingerprint or place, or that failed for a reason of the moment."""
+    deleted: Mapping[str, int]
+    """Rows that it has and that are not listed any more."""
+    other_metadata: int
+    """Unchanged assets with other metadata."""
+
+    @property
+    def todo(self) -> int:
+        """What must be read."""
+        return sum(self.new.values()) + sum(self.differing.values())
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether a run would write the same rows again."""
+        return not (self.todo or sum(self.deleted.values()) or self.other_metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The rows of one row group of the version in force that are taken over."""
+
+    kind: str
+    file: str
+    """Of vectors, as named in the store."""
+    group: int
+    rows: pa.Table = field(repr=False)
+    """In the columns of `carried_schema`, by position."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubled:
+    """An id that is not unique within its kind, and two of the places where it stands."""
+
+    kind: str
+    asset_id: str
+    times: int
+    ids: int
+    """How many such ids there are."""
+    sources: tuple[int, ...]
+    uris: tuple[str | None, ...]
+
+
+class Comparison:
+    """All references of a run, and the assets of the version in force. Use `with`: it has a file on the local disk."""
+
+    def __init__(self, metadata: Mapping[str, str]) -> None:
+        self.metadata_types = self._types = dict(metadata)
+        self._files: list[str] = []
+        self._stack = contextlib.ExitStack()
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="epithre-beam-")))
+        settings: dict[str, Any] = {
+            "memory_limit": f"{_MEMORY_MB}MB",
+            "temp_directory": str(folder / "spilled"),
+            "threads": 2,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+        }
+        self._db = duckdb.connect(str(folder / "references.duckdb"), config=settings)
+        self._stack.callback(self._db.close)
+        self._db.execute("SET TimeZone = 'UTC'")
+        self._db.execute("PRAGMA disable_checkpoint_on_shutdown")  # the file is thrown away
+        self._create("listed", reference_schema(metadata))
+        self.clear_base()
+
+    def __enter__(self) -> "Comparison":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def add_references(self, table: pa.Table) -> None:
+        """Adds references, in the columns of `reference_schema`."""
+        self._insert("listed", table)
+
+    def check_ids(self, sources: Sequence[SourceConfig], label: str = "sources") -> None:
+        """Raises SourceError when two assets of a kind share an id, with two of the rows or files that have it.
+
+        Args:
+            sources: That the references come from.
+            label: What the job calls them.
+        """
+        doubled = self.doubled()
+        if doubled is None:
+            return
+        places: dict[str, None] = {}
+        for position, uri in zip(doubled.sources, doubled.uris, strict=True):
+            source = sources[position]
+            rows = places_of_id(source, doubled.asset_id, 2) if source.table else []
+            places |= {f"{label}[{position}] ({place})": None for place in rows or [uri or source.table or ""]}
+        where = " and ".join(list(places)[:2])
+        raise SourceError(
+            f"An id must be unique within its kind, but {doubled.kind} {doubled.asset_id!r} stands {doubled.times} "
+            f"times, in {where}; {of_count(doubled.ids, 'id is', 'ids are')} affected: nothing was sent."
+        )
+
+    def doubled(self) -> Doubled | None:
+        """The first id that two assets of a kind share; None when there is none."""
+        found = self._db.execute(
+            "SELECT kind, asset_id, count(*), count(*) OVER () FROM listed GROUP BY kind, asset_id HAVING count(*) > 1 "
+            "ORDER BY kind, asset_id LIMIT 1"
+        ).fetchall()
+        if not found:
+            return None
+        kind, asset_id, times, ids = found[0]
+        places = self._db.execute(
+            "SELECT source, uri FROM listed WHERE kind = ? AND asset_id = ? ORDER BY source, uri LIMIT 2",
+            [kind, asset_id],
+        ).fetchall()
+        sources, uris = zip(*places, strict=True)
+        return Doubled(kind=kind, asset_id=asset_id, times=times, ids=ids, sources=sources, uris=uris)
+
+    def clear_base(self) -> None:
+        """Compares with nothing: every reference is new."""
+        self._files = []
+        self._create("base", _base_schema(self._types))
+        self._create("failed", DEAD_LETTER_SCHEMA.append(pa.field("is_transient", pa.bool_())))
+        self._db.execute(
+            "CREATE OR REPLACE VIEW compared AS SELECT r.*, b.file, b.row_group, b.position, "
+            "b.content_sha256 AS previous_sha256, f.stage, f.reason, f.detail, f.attempts, "
+            f"CASE WHEN b.position IS NOT NULL AND {_SAME.format('b')} THEN 'unchanged' "
+            f"WHEN f.asset_id IS NOT NULL AND NOT f.is_transient AND {_SAME.format('f')} THEN 'dead' "
+            "WHEN b.position IS NULL AND f.asset_id IS NULL THEN 'new' ELSE 'differing' END AS fate"
+            + (", b.metadata IS DISTINCT FROM r.metadata AS has_other_metadata" if self._types else "")
+            + " FROM listed r LEFT JOIN base b USING (kind, asset_id) LEFT JOIN failed f USING (kind, asset_id)"
+        )
+        self._db.execute(
+            "CREATE OR REPLACE VIEW gone AS SELECT b.kind, b.content_sha256 "
+            "FROM base b ANTI JOIN listed USING (kind, asset_id)"
+        )
+
+    def set_base(self, store: Store, manifest: Manifest, *, damaged: Sequence[str] = (), retry_dead: bool) -> list[str]:
+        """Compares with a version whose vectors may be taken over.
+
+        Args:
+            store: The catalog.
+            manifest: Of the version.
+            damaged: Files of vectors, as named in the store, whose rows are not to be used.
+            retry_dead: Try dead letters again whatever their reason was.
+
+        Returns:
+            The files of vectors that cannot be read, `damaged` among them: their assets count as new.
+        """
+        self.clear_base()
+        bad = list(damaged)
+        prefix = version_folder(manifest.version)
+        for entry in manifest.files:
+            name = f"{prefix}/{entry.name}"
+            if entry.name.startswith("dead_letters/") and not retry_dead:
+                self._add_failed(store, manifest, entry)
+            if not entry.name.startswith("vectors/") or name in bad:
+                continue
+            self._files.append(name)
+            try:
+                if store.size(name) != entry.size_bytes:
+                    raise OSError("another length")
+                rows = self._add_rows(
+                    store, name, len(self._files) - 1, same_types=manifest.metadata_types == self._types
+                )
+                if rows != entry.rows:
+                    raise OSError("another number of rows")
+            except (pa.ArrowException, OSError, KeyError):
+                self._db.execute("DELETE FROM base WHERE file = ?", [len(self._files) - 1])
+                bad.append(name)
+        return bad
+
+    def changes(self) -> Changes:
+        sums: dict[str, dict[str, int]] = {f: {} for f in ("unchanged", "dead", "new", "differing")}
+        assets: dict[str, int] = {}
+        sizes: dict[str, int] = {}
+        for kind, fate, count, size in self._db.execute(
+            "SELECT kind, fate, count(*), coalesce(sum(size_bytes), 0)::BIGINT FROM compared GROUP BY ALL ORDER BY ALL"
+        ).fetchall():
+            sums[fate][kind] = count
+            assets[kind] = assets.get(kind, 0) + count
+            sizes[kind] = sizes.get(kind, 0) + size
+        deleted = self._db.execute("SELECT kind, count(*) FROM gone GROUP BY ALL ORDER BY ALL").fetchall()
+        other = 0
+        if self._types:
+            other = self._number("SELECT count(*) FROM compared WHERE fate = 'unchanged' AND has_other_metadata")
+        return Changes(assets=assets, size_bytes=sizes, **sums, deleted=dict(deleted), other_metadata=other)
+
+    def todo(self) -> Iterator[pa.Table]:
+        """What must be read, by kind, size, fingerprint and id: what may be the same content stands together."""
+        schema = plan_schema(self._types)
+        yield from self._select(
+            f"SELECT {', '.join(schema.names)} FROM compared WHERE fate IN ('new', 'differing') "
+            "ORDER BY kind, size_bytes NULLS LAST, fingerprint, asset_id",
+            schema,
+        )
+
+    def known_texts(self) -> set[str]:
+        """Fingerprints of texts to do whose content the version in force has: they will not be sent."""
+        rows = self._db.execute(
+            "SELECT DISTINCT fingerprint FROM compared c WHERE fate IN ('new', 'differing') AND uri IS NULL "
+            "AND EXISTS (FROM base b WHERE b.kind = c.kind AND 'sha256:' || b.content_sha256 = c.fingerprint)"
+        ).fetchall()
+        return {fingerprint for (fingerprint,) in rows}
+
+    def likely_moved(self) -> int:
+        """New files that have size and fingerprint of an asset of the version in force: moved or copied, likely."""
+        return self._number(
+            f"SELECT count(*) FROM compared c WHERE fate = 'new' AND uri IS NOT NULL AND fingerprint <> '{UNKNOWN}' "
+            "AND EXISTS (FROM base b WHERE b.kind = c.kind AND b.fingerprint = c.fingerprint)"
+        )
+
+    def kept(self) -> Iterator[Kept]:
+        """The unchanged rows, a row group of the version in force at a time, in its order."""
+        schema = carried_schema(self._types)
+        places = pa.schema([("kind", pa.string()), ("file", pa.int32()), ("row_group", pa.int32()), *schema])
+        held: list[pa.Table] = []
+        at: tuple[int, int] | None = None
+        for table in self._select(
+            f"SELECT {', '.join(places.names)} FROM compared WHERE fate = 'unchanged' "
+            "ORDER BY file, row_group, position",
+            places,
+        ):
+            files, groups = (table.column(name).to_numpy() for name in ("file", "row_group"))
+            cuts = np.flatnonzero((files[1:] != files[:-1]) | (groups[1:] != groups[:-1])) + 1
+            for start, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(table)], strict=True):
+                place = int(files[start]), int(groups[start])
+                if held and place != at:
+                    yield self._group(held, schema)
+                    held = []
+                at = place
+                held.append(table.slice(start, end - start))
+        if held:
+            yield self._group(held, schema)
+
+    def dead_letters(self) -> Iterator[pa.Table]:
+        """The dead letters that are taken over."""
+        names = ", ".join(DEAD_LETTER_SCHEMA.names)
+        yield from self._select(
+            f"SELECT {names} FROM compared WHERE fate = 'dead' ORDER BY kind, asset_id", DEAD_LETTER_SCHEMA
+        )
+
+    def deleted_contents(self) -> Iterator[pa.Table]:
+        """Kind and content of the rows whose id is gone."""
+        yield from self._select("SELECT DISTINCT kind, content_sha256 FROM gone ORDER BY ALL", DELETED_SCHEMA)
+
+    def _group(self, held: list[pa.Table], schema: pa.Schema) -> Kept:
+        rows = pa.concat_tables(held)
+        first = rows.slice(0, 1).to_pylist()[0]
+        file = self._files[first["file"]]
+        return Kept(
+            kind=first["kind"], file=file, group=first["row_group"], rows=rows.select(schema.names).cast(schema)
+        )
+
+    def _add_rows(self, store: Store, name: str, number: int, *, same_types: bool) -> int:
+        schema = _base_schema(self._types)
+        columns = ["asset_id", "kind", "uri", "fingerprint", "content_sha256"]
+        with_metadata = bool(self._types) and same_types
+        rows = 0
+        with store.open_read(name) as handle:
+            file = open_vectors(handle)
+            for groups in _together([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]):
+                numbers, sizes = zip(*groups, strict=True)
+                table = file.read_row_groups(
+                    list(numbers),
+                    columns=[*columns, *(["metadata"] if with_metadata else [])],
+                    use_threads=False,
+                )
+                for field_, values in (
+                    ("file", np.full(len(table), number)),
+                    ("row_group", np.repeat(numbers, sizes)),
+                    ("position", np.concatenate([np.arange(size) for size in sizes])),
+                ):
+                    table = table.append_column(field_, pa.array(values, pa.int32()))
+                if self._types and not with_metadata:
+                    table = table.append_column("metadata", pa.nulls(len(table), metadata_type(self._types)))
+                self._insert("base", table.select(schema.names).cast(schema))
+                rows += len(table)
+        return rows
+
+    def _add_failed(self, store: Store, manifest: Manifest, entry: FileEntry) -> None:
+        """Dead letters of the version in force. Where they are damaged their assets are tried again."""
+        if check_file(store, manifest.version, entry):
+            return
+        with store.open_read(f"{version_folder(manifest.version)}/{entry.name}") as handle:
+            file = pq.ParquetFile(handle)
+            if "fingerprint" not in file.schema_arrow.names:
+                return
+            for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+                table = pa.Table.from_batches([batch])
+                transient = [Reason(reason).is_transient for reason in table.column("reason").to_pylist()]
+                self._insert("failed", table.append_column("is_transient", pa.array(transient)))
+
+    def _create(self, name: str, schema: pa.Schema) -> None:
+        self._db.register("empty", schema.empty_table())
+        self._db.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM empty")
+        self._db.unregister("empty")
+
+    def _insert(self, name: str, table: pa.Table) -> None:
+        self._db.register("part", table)
+        self._db.execute(f"INSERT INTO {name} SELECT * FROM part")
+        self._db.unregister("part")
+
+    def _select(self, query: str, schema: pa.Schema) -> Iterator[pa.Table]:
+        # A cursor of its own: another query on the same one would end this one's rows.
+        with self._db.cursor() as cursor:
+            for batch in cursor.sql(query).to_arrow_reader(_BATCH_ROWS):
+                yield pa.Table.from_batches([batch]).cast(schema)
+
+    def _number(self, query: str) -> int:
+        return int(self._db.execute(query).fetchall()[0][0])
+
+
+def _together(sizes: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
+    """Row groups as (number, rows), so many at a time that they are worth a statement."""
+    held: list[tuple[int, int]] = []
+    for number, size in enumerate(sizes):
+        held.append((number, size))
+        if sum(rows for _, rows in held) >= _INSERT_ROWS:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+def _base_schema(metadata: Mapping[str, str]) -> pa.Schema:
+    struct = metadata_type(metadata)
+    return pa.schema(
+        [
+            ("kind", pa.string()),
+            ("asset_id", pa.string()),
+            ("uri", pa.string()),
+            ("fingerprint", pa.string()),
+            ("content_sha256", pa.string()),
+            ("file", pa.int32()),
+            ("row_group", pa.int32()),
+            ("position", pa.int32()),
+            *([] if struct is None else [("metadata", struct)]),
+        ]
+    )

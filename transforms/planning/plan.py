@@ -1,0 +1,214 @@
+"""The plan of a run: what it has to read, cut into units, in one Parquet file with a row group a unit.
+
+The pipeline carries only (unit, row group); a worker reads the references of its unit from the plan.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ...configs import SourceConfig
+from ...index.storage.store import Store
+from ...index.vectors.units import CarriedGroup
+from ...index.versions.layout import DEAD_LETTER_SCHEMA, run_folder
+from ..sources.list_sources import list_references
+from .compare import DELETED_SCHEMA, Changes, Comparison, carried_schema, plan_schema
+
+_LARGEST_UNIT = 4
+"""A unit may grow to so many times its size, to keep references together that may be the same content."""
+_CUT_AT_ONCE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One unit of a plan. Small: this is what crosses the runner's shuffle."""
+
+    name: str
+    kind: str
+    row_group: int
+    references: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run is going to do."""
+
+    name: str
+    """Of the Parquet file in the catalog."""
+    units: tuple[Unit, ...]
+    """What is to be read."""
+    carried: tuple[CarriedGroup, ...]
+    """What is taken over unread."""
+    changes: Changes
+    base: str | None
+    """The version that it is taken over from."""
+
+
+def plan_name(version: str) -> str:
+    return f"{run_folder(version)}/plan.parquet"
+
+
+def carried_name(version: str) -> str:
+    return f"{run_folder(version)}/carried.parquet"
+
+
+def carried_dead_name(version: str) -> str:
+    return f"{run_folder(version)}/dead.parquet"
+
+
+def deleted_name(version: str) -> str:
+    return f"{run_folder(version)}/deleted.parquet"
+
+
+def iterate_references(
+    sources: Sequence[SourceConfig], metadata: Mapping[str, str], label: str = "sources"
+) -> Iterator[pa.Table]:
+    """The references of all sources, in tables of `reference_schema`.
+
+    Args:
+        sources: Of the job.
+        metadata: The columns of all sources, with their types.
+        label: What the job calls its sources.
+
+    Raises:
+        ConfigError: When a source matches nothing or lacks a column.
+        SourceError: When a source cannot be listed or read.
+    """
+    for position, source in enumerate(sources):
+        yield from list_references(source, position, metadata, label)
+
+
+def cut_units(table: pa.Table, size: int) -> list[tuple[int, int]]:
+    """Cuts sorted references into (start, end) slices of one kind and about `size` rows.
+
+    References that may be byte for byte the same (texts of one hash, files of one size) stay together, up to a
+    few times `size`, so that what is the same is sent once.
+    """
+    kinds = table.column("kind").to_numpy(zero_copy_only=False)
+    sizes = table.column("size_bytes").fill_null(-1).to_numpy(zero_copy_only=False)
+    prints = table.column("fingerprint").to_numpy(zero_copy_only=False)
+    # A fingerprint that is a hash of the content says more than the size does.
+    is_hash = pc.starts_with(table.column("fingerprint"), "sha256:").to_numpy(zero_copy_only=False)
+    known = sizes >= 0
+    same_kind = kinds[1:] == kinds[:-1]
+    same = same_kind & (sizes[1:] == sizes[:-1]) & known[1:] & (~is_hash[1:] | (prints[1:] == prints[:-1]))
+    cuts, start = [], 0
+    for end in [*(np.flatnonzero(~same_kind) + 1).tolist(), len(table)]:
+        while start < end:
+            stop = min(start + size, end)
+            limit = min(start + size * _LARGEST_UNIT, end)
+            while stop < limit and same[stop - 1]:
+                stop += 1
+            cuts.append((start, stop))
+            start = stop
+    return cuts
+
+
+def unit_name(references: pa.Table, recipe: str) -> str:
+    """The hash of all that decides a unit's vectors: recipe and references, without their metadata."""
+    digest = hashlib.sha256(bytes.fromhex(recipe))
+    for name in ("asset_id", "kind", "uri", "fingerprint"):
+        for value in references.column(name).to_pylist():
+            data = (value or "").encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:40]
+
+
+def iterate_units(references: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """Cuts sorted references into units as they come, the same way as if they came in one table."""
+    held = None
+    for table in references:
+        held = table if held is None else pa.concat_tables([held, table]).combine_chunks()
+        if len(held) > _CUT_AT_ONCE * size:
+            # A cut is certain when all that could still belong to the unit is there.
+            certain = [(start, end) for start, end in cut_units(held, size) if start + size * _LARGEST_UNIT < len(held)]
+            for start, end in certain:
+                yield held.slice(start, end - start)
+            held = held.slice(certain[-1][1])
+    if held is not None:
+        for start, end in cut_units(held.combine_chunks(), size):
+            yield held.slice(start, end - start).combine_chunks()
+
+
+def write_plan(
+    store: Store, version: str, comparison: Comparison, *, recipe: str, unit_references: int, base: str | None
+) -> Plan:
+    """Cuts, names and stores what a run has to do, and says what it takes over.
+
+    Args:
+        store: The catalog.
+        version: The new one; its run folder gets the files.
+        comparison: Of the run's references with the version `base`.
+        recipe: What vectors are made with.
+        unit_references: How many a unit has, about.
+        base: The version whose rows are taken over, if there is one.
+    """
+    types = comparison.metadata_types
+    changes = comparison.changes()
+    name = plan_name(version)
+    units = []
+    with (
+        store.open_write(name) as file,
+        pq.ParquetWriter(pa.PythonFile(file, mode="w"), plan_schema(types)) as writer,
+    ):
+        for row_group, part in enumerate(iterate_units(comparison.todo(), unit_references)):
+            units.append(
+                Unit(
+                    name=unit_name(part, recipe),
+                    kind=part.column("kind")[0].as_py(),
+                    row_group=row_group,
+                    references=len(part),
+                )
+            )
+            writer.write_table(part, row_group_size=len(part))
+    carried = []
+    if sum(changes.unchanged.values()):
+        with (
+            store.open_write(carried_name(version)) as file,
+            pq.ParquetWriter(pa.PythonFile(file, mode="w"), carried_schema(types)) as writer,
+        ):
+            for row_group, kept in enumerate(comparison.kept()):
+                writer.write_table(kept.rows, row_group_size=len(kept.rows))
+                carried.append(
+                    CarriedGroup(
+                        kind=kept.kind, file=kept.file, group=kept.group, row_group=row_group, rows=len(kept.rows)
+                    )
+                )
+    if sum(changes.dead.values()):
+        _write_tables(store, carried_dead_name(version), comparison.dead_letters(), DEAD_LETTER_SCHEMA)
+    if sum(changes.deleted.values()):
+        _write_tables(store, deleted_name(version), comparison.deleted_contents(), DELETED_SCHEMA)
+    return Plan(name=name, units=tuple(units), carried=tuple(carried), changes=changes, base=base)
+
+
+def _write_tables(store: Store, name: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    with store.open_write(name) as file, pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+
+
+class PlanReader:
+    """Reads units of a plan; keeps the file open between them."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._handle = store.open_read(name)
+        self._file = pq.ParquetFile(self._handle, pre_buffer=False)
+
+    def read(self, row_group: int, columns: Sequence[str] | None = None) -> pa.Table:
+        return self._file.read_row_group(
+            row_group, columns=None if columns is None else list(columns), use_threads=False
+        )
+
+    def close(self) -> None:
+        self._handle.close()
+
+    def __enter__(self) -> "PlanReader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""A single query: embedded with the settings of its catalog, and searched."""

@@ -1,0 +1,273 @@
+"""Searches a catalog from an event loop: a sentence, a picture, a vector or an asset in, hits out. Without Beam."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from ...configs import AssetKind, EmbedConfig, PrepareConfig
+from ...configs.address import ApiAddress
+from ...configs.errors import ApiError, ArgumentError, UnknownAssetError
+from ...index.search.catalog import MAX_K, Catalog
+from ...index.search.hits import Hit
+from ...index.search.merge import Merge
+from ..epithre.client import Client
+from .embed_queries import encode_query, query_settings, vector_of
+from .query_endpoint import open_query_endpoint
+
+Vector = npt.NDArray[np.float32]
+Query = str | bytes | Vector | tuple[AssetKind, str]
+"""A sentence, a picture's file, a vector of the catalog's model, or an asset of the catalog."""
+
+_T = TypeVar("_T")
+_HASHED_APART_BYTES = 1 << 18
+_PREPARING_THREADS = 2
+_PAUSE_S = 5.0
+"""So long no request is tried after the API answered nobody, and queries fail at once."""
+
+
+class Searcher:
+    """Embeds queries through the API and searches a catalog, on one event loop, which stays free meanwhile.
+
+    The vectors of the last queries are remembered, and equal queries that are asked at the same time are sent once.
+    A process that is forked makes its own.
+
+    Args:
+        catalog: Also one that follows what is published. It is not closed here.
+        embed: Where the API is, and which model: those of the catalog.
+        prepare: The caps and formats of the catalog.
+        api_key: For the API; shown nowhere.
+        cache_queries: How many queries' vectors are remembered, 4 bytes a dimension each; 0: none.
+        threads: How many searches run at the same time; absent: one a core.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        embed: EmbedConfig,
+        prepare: PrepareConfig,
+        api_key: str,
+        *,
+        cache_queries: int = 1024,
+        threads: int | None = None,
+    ) -> None:
+        if cache_queries < 0:
+            raise ArgumentError(f"cache_queries must be 0 or more, got {cache_queries}.")
+        self.catalog = catalog
+        self._embed = query_settings(embed)
+        self._prepare = prepare
+        self._api_key = api_key
+        self._cache_queries = cache_queries
+        self._threads = threads or os.cpu_count() or 1
+        self._remembered: OrderedDict[bytes, Vector] = OrderedDict()
+        self._asked: dict[bytes, asyncio.Task[Vector]] = {}
+        self._stopped: ApiError | None = None
+        self._stopped_until = 0.0
+
+    def __repr__(self) -> str:
+        return f"Searcher({self.catalog!r}, {self._embed.base_url!r})"
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def from_catalog(
+        cls,
+        catalog: Catalog,
+        *,
+        base_url: str | None = None,
+        api_key_env: str | None = None,
+        cache_queries: int = 1024,
+        threads: int | None = None,
+    ) -> AsyncIterator[Self]:
+        """A searcher with the API that made the catalog, as its manifest says; an emulator is started if one did.
+
+        Args:
+            catalog: That is searched.
+            base_url: Another address of the same model.
+            api_key_env: Another variable with the key.
+            cache_queries: As for the searcher itself.
+            threads: As for the searcher itself.
+
+        Raises:
+            CatalogError: When it is not known what made the catalog, or the server's model is another.
+            ConfigError: When the key's variable is not set.
+            ApiError: When the server is not there, refuses the key, or does not know the model.
+        """
+        address = ApiAddress(base_url=base_url, api_key_env=api_key_env)
+        asked = open_query_endpoint(catalog.manifest, catalog.url, address)
+        endpoint = await asyncio.to_thread(asked.__enter__)
+        try:
+            settings = (endpoint.embed, endpoint.prepare, endpoint.api_key)
+            async with cls(catalog, *settings, cache_queries=cache_queries, threads=threads) as searcher:
+                yield searcher
+        finally:
+            await asyncio.to_thread(asked.__exit__, None, None, None)
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._client = Client(self._embed, self._api_key)
+        self._old_client: Client | None = None
+        self._searching = ThreadPoolExecutor(self._threads, thread_name_prefix="search")
+        # Of its own: large pictures take long, and no search shall wait for them.
+        self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in list(self._asked.values()):
+            task.cancel()
+        await asyncio.gather(*self._asked.values(), return_exceptions=True)
+        for client in (self._client, self._old_client):
+            if client is not None:
+                await client.__aexit__(None, None, None)
+        for pool in (self._searching, self._preparing):
+            await asyncio.to_thread(pool.shutdown)
+
+    async def embed(self, query: str | bytes) -> Vector:
+        """The vector of a sentence or of a picture's file: float32, (dimension,), unit norm, not to be written to.
+
+        A caller that gives up (`asyncio.timeout`) leaves the request to those who ask the same.
+
+        Raises:
+            QueryError: When the query cannot be embedded.
+            ApiError: When the API answers nobody; some seconds long it then says so without being asked.
+        """
+        return await self._vector(await self._key_of(query), query)
+
+    async def search(
+        self,
+        query: Query,
+        k: int = 10,
+        *,
+        kinds: Sequence[AssetKind] | AssetKind | None = None,
+        where: pc.Expression | None = None,
+        merge: Merge = "score",
+        query_kind: AssetKind | None = None,
+        recall: float | None = None,
+        exclude_self: bool = True,
+        within: Catalog | None = None,
+    ) -> list[Hit]:
+        """Embeds the query, if it is to be, and searches: `Catalog.search` for one query.
+
+        Args:
+            query: A sentence (str), a picture's file (bytes), a vector, or an asset of the catalog as (kind, id).
+            k: As for `Catalog.search`.
+            kinds: As for `Catalog.search`.
+            where: As for `Catalog.search`.
+            merge: As for `Catalog.search`.
+            query_kind: What a vector is; of other queries it is known.
+            recall: As for `Catalog.search`.
+            exclude_self: Whether an asset that is searched with is left out of its own hits.
+            within: A version that the caller has pinned; absent: the one in force.
+
+        Raises:
+            QueryError: When the query cannot be embedded.
+            ArgumentError: With the wrong argument, the rule and the value.
+            UnknownAssetError: A ValueError: the version searched has no such asset.
+            ApiError: When the API answers nobody.
+        """
+        catalog = self.catalog if within is None else within
+        options: dict[str, Any] = {"kinds": kinds, "where": where, "merge": merge, "recall": recall}
+        if isinstance(query, tuple):
+            find: Callable[[], list[Hit]] = partial(_find_alike, catalog, *query, k, options, exclude_self)
+            return await self._in(self._searching, find)
+        if isinstance(query, (str, bytes)):
+            query_kind = "text" if isinstance(query, str) else "image"
+            options["query_kind"] = query_kind
+            key = await self._key_of(query)
+            if key not in self._remembered:  # nothing is paid for a search that would be refused
+                await self._in(self._searching, partial(_check, catalog, k, options))
+            query = await self._vector(key, query)
+        elif np.ndim(query) != 1:
+            raise ArgumentError(f"query must be one vector, of shape ({catalog.dimension},), got {np.shape(query)}.")
+        options["query_kind"] = query_kind
+        (hits,) = await self._in(self._searching, partial(catalog.search, query, k, **options))
+        return hits
+
+    async def _key_of(self, query: str | bytes) -> bytes:
+        if isinstance(query, bytes) and len(query) > _HASHED_APART_BYTES:
+            return await self._in(self._preparing, partial(_key_of, query))
+        return _key_of(query)
+
+    async def _vector(self, key: bytes, query: str | bytes) -> Vector:
+        if (vector := self._remembered.get(key)) is not None:
+            self._remembered.move_to_end(key)
+            return vector
+        task = self._asked.get(key)
+        if task is None:
+            task = self._asked[key] = self._loop.create_task(self._ask(query))
+            task.add_done_callback(partial(self._remember, key))
+        return await asyncio.shield(task)
+
+    async def _in(self, pool: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
+        return await self._loop.run_in_executor(pool, work)
+
+    async def _ask(self, query: str | bytes) -> Vector:
+        if self._stopped is not None and time.monotonic() < self._stopped_until:
+            raise self._stopped
+        client = self._client
+        encode = partial(encode_query, client, query, self._prepare, name="The query")
+        item = encode() if isinstance(query, str) else await self._in(self._preparing, encode)
+        try:
+            (result,) = await client.embed([item])
+        except ApiError as error:
+            await self._begin_anew(client, error)
+            raise
+        self._stopped = None
+        vector = vector_of(result, name="The query").copy()
+        vector.flags.writeable = False  # it is shared
+        return vector
+
+    async def _begin_anew(self, client: Client, why: ApiError) -> None:
+        """A client that was stopped stays so; a service asks again after a while, with the limits as they are."""
+        if self._client is not client:
+            return
+        self._stopped, self._stopped_until = why, time.monotonic() + _PAUSE_S
+        older, self._old_client = self._old_client, client  # others may be waiting for its answers
+        self._client = Client(self._embed, self._api_key, budget=client.budget)
+        if older is not None:
+            await older.__aexit__(None, None, None)
+
+    def _remember(self, key: bytes, task: asyncio.Task[Vector]) -> None:
+        del self._asked[key]
+        if task.cancelled() or task.exception() is not None:  # told to those who wait for it
+            return
+        self._remembered[key] = task.result()
+        while len(self._remembered) > self._cache_queries:
+            self._remembered.popitem(last=False)
+
+
+def _key_of(query: str | bytes) -> bytes:
+    content = query.encode("utf-8", "surrogatepass") if isinstance(query, str) else query
+    return (b"text " if isinstance(query, str) else b"image ") + hashlib.sha256(content).digest()
+
+
+def _check(catalog: Catalog, k: int, options: dict[str, Any]) -> None:
+    """Raises ArgumentError when such a search would be refused whatever its query."""
+    catalog.search(np.empty((0, catalog.dimension), np.float32), k, **options)
+
+
+def _find_alike(
+    catalog: Catalog, kind: AssetKind, asset_id: str, k: int, options: dict[str, Any], exclude_self: bool
+) -> list[Hit]:
+    with catalog.pinned() as version:
+        options = {**options, "query_kind": kind}
+        _check(version, k, options)
+        row = version.find_asset(kind, asset_id)
+        if row is None:
+            raise UnknownAssetError(f"Version {version.version} has no {kind} asset {asset_id!r:.200}.")
+        (hits,) = version.search(version.vectors(kind, [row])[0], min(k + exclude_self, MAX_K), **options)
+    if exclude_self:
+        hits = [hit for hit in hits if (hit.kind, hit.row) != (kind, row)]
+    return hits[:k]

@@ -1,0 +1,1 @@
+"""What happened in a run, as JSON and as a page with plots."""

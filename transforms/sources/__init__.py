@@ -1,0 +1,1 @@
+"""From sources to bytes that may be sent: listing, tables, reading, preparing."""

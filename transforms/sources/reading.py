@@ -1,0 +1,141 @@
+"""Reads the bytes of references: files anywhere fsspec reaches, and cells of Parquet tables."""
+
+import contextlib
+import stat
+import threading
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ...configs import PrepareConfig, SourceConfig
+from ...index.storage.remote import connect
+from ...index.versions.layout import Reason
+from .prepare import Unpreparable
+from .references import Reference, local_path
+from .uri_safety import allowed_prefixes, is_within
+
+_OPEN_TABLES = 4
+"""Tables that hold a row group in memory. Rows are asked for table after table, so more would only be kept."""
+
+
+class Reader:
+    """Reads references from many threads. One a process: connections are shared, and made where they are used."""
+
+    def __init__(self, sources: Sequence[SourceConfig], settings: PrepareConfig) -> None:
+        self._sources = sources
+        self._settings = settings
+        self._tables: dict[str, _CellTable] = {}
+        self._lock = threading.Lock()
+
+    def read(self, reference: Reference) -> bytes:
+        """A reference's bytes.
+
+        Raises:
+            Unpreparable: When there is nothing there, it may not be read, or it is larger than the cap.
+        """
+        uri = reference.uri or ""
+        source = self._sources[reference.source]
+        if not uri:
+            raise Unpreparable(Reason.MISSING, "the row names no file")
+        if source.bytes is not None:
+            return self._capped(self._cell(uri, source))
+        if source.uri is not None and not is_within(uri, allowed_prefixes(source)):
+            raise Unpreparable(
+                Reason.URI_NOT_ALLOWED, "the uri points outside the folders that the source's `within` allows"
+            )
+        if reference.size_bytes is not None:
+            self._check_size(reference.size_bytes)
+        try:
+            path = local_path(uri)
+            if path is not None:
+                # Opening a pipe would wait for ever; a folder says for itself that it is none.
+                if not stat.S_ISREG(mode := Path(path).stat().st_mode) and not stat.S_ISDIR(mode):
+                    raise Unpreparable(Reason.UNREADABLE, "the file cannot be read: it is no regular file")
+                # One byte more than allowed, so that a file that has grown since it was listed is noticed.
+                with Path(path).open("rb") as file:
+                    return self._capped(file.read(self._settings.max_file_bytes + 1))
+            fs, remote = connect(uri, source.storage_options)
+            return self._capped(bytes(fs.cat_file(remote)))
+        except FileNotFoundError:
+            raise Unpreparable(Reason.MISSING, "there is no such file") from None
+        except Unpreparable:
+            raise
+        except Exception as error:  # every store has errors of its own, and none of them may stop the run
+            words = getattr(error, "strerror", None) or type(error).__name__
+            raise Unpreparable(Reason.UNREADABLE, f"the file cannot be read: {words}") from None
+
+    def close(self) -> None:
+        with self._lock:
+            for table in self._tables.values():
+                table.close()
+            self._tables = {}
+
+    def _capped(self, data: bytes) -> bytes:
+        self._check_size(len(data))
+        return data
+
+    def _check_size(self, size: int) -> None:
+        if size > self._settings.max_file_bytes:
+            raise Unpreparable(
+                Reason.FILE_TOO_LARGE,
+                f"prepare.max_file_bytes allows {self._settings.max_file_bytes} bytes, got {size}",
+            )
+
+    def _cell(self, uri: str, source: SourceConfig) -> bytes:
+        url, _, place = uri.rpartition("#")
+        row = int(urllib.parse.parse_qs(place)["row"][0])
+        try:
+            value = self._table(url, source).read(row)
+        except FileNotFoundError:
+            raise Unpreparable(Reason.MISSING, "there is no such table any more") from None
+        except Exception as error:  # every store has errors of its own, and none of them may stop the run
+            raise Unpreparable(Reason.UNREADABLE, f"the table cannot be read: {type(error).__name__}") from None
+        if value is None:
+            raise Unpreparable(Reason.MISSING, "the table has no bytes in this row")
+        return value
+
+    def _table(self, url: str, source: SourceConfig) -> "_CellTable":
+        with self._lock:
+            table = self._tables.pop(url, None) or _CellTable(url, source)
+            self._tables[url] = table
+            while len(self._tables) > _OPEN_TABLES:
+                # Not closed: a thread may still read from it, and it closes itself behind the last one.
+                del self._tables[next(iter(self._tables))]
+            return table
+
+
+class _CellTable:
+    """One column of a Parquet file, a batch of rows held at a time: neighbours are asked for together."""
+
+    def __init__(self, url: str, source: SourceConfig) -> None:
+        local = local_path(url)
+        if local is not None:
+            self._handle: Any = Path(local).open("rb")  # noqa: SIM115 - closed by `close`
+        else:
+            fs, path = connect(url, source.storage_options)
+            self._handle = fs.open(path, "rb")
+        self._file = pq.ParquetFile(self._handle, pre_buffer=False)
+        self._column = source.bytes
+        metadata = self._file.metadata
+        self._starts = np.cumsum([0, *(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))])
+        self._lock = threading.Lock()
+        self._group = -1
+        self._values: Any = None
+
+    def read(self, row: int) -> bytes | None:
+        with self._lock:
+            group = int(np.searchsorted(self._starts, row, side="right")) - 1
+            if group != self._group:
+                self._values = None
+                self._values = self._file.read_row_group(group, columns=[self._column], use_threads=False).column(0)
+                self._group = group
+            value = self._values[row - int(self._starts[group])].as_py()
+        return value.encode() if isinstance(value, str) else value
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._handle.close()

@@ -1,0 +1,246 @@
+"""Tables: each row a reference, whatever the format of the file."""
+
+import posixpath
+import re
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import IO, Any, NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from fsspec.implementations.local import LocalFileSystem
+
+from ...configs import SourceConfig
+from ...configs.errors import ConfigError, SourceError
+from ...index.versions.layout import metadata_type
+from .casts import cast_cells
+from .csv_table import CsvTable
+from .files import FoundFile, file_info, filesystem
+from .jsonl_table import Cell, JsonLinesTable
+from .parquet_table import ParquetTable
+from .references import BATCH_ROWS, UNKNOWN, file_fingerprint, local_path, local_uri, reference_schema, text_fingerprint
+from .table_places import place_of_row
+from .uri_safety import allowed_prefixes, is_within, joined
+
+_TABLE_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+_STAT_THREADS = 32
+
+
+class Table(Protocol):
+    """How one format is read."""
+
+    def names(self, file: IO[bytes], wanted: set[str]) -> list[str] | None:
+        """The columns, those that are `wanted` among them if they are there; None when there are no rows at all."""
+
+    def batches(self, file: IO[bytes], columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """The rows, with these columns."""
+
+
+class Rows(NamedTuple):
+    """Some rows of a table, and the number of the first from 0."""
+
+    first: int
+    batch: pa.RecordBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableReader:
+    """Reads one table file in batches and turns its rows into references."""
+
+    source: SourceConfig
+    place: str
+    """The source's, for errors."""
+    table_key: str = "table"
+    """The job's key of the table, for errors."""
+    fs: Any
+    file: FoundFile
+
+    @cached_property
+    def url(self) -> str:
+        is_local = isinstance(self.fs, LocalFileSystem)
+        return local_uri(self.file.path) if is_local else str(self.fs.unstrip_protocol(self.file.path))
+
+    @cached_property
+    def format(self) -> str:
+        suffix = posixpath.splitext(self.file.path)[1].lower()
+        found = self.source.format or _TABLE_SUFFIXES.get(suffix)
+        if found is None:
+            raise ConfigError(
+                f"{self.place}.format must be csv, jsonl or parquet where the table's suffix does not say it, "
+                f"got {self.url!r}."
+            )
+        return found
+
+    def place_of_row(self, row: int) -> str:
+        """For an error: the row, counted from 0, as a person finds it in the file."""
+        return place_of_row(self.fs, self.file.path, self.format, row)
+
+    def rows(self) -> Iterator[Rows]:
+        """All rows with the named columns alone, never the pictures' bytes."""
+        source = self.source
+        wanted = {"id": source.id, "text": source.text, "uri": source.uri, "bytes": source.bytes}
+        wanted |= {f"metadata.{name}": name for name in source.metadata}
+        try:
+            table = self._table()
+            with self.fs.open(self.file.path, "rb") as file:
+                names = table.names(file, {n for n in wanted.values() if n is not None})
+            if names is None:
+                return
+            self._check_names(names, wanted)
+            columns = list(dict.fromkeys(n for k, n in wanted.items() if n is not None and k != "bytes"))
+            row = 0
+            with self.fs.open(self.file.path, "rb") as file:
+                for batch in table.batches(file, columns):
+                    batch.validate(full=True)
+                    # A csv's blocks are of bytes and may hold a hundred thousand rows.
+                    for start in range(0, len(batch), BATCH_ROWS):
+                        yield Rows(row + start, batch.slice(start, BATCH_ROWS))
+                    row += len(batch)
+        except (pa.ArrowInvalid, OSError) as error:
+            if self.file.info.get("size") == 0 or "Empty CSV file" in str(error):
+                raise ConfigError(
+                    f"{self.place}.{self.table_key} must have at least one row, got {self.url!r}, which is empty."
+                ) from error
+            words = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+            reason = re.sub(r"^CSV parse error: Row #(\d+)", self._place_of_csv_row, words)[:200]
+            raise SourceError(
+                f"{self.place}.{self.table_key}: {self.url} cannot be read as {self.format}: {reason}."
+            ) from error
+
+    def _table(self) -> Table:
+        place = f"{self.place}.{self.table_key}: {self.url}"
+        match self.format:
+            case "csv":
+                return CsvTable(place)
+            case "parquet":
+                return ParquetTable(self.place, self.url, self.source.bytes)
+            case _:
+                return JsonLinesTable(place, self._mixed_column)
+
+    def _check_names(self, names: list[str], wanted: Mapping[str, str | None]) -> None:
+        for key, name in wanted.items():
+            if name is not None and name not in names:
+                raise ConfigError(
+                    f"{self.place}.{key} must name a column of {self.url}, got {name!r}; it has {', '.join(names)}."
+                )
+        for name in filter(None, wanted.values()):
+            if names.count(name) > 1:
+                raise ConfigError(
+                    f"{self.place}.{self.table_key}: {self.url} must have each column once, got {name!r} twice."
+                )
+
+    def _place_of_csv_row(self, match: re.Match[str]) -> str:
+        """Arrow counts from 1, the header too."""
+        return self.place_of_row(int(match[1]) - 2)
+
+    def _mixed_column(self, name: str, cells: list[Cell]) -> pa.Array:
+        """A column whose cells are of several types, brought to the type that is asked."""
+        key = next((k for k in ("id", "text", "uri") if getattr(self.source, k) == name), f"metadata.{name}")
+        struct = metadata_type(self.source.metadata)
+        kind = struct.field(name).type if struct is not None and key.startswith("metadata.") else pa.string()
+        return pa.concat_arrays([self._cast(pa.array([cell.value]), kind, key, cell.row) for cell in cells])
+
+    def references(self, rows: Rows, position: int, metadata: Mapping[str, str]) -> pa.Table:
+        """The references of some rows, in the columns of `reference_schema(metadata)`.
+
+        Args:
+            rows: Of this table.
+            position: Of the source among those of the job.
+            metadata: The columns of all sources; those that this one has not are null.
+        """
+        first, batch = rows
+        source = self.source
+        count = len(batch)
+        ids = self._cast(batch.column(source.id), pa.string(), "id", first)
+        if ids.null_count or pc.any(pc.equal(pc.utf8_length(ids), 0)).as_py():
+            empty = pc.index(pc.fill_null(pc.equal(pc.utf8_length(ids), 0), True), True).as_py()
+            where = f"{self.place_of_row(first + empty)} of {self.url}"
+            raise SourceError(f"{self.place}.id must not be empty, got an empty one in {where}.")
+        columns: dict[str, Any] = {
+            "asset_id": ids,
+            "kind": pa.array([source.kind] * count),
+            "source": pa.array([position] * count, pa.int32()),
+            "uri": pa.nulls(count, pa.string()),
+            "text": pa.nulls(count, pa.string()),
+        }
+        if source.text is not None:
+            # An empty cell is an asset like the others: it gets its dead letter when it is prepared.
+            texts = pc.fill_null(self._cast(batch.column(source.text), pa.string(), "text", first), "").to_pylist()
+            columns["text"] = pa.array(texts, pa.string())
+            columns["fingerprint"] = pa.array([text_fingerprint(t) for t in texts])
+            columns["size_bytes"] = pa.array([len(t.encode()) for t in texts], pa.int64())
+        elif source.uri is not None:
+            columns |= self._stat(self._cast(batch.column(source.uri), pa.string(), "uri", first).to_pylist())
+        else:
+            columns |= self._cells(first, count)
+        struct = metadata_type(metadata)
+        if struct is not None:
+            arrays = []
+            for field in struct:
+                if field.name in source.metadata:
+                    arrays.append(self._cast(batch.column(field.name), field.type, f"metadata.{field.name}", first))
+                else:
+                    arrays.append(pa.nulls(count, field.type))
+            columns["metadata"] = pa.StructArray.from_arrays(arrays, fields=list(struct))
+        schema = reference_schema(metadata)
+        return pa.table([columns[name] for name in schema.names], schema=schema)
+
+    def _stat(self, uris: list[str | None]) -> dict[str, pa.Array]:
+        """Asks each picture's size and fingerprint, many at once; one that is not there is found out when read."""
+        base = self.url.rsplit("/", 1)[0]
+        full = [joined(base, uri) if uri else "" for uri in uris]
+
+        def ask(uri: str) -> tuple[str, int | None]:
+            try:
+                path = local_path(uri)
+                fs, path = filesystem(uri, self.source.storage_options) if path is None else (LocalFileSystem(), path)
+                info = file_info(fs, path) or {}
+            except Exception:
+                return UNKNOWN, None
+            return (file_fingerprint(info), info.get("size")) if info.get("type") == "file" else (UNKNOWN, None)
+
+        allowed = allowed_prefixes(self.source)
+        with ThreadPoolExecutor(_STAT_THREADS) as pool:
+            facts = list(pool.map(lambda u: ask(u) if is_within(u, allowed) else (UNKNOWN, None), full))
+        return {
+            "uri": pa.array(full, pa.string()),
+            "fingerprint": pa.array([f for f, _ in facts]),
+            "size_bytes": pa.array([s for _, s in facts], pa.int64()),
+        }
+
+    def _cells(self, first: int, count: int) -> dict[str, pa.Array]:
+        """Bytes in a Parquet column: each row's place; its size is not known before it is read."""
+        if self.format != "parquet":
+            raise ConfigError(f"{self.place}.bytes must be a column of a parquet table, got {self.url!r}.")
+        print_ = file_fingerprint(self.file.info)
+        column = urllib.parse.quote(self.source.bytes or "", safe="")
+        uris = [f"{self.url}#row={row}&column={column}" for row in range(first, first + count)]
+        return {
+            "uri": pa.array(uris),
+            # Zero-padded, so that rows that stand together in the file are sorted together and read at once.
+            "fingerprint": pa.array([f"{print_}#{row:012d}" for row in range(first, first + count)]),
+            "size_bytes": pa.nulls(count, pa.int64()),
+        }
+
+    def _cast(self, column: pa.Array, kind: pa.DataType, key: str, first: int) -> pa.Array:
+        try:
+            if key == "id" and pa.types.is_floating(column.type) and column.null_count < len(column):
+                raise pa.ArrowInvalid("no id is a number with a fraction")  # 1e20 has already lost digits
+            return cast_cells(column, kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            for row in range(len(column)):
+                cell = column.slice(row, 1)
+                try:
+                    if key != "id" or not pa.types.is_floating(column.type):
+                        cast_cells(cell, kind)
+                        continue
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                    pass
+                raise SourceError(
+                    f"{self.place}.{key} must be {kind}, got {str(cell[0])[:60]!r} in "
+                    f"{self.place_of_row(first + row)} of {self.url}."
+                ) from None
+            raise

@@ -1,0 +1,1 @@
+"""The rows of a new version: carried, embedded, imported; and its last step."""

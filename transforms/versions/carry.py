@@ -1,0 +1,165 @@
+"""Rows of the version before that are taken over: read, checked, given the metadata of today."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...configs.errors import DamagedFileError
+from ...index.storage.store import Store
+from ...index.vectors.units import CarriedGroup, open_vectors
+from ...index.versions.files import check_file
+from ...index.versions.layout import DEAD_LETTER_SCHEMA, version_folder
+from ...index.versions.manifest import FileEntry, Manifest
+from ..planning.compare import Changes, carried_schema
+from ..planning.plan import Plan, PlanReader, carried_dead_name, carried_name, plan_name
+
+
+def plan_all_carried(store: Store, version: str, manifest: Manifest) -> Plan:
+    """Plans a version that has every row and every dead letter of another, as they are. No vector is read.
+
+    Args:
+        store: The catalog.
+        version: The new one; its run folder gets the files of the plan.
+        manifest: Of the other.
+
+    Raises:
+        DamagedFileError: When a file of the other version cannot be read.
+    """
+    types = manifest.metadata_types
+    carried: list[CarriedGroup] = []
+    rows: Counter[str] = Counter()
+    with (
+        store.open_write(carried_name(version)) as file,
+        pq.ParquetWriter(pa.PythonFile(file, mode="w"), carried_schema(types)) as writer,
+    ):
+        for entry in _entries(manifest, "vectors/"):
+            for group, table in enumerate(_assets(store, manifest, entry)):
+                kind = table.column("kind")[0].as_py()
+                placed = table.append_column("position", pa.array(range(len(table)), pa.int32()))
+                writer.write_table(placed.select(carried_schema(types).names).cast(carried_schema(types)))
+                name = f"{version_folder(manifest.version)}/{entry.name}"
+                carried.append(CarriedGroup(kind=kind, file=name, group=group, row_group=len(carried), rows=len(table)))
+                rows[kind] += len(table)
+    dead: Counter[str] = Counter()
+    if manifest.counts.dead:
+        with (
+            store.open_write(carried_dead_name(version)) as file,
+            pq.ParquetWriter(pa.PythonFile(file, mode="w"), DEAD_LETTER_SCHEMA) as writer,
+        ):
+            for letters in iterate_dead_letters(store, manifest):
+                dead.update(letters.column("kind").to_pylist())
+                writer.write_table(letters)
+    kinds = sorted({*manifest.counts.per_kind, *rows, *dead})
+    changes = Changes(
+        assets={kind: rows[kind] + dead[kind] for kind in kinds},
+        size_bytes={},
+        unchanged=dict(rows),
+        dead=dict(dead),
+        new={},
+        differing={},
+        deleted={},
+        other_metadata=0,
+    )
+    return Plan(name=plan_name(version), units=(), carried=tuple(carried), changes=changes, base=manifest.version)
+
+
+def iterate_dead_letters(store: Store, manifest: Manifest) -> Iterator[pa.Table]:
+    """The dead letters of a version, also of one that an earlier release wrote.
+
+    Raises:
+        DamagedFileError: When their file is not as the manifest says.
+    """
+    for entry in _entries(manifest, "dead_letters/"):
+        name = f"{version_folder(manifest.version)}/{entry.name}"
+        if problem := check_file(store, manifest.version, entry):
+            raise DamagedFileError(problem, file=name)
+        with store.open_read(name) as file:
+            for batch in pq.ParquetFile(file).iter_batches(use_threads=False):
+                table = pa.Table.from_batches([batch])
+                missing = [field for field in DEAD_LETTER_SCHEMA if field.name not in table.schema.names]
+                for column in missing:
+                    table = table.append_column(column, pa.nulls(len(table), column.type))
+                yield table.select(DEAD_LETTER_SCHEMA.names).cast(DEAD_LETTER_SCHEMA)
+
+
+def _entries(manifest: Manifest, folder: str) -> list[FileEntry]:
+    return [entry for entry in manifest.files if entry.name.startswith(folder)]
+
+
+def _assets(store: Store, manifest: Manifest, entry: FileEntry) -> Iterator[pa.Table]:
+    """Ids, kinds and metadata of a file of vectors, a row group at a time."""
+    name = f"{version_folder(manifest.version)}/{entry.name}"
+    columns = ["asset_id", "kind", *(["metadata"] if manifest.metadata_types else [])]
+    rows = 0
+    try:
+        if store.size(name) != entry.size_bytes:
+            raise OSError("another length")
+        with store.open_read(name) as handle:
+            file = open_vectors(handle)
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=columns, use_threads=False)
+                rows += len(table)
+                yield table
+        if rows != entry.rows:
+            raise OSError("another number of rows")
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DamagedFileError(_damage(store, name, error), file=name) from error
+
+
+def _damage(store: Store, name: str, why: object) -> str:
+    reason = " ".join(str(why).split())[:200]
+    return f"{store.url}/{name} is damaged ({reason})."
+
+
+class CarriedRows:
+    """Reads carried groups of one run, in their order. Use `with`: it keeps the last file open."""
+
+    def __init__(self, store: Store, version: str) -> None:
+        self._store = store
+        self._version = version
+        self._stack = contextlib.ExitStack()
+        self._rows: PlanReader | None = None
+        self._name = ""
+        self._file: Any = None
+
+    def __enter__(self) -> "CarriedRows":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def read(self, group: CarriedGroup) -> pa.Table:
+        """The rows of a group with all their columns, every page checked.
+
+        Raises:
+            DamagedFileError: When a page is damaged, or another asset stands where one was taken over from.
+        """
+        if self._rows is None:
+            self._rows = self._stack.enter_context(PlanReader(self._store, carried_name(self._version)))
+        wanted = self._rows.read(group.row_group)
+        try:
+            table = self._open(group.file).read_row_group(group.group, use_threads=False)
+            if len(wanted) < len(table):
+                table = table.take(wanted.column("position"))
+            same = table.column("asset_id").equals(wanted.column("asset_id"))
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise DamagedFileError(_damage(self._store, group.file, error), file=group.file) from error
+        if not same:
+            why = "its rows are not those that were compared"
+            raise DamagedFileError(_damage(self._store, group.file, why), file=group.file)
+        if "metadata" in table.schema.names:
+            table = table.drop_columns(["metadata"])
+        if "metadata" in wanted.schema.names:
+            table = table.append_column("metadata", wanted.column("metadata"))
+        return table
+
+    def _open(self, name: str) -> Any:
+        if name != self._name:
+            handle = self._stack.enter_context(contextlib.closing(self._store.open_read(name)))
+            self._file = open_vectors(handle)
+            self._name = name
+        return self._file

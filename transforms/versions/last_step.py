@@ -1,0 +1,191 @@
+"""The last step of a version: check, count, report, publish. Its writes are the last of a run, in this order."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import orjson
+
+from ...index.ann.build import BuiltIndex
+from ...index.publish.conservation import check_conservation
+from ...index.publish.dead_letters import DeadLetterSummary, write_dead_letters
+from ...index.publish.gates import judge
+from ...index.publish.publish import how_it_ended, publish
+from ...index.publish.write_manifest import write_manifest
+from ...index.vectors.shards import ShardRecord
+from ...index.vectors.units import CarriedGroup, UnitRecord
+from ...index.versions.layout import report_name, report_page_name, run_folder
+from ...index.versions.manifest import Counts, FileEntry, Manifest, ManifestDraft, read_manifest
+from ..planning.changes import count_changes
+from ..planning.plan import carried_dead_name
+from ..reports.report import make_report, render_report
+from ..workers.progress import LaneProgress, read_progress
+from .imported_rows import imported_dead_name
+from .imports import ImportedGroup
+from .setup import VersionSetup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended: the version, and why a guard holds it back, if one does."""
+
+    version: str
+    held_back: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """All that the steps before have written or found."""
+
+    units: tuple[UnitRecord, ...]
+    carried: tuple[CarriedGroup, ...]
+    imported: tuple[ImportedGroup, ...]
+    shards: tuple[ShardRecord, ...]
+    indexes: tuple[BuiltIndex, ...]
+    """By kind."""
+
+    @classmethod
+    def of(cls, elements: Iterable[object]) -> "Written":
+        """Sorts the elements of a pipeline by what they are; others are left out."""
+        everything = list(elements)
+        indexes = [e for e in everything if isinstance(e, BuiltIndex)]
+        return cls(
+            units=tuple(e for e in everything if isinstance(e, UnitRecord)),
+            carried=tuple(e for e in everything if isinstance(e, CarriedGroup)),
+            imported=tuple(e for e in everything if isinstance(e, ImportedGroup)),
+            shards=tuple(e for e in everything if isinstance(e, ShardRecord)),
+            indexes=tuple(sorted(indexes, key=lambda built: built.entry.kind)),
+        )
+
+    @property
+    def rejected(self) -> list[ShardRecord]:
+        """The shards that have dead letters: rows from elsewhere without a good vector."""
+        return sorted((shard for shard in self.shards if shard.dead), key=lambda shard: (shard.kind, shard.shard))
+
+    def imported_rows(self, kind: str) -> int:
+        return sum(group.rows for group in self.imported if group.kind == kind)
+
+
+class _DeadLetters(NamedTuple):
+    """The dead letters of the version."""
+
+    file: FileEntry | None
+    summary: DeadLetterSummary
+    per_kind: dict[str, int]
+
+
+def complete_version(written: Written, setup: VersionSetup) -> Outcome:
+    """Checks, judges, writes the manifest and the report, and publishes if no guard objects.
+
+    Raises:
+        CatalogError: When an asset was lost or doubled on the way.
+        SwapConflictError: When another run has published since this one began.
+        SwapUnknownError: When it cannot be found out whether the version is published.
+    """
+    store, version, changes = setup.run.store(), setup.run.version, setup.plan.changes
+    expected = setup.latest.data if setup.latest else None
+    if how_it_ended(store, version, expected) == "published":
+        return Outcome(version=version)  # a runner may run this step again after it has succeeded
+    check_conservation(
+        changes.assets,
+        written.units,
+        written.shards,
+        written.carried,
+        changes.dead,
+        {kind: written.imported_rows(kind) for kind in changes.assets},
+    )
+    dead = _gather_dead_letters(written, setup)
+    entries = [built.entry for built in written.indexes]
+    held_back = judge(
+        changes.assets, dead.per_kind, entries, setup.guards, setup.index.target_recall, setup.rows_before
+    )
+    lanes = read_progress(setup.run)
+    manifest = _write_manifest(written, setup, dead, held_back, lanes)
+    _write_report(written, setup, manifest, dead, lanes)
+    if not held_back:
+        publish(store, manifest, expected)
+        store.delete(run_folder(version))
+    return Outcome(version=version, held_back=tuple(held_back))
+
+
+def _gather_dead_letters(written: Written, setup: VersionSetup) -> _DeadLetters:
+    version, changes = setup.run.version, setup.plan.changes
+    others = [carried_dead_name(version)] if sum(changes.dead.values()) else []
+    others += [imported_dead_name(version, shard) for shard in written.rejected]
+    file, summary = write_dead_letters(setup.run.store(), version, written.units, others)
+    per_kind = {
+        kind: sum(r.dead for r in written.units if r.kind == kind)
+        + sum(s.dead for s in written.rejected if s.kind == kind)
+        + changes.dead.get(kind, 0)
+        for kind in changes.assets
+    }
+    return _DeadLetters(file, summary, per_kind)
+
+
+def _count(written: Written, setup: VersionSetup, dead: _DeadLetters) -> Counts:
+    store, changes, units = setup.run.store(), setup.plan.changes, written.units
+    base = None if setup.plan.base is None else read_manifest(store, setup.plan.base)
+    has_deleted = bool(sum(changes.deleted.values()))
+    compared = count_changes(store, setup.run.version, units, base, has_deleted=has_deleted)
+    taken_in = _taken_in(written)
+    compared["new"] += taken_in
+    unchanged = sum(changes.unchanged.values())
+    return Counts(
+        assets=sum(changes.assets.values()),
+        per_kind={kind: changes.assets[kind] - dead.per_kind[kind] for kind in changes.assets},
+        embedded=sum(r.rows - r.carried for r in units if not r.reused),
+        reused=unchanged + taken_in + sum(r.rows if r.reused else r.carried for r in units),
+        deduplicated=sum(r.deduplicated for r in units if not r.reused),
+        dead=sum(dead.per_kind.values()),
+        unchanged=unchanged,
+        other_metadata=changes.other_metadata,
+        deleted=sum(changes.deleted.values()),
+        **compared,
+    )
+
+
+def _taken_in(written: Written) -> int:
+    """Rows from elsewhere that have a good vector."""
+    return sum(group.rows for group in written.imported) - sum(shard.dead for shard in written.rejected)
+
+
+def _write_manifest(
+    written: Written, setup: VersionSetup, dead: _DeadLetters, held_back: Sequence[str], lanes: Sequence[LaneProgress]
+) -> Manifest:
+    shards = written.shards
+    timings = {
+        "embed": max((lane["elapsed_s"] for lane in lanes), default=0.0),
+        **{f"vectors_{kind}": sum(s.seconds for s in shards if s.kind == kind) for kind in {s.kind for s in shards}},
+        **{f"index_{built.entry.kind}": built.seconds for built in written.indexes},
+        "total": max(0.0, time.time() - setup.started_at_s),  # a clock may have been put back
+    }
+    files = [shard.file for shard in shards if shard.rows] + [f for built in written.indexes for f in built.files]
+    draft = ManifestDraft(
+        version=setup.run.version,
+        previous=setup.latest.version if setup.latest else None,
+        software=setup.software,
+        model=setup.embed.model,
+        model_fingerprint=setup.model_fingerprint,
+        dimension=setup.embed.dimension,
+        metadata_types=dict(setup.metadata_types),
+        counts=_count(written, setup, dead),
+        files=(*files, *([] if dead.file is None else [dead.file])),
+        indexes=tuple(built.entry for built in written.indexes),
+        held_back=tuple(held_back),
+        config=dict(setup.settings),
+        timings_s=timings,
+    )
+    return write_manifest(setup.run.store(), draft)
+
+
+def _write_report(
+    written: Written, setup: VersionSetup, manifest: Manifest, dead: _DeadLetters, lanes: Sequence[LaneProgress]
+) -> None:
+    store, version = setup.run.store(), setup.run.version
+    report = make_report(manifest, dead.summary, lanes, setup.embed)
+    if setup.folder is not None:
+        normalised = sum(shard.normalised for shard in written.shards)
+        report["imported"] = {"from": setup.folder.url, "rows": _taken_in(written), "normalised": normalised}
+    store.write(report_page_name(version), render_report(report, manifest).encode())
+    store.write(report_name(version), orjson.dumps(report, option=orjson.OPT_INDENT_2))

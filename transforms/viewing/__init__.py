@@ -1,0 +1,1 @@
+"""Pictures for people: thumbnails, contact sheets, a map of a catalog."""

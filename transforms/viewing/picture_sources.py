@@ -1,0 +1,128 @@
+"""The pictures of a catalog, read from where its job found them and from nowhere else."""
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from PIL import Image
+from pydantic import ValidationError
+
+from ...configs import PrepareConfig, SourceConfig
+from ...index.search.hits import Asset
+from ...index.versions.layout import Reason
+from ..sources.prepare import Unpreparable, prepare_picture
+from ..sources.reading import Reader
+from ..sources.references import Reference, local_path
+from ..sources.uri_safety import allowed_prefixes, is_within
+
+_DECODE_S = 10.0
+_QUALITY = 82
+_CELL = re.compile(r"#row=\d{1,12}&column=")
+"""Of a picture that stands in a table."""
+
+
+class PictureSources:
+    """The sources of pictures of the job that made a version; any thread may read from them.
+
+    A picture is given if its uri lies within the sources that the manifest names, links resolved, and if its bytes are
+    those that were embedded: their sha256 says so. Nothing else on a disk or in a bucket can be asked for.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Args: config: Of the manifest."""
+        self._sources: list[SourceConfig] = []
+        for raw in config.get("sources", ()):
+            try:
+                source = SourceConfig.model_validate(raw)
+            except ValidationError:
+                continue  # of another release: its pictures are not shown
+            if source.kind == "image":
+                self._sources.append(source)
+        prepare = PrepareConfig.model_validate(config.get("prepare", {}))
+        self._prepare = prepare.model_copy(
+            update={
+                "check": "decode",
+                "send_formats": ("jpeg",),
+                "jpeg_quality": _QUALITY,
+                "decode_timeout_s": min(prepare.decode_timeout_s, _DECODE_S),
+            }
+        )
+        self._reader = Reader(self._sources, self._prepare)
+
+    def __bool__(self) -> bool:
+        return bool(self._sources)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def read(self, asset: Asset) -> bytes:
+        """The bytes that were embedded.
+
+        Raises:
+            Unpreparable: When the picture may not be read, is not there, or is another one by now.
+        """
+        place = _place_of(asset.uri or "", self._sources)
+        if place is None:
+            raise Unpreparable(Reason.URI_NOT_ALLOWED, "its place is not among the sources of the catalog's job")
+        data = self._reader.read(
+            Reference(
+                asset_id=asset.asset_id,
+                kind="image",
+                uri=asset.uri,
+                text=None,
+                fingerprint="",
+                size_bytes=asset.size_bytes,
+                source=place,
+            )
+        )
+        if hashlib.sha256(data).hexdigest() != asset.content_sha256:
+            raise Unpreparable(Reason.MISSING, "the file has changed since the version was made")
+        return data
+
+    def thumbnail(self, asset: Asset, size: int) -> bytes:
+        """A JPEG of about size² pixels, or of as many as the picture has.
+
+        Raises:
+            Unpreparable: As `read`, and when the picture cannot be decoded.
+        """
+        picture = prepare_picture(self.read(asset), self._prepare.model_copy(update={"max_pixels": size * size}))
+        if picture.prepared is not None:
+            return picture.content
+        buffer = io.BytesIO()  # what was written beside the pixels, such as where they were taken, stays here
+        with Image.open(io.BytesIO(picture.content), formats=("JPEG",)) as image:
+            image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY)
+        return buffer.getvalue()
+
+
+def _place_of(uri: str, sources: Sequence[SourceConfig]) -> int | None:
+    """The number of the source that `uri` lies in."""
+    for number, source in enumerate(sources):
+        if source.bytes is not None:
+            if _CELL.search(uri) and is_within(uri.rpartition("#")[0], allowed_prefixes(source)):
+                return number
+        elif is_within(uri, _folders_of(source)):
+            return number
+    return None
+
+
+def _folders_of(source: SourceConfig) -> tuple[str, ...]:
+    """The folders that a source's pictures come from."""
+    if source.files is not None:
+        return (_folder_of(source.files),)
+    return allowed_prefixes(source) if source.uri is not None else ()
+
+
+def _folder_of(pattern: str) -> str:
+    """What is fixed of a pattern: itself if it is a folder, else the folders before the first wildcard."""
+    fixed = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
+    is_folder = fixed == pattern and (local_path(pattern) is None or Path(pattern).is_dir())
+    return pattern if is_folder else fixed.rpartition("/")[0] or "/"

@@ -1,0 +1,35 @@
+"""The folder of one run: launcher and workers, wherever they are, leave each other files there."""
+
+from dataclasses import dataclass
+
+from ...configs.errors import UnwritableError
+from ...index.storage.store import Store
+from ...index.versions.layout import run_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """Names a run. Travels through the pipeline's graph, so it holds no secret."""
+
+    url: str
+    """Of what the run writes: a catalog, or the output of a bulk search."""
+    version: str
+    """The name of the run, which is that of the version that it writes."""
+    label: str = "catalog"
+    """What the user calls `url`: a `catalog`, or an `output`."""
+
+    def store(self) -> Store:
+        return Store(self.url)
+
+    def name(self, file: str) -> str:
+        """A file of the run, as named in the store."""
+        return f"{run_folder(self.version)}/{file}"
+
+    def unwritable(self, error: OSError) -> UnwritableError:
+        """What it amounts to that a file of the run could not be written."""
+        reason = error.strerror or str(error)
+        place = f": {error.filename}" if error.strerror and error.filename else ""
+        return UnwritableError(
+            f"The {self.label} {self.url} cannot be written ({reason}{place}): what was finished is kept, run again "
+            "when it can."
+        )
