@@ -1,13 +1,18 @@
-"""Builds the wheel and tries it as a user would: in clean environments, away from the sources."""
+"""Builds the source distribution, and of it the wheel, and tries both: in clean environments, away from the sources.
+
+The source distribution is tried with the oldest Beam, by the tests that are in it and marked `core`.
+"""
 
 import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import urllib.request
 import venv
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -35,10 +40,10 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-def environment(folder: Path, requirement: str) -> Path:
+def environment(folder: Path, requirement: str, constraints: str = "constraints.txt") -> Path:
     venv.create(folder, with_pip=True)
     pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    run(*pip, "--constraint", ROOT / "constraints.txt", requirement, cwd=folder)
+    run(*pip, "--constraint", ROOT / constraints, requirement, cwd=folder)
     return folder / "bin"
 
 
@@ -63,14 +68,39 @@ def serve(programs: Path, folder: Path) -> None:
         process.wait()
 
 
+def check_contents(wheel: Path) -> None:
+    """The wheel has the package and its metadata, and every module that the folders have."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"epithre_beam", wheel.name.split("-py3")[0] + ".dist-info"}, tops
+    for place in ("configs", "index", "transforms", "pipelines"):
+        for path in (ROOT / place).rglob("*.py"):
+            assert f"epithre_beam/{path.relative_to(ROOT)}" in names, path
+
+
+def try_source_distribution(archive: Path, folder: Path) -> None:
+    """On the oldest Beam: the tests that are in it, against what is installed of it."""
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+    tree = folder / archive.name.removesuffix(".tar.gz")
+    programs = environment(folder / "oldest", f"{archive}[beam,fast,serve,explore,test]", "constraints-oldest.txt")
+    where = run(programs / "python", "-c", "import epithre_beam as e; print(e.__file__)", cwd=folder)
+    assert where.startswith(str(folder / "oldest")), where
+    beam = run(programs / "python", "-c", "import apache_beam; print(apache_beam.__version__)", cwd=folder).strip()
+    jobs = os.environ.get("JOBS", "2")
+    tests = run(programs / "pytest", "-q", "-n", jobs, "--dist", "loadfile", "-m", "core", "tests", cwd=tree)
+    print(f"source distribution, Beam {beam}: {tests.splitlines()[-1]}")
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT, cwd=ROOT)
+        run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=ROOT)
         (wheel,) = folder.glob("*.whl")
-        tops = {line.split("/")[0] for line in run(sys.executable, "-m", "zipfile", "-l", wheel, cwd=folder).split()}
-        tops = {top for top in tops if top.startswith("epithre_beam")}
-        assert len(tops) == 2, tops  # the package and its metadata
+        (archive,) = folder.glob("*.tar.gz")
+        check_contents(wheel)
+        try_source_distribution(archive, folder)
         full = environment(folder / "full", f"{wheel}[beam,serve,explore]")
         print(run(full / "epithre-beam", "demo", "demo", "--pictures", "60", cwd=folder).splitlines()[-1])
         found = run(

@@ -55,9 +55,9 @@ def open_query_endpoint(manifest: Manifest, url: str, address: ApiAddress | None
 
 def check_made_by(manifest: Manifest, url: str, endpoint: Endpoint) -> None:
     """Raises CatalogError when the API's vectors cannot be compared with those of a catalog."""
-    if manifest.made_by.differences(endpoint.made_by):
+    if different := manifest.made_by.differences(endpoint.made_by):
+        facts = ", ".join(f"{name} was {then!r} and is {now!r}" for name, then, now in different)
         raise CatalogError(
-            f"{url} was made by {manifest.made_by.name}, and {endpoint.embed.base_url} is "
-            f"{endpoint.fingerprint or 'no emulator'}: their vectors cannot be compared. "
-            "Search with the model that made the catalog, or embed it again."
+            f"{url} was made by another model than {endpoint.embed.base_url} has ({facts}): their vectors cannot be "
+            "compared. Search with the model that made the catalog, or embed it again."
         )

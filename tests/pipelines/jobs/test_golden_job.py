@@ -15,6 +15,8 @@ from epithre_beam.index.publish.verify import verify_versions
 
 from ..conftest import Place
 
+pytestmark = pytest.mark.core
+
 GOLDEN = Path(__file__).with_name("golden")
 
 

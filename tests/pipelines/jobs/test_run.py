@@ -21,6 +21,8 @@ from epithre_beam.transforms.epithre.emulator.hash_model import content_digest, 
 
 from ..conftest import KEY, sentences, write_pictures, write_texts
 
+pytestmark = pytest.mark.core
+
 ENGINES = {
     "in_memory": (),
     "multi_threading": ("--direct_running_mode=multi_threading", "--direct_num_workers=2"),

@@ -1,8 +1,12 @@
 """Requests stay below what a server takes: its caps are learned, and recover up to what was refused."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epithre_beam.configs import EmbedConfig
 from epithre_beam.transforms.epithre.client import Refusal
 from epithre_beam.transforms.epithre.emulator import Limits
-from epithre_beam.transforms.epithre.packing import Cap
+from epithre_beam.transforms.epithre.packing import Cap, Item, Packer
 
 from .asking import assert_right, embed, serve, texts
 

@@ -1,5 +1,6 @@
-"""A unit has a new name when anything that decides its vectors changes, and for nothing else."""
+"""Vectors are made anew, under another name, when anything that decides them changes, and for nothing else."""
 
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epithre_beam.configs import EmbedConfig, PrepareConfig
-from epithre_beam.transforms.planning.plan import (
-    unit_name,
-)
-from epithre_beam.transforms.planning.recipe import recipe
+from epithre_beam.configs import CatalogConfig, EmbedConfig, PrepareConfig
+from epithre_beam.index import Manifest, Store
+from epithre_beam.transforms.planning.plan import unit_name
+from epithre_beam.transforms.planning.recipe import differences, recipe
+from epithre_beam.transforms.versions.setup import public_settings
 
+from ...index.manifests import make_manifest
 from .rows import Row, as_table, image_row, text_row
 
 
@@ -102,3 +104,67 @@ def test_metadata_and_the_position_of_a_source_are_not_in_the_name() -> None:
 def test_values_do_not_run_into_each_other(one: list[str], other: list[str]) -> None:
     rows = [[image_row(0, 1, "f") | {"asset_id": value} for value in values] for values in (one, other)]
     assert (named(rows[0]) == named(rows[1])) == (one == other)
+
+
+# Whether a version's vectors may be taken over
+
+
+def made_with(config: CatalogConfig, fingerprint: str | None = None) -> Manifest:
+    """The manifest of a version that was made with a config."""
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    made_by = {"model": config.embed.model, "model_fingerprint": fingerprint, "dimension": config.embed.dimension}
+    update = {**made_by, "config": public_settings(config)}
+    return make_manifest(store, "1-a", None).model_copy(update=update)
+
+
+def job(**sections: dict[str, Any]) -> CatalogConfig:
+    return CatalogConfig.model_validate({"catalog": "unused", **sections})
+
+
+def test_nothing_differs_where_all_was_made_alike() -> None:
+    for fingerprint in (None, "emulator"):
+        assert differences(made_with(job(), fingerprint), job(), fingerprint) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"embed": {"model": "other"}},
+        {"embed": {"dimension": 8}},
+        *({"prepare": {name: value}} for name, value in OTHER_PREPARATION.items()),
+    ],
+    ids=str,
+)
+def test_each_setting_that_decides_the_vectors_is_a_sentence_with_both_values(change: dict[str, Any]) -> None:
+    ((section, values),) = change.items()
+    ((name, value),) = values.items()
+    (sentence,) = differences(made_with(job()), job(**change), None)
+    assert sentence.startswith(f"{section}.{name} was ")
+    assert sentence.endswith(f" and is {list(value) if isinstance(value, tuple) else value!r}")
+
+
+def test_another_dialect_and_its_input_type_are_named() -> None:
+    own = {"base_url": "https://a.example/v1", "model": "m", "api_key_env": "KEY"}
+    cohere, voyage = (job(embed={**own, "dialect": dialect}) for dialect in ("cohere", "voyage"))
+    assert differences(made_with(cohere), voyage, None) == ["embed.dialect was 'cohere' and is 'voyage'"]
+    asking = job(embed={**own, "dialect": "voyage", "input_type": "document"})
+    assert differences(made_with(voyage), asking, None) == ["embed.input_type was None and is 'document'"]
+
+
+def test_vectors_of_an_emulator_are_never_taken_for_those_of_the_api() -> None:
+    assert differences(made_with(job(), "emulator"), job(), None) == [
+        "the vectors came from emulator and would come from the API itself"
+    ]
+
+
+@pytest.mark.parametrize("change", [{"base_url": "https://elsewhere.example"}, {"batch_items": 1}, {"lanes": 1}])
+def test_where_the_api_is_and_how_fast_keeps_the_vectors(change: dict[str, Any]) -> None:
+    assert differences(made_with(job()), job(embed=change), None) == []
+
+
+def test_vectors_may_lose_bits_and_never_gain_them() -> None:
+    short, long = (job(index={"vector_type": kind}) for kind in ("float16", "float32"))
+    assert differences(made_with(long), short, None) == []
+    assert differences(made_with(short), long, None) == [
+        "index.vector_type was float16 and is float32, which needs more bits"
+    ]

@@ -14,12 +14,12 @@ from epithre_beam.transforms.query.query_endpoint import check_made_by, open_que
 
 from ...index.manifests import make_manifest
 
-MADE_BY: dict[str, Any] = {"model": "m", "fingerprint": None, "dimension": 4}
+MADE_BY: dict[str, Any] = {"model": "m", "fingerprint": None, "dimension": 8}
 
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
-    return make_manifest(Store(str(tmp_path)), "1-a", None)
+    return make_manifest(Store(str(tmp_path)), "1-a", None).model_copy(update={"dimension": 8})
 
 
 def endpoint(model: str, fingerprint: str | None, dimension: int) -> Endpoint:
@@ -33,22 +33,26 @@ def test_the_api_that_made_the_catalog_is_taken_wherever_it_is(manifest: Manifes
     check_made_by(emulated, "c", endpoint(**MADE_BY | {"fingerprint": "emulator-1"}))
 
 
-@pytest.mark.parametrize("change", [{"model": "other"}, {"fingerprint": "emulator-2"}, {"dimension": 8}], ids=str)
+@pytest.mark.parametrize("change", [{"model": "other"}, {"fingerprint": "emulator-2"}, {"dimension": 16}], ids=str)
 def test_any_other_model_server_or_dimension_is_refused(manifest: Manifest, change: dict[str, Any]) -> None:
-    with pytest.raises(CatalogError, match="^c was made by m, and .* their vectors cannot be compared"):
+    with pytest.raises(CatalogError, match=r"^c was made by another model than .* cannot be compared") as caught:
         check_made_by(manifest, "c", endpoint(**MADE_BY | change))
+    (field,) = change
+    assert f"{field} was {MADE_BY[field]!r} and is {change[field]!r}" in str(caught.value).replace(
+        "model_fingerprint", "fingerprint"
+    )
 
 
 def test_an_emulator_and_the_api_itself_never_pass_for_each_other(manifest: Manifest) -> None:
     emulated = manifest.model_copy(update={"model_fingerprint": "emulator-1"})
-    with pytest.raises(CatalogError, match=r"made by emulator-1, and https://api\.example/v1 is no emulator"):
+    with pytest.raises(CatalogError, match=r"model_fingerprint was 'emulator-1' and is None"):
         check_made_by(emulated, "c", endpoint(**MADE_BY))
 
 
 def test_a_catalog_of_vectors_from_an_unknown_model_is_refused_before_anybody_is_asked(manifest: Manifest) -> None:
     unknown = manifest.model_copy(update={"model": UNKNOWN_MODEL})
     with (
-        pytest.raises(CatalogError, match="^c has vectors from elsewhere, and it is not known what made them"),
+        pytest.raises(CatalogError, match=r"^c has vectors from elsewhere, and it is not known what made them"),
         open_query_endpoint(unknown, "c"),
     ):
         pass

@@ -4,8 +4,11 @@ import pickle
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from epithre_beam.transforms.versions.imports import survey_folder
+
+pytestmark = pytest.mark.core
 
 
 def test_a_relative_folder_starts_where_the_job_was_launched(tmp_path, monkeypatch):

@@ -41,10 +41,18 @@ def test_every_error_of_ours_crosses_by_its_code_message_and_facts(run: RunFolde
 
 
 def test_facts_that_are_no_plain_data_cross_as_text(run: RunFolder) -> None:
-    note_failure(run, SpendingLimitError("Enough.", place=Path("/a"), limits={1: 2}))
+    note_failure(run, SpendingLimitError("Enough.", place=Path("/a")))
     found = failure_of(run)
     assert isinstance(found, EpithreBeamError)
     assert found.facts["place"] == "/a"
+
+
+def test_a_files_name_that_is_no_utf8_hides_nothing(run: RunFolder) -> None:
+    name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
+    note_failure(run, raised(FileNotFoundError(2, "No such file", name)))
+    found = failure_of(run)
+    assert isinstance(found, UnwritableError)
+    assert name in str(found)
 
 
 def test_an_error_of_the_storage_is_told_as_one_with_the_file(run: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""A step gives its function what the launcher said, and what the function raises is left for the launcher and raised."""
+"""A step gives its function what the launcher said, and leaves what it raises where the launcher finds it."""
 
 from dataclasses import dataclass
 from pathlib import Path

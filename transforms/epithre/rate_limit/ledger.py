@@ -6,8 +6,8 @@ and answer; if it counts it within (x, x + 60], the lease covers x + 60. So ever
 at one instant, and there are at most as many as the limit allows, whatever the network does. On top, sends are
 paced, so that the limit is spread over the minute instead of leaving in one burst.
 
-A `Ledger` lives in one process. Others share one between the processes of a host (`transforms.host_ledger`) or
-between machines (`redis_ledger`), with the same rules.
+A `Ledger` lives in one process. Others share one between the processes of a host
+(`transforms.embedding.host_ledger`) or between machines (`redis_ledger`), with the same rules.
 """
 
 import heapq

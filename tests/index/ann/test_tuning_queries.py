@@ -1,0 +1,73 @@
+"""Queries from a file are read by kind and in unit norm, and a file that has none is refused with a sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from epithre_beam.configs.errors import CatalogError
+from epithre_beam.index.ann.tuning_queries import MOST_QUERIES, read_queries
+
+
+def write(path: Path, kinds: list[Any], vectors: Any, **others: Any) -> Path:
+    pq.write_table(pa.table({"kind": kinds, "embedding": [list(map(float, v)) for v in vectors], **others}), path)
+    return path
+
+
+def test_each_kind_has_its_own_queries_in_order_and_in_unit_norm(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((40, 8)) * 7
+    kinds = ["image" if i % 3 else "text" for i in range(40)]
+    write(tmp_path / "q.parquet", kinds, vectors, note=["x"] * 40)
+    found = read_queries(str(tmp_path / "q.parquet"), 8)
+    assert sorted(found) == ["image", "text"]
+    for kind, queries in found.items():
+        own = vectors[np.array(kinds) == kind]
+        assert queries.dtype == np.float32
+        np.testing.assert_allclose(queries, own / np.linalg.norm(own, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_a_kind_without_queries_is_left_out_and_of_many_the_first_are_taken(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((MOST_QUERIES + 5, 4))
+    found = read_queries(str(write(tmp_path / "q.parquet", ["text"] * len(vectors), vectors)), 4)
+    assert list(found) == ["text"]
+    expected = vectors[:MOST_QUERIES] / np.linalg.norm(vectors[:MOST_QUERIES], axis=1, keepdims=True)
+    np.testing.assert_allclose(found["text"], expected, atol=1e-6)
+
+
+def test_a_folder_is_the_parquet_files_in_it(tmp_path: Path) -> None:
+    write(tmp_path / "b.parquet", ["text"], [[0, 1]])
+    write(tmp_path / "a.parquet", ["text"], [[1, 0]])
+    (tmp_path / "README").write_text("no queries")
+    assert read_queries(str(tmp_path), 2)["text"].tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "vectors", "sentence"),
+    [
+        (["audio"], [[1, 0]], r"kinds among \('image', 'text'\), got 'audio'"),
+        ([None], [[1, 0]], r"kinds among \('image', 'text'\), got 'None'"),
+        (["text"], [[1, 0, 0]], r"vectors of 2 numbers, got \(3,\)"),
+        (["text", "text"], [[1, 0], [1]], "cannot be read so"),
+        (["text", "text"], [[1, 0], [0, 0]], "finite vectors other than zero; row 1 of"),
+        (["text", "text"], [[float("nan"), 0], [0, 1]], "finite vectors other than zero; row 0 of"),
+        ([], [], "vectors of 2 numbers"),
+    ],
+    ids=str,
+)
+def test_what_is_no_file_of_queries_is_refused_with_what_is_wrong(
+    tmp_path: Path, kinds: list[Any], vectors: Any, sentence: str
+) -> None:
+    with pytest.raises(CatalogError, match=rf"^index\.queries must .*{sentence}"):
+        read_queries(str(write(tmp_path / "q.parquet", kinds, vectors)), 2)
+
+
+def test_a_file_that_is_missing_damaged_or_without_the_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
+    pq.write_table(pa.table({"kind": ["text"]}), tmp_path / "other.parquet")
+    (tmp_path / "empty").mkdir()
+    for name in ("gone.parquet", "damaged.parquet", "other.parquet", "empty"):
+        with pytest.raises(CatalogError, match=rf"columns `kind` and `embedding` of 2 numbers: .*/{name} cannot be"):
+            read_queries(str(tmp_path / name), 2)

@@ -1,0 +1,75 @@
+"""All versions of a catalog are told, oldest first, those that are damaged or held back too."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from epithre_beam.configs.errors import CatalogError
+from epithre_beam.index import Store, read_latest
+from epithre_beam.index.versions.history import existing_versions, list_versions, version_before
+from epithre_beam.index.versions.layout import manifest_name, version_folder
+
+from ..manifests import make_manifest, publish_new
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+def test_a_catalog_without_versions_has_none(store: Store) -> None:
+    assert existing_versions(store) == []
+    assert list_versions(store, None) == []
+
+
+def test_what_has_a_manifest_is_a_version_published_or_not_and_what_has_none_is_not(store: Store) -> None:
+    publish_new(store, "2-b", None)
+    make_manifest(store, "3-held-back", "2-b")
+    make_manifest(store, "1-a", None)
+    store.write(f"{version_folder('4-unfinished')}/vectors/text.parquet", b"x")
+    assert existing_versions(store) == ["1-a", "2-b", "3-held-back"]
+    found = list_versions(store, read_latest(store))
+    assert [(info.version, info.is_published) for info in found] == [
+        ("1-a", False),
+        ("2-b", True),
+        ("3-held-back", False),
+    ]
+    assert [info.manifest and info.manifest.version for info in found] == ["1-a", "2-b", "3-held-back"]
+
+
+def test_a_damaged_version_is_told_with_why(store: Store) -> None:
+    publish_new(store, "1-a", None)
+    publish_new(store, "2-b", "1-a")
+    store.write(manifest_name("1-a"), b"{")
+    latest = read_latest(store)
+    store.write(manifest_name("2-b"), make_manifest(store, "2-b", None).to_bytes())  # whole, but not the published one
+    older, newer = list_versions(store, latest)
+    assert (older.manifest, newer.manifest) == (None, None)
+    assert "is no manifest that can be read" in (older.damage or "")
+    assert "must have sha256" in (newer.damage or "")
+
+
+def test_a_published_version_that_is_gone_is_told_too(store: Store) -> None:
+    publish_new(store, "1-a", None)
+    store.delete(version_folder("1-a"))
+    (found,) = list_versions(store, read_latest(store))
+    assert (found.version, found.is_published, found.size_bytes, found.manifest) == ("1-a", True, 0, None)
+    assert "is missing" in (found.damage or "")
+
+
+def test_a_versions_size_is_that_of_all_its_files(own_copy: Any) -> None:
+    version = own_copy.manifest.version
+    files = [path for path in (own_copy.folder / "versions" / version).rglob("*") if path.is_file()]
+    (found,) = list_versions(own_copy.store, read_latest(own_copy.store))
+    assert found.size_bytes == sum(path.stat().st_size for path in files)
+    assert found.modified_s == pytest.approx(max(path.stat().st_mtime for path in files))
+
+
+def test_the_version_before_is_the_one_that_the_published_one_followed(store: Store) -> None:
+    publish_new(store, "1-a", None)
+    with pytest.raises(CatalogError, match="has no version before 1-a, which is its first"):
+        version_before(store)
+    publish_new(store, "2-b", "1-a")
+    make_manifest(store, "3-held-back", "2-b")
+    assert version_before(store) == "1-a"

@@ -1,0 +1,140 @@
+"""Each module has its test file at its own place below tests/, or stands here with where it is tested or why not."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("configs", "index", "transforms", "pipelines")
+
+_BUILD = "tests/index/ann/test_build.py"
+_EXPORT = "tests/index/export/test_export.py"
+_RUN = "tests/pipelines/jobs/test_run.py"
+_SEARCH_BATCH = "tests/pipelines/jobs/test_search_batch.py"
+_LOOK = "tests/pipelines/jobs/test_look.py"
+_EVALUATE = "tests/pipelines/jobs/test_evaluate.py"
+_INCREMENTAL = "tests/pipelines/jobs/test_incremental.py"
+_API = "tests/pipelines/serve/test_api.py"
+_DIALECTS = "tests/transforms/epithre/test_dialects.py"
+_LEDGER = "tests/transforms/epithre/rate_limit/test_ledger.py"
+_SERVER = "tests/transforms/epithre/emulator/test_server.py"
+_ATTRIBUTES = "tests/transforms/epithre/emulator/test_attributes.py"
+
+REASONS: dict[str, str | tuple[str, ...]] = {
+    "configs/address.py": "data only",
+    "configs/schema.py": "tests/configs/test_load.py",
+    "configs/search_schema.py": _SEARCH_BATCH,
+    "index/ann/measure_recall.py": _BUILD,
+    "index/ann/parts.py": _SEARCH_BATCH,
+    "index/ann/train.py": _BUILD,
+    "index/export/clip.py": _EXPORT,
+    "index/export/folder.py": _EXPORT,
+    "index/export/kind_source.py": _EXPORT,
+    "index/export/pgvector.py": _EXPORT,
+    "index/export/stock_faiss.py": _EXPORT,
+    "index/local/download.py": "tests/index/local/test_cache.py",
+    "index/local/local_files.py": ("tests/index/local/test_cache.py", "tests/index/local/test_marks.py"),
+    "index/search/hits.py": "data only",
+    "index/storage/conditional.py": "tests/stores/test_conditions.py",
+    "index/storage/remote.py": ("tests/stores/test_listing.py", "tests/stores/test_refusals.py"),
+    "index/versions/files.py": "tests/index/publish/test_verify.py",
+    "index/versions/holder.py": "tests/index/versions/test_lease.py",
+    "index/versions/layout.py": "tests/index/vectors/test_units.py",
+    "pipelines/commands/export.py": "tests/pipelines/commands/test_export_command.py",
+    "pipelines/commands/quality.py": (_EVALUATE, _LOOK),
+    "pipelines/commands/serve.py": "tests/pipelines/serve/test_serve_command.py",
+    "pipelines/console/options.py": "tests/pipelines/commands/test_cli.py",
+    "pipelines/console/progress.py": "tests/pipelines/console/test_endings.py",
+    "pipelines/console/worker_process.py": _RUN,
+    "pipelines/jobs/base.py": (_INCREMENTAL, _RUN),
+    "pipelines/jobs/estimate.py": _INCREMENTAL,
+    "pipelines/jobs/launch.py": _RUN,
+    "pipelines/jobs/places.py": "tests/pipelines/commands/test_cli.py",
+    "pipelines/jobs/search.py": (_LOOK, "tests/transforms/query/test_searcher.py"),
+    "pipelines/serve/app.py": _API,
+    "pipelines/serve/faults.py": "tests/pipelines/serve/test_bad_input.py",
+    "pipelines/serve/metrics.py": _API,
+    "pipelines/serve/models.py": (_API, "tests/pipelines/serve/test_bad_input.py"),
+    "pipelines/serve/server.py": "tests/pipelines/serve/test_gate.py",
+    "pipelines/serve/service.py": _API,
+    "pipelines/serve/settings.py": "tests/pipelines/serve/test_rates.py",
+    "transforms/batch_search/blocks.py": _SEARCH_BATCH,
+    "transforms/batch_search/last_step.py": _SEARCH_BATCH,
+    "transforms/batch_search/query_blocks.py": _SEARCH_BATCH,
+    "transforms/embed_units.py": _RUN,
+    "transforms/embedding/endpoint.py": (_RUN, "tests/transforms/query/test_searcher.py"),
+    "transforms/embedding/host_ledger.py": _LEDGER,
+    "transforms/embedding/lane.py": _RUN,
+    "transforms/embedding/spending.py": "tests/pipelines/jobs/test_spending.py",
+    "transforms/epithre/dialects/cohere.py": _DIALECTS,
+    "transforms/epithre/dialects/epithre.py": _DIALECTS,
+    "transforms/epithre/dialects/jina.py": _DIALECTS,
+    "transforms/epithre/dialects/openai.py": _DIALECTS,
+    "transforms/epithre/dialects/shape.py": _DIALECTS,
+    "transforms/epithre/dialects/vllm.py": _DIALECTS,
+    "transforms/epithre/dialects/voyage.py": _DIALECTS,
+    "transforms/epithre/emulator/admission.py": _SERVER,
+    "transforms/epithre/emulator/connection.py": _SERVER,
+    "transforms/epithre/emulator/draw.py": _ATTRIBUTES,
+    "transforms/epithre/emulator/endpoints.py": _SERVER,
+    "transforms/epithre/emulator/faults.py": _SERVER,
+    "transforms/epithre/emulator/fit.py": _ATTRIBUTES,
+    "transforms/epithre/emulator/hash_model.py": _SERVER,
+    "transforms/epithre/emulator/lexicon.py": _ATTRIBUTES,
+    "transforms/epithre/emulator/measure.py": _ATTRIBUTES,
+    "transforms/epithre/emulator/process.py": _SERVER,
+    "transforms/epithre/emulator/settings.py": _SERVER,
+    "transforms/epithre/emulator/wire.py": _SERVER,
+    "transforms/epithre/rate_limit/redis_ledger.py": _LEDGER,
+    "transforms/evaluation/label_rows.py": "tests/transforms/evaluation/test_figures.py",
+    "transforms/evaluation/labelled.py": "tests/transforms/evaluation/test_figures.py",
+    "transforms/evaluation/page.py": _EVALUATE,
+    "transforms/evaluation/phrases.py": "tests/transforms/evaluation/test_figures.py",
+    "transforms/planning/changes.py": _INCREMENTAL,
+    "transforms/query/embed_queries.py": (_DIALECTS, "tests/transforms/query/test_searcher.py"),
+    "transforms/reports/pages.py": "tests/transforms/reports/test_report.py",
+    "transforms/reports/svg.py": "tests/transforms/reports/test_plots.py",
+    "transforms/search_all.py": _SEARCH_BATCH,
+    "transforms/sources/buckets.py": "tests/stores/test_listing.py",
+    "transforms/versions/carry.py": (_INCREMENTAL, "tests/pipelines/jobs/test_build_index.py"),
+    "transforms/versions/imported_rows.py": "tests/pipelines/jobs/test_build_index.py",
+    "transforms/versions/last_step.py": _RUN,
+    "transforms/versions/setup.py": ("tests/pipelines/jobs/test_dataflow.py", _RUN),
+    "transforms/viewing/catalog_map.py": _LOOK,
+    "transforms/viewing/catalog_map_page.py": _LOOK,
+    "transforms/viewing/sheet.py": _LOOK,
+    "transforms/viewing/small_pictures.py": _LOOK,
+    "transforms/write_version.py": (_RUN, "tests/pipelines/jobs/test_dataflow.py"),
+}
+"""Of a module without a test file of its own: the files that test it, or why none does."""
+
+MODULES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in FOLDERS
+    for path in (ROOT / folder).rglob("*.py")
+    if path.name not in {"__init__.py", "__main__.py"}
+)
+
+
+def mirrored(module: str) -> Path:
+    path = Path(module)
+    return ROOT / "tests" / path.parent / f"test_{path.name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_has_its_test_file_or_a_reason_and_not_both(module: str) -> None:
+    assert mirrored(module).is_file() != (module in REASONS)
+
+
+def test_no_reason_is_of_a_module_that_is_gone() -> None:
+    assert sorted(set(REASONS) - set(MODULES)) == []
+
+
+def test_every_test_file_that_a_reason_names_is_there() -> None:
+    named = {
+        name
+        for reason in REASONS.values()
+        for name in ((reason,) if isinstance(reason, str) else reason)
+        if isinstance(reason, tuple) or name.startswith("tests/")
+    }
+    assert sorted(name for name in named if not (ROOT / name).is_file()) == []
