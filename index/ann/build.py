@@ -54,8 +54,9 @@ class AddedRows:
     kind: str
     number: int
     shape: FileShape
-    files: tuple[FileEntry, ...]
-    """As named in the store: the vectors, and the codes if it has any."""
+    vectors: FileEntry
+    """As named in the store."""
+    codes: FileEntry | None
     directions: tuple[Direction, ...]
     norms: Distribution
     seconds: float
@@ -118,7 +119,8 @@ def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settin
             first = block.stop
         writer.finish()
     pa.default_memory_pool().release_unused()
-    files = [_entry(store, name, file, rows)]
+    stored = _entry(store, name, file, rows)
+    stored_codes: FileEntry | None = None
     shape = FileShape(rows=rows, dimension=dimension)
     if task.with_codes and rows >= LEAST_ROWS:
         order = np.argsort(hashes, kind="stable")
@@ -128,15 +130,16 @@ def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settin
         with store.open_write(name_codes) as codes_file:
             write_codes(codes, codes_file.write)
         del codes, held, projected
-        files.append(_entry(store, name_codes, codes_file, rows))
-        judged = ask_codes(store, files, truths, task, shape, settings)
+        stored_codes = _entry(store, name_codes, codes_file, rows)
+        judged = ask_codes(store, name, name_codes, truths, task, shape, settings)
     else:
         judged = ask_exactly(store, name, truths, task, settings)
     return AddedRows(
         kind=task.kind,
         number=task.number,
         shape=shape,
-        files=tuple(files),
+        vectors=stored,
+        codes=stored_codes,
         directions=tuple(
             Direction(query_kind=t.queries.kind, judged=j, truth=_figures_only(t))
             for t, j in zip(truths, judged, strict=True)
@@ -238,21 +241,18 @@ def finish_index(version: str, added: Sequence[AddedRows], assets: WrittenAssets
     for part in added:
         norms.merge(part.norms)
     prefix = version_folder(version) + "/"
-    names = [[file.name.removeprefix(prefix) for file in part.files] for part in added]
     rows = sum(shape.rows for shape in shapes)
     dimension = shapes[0].dimension
     entry = IndexEntry(
         kind=kind,
-        files=tuple(of_part[0] for of_part in names),
-        codes=tuple(of_part[1] if len(of_part) > 1 else None for of_part in names) if coded else (),
+        files=tuple(part.vectors.name.removeprefix(prefix) for part in added),
+        codes=tuple(part.codes and part.codes.name.removeprefix(prefix) for part in added) if coded else (),
         assets=assets.file.name.removeprefix(prefix),
         rows=rows,
         factory=f"{_codes_factory(coded[0])},Refine({FACTORY})" if coded else FACTORY,
         search_parameters=search_parameters,
         operating_points=points,
-        resident_bytes=sum(part.files[1].size_bytes for part in added if len(part.files) > 1)
-        if coded
-        else rows * dimension * 2,
+        resident_bytes=sum(part.codes.size_bytes for part in added if part.codes) if coded else rows * dimension * 2,
         recall_k=k,
         recall=recall,
         scores={
@@ -261,7 +261,7 @@ def finish_index(version: str, added: Sequence[AddedRows], assets: WrittenAssets
         },
         norms=norms.histogram(),
     )
-    files = (*(file for part in added for file in part.files), assets.file)
+    files = (*(file for part in added for file in (part.vectors, part.codes) if file), assets.file)
     return BuiltIndex(entry=entry, files=files, seconds=sum(part.seconds for part in added))
 
 

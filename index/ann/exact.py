@@ -5,6 +5,8 @@ so the file is written here, row by row, in FAISS' own format: header and codes 
 ties to fp16 is not numpy's), and only the two counts are filled in. `check_format` compares on every build.
 """
 
+import io
+from collections.abc import Iterable
 from typing import IO, Any
 
 import faiss
@@ -99,6 +101,32 @@ def read_header(file: IO[bytes], dimension: int) -> int:
     if header[:8] != empty[:8] or int.from_bytes(header[-8:], "little") != rows * dimension * 2:
         raise StoreError(f"the stored index is no {FACTORY} index of {dimension} dimensions")
     return rows
+
+
+class StoredRows:
+    """The codes of index files as they stand, one file after the other."""
+
+    def __init__(self, files: Iterable[IO[bytes]], dimension: int) -> None:
+        self._row_bytes = 2 * dimension
+        self._files = [(file, read_header(file, dimension)) for file in files]
+        self.rows = sum(rows for _, rows in self._files)
+        """Of all files."""
+        self._next = iter(self._files)
+        self._file, self._left = next(self._next, (io.BytesIO(), 0))
+
+    def read(self, count: int) -> bytes:
+        """The next `count` rows, or those that are left."""
+        pieces: list[bytes] = []
+        while count:
+            while not self._left:
+                following = next(self._next, None)
+                if following is None:
+                    return b"".join(pieces)
+                self._file, self._left = following
+            taken = min(count, self._left)
+            pieces.append(self._file.read(taken * self._row_bytes))
+            count, self._left = count - taken, self._left - taken
+        return b"".join(pieces)
 
 
 def read_rows(file: IO[bytes], dimension: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -6,10 +6,10 @@ import functools
 import itertools
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import faiss
 import numpy as np
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from ...configs.errors import ArgumentError, CatalogError
 from ..storage.forks import ForkedLock
-from ..versions.manifest import IndexEntry, OperatingPoint
+from ..versions.manifest import IndexEntry, IndexFile, OperatingPoint
 from .tune import probed_cells
 
 _WIDEN = 8  # a scan costs far more than a longer list of its best: few wide ones beat many that double
@@ -62,13 +62,41 @@ class _Matching:
     bits: npt.NDArray[np.uint8]
 
 
+class IndexPaths(NamedTuple):
+    """One file of an index on the local disk."""
+
+    vectors: Path
+    codes: Path | None
+
+    @classmethod
+    def of(cls, file: IndexFile, paths: Mapping[str, Path]) -> Self:
+        """Where a file of the manifest is, by the paths of all of them."""
+        return cls(paths[file.vectors], None if file.codes is None else paths[file.codes])
+
+
+class AssetCells(NamedTuple):
+    """What a table of assets says of a row, in the columns that a hit shows."""
+
+    asset_id: str
+    uri: str | None
+    text: str | None
+    metadata: dict[str, Any]
+
+
+class _Mask(NamedTuple):
+    """A condition, and the rows that match it."""
+
+    where: pc.Expression
+    matching: _Matching
+
+
 class KindIndex:
     """An index and the assets of its rows, memory-mapped. Any thread may search it."""
 
     def __init__(
         self,
         entry: IndexEntry,
-        parts: Sequence[tuple[Path, Path | None]],
+        parts: Sequence[IndexPaths],
         assets_path: Path,
         *,
         first_row: int = 0,
@@ -85,8 +113,8 @@ class KindIndex:
         self._chosen_point = operating_point(entry, None)
         self._files: list[_File] = []
         first = first_row
-        for vectors_path, codes_path in parts:
-            opened = _open(vectors_path, codes_path, first)
+        for part in parts:
+            opened = _open(part.vectors, part.codes, first)
             self._files.append(opened)
             first += opened.rows
         try:
@@ -99,8 +127,8 @@ class KindIndex:
         is_whole = len(parts) == len(entry.parts)
         if len(self.assets) != entry.rows or (first != entry.rows if is_whole else first > entry.rows):
             raise CatalogError(
-                f"{parts[0][0] if parts else 'the index'} has {first} rows, {assets_path} {len(self.assets)} and the "
-                f"manifest {entry.rows}; they must agree."
+                f"{parts[0].vectors if parts else 'the index'} has {first} rows, {assets_path} {len(self.assets)} "
+                f"and the manifest {entry.rows}; they must agree."
             )
         # Ten hits are forty cells: to ask the table for each, or a batch for its column, takes a third of the search.
         batches = self.assets.to_batches()
@@ -110,7 +138,7 @@ class KindIndex:
         self._looks = itertools.count()
         self._rows_by_id: npt.NDArray[np.uint32] | None = None
         self._process = os.getpid()
-        self._masks: OrderedDict[str, tuple[pc.Expression, _Matching]] = OrderedDict()
+        self._masks: OrderedDict[str, _Mask] = OrderedDict()
         self._lock = ForkedLock()
 
     def point(self, recall: float | None) -> OperatingPoint:
@@ -208,14 +236,15 @@ class KindIndex:
                     scores, rows = _refine(file, vectors, wide, file.cells, factor, matching)
         return scores, np.where(rows >= 0, rows + file.first_row, -1) if file.first_row else rows
 
-    def asset(self, row: int) -> tuple[str, str | None, str | None, dict[str, Any]]:
-        """A row's asset id, uri, text and metadata."""
+    def asset(self, row: int) -> AssetCells:
+        """What is shown of a row."""
         number = bisect.bisect_right(self._first_rows, row) - 1
         columns, place = self._columns[number], row - self._first_rows[number]
         asset_id, uri, text = (columns[name][place].as_py() for name in ("asset_id", "uri", "text"))
         fields = self._metadata[number]
         has_metadata = bool(fields) and columns["metadata"][place].is_valid
-        return asset_id, uri, text, {name: field[place].as_py() for name, field in fields} if has_metadata else {}
+        metadata = {name: field[place].as_py() for name, field in fields} if has_metadata else {}
+        return AssetCells(asset_id, uri, text, metadata)
 
     def columns(self, row: int, names: Sequence[str]) -> dict[str, Any]:
         """Some columns of a row."""
@@ -277,9 +306,9 @@ class KindIndex:
         key = str(where)
         with self._lock:
             kept = self._masks.get(key)
-            if kept is not None and kept[0].equals(where):  # long lists are cut short in words
+            if kept is not None and kept.where.equals(where):  # long lists are cut short in words
                 self._masks.move_to_end(key)
-                return kept[1]
+                return kept.matching
         numbered = self.assets.append_column("__row", pa.array(np.arange(len(self.assets), dtype=np.int64)))
         try:
             rows = np.asarray(numbered.filter(where).column("__row").to_numpy(), np.int64)
@@ -290,7 +319,7 @@ class KindIndex:
         is_in[rows] = True
         matching = _Matching(rows=rows, bits=np.packbits(is_in, bitorder="little"))
         with self._lock:
-            self._masks[key] = (where, matching)
+            self._masks[key] = _Mask(where, matching)
             while len(self._masks) > _MASKS_KEPT:
                 self._masks.popitem(last=False)
         return matching

@@ -8,7 +8,6 @@ import numpy.typing as npt
 
 from ...configs import IndexConfig
 from ..storage.store import Store
-from ..versions.manifest import FileEntry
 from .codes import open_index, search_codes
 from .exact import read_rows, search_stored
 from .train import IndexTask
@@ -18,7 +17,8 @@ from .tune import K_FACTORS, SHARES, FileShape, probed_cells
 
 def ask_codes(
     store: Store,
-    files: Sequence[FileEntry],
+    vectors_name: str,
+    codes_name: str,
     truths: Sequence[Truth],
     task: IndexTask,
     shape: FileShape,
@@ -28,7 +28,7 @@ def ask_codes(
     k = settings.recall_k
     width = min(K_FACTORS[-1] * k + 1, shape.rows)
     judged = []
-    with store.open_read(files[0].name) as vectors, open_index(store, files[1].name) as index:
+    with store.open_read(vectors_name) as vectors, open_index(store, codes_name) as index:
         for truth in truths:
             queries = truth.queries.vectors
 

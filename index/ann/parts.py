@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..local.local_files import local_files
 from ..storage.store import Store
-from ..versions.manifest import IndexEntry, Manifest, read_manifest
-from .kind_index import KindIndex
+from ..versions.manifest import IndexEntry, IndexFile, Manifest, read_manifest
+from .kind_index import IndexPaths, KindIndex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +29,9 @@ def index_parts(manifest: Manifest, kinds: Iterable[str]) -> list[IndexPart]:
         if entry.kind not in kinds:
             continue
         first = 0
-        for number, names in enumerate(entry.parts):
-            files = [manifest.file(name) for name in names if name is not None]
-            rows = files[0].rows or 0
-            size = sum(file.size_bytes for file in files)
+        for number, part in enumerate(entry.parts):
+            rows = manifest.file(part.vectors).rows or 0
+            size = sum(manifest.file(name).size_bytes for name in part if name is not None)
             found.append(IndexPart(kind=entry.kind, number=number, first_row=first, rows=rows, size_bytes=size))
             first += rows
     return found
@@ -59,8 +58,8 @@ def open_parts(url: str, version: str, parts: Sequence[IndexPart], cache_folder:
     store = Store(url)
     manifest = read_manifest(store, version)
     (entry,) = [entry for entry in manifest.indexes if entry.kind == parts[0].kind]
-    names = [entry.parts[part.number] for part in parts]
-    return _open(store, manifest, entry, names, parts[0].first_row, cache_folder)
+    files = [entry.parts[part.number] for part in parts]
+    return _open(store, manifest, entry, files, parts[0].first_row, cache_folder)
 
 
 def open_assets(url: str, version: str, cache_folder: Path | None = None) -> dict[str, KindIndex]:
@@ -74,12 +73,13 @@ def _open(
     store: Store,
     manifest: Manifest,
     entry: IndexEntry,
-    names: Sequence[tuple[str, str | None]],
+    files: Sequence[IndexFile],
     first_row: int,
     cache_folder: Path | None,
 ) -> KindIndex:
-    wanted = [*(name for pair in names for name in pair if name is not None), entry.assets]
+    wanted = [*(name for file in files for name in file if name is not None), entry.assets]
     entries = [manifest.file(name) for name in wanted]
     with local_files(store, manifest.version, entries, cache_folder=cache_folder) as paths:
-        opened = [(paths[vectors], None if codes is None else paths[codes]) for vectors, codes in names]
-        return KindIndex(entry, opened, paths[entry.assets], first_row=first_row)
+        return KindIndex(
+            entry, [IndexPaths.of(file, paths) for file in files], paths[entry.assets], first_row=first_row
+        )

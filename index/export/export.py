@@ -141,6 +141,8 @@ def _opened(
         dimension=manifest.dimension,
         assets=held.enter_context(paths[entry.assets].open("rb")),
         vectors=[held.enter_context(paths[name].open("rb")) for name in entry.files],
-        codes=[None if name is None else held.enter_context(paths[name].open("rb")) for _, name in entry.parts],
+        codes=[
+            None if part.codes is None else held.enter_context(paths[part.codes].open("rb")) for part in entry.parts
+        ],
         advance=advance,
     )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ...configs.errors import StoreError
-from ..ann.exact import read_header
+from ..ann.exact import StoredRows
 from ..versions.manifest import IndexEntry
 
 _BLOCK_BYTES = 1 << 22
@@ -70,10 +70,9 @@ class Rows:
         self._source = source
         self._tables = source.tables()
         self._held: pa.Table | None = None
-        self._left = []
         for file in source.vectors:
             file.seek(0)
-            self._left.append((file, read_header(file, source.dimension)))
+        self._codes = StoredRows(source.vectors, source.dimension)
 
     def take(self, count: int) -> tuple[pa.Table, npt.NDArray[np.float16]]:
         """The next rows, at most `count` and at least one: assets, and float16, (rows, dimension).
@@ -90,21 +89,8 @@ class Rows:
         return table, self._vectors(len(table))
 
     def _vectors(self, count: int) -> npt.NDArray[np.float16]:
-        pieces = []
-        row_bytes = 2 * self._source.dimension
-        wanted = count
-        while wanted:
-            if not self._left:
-                raise StoreError(f"the {self._source.kind} vectors end before their last row")
-            file, rows = self._left[0]
-            taken = min(wanted, rows)
-            data = file.read(taken * row_bytes)
-            if len(data) != taken * row_bytes:
-                raise StoreError(f"the {self._source.kind} vectors end before their last row")
-            self._source.advance(len(data))
-            pieces.append(data)
-            wanted -= taken
-            self._left[0] = file, rows - taken
-            if taken == rows:
-                self._left.pop(0)
-        return np.frombuffer(b"".join(pieces), "<f2").reshape(count, self._source.dimension)
+        data = self._codes.read(count)
+        if len(data) != count * 2 * self._source.dimension:
+            raise StoreError(f"the {self._source.kind} vectors end before their last row")
+        self._source.advance(len(data))
+        return np.frombuffer(data, "<f2").reshape(count, self._source.dimension)

@@ -89,7 +89,8 @@ class _Side:
         entry = next((index for index in manifest.indexes if index.kind == kind), None)
         self._name = "" if entry is None else f"{version_folder(manifest.version)}/{entry.assets}"
         rows = 0 if entry is None else entry.rows
-        found: list[Any] = [np.empty(rows, word) for word in (np.uint64, np.uint64, np.uint32, np.uint32)]
+        words = {"ids": np.uint64, "contents": np.uint64, "metadata": np.uint32, "uris": np.uint32}
+        found: dict[str, Any] = {name: np.empty(rows, word) for name, word in words.items()}
         if entry is not None:
             self._check(manifest, entry)
             first = 0
@@ -99,19 +100,19 @@ class _Side:
                     raise CatalogError(f"{store.url}/{self._name} must have {rows} rows, got more.")
                 has_metadata = "metadata" in batch.schema.names
                 metadata = batch.column("metadata").to_pylist() if has_metadata else [None] * batch.num_rows
-                found[0][part] = _hashes(batch.column("asset_id").to_pylist(), 8)
-                found[1][part] = _hashes(batch.column("content_sha256").to_pylist(), 8)
-                found[2][part] = _hashes(map(_metadata_text, metadata), 4)
-                found[3][part] = _hashes((uri or "" for uri in batch.column("uri").to_pylist()), 4)
+                found["ids"][part] = _hashes(batch.column("asset_id").to_pylist(), 8)
+                found["contents"][part] = _hashes(batch.column("content_sha256").to_pylist(), 8)
+                found["metadata"][part] = _hashes(map(_metadata_text, metadata), 4)
+                found["uris"][part] = _hashes((uri or "" for uri in batch.column("uri").to_pylist()), 4)
                 first = part.stop
             if first != rows:
                 raise CatalogError(f"{store.url}/{self._name} must have {rows} rows, got {first}.")
         # One after the other: at no time is more than one of them there twice.
-        self.rows: Places = np.argsort(found[0], kind="stable")
-        self.ids: Hashes = found.pop(0)[self.rows]
-        self.contents: Hashes = found.pop(0)[self.rows]
-        self.metadata: npt.NDArray[np.uint32] = found.pop(0)[self.rows]
-        self.uris: npt.NDArray[np.uint32] = found.pop(0)[self.rows]
+        self.rows: Places = np.argsort(found["ids"], kind="stable")
+        self.ids: Hashes = found.pop("ids")[self.rows]
+        self.contents: Hashes = found.pop("contents")[self.rows]
+        self.metadata: npt.NDArray[np.uint32] = found.pop("metadata")[self.rows]
+        self.uris: npt.NDArray[np.uint32] = found.pop("uris")[self.rows]
 
     def names(self, places: Places) -> list[str]:
         """The asset ids at some places."""

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ...configs.errors import ArgumentError, CatalogError
 from ..storage.store import Store, StoredFile
@@ -100,7 +100,7 @@ def _plan(store: Store, rules: PruneRules) -> Pruning:
         *_judge_versions(versions, _folders(files, "versions"), rules, held, condemned, now_s),
         *_judge_unfinished(versions, _folders(files, "versions"), held, now_s, nothing_published=latest is None),
         *_judge_units(files, rules, now_s),
-        *((True, _piece("run", run, its, "is over")) for run, its in _folders(files, "runs").items()),
+        *(Judged(True, _piece("run", run, its, "is over")) for run, its in _folders(files, "runs").items()),
     ]
     going = {name for goes, piece in judged if goes for name in piece.files}
     judged += _judge_leftovers([file for file in files if file.name not in going], void_holds, now_s)
@@ -137,17 +137,20 @@ def _delete_version(store: Store, version: str) -> str | None:
 
     Looked up before and after the manifest goes: who holds a version and then finds its manifest is seen here.
     """
-    if reader := read_holds(store)[0].get(version):
+    if reader := read_holds(store).readers.get(version):
         return reader
     store.delete(manifest_name(version))
-    if reader := read_holds(store)[0].get(version):
+    if reader := read_holds(store).readers.get(version):
         return reader
     store.delete(version_folder(version))
     return None
 
 
-Judged = tuple[bool, Piece]
-"""Whether it goes, and what it is."""
+class Judged(NamedTuple):
+    """A piece, and whether it goes."""
+
+    goes: bool
+    piece: Piece
 
 
 def _judge_versions(
@@ -202,7 +205,9 @@ def _judge_versions(
             gone = "was held back, and a newer version stands for it"
         if info.version in condemned:
             gone = "was condemned by a prune that did not finish"
-        judged.append((kept is None, _piece("version", info.version, folders.get(info.version, []), kept or gone)))
+        judged.append(
+            Judged(kept is None, _piece("version", info.version, folders.get(info.version, []), kept or gone))
+        )
     return judged
 
 
@@ -227,7 +232,7 @@ def _judge_unfinished(
             kept = "is kept while no version is published"
         elif not all(_is_older(file.modified_s, 1, now_s) for file in its):
             kept = "has no manifest, and is younger than a day"
-        judged.append((kept is None, _piece("unfinished version", version, its, kept or "has no manifest")))
+        judged.append(Judged(kept is None, _piece("unfinished version", version, its, kept or "has no manifest")))
     return judged
 
 
@@ -242,7 +247,7 @@ def _judge_units(files: Sequence[StoredFile], rules: PruneRules, now_s: float) -
     for unit, its in units.items():
         goes = all(_is_older(file.modified_s, rules.units_older_than_days, now_s) for file in its)
         its.sort(key=lambda file: ".dead." in file.name)
-        judged.append((goes, _piece("unit", unit, its, f"is {'older' if goes else 'younger'} than {days}")))
+        judged.append(Judged(goes, _piece("unit", unit, its, f"is {'older' if goes else 'younger'} than {days}")))
     return judged
 
 
@@ -252,9 +257,9 @@ def _judge_leftovers(files: Sequence[StoredFile], void_holds: Sequence[str], now
         if _PARTIAL.fullmatch(file.name):
             old = _is_older(file.modified_s, 1, now_s)
             why = f"was not finished, and is {'older' if old else 'younger'} than a day"
-            judged.append((old, _piece("partial file", file.name, [file], why)))
+            judged.append(Judged(old, _piece("partial file", file.name, [file], why)))
         elif file.name in void_holds:
-            judged.append((True, _piece("reader's hold", file.name, [file], "has expired")))
+            judged.append(Judged(True, _piece("reader's hold", file.name, [file], "has expired")))
     return judged
 
 

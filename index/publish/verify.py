@@ -4,9 +4,9 @@ Everything streams: memory is that of one row group of vectors, whatever the siz
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import orjson
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ...configs.errors import CatalogError, StoreError
 from ..ann.codes import open_index
-from ..ann.exact import encode, read_header
+from ..ann.exact import StoredRows, encode, read_header
 from ..storage.store import Store
 from ..vectors.distribution import NORM_TOLERANCE
 from ..vectors.units import vectors_of
@@ -131,21 +131,22 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
         if manifest.file(name).rows not in {None, found}:
             yield f"{prefix}/{name} must have {manifest.file(name).rows} rows, got {found}."
         stored += found
-    for file_name, codes_name in index.parts:
-        if codes_name is None:
+    for part in index.parts:
+        if part.codes is None:
             continue
-        with open_index(store, f"{prefix}/{codes_name}") as opened, store.open_read(f"{prefix}/{file_name}") as file:
+        codes_name = f"{prefix}/{part.codes}"
+        with open_index(store, codes_name) as opened, store.open_read(f"{prefix}/{part.vectors}") as file:
             rows = read_header(file, manifest.dimension)
             if (opened.d, opened.ntotal) != (manifest.dimension, rows):
                 yield (
-                    f"{prefix}/{codes_name} must have {rows} rows of {manifest.dimension} dimensions, "
+                    f"{codes_name} must have {rows} rows of {manifest.dimension} dimensions, "
                     f"got {opened.ntotal} of {opened.d}."
                 )
     with store.open_read(f"{prefix}/{index.assets}") as assets_file, contextlib.ExitStack() as stack:
         assets = pa.ipc.open_file(assets_file, options=pa.ipc.IpcReadOptions(use_threads=False))
         listed = sum(assets.get_batch(i).num_rows for i in range(assets.num_record_batches))
         files = [stack.enter_context(store.open_read(f"{prefix}/{name}")) for name in index.files]
-        codes = _Codes(files, manifest.dimension)
+        codes = StoredRows(files, manifest.dimension)
         coded = codes.rows
         if stored != index.rows:
             yield f"The {index.kind} index has {index.rows} rows, and its vectors are {stored}."
@@ -169,7 +170,7 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
                     row += len(table)
 
 
-def _row_problems(table: pa.Table, ids: "_Ids", codes: "_Codes") -> Iterator[tuple[str, str]]:
+def _row_problems(table: pa.Table, ids: "_Ids", codes: StoredRows) -> Iterator[tuple[str, str]]:
     names, listed = table.column("asset_id").to_pylist(), ids.take(len(table))
     if names != listed:
         i = next(i for i, (one, other) in enumerate(zip(names, listed, strict=True)) if one != other)
@@ -181,28 +182,6 @@ def _row_problems(table: pa.Table, ids: "_Ids", codes: "_Codes") -> Iterator[tup
         yield "norm", f"the vector of {names[off[0]]!r} must have the norm 1, got {norms[off[0]]:.6g}."
     if codes.read(len(vectors)) != encode(vectors).tobytes():
         yield "codes", "the index holds other vectors than these."
-
-
-class _Codes:
-    """The fp16 codes of an index's files, one after the other."""
-
-    def __init__(self, files: Sequence[IO[bytes]], dimension: int) -> None:
-        self._row_bytes = 2 * dimension
-        self._left = [(file, read_header(file, dimension)) for file in files]
-        self.rows = sum(rows for _, rows in self._left)
-
-    def read(self, count: int) -> bytes:
-        """The next `count` rows, or those that are left."""
-        pieces = []
-        while count and self._left:
-            file, rows = self._left[0]
-            taken = min(count, rows)
-            pieces.append(file.read(taken * self._row_bytes))
-            count -= taken
-            self._left[0] = file, rows - taken
-            if taken == rows:
-                self._left.pop(0)
-        return b"".join(pieces)
 
 
 class _Ids:

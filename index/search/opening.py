@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from ...configs.errors import ArgumentError, CatalogError, StoreError
-from ..ann.kind_index import KindIndex
+from ..ann.kind_index import IndexPaths, KindIndex
 from ..local.local_files import local_files
 from ..storage.store import Store
 from ..versions.latest import Latest, nothing_published, read_latest
@@ -169,5 +169,4 @@ def _hold(store: Store, version: str, hold_s: float) -> VersionHold:
 
 
 def _open_index(entry: IndexEntry, paths: Mapping[str, Path]) -> KindIndex:
-    parts = [(paths[vectors], None if codes is None else paths[codes]) for vectors, codes in entry.parts]
-    return KindIndex(entry, parts, paths[entry.assets])
+    return KindIndex(entry, [IndexPaths.of(file, paths) for file in entry.parts], paths[entry.assets])

@@ -53,6 +53,13 @@ class OperatingPoint(_Part):
     """What a query costs by a model of a common machine: to compare points with each other."""
 
 
+class IndexFile(NamedTuple):
+    """One file of an index, by the names that the manifest has."""
+
+    vectors: str
+    codes: str | None
+
+
 class IndexEntry(_Part):
     """The FAISS index of one kind and what was measured of it. A direction is `text->image`: query kind first."""
 
@@ -84,9 +91,10 @@ class IndexEntry(_Part):
         return value
 
     @property
-    def parts(self) -> tuple[tuple[str, str | None], ...]:
+    def parts(self) -> tuple[IndexFile, ...]:
         """Each file with its codes."""
-        return tuple(zip(self.files, self.codes or (None,) * len(self.files), strict=True))
+        pairs = zip(self.files, self.codes or (None,) * len(self.files), strict=True)
+        return tuple(IndexFile(vectors, codes) for vectors, codes in pairs)
 
     @property
     def names(self) -> tuple[str, ...]:

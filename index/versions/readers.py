@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import threading
+from typing import NamedTuple
 
 import orjson
 
@@ -61,8 +62,17 @@ class VersionHold:
                 self._store.delete(self.name)
 
 
-def read_holds(store: Store) -> tuple[dict[str, str], list[str]]:
-    """The versions that are held, each with a holder in words; and the names of files that hold nothing any more."""
+class Holds(NamedTuple):
+    """What readers keep from being pruned."""
+
+    readers: dict[str, str]
+    """A holder in words, by the version."""
+    void: list[str]
+    """Files that hold nothing any more."""
+
+
+def read_holds(store: Store) -> Holds:
+    """The versions that are held by readers."""
     held: dict[str, str] = {}
     expired = []
     for name in store.names(READERS):
@@ -77,4 +87,4 @@ def read_holds(store: Store) -> tuple[dict[str, str], list[str]]:
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             pass  # ours appear whole: this one says nothing that could be kept to
         expired.append(name)
-    return held, expired
+    return Holds(held, expired)

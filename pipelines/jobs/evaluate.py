@@ -23,6 +23,7 @@ from ...transforms.evaluation.figures import (
     DEPTH,
     Lists,
     Subject,
+    SubjectFigures,
     compare_figures,
     first_ranks,
     merge_lists,
@@ -33,7 +34,7 @@ from ...transforms.evaluation.figures import (
     search_exactly,
     search_index,
 )
-from ...transforms.evaluation.label_rows import PlacedLabels, place_labels
+from ...transforms.evaluation.label_rows import Direction, NamedCatalog, PlacedLabels, place_labels
 from ...transforms.evaluation.labelled import LabelledQuery, read_labels
 from ...transforms.evaluation.phrases import of_difference, of_direction, of_interval, say_direction
 from .search import embed_for
@@ -89,11 +90,11 @@ def evaluate(places: Sequence[CatalogPlace], question: Question) -> dict[str, An
         QueryError: When a query cannot be embedded.
     """
     labels = read_labels(question.pairs)
-    catalogs = [(url, open_catalog(url, version=version)) for url, version in places]
+    catalogs = [NamedCatalog(url, open_catalog(url, version=version)) for url, version in places]
     placed = place_labels(labels, catalogs, drop_unknown=question.drop_unknown)
     subjects: list[Subject] = []
     for number, (url, catalog) in enumerate(catalogs):
-        known = subjects[0] if number and _recipe(catalogs[0][1]) == _recipe(catalog) else None
+        known = subjects[0] if number and _recipe(catalogs[0].catalog) == _recipe(catalog) else None
         vectors = _vectors(url, catalog, placed, number, question, known)
         kinds = [query.kind for query in placed.queries]
         subjects.append(
@@ -126,7 +127,7 @@ def evaluate(places: Sequence[CatalogPlace], question: Question) -> dict[str, An
     }
 
 
-def _names(catalogs: Sequence[tuple[str, Catalog]]) -> list[str]:
+def _names(catalogs: Sequence[NamedCatalog]) -> list[str]:
     """What the catalogs are called in sentences: two versions of one by the version."""
     urls = [url for url, _ in catalogs]
     return urls if len(set(urls)) == len(urls) else [catalog.version for _, catalog in catalogs]
@@ -171,7 +172,7 @@ def _judge(
     placed: PlacedLabels, subjects: Sequence[Subject], question: Question, names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     directions = list(placed.directions())
-    kinds = dict.fromkeys(kind for _, kind in directions)
+    kinds = [str(kind) for kind in dict.fromkeys(direction.kind for direction in directions)]
     answers: list[dict[str | None, _Answers]] = []
     for subject in subjects:
         sought = dict.fromkeys([*kinds, *(subject.catalog.kinds if question.merge else ())])
@@ -186,15 +187,13 @@ def _judge(
             found[None] = _Answers(index=index, exact=exact)
         answers.append(found)
     judged = {}
-    wanted = [(query_kind, kind) for query_kind, kind in directions]
     if question.merge is not None:
-        wanted += [(query_kind, "") for query_kind in dict.fromkeys(query_kind for query_kind, _ in directions)]
-    for query_kind, kind in wanted:
-        direction = f"{query_kind}->{kind or 'all'}"
-        judged[direction] = _judge_direction(
-            placed, subjects, [found[kind or None] for found in answers], (query_kind, kind or None), question
-        )
-        judged[direction]["words"] = say_direction(judged[direction], question.ks, names)
+        directions += [Direction(kind, None) for kind in dict.fromkeys(one.query_kind for one in directions)]
+    for direction in directions:
+        of_kind = [found[direction.kind] for found in answers]
+        document = _judge_direction(placed, subjects, of_kind, direction, question)
+        document["words"] = say_direction(document, question.ks, names)
+        judged[str(direction)] = document
     return judged
 
 
@@ -216,25 +215,24 @@ def _judge_direction(
     placed: PlacedLabels,
     subjects: Sequence[Subject],
     answers: Sequence[_Answers],
-    direction: tuple[str, str | None],
+    direction: Direction,
     question: Question,
 ) -> dict[str, Any]:
     wanted, figures = [], []
     for number, (subject, answer) in enumerate(zip(subjects, answers, strict=True)):
-        positions, right = placed.wanted(number, *direction, subject.catalog)
+        positions, right = placed.wanted(number, direction, subject.catalog)
         wanted.append(right)
         of_length = {k: lists.rows[positions] for k, lists in answer.index.items()}
-        figures.append(
-            (score_by_length(of_length, right), score_lists(answer.exact.rows[positions], right, question.ks))
-        )
+        exactly = score_lists(answer.exact.rows[positions], right, question.ks)
+        figures.append(SubjectFigures(score_by_length(of_length, right), exactly))
     longest, right = question.ks[-1], wanted[0]
     found, exact = answers[0].index[longest], answers[0].exact.rows[positions]
     by_index = found.rows[positions]
-    quality, possible = (part[f"ndcg@{longest}"] for part in figures[0])
-    ranks = first_ranks(by_index, right), first_ranks(exact, right)
+    quality, possible = (part[f"ndcg@{longest}"] for part in (figures[0].index, figures[0].exact))
+    rank, exact_rank = first_ranks(by_index, right), first_ranks(exact, right)
     # The worst first; of those that find nothing, those first whose right asset is furthest away.
-    places = [np.where(rank > 0, rank, DEPTH + 1) for rank in ranks]
-    order = np.lexsort((np.arange(len(quality)), -places[1], -places[0], quality))
+    place, exact_place = (np.where(ranks > 0, ranks, DEPTH + 1) for ranks in (rank, exact_rank))
+    order = np.lexsort((np.arange(len(quality)), -exact_place, -place, quality))
     failing = quality < 1 - 1e-9
     worst = []
     for q in [int(q) for q in order if failing[q]][:_WORST]:
@@ -248,11 +246,11 @@ def _judge_direction(
             {
                 "query": _query(query, subjects[0], placed, int(positions[q])),
                 "place": query.place,
-                "relevant": [_asset(subjects[0].catalog, direction[1], int(row)) for row in alive[:_SHOWN]],
+                "relevant": [_asset(subjects[0].catalog, direction.kind, int(row)) for row in alive[:_SHOWN]],
                 "relevant_count": len(rows),
                 "found": [
                     {
-                        **_asset(subjects[0].catalog, direction[1], int(row)),
+                        **_asset(subjects[0].catalog, direction.kind, int(row)),
                         "score": round(float(score), 6),
                         "is_right": bool(row in alive),
                     }
@@ -260,8 +258,8 @@ def _judge_direction(
                     if row >= 0
                 ],
                 "ndcg": round(float(quality[q]), 6),
-                "rank_index": int(ranks[0][q]) or None,
-                "rank_exact": int(ranks[1][q]) or None,
+                "rank_index": int(rank[q]) or None,
+                "rank_exact": int(exact_rank[q]) or None,
                 "cause": cause,
             }
         )

@@ -243,28 +243,34 @@ def merge_lists(subject: Subject, lists: Mapping[str, Lists], merge: Merge) -> L
     return merged_lists
 
 
-def compare_figures(
-    subjects: Sequence[tuple[Mapping[str, Floats], Mapping[str, Floats]]], confidence: float
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SubjectFigures:
+    """The figures of a catalog in one direction, by their names, as `score_lists` gives them."""
+
+    index: Mapping[str, Floats]
+    exact: Mapping[str, Floats]
+
+
+def compare_figures(subjects: Sequence[SubjectFigures], confidence: float) -> dict[str, Any]:
     """Figures of one direction with their intervals, for one catalog or two.
 
     Args:
-        subjects: For each catalog, its figures by index and by exact search, as `score_lists` gives them.
+        subjects: One for each catalog.
         confidence: Of the intervals.
 
     Returns:
         `catalogs`, a list of {"index", "exact", "index_error"}; with two also `difference`, {"index", "exact"}, the
         second less the first. Each has intervals by the figure's name.
     """
-    names = list(subjects[0][0])
+    names = list(subjects[0].index)
     columns: dict[tuple[int, str], Mapping[str, Floats]] = {}
-    for number, (index, exact) in enumerate(subjects):
-        columns |= {(number, "index"): index, (number, "exact"): exact}
-        columns[number, "index_error"] = {name: exact[name] - index[name] for name in names}
+    for number, subject in enumerate(subjects):
+        columns |= {(number, "index"): subject.index, (number, "exact"): subject.exact}
+        columns[number, "index_error"] = {name: subject.exact[name] - subject.index[name] for name in names}
     if len(subjects) == 2:
-        for position, sort in enumerate(("index", "exact")):
-            first, second = (subject[position] for subject in subjects)
-            columns[2, sort] = {name: second[name] - first[name] for name in names}
+        first, second = subjects
+        columns[2, "index"] = {name: second.index[name] - first.index[name] for name in names}
+        columns[2, "exact"] = {name: second.exact[name] - first.exact[name] for name in names}
     values = np.stack([figures[name] for figures in columns.values() for name in names], axis=1)
     intervals = iter(mean_intervals(values, confidence))
     compared: list[dict[str, Any]] = [{}, {}, {}]

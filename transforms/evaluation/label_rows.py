@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,24 @@ _SHOWN = 3
 Rows = npt.NDArray[np.int64]
 
 
+class NamedCatalog(NamedTuple):
+    """A catalog that is judged, and its address."""
+
+    url: str
+    catalog: Catalog
+
+
+class Direction(NamedTuple):
+    """Which kind asks, and which is sought."""
+
+    query_kind: str
+    kind: str | None
+    """None: all kinds."""
+
+    def __str__(self) -> str:
+        return f"{self.query_kind}->{self.kind or 'all'}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlacedLabels:
     """Labelled queries, and their pairs with the rows that they are in each catalog."""
@@ -38,24 +57,24 @@ class PlacedLabels:
     dropped: int
     """Pairs that were left out."""
 
-    def directions(self) -> Iterator[tuple[str, str]]:
+    def directions(self) -> Iterator[Direction]:
         """Each kind of query with each kind that something is right of."""
         kinds = np.array([query.kind for query in self.queries])[self.pair_query]
         right = self.grades > 0
         for query_kind in KINDS:
             for kind in KINDS:
                 if (right & (kinds == query_kind) & (self.pair_kind == kind)).any():
-                    yield query_kind, kind
+                    yield Direction(query_kind, kind)
 
-    def wanted(self, number: int, query_kind: str, kind: str | None, catalog: Catalog) -> tuple[Rows, Wanted]:
+    def wanted(self, number: int, direction: Direction, catalog: Catalog) -> tuple[Rows, Wanted]:
         """What is right in one direction: the positions of its queries, and their pairs.
 
         Args:
             number: Of the catalog.
-            query_kind: Of the queries.
-            kind: Of the assets; None: of all kinds, whose rows are counted through.
+            direction: Where all kinds are sought, their rows are counted through.
             catalog: That the number stands for.
         """
+        query_kind, kind = direction
         rows = self.rows[number]
         if kind is None:
             starts = row_offsets(catalog)
@@ -71,13 +90,13 @@ class PlacedLabels:
 
 
 def place_labels(
-    queries: Sequence[LabelledQuery], catalogs: Sequence[tuple[str, Catalog]], *, drop_unknown: bool = False
+    queries: Sequence[LabelledQuery], catalogs: Sequence[NamedCatalog], *, drop_unknown: bool = False
 ) -> PlacedLabels:
     """Finds the labelled assets in all catalogs.
 
     Args:
         queries: As they were read.
-        catalogs: Each with its address.
+        catalogs: That are judged.
         drop_unknown: Leave out what is not in every catalog, instead of refusing the file.
 
     Raises:
@@ -172,7 +191,7 @@ def _row(found: _Found, kind: str | None, asset_id: str) -> int:
 def _refuse_unknown(
     queries: Sequence[LabelledQuery],
     labels: Sequence[Relevant],
-    catalogs: Sequence[tuple[str, Catalog]],
+    catalogs: Sequence[NamedCatalog],
     rows: Sequence[Rows],
     own: Sequence[Rows],
 ) -> None:

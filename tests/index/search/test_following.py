@@ -204,11 +204,11 @@ def test_twenty_swaps_leave_no_more_maps_descriptors_or_threads_than_one(catalog
             assert catalog.refresh()
             catalog.search(queries())
             if swap == 0:
-                wait_until(lambda: len(read_holds(catalog_of.store)[0]) == 1)
+                wait_until(lambda: len(read_holds(catalog_of.store).readers) == 1)
                 time.sleep(0.05)  # the thread of the hold that was released
                 first = counted()
         wait_until(lambda: counted() <= first)
-        assert list(read_holds(catalog_of.store)[0]) == [catalog.version]
+        assert list(read_holds(catalog_of.store).readers) == [catalog.version]
 
 
 def test_a_new_version_is_there_within_the_interval(catalog_of: Published, caplog: pytest.LogCaptureFixture) -> None:
@@ -340,10 +340,10 @@ def test_a_version_that_is_searched_is_kept_from_pruning_and_released_when_it_is
     with following(catalog_of, hold_s=60) as catalog:
         catalog_of.put(1)
         prune(catalog_of.store, rules)
-        assert list(read_holds(catalog_of.store)[0]) == [NAMES[0]]
+        assert list(read_holds(catalog_of.store).readers) == [NAMES[0]]
         assert versions_in(catalog.search(queries())) == {1}
         assert catalog.refresh()
-        assert list(read_holds(catalog_of.store)[0]) == [NAMES[1]]
+        assert list(read_holds(catalog_of.store).readers) == [NAMES[1]]
     assert read_holds(catalog_of.store) == ({}, [])
 
 
@@ -513,7 +513,7 @@ def test_processes_forked_amid_searches_and_looks_search_and_follow_by_themselve
     finally:
         process.kill()
     assert process.returncode == 0, errors
-    assert read_holds(catalog_of.store)[0] == {}
+    assert read_holds(catalog_of.store).readers == {}
 
 
 def test_a_fork_holds_what_it_searches_though_its_parent_has_gone_on(catalog_of: Published) -> None:

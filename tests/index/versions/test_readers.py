@@ -60,7 +60,7 @@ def test_a_hold_is_renewed_and_ends_with_the_catalog_that_nobody_closed(own_copy
     (path,) = holds(own_copy)
     first = expiry(path)
     wait_until(lambda: expiry(path) > first + datetime.timedelta(seconds=0.5))
-    assert read_holds(own_copy.store)[0]
+    assert read_holds(own_copy.store).readers
     del catalog
     gc.collect()
     wait_until(lambda: not holds(own_copy))
@@ -98,9 +98,9 @@ def test_a_process_that_ends_lets_go_and_one_that_is_killed_holds_until_its_time
     assert process.stdout.readline() == b"open\n"
     process.kill()
     process.communicate()
-    assert read_holds(own_copy.store)[0]
-    wait_until(lambda: not read_holds(own_copy.store)[0])
-    assert len(read_holds(own_copy.store)[1]) == 1
+    assert read_holds(own_copy.store).readers
+    wait_until(lambda: not read_holds(own_copy.store).readers)
+    assert len(read_holds(own_copy.store).void) == 1
 
 
 def test_a_child_that_was_forked_does_not_end_its_parents_hold(own_copy: Any) -> None:

@@ -12,6 +12,7 @@ from sklearn.metrics import ndcg_score
 
 from epithre_beam.configs.errors import ConfigError
 from epithre_beam.transforms.evaluation.figures import (
+    SubjectFigures,
     Wanted,
     compare_figures,
     first_ranks,
@@ -146,8 +147,8 @@ def test_one_query_and_equal_ones_have_intervals_of_no_width():
 
 
 def compared(index, exact, other=None):
-    one = ({"recall@10": np.array(index)}, {"recall@10": np.array(exact)})
-    two = () if other is None else (({"recall@10": np.array(other)}, {"recall@10": np.array(other)}),)
+    one = SubjectFigures({"recall@10": np.array(index)}, {"recall@10": np.array(exact)})
+    two = () if other is None else (SubjectFigures({"recall@10": np.array(other)}, {"recall@10": np.array(other)}),)
     found = compare_figures([one, *two], 0.95)
     return {"queries": len(index), "relevant": len(index), "dead": [0] * (1 + len(two)), **found}
 

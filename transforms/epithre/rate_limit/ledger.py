@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 WINDOW_S = 60.0
 MARGIN_S = 0.1
@@ -71,6 +71,18 @@ class SharedLedger(Protocol):
         """Takes limits that the server states, where none is configured."""
 
 
+class _Lease(NamedTuple):
+    ends_at: float
+    weights: Mapping[str, float]
+
+
+class _Ending(NamedTuple):
+    """When a lease may end: one that was answered ends later, and has a second of these."""
+
+    at: float
+    lease: str
+
+
 @dataclass
 class Ledger:
     """The ledger in memory. Its methods may be called from any thread."""
@@ -82,8 +94,8 @@ class Ledger:
     def __post_init__(self) -> None:
         self._limits = dict(self.settings.limits)
         self._used = dict.fromkeys(WEIGHTS, 0.0)
-        self._leases: dict[str, tuple[float, Mapping[str, float]]] = {}
-        self._ending: list[tuple[float, str]] = []
+        self._leases: dict[str, _Lease] = {}
+        self._ending: list[_Ending] = []
         self._serial = 0
         self._next_at = self._pause_until = self._cut_at = -math.inf
         self._factor, self._factor_at = 1.0, self.clock()
@@ -100,15 +112,15 @@ class Ledger:
             for name, limit in self._limits.items():
                 # One request heavier than the whole limit could never go: it goes when nothing else counts.
                 if self._used[name] + min(weights.get(name, 0.0), limit) > limit:
-                    wait = max(wait, self._ending[0][0] - now)
+                    wait = max(wait, self._ending[0].at - now)
             return Answer(None, wait) if wait > 0 else Answer(self._take(weights, now))
 
     def answered(self, lease: str) -> None:
         with self._lock:
             if lease in self._leases:
                 ends_at = self.clock() + self.settings.window_s + MARGIN_S
-                self._leases[lease] = (ends_at, self._leases[lease][1])
-                heapq.heappush(self._ending, (ends_at, lease))
+                self._leases[lease] = _Lease(ends_at, self._leases[lease].weights)
+                heapq.heappush(self._ending, _Ending(ends_at, lease))
 
     def slow_down(self, retry_after_s: float | None) -> None:
         with self._lock:
@@ -131,8 +143,8 @@ class Ledger:
         for name, weight in weights.items():
             self._used[name] += weight
         ends_at = now + self.settings.hold_s + self.settings.window_s
-        self._leases[lease] = (ends_at, weights)
-        heapq.heappush(self._ending, (ends_at, lease))
+        self._leases[lease] = _Lease(ends_at, weights)
+        heapq.heappush(self._ending, _Ending(ends_at, lease))
         self._next_at = max(self._next_at, now - BURST_S) + self._interval_s(weights, now)
         return lease
 
@@ -140,10 +152,10 @@ class Ledger:
         while self._ending:
             ends_at, lease = self._ending[0]
             current = self._leases.get(lease)
-            if current is not None and current[0] == ends_at:
+            if current is not None and current.ends_at == ends_at:
                 if ends_at > now:
                     return
-                for name, weight in current[1].items():
+                for name, weight in current.weights.items():
                     self._used[name] -= weight
                 del self._leases[lease]
             # Otherwise the lease was answered since, and stands further on with its new end.
