@@ -29,6 +29,38 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, ClassVar
 
+__all__ = [
+    "ApiError",
+    "ApiRefusedError",
+    "ArgumentError",
+    "CatalogBusyError",
+    "CatalogError",
+    "ConfigError",
+    "DamagedFileError",
+    "DataError",
+    "DefectError",
+    "EpithreBeamError",
+    "ExitCode",
+    "GateError",
+    "LeaseLostError",
+    "QueryError",
+    "RateLimiterLostError",
+    "RefusedKeyError",
+    "RunnerError",
+    "SourceError",
+    "SpendingLimitError",
+    "SpentQuotaError",
+    "StorageError",
+    "StoreError",
+    "SwapConflictError",
+    "SwapUnknownError",
+    "UnknownAssetError",
+    "UnknownModelError",
+    "UnwritableError",
+    "WrongAddressError",
+    "WrongDimensionError",
+]
+
 
 class ExitCode(IntEnum):
     """What a scheduler is told."""
@@ -114,7 +146,7 @@ class ApiRefusedError(ApiError):
 
 
 class RefusedKeyError(ApiRefusedError):
-    """The API refuses the key, or the key's variable is not set where requests are sent."""
+    """The API refuses the key, or a worker's environment has none."""
 
     code = "key_refused"
 
@@ -132,7 +164,7 @@ class SpentQuotaError(ApiRefusedError):
 
 
 class WrongAddressError(ApiRefusedError):
-    """The API is not at this address: it redirects elsewhere."""
+    """The API is not at this address: it redirects elsewhere, or has nothing of the kind there."""
 
     code = "wrong_address"
 

@@ -4,10 +4,11 @@ import sys
 from pathlib import Path
 
 NAME = "epithre_beam"
+SCRIPT = "epithre-beam"
 
 
 def refuse_second_install(here: Path) -> None:
-    """Raises ImportError when another install would be imported into the one at `here`.
+    """Raises ImportError when another install would be imported into the one at `here`; the console script ends.
 
     An editable install is found by a finder of its own, which is asked for every module that is found nowhere else:
     what one install lacks would come from the other without a word.
@@ -15,11 +16,14 @@ def refuse_second_install(here: Path) -> None:
     for finder in sys.meta_path:
         spec = finder.find_spec(NAME, None)
         if spec is not None and spec.origin is not None and Path(spec.origin).resolve().parent != here.resolve():
-            raise ImportError(
+            sentence = (
                 f"{NAME} is installed twice, in {here} and in {Path(spec.origin).parent}: uninstall one of them, or "
-                "take it off the path.",
-                name=NAME,
+                "take it off the path."
             )
+            if Path(sys.argv[0]).stem == SCRIPT:  # nothing of ours runs before this, to tell it
+                sys.stderr.write(f"{SCRIPT}: {sentence}\n")
+                raise SystemExit(2)
+            raise ImportError(sentence, name=NAME)
 
 
 def broken_install(error: ImportError) -> str | None:

@@ -25,11 +25,12 @@ from ..vectors.shards import ShardRecord, iterate_tables, read_ahead
 from ..vectors.units import vectors_of
 from ..versions.layout import assets_name, codes_name, index_name, version_folder
 from ..versions.manifest import FileEntry, IndexEntry, OperatingPoint
+from .ask_files import ask_codes, ask_exactly
 from .codes import LEAST_ROWS, Projected, build_codes, cells_for, write_codes
 from .exact import FACTORY, ExactIndexWriter
-from .measure_recall import ask_codes, ask_exactly
+from .recall import Judged, merge_judged, recall_at
 from .train import AssetsTask, IndexTask, Model, code_dimensions, fewest_dimensions, train_indexes
-from .truth import TIE_CANDIDATES, Judged, Queries, Truth, merge_judged, merged_figures, recall_at
+from .truth import TIE_CANDIDATES, Queries, Truth, merged_figures
 from .tune import FileShape, operating_points
 
 _ASSETS_BATCH_ROWS = 16_384

@@ -314,7 +314,8 @@ class KindIndex:
             rows = np.asarray(numbered.filter(where).column("__row").to_numpy(), np.int64)
         except (pa.ArrowException, TypeError) as error:
             columns = self.assets.schema.names
-            raise ArgumentError(f"`where` must be a condition on the columns {columns}: {error}") from None
+            what, *_ = str(error).splitlines()  # Arrow adds its whole schema
+            raise ArgumentError(f"where must be a condition on the columns {columns}: {what[:200]}") from None
         is_in = np.zeros(len(self.assets), bool)
         is_in[rows] = True
         matching = _Matching(rows=rows, bits=np.packbits(is_in, bitorder="little"))
@@ -350,6 +351,8 @@ def operating_point(entry: IndexEntry, recall: float | None) -> OperatingPoint:
     """
     if recall is None:
         return OperatingPoint(recall=entry.recall, cost_us=0.0, **entry.search_parameters)
+    if isinstance(recall, bool) or not isinstance(recall, (int, float, np.number)) or not recall >= 0:
+        raise ArgumentError(f"recall must be a number from 0, got {recall!r}.")
     points = entry.operating_points or (OperatingPoint(recall=entry.recall, cost_us=0.0),)
     for point in points:
         if min(point.recall.values(), default=1.0) >= recall:

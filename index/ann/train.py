@@ -19,7 +19,8 @@ from ..versions.layout import model_name
 from .codes import LEAST_ROWS, Coded, Projected, build_codes, bytes_a_row, code_rows, search_codes
 from .exact import check_format
 from .projection import fit_axes
-from .truth import TIE_CANDIDATES, Queries, Truth, judge_answers, recall_at
+from .recall import judge_answers, recall_at
+from .truth import TIE_CANDIDATES, Queries, Truth
 from .tuning_queries import read_queries
 
 _MB = 1_000_000

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..versions.manifest import OperatingPoint
-from .truth import Judged, recall_at
+from .recall import Judged, recall_at
 
 SHARES = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 3 / 64, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 """Of the cells, those that are scanned: the ways that are tried, and after them all vectors without codes."""

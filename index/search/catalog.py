@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -40,16 +40,26 @@ class OpenVersion:
             self._let_go()
 
     def chosen(self, kinds: Sequence[AssetKind] | AssetKind | None) -> dict[str, KindIndex]:
+        """Raises ArgumentError for a kind that there is none of, and for no kind."""
+        if kinds is None:
+            self._check_open()
+            return self.indexes
+        named = list(kinds) if isinstance(kinds, Iterable) and not isinstance(kinds, str) else [kinds]
+        chosen: dict[str, KindIndex] = {kind: self.one(kind, "kinds") for kind in named}
+        if not chosen:
+            raise ArgumentError(f"kinds must be some of {tuple(self.indexes)}, got {kinds!r}: leave it out for all.")
+        return chosen
+
+    def one(self, kind: AssetKind, argument: str = "kind") -> KindIndex:
         """Raises ArgumentError for a kind that there is none of."""
+        self._check_open()
+        if not isinstance(kind, str) or kind not in self.indexes:
+            raise ArgumentError(f"{argument} must be among {tuple(self.indexes)}, got {kind!r}.")
+        return self.indexes[kind]
+
+    def _check_open(self) -> None:
         if not self.indexes:
             raise ArgumentError("This catalog is closed, or has no assets.")
-        if kinds is None:
-            return self.indexes
-        kinds = (kinds,) if isinstance(kinds, str) else kinds
-        for kind in kinds:
-            if kind not in self.indexes:
-                raise ArgumentError(f"kinds must be among {tuple(self.indexes)}, got {kind!r}.")
-        return {kind: self.indexes[kind] for kind in dict.fromkeys(kinds)}
 
 
 class Catalog:
@@ -115,7 +125,7 @@ class Catalog:
 
     def assets(self, kind: AssetKind) -> pa.Table:
         """The assets of a kind in the order of their rows: id, uri, text, metadata and so on, without vectors."""
-        return self._now().chosen(kind)[kind].assets
+        return self._now().one(kind).assets
 
     def find_asset(self, kind: AssetKind, asset_id: str) -> int | None:
         """The row of an asset; None when this version has no such asset.
@@ -126,7 +136,7 @@ class Catalog:
         Raises:
             ArgumentError: When the catalog has no such kind.
         """
-        return self._now().chosen(kind)[kind].row_of(asset_id)
+        return self._now().one(kind).row_of(asset_id)
 
     def asset(self, kind: AssetKind, row: int) -> Asset:
         """What the catalog says of the asset of a row.
@@ -134,7 +144,7 @@ class Catalog:
         Raises:
             ArgumentError: When there is no such kind or row.
         """
-        index = self._now().chosen(kind)[kind]
+        index = self._now().one(kind)
         (row,) = _check_rows([row], index).tolist()
         asset_id, uri, text, metadata = index.asset(row)
         return Asset(
@@ -153,7 +163,7 @@ class Catalog:
         Raises:
             ArgumentError: When there is no such kind or row.
         """
-        index = self._now().chosen(kind)[kind]
+        index = self._now().one(kind)
         return index.vectors(_check_rows(rows, index))
 
     def search(
@@ -221,7 +231,7 @@ class Catalog:
             ArgumentError: With the argument, the rule and the value.
         """
         opened = self._now()
-        index = opened.chosen(kind)[kind]
+        index = opened.one(kind)
         queries = _check_queries(vectors, opened.manifest.dimension)
         return index.search(queries, _check_k(k), where, index.point(recall))
 
@@ -262,7 +272,10 @@ def _check_k(k: int) -> int:
 
 
 def _check_rows(rows: npt.ArrayLike, index: KindIndex) -> npt.NDArray[np.int64]:
-    numbers = np.asarray(rows)
+    try:
+        numbers = np.asarray(rows)
+    except ValueError:  # lists of several lengths
+        raise ArgumentError(f"rows must be whole numbers in one dimension, got {rows!r:.80}.") from None
     if numbers.ndim != 1 or (numbers.size and not np.issubdtype(numbers.dtype, np.integer)):
         raise ArgumentError(f"rows must be whole numbers in one dimension, got {rows!r:.80}.")
     available = len(index.assets)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...configs.errors import ArgumentError
+from ..versions.layout import KINDS
 from ..versions.manifest import IndexEntry
 
 Merge = Literal["score", "quota", "standardised"]
@@ -32,8 +33,10 @@ def check_merge(
     Raises:
         ArgumentError: When `merge` is none, or lacks what it needs.
     """
-    if merge not in {"score", "quota", "standardised"}:
+    if not isinstance(merge, str) or merge not in {"score", "quota", "standardised"}:
         raise ArgumentError(f"merge must be 'score', 'quota' or 'standardised', got {merge!r}.")
+    if query_kind not in (None, *KINDS):
+        raise ArgumentError(f"query_kind must be 'image' or 'text', got {query_kind!r}.")
     if merge != "standardised":
         return dict.fromkeys(entries, (0.0, 1.0))
     if query_kind is None:

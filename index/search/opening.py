@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, overload
 
 from ...configs.errors import ArgumentError, CatalogError, StoreError
@@ -73,10 +74,20 @@ def open_catalog(
 
     Raises:
         CatalogError: When there is nothing published, or a file is missing, damaged or of a newer format.
-        ArgumentError: When `hold_s` or `follow_every_s` is not positive, or a named version shall be followed.
+        ArgumentError: When an argument is of a wrong type, `hold_s` or `follow_every_s` is not positive, or a named
+            version shall be followed.
     """
-    for name, seconds in (("hold_s", hold_s), ("follow_every_s", follow_every_s)):
-        if seconds is not None and not 0 < seconds < float("inf"):
+    for name, value, types, rule in (
+        ("url", url, (str, Path), "a path or an address"),
+        ("version", version, (str, NoneType), "a version's name"),
+        ("storage_options", storage_options, (dict, NoneType), "a dict"),
+        ("cache_folder", cache_folder, (str, Path, NoneType), "a path"),
+    ):
+        if not isinstance(value, types) or value == "":
+            raise ArgumentError(f"{name} must be {rule}, got {value!r:.80}.")
+    for name, seconds, is_needed in (("hold_s", hold_s, False), ("follow_every_s", follow_every_s, True)):
+        is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+        if (seconds is not None or is_needed) and not (is_number and 0 < seconds < float("inf")):  # type: ignore[operator]
             raise ArgumentError(f"{name} must be a positive number of seconds, got {seconds!r}.")
     if follow and version is not None:
         raise ArgumentError(f"follow=True goes with what LATEST.json names, got version={version!r}: give one of them.")
@@ -86,6 +97,8 @@ def open_catalog(
         opened = _open_published(store, options) if version is None else _open_version(store, version, None, options)
     except (CatalogError, StoreError):
         raise
+    except NotADirectoryError:
+        raise CatalogError(f"{store.url} is a file: a catalog is a folder.") from None
     except Exception as error:  # whatever a store's driver raises
         if store.is_local:
             raise

@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import logging
 import re
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +23,8 @@ from ...transforms.workers.progress import LaneProgress, read_progress
 from ...transforms.workers.run_folder import RunFolder
 from .places import misplaced
 from .worker_processes import process_runner, run_to_its_end, uses_processes
+
+_RECORDS_HELD = 100
 
 Watch = Callable[[list[LaneProgress]], None]
 """Is told every half second what the lanes say of themselves."""
@@ -162,8 +166,9 @@ class Runner:
             rule = "runner must be one that Beam can start with its options"
             raise ConfigError(f"{rule}, got {runner!r}: {why}.") from error
         wire(pipeline)
+        pages = _RunnersErrors()
         try:
-            with _watching(lambda: read_progress(run), self.watch):
+            with pages.held(), _watching(lambda: read_progress(run), self.watch):
                 if has_processes:
                     run_to_its_end(lambda: pipeline.run().wait_until_finish())
                 else:
@@ -171,6 +176,7 @@ class Runner:
         except Exception as error:
             # What a worker wrote comes first: a runner adds pages of its own to what it passes on.
             if (failure := failure_of(run)) is not None:
+                pages.forget()
                 raise failure from None
             if isinstance(error, EpithreBeamError):  # before there was a worker to note it
                 raise
@@ -178,6 +184,44 @@ class Runner:
             if line.startswith(("OSError: ", "PermissionError: ")):  # what could not be written could not be noted
                 raise run.unwritable(_os_error_of(line)) from error
             raise RunnerError(f"The runner {runner} failed: {line}") from error
+        finally:
+            pages.tell()
+
+
+class _RunnersErrors(logging.Filter):
+    """What a runner logs as errors while it runs a pipeline, held until it is known whether a worker told it better."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: deque[logging.LogRecord] = deque(maxlen=_RECORDS_HELD)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_beams = record.name == "root" or record.name.startswith("apache_beam.")  # job services log as the root
+        if record.levelno < logging.ERROR or not is_beams:
+            return True
+        if record not in self._records:  # each handler asks
+            self._records.append(record)
+        return False
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        handlers = list(logging.getLogger().handlers)
+        for handler in handlers:
+            handler.addFilter(self)
+        try:
+            yield
+        finally:
+            for handler in handlers:
+                handler.removeFilter(self)
+
+    def forget(self) -> None:
+        self._records.clear()
+
+    def tell(self) -> None:
+        """Logs what is still held."""
+        while self._records:
+            record = self._records.popleft()
+            logging.getLogger(record.name).handle(record)
 
 
 def _os_error_of(line: str) -> OSError:

@@ -225,7 +225,8 @@ def refusal_of(error: ErrorAnswer, settings: EmbedConfig) -> ApiRefusedError:
     where = settings.base_url
     if error.status in {401, 403} and error.code not in _QUOTA_CODES:
         return RefusedKeyError(
-            f"{where} refused the key ({error}): check the environment variable named by embed.api_key_env."
+            f"{where} refused the key ({error}): check the environment variable {settings.api_key_env}, which "
+            "embed.api_key_env names."
         )
     if error.status == 402 or error.code in _QUOTA_CODES:
         return SpentQuotaError(
@@ -235,9 +236,10 @@ def refusal_of(error: ErrorAnswer, settings: EmbedConfig) -> ApiRefusedError:
         return WrongAddressError(
             f"{where} redirects elsewhere ({error}), and the key does not follow: change embed.base_url."
         )
-    return UnknownModelError(
-        f"{where} does not serve embed.model {settings.model!r} at this address ({error}): check both."
-    )
+    said = f"{where} does not serve embed.model {settings.model!r} at this address ({error}): check both."
+    if error.code == "model_not_found" or _UNKNOWN_MODEL.search(error.message):
+        return UnknownModelError(said)
+    return WrongAddressError(said)
 
 
 def _read_detail(found: list[Any]) -> tuple[str, str]:

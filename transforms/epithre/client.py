@@ -83,7 +83,7 @@ class Client:
         self._dialect = DIALECTS[settings.dialect](settings)
         self._packer = Packer(settings, self._dialect.overhead_bytes)
         self._breaker = CircuitBreaker(settings)
-        self._retries = Retries(settings.retry_share, self.meter, self._breaker, seed=seed, sleep=sleep)
+        self._retries = Retries(settings.retry_share, self.meter, self.budget, self._breaker, seed=seed, sleep=sleep)
         self._on_the_way = 0
         self._tokens_factor = 1.0
         self.is_spent = False
@@ -341,10 +341,7 @@ class Client:
                 if count > 1:
                     self._packer.shrink(count, size, outcome.status)
             case Verdict.RETRY:
-                if outcome.status == 429:
-                    self.meter.answers_429 += 1
-                if outcome.status in {0, 408, 429, 503} or outcome.retry_after_s is not None:
-                    self.budget.slow_down(outcome.retry_after_s)
+                self._retries.slow_down(outcome)
                 self._breaker.failed(str(outcome), started, is_patient=True)
             # Where every request has one item, nothing else would tell a server that wants none from a bad asset.
             case Verdict.BATCH if count > 1 or self._packer.items.most == 1:

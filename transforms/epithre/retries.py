@@ -1,16 +1,23 @@
-"""Retries: how long each waits, and how many there may be beside the requests that are not."""
+"""What follows a 429 and other passing refusals: all requests slow down, and each is sent again after a wait.
+
+How long each waits, and how many retries there may be beside the requests that are none.
+"""
 
 import random
 from collections.abc import Callable
 from typing import Any
 
+from .answers import ErrorAnswer
 from .circuit_breaker import CircuitBreaker
 from .meter import Meter
+from .rate_limit.budget import Budget
 
 _FREE_RETRIES = 20
 _LONGEST_JITTER_S = 30.0
 _FIRST_JITTER_S = 0.5
 _POLL_S = 0.1
+_SLOWER = {0, 408, 429, 503}
+"""Statuses after which all requests slow down; 0: no answer came."""
 
 
 class Retries:
@@ -19,19 +26,35 @@ class Retries:
     Args:
         share: Retries as a share of all requests at most; the first 20 are free.
         meter: Counts requests and retries.
+        budget: What slows down.
         breaker: Says when waiting makes no sense any more.
         seed: Of the jitter.
         sleep: Waits; tests may make it shorter.
     """
 
     def __init__(
-        self, share: float, meter: Meter, breaker: CircuitBreaker, *, seed: int | None, sleep: Callable[[float], Any]
+        self,
+        share: float,
+        meter: Meter,
+        budget: Budget,
+        breaker: CircuitBreaker,
+        *,
+        seed: int | None,
+        sleep: Callable[[float], Any],
     ) -> None:
         self._share = share
         self._meter = meter
+        self._budget = budget
         self._breaker = breaker
         self._random = random.Random(seed)
         self._sleep = sleep
+
+    def slow_down(self, answer: ErrorAnswer) -> None:
+        """Slows all requests down after a 429 or another answer that says so, for as long as it asks."""
+        if answer.status == 429:
+            self._meter.answers_429 += 1
+        if answer.status in _SLOWER or answer.retry_after_s is not None:
+            self._budget.slow_down(answer.retry_after_s)
 
     async def wait(self, reason: str, tries: int, retry_after_s: float | None, is_spent: Callable[[], bool]) -> None:
         """Returns when the retry may be sent, and counts it.

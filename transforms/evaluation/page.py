@@ -15,7 +15,8 @@ def render_evaluation(document: Mapping[str, Any]) -> str:
     """The page.
 
     Args:
-        document: Of `pipelines.evaluate`; what stands in its lists of failures may have small pictures under `picture`.
+        document: Of `pipelines.jobs.evaluate`; what stands in its lists of failures may have small pictures under
+            `picture`.
 
     Raises:
         ImportError: Without matplotlib.

@@ -27,7 +27,7 @@ def embed_queries(
 ) -> npt.NDArray[np.float32]:
     """Embeds texts (str) and pictures (bytes of a picture file, or its path, which is read when it is its turn).
 
-    Not for use inside a running event loop; there, use `transforms.searcher.Searcher`.
+    Not for use inside a running event loop; there, use `transforms.query.searcher.Searcher`.
 
     Args:
         queries: In any mixture.
@@ -40,9 +40,12 @@ def embed_queries(
         float32, (len(queries), dimension), unit norm.
 
     Raises:
+        ArgumentError: When `queries` is no list.
         QueryError: When a query is no text or picture that can be sent, or the API refuses it.
         ApiError: When the API answers nobody.
     """
+    if isinstance(queries, (str, bytes, Path)) or not isinstance(queries, Sequence):
+        raise ArgumentError(f"queries must be a list of texts and pictures, got {type(queries).__name__}.")
     called = [f"Query {i}" for i in range(len(queries))] if names is None else names
 
     async def ask() -> list[npt.NDArray[np.float32] | Refusal]:
@@ -72,6 +75,9 @@ def encode_query(client: Client, query: str | bytes | Path, prepare: PrepareConf
     Raises:
         QueryError: When it is no text or picture that can be sent, in a sentence about `name`.
     """
+    if not isinstance(query, (str, bytes, Path)):
+        rule = "must be a text, a picture's bytes or its path"
+        raise QueryError(f"{name} {rule}, got {type(query).__name__}.", reason="unsupported")
     try:
         if isinstance(query, str):
             kind, content = "text", prepare_text(query, prepare).encode()

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from epithre_beam.configs import IndexConfig
 from epithre_beam.configs.errors import CatalogError
 from epithre_beam.index import Store
+from epithre_beam.index.ann.ask_files import ask_exactly
 from epithre_beam.index.ann.build import build_indexes
 from epithre_beam.index.ann.codes import LEAST_ROWS, bytes_a_row
 from epithre_beam.index.ann.exact import ExactIndexWriter
-from epithre_beam.index.ann.measure_recall import ask_exactly
+from epithre_beam.index.ann.recall import recall_at
 from epithre_beam.index.ann.train import IndexTask, has_codes, rows_per_index, sample_rules, train_indexes
-from epithre_beam.index.ann.truth import Queries, Truth, recall_at
+from epithre_beam.index.ann.truth import Queries, Truth
 from epithre_beam.index.vectors.sample import SampleRule, asset_hashes
 from epithre_beam.index.vectors.shards import ShardRecord, ShardTask, iterate_tables, write_shard
 from epithre_beam.index.vectors.units import vectors_of

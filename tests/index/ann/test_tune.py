@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epithre_beam.index.ann.truth import NOT_FOUND, Judged
+from epithre_beam.index.ann.recall import NOT_FOUND, Judged
 from epithre_beam.index.ann.tune import K_FACTORS, SHARES, FileShape, cost_us, operating_points, probed_cells
 
 SHAPE = FileShape(rows=1_000_000, dimension=4000, code_dimension=256, cells=4000)

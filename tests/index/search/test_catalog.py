@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epithre_beam.configs import IndexConfig
+from epithre_beam.configs.errors import ArgumentError
 from epithre_beam.index import Hit, Store, open_catalog
 
 from ..conftest import publish_texts
@@ -252,8 +253,12 @@ def test_a_condition_holds_in_every_merge(small: Any, draw_vectors: Draw, merge:
     ids=str,
 )
 def test_what_is_no_condition_is_a_value_error_with_the_columns(small: Any, draw_vectors: Draw, where: Any) -> None:
-    with small.open() as catalog, pytest.raises(ValueError, match=r"`where` must be a condition on .*'asset_id'.*"):
+    with (
+        small.open() as catalog,
+        pytest.raises(ValueError, match=r"where must be a condition on .*'asset_id'.*") as caught,
+    ):
         catalog.search(draw_vectors(1, 16), where=where)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 # ---------------------------------------------------------------------------------------------------- wrong calls
@@ -282,12 +287,22 @@ def test_what_is_no_condition_is_a_value_error_with_the_columns(small: Any, draw
         ({"vectors": np.full((1, 16), 1e300)}, "vectors must be finite, got NaN or infinity"),
         ({"kinds": "audio"}, r"kinds must be among \('image', 'text'\), got 'audio'"),
         ({"kinds": ("image", "audio")}, r"kinds must be among \('image', 'text'\), got 'audio'"),
+        ({"kinds": ()}, r"kinds must be some of \('image', 'text'\), got \(\): leave it out for all"),
+        ({"kinds": iter(())}, r"kinds must be some of \('image', 'text'\), got <.*>: leave it out for all"),
+        ({"kinds": 5}, r"kinds must be among \('image', 'text'\), got 5"),
+        ({"kinds": [["image"]]}, r"kinds must be among \('image', 'text'\), got \['image'\]"),
+        ({"kinds": [None]}, r"kinds must be among \('image', 'text'\), got None"),
+        ({"recall": "0.9"}, "recall must be a number from 0, got '0.9'"),
+        ({"recall": -0.1}, "recall must be a number from 0, got -0.1"),
+        ({"recall": float("nan")}, "recall must be a number from 0, got nan"),
+        ({"recall": True}, "recall must be a number from 0, got True"),
+        ({"recall": 1.5}, "recall must be at most what the image index reached, 1, got 1.5"),
+        ({"merge": ["score"]}, r"merge must be 'score', 'quota' or 'standardised', got \['score'\]"),
+        ({"merge": None}, "merge must be 'score', 'quota' or 'standardised', got None"),
+        ({"query_kind": "video"}, "query_kind must be 'image' or 'text', got 'video'"),
         ({"merge": "best"}, "merge must be 'score', 'quota' or 'standardised', got 'best'"),
         ({"merge": "standardised"}, "merge='standardised' needs query_kind='image' or 'text'"),
-        (
-            {"merge": "standardised", "query_kind": "audio"},
-            "merge='standardised' needs the figures of audio->image, which this catalog lacks: it has no audio assets",
-        ),
+        ({"merge": "standardised", "query_kind": "audio"}, "query_kind must be 'image' or 'text', got 'audio'"),
     ],
     ids=lambda value: "" if isinstance(value, str) else repr(value)[:40],
 )
@@ -297,6 +312,30 @@ def test_a_wrong_argument_is_a_value_error_with_argument_rule_and_value(
 ) -> None:
     with small.open() as catalog, pytest.raises(ValueError, match=f"^{sentence}.*\\.$"):
         catalog.search(**{"vectors": draw_vectors(1, 16), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda c: c.find_rows(np.eye(1, 16), kind=None), "kind must be among"),
+        (lambda c: c.find_rows(np.eye(1, 16), kind=("image", "text")), "kind must be among"),
+        (lambda c: c.find_rows(np.eye(1, 16), kind=["image"]), "kind must be among"),
+        (lambda c: c.assets(None), "kind must be among"),
+        (lambda c: c.assets("audio"), "kind must be among"),
+        (lambda c: c.find_asset(None, "image 00001"), "kind must be among"),
+        (lambda c: c.asset({}, 0), "kind must be among"),
+        (lambda c: c.asset("image", 61), "rows must be from 0 to 60, got 61"),
+        (lambda c: c.asset("image", -1), "rows must be from 0 to 60, got -1"),
+        (lambda c: c.asset("image", "0"), "rows must be whole numbers"),
+        (lambda c: c.vectors("image", [[1], [2, 3]]), "rows must be whole numbers in one dimension"),
+        (lambda c: c.vectors("image", 1.5), "rows must be whole numbers in one dimension"),
+        (lambda c: c.vectors("image", None), "rows must be whole numbers in one dimension"),
+        (lambda c: c.vectors("image", [0.0]), "rows must be whole numbers in one dimension"),
+    ],
+)
+def test_a_wrong_argument_of_any_other_call_is_told_as_one(small: Any, call: Any, sentence: str) -> None:
+    with small.open() as catalog, pytest.raises(ArgumentError, match=f"^{sentence}.*\\.$"):
+        call(catalog)
 
 
 def test_a_closed_catalog_says_so(small: Any, draw_vectors: Draw) -> None:
@@ -511,5 +550,5 @@ def test_a_row_that_is_not_there_is_a_value_error(small: Any, rows: Any, sentenc
         if isinstance(rows, list):
             with pytest.raises(ValueError, match=f"^{sentence}"):
                 catalog.asset("image", rows[-1])
-        with pytest.raises(ValueError, match=r"kinds must be among \('image', 'text'\), got 'audio'"):
+        with pytest.raises(ValueError, match=r"kind must be among \('image', 'text'\), got 'audio'"):
             catalog.asset("audio", 0)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from epithre_beam.configs.errors import CatalogError
+from epithre_beam.configs.errors import ArgumentError, CatalogError
 from epithre_beam.index import Manifest, Store, open_catalog, read_latest
 from epithre_beam.index.publish.prune import PruneRules, prune
 from epithre_beam.index.publish.publish import publish
@@ -239,3 +239,32 @@ def test_files_that_are_no_index_and_no_table_are_named_even_unverified(own_copy
         with pytest.raises(CatalogError, match=rf"{path.name} cannot be opened as"):
             open_catalog(own_copy.folder, verify=False)
         path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"url": None}, "url must be a path or an address, got None"),
+        ({"url": ""}, "url must be a path or an address, got ''"),
+        ({"url": 5}, "url must be a path or an address, got 5"),
+        ({"version": 3}, "version must be a version's name, got 3"),
+        ({"version": ""}, "version must be a version's name, got ''"),
+        ({"storage_options": 5}, "storage_options must be a dict, got 5"),
+        ({"cache_folder": 4}, "cache_folder must be a path, got 4"),
+        ({"hold_s": "5"}, "hold_s must be a positive number of seconds, got '5'"),
+        ({"hold_s": True}, "hold_s must be a positive number of seconds, got True"),
+        ({"hold_s": float("nan")}, "hold_s must be a positive number of seconds, got nan"),
+        ({"follow": True, "follow_every_s": "5"}, "follow_every_s must be a positive number of seconds, got '5'"),
+        ({"follow": True, "follow_every_s": None}, "follow_every_s must be a positive number of seconds, got None"),
+    ],
+    ids=str,
+)
+def test_a_wrong_argument_is_told_by_its_name(small: Any, arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^{sentence}"):
+        open_catalog(**{"url": small.store.url, **arguments})
+
+
+def test_a_file_is_no_catalog(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CatalogError, match="file is a file: a catalog is a folder"):
+        open_catalog(tmp_path / "file")

@@ -214,7 +214,7 @@ def test_nothing_is_paid_for_a_search_that_would_be_refused(scene: Scene) -> Non
         ({"kinds": "audio"}, "kinds must be among"),
         ({"merge": "best"}, "merge must be"),
         ({"recall": 1.5}, "recall must be at most"),
-        ({"where": pc.field("nope") == 1}, "`where` must be a condition"),
+        ({"where": pc.field("nope") == 1}, "where must be a condition"),
     ]
 
     async def ask(searcher: Searcher) -> None:

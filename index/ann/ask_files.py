@@ -10,8 +10,9 @@ from ...configs import IndexConfig
 from ..storage.store import Store
 from .codes import open_index, search_codes
 from .exact import read_rows, search_stored
+from .recall import NOT_FOUND, SCORE_TOLERANCE, Judged, judge_answers
 from .train import IndexTask
-from .truth import NOT_FOUND, SCORE_TOLERANCE, Judged, Truth, judge_answers
+from .truth import Truth
 from .tune import K_FACTORS, SHARES, FileShape, probed_cells
 
 

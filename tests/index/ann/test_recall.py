@@ -9,15 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epithre_beam.index.ann.truth import (
-    NOT_FOUND,
-    Queries,
-    Truth,
-    judge_answers,
-    merge_judged,
-    merged_figures,
-    recall_at,
-)
+from epithre_beam.index.ann.recall import NOT_FOUND, judge_answers, merge_judged, recall_at
+from epithre_beam.index.ann.truth import Queries, Truth, merged_figures
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

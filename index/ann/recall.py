@@ -1,0 +1,98 @@
+"""Recall: which of the right rows an index gives, and how many of the first k they are."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .truth import Truth
+
+NOT_FOUND = np.iinfo(np.uint32).max
+SCORE_TOLERANCE = 2e-4
+"""Of a score from fp16 codes."""
+_EQUAL = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """At which place an index file lists the rows that may be right, for some ways to ask it."""
+
+    scores: npt.NDArray[np.float32]
+    """(queries, rows): exact inner products, minus infinity where there is no row."""
+    ranks: npt.NDArray[np.uint32]
+    """(ways, queries, rows), from 0, the query itself not counted; NOT_FOUND."""
+
+
+def judge_answers(
+    truth: Truth,
+    answers: Sequence[npt.NDArray[np.int64]],
+    k: int,
+    stored_scores: Callable[[int, npt.NDArray[np.int64]], npt.NDArray[np.float32]],
+) -> Judged:
+    """Looks the exact answers up in what an index file answered.
+
+    Equal scores are common: a catalog may hold a thousand copies of one placeholder picture. So a row counts when its
+    exact score is not below the k-th. Where all that are kept tie with the k-th there may be more such rows than were
+    kept; what the index answered then counts by its stored score.
+
+    Args:
+        truth: The exact answers from this file.
+        answers: For each way to ask, rows int64, (queries, width), best first, -1 where there are fewer.
+        k: That recall is measured at.
+        stored_scores: Gives the inner products of a query, by its number, with stored rows.
+    """
+    truth.settle()
+    kept, scores = truth.rows, truth.scores
+    bars = np.sort(scores, axis=1)[:, ::-1][:, min(k, scores.shape[1]) - 1]
+    crowded = np.isfinite(bars) & (scores.min(axis=1) >= bars - SCORE_TOLERANCE)
+    more: dict[int, npt.NDArray[np.int64]] = {}
+    for q in np.flatnonzero(crowded).tolist():
+        others = np.setdiff1d(np.concatenate([answer[q] for answer in answers]), [*kept[q], -1])
+        if truth.is_same_kind:
+            others = np.setdiff1d(others, truth.queries.rows[q : q + 1])
+        if len(others):
+            more[q] = others[stored_scores(q, others) >= bars[q] - SCORE_TOLERANCE]
+    widest = max((len(rows) for rows in more.values()), default=0)
+    kept = np.pad(kept, ((0, 0), (0, widest)), constant_values=-1)
+    scores = np.pad(scores, ((0, 0), (0, widest)), constant_values=-np.inf)
+    for q, rows in more.items():
+        kept[q, truth.keep : truth.keep + len(rows)] = rows
+        scores[q, truth.keep : truth.keep + len(rows)] = bars[q]
+    ranks = np.full((len(answers), *kept.shape), NOT_FOUND, np.uint32)
+    own = truth.queries.rows if truth.is_same_kind else np.full(len(kept), -1)
+    for way, answer in enumerate(answers):
+        for q in range(len(kept)):
+            ranks[way, q] = _places(answer[q], kept[q], int(own[q]))
+    return Judged(scores=scores, ranks=ranks)
+
+
+def _places(answer: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], own: int) -> npt.NDArray[np.uint32]:
+    answer = answer[answer != own] if own >= 0 else answer
+    order = np.argsort(answer)
+    at = np.searchsorted(answer, rows, sorter=order)
+    found = order[np.minimum(at, len(order) - 1)] if len(order) else np.zeros(len(rows), np.int64)
+    is_there = (rows >= 0) & (answer[found] == rows) if len(order) else np.zeros(len(rows), bool)
+    return np.where(is_there, found, NOT_FOUND).astype(np.uint32)
+
+
+def merge_judged(parts: Sequence[Judged]) -> Judged:
+    """The files of an index as one: each gives its best, so that a row's place in its own file decides."""
+    ways = max(len(part.ranks) for part in parts)
+    ranks = [np.concatenate([p.ranks, np.repeat(p.ranks[-1:], ways - len(p.ranks), axis=0)]) for p in parts]
+    return Judged(scores=np.concatenate([part.scores for part in parts], axis=1), ranks=np.concatenate(ranks, axis=2))
+
+
+def recall_at(judged: Judged, k: int, width: int) -> npt.NDArray[np.float64]:
+    """The share of the k best that stand among the first `width` answers: (ways, queries).
+
+    NaN for a query that has no answer at all.
+    """
+    scores = np.sort(judged.scores, axis=1)[:, ::-1]
+    possible = np.minimum(np.isfinite(scores).sum(axis=1), k)
+    bars = scores[np.arange(len(scores)), np.maximum(possible, 1) - 1]
+    right = np.isfinite(judged.scores) & (judged.scores >= bars[:, None] - _EQUAL)
+    hits = ((judged.ranks < width) & right[None]).sum(axis=2)
+    with np.errstate(invalid="ignore"):
+        shares: npt.NDArray[np.float64] = np.minimum(hits, possible) / np.where(possible, possible, np.nan)
+    return shares
