@@ -36,6 +36,7 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "index/local/download.py": "tests/index/local/test_cache.py",
     "index/local/local_files.py": ("tests/index/local/test_cache.py", "tests/index/local/test_marks.py"),
     "index/search/hits.py": "data only",
+    "transforms/evaluation/document.py": "data only",
     "index/storage/conditional.py": "tests/stores/test_conditions.py",
     "index/storage/remote.py": ("tests/stores/test_listing.py", "tests/stores/test_refusals.py"),
     "index/versions/files.py": "tests/index/publish/test_verify.py",

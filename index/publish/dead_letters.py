@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..storage.store import Store
 from ..vectors.units import UnitRecord, read_dead_letter_table
-from ..versions.layout import DEAD_LETTER_SCHEMA, dead_letters_name
+from ..versions.layout import DEAD_LETTER_SCHEMA, LetterRow, dead_letters_name
 from ..versions.manifest import FileEntry
 
 _SAMPLES = 5
@@ -20,9 +19,9 @@ class DeadLetterSummary:
 
     def __init__(self) -> None:
         self.by_reason: Counter[str] = Counter()
-        self.samples: dict[str, list[dict[str, Any]]] = {}
+        self.samples: dict[str, list[LetterRow]] = {}
 
-    def add(self, letter: dict[str, Any]) -> None:
+    def add(self, letter: LetterRow) -> None:
         self.by_reason[letter["reason"]] += 1
         samples = self.samples.setdefault(letter["reason"], [])
         if len(samples) < _SAMPLES:

@@ -21,6 +21,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypedDict
 
 import pyarrow as pa
 
@@ -90,6 +91,19 @@ class DeadLetter:
     attempts: int = 0
     fingerprint: str | None = None
     """Of the reference: while it stays the same, a fault that is the asset's own stays too."""
+
+
+class LetterRow(TypedDict):
+    """A dead letter as its file has it."""
+
+    asset_id: str
+    kind: str
+    uri: str | None
+    stage: str
+    reason: str
+    detail: str
+    attempts: int
+    fingerprint: str | None
 
 
 def metadata_type(types: Mapping[str, str]) -> pa.StructType | None:

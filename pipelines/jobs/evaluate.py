@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from ...configs.words import of_count
 from ...index.search.catalog import Catalog
 from ...index.search.merge import Merge
 from ...index.search.opening import open_catalog
+from ...transforms.evaluation.document import Cause, DirectionFigures, Evaluation, Failure, Thing
 from ...transforms.evaluation.figures import (
     DEPTH,
     Lists,
@@ -71,7 +72,7 @@ class CatalogPlace(NamedTuple):
     """None: the published one."""
 
 
-def evaluate(places: Sequence[CatalogPlace], question: Question) -> dict[str, Any]:
+def evaluate(places: Sequence[CatalogPlace], question: Question) -> Evaluation:
     """Judges one catalog, or two by the same pairs.
 
     Args:
@@ -170,7 +171,7 @@ def _vectors(
 
 def _judge(
     placed: PlacedLabels, subjects: Sequence[Subject], question: Question, names: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, DirectionFigures]:
     directions = list(placed.directions())
     kinds = [str(kind) for kind in dict.fromkeys(direction.kind for direction in directions)]
     answers: list[dict[str | None, _Answers]] = []
@@ -191,9 +192,7 @@ def _judge(
         directions += [Direction(kind, None) for kind in dict.fromkeys(one.query_kind for one in directions)]
     for direction in directions:
         of_kind = [found[direction.kind] for found in answers]
-        document = _judge_direction(placed, subjects, of_kind, direction, question)
-        document["words"] = say_direction(document, question.ks, names)
-        judged[str(direction)] = document
+        judged[str(direction)] = _judge_direction(placed, subjects, of_kind, direction, question, names)
     return judged
 
 
@@ -217,7 +216,8 @@ def _judge_direction(
     answers: Sequence[_Answers],
     direction: Direction,
     question: Question,
-) -> dict[str, Any]:
+    names: Sequence[str],
+) -> DirectionFigures:
     wanted, figures = [], []
     for number, (subject, answer) in enumerate(zip(subjects, answers, strict=True)):
         positions, right = placed.wanted(number, direction, subject.catalog)
@@ -234,14 +234,14 @@ def _judge_direction(
     place, exact_place = (np.where(ranks > 0, ranks, DEPTH + 1) for ranks in (rank, exact_rank))
     order = np.lexsort((np.arange(len(quality)), -exact_place, -place, quality))
     failing = quality < 1 - 1e-9
-    worst = []
+    worst: list[Failure] = []
     for q in [int(q) for q in order if failing[q]][:_WORST]:
         query = placed.queries[int(positions[q])]
         rows = right.rows[(right.query == q) & (right.grades > 0)]
         alive = rows[rows >= 0]
         scores = found.scores[positions[q], :_SHOWN]
         shown = by_index[q, :_SHOWN]
-        cause = "dead letter" if not len(alive) else "index" if possible[q] > quality[q] + 1e-9 else "model"
+        cause: Cause = "dead letter" if not len(alive) else "index" if possible[q] > quality[q] + 1e-9 else "model"
         worst.append(
             {
                 "query": _query(query, subjects[0], placed, int(positions[q])),
@@ -264,7 +264,7 @@ def _judge_direction(
             }
         )
     relevant = right.grades > 0
-    return {
+    figures_of: DirectionFigures = {
         "queries": right.queries,
         "relevant": int(relevant.sum()),
         "dead": [int((one.rows[one.grades > 0] < 0).sum()) for one in wanted],
@@ -272,10 +272,13 @@ def _judge_direction(
         "curve": [round(float(value), 6) for value in recall_curve(exact, right)],
         "failing": int(failing.sum()),
         "worst": worst,
+        "words": [],
     }
+    figures_of["words"] = say_direction(figures_of, question.ks, names)
+    return figures_of
 
 
-def _asset(catalog: Catalog, kind: str | None, row: int) -> dict[str, Any]:
+def _asset(catalog: Catalog, kind: str | None, row: int) -> Thing:
     if kind is None:
         starts = row_offsets(catalog)
         kind = max((one for one in catalog.kinds if starts[one] <= row), key=lambda one: starts[one])
@@ -284,7 +287,7 @@ def _asset(catalog: Catalog, kind: str | None, row: int) -> dict[str, Any]:
     return {"asset_id": found.asset_id, "kind": found.kind, "text": found.text, "uri": found.uri}
 
 
-def _query(query: LabelledQuery, subject: Subject, placed: PlacedLabels, position: int) -> dict[str, Any]:
+def _query(query: LabelledQuery, subject: Subject, placed: PlacedLabels, position: int) -> Thing:
     if query.asset_id is not None:
         return _asset(subject.catalog, query.kind, int(placed.own_rows[0][position]))
     name = None if query.picture is None else query.picture.name
@@ -292,7 +295,7 @@ def _query(query: LabelledQuery, subject: Subject, placed: PlacedLabels, positio
     return {"asset_id": name, "kind": query.kind, "text": query.text, "uri": uri}
 
 
-def write_page(path: Path, document: Mapping[str, Any]) -> None:
+def write_page(path: Path, document: Evaluation) -> None:
     """Writes the page, with small pictures of what fails where they are at hand.
 
     Raises:
@@ -302,7 +305,7 @@ def write_page(path: Path, document: Mapping[str, Any]) -> None:
     from ...transforms.viewing.picture_sources import PictureSources
     from ...transforms.viewing.small_pictures import data_urls
 
-    document = copy.deepcopy(dict(document))  # the pictures are the page's alone
+    document = copy.deepcopy(document)  # the pictures are the page's alone
     failures = [failure for figures in document["directions"].values() for failure in figures["worst"]]
     things = [thing for one in failures for thing in (one["query"], *one["relevant"], *one["found"])]
     asked = [one["query"]["uri"] for one in failures if one["query"]["kind"] == "image"]
@@ -321,19 +324,19 @@ def write_page(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def _read_picture(
-    catalog: Catalog, sources: "PictureSources", thing: Mapping[str, Any], asked: Sequence[str | None]
+    catalog: Catalog, sources: "PictureSources", thing: Thing, asked: Sequence[str | None]
 ) -> "Read | None":
     """Reads the picture of an asset, or one that the labels ask with; None where there is none."""
     if thing["kind"] != "image" or thing["uri"] is None:
         return None
-    row = catalog.find_asset("image", thing["asset_id"])
+    row = None if thing["asset_id"] is None else catalog.find_asset("image", thing["asset_id"])
     asset = None if row is None else catalog.asset("image", row)
     if asset is not None and asset.uri == thing["uri"]:
         return partial(sources.read, asset)
     return Path(thing["uri"]).read_bytes if thing["uri"] in asked else None
 
 
-def print_evaluation(console: Console, document: Mapping[str, Any]) -> None:
+def print_evaluation(console: Console, document: Evaluation) -> None:
     is_two = len(document["catalogs"]) == 2
     for number, catalog in enumerate(document["catalogs"]):
         name = f"{'AB'[number]}: " if is_two else ""

@@ -14,6 +14,7 @@ from ...index.ann.stored import nearest_stored
 from ...index.search.catalog import Catalog
 from ...index.search.merge import Merge, check_merge, merge_kinds
 from ...index.storage.store import Store
+from .document import CatalogFigures, ComparedFigures, IntervalFigures, Intervals
 
 DEPTH = 100
 """So far down the lists of exact search are looked at."""
@@ -49,7 +50,7 @@ class Interval:
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, float]:
+    def figures(self) -> IntervalFigures:
         return {"value": round(self.value, 6), "low": round(self.low, 6), "high": round(self.high, 6)}
 
 
@@ -251,7 +252,7 @@ class SubjectFigures:
     exact: Mapping[str, Floats]
 
 
-def compare_figures(subjects: Sequence[SubjectFigures], confidence: float) -> dict[str, Any]:
+def compare_figures(subjects: Sequence[SubjectFigures], confidence: float) -> ComparedFigures:
     """Figures of one direction with their intervals, for one catalog or two.
 
     Args:
@@ -273,10 +274,13 @@ def compare_figures(subjects: Sequence[SubjectFigures], confidence: float) -> di
         columns[2, "exact"] = {name: second.exact[name] - first.exact[name] for name in names}
     values = np.stack([figures[name] for figures in columns.values() for name in names], axis=1)
     intervals = iter(mean_intervals(values, confidence))
-    compared: list[dict[str, Any]] = [{}, {}, {}]
-    for number, sort in columns:
-        compared[number][sort] = {name: next(intervals).to_dict() for name in names}
-    document: dict[str, Any] = {"catalogs": compared[: len(subjects)]}
-    if len(subjects) == 2:
-        document["difference"] = compared[2]
-    return document
+    found: dict[tuple[int, str], Intervals] = {
+        column: {name: next(intervals).figures() for name in names} for column in columns
+    }
+    catalogs: list[CatalogFigures] = [
+        {"index": found[n, "index"], "exact": found[n, "exact"], "index_error": found[n, "index_error"]}
+        for n in range(len(subjects))
+    ]
+    if len(subjects) == 1:
+        return {"catalogs": catalogs}
+    return {"catalogs": catalogs, "difference": {"index": found[2, "index"], "exact": found[2, "exact"]}}

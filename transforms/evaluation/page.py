@@ -1,17 +1,15 @@
 """The page of an evaluation: figures with intervals, plots, and the queries that fail; one file that opens offline."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from ..reports.pages import page_environment
 from ..reports.plots import Plot
 from ..reports.svg import FIRST, LINES, SECOND, Drawing, add_legend, drawing, make_axes, to_svg, use_log_axis
+from .document import Evaluation
 from .phrases import of_difference, of_direction, of_interval
 
 _ROW_IN = 0.42
 
 
-def render_evaluation(document: Mapping[str, Any]) -> str:
+def render_evaluation(document: Evaluation) -> str:
     """The page.
 
     Args:
@@ -30,7 +28,7 @@ def render_evaluation(document: Mapping[str, Any]) -> str:
     return environment.get_template("evaluation.html.j2").render(document=document, plots=plots)
 
 
-def _recall(document: Mapping[str, Any]) -> Drawing:
+def _recall(document: Evaluation) -> Drawing:
     """Points with their intervals: exact search hollow, the index filled, one catalog above the other."""
     name = f"recall@{document['ks'][-1]}"
     directions = list(document["directions"])
@@ -39,8 +37,10 @@ def _recall(document: Mapping[str, Any]) -> Drawing:
     words, labelled = [], set()
     for position, direction in enumerate(directions):
         for number, catalog in enumerate(document["directions"][direction]["catalogs"]):
-            for sort, shift in (("exact", -0.11), ("index", 0.11)):
-                found = catalog[sort][name]
+            for sort, found, shift in (
+                ("exact", catalog["exact"][name], -0.11),
+                ("index", catalog["index"][name], 0.11),
+            ):
                 height = position + (number - (count - 1) / 2) * 0.45 + shift / count
                 label = f"{sort} search" if sort == "exact" else "index"
                 label += f", {'AB'[number]}" if count > 1 else ""
@@ -66,7 +66,7 @@ def _recall(document: Mapping[str, Any]) -> Drawing:
     return Drawing(figure=figure, description="; ".join(words) + ".")
 
 
-def _curves(document: Mapping[str, Any]) -> Drawing:
+def _curves(document: Evaluation) -> Drawing:
     """How recall grows with the list: a line for exact search, a dot for each length that the index was asked for."""
     figure, axes = make_axes(2.9)
     words = []

@@ -1,9 +1,9 @@
 """What the figures of an evaluation mean, in sentences."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ...configs.words import of_count
+from .document import DirectionFigures, IntervalFigures
 
 FEW_QUERIES = 30
 _NOTHING = 0.0005
@@ -15,17 +15,17 @@ def of_direction(direction: str) -> str:
     return direction.replace("->", " → ")
 
 
-def of_interval(interval: Mapping[str, float]) -> str:
+def of_interval(interval: IntervalFigures) -> str:
     return f"{interval['value']:.3f} [{interval['low']:.3f},{interval['high']:.3f}]"
 
 
-def of_difference(interval: Mapping[str, float]) -> str:
+def of_difference(interval: IntervalFigures) -> str:
     if not any(interval.values()):
         return "0"
     return f"{interval['value']:+.3f} [{interval['low']:+.3f},{interval['high']:+.3f}]"
 
 
-def say_direction(figures: Mapping[str, Any], ks: Sequence[int], urls: Sequence[str]) -> list[str]:
+def say_direction(figures: DirectionFigures, ks: Sequence[int], urls: Sequence[str]) -> list[str]:
     """Model error and index error of one direction told apart, and which of two catalogs is better.
 
     Args:
@@ -55,8 +55,11 @@ def say_direction(figures: Mapping[str, Any], ks: Sequence[int], urls: Sequence[
                 f"({of_count(dead, 'dead letter')}) and {'counts' if dead == 1 else 'count'} as not found."
             )
     if len(urls) > 1:
-        for sort, subject in (("exact", "By the model alone"), ("index", "By what a search gives")):
-            difference = figures["difference"][sort][name]
+        compared = figures["difference"]
+        for difference, subject in (
+            (compared["exact"][name], "By the model alone"),
+            (compared["index"][name], "By what a search gives"),
+        ):
             if difference["low"] > 0 or difference["high"] < 0:
                 which = urls[1] if difference["value"] > 0 else urls[0]
                 sentences.append(f"{subject}, {which} is better in {name}, by {_points(difference, is_plain=True)}.")
@@ -70,11 +73,11 @@ def say_direction(figures: Mapping[str, Any], ks: Sequence[int], urls: Sequence[
     return sentences
 
 
-def _share(interval: Mapping[str, float]) -> str:
+def _share(interval: IntervalFigures) -> str:
     return "all" if interval["value"] > 1 - _NOTHING else f"{100 * interval['value']:.1f} %"
 
 
-def _points(interval: Mapping[str, float], *, is_plain: bool = False) -> str:
+def _points(interval: IntervalFigures, *, is_plain: bool = False) -> str:
     """A difference of shares in points; plain: without its sign."""
     values = [100 * interval[name] for name in ("value", "low", "high")]
     if is_plain and values[0] < 0:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, NotRequired, TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 import pyarrow as pa
 import yaml
@@ -10,6 +10,7 @@ import yaml
 from ...configs import EmbedConfig
 from ...configs.words import of_name
 from ...index.publish.dead_letters import DeadLetterSummary
+from ...index.versions.layout import LetterRow
 from ...index.versions.manifest import Counts, Histogram, Manifest
 from ..epithre.meter import Histogram as HistogramFigures
 from ..epithre.meter import Meter, Timeline, TimelineFigures
@@ -43,8 +44,7 @@ class DeadLetterFigures(TypedDict):
     """Dead letters counted by reason, with a few of each."""
 
     by_reason: dict[str, int]
-    samples: dict[str, list[dict[str, Any]]]
-    """The columns of a dead letter."""
+    samples: dict[str, list[LetterRow]]
 
 
 class ApiFigures(TypedDict):
