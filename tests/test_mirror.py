@@ -38,7 +38,6 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "index/search/hits.py": "data only",
     "transforms/evaluation/document.py": "data only",
     "index/storage/conditional.py": "tests/stores/test_conditions.py",
-    "index/storage/remote.py": ("tests/stores/test_listing.py", "tests/stores/test_refusals.py"),
     "index/versions/files.py": "tests/index/publish/test_verify.py",
     "index/versions/holder.py": "tests/index/versions/test_lease.py",
     "index/versions/layout.py": "tests/index/vectors/test_units.py",

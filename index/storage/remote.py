@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 from fsspec.asyn import sync
 
-from ...configs.errors import ArgumentError
+from ...configs.errors import ArgumentError, EpithreBeamError
 
 _S3_ATTEMPTS = 4
 _DRIVERS = ("adlfs.", "aiobotocore.", "aiohttp.", "azure.", "botocore.", "gcsfs.", "google.auth.", "requests.", "s3fs.")
@@ -101,7 +101,7 @@ def storage_errors(place: str) -> Iterator[None]:
 def as_os_error(error: Exception, place: str) -> Exception:
     """A driver's error as an OSError: PermissionError, FileNotFoundError or a plain one. Any other error as it is."""
     text = str(error)
-    if isinstance(error, (FileNotFoundError, FileExistsError, PermissionError, ImportError)):
+    if isinstance(error, (EpithreBeamError, FileNotFoundError, FileExistsError, PermissionError, ImportError)):
         return error
     # Some drivers wrap what their client raised in an error without a type of its own.
     known = [e for e in (error.__cause__, error) if f"{type(e).__module__}.".startswith(_DRIVERS)]

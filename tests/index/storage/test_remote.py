@@ -1,0 +1,30 @@
+"""What a store's driver raises leaves as one of few errors; what is said already is not said again."""
+
+import pytest
+
+from epithre_beam.configs.errors import StoreError
+from epithre_beam.index.storage.remote import as_os_error
+
+
+class NoCredentialsError(Exception):
+    pass
+
+
+NoCredentialsError.__module__ = "botocore.exceptions"
+
+
+def test_a_drivers_refusal_is_a_permission_error_with_advice() -> None:
+    found = as_os_error(NoCredentialsError("Unable to locate credentials"), "s3://b/x")
+    assert isinstance(found, PermissionError)
+    assert str(found).startswith("s3://b/x was refused (NoCredentialsError: Unable to locate credentials): give")
+
+
+def test_an_error_of_ours_that_a_driver_caused_is_left_as_it_is() -> None:
+    with pytest.raises(StoreError) as caught:
+        raise StoreError("s3://b/x was refused.") from NoCredentialsError("Unable to locate credentials")
+    assert as_os_error(caught.value, "The storage") is caught.value
+
+
+def test_a_bug_is_no_error_of_the_storage() -> None:
+    bug = KeyError("row")
+    assert as_os_error(bug, "The storage") is bug
