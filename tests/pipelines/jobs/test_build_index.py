@@ -19,8 +19,6 @@ from epithre_beam.index.publish.verify import find_damage
 from epithre_beam.index.versions.lease import hold
 from epithre_beam.pipelines.jobs.build_index import build_index, import_vectors
 
-pytestmark = pytest.mark.core
-
 _DIMENSION = 16
 
 

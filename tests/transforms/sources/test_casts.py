@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from epithre_beam.transforms.sources.casts import cast_cells
 
+pytestmark = pytest.mark.core
+
 UTC = pa.timestamp("us", tz="UTC")
 TYPES = (pa.bool_(), pa.date32(), pa.float64(), pa.int64(), UTC)
 
@@ -17,6 +19,14 @@ TYPES = (pa.bool_(), pa.date32(), pa.float64(), pa.int64(), UTC)
 def test_whole_numbers_come_back_as_they_were_written(numbers: list[int | None]) -> None:
     written = pa.array(["" if number is None else str(number) for number in numbers], pa.string())
     assert cast_cells(written, pa.int64()).to_pylist() == numbers
+
+
+@given(st.lists(st.none() | st.integers(0, 99), min_size=1), st.data())
+def test_a_slice_of_a_column_has_its_own_rows(numbers: list[int | None], data: st.DataObject) -> None:
+    written = pa.array(["" if number is None else str(number) for number in numbers], pa.string())
+    first = data.draw(st.integers(0, len(numbers)))
+    length = data.draw(st.integers(0, len(numbers) - first))
+    assert cast_cells(written.slice(first, length), pa.int64()).to_pylist() == numbers[first : first + length]
 
 
 @given(st.lists(st.floats(allow_nan=False)))
