@@ -4,10 +4,10 @@ import datetime
 import email.utils
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -75,13 +75,19 @@ class ErrorAnswer:
         return f"{self.status} {self.code}: {self.message}" if self.code else f"{self.status}: {self.message}"
 
 
-def check_vectors(
-    entries: list[tuple[int | None, npt.NDArray[np.float32]]], count: int, dimension: int
-) -> tuple[npt.NDArray[np.float32], int]:
+class AnswerEntry(NamedTuple):
+    """A vector as it came."""
+
+    place: object
+    """The index that the server gave it, whatever that is; None: it gave none."""
+    vector: npt.NDArray[np.float32]
+
+
+def check_vectors(entries: Sequence[AnswerEntry], count: int, dimension: int) -> tuple[npt.NDArray[np.float32], int]:
     """Puts an answer's vectors in the order of the request's items and proves that they are vectors.
 
     Args:
-        entries: (index, float32 vector) as they came.
+        entries: As they came.
         count: Items in the request.
         dimension: That every vector must have.
 
@@ -93,27 +99,39 @@ def check_vectors(
     """
     if len(entries) != count:
         raise BrokenAnswerError(f"{count} items were sent and {len(entries)} vectors came back")
-    indexes = [index for index, _ in entries]
-    if all(index is None for index in indexes):
-        indexes = list(range(count))  # a server without indexes answers in order
-    elif sorted(i if isinstance(i, int) else -1 for i in indexes) != list(range(count)):
-        raise BrokenAnswerError("the indexes of the answer are not those of the request")
-    lengths = {vector.shape for _, vector in entries}
+    if all(entry.place is None for entry in entries):
+        places = list(range(count))  # a server without indexes answers in order
+    else:
+        places = [_place(entry.place) for entry in entries]
+        if sorted(places) != list(range(count)):
+            raise BrokenAnswerError("the indexes of the answer are not those of the request")
+    lengths = {entry.vector.shape for entry in entries}
     if lengths != {(dimension,)}:
         only = next(iter(lengths)) if len(lengths) == 1 else ()
         raise BrokenAnswerError(
             f"vectors must have {dimension} dimensions, got {sorted(shape[0] for shape in lengths)}",
             dimension=only[0] if only else None,
         )
-    vectors = np.empty((count, dimension), np.float32)
-    for index, (_, vector) in zip(indexes, entries, strict=True):
-        vectors[index] = vector
+    vectors = np.full((count, dimension), np.nan, np.float32)  # a row that nobody fills is refused below
+    for place, entry in zip(places, entries, strict=True):
+        vectors[place] = entry.vector
     is_finite, is_zero, normalised = normalise(vectors)
     if not is_finite.all():
         raise BrokenAnswerError("a vector holds NaN or infinity")
     if is_zero.any():
         raise BrokenAnswerError("a vector is zero")
     return vectors, normalised
+
+
+def _place(value: object) -> int:
+    """An index of an answer as a number, -1 if it is none. A bool is an int to Python, and no index to anybody."""
+    if type(value) is int:
+        return value
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and len(value) <= _LONGEST_INDEX and value.isascii() and value.isdecimal():
+        return int(value)
+    return -1
 
 
 def normalise(vectors: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], int]:
@@ -139,12 +157,16 @@ def read_vector(value: Any) -> npt.NDArray[np.float32]:
         if isinstance(value, str):
             return np.frombuffer(decode_base64(value), "<f4")
         if isinstance(value, list):
-            return np.asarray(value, np.float32).reshape(-1)
+            if not set(map(type, value)) <= {int, float}:  # numpy takes true for 1, and "1" as well
+                raise BrokenAnswerError("a vector has values that are no numbers")
+            with np.errstate(over="ignore"):  # what is too great becomes infinite, and is refused
+                return np.asarray(value, np.float32)
     except (ValueError, TypeError) as error:
         raise BrokenAnswerError(f"a vector cannot be read: {error}") from None
     raise BrokenAnswerError("a vector is neither base64 nor a list of numbers")
 
 
+_LONGEST_INDEX = 9
 _STOP_STATUS = {401, 402, 403, 404, 405, 410, 501}
 _RETRY_STATUS = {408, 409, 425, 429}
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached"}

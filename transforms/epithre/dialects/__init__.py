@@ -16,11 +16,8 @@ A dialect's path follows `embed.base_url`, which ends with the API's version:
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from ....configs import EmbedConfig
-from ..answers import ErrorAnswer
+from ..answers import AnswerEntry, ErrorAnswer
 from .cohere import CohereDialect
 from .epithre import EpithreDialect
 from .jina import JinaDialect
@@ -52,8 +49,8 @@ class Dialect(Protocol):
     def body(self, pieces: Sequence[bytes], *, is_query: bool = False) -> bytes:
         """A request's body from encoded items, which are all queries or all none."""
 
-    def vectors(self, body: bytes) -> tuple[list[tuple[int | None, npt.NDArray[np.float32]]], int]:
-        """An answer's (index, float32 vector) pairs as they came, and the tokens it bills.
+    def vectors(self, body: bytes) -> tuple[list[AnswerEntry], int]:
+        """An answer's vectors as they came, float32, (dimension,), and the tokens it bills.
 
         Raises BrokenAnswerError when the body is no such answer.
         """

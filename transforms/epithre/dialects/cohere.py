@@ -4,12 +4,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 
 from ....configs import EmbedConfig
-from ..answers import BrokenAnswerError, ErrorAnswer, Verdict, read_vector
+from ..answers import AnswerEntry, BrokenAnswerError, ErrorAnswer, Verdict, read_vector
 from .shape import OpenAIShape, content_json
 
 _MONTHLY = re.compile(r"(?i)(/|per|a) ?month|monthly")
@@ -33,12 +31,10 @@ class CohereDialect(OpenAIShape):
     def encode_item(self, kind: str, content: bytes) -> bytes:
         return b"".join((b'{"content":[', content_json(kind, content), b"]}"))
 
-    def vectors(self, body: bytes) -> tuple[list[tuple[int | None, npt.NDArray[np.float32]]], int]:
+    def vectors(self, body: bytes) -> tuple[list[AnswerEntry], int]:
         try:
             answer = orjson.loads(body)
-            entries: list[tuple[int | None, npt.NDArray[np.float32]]] = [
-                (None, read_vector(vector)) for vector in answer["embeddings"]["float"]
-            ]
+            entries = [AnswerEntry(None, read_vector(vector)) for vector in answer["embeddings"]["float"]]
             billed = (answer.get("meta") or {}).get("billed_units") or {}
             return entries, sum(int(billed.get(name) or 0) for name in ("input_tokens", "image_tokens"))
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:

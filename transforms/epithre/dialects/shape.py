@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 
-from ..answers import BrokenAnswerError, ErrorAnswer, read_error, read_vector
+from ..answers import AnswerEntry, BrokenAnswerError, ErrorAnswer, read_error, read_vector
 
 try:
     from pybase64 import b64encode
@@ -78,10 +76,10 @@ class OpenAIShape:
         # Joined by hand: a JSON encoder would read all the megabytes again.
         return b"".join((self._head, b",".join(pieces), self._query_tail if is_query else self._tail))
 
-    def vectors(self, body: bytes) -> tuple[list[tuple[int | None, npt.NDArray[np.float32]]], int]:
+    def vectors(self, body: bytes) -> tuple[list[AnswerEntry], int]:
         try:
             answer = orjson.loads(body)
-            entries = [(entry.get("index"), read_vector(entry["embedding"])) for entry in answer["data"]]
+            entries = [AnswerEntry(entry.get("index"), read_vector(entry["embedding"])) for entry in answer["data"]]
             usage = answer.get("usage") or {}
             return entries, int(usage.get("total_tokens") or 0)
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
