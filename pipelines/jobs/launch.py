@@ -18,7 +18,7 @@ from ...index.versions.latest import Latest, read_latest
 from ...index.versions.layout import RUNS, manifest_name, next_version, run_folder, version_folder
 from ...index.versions.lease import hold
 from ...index.versions.manifest import read_manifest
-from ...transforms.workers.failures import failure_of
+from ...transforms.workers.failures import failure_in, failure_of
 from ...transforms.workers.progress import LaneProgress, read_progress
 from ...transforms.workers.run_folder import RunFolder
 from .places import misplaced
@@ -175,15 +175,12 @@ class Runner:
                     pipeline.run().wait_until_finish()
         except Exception as error:
             # What a worker wrote comes first: a runner adds pages of its own to what it passes on.
-            if (failure := failure_of(run)) is not None:
+            if (failure := failure_of(run) or failure_in(str(error))) is not None:
                 pages.forget()
                 raise failure from None
             if isinstance(error, EpithreBeamError):  # before there was a worker to note it
                 raise
-            line = _last_line(error)
-            if line.startswith(("OSError: ", "PermissionError: ")):  # what could not be written could not be noted
-                raise run.unwritable(_os_error_of(line)) from error
-            raise RunnerError(f"The runner {runner} failed: {line}") from error
+            raise RunnerError(f"The runner {runner} failed: {_last_line(error)}") from error
         finally:
             pages.tell()
 
@@ -222,10 +219,6 @@ class _RunnersErrors(logging.Filter):
         while self._records:
             record = self._records.popleft()
             logging.getLogger(record.name).handle(record)
-
-
-def _os_error_of(line: str) -> OSError:
-    return OSError(re.sub(r"^\[Errno \d+\] ", "", line.partition(": ")[2]))
 
 
 def _parsed(options: Sequence[str]) -> Any:

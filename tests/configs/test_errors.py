@@ -28,6 +28,7 @@ NOT_TOLD_TO_USERS = {
     "BrokenAnswerError",  # an answer of the API that is not used; what comes of it is a retry or a refusal
     "Fault",  # what a request to `serve` is answered
     "RefusedError",  # what the emulator answers
+    "UnnotedFailureError",  # what a runner passes on to the launcher, which reads the error out of it
     "Unpreparable",  # becomes a dead letter
     "_BadItemError",
     "_UnlikeError",

@@ -11,7 +11,7 @@ from epithre_beam.configs.errors import (
     UnwritableError,
     all_errors,
 )
-from epithre_beam.transforms.workers.failures import as_known, failure_of, note_failure
+from epithre_beam.transforms.workers.failures import UnnotedFailureError, as_known, failure_in, failure_of, note_failure
 from epithre_beam.transforms.workers.run_folder import RunFolder
 
 
@@ -79,13 +79,6 @@ def test_an_error_of_ours_stays_the_very_same(run: RunFolder) -> None:
     assert as_known(run, error) is error
 
 
-def test_telling_a_failure_raises_nothing_where_nothing_can_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    run = RunFolder(url=str(tmp_path / "file" / "c"), version="000001-x")
-    note_failure(run, KeyError("row"))
-    assert failure_of(run) is None
-
-
 @pytest.mark.parametrize("note", [b"", b"{", b"[]", b"3", b"{}", b'{"code": "api"}', b'{"code": 1, "message": 1}'])
 def test_a_note_that_was_cut_off_is_none(run: RunFolder, note: bytes) -> None:
     note_failure(run, KeyError("row"))
@@ -98,3 +91,25 @@ def test_an_error_of_a_later_release_is_still_one_of_ours(run: RunFolder) -> Non
     found = failure_of(run)
     assert type(found) is EpithreBeamError
     assert str(found) == "Later."
+
+
+@pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.code)
+def test_what_cannot_be_noted_is_found_in_the_pages_of_a_runner(tmp_path: Path, kind: type[Exception]) -> None:
+    (tmp_path / "c").touch()
+    run = RunFolder(url=str(tmp_path / "c"), version="000001-x")
+    facts = {"reason": "missing", "rows": [1, None], "words": 'a "b" {c}\n'}
+    with pytest.raises(UnnotedFailureError) as caught:
+        note_failure(run, kind("It is full.\nReally.", **facts))
+    said = (
+        f"Error processing instruction 7.\n  pages\nfailures.UnnotedFailureError: {caught.value} [while running 'A/B']"
+    )
+    found = failure_in(said)
+    assert type(found) is kind
+    assert (str(found), found.facts) == ("It is full.\nReally.", facts)
+
+
+@pytest.mark.parametrize(
+    "said", ["", "Error", "epithre-beam failure ", "epithre-beam failure {}", 'epithre-beam failure {"code": 1']
+)
+def test_in_other_pages_there_is_none(said: str) -> None:
+    assert failure_in(said) is None
