@@ -21,8 +21,6 @@ from epithre_beam.transforms.epithre.emulator.hash_model import content_digest, 
 
 from ..conftest import KEY, sentences, write_pictures, write_texts
 
-pytestmark = pytest.mark.core
-
 ENGINES = {
     "in_memory": (),
     "multi_threading": ("--direct_running_mode=multi_threading", "--direct_num_workers=2"),
@@ -57,6 +55,7 @@ def digests(catalog: Path):
     return {str(p.relative_to(version)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)}
 
 
+@pytest.mark.core
 def test_every_engine_writes_the_same_bytes(place):
     found = {}
     for engine, options in ENGINES.items():
@@ -117,6 +116,7 @@ def test_poisoned_assets_become_dead_letters_and_no_others(place, names):
     assert_every_vector_is_on_its_own_asset(place)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("refusal", [401, 402, 403, 404])
 def test_what_will_never_work_ends_the_run_with_nothing_published(place, refusal):
     with serve(faults=Faults(refuse_all=refusal)) as emulator:
@@ -129,6 +129,7 @@ def test_what_will_never_work_ends_the_run_with_nothing_published(place, refusal
     assert KEY not in done.stderr + done.stdout
 
 
+@pytest.mark.core
 def test_a_second_run_with_nothing_changed_asks_nothing_reads_nothing_and_writes_nothing(place):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
@@ -226,6 +227,7 @@ def test_a_run_killed_at_12_instants_is_finished_by_the_next_and_pays_nothing_tw
     assert all(paid[digest] == count for digest, count in finished.items())
 
 
+@pytest.mark.core
 def test_sigterm_ends_at_once_and_keeps_what_was_finished(place):
     with serve(faults=Faults(latency_s=0.5)) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=4, embed__max_concurrency=1)
@@ -264,6 +266,7 @@ def test_the_limit_holds_by_the_servers_log_over_a_whole_job(place):
     assert json.loads(done.stdout)["api"]["answers_429"] == 0
 
 
+@pytest.mark.core
 def test_what_an_earlier_version_has_is_not_paid_again_however_the_sources_change(place):
     """New, edited, renamed, deleted, copied: what is sent is exactly the distinct new contents."""
     pictures = place.folder / "pictures"
@@ -331,6 +334,7 @@ def test_a_failed_asset_of_the_moment_is_tried_again_and_the_others_are_not(plac
         assert_every_vector_is_on_its_own_asset(place)
 
 
+@pytest.mark.core
 def test_metadata_changes_without_a_vector_being_paid_again(place):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
@@ -352,6 +356,7 @@ def test_metadata_stays_with_its_own_asset(place):
     assert all(r["metadata"] is None or r["metadata"]["price"] is None for r in rows_of(place.catalog, "image"))
 
 
+@pytest.mark.core
 def test_a_guard_holds_a_bad_version_back_until_it_is_published_by_hand(place):
     for path in sorted((place.folder / "pictures").iterdir())[:8]:
         path.write_bytes(b"not a picture")
@@ -382,6 +387,7 @@ def test_a_recall_below_the_target_is_held_back_and_told(place):
     assert place.cli("run", "job.yaml", "--set", "index.target_recall=0.95").returncode == 0
 
 
+@pytest.mark.core
 def test_plan_says_what_a_run_then_does(place):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__requests_per_minute=60)
@@ -459,6 +465,7 @@ def test_a_folder_of_ones_own_pictures_works_without_a_flag(place):
     assert found == {*names[:8], "caf%E9.jpg"}
 
 
+@pytest.mark.core
 def test_pictures_in_a_parquet_column_and_texts_in_files_are_sources_too(place):
     import pyarrow as pa
 
@@ -527,6 +534,7 @@ def test_float16_storage_halves_the_vectors_and_finds_the_same(place):
             assert [hits[0].asset_id for hits in found] == table.column("asset_id").to_pylist()
 
 
+@pytest.mark.core
 def test_the_report_is_a_page_that_opens_offline_and_escapes_what_assets_are_called(place):
     (place.folder / "pictures" / "<script>alert(1)<.jpg").write_text("no picture")
     assert place.cli("run", "job.yaml").returncode == 0
@@ -564,6 +572,7 @@ def test_what_a_report_tells_over_time_adds_up_to_its_totals(place):
     assert set(report["histograms"]["scores"]) == set(report["recall"])
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("budget", ["host", "redis"])
 def test_the_limit_holds_over_three_lanes_in_processes_of_their_own(place, budget, redis_server):
     with serve(limits=Limits(requests_per_minute=240), faults=Faults(latency_s=0.02)) as emulator:
@@ -593,6 +602,7 @@ def test_a_run_without_its_redis_fails_with_a_sentence(place):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.core
 def test_retry_failed_sends_only_the_dead_letters(place):
     with serve(faults=Faults(poison_marker="number 7")) as emulator:
         place.write_job(embed__base_url=emulator.base_url)
@@ -615,6 +625,7 @@ def test_costs_are_told_where_prices_are_configured(place):
     assert planned["cost"] == planned["requests"] == report["api"]["cost"] == report["api"]["requests"]
 
 
+@pytest.mark.core
 def test_beams_metrics_have_what_was_sent(place, monkeypatch):
     import apache_beam as beam
 

@@ -22,8 +22,6 @@ from epithre_beam.pipelines.jobs.build_index import import_vectors
 from epithre_beam.pipelines.jobs.launch import Runner
 from epithre_beam.pipelines.jobs.search_batch import search_batch
 
-pytestmark = pytest.mark.core
-
 _DIMENSION = 16
 _ROWS = 300
 
@@ -106,6 +104,7 @@ def by_query(table):
         {"k": 1000, "metadata": ["price"], "columns": ["text", "uri"]},
     ],
 )
+@pytest.mark.core
 def test_hits_are_those_of_a_search_by_itself(search, write_job, catalog, tmp_path):
     report = search_batch(load_search_job(write_job(search=search, block_queries=32)))
     found = by_query(hits_of(report, tmp_path / "found"))
@@ -133,6 +132,7 @@ def test_hits_are_those_of_a_search_by_itself(search, write_job, catalog, tmp_pa
     assert report["searched"] == 100
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("search", [{"k": 7}, {"k": 200, "merge": "quota", "where": {"lang": "id"}}])
 def test_a_catalog_that_is_dealt_out_over_workers_gives_the_same_hits(search, write_job, tmp_path):
     several = make_catalog(
@@ -282,6 +282,7 @@ def test_the_result_in_force_is_named_and_older_ones_go(write_job, tmp_path):
     assert not (output / "runs").exists() or not list((output / "runs").iterdir())
 
 
+@pytest.mark.core
 def test_texts_and_pictures_are_embedded_as_the_command_line_does_and_never_paid_twice(place):
     assert place.cli("run", "job.yaml", "-q").returncode == 0
     words = [f"what is asked for: number {i}" for i in range(40)]
@@ -323,6 +324,7 @@ def test_texts_and_pictures_are_embedded_as_the_command_line_does_and_never_paid
     assert len({row["query_id"] for row in hits_of(changed, place.folder / "found").to_pylist()}) == 51
 
 
+@pytest.mark.core
 def test_a_job_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(write_job, place, tmp_path):
     write_vectors(tmp_path / "queries" / "a.parquet", unit_vectors(1500, 5), "text")
     path = write_job(block_queries=20, search={"k": 50})
@@ -345,6 +347,7 @@ def test_a_job_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(write_job,
     assert hits_of(report, output).equals(hits_of(whole, tmp_path / "whole"))
 
 
+@pytest.mark.core
 def test_several_processes_find_the_same(write_job, tmp_path):
     one = search_batch(load_search_job(write_job(block_queries=20)))
     options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
