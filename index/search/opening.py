@@ -74,8 +74,8 @@ def open_catalog(
 
     Raises:
         CatalogError: When there is nothing published, or a file is missing, damaged or of a newer format.
-        ArgumentError: When an argument is of a wrong type, `hold_s` or `follow_every_s` is not positive, or a named
-            version shall be followed.
+        ArgumentError: When an argument is of a wrong type, `url` is a file, `hold_s` or `follow_every_s` is not
+            positive, or a named version shall be followed.
     """
     for name, value, types, rule in (
         ("url", url, (str, Path), "a path or an address"),
@@ -98,7 +98,7 @@ def open_catalog(
     except (CatalogError, StoreError):
         raise
     except NotADirectoryError:
-        raise CatalogError(f"{store.url} is a file: a catalog is a folder.") from None
+        raise ArgumentError(f"{store.url} is a file: a catalog is a folder.") from None
     except Exception as error:  # whatever a store's driver raises
         if store.is_local:
             raise

@@ -266,5 +266,5 @@ def test_a_wrong_argument_is_told_by_its_name(small: Any, arguments: dict[str, A
 
 def test_a_file_is_no_catalog(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CatalogError, match="file is a file: a catalog is a folder"):
+    with pytest.raises(ArgumentError, match="file is a file: a catalog is a folder"):
         open_catalog(tmp_path / "file")

@@ -275,7 +275,7 @@ def test_an_unwritable_catalog_is_named(place):
     assert_one_sentence(
         place.cli("index", "file", "--from", "none"), 2, "catalog must be a folder that can be made and"
     )
-    assert_one_sentence(place.cli("search", "file", "--text", "x"), 2, "A folder is needed where a file stands")
+    assert_one_sentence(place.cli("search", "file", "--text", "x"), 2, "file is a file: a catalog is a folder")
 
 
 def test_a_place_where_no_folder_can_be_made_is_usage_and_one_that_was_written_before_is_a_failing_storage(place):
