@@ -1,6 +1,6 @@
 """What a run is: the typed configuration and how it is read."""
 
-from .errors import ConfigError
+from .errors import ConfigError, EpithreBeamError
 from .load import load_config
 from .schema import (
     AssetKind,

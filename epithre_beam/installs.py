@@ -33,8 +33,6 @@ def broken_install(error: ImportError) -> str | None:
     """
     if (error.name or "").partition(".")[0] != NAME:
         return None
-    if "installed twice" in str(error):
-        return str(error)
     places = [Path(entry or ".").resolve() / NAME for entry in sys.path]
     installs = list(dict.fromkeys(str(place) for place in places if (place / "__init__.py").is_file()))
     if len(installs) > 1:

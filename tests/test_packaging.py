@@ -74,6 +74,7 @@ def test_every_module_is_imported_from_its_folder_and_its_examples_hold(name: st
     assert module.__file__ is not None
     assert Path(module.__file__).resolve().is_relative_to(ROOT)
     assert doctest.testmod(module).failed == 0
+    assert [public for public in getattr(module, "__all__", ()) if not hasattr(module, public)] == []
 
 
 def test_tests_have_names_that_no_two_share() -> None:
