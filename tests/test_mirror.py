@@ -64,7 +64,6 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "transforms/batch_search/query_blocks.py": _SEARCH_BATCH,
     "transforms/embed_units.py": _RUN,
     "transforms/embedding/endpoint.py": (_RUN, "tests/transforms/query/test_searcher.py"),
-    "transforms/embedding/host_ledger.py": _LEDGER,
     "transforms/embedding/lane.py": _RUN,
     "transforms/embedding/spending.py": "tests/pipelines/jobs/test_spending.py",
     "transforms/epithre/dialects/cohere.py": _DIALECTS,

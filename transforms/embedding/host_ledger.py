@@ -1,6 +1,9 @@
 """A ledger for all processes of one host, kept by Beam's `MultiProcessShared` in whichever process asks first."""
 
+import logging
 import os
+import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +13,17 @@ from apache_beam.utils.multi_process_shared import MultiProcessShared
 from ...configs.errors import RateLimiterLostError
 from ..epithre.rate_limit.ledger import Answer, Ledger, LedgerSettings
 
+_log = logging.getLogger("epithre_beam.budget")
+
 
 @dataclass
 class HostLedger:
-    """Asks the host's ledger of this name; made anew in each process."""
+    """Asks the host's ledger of this name; made anew in each process.
+
+    The process that keeps the ledger may die, and the count with it. Whoever asked that ledger before tells its
+    successor: the limits that the server has stated, and to let nothing through until no request of the old one counts
+    any more. Where no limit is known there is nothing to wait for.
+    """
 
     name: str
     settings: LedgerSettings
@@ -22,10 +32,13 @@ class HostLedger:
     def __post_init__(self) -> None:
         self._proxy: Any = None
         self._pid = 0
-        self._was_served = False
+        self._asked: str | None = None
+        """Which ledger was asked last."""
+        self._learned: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_proxy": None, "_was_served": False}  # a connection stays where it was made
+        # A connection stays where it was made, and so does what came of it.
+        return {**self.__dict__, "_proxy": None, "_asked": None, "_learned": {}}
 
     def try_acquire(self, weights: Mapping[str, float]) -> Answer:
         lease, wait_s = self._call("ask", dict(weights))
@@ -38,38 +51,71 @@ class HostLedger:
         self._call("slow_down", retry_after_s)
 
     def learn(self, limits: Mapping[str, float]) -> None:
+        self._learned.update(limits)
         self._call("learn", dict(limits))
 
     def _call(self, method: str, *arguments: Any) -> Any:
         try:
             if self._proxy is None or self._pid != os.getpid():
-                # A ledger that died took its count with it: the next one waits until nothing of it counts any more.
-                cold = self.settings.hold_s + self.settings.window_s if self._was_served else 0.0
-                make = _Served(self.settings, cold)
-                self._proxy = MultiProcessShared(make, tag=f"epithre-beam-{self.name}", always_proxy=True).acquire()
-                self._pid = os.getpid()
-                self._was_served = True
+                made = MultiProcessShared(_Made(self.settings), tag=f"epithre-beam-{self.name}", always_proxy=True)
+                proxy = made.acquire()
+                if self._asked is not None:
+                    self._tell_successor(proxy)
+                self._proxy, self._pid, self._asked = proxy, os.getpid(), proxy.name()
             return getattr(self._proxy, method)(*arguments)
         except (OSError, EOFError) as error:
             self._proxy = None
             raise RateLimiterLostError(f"The host's ledger {self.name} is gone ({type(error).__name__}).") from None
 
+    def _tell_successor(self, ledger: Any) -> None:
+        pause_s = ledger.take_over(self._asked, self._learned, self.settings.hold_s + self.settings.window_s)
+        if pause_s > 0:
+            until = time.strftime("%H:%M:%S", time.localtime(time.time() + pause_s))
+            _log.warning(
+                "The process that counted the requests of this host died: nothing is sent until %s, when none of those "
+                "that it had counted can still count on the server.",
+                until,
+            )
+
 
 @dataclass
-class _Served:
-    """Makes the ledger in the process that keeps it; plain values cross to the others."""
+class _Made:
+    """Makes the ledger in the process that keeps it."""
 
     settings: LedgerSettings
-    pause_s: float
 
     def __call__(self) -> "_PlainLedger":
-        ledger = _PlainLedger(self.settings)
-        if self.pause_s:
-            ledger.slow_down(self.pause_s)
-        return ledger
+        return _PlainLedger(self.settings)
 
 
 class _PlainLedger(Ledger):
+    """A ledger whose methods take and give plain values, which cross to other processes."""
+
+    def __post_init__(self) -> None:
+        self._made_at = self.clock()
+        self._name = secrets.token_hex(8)
+        super().__post_init__()
+
     def ask(self, weights: dict[str, float]) -> tuple[str | None, float]:
         answer = self.try_acquire(weights)
         return answer.lease, answer.wait_s
+
+    def name(self) -> str:
+        """Of this ledger, unlike any other's."""
+        return self._name
+
+    def take_over(self, before: str, learned: dict[str, float], pause_s: float) -> float:
+        """Takes the place of one that died before this one was made; returns the seconds to wait.
+
+        Args:
+            before: The name of the ledger that was asked before. When it is this one, nothing has died.
+            learned: Limits that the server has stated.
+            pause_s: Until no request that the other one counted can still count.
+        """
+        if before == self._name:
+            return 0.0
+        self.learn(learned)
+        with self._lock:
+            if self._limits:
+                self._pause_until = max(self._pause_until, self._made_at + pause_s)
+            return max(0.0, self._pause_until - self.clock())
