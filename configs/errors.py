@@ -5,6 +5,7 @@
     │   ├── QueryError           a query cannot be embedded
     │   └── UnknownAssetError    the catalog has no such asset
     ├── ConfigError              the job or the command line is wrong
+    │   └── UntrustedCatalogError a catalog asks for what nobody here has allowed
     ├── DataError
     │   └── SourceError          a source breaks a rule that no single asset can be blamed for
     ├── ApiError                 the embedding API; raised itself, it is not there or does not answer
@@ -56,6 +57,7 @@ __all__ = [
     "SwapUnknownError",
     "UnknownAssetError",
     "UnknownModelError",
+    "UntrustedCatalogError",
     "UnwritableError",
     "WrongAddressError",
     "WrongDimensionError",
@@ -118,6 +120,12 @@ class ConfigError(EpithreBeamError):
 
     code = "config"
     exit_code = ExitCode.USAGE
+
+
+class UntrustedCatalogError(ConfigError):
+    """A catalog asks for what this user has not allowed, such as a key; `facts` has what it asks for."""
+
+    code = "untrusted_catalog"
 
 
 class DataError(EpithreBeamError):

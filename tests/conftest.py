@@ -60,8 +60,9 @@ def s3_server() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test, and no process that one starts, reads or fills the cache of whoever runs it."""
+def folders_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, and no process that one starts, reads or fills the cache or the trust of whoever runs it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EPITHRE_BEAM_CACHE", str(tmp_path_factory.mktemp("cache", numbered=True) / "epithre-beam"))
+        patch.setenv("EPITHRE_BEAM_TRUST", str(tmp_path_factory.mktemp("trust", numbered=True) / "epithre-beam"))
         yield

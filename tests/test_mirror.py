@@ -21,7 +21,7 @@ _SERVER = "tests/transforms/epithre/emulator/test_server.py"
 _ATTRIBUTES = "tests/transforms/epithre/emulator/test_attributes.py"
 
 REASONS: dict[str, str | tuple[str, ...]] = {
-    "configs/address.py": "data only",
+    "configs/address.py": "tests/pipelines/commands/test_trust_command.py",
     "configs/schema.py": "tests/configs/test_load.py",
     "configs/search_schema.py": _SEARCH_BATCH,
     "index/ann/ask_files.py": _BUILD,
@@ -35,6 +35,7 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "index/export/stock_faiss.py": _EXPORT,
     "index/local/download.py": "tests/index/local/test_cache.py",
     "index/local/local_files.py": ("tests/index/local/test_cache.py", "tests/index/local/test_marks.py"),
+    "index/local/private.py": ("tests/index/local/test_cache.py", "tests/index/local/test_marks.py"),
     "index/search/hits.py": "data only",
     "transforms/evaluation/document.py": "data only",
     "index/storage/conditional.py": "tests/stores/test_conditions.py",
@@ -43,6 +44,7 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "index/versions/layout.py": "tests/index/vectors/test_units.py",
     "pipelines/commands/export.py": "tests/pipelines/commands/test_export_command.py",
     "pipelines/commands/quality.py": (_EVALUATE, _LOOK),
+    "pipelines/commands/trust.py": "tests/pipelines/commands/test_trust_command.py",
     "pipelines/commands/serve.py": "tests/pipelines/serve/test_serve_command.py",
     "pipelines/console/options.py": "tests/pipelines/commands/test_cli.py",
     "pipelines/console/progress.py": "tests/pipelines/console/test_endings.py",

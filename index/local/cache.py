@@ -31,7 +31,8 @@ from ..storage.store import Store
 from ..versions.layout import version_folder
 from ..versions.manifest import FileEntry
 from .download import Downloads
-from .marks import FOLDER_VARIABLE, Marks, private_folder
+from .marks import Marks
+from .private import CACHE
 
 BOUND_VARIABLE = "EPITHRE_BEAM_CACHE_MB"
 _FILES_AT_ONCE = 4
@@ -46,10 +47,10 @@ class FileCache:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         """Raises CatalogError when the folder cannot be made, or others could put files there."""
-        self._folder = private_folder(folder)
+        self._folder = CACHE.make_private(folder)
         self._max_bytes = max_bytes
-        self._files = private_folder(folder / "files")
-        self._marks = Marks(private_folder(folder / "marks"))
+        self._files = CACHE.make_private(folder / "files")
+        self._marks = Marks(CACHE.make_private(folder / "marks"))
 
     @contextlib.contextmanager
     def hold(
@@ -69,7 +70,7 @@ class FileCache:
             except OSError as error:
                 raise CatalogError(
                     f"The cache {self._folder} cannot be written ({error.strerror or error}): make room on its disk, "
-                    f"or name another folder by {FOLDER_VARIABLE}."
+                    f"or name another folder by {CACHE.variable}."
                 ) from error
             yield {entry.name: self._place(entry.sha256) for entry in entries}
 

@@ -11,7 +11,8 @@ from ..storage.store import Store
 from ..versions.files import check_file
 from ..versions.manifest import FileEntry
 from .cache import BOUND_VARIABLE, FileCache, file_name
-from .marks import Marks, default_cache_folder, marks_for
+from .marks import Marks, marks_for
+from .private import CACHE
 
 _BOUND_BYTES = 64_000_000_000
 _FILES_AT_ONCE = 4
@@ -51,7 +52,7 @@ def local_files(
             list(pool.map(lambda entry: _prove(store, version, entry, marks), entries))
         yield {entry.name: store.local_path(file_name(version, entry)) for entry in entries}
         return
-    cache = FileCache(cache_folder or default_cache_folder(), _bound_bytes() if max_bytes is None else max_bytes)
+    cache = FileCache(cache_folder or CACHE.path(), _bound_bytes() if max_bytes is None else max_bytes)
     with cache.hold(store, version, entries, verify=verify) as paths:
         yield paths
 

@@ -11,9 +11,8 @@ from typing import Any
 import orjson
 
 from ...configs.errors import CatalogError
+from .private import CACHE
 
-FOLDER_VARIABLE = "EPITHRE_BEAM_CACHE"
-_NAME = "epithre-beam"
 _TICK_S = 0.02
 """Two changes of a file within one tick of the kernel's clock, 10 ms at most, have the same times."""
 _FORGOTTEN_S = 90 * 86_400.0
@@ -27,7 +26,7 @@ class Marks:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        """`folder`: this user's own (`private_folder`); None: nothing is remembered."""
+        """`folder`: this user's own (`UserFolder.make_private`); None: nothing is remembered."""
         self._folder = folder
 
     def sha256(self, path: Path) -> str:
@@ -99,7 +98,7 @@ class Marks:
 def marks_for(cache_folder: Path | None = None) -> Marks:
     """The marks of this user. Where there is no folder to be trusted with them, nothing is remembered, and no error."""
     try:
-        return Marks(private_folder(private_folder(cache_folder or default_cache_folder()) / "marks"))
+        return Marks(CACHE.make_private(CACHE.make_private(cache_folder or CACHE.path()) / "marks"))
     except CatalogError:
         return Marks(None)
 
@@ -107,49 +106,6 @@ def marks_for(cache_folder: Path | None = None) -> Marks:
 def remember(path: Path, sha256: str) -> None:
     """Leaves a mark for a local file that has just been written and hashed: its first opening needs not read it."""
     marks_for().remember(path, sha256)
-
-
-def default_cache_folder() -> Path:
-    """What EPITHRE_BEAM_CACHE names, or the system's place for this user's caches.
-
-    Raises:
-        CatalogError: When this user has no such place.
-    """
-    if named := os.environ.get(FOLDER_VARIABLE, "").strip():
-        return Path(named).expanduser().absolute()
-    import platformdirs
-
-    folder = Path(platformdirs.user_cache_dir(_NAME))
-    if not folder.is_absolute():  # no home: it would be made in whatever folder this process runs in
-        raise CatalogError(f"The cache must have a folder, but this user has no home: name one by {FOLDER_VARIABLE}.")
-    return folder
-
-
-def private_folder(folder: Path) -> Path:
-    """Makes the folder unless it is there. What is in it may be trusted: nobody but this user can have put it there.
-
-    Raises:
-        CatalogError: When it cannot be made, is another user's, or others may write to it.
-    """
-    advice = f"name a folder of your own by {FOLDER_VARIABLE}"
-    if os.name != "posix":
-        raise CatalogError(f"The cache {folder} needs the owners and locks of a POSIX system, got {os.name}.")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except OSError as error:
-        raise CatalogError(f"The cache {folder} cannot be made ({error.strerror}): {advice}.") from error
-    if found.st_uid != os.geteuid():
-        raise CatalogError(
-            f"The cache {folder} must be owned by user {os.geteuid()}, got {found.st_uid}, who could put anything into "
-            f"it: {advice}."
-        )
-    if found.st_mode & 0o022:
-        raise CatalogError(
-            f"The cache {folder} must be writable by its owner alone, got mode {found.st_mode & 0o777:o}: "
-            f"`chmod go-w` it, or {advice}."
-        )
-    return folder
 
 
 def _facts(descriptor: int) -> dict[str, int]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
 from ... import __version__
 from ...configs import RunConfig, load_config
@@ -40,9 +39,11 @@ from ..console.options import (
     Set,
     check_file,
 )
+from ..console.screen import Screen, guard_output
 from .export import export
 from .quality import evaluate, look
 from .serve import serve
+from .trust import trust
 from .versions import versions
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def main() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         with contextlib.suppress(OSError):
             sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: a terminal may not know every letter
+    guard_output()
     logging.basicConfig(level=logging.WARNING)
     set_format(LogFormat.TEXT)
     if "--debug" in sys.argv[1:]:
@@ -230,7 +232,7 @@ def _watched(catalog: str, voice: Voice, lanes: int, write: Callable[["Watch"], 
         watch.tell_end(report)
     ending = ending_of_report(report, catalog)
     if not voice.as_json and not voice.quiet:
-        print_summary(Console(), report, catalog)
+        print_summary(Screen(), report, catalog)
     _speaker.end(ending)
     return int(ending.exit_code)
 
@@ -239,9 +241,7 @@ def _shown(voice: Voice, lanes: int) -> contextlib.AbstractContextManager["Watch
     from ..console.progress import shown
 
     as_lines = voice.lines is not None
-    return shown(
-        Console(stderr=True), quiet=voice.quiet, as_lines=as_lines, lanes=lanes, every_s=voice.progress_every_s
-    )
+    return shown(Screen(stderr=True), quiet=voice.quiet, as_lines=as_lines, lanes=lanes, every_s=voice.progress_every_s)
 
 
 @app.command()
@@ -305,7 +305,7 @@ def plan(config: ConfigFile, set_: Set = None, as_json: Json = False) -> None:
     if as_json:
         _print(json.dumps(found.to_dict()))
         return
-    Console().print(plan_table(found))
+    Screen().print(plan_table(found))
 
 
 @app.command()
@@ -353,9 +353,9 @@ def search(
     if as_json:
         _print(hits_json(queries, results, opened.version))
     else:
-        print_hits(Console(), queries, results)
+        print_hits(Screen(), queries, results)
         for sentence in [] if where is None else left_out(opened, kind or None, where):  # type: ignore[arg-type]
-            Console(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)
+            Screen(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("search-batch")
@@ -387,7 +387,7 @@ def search_batch(
         watch.tell_searched(report)
     ending = ending_of_search(report, job.output)
     if not as_json and not quiet and not ending.exit_code:
-        Console().print(ending.message, highlight=False, markup=False, soft_wrap=True)
+        Screen().print(ending.message, highlight=False, markup=False, soft_wrap=True)
     _speaker.end(ending)
     return int(ending.exit_code)
 
@@ -396,6 +396,7 @@ app.command()(serve)
 app.command()(evaluate)
 app.command()(look)
 app.command()(export)
+app.command()(trust)
 
 
 @app.command()
@@ -429,7 +430,7 @@ def demo(
     """Draw pictures, run the main job on the emulator, search, and write a page with the results."""
     from ..jobs.demo import run_demo
 
-    run_demo(folder, pictures, Console())
+    run_demo(folder, pictures, Screen())
 
 
 @app.command()

@@ -10,8 +10,8 @@ import typer
 
 from ...configs.words import of_count, of_size
 from ...index.storage.store import Store
-from ..console.logs import escaped
 from ..console.options import CatalogUrl, Json
+from ..console.screen import Screen
 from ..jobs.places import misplaced
 
 Progress = Callable[[int, int], None]
@@ -55,11 +55,10 @@ def export(
 @contextlib.contextmanager
 def _shown(*, quiet: bool) -> Iterator[Progress | None]:
     """A bar for a person, as long as the block runs; nothing where nobody looks."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     if quiet or not console.is_terminal:
         yield None
         return
@@ -78,4 +77,4 @@ def _print_summary(folder: str, done: dict[str, Any]) -> None:
             lines.append(
                 f"  {of_count(nuls, 'NUL character')} of {kind} became U+FFFD: PostgreSQL's text cannot hold them"
             )
-    sys.stdout.write("".join(f"{escaped(line)}\n" for line in lines))
+    sys.stdout.write("".join(f"{line}\n" for line in lines))

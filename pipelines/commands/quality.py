@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ...configs.address import ApiAddress
 from ...configs.errors import ConfigError
 from ...configs.words import of_count
 from ..console.options import ApiKeyEnv, BaseUrl, CatalogUrl, Json, check_file
+from ..console.screen import Screen
 
 _LONGEST_LIST = 100
 _MERGES = {"score", "quota", "standardised"}
@@ -76,7 +76,7 @@ def evaluate(
     if as_json:
         sys.stdout.write(json.dumps(document, ensure_ascii=False, default=str) + "\n")
     else:
-        print_evaluation(Console(), document)
+        print_evaluation(Screen(), document)
 
 
 def look(

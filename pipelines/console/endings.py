@@ -16,6 +16,7 @@ from ...configs.words import of_count
 from ...index.storage.remote import as_os_error
 from ...installs import broken_install
 from .logs import LogFormat, hidden, line_of
+from .screen import without_steering
 
 if TYPE_CHECKING:
     from ...transforms.batch_search.last_step import SearchReport
@@ -190,12 +191,12 @@ class Speaker:
         if has_sentence and ending.traceback is not None:
             _write(2, hidden(ending.traceback, self.secrets))
         if has_sentence:
-            lines = hidden(ending.message, self.secrets).splitlines()
+            lines = hidden(ending.message, self.secrets).split("\n")
             _write(2, "\n".join(f"epithre-beam: {line}" for line in lines))
 
 
 def _write(descriptor: int, text: str) -> None:
-    data = (text + "\n").encode("utf-8", "backslashreplace")
+    data = (without_steering(text) + "\n").encode("utf-8", "backslashreplace")
     with contextlib.suppress(OSError):  # nobody listens any more
         while data:
             data = data[os.write(descriptor, data) :]

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ...configs.address import API_KEY_ENV_VARIABLE, BASE_URL_VARIABLE
 from ...configs.errors import ConfigError
 from .logs import LogFormat
 
@@ -36,8 +37,10 @@ LogLines = Annotated[
 ProgressEvery = Annotated[
     float, typer.Option("--progress-every", metavar="S", min=0.5, help="Seconds between log lines of progress.")
 ]
-BaseUrl = Annotated[str | None, typer.Option(help="Another address of the same model.")]
-ApiKeyEnv = Annotated[str | None, typer.Option(help="Another variable with the key.")]
+BaseUrl = Annotated[str | None, typer.Option(help=f"Where the catalog's model is asked; also by {BASE_URL_VARIABLE}.")]
+ApiKeyEnv = Annotated[
+    str | None, typer.Option(metavar="NAME", help=f"The variable with the key; also by {API_KEY_ENV_VARIABLE}.")
+]
 
 
 def check_file(option: str, path: Path | None) -> None:

@@ -14,6 +14,7 @@ from ...configs import CatalogConfig, MetadataType
 from ...configs.errors import CatalogError, ConfigError, DamagedFileError
 from ...configs.load import parse_settings
 from ...configs.schema import UNKNOWN_MODEL
+from ...index.local.trust import Trust, check_rebuild
 from ...index.storage.store import Store
 from ...index.vectors.units import CarriedGroup
 from ...index.versions.latest import nothing_published, read_latest
@@ -48,6 +49,7 @@ def build_index(
 
     Raises:
         ConfigError: When a setting is wrong, or needs other vectors.
+        UntrustedCatalogError: When the manifest wants a runner or options that this user has not allowed.
         CatalogBusyError: When another run holds the catalog.
         CatalogError: When nothing is published, or the manifest is damaged.
         EpithreBeamError: When nothing was published.
@@ -63,6 +65,8 @@ def build_index(
             raise CatalogError(f"{url} has no published version any more.")
         manifest = read_manifest(held.store, held.latest.version, held.latest.manifest_sha256)
         config = parse_settings({**manifest.config, "catalog": url}, overrides, _SETTABLE)
+        check_rebuild(manifest.config, config, url)
+        Trust().remember_job(config, before=manifest.config)
         stored = manifest.config.get("index", {}).get("vector_type", "float32")
         if stored not in {config.index.vector_type, "float32"}:
             raise ConfigError(
@@ -145,6 +149,7 @@ def import_vectors(
                 f"embed.dimension must be that of the vectors, {dimension}, got {said.embed.dimension}: leave it away."
             )
         config = parse_settings({**raw, "embed": {**raw["embed"], "dimension": dimension}}, overrides, sections)
+        Trust().remember_job(config)
         setup = VersionSetup(
             run=held.run,
             embed=config.embed,

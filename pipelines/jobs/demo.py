@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from rich.console import Console
 
 from ...configs import load_config
 from ...configs.errors import ConfigError
 from ...index.storage.store import Store
 from ...transforms.epithre.emulator.draw import Attributes, describe, draw_picture, sample_attributes
 from ..console.progress import print_summary, shown
+from ..console.screen import Screen
 from .launch import Runner
 from .places import misplaced
 from .run import run
@@ -54,7 +54,7 @@ embed:
 """
 
 
-def run_demo(folder: Path, pictures: int, console: Console) -> None:
+def run_demo(folder: Path, pictures: int, console: Screen) -> None:
     """Draws, runs, searches and shows.
 
     Args:
@@ -73,7 +73,7 @@ def run_demo(folder: Path, pictures: int, console: Console) -> None:
         job = write_inputs(folder, pictures, seed=7)
     except OSError as error:
         raise misplaced("FOLDER", Store(str(folder)), error) or error from error
-    with shown(Console(stderr=True), quiet=False) as watch:
+    with shown(Screen(stderr=True), quiet=False) as watch:
         report = run(load_config(job), Runner(watch=watch))
     config = load_config(job)
     print_summary(console, report, config.catalog)

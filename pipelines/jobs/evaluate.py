@@ -312,7 +312,7 @@ def write_page(path: Path, document: Evaluation) -> None:
     catalog = document["catalogs"][0]
     with (
         open_catalog(catalog["url"], version=catalog["version"]) as opened,
-        PictureSources(opened.manifest.config) as sources,
+        PictureSources(opened.manifest.config, opened.url) as sources,
     ):
         reads = [_read_picture(opened, sources, thing, asked) for thing in things]
         for thing, picture in zip(things, data_urls(reads, _PICTURE_PIXELS, _PICTURES_BYTES), strict=True):

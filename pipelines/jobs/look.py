@@ -47,7 +47,7 @@ def make_sheet(
     if path.suffix.lower() == ".html":
         write_page(path, queries, results, catalog)
         return
-    with PictureSources(catalog.manifest.config) as sources:
+    with PictureSources(catalog.manifest.config, catalog.url) as sources:
         found = small_pictures([read_hit(catalog, sources, hit) for hits in results for hit in hits], CELL)
         rows = [
             SheetRow(
@@ -89,7 +89,7 @@ def make_map(url: str, path: Path, *, points: int, is_aligned: bool, seed: int) 
         ]
     vectors = align_kinds(drawn.vectors, drawn.kinds) if is_aligned else drawn.vectors
     places = project(vectors, seed)
-    with PictureSources(manifest.config) as sources:
+    with PictureSources(manifest.config, url) as sources:
         reads = [None if asset is None else partial(sources.read, asset) for asset in shown_assets]
         pictures = data_urls(reads, _MAP_PICTURE_PIXELS, _MAP_PICTURES_BYTES)
     shown = MapOf(

@@ -11,6 +11,7 @@ import orjson
 
 from ...configs import RunConfig
 from ...configs.errors import CatalogError, DamagedFileError
+from ...index.local.trust import Trust
 from ...index.storage.store import Store
 from ...index.versions.history import existing_versions
 from ...index.versions.layout import report_name, unit_dead_letters_name, unit_name, version_folder
@@ -53,6 +54,7 @@ def run(config: RunConfig, runner: Runner | None = None) -> Report:
     started_at_s = time.time()
     with contextlib.ExitStack() as stack:
         held = hold_catalog(config.catalog, stack)
+        Trust().remember_job(config)
         comparison = stack.enter_context(compare(config.sources, config.metadata_types))
         launch = _Launch(config=config, runner=runner or Runner(), comparison=comparison, started_at_s=started_at_s)
         return launch.run(held)

@@ -186,7 +186,7 @@ def write_page(path: Path, queries: Sequence[NamedQuery], results: Sequence[Sequ
         results: The hits of each query.
         catalog: That was searched.
     """
-    with PictureSources(catalog.manifest.config) as sources:
+    with PictureSources(catalog.manifest.config, catalog.url) as sources:
         reads = [read_hit(catalog, sources, hit) for hits in results for hit in hits]
         found = small_pictures(reads, _THUMBNAIL)
         rows = [

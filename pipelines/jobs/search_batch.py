@@ -12,12 +12,14 @@ from typing import Any
 import orjson
 
 from ...configs import EmbedConfig, RunConfig
+from ...configs.address import ApiAddress
 from ...configs.errors import ArgumentError, CatalogError, ConfigError, StoreError
 from ...configs.load import parse_query_settings
 from ...configs.schema import UNKNOWN_MODEL
 from ...configs.search_schema import SAME, SearchJob
 from ...index.ann.kind_index import operating_point
 from ...index.ann.parts import IndexPart, group_parts, index_parts
+from ...index.local.trust import allowed_embed, allowed_prepare
 from ...index.search.merge import check_merge
 from ...index.search.where import parse_where
 from ...index.storage.store import Store
@@ -168,7 +170,7 @@ class _Launch:
 
     def run(self, runner: Runner) -> SearchReport:
         job, run = self._job, self._held.run
-        config = parse_query_settings(self._searched.config, job)
+        config = parse_query_settings(self._settings(), job)
         groups, folders = self._vector_groups()
         groups += self._asset_groups()
         lane, plan = self._plan(config) if isinstance(config, RunConfig) else (None, None)
@@ -201,6 +203,15 @@ class _Launch:
             return self._publish(setup, plan)
         except OSError as error:
             raise run.unwritable(error) from error
+
+    def _settings(self) -> dict[str, Any]:
+        """Of the catalog, as far as it may be asked as its manifest says."""
+        job, stated = self._job, self._searched.config
+        if not job.queries:
+            return stated  # nothing is sent
+        named: dict[str, Any] = {name: job.embed[name] for name in ("base_url", "api_key_env") if name in job.embed}
+        embed = allowed_embed(stated, job.catalog, {**ApiAddress().said(), **named})
+        return {**stated, "embed": embed, "prepare": allowed_prepare(stated, job.catalog)}
 
     def _plan(self, config: RunConfig) -> tuple[LaneSetup, Plan]:
         """How the queries that must be embedded are, and what they are, cut into units."""

@@ -39,7 +39,7 @@ class Thumbnails:
         """Where the pictures of a version are."""
         manifest = catalog.manifest
         if self._sources is None or self._sources[0] != manifest.version:
-            self._sources = manifest.version, PictureSources(manifest.config)
+            self._sources = manifest.version, PictureSources(manifest.config, catalog.url)
         return self._sources[1]
 
     async def make(self, catalog: Catalog, asset: Asset, size: int) -> bytes:

@@ -10,6 +10,7 @@ from ...configs.address import ApiAddress
 from ...configs.errors import CatalogError
 from ...configs.load import parse_settings
 from ...configs.schema import UNKNOWN_MODEL
+from ...index.local.trust import allowed_embed, allowed_prepare
 from ...index.storage.store import Store
 from ...index.versions.manifest import Manifest
 from ..embedding.endpoint import Endpoint, open_endpoint
@@ -31,10 +32,11 @@ def open_query_endpoint(manifest: Manifest, url: str, address: ApiAddress | None
     Args:
         manifest: Of the version that is searched.
         url: The catalog's, for messages.
-        address: Another address of the same model.
+        address: Where the user says that the model is; absent: what the environment says, or the manifest.
 
     Raises:
         CatalogError: When it is not known what made the catalog, or the server's model is another.
+        UntrustedCatalogError: When the manifest wants a key sent to where this user has not allowed it.
         ConfigError: When the key's variable is not set, or the address is none that a job may have.
         ApiError: When the server is not there, refuses the key, or does not know the model.
     """
@@ -43,9 +45,8 @@ def open_query_endpoint(manifest: Manifest, url: str, address: ApiAddress | None
             f"{url} has vectors from elsewhere, and it is not known what made them, so no query can be embedded: "
             "search with vectors of your own in Python, or name their model (`index --from … --model NAME`)."
         )
-    asked = {} if address is None else {"base_url": address.base_url, "api_key_env": address.api_key_env}
-    changes = {name: value for name, value in asked.items() if value is not None}
-    config = parse_settings({**manifest.config, "embed": {**manifest.config.get("embed", {}), **changes}})
+    embed = allowed_embed(manifest.config, url, (address or ApiAddress()).said())
+    config = parse_settings({"catalog": url, "embed": embed, "prepare": allowed_prepare(manifest.config, url)})
     without_key = "name the variable that has it (--api-key-env)"
     with open_endpoint(config.embed, Store(url), without_key=without_key) as endpoint:
         check_made_by(manifest, url, endpoint)

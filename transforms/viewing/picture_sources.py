@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import logging
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ...configs import PrepareConfig, SourceConfig
+from ...index.local.trust import Trust, asks_for_pictures, picture_sources
 from ...index.search.hits import Asset
 from ...index.versions.layout import Reason
 from ..sources.prepare import Unpreparable, prepare_picture
@@ -23,6 +26,8 @@ _QUALITY = 82
 _CELL = re.compile(r"#row=\d{1,12}&column=")
 """Of a picture that stands in a table."""
 
+_log = logging.getLogger(__name__)
+
 
 class PictureSources:
     """The sources of pictures of the job that made a version; any thread may read from them.
@@ -31,16 +36,23 @@ class PictureSources:
     those that were embedded: their sha256 says so. Nothing else on a disk or in a bucket can be asked for.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        """Args: config: Of the manifest."""
+    def __init__(self, config: Mapping[str, Any], catalog: str) -> None:
+        """Opens nothing yet; places that this user has not allowed are left out, and a warning says so.
+
+        Args:
+            config: Of the manifest.
+            catalog: Its address.
+        """
         self._sources: list[SourceConfig] = []
-        for raw in config.get("sources", ()):
+        for raw in picture_sources(config):
+            if refused := Trust().refused(asks_for_pictures(raw), catalog):
+                _log.warning("%s", _not_shown(catalog, refused))
+                continue
             try:
-                source = SourceConfig.model_validate(raw)
+                source = SourceConfig.model_validate({**raw, "storage_options": {}})
             except ValidationError:
                 continue  # of another release: its pictures are not shown
-            if source.kind == "image":
-                self._sources.append(source)
+            self._sources.append(source)
         prepare = PrepareConfig.model_validate(config.get("prepare", {}))
         self._prepare = prepare.model_copy(
             update={
@@ -101,6 +113,13 @@ class PictureSources:
         with Image.open(io.BytesIO(picture.content), formats=("JPEG",)) as image:
             image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY)
         return buffer.getvalue()
+
+
+def _not_shown(catalog: str, refused: Sequence[str]) -> str:
+    return (
+        f"{catalog} asks to {' and to '.join(refused)}, which nobody here has allowed: those pictures are not shown. "
+        f"If that is right: epithre-beam trust {shlex.quote(catalog)}."
+    )
 
 
 def _place_of(uri: str, sources: Sequence[SourceConfig]) -> int | None:

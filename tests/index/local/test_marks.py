@@ -12,7 +12,8 @@ import pytest
 
 from epithre_beam.configs.errors import CatalogError
 from epithre_beam.index.local.local_files import local_files
-from epithre_beam.index.local.marks import FOLDER_VARIABLE, Marks, default_cache_folder, marks_for, remember
+from epithre_beam.index.local.marks import Marks, marks_for, remember
+from epithre_beam.index.local.private import CACHE
 from epithre_beam.index.storage.store import Store
 from epithre_beam.index.versions.manifest import FileEntry
 
@@ -27,7 +28,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE.variable, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -228,7 +229,7 @@ def test_where_no_folder_is_to_be_trusted_every_opening_reads_and_none_fails(
     if why == "it cannot be made":
         cache.write_bytes(b"a file")
         folder = cache / "below"
-        monkeypatch.setenv(FOLDER_VARIABLE, str(folder))
+        monkeypatch.setenv(CACHE.variable, str(folder))
     else:
         if why == "it is another user's" and os.geteuid() != 0:
             pytest.skip("only root can give a folder to another user")
@@ -247,12 +248,12 @@ def test_where_no_folder_is_to_be_trusted_every_opening_reads_and_none_fails(
 
 
 def test_the_folder_is_the_named_one_or_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "named"))
-    assert default_cache_folder() == tmp_path / "named"
+    monkeypatch.setenv(CACHE.variable, str(tmp_path / "named"))
+    assert CACHE.path() == tmp_path / "named"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(FOLDER_VARIABLE, "named")
-    assert default_cache_folder() == tmp_path / "named"
-    monkeypatch.delenv(FOLDER_VARIABLE)
+    monkeypatch.setenv(CACHE.variable, "named")
+    assert CACHE.path() == tmp_path / "named"
+    monkeypatch.delenv(CACHE.variable)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "system"))
-    assert default_cache_folder().name == "epithre-beam"
-    assert default_cache_folder().is_absolute()
+    assert CACHE.path().name == "epithre-beam"
+    assert CACHE.path().is_absolute()

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from epithre_beam.index.local.trust import Trust, asks
 from epithre_beam.index.search.hits import Asset
 from epithre_beam.transforms.sources.prepare import Unpreparable
 from epithre_beam.transforms.viewing.picture_sources import PictureSources
@@ -41,8 +42,14 @@ def asset_of(uri, data, **changes):
     return dataclasses.replace(asset, **changes)
 
 
+def own_sources(config):
+    """Of a catalog that a job of this user made."""
+    Trust().add(asks(config))
+    return PictureSources(config, "catalog")
+
+
 def sources_of(pattern, **prepare):
-    return PictureSources({"sources": [{"kind": "image", "files": str(pattern)}], "prepare": prepare})
+    return own_sources({"sources": [{"kind": "image", "files": str(pattern)}], "prepare": prepare})
 
 
 def opened(data):
@@ -107,7 +114,7 @@ def test_nothing_outside_of_the_sources_is_read_even_of_the_right_content(tmp_pa
     with pytest.raises(Unpreparable, match="changed"):
         sources.thumbnail(asset_of(inside / "a.jpg", b"other"), 320)
     assert time.monotonic() - started < 30
-    imported = PictureSources({"catalog": "c"})
+    imported = PictureSources({"catalog": "c"}, "c")
     assert not imported
     with pytest.raises(Unpreparable):
         imported.thumbnail(asset_of(inside / "a.jpg", data), 320)
@@ -118,7 +125,7 @@ def test_a_picture_in_a_tables_column_comes_from_its_row(tmp_path):
     pq.write_table(pa.table({"sku": ["a", "b", "c"], "jpeg": pa.array(pictures, pa.binary())}), tmp_path / "t.parquet")
     shutil.copy(tmp_path / "t.parquet", tmp_path / "other.parquet")
     source = {"kind": "image", "table": str(tmp_path / "t.parquet"), "id": "sku", "bytes": "jpeg"}
-    sources = PictureSources({"sources": [source]})
+    sources = own_sources({"sources": [source]})
     asset = asset_of(f"{tmp_path}/t.parquet#row=1&column=jpeg", pictures[1])
     assert opened(sources.thumbnail(asset, 160)).size[0] < 250
     with pytest.raises(Unpreparable, match="changed"):
@@ -148,7 +155,7 @@ def test_a_table_is_believed_within_its_folder_or_where_it_says(tmp_path):
         (tmp_path / folder / "a.jpg").write_bytes(data)
     table = {"kind": "image", "table": str(tmp_path / "in" / "t.csv"), "id": "i", "uri": "u"}
     for more, allowed in (({}, "in"), ({"within": [str(tmp_path / "out")]}, "out")):
-        sources = PictureSources({"sources": [{**table, **more}]})
+        sources = own_sources({"sources": [{**table, **more}]})
         for folder in ("in", "out"):
             asset = asset_of(tmp_path / folder / "a.jpg", data)
             if folder == allowed:
@@ -156,3 +163,21 @@ def test_a_table_is_believed_within_its_folder_or_where_it_says(tmp_path):
             else:
                 with pytest.raises(Unpreparable):
                     sources.read(asset)
+
+
+def test_no_place_is_read_that_nobody_has_allowed(tmp_path, caplog):
+    data = as_jpeg()
+    (tmp_path / "a.jpg").write_bytes(data)
+    theirs = PictureSources({"sources": [{"kind": "image", "files": str(tmp_path)}, "no source", None]}, "catalog")
+    assert not theirs
+    with pytest.raises(Unpreparable, match="its place is not among"):
+        theirs.read(asset_of(tmp_path / "a.jpg", data))
+    assert f'read pictures in "{tmp_path}"' in caplog.text
+    assert "epithre-beam trust catalog" in caplog.text
+
+
+def test_options_of_a_storage_are_not_taken_from_a_manifest(tmp_path):
+    """They could send what is signed with this user's credentials to another server."""
+    source = {"kind": "image", "files": "s3://bucket/pictures", "storage_options": {"endpoint_url": "http://theirs"}}
+    sources = own_sources({"sources": [source]})
+    assert [one.storage_options for one in sources._sources] == [{}]

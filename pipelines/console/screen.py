@@ -1,0 +1,67 @@
+r"""What the program prints, and the one place where all of it loses what would steer a terminal.
+
+Ids, texts and the words of servers come from anybody, and a terminal obeys what is printed. So standard output and
+standard error take no control characters but line feeds and tabs, and none that change the direction of writing: they
+become `\uXXXX`, which JSON reads as the character that it was. Colours and progress are drawn by a `Screen`, which
+escapes texts before it adds sequences of its own. How a command ended is told past the streams (`endings`), through
+the same function.
+"""
+
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any, TextIO, cast
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u2028-\u202e\u2066-\u2069]")
+
+
+def without_steering(text: str) -> str:
+    r"""The text with each character that steers a terminal as `\uXXXX`."""
+    return _STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class SafeStream:
+    """A text stream that steers no terminal, whatever is written to it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(without_steering(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def guard_output() -> None:
+    """From now on whatever this process prints on standard output and standard error steers no terminal."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, SafeStream):
+            setattr(sys, name, SafeStream(stream))
+
+
+class Screen(Console):
+    """A console that may colour and redraw, and escapes what the texts on it have of that.
+
+    Args:
+        stderr: Whether it is standard error.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        stream = sys.stderr if stderr else sys.stdout
+        super().__init__(file=cast("TextIO", stream.stream if isinstance(stream, SafeStream) else stream))
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control is None:
+                segment = Segment(without_steering(segment.text), segment.style)  # noqa: PLW2901
+            yield segment

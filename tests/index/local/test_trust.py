@@ -1,0 +1,165 @@
+"""What a catalog asks for is allowed by a job of the same user, by name, or not at all."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epithre_beam.configs import CatalogConfig, EmbedConfig, RunConfig
+from epithre_beam.configs.errors import CatalogError, UntrustedCatalogError
+from epithre_beam.index.local.trust import (
+    CATALOGS_VARIABLE,
+    Trust,
+    allowed_embed,
+    allowed_prepare,
+    asks,
+    check_rebuild,
+)
+
+OWN = EmbedConfig().model_dump(mode="json")
+GATEWAY: dict[str, Any] = {**OWN, "base_url": "https://gateway.example/v1", "api_key_env": "GATEWAY_KEY"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EPITHRE_BEAM_TRUST", str(tmp_path / "trust"))
+
+
+def config(**embed: Any) -> dict[str, Any]:
+    return {"embed": {**OWN, **embed}}
+
+
+def test_the_providers_own_address_with_its_own_key_and_the_emulator_ask_for_nothing() -> None:
+    assert asks({}) == asks(config()) == asks(config(base_url="emulator")) == []
+    assert allowed_embed(config(), "c", {}) == OWN
+
+
+@pytest.mark.parametrize(
+    ("stated", "options"),
+    [
+        ({"base_url": "http://127.0.0.1:1/v1", "api_key_env": "AWS_SECRET_ACCESS_KEY"}, "--base-url and --api-key-env"),
+        ({"base_url": "https://api.epithre.com.evil.example/v1"}, "--base-url"),
+        ({"base_url": "https://api.epithre.com:8443/v1"}, "--base-url"),
+        ({"base_url": "http://api.epithre.com/v1", "allow_plain_http": True}, "--base-url"),
+        ({"api_key_env": "PGPASSWORD"}, "--api-key-env"),
+        ({"api_key_env": "EPITHRE_KEY2"}, "--api-key-env"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_any_other_address_or_variable_is_the_users_to_say(stated: dict[str, Any], options: str) -> None:
+    with pytest.raises(UntrustedCatalogError) as caught:
+        allowed_embed(config(**stated), "their catalog", {})
+    message = str(caught.value)
+    assert message.startswith("their catalog asks to send the key in ")
+    assert all(str(value) in message for value in stated.values() if value is not True)
+    assert f"say so ({options})" in message
+    assert "epithre-beam trust 'their catalog'" in message
+    assert caught.value.exit_code == 2
+
+
+def test_what_the_user_says_is_done_and_the_rest_stays_the_users_too() -> None:
+    said = {"base_url": "https://mine.example/v1", "api_key_env": "MINE"}
+    embed = allowed_embed({"embed": {**GATEWAY, "allow_plain_http": True, "lanes": 1000}}, "c", said)
+    assert (embed["base_url"], embed["api_key_env"]) == ("https://mine.example/v1", "MINE")
+    assert not {"allow_plain_http", "lanes", "budget", "redis_url"} & embed.keys()
+    assert embed["dimension"] == OWN["dimension"]
+    with pytest.raises(UntrustedCatalogError, match=r"say so \(--api-key-env\)"):  # the address alone names no key
+        allowed_embed({"embed": GATEWAY}, "c", {"base_url": "https://mine.example/v1"})
+    with pytest.raises(UntrustedCatalogError, match=r"say so \(--base-url\)"):
+        allowed_embed({"embed": GATEWAY}, "c", {"api_key_env": "MINE"})
+
+
+def test_what_a_job_of_this_user_does_its_catalog_may_ask_for() -> None:
+    job = RunConfig.model_validate(
+        {
+            "catalog": "c",
+            "sources": [
+                {"kind": "image", "table": "t.csv", "id": "id", "uri": "uri", "within": ["s3://a/b"]},
+                {"kind": "image", "files": "photos/**/*.jpg"},
+                {"kind": "text", "files": "texts"},
+            ],
+            "embed": {**GATEWAY, "budget": "redis", "redis_url": "redis://r/0", "redis_password_env": "R"},
+            "index": {"queries": "queries.parquet"},
+            "runner": "PrismRunner",
+            "beam_options": ["--parallelism=4"],
+        }
+    )
+    stated = job.model_dump(mode="json")
+    assert len(asks(stated)) == 7
+    assert Trust().refused(asks(stated), "c") == asks(stated)
+    Trust().remember_job(job)
+    assert Trust().refused(asks(stated), "moved to elsewhere") == []
+    assert allowed_embed(stated, "c", {}) == stated["embed"]
+    check_rebuild(stated, job, "c")
+
+
+def test_a_redis_that_was_not_allowed_is_not_asked_and_no_reason_to_fail(caplog: pytest.LogCaptureFixture) -> None:
+    Trust().remember_job(CatalogConfig.model_validate({"catalog": "c", "embed": GATEWAY}))
+    redis = {"budget": "redis", "redis_url": "redis://theirs:6379/0", "redis_password_env": "DATABASE_PASSWORD"}
+    embed = allowed_embed({"embed": {**GATEWAY, **redis}}, "c", {})
+    assert embed["base_url"] == GATEWAY["base_url"]
+    assert not redis.keys() & embed.keys()
+    assert "redis://theirs:6379/0" in caplog.text
+    assert "counted apart" in caplog.text
+
+
+def test_a_catalog_that_the_environment_names_may_ask_for_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CATALOGS_VARIABLE, f"s3://bucket/catalog/ {os.getcwd()}/here")  # noqa: PTH109
+    for catalog in ("s3://bucket/catalog", "here", "./here/"):
+        assert allowed_embed({"embed": GATEWAY}, catalog, {}) == GATEWAY
+    for catalog in ("s3://bucket/catalog2", "here/below", "/here"):
+        with pytest.raises(UntrustedCatalogError):
+            allowed_embed({"embed": GATEWAY}, catalog, {})
+
+
+def test_a_rebuild_takes_no_runner_options_or_queries_from_a_stranger() -> None:
+    for change in (
+        {"runner": "PortableRunner"},
+        {"beam_options": ["--setup_file=/tmp/x.py"]},
+        {"index": {"queries": "s3://q"}},
+    ):
+        stated = {"catalog": "c", **change}
+        with pytest.raises(UntrustedCatalogError, match=r"^c asks to (run|read queries)"):
+            check_rebuild(stated, CatalogConfig.model_validate(stated), "c")
+    # What the user sets instead is the user's word, whatever else the manifest has.
+    stated = {"catalog": "c", "runner": "PortableRunner", "beam_options": ["--sdk_location=x"]}
+    with pytest.raises(UntrustedCatalogError, match="sdk_location"):
+        check_rebuild(stated, CatalogConfig.model_validate({**stated, "runner": "FnApiRunner"}), "c")
+    check_rebuild({"runner": "Other"}, CatalogConfig.model_validate({"catalog": "c"}), "c")
+
+
+def test_the_caps_of_a_stranger_are_no_wider_than_the_defaults() -> None:
+    wide = {"max_file_bytes": 10**15, "max_decode_pixels": 10**15, "decode_timeout_s": 1e9, "max_text_chars": 10**12}
+    found = allowed_prepare({"prepare": {**wide, "max_pixels": 5}}, "c")
+    assert found["max_file_bytes"] <= 64_000_000
+    assert found["decode_timeout_s"] <= 20
+    assert found["max_text_chars"] <= 32_000
+    assert found["max_pixels"] == 5
+    assert allowed_prepare({"prepare": {"max_text_chars": 10}}, "c")["max_text_chars"] == 10
+
+
+@given(st.text(), st.text())
+def test_two_asks_are_one_only_if_they_ask_for_the_same(one: str, other: str) -> None:
+    a, b = (asks({"embed": {**GATEWAY, "base_url": text}}) for text in (one, other))
+    assert (a == b) == (one == other)
+    assert not re.search("[\x00-\x1f\x7f-\x9f]", "".join(a))
+
+
+def test_a_folder_that_others_may_write_to_allows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = asks({"embed": GATEWAY})
+    Trust().add(ask)
+    assert Trust().allows(ask[0], "c")
+    (tmp_path / "trust").chmod(0o777)
+    assert not Trust().allows(ask[0], "c")
+    with pytest.raises(CatalogError, match="EPITHRE_BEAM_TRUST"):
+        Trust().add(ask)
+    monkeypatch.delenv("EPITHRE_BEAM_TRUST")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", "")
+    assert not Trust().allows(ask[0], "c")
+    Trust().add(ask)
+    assert Trust().allows(ask[0], "c")
