@@ -146,9 +146,14 @@ def test_one_query_and_equal_ones_have_intervals_of_no_width():
         assert (interval.value, interval.low, interval.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
+def subject(index, exact, settled=None):
+    figures = (index, exact, exact if settled is None else settled)
+    return SubjectFigures(*({"recall@10": np.array(values)} for values in figures))
+
+
 def compared(index, exact, other=None):
-    one = SubjectFigures({"recall@10": np.array(index)}, {"recall@10": np.array(exact)})
-    two = () if other is None else (SubjectFigures({"recall@10": np.array(other)}, {"recall@10": np.array(other)}),)
+    one = subject(index, exact)
+    two = () if other is None else (subject(other, other),)
     found = compare_figures([one, *two], 0.95)
     return {"queries": len(index), "relevant": len(index), "dead": [0] * (1 + len(two)), **found}
 
