@@ -170,6 +170,16 @@ def test_the_words_tell_the_models_error_from_the_indexs():
     assert "12 queries say little" in " ".join(say_direction(compared([1.0] * 12, [1.0] * 12), [10], ["c"]))
 
 
+def test_near_ties_are_no_loss_and_the_words_say_so():
+    exact, index = [1.0] * 40, [1.0] * 30 + [0.0] * 10
+    figures = compare_figures([subject(index, exact, index)], 0.95)
+    assert figures["catalogs"][0]["index_error"]["recall@10"] == {"value": 0, "low": 0, "high": 0}
+    assert figures["catalogs"][0]["exact"]["recall@10"]["value"] == 1
+    found = {"queries": 40, "relevant": 40, "dead": [0], **figures}
+    words = " ".join(say_direction(found, [10], ["c"]))
+    assert "The index finds 75.0 % and loses nothing: the difference is near ties" in words
+
+
 def test_the_words_name_the_better_catalog_only_where_the_queries_show_one():
     better = say_direction(compared([0.0] * 40, [0.0] * 40, [1.0] * 30 + [0.0] * 10), [10], ["a", "b"])
     assert any("By what a search gives, b is better in recall@10, by 75.0 points" in sentence for sentence in better)
