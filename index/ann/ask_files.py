@@ -1,7 +1,7 @@
 """Asks an index file as it is stored, and finds out which of the exact answers it gives."""
 
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,50 +10,55 @@ from ...configs import IndexConfig
 from ..storage.store import Store
 from .codes import open_index, search_codes
 from .exact import read_rows, search_stored
-from .recall import NOT_FOUND, SCORE_TOLERANCE, Judged, judge_answers
+from .recall import Judged, judge_answers
 from .train import IndexTask
-from .truth import Truth
+from .truth import TIE_CANDIDATES, ReadRows, StoredScores, Truth
 from .tune import K_FACTORS, SHARES, FileShape, probed_cells
+
+
+@contextlib.contextmanager
+def stored_rows(store: Store, name: str, task: IndexTask, dimension: int) -> Iterator[ReadRows]:
+    """Gives rows of a stored file of vectors, by their numbers in their kind: float32, (rows, dimension)."""
+    with store.open_read(name) as file:
+        yield lambda rows: read_rows(file, dimension, rows - task.first_row)
 
 
 def ask_codes(
     store: Store,
-    vectors_name: str,
     codes_name: str,
     truths: Sequence[Truth],
+    stored: Sequence[StoredScores],
     task: IndexTask,
     shape: FileShape,
     settings: IndexConfig,
 ) -> list[Judged]:
-    """Asks the stored codes in all ways; the last way is the exact scan, as far as the best rows go."""
+    """Asks the stored codes in all ways; the last way is the exact scan, as far as the best rows go.
+
+    Args:
+        store: The catalog.
+        codes_name: Of the file of codes.
+        truths: Compared with their stored scores.
+        stored: For each truth.
+        task: Which rows the file has.
+        shape: Of the file.
+        settings: With k.
+    """
     k = settings.recall_k
     width = min(K_FACTORS[-1] * k + 1, shape.rows)
     judged = []
-    with store.open_read(vectors_name) as vectors, open_index(store, codes_name) as index:
-        for truth in truths:
-            queries = truth.queries.vectors
-
-            def stored(q: int, rows: npt.NDArray[np.int64], queries: npt.NDArray[np.float32] = queries) -> Any:
-                return read_rows(vectors, shape.dimension, rows - task.first_row) @ queries[q]
-
-            truth.settle()
+    with open_index(store, codes_name) as index:
+        for truth, scores in zip(truths, stored, strict=True):
             answers: list[npt.NDArray[np.int64]] = []
             for share in SHARES:
                 if shape.cells == 1 and answers:
                     answers.append(answers[0])
                     continue
-                found = search_codes(index, queries, width, probed_cells(share, shape.cells))
+                found = search_codes(index, truth.queries.vectors, width, probed_cells(share, shape.cells))
                 answers.append(np.where(found >= 0, found + task.first_row, -1))
-            scores = np.full(truth.rows.shape, -np.inf, np.float32)
-            for q, rows in enumerate(truth.rows):
-                scores[q, rows >= 0] = stored(q, rows[rows >= 0])
             # What a scan of the file gives first: the best rows by what is stored of them.
-            answers.append(np.take_along_axis(truth.rows, np.argsort(-scores, axis=1, kind="stable"), axis=1))
-            found_of = judge_answers(truth, answers, k, stored)
-            # A row that is stored otherwise is not found, whatever its code says.
-            is_other = (truth.rows >= 0) & ~(np.abs(scores - truth.scores) <= SCORE_TOLERANCE)
-            found_of.ranks[:, :, : truth.keep][:, is_other] = NOT_FOUND
-            judged.append(found_of)
+            places = np.argsort(-np.where(truth.rows >= 0, truth.stored, -np.inf), axis=1, kind="stable")
+            answers.append(np.take_along_axis(truth.rows, places, axis=1))
+            judged.append(judge_answers(truth, answers, k, scores))
     return judged
 
 
@@ -64,15 +69,28 @@ def ask_exactly(
     k = settings.recall_k
     queries = np.concatenate([truth.queries.vectors for truth in truths])
     with store.open_read(name) as file:
-        scores, rows = search_stored(file, queries, k + 1)
+        scores, rows = search_stored(file, queries, k + 1 + TIE_CANDIDATES)
     judged, first = [], 0
-    for truth in truths:
-        part = slice(first, first + len(truth.queries.rows))
-        first = part.stop
-        found, of_found = rows[part] + task.first_row, scores[part]
-
-        def stored(q: int, asked: npt.NDArray[np.int64], found: Any = found, of_found: Any = of_found) -> Any:
-            return of_found[q][[int(np.flatnonzero(found[q] == row)[0]) for row in asked]]
-
-        judged.append(judge_answers(truth, [found], k, stored))
+    with stored_rows(store, name, task, queries.shape[1]) as read:
+        for truth in truths:
+            part = slice(first, first + len(truth.queries.rows))
+            first = part.stop
+            stored = _scores_found(rows[part] + task.first_row, scores[part], truth.scores_by(read))
+            truth.compare(stored)
+            judged.append(judge_answers(truth, [rows[part, : k + 1] + task.first_row], k, stored))
     return judged
+
+
+def _scores_found(found: npt.NDArray[np.int64], of_found: npt.NDArray[np.float32], other: StoredScores) -> StoredScores:
+    """The stored scores of rows that a scan has given already; those of others are asked for."""
+
+    def scores(q: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        order = np.argsort(found[q])
+        places = order[np.minimum(np.searchsorted(found[q], rows, sorter=order), len(order) - 1)]
+        is_found = found[q, places] == rows
+        result: npt.NDArray[np.float32] = of_found[q, places]
+        if not is_found.all():
+            result[~is_found] = other(q, rows[~is_found])
+        return result
+
+    return scores

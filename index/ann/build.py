@@ -25,13 +25,13 @@ from ..vectors.shards import ShardRecord, iterate_tables, read_ahead
 from ..vectors.units import vectors_of
 from ..versions.layout import assets_name, codes_name, index_name, version_folder
 from ..versions.manifest import FileEntry, IndexEntry, OperatingPoint
-from .ask_files import ask_codes, ask_exactly
+from .ask_files import ask_codes, ask_exactly, stored_rows
 from .codes import LEAST_ROWS, Projected, build_codes, cells_for, write_codes
 from .exact import FACTORY, ExactIndexWriter
-from .recall import Judged, merge_judged, recall_at
+from .recall import Judged, mean_recall, merge_judged, recall_at
 from .train import AssetsTask, IndexTask, Model, code_dimensions, fewest_dimensions, train_indexes
-from .truth import TIE_CANDIDATES, Queries, Truth, merged_figures
-from .tune import FileShape, operating_points
+from .truth import TIE_CANDIDATES, Queries, StoredScores, Truth, merged_figures
+from .tune import FileShape, operating_points, ties_at
 
 _ASSETS_BATCH_ROWS = 16_384
 _BLOCK_ROWS = 2048
@@ -126,13 +126,17 @@ def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settin
     if task.with_codes and rows >= LEAST_ROWS:
         order = np.argsort(hashes, kind="stable")
         held = Projected(vectors=projected, order=order, axes=axes, seed=settings.seed)
-        codes, shape = _build_best(held, truths, task, settings)
-        name_codes = codes_name(version, task.kind, task.number, task.count)
-        with store.open_write(name_codes) as codes_file:
-            write_codes(codes, codes_file.write)
-        del codes, held, projected
-        stored_codes = _entry(store, name_codes, codes_file, rows)
-        judged = ask_codes(store, name, name_codes, truths, task, shape, settings)
+        with stored_rows(store, name, task, dimension) as read:
+            scores = [truth.scores_by(read) for truth in truths]
+            for truth, of_truth in zip(truths, scores, strict=True):
+                truth.compare(of_truth)
+            codes, shape = _build_best(held, truths, scores, task, settings)
+            name_codes = codes_name(version, task.kind, task.number, task.count)
+            with store.open_write(name_codes) as codes_file:
+                write_codes(codes, codes_file.write)
+            del codes, held, projected
+            stored_codes = _entry(store, name_codes, codes_file, rows)
+            judged = ask_codes(store, name_codes, truths, scores, task, shape, settings)
     else:
         judged = ask_exactly(store, name, truths, task, settings)
     return AddedRows(
@@ -188,12 +192,12 @@ def _figures_only(truth: Truth) -> Truth:
 
 
 def _build_best(
-    held: Projected, truths: Sequence[Truth], task: IndexTask, settings: IndexConfig
+    held: Projected, truths: Sequence[Truth], stored: Sequence[StoredScores], task: IndexTask, settings: IndexConfig
 ) -> tuple[Any, FileShape]:
     """The codes of the fewest dimensions whose candidates keep the recall, in cells if there are many rows."""
     rows, dimension = len(held.vectors), held.axes.shape[1]
     sizes = [size for size in code_dimensions(dimension, settings) if size <= len(held.axes)]
-    coded = fewest_dimensions(held, truths, sizes, _CHEAP_K_FACTOR, task.first_row, settings)
+    coded = fewest_dimensions(held, truths, stored, sizes, _CHEAP_K_FACTOR, task.first_row, settings)
     shape = FileShape(rows=rows, dimension=dimension, code_dimension=coded.dimension, cells=cells_for(rows))
     return build_codes(held, coded, shape.cells), shape
 
@@ -232,12 +236,12 @@ def finish_index(version: str, added: Sequence[AddedRows], assets: WrittenAssets
     search_parameters: dict[str, float] = {}
     if coded:
         found, chosen = operating_points(judged, shapes, k, settings.target_recall)
-        points, recall = tuple(found), chosen.recall
+        points = tuple(found)
         if chosen.cells_share is not None and chosen.k_factor is not None:
             search_parameters = {"cells_share": chosen.cells_share, "k_factor": chosen.k_factor}
     else:
-        means = {direction: recall_at(found, k, k)[-1] for direction, found in judged.items()}
-        recall = {d: 1.0 if np.isnan(r).all() else float(np.nanmean(r)) for d, r in means.items()}
+        recall = {direction: mean_recall(recall_at(found, k, k)[-1]) for direction, found in judged.items()}
+        chosen = OperatingPoint(recall=recall, cost_us=0.0)
     norms = norms_distribution()
     for part in added:
         norms.merge(part.norms)
@@ -255,7 +259,8 @@ def finish_index(version: str, added: Sequence[AddedRows], assets: WrittenAssets
         operating_points=points,
         resident_bytes=sum(part.codes.size_bytes for part in added if part.codes) if coded else rows * dimension * 2,
         recall_k=k,
-        recall=recall,
+        recall=chosen.recall,
+        ties=ties_at(judged, k, chosen),
         scores={
             f"{query_kind}->{kind}": merged_figures([directions[query_kind].truth for directions in by_query_kind])
             for query_kind in by_query_kind[0]

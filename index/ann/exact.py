@@ -155,6 +155,12 @@ def encode(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     return codes
 
 
+def as_stored(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Vectors as an index file gives them back: float32, of the same shape."""
+    found: npt.NDArray[np.float32] = empty_index(vectors.shape[1]).sa_decode(encode(vectors))
+    return found
+
+
 def check_format(dimension: int) -> None:
     """Raises StoreError when this FAISS would write another file than `ExactIndexWriter` does."""
     vectors = np.random.default_rng(0).standard_normal((3, dimension)).astype(np.float32)

@@ -1,17 +1,15 @@
 """Recall: which of the right rows an index gives, and how many of the first k they are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from .truth import Truth
+from .precision import EQUAL, compare_scores, error_bound
+from .truth import StoredScores, Truth
 
 NOT_FOUND = np.iinfo(np.uint32).max
-SCORE_TOLERANCE = 2e-4
-"""Of a score from fp16 codes."""
-_EQUAL = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,49 +20,53 @@ class Judged:
     """(queries, rows): exact inner products, minus infinity where there is no row."""
     ranks: npt.NDArray[np.uint32]
     """(ways, queries, rows), from 0, the query itself not counted; NOT_FOUND."""
+    tolerances: npt.NDArray[np.float32]
+    """(queries,): scores that are closer to each other cannot be told apart by the stored vectors."""
 
 
 def judge_answers(
-    truth: Truth,
-    answers: Sequence[npt.NDArray[np.int64]],
-    k: int,
-    stored_scores: Callable[[int, npt.NDArray[np.int64]], npt.NDArray[np.float32]],
+    truth: Truth, answers: Sequence[npt.NDArray[np.int64]], k: int, stored_scores: StoredScores
 ) -> Judged:
     """Looks the exact answers up in what an index file answered.
 
-    Equal scores are common: a catalog may hold a thousand copies of one placeholder picture. So a row counts when its
-    exact score is not below the k-th. Where all that are kept tie with the k-th there may be more such rows than were
-    kept; what the index answered then counts by its stored score.
+    Near ties are common: a catalog may hold a thousand copies of one placeholder picture, or texts that differ by one
+    number. So a row counts when its exact score is within the tolerance of the k-th. Where all that are kept are that
+    close there may be more such rows than were kept; what the index answered then counts by its stored score.
 
     Args:
-        truth: The exact answers from this file.
+        truth: The exact answers from this file, with what `Truth.compare` was told of their stored scores.
         answers: For each way to ask, rows int64, (queries, width), best first, -1 where there are fewer.
         k: That recall is measured at.
-        stored_scores: Gives the inner products of a query, by its number, with stored rows.
+        stored_scores: Asked for rows that are not kept.
     """
     truth.settle()
     kept, scores = truth.rows, truth.scores
-    bars = np.sort(scores, axis=1)[:, ::-1][:, min(k, scores.shape[1]) - 1]
-    crowded = np.isfinite(bars) & (scores.min(axis=1) >= bars - SCORE_TOLERANCE)
+    dimension = truth.queries.vectors.shape[1]
+    errors, is_other = compare_scores(scores, truth.stored, dimension)
+    descending = np.sort(scores, axis=1)[:, ::-1]
+    bars, least = descending[:, min(k, scores.shape[1]) - 1], descending[:, -1]
+    # A row that is not kept scores at most `least`; stored, it may reach the bar less what was measured.
+    crowded = np.isfinite(least) & (least + error_bound(dimension) >= bars - errors)
     more: dict[int, npt.NDArray[np.int64]] = {}
     for q in np.flatnonzero(crowded).tolist():
         others = np.setdiff1d(np.concatenate([answer[q] for answer in answers]), [*kept[q], -1])
         if truth.is_same_kind:
             others = np.setdiff1d(others, truth.queries.rows[q : q + 1])
         if len(others):
-            more[q] = others[stored_scores(q, others) >= bars[q] - SCORE_TOLERANCE]
+            more[q] = others[stored_scores(q, others) >= bars[q] - errors[q] - EQUAL]
     widest = max((len(rows) for rows in more.values()), default=0)
     kept = np.pad(kept, ((0, 0), (0, widest)), constant_values=-1)
     scores = np.pad(scores, ((0, 0), (0, widest)), constant_values=-np.inf)
     for q, rows in more.items():
         kept[q, truth.keep : truth.keep + len(rows)] = rows
-        scores[q, truth.keep : truth.keep + len(rows)] = bars[q]
+        scores[q, truth.keep : truth.keep + len(rows)] = max(least[q], bars[q] - 2 * errors[q])
     ranks = np.full((len(answers), *kept.shape), NOT_FOUND, np.uint32)
     own = truth.queries.rows if truth.is_same_kind else np.full(len(kept), -1)
     for way, answer in enumerate(answers):
         for q in range(len(kept)):
             ranks[way, q] = _places(answer[q], kept[q], int(own[q]))
-    return Judged(scores=scores, ranks=ranks)
+    ranks[:, :, : truth.keep][:, is_other] = NOT_FOUND  # a row that is stored otherwise, whatever its code says
+    return Judged(scores=scores, ranks=ranks, tolerances=2 * errors)
 
 
 def _places(answer: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], own: int) -> npt.NDArray[np.uint32]:
@@ -80,19 +82,35 @@ def merge_judged(parts: Sequence[Judged]) -> Judged:
     """The files of an index as one: each gives its best, so that a row's place in its own file decides."""
     ways = max(len(part.ranks) for part in parts)
     ranks = [np.concatenate([p.ranks, np.repeat(p.ranks[-1:], ways - len(p.ranks), axis=0)]) for p in parts]
-    return Judged(scores=np.concatenate([part.scores for part in parts], axis=1), ranks=np.concatenate(ranks, axis=2))
+    return Judged(
+        scores=np.concatenate([part.scores for part in parts], axis=1),
+        ranks=np.concatenate(ranks, axis=2),
+        tolerances=np.max([part.tolerances for part in parts], axis=0),
+    )
 
 
-def recall_at(judged: Judged, k: int, width: int) -> npt.NDArray[np.float64]:
-    """The share of the k best that stand among the first `width` answers: (ways, queries).
+def recall_at(judged: Judged, k: int, width: int, *, with_ties: bool = True) -> npt.NDArray[np.float64]:
+    """The share of k right rows that stand among the first `width` answers: (ways, queries).
+
+    Right is a row whose score is at most the tolerance below the k-th, as in the recall of ann-benchmarks, which
+    allows a distance of (1 + epsilon) times the k-th (Aumüller, Bernhardsson and Faithfull 2020, section 2.2). Without
+    ties only the k best rows are right, and those with the same score as the k-th.
 
     NaN for a query that has no answer at all.
     """
     scores = np.sort(judged.scores, axis=1)[:, ::-1]
     possible = np.minimum(np.isfinite(scores).sum(axis=1), k)
     bars = scores[np.arange(len(scores)), np.maximum(possible, 1) - 1]
-    right = np.isfinite(judged.scores) & (judged.scores >= bars[:, None] - _EQUAL)
+    if with_ties:
+        bars = bars - judged.tolerances
+    right = np.isfinite(judged.scores) & (judged.scores >= bars[:, None] - EQUAL)
     hits = ((judged.ranks < width) & right[None]).sum(axis=2)
     with np.errstate(invalid="ignore"):
         shares: npt.NDArray[np.float64] = np.minimum(hits, possible) / np.where(possible, possible, np.nan)
     return shares
+
+
+def mean_recall(recalls: npt.NDArray[np.float64]) -> float:
+    """Over the queries that have an answer; 1 where none has."""
+    recalls = recalls[~np.isnan(recalls)]
+    return float(recalls.mean()) if len(recalls) else 1.0

@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ from ..vectors.sample import Sample, SampleRule, read_sample
 from ..vectors.shards import ShardRecord
 from ..versions.layout import model_name
 from .codes import LEAST_ROWS, Coded, Projected, build_codes, bytes_a_row, code_rows, search_codes
-from .exact import check_format
+from .exact import as_stored, check_format
 from .projection import fit_axes
-from .recall import judge_answers, recall_at
-from .truth import TIE_CANDIDATES, Queries, Truth
+from .recall import judge_answers, mean_recall, recall_at
+from .truth import TIE_CANDIDATES, Queries, StoredScores, Truth
 from .tuning_queries import read_queries
 
 _MB = 1_000_000
@@ -183,6 +184,7 @@ def _grouped(shards: Sequence[ShardRecord], limit: int) -> Iterator[list[ShardRe
 def fewest_dimensions(
     held: Projected,
     truths: Sequence[Truth],
+    stored: Sequence[StoredScores],
     sizes: Sequence[int],
     k_factor: int,
     first_row: int,
@@ -199,10 +201,10 @@ def fewest_dimensions(
         coded = code_rows(held, size)
         index = build_codes(held, coded, 1)
         reached = 1.0
-        for truth in truths:
+        for truth, scores in zip(truths, stored, strict=True):
             found = search_codes(index, truth.queries.vectors, min(width + 1, rows), 1) + first_row
-            judged = judge_answers(truth, [found], k, _no_scores)
-            reached = min(reached, float(np.nanmean(recall_at(judged, k, width))))
+            judged = judge_answers(truth, [found], k, scores)
+            reached = min(reached, mean_recall(recall_at(judged, k, width)))
         if reached >= (1 + settings.target_recall) / 2:
             return coded
     return code_rows(held, sizes[-1])
@@ -222,12 +224,14 @@ def _axes_needed(
     needed = 0
     sizes = code_dimensions(axes.shape[1], settings)
     for kind, sample in samples.items():
-        truths = []
+        truths, scores = [], []
         for asked in queries:
             # The sample has rows of its own, none of which is a query.
             held_out = Queries(kind=asked.kind, rows=np.full(len(asked.rows), -1), vectors=asked.vectors)
             truth = Truth(held_out, settings.recall_k + TIE_CANDIDATES, is_same_kind=asked.kind == kind)
             truth.add(asked.vectors @ sample.vectors.T, 0)
+            scores.append(truth.scores_by(partial(_read_sample_rows, sample)))
+            truth.compare(scores[-1], settings.recall_k)
             truths.append(truth)
         held = Projected(
             vectors=(sample.vectors @ axes.T).astype(np.float16),
@@ -235,12 +239,12 @@ def _axes_needed(
             axes=axes,
             seed=settings.seed,
         )
-        needed = max(needed, fewest_dimensions(held, truths, sizes, _SAMPLE_K_FACTOR, 0, settings).dimension)
+        needed = max(needed, fewest_dimensions(held, truths, scores, sizes, _SAMPLE_K_FACTOR, 0, settings).dimension)
     return needed
 
 
-def _no_scores(_query: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    return np.full(len(rows), -np.inf, np.float32)
+def _read_sample_rows(sample: Sample, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    return as_stored(sample.vectors[rows])
 
 
 def _of_kind(shards: Sequence[ShardRecord], kind: str) -> list[ShardRecord]:

@@ -4,7 +4,7 @@ They are found block by block as the rows stream past, and merge over the files 
 measured against all rows whatever their number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,11 @@ from ..versions.manifest import ScoreFigures
 TIE_CANDIDATES = 100
 """So many answers beyond k are kept, to know which rows are as good as the k-th."""
 _PENDING = 1 << 18
+
+ReadRows = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
+"""Gives stored vectors by the numbers of their rows: float32, (rows, dimension)."""
+StoredScores = Callable[[int, npt.NDArray[np.int64]], npt.NDArray[np.float32]]
+"""The inner products of a query, by its number, with some rows as they are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,8 @@ class Truth:
     scores: npt.NDArray[np.float32] = field(init=False)
     """float32, (queries, up to `keep`), in no order; minus infinity where there are fewer."""
     rows: npt.NDArray[np.int64] = field(init=False)
+    stored: npt.NDArray[np.float32] = field(init=False)
+    """Of the same rows, the scores by their stored vectors; NaN where none were looked at."""
     total: float = 0.0
     squares: float = 0.0
     count: int = 0
@@ -52,6 +59,7 @@ class Truth:
     def __post_init__(self) -> None:
         self.scores = np.full((len(self.queries.rows), self.keep), -np.inf, np.float32)
         self.rows = np.full((len(self.queries.rows), self.keep), -1, np.int64)
+        self.stored = np.full_like(self.scores, np.nan)
 
     def add(self, scores: npt.NDArray[np.float32], first_row: int) -> None:
         """Takes the inner products of all queries with some rows: float32, (queries, rows); it is changed."""
@@ -83,6 +91,23 @@ class Truth:
         starts = np.searchsorted(queries[order], np.arange(len(self.scores)))
         best = order[starts[:, None] + np.arange(self.keep)]  # each has `keep` at least: those it had
         self.rows, self.scores = rows[best], scores[best]
+
+    def scores_by(self, read: ReadRows) -> StoredScores:
+        """The stored scores of the queries, by stored rows that are read; what is no number counts as the least."""
+
+        def scores(q: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            found: npt.NDArray[np.float32] = read(rows) @ self.queries.vectors[q]
+            return np.where(np.isnan(found), np.float32(-np.inf), found)
+
+        return scores
+
+    def compare(self, stored: StoredScores, best: int | None = None) -> None:
+        """Asks for the stored scores of `rows`, after all have passed: of all, or of the `best` of each query."""
+        self.settle()
+        order = np.argsort(-self.scores, axis=1, kind="stable")[:, :best]
+        for q, places in enumerate(order):
+            there = places[self.rows[q, places] >= 0]
+            self.stored[q, there] = stored(q, self.rows[q, there])
 
     @property
     def figures(self) -> ScoreFigures:

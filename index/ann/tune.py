@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..versions.manifest import OperatingPoint
-from .recall import Judged, recall_at
+from .recall import Judged, mean_recall, recall_at
 
 SHARES = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 3 / 64, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 """Of the cells, those that are scanned: the ways that are tried, and after them all vectors without codes."""
@@ -73,7 +73,7 @@ def operating_points(
         point = OperatingPoint(
             cells_share=share,
             k_factor=factor,
-            recall={direction: round(_mean(r), 6) for direction, r in measured.items()},
+            recall={direction: round(mean_recall(r), 6) for direction, r in measured.items()},
             cost_us=round(sum(cost_us(shape, k, share, factor) for shape in shapes), 1),
         )
         all_found.append((point, min((_low(r) for r in measured.values()), default=1.0)))
@@ -88,16 +88,22 @@ def operating_points(
     return sorted(points.values(), key=lambda point: point.cost_us), chosen
 
 
+def ties_at(judged: Mapping[str, Judged], k: int, point: OperatingPoint) -> dict[str, float]:
+    """The share of the right answers, by direction, that are near ties: lower than the k-th by less than fp16 tells."""
+    way = -1 if point.cells_share is None else SHARES.index(point.cells_share)
+    width = k if point.k_factor is None else int(k * point.k_factor)
+    ties = {}
+    for direction, found in judged.items():
+        all_right, best = (recall_at(found, k, width, with_ties=with_them)[way] for with_them in (True, False))
+        ties[direction] = round(mean_recall(all_right) - mean_recall(best), 6)
+    return ties
+
+
 def _cheapest(found: Sequence[tuple[OperatingPoint, float]], wanted: float) -> OperatingPoint:
     surely = (point for point, low in found if low >= wanted)
     measured = (point for point, _ in found if min(point.recall.values(), default=1.0) >= wanted)
     scan = (point for point, _ in found if point.cells_share is None)
     return next(surely, None) or next(measured, None) or next(scan)
-
-
-def _mean(recalls: npt.NDArray[np.float64]) -> float:
-    recalls = recalls[~np.isnan(recalls)]
-    return float(recalls.mean()) if len(recalls) else 1.0
 
 
 def _low(recalls: npt.NDArray[np.float64]) -> float:

@@ -78,6 +78,9 @@ class IndexEntry(_Part):
     resident_bytes: int
     recall_k: int
     recall: dict[str, float]
+    """The share of right answers. Right is a row that no stored score tells from the k-th best."""
+    ties: dict[str, float] = Field(default_factory=dict)
+    """Of `recall`, the share that is right by that alone: rows below the k-th best; absent in older versions."""
     scores: dict[str, ScoreFigures]
     norms: Histogram | None = None
     """How far the stored vectors' norms are from 1: log10 of the deviation; absent in older versions."""

@@ -235,7 +235,7 @@ def print_summary(console: Console, report: "Report", catalog: str) -> None:
         )
     if api["cost"] is not None:
         table.add_row("cost", f"{api['cost']:,.2f}")
-    recall = ", ".join(f"{direction} {value:.3f}" for direction, value in report["recall"].items())
+    recall = ", ".join(_of_recall(report, direction) for direction in report["recall"])
     table.add_row("recall", recall or "not measured")
     table.add_row("time", f"{timings['total']:.1f} s, of which embedding {timings['embed']:.1f} s")
     console.print(table)
@@ -250,3 +250,8 @@ def print_summary(console: Console, report: "Report", catalog: str) -> None:
                 console.print(escaped(text), highlight=False, markup=False)
             if count > _SAMPLES:
                 console.print(f"  {reason}: and {count - _SAMPLES} more", highlight=False)
+
+
+def _of_recall(report: "Report", direction: str) -> str:
+    recall, ties = report["recall"][direction], report["ties"].get(direction, 0.0)
+    return f"{direction} {recall:.3f}" + (f" ({ties:.1%} near ties)" if ties else "")

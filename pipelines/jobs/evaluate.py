@@ -25,6 +25,7 @@ from ...transforms.evaluation.figures import (
     Lists,
     Subject,
     SubjectFigures,
+    Wanted,
     compare_figures,
     first_ranks,
     merge_lists,
@@ -37,6 +38,7 @@ from ...transforms.evaluation.figures import (
 )
 from ...transforms.evaluation.label_rows import Direction, NamedCatalog, PlacedLabels, place_labels
 from ...transforms.evaluation.labelled import LabelledQuery, read_labels
+from ...transforms.evaluation.near_ties import order_ties, rounding_errors
 from ...transforms.evaluation.phrases import of_difference, of_direction, of_interval, say_direction
 from .search import embed_for
 
@@ -180,12 +182,12 @@ def _judge(
         found: dict[str | None, _Answers] = {kind: _search(subject, kind, question.ks) for kind in sought}
         if question.merge is not None:
             parts = {kind: found[kind] for kind in subject.catalog.kinds}
-            exact = merge_lists(subject, {kind: part.exact for kind, part in parts.items()}, question.merge)
-            index = {
-                k: merge_lists(subject, {kind: part.index[k] for kind, part in parts.items()}, question.merge)
-                for k in question.ks
-            }
-            found[None] = _Answers(index=index, exact=exact)
+            merged = partial(merge_lists, subject, merge=question.merge)
+            found[None] = _Answers(
+                exact=merged({kind: part.exact for kind, part in parts.items()}),
+                index={k: merged({kind: part.index[k] for kind, part in parts.items()}) for k in question.ks},
+                settled={k: merged({kind: part.settled[k] for kind, part in parts.items()}) for k in question.ks},
+            )
         answers.append(found)
     judged = {}
     if question.merge is not None:
@@ -200,14 +202,22 @@ def _judge(
 class _Answers:
     """What a catalog finds for all queries."""
 
+    exact: Lists
     index: Mapping[int, Lists]
     """By the length that was asked for."""
-    exact: Lists
+    settled: Mapping[int, Lists]
+    """The lists of exact search with near ties as the index has them, by the same length."""
 
 
 def _search(subject: Subject, kind: str, ks: Sequence[int]) -> _Answers:
     index = {k: search_index(subject, kind, k) for k in ks}
-    return _Answers(index=index, exact=search_exactly(subject, kind))
+    exact = search_exactly(subject, kind)
+    if kind not in subject.catalog.kinds:
+        return _Answers(exact=exact, index=index, settled=index)
+    errors = rounding_errors(subject, kind, exact)
+    return _Answers(
+        exact=exact, index=index, settled={k: order_ties(exact, lists, errors) for k, lists in index.items()}
+    )
 
 
 def _judge_direction(
@@ -222,13 +232,13 @@ def _judge_direction(
     for number, (subject, answer) in enumerate(zip(subjects, answers, strict=True)):
         positions, right = placed.wanted(number, direction, subject.catalog)
         wanted.append(right)
-        of_length = {k: lists.rows[positions] for k, lists in answer.index.items()}
+        by_length = partial(_score_by_length, positions=positions, right=right)
         exactly = score_lists(answer.exact.rows[positions], right, question.ks)
-        figures.append(SubjectFigures(score_by_length(of_length, right), exactly))
+        figures.append(SubjectFigures(by_length(answer.index), exactly, by_length(answer.settled)))
     longest, right = question.ks[-1], wanted[0]
     found, exact = answers[0].index[longest], answers[0].exact.rows[positions]
     by_index = found.rows[positions]
-    quality, possible = (part[f"ndcg@{longest}"] for part in (figures[0].index, figures[0].exact))
+    quality, possible = (part[f"ndcg@{longest}"] for part in (figures[0].index, figures[0].settled))
     rank, exact_rank = first_ranks(by_index, right), first_ranks(exact, right)
     # The worst first; of those that find nothing, those first whose right asset is furthest away.
     place, exact_place = (np.where(ranks > 0, ranks, DEPTH + 1) for ranks in (rank, exact_rank))
@@ -276,6 +286,12 @@ def _judge_direction(
     }
     figures_of["words"] = say_direction(figures_of, question.ks, names)
     return figures_of
+
+
+def _score_by_length(
+    answers: Mapping[int, Lists], *, positions: npt.NDArray[np.int64], right: Wanted
+) -> dict[str, npt.NDArray[np.float64]]:
+    return score_by_length({k: lists.rows[positions] for k, lists in answers.items()}, right)
 
 
 def _asset(catalog: Catalog, kind: str | None, row: int) -> Thing:

@@ -16,7 +16,10 @@ Intervals = dict[str, IntervalFigures]
 
 
 class CatalogFigures(TypedDict):
-    """What a catalog finds by its index and by exact search, and what the index loses."""
+    """What a catalog finds by its index and by exact search, and what the index loses.
+
+    The loss leaves near ties out: where stored scores cannot tell two assets apart, either may stand first.
+    """
 
     index: Intervals
     exact: Intervals

@@ -1,6 +1,7 @@
 """How well a catalog answers labelled queries: recall, MRR and nDCG of its index and of exact search, with intervals.
 
-Exact search shows what the model and the labels make possible; what the index gives less than that is its own error.
+Exact search shows what the model and the labels make possible; what the index gives less than that is its own error,
+but for near ties (`near_ties.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -250,6 +251,8 @@ class SubjectFigures:
 
     index: Mapping[str, Floats]
     exact: Mapping[str, Floats]
+    settled: Mapping[str, Floats]
+    """Of exact search with near ties as the index has them: what the index gives less is its own error."""
 
 
 def compare_figures(subjects: Sequence[SubjectFigures], confidence: float) -> ComparedFigures:
@@ -267,7 +270,7 @@ def compare_figures(subjects: Sequence[SubjectFigures], confidence: float) -> Co
     columns: dict[tuple[int, str], Mapping[str, Floats]] = {}
     for number, subject in enumerate(subjects):
         columns |= {(number, "index"): subject.index, (number, "exact"): subject.exact}
-        columns[number, "index_error"] = {name: subject.exact[name] - subject.index[name] for name in names}
+        columns[number, "index_error"] = {name: subject.settled[name] - subject.index[name] for name in names}
     if len(subjects) == 2:
         first, second = subjects
         columns[2, "index"] = {name: second.index[name] - first.index[name] for name in names}

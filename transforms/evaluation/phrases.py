@@ -45,6 +45,11 @@ def say_direction(figures: DirectionFigures, ks: Sequence[int], urls: Sequence[s
             sentence += f" The index finds {_share(index)}: it loses {_points(error)}."
         elif error["value"] < -_NOTHING:
             sentence += f" The index finds {_share(index)}, as it leaves out some of what the model ranks too high."
+        elif abs(exact["value"] - index["value"]) > _NOTHING:
+            sentence += (
+                f" The index finds {_share(index)} and loses nothing: the difference is near ties, scores that fp16 "
+            )
+            sentence += "cannot tell apart."
         else:
             sentence += " The index finds as much."
         sentences.append(sentence)

@@ -104,6 +104,9 @@ class Report(TypedDict):
     dead_letters: DeadLetterFigures
     recall: dict[str, float]
     """By direction."""
+    ties: dict[str, float]
+    """By direction, the share of the answers that `recall` counts as near ties: they score lower than the k-th best by
+    less than the stored precision can tell. Empty where the version does not say."""
     recall_k: int | None
     target_recall: float | None
     bytes: dict[str, int]
@@ -147,6 +150,7 @@ def make_report(
         "counts": cast("CountFigures", manifest.counts.model_dump()),
         "dead_letters": {"by_reason": dict(dead.by_reason), "samples": dead.samples},
         "recall": {d: r for index in manifest.indexes for d, r in index.recall.items()},
+        "ties": {d: share for index in manifest.indexes for d, share in index.ties.items()},
         "recall_k": manifest.indexes[0].recall_k if manifest.indexes else None,
         "target_recall": manifest.config.get("index", {}).get("target_recall"),
         "bytes": {entry.name: entry.size_bytes for entry in manifest.files},

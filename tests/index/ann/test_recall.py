@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epithre_beam.index.ann.recall import NOT_FOUND, judge_answers, merge_judged, recall_at
+from epithre_beam.index.ann.exact import as_stored
+from epithre_beam.index.ann.precision import error_bound
+from epithre_beam.index.ann.recall import NOT_FOUND, Judged, judge_answers, mean_recall, merge_judged, recall_at
 from epithre_beam.index.ann.truth import Queries, Truth, merged_figures
 
 Floats = npt.NDArray[np.float32]
@@ -203,3 +205,150 @@ def test_a_query_without_any_answer_has_no_recall_to_count() -> None:
     vectors = drawn(1, 8, 0)
     truth = truth_of(vectors, np.array([0]), 11)
     assert np.isnan(recall_at(judge_answers(truth, [np.array([[0]])], 10, lambda _, r: r), 10, 10)).all()
+
+
+# ---------------------------------------------------------------------------------------------------- near ties
+
+
+def unit(vectors: npt.NDArray[np.floating]) -> Floats:
+    vectors = vectors.astype(np.float64)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def near_duplicates(rows: int, dimension: int, apart: float) -> Floats:
+    rng = np.random.default_rng([rows, dimension])
+    base = rng.standard_normal(dimension) / dimension**0.5
+    return unit(base + apart / dimension**0.5 * rng.standard_normal((rows, dimension)))
+
+
+def sparse(rows: int, dimension: int, filled: int) -> Floats:
+    rng = np.random.default_rng(dimension)
+    vectors = np.zeros((rows, dimension))
+    for vector in vectors:
+        vector[rng.choice(dimension, filled, replace=False)] = rng.random(filled) + 0.1
+    return unit(vectors)
+
+
+UNUSUAL = {
+    "random": drawn(1500, 64, 1),
+    "near duplicates": near_duplicates(1500, 64, 1e-2),
+    "near duplicates in 4000 dimensions": near_duplicates(150, 4000, 1e-2),
+    "nearer than fp16 can tell": near_duplicates(1500, 64, 1e-5),
+    "more alike than are kept": near_duplicates(3000, 16, 1e-3),
+    "two dimensions": drawn(3000, 2, 2),
+    "three of 256": sparse(1500, 256, 3),
+    "bits": unit(np.random.default_rng(3).random((1500, 128)) < 0.1),
+    "whole numbers": unit(np.rint(3 * drawn(1500, 32, 4) * 32**0.5) + np.eye(32)[0]),
+    "on the axes": np.eye(32, dtype=np.float32)[np.random.default_rng(5).integers(0, 32, 1500)],
+    "two clusters": unit(np.eye(24)[np.random.default_rng(6).integers(0, 2, 1500)] + 1e-4 * drawn(1500, 24, 7)),
+}
+
+
+def ask_stored(vectors: Floats, stored: Floats, k: int, queries: int = 60, keep: int = 110) -> tuple[Judged, Rows]:
+    """A scan of stored vectors, judged, and its answers: the rows of the queries come first."""
+    truth = truth_of(vectors, np.arange(queries), keep)
+    scores = vectors[:queries] @ stored.T
+    scores[np.arange(queries), np.arange(queries)] = -np.inf
+    found = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+    def of_stored(q: int, rows: Rows) -> Floats:
+        return np.asarray(scores[q, rows])
+
+    truth.compare(of_stored)
+    return judge_answers(truth, [found], k, of_stored), found
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_a_scan_of_rounded_vectors_is_right_whatever_the_vectors(name: str, k: int) -> None:
+    vectors = UNUSUAL[name]
+    judged, _ = ask_stored(vectors, as_stored(vectors), k)
+    assert recall_at(judged, k, k).tolist() == [[1.0] * 60]
+
+
+def test_answers_that_are_right_by_a_near_tie_are_told_from_the_best() -> None:
+    vectors = near_duplicates(1500, 64, 3e-2)
+    judged, found = ask_stored(vectors, as_stored(vectors), 10)
+    exact = vectors[:60].astype("f8") @ vectors.T.astype("f8")
+    exact[np.arange(60), np.arange(60)] = -np.inf
+    bars = -np.sort(-exact, axis=1)[:, 9:10]
+    best = (np.take_along_axis(exact, found, 1) >= bars - 1e-6).mean()
+    assert 0.2 < best < 0.9
+    assert mean_recall(recall_at(judged, 10, 10, with_ties=False)) == pytest.approx(best, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["random", "three of 256", "bits", "whole numbers"])
+def test_the_tolerance_gives_little_away_where_vectors_can_be_told_apart(name: str) -> None:
+    """An index that lacks half of the rows, and one that takes the next best answers."""
+    vectors = UNUSUAL[name]
+    whole, _ = ask_stored(vectors, as_stored(vectors), 10)
+    lacking = as_stored(vectors)
+    lacking[::2] = -lacking[::2]  # no row that is asked for
+    truth = truth_of(vectors, np.arange(60), 110)
+    scores = vectors[:60] @ lacking.T
+    scores[np.arange(60), np.arange(60)] = -np.inf
+    found = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    truth.compare(lambda q, rows: np.asarray(vectors[rows] @ vectors[q]))
+    half = mean_recall(recall_at(judge_answers(truth, [found], 10, lambda q, r: vectors[r] @ vectors[q]), 10, 10))
+    assert half < 0.62
+    bars = -np.sort(-whole.scores, axis=1)[:, 9:10] - 1e-6
+    is_near = (whole.scores >= bars - whole.tolerances[:, None]) & (whole.scores < bars)
+    assert is_near.sum(axis=1).mean() < 0.3
+
+
+@pytest.mark.parametrize("damage", ["others", "scaled", "coarse", "not a number"])
+def test_damage_is_no_rounding_and_excuses_nothing(damage: str) -> None:
+    """A tolerance that is measured must not grow with what is wrong."""
+    vectors = UNUSUAL["random"]
+    stored = as_stored(vectors)
+    if damage == "others":
+        stored = stored[np.random.default_rng(0).permutation(len(stored))]
+    elif damage == "scaled":
+        stored[::2] *= 1.5
+    elif damage == "coarse":
+        stored = np.rint(stored * 12) / 12
+    else:
+        stored[::2] = np.nan
+        stored = np.nan_to_num(stored, nan=-1.0)
+    judged, _ = ask_stored(vectors, stored, 10)
+    assert judged.tolerances.max() <= 2 * error_bound(64)
+    assert mean_recall(recall_at(judged, 10, 10)) < 0.8
+
+
+def test_a_row_that_is_stored_otherwise_is_not_found_though_its_number_is_right() -> None:
+    vectors = UNUSUAL["random"]
+    stored = as_stored(vectors)
+    truth = truth_of(vectors, np.array([0]), 110)
+    nearest = truth.rows[0, np.argsort(-truth.scores[0])[:10]]
+    stored[nearest[3]] *= 1.01
+    judged, found = ask_stored(vectors, stored, 10, queries=1)
+    assert set(found[0].tolist()) == set(nearest.tolist())
+    assert recall_at(judged, 10, 10)[0, 0] == pytest.approx(0.9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(2, 400),
+    dimension=st.integers(1, 6),
+    power=st.integers(0, 7),
+    k=st.integers(1, 12),
+    files=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
+def test_a_scan_is_right_however_alike_the_rows_and_in_however_many_files(
+    rows: int, dimension: int, power: int, k: int, files: int, seed: int
+) -> None:
+    """Near ties by the hundred, more than are kept, that cross the borders of files."""
+    rng = np.random.default_rng([seed, rows, dimension])
+    vectors = unit(np.eye(dimension)[0] + 10.0**-power * rng.standard_normal((rows, dimension)))
+    stored, own = as_stored(vectors), np.arange(min(rows, 10))
+    parts = []
+    for chosen in np.array_split(np.arange(rows), min(files, rows)):
+        truth = Truth(Queries(kind="image", rows=own, vectors=vectors[own]), k + 20, is_same_kind=True)
+        truth.add(vectors[own] @ vectors[chosen].T, int(chosen[0]))
+        scores = vectors[own] @ stored.T
+        truth.compare(lambda q, r, scores=scores: np.asarray(scores[q, r]))
+        order = chosen[np.argsort(-scores[:, chosen], axis=1, kind="stable")[:, : k + 1]]
+        parts.append(judge_answers(truth, [order], k, lambda q, r, scores=scores: np.asarray(scores[q, r])))
+    recalls = recall_at(merge_judged(parts), k, k)
+    assert mean_recall(recalls) == 1.0

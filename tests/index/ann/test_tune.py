@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epithre_beam.index.ann.recall import NOT_FOUND, Judged
-from epithre_beam.index.ann.tune import K_FACTORS, SHARES, FileShape, cost_us, operating_points, probed_cells
+from epithre_beam.index.ann.tune import K_FACTORS, SHARES, FileShape, cost_us, operating_points, probed_cells, ties_at
 
 SHAPE = FileShape(rows=1_000_000, dimension=4000, code_dimension=256, cells=4000)
 K = 10
@@ -19,7 +19,7 @@ def judged(places: list[float], queries: int = 200, *, seed: int = 0) -> Judged:
     drawn, ranks = rng.random((queries, K)), rng.integers(0, 3 * K, (queries, K))
     ways = [np.where(drawn < share, ranks, NOT_FOUND) for share in places]
     ways.append(np.tile(np.arange(K), (queries, 1)))
-    return Judged(scores=scores, ranks=np.array(ways, np.uint32))
+    return Judged(scores=scores, ranks=np.array(ways, np.uint32), tolerances=np.zeros(queries, np.float32))
 
 
 def rising(least: float) -> list[float]:
@@ -76,7 +76,11 @@ def test_where_no_codes_reach_the_target_all_vectors_are_scanned() -> None:
 
 
 def test_a_direction_without_any_answer_decides_nothing() -> None:
-    none = Judged(scores=np.full((5, K), -np.inf, np.float32), ranks=np.full((len(SHARES) + 1, 5, K), NOT_FOUND))
+    none = Judged(
+        scores=np.full((5, K), -np.inf, np.float32),
+        ranks=np.full((len(SHARES) + 1, 5, K), NOT_FOUND),
+        tolerances=np.zeros(5, np.float32),
+    )
     points, chosen = operating_points({"text->image": none}, [SHAPE], K, 0.95)
     assert chosen == points[0]
     assert chosen.recall == {"text->image": 1.0}
@@ -96,3 +100,36 @@ def test_costs_grow_with_what_is_read() -> None:
     assert cost_us(SHAPE, K, None, None) > cost_us(SHAPE, K, 1.0, 100)
     without = FileShape(rows=1000, dimension=4000)
     assert cost_us(without, K, 0.1, 10) == cost_us(without, K, None, None) == pytest.approx(2000)
+
+
+def near_ties(tolerance: float, queries: int = 50) -> Judged:
+    """Forty rows around the k-th that differ by 1e-6; the cheapest way gives the lower half of them, all give all."""
+    scores = np.tile(0.9 - 2e-6 * np.arange(40, dtype=np.float32), (queries, 1))
+    ranks = np.full((len(SHARES) + 1, queries, 40), NOT_FOUND, np.uint32)
+    ranks[:-1, :, 20:] = np.arange(20)
+    ranks[-1] = np.arange(40)
+    return Judged(scores=scores, ranks=ranks, tolerances=np.full(queries, tolerance, np.float32))
+
+
+def test_a_way_that_gives_near_ties_is_as_good_as_one_that_gives_the_best() -> None:
+    found = {"text->text": near_ties(1e-4)}
+    _, chosen = operating_points(found, [SHAPE], K, 1.0)
+    assert (chosen.cells_share, chosen.k_factor) == (SHARES[0], K_FACTORS[0])
+    assert ties_at(found, K, chosen) == {"text->text": 1.0}
+
+
+def test_a_way_that_gives_what_can_be_told_apart_is_not() -> None:
+    found = {"text->text": near_ties(1e-6)}
+    _, chosen = operating_points(found, [SHAPE], K, 0.95)
+    assert chosen.cells_share is None
+    assert ties_at(found, K, chosen) == {"text->text": 0.0}
+
+
+def test_ties_without_any_answer_are_none() -> None:
+    empty = Judged(
+        scores=np.full((2, K), -np.inf, np.float32),
+        ranks=np.full((len(SHARES) + 1, 2, K), NOT_FOUND),
+        tolerances=np.zeros(2, np.float32),
+    )
+    _, chosen = operating_points({"a->b": empty}, [SHAPE], K, 0.95)
+    assert ties_at({"a->b": empty}, K, chosen) == {"a->b": 0.0}

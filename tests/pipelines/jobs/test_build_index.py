@@ -351,6 +351,42 @@ def test_rows_metadata_and_dead_letters_are_taken_over(tmp_path, vectors):
     assert not (catalog / "runs").exists() or not any((catalog / "runs").iterdir())
 
 
+def spread(rows, dimension, apart):
+    """Unit vectors around one direction."""
+    drawn = 1 + apart * np.random.default_rng([rows, dimension]).standard_normal((rows, dimension))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        pytest.param(None, spread(150, 64, 1e-2), id="near duplicates of one kind"),
+        pytest.param(spread(1100, 32, 1e-3), spread(9, 32, 1e-3), id="in codes beside fewer than k"),
+        pytest.param(unit_vectors(1500, 8), -unit_vectors(300, 8), id="kinds that face each other in few dimensions"),
+        pytest.param(unit_vectors(1), unit_vectors(1), id="one row of each kind, the same"),
+        pytest.param(spread(11, 16, 0), spread(10, 16, 0), id="all equal"),
+    ],
+)
+def test_unusual_vectors_are_published_and_stay_so_with_other_settings(tmp_path, image, text):
+    """The rows themselves are asked for as well, and nothing less than the whole recall is allowed."""
+    kinds = {kind: rows for kind, rows in (("image", image), ("text", text)) if rows is not None}
+    for kind, rows in kinds.items():
+        write_folder(tmp_path / "vectors", rows, kind, name=f"{kind}.parquet", row_group_size=500)
+    some = {kind: rows[:20] for kind, rows in kinds.items()}
+    asked = [(kind, list(row)) for kind, rows in some.items() for row in rows]
+    queries = pa.table({"kind": [kind for kind, _ in asked], "embedding": [row for _, row in asked]})
+    pq.write_table(queries, tmp_path / "queries.parquet")
+    settings = ["index.target_recall=1.0", "index.exact_up_to_mb=0", "index.training_rows=256"]
+    settings.append(f"index.queries={tmp_path / 'queries.parquet'}")
+    report = import_vectors(str(tmp_path / "catalog"), str(tmp_path / "vectors"), settings)
+    assert report["held_back"] == []
+    assert report["recall"] == {f"{query}->{kind}": 1.0 for query in kinds for kind in kinds}
+    again = build_index(str(tmp_path / "catalog"), ["index.recall_k=3"])
+    assert again["held_back"] == []
+    assert set(again["recall"].values()) == {1.0}
+    assert_whole(tmp_path / "catalog")
+
+
 def test_with_the_same_settings_nothing_is_written_unless_it_is_wanted(catalog):
     first = open_catalog(catalog).version
     report = build_index(str(catalog), ["guards.max_dead_share=0.5"])

@@ -14,6 +14,7 @@ import pytest
 from epithre_beam.configs import IndexConfig
 from epithre_beam.configs.errors import CatalogError, ConfigError, QueryError
 from epithre_beam.index import open_catalog
+from epithre_beam.index.ann.exact import as_stored
 from epithre_beam.pipelines.jobs.evaluate import Question, evaluate
 
 from ...index.conftest import clustered_vectors, make
@@ -136,6 +137,33 @@ def test_an_exact_index_makes_no_error(known):
     for found in document["directions"].values():
         errors = [interval["value"] for interval in found["catalogs"][0]["index_error"].values()]
         assert errors == pytest.approx([0.0] * len(errors), abs=0.01)
+
+
+@pytest.mark.parametrize("merge", [None, "score", "quota", "standardised"])
+def test_near_duplicates_are_no_error_of_an_exact_index(tmp_path, merge):
+    """Rows that fp16 cannot put in order; each query wants the neighbours that exact search finds first."""
+    rng = np.random.default_rng(7)
+    drawn = {kind: 1 + 2e-2 * rng.standard_normal((300, DIMENSION)) for kind in ("image", "text")}
+    drawn = {k: (v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for k, v in drawn.items()}
+    made = make(tmp_path / "c", drawn, rows_per_unit=100, rows_per_file=300)
+    rows = []
+    for kind, vectors in made.vectors.items():
+        ids = made.assets[kind].column("asset_id").to_pylist()
+        scores = as_stored(vectors).astype("f8") @ vectors.T.astype("f8")  # queries that are assets are as stored
+        for query in range(0, 300, 5):
+            best = [ids[i] for i in np.argsort(-scores[query]).tolist() if i != query][:5]
+            row = {"query_kind": kind, "query_id": ids[query], "relevant_kind": kind, "relevant": best}
+            rows.append(row)
+    pairs = write_pairs(tmp_path / "pairs.jsonl", rows)
+    document = evaluate([(str(made.folder), None)], Question(pairs=pairs, ks=(1, 5), merge=merge))
+    for direction, found in document["directions"].items():
+        (figures,) = found["catalogs"]
+        assert all(interval == {"value": 0, "low": 0, "high": 0} for interval in figures["index_error"].values())
+        assert all(failure["cause"] == "model" for failure in found["worst"])
+        if direction in {"text->text", "image->image"}:
+            assert figures["exact"]["recall@5"]["value"] > 0.9
+            assert figures["index"]["recall@5"]["value"] < 0.85
+            assert any("loses nothing: the difference is near ties" in sentence for sentence in found["words"])
 
 
 def test_two_versions_are_compared_by_the_same_pairs(known):

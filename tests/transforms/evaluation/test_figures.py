@@ -146,9 +146,14 @@ def test_one_query_and_equal_ones_have_intervals_of_no_width():
         assert (interval.value, interval.low, interval.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
+def subject(index, exact, settled=None):
+    figures = (index, exact, exact if settled is None else settled)
+    return SubjectFigures(*({"recall@10": np.array(values)} for values in figures))
+
+
 def compared(index, exact, other=None):
-    one = SubjectFigures({"recall@10": np.array(index)}, {"recall@10": np.array(exact)})
-    two = () if other is None else (SubjectFigures({"recall@10": np.array(other)}, {"recall@10": np.array(other)}),)
+    one = subject(index, exact)
+    two = () if other is None else (subject(other, other),)
     found = compare_figures([one, *two], 0.95)
     return {"queries": len(index), "relevant": len(index), "dead": [0] * (1 + len(two)), **found}
 
@@ -163,6 +168,16 @@ def test_the_words_tell_the_models_error_from_the_indexs():
     assert "it loses 50.0 points" in lossy
     assert "say little" not in lossy
     assert "12 queries say little" in " ".join(say_direction(compared([1.0] * 12, [1.0] * 12), [10], ["c"]))
+
+
+def test_near_ties_are_no_loss_and_the_words_say_so():
+    exact, index = [1.0] * 40, [1.0] * 30 + [0.0] * 10
+    figures = compare_figures([subject(index, exact, index)], 0.95)
+    assert figures["catalogs"][0]["index_error"]["recall@10"] == {"value": 0, "low": 0, "high": 0}
+    assert figures["catalogs"][0]["exact"]["recall@10"]["value"] == 1
+    found = {"queries": 40, "relevant": 40, "dead": [0], **figures}
+    words = " ".join(say_direction(found, [10], ["c"]))
+    assert "The index finds 75.0 % and loses nothing: the difference is near ties" in words
 
 
 def test_the_words_name_the_better_catalog_only_where_the_queries_show_one():

@@ -236,3 +236,30 @@ def test_a_lane_that_was_lost_leaves_no_series_and_does_no_harm(draw_report, run
     report, manifest = draw_report(lanes=[lost, run_a_lane(2, 10)])
     assert report["api"]["requests"] == 2 * sum(report["series"]["counts"]["requests"])
     assert "Throughput" in render_report(report, manifest)
+
+
+def with_ties(manifest, ties):
+    return [index.model_copy(update={"ties": dict.fromkeys(index.recall, ties)}) for index in manifest.indexes]
+
+
+@pytest.mark.parametrize(
+    ("ties", "sentence"),
+    [
+        pytest.param(0.297, "near tie: image->image 29.7 %, text->image 29.7 %", id="some"),
+        pytest.param(0.0, "No answer is right by such a near tie alone.", id="none"),
+    ],
+)
+def test_the_share_of_near_ties_is_told(draw_report, ties, sentence):
+    _, manifest = draw_report()
+    report, manifest = draw_report(indexes=with_ties(manifest, ties))
+    assert report["ties"] == dict.fromkeys(report["recall"], ties)
+    assert sentence in Page(render_report(report, manifest)).text
+
+
+def test_a_version_that_says_nothing_of_ties_has_a_page_without_them(draw_report):
+    report, manifest = draw_report()
+    assert report["ties"] == {}
+    assert (
+        "tie"
+        not in Page(render_report(report, manifest)).text.split("Vectors and search")[1].split("Files and time")[0]
+    )
