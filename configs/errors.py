@@ -5,6 +5,7 @@
     │   ├── QueryError           a query cannot be embedded
     │   └── UnknownAssetError    the catalog has no such asset
     ├── ConfigError              the job or the command line is wrong
+    │   └── OtherJobError        the catalog belongs to another job
     ├── DataError
     │   └── SourceError          a source breaks a rule that no single asset can be blamed for
     ├── ApiError                 the embedding API; raised itself, it is not there or does not answer
@@ -43,6 +44,7 @@ __all__ = [
     "ExitCode",
     "GateError",
     "LeaseLostError",
+    "OtherJobError",
     "QueryError",
     "RateLimiterLostError",
     "RefusedKeyError",
@@ -118,6 +120,12 @@ class ConfigError(EpithreBeamError):
 
     code = "config"
     exit_code = ExitCode.USAGE
+
+
+class OtherJobError(ConfigError):
+    """The catalog belongs to another job; the message names both. Nothing was sent."""
+
+    code = "other_job"
 
 
 class DataError(EpithreBeamError):
