@@ -383,9 +383,9 @@ class GuardConfig(Section):
     )
     max_turnover: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None,
-        description="How much of a kind a version may replace, as a share of its rows in the current version: ids that "
-        "are gone, and ids with another content. New ids, other metadata, other places and vectors of another model or "
-        "preparation do not count. Absent: 50 %.",
+        description="How much of the current version may be replaced, as a share of its rows: ids that are gone, and "
+        "ids with another content. New ids, other metadata, other places and vectors of another model or preparation "
+        "do not count. Absent: 50 %.",
     )
 
 

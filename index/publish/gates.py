@@ -89,7 +89,7 @@ def judge_shrinkage(rows: Mapping[str, int], before: Mapping[str, int], guards: 
 def judge_turnover(
     gone: Mapping[str, int], changed: Mapping[str, int], before: Mapping[str, int], guards: GuardConfig
 ) -> list[str]:
-    """Which kinds would be replaced too much, a sentence each.
+    """Whether too much of the current version would be replaced: one sentence, or none.
 
     What the other guards let through in a small set is no more than half of it, which is what is let through here of
     any set.
@@ -100,17 +100,16 @@ def judge_turnover(
         before: By kind, the rows of the current version.
         guards: The allowed share.
     """
+    old, lost, other = (sum(counts.values()) for counts in (before, gone, changed))
     allowed = _DEFAULT_TURNOVER if guards.max_turnover is None else guards.max_turnover
+    share = (lost + other) / old if old else 0.0
+    if share <= allowed:
+        return []
     rule = f"{allowed:.0%}" if guards.max_turnover is None else f"{allowed:.2%}"
-    reasons = []
-    for kind, old in before.items():
-        lost, other = gone.get(kind, 0), changed.get(kind, 0)
-        share = (lost + other) / old if old else 0.0
-        if share > allowed:
-            enough = min(1.0, math.ceil(share * 100) / 100)
-            reasons.append(
-                f"guards.max_turnover allows {rule} of a kind to be replaced, and of {of_count(old, f'{kind} row')} in "
-                f"the current version {lost:,} are gone and {other:,} have another content ({share:.1%}). If this is "
-                f"meant, a run with --set guards.max_turnover={enough:g} publishes it."
-            )
-    return reasons
+    enough = min(1.0, math.ceil(share * 100) / 100)
+    sentence = (
+        f"guards.max_turnover allows {rule} of the rows to be replaced, and of {of_count(old, 'row')} in the current "
+        f"version {lost:,} are gone and {other:,} have another content ({share:.1%}). If this is meant, a run with "
+        f"--set guards.max_turnover={enough:g} publishes it."
+    )
+    return [sentence]

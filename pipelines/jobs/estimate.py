@@ -175,8 +175,7 @@ def _foresee(comparison: Comparison, current: Manifest | None, guards: GuardConf
     certain = {kind: counts[0] for kind, counts in replaced.items()}
     possible = {kind: sum(counts) for kind, counts in replaced.items()}
     foreseen = judge_turnover(changes.gone, certain, before, guards)
-    kinds = [kind for kind in before if not judge_turnover(changes.gone, certain, {kind: before[kind]}, guards)]
-    may = judge_turnover(changes.gone, possible, {kind: before[kind] for kind in kinds}, guards)
+    may = [] if foreseen else judge_turnover(changes.gone, possible, before, guards)
     return [*judge_shrinkage(left, before, guards), *foreseen], may
 
 
