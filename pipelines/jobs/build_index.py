@@ -147,9 +147,11 @@ def import_vectors(
         survey = survey_folder(folder, embedding, types, ids=listed)
         job = identity_of_import(said.job, _absolute(folder))
         gone: Mapping[str, int] = {}
+        sentence = None
         if before is not None:
             listed.set_base(held.store, before, is_reusable=False)
-            check_adoption(other_job(url, before, job, listed.overlap), adopt=adopt)
+            sentence = other_job(url, before, job, listed.overlap)
+            check_adoption(sentence, adopt=adopt)
             gone = listed.changes().gone
         dimension = survey.folder.dimension
         if "dimension" in said.embed.model_fields_set and said.embed.dimension != dimension:
@@ -169,6 +171,7 @@ def import_vectors(
             latest=held.latest,
             rows_before=before.counts.per_kind if before else None,
             job=job,
+            is_taken_over=sentence is not None,
             software=software(),
             started_at_s=started_at_s,
         )

@@ -110,7 +110,7 @@ class _Launch:
                     found = find_base(config, store, held.latest, endpoint.fingerprint)
                     continue
             try:
-                return self._write(held, found, endpoint, spent)
+                return self._write(held, found, endpoint, spent, is_taken_over=is_taken_over)
             except DamagedFileError as error:
                 _log.warning("%s It is left out, and what it held is read again.", error)
                 attempts -= 1
@@ -149,7 +149,7 @@ class _Launch:
             _log.warning("%s/%s is damaged: what it held is read again.", store.url, name)
         return bad
 
-    def _write(self, held: Held, found: Base, endpoint: Endpoint | None, spent: int) -> Report:
+    def _write(self, held: Held, found: Base, endpoint: Endpoint | None, spent: int, *, is_taken_over: bool) -> Report:
         """Writes the version that is to be; without an endpoint where nothing is to be read."""
         config, store = self.config, held.store
         base = found.usable.version if found.usable else None
@@ -182,6 +182,7 @@ class _Launch:
             is_compared=found.manifest is not None,
             contents_known=found.manifest is not None and "sources" in found.manifest.config,
             job=identity_of(config),
+            is_taken_over=is_taken_over,
             software=software(),
             started_at_s=self.started_at_s,
         )

@@ -99,6 +99,9 @@ def complete_version(written: Written, setup: VersionSetup) -> Outcome:
     dead = _gather_dead_letters(written, setup)
     entries = [built.entry for built in written.indexes]
     compared = _compare(written, setup)
+    gone, changed = Counter(changes.gone) + compared.lost, compared.changed if setup.contents_known else Counter()
+    if setup.is_taken_over:
+        gone, changed = Counter(), Counter()
     held_back = judge(
         changes.assets,
         dead.per_kind,
@@ -106,8 +109,8 @@ def complete_version(written: Written, setup: VersionSetup) -> Outcome:
         setup.guards,
         setup.index.target_recall,
         setup.rows_before,
-        gone=Counter(changes.gone) + compared.lost,
-        changed=compared.changed if setup.contents_known else {},
+        gone=gone,
+        changed=changed,
     )
     lanes = read_progress(setup.run)
     manifest = _write_manifest(written, setup, dead, _count(written, setup, dead, compared), held_back, lanes)

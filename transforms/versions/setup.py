@@ -40,6 +40,8 @@ class VersionSetup:
     contents_known: bool = True
     """Whether the current version says what its vectors were made of: of vectors from elsewhere it may not."""
     job: JobIdentity | None = None
+    is_taken_over: bool = False
+    """Whether the catalog was another job's, so that its rows are meant to be replaced."""
     software: str
     started_at_s: float
     """time.time() at the launch."""
