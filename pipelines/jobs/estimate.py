@@ -16,7 +16,7 @@ from ...index.versions.layout import unit_name as unit_file
 from ...index.versions.manifest import Manifest
 from ...transforms.embedding.unit import cut_batches
 from ...transforms.epithre.client import IMAGE_TOKENS
-from ...transforms.planning.compare import Comparison
+from ...transforms.planning.compare import Changes, Comparison
 from ...transforms.planning.job_identity import identity_of, other_job
 from ...transforms.planning.plan import iterate_units, unit_name
 from ...transforms.planning.recipe import recipe
@@ -96,8 +96,8 @@ def estimate(config: RunConfig) -> Estimate:
         if found.manifest is not None:
             is_reusable = found.usable is not None
             comparison.set_base(store, found.manifest, retry_dead=embed.retry_dead, is_reusable=is_reusable)
-        held_back, may_be_held_back = _foresee(comparison, found.manifest, config.guards)
         changes = comparison.changes()
+        held_back, may_be_held_back = _foresee(comparison, changes, found.manifest, config.guards)
         known = comparison.known_texts()
         moved = comparison.likely_moved()
         done_units = set(store.names(UNITS)) if changes.todo else set()
@@ -165,11 +165,13 @@ def estimate(config: RunConfig) -> Estimate:
     )
 
 
-def _foresee(comparison: Comparison, current: Manifest | None, guards: GuardConfig) -> tuple[list[str], list[str]]:
+def _foresee(
+    comparison: Comparison, changes: Changes, current: Manifest | None, guards: GuardConfig
+) -> tuple[list[str], list[str]]:
     """What the guards would say of a listing, and what they might once its files are read."""
     if current is None:
         return [], []
-    changes, before = comparison.changes(), current.counts.per_kind
+    before = current.counts.per_kind
     left = {kind: count - changes.dead.get(kind, 0) for kind, count in changes.assets.items()}
     replaced = comparison.replaced() if "sources" in current.config else {}
     certain = {kind: counts[0] for kind, counts in replaced.items()}
