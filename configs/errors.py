@@ -5,7 +5,9 @@
     │   ├── QueryError           a query cannot be embedded
     │   └── UnknownAssetError    the catalog has no such asset
     ├── ConfigError              the job or the command line is wrong
-    │   └── UntrustedCatalogError a catalog asks for what nobody here has allowed
+    │   ├── OtherJobError        the catalog belongs to another job
+    │   └── UntrustedCatalogError
+    │                            a catalog asks for what nobody here has allowed
     ├── DataError
     │   └── SourceError          a source breaks a rule that no single asset can be blamed for
     ├── ApiError                 the embedding API; raised itself, it is not there or does not answer
@@ -44,6 +46,7 @@ __all__ = [
     "ExitCode",
     "GateError",
     "LeaseLostError",
+    "OtherJobError",
     "QueryError",
     "RateLimiterLostError",
     "RefusedKeyError",
@@ -126,6 +129,12 @@ class UntrustedCatalogError(ConfigError):
     """A catalog asks for what this user has not allowed, such as a key; `facts` has what it asks for."""
 
     code = "untrusted_catalog"
+
+
+class OtherJobError(ConfigError):
+    """The catalog belongs to another job; the message names both. Nothing was sent."""
+
+    code = "other_job"
 
 
 class DataError(EpithreBeamError):

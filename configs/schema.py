@@ -381,6 +381,12 @@ class GuardConfig(Section):
         "that suddenly lists little must not empty the catalog. Absent: 20 %, but up to 20 rows may go as long as they "
         "are no more than half.",
     )
+    max_turnover: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="How much of the current version may be replaced, as a share of its rows: ids that are gone, and "
+        "ids with another content. New ids, other metadata, other places and vectors of another model or preparation "
+        "do not count. Absent: 50 %.",
+    )
 
 
 BeamOption = Annotated[str, Field(pattern=r"^--[A-Za-z]\w*(=|$)")]
@@ -390,6 +396,11 @@ class CatalogConfig(Section):
     """What a version is made with, wherever its rows come from: a job without its sources."""
 
     catalog: Location = Field(description="A path or an fsspec URL.")
+    job: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")] | None = Field(
+        None,
+        description="The job's name. A catalog belongs to one job; another is refused. Absent: a job is known by its "
+        "sources and by the assets that they list.",
+    )
     embed: EmbedConfig = EmbedConfig()
     prepare: PrepareConfig = PrepareConfig()
     index: IndexConfig = IndexConfig()

@@ -92,7 +92,6 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "transforms/evaluation/labelled.py": "tests/transforms/evaluation/test_figures.py",
     "transforms/evaluation/page.py": _EVALUATE,
     "transforms/evaluation/phrases.py": "tests/transforms/evaluation/test_figures.py",
-    "transforms/planning/changes.py": _INCREMENTAL,
     "transforms/reports/pages.py": "tests/transforms/reports/test_report.py",
     "transforms/reports/svg.py": "tests/transforms/reports/test_plots.py",
     "transforms/search_all.py": _SEARCH_BATCH,

@@ -1,14 +1,17 @@
 """The gates: why a version should not be published by itself."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from ...configs import GuardConfig
+from ...configs.words import of_count
 from ..versions.manifest import IndexEntry
 
 _DEFAULT_DEAD_SHARE = 0.01
 _DEAD_LET_THROUGH = 5
 _DEFAULT_SHRINKAGE = 0.2
 _ROWS_LET_GO = 20
+_DEFAULT_TURNOVER = 0.5
 
 
 def judge(
@@ -19,6 +22,8 @@ def judge(
     target_recall: float,
     before: Mapping[str, int] | None = None,
     *,
+    gone: Mapping[str, int] | None = None,
+    changed: Mapping[str, int] | None = None,
     noun: tuple[str, str] = ("asset", "assets"),
 ) -> list[str]:
     """The reasons, one sentence each, why this version should not be published by itself.
@@ -30,10 +35,13 @@ def judge(
         guards: The allowed shares.
         target_recall: For every direction.
         before: Rows by kind of the version in force; None when there is none.
+        gone: Rows by kind that the version in force has and this one has not.
+        changed: Rows by kind that have another content than there.
         noun: What is judged, one and many of them.
     """
     one, many = noun
     reasons = judge_shrinkage({kind: n - dead.get(kind, 0) for kind, n in assets.items()}, before or {}, guards)
+    reasons += judge_turnover(gone or {}, changed or {}, before or {}, guards)
     lost, total = sum(dead.values()), sum(assets.values())
     if guards.max_dead_share is None:
         too_many = lost > max(_DEFAULT_DEAD_SHARE * total, min(_DEAD_LET_THROUGH, total / 2))
@@ -76,3 +84,32 @@ def judge_shrinkage(rows: Mapping[str, int], before: Mapping[str, int], guards: 
                 f"{rows.get(kind, 0)} are left ({lost / old:.1%} less)."
             )
     return reasons
+
+
+def judge_turnover(
+    gone: Mapping[str, int], changed: Mapping[str, int], before: Mapping[str, int], guards: GuardConfig
+) -> list[str]:
+    """Whether too much of the current version would be replaced: one sentence, or none.
+
+    What the other guards let through in a small set is no more than half of it, which is what is let through here of
+    any set.
+
+    Args:
+        gone: By kind, rows of the current version whose id is not there any more, or has no vector now.
+        changed: By kind, rows of the current version whose id has another content.
+        before: By kind, the rows of the current version.
+        guards: The allowed share.
+    """
+    old, lost, other = (sum(counts.values()) for counts in (before, gone, changed))
+    allowed = _DEFAULT_TURNOVER if guards.max_turnover is None else guards.max_turnover
+    share = (lost + other) / old if old else 0.0
+    if share <= allowed:
+        return []
+    rule = f"{allowed:.0%}" if guards.max_turnover is None else f"{allowed:.2%}"
+    enough = min(1.0, math.ceil(share * 100) / 100)
+    sentence = (
+        f"guards.max_turnover allows {rule} of the rows to be replaced, and of {of_count(old, 'row')} in the current "
+        f"version {lost:,} are gone and {other:,} have another content ({share:.1%}). If this is meant, a run with "
+        f"--set guards.max_turnover={enough:g} publishes it."
+    )
+    return [sentence]

@@ -5,6 +5,7 @@ then condemned in LATEST.json, so that nobody publishes it from then on; and a v
 that what is half deleted is never taken for whole.
 """
 
+import contextlib
 import datetime
 import re
 import time
@@ -13,11 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from ...configs.errors import ArgumentError, CatalogError
+from ..storage.partials import writer_of
 from ..storage.store import Store, StoredFile
 from ..versions.history import VersionInfo, list_versions
-from ..versions.latest import condemned_in, read_latest
+from ..versions.latest import condemned_in, left_in, read_latest
 from ..versions.layout import manifest_name, run_folder, version_folder
-from ..versions.lease import Lease, hold
+from ..versions.lease import LEASE, Lease, hold
 from ..versions.readers import read_holds
 from .publish import fence
 
@@ -39,6 +41,8 @@ class PruneRules:
     """Versions younger than this stay, however many there are."""
     units_older_than_days: float = 7.0
     """Of units: they hold what was paid for and, after a killed run, may stand in no version yet."""
+    drop: tuple[str, ...] = ()
+    """Versions that go whatever the other rules say; what is newer than the published one goes in no other way."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -86,7 +90,11 @@ def prune(store: Store, rules: PruneRules, *, dry_run: bool = False) -> Pruning:
         raise CatalogError(f"{store.url} has neither versions nor units: there is no catalog at this path.")
     with hold(store, "prune") as lease:
         planned = _plan(store, rules)
-        return planned if dry_run or not planned.deleted else _carry_out(store, planned, lease)
+        if dry_run:
+            return planned
+        done = _carry_out(store, planned, lease) if planned.deleted else planned
+        _remove_empty_folders(store)
+        return done
 
 
 def _plan(store: Store, rules: PruneRules) -> Pruning:
@@ -95,20 +103,34 @@ def _plan(store: Store, rules: PruneRules) -> Pruning:
     versions = list_versions(store, latest)
     files = store.listing()
     held, void_holds = read_holds(store)
+    _check_drop(store, rules, versions)
+    stores_now_s = next((f.modified_s for f in files if f.name == LEASE and f.modified_s is not None), now_s)
     condemned = condemned_in(None if latest is None else latest.data)
+    left = left_in(None if latest is None else latest.data)
     judged = [
-        *_judge_versions(versions, _folders(files, "versions"), rules, held, condemned, now_s),
-        *_judge_unfinished(versions, _folders(files, "versions"), held, now_s, nothing_published=latest is None),
-        *_judge_units(files, rules, now_s),
+        *_judge_versions(versions, _folders(files, "versions"), rules, held, condemned, left, now_s),
+        *_judge_unfinished(versions, _folders(files, "versions"), held, stores_now_s, nothing_published=latest is None),
+        *_judge_units(files, rules, stores_now_s),
         *(Judged(True, _piece("run", run, its, "is over")) for run, its in _folders(files, "runs").items()),
     ]
     going = {name for goes, piece in judged if goes for name in piece.files}
-    judged += _judge_leftovers([file for file in files if file.name not in going], void_holds, now_s)
+    leftovers = [file for file in files if file.name not in going]
+    judged += _judge_leftovers(leftovers, void_holds, stores_now_s, is_local=store.is_local)
     return Pruning(
         published=None if latest is None else latest.version,
         deleted=tuple(piece for goes, piece in judged if goes),
         kept=tuple(piece for goes, piece in judged if not goes),
     )
+
+
+def _check_drop(store: Store, rules: PruneRules, versions: Sequence[VersionInfo]) -> None:
+    """Raises ArgumentError when a version that is named is not there, or is the published one."""
+    for version in rules.drop:
+        info = next((info for info in versions if info.version == version), None)
+        if info is None:
+            raise ArgumentError(f"--drop {version}: {store.url} has no such version. `versions list` shows them.")
+        if info.is_published:
+            raise ArgumentError(f"--drop {version}: this is the published version. Publish another one first.")
 
 
 def _carry_out(store: Store, planned: Pruning, lease: Lease) -> Pruning:
@@ -146,6 +168,17 @@ def _delete_version(store: Store, version: str) -> str | None:
     return None
 
 
+def _remove_empty_folders(store: Store) -> None:
+    """On a disk, what a prune left that was killed between the last file of a version and its folder."""
+    if not store.is_local:
+        return
+    for version in store.local_path("versions").glob("*"):
+        if _VERSION.fullmatch(version.name) and version.is_dir():
+            for folder in [*sorted(version.rglob("*/"), reverse=True), version]:
+                with contextlib.suppress(OSError):  # it has files
+                    folder.rmdir()
+
+
 class Judged(NamedTuple):
     """A piece, and whether it goes."""
 
@@ -159,6 +192,7 @@ def _judge_versions(
     rules: PruneRules,
     held: dict[str, str],
     condemned: Sequence[str],
+    left: Sequence[str],
     now_s: float,
 ) -> list[Judged]:
     published = next((v for v in versions if v.is_published), None)
@@ -170,7 +204,7 @@ def _judge_versions(
     drafts = [
         v.version
         for v in versions
-        if v.manifest is not None and v.manifest.held_back and not v.is_published and v.version not in named
+        if v.manifest is not None and v.manifest.held_back and not v.is_published and v.version not in {*named, *left}
     ]
     whole = [v.version for v in versions if v.manifest is not None and v.version not in drafts]
     ranked = ([published.version] if published else []) + ([previous] if previous in whole else []) + whole[::-1]
@@ -183,7 +217,7 @@ def _judge_versions(
             return "is published"
         if info.version in held:
             return f"is read by {held[info.version]}"
-        if info.version in condemned:
+        if info.version in condemned or info.version in rules.drop:
             return None
         if info.version == previous and info.version in among:
             return "was in force before the published one, for `versions rollback`"
@@ -191,6 +225,8 @@ def _judge_versions(
             return f"is newer than the published one and cannot be read: {info.damage}"
         if info.version == max(drafts, default="") > published.version and info.manifest is not None:
             return f"is held back and newer than the published one: {' '.join(info.manifest.held_back)}"
+        if info.version > published.version and info.version not in drafts:
+            return f"is newer than the published one, and stays until `--drop {info.version}` names it"
         if info.version in among:
             return f"is among the newest {rules.keep}"
         if rules.older_than_days is not None and not _is_older(_made_s(info), rules.older_than_days, now_s):
@@ -203,6 +239,8 @@ def _judge_versions(
         gone = f"is not among the newest {rules.keep}"
         if info.version in drafts:
             gone = "was held back, and a newer version stands for it"
+        if info.version in rules.drop:
+            gone = "was named"
         if info.version in condemned:
             gone = "was condemned by a prune that did not finish"
         judged.append(
@@ -251,13 +289,20 @@ def _judge_units(files: Sequence[StoredFile], rules: PruneRules, now_s: float) -
     return judged
 
 
-def _judge_leftovers(files: Sequence[StoredFile], void_holds: Sequence[str], now_s: float) -> list[Judged]:
+def _judge_leftovers(
+    files: Sequence[StoredFile], void_holds: Sequence[str], now_s: float, *, is_local: bool
+) -> list[Judged]:
     judged = []
     for file in files:
         if _PARTIAL.fullmatch(file.name):
-            old = _is_older(file.modified_s, 1, now_s)
-            why = f"was not finished, and is {'older' if old else 'younger'} than a day"
-            judged.append(Judged(old, _piece("partial file", file.name, [file], why)))
+            goes = _is_older(file.modified_s, 1, now_s)
+            why = f"was not finished, and is {'older' if goes else 'younger'} than a day"
+            writer = writer_of(file.name) if is_local else "unknown"
+            if writer == "dead":
+                goes, why = True, "was not finished, and its process is dead"
+            elif writer == "alive":
+                goes, why = False, "is being written"
+            judged.append(Judged(goes, _piece("partial file", file.name, [file], why)))
         elif file.name in void_holds:
             judged.append(Judged(True, _piece("reader's hold", file.name, [file], "has expired")))
     return judged

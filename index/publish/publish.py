@@ -7,7 +7,7 @@ from typing import Literal
 
 from ...configs.errors import CatalogError, SwapConflictError, SwapUnknownError
 from ..storage.store import Store
-from ..versions.latest import condemned_in, latest_bytes, parse_latest, read_latest
+from ..versions.latest import condemned_in, latest_bytes, left_in, parse_latest, read_latest
 from ..versions.layout import LATEST, manifest_name
 from ..versions.manifest import Manifest, read_manifest
 
@@ -33,7 +33,7 @@ def publish(store: Store, manifest: Manifest, expected: bytes | None) -> None:
     except FileNotFoundError as error:
         raise CatalogError(f"{store.url} has no version {version!r}: {manifest_name(version)} is missing.") from error
     try:
-        store.swap(LATEST, expected, latest_bytes(version, digest, condemned))
+        store.swap(LATEST, expected, latest_bytes(version, digest, condemned, _left(expected, version)))
     except (SwapConflictError, SwapUnknownError) as error:
         end = how_it_ended(store, version, expected)
         is_refused = isinstance(error, SwapConflictError) and error.is_certain
@@ -44,6 +44,13 @@ def publish(store: Store, manifest: Manifest, expected: bytes | None) -> None:
             ) from error
         if end != "published":
             raise SwapConflictError(f"{store.url}/{LATEST} was changed by another run since this one began.") from error
+
+
+def _left(expected: bytes | None, version: str) -> list[str]:
+    """Newer versions that were in force, the one that `version` takes the place of among them."""
+    parsed = None if expected is None else parse_latest(expected)
+    names = [*left_in(expected), *([] if parsed is None else [parsed["version"]])]
+    return [name for name in names if name > version]
 
 
 def fence(store: Store, condemned: Sequence[str] = ()) -> bytes | None:
@@ -66,7 +73,8 @@ def fence(store: Store, condemned: Sequence[str] = ()) -> bytes | None:
     if version in condemned:
         raise SwapConflictError(f"{store.url} has published version {version} in the meantime: it must not be deleted.")
     earlier = [name for name in condemned_in(expected) if store.size(manifest_name(name)) is not None]
-    data = latest_bytes(version, digest, [*earlier, *condemned])
+    left = [name for name in left_in(expected) if name not in condemned]
+    data = latest_bytes(version, digest, [*earlier, *condemned], left)
     store.swap(LATEST, expected, data)
     return data
 

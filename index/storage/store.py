@@ -25,6 +25,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from ...configs.errors import StoreError, SwapConflictError, SwapUnknownError
 from .conditional import has_conditions, is_refusal, tag_of, write_if
+from .partials import partial_name
 from .remote import as_os_error, connect, storage_errors
 
 _ATTEMPTS = 4
@@ -121,9 +122,9 @@ class Store:
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.partial")
+        partial, handle = _begin(target)
         try:
-            with partial.open("xb") as file:
+            with handle as file:
                 yield HashingWriter(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -316,6 +317,14 @@ class Store:
     def _delete_file(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(path)
+
+
+def _begin(target: Path) -> tuple[Path, IO[bytes]]:
+    """A new partial file for `target`, opened."""
+    while True:
+        partial = target.with_name(partial_name(target.name))
+        with contextlib.suppress(FileExistsError):  # threads of a process may draw the same name
+            return partial, partial.open("xb")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,13 +3,13 @@
 import datetime
 import os
 import socket
-import uuid
 from collections.abc import Container
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import orjson
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from ..storage.processes import is_running, machine, started
 
 _LONGEST_TTL_S = 3600.0
 
@@ -50,13 +50,13 @@ class Holder(BaseModel):
         Args:
             held: The nonces of what this very process holds: what it could not give back must not shut it out.
         """
-        if (self.host, self.machine) != (socket.gethostname(), _machine()) or os.name != "posix":
+        if (self.host, self.machine) != (socket.gethostname(), machine()) or os.name != "posix":
             return "unknown"
-        if not _runs(self.process):
+        if not is_running(self.process):
             return "dead"
         if self.started is None:
             return "unknown"
-        if self.started != _started(self.process):
+        if self.started != started(self.process):
             return "dead"  # the id is another process's now
         return "dead" if self.process == os.getpid() and self.nonce not in held else "alive"
 
@@ -70,8 +70,8 @@ def make_holder(purpose: str, nonce: str, ttl_s: float) -> Holder:
         purpose=purpose,
         process=os.getpid(),
         host=socket.gethostname(),
-        machine=_machine(),
-        started=_started(os.getpid()),
+        machine=machine(),
+        started=started(os.getpid()),
         acquired_at=now,
         renewed_at=now,
         ttl_s=ttl_s,
@@ -96,37 +96,3 @@ def judge_holder(state: State, renewed_at: datetime.datetime, ttl_s: float, now:
 
 def utc_now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
-
-
-def _machine() -> str:
-    """Two containers may share a host's name and boot, but a process id of one means nothing in the other."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:
-        return f"{uuid.getnode():x}"
-
-
-def _stat(process: int) -> list[str]:
-    """The fields of /proc/<pid>/stat from the third on: the second, a name, may hold spaces and parentheses."""
-    return Path(f"/proc/{process}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-
-
-def _started(process: int) -> str | None:
-    try:
-        return _stat(process)[19]  # clock ticks since the boot
-    except (OSError, IndexError):
-        return None
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass  # it is there, and another user's
-    try:
-        return _stat(process)[0] not in {"Z", "X"}  # Z: killed, and its parent has not looked yet
-    except (OSError, IndexError):
-        return not Path("/proc/self/stat").exists()

@@ -67,14 +67,23 @@ def nothing_published(store: Store) -> CatalogError:
     return CatalogError(f"{store.url} has no published version: {why}")
 
 
-def latest_bytes(version: str, manifest_sha256: str, condemned: Iterable[str] = ()) -> bytes:
-    """A content for LATEST.json that the file never held before, and that shows when a byte of it is changed."""
+def latest_bytes(version: str, manifest_sha256: str, condemned: Iterable[str] = (), left: Iterable[str] = ()) -> bytes:
+    """A content for LATEST.json that the file never held before, and that shows when a byte of it is changed.
+
+    Args:
+        version: The version in force.
+        manifest_sha256: Of its manifest.
+        condemned: Versions that are being deleted.
+        left: Newer versions that were in force and were left for an older one.
+    """
     latest: dict[str, Any] = {
         "version": version,
         "manifest_sha256": manifest_sha256,
         "condemned": sorted(set(condemned)),
         "nonce": secrets.token_hex(16),
     }
+    if names := sorted(set(left)):
+        latest["left"] = names
     latest["check"] = _check(latest)
     return orjson.dumps(latest, option=orjson.OPT_INDENT_2) + b"\n"
 
@@ -83,6 +92,12 @@ def condemned_in(latest: bytes | None) -> tuple[str, ...]:
     """The versions that this LATEST.json names as being deleted; they may never be published again."""
     parsed = None if latest is None else parse_latest(latest)
     return () if parsed is None else tuple(parsed.get("condemned", ()))
+
+
+def left_in(latest: bytes | None) -> tuple[str, ...]:
+    """The versions that this LATEST.json says were in force and are newer than the one that is."""
+    parsed = None if latest is None else parse_latest(latest)
+    return () if parsed is None else tuple(parsed.get("left", ()))
 
 
 def parse_latest(data: bytes) -> dict[str, Any] | None:

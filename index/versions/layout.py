@@ -1,7 +1,7 @@
 """The catalog on disk: names of files, and the columns of its Parquet and Arrow tables.
 
 ```
-LATEST.json                                       {"version", "manifest_sha256", "condemned", "nonce", "check"}
+LATEST.json                                       {"version", "manifest_sha256", "condemned", "left", "nonce", "check"}
 .lease.json                                       who holds the catalog; there only while somebody does
 versions/<version>/manifest.json
 versions/<version>/vectors/image-00000-of-00004.parquet

@@ -166,6 +166,15 @@ class Counts(_Part):
     """Rows of the version before whose id is gone; a moved asset's old id is one of them."""
 
 
+class JobIdentity(_Part):
+    """Which job a catalog belongs to: its name if it has one, and where its sources are."""
+
+    name: str | None = None
+    """The job's own `job:`; None when it has none."""
+    sources: tuple[str, ...] = ()
+    """A kind and a place each, such as `text /srv/shop/products.csv`; `vectors` and a folder for an import."""
+
+
 class ManifestDraft(_Part):
     """What is known of a version before its manifest is written."""
 
@@ -183,6 +192,9 @@ class ManifestDraft(_Part):
     """Why a guard did not let this version be published by itself."""
     config: dict[str, Any]
     timings_s: dict[str, float]
+    job: JobIdentity | None = None
+    """Of the run that wrote the version, or of the one before where only the index was built anew; absent in versions
+    that an older release wrote."""
 
 
 class Manifest(ManifestDraft):

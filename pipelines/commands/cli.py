@@ -25,6 +25,7 @@ from ...index.versions.lease import release_all
 from ..console.endings import Speaker, ending_of_error, ending_of_report, ending_of_search, ending_of_signal
 from ..console.logs import EVENTS, LogFormat, set_format, tell
 from ..console.options import (
+    Adopt,
     ApiKeyEnv,
     BaseUrl,
     BeamOptions,
@@ -145,6 +146,7 @@ def run(
     set_: Set = None,
     max_requests: MaxRequests = None,
     max_cost: MaxCost = None,
+    adopt: Adopt = False,
     as_json: Json = False,
     quiet: Quiet = False,
     log_format: LogLines = None,
@@ -153,7 +155,7 @@ def run(
     """Embed the assets of CONFIG, build the indexes, measure them, publish a new version of the catalog."""
     overrides = [*(set_ or []), *_limits(max_requests, max_cost)]
     voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
-    return _run("run", config, overrides, beam_options, voice)
+    return _run("run", config, overrides, beam_options, voice, adopt=adopt)
 
 
 @app.command("retry-failed")
@@ -163,6 +165,7 @@ def retry_failed(
     set_: Set = None,
     max_requests: MaxRequests = None,
     max_cost: MaxCost = None,
+    adopt: Adopt = False,
     as_json: Json = False,
     quiet: Quiet = False,
     log_format: LogLines = None,
@@ -171,7 +174,7 @@ def retry_failed(
     """Run CONFIG again and send only its dead letters, whatever their reason was."""
     overrides = [*(set_ or []), *_limits(max_requests, max_cost), "embed.retry_dead=true"]
     voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
-    return _run("retry-failed", config, overrides, beam_options, voice)
+    return _run("retry-failed", config, overrides, beam_options, voice, adopt=adopt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +196,15 @@ class Voice:
         return self.log_format or LogFormat.TEXT
 
 
-def _run(command: str, path: Path, overrides: Sequence[str], beam_options: Sequence[str] | None, voice: Voice) -> int:
+def _run(
+    command: str,
+    path: Path,
+    overrides: Sequence[str],
+    beam_options: Sequence[str] | None,
+    voice: Voice,
+    *,
+    adopt: bool,
+) -> int:
     _begin(voice)
     job = _load(path, overrides)
     options = _beam_options(beam_options)
@@ -206,7 +217,7 @@ def _run(command: str, path: Path, overrides: Sequence[str], beam_options: Seque
     tell("started", command=command, config=str(path), catalog=job.catalog, process=os.getpid())
 
     def write(watch: "Watch") -> "Report":
-        return run_job(job, Runner(beam_options=options, watch=watch))
+        return run_job(job, Runner(beam_options=options, watch=watch), adopt=adopt)
 
     return _watched(job.catalog, voice, job.embed.lanes, write)
 
@@ -267,6 +278,9 @@ def index(
         list[str] | None,
         typer.Option(metavar="NAME:TYPE", help="--from: a column that is kept with each asset, e.g. price:double."),
     ] = None,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="--from: take the catalog over if it belongs to another job.")
+    ] = False,
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Build even where the settings are what they were.")
     ] = False,
@@ -279,8 +293,8 @@ def index(
     voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
     _begin(voice)
     options = _beam_options(beam_options)
-    if folder is None and (embedding or model or metadata):
-        raise ConfigError("--embedding, --model and --metadata go with --from FOLDER: they say what the vectors are.")
+    if folder is None and (embedding or model or metadata or adopt):
+        raise ConfigError("--embedding, --model, --metadata and --adopt go with --from FOLDER: give that too.")
     from ..jobs.build_index import build_index, import_vectors
     from ..jobs.launch import Runner
 
@@ -289,7 +303,14 @@ def index(
         if folder is None:
             return build_index(catalog, set_ or (), rebuild=rebuild, runner=runner)
         return import_vectors(
-            catalog, folder, set_ or (), embedding=embedding, model=model, metadata=metadata or (), runner=runner
+            catalog,
+            folder,
+            set_ or (),
+            embedding=embedding,
+            model=model,
+            metadata=metadata or (),
+            adopt=adopt,
+            runner=runner,
         )
 
     tell("started", command="index", catalog=catalog, process=os.getpid())

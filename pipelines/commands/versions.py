@@ -197,6 +197,10 @@ def prune(
         float | None, typer.Option(metavar="DAYS", help="Only versions that are older than this.")
     ] = None,
     units_older_than: Annotated[float, typer.Option(metavar="DAYS", help="Only units that are older than this.")] = 7,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VERSION", help="Delete this one too. What is newer than the published one stays else."),
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -204,7 +208,9 @@ def prune(
     from ...index.publish.prune import PruneRules
     from ...index.publish.prune import prune as prune_catalog
 
-    rules = PruneRules(keep=keep, older_than_days=older_than, units_older_than_days=units_older_than)
+    rules = PruneRules(
+        keep=keep, older_than_days=older_than, units_older_than_days=units_older_than, drop=tuple(drop or ())
+    )
     done = prune_catalog(Store(catalog), rules, dry_run=dry_run)
     if as_json:
         document = {"dry_run": dry_run, **asdict(done), "freed_bytes": done.freed_bytes}

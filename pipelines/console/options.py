@@ -28,6 +28,7 @@ MaxCost = Annotated[
     float | None,
     typer.Option("--max-cost", metavar="X", min=0, help="Stop before it costs more, at the configured prices."),
 ]
+Adopt = Annotated[bool, typer.Option("--adopt", help="Take the catalog over if it belongs to another job.")]
 LogLines = Annotated[
     LogFormat | None,
     typer.Option(

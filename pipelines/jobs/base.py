@@ -1,11 +1,12 @@
 """What a run starts from: its references, and the version in force if its vectors may be taken over."""
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...configs import CatalogConfig, IndexConfig, SourceConfig
-from ...configs.errors import CatalogError
+from ...configs.errors import CatalogError, OtherJobError
 from ...configs.schema import EMULATOR, is_loopback
 from ...index.storage.store import Store
 from ...index.versions.files import check_file
@@ -13,9 +14,10 @@ from ...index.versions.latest import Latest
 from ...index.versions.layout import version_folder
 from ...index.versions.manifest import Manifest, read_manifest
 from ...transforms.epithre.emulator import EmulatorSettings, emulator_fingerprint
-from ...transforms.planning.compare import Comparison
+from ...transforms.planning.compare import Comparison, Overlap
 from ...transforms.planning.plan import iterate_references
 from ...transforms.planning.recipe import differences
+from ..console.logs import tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,34 @@ def find_base(config: CatalogConfig, store: Store, latest: Latest | None, finger
         if not is_certain and manifest.model_fingerprint is not None and not is_loopback(config.embed.base_url):
             reasons += (f"the vectors came from {manifest.model_fingerprint}, which {config.embed.base_url} is not",)
     return Base(manifest=manifest, reasons=reasons, fingerprint=fingerprint, is_certain=is_certain)
+
+
+def overlap(comparison: Comparison, store: Store, current: Manifest | None) -> Overlap:
+    """How much of a listing the current version has, whatever made its vectors."""
+    if current is None:
+        return Overlap(listed=0, rows=0, shared=0)
+    comparison.set_base(store, current, is_reusable=False)
+    return comparison.overlap()
+
+
+def check_adoption(sentence: str | None, *, adopt: bool) -> None:
+    """Logs that another job's catalog is taken over.
+
+    Args:
+        sentence: Why the run is of another job, of `other_job`; None when it is not.
+        adopt: Whether it may take the catalog over.
+
+    Raises:
+        OtherJobError: When it may not.
+    """
+    if sentence is None:
+        return
+    if not adopt:
+        raise OtherJobError(
+            f"{sentence}: nothing was sent. Name another catalog, or take this one over with --adopt; "
+            "a `job:` name in the job's file keeps its catalog whatever its sources are."
+        )
+    tell("adopted", logging.WARNING, because=sentence)
 
 
 def is_whole(store: Store, manifest: Manifest, index: IndexConfig, metadata_types: Mapping[str, str]) -> bool:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -20,14 +20,15 @@ from ...index.vectors.units import CarriedGroup
 from ...index.versions.latest import nothing_published, read_latest
 from ...index.versions.layout import report_name
 from ...index.versions.manifest import read_manifest
-from ...transforms.planning.compare import Changes
+from ...transforms.planning.compare import Changes, Comparison
+from ...transforms.planning.job_identity import identity_of_import, other_job
 from ...transforms.planning.plan import Plan
 from ...transforms.reports.report import Report, unchanged_report
 from ...transforms.versions.carry import iterate_dead_letters, plan_all_carried
 from ...transforms.versions.imports import ImportedGroup, Survey, survey_folder
 from ...transforms.versions.setup import VersionSetup, public_settings
 from ..console.logs import tell
-from .base import is_whole
+from .base import check_adoption, is_whole
 from .launch import Runner, hold_catalog, software
 
 _SETTABLE = ("index", "guards", "runner")
@@ -91,6 +92,7 @@ def build_index(
                 model_fingerprint=manifest.model_fingerprint,
                 latest=held.latest,
                 rows_before=manifest.counts.per_kind,
+                job=manifest.job,
                 software=software(),
                 started_at_s=started_at_s,
             )
@@ -110,6 +112,7 @@ def import_vectors(
     embedding: str | None = None,
     model: str | None = None,
     metadata: Sequence[str] = (),
+    adopt: bool = False,
     runner: Runner | None = None,
 ) -> Report:
     """Makes a version of a new or an existing catalog from Parquet files with `id`, `kind` and vectors.
@@ -123,17 +126,19 @@ def import_vectors(
         embedding: The column of vectors; absent: `embedding` or `vector`.
         model: What made the vectors.
         metadata: `name:type` of columns that are kept with each asset.
+        adopt: Take the catalog over if it belongs to another job.
         runner: Beam's options, and who watches.
 
     Raises:
         ConfigError: When the folder has no files with these columns, or a setting is wrong.
+        OtherJobError: When the catalog belongs to another job.
         CatalogBusyError: When another run holds the catalog.
         EpithreBeamError: When nothing was published.
     """
     started_at_s = time.time()
     url = _absolute(url)
     types = _metadata_types(metadata)
-    sections = (*_SETTABLE, "embed")
+    sections = (*_SETTABLE, "embed", "job")
     raw: dict[str, Any] = {"catalog": url, "embed": {"model": model or UNKNOWN_MODEL}}
     said = parse_settings(raw, overrides, sections)  # before anything is written
     with contextlib.ExitStack() as stack:
@@ -142,7 +147,16 @@ def import_vectors(
         if held.latest is not None:
             with contextlib.suppress(CatalogError):
                 before = read_manifest(held.store, held.latest.version, held.latest.manifest_sha256)
-        survey = survey_folder(folder, embedding, types)
+        listed = stack.enter_context(Comparison({}))
+        survey = survey_folder(folder, embedding, types, ids=listed)
+        job = identity_of_import(said.job, _absolute(folder))
+        gone: Mapping[str, int] = {}
+        sentence = None
+        if before is not None:
+            listed.set_base(held.store, before, is_reusable=False)
+            sentence = other_job(url, before, job, listed.overlap)
+            check_adoption(sentence, adopt=adopt)
+            gone = listed.changes().gone
         dimension = survey.folder.dimension
         if "dimension" in said.embed.model_fields_set and said.embed.dimension != dimension:
             raise ConfigError(
@@ -157,10 +171,12 @@ def import_vectors(
             guards=config.guards,
             metadata_types=types,
             settings=public_settings(config),
-            plan=_plan(survey),
+            plan=_plan(survey, gone),
             folder=survey.folder,
             latest=held.latest,
             rows_before=before.counts.per_kind if before else None,
+            job=job,
+            is_taken_over=sentence is not None,
             software=software(),
             started_at_s=started_at_s,
         )
@@ -186,8 +202,8 @@ def _write(
     return report
 
 
-def _plan(survey: Survey) -> Plan:
-    """Everything is new."""
+def _plan(survey: Survey, gone: Mapping[str, int]) -> Plan:
+    """Everything is new; of the current version only the ids are compared."""
     changes = Changes(
         assets=survey.assets,
         size_bytes={},
@@ -197,6 +213,7 @@ def _plan(survey: Survey) -> Plan:
         differing={},
         deleted={},
         other_metadata=0,
+        gone=gone,
     )
     return Plan(name="", units=(), carried=(), changes=changes, base=None)
 

@@ -6,19 +6,22 @@ import pyarrow.compute as pc
 from rich.table import Table
 from rich.text import Text
 
-from ...configs import RunConfig
+from ...configs import GuardConfig, RunConfig
 from ...configs.words import of_count
-from ...index.publish.gates import judge_shrinkage
+from ...index.publish.gates import judge_shrinkage, judge_turnover
 from ...index.storage.store import Store
 from ...index.versions.latest import read_latest
 from ...index.versions.layout import UNITS
 from ...index.versions.layout import unit_name as unit_file
+from ...index.versions.manifest import Manifest
 from ...transforms.embedding.unit import cut_batches
 from ...transforms.epithre.client import IMAGE_TOKENS
+from ...transforms.planning.compare import Changes, Comparison
+from ...transforms.planning.job_identity import identity_of, other_job
 from ...transforms.planning.plan import iterate_units, unit_name
 from ...transforms.planning.recipe import recipe
 from ...transforms.sources.references import references_of
-from .base import compare, find_base
+from .base import compare, find_base, overlap
 
 _FP16 = 2
 
@@ -35,8 +38,12 @@ class Estimate:
     """Why those of the version in force may not be taken over; empty when they may, or there is none."""
     uncertain_because: str | None
     """Why all may be new after all: the server is another than the one that was asked, and a plan asks nobody."""
+    another_job: str | None
+    """Why a run would be refused: the catalog belongs to another job; None when it does not."""
     would_be_held_back_because: list[str]
-    """What the guard against shrinking would say."""
+    """What the guards against shrinking and turnover would say."""
+    may_be_held_back_because: list[str]
+    """What the guard against turnover would say if all files that look changed are."""
     unchanged: int
     """Taken over without being read."""
     dead: int
@@ -83,9 +90,14 @@ def estimate(config: RunConfig) -> Estimate:
     upload = 0.0
     made_with = recipe(embed, config.prepare, found.fingerprint)
     with compare(config.sources, config.metadata_types) as comparison:
-        if found.usable is not None:
-            comparison.set_base(store, found.usable, retry_dead=embed.retry_dead)
+        another_job = other_job(
+            config.catalog, found.manifest, identity_of(config), lambda: overlap(comparison, store, found.manifest)
+        )
+        if found.manifest is not None:
+            is_reusable = found.usable is not None
+            comparison.set_base(store, found.manifest, retry_dead=embed.retry_dead, is_reusable=is_reusable)
         changes = comparison.changes()
+        held_back, may_be_held_back = _foresee(comparison, changes, found.manifest, config.guards)
         known = comparison.known_texts()
         moved = comparison.likely_moved()
         done_units = set(store.names(UNITS)) if changes.todo else set()
@@ -124,16 +136,15 @@ def estimate(config: RunConfig) -> Estimate:
         uncertain = (
             f"embed.base_url was {before} and is {embed.base_url}: if that serves another model, all is paid anew"
         )
-    dead = changes.dead
-    left = {kind: count - dead.get(kind, 0) for kind, count in changes.assets.items()}
-    before_rows = found.manifest.counts.per_kind if found.manifest else {}
     return Estimate(
         assets=dict(changes.assets),
         source_bytes=dict(changes.size_bytes),
         base=found.usable.version if found.usable else None,
         every_vector_is_new_because=list(found.reasons),
         uncertain_because=uncertain,
-        would_be_held_back_because=judge_shrinkage(left, before_rows, config.guards),
+        another_job=another_job,
+        would_be_held_back_because=held_back,
+        may_be_held_back_because=may_be_held_back,
         unchanged=sum(changes.unchanged.values()),
         dead=sum(changes.dead.values()),
         new=sum(changes.new.values()),
@@ -154,6 +165,22 @@ def estimate(config: RunConfig) -> Estimate:
     )
 
 
+def _foresee(
+    comparison: Comparison, changes: Changes, current: Manifest | None, guards: GuardConfig
+) -> tuple[list[str], list[str]]:
+    """What the guards would say of a listing, and what they might once its files are read."""
+    if current is None:
+        return [], []
+    before = current.counts.per_kind
+    left = {kind: count - changes.dead.get(kind, 0) for kind, count in changes.assets.items()}
+    replaced = comparison.replaced() if "sources" in current.config else {}
+    certain = {kind: counts[0] for kind, counts in replaced.items()}
+    possible = {kind: sum(counts) for kind, counts in replaced.items()}
+    foreseen = judge_turnover(changes.gone, certain, before, guards)
+    may = [] if foreseen else judge_turnover(changes.gone, possible, before, guards)
+    return [*judge_shrinkage(left, before, guards), *foreseen], may
+
+
 def plan_table(found: Estimate) -> Table:
     """The estimate for a person."""
     table = Table.grid(padding=(0, 2))
@@ -165,8 +192,12 @@ def plan_table(found: Estimate) -> Table:
         table.add_row("all is new", Text(f"no vector of the version in force is taken over: {reason}"))
     if found.uncertain_because is not None:
         table.add_row("not certain", Text(found.uncertain_because))
+    if found.another_job is not None:
+        table.add_row("another job", Text(f"the run would be refused without --adopt: {found.another_job}."))
     for reason in found.would_be_held_back_because:
         table.add_row("held back", Text(f"the version would not be published by itself: {reason}"))
+    for reason in found.may_be_held_back_because:
+        table.add_row("not certain", Text(f"if what is to be looked at again has another content: {reason}"))
     if found.base is not None:
         moved = (
             f" ({of_count(found.likely_moved, 'looks like a known file', 'look like known files')} under another name)"

@@ -20,13 +20,14 @@ from ...transforms.embedding.endpoint import Endpoint, open_endpoint
 from ...transforms.embedding.lane import LaneSetup
 from ...transforms.embedding.shared_limit import set_up_shared_ledger
 from ...transforms.planning.compare import Comparison
+from ...transforms.planning.job_identity import identity_of, other_job
 from ...transforms.planning.plan import Plan, Unit, write_plan
 from ...transforms.planning.recipe import differences, recipe
 from ...transforms.reports.report import Report, unchanged_report
 from ...transforms.versions.setup import VersionSetup, public_settings
 from ...transforms.workers.progress import read_progress
 from ..console.logs import tell
-from .base import Base, compare, find_base, is_whole
+from .base import Base, check_adoption, compare, find_base, is_whole, overlap
 from .launch import Held, Runner, hold_catalog, software
 
 _log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ _ATTEMPTS = 20
 """Each leaves out one damaged file."""
 
 
-def run(config: RunConfig, runner: Runner | None = None) -> Report:
+def run(config: RunConfig, runner: Runner | None = None, *, adopt: bool = False) -> Report:
     """Runs the job and returns its report, the content of the version's `report.json`.
 
     Where nothing has changed since the version in force, no version is written, and the report says that it
@@ -45,9 +46,11 @@ def run(config: RunConfig, runner: Runner | None = None) -> Report:
     Args:
         config: What to do.
         runner: Beam's options, and who watches.
+        adopt: Take the catalog over if it belongs to another job.
 
     Raises:
         ConfigError: Before anything is sent: a source matches nothing, the key is not set.
+        OtherJobError: Before anything is sent: the catalog belongs to another job.
         CatalogBusyError: When another run holds the catalog.
         EpithreBeamError: When nothing was published. What was embedded is kept for the next run.
     """
@@ -56,7 +59,9 @@ def run(config: RunConfig, runner: Runner | None = None) -> Report:
         held = hold_catalog(config.catalog, stack)
         Trust().remember_job(config)
         comparison = stack.enter_context(compare(config.sources, config.metadata_types))
-        launch = _Launch(config=config, runner=runner or Runner(), comparison=comparison, started_at_s=started_at_s)
+        launch = _Launch(
+            config=config, runner=runner or Runner(), comparison=comparison, started_at_s=started_at_s, adopt=adopt
+        )
         return launch.run(held)
 
 
@@ -69,6 +74,8 @@ class _Launch:
     comparison: Comparison
     """Of what the sources list with a version."""
     started_at_s: float
+    adopt: bool = False
+    """Whether it may take over another job's catalog."""
     units: list[Unit] = field(default_factory=list)
     """Of all attempts."""
 
@@ -80,6 +87,7 @@ class _Launch:
         """Compares, and runs the pipeline; again without a file that turns out damaged. Returns the report."""
         config, store, comparison = self.config, held.store, self.comparison
         found = find_base(config, store, held.latest)
+        is_taken_over = self._check_job(store, found)
         endpoint: Endpoint | None = None
         damaged: list[str] = []
         attempts, spent = _ATTEMPTS, 0
@@ -92,6 +100,7 @@ class _Launch:
             if (
                 found.usable
                 and not damaged
+                and not is_taken_over
                 and changes.is_nothing
                 and is_whole(store, found.usable, config.index, config.metadata_types)
             ):
@@ -103,7 +112,7 @@ class _Launch:
                     found = find_base(config, store, held.latest, endpoint.fingerprint)
                     continue
             try:
-                return self._write(held, found, endpoint, spent)
+                return self._write(held, found, endpoint, spent, is_taken_over=is_taken_over)
             except DamagedFileError as error:
                 _log.warning("%s It is left out, and what it held is read again.", error)
                 attempts -= 1
@@ -114,20 +123,35 @@ class _Launch:
                 store.delete(version_folder(held.run.version))
                 held = held.again()
 
+    def _check_job(self, store: Store, found: Base) -> bool:
+        """Whether the run takes the catalog over from another job.
+
+        Raises:
+            OtherJobError: When it may not.
+        """
+        job = identity_of(self.config)
+        sentence = other_job(store.url, found.manifest, job, lambda: overlap(self.comparison, store, found.manifest))
+        check_adoption(sentence, adopt=self.adopt)
+        return sentence is not None
+
     def _set_base(self, store: Store, found: Base, damaged: Sequence[str]) -> list[str]:
-        """Compares with the version in force, if its vectors may be taken over; returns its files that may not."""
-        if found.usable is None:
+        """Compares with the current version, if it can be read; returns its files that can not."""
+        if found.reasons:
+            tell("all_new", logging.WARNING, because=list(found.reasons))
+        if found.manifest is None:
             self.comparison.clear_base()
-            if found.reasons:
-                tell("all_new", logging.WARNING, because=list(found.reasons))
             return list(damaged)
-        retry_dead = self.config.embed.retry_dead
-        bad = self.comparison.set_base(store, found.usable, damaged=damaged, retry_dead=retry_dead)
+        retry_dead, is_reusable = self.config.embed.retry_dead, found.usable is not None
+        bad = self.comparison.set_base(
+            store, found.manifest, damaged=damaged, retry_dead=retry_dead, is_reusable=is_reusable
+        )
+        if not is_reusable:
+            return list(damaged)
         for name in set(bad) - set(damaged):
             _log.warning("%s/%s is damaged: what it held is read again.", store.url, name)
         return bad
 
-    def _write(self, held: Held, found: Base, endpoint: Endpoint | None, spent: int) -> Report:
+    def _write(self, held: Held, found: Base, endpoint: Endpoint | None, spent: int, *, is_taken_over: bool) -> Report:
         """Writes the version that is to be; without an endpoint where nothing is to be read."""
         config, store = self.config, held.store
         base = found.usable.version if found.usable else None
@@ -157,6 +181,10 @@ class _Launch:
             requests_spent=requests_spent,
             latest=held.latest,
             rows_before=found.manifest.counts.per_kind if found.manifest else None,
+            is_compared=found.manifest is not None,
+            contents_known=found.manifest is not None and "sources" in found.manifest.config,
+            job=identity_of(config),
+            is_taken_over=is_taken_over,
             software=software(),
             started_at_s=self.started_at_s,
         )

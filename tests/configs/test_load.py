@@ -87,7 +87,7 @@ def test_a_misspelt_key_is_refused_and_the_right_one_suggested(section: str) -> 
 
 def test_a_key_like_no_other_is_answered_with_the_known_ones() -> None:
     message = refusal({**SMALL, "guards": {"zzz": 1}})
-    assert message == "guards.zzz is not a known key: known here: max_dead_share, max_shrinkage."
+    assert message == "guards.zzz is not a known key: known here: max_dead_share, max_shrinkage, max_turnover."
 
 
 def test_the_schema_has_bounds_to_test() -> None:

@@ -1,7 +1,8 @@
-"""Where the rows of a run's units come from, by comparison with the version before: for the manifest's counts."""
+"""Where the rows of a run's units come from, by comparison with the version before: for the counts and the guards."""
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,48 +16,72 @@ from ...index.versions.manifest import Manifest
 from .plan import PlanReader, deleted_name, plan_name
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnitChanges:
+    """What the units of a run amount to, beside the version before."""
+
+    counts: Counter[str]
+    """Rows that are `touched`, `changed`, `moved`, `copied` or `new`."""
+    lost: Counter[str] = field(default_factory=Counter)
+    """By kind, rows of the version before whose id is listed and has no vector now."""
+    changed: Counter[str] = field(default_factory=Counter)
+    """By kind, rows of the version before whose id has another content."""
+
+
 def count_changes(
-    store: Store, version: str, records: Sequence[UnitRecord], base: Manifest | None, *, has_deleted: bool
-) -> Counter[str]:
-    """Counts the units' rows as `touched`, `changed`, `moved`, `copied` or `new`.
+    store: Store,
+    version: str,
+    records: Sequence[UnitRecord],
+    base: Manifest | None,
+    *,
+    has_deleted: bool,
+    is_compared: bool = True,
+) -> UnitChanges:
+    """Counts the units' rows.
 
     Args:
         store: The catalog.
         version: The new one, whose run folder has the plan.
         records: Its units.
-        base: The version that the plan was compared with.
+        base: The version whose rows are reused; without one every row is new.
         has_deleted: Whether assets of `base` are gone.
+        is_compared: Whether the plan says what contents the version before has; it may without a `base`.
     """
-    counts: Counter[str] = Counter()
-    if not records:
-        return counts
-    if base is None:
+    found = UnitChanges(counts=Counter())
+    counts = found.counts
+    if not is_compared or not records:
         counts["new"] = sum(record.rows for record in records)
-        return counts
+        return found
     gone = _deleted(store, version) if has_deleted else {}
     known: dict[str, Keys] = {}
     with PlanReader(store, plan_name(version)) as plan:
         for record in records:
-            if not record.rows:
-                continue
             references = plan.read(record.row_group, ["asset_id", "previous_sha256"]).to_pydict()
             before = dict(zip(references["asset_id"], references["previous_sha256"], strict=True))
+            if not record.rows:
+                found.lost[record.kind] += sum(content is not None for content in before.values())
+                continue
             with store.open_read(unit_name(record.unit)) as file:
                 rows = (
                     pq.ParquetFile(file, pre_buffer=False)
                     .read(["asset_id", "content_sha256"], use_threads=False)
                     .to_pydict()
                 )
-            if record.carried and record.kind not in known:
+            if base is not None and record.carried and record.kind not in known:
                 known[record.kind] = _contents(store, base, record.kind)
             for name, content in zip(rows["asset_id"], rows["content_sha256"], strict=True):
-                if before[name] is not None:
-                    counts["touched" if before[name] == content else "changed"] += 1
+                previous = before.pop(name)
+                found.changed[record.kind] += previous not in {None, content}
+                if base is None:
+                    counts["new"] += 1
+                elif previous is not None:
+                    counts["touched" if previous == content else "changed"] += 1
                 elif content in gone.get(record.kind, ()):
                     counts["moved"] += 1
                 else:
                     counts["copied" if _has(known.get(record.kind), content) else "new"] += 1
-    return counts
+            found.lost[record.kind] += sum(content is not None for content in before.values())
+    return found
 
 
 def _deleted(store: Store, version: str) -> dict[str, set[str]]:

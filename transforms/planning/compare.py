@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
@@ -33,6 +33,13 @@ _INSERT_ROWS = 16_384
 DELETED_SCHEMA = pa.schema([("kind", pa.string()), ("content_sha256", pa.string())])
 _PREVIOUS = pa.field("previous_sha256", pa.string())
 _SAME = f"r.fingerprint <> '{UNKNOWN}' AND {{0}}.fingerprint = r.fingerprint AND {{0}}.uri IS NOT DISTINCT FROM r.uri"
+
+_OTHER = (
+    "CASE WHEN b.size_bytes IS NULL OR r.fingerprint = b.fingerprint THEN false "
+    "WHEN r.fingerprint LIKE 'sha256:%' THEN r.fingerprint <> 'sha256:' || b.content_sha256 "
+    "ELSE coalesce(r.size_bytes <> b.size_bytes, false) END"
+)
+"""The content is certainly another. Without a size the version does not know it: the vector came from elsewhere."""
 
 
 def plan_schema(metadata: Mapping[str, str]) -> pa.Schema:
@@ -71,6 +78,8 @@ class Changes:
     """Rows that it has and that are not listed any more."""
     other_metadata: int
     """Unchanged assets with other metadata."""
+    gone: Mapping[str, int] = field(default_factory=dict)
+    """Rows of the current version that are not listed any more, also where none of its vectors is reused."""
 
     @property
     def todo(self) -> int:
@@ -93,6 +102,16 @@ class Kept:
     group: int
     rows: pa.Table = field(repr=False)
     """In the columns of `carried_schema`, by position."""
+
+
+class Overlap(NamedTuple):
+    """How much of a listing the current version has."""
+
+    listed: int
+    rows: int
+    """Of the current version."""
+    shared: int
+    """Rows whose id is listed with what may be the same content."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,13 +198,18 @@ class Comparison:
 
     def clear_base(self) -> None:
         """Compares with nothing: every reference is new."""
+        self._clear()
+
+    def _clear(self, *, is_reusable: bool = True) -> None:
         self._files = []
+        self._is_reusable = is_reusable
         self._create("base", _base_schema(self._types))
         self._create("failed", DEAD_LETTER_SCHEMA.append(pa.field("is_transient", pa.bool_())))
         self._db.execute(
             "CREATE OR REPLACE VIEW compared AS SELECT r.*, b.file, b.row_group, b.position, "
             "b.content_sha256 AS previous_sha256, f.stage, f.reason, f.detail, f.attempts, "
-            f"CASE WHEN b.position IS NOT NULL AND {_SAME.format('b')} THEN 'unchanged' "
+            f"CASE WHEN NOT {is_reusable} THEN 'new' "
+            f"WHEN b.position IS NOT NULL AND {_SAME.format('b')} THEN 'unchanged' "
             f"WHEN f.asset_id IS NOT NULL AND NOT f.is_transient AND {_SAME.format('f')} THEN 'dead' "
             "WHEN b.position IS NULL AND f.asset_id IS NULL THEN 'new' ELSE 'differing' END AS fate"
             + (", b.metadata IS DISTINCT FROM r.metadata AS has_other_metadata" if self._types else "")
@@ -196,24 +220,33 @@ class Comparison:
             "FROM base b ANTI JOIN listed USING (kind, asset_id)"
         )
 
-    def set_base(self, store: Store, manifest: Manifest, *, damaged: Sequence[str] = (), retry_dead: bool) -> list[str]:
-        """Compares with a version whose vectors may be taken over.
+    def set_base(
+        self,
+        store: Store,
+        manifest: Manifest,
+        *,
+        damaged: Sequence[str] = (),
+        retry_dead: bool = False,
+        is_reusable: bool = True,
+    ) -> list[str]:
+        """Compares with a version.
 
         Args:
             store: The catalog.
             manifest: Of the version.
             damaged: Files of vectors, as named in the store, whose rows are not to be used.
             retry_dead: Try dead letters again whatever their reason was.
+            is_reusable: Whether its vectors may be reused. If not, every reference counts as new.
 
         Returns:
             The files of vectors that cannot be read, `damaged` among them: their assets count as new.
         """
-        self.clear_base()
+        self._clear(is_reusable=is_reusable)
         bad = list(damaged)
         prefix = version_folder(manifest.version)
         for entry in manifest.files:
             name = f"{prefix}/{entry.name}"
-            if entry.name.startswith("dead_letters/") and not retry_dead:
+            if entry.name.startswith("dead_letters/") and is_reusable and not retry_dead:
                 self._add_failed(store, manifest, entry)
             if not entry.name.startswith("vectors/") or name in bad:
                 continue
@@ -241,11 +274,31 @@ class Comparison:
             sums[fate][kind] = count
             assets[kind] = assets.get(kind, 0) + count
             sizes[kind] = sizes.get(kind, 0) + size
-        deleted = self._db.execute("SELECT kind, count(*) FROM gone GROUP BY ALL ORDER BY ALL").fetchall()
+        gone = dict(self._db.execute("SELECT kind, count(*) FROM gone GROUP BY ALL ORDER BY ALL").fetchall())
         other = 0
         if self._types:
             other = self._number("SELECT count(*) FROM compared WHERE fate = 'unchanged' AND has_other_metadata")
-        return Changes(assets=assets, size_bytes=sizes, **sums, deleted=dict(deleted), other_metadata=other)
+        deleted = gone if self._is_reusable else {}
+        return Changes(assets=assets, size_bytes=sizes, **sums, deleted=deleted, other_metadata=other, gone=gone)
+
+    def overlap(self) -> Overlap:
+        """How much of the listing the version has; of an asset whose content is not known, the id decides."""
+        return Overlap(
+            listed=self._number("SELECT count(*) FROM listed"),
+            rows=self._number("SELECT count(*) FROM base"),
+            shared=self._number(
+                f"SELECT count(*) FROM listed r JOIN base b USING (kind, asset_id) WHERE NOT ({_OTHER})"
+            ),
+        )
+
+    def replaced(self) -> dict[str, tuple[int, int]]:
+        """By kind, the rows of the version whose listed content is certainly another, and those where it may be."""
+        is_open = f"NOT ({_OTHER}) AND NOT ({_SAME.format('b')}) AND r.fingerprint <> 'sha256:' || b.content_sha256"
+        rows = self._db.execute(
+            f"SELECT kind, count(*) FILTER ({_OTHER}), count(*) FILTER ({is_open}) "
+            "FROM listed r JOIN base b USING (kind, asset_id) WHERE b.size_bytes IS NOT NULL GROUP BY ALL ORDER BY ALL"
+        ).fetchall()
+        return {kind: (certain, possible) for kind, certain, possible in rows}
 
     def todo(self) -> Iterator[pa.Table]:
         """What must be read, by kind, size, fingerprint and id: what may be the same content stands together."""
@@ -258,6 +311,8 @@ class Comparison:
 
     def known_texts(self) -> set[str]:
         """Fingerprints of texts to do whose content the version in force has: they will not be sent."""
+        if not self._is_reusable:
+            return set()
         rows = self._db.execute(
             "SELECT DISTINCT fingerprint FROM compared c WHERE fate IN ('new', 'differing') AND uri IS NULL "
             "AND EXISTS (FROM base b WHERE b.kind = c.kind AND 'sha256:' || b.content_sha256 = c.fingerprint)"
@@ -266,6 +321,8 @@ class Comparison:
 
     def likely_moved(self) -> int:
         """New files that have size and fingerprint of an asset of the version in force: moved or copied, likely."""
+        if not self._is_reusable:
+            return 0
         return self._number(
             f"SELECT count(*) FROM compared c WHERE fate = 'new' AND uri IS NOT NULL AND fingerprint <> '{UNKNOWN}' "
             "AND EXISTS (FROM base b WHERE b.kind = c.kind AND b.fingerprint = c.fingerprint)"
@@ -315,7 +372,7 @@ class Comparison:
 
     def _add_rows(self, store: Store, name: str, number: int, *, same_types: bool) -> int:
         schema = _base_schema(self._types)
-        columns = ["asset_id", "kind", "uri", "fingerprint", "content_sha256"]
+        columns = ["asset_id", "kind", "uri", "fingerprint", "content_sha256", "size_bytes"]
         with_metadata = bool(self._types) and same_types
         rows = 0
         with store.open_read(name) as handle:
@@ -393,6 +450,7 @@ def _base_schema(metadata: Mapping[str, str]) -> pa.Schema:
             ("uri", pa.string()),
             ("fingerprint", pa.string()),
             ("content_sha256", pa.string()),
+            ("size_bytes", pa.int64()),
             ("file", pa.int32()),
             ("row_group", pa.int32()),
             ("position", pa.int32()),

@@ -130,7 +130,12 @@ def open_parquet(url: str, file: str, launched_in: str = "") -> Iterator[pq.Parq
 
 
 def survey_folder(
-    url: str, embedding: str | None = None, metadata: Mapping[str, str] | None = None, *, label: str = "--from"
+    url: str,
+    embedding: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    label: str = "--from",
+    ids: Comparison | None = None,
 ) -> Survey:
     """Finds the files and their columns, counts the rows by kind, and proves that the ids are unique.
 
@@ -139,6 +144,7 @@ def survey_folder(
         embedding: The column of vectors; absent: `embedding` or `vector`.
         metadata: Columns that are kept with each asset, with their types.
         label: What the user calls the folder.
+        ids: Gets the rows' ids and kinds; absent: they are only compared with each other.
 
     Raises:
         ConfigError: When there are no files, or they have not the columns.
@@ -148,7 +154,7 @@ def survey_folder(
     files = _list_files(url, label)
     first: pa.Schema | None = None
     groups: list[ImportedGroup] = []
-    with Comparison({}) as ids:
+    with contextlib.nullcontext(ids) if ids is not None else Comparison({}) as listed:
         for number, name in enumerate(files):
             with open_parquet(url, name) as file:
                 place = place_of(url, name)
@@ -159,8 +165,8 @@ def survey_folder(
                     raise ConfigError(
                         f"{place} must have the columns of {place_of(url, files[0])}: {_other(first, schema)}."
                     )
-                groups += _look_through(file, number, place, ids)
-        doubled = ids.doubled()
+                groups += _look_through(file, number, place, listed)
+        doubled = listed.doubled()
     if doubled is not None:
         where = " and ".join(_row_of(str(uri)) for uri in doubled.uris)
         raise SourceError(

@@ -1,6 +1,7 @@
 """The last step of a version: check, count, report, publish. Its writes are the last of a run, in this order."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from ...index.vectors.shards import ShardRecord
 from ...index.vectors.units import CarriedGroup, UnitRecord
 from ...index.versions.layout import report_name, report_page_name, run_folder
 from ...index.versions.manifest import Counts, FileEntry, Manifest, ManifestDraft, read_manifest
-from ..planning.changes import count_changes
+from ..planning.changes import UnitChanges, count_changes
 from ..planning.plan import carried_dead_name
 from ..reports.report import make_report, render_report
 from ..workers.progress import LaneProgress, read_progress
@@ -97,11 +98,22 @@ def complete_version(written: Written, setup: VersionSetup) -> Outcome:
     )
     dead = _gather_dead_letters(written, setup)
     entries = [built.entry for built in written.indexes]
+    compared = _compare(written, setup)
+    gone, changed = Counter(changes.gone) + compared.lost, compared.changed if setup.contents_known else Counter()
+    if setup.is_taken_over:
+        gone, changed = Counter(), Counter()
     held_back = judge(
-        changes.assets, dead.per_kind, entries, setup.guards, setup.index.target_recall, setup.rows_before
+        changes.assets,
+        dead.per_kind,
+        entries,
+        setup.guards,
+        setup.index.target_recall,
+        setup.rows_before,
+        gone=gone,
+        changed=changed,
     )
     lanes = read_progress(setup.run)
-    manifest = _write_manifest(written, setup, dead, held_back, lanes)
+    manifest = _write_manifest(written, setup, dead, _count(written, setup, dead, compared), held_back, lanes)
     _write_report(written, setup, manifest, dead, lanes)
     if not held_back:
         publish(store, manifest, expected)
@@ -123,13 +135,22 @@ def _gather_dead_letters(written: Written, setup: VersionSetup) -> _DeadLetters:
     return _DeadLetters(file, summary, per_kind)
 
 
-def _count(written: Written, setup: VersionSetup, dead: _DeadLetters) -> Counts:
-    store, changes, units = setup.run.store(), setup.plan.changes, written.units
-    base = None if setup.plan.base is None else read_manifest(store, setup.plan.base)
-    has_deleted = bool(sum(changes.deleted.values()))
-    compared = count_changes(store, setup.run.version, units, base, has_deleted=has_deleted)
+def _compare(written: Written, setup: VersionSetup) -> UnitChanges:
+    store, plan = setup.run.store(), setup.plan
+    return count_changes(
+        store,
+        setup.run.version,
+        written.units,
+        None if plan.base is None else read_manifest(store, plan.base),
+        has_deleted=bool(sum(plan.changes.deleted.values())),
+        is_compared=setup.is_compared,
+    )
+
+
+def _count(written: Written, setup: VersionSetup, dead: _DeadLetters, compared: UnitChanges) -> Counts:
+    changes, units = setup.plan.changes, written.units
     taken_in = _taken_in(written)
-    compared["new"] += taken_in
+    counts = compared.counts + Counter(new=taken_in)
     unchanged = sum(changes.unchanged.values())
     return Counts(
         assets=sum(changes.assets.values()),
@@ -141,7 +162,7 @@ def _count(written: Written, setup: VersionSetup, dead: _DeadLetters) -> Counts:
         unchanged=unchanged,
         other_metadata=changes.other_metadata,
         deleted=sum(changes.deleted.values()),
-        **compared,
+        **counts,
     )
 
 
@@ -151,7 +172,12 @@ def _taken_in(written: Written) -> int:
 
 
 def _write_manifest(
-    written: Written, setup: VersionSetup, dead: _DeadLetters, held_back: Sequence[str], lanes: Sequence[LaneProgress]
+    written: Written,
+    setup: VersionSetup,
+    dead: _DeadLetters,
+    counts: Counts,
+    held_back: Sequence[str],
+    lanes: Sequence[LaneProgress],
 ) -> Manifest:
     shards = written.shards
     timings = {
@@ -169,12 +195,13 @@ def _write_manifest(
         model_fingerprint=setup.model_fingerprint,
         dimension=setup.embed.dimension,
         metadata_types=dict(setup.metadata_types),
-        counts=_count(written, setup, dead),
+        counts=counts,
         files=(*files, *([] if dead.file is None else [dead.file])),
         indexes=tuple(built.entry for built in written.indexes),
         held_back=tuple(held_back),
         config=dict(setup.settings),
         timings_s=timings,
+        job=setup.job,
     )
     return write_manifest(setup.run.store(), draft)
 

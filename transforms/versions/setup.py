@@ -6,6 +6,7 @@ from typing import Any
 
 from ...configs import CatalogConfig, EmbedConfig, GuardConfig, IndexConfig
 from ...index.versions.latest import Latest
+from ...index.versions.manifest import JobIdentity
 from ..planning.plan import Plan
 from ..workers.run_folder import RunFolder
 from .imports import VectorFolder
@@ -34,6 +35,13 @@ class VersionSetup:
     """LATEST.json as it stood before the run wrote anything: it is swapped against this."""
     rows_before: Mapping[str, int] | None
     """By kind, of the version in force; None when there is none, or its manifest is damaged."""
+    is_compared: bool = False
+    """Whether the plan says what the current version has under the ids that are listed."""
+    contents_known: bool = True
+    """Whether the current version says what its vectors were made of: of vectors from elsewhere it may not."""
+    job: JobIdentity | None = None
+    is_taken_over: bool = False
+    """Whether the catalog was another job's, so that its rows are meant to be replaced."""
     software: str
     started_at_s: float
     """time.time() at the launch."""

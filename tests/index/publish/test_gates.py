@@ -1,5 +1,6 @@
 """A version is held back by exactly the shares and recalls that its job sets, and a sentence says why."""
 
+import re
 from fractions import Fraction
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epithre_beam.configs import GuardConfig
-from epithre_beam.index.publish.gates import judge
+from epithre_beam.index.publish.gates import judge, judge_turnover
 from epithre_beam.index.versions.manifest import IndexEntry
 
 KINDS = ("image", "text")
@@ -97,3 +98,41 @@ def test_nothing_lost_of_nothing_is_no_reason() -> None:
     for guards in (GuardConfig(), GuardConfig(max_dead_share=0)):
         assert judge({}, {}, [], guards, 0.9) == []
         assert judge({"text": 0}, {"text": 0}, [], guards, 0.9) == []
+
+
+# ---------------------------------------------------------------------------------------------------- turnover
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    before=st.dictionaries(st.sampled_from(KINDS), st.integers(0, 300)),
+    percent=st.none() | st.integers(0, 100),
+    data=st.data(),
+)
+def test_turnover_is_what_is_gone_or_has_another_content_as_a_share_of_all_rows(
+    before: dict[str, int], percent: int | None, data: st.DataObject
+) -> None:
+    gone = {kind: data.draw(st.integers(0, rows)) for kind, rows in before.items()}
+    changed = {kind: data.draw(st.integers(0, rows - gone[kind])) for kind, rows in before.items()}
+    guards = GuardConfig(max_turnover=None if percent is None else percent / 100)
+    reasons = judge_turnover(gone, changed, before, guards)
+    rows, replaced = sum(before.values()), sum(gone.values()) + sum(changed.values())
+    allowed = Fraction(1, 2) if percent is None else Fraction(percent, 100)
+    assert len(reasons) == (bool(rows) and Fraction(replaced, rows or 1) > allowed)
+    for sentence in reasons:
+        assert f"{sum(gone.values()):,} are gone and {sum(changed.values()):,} have another content" in sentence
+        (enough,) = re.findall(r"--set guards\.max_turnover=([\d.]+) ", sentence)
+        assert judge_turnover(gone, changed, before, GuardConfig(max_turnover=float(enough))) == []
+
+
+@pytest.mark.parametrize(("rows", "replaced", "held"), [(1, 1, 1), (2, 1, 0), (3, 2, 1), (12, 6, 0), (12, 7, 1)])
+def test_of_a_small_set_a_half_may_be_replaced_as_of_any(rows: int, replaced: int, held: int) -> None:
+    for gone in range(replaced + 1):
+        counts = {"text": gone}, {"text": replaced - gone}
+        assert len(judge_turnover(*counts, {"text": rows}, GuardConfig())) == held
+
+
+def test_turnover_is_one_reason_among_the_others() -> None:
+    reasons = judge({"text": 12}, {}, [], GuardConfig(), 0.9, {"text": 12}, gone={"text": 12}, changed={})
+    assert len(reasons) == 1
+    assert reasons[0].startswith("guards.max_turnover allows 50% of the rows to be replaced, and of 12 rows")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from epithre_beam.configs.errors import CatalogBusyError, CatalogError, SwapConflictError
+from epithre_beam.configs.errors import ArgumentError, CatalogBusyError, CatalogError, SwapConflictError
 from epithre_beam.index import Manifest, Store, read_latest, read_manifest
 from epithre_beam.index.publish.prune import PruneRules, Pruning, prune
 from epithre_beam.index.publish.publish import fence, publish
@@ -105,7 +105,7 @@ class Shelf:
             assert list(find_damage(self.store, read_manifest(self.store, version))) == []
         return [int(version.split("-")[0]) for version in found]
 
-    def prune(self, keep: int = 3, *, dry_run: bool = False, **rules: float) -> Pruning:
+    def prune(self, keep: int = 3, *, dry_run: bool = False, **rules: object) -> Pruning:
         return prune(self.store, PruneRules(keep=keep, **rules), dry_run=dry_run)  # type: ignore[arg-type]
 
     def size_bytes(self) -> int:
@@ -116,6 +116,15 @@ class Shelf:
 @pytest.fixture
 def shelf(tmp_path: Path) -> Shelf:
     return Shelf(Store(str(tmp_path / "c")))
+
+
+@pytest.fixture
+def six(shelf: Shelf) -> Shelf:
+    """Versions 1 to 6, the newest in force since the third."""
+    for number in range(1, 7):
+        shelf.add(number, previous={6: 3}.get(number, number - 1 or None), days=100 - 10 * number)
+    shelf.publish(6)
+    return shelf
 
 
 @pytest.fixture
@@ -136,16 +145,82 @@ def whys(pieces: Sequence[object]) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("keep", "left"),
-    [(1, [6]), (2, [3, 6]), (3, [3, 6, 8]), (4, [3, 6, 7, 8]), (5, [3, 5, 6, 7, 8]), (9, [1, 2, 3, 4, 5, 6, 7, 8])],
+    [(1, [6]), (2, [3, 6]), (3, [3, 5, 6]), (4, [3, 4, 5, 6]), (5, [2, 3, 4, 5, 6]), (9, [1, 2, 3, 4, 5, 6])],
 )
 def test_the_published_version_stays_then_the_one_before_it_then_the_newest(
-    eight: Shelf, keep: int, left: list[int]
+    six: Shelf, keep: int, left: list[int]
 ) -> None:
-    eight.prune(keep)
-    assert eight.numbers() == left
-    latest = read_latest(eight.store)
+    six.prune(keep)
+    assert six.numbers() == left
+    latest = read_latest(six.store)
     assert latest is not None
-    assert latest.version == eight.name(6)
+    assert latest.version == six.name(6)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 4])
+def test_what_is_newer_than_the_published_version_stays_until_it_is_named(eight: Shelf, keep: int) -> None:
+    done = eight.prune(keep)
+    assert {7, 8} <= set(eight.numbers())
+    assert {eight.name(7), eight.name(8)} <= set(whys(done.kept))
+    assert all(f"--drop {name}" in whys(eight.prune(1).kept)[name] for name in (eight.name(7), eight.name(8)))
+    assert eight.numbers() == [6, 7, 8]
+    dropped = eight.prune(1, drop=(eight.name(8),))
+    assert whys(dropped.deleted) == {eight.name(8): "was named"}
+    assert eight.numbers() == [6, 7]
+
+
+def test_a_rollback_does_not_let_prune_take_what_it_left(shelf: Shelf) -> None:
+    """Also of a version that a guard held back and a person published, when a later try was held back again."""
+    shelf.add(1)
+    shelf.add(2, previous=1)
+    shelf.add(3, previous=2, held_back=["too many."])
+    for number in (1, 2, 3):
+        shelf.publish(number)
+    shelf.publish(2)
+    shelf.publish(1)
+    shelf.add(4, previous=1, held_back=["too many."])
+    shelf.add(5, previous=1, held_back=["too many."])
+    done = shelf.prune(1)
+    assert shelf.numbers() == [1, 2, 3, 5]
+    assert whys(done.deleted) == {shelf.name(4): "was held back, and a newer version stands for it"}
+    fence(shelf.store)
+    shelf.prune(1)
+    assert shelf.numbers() == [1, 2, 3, 5]
+    shelf.publish(5)
+    shelf.prune(1)
+    assert shelf.numbers() == [5]
+
+
+def test_a_version_that_is_named_stays_while_it_is_published_or_read(eight: Shelf) -> None:
+    for name, why in ((eight.name(6), "is the published version"), (eight.name(9), "has no such version")):
+        with pytest.raises(ArgumentError, match=f"--drop {name}: .*{why}"):
+            eight.prune(1, drop=(name,))
+    holder = VersionHold(eight.store, eight.name(7), 60)
+    done = eight.prune(9, drop=(eight.name(7), eight.name(3)))
+    assert eight.numbers() == [1, 2, 4, 5, 6, 7, 8]
+    assert f"process {os.getpid()}" in whys(done.kept)[eight.name(7)]
+    holder.release()
+    eight.prune(9, drop=(eight.name(7),))
+    assert eight.numbers() == [1, 2, 4, 5, 6, 8]
+
+
+def test_empty_folders_of_a_version_that_was_deleted_go_and_nobody_elses_do(eight: Shelf) -> None:
+    """A prune that is killed may leave them: no listing of files shows them."""
+    left = eight.folder / "versions" / f"000000-{eight.name(1).partition('-')[2]}"
+    (left / "index").mkdir(parents=True)
+    (eight.folder / "versions" / "mine").mkdir()
+    eight.prune(9, dry_run=True)
+    assert left.exists()
+    eight.prune(9)
+    assert not left.exists()
+    assert (eight.folder / "versions" / "mine").exists()
+
+
+def test_a_newer_version_that_was_condemned_goes(eight: Shelf) -> None:
+    """It may be half deleted already, and nobody can publish it any more."""
+    fence(eight.store, [eight.name(8)])
+    eight.prune(9)
+    assert eight.numbers() == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_version_younger_than_asked_for_stays_however_many_there_are(eight: Shelf) -> None:
@@ -158,11 +233,11 @@ def test_what_a_guard_held_back_after_the_published_one_stays_until_somebody_dec
     eight.add(9, previous=6, held_back=["too many."])
     eight.add(10, previous=6)
     done = eight.prune(1)
-    assert eight.numbers() == [6, 9]
+    assert eight.numbers() == [6, 7, 8, 9, 10]
     assert whys(done.kept)[eight.name(9)] == "is held back and newer than the published one: too many."
     eight.publish(9)
     eight.prune(1)
-    assert eight.numbers() == [9]
+    assert eight.numbers() == [9, 10]
 
 
 def test_of_what_was_held_back_night_after_night_only_the_newest_stays(eight: Shelf) -> None:
@@ -177,18 +252,18 @@ def test_of_what_was_held_back_night_after_night_only_the_newest_stays(eight: Sh
 def test_a_version_that_is_read_stays_and_goes_when_its_reader_has_gone(eight: Shelf) -> None:
     holder = VersionHold(eight.store, eight.name(2), 60)
     done = eight.prune(1)
-    assert eight.numbers() == [2, 6]
+    assert eight.numbers() == [2, 6, 7, 8]
     assert f"process {os.getpid()}" in whys(done.kept)[eight.name(2)]
     holder.release()
     eight.prune(1)
-    assert eight.numbers() == [6]
+    assert eight.numbers() == [6, 7, 8]
     assert not list((eight.folder / READERS).iterdir())
 
 
 def test_an_expired_hold_is_collected_and_keeps_nothing(eight: Shelf) -> None:
     eight.file(f"{READERS}/{eight.name(1)}.x.json", 1, b'{"expires_at": "2020-01-01T00:00:00+00:00"}')
     done = eight.prune(1)
-    assert eight.numbers() == [6]
+    assert eight.numbers() == [6, 7, 8]
     assert [piece.name for piece in done.deleted if piece.sort == "reader's hold"] == [
         f"readers/{eight.name(1)}.x.json"
     ]
@@ -287,6 +362,91 @@ def test_what_killed_runs_left_behind_goes_when_it_is_old(eight: Shelf) -> None:
     assert eight.numbers() == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+WRITE = """
+import sys
+from epithre_beam.index import Store
+
+with Store(sys.argv[1]).open_write(sys.argv[2]) as file:
+    file.write(b"x" * 100_000)
+    file.flush()
+    print("written", flush=True)
+    sys.stdin.read()
+"""
+WRITTEN = ["LATEST.json", ".lease.json", "versions/{6}/vectors/x.parquet", "units/x.parquet", "readers/{6}.x.json"]
+
+
+@contextlib.contextmanager
+def writers(shelf: Shelf, names: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that have written all of a file and are about to rename it."""
+    with contextlib.ExitStack() as stack:
+        found = []
+        for name in names:
+            command = [sys.executable, "-c", WRITE, shelf.store.url, name.replace("{6}", shelf.name(6))]
+            found.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            stack.enter_context(found[-1])
+            stack.callback(found[-1].kill)
+        for process in found:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"written\n"
+        yield found
+
+
+def partials(shelf: Shelf) -> list[Path]:
+    return sorted(shelf.folder.rglob(".*.partial"))
+
+
+def test_what_a_killed_process_was_writing_goes_at_once_and_what_a_living_one_writes_never(eight: Shelf) -> None:
+    """SIGKILL between the write and the rename, wherever the store writes; the living are older than any age."""
+    before = sorted(eight.store.listing(), key=lambda file: file.name)
+    with writers(eight, WRITTEN) as processes:
+        for path in partials(eight):
+            os.utime(path, (time.time() - 50 * DAY_S,) * 2)
+        assert len(partials(eight)) == len(WRITTEN)
+        done = eight.prune(9)
+        assert len(partials(eight)) == len(WRITTEN)
+        assert [piece.why for piece in done.kept if piece.sort == "partial file"] == ["is being written"] * len(WRITTEN)
+        for number, process in enumerate(processes[:-1]):
+            process.kill()
+            process.wait()
+            done = eight.prune(9)
+            assert [piece.why for piece in done.deleted] == ["was not finished, and its process is dead"]
+            assert len(partials(eight)) == len(WRITTEN) - number - 1
+        processes[-1].communicate(b"", timeout=60)
+    assert partials(eight) == []
+    added = f"readers/{eight.name(6)}.x.json"
+    assert {file.name for file in eight.store.listing() if not file.name.endswith(".lock")} == {
+        *(file.name for file in before if not file.name.endswith(".lock")),
+        added,
+    }
+
+
+def test_a_partial_file_of_another_machine_goes_by_its_age_on_the_clock_of_the_store(eight: Shelf) -> None:
+    """Its process id means nothing here. The lease that prune has just written says what time it is there."""
+    young = eight.file(".LATEST.json.0123456789ab.partial", 0.9)
+    old = eight.file("units/.x.parquet.0123456789ab.partial", 1.1)
+    done = eight.prune(9)
+    assert [piece.name for piece in done.deleted] == ["units/.x.parquet.0123456789ab.partial"]
+    assert young.exists()
+    assert not old.exists()
+
+
+def test_a_clock_that_is_wrong_makes_no_file_old(eight: Shelf, tmp_path: Path) -> None:
+    """The machine that prunes is three days ahead of the store, whose clock the files' times are of."""
+    eight.file(".LATEST.json.0123456789ab.partial", 0.5)
+    eight.file("units/a.parquet", 5)
+    program = (
+        "import sys, time\n"
+        "now = time.time\n"
+        "time.time = lambda: now() + 3 * 86400\n"
+        "from epithre_beam.index import Store\n"
+        "from epithre_beam.index.publish.prune import PruneRules, prune\n"
+        "print(len(prune(Store(sys.argv[1]), PruneRules(keep=9)).deleted))\n"
+    )
+    told = subprocess.run([sys.executable, "-c", program, eight.store.url], check=True, stdout=subprocess.PIPE)
+    assert told.stdout == b"0\n"
+    assert (eight.folder / "units/a.parquet").exists()
+
+
 # ---------------------------------------------------------------------------------------------------- what holds always
 
 
@@ -343,7 +503,7 @@ def test_who_read_the_pointer_before_a_prune_cannot_publish_after_it_what_is_gon
     for manifest in (old, new):
         with pytest.raises((SwapConflictError, CatalogError)):
             publish(eight.store, manifest, latest.data)
-    assert eight.numbers() == [3, 6, 8]
+    assert eight.numbers() == [3, 6, 7, 8]
 
 
 def test_a_condemned_version_is_never_published_and_the_next_prune_deletes_it(eight: Shelf) -> None:
@@ -420,11 +580,11 @@ def test_a_remote_catalog_is_pruned_too(eight: Shelf, remote: Store) -> None:
     for name in eight.store.names(""):
         remote.write(name, eight.store.read(name))
     remote.write("units/a.parquet", b"young")
-    with held(remote, eight.name(8)):
+    with held(remote, eight.name(2)):
         done = prune(remote, PruneRules(keep=1))
-    assert {piece.name for piece in done.kept} == {"a", eight.name(6), eight.name(8)}
+    assert {piece.name for piece in done.kept} == {"a", *map(eight.name, (2, 6, 7, 8))}
     assert done.freed_bytes == sum(piece.size_bytes for piece in done.deleted) > 0
-    left = [f"versions/{eight.name(n)}/{name}" for n in (6, 8) for name in ("manifest.json", "vectors/x-0.bin")]
+    left = [f"versions/{eight.name(n)}/{name}" for n in (2, 6, 7, 8) for name in ("manifest.json", "vectors/x-0.bin")]
     assert remote.names("versions") == left
     assert all(0 <= time.time() - (file.modified_s or 0) < 600 for file in remote.listing())
     assert remote.names("readers") == []
@@ -447,4 +607,4 @@ def test_what_is_pruned_can_be_told_as_json(eight: Shelf) -> None:
     from dataclasses import asdict
 
     document = json.loads(json.dumps(asdict(eight.prune(1))))
-    assert {piece["name"] for piece in document["deleted"]} == {eight.name(n) for n in (1, 2, 3, 4, 5, 7, 8)}
+    assert {piece["name"] for piece in document["deleted"]} == {eight.name(n) for n in (1, 2, 3, 4, 5)}

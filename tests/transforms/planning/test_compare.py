@@ -329,3 +329,51 @@ def test_memory_does_not_grow_with_the_number_of_references(tmp_path: Path) -> N
     small, large = peak_mb(100_000), peak_mb(400_000)
     assert large < 500
     assert large - small < 120, (small, large)  # four times the references; their texts alone are 40 MB more
+
+
+@settings(max_examples=30, deadline=None)
+@given(days(), st.booleans(), st.data())
+def test_what_a_listing_shares_with_a_version_and_replaces_is_that_of_brute_force(
+    tmp_path_factory: pytest.TempPathFactory,
+    drawn: tuple[list[Row], list[Row], list[Row]],
+    is_reusable: bool,
+    data: st.DataObject,
+) -> None:
+    before, dead, today = drawn
+    for row in before:
+        row["size_bytes"] = data.draw(st.sampled_from([None, 1, 2]))
+    for row in today:
+        row["size_bytes"] = data.draw(st.sampled_from([None, 1, 2]))
+        if row["kind"] == "text":
+            row["fingerprint"] = f"sha256:{data.draw(st.sampled_from([row['content'], 'other']))}"
+    store = Store(str(tmp_path_factory.mktemp("c")))
+    manifest = write_version(store, before, dead, {}, 7, 3)
+    old = {(row["kind"], row["asset_id"]): row for row in before}
+    certain, possible, shared = dict.fromkeys(("image", "text"), 0), dict.fromkeys(("image", "text"), 0), 0
+    for row in today:
+        was = old.get((row["kind"], row["asset_id"]))
+        if was is None:
+            continue
+        is_other = was["size_bytes"] is not None and row["fingerprint"] != was["fingerprint"]
+        if row["kind"] == "text":
+            is_other = is_other and row["fingerprint"] != f"sha256:{was['content_sha256']}"
+            is_open = False
+        else:
+            is_other = is_other and row["size_bytes"] is not None and row["size_bytes"] != was["size_bytes"]
+            is_same = row["fingerprint"] == was["fingerprint"] != UNKNOWN and row["uri"] == was["uri"]
+            is_open = was["size_bytes"] is not None and not is_other and not is_same
+        shared += not is_other
+        certain[row["kind"]] += is_other
+        possible[row["kind"]] += is_open
+    listed_ids = {(row["kind"], row["asset_id"]) for row in today}
+    with Comparison({}) as comparison:
+        comparison.add_references(listed(today, {}))
+        comparison.set_base(store, manifest, is_reusable=is_reusable)
+        assert comparison.overlap() == (len(today), len(before), shared)
+        found = comparison.replaced()
+        changes = comparison.changes()
+    for kind in ("image", "text"):
+        assert found.get(kind, (0, 0)) == (certain[kind], possible[kind])
+        assert changes.gone.get(kind, 0) == sum(key[0] == kind and key not in listed_ids for key in old)
+    assert changes.deleted == (changes.gone if is_reusable else {})
+    assert is_reusable or sum(changes.new.values()) == len(today)
