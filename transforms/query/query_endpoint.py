@@ -14,6 +14,9 @@ from ...index.storage.store import Store
 from ...index.versions.manifest import Manifest
 from ..embedding.endpoint import Endpoint, open_endpoint
 
+LONGEST_PAUSE_S = 5.0
+"""Somebody waits for a query: a longer pause that the server asks for is an error at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class QueryEndpoint:
@@ -47,7 +50,7 @@ def open_query_endpoint(manifest: Manifest, url: str, address: ApiAddress | None
     changes = {name: value for name, value in asked.items() if value is not None}
     config = parse_settings({**manifest.config, "embed": {**manifest.config.get("embed", {}), **changes}})
     without_key = "name the variable that has it (--api-key-env)"
-    with open_endpoint(config.embed, Store(url), without_key=without_key) as endpoint:
+    with open_endpoint(config.embed, Store(url), without_key=without_key, longest_pause_s=LONGEST_PAUSE_S) as endpoint:
         check_made_by(manifest, url, endpoint)
         api_key = os.environ[endpoint.embed.api_key_env].strip()
         yield QueryEndpoint(embed=endpoint.embed, prepare=config.prepare, api_key=api_key)
