@@ -14,6 +14,7 @@
     │   ├── ApiRefusedError      no retry helps:
     │   │   ├── RefusedKeyError, UnknownModelError, SpentQuotaError, WrongAddressError, WrongDimensionError
     │   ├── SpendingLimitError   the run has spent what it may
+    │   ├── ApiPausedError       it asks for a longer pause than is waited for
     │   └── RateLimiterLostError what keeps count of a shared limit is gone
     ├── StorageError
     │   ├── StoreError           the storage refused or broke a promise
@@ -32,8 +33,11 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, ClassVar
 
+from .scrubbing import without_credentials
+
 __all__ = [
     "ApiError",
+    "ApiPausedError",
     "ApiRefusedError",
     "ArgumentError",
     "CatalogBusyError",
@@ -81,7 +85,8 @@ class EpithreBeamError(Exception):
     """The root of all errors of this library.
 
     Args:
-        message: One sentence for a person: the place, what is wrong, the value, what to do.
+        message: One sentence for a person: the place, what is wrong, the value, what to do. Passwords and signatures
+            in its URLs are hidden.
         **facts: What a program may want to know besides: plain data, no secrets.
     """
 
@@ -90,7 +95,7 @@ class EpithreBeamError(Exception):
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
 
     def __init__(self, message: str = "", **facts: Any) -> None:
-        super().__init__(message)
+        super().__init__(without_credentials(message))
         self.facts: dict[str, Any] = facts
 
 
@@ -196,6 +201,20 @@ class SpendingLimitError(ApiError):
     """A run has sent what `embed.max_requests` or `embed.max_cost` allows; `facts` say what was spent and is left."""
 
     code = "spending_limit"
+
+
+class ApiPausedError(ApiError):
+    """The API asks for a longer pause than `embed.max_retry_after_s`; asking again earlier makes no sense.
+
+    The facts `retry_at` (ISO 8601, UTC) and `retry_after_s` say when it does.
+    """
+
+    code = "api_paused"
+
+    @property
+    def retry_after_s(self) -> float:
+        """As the API asked, from when it did."""
+        return float(self.facts.get("retry_after_s", 0.0))
 
 
 class RateLimiterLostError(ApiError):

@@ -6,9 +6,10 @@ nowhere. Each default was chosen to be safe on any server rather than fast on on
 
 import ipaddress
 import re
+import socket
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -38,14 +39,27 @@ def _check_base_url(url: str) -> str:
     return url.rstrip("/")
 
 
+_LOOPBACK_NET = 127
+
+
 def is_loopback(url: str) -> bool:
     """Whether `url` names this machine, where plain http cannot leak a key."""
-    host = urlsplit(url).hostname or ""
+    host = (urlsplit(url).hostname or "").removesuffix(".")
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
+        return _is_short_loopback(host)
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def _is_short_loopback(host: str) -> bool:
+    """Whether this is 127.0.0.1 or its like as C reads addresses: `127.1`, `0x7f000001`, `2130706433`."""
+    try:
+        return bool(re.fullmatch(r"[0-9a-fx.]+", host)) and socket.inet_aton(host)[0] == _LOOPBACK_NET
+    except OSError:
         return False
 
 
@@ -234,6 +248,11 @@ class EmbedConfig(Section):
         description="A run stops before what it sends would cost more than this at the configured prices, and the "
         "next one goes on. Tokens count as the server bills them, before its answer as they are estimated.",
     )
+    max_retry_after_s: Annotated[float, Field(ge=0)] = Field(
+        600.0,
+        description="How long a pause that the API asks for (Retry-After) is waited for at most; where it asks for a "
+        "longer one the run ends, keeps what it has, and says when to run again.",
+    )
     timeout_s: Positive = Field(120.0, description="For one request, from sending to the end of its answer.")
     max_sends: PositiveInt = Field(6, description="How often one item is sent at most.")
     retry_share: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -298,7 +317,8 @@ class EmbedConfig(Section):
             raise ValueError("must have `budget: redis` and `redis_url` together")
         if self.redis_url is not None:
             redis = urlsplit(self.redis_url)
-            if redis.scheme not in {"redis", "rediss"} or redis.username or redis.password:
+            is_secret = redis.username or redis.password or {"username", "password"} & parse_qs(redis.query).keys()
+            if redis.scheme not in {"redis", "rediss"} or is_secret:
                 raise ValueError(
                     "must have a redis_url such as redis://host:6379/0, its password in redis_password_env"
                 )

@@ -1,5 +1,7 @@
 """Counts, sizes and times in the words of a report."""
 
+import time
+
 _ASSETS = {
     "assets": "assets listed",
     "embedded": "embedded in this run",
@@ -63,3 +65,25 @@ def of_duration(seconds: float) -> str:
         if seconds < most:
             return f"{seconds / one:.3g} {unit}"
     return f"{seconds / 3600:,.1f} h"
+
+
+def of_moment(moment_s: float) -> str:
+    """A time of day of this machine with its zone, `12:17 CET`; with the date unless it is today.
+
+    Args:
+        moment_s: Seconds since the epoch, below the year 9999.
+    """
+    then = time.localtime(moment_s)
+    is_today = then[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M %Z" if is_today else "%Y-%m-%d %H:%M %Z", then)
+
+
+def of_pause(until_s: float, asked_s: float, why: str) -> str:
+    """That a server asked for a pause, which is kept, and until when.
+
+    Args:
+        until_s: Seconds since the epoch.
+        asked_s: As the server said.
+        why: Its answer, in a few words.
+    """
+    return f"paused until {of_moment(until_s)}: the server asked for {asked_s:.0f} s ({why})"

@@ -47,7 +47,10 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "pipelines/commands/trust.py": "tests/pipelines/commands/test_trust_command.py",
     "pipelines/commands/serve.py": "tests/pipelines/serve/test_serve_command.py",
     "pipelines/console/options.py": "tests/pipelines/commands/test_cli.py",
-    "pipelines/console/progress.py": "tests/pipelines/console/test_endings.py",
+    "pipelines/console/progress.py": (
+        "tests/pipelines/console/test_endings.py",
+        "tests/pipelines/console/test_pauses_told.py",
+    ),
     "pipelines/console/worker_process.py": _RUN,
     "pipelines/jobs/base.py": (_INCREMENTAL, _RUN),
     "pipelines/jobs/estimate.py": _INCREMENTAL,

@@ -10,6 +10,7 @@ import fsspec
 from fsspec.asyn import sync
 
 from ...configs.errors import ArgumentError, EpithreBeamError
+from ...configs.scrubbing import without_credentials
 
 _S3_ATTEMPTS = 4
 _DRIVERS = ("adlfs.", "aiobotocore.", "aiohttp.", "azure.", "botocore.", "gcsfs.", "google.auth.", "requests.", "s3fs.")
@@ -108,7 +109,8 @@ def as_os_error(error: Exception, place: str) -> Exception:
     if not known and not text.startswith(_BARE):
         return error
     statuses = {str(getattr(e, "status_code", "") or getattr(e, "code", "")) for e in known}
-    words = f"{type(error).__name__}: {text.splitlines()[0] if text else 'no more was said'}"[:200]
+    words = without_credentials(f"{type(error).__name__}: {text.splitlines()[0] if text else 'no more was said'}")[:200]
+    place = without_credentials(place)
     if (
         statuses & {"401", "403"}
         or {type(e).__name__ for e in known} & _REFUSALS

@@ -11,7 +11,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from ...configs.errors import ApiRefusedError, DefectError, EpithreBeamError, ExitCode, GateError, SpendingLimitError
+from ...configs.errors import (
+    ApiPausedError,
+    ApiRefusedError,
+    DefectError,
+    EpithreBeamError,
+    ExitCode,
+    GateError,
+    SpendingLimitError,
+)
 from ...configs.words import of_count
 from ...index.storage.remote import as_os_error
 from ...installs import broken_install
@@ -118,7 +126,7 @@ def ending_of_known(error: EpithreBeamError) -> Ending:
     if isinstance(error, DefectError):
         return _ending_of_defect(str(error), error.facts.get("traceback"))
     status = _STATUS.get(error.exit_code, "failed")
-    if isinstance(error, SpendingLimitError):
+    if isinstance(error, (SpendingLimitError, ApiPausedError)):
         status = "stopped"
     elif isinstance(error, ApiRefusedError):
         status = "refused"
@@ -185,7 +193,11 @@ class Speaker:
             level = logging.WARNING if ending.status == "held_back" else logging.ERROR
             # Where the sentence follows, the line does not say it too.
             fields = {"exit_code": int(ending.exit_code), "message": None if has_sentence else ending.message}
-            fields |= {name: value for name, value in ending.facts.items() if name in {"version", "spent", "assets"}}
+            fields |= {
+                name: value
+                for name, value in ending.facts.items()
+                if name in {"version", "spent", "assets", "retry_at"}
+            }
             fields |= {"code": ending.code, "traceback": None if has_sentence else ending.traceback}
             _write(2, line_of(ending.status, level, fields))
         if has_sentence and ending.traceback is not None:

@@ -15,6 +15,8 @@ from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
+from ...configs.scrubbing import Scrubber, without_credentials
+
 EVENTS = "epithre_beam.run"
 """The logger of a run's events."""
 
@@ -22,7 +24,6 @@ _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"  # breaks, controls, bidi
 )
 _PLAIN = re.compile(r'[^\s"=\\,\x00-\x1f]+')
-_SHORTEST_SECRET = 6
 
 
 class LogFormat(StrEnum):
@@ -52,11 +53,8 @@ def escaped(text: str) -> str:
 
 
 def hidden(text: str, secrets: Collection[str]) -> str:
-    """The text without the secrets. One of a few letters is none, and would make every word unreadable."""
-    for secret in secrets:
-        if len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, "***")
-    return text
+    """The text without the secrets, however they are written, and without credentials in URLs."""
+    return without_credentials(Scrubber(*secrets).text(text))
 
 
 class LineFormatter(logging.Formatter):
@@ -70,7 +68,7 @@ class LineFormatter(logging.Formatter):
     def __init__(self, form: LogFormat, secrets: Collection[str] = ()) -> None:
         super().__init__()
         self.form = form
-        self._secrets = secrets
+        self._scrubber = Scrubber(*secrets)
 
     def format(self, record: logging.LogRecord) -> str:
         told = getattr(record, "fields", None)
@@ -92,9 +90,9 @@ class LineFormatter(logging.Formatter):
 
     def _hidden(self, value: Any) -> Any:
         if isinstance(value, str):
-            return hidden(value, self._secrets)
+            return without_credentials(self._scrubber.text(value))
         if isinstance(value, Mapping):
-            return {name: self._hidden(item) for name, item in value.items()}
+            return {self._hidden(name): self._hidden(item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._hidden(item) for item in value]
         return round(value, 3) if isinstance(value, float) else value

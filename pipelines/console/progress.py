@@ -21,15 +21,17 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ...configs.words import of_count, of_size
+from ...configs.words import of_count, of_pause, of_size
 from .logs import escaped, tell
 
 if TYPE_CHECKING:
     from ...transforms.batch_search.last_step import SearchReport
     from ...transforms.reports.report import Report
-    from ...transforms.workers.progress import LaneProgress
+    from ...transforms.workers.progress import LaneProgress, PauseFigures
 
 _SAMPLES = 3
+_SAME_PAUSE_S = 5.0
+"""Pauses that end closer together are one: requests that were on their way together."""
 
 
 class _Rate(ProgressColumn):
@@ -91,8 +93,24 @@ def _bar(console: Console) -> Iterator[Watch]:
         yield _Bar(progress)
 
 
+class _Pauses:
+    """Which pauses of the lanes are still to be told of; lanes that keep the same one are told of once."""
+
+    def __init__(self) -> None:
+        self._told_until_s = 0.0
+
+    def new(self, lanes: "list[LaneProgress]") -> "PauseFigures | None":
+        kept = [lane["pause"] for lane in lanes if "pause" in lane]
+        longest = max(kept, key=lambda pause: pause["until_s"], default=None)
+        if longest is None or longest["until_s"] < self._told_until_s + _SAME_PAUSE_S:
+            return None
+        self._told_until_s = longest["until_s"]
+        return longest
+
+
 class _Bar(Watch):
     def __init__(self, progress: Progress) -> None:
+        self._pauses = _Pauses()
         self._progress = progress
         self._task = progress.add_task("embedding", total=None, notes="")
 
@@ -100,6 +118,9 @@ class _Bar(Watch):
         if not lanes:
             return
         total, done = sum(lane["assets"] for lane in lanes), sum(lane["done"] for lane in lanes)
+        if pause := self._pauses.new(lanes):
+            sentence = of_pause(pause["until_s"], pause["asked_s"], pause["why"])
+            self._progress.console.print(escaped(sentence), highlight=False, markup=False, soft_wrap=True)
         word = "building" if all(lane["is_done"] for lane in lanes) else "embedding"
         self._progress.update(self._task, total=total, completed=done, notes=_notes(lanes), description=word)
 
@@ -114,9 +135,13 @@ class Events(Watch):
         self._lanes: list[LaneProgress] = []
         self._is_over = False
         self._is_embedded = not lanes
+        self._pauses = _Pauses()
 
     def __call__(self, lanes: "list[LaneProgress]") -> None:
         self._lanes = lanes or self._lanes
+        if pause := self._pauses.new(lanes):
+            sentence = of_pause(pause["until_s"], pause["asked_s"], pause["why"])
+            tell("paused", logging.WARNING, until_s=pause["until_s"], asked_s=pause["asked_s"], message=sentence)
         # Lanes that have nothing to do never show up; the end then says what this line would have said.
         if not self._is_embedded and len(lanes) >= self._expected and all(lane["is_done"] for lane in lanes):
             self._is_embedded = True

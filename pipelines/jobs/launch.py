@@ -22,7 +22,7 @@ from ...transforms.workers.failures import failure_in, failure_of
 from ...transforms.workers.progress import LaneProgress, read_progress
 from ...transforms.workers.run_folder import RunFolder
 from .places import misplaced
-from .worker_processes import process_runner, run_to_its_end, uses_processes
+from .worker_processes import ask_loopback_directly, process_runner, run_to_its_end, uses_processes
 
 _RECORDS_HELD = 100
 
@@ -150,6 +150,7 @@ class Runner:
             EpithreBeamError: What stopped a worker; a `DefectError` with its traceback if nobody foresaw it.
             RunnerError: When the runner itself failed.
         """
+        ask_loopback_directly()
         # Beam takes seconds to import; a run that finds nothing changed should not wait for it.
         import apache_beam as beam
         from apache_beam.options.pipeline_options import SetupOptions

@@ -1,6 +1,7 @@
 """Worker processes of Beam's FnApiRunner: what they say, and that one of them died, which Beam does not notice."""
 
 import contextlib
+import os
 import queue
 import shlex
 import sys
@@ -14,6 +15,9 @@ from ..console.logs import format_in_use
 _BEAMS_THREAD = "run_worker"
 """Beam's thread that waits for a worker process; it raises when that ended badly, and nobody hears it."""
 
+_NO_GRPC_PROXY = "no_grpc_proxy"
+"""In lower case, as gRPC reads it; where it is set, `no_proxy` is not looked at."""
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SENTENCE = "A worker process died ({}): what was finished is kept; run again, with fewer workers if memory was short."
 
 
@@ -26,6 +30,15 @@ def uses_processes(options: Any) -> bool:
         return False
     direct.direct_running_mode = "in_memory"  # or the runner would start Beam's own workers instead
     return True
+
+
+def ask_loopback_directly() -> None:
+    """Tells gRPC, here and in processes that are started from now on, that no proxy leads to this machine.
+
+    Runners and their workers talk over it on loopback, and it takes `http_proxy` for every address.
+    """
+    names = (os.environ.get(_NO_GRPC_PROXY) or os.environ.get("no_proxy") or "").split(",")
+    os.environ[_NO_GRPC_PROXY] = ",".join(dict.fromkeys([*filter(None, map(str.strip, names)), *_LOOPBACK]))
 
 
 def process_runner() -> Any:

@@ -27,6 +27,7 @@ from .models import (
     AssetId,
     CatalogAnswer,
     HealthAnswer,
+    ReadyAnswer,
     SearchAnswer,
     SearchOptions,
     SearchRequest,
@@ -110,7 +111,7 @@ def _add_routes(app: FastAPI) -> None:
         responses={**jpeg, **faults(*_ALWAYS, 404)},
     )
     add("/health/live", live, response_model=HealthAnswer, responses=faults(400))
-    add("/health/ready", ready, response_model=HealthAnswer, responses=faults(400))
+    add("/health/ready", ready, response_model=ReadyAnswer, responses=faults(400))
     text: _Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
     add("/metrics", show_metrics, response_class=Response, responses={**text, **faults(400, 401)})
     add("/", show_page, include_in_schema=False)
@@ -247,9 +248,15 @@ async def live() -> HealthAnswer:
     return HealthAnswer(status="alive")
 
 
-async def ready(request: Request) -> HealthAnswer:
-    """Whether searches can be answered, and by which version."""
-    return HealthAnswer(status="ready", version=_service(request).catalog.version)
+async def ready(request: Request) -> ReadyAnswer:
+    """Whether searches can be answered, and by which version; those by vectors and assets need no embedding API."""
+    service = _service(request)
+    return ReadyAnswer(
+        status="degraded" if service.embedding_api == "fails" else "ready",
+        version=service.catalog.version,
+        embedding_api=service.embedding_api,
+        retry_after_s=service.retry_after_s or None,
+    )
 
 
 async def show_metrics(request: Request) -> Response:

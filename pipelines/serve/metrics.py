@@ -44,6 +44,9 @@ class Metrics:
         self._refresh_failing = Gauge(
             f"{name}catalog_refresh_failing", "1 while the published version cannot be gone over to.", registry=registry
         )
+        self._api_failing = Gauge(
+            f"{name}embedding_api_failing", "1 while queries cannot be embedded.", registry=registry
+        )
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def tell_request(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
@@ -63,6 +66,9 @@ class Metrics:
         for kind, count in per_kind.items():
             self._assets.labels(kind).set(count)
         self._refresh_failing.set(int(is_failing))
+
+    def tell_embedding_api(self, *, is_failing: bool) -> None:
+        self._api_failing.set(int(is_failing))
 
     def exposition(self) -> bytes:
         """All of it as text, for /metrics."""

@@ -1,7 +1,7 @@
 """What goes in and out, as the OpenAPI description has it."""
 
 from array import array
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, model_validator
@@ -154,10 +154,21 @@ class CatalogAnswer(_Answer):
 
 
 class HealthAnswer(_Answer):
-    """Whether the server lives, or is ready."""
+    """Whether the server lives."""
 
     status: str
     version: str | None = None
+
+
+class ReadyAnswer(_Answer):
+    """Whether searches can be answered."""
+
+    status: Literal["ready", "degraded"] = Field(
+        description="degraded: sentences and pictures cannot be searched by at the moment, all else can."
+    )
+    version: str
+    embedding_api: Literal["answers", "fails", "none"] = Field(description="none: this server embeds no queries.")
+    retry_after_s: int | None = Field(None, description="Before that the embedding API is not asked again.")
 
 
 class ErrorWords(_Answer):

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import time
 import urllib.parse
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Literal
 
 import orjson
 import pyarrow.compute as pc
@@ -21,6 +23,7 @@ from ...index.search.hits import Asset, Hit
 from ...index.search.opening import open_catalog
 from ...index.search.where import parse_where
 from ...index.versions.layout import assets_schema
+from ...transforms.epithre.client import RefusalReason
 from ...transforms.query.searcher import Searcher
 from .batches import Asked, Batches, Vector, no_asset
 from .faults import Fault
@@ -55,10 +58,23 @@ class Service:
         self.thumbnails = Thumbnails(settings.thumbnail_cache_bytes, metrics)
         self._searcher = searcher
         self._batches = Batches(metrics)
+        self._logged: ApiError | None = None
 
     @property
     def can_embed(self) -> bool:
         return self._searcher is not None
+
+    @property
+    def embedding_api(self) -> Literal["answers", "fails", "none"]:
+        """What is known of the API that embeds queries."""
+        if self._searcher is None:
+            return "none"
+        return "answers" if self._searcher.is_answered else "fails"
+
+    @property
+    def retry_after_s(self) -> int:
+        """Whole seconds until the API is asked again; 0: with the next query."""
+        return 0 if self._searcher is None else math.ceil(self._searcher.rest_s)
 
     @property
     def shown_url(self) -> str:
@@ -131,6 +147,7 @@ class Service:
             manifest.counts.per_kind,
             is_failing=self.catalog.last_refresh_error is not None,
         )
+        self.metrics.tell_embedding_api(is_failing=self.embedding_api == "fails")
         return self.metrics.exposition()
 
     async def _search(
@@ -175,16 +192,28 @@ class Service:
             vector = await self._searcher.embed(query)
             result = "done"
         except QueryError as error:
+            if error.reason == RefusalReason.RETRIES_EXHAUSTED:
+                _log.error("the embedding API fails: %s", error)
+                raise self._unanswered() from None
             result = "refused"
             raise Fault(422, "query", str(error)) from None
         except ApiError as error:
-            _log.error("the embedding API fails: %s", error)
-            message = "The embedding API answers nobody at the moment; try again later."
-            raise Fault(503, "embedding_api", message, {"Retry-After": "10"}) from None
+            if error is not self._logged:  # all who ask in a pause are told the same
+                self._logged = error
+                _log.error("the embedding API fails: %s", error)
+            raise self._unanswered() from None
         finally:
             self.metrics.embeds.labels(result).inc()
             self.metrics.embed_seconds.observe(time.perf_counter() - started)
         return vector
+
+    def _unanswered(self) -> Fault:
+        wait_s = max(1, self.retry_after_s)
+        message = (
+            f"The embedding API answers nobody at the moment; it is asked again in {wait_s} s. Searches by vectors and "
+            "assets are answered."
+        )
+        return Fault(503, "embedding_api", message, {"Retry-After": str(wait_s)})
 
     def _where(self, options: SearchOptions, version: Catalog) -> pc.Expression | None:
         if options.where is None:

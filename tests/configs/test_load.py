@@ -324,6 +324,22 @@ def test_other_storage_options_are_kept() -> None:
     assert parse_config(with_source(storage_options=options)).sources[0].storage_options == options
 
 
+@pytest.mark.parametrize(
+    "url", ["redis://me:{}@h:6379/0", "redis://h:6379/0?password={}", "rediss://h/0?db=1&username={}"]
+)
+def test_redis_url_with_a_password_is_refused_wherever_it_stands(url: str) -> None:
+    message = refusal(with_embed(budget="redis", redis_url=url.format(SECRET)))
+    assert "redis_password_env" in message
+    assert SECRET not in message
+
+
+def test_the_longest_pause_is_a_finite_number_of_seconds() -> None:
+    assert parse_config(with_embed()).embed.max_retry_after_s == 600
+    assert parse_config(with_embed(max_retry_after_s=0)).embed.max_retry_after_s == 0
+    for wrong in (-1, float("inf"), float("nan"), "soon"):
+        assert "embed.max_retry_after_s" in refusal(with_embed(max_retry_after_s=wrong))
+
+
 @pytest.mark.parametrize("key", ["catalog", "files", "table"])
 def test_a_location_with_a_password_is_refused(key: str) -> None:
     url = f"ftp://me:{SECRET}@host/folder"
@@ -335,7 +351,16 @@ def test_a_location_with_a_password_is_refused(key: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://10.0.0.1/v1", "http://api.epithre.com/v1", "http://localhost.evil.example/v1", "HTTP://host/v1"],
+    [
+        "http://10.0.0.1/v1",
+        "http://api.epithre.com/v1",
+        "http://localhost.evil.example/v1",
+        "HTTP://host/v1",
+        "http://[::ffff:10.0.0.1]/v1",
+        "http://0200.1/v1",
+        "http://127.0.0.1.example/v1",
+        "http://api.localhost/v1",
+    ],
 )
 def test_plain_http_to_another_machine_needs_leave(url: str) -> None:
     assert "would send the key in clear text" in refusal(with_embed(base_url=url))
@@ -344,7 +369,17 @@ def test_plain_http_to_another_machine_needs_leave(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://localhost:8080/v1", "http://127.0.0.1/v1", "http://127.8.9.1/v1", "http://[::1]:9/v1", "https://any/v1"],
+    [
+        "http://localhost:8080/v1",
+        "http://127.0.0.1/v1",
+        "http://127.8.9.1/v1",
+        "http://[::1]:9/v1",
+        "https://any/v1",
+        "http://[::ffff:127.0.0.1]/v1",
+        "http://127.1:8000/v1",
+        "http://0x7f.0.0.1/v1",
+        "http://localhost./v1",
+    ],
 )
 def test_plain_http_to_this_machine_and_https_need_none(url: str) -> None:
     assert parse_config(with_embed(base_url=url + "/")).embed.base_url == url

@@ -1,6 +1,9 @@
+import re
+import time
+
 import pytest
 
-from epithre_beam.configs.words import of_count
+from epithre_beam.configs.words import of_count, of_moment, of_pause
 
 
 @pytest.mark.parametrize(
@@ -13,3 +16,21 @@ def test_one_is_one_and_all_else_are_many(count: int, words: str) -> None:
 
 def test_words_whose_plural_is_their_own_are_given_both() -> None:
     assert [of_count(n, "query has", "queries have") for n in (1, 3)] == ["1 query has", "3 queries have"]
+
+
+def test_a_moment_has_its_zone_and_a_date_where_it_is_not_today() -> None:
+    midnight = time.mktime((*time.localtime()[:3], 0, 0, 0, 0, 0, -1))
+    zone = time.strftime("%Z", time.localtime(midnight + 12 * 3600))
+    assert of_moment(midnight + 12 * 3600 + 17 * 60) in {f"12:17 {zone}", f"13:17 {zone}", f"11:17 {zone}"}
+    assert of_moment(midnight + 3 * 86_400 + 12 * 3600)[:10] == time.strftime(
+        "%Y-%m-%d", time.localtime(midnight + 3 * 86_400 + 12 * 3600)
+    )
+    assert of_moment(time.time() + 30 * 365 * 86_400).startswith(str(time.localtime().tm_year + 29)[:2])
+
+
+def test_a_pause_is_told_with_its_end_length_and_reason() -> None:
+    sentence = of_pause(time.time() + 40 * 86_400, 3600.0, "429: daily quota, try tomorrow")
+    assert re.fullmatch(
+        r"paused until \d{4}-\d\d-\d\d \d\d:\d\d \S+: the server asked for 3600 s \(429: daily quota, try tomorrow\)",
+        sentence,
+    )

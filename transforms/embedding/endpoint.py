@@ -40,6 +40,7 @@ def open_endpoint(
     catalog: Store,
     *,
     without_key: str = "use `--set embed.base_url=emulator` to run without one",
+    longest_pause_s: float | None = None,
 ) -> Iterator[Endpoint]:
     """Finds the API, or starts the emulator for as long as the block runs, and asks it who it is.
 
@@ -47,6 +48,7 @@ def open_endpoint(
         embed: Says where it is.
         catalog: Whose versions say who it was, where it may not even be asked.
         without_key: What else the user may do who has no key.
+        longest_pause_s: That the server may ask for; absent: as `embed` says.
 
     Raises:
         ConfigError: When the key's variable is not set.
@@ -65,10 +67,15 @@ def open_endpoint(
                 f"embed.api_key_env names the environment variable {embed.api_key_env}, which is not set: "
                 f"export it with your key, or {without_key}."
             )
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                f"{embed.api_key_env}: the key has characters that no key has, such as typographic quotes. "
+                "Export it again, typed plainly."
+            )
         if not is_own and not embed.may_send(requests=1, items=0, tokens=0):
             yield Endpoint(embed=embed, fingerprint=_fingerprint_before(embed, catalog), requests=0)
             return
-        found = probe(embed, key, tries=min(3, embed.max_requests or 3))
+        found = probe(embed, key, tries=min(3, embed.max_requests or 3), longest_pause_s=longest_pause_s)
         yield Endpoint(embed=embed, fingerprint=found.emulator, requests=0 if is_own else found.requests)
 
 

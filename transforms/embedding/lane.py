@@ -120,13 +120,14 @@ async def _run(
         limits_of(embed),
         max_concurrency=embed.max_concurrency,
         spent=setup.requests_spent,
+        max_pause_s=embed.max_retry_after_s,
         ledger=shared_ledger(embed, setup.run.version, setup.requests_spent),
     )
     vectors_in_flight = ByteLimit(int(memory * (1 - _PAYLOAD_SHARE)))
     progress = ProgressWriter(setup.run, lane, sum(u.references for u in units), meter, budget)
     reader = Reader(setup.sources, setup.prepare)
     share = embed.share(lane, greetings=setup.requests_spent)
-    client = Client(share, api_key(embed.api_key_env), budget=budget, meter=meter)
+    client = Client(share, api_key(embed.api_key_env), budget=budget, meter=meter, tell_pause=progress.note_pause)
     threads = ThreadPoolExecutor(embed.readers, thread_name_prefix="read")
     local_threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="prepare")
     plan = PlanReader(store, setup.plan)

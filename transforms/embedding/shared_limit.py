@@ -20,6 +20,7 @@ def shared_ledger(embed: EmbedConfig, run: str, requests_spent: int) -> SharedLe
     settings = LedgerSettings(
         limits={name: limit for name, limit in limits_of(embed).items() if limit is not None},
         hold_s=embed.timeout_s,
+        max_pause_s=embed.max_retry_after_s,
         spent=requests_spent,
     )
     if embed.budget == "host":

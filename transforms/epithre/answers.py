@@ -16,6 +16,7 @@ import orjson
 
 from ...configs import EmbedConfig
 from ...configs.errors import ApiRefusedError, RefusedKeyError, SpentQuotaError, UnknownModelError, WrongAddressError
+from ...configs.scrubbing import Scrubber
 
 try:
     from pybase64 import b64decode_as_bytearray as _decode_fast
@@ -72,7 +73,8 @@ class ErrorAnswer:
     retry_after_s: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.status} {self.code}: {self.message}" if self.code else f"{self.status}: {self.message}"
+        place = " ".join(str(part) for part in (self.status, self.code) if part)
+        return f"{place}: {self.message}"
 
 
 class AnswerEntry(NamedTuple):
@@ -167,6 +169,7 @@ def read_vector(value: Any) -> npt.NDArray[np.float32]:
 
 
 _LONGEST_INDEX = 9
+_LONGEST_PAUSE_S = 30 * 365 * 86_400.0
 _STOP_STATUS = {401, 402, 403, 404, 405, 410, 501}
 _RETRY_STATUS = {408, 409, 425, 429}
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached"}
@@ -235,10 +238,15 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int)
     )
 
 
-def read_transport_error(error: Exception) -> ErrorAnswer:
-    """An exchange that ended without an answer, in the same terms as one that ended with an error."""
+def read_transport_error(error: Exception, scrubber: Scrubber) -> ErrorAnswer:
+    """An exchange that ended without an answer, in the same terms as one that ended with an error.
+
+    Args:
+        error: As the HTTP client raised it; one of the protocol quotes what was sent or received.
+        scrubber: Knows the key.
+    """
     is_timeout = isinstance(error, (httpx.TimeoutException, TimeoutError))
-    words = "no answer in time" if is_timeout else short(str(error)) or type(error).__name__
+    words = "no answer in time" if is_timeout else short(scrubber.text(str(error))) or type(error).__name__
     return ErrorAnswer(verdict=Verdict.RETRY, status=0, code="timeout" if is_timeout else "connection", message=words)
 
 
@@ -291,22 +299,30 @@ def short(text: str) -> str:
 def read_retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait, from `retry-after-ms` or `retry-after` as a number or an HTTP date; None when not told.
 
-    A date is read against the answer's own `date`, because the two clocks need not agree.
+    A date is read against the answer's own `date`, because the two clocks need not agree. Whatever it says is finite:
+    30 years at most, which can be added to any clock.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
-        return milliseconds / 1000
+        return min(milliseconds / 1000, _LONGEST_PAUSE_S)
     value = headers.get("retry-after")
     seconds = _number(value)
     if seconds is not None or value is None:
-        return seconds
-    try:
-        until = email.utils.parsedate_to_datetime(value)
-        now_text = headers.get("date")
-        now = email.utils.parsedate_to_datetime(now_text) if now_text else datetime.datetime.now(datetime.UTC)
-        return max(0.0, (until - now).total_seconds())
-    except (ValueError, TypeError):
+        return seconds if seconds is None else min(seconds, _LONGEST_PAUSE_S)
+    until = _moment(value)
+    if until is None:
         return None
+    now = _moment(headers.get("date")) or datetime.datetime.now(datetime.UTC)
+    return min(max(0.0, (until - now).total_seconds()), _LONGEST_PAUSE_S)
+
+
+def _moment(text: str | None) -> datetime.datetime | None:
+    """An HTTP date, with its zone; None where it is none."""
+    try:
+        moment = email.utils.parsedate_to_datetime(text or "")
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
 
 
 def read_limits(headers: Mapping[str, str]) -> dict[str, float]:

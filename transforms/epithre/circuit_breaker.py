@@ -1,10 +1,12 @@
 """The circuit breaker: after failures in a row, or an answer that is final, no further request is sent."""
 
+import datetime
 import time
 from typing import NoReturn
 
 from ...configs import EmbedConfig
-from ...configs.errors import ApiError, WrongDimensionError
+from ...configs.errors import ApiError, ApiPausedError, WrongDimensionError
+from ...configs.words import of_moment
 from .answers import BrokenAnswerError, ErrorAnswer, refusal_of
 
 _FAILURES_IN_A_ROW = 10
@@ -50,6 +52,10 @@ class CircuitBreaker:
         """An answer after which no request will ever succeed. Raises ApiRefusedError."""
         self._open(refusal_of(answer, self._settings))
 
+    def asked_to_pause(self, answer: ErrorAnswer, pause_s: float) -> NoReturn:
+        """An answer that asks for a longer pause than is waited for. Raises ApiPausedError."""
+        self._open(paused_error(answer, pause_s, self._settings))
+
     def answered_badly(self, error: BrokenAnswerError, started: float) -> None:
         """A 200 without one good vector for each item. Raises ApiError when it opens."""
         self.failed(str(error), started, is_patient=True)
@@ -89,3 +95,16 @@ class CircuitBreaker:
     def _open(self, error: ApiError) -> NoReturn:
         self._error = self._error or error
         raise self._error
+
+
+def paused_error(answer: ErrorAnswer, pause_s: float, settings: EmbedConfig) -> ApiPausedError:
+    """What an answer amounts to that asks for a longer pause than the settings allow."""
+    retry_at = time.time() + pause_s
+    moment = datetime.datetime.fromtimestamp(retry_at, datetime.UTC).isoformat(timespec="seconds")
+    return ApiPausedError(
+        f"{settings.base_url}: the server asked for a pause of {pause_s:.0f} s ({answer}), longer than the "
+        f"{settings.max_retry_after_s:g} s that are waited for (in a job: embed.max_retry_after_s). "
+        f"What was finished is kept. Run again after {of_moment(retry_at)}.",
+        retry_at=moment,
+        retry_after_s=pause_s,
+    )

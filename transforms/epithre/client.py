@@ -7,7 +7,7 @@ about it stands here, in `_settle`, and what is learned from it in `_note`.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import TracebackType
 from typing import Any
@@ -17,14 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ...configs import EmbedConfig
+from ...configs.scrubbing import Scrubber
 from .answers import BrokenAnswerError, ErrorAnswer, Verdict, check_vectors, read_limits, read_transport_error, short
 from .circuit_breaker import CircuitBreaker
 from .connections import Connections
 from .dialects import DIALECTS
 from .meter import Meter
 from .packing import Item, Packer
+from .proxies import way_to
 from .rate_limit.budget import Budget
-from .retries import Retries
+from .retries import Retries, TellPause, log_pause
 
 IMAGE_TOKENS = 1000
 """What a picture is thought to be in tokens: the provider states no tokeniser."""
@@ -65,6 +67,10 @@ class Client:
         meter: Counts; absent: one of its own.
         seed: Of the jitter.
         sleep: Waits; tests may make it shorter.
+        tell_pause: Is told of a pause that the server asks for, before it is kept.
+
+    Raises:
+        ConfigError: When the environment names a proxy or certificates that cannot be used.
     """
 
     def __init__(
@@ -76,19 +82,34 @@ class Client:
         meter: Meter | None = None,
         seed: int | None = None,
         sleep: Callable[[float], Any] = asyncio.sleep,
+        tell_pause: TellPause = log_pause,
     ) -> None:
         self._settings = settings
-        self.budget = budget or Budget(limits_of(settings), max_concurrency=settings.max_concurrency)
+        self._scrubber = Scrubber(api_key)
+        self._way = way_to(settings.base_url)
+        longest = settings.max_retry_after_s
+        self.budget = budget or Budget(
+            limits_of(settings), max_concurrency=settings.max_concurrency, max_pause_s=longest
+        )
         self.meter = meter or Meter()
         self._dialect = DIALECTS[settings.dialect](settings)
         self._packer = Packer(settings, self._dialect.overhead_bytes)
         self._breaker = CircuitBreaker(settings)
-        self._retries = Retries(settings.retry_share, self.meter, self.budget, self._breaker, seed=seed, sleep=sleep)
+        self._retries = Retries(
+            settings.retry_share,
+            longest,
+            self.meter,
+            self.budget,
+            self._breaker,
+            seed=seed,
+            sleep=sleep,
+            tell_pause=tell_pause,
+        )
         self._on_the_way = 0
         self._tokens_factor = 1.0
         self.is_spent = False
         """Whether a request was held back because the settings allow no more; none is sent after it."""
-        tls = httpx.create_ssl_context()  # reads the system's certificates, which takes longer than a request
+        options = self._way.client_options()  # once: reading certificates takes longer than a request
 
         def connection() -> httpx.AsyncClient:
             return httpx.AsyncClient(
@@ -97,7 +118,7 @@ class Client:
                 timeout=httpx.Timeout(settings.timeout_s, connect=min(10.0, settings.timeout_s), pool=None),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=1, keepalive_expiry=30.0),
                 follow_redirects=False,  # the key must not travel to another host
-                verify=tls,
+                **options,
             )
 
         self._connections = Connections(connection)
@@ -271,7 +292,7 @@ class Client:
                 async with asyncio.timeout(self._settings.timeout_s):
                     response = await self._connections.post(self._dialect.path, body)
             except (httpx.HTTPError, TimeoutError, OSError) as error:
-                outcome: _Outcome = read_transport_error(error)
+                outcome: _Outcome = self._scrubbed(read_transport_error(error, self._scrubber))
             else:
                 self.meter.bytes_down += len(response.content)
                 billed = self.meter.tokens_billed
@@ -314,16 +335,28 @@ class Client:
         if limits := read_limits(response.headers):
             self.budget.learn(limits)
         if response.status_code != 200:
-            return self._dialect.error(response.status_code, response.headers, response.content, count)
+            return self._error(response, count)
         try:
             entries, tokens = self._dialect.vectors(response.content)
             vectors, renormalised = check_vectors(entries, count, self._settings.dimension)
         except BrokenAnswerError as error:
-            return error
+            return BrokenAnswerError(self._scrubber.text(str(error)), dimension=error.dimension)
         self.meter.tokens_billed += tokens
         self.meter.renormalised += renormalised
         self.meter.items_embedded += count
         return vectors
+
+    def _error(self, response: httpx.Response, count: int) -> ErrorAnswer:
+        """An error that the API answered, read; nothing that is made of it can show the key."""
+        headers, body = self._scrubber.headers(response.headers), self._scrubber.body(response.content)
+        return self._scrubbed(self._dialect.error(response.status_code, headers, body, count))
+
+    def _scrubbed(self, answer: ErrorAnswer) -> ErrorAnswer:
+        """An error without the key, if escapes within escapes had hidden it, and with the proxy that was on the way."""
+        message = self._scrubber.text(answer.message)
+        if not answer.status or self._way.answers_itself:
+            message += self._way.words
+        return replace(answer, code=self._scrubber.text(answer.code), message=message)
 
     def _note(self, outcome: _Outcome, started: float, count: int, size: int) -> None:
         """Learns from an outcome: caps, the rate, and whether to go on at all. Raises ApiError when not."""

@@ -3,10 +3,14 @@
 How long each waits, and how many retries there may be beside the requests that are none.
 """
 
+import logging
 import random
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from ...configs.words import of_pause
 from .answers import ErrorAnswer
 from .circuit_breaker import CircuitBreaker
 from .meter import Meter
@@ -18,6 +22,40 @@ _FIRST_JITTER_S = 0.5
 _POLL_S = 0.1
 _SLOWER = {0, 408, 429, 503}
 """Statuses after which all requests slow down; 0: no answer came."""
+_WORTH_TELLING_S = 10.0
+"""A shorter pause is everyday within a limit a minute."""
+
+log = logging.getLogger("epithre_beam.pause")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pause:
+    """A pause that the server asked for, and that is kept."""
+
+    until_s: float
+    """Seconds since the epoch."""
+    asked_s: float
+    why: str
+    """The answer, in a few words."""
+
+    def __str__(self) -> str:
+        return of_pause(self.until_s, self.asked_s, self.why)
+
+
+TellPause = Callable[[Pause], None]
+"""Is told of each pause that a person would wonder at."""
+
+
+def log_pause(pause: Pause) -> None:
+    log.warning("%s", pause)
+
+
+def tell_long_pause(answer: ErrorAnswer, pause_s: float, tell: TellPause) -> float:
+    """Tells of a pause that a person would wonder at; returns its end, seconds since the epoch."""
+    until_s = time.time() + pause_s
+    if pause_s >= _WORTH_TELLING_S:
+        tell(Pause(until_s=until_s, asked_s=pause_s, why=str(answer)))
+    return until_s
 
 
 class Retries:
@@ -25,36 +63,55 @@ class Retries:
 
     Args:
         share: Retries as a share of all requests at most; the first 20 are free.
+        longest_pause_s: That a server may ask for.
         meter: Counts requests and retries.
         budget: What slows down.
         breaker: Says when waiting makes no sense any more.
         seed: Of the jitter.
         sleep: Waits; tests may make it shorter.
+        tell_pause: Is told of a pause before it is kept.
     """
 
     def __init__(
         self,
         share: float,
+        longest_pause_s: float,
         meter: Meter,
         budget: Budget,
         breaker: CircuitBreaker,
         *,
         seed: int | None,
         sleep: Callable[[float], Any],
+        tell_pause: TellPause = log_pause,
     ) -> None:
         self._share = share
+        self._longest_pause_s = longest_pause_s
         self._meter = meter
         self._budget = budget
         self._breaker = breaker
         self._random = random.Random(seed)
         self._sleep = sleep
+        self._tell_pause = tell_pause
+        self._told_until_s = 0.0
 
     def slow_down(self, answer: ErrorAnswer) -> None:
-        """Slows all requests down after a 429 or another answer that says so, for as long as it asks."""
+        """Slows all requests down after a 429 or another answer that says so, for as long as it asks.
+
+        Raises:
+            ApiPausedError: When it asks for a longer pause than is waited for: asking earlier is no use to anybody.
+        """
         if answer.status == 429:
             self._meter.answers_429 += 1
-        if answer.status in _SLOWER or answer.retry_after_s is not None:
-            self._budget.slow_down(answer.retry_after_s)
+        pause_s = answer.retry_after_s
+        if answer.status in _SLOWER or pause_s is not None:
+            self._budget.slow_down(None if pause_s is None else min(pause_s, self._longest_pause_s))
+        if pause_s is None:
+            return
+        if pause_s > self._longest_pause_s:
+            self._breaker.asked_to_pause(answer, pause_s)
+        # Requests that were on their way together are answered alike: one line tells of them all.
+        if time.time() + pause_s >= self._told_until_s + _WORTH_TELLING_S:
+            self._told_until_s = tell_long_pause(answer, pause_s, self._tell_pause)
 
     async def wait(self, reason: str, tries: int, retry_after_s: float | None, is_spent: Callable[[], bool]) -> None:
         """Returns when the retry may be sent, and counts it.

@@ -15,6 +15,9 @@ from ...index.storage.store import Store
 from ...index.versions.manifest import Manifest
 from ..embedding.endpoint import Endpoint, open_endpoint
 
+LONGEST_PAUSE_S = 5.0
+"""Somebody waits for a query: a longer pause that the server asks for is an error at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class QueryEndpoint:
@@ -48,7 +51,7 @@ def open_query_endpoint(manifest: Manifest, url: str, address: ApiAddress | None
     embed = allowed_embed(manifest.config, url, (address or ApiAddress()).said())
     config = parse_settings({"catalog": url, "embed": embed, "prepare": allowed_prepare(manifest.config, url)})
     without_key = "name the variable that has it (--api-key-env)"
-    with open_endpoint(config.embed, Store(url), without_key=without_key) as endpoint:
+    with open_endpoint(config.embed, Store(url), without_key=without_key, longest_pause_s=LONGEST_PAUSE_S) as endpoint:
         check_made_by(manifest, url, endpoint)
         api_key = os.environ[endpoint.embed.api_key_env].strip()
         yield QueryEndpoint(embed=endpoint.embed, prepare=config.prepare, api_key=api_key)

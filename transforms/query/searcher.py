@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 
 from ...configs import AssetKind, EmbedConfig, PrepareConfig
 from ...configs.address import ApiAddress
-from ...configs.errors import ApiError, ArgumentError, UnknownAssetError
+from ...configs.errors import ApiError, ApiPausedError, ArgumentError, UnknownAssetError
 from ...index.search.catalog import MAX_K, Catalog
 from ...index.search.hits import Hit
 from ...index.search.merge import Merge
-from ..epithre.client import Client
+from ..epithre.client import Client, Refusal, RefusalReason
 from .embed_queries import encode_query, query_settings, vector_of
-from .query_endpoint import open_query_endpoint
+from .query_endpoint import LONGEST_PAUSE_S, open_query_endpoint
 
 Vector = npt.NDArray[np.float32]
 Query = str | bytes | Vector | tuple[AssetKind, str]
@@ -35,6 +35,8 @@ _HASHED_APART_BYTES = 1 << 18
 _PREPARING_THREADS = 2
 _PAUSE_S = 5.0
 """So long no request is tried after the API answered nobody, and queries fail at once."""
+_LONGEST_REST_S = 600.0
+"""So long at most where the API asked for it: a server that says `in a thousand years` is asked again all the same."""
 
 
 class Searcher:
@@ -65,13 +67,15 @@ class Searcher:
         if cache_queries < 0:
             raise ArgumentError(f"cache_queries must be 0 or more, got {cache_queries}.")
         self.catalog = catalog
-        self._embed = query_settings(embed)
+        pause_s = min(embed.max_retry_after_s, LONGEST_PAUSE_S)
+        self._embed = query_settings(embed).model_copy(update={"max_retry_after_s": pause_s})
         self._prepare = prepare
         self._api_key = api_key
         self._cache_queries = cache_queries
         self._threads = threads or os.cpu_count() or 1
         self._remembered: OrderedDict[bytes, Vector] = OrderedDict()
         self._asked: dict[bytes, asyncio.Task[Vector]] = {}
+        self._is_answered = True
         self._stopped: ApiError | None = None
         self._stopped_until = 0.0
 
@@ -134,6 +138,16 @@ class Searcher:
         for pool in (self._searching, self._preparing):
             await asyncio.to_thread(pool.shutdown)
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the API answered when it was last asked, or was not asked yet."""
+        return self._is_answered
+
+    @property
+    def rest_s(self) -> float:
+        """Seconds until a query is sent again; before that queries fail at once. 0: the next one is sent."""
+        return 0.0 if self._stopped is None else max(0.0, self._stopped_until - time.monotonic())
+
     async def embed(self, query: str | bytes) -> Vector:
         """The vector of a sentence or of a picture's file: float32, (dimension,), unit norm, not to be written to.
 
@@ -141,7 +155,7 @@ class Searcher:
 
         Raises:
             QueryError: When the query cannot be embedded.
-            ApiError: When the API answers nobody; some seconds long it then says so without being asked.
+            ApiError: When the API answers nobody; for `rest_s` it then says so without being asked.
         """
         return await self._vector(await self._key_of(query), query)
 
@@ -214,7 +228,7 @@ class Searcher:
         return await self._loop.run_in_executor(pool, work)
 
     async def _ask(self, query: str | bytes) -> Vector:
-        if self._stopped is not None and time.monotonic() < self._stopped_until:
+        if self._stopped is not None and self.rest_s:
             raise self._stopped
         client = self._client
         encode = partial(encode_query, client, query, self._prepare, name="The query")
@@ -224,7 +238,9 @@ class Searcher:
         except ApiError as error:
             await self._begin_anew(client, error)
             raise
-        self._stopped = None
+        if client is self._client:  # what was sent before the API asked for a pause does not end it
+            self._stopped = None
+            self._is_answered = not (isinstance(result, Refusal) and result.reason is RefusalReason.RETRIES_EXHAUSTED)
         vector = vector_of(result, name="The query").copy()
         vector.flags.writeable = False  # it is shared
         return vector
@@ -233,7 +249,11 @@ class Searcher:
         """A client that was stopped stays so; a service asks again after a while, with the limits as they are."""
         if self._client is not client:
             return
-        self._stopped, self._stopped_until = why, time.monotonic() + _PAUSE_S
+        rest_s = _PAUSE_S
+        if isinstance(why, ApiPausedError):
+            rest_s = min(max(_PAUSE_S, why.retry_after_s), _LONGEST_REST_S)
+        self._is_answered = False
+        self._stopped, self._stopped_until = why, time.monotonic() + rest_s
         older, self._old_client = self._old_client, client  # others may be waiting for its answers
         self._client = Client(self._embed, self._api_key, budget=client.budget)
         if older is not None:

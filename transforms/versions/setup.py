@@ -50,7 +50,7 @@ class VersionSetup:
 def public_settings(config: CatalogConfig) -> dict[str, Any]:
     """The config as it goes into the manifest: no credential stands in a config, and storage options stay out too."""
     settings = config.model_dump(mode="json")
-    for name in ("max_requests", "max_cost", "retry_dead"):
+    for name in ("max_requests", "max_cost", "max_retry_after_s", "retry_dead"):
         settings["embed"].pop(name)  # of the run that wrote the version, not of the searches in it
     for source in settings.get("sources", ()):
         source.pop("storage_options")

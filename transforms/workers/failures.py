@@ -4,6 +4,7 @@ import json
 import traceback
 
 from ...configs.errors import DefectError, EpithreBeamError, error_of
+from ...configs.scrubbing import without_credentials
 from ...index.storage.remote import as_os_error
 from .run_folder import RunFolder
 
@@ -59,6 +60,5 @@ def as_known(run: RunFolder, error: Exception) -> EpithreBeamError:
     storage = as_os_error(error, "The storage")  # a driver may raise where a file is read piece by piece
     if isinstance(storage, OSError):
         return run.unwritable(storage)
-    return DefectError(
-        f"{type(error).__name__}: {error}", traceback="".join(traceback.format_exception(error)).rstrip()
-    )
+    found_at = without_credentials("".join(traceback.format_exception(error)).rstrip())
+    return DefectError(f"{type(error).__name__}: {error}", traceback=found_at)

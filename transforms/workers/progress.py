@@ -8,11 +8,22 @@ from typing import NotRequired, Protocol, TypedDict
 import orjson
 
 from ..epithre.meter import Meter, MeterFigures, Timeline, TimelineFigures
+from ..epithre.retries import Pause
 from .run_folder import RunFolder
 
 _WRITE_EVERY_S = 1.0
 _SAMPLE_EVERY_S = 0.25
 _PREFIX = "progress-"
+
+
+class PauseFigures(TypedDict):
+    """A pause that the server asked for."""
+
+    until_s: float
+    """Seconds since the epoch."""
+    asked_s: float
+    why: str
+    """What the server answered."""
 
 
 class LaneProgress(TypedDict):
@@ -30,6 +41,8 @@ class LaneProgress(TypedDict):
     limits: dict[str, float]
     """In force, a minute, by name."""
     meter: MeterFigures
+    pause: NotRequired[PauseFigures]
+    """That it keeps because the server asked for it."""
     series: NotRequired[TimelineFigures]
     """What was done when; in the last word of a lane only."""
 
@@ -59,6 +72,11 @@ class ProgressWriter:
         self._sample()
         self._last_word = threading.Lock()
         self._is_done = False
+        self._pause: Pause | None = None
+
+    def note_pause(self, pause: Pause) -> None:
+        """Says from now on that the lane waits because the server asked for it."""
+        self._pause = pause
 
     def note(self, done: int, dead: int) -> None:
         self._done += done
@@ -75,6 +93,8 @@ class ProgressWriter:
             limits=self._budget.limits,
             meter=self._meter.to_dict(),
         )
+        if self._pause is not None and self._pause.until_s > time.time():
+            data["pause"] = PauseFigures(until_s=self._pause.until_s, asked_s=self._pause.asked_s, why=self._pause.why)
         if is_done:
             self._sample()
             data["series"] = self._timeline.to_dict()

@@ -28,3 +28,21 @@ def test_an_error_of_ours_that_a_driver_caused_is_left_as_it_is() -> None:
 def test_a_bug_is_no_error_of_the_storage() -> None:
     bug = KeyError("row")
     assert as_os_error(bug, "The storage") is bug
+
+
+@pytest.mark.parametrize("code", ["403", "404", "500"])
+def test_a_drivers_error_shows_no_signature_of_the_url_that_it_quotes(code: str) -> None:
+    error = NoSuchThingError("403, message='Forbidden', url='https://me:hidden@h/c/p.jpg?sv=1&sig=hidden%2F&se=2'")
+    error.code = code
+    found = as_os_error(error, "https://h/c/p.jpg?X-Amz-Signature=hidden&x=1")
+    assert isinstance(found, OSError)
+    assert "hidden" not in str(found)
+    assert "se=2" in str(found)
+    assert "https://h/c/p.jpg?X-Amz-Signature=***&x=1" in str(found)
+
+
+class NoSuchThingError(Exception):
+    code = ""
+
+
+NoSuchThingError.__module__ = "aiohttp.client_exceptions"

@@ -1,5 +1,6 @@
 """One event is one line that a program can read back, whatever it holds."""
 
+import base64
 import json
 import logging
 import random
@@ -108,3 +109,21 @@ def test_a_secret_is_hidden_wherever_it_stands(form):
 
 def test_escaped_text_steers_no_terminal():
     assert escaped("a\x1b[31mb\nc\u202ed\u2028é猫") == "a\\u001b[31mb\\u000ac\\u202ed\\u2028é猫"
+
+
+def test_no_line_shows_a_secret_in_any_form_or_a_credential_of_a_url():
+    secret = "sk-logged/0123456789"
+    forms = [
+        secret,
+        "sk%2Dlogged%2f0123456789",
+        base64.b64encode(f"u:{secret}".encode()).decode(),
+        secret.encode().hex(),
+    ]
+    fields = {"list": forms, "nested": {f"name {secret}": forms[1]}, "url": "https://me:hidden@host/?sig=hidden&x=1"}
+    for form in LogFormat:
+        formatter = LineFormatter(form, [secret])
+        lines = [formatter.format(record("event", fields))]
+        lines += [formatter.format(record(f"failed: {words} s3://a:hidden@b/", name="other")) for words in forms]
+        for line in lines:
+            assert "***" in line
+            assert not [f for f in (*forms, "hidden") if f.lower() in line.lower()]

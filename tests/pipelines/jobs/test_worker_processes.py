@@ -1,11 +1,14 @@
 """A run in worker processes ends when its work does, and when one of them dies; tests/engines kills real ones."""
 
+import os
 import threading
 
 import pytest
 
 from epithre_beam.configs.errors import RunnerError
-from epithre_beam.pipelines.jobs.worker_processes import run_to_its_end
+from epithre_beam.pipelines.jobs.worker_processes import ask_loopback_directly, run_to_its_end
+
+from ...ports import free_port
 
 
 def test_it_waits_until_the_work_is_done():
@@ -34,3 +37,31 @@ def test_a_worker_that_died_ends_it_though_the_work_would_wait_for_ever():
         run_to_its_end(wait_for_the_dead)
     assert threading.excepthook is hook
     over.set()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, "localhost,127.0.0.1,::1"),
+        ({"no_proxy": "a.example, .b"}, "a.example,.b,localhost,127.0.0.1,::1"),
+        ({"no_proxy": "a", "no_grpc_proxy": "c,localhost"}, "c,localhost,127.0.0.1,::1"),
+    ],
+    ids=str,
+)
+def test_grpc_is_told_of_this_machine_beside_what_it_knew(monkeypatch, before, after):
+    name = "no_grpc_proxy"  # in lower case, as gRPC reads it
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv(name, "")  # so that what is set here ends with the test
+    for known, value in before.items():
+        monkeypatch.setenv(known, value)
+    for _ in range(2):  # a second run in one process adds nothing
+        ask_loopback_directly()
+        assert os.environ.get(name) == after
+
+
+def test_workers_and_the_emulator_are_reached_whatever_proxies_the_environment_names(place):
+    place.write_job(beam_options=["--direct_running_mode=multi_processing", "--direct_num_workers=2"])
+    nobody = f"http://127.0.0.1:{free_port()}"
+    proxies = {name: nobody for kind in ("http", "https", "all") for name in (f"{kind}_proxy", f"{kind}_proxy".upper())}
+    done = place.cli("run", "job.yaml", "--quiet", imports_itself=True, **proxies)
+    assert done.returncode == 0, done.stderr

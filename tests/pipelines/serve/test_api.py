@@ -93,7 +93,8 @@ def test_an_asset_is_shown_with_its_metadata(served):
 
 def test_health_and_metrics_say_how_it_is(served, vector):
     assert served.client.get("/health/live").json() == {"status": "alive", "version": None}
-    assert served.client.get("/health/ready").json() == {"status": "ready", "version": served.version}
+    ready = {"status": "ready", "version": served.version, "embedding_api": "answers", "retry_after_s": None}
+    assert served.client.get("/health/ready").json() == ready
     served.search(vector=vector)
     text = served.client.get("/metrics").text
     assert f'version="{served.version}"' in text

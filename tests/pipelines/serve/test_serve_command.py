@@ -3,11 +3,13 @@
 import contextlib
 import json
 import socket
+import time
 
 import httpx
 
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings
 
+from ...transforms.epithre.hostile import Told, answering, error, good
 from ..conftest import KEY, sentences
 from .conftest import DIMENSION, WITHOUT_API, fault, serving
 
@@ -74,3 +76,43 @@ def test_an_api_that_answers_nobody_fails_sentences_and_nothing_else(hashed, vec
 def ask_from(server, address, **asked):
     """Through a proxy that the server trusts."""
     return server.client.post("/api/search", json=asked, headers={"x-forwarded-for": address})
+
+
+def test_an_api_that_asks_for_a_pause_is_told_of_and_asked_again(hashed, vector):
+    """Half a minute later or in a thousand years: sentences fail at once, all else is answered, and it is told."""
+    (manifest,) = hashed.catalog.glob("versions/*/manifest.json")
+    models = Told(
+        body={"data": []}, headers={"x-emulator-fingerprint": json.loads(manifest.read_text())["model_fingerprint"]}
+    )
+
+    def answer(asked):
+        if asked.method == "GET":
+            return models
+        if asked.number == 0:
+            return error(429, f"no more today, {KEY}", retry_after="5.5")
+        return good(asked, DIMENSION)
+
+    with answering(answer) as api, serving(hashed, "--base-url", api.base_url) as server:
+        ready = {"status": "ready", "version": server.version, "embedding_api": "answers", "retry_after_s": None}
+        assert server.client.get("/health/ready").json() == ready
+        for text in ("one", "two"):
+            answered = server.search(text=text)
+            assert KEY not in answered.text
+            assert "asked again in" in fault(answered, 503)
+            assert 1 <= int(answered.headers["retry-after"]) <= 6
+        assert api.count() == 1
+        told = server.client.get("/health/ready")
+        assert told.status_code == 200
+        assert (told.json()["status"], told.json()["embedding_api"]) == ("degraded", "fails")
+        assert 1 <= told.json()["retry_after_s"] <= 6
+        assert "epithre_beam_embedding_api_failing 1.0" in server.client.get("/metrics").text
+        assert server.search(vector=vector).status_code == 200
+        assert server.search(asset={"kind": "text", "id": "t001"}).status_code == 200
+        deadline = time.monotonic() + 60
+        while server.search(text="three").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert server.client.get("/health/ready").json() == ready
+        assert "epithre_beam_embedding_api_failing 0.0" in server.client.get("/metrics").text
+        server.process.terminate()
+        assert KEY not in server.process.communicate(timeout=60)[1]

@@ -1,6 +1,7 @@
 """Every answer is read as what it is, and no vector is taken on faith."""
 
 import base64
+import email.utils
 
 import numpy as np
 import orjson
@@ -248,3 +249,29 @@ def test_a_servers_words_are_short_and_keep_no_key():
     assert "xyz" not in short("header was Bearer xyz")
     assert len(short("a" * 5000)) <= 200
     assert "\n" not in short("a\nb")
+
+
+HEADER = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40)
+WAIT = st.one_of(HEADER, st.floats().map(repr), st.integers().map(str), st.datetimes().map(email.utils.format_datetime))
+
+
+@given(wait=WAIT, milliseconds=st.none() | WAIT, date=st.none() | WAIT)
+@settings(max_examples=500)
+def test_a_wait_is_a_finite_number_of_seconds_or_none_whatever_a_server_says(wait, milliseconds, date):
+    headers = {"retry-after": wait, "retry-after-ms": milliseconds, "date": date}
+    seconds = read_retry_after({name: value for name, value in headers.items() if value is not None})
+    assert seconds is None or 0 <= seconds <= 30 * 365 * 86_400
+
+
+@pytest.mark.parametrize(
+    ("wait", "seconds"),
+    [
+        ("1000000000", 946_080_000), ("1e308", 946_080_000), ("3600", 3600), ("-5", 0), ("0", 0), ("inf", None),
+        ("1e999", None), ("nan", None), ("soon", None), ("", None), ("Fri, 31 Dec 2999 23:59:59 GMT", 946_080_000),
+        ("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", None), ("Fri, 31 Dec 1999 23:59:59 GMT", 0),
+    ],
+)  # fmt: skip
+def test_a_wait_is_read_as_it_was_meant_and_no_longer_than_a_clock_can_count(wait, seconds):
+    assert read_retry_after({"retry-after": wait}) == seconds
+    if seconds is not None and wait in {"1000000000", "3600", "-5", "0"}:
+        assert read_retry_after({"retry-after-ms": str(float(wait) * 1000)}) == pytest.approx(seconds)

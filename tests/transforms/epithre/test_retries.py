@@ -1,13 +1,20 @@
 """What failed is sent again, no sooner than the server asks and at little cost."""
 
+import asyncio
 import time
 
+import numpy as np
 import pytest
 
-from epithre_beam.transforms.epithre.client import Refusal
+from epithre_beam.configs import EmbedConfig
+from epithre_beam.configs.errors import ApiPausedError, RefusedKeyError
+from epithre_beam.transforms.epithre import retries as retries_module
+from epithre_beam.transforms.epithre.client import Client, Refusal
 from epithre_beam.transforms.epithre.emulator import Faults, Limits
+from epithre_beam.transforms.epithre.probe import probe
 
 from .asking import assert_right, embed, serve, texts
+from .hostile import Told, answering, error, good
 
 
 def test_a_hanging_server_costs_a_timeout_and_a_retry():
@@ -36,3 +43,106 @@ def test_retry_after_is_waited_for_in_every_form(form):
         results, _ = embed(emulator, contents, batch_items=1, max_sends=200, retry_share=1.0)
         assert emulator.worst_window().requests <= 5
     assert not [r for r in results if isinstance(r, Refusal)]
+
+
+def ask(server, count=1, told=None, sleep=asyncio.sleep, **changes):
+    """The results of `count` texts, a request each."""
+    settings = EmbedConfig(base_url=server.base_url, dimension=64, batch_items=1, **changes)
+    options = {} if told is None else {"tell_pause": told.append}
+
+    async def go():
+        async with Client(settings, "sk-of-the-test", seed=1, sleep=sleep, **options) as client:
+            return await client.embed([client.encode("text", f"text {i}".encode()) for i in range(count)])
+
+    return asyncio.run(go())
+
+
+TOO_LONG = {
+    "seconds": {"retry-after": "1000000000"},
+    "one more than allowed": {"retry-after": "601"},
+    "a date": {"retry-after": "Tue, 31 Dec 2999 23:59:59 GMT"},
+    "a date beside another clock": {
+        "retry-after": "Tue, 01 Jan 2008 12:00:00 GMT", "date": "Tue, 01 Jan 2008 10:00:00 GMT"
+    },
+    "nearly infinite": {"retry-after": "1e308"},
+    "milliseconds": {"retry-after-ms": "3600000", "retry-after": "1"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("form", TOO_LONG)
+def test_a_pause_longer_than_allowed_ends_at_once_with_when_to_come_back(form, status):
+    told = Told(status=status, body={"error": {"message": "daily quota, try tomorrow"}}, headers=TOO_LONG[form])
+    before = time.time()
+    with answering(lambda _: told) as server:
+        why = rf"\({status}: daily quota, try tomorrow\), longer than the 600 s"
+        with pytest.raises(ApiPausedError, match=why) as said:
+            ask(server, count=5)
+        asked = server.count()
+    assert asked <= 5  # those that were on their way together
+    assert said.value.retry_after_s > 600
+    assert said.value.facts["retry_at"] > time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(before + 600))
+    assert "Run again after" in str(said.value)
+
+
+@pytest.mark.parametrize("wait", ["inf", "1e999", "-3", "nan", "soon", "Fri, 31 Dec 99999999999999999999 0:0:0 GMT"])
+def test_a_wait_that_is_none_is_not_waited_for(wait):
+    with answering(lambda asked: good(asked) if asked.number else error(429, "slow", retry_after=wait)) as server:
+        (vector,) = ask(server, sleep=lambda _: asyncio.sleep(0))
+    assert isinstance(vector, np.ndarray)
+
+
+def test_the_longest_pause_is_a_setting_and_0_waits_for_none():
+    with answering(lambda asked: good(asked) if asked.number else error(429, "slow", retry_after="0.3")) as server:
+        started = time.monotonic()
+        (vector,) = ask(server, max_retry_after_s=0.3)
+        assert isinstance(vector, np.ndarray)
+        assert time.monotonic() - started >= 0.3
+    with answering(lambda _: error(429, "slow", retry_after="0.3")) as server, pytest.raises(ApiPausedError):
+        ask(server, max_retry_after_s=0)
+
+
+def test_what_asked_for_no_pause_may_still_be_refused_for_good():
+    """A refusal that no waiting helps is that, whatever it asks for."""
+    with answering(lambda _: error(401, "no", retry_after="100000")) as server, pytest.raises(RefusedKeyError):
+        ask(server)
+
+
+def test_a_pause_is_told_once_with_its_end_and_why(monkeypatch):
+    monkeypatch.setattr(retries_module, "_WORTH_TELLING_S", 0.2)
+    told = []
+    with answering(
+        lambda asked: good(asked) if asked.number >= 6 else error(503, "busy, come back", retry_after="0.4")
+    ) as server:
+        before = time.time()
+        results = ask(server, count=6, told=told)
+    assert all(isinstance(result, np.ndarray) for result in results)
+    assert 1 <= len(told) <= 2  # requests that were on their way together are one pause
+    assert told[0].asked_s == 0.4
+    assert before + 0.4 <= told[0].until_s <= time.time() + 0.4
+    sentence = str(told[0])
+    assert sentence.startswith("paused until ")
+    assert sentence.endswith(": the server asked for 0 s (503: busy, come back)")
+
+
+def test_a_pause_that_is_everyday_is_not_told():
+    told = []
+    with answering(lambda asked: good(asked) if asked.number else error(429, "slow", retry_after="0.1")) as server:
+        ask(server, told=told)
+    assert told == []
+
+
+def test_the_probe_keeps_a_pause_and_ends_where_it_is_too_long():
+    def answer(asked):
+        return Told(body={"data": []}) if asked.number else error(429, "slow", retry_after="0.4")
+
+    with answering(answer) as server:
+        started = time.monotonic()
+        settings = EmbedConfig(base_url=server.base_url, dimension=64)
+        assert probe(settings, "sk-of-the-test", pause_s=0.001).requests == 2
+        assert time.monotonic() - started >= 0.4
+    with answering(lambda _: error(429, "tomorrow", retry_after="30")) as server:
+        settings = EmbedConfig(base_url=server.base_url, dimension=64)
+        with pytest.raises(ApiPausedError, match=r"429: tomorrow\), longer than the 5 s"):
+            probe(settings, "sk-of-the-test", longest_pause_s=5.0)
+        assert server.count("GET") == 1

@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,14 @@ import pyarrow.compute as pc
 import pytest
 
 from epithre_beam.configs import EmbedConfig, PrepareConfig
-from epithre_beam.configs.errors import ApiError, CatalogError, ConfigError, QueryError, UnknownAssetError
+from epithre_beam.configs.errors import (
+    ApiError,
+    ApiPausedError,
+    CatalogError,
+    ConfigError,
+    QueryError,
+    UnknownAssetError,
+)
 from epithre_beam.index import Hit, open_catalog
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 from epithre_beam.transforms.query import searcher as searcher_module
@@ -27,6 +35,7 @@ from epithre_beam.transforms.query.searcher import Searcher
 
 from ...index.conftest import make, unit_vectors
 from ...pipelines.conftest import KEY, Place, write_pictures, write_texts
+from ..epithre.hostile import Asked, Told, answering, error, good
 
 DIMENSION = 64
 EQUALS = 20
@@ -331,6 +340,66 @@ def test_where_the_api_answers_nobody_queries_fail_at_once_and_after_a_while_it_
             searcher._remembered.popitem()
 
     asked(scene, ask)
+
+
+@pytest.mark.parametrize("wait", ["1000000000", "Tue, 31 Dec 2999 23:59:59 GMT", "1e308", "6"])
+def test_a_pause_that_the_api_asks_for_fails_queries_at_once_and_ends_whatever_was_asked(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, wait: str
+) -> None:
+    monkeypatch.setattr(searcher_module, "_PAUSE_S", 0.1)
+    monkeypatch.setattr(searcher_module, "_LONGEST_REST_S", 1.5)
+
+    def answer(asked: Asked) -> Told:
+        return error(429, "not today", retry_after=wait) if asked.number == 0 else good(asked, DIMENSION)
+
+    async def main() -> None:
+        with open_catalog(scene.place.catalog) as catalog, answering(answer) as server:
+            embed = EmbedConfig(base_url=server.base_url, dimension=DIMENSION)
+            async with Searcher(catalog, embed, PrepareConfig(), KEY) as searcher:
+                assert searcher.is_answered
+                async with asyncio.timeout(20):
+                    with pytest.raises(ApiPausedError, match="429: not today"):
+                        await searcher.search("first")
+                    assert not searcher.is_answered
+                    assert 0 < searcher.rest_s <= 1.5
+                    with pytest.raises(ApiPausedError):
+                        await searcher.search("second")
+                    assert server.count() == 1
+                    assert len(await searcher.search(np.eye(1, DIMENSION, dtype=np.float32)[0], 3)) == 3
+                    while not searcher.is_answered:
+                        await asyncio.sleep(searcher.rest_s)
+                        with contextlib.suppress(ApiPausedError):
+                            await searcher.search("second")
+                assert searcher.rest_s == 0
+                assert server.count() == 2
+
+    asyncio.run(main())
+
+
+def test_what_was_sent_before_the_api_asked_for_a_pause_does_not_end_it(scene: Scene) -> None:
+    arrived, paused = threading.Event(), threading.Event()
+
+    def answer(asked: Asked) -> Told:
+        if asked.items == ["slow"]:
+            arrived.set()
+            assert paused.wait(20)
+            return good(asked, DIMENSION)
+        return error(429, "not today", retry_after="1000")
+
+    async def main() -> None:
+        with open_catalog(scene.place.catalog) as catalog, answering(answer) as server:
+            embed = EmbedConfig(base_url=server.base_url, dimension=DIMENSION)
+            async with Searcher(catalog, embed, PrepareConfig(), KEY) as searcher:
+                slow = asyncio.create_task(searcher.search("slow"))
+                assert await asyncio.to_thread(arrived.wait, 20)
+                with pytest.raises(ApiPausedError):
+                    await searcher.search("other")
+                paused.set()
+                assert await slow
+                assert searcher.rest_s > 500
+                assert not searcher.is_answered
+
+    asyncio.run(main())
 
 
 def test_the_key_is_in_no_repr_error_or_log(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,11 +1,13 @@
 """What lanes last said of themselves is read wherever the launcher is, and a slow word never replaces the last one."""
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from epithre_beam.transforms.epithre.meter import Meter
+from epithre_beam.transforms.epithre.retries import Pause
 from epithre_beam.transforms.workers.progress import ProgressWriter, read_lane, read_progress
 from epithre_beam.transforms.workers.run_folder import RunFolder
 
@@ -62,3 +64,18 @@ def test_a_file_that_is_being_replaced_is_passed_over(run: RunFolder) -> None:
         ProgressWriter(run, lane, 10, Meter(), Throttle()).write()
     run.store().write(run.name("progress-0.json"), b"")
     assert len(read_progress(run)) == 1
+
+
+def test_a_pause_is_told_of_for_as_long_as_it_lasts(run: RunFolder) -> None:
+    writer = ProgressWriter(run, 0, 10, Meter(), Throttle())
+    writer.write()
+    assert "pause" not in (read_lane(run, 0) or {})
+    pause = Pause(until_s=time.time() + 60, asked_s=60.0, why="429: slow down")
+    writer.note_pause(pause)
+    writer.write()
+    found = read_lane(run, 0)
+    assert found is not None
+    assert found["pause"] == {"until_s": pause.until_s, "asked_s": 60.0, "why": "429: slow down"}
+    writer.note_pause(replace(pause, until_s=time.time() - 1))
+    writer.write()
+    assert "pause" not in (read_lane(run, 0) or {})

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
+from ....configs.scrubbing import Scrubber
 from .admission import Admission, Gate, Weights, payments, worst_window
 from .connection import HttpServer, ReadBody
 from .endpoints import Call, embeddings, find_route, refused_by_order, unroutable
@@ -37,6 +38,7 @@ class Emulator:
         self.settings = settings or EmulatorSettings()
         self.model: EmbeddingModel = _load_model(self.settings)
         self.stopping = threading.Event()
+        self._scrubber = Scrubber(*self.settings.api_keys)
         self._lock = threading.Lock()
         self._server: HttpServer | None = None
         self._thread: threading.Thread | None = None
@@ -175,10 +177,14 @@ class Emulator:
     def serve(
         self, method: str, target: str, authorization: str | None, read_body: ReadBody
     ) -> tuple[Answer, Admission]:
-        """Answer one request; it raises for nothing that a client can do."""
+        """Answer one request; it raises for nothing that a client can do.
+
+        No key stands in a record or in an error, wherever in its request a client wrote it.
+        """
         path = urlsplit(target).path
         handler, allowed, parameter = find_route(method, path)
-        call = self._open(method, path, metered=handler is embeddings)
+        scrubber = self._scrubber_for(authorization)
+        call = self._open(method, scrubber.text(path), metered=handler is embeddings)
         record = call.record
         try:
             if path.startswith("/v1/"):
@@ -186,7 +192,7 @@ class Emulator:
             call.body = read_body(call.limits.max_body_bytes, path.startswith("/v1/"))
             record.body_bytes = len(call.body)
             if handler is None:
-                raise unroutable(method, path, allowed)
+                raise unroutable(method, record.path, allowed)
             call.query = {key: values[-1] for key, values in parse_qs(urlsplit(target).query).items()}
             call.parameter = parameter
             answer = handler(call)
@@ -194,20 +200,29 @@ class Emulator:
             record.reason = record.reason or refusal.code
             answer = refusal.answer()
         except Exception:
-            _logger.exception("the emulator failed at %s %s", method, path)
+            _logger.exception("the emulator failed at %s %s", method, record.path)
             record.reason = "emulator_defect"
             answer = RefusedError(500, "The emulator itself failed.", code="emulator_defect").answer()
+        if answer.status >= 400:
+            answer = replace(answer, body=scrubber.body(answer.body))
         if answer.status == 413 and call.faults.html_413:
             answer = html_answer(413)
         self._settle(call, answer)
         named = {"x-request-id": record.request_id, "x-emulator-fingerprint": self.model.fingerprint}
         return replace(answer, headers={**named, **answer.headers}), record
 
+    def _scrubber_for(self, authorization: str | None) -> Scrubber:
+        """Knows the emulator's keys and the one that came with a request."""
+        key = _key_in(authorization)
+        if not key or key in self.settings.api_keys:
+            return self._scrubber
+        return Scrubber(*self.settings.api_keys, key)
+
     def _authorize(self, authorization: str | None, read_body: ReadBody, call: Call) -> None:
-        scheme, _, key = (authorization or "").partition(" ")
+        scheme = (authorization or "").partition(" ")[0]
         if call.faults.refuse_all is not None:
             refusal = refused_by_order(call.faults.refuse_all)
-        elif scheme.lower() == "bearer" and key.strip() in self.settings.api_keys:
+        elif scheme.lower() == "bearer" and _key_in(authorization) in self.settings.api_keys:
             return
         else:
             refusal = RefusedError(401, "Incorrect API key provided.", code="invalid_api_key")
@@ -228,6 +243,10 @@ class Emulator:
         record.delivered = answer.delivery == "whole"
         record.answer_bytes = sent[answer.delivery]
         record.answered_ns = time.monotonic_ns()
+
+
+def _key_in(authorization: str | None) -> str:
+    return (authorization or "").partition(" ")[2].strip()
 
 
 def emulator_fingerprint(settings: EmulatorSettings) -> str:

@@ -104,7 +104,7 @@ class EmulatorSettings(_Settings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """0: any free port."""
-    api_keys: Annotated[tuple[str, ...], Field(min_length=1)] = ("emulator-key",)
+    api_keys: Annotated[tuple[str, ...], Field(min_length=1, repr=False)] = ("emulator-key",)
     model: Literal["hash", "attributes"] = "hash"
     """Where the vectors come from, whichever served model id a request names."""
     served_models: Annotated[tuple[str, ...], Field(min_length=1)] = (

@@ -61,6 +61,7 @@ class Budget:
         clock: Seconds, monotonic.
         window_s: The minute; tests shorten it together with the server's.
         spent: Requests that were sent before this budget existed and may still count on the server.
+        max_pause_s: The longest pause that a server may ask for, where the ledger is one of its own.
         ledger: Shared with other lanes; absent: one of its own, in memory.
     """
 
@@ -72,10 +73,12 @@ class Budget:
         clock: Callable[[], float] = time.monotonic,
         window_s: float = WINDOW_S,
         spent: int = 0,
+        max_pause_s: float = 600.0,
         ledger: SharedLedger | None = None,
     ) -> None:
         known = {name: float(limit) for name, limit in limits.items() if limit is not None}
-        self._ledger = ledger or Ledger(LedgerSettings(limits=known, window_s=window_s, spent=spent), clock)
+        settings = LedgerSettings(limits=known, window_s=window_s, spent=spent, max_pause_s=max_pause_s)
+        self._ledger = ledger or Ledger(settings, clock)
         self._is_limited = bool(known)
         self._learned: dict[str, float] = {}
         self._max_concurrency = max_concurrency

@@ -42,6 +42,13 @@ class LedgerSettings:
     """No request is under way longer: the lease of a process that died in the middle ends by itself."""
     spent: int = 0
     """Requests that were sent before and may still count on the server."""
+    max_pause_s: float = 600.0
+    """No pause lasts longer, whatever a server asked for and whoever wrote that down."""
+
+    @property
+    def longest_pause_s(self) -> float:
+        """The longest pause that may be meant: also what is waited where the count of a limit was lost."""
+        return max(self.max_pause_s, self.hold_s + self.window_s + MARGIN_S)
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class Ledger:
         with self._lock:
             now = self.clock()
             if retry_after_s is not None and retry_after_s > 0:
-                self._pause_until = max(self._pause_until, now + retry_after_s)
+                self._pause_until = max(self._pause_until, now + min(retry_after_s, self.settings.longest_pause_s))
             if now - self._cut_at >= min(CUT_EVERY_S, self.settings.window_s):
                 self._factor = max(LOWEST_FACTOR, self._recovered(now) * CUT)
                 self._cut_at = self._factor_at = now

@@ -1,6 +1,8 @@
 """A ledger in Redis, for lanes on many machines. The same rules as `ledger.Ledger`, one script a call.
 
 Redis runs a script alone, so what it reads and writes is one step for all workers, and its clock is the only one.
+A pause is written with the moment at which it was: whoever reads it keeps no more of it than its own settings allow,
+so that what one process was told, or wrote down, holds no other up for ever.
 If Redis loses its data, nobody knows which requests still count: the first call that finds the state gone starts a
 new one that lets nothing through until every request of the old one has left the server's window.
 """
@@ -39,7 +41,16 @@ if redis.call('EXISTS', state) == 0 then
   set('factor_at', now)
   if ARGV[2] ~= 'create' then
     set('pause_until', now + settings.hold_s + settings.window_s + settings.margin_s)
+    set('paused_at', now)
   end
+end
+local function paused_until()
+  local paused_at = get('paused_at', now + 1)
+  if paused_at > now then
+    paused_at = now
+    set('paused_at', now)
+  end
+  return math.min(get('pause_until', 0), paused_at + settings.longest_pause_s)
 end
 local function recovered()
   local minutes = (now - get('factor_at', now)) / settings.window_s
@@ -58,7 +69,7 @@ for _, lease in ipairs(redis.call('ZRANGEBYSCORE', ending, '-inf', string.format
   redis.call('ZREM', ending, lease)
   redis.call('HDEL', held, lease)
 end
-local wait = math.max(get('pause_until', 0) - now, 0)
+local wait = math.max(paused_until() - now, 0)
 local limits, share = {}, 0
 for _, name in ipairs(settings.weights) do
   local limit = settings.limits[name] or get('learned_' .. name, 0)
@@ -90,7 +101,11 @@ return {'', '0'}
 _SLOW_DOWN = (
     _COMMON
     + """
-set('pause_until', math.max(get('pause_until', 0), now + tonumber(ARGV[3])))
+local till = now + math.min(tonumber(ARGV[3]), settings.longest_pause_s)
+if till > paused_until() then
+  set('pause_until', till)
+  set('paused_at', now)
+end
 if now - get('cut_at', 0) >= math.min(settings.cut_every_s, settings.window_s) then
   set('factor', math.max(settings.lowest, recovered() * settings.cut))
   set('cut_at', now)
@@ -131,6 +146,7 @@ class RedisLedger:
                 "limits": dict(settings.limits),
                 "window_s": settings.window_s,
                 "hold_s": settings.hold_s,
+                "longest_pause_s": settings.longest_pause_s,
                 "margin_s": MARGIN_S,
                 "burst_s": BURST_S,
                 "cut": CUT,

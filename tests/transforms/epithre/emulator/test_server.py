@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -257,6 +258,27 @@ def test_without_the_key_everything_below_v1_is_401(calm: Emulator, authorizatio
         for answer in (embed(stranger, "a"), stranger.get("/models"), stranger.get("/nowhere")):
             assert answer.status_code == 401
             assert error_of(answer)["code"] == "invalid_api_key"
+
+
+def test_no_key_stands_in_its_log_its_figures_or_an_error_wherever_it_was_written() -> None:
+    own, foreign = "sk-of/the+emulator-0123", "sk-of/somebody-0123456"
+    with running(api_keys=(own,), faults=Faults()) as (emulator, client):
+        for key in (own, foreign):
+            for written in (key, quote(key, safe=""), quote(quote(key, safe=""), safe=""), key.encode().hex()):
+                headers = {"authorization": f"Bearer {key}"}
+                for path in (f"/v1/models/{written}", f"/v1/{written}", f"/{written}?key={written}"):
+                    answer = httpx.get(f"{emulator.url}{path}", headers=headers)
+                    assert answer.status_code in {401, 404}
+                    assert written.lower() not in answer.text.lower().replace("\\/", "/")
+                answer = httpx.post(
+                    f"{emulator.base_url}/embeddings", headers=headers, json={"model": written, "input": "a"}
+                )
+                assert answer.status_code in {401, 404}
+                assert written not in answer.text
+        said = json.dumps(client.get(f"{emulator.url}/emulator/log").json()) + repr(emulator.log)
+        said += json.dumps(emulator.stats()) + repr(emulator.payments()) + repr(emulator.settings)
+    for key in (own, foreign):
+        assert not [trace for trace in (key, key[4:], quote(key, safe=""), key.encode().hex()) if trace in said]
 
 
 @pytest.mark.parametrize(

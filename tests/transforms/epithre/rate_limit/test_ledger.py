@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,12 +49,12 @@ def work(ledger, seconds, seed, counted):
         ledger.answered(answer.lease)
 
 
-def make(kind, redis_server):
+def make(kind, redis_server, settings=SETTINGS):
     if kind == "memory":
-        return Ledger(SETTINGS)
+        return Ledger(settings)
     if kind == "host":
-        return HostLedger(f"test-{secrets.token_hex(4)}", SETTINGS)
-    ledger = RedisLedger(redis_server.url, "test", SETTINGS)
+        return HostLedger(f"test-{secrets.token_hex(4)}", settings)
+    ledger = RedisLedger(redis_server.url, "test", settings)
     ledger.create()
     return ledger
 
@@ -137,6 +138,63 @@ def test_a_refusal_heard_by_one_pauses_all(redis_server):
     answer = other.try_acquire({"requests": 1.0})
     assert answer.lease is None
     assert 0.5 < answer.wait_s <= 0.7
+
+
+BOUNDED = LedgerSettings(limits={}, window_s=0.1, hold_s=0.1, max_pause_s=0.6)
+IN_2999 = 32_472_144_000.0
+
+
+def wait_for_a_lease(ledger):
+    """How long it took, where each wait that was told is within the bound."""
+    started = time.monotonic()
+    while (answer := ledger.try_acquire({"requests": 1.0})).lease is None:
+        assert 0 < answer.wait_s <= BOUNDED.max_pause_s
+        time.sleep(answer.wait_s)
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("kind", ["memory", "host", "redis"])
+@pytest.mark.parametrize("asked_s", [0.7, IN_2999, 1e308, float("inf")])
+def test_no_pause_is_longer_than_the_settings_allow(kind, redis_server, asked_s):
+    ledger = make(kind, redis_server, BOUNDED)
+    ledger.slow_down(asked_s)
+    assert wait_for_a_lease(ledger) > 0.4
+
+
+@pytest.mark.parametrize("asked_s", [-1.0, float("-inf"), 0.0, None])
+def test_a_pause_of_nothing_or_less_is_none(redis_server, asked_s):
+    for kind in ("memory", "redis"):
+        ledger = make(kind, redis_server, BOUNDED)
+        ledger.slow_down(asked_s)
+        assert ledger.try_acquire({"requests": 1.0}).lease
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"pause_until": IN_2999},
+        {"pause_until": "inf", "paused_at": 0},
+        {"pause_until": IN_2999, "paused_at": IN_2999 - 5},
+        {"pause_until": "1e300", "paused_at": "-1e300"},
+    ],
+    ids=str,
+)
+def test_a_pause_until_2999_that_stands_in_redis_holds_nobody_up_for_ever(redis_server, written):
+    ledger = make("redis", redis_server, BOUNDED)
+    redis.Redis.from_url(redis_server.url).hset("epithre-beam:{test}:state", mapping=written)
+    wait_for_a_lease(ledger)
+    ledger.slow_down(0.3)
+    assert 0 < ledger.try_acquire({"requests": 1.0}).wait_s <= 0.3
+
+
+def test_each_keeps_as_much_of_a_pause_as_its_own_settings_allow(redis_server):
+    hasty, patient = (
+        make("redis", redis_server, LedgerSettings(limits={}, window_s=0.1, hold_s=0.1, max_pause_s=longest))
+        for longest in (0.6, 3600.0)
+    )
+    patient.slow_down(3000.0)
+    wait_for_a_lease(hasty)
+    assert 2000 < patient.try_acquire({"requests": 1.0}).wait_s <= 3000
 
 
 def test_what_is_spent_and_what_is_learned_counts_for_all(redis_server):

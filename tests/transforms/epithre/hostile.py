@@ -1,0 +1,122 @@
+"""A small server on loopback that answers as a test says, for APIs and proxies that no emulator would be."""
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Asked:
+    """A request as it came."""
+
+    method: str
+    target: str
+    """The path, or all of the URL where a proxy is asked."""
+    headers: dict[str, str]
+    """By their names in lower case."""
+    body: bytes
+    number: int
+    """Counts the requests of this method, from 0."""
+
+    @property
+    def items(self) -> list[Any]:
+        return json.loads(self.body)["input"]
+
+
+@dataclass
+class Told:
+    """What is answered. `body`: bytes, or what becomes JSON."""
+
+    status: int = 200
+    body: Any = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    raw: bytes | None = None
+    """Instead of everything above: what goes over the wire."""
+
+
+@dataclass
+class Hostile:
+    """A server under way."""
+
+    port: int
+    asked: list[Asked]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.url}/v1"
+
+    def count(self, method: str = "POST") -> int:
+        return sum(asked.method == method for asked in self.asked)
+
+
+def good(asked: Asked, dimension: int = 64) -> Told:
+    """Unit vectors, all alike."""
+    vector = np.eye(1, dimension, dtype=np.float32)[0].tolist()
+    return Told(body={"data": [{"index": i, "embedding": vector} for i in range(len(asked.items))]})
+
+
+def error(status: int, message: str, **headers: str) -> Told:
+    """An error in OpenAI's shape; `retry_after="3"` becomes a header."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Told(status=status, body={"error": {"message": message}}, headers=named)
+
+
+@contextlib.contextmanager
+def answering(answer: Callable[[Asked], Told]) -> Iterator[Hostile]:
+    """Answers each request as `answer` says."""
+    seen: list[Asked] = []
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def _serve(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            with lock:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                number = sum(one.method == self.command for one in seen)
+                asked = Asked(self.command, self.path, headers, body, number)
+                seen.append(asked)
+            told = answer(asked)
+            if told.raw is not None:
+                self.wfile.write(told.raw)
+                self.close_connection = True
+                return
+            data = told.body if isinstance(told.body, bytes) else json.dumps(told.body).encode()
+            self.send_response_only(told.status)  # without a date of its own
+            for name, value in told.headers.items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_CONNECT = _serve  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield Hostile(port=server.server_port, asked=seen)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def without_models(answer: Callable[[Asked], Told]) -> Callable[[Asked], Told]:
+    """`answer` for every POST; 404 for a GET, as of a server that lists no models."""
+    return lambda asked: answer(asked) if asked.method == "POST" else Told(status=404)
