@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ...configs import IndexConfig
 from ..storage.store import Store
-from .codes import open_index, search_codes
+from .codes import open_codes, search_codes
 from .exact import read_rows, search_stored
 from .recall import NOT_FOUND, SCORE_TOLERANCE, Judged, judge_answers
 from .train import IndexTask
@@ -29,7 +29,10 @@ def ask_codes(
     k = settings.recall_k
     width = min(K_FACTORS[-1] * k + 1, shape.rows)
     judged = []
-    with store.open_read(vectors_name) as vectors, open_index(store, codes_name) as index:
+    with (
+        store.open_read(vectors_name) as vectors,
+        open_codes(store, codes_name, shape.dimension, shape.rows) as index,
+    ):
         for truth in truths:
             queries = truth.queries.vectors
 

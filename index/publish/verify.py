@@ -6,7 +6,6 @@ Everything streams: memory is that of one row group of vectors, whatever the siz
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import orjson
@@ -14,15 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...configs.errors import CatalogError, StoreError
-from ..ann.codes import open_index
+from ..ann.codes import open_codes
 from ..ann.exact import StoredRows, encode, read_header
 from ..storage.store import Store
 from ..vectors.distribution import NORM_TOLERANCE
-from ..vectors.units import vectors_of
+from ..vectors.assets_file import iterate_assets
+from ..vectors.units import open_vectors, vectors_of
 from ..versions.files import check_file
 from ..versions.history import existing_versions
 from ..versions.latest import Latest, nothing_published, read_latest
-from ..versions.layout import LATEST, manifest_name, version_folder
+from ..versions.layout import LATEST, version_folder
 from ..versions.manifest import IndexEntry, Manifest, read_manifest
 
 
@@ -62,11 +62,9 @@ def verify_versions(store: Store, version: str | None = None, *, every: bool = F
         except CatalogError as error:
             yield Verdict(version=name, damage=(str(error),))
             continue
-        damage = list(find_damage(store, manifest))
-        if manifest.version != name:
-            damage.append(f"{store.url}/{manifest_name(name)} is the manifest of version {manifest.version}.")
+        damage = tuple(find_damage(store, manifest))
         size_bytes = sum(entry.size_bytes for entry in manifest.files)
-        yield Verdict(version=name, files=len(manifest.files), size_bytes=size_bytes, damage=tuple(damage))
+        yield Verdict(version=name, files=len(manifest.files), size_bytes=size_bytes, damage=damage)
 
 
 def _read_latest_strictly(store: Store) -> Latest | None:
@@ -100,7 +98,7 @@ def find_damage(store: Store, manifest: Manifest) -> Iterator[str]:
             continue  # what is known to be damaged is not compared
         try:
             yield from _disagreements(store, manifest, index, vectors)
-        except (pa.ArrowException, StoreError, OSError, RuntimeError) as error:  # FAISS raises the last
+        except (pa.ArrowException, CatalogError, StoreError, OSError, RuntimeError, UnicodeDecodeError) as error:
             yield f"The {index.kind} files of version {manifest.version} cannot be read to the end: {error}"
     yield from _miscounts(store, manifest, damaged)
 
@@ -134,32 +132,28 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
     for part in index.parts:
         if part.codes is None:
             continue
-        codes_name = f"{prefix}/{part.codes}"
-        with open_index(store, codes_name) as opened, store.open_read(f"{prefix}/{part.vectors}") as file:
+        with store.open_read(f"{prefix}/{part.vectors}") as file:
             rows = read_header(file, manifest.dimension)
-            if (opened.d, opened.ntotal) != (manifest.dimension, rows):
-                yield (
-                    f"{codes_name} must have {rows} rows of {manifest.dimension} dimensions, "
-                    f"got {opened.ntotal} of {opened.d}."
-                )
-    with store.open_read(f"{prefix}/{index.assets}") as assets_file, contextlib.ExitStack() as stack:
-        assets = pa.ipc.open_file(assets_file, options=pa.ipc.IpcReadOptions(use_threads=False))
-        listed = sum(assets.get_batch(i).num_rows for i in range(assets.num_record_batches))
+        with open_codes(store, f"{prefix}/{part.codes}", manifest.dimension, rows):
+            pass  # what is opened is as it must be
+    place = f"{prefix}/{index.assets}"
+    with store.open_read(place) as assets_file, contextlib.ExitStack() as stack:
         files = [stack.enter_context(store.open_read(f"{prefix}/{name}")) for name in index.files]
         codes = StoredRows(files, manifest.dimension)
         coded = codes.rows
         if stored != index.rows:
             yield f"The {index.kind} index has {index.rows} rows, and its vectors are {stored}."
-        if listed != index.rows or coded != index.rows:
-            yield f"The {index.kind} index has {index.rows} rows, its table of assets {listed} and its file {coded}."
-        if not stored == listed == coded:
+        if coded != index.rows:
+            yield f"The {index.kind} index has {index.rows} rows, and its files {coded}."
+        if not stored == index.rows == coded:
             return
         told: set[str] = set()
-        ids = _Ids(assets)
+        columns = {"asset_id"}
+        ids = _Ids(iterate_assets(assets_file, f"{store.url}/{place}", manifest.metadata_types, index.rows, columns))
         row = 0
         for name in vectors:
             with store.open_read(f"{prefix}/{name}") as handle:
-                file = pq.ParquetFile(handle, pre_buffer=False, page_checksum_verification=True)
+                file = open_vectors(handle, manifest, manifest.file(name))
                 for group in range(file.num_row_groups):
                     # Arrow's own threads may still hold a Python buffer when the interpreter ends, which kills it.
                     table = file.read_row_group(group, columns=["asset_id", "embedding"], use_threads=False)
@@ -187,14 +181,12 @@ def _row_problems(table: pa.Table, ids: "_Ids", codes: StoredRows) -> Iterator[t
 class _Ids:
     """The ids of an assets file in the order of its rows, a batch in memory at a time."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._next_batch = 0
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
         self._ids: list[str] = []
 
     def take(self, count: int) -> list[str]:
-        while len(self._ids) < count and self._next_batch < self._file.num_record_batches:
-            self._ids += self._file.get_batch(self._next_batch).column("asset_id").to_pylist()
-            self._next_batch += 1
+        while len(self._ids) < count and (batch := next(self._batches, None)) is not None:
+            self._ids += batch.column("asset_id").to_pylist()
         taken, self._ids = self._ids[:count], self._ids[count:]
         return taken

@@ -221,12 +221,10 @@ class Comparison:
             try:
                 if store.size(name) != entry.size_bytes:
                     raise OSError("another length")
-                rows = self._add_rows(
-                    store, name, len(self._files) - 1, same_types=manifest.metadata_types == self._types
-                )
+                rows = self._add_rows(store, manifest, entry, len(self._files) - 1)
                 if rows != entry.rows:
                     raise OSError("another number of rows")
-            except (pa.ArrowException, OSError, KeyError):
+            except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError):
                 self._db.execute("DELETE FROM base WHERE file = ?", [len(self._files) - 1])
                 bad.append(name)
         return bad
@@ -313,13 +311,13 @@ class Comparison:
             kind=first["kind"], file=file, group=first["row_group"], rows=rows.select(schema.names).cast(schema)
         )
 
-    def _add_rows(self, store: Store, name: str, number: int, *, same_types: bool) -> int:
+    def _add_rows(self, store: Store, manifest: Manifest, entry: FileEntry, number: int) -> int:
         schema = _base_schema(self._types)
         columns = ["asset_id", "kind", "uri", "fingerprint", "content_sha256"]
-        with_metadata = bool(self._types) and same_types
+        with_metadata = bool(self._types) and manifest.metadata_types == self._types
         rows = 0
-        with store.open_read(name) as handle:
-            file = open_vectors(handle)
+        with store.open_read(self._files[number]) as handle:
+            file = open_vectors(handle, manifest, entry)
             for groups in _together([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]):
                 numbers, sizes = zip(*groups, strict=True)
                 table = file.read_row_groups(

@@ -99,7 +99,7 @@ def _assets(store: Store, manifest: Manifest, entry: FileEntry) -> Iterator[pa.T
         if store.size(name) != entry.size_bytes:
             raise OSError("another length")
         with store.open_read(name) as handle:
-            file = open_vectors(handle)
+            file = open_vectors(handle, manifest, entry)
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=columns, use_threads=False)
                 rows += len(table)
