@@ -87,7 +87,8 @@ class _Header:
     def skip(self, size_bytes: int) -> None:
         if size_bytes > self._size_bytes - self.at:
             raise CatalogError(
-                f"{self._place} ends too early: {size_bytes} bytes must follow, got {self._size_bytes - self.at}. {_ADVICE}"
+                f"{self._place} ends too early: {size_bytes} bytes must follow, got {self._size_bytes - self.at}. "
+                f"{_ADVICE}"
             )
         self.at += size_bytes
 

@@ -16,8 +16,8 @@ from ...configs.errors import CatalogError, StoreError
 from ..ann.codes import open_codes
 from ..ann.exact import StoredRows, encode, read_header
 from ..storage.store import Store
-from ..vectors.distribution import NORM_TOLERANCE
 from ..vectors.assets_file import iterate_assets
+from ..vectors.distribution import NORM_TOLERANCE
 from ..vectors.units import open_vectors, vectors_of
 from ..versions.files import check_file
 from ..versions.history import existing_versions

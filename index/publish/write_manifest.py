@@ -31,6 +31,8 @@ def write_manifest(store: Store, draft: ManifestDraft) -> Manifest:
         faiss_version=faiss.__version__,
     )
     if (problem := disagreement(manifest)) is not None:
-        raise CatalogError(f"{store.url}, version {draft.version}: {problem}. Nothing was published, please report this.")
+        raise CatalogError(
+            f"{store.url}, version {draft.version}: {problem}. Nothing was published, please report this."
+        )
     store.write(manifest_name(draft.version), manifest.to_bytes())
     return manifest

@@ -96,7 +96,9 @@ def _open(file: IO[bytes], fields: Sequence[int] | None = None) -> Any:
 
 def _unusable(place: str, error: Exception) -> CatalogError:
     reason = " ".join(str(error).split())[:200]
-    return CatalogError(f"{place} cannot be opened as a table of assets: {reason}. The file is damaged, or not its own.")
+    return CatalogError(
+        f"{place} cannot be opened as a table of assets: {reason}. The file is damaged, or not its own."
+    )
 
 
 def _check_columns(schema: pa.Schema, types: Mapping[str, str]) -> None:
@@ -140,7 +142,7 @@ def _check_layout(file: IO[bytes], rows: int) -> None:
     found = 0
     for number in range(count):
         place, metadata, body = struct.unpack_from("<qixxxxq", footer.data, begin + number * _BLOCK_BYTES)
-        is_inside = 8 <= place and 8 < metadata <= _MOST_METADATA_BYTES and 0 <= body <= size - metadata - place
+        is_inside = place >= 8 and 8 < metadata <= _MOST_METADATA_BYTES and 0 <= body <= size - metadata - place
         if not is_inside or (place | metadata | body) % 8:
             raise ValueError(f"batch {number} must lie in the file, got {body} bytes at {place}")
         found += _check_message(_read(file, place, metadata), body, number)

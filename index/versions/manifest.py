@@ -12,6 +12,7 @@ from ...configs.errors import CatalogError
 from ..storage.store import Store
 from .layout import FORMAT_VERSION, KINDS, manifest_name
 from .values import (
+    MAX_COLUMNS,
     MAX_MANIFEST_BYTES,
     Config,
     Count,
@@ -22,9 +23,11 @@ from .values import (
     Instant,
     Kind,
     LongText,
-    MetadataTypes,
+    MetadataKind,
+    MetadataName,
     NotNegative,
     Number,
+    SearchParameter,
     Sha256,
     Share,
     Size,
@@ -95,7 +98,7 @@ class IndexEntry(_Part):
     assets: FileName
     rows: Count
     factory: Text
-    search_parameters: dict[Literal["cells_share", "k_factor"], Factor] = Field(default_factory=dict)
+    search_parameters: dict[SearchParameter, Factor] = Field(default_factory=dict)
     """The operating point that is used unless another is asked for; empty: all vectors are scanned."""
     operating_points: Annotated[tuple[OperatingPoint, ...], Field(max_length=1000)] = ()
     """Cheapest first."""
@@ -204,7 +207,7 @@ class ManifestDraft(_Part):
     model: Text
     model_fingerprint: Text | None
     dimension: Dimension
-    metadata_types: MetadataTypes
+    metadata_types: Annotated[dict[MetadataName, MetadataKind], Field(max_length=MAX_COLUMNS)]
     counts: Counts
     files: tuple[FileEntry, ...]
     indexes: tuple[IndexEntry, ...]
@@ -251,25 +254,27 @@ def disagreement(manifest: Manifest) -> str | None:
             return f"it lists no file {name!r}, which an index needs"
         if times > 1:
             return f"its indexes use {name!r} {times} times"
-    sums = [(f"{index.kind} {what}", found, index.rows) for index in manifest.indexes for what, found in _rows(index, rows)]
-    sums.append(("dead letters", [n for name, n in rows.items() if name.startswith("dead_letters/")], manifest.counts.dead))
-    for kind in KINDS:
-        indexed = [index.rows for index in manifest.indexes if index.kind == kind]
-        sums.append((f"{kind} index", indexed, manifest.counts.per_kind.get(kind, 0)))
-    for what, found, wanted in sums:
+    for what, wanted, found in _sums(manifest, rows):
         if None not in found and sum(filter(None, found)) != wanted:
             return f"the {what} must have {wanted} rows, got {sum(filter(None, found))}"
     return None
 
 
-def _rows(index: IndexEntry, rows: Mapping[str, int | None]) -> Iterator[tuple[str, list[int | None]]]:
-    """The files of a kind that must have all its rows together, and the rows that they have."""
-    yield "index", [rows[name] for name in index.files]
-    yield "table of assets", [rows[index.assets]]
-    if vectors := [count for name, count in rows.items() if name.startswith(f"vectors/{index.kind}-")]:
-        yield "vectors", vectors
-    if index.codes:  # a file without codes counts by its vectors
-        yield "codes", [rows[part.codes or part.vectors] for part in index.parts]
+def _sums(manifest: Manifest, rows: Mapping[str, int | None]) -> Iterator[tuple[str, int, list[int | None]]]:
+    """What it is, the rows that it must have together, and those that its parts have, as far as they are known."""
+    for index in manifest.indexes:
+        yield f"{index.kind} index", index.rows, [rows[name] for name in index.files]
+        yield f"{index.kind} table of assets", index.rows, [rows[index.assets]]
+        if vectors := [count for name, count in rows.items() if name.startswith(f"vectors/{index.kind}-")]:
+            yield f"{index.kind} vectors", index.rows, vectors
+        for part in index.parts:
+            if part.codes is not None and (wanted := rows[part.vectors]) is not None:
+                yield f"codes of {part.vectors}", wanted, [rows[part.codes]]
+    for kind in KINDS:
+        indexed: list[int | None] = [index.rows for index in manifest.indexes if index.kind == kind]
+        yield f"{kind} index", manifest.counts.per_kind.get(kind, 0), indexed
+    letters = [count for name, count in rows.items() if name.startswith("dead_letters/")]
+    yield "files of dead letters", manifest.counts.dead, letters
 
 
 def read_manifest(store: Store, version: str, sha256: str | None = None) -> Manifest:

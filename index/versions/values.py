@@ -1,4 +1,4 @@
-"""What the values in a catalog's JSON files may be: a catalog may be a stranger's, so none is used before it is checked.
+"""What the values in a catalog's JSON files may be: a catalog may be a stranger's, and none is used unchecked.
 
 Names that become paths or columns have a pattern, kinds and types of columns are closed sets, numbers are JSON numbers
 (never true or false) within bounds that no catalog of this library comes near.
@@ -7,19 +7,20 @@ Names that become paths or columns have a pattern, kinds and types of columns ar
 import datetime
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
-from ...configs.schema import AssetKind, MetadataType, check_metadata_name
+from ...configs.schema import MetadataType, check_metadata_name
 from .layout import KINDS
 
 MAX_MANIFEST_BYTES = 32_000_000
-"""Some 150,000 files, which at 50,000 rows each are seven billion vectors. Parsed it takes twenty times this at most."""
+"""Some 150,000 files, which at 50,000 rows each are seven billion vectors. Parsed, it takes up to twenty times this."""
 MAX_SMALL_BYTES = 1_000_000
 """Of LATEST.json, the lease and a reader's hold."""
+MAX_COLUMNS = 10_000
+"""Of metadata."""
 _MAX_DEPTH = 32
-_MAX_COLUMNS = 10_000
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]{0,100}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SECTIONS = ("embed", "prepare", "index", "guards")
@@ -64,9 +65,9 @@ def _checked_instant(text: str) -> str:
 def _checked_config(config: dict[str, Any]) -> dict[str, Any]:
     for name in _SECTIONS:
         if not isinstance(config.get(name, {}), dict):
-            raise ValueError(f"must have an object as {name}, got {config[name]!r:.80}")
+            raise ValueError(f"must have an object as {name}, got {config[name]!r:.80}")  # noqa: TRY004 - pydantic's
     if not isinstance(config.get("sources", []), (list, tuple)):
-        raise ValueError(f"must have a list as sources, got {config['sources']!r:.80}")
+        raise ValueError(f"must have a list as sources, got {config['sources']!r:.80}")  # noqa: TRY004 - pydantic's
     level: list[Any] = [config]
     for _ in range(_MAX_DEPTH):
         level = [inner for value in level for inner in _inside(value)]
@@ -80,15 +81,27 @@ def _inside(value: Any) -> Iterable[Any]:
     return (item for item in inner if isinstance(item, (dict, list, tuple)))
 
 
-Kind = AssetKind
-Direction = Literal["image->image", "image->text", "text->image", "text->text"]
+def _one_of(*names: str) -> AfterValidator:
+    """Of a text: it must be one of a closed set."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"must be one of {', '.join(names)}, got {name!r:.80}")
+        return name
+
+    return AfterValidator(check)
+
+
+Kind = Annotated[str, _one_of(*KINDS)]
+Direction = Annotated[str, _one_of(*(f"{query}->{kind}" for query in KINDS for kind in KINDS))]
 """Query kind first."""
+SearchParameter = Annotated[str, _one_of("cells_share", "k_factor")]
+MetadataName = Annotated[str, AfterValidator(check_metadata_name)]
+MetadataKind = Annotated[str, _one_of(*get_args(MetadataType))]
 VersionName = Annotated[str, AfterValidator(_checked_version)]
 FileName = Annotated[
     str,
-    StringConstraints(
-        max_length=250, pattern=r"^[0-9A-Za-z][0-9A-Za-z_.-]*(/[0-9A-Za-z][0-9A-Za-z_.-]*){0,4}$"
-    ),
+    StringConstraints(max_length=250, pattern=r"^[0-9A-Za-z][0-9A-Za-z_.-]*(/[0-9A-Za-z][0-9A-Za-z_.-]*){0,4}$"),
 ]
 """Folders and files of plain characters, none of which begins with a dot."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -103,9 +116,4 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e15, le=1
 NotNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1e15)]
 Share = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1)]
 Factor = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=10_000)]
-MetadataTypes = Annotated[
-    dict[Annotated[str, AfterValidator(check_metadata_name)], MetadataType], Field(max_length=_MAX_COLUMNS)
-]
 Config = Annotated[dict[str, Any], AfterValidator(_checked_config)]
-
-assert set(KINDS) == set(AssetKind.__args__)  # type: ignore[attr-defined]

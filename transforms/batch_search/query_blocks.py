@@ -13,7 +13,7 @@ from ...configs.errors import DamagedFileError
 from ...index.storage.store import Store
 from ...index.vectors.units import UnitRecord, open_vectors, read_unit, vectors_of
 from ...index.versions.layout import DeadLetter, Reason, version_folder
-from ...index.versions.manifest import Manifest
+from ...index.versions.manifest import FileEntry, Manifest
 from ..planning.plan import PlanReader, Unit
 from ..versions.imported_rows import read_imported
 from ..versions.imports import ImportedGroup, VectorFolder

@@ -14,12 +14,12 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ...configs import SourceConfig
 from ...configs.errors import SourceError
 from ...configs.words import of_count
 from ...index.storage.store import Store
+from ...index.vectors.letters import iterate_letters
 from ...index.vectors.units import open_vectors
 from ...index.versions.files import check_file
 from ...index.versions.layout import DEAD_LETTER_SCHEMA, Reason, metadata_type, version_folder
@@ -342,13 +342,12 @@ class Comparison:
         if check_file(store, manifest.version, entry):
             return
         with store.open_read(f"{version_folder(manifest.version)}/{entry.name}") as handle:
-            file = pq.ParquetFile(handle)
-            if "fingerprint" not in file.schema_arrow.names:
-                return
-            for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
-                table = pa.Table.from_batches([batch])
-                transient = [Reason(reason).is_transient for reason in table.column("reason").to_pylist()]
-                self._insert("failed", table.append_column("is_transient", pa.array(transient)))
+            try:
+                for table in iterate_letters(handle, _BATCH_ROWS):
+                    transient = [Reason(reason).is_transient for reason in table.column("reason").to_pylist()]
+                    self._insert("failed", table.append_column("is_transient", pa.array(transient)))
+            except pa.ArrowInvalid:
+                self._db.execute("DELETE FROM failed")
 
     def _create(self, name: str, schema: pa.Schema) -> None:
         self._db.register("empty", schema.empty_table())
