@@ -243,20 +243,26 @@ class KindIndex:
         return scores, np.where(rows >= 0, rows + file.first_row, -1) if file.first_row else rows
 
     def asset(self, row: int) -> AssetCells:
-        """What is shown of a row."""
+        """What is shown of a row. Raises CatalogError when a text in it is none."""
         number = bisect.bisect_right(self._first_rows, row) - 1
         columns, place = self._columns[number], row - self._first_rows[number]
-        asset_id, uri, text = (columns[name][place].as_py() for name in ("asset_id", "uri", "text"))
         fields = self._metadata[number]
         has_metadata = bool(fields) and columns["metadata"][place].is_valid
-        metadata = {name: field[place].as_py() for name, field in fields} if has_metadata else {}
+        try:
+            asset_id, uri, text = (columns[name][place].as_py() for name in ("asset_id", "uri", "text"))
+            metadata = {name: field[place].as_py() for name, field in fields} if has_metadata else {}
+        except ValueError as error:
+            raise self._unreadable(row, error) from error
         return AssetCells(asset_id, uri, text, metadata)
 
     def columns(self, row: int, names: Sequence[str]) -> dict[str, Any]:
         """Some columns of a row."""
         number = bisect.bisect_right(self._first_rows, row) - 1
         columns, place = self._columns[number], row - self._first_rows[number]
-        return {name: columns[name][place].as_py() for name in names}
+        try:
+            return {name: columns[name][place].as_py() for name in names}
+        except ValueError as error:
+            raise self._unreadable(row, error) from error
 
     def row_of(self, asset_id: str) -> int | None:
         """The row of an asset id; None when there is none."""
@@ -280,9 +286,14 @@ class KindIndex:
         return found if found >= 0 and self._id_of(found) == name else None
 
     def _id_of(self, row: int) -> str:
-        number = bisect.bisect_right(self._first_rows, row) - 1
-        asset_id: str = self._columns[number]["asset_id"][row - self._first_rows[number]].as_py()
-        return asset_id
+        return str(self.columns(row, ("asset_id",))["asset_id"])
+
+    def _unreadable(self, row: int, error: Exception) -> CatalogError:
+        """Of a text that is not UTF-8, or a date beyond all calendars: opening does not look at each of them."""
+        return CatalogError(
+            f"The table of {self.entry.kind} assets is damaged, row {row} cannot be read ({error}): "
+            "`epithre-beam versions verify` says more."
+        )
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """The vectors of some rows as they are stored, float32 (len(rows), dimension)."""
@@ -300,12 +311,11 @@ class KindIndex:
         if not equal.any():
             return
         equal &= rows[:, 1:] >= 0
-        ids = self.assets.column("asset_id")
         for q in np.flatnonzero(equal[:, :k].any(axis=1)):
             edges = np.flatnonzero(np.diff(equal[q], prepend=False, append=False)).reshape(-1, 2)
             for first, last in edges[edges[:, 0] < k]:
                 run = slice(first, last + 1)
-                rows[q, run] = sorted(rows[q, run].tolist(), key=lambda row: ids[row].as_py())
+                rows[q, run] = sorted(rows[q, run].tolist(), key=self._id_of)
 
     def _matching(self, where: pc.Expression) -> _Matching:
         """The rows that match; those of the last conditions are remembered."""

@@ -16,8 +16,9 @@ from ...configs.errors import CatalogError, StoreError
 from ..ann.codes import open_codes
 from ..ann.exact import StoredRows, encode, read_header
 from ..storage.store import Store
-from ..vectors.assets_file import iterate_assets
+from ..vectors.assets_file import count_assets, iterate_assets
 from ..vectors.distribution import NORM_TOLERANCE
+from ..vectors.letters import iterate_letters
 from ..vectors.units import open_vectors, vectors_of
 from ..versions.files import check_file
 from ..versions.history import existing_versions
@@ -113,8 +114,13 @@ def _miscounts(store: Store, manifest: Manifest, damaged: set[str]) -> Iterator[
         return
     dead = 0
     for entry in letters:
-        with store.open_read(f"{version_folder(manifest.version)}/{entry.name}") as file:
-            dead += pq.read_metadata(file).num_rows
+        name = f"{version_folder(manifest.version)}/{entry.name}"
+        try:
+            with store.open_read(name) as file:
+                dead += sum(map(len, iterate_letters(file)))
+        except (pa.ArrowException, OSError) as error:
+            yield f"{store.url}/{name} cannot be read as dead letters: {' '.join(str(error).split())[:200]}."
+            return
     if dead != manifest.counts.dead:
         yield f"The manifest counts {manifest.counts.dead} dead letters, and {dead} are stored."
 
@@ -138,18 +144,19 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
             pass  # what is opened is as it must be
     place = f"{prefix}/{index.assets}"
     with store.open_read(place) as assets_file, contextlib.ExitStack() as stack:
+        listed = count_assets(assets_file, f"{store.url}/{place}")
         files = [stack.enter_context(store.open_read(f"{prefix}/{name}")) for name in index.files]
         codes = StoredRows(files, manifest.dimension)
         coded = codes.rows
         if stored != index.rows:
             yield f"The {index.kind} index has {index.rows} rows, and its vectors are {stored}."
-        if coded != index.rows:
-            yield f"The {index.kind} index has {index.rows} rows, and its files {coded}."
-        if not stored == index.rows == coded:
+        if listed != index.rows or coded != index.rows:
+            yield f"The {index.kind} index has {index.rows} rows, its table of assets {listed} and its file {coded}."
+        if not stored == listed == coded:
             return
         told: set[str] = set()
         columns = {"asset_id"}
-        ids = _Ids(iterate_assets(assets_file, f"{store.url}/{place}", manifest.metadata_types, index.rows, columns))
+        ids = _Ids(iterate_assets(assets_file, f"{store.url}/{place}", manifest.metadata_types, listed, columns))
         row = 0
         for name in vectors:
             with store.open_read(f"{prefix}/{name}") as handle:

@@ -40,7 +40,7 @@ def map_assets(path: Path, types: Mapping[str, str], rows: int) -> pa.Table:
     """
     try:
         with path.open("rb") as raw:
-            _check_layout(raw, rows)
+            _check_rows(_check_layout(raw), rows)
         with pa.memory_map(str(path)) as file:
             # Read from a buffer: Arrow's threads keep a file mapped for a while after it was let go of.
             table = pa.ipc.open_file(file.read_buffer()).read_all()
@@ -72,7 +72,7 @@ def iterate_assets(
         CatalogError: When it is no such table, or is damaged.
     """
     try:
-        _check_layout(file, rows)
+        _check_rows(_check_layout(file), rows)
         reader = _open(file)
         _check_columns(reader.schema, types)
         if columns is not None:
@@ -80,11 +80,24 @@ def iterate_assets(
             reader = _open(file, [i for i, name in enumerate(reader.schema.names) if name in wanted])
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
+            batch.validate(full=True)  # all of it is read anyway
             _check_batch(batch)
             yield batch
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the storage; Arrow's own have no number
+        raise _unusable(place, error) from error
+
+
+def count_assets(file: IO[bytes], place: str) -> int:
+    """The rows of a table of assets, by its list of batches.
+
+    Raises:
+        CatalogError: When it is no such table, or is damaged.
+    """
+    try:
+        return _check_layout(file)
+    except ValueError as error:
         raise _unusable(place, error) from error
 
 
@@ -128,8 +141,13 @@ def _check_texts(name: str, column: pa.Array) -> None:
             raise ValueError(f"texts of {name} lie outside of its bytes")
 
 
-def _check_layout(file: IO[bytes], rows: int) -> None:
-    """Raises ValueError when the file is no Arrow file whose batches lie in it, or has other rows."""
+def _check_rows(found: int, rows: int) -> None:
+    if found != rows:
+        raise ValueError(f"it must have {rows} rows, got {found}")
+
+
+def _check_layout(file: IO[bytes]) -> int:
+    """Returns its rows. Raises ValueError when the file is no Arrow file whose batches lie in it."""
     size = file.seek(0, 2)
     tail = _read(file, size - 10, 10)
     (length,) = struct.unpack_from("<i", tail)
@@ -146,8 +164,7 @@ def _check_layout(file: IO[bytes], rows: int) -> None:
         if not is_inside or (place | metadata | body) % 8:
             raise ValueError(f"batch {number} must lie in the file, got {body} bytes at {place}")
         found += _check_message(_read(file, place, metadata), body, number)
-    if found != rows:
-        raise ValueError(f"it must have {rows} rows, got {found}")
+    return found
 
 
 def _check_message(data: bytes, body: int, number: int) -> int:
