@@ -76,7 +76,11 @@ class Store:
         Raises:
             StoreError: When the name is none of a file in this store: it would leave the folder.
         """
-        if name and (_OUTSIDE.intersection(name.split("/")) or "\0" in name or (os.sep == "\\" and "\\" in name)):
+        if name and (
+            _OUTSIDE.intersection(name.removesuffix("/").split("/"))
+            or "\0" in name
+            or (os.sep == "\\" and "\\" in name)
+        ):
             raise StoreError(f"{self.url}: {name!r:.100} is not the name of a file in it. Nothing was read or written.")
         return f"{self._root}/{name}" if name else self._root
 
@@ -331,6 +335,7 @@ class Store:
 
     def _walk(self, folder: str) -> list[tuple[str, os.stat_result]]:
         """The files below a folder on a local disk, sorted; links to folders are not followed and not among them."""
+        folder = folder.removesuffix("/")
         top = self._confined(folder)
         if Path(top).is_file():
             return [(folder, Path(top).lstat())]

@@ -35,7 +35,7 @@ def _of_today(table: pa.Table) -> pa.Table:
         if field.name not in table.schema.names:
             table = table.append_column(field, pa.nulls(len(table), field.type))
     for name, known in (("kind", KINDS), ("reason", tuple(Reason))):
-        other = set(pc.unique(table.column(name)).to_pylist()) - set(known)
-        if other:
-            raise pa.ArrowInvalid(f"its column {name} must be one of {', '.join(known)}, got {other.pop()!r:.80}")
+        if other := set(pc.unique(table.column(name)).to_pylist()) - set(known):
+            got = repr(other.pop())
+            raise pa.ArrowInvalid(f"its column {name} must be one of {', '.join(known)}, got {got:.80}")
     return table.select(DEAD_LETTER_SCHEMA.names).cast(DEAD_LETTER_SCHEMA)

@@ -17,7 +17,10 @@ KINDS = ("image", "text")
 
 def shard(kind: str, rows: int) -> ShardRecord:
     return ShardRecord(
-        kind=kind, shard=0, file=FileEntry(name="a", size_bytes=0, sha256="0" * 64, rows=rows), sample=""
+        kind=kind,
+        shard=0,
+        file=FileEntry(name="a", size_bytes=0, sha256="0" * 64).model_copy(update={"rows": rows}),
+        sample="",
     )
 
 
