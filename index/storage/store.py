@@ -76,11 +76,8 @@ class Store:
         Raises:
             StoreError: When the name is none of a file in this store: it would leave the folder.
         """
-        if name and (
-            _OUTSIDE.intersection(name.removesuffix("/").split("/"))
-            or "\0" in name
-            or (os.sep == "\\" and "\\" in name)
-        ):
+        parts = name.removesuffix("/").replace(os.sep, "/").split("/") if name else []
+        if _OUTSIDE.intersection(parts) or "\0" in name:
             raise StoreError(f"{self.url}: {name!r:.100} is not the name of a file in it. Nothing was read or written.")
         return f"{self._root}/{name}" if name else self._root
 
