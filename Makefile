@@ -6,11 +6,12 @@ TESTS ?= tests --ignore=tests/engines --ignore=tests/stores
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-stores lint format types wheel airflow check schema clean bench-main-job bench-limit bench-incremental bench-carry bench-index bench-search bench-serve test-engines bench-engines
+.PHONY: help demo test fuzz test-stores lint format types wheel airflow check schema clean bench-main-job bench-limit bench-incremental bench-carry bench-index bench-search bench-serve test-engines bench-engines
 
 help:
 	@echo "make demo     draw pictures, embed them on the local emulator, search them (no key, no network)"
 	@echo "make test     run the tests"
+	@echo "make fuzz     give each fuzz target ten minutes, with a seed that is drawn and told"
 	@echo "make test-stores   whole jobs on S3, Google's and Azure's protocols, on servers of its own (needs npm)"
 	@echo "make test-engines  the same jobs on every engine: Prism, Dask, Beam's job server; Flink and Spark where they are had"
 	@echo "make check    what CI runs: all tests, lint, types, wheel, and the example's DAG on a real Airflow"
@@ -25,6 +26,14 @@ test: export OMP_WAIT_POLICY ?= passive
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone" $(TESTS)
 	$(BIN)/python -m pytest -m alone $(TESTS) || test $$? -eq 5
+
+# `make test` runs the same targets for 20 seconds each, by seeds that are always the same.
+fuzz: export EPITHRE_BEAM_FUZZ_S ?= 600
+fuzz: export EPITHRE_BEAM_FUZZ_SEED := $(or $(EPITHRE_BEAM_FUZZ_SEED),$(shell date +%s))
+fuzz: export OMP_WAIT_POLICY ?= passive
+fuzz: $(VENV)/.dev
+	@echo "EPITHRE_BEAM_FUZZ_SEED=$(EPITHRE_BEAM_FUZZ_SEED), $(EPITHRE_BEAM_FUZZ_S) s for each target"
+	$(BIN)/python -m pytest --log-cli-level=INFO -m fuzz $(or $(FUZZ),tests/fuzz)
 
 # Three processes: one of the files does little but wait for a minute to go by.
 test-engines: $(VENV)/.dev

@@ -7,6 +7,7 @@ nowhere. Each default was chosen to be safe on any server rather than fast on on
 import ipaddress
 import re
 import socket
+import unicodedata
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
@@ -24,6 +25,8 @@ EMULATOR = "emulator"
 
 UNKNOWN_MODEL = "unknown"
 """The `embed.model` of vectors from elsewhere of which nobody said what made them."""
+
+_LONGEST_COLUMN = 1000
 
 
 def _check_base_url(url: str) -> str:
@@ -80,6 +83,20 @@ def _names(options: Any) -> Iterator[str]:
             yield from _names(value)
 
 
+def check_metadata_name(name: str) -> str:
+    """A metadata column's name. A spreadsheet's may have a line break; it becomes a column in files, SQL and tables.
+
+    Raises:
+        ValueError: When it has another control character, or is very long.
+    """
+    if len(name) > _LONGEST_COLUMN or any(unicodedata.category(c) in {"Cc", "Cs"} and c not in "\t\n\r" for c in name):
+        raise ValueError(
+            f"must have metadata columns of at most {_LONGEST_COLUMN} characters without control characters, "
+            f"got {name!r:.80}"
+        )
+    return name
+
+
 Location = Annotated[str, Field(min_length=1), AfterValidator(_check_location)]
 """A path or an fsspec URL."""
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -122,6 +139,8 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "SourceConfig":
+        for name in self.metadata:
+            check_metadata_name(name)
         for name in _names(self.storage_options):
             if re.search(r"(?i)key|secret|token|password|credential", name):
                 raise ValueError(

@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("configs", "index", "transforms", "pipelines")
 
 _BUILD = "tests/index/ann/test_build.py"
+_STRANGERS = "tests/index/search/test_strangers.py"
 _EXPORT = "tests/index/export/test_export.py"
 _RUN = "tests/pipelines/jobs/test_run.py"
 _SEARCH_BATCH = "tests/pipelines/jobs/test_search_batch.py"
@@ -26,6 +27,7 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "configs/search_schema.py": _SEARCH_BATCH,
     "index/ann/ask_files.py": _BUILD,
     "index/ann/parts.py": _SEARCH_BATCH,
+    "index/ann/stored_header.py": _STRANGERS,
     "index/ann/train.py": _BUILD,
     "index/ann/truth.py": "tests/index/ann/test_recall.py",
     "index/export/clip.py": _EXPORT,
@@ -39,9 +41,11 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "index/search/hits.py": "data only",
     "transforms/evaluation/document.py": "data only",
     "index/storage/conditional.py": "tests/stores/test_conditions.py",
+    "index/vectors/assets_file.py": _STRANGERS,
     "index/versions/files.py": "tests/index/publish/test_verify.py",
     "index/versions/holder.py": "tests/index/versions/test_lease.py",
     "index/versions/layout.py": "tests/index/vectors/test_units.py",
+    "index/versions/values.py": _STRANGERS,
     "pipelines/commands/export.py": "tests/pipelines/commands/test_export_command.py",
     "pipelines/commands/quality.py": (_EVALUATE, _LOOK),
     "pipelines/commands/trust.py": "tests/pipelines/commands/test_trust_command.py",

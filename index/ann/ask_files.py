@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ...configs import IndexConfig
 from ..storage.store import Store
-from .codes import open_index, search_codes
+from .codes import open_codes, search_codes
 from .exact import read_rows, search_stored
 from .recall import Judged, judge_answers
 from .train import IndexTask
@@ -46,7 +46,7 @@ def ask_codes(
     k = settings.recall_k
     width = min(K_FACTORS[-1] * k + 1, shape.rows)
     judged = []
-    with open_index(store, codes_name) as index:
+    with open_codes(store, codes_name, shape.dimension, shape.rows) as index:
         for truth, scores in zip(truths, stored, strict=True):
             answers: list[npt.NDArray[np.int64]] = []
             for share in SHARES:

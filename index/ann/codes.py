@@ -6,6 +6,7 @@ candidates; their scores come from the vectors in fp16.
 """
 
 import contextlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from ..storage.store import Store
 from .projection import rotation
+from .stored_header import check_codes, mapped
 
 BITS = 4
 LEAST_ROWS = 1024
@@ -209,14 +211,26 @@ def write_codes(index: Any, write: Callable[[bytes], Any]) -> None:
 
 
 @contextlib.contextmanager
-def open_index(store: Store, name: str) -> Iterator[Any]:
-    """An index as it is stored: mapped on a local disk, else read into memory.
+def open_codes(store: Store, name: str, dimension: int, rows: int) -> Iterator[Any]:
+    """A file of codes as it is stored: mapped on a local disk, else read into memory.
+
+    Args:
+        store: The catalog.
+        name: Of the file.
+        dimension: Of the vectors that are coded.
+        rows: Of the file of vectors.
 
     Raises:
+        CatalogError: When it is not what `write_codes` writes, of so many rows.
         RuntimeError: When FAISS cannot read it.
     """
+    place = f"{store.url}/{name}"
     if store.is_local:
-        yield faiss.read_index(str(store.local_path(name)), faiss.IO_FLAG_MMAP_IFC)
+        path = store.local_path(name)
+        check_codes(mapped(path), place, dimension, rows)
+        yield faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         return
     with store.open_read(name) as file:
-        yield faiss.read_index(faiss.PyCallbackIOReader(file.read))  # type: ignore[attr-defined]
+        data = file.read()
+    check_codes(data, place, dimension, rows)
+    yield faiss.read_index(faiss.PyCallbackIOReader(io.BytesIO(data).read))  # type: ignore[attr-defined]

@@ -13,8 +13,9 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from ...configs.errors import StoreError
+from ...configs.errors import CatalogError, StoreError
 from ..storage.store import HashingWriter
+from .stored_header import check_vectors_header
 
 FACTORY = "SQfp16"
 
@@ -95,12 +96,10 @@ def read_header(file: IO[bytes], dimension: int) -> int:
     Raises:
         StoreError: When the file is not the index that FAISS would write.
     """
-    empty = faiss.serialize_index(empty_index(dimension)).tobytes()
-    header = file.read(len(empty))
-    rows = int.from_bytes(header[_COUNT], "little")
-    if header[:8] != empty[:8] or int.from_bytes(header[-8:], "little") != rows * dimension * 2:
-        raise StoreError(f"the stored index is no {FACTORY} index of {dimension} dimensions")
-    return rows
+    try:
+        return check_vectors_header(file, "the stored index", dimension)
+    except CatalogError as error:
+        raise StoreError(str(error)) from error
 
 
 class StoredRows:

@@ -19,7 +19,9 @@ import pyarrow.compute as pc
 
 from ...configs.errors import ArgumentError, CatalogError
 from ..storage.forks import ForkedLock
-from ..versions.manifest import IndexEntry, IndexFile, OperatingPoint
+from ..vectors.assets_file import map_assets
+from ..versions.manifest import IndexEntry, IndexFile, Manifest, OperatingPoint
+from .stored_header import check_codes, check_vectors_header, mapped
 from .tune import probed_cells
 
 _WIDEN = 8  # a scan costs far more than a longer list of its best: few wide ones beat many that double
@@ -67,11 +69,14 @@ class IndexPaths(NamedTuple):
 
     vectors: Path
     codes: Path | None
+    rows: int | None
+    """As many as the manifest says."""
 
     @classmethod
-    def of(cls, file: IndexFile, paths: Mapping[str, Path]) -> Self:
+    def of(cls, file: IndexFile, manifest: Manifest, paths: Mapping[str, Path]) -> Self:
         """Where a file of the manifest is, by the paths of all of them."""
-        return cls(paths[file.vectors], None if file.codes is None else paths[file.codes])
+        codes = None if file.codes is None else paths[file.codes]
+        return cls(paths[file.vectors], codes, manifest.file(file.vectors).rows)
 
 
 class AssetCells(NamedTuple):
@@ -95,34 +100,35 @@ class KindIndex:
 
     def __init__(
         self,
+        manifest: Manifest,
         entry: IndexEntry,
         parts: Sequence[IndexPaths],
         assets_path: Path,
         *,
         first_row: int = 0,
     ) -> None:
-        """Opens and maps the files.
+        """Opens and maps the files, which must be what the manifest says: no search could tell.
 
         Args:
-            entry: Of the manifest.
+            manifest: Of the version.
+            entry: Of the kind, in it.
             parts: The index files and their codes; where they are not all of the kind's, only their rows are searched.
             assets_path: The table of all assets of the kind.
             first_row: The row that the first of the files begins with.
+
+        Raises:
+            CatalogError: When a file is damaged, of another format, metric, dimension or number of rows, or has other
+                columns.
         """
         self.entry = entry
         self._chosen_point = operating_point(entry, None)
         self._files: list[_File] = []
         first = first_row
         for part in parts:
-            opened = _open(part.vectors, part.codes, first)
+            opened = _open(part, manifest.dimension, first)
             self._files.append(opened)
             first += opened.rows
-        try:
-            with pa.memory_map(str(assets_path)) as file:
-                # Read from a buffer: Arrow's threads keep a file mapped for a while after it was let go of.
-                self.assets = pa.ipc.open_file(file.read_buffer()).read_all()
-        except (OSError, pa.ArrowException) as error:
-            raise CatalogError(f"{assets_path} cannot be opened as a table of assets: {error}") from error
+        self.assets = map_assets(assets_path, manifest.metadata_types, entry.rows)
         self._rows = range(first_row, first)
         is_whole = len(parts) == len(entry.parts)
         if len(self.assets) != entry.rows or (first != entry.rows if is_whole else first > entry.rows):
@@ -237,20 +243,26 @@ class KindIndex:
         return scores, np.where(rows >= 0, rows + file.first_row, -1) if file.first_row else rows
 
     def asset(self, row: int) -> AssetCells:
-        """What is shown of a row."""
+        """What is shown of a row. Raises CatalogError when a text in it is none."""
         number = bisect.bisect_right(self._first_rows, row) - 1
         columns, place = self._columns[number], row - self._first_rows[number]
-        asset_id, uri, text = (columns[name][place].as_py() for name in ("asset_id", "uri", "text"))
         fields = self._metadata[number]
         has_metadata = bool(fields) and columns["metadata"][place].is_valid
-        metadata = {name: field[place].as_py() for name, field in fields} if has_metadata else {}
+        try:
+            asset_id, uri, text = (columns[name][place].as_py() for name in ("asset_id", "uri", "text"))
+            metadata = {name: field[place].as_py() for name, field in fields} if has_metadata else {}
+        except ValueError as error:
+            raise self._unreadable(row, error) from error
         return AssetCells(asset_id, uri, text, metadata)
 
     def columns(self, row: int, names: Sequence[str]) -> dict[str, Any]:
         """Some columns of a row."""
         number = bisect.bisect_right(self._first_rows, row) - 1
         columns, place = self._columns[number], row - self._first_rows[number]
-        return {name: columns[name][place].as_py() for name in names}
+        try:
+            return {name: columns[name][place].as_py() for name in names}
+        except ValueError as error:
+            raise self._unreadable(row, error) from error
 
     def row_of(self, asset_id: str) -> int | None:
         """The row of an asset id; None when there is none."""
@@ -274,9 +286,14 @@ class KindIndex:
         return found if found >= 0 and self._id_of(found) == name else None
 
     def _id_of(self, row: int) -> str:
-        number = bisect.bisect_right(self._first_rows, row) - 1
-        asset_id: str = self._columns[number]["asset_id"][row - self._first_rows[number]].as_py()
-        return asset_id
+        return str(self.columns(row, ("asset_id",))["asset_id"])
+
+    def _unreadable(self, row: int, error: Exception) -> CatalogError:
+        """Of a text that is not UTF-8, or a date beyond all calendars: opening does not look at each of them."""
+        return CatalogError(
+            f"The table of {self.entry.kind} assets is damaged, row {row} cannot be read ({error}): "
+            "`epithre-beam versions verify` says more."
+        )
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """The vectors of some rows as they are stored, float32 (len(rows), dimension)."""
@@ -294,12 +311,11 @@ class KindIndex:
         if not equal.any():
             return
         equal &= rows[:, 1:] >= 0
-        ids = self.assets.column("asset_id")
         for q in np.flatnonzero(equal[:, :k].any(axis=1)):
             edges = np.flatnonzero(np.diff(equal[q], prepend=False, append=False)).reshape(-1, 2)
             for first, last in edges[edges[:, 0] < k]:
                 run = slice(first, last + 1)
-                rows[q, run] = sorted(rows[q, run].tolist(), key=lambda row: ids[row].as_py())
+                rows[q, run] = sorted(rows[q, run].tolist(), key=self._id_of)
 
     def _matching(self, where: pc.Expression) -> _Matching:
         """The rows that match; those of the last conditions are remembered."""
@@ -367,26 +383,23 @@ def rows_probed(share: float, width: int, recall_k: int, rows: int) -> float:
     return max(share * grown * rows, _ROWS_PROBED_FOR_EACH * width)
 
 
-def _open(vectors_path: Path, codes_path: Path | None, first_row: int) -> _File:
-    vectors = _read(vectors_path)
+def _open(part: IndexPaths, dimension: int, first_row: int) -> _File:
+    with part.vectors.open("rb") as file:
+        rows = check_vectors_header(file, str(part.vectors), dimension, part.rows)
+    vectors = _read(part.vectors)
     codes = refined = None
     cells = 1
-    if codes_path is not None:
-        codes = _read(codes_path)
-        if codes.ntotal != vectors.ntotal or codes.d != vectors.d:
-            raise CatalogError(
-                f"{codes_path} has {codes.ntotal} rows of {codes.d} dimensions and {vectors_path} {vectors.ntotal} of "
-                f"{vectors.d}; they must agree."
-            )
+    if part.codes is not None:
+        cells = check_codes(mapped(part.codes), str(part.codes), dimension, rows).cells
+        codes = _read(part.codes)
         refined = faiss.IndexRefine(codes, vectors)
-        cells = faiss.extract_index_ivf(codes).nlist
     return _File(vectors=vectors, codes=codes, refined=refined, cells=cells, first_row=first_row)
 
 
 def _read(path: Path) -> Any:
     try:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except (RuntimeError, MemoryError) as error:  # the last when a length in it is not true
+    except (RuntimeError, MemoryError) as error:
         raise CatalogError(f"{path} cannot be opened as an index: {error}") from error
 
 
@@ -446,7 +459,8 @@ def _scan(
             vectors, _decoded(file.vectors, part), min(k, len(part)), metric=faiss.METRIC_INNER_PRODUCT
         )
         best_scores = np.concatenate([best_scores, found], axis=1)
-        best_rows = np.concatenate([best_rows, part[places]], axis=1)
+        # -1 where there is no number: a vector that is NaN is near to nothing.
+        best_rows = np.concatenate([best_rows, np.where(places >= 0, part[places], -1)], axis=1)
         best = np.argsort(-best_scores, axis=1, kind="stable")[:, :k]
         best_scores, best_rows = np.take_along_axis(best_scores, best, 1), np.take_along_axis(best_rows, best, 1)
     return best_scores, best_rows

@@ -80,6 +80,5 @@ def _open(
     wanted = [*(name for file in files for name in file if name is not None), entry.assets]
     entries = [manifest.file(name) for name in wanted]
     with local_files(store, manifest.version, entries, cache_folder=cache_folder) as paths:
-        return KindIndex(
-            entry, [IndexPaths.of(file, paths) for file in files], paths[entry.assets], first_row=first_row
-        )
+        parts = [IndexPaths.of(file, manifest, paths) for file in files]
+        return KindIndex(manifest, entry, parts, paths[entry.assets], first_row=first_row)

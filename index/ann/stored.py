@@ -31,7 +31,7 @@ def stored_vectors(store: Store, manifest: Manifest, kind: str) -> Iterator[npt.
     for name in sorted(entry.name for entry in manifest.files if entry.name.startswith(f"vectors/{kind}-")):
         try:
             with store.open_read(f"{prefix}/{name}") as handle:
-                file = open_vectors(handle)
+                file = open_vectors(handle, manifest, manifest.file(name))
                 for group in range(file.num_row_groups):
                     yield vectors_of(file.read_row_group(group, columns=["embedding"], use_threads=False))
         except (pa.ArrowException, OSError, StoreError, KeyError) as error:

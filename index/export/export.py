@@ -139,6 +139,7 @@ def _opened(
     return KindSource(
         entry=entry,
         dimension=manifest.dimension,
+        types=manifest.metadata_types,
         assets=held.enter_context(paths[entry.assets].open("rb")),
         vectors=[held.enter_context(paths[name].open("rb")) for name in entry.files],
         codes=[

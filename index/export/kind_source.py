@@ -4,7 +4,7 @@ All of it comes from the files of the index, which hold the vectors as fp16, the
 Nothing is mapped, and no step holds more than a batch of assets and a block of vectors.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -14,6 +14,8 @@ import pyarrow as pa
 
 from ...configs.errors import StoreError
 from ..ann.exact import StoredRows
+from ..vectors.assets_file import iterate_assets
+from ..versions.layout import assets_schema
 from ..versions.manifest import IndexEntry
 
 _BLOCK_BYTES = 1 << 22
@@ -25,6 +27,8 @@ class KindSource:
 
     entry: IndexEntry
     dimension: int
+    types: Mapping[str, str]
+    """The metadata columns."""
     assets: IO[bytes]
     vectors: Sequence[IO[bytes]]
     codes: Sequence[IO[bytes] | None]
@@ -37,15 +41,12 @@ class KindSource:
 
     def schema(self) -> pa.Schema:
         """The columns of the assets."""
-        self.assets.seek(0)
-        return self._open_assets().schema
+        return assets_schema(self.types)
 
     def tables(self) -> Iterator[pa.Table]:
         """The assets, some thousands of rows at a time."""
-        self.assets.seek(0)
-        opened = self._open_assets()
-        for number in range(opened.num_record_batches):
-            table = pa.Table.from_batches([opened.get_batch(number)])
+        for batch in iterate_assets(self.assets, self.entry.assets, self.types, self.entry.rows):
+            table = pa.Table.from_batches([batch])
             self.advance(table.nbytes)
             yield table
 
@@ -57,10 +58,6 @@ class KindSource:
 
     def rows(self) -> "Rows":
         return Rows(self)
-
-    def _open_assets(self) -> pa.ipc.RecordBatchFileReader:
-        # Arrow's own threads may still hold a Python buffer when the interpreter ends, which kills it.
-        return pa.ipc.open_file(self.assets, options=pa.ipc.IpcReadOptions(use_threads=False))
 
 
 class Rows:

@@ -63,13 +63,14 @@ def write_sql(folder: ExportFolder, kinds: dict[str, dict[str, Any]], dimension:
         columns = [f"  {_quoted(name)} {kind}" for name, kind in facts["columns"].items()]
         columns[0] += " PRIMARY KEY"
         columns.append(f"  embedding halfvec({dimension}) NOT NULL")
-        schema.append(f"CREATE TABLE {facts['table']} (\n" + ",\n".join(columns) + "\n);")
-        load += [f"\\copy {facts['table']} FROM '{name}' WITH (FORMAT binary)" for name in facts["copies"]]
+        table = _quoted(facts["table"])
+        schema.append(f"CREATE TABLE {table} (\n" + ",\n".join(columns) + "\n);")
+        load += [f"\\copy {table} FROM {_literal(name)} WITH (FORMAT binary)" for name in facts["copies"]]
         if dimension <= _MOST_INDEXED_DIMENSIONS:
-            indexes.append(f"CREATE INDEX ON {facts['table']} USING hnsw (embedding halfvec_ip_ops);")
+            indexes.append(f"CREATE INDEX ON {table} USING hnsw (embedding halfvec_ip_ops);")
         else:
             indexes.append(f"-- pgvector indexes halfvec of up to {_MOST_INDEXED_DIMENSIONS} dimensions: no index.")
-        indexes.append(f"ANALYZE {facts['table']};")
+        indexes.append(f"ANALYZE {table};")
     folder.write("schema.sql", "\n".join(schema) + "\n")
     folder.write("load.sql", "\n".join([*load, "COMMIT;", "\\ir indexes.sql"]) + "\n")
     folder.write("indexes.sql", "\n".join(indexes) + "\n")
@@ -173,3 +174,7 @@ _TYPES = {
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

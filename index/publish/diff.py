@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from ...configs.errors import CatalogError
 from ..storage.store import Store
+from ..vectors.assets_file import iterate_assets
 from ..versions.files import check_file
 from ..versions.layout import version_folder
 from ..versions.manifest import IndexEntry, Manifest
@@ -88,7 +89,8 @@ class _Side:
         self._store = store
         entry = next((index for index in manifest.indexes if index.kind == kind), None)
         self._name = "" if entry is None else f"{version_folder(manifest.version)}/{entry.assets}"
-        rows = 0 if entry is None else entry.rows
+        self._types = manifest.metadata_types
+        self._all_rows = rows = 0 if entry is None else entry.rows
         words = {"ids": np.uint64, "contents": np.uint64, "metadata": np.uint32, "uris": np.uint32}
         found: dict[str, Any] = {name: np.empty(rows, word) for name, word in words.items()}
         if entry is not None:
@@ -96,8 +98,6 @@ class _Side:
             first = 0
             for batch in self._batches({"asset_id", "content_sha256", "uri", "metadata"}):
                 part = slice(first, first + batch.num_rows)
-                if part.stop > rows:
-                    raise CatalogError(f"{store.url}/{self._name} must have {rows} rows, got more.")
                 has_metadata = "metadata" in batch.schema.names
                 metadata = batch.column("metadata").to_pylist() if has_metadata else [None] * batch.num_rows
                 found["ids"][part] = _hashes(batch.column("asset_id").to_pylist(), 8)
@@ -105,8 +105,6 @@ class _Side:
                 found["metadata"][part] = _hashes(map(_metadata_text, metadata), 4)
                 found["uris"][part] = _hashes((uri or "" for uri in batch.column("uri").to_pylist()), 4)
                 first = part.stop
-            if first != rows:
-                raise CatalogError(f"{store.url}/{self._name} must have {rows} rows, got {first}.")
         # One after the other: at no time is more than one of them there twice.
         self.rows: Places = np.argsort(found["ids"], kind="stable")
         self.ids: Hashes = found.pop("ids")[self.rows]
@@ -131,12 +129,9 @@ class _Side:
             raise CatalogError(problem)
 
     def _batches(self, columns: set[str]) -> Iterable[pa.RecordBatch]:
+        place = f"{self._store.url}/{self._name}"
         with self._store.open_read(self._name) as file:
-            schema = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(use_threads=False)).schema
-            fields = [i for i, name in enumerate(schema.names) if name in columns]
-            reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False))
-            for i in range(reader.num_record_batches):
-                yield reader.get_batch(i)
+            yield from iterate_assets(file, place, self._types, self._all_rows, columns)
 
 
 def _compare(old: _Side, new: _Side) -> dict[str, tuple[Places, Places]]:

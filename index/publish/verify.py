@@ -6,7 +6,6 @@ Everything streams: memory is that of one row group of vectors, whatever the siz
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import orjson
@@ -14,15 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...configs.errors import CatalogError, StoreError
-from ..ann.codes import open_index
+from ..ann.codes import open_codes
 from ..ann.exact import StoredRows, encode, read_header
 from ..storage.store import Store
+from ..vectors.assets_file import count_assets, iterate_assets
 from ..vectors.distribution import NORM_TOLERANCE
-from ..vectors.units import vectors_of
+from ..vectors.letters import iterate_letters
+from ..vectors.units import open_vectors, vectors_of
 from ..versions.files import check_file
 from ..versions.history import existing_versions
 from ..versions.latest import Latest, nothing_published, read_latest
-from ..versions.layout import LATEST, manifest_name, version_folder
+from ..versions.layout import LATEST, version_folder
 from ..versions.manifest import IndexEntry, Manifest, read_manifest
 
 
@@ -62,11 +63,9 @@ def verify_versions(store: Store, version: str | None = None, *, every: bool = F
         except CatalogError as error:
             yield Verdict(version=name, damage=(str(error),))
             continue
-        damage = list(find_damage(store, manifest))
-        if manifest.version != name:
-            damage.append(f"{store.url}/{manifest_name(name)} is the manifest of version {manifest.version}.")
+        damage = tuple(find_damage(store, manifest))
         size_bytes = sum(entry.size_bytes for entry in manifest.files)
-        yield Verdict(version=name, files=len(manifest.files), size_bytes=size_bytes, damage=tuple(damage))
+        yield Verdict(version=name, files=len(manifest.files), size_bytes=size_bytes, damage=damage)
 
 
 def _read_latest_strictly(store: Store) -> Latest | None:
@@ -100,7 +99,7 @@ def find_damage(store: Store, manifest: Manifest) -> Iterator[str]:
             continue  # what is known to be damaged is not compared
         try:
             yield from _disagreements(store, manifest, index, vectors)
-        except (pa.ArrowException, StoreError, OSError, RuntimeError) as error:  # FAISS raises the last
+        except (pa.ArrowException, CatalogError, StoreError, OSError, RuntimeError, UnicodeDecodeError) as error:
             yield f"The {index.kind} files of version {manifest.version} cannot be read to the end: {error}"
     yield from _miscounts(store, manifest, damaged)
 
@@ -115,8 +114,13 @@ def _miscounts(store: Store, manifest: Manifest, damaged: set[str]) -> Iterator[
         return
     dead = 0
     for entry in letters:
-        with store.open_read(f"{version_folder(manifest.version)}/{entry.name}") as file:
-            dead += pq.read_metadata(file).num_rows
+        name = f"{version_folder(manifest.version)}/{entry.name}"
+        try:
+            with store.open_read(name) as file:
+                dead += sum(map(len, iterate_letters(file)))
+        except (pa.ArrowException, OSError) as error:
+            yield f"{store.url}/{name} cannot be read as dead letters: {' '.join(str(error).split())[:200]}."
+            return
     if dead != manifest.counts.dead:
         yield f"The manifest counts {manifest.counts.dead} dead letters, and {dead} are stored."
 
@@ -134,17 +138,13 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
     for part in index.parts:
         if part.codes is None:
             continue
-        codes_name = f"{prefix}/{part.codes}"
-        with open_index(store, codes_name) as opened, store.open_read(f"{prefix}/{part.vectors}") as file:
+        with store.open_read(f"{prefix}/{part.vectors}") as file:
             rows = read_header(file, manifest.dimension)
-            if (opened.d, opened.ntotal) != (manifest.dimension, rows):
-                yield (
-                    f"{codes_name} must have {rows} rows of {manifest.dimension} dimensions, "
-                    f"got {opened.ntotal} of {opened.d}."
-                )
-    with store.open_read(f"{prefix}/{index.assets}") as assets_file, contextlib.ExitStack() as stack:
-        assets = pa.ipc.open_file(assets_file, options=pa.ipc.IpcReadOptions(use_threads=False))
-        listed = sum(assets.get_batch(i).num_rows for i in range(assets.num_record_batches))
+        with open_codes(store, f"{prefix}/{part.codes}", manifest.dimension, rows):
+            pass  # what is opened is as it must be
+    place = f"{prefix}/{index.assets}"
+    with store.open_read(place) as assets_file, contextlib.ExitStack() as stack:
+        listed = count_assets(assets_file, f"{store.url}/{place}")
         files = [stack.enter_context(store.open_read(f"{prefix}/{name}")) for name in index.files]
         codes = StoredRows(files, manifest.dimension)
         coded = codes.rows
@@ -155,11 +155,12 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
         if not stored == listed == coded:
             return
         told: set[str] = set()
-        ids = _Ids(assets)
+        columns = {"asset_id"}
+        ids = _Ids(iterate_assets(assets_file, f"{store.url}/{place}", manifest.metadata_types, listed, columns))
         row = 0
         for name in vectors:
             with store.open_read(f"{prefix}/{name}") as handle:
-                file = pq.ParquetFile(handle, pre_buffer=False, page_checksum_verification=True)
+                file = open_vectors(handle, manifest, manifest.file(name))
                 for group in range(file.num_row_groups):
                     # Arrow's own threads may still hold a Python buffer when the interpreter ends, which kills it.
                     table = file.read_row_group(group, columns=["asset_id", "embedding"], use_threads=False)
@@ -187,14 +188,12 @@ def _row_problems(table: pa.Table, ids: "_Ids", codes: StoredRows) -> Iterator[t
 class _Ids:
     """The ids of an assets file in the order of its rows, a batch in memory at a time."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._next_batch = 0
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
         self._ids: list[str] = []
 
     def take(self, count: int) -> list[str]:
-        while len(self._ids) < count and self._next_batch < self._file.num_record_batches:
-            self._ids += self._file.get_batch(self._next_batch).column("asset_id").to_pylist()
-            self._next_batch += 1
+        while len(self._ids) < count and (batch := next(self._batches, None)) is not None:
+            self._ids += batch.column("asset_id").to_pylist()
         taken, self._ids = self._ids[:count], self._ids[count:]
         return taken

@@ -5,13 +5,18 @@ import secrets
 
 import faiss
 
+from ...configs.errors import CatalogError
 from ..storage.store import Store
 from ..versions.layout import manifest_name, version_folder
-from ..versions.manifest import Manifest, ManifestDraft
+from ..versions.manifest import Manifest, ManifestDraft, disagreement
 
 
 def write_manifest(store: Store, draft: ManifestDraft) -> Manifest:
-    """Writes the manifest of a version. The draft's `files` are named as in the store."""
+    """Writes the manifest of a version. The draft's `files` are named as in the store.
+
+    Raises:
+        CatalogError: When it contradicts itself, so that nobody would open it.
+    """
     prefix = version_folder(draft.version) + "/"
     files = [file.model_copy(update={"name": file.name.removeprefix(prefix)}) for file in draft.files]
     manifest = Manifest(
@@ -25,5 +30,9 @@ def write_manifest(store: Store, draft: ManifestDraft) -> Manifest:
         nonce=secrets.token_hex(8),
         faiss_version=faiss.__version__,
     )
+    if (problem := disagreement(manifest)) is not None:
+        raise CatalogError(
+            f"{store.url}, version {draft.version}: {problem}. Nothing was published, please report this."
+        )
     store.write(manifest_name(draft.version), manifest.to_bytes())
     return manifest

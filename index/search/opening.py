@@ -155,7 +155,7 @@ def _open_version(
             read_manifest(store, version, sha256)  # what was whole when the hold stood, stays so
         entries = [manifest.file(name) for index in manifest.indexes for name in index.names]
         with local_files(store, version, entries, verify=options.verify, cache_folder=options.cache_folder) as paths:
-            indexes = {entry.kind: _open_index(entry, paths) for entry in manifest.indexes}
+            indexes = {entry.kind: _open_index(manifest, entry, paths) for entry in manifest.indexes}
     except BaseException:
         if hold is not None:
             hold.release()
@@ -181,5 +181,6 @@ def _hold(store: Store, version: str, hold_s: float) -> VersionHold:
         ) from error
 
 
-def _open_index(entry: IndexEntry, paths: Mapping[str, Path]) -> KindIndex:
-    return KindIndex(entry, [IndexPaths.of(file, paths) for file in entry.parts], paths[entry.assets])
+def _open_index(manifest: Manifest, entry: IndexEntry, paths: Mapping[str, Path]) -> KindIndex:
+    parts = [IndexPaths.of(file, manifest, paths) for file in entry.parts]
+    return KindIndex(manifest, entry, parts, paths[entry.assets])

@@ -9,6 +9,8 @@ import datetime
 import hashlib
 import io
 import os
+import shutil
+import stat
 import threading
 import time
 import uuid
@@ -34,6 +36,8 @@ _HASHED_APART_BYTES = 1 << 16
 _HASHED_LATER = 4
 """Pieces that may wait to be hashed, some megabytes together."""
 _MEMORY = threading.RLock()
+_OUTSIDE = frozenset({"", ".", ".."})
+"""What no part of a file's name may be."""
 
 
 class Store:
@@ -68,8 +72,35 @@ class Store:
         return isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """The full path of a file in this store, as its file system spells it."""
+        """The full path of a file in this store, as its file system spells it.
+
+        Raises:
+            StoreError: When the name is none of a file in this store: it would leave the folder.
+        """
+        parts = name.removesuffix("/").replace(os.sep, "/").split("/") if name else []
+        if _OUTSIDE.intersection(parts) or "\0" in name:
+            raise StoreError(f"{self.url}: {name!r:.100} is not the name of a file in it. Nothing was read or written.")
         return f"{self._root}/{name}" if name else self._root
+
+    def _confined(self, name: str) -> str:
+        """`path`, which on a local disk leads to a place within the store, links followed, and to no device or pipe.
+
+        What lies in the folder may be a stranger's: a link could show files from elsewhere, or have them deleted.
+
+        Raises:
+            StoreError: When it leads elsewhere.
+        """
+        path = self.path(name)
+        if not self.is_local:
+            return path
+        root, found = os.path.realpath(self._root), os.path.realpath(path)
+        if found != root and not found.startswith(os.path.join(root, "")):  # noqa: PTH118 - for a root that is `/` too
+            raise StoreError(f"{self._place(name)} leads out of the folder, to {found}: nothing there is used.")
+        with contextlib.suppress(OSError):  # what is not there is for the caller to find
+            mode = Path(found).stat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise StoreError(f"{self._place(name)} must be a file, and it is a device, a pipe or a socket.")
+        return path
 
     def _place(self, name: str) -> str:
         return f"{self.url}/{name}" if name else self.url
@@ -78,26 +109,33 @@ class Store:
         """Raises StoreError when the store is not on a local disk."""
         if not self.is_local:
             raise StoreError(f"{self.url} is not on a local disk, so {name} has no local path.")
-        return Path(self.path(name))
+        return Path(self._confined(name))
 
     def size(self, name: str) -> int | None:
         """The file's size in bytes, or None when there is no such file. Every other failure raises."""
         try:
             with storage_errors(self._place(name)):
-                info = self.fs.info(self.path(name))
+                info = self.fs.info(self._confined(name))
         except FileNotFoundError:
             return None
         return None if info["type"] == "directory" else int(info["size"])
 
-    def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError when there is no such file."""
+    def read(self, name: str, max_bytes: int | None = None) -> bytes:
+        """A whole file.
+
+        Raises:
+            FileNotFoundError: When there is no such file.
+            StoreError: When it has more than `max_bytes`: nothing is read then.
+        """
+        if max_bytes is not None and (size := self.size(name) or 0) > max_bytes:
+            raise StoreError(f"{self._place(name)} must have at most {max_bytes} bytes, got {size}: it is not read.")
         with storage_errors(self._place(name)):
-            return bytes(self.fs.cat_file(self.path(name)))
+            return bytes(self.fs.cat_file(self._confined(name)))
 
     def open_read(self, name: str) -> IO[bytes]:
         """A seekable file of bytes."""
         with storage_errors(self._place(name)):
-            return self.fs.open(self.path(name), "rb")  # type: ignore[no-any-return]
+            return self.fs.open(self._confined(name), "rb")  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def open_write(self, name: str) -> Iterator["HashingWriter"]:
@@ -121,6 +159,7 @@ class Store:
                 handle.close()
             return
         target = Path(path)
+        self._confined(name.rpartition("/")[0])
         target.parent.mkdir(parents=True, exist_ok=True)
         partial, handle = _begin(target)
         try:
@@ -257,9 +296,10 @@ class Store:
     def _alone(self, name: str) -> Iterator[None]:
         """Nobody else compares and writes this file meanwhile: true on a local disk and in memory, not elsewhere."""
         if self.is_local:
-            path = Path(self.path(name))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_name(f".{path.name.lstrip('.')}.lock")):
+            folder, _, base = name.rpartition("/")
+            lock = Path(self._confined(f"{folder}/.{base.lstrip('.')}.lock".lstrip("/")))
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(lock):
                 yield
         elif isinstance(self.fs, MemoryFileSystem):
             with _MEMORY:
@@ -279,6 +319,8 @@ class Store:
 
     def names(self, folder: str) -> list[str]:
         """The files below `folder`, as names in this store, sorted. Partial files are not among them."""
+        if self.is_local:
+            return [name for name, _ in self._walk(folder) if not name.rpartition("/")[2].startswith(".")]
         root = self._root.rstrip("/") + "/"
         try:
             with storage_errors(self._place(folder)):
@@ -289,8 +331,28 @@ class Store:
             path[len(root) :] for path in found if not path.rsplit("/", 1)[-1].startswith(".") and path.startswith(root)
         )
 
+    def _walk(self, folder: str) -> list[tuple[str, os.stat_result]]:
+        """The files below a folder on a local disk, sorted; links to folders are not followed and not among them."""
+        folder = folder.removesuffix("/")
+        top = self._confined(folder)
+        if Path(top).is_file():
+            return [(folder, Path(top).lstat())]
+        found = []
+        for here, _, names in os.walk(top):
+            inner = os.path.relpath(here, top).replace(os.sep, "/")
+            prefix = "/".join(part for part in (folder, inner) if part not in {"", "."})
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # deleted since
+                    found.append((f"{prefix}/{name}".lstrip("/"), Path(here, name).lstat()))
+        return sorted(found)
+
     def listing(self, folder: str = "") -> list["StoredFile"]:
         """Every file below `folder` with its size and age, hidden and partial ones too, sorted by name."""
+        if self.is_local:
+            return [
+                StoredFile(name=name, size_bytes=found.st_size, modified_s=found.st_mtime)
+                for name, found in self._walk(folder)
+            ]
         root = self._root.rstrip("/") + "/"
         try:
             with storage_errors(self._place(folder)):
@@ -308,7 +370,12 @@ class Store:
         """Deletes a file or a folder with all that is in it; one that is gone already is no error."""
         with contextlib.suppress(FileNotFoundError), storage_errors(self._place(name)):
             if self.is_local:
-                self.fs.rm(self.path(name), recursive=True)
+                self._confined(name.rpartition("/")[0])
+                path = Path(self.path(name))
+                if path.is_symlink() or not path.is_dir():
+                    path.unlink()
+                else:
+                    shutil.rmtree(path)  # which follows no link
                 return
             # Drivers take `[`, `*` and `?` in a name that they delete for a pattern: each file is named to them.
             with ThreadPoolExecutor(_DELETERS) as pool:

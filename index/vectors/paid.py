@@ -16,6 +16,7 @@ from ..storage.store import Store
 from ..versions.files import check_file
 from ..versions.layout import UNITS, is_unit, version_folder
 from ..versions.manifest import IndexEntry, Manifest
+from .assets_file import iterate_assets
 from .units import open_vectors, read_unit_footer
 
 _GROUPS_KEPT = 4
@@ -113,7 +114,7 @@ class PaidVectors:
                 names = [f.name for f in manifest.files if f.name.startswith(f"vectors/{index.kind}-")]
                 for name in sorted(names):
                     with self._store.open_read(f"{prefix}/{name}") as file:
-                        metadata = open_vectors(file).metadata
+                        metadata = open_vectors(file, manifest, manifest.file(name)).metadata
                     groups += [(f"{prefix}/{name}", g) for g in range(metadata.num_row_groups)]
                     sizes += [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
             except (pa.ArrowException, OSError, StoreError, CatalogError):
@@ -162,16 +163,17 @@ def content_keys(store: Store, manifest: Manifest, index: IndexEntry) -> Iterato
     """The first 64 bits of the content of each row of a kind, by batch.
 
     Raises:
+        CatalogError: When the table of assets is not the kind's.
+        pa.ArrowInvalid: When a row's content has no sha256.
         StoreError: When the table of assets is missing or damaged: who reads one that is not proved may crash.
     """
     problem = check_file(store, manifest.version, manifest.file(index.assets))
     if problem:
         raise StoreError(problem)
-    with store.open_read(f"{version_folder(manifest.version)}/{index.assets}") as file:
-        reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(use_threads=False))
-        column = reader.schema.get_field_index("content_sha256")
-        for i in range(reader.num_record_batches):
-            yield _keys(reader.get_batch(i).column(column))
+    name, columns = f"{version_folder(manifest.version)}/{index.assets}", ["content_sha256"]
+    with store.open_read(name) as file:
+        for batch in iterate_assets(file, f"{store.url}/{name}", manifest.metadata_types, index.rows, columns):
+            yield _keys(batch.column(0))
 
 
 def _read_group(file: Any, number: int, columns: list[str]) -> pa.Table:
@@ -179,7 +181,10 @@ def _read_group(file: Any, number: int, columns: list[str]) -> pa.Table:
 
 
 def _keys(column: pa.Array | pa.ChunkedArray) -> Keys:
-    return np.array([content_key(s) for s in column.to_pylist()], np.uint64)
+    try:
+        return np.array([content_key(s) for s in column.to_pylist()], np.uint64)
+    except (ValueError, TypeError) as error:
+        raise pa.ArrowInvalid(f"a content has no sha256: {error}") from error
 
 
 def content_key(content_sha256: str) -> np.uint64:

@@ -23,12 +23,16 @@ from ..versions.layout import (
     Reason,
     asset_fields,
     embedding_field,
+    metadata_type,
     unit_dead_letters_name,
     unit_name,
     unit_schema,
 )
+from ..versions.manifest import FileEntry, Manifest
 
 _FOOTER = b"epithre_beam.unit"
+_MOST_GROUP_BYTES = 4_000_000_000
+"""Of a row group in memory. Ours have some 512 rows, whose texts and metadata may be long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +149,19 @@ def write_unit(
     pa.default_memory_pool().release_unused()
 
 
-def open_vectors(file: IO[bytes]) -> Any:
+def open_vectors(file: IO[bytes], manifest: Manifest | None = None, entry: FileEntry | None = None) -> Any:
     """A Parquet file of vectors, of a unit or a version, whose pages are checked as they are read.
 
     Its footer has no checksum, and a byte that changes there can make truth values of floats: so the columns must be
     those that are written.
 
+    Args:
+        file: Open and seekable.
+        manifest: Of the version whose file it is: its dimension and its metadata are compared.
+        entry: Of the file in it: its rows are compared.
+
     Raises:
-        pa.ArrowInvalid: When it is damaged.
+        pa.ArrowInvalid: When it is damaged, or not the file that the manifest means.
     """
     try:
         opened = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
@@ -163,7 +172,31 @@ def open_vectors(file: IO[bytes]) -> Any:
         raise pa.ArrowInvalid(f"its footer cannot be read: {error}") from error
     if found not in written:
         raise pa.ArrowInvalid("its columns are not those of a file of vectors")
+    _check_sizes(opened.metadata)
+    if manifest is not None:
+        if vector.list_size != manifest.dimension:
+            raise pa.ArrowInvalid(f"its vectors must have {manifest.dimension} dimensions, got {vector.list_size}")
+        wanted = metadata_type(manifest.metadata_types)
+        if (opened.schema_arrow.field("metadata").type if "metadata" in opened.schema_arrow.names else None) != wanted:
+            raise pa.ArrowInvalid("its metadata columns are not those of the manifest")
+    if entry is not None and entry.rows not in {None, opened.metadata.num_rows}:
+        raise pa.ArrowInvalid(f"it must have {entry.rows} rows, got {opened.metadata.num_rows}")
     return opened
+
+
+def _check_sizes(metadata: pq.FileMetaData) -> None:
+    """Raises pa.ArrowInvalid when the row groups are not those of so many rows, or would take a great deal of memory.
+
+    A page states its own length once more, which Arrow believes: up to 2 GB each.
+    """
+    rows = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows += group.num_rows
+        if group.num_rows < 0 or not 0 <= group.total_byte_size <= _MOST_GROUP_BYTES:
+            raise pa.ArrowInvalid(f"its row group {number} is said to take {group.total_byte_size} bytes in memory")
+    if rows != metadata.num_rows:
+        raise pa.ArrowInvalid(f"its row groups have {rows} rows, and the file {metadata.num_rows}")
 
 
 def read_unit_footer(store: Store, unit: str) -> UnitFooter | None:

@@ -7,6 +7,7 @@ from ..storage.store import Store
 from .latest import Latest, published_manifest
 from .layout import manifest_name
 from .manifest import Manifest, read_manifest
+from .values import is_version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class VersionInfo:
 def existing_versions(store: Store) -> list[str]:
     """The versions that have a manifest, published or not, oldest first."""
     names = (name.split("/") for name in store.names("versions"))
-    return [parts[1] for parts in names if len(parts) == 3 and parts[2] == "manifest.json"]
+    return [parts[1] for parts in names if len(parts) == 3 and parts[2] == "manifest.json" and is_version(parts[1])]
 
 
 def list_versions(store: Store, published: Latest | None) -> list[VersionInfo]:

@@ -10,6 +10,7 @@ import orjson
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from ..storage.processes import is_running, machine, started
+from .values import Count, Text
 
 _LONGEST_TTL_S = 3600.0
 
@@ -22,14 +23,14 @@ class Holder(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    nonce: str
-    renewals: int
-    purpose: str
-    process: Annotated[int, Field(gt=0)]
-    host: str
-    machine: str
+    nonce: Text
+    renewals: Count
+    purpose: Text
+    process: Annotated[int, Field(strict=True, gt=0, lt=2**31)]
+    host: Text
+    machine: Text
     """The boot of a machine and the space of process ids: only where both are the same does `process` mean anything."""
-    started: str | None
+    started: Text | None
     """When the process started, as the system counts: ids are used again. None where the system does not say."""
     acquired_at: AwareDatetime
     renewed_at: AwareDatetime

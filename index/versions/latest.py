@@ -12,6 +12,7 @@ from ...configs.errors import CatalogError
 from ..storage.store import Store
 from .layout import LATEST
 from .manifest import Manifest, read_manifest
+from .values import MAX_SMALL_BYTES, is_sha256, is_version
 
 
 class Latest(NamedTuple):
@@ -30,7 +31,7 @@ def read_latest(store: Store) -> Latest | None:
         CatalogError: When the file is not what this library writes.
     """
     try:
-        data = store.read(LATEST)
+        data = store.read(LATEST, max_bytes=MAX_SMALL_BYTES)
     except FileNotFoundError:
         return None
     latest = parse_latest(data)
@@ -104,11 +105,14 @@ def parse_latest(data: bytes) -> dict[str, Any] | None:
     """None when it is damaged. Earlier releases wrote the first two fields only."""
     try:
         latest = orjson.loads(data)
-        if not isinstance(latest["version"], str) or not isinstance(latest["manifest_sha256"], str):
+        if not is_version(latest["version"]) or not is_sha256(latest["manifest_sha256"]):
+            return None
+        condemned = latest.get("condemned", [])
+        if not isinstance(condemned, list) or not all(map(is_version, condemned)):
             return None
         if len(latest) > 2 and latest["check"] != _check(latest):
             return None
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         return None
     return dict(latest)
 

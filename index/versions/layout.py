@@ -17,6 +17,7 @@ readers/<version>.<nonce>.json                    versions that open readers hol
 """
 
 import datetime
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -166,7 +167,8 @@ DEAD_LETTER_SCHEMA = pa.schema(
 
 def next_version(previous: str | None) -> str:
     """A new version's name. It sorts after `previous` whatever the clock says, and no two runs share one."""
-    number = int(previous.split("-", 1)[0]) + 1 if previous else 1
+    before = re.match(r"[0-9]{1,12}(?=-)", previous or "")
+    number = int(before[0]) + 1 if before else 1
     now = datetime.datetime.now(datetime.UTC)
     return f"{number:06d}-{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from ...configs.errors import CatalogBusyError, LeaseLostError, SwapConflictError
 from ..storage.store import Store
 from .holder import Holder, judge_holder, make_holder, read_holder, utc_now
+from .values import MAX_SMALL_BYTES
 
 LEASE = ".lease.json"
 
@@ -210,7 +211,7 @@ def _watch(place: _Place, found: bytes, there: Holder | None, ttl_s: float) -> b
 
 def _found(store: Store) -> bytes | None:
     try:
-        return store.read(LEASE)
+        return store.read(LEASE, max_bytes=MAX_SMALL_BYTES)
     except FileNotFoundError:
         return None
 

@@ -13,10 +13,12 @@ import threading
 from typing import NamedTuple
 
 import orjson
+from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from ...configs.errors import StoreError
 from ..storage.store import Store
 from .layout import READERS, reader_name
+from .values import MAX_SMALL_BYTES, Text, VersionName
 
 
 class VersionHold:
@@ -62,6 +64,14 @@ class VersionHold:
                 self._store.delete(self.name)
 
 
+class _Hold(BaseModel):
+    """The content of a hold's file."""
+
+    version: VersionName
+    expires_at: AwareDatetime
+    reader: Text
+
+
 class Holds(NamedTuple):
     """What readers keep from being pruned."""
 
@@ -77,14 +87,13 @@ def read_holds(store: Store) -> Holds:
     expired = []
     for name in store.names(READERS):
         try:
-            content = orjson.loads(store.read(name))
-            until = datetime.datetime.fromisoformat(content["expires_at"])
-            if until > datetime.datetime.now(datetime.UTC):
-                held[str(content["version"])] = f"{content['reader']}, until {until:%Y-%m-%d %H:%M:%S} UTC"
+            hold = _Hold.model_validate_json(store.read(name, max_bytes=MAX_SMALL_BYTES))
+            if hold.expires_at > datetime.datetime.now(datetime.UTC):
+                held[hold.version] = f"{hold.reader}, until {hold.expires_at:%Y-%m-%d %H:%M:%S} UTC"
                 continue
         except FileNotFoundError:
             continue
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        except (ValidationError, StoreError):
             pass  # ours appear whole: this one says nothing that could be kept to
         expired.append(name)
     return Holds(held, expired)

@@ -13,7 +13,7 @@ import orjson
 from ...configs import CatalogConfig, MetadataType
 from ...configs.errors import CatalogError, ConfigError, DamagedFileError
 from ...configs.load import parse_settings
-from ...configs.schema import UNKNOWN_MODEL
+from ...configs.schema import UNKNOWN_MODEL, check_metadata_name
 from ...index.local.trust import Trust, check_rebuild
 from ...index.storage.store import Store
 from ...index.vectors.units import CarriedGroup
@@ -232,5 +232,9 @@ def _metadata_types(pairs: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--metadata takes NAME:TYPE with a type of {', '.join(known)}, got {pair!r}.")
         if name in types:
             raise ConfigError(f"--metadata must name each column once, got {name!r} twice.")
+        try:
+            check_metadata_name(name)
+        except ValueError as error:
+            raise ConfigError(f"--metadata {error}.") from None
         types[name] = kind
     return types

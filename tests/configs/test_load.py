@@ -124,6 +124,10 @@ def test_a_number_outside_its_bounds_is_refused_with_path_rule_and_value(
         (with_source(files=None), "sources[0] must name exactly one of `files` and `table`."),
         (with_source(id="sku"), "sources[0] has `id`, which belongs to a `table`, not to `files`."),
         (with_source(metadata={"a": "int"}), "sources[0] has `metadata`, which belongs to a `table`, not to `files`."),
+        (
+            with_source(files=None, table="t.csv", id="id", text="t", kind="text", metadata={"\x1b": "int"}),
+            "sources[0] must have metadata columns of at most 1000 characters without control characters, got '\\x1b'.",
+        ),
         (with_source(files=None, table="t.csv"), "sources[0] has a `table` and must name its `id` column."),
         (
             with_source(files=None, table="t.csv", id="sku", uri="u", bytes="b"),

@@ -13,7 +13,7 @@ from ...configs.errors import DamagedFileError
 from ...index.storage.store import Store
 from ...index.vectors.units import UnitRecord, open_vectors, read_unit, vectors_of
 from ...index.versions.layout import DeadLetter, Reason, version_folder
-from ...index.versions.manifest import Manifest
+from ...index.versions.manifest import FileEntry, Manifest
 from ..planning.plan import PlanReader, Unit
 from ..versions.imported_rows import read_imported
 from ..versions.imports import ImportedGroup, VectorFolder
@@ -169,7 +169,7 @@ def find_assets(
         if not any(entry.name.startswith(prefix) for prefix in prefixes):
             continue
         name = f"{version_folder(manifest.version)}/{entry.name}"
-        for number, table in _iterate_columns(store, name, ["asset_id", "kind"]):
+        for number, table in _iterate_columns(store, manifest, entry, ["asset_id", "kind"]):
             positions = None
             if wanted is not None and missing is not None:
                 found = pc.is_in(table.column("asset_id"), value_set=wanted).to_numpy(zero_copy_only=False)
@@ -268,10 +268,13 @@ def _read_assets(group: AssetGroup) -> pa.Table:
     return table if group.positions is None else table.take(pa.array(group.positions, pa.int64()))
 
 
-def _iterate_columns(store: Store, name: str, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
+def _iterate_columns(
+    store: Store, manifest: Manifest, entry: FileEntry, columns: list[str]
+) -> Iterator[tuple[int, pa.Table]]:
+    name = f"{version_folder(manifest.version)}/{entry.name}"
     try:
         with store.open_read(name) as handle:
-            file = open_vectors(handle)
+            file = open_vectors(handle, manifest, entry)
             for number in range(file.num_row_groups):
                 yield number, file.read_row_group(number, columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ...configs.errors import ConfigError
+from ...configs.errors import CatalogError, ConfigError
 from ...index.search.catalog import Catalog
 from ...index.storage.store import Store
+from ...index.vectors.letters import iterate_letters
 from ...index.versions.layout import KINDS, version_folder
 from .figures import Wanted, row_offsets
 from .labelled import LabelledQuery, Relevant
@@ -147,11 +147,15 @@ def _find(url: str, catalog: Catalog, ids: Sequence[str]) -> _Found:
     store, manifest = Store(url), catalog.manifest
     for entry in manifest.files:
         if entry.name.startswith("dead_letters/"):
-            with store.open_read(f"{version_folder(manifest.version)}/{entry.name}") as file:
-                table = pq.read_table(file, columns=["asset_id", "kind"], use_threads=False)
-            table = table.filter(pc.is_in(table.column("asset_id"), pa.array(ids, pa.string())))
-            for letter in table.to_pylist():
-                found[letter["kind"]][letter["asset_id"]] = _DEAD
+            name = f"{version_folder(manifest.version)}/{entry.name}"
+            try:
+                with store.open_read(name) as file:
+                    for table in iterate_letters(file):
+                        asked = pc.is_in(table.column("asset_id"), pa.array(ids, pa.string()))
+                        for letter in table.filter(asked).to_pylist():
+                            found[letter["kind"]][letter["asset_id"]] = _DEAD
+            except pa.ArrowInvalid as error:
+                raise CatalogError(f"{store.url}/{name} cannot be read as dead letters: {error}.") from error
     for kind in catalog.kinds:
         column = catalog.assets(kind).column("asset_id")  # type: ignore[arg-type]
         rows = pc.index_in(pa.array(ids, pa.string()), value_set=column).to_pylist()

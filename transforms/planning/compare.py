@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ...configs import SourceConfig
 from ...configs.errors import SourceError
 from ...configs.words import of_count
 from ...index.storage.store import Store
+from ...index.vectors.letters import iterate_letters
 from ...index.vectors.units import open_vectors
 from ...index.versions.files import check_file
 from ...index.versions.layout import DEAD_LETTER_SCHEMA, Reason, metadata_type, version_folder
@@ -254,12 +254,10 @@ class Comparison:
             try:
                 if store.size(name) != entry.size_bytes:
                     raise OSError("another length")
-                rows = self._add_rows(
-                    store, name, len(self._files) - 1, same_types=manifest.metadata_types == self._types
-                )
+                rows = self._add_rows(store, manifest, entry, len(self._files) - 1)
                 if rows != entry.rows:
                     raise OSError("another number of rows")
-            except (pa.ArrowException, OSError, KeyError):
+            except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError):
                 self._db.execute("DELETE FROM base WHERE file = ?", [len(self._files) - 1])
                 bad.append(name)
         return bad
@@ -370,13 +368,13 @@ class Comparison:
             kind=first["kind"], file=file, group=first["row_group"], rows=rows.select(schema.names).cast(schema)
         )
 
-    def _add_rows(self, store: Store, name: str, number: int, *, same_types: bool) -> int:
+    def _add_rows(self, store: Store, manifest: Manifest, entry: FileEntry, number: int) -> int:
         schema = _base_schema(self._types)
         columns = ["asset_id", "kind", "uri", "fingerprint", "content_sha256", "size_bytes"]
-        with_metadata = bool(self._types) and same_types
+        with_metadata = bool(self._types) and manifest.metadata_types == self._types
         rows = 0
-        with store.open_read(name) as handle:
-            file = open_vectors(handle)
+        with store.open_read(self._files[number]) as handle:
+            file = open_vectors(handle, manifest, entry)
             for groups in _together([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]):
                 numbers, sizes = zip(*groups, strict=True)
                 table = file.read_row_groups(
@@ -401,13 +399,12 @@ class Comparison:
         if check_file(store, manifest.version, entry):
             return
         with store.open_read(f"{version_folder(manifest.version)}/{entry.name}") as handle:
-            file = pq.ParquetFile(handle)
-            if "fingerprint" not in file.schema_arrow.names:
-                return
-            for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
-                table = pa.Table.from_batches([batch])
-                transient = [Reason(reason).is_transient for reason in table.column("reason").to_pylist()]
-                self._insert("failed", table.append_column("is_transient", pa.array(transient)))
+            try:
+                for table in iterate_letters(handle, _BATCH_ROWS):
+                    transient = [Reason(reason).is_transient for reason in table.column("reason").to_pylist()]
+                    self._insert("failed", table.append_column("is_transient", pa.array(transient)))
+            except pa.ArrowInvalid:
+                self._db.execute("DELETE FROM failed")
 
     def _create(self, name: str, schema: pa.Schema) -> None:
         self._db.register("empty", schema.empty_table())

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from ...configs.errors import DamagedFileError
 from ...index.storage.store import Store
+from ...index.vectors.letters import iterate_letters
 from ...index.vectors.units import CarriedGroup, open_vectors
 from ...index.versions.files import check_file
 from ...index.versions.layout import DEAD_LETTER_SCHEMA, version_folder
@@ -78,12 +79,10 @@ def iterate_dead_letters(store: Store, manifest: Manifest) -> Iterator[pa.Table]
         if problem := check_file(store, manifest.version, entry):
             raise DamagedFileError(problem, file=name)
         with store.open_read(name) as file:
-            for batch in pq.ParquetFile(file).iter_batches(use_threads=False):
-                table = pa.Table.from_batches([batch])
-                missing = [field for field in DEAD_LETTER_SCHEMA if field.name not in table.schema.names]
-                for column in missing:
-                    table = table.append_column(column, pa.nulls(len(table), column.type))
-                yield table.select(DEAD_LETTER_SCHEMA.names).cast(DEAD_LETTER_SCHEMA)
+            try:
+                yield from iterate_letters(file)
+            except pa.ArrowInvalid as error:
+                raise DamagedFileError(_damage(store, name, error), file=name) from error
 
 
 def _entries(manifest: Manifest, folder: str) -> list[FileEntry]:
@@ -99,7 +98,7 @@ def _assets(store: Store, manifest: Manifest, entry: FileEntry) -> Iterator[pa.T
         if store.size(name) != entry.size_bytes:
             raise OSError("another length")
         with store.open_read(name) as handle:
-            file = open_vectors(handle)
+            file = open_vectors(handle, manifest, entry)
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=columns, use_threads=False)
                 rows += len(table)

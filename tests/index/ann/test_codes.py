@@ -16,7 +16,7 @@ from epithre_beam.index.ann.codes import (
     build_codes,
     cells_for,
     code_rows,
-    open_index,
+    open_codes,
     search_codes,
     train_centroids,
     write_codes,
@@ -149,11 +149,11 @@ def test_a_stored_file_is_searched_by_stock_faiss_with_the_same_results(
         best = np.argsort(-own, kind="stable")[:10]
         np.testing.assert_allclose(scores[q], own[best], atol=1e-6)
         assert set(rows[q].tolist()) == set(candidates[q][best].tolist())
-    with open_index(Store(str(tmp_path)), "codes.faiss") as mapped:
+    with open_codes(Store(str(tmp_path)), "codes.faiss", 48, len(vectors)) as mapped:
         np.testing.assert_array_equal(search_codes(mapped, queries, 50, max(1, cells // 2)), candidates)
     remote = Store("memory://codes")
     remote.write("codes.faiss", (tmp_path / "codes.faiss").read_bytes())
-    with open_index(remote, "codes.faiss") as read:
+    with open_codes(remote, "codes.faiss", 48, len(vectors)) as read:
         np.testing.assert_array_equal(search_codes(read, queries, 50, max(1, cells // 2)), candidates)
     remote.delete("")
 

@@ -685,7 +685,7 @@ def test_a_cache_that_cannot_be_made_is_told(memory: Store, tmp_path: Path) -> N
 @pytest.mark.parametrize("sha256", ["", "../../../../etc/passwd", "A" * 64, "0" * 63, "0" * 64 + "\n"])
 def test_a_sha256_that_is_none_never_becomes_a_path(memory: Store, cache: Path, sha256: str) -> None:
     with pytest.raises(CatalogError, match="v1/a must have a sha256 of 64 hex digits"):
-        read(memory, [FileEntry(name="a", size_bytes=1, sha256=sha256)], cache)
+        read(memory, [FileEntry.model_construct(name="a", size_bytes=1, sha256=sha256)], cache)
 
 
 def test_what_the_caller_raises_passes_through(memory: Store, cache: Path) -> None:

@@ -16,7 +16,12 @@ KINDS = ("image", "text")
 
 
 def shard(kind: str, rows: int) -> ShardRecord:
-    return ShardRecord(kind=kind, shard=0, file=FileEntry(name="", size_bytes=0, sha256="", rows=rows), sample="")
+    return ShardRecord(
+        kind=kind,
+        shard=0,
+        file=FileEntry(name="a", size_bytes=0, sha256="0" * 64).model_copy(update={"rows": rows}),
+        sample="",
+    )
 
 
 UNITS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=6)

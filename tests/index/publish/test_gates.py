@@ -18,8 +18,8 @@ def index_of(kind: str, **recall: float) -> IndexEntry:
     directions = {direction.replace("_", "->"): value for direction, value in recall.items()}
     return IndexEntry(
         kind=kind,
-        files=("",),
-        assets="",
+        files=("a",),
+        assets="b",
         rows=1,
         factory="",
         resident_bytes=0,

@@ -211,7 +211,7 @@ def test_files_of_which_each_is_whole_but_of_another_kind_are_found(own_copy: An
         update={"indexes": (image.model_copy(update={"files": (image.assets,)}), text)}
     )
     (problem,) = find_damage(own_copy.store, wrong)
-    assert "cannot be read to the end: the stored index is no SQfp16 index" in problem
+    assert "cannot be read to the end: the stored index: index must be 'IxSQ', got 'ARRO'" in problem
 
 
 def test_counts_that_are_not_those_of_the_files_are_found(own_copy: Any) -> None:

@@ -28,7 +28,7 @@ queries = np.load(folder + "/queries.npy")
 with open(path, "rb") as file:
     good = file.read()
 rng = np.random.default_rng(seed)
-places = [*range(46), *range(54, 120, 3), *rng.integers(120, len(good), 60).tolist(), *range(len(good) - 30, len(good))]
+places = [*range(54), *range(54, 120, 3), *rng.integers(120, len(good), 60).tolist(), *range(len(good) - 30, len(good))]
 for at in places:
     damaged = bytearray(good)
     damaged[at] ^= 1 << int(rng.integers(8))
@@ -109,7 +109,7 @@ def test_codes_of_other_rows_than_the_vectors_are_refused_even_where_the_manifes
         index.model_copy(update={"codes": (CODES,)}) if index.kind == "text" else index for index in manifest.indexes
     ]
     store.write(manifest_name(version), manifest.model_copy(update={"indexes": tuple(indexes)}).to_bytes())
-    with pytest.raises(CatalogError, match=r"has 1050 rows of 24 dimensions and .* 40 of 24; they must agree"):
+    with pytest.raises(CatalogError, match=r"contradicts itself: its indexes use .*codes\.faiss. 2 times"):
         open_catalog(copy, version=version)
 
 

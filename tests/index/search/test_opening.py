@@ -114,7 +114,7 @@ def test_an_index_of_other_rows_than_its_assets_is_refused(own_copy: Any) -> Non
     image, text = own_copy.manifest.indexes
     mixed = own_copy.manifest.model_copy(update={"indexes": (image.model_copy(update={"assets": text.assets}), text)})
     own_copy.store.write(manifest_name(mixed.version), mixed.to_bytes())
-    with pytest.raises(CatalogError, match=r"has 20 rows, .* 9 and the manifest 20; they must agree"):
+    with pytest.raises(CatalogError, match=r"contradicts itself: its indexes use .index/text-assets\.arrow. 2 times"):
         open_catalog(own_copy.folder, version=mixed.version)
 
 
@@ -236,7 +236,7 @@ def test_files_that_are_no_index_and_no_table_are_named_even_unverified(own_copy
     for path in own_copy.files()[2:]:
         before = path.read_bytes()
         path.write_bytes(bytes(len(before)))
-        with pytest.raises(CatalogError, match=rf"{path.name} cannot be opened as"):
+        with pytest.raises(CatalogError, match=rf"{path.name}(: index must be 'I|: ends| cannot be opened as)"):
             open_catalog(own_copy.folder, verify=False)
         path.write_bytes(before)
 

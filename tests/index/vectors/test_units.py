@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from epithre_beam.index.vectors.units import (
     UnitFooter,
     UnitRecord,
     dead_letter_table,
+    open_vectors,
     read_unit,
     read_unit_dead_letters,
     read_unit_footer,
@@ -172,3 +174,20 @@ def test_any_damaged_byte_of_a_unit_is_found_or_changes_nothing(
                 (tmp_path / file).write_bytes(content)
     assert found > len(files[name]) / 2
     assert named == {name}
+
+
+def test_a_file_of_vectors_is_compared_with_the_manifest_that_lists_it(own_copy: Any) -> None:
+    """Dimension, metadata columns and rows; a page that says more than its bytes is Arrow's to find."""
+    manifest = own_copy.manifest
+    entry = next(file for file in manifest.files if file.name.startswith("vectors/text-"))
+    name = f"versions/{manifest.version}/{entry.name}"
+    with own_copy.store.open_read(name) as file:
+        open_vectors(file, manifest, entry)
+        for other, of_file, match in (
+            ({"dimension": 9}, {}, "vectors must have 9 dimensions, got 8"),
+            ({"metadata_types": {}}, {}, "metadata columns are not those of the manifest"),
+            ({"metadata_types": {"lang": "int", "price": "double"}}, {}, "metadata columns are not those"),
+            ({}, {"rows": 3}, "must have 3 rows, got"),
+        ):
+            with pytest.raises(pa.ArrowInvalid, match=match):
+                open_vectors(file, manifest.model_copy(update=other), entry.model_copy(update=of_file))

@@ -19,9 +19,9 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_a_pointer_of_an_earlier_release_is_read_and_swapped(store: Store) -> None:
-    old = b'{\n  "version": "1-a",\n  "manifest_sha256": "00"\n}\n'
+    old = b'{\n  "version": "1-a",\n  "manifest_sha256": "%s"\n}\n' % (b"0" * 64)
     store.write(LATEST, old)
-    assert read_latest(store) == (old, "1-a", "00")
+    assert read_latest(store) == (old, "1-a", "0" * 64)
     publish(store, make_manifest(store, "2-b", "1-a"), old)
     assert json.loads(latest_of(store))["version"] == "2-b"
 

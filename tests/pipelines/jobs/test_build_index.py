@@ -302,6 +302,7 @@ def test_a_file_that_is_no_parquet_or_is_cut_off_is_named(tmp_path, vectors):
     [
         ({"metadata": ["price"]}, "NAME:TYPE"),
         ({"metadata": ["price:number"]}, "NAME:TYPE"),
+        ({"metadata": ["pri\0ce:int"]}, "--metadata must have metadata columns of at most 1000 characters"),
         ({"metadata": ["price:int", "price:int"]}, "twice"),
         ({"overrides": ["sources=1"]}, "cannot be changed without embedding again"),
         ({"overrides": ["index.rows_per_fil=1"]}, "did you mean 'rows_per_file'"),

@@ -1,0 +1,119 @@
+"""What the values in a catalog's JSON files may be: a catalog may be a stranger's, and none is used unchecked.
+
+Names that become paths or columns have a pattern, kinds and types of columns are closed sets, numbers are JSON numbers
+(never true or false) within bounds that no catalog of this library comes near.
+"""
+
+import datetime
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+
+from ...configs.schema import MetadataType, check_metadata_name
+from .layout import KINDS
+
+MAX_MANIFEST_BYTES = 32_000_000
+"""Some 150,000 files, which at 50,000 rows each are seven billion vectors. Parsed, it takes up to twenty times this."""
+MAX_SMALL_BYTES = 1_000_000
+"""Of LATEST.json, the lease and a reader's hold."""
+MAX_COLUMNS = 10_000
+"""Of metadata."""
+_MAX_DEPTH = 32
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]{0,100}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SECTIONS = ("embed", "prepare", "index", "guards")
+
+
+def is_version(name: Any) -> bool:
+    """Whether it may be a version's name, which is a folder's: 000001-20250102T030405Z-abcdef."""
+    return isinstance(name, str) and _VERSION.fullmatch(name) is not None
+
+
+def is_sha256(text: Any) -> bool:
+    """Whether it is a sha256 in hex, as this library writes it."""
+    return isinstance(text, str) and _SHA256.fullmatch(text) is not None
+
+
+def wrong_value(error: ValidationError) -> str:
+    """The first thing that is wrong, in a few words."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":  # it has the value already
+        return f"{place}: {reason}" if place else reason
+    return f"{place}: {reason}, got {first['input']!r:.80}"
+
+
+def _checked_version(name: str) -> str:
+    if not is_version(name):
+        raise ValueError(f"must be a version's name such as 000001-20250102T030405Z-abcdef, got {name!r:.80}")
+    return name
+
+
+def _checked_instant(text: str) -> str:
+    try:
+        time = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None or not 1970 <= time.year <= 9998:
+        raise ValueError(f"must be a time with its zone, in ISO format, got {text!r:.80}")
+    return text
+
+
+def _checked_config(config: dict[str, Any]) -> dict[str, Any]:
+    for name in _SECTIONS:
+        if not isinstance(config.get(name, {}), dict):
+            raise ValueError(f"must have an object as {name}, got {config[name]!r:.80}")  # noqa: TRY004 - pydantic's
+    if not isinstance(config.get("sources", []), (list, tuple)):
+        raise ValueError(f"must have a list as sources, got {config['sources']!r:.80}")  # noqa: TRY004 - pydantic's
+    level: list[Any] = [config]
+    for _ in range(_MAX_DEPTH):
+        level = [inner for value in level for inner in _inside(value)]
+        if not level:
+            return config
+    raise ValueError(f"must be at most {_MAX_DEPTH} objects and lists deep")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    inner = value.values() if isinstance(value, dict) else value
+    return (item for item in inner if isinstance(item, (dict, list, tuple)))
+
+
+def _one_of(*names: str) -> AfterValidator:
+    """Of a text: it must be one of a closed set."""
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"must be one of {', '.join(names)}, got {name!r:.80}")
+        return name
+
+    return AfterValidator(check)
+
+
+Kind = Annotated[str, _one_of(*KINDS)]
+Direction = Annotated[str, _one_of(*(f"{query}->{kind}" for query in KINDS for kind in KINDS))]
+"""Query kind first."""
+SearchParameter = Annotated[str, _one_of("cells_share", "k_factor")]
+MetadataName = Annotated[str, AfterValidator(check_metadata_name)]
+MetadataKind = Annotated[str, _one_of(*get_args(MetadataType))]
+VersionName = Annotated[str, AfterValidator(_checked_version)]
+FileName = Annotated[
+    str,
+    StringConstraints(max_length=250, pattern=r"^[0-9A-Za-z][0-9A-Za-z_.-]*(/[0-9A-Za-z][0-9A-Za-z_.-]*){0,4}$"),
+]
+"""Folders and files of plain characters, none of which begins with a dot."""
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, StringConstraints(max_length=1000)]
+LongText = Annotated[str, StringConstraints(max_length=100_000)]
+Instant = Annotated[str, AfterValidator(_checked_instant)]
+Count = Annotated[int, Field(strict=True, ge=0, le=10**12)]
+Size = Annotated[int, Field(strict=True, ge=0, le=10**18)]
+Dimension = Annotated[int, Field(strict=True, ge=1, le=65_536)]
+"""As far as a job can ask for it."""
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e15, le=1e15)]
+NotNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1e15)]
+Share = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1)]
+Factor = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=10_000)]
+Config = Annotated[dict[str, Any], AfterValidator(_checked_config)]
