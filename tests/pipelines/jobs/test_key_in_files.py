@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ...transforms.epithre.hostile import Told, answering, error, good
+from ...transforms.epithre.answering import Told, answering, error, good
 from ..conftest import Place, write_texts
 
 KEY = "sk-ECHO/0123456789+abcdef"

@@ -9,7 +9,7 @@ import httpx
 
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings
 
-from ...transforms.epithre.hostile import Told, answering, error, good
+from ...transforms.epithre.answering import Told, answering, error, good
 from ..conftest import KEY, sentences
 from .conftest import DIMENSION, WITHOUT_API, fault, serving
 

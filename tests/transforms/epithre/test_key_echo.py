@@ -14,7 +14,7 @@ from epithre_beam.configs.errors import ApiError
 from epithre_beam.transforms.epithre.client import Client, Refusal
 from epithre_beam.transforms.epithre.probe import probe
 
-from .hostile import Told, answering, error, good
+from .answering import Told, answering, error, good
 
 KEY = "Sk/ECHOED+0123456789_abcdef-Zz"
 DIMENSION = 64

@@ -15,8 +15,8 @@ from epithre_beam.transforms.epithre.probe import probe
 from epithre_beam.transforms.epithre.proxies import way_to
 
 from ...ports import free_port
+from .answering import answering, error
 from .asking import DIMENSION, assert_right, embed, serve, texts
-from .hostile import answering, error
 
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 KEY = "sk-proxied-0123456789"

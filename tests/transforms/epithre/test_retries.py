@@ -13,8 +13,8 @@ from epithre_beam.transforms.epithre.client import Client, Refusal
 from epithre_beam.transforms.epithre.emulator import Faults, Limits
 from epithre_beam.transforms.epithre.probe import probe
 
+from .answering import Told, answering, error, good
 from .asking import assert_right, embed, serve, texts
-from .hostile import Told, answering, error, good
 
 
 def test_a_hanging_server_costs_a_timeout_and_a_retry():

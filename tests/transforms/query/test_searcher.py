@@ -35,7 +35,7 @@ from epithre_beam.transforms.query.searcher import Searcher
 
 from ...index.conftest import make, unit_vectors
 from ...pipelines.conftest import KEY, Place, write_pictures, write_texts
-from ..epithre.hostile import Asked, Told, answering, error, good
+from ..epithre.answering import Asked, Told, answering, error, good
 
 DIMENSION = 64
 EQUALS = 20
