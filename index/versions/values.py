@@ -22,6 +22,7 @@ MAX_COLUMNS = 10_000
 """Of metadata."""
 _MAX_DEPTH = 32
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]{0,100}")
+_PLAIN = re.compile(r"[\w>-]{1,80}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SECTIONS = ("embed", "prepare", "index", "guards")
 
@@ -39,7 +40,8 @@ def is_sha256(text: Any) -> bool:
 def wrong_value(error: ValidationError) -> str:
     """The first thing that is wrong, in a few words."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
+    parts = (str(part) for part in first["loc"] if part != "[key]")
+    place = ".".join(part if _PLAIN.fullmatch(part) else f"{part!r:.80}" for part in parts)  # keys are a stranger's too
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":  # it has the value already
         return f"{place}: {reason}" if place else reason

@@ -305,6 +305,7 @@ class _Launch:
             kept = orjson.loads(output.read(LATEST_RESULT)).get("results", [])
         except (FileNotFoundError, orjson.JSONDecodeError, AttributeError):
             kept = []
+        kept = [name for name in kept if isinstance(name, str)] if isinstance(kept, list) else []
         results = [report["result"], *(name for name in kept if name != report["result"])][: self._job.keep_results]
         output.write(LATEST_RESULT, orjson.dumps({"result": report["result"], "results": results}) + b"\n")
         units = {unit.name for unit in plan.units} if plan else set()

@@ -90,6 +90,17 @@ def test_a_kind_is_one_of_two_and_nothing_is_exported_under_another(forged: Forg
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_what_a_stranger_wrote_is_shown_as_it_would_be_typed(forged: Forged) -> None:
+    """A key of an object too: no line break and no escape reaches the message, and a long one is cut."""
+    for name in ("x\n\\! id\x1b[2J", "y" * 5000):
+        forged.change(set_kind(name))
+        for verify in (True, False):
+            with pytest.raises(CatalogError) as caught:
+                open_catalog(forged.folder, verify=verify)
+            assert str(caught.value).isprintable()
+            assert len(str(caught.value)) < 600
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_name_of_a_file_leaves_the_version(forged: Forged, name: str) -> None:
     def everywhere(manifest: dict[str, Any]) -> None:
