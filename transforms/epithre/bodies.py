@@ -68,6 +68,8 @@ async def read_reply(response: httpx.Response, most_bytes: int) -> Reply:
             if max(received, len(body)) > most:
                 problem = f"the answer is longer than the {most:,} bytes that it can need"
                 break
+        if problem is None and received and inflating and not inflating.is_complete:
+            problem = "the compressed answer ends too early"
     except _UnreadableError as error:
         problem = str(error)
     return Reply(
@@ -86,6 +88,10 @@ class _Inflating:
         self._encoding = encoding
         self._stream = zlib.decompressobj(_GZIP_OR_ZLIB)
         self._is_first = True
+
+    @property
+    def is_complete(self) -> bool:
+        return self._stream.eof
 
     def inflate(self, piece: bytes, most: int) -> bytes:
         """At most `most` bytes of what the next piece holds; more than 0."""

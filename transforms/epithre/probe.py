@@ -97,11 +97,12 @@ def _ask(settings: EmbedConfig, api_key: str) -> Reply:
 
 def _read(reply: Reply, settings: EmbedConfig, dialect: Dialect, requests: int) -> Probe:
     """What a 200 says: an error about the key, a list of models, or something else, which is nothing to go by."""
+    if reply.problem is not None:
+        log.warning("%s/models: %s. Whether it serves the model is not known.", settings.base_url, reply.problem)
+        return Probe(requests=requests, emulator=_fingerprint(reply))
     inside = error_inside(dialect, reply, 0)
     if inside is not None and inside.verdict is Verdict.STOP and inside.status in {401, 402, 403}:
         raise refusal_of(inside, settings)
-    if reply.problem is not None:
-        log.warning("%s/models: %s. Whether it serves the model is not known.", settings.base_url, reply.problem)
     models: dict[str, Mapping[str, Any]] = {}
     with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
         models = {entry["id"]: entry for entry in orjson.loads(reply.content)["data"] if isinstance(entry["id"], str)}

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 try:
     from pybase64 import b64decode_as_bytearray as _decode_fast
@@ -117,6 +118,16 @@ def normalise(vectors: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.bool_], 
     return is_finite, is_zero, int(off.sum())
 
 
+def load_answer(body: bytes) -> Any:
+    """An answer's JSON. Raises BrokenAnswerError when it is none."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    # Not from within: orjson's error holds the whole body, several times its size, and would live as long as this one.
+    raise BrokenAnswerError("the answer is no JSON")
+
+
 def read_entry(place: object, value: Any) -> AnswerEntry:
     """A vector of an answer with the index that came with it. Raises BrokenAnswerError when it is no vector."""
     return AnswerEntry(place, read_vector(value), isinstance(value, str))
@@ -176,15 +187,16 @@ def _other_format(vectors: Sequence[npt.NDArray[np.float32]], dimension: int) ->
     size = vectors[0].nbytes
     if size == 8 * dimension and all(_is_plausible(v.view("<f8")) for v in vectors):
         return "float64"
-    if size == 2 * dimension:
-        if all(_is_plausible(v.view("<f2")) for v in vectors):
-            return "float16"
-        # bfloat16 is the upper half of a float32.
-        if all(_is_plausible((v.view("<u2").astype(np.uint32) << 16).view(np.float32)) for v in vectors):
-            return "bfloat16"
+    if size == 2 * dimension and all(_is_plausible(v.view("<f2")) or _is_plausible(_bfloat16(v)) for v in vectors):
+        return "float16 or bfloat16"
     if size == dimension and not all(_is_plausible(v) for v in vectors):
         return "int8"
     return None
+
+
+def _bfloat16(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The bytes as bfloat16, which is the upper half of a float32."""
+    return (vector.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
 def _is_plausible(vector: npt.NDArray[Any]) -> bool:

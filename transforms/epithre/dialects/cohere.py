@@ -8,7 +8,7 @@ import orjson
 
 from ....configs import EmbedConfig
 from ..answers import ErrorAnswer, Verdict
-from ..vectors import AnswerEntry, BrokenAnswerError, read_entry
+from ..vectors import AnswerEntry, BrokenAnswerError, load_answer, read_entry
 from .shape import OpenAIShape, claims_of, content_json
 
 _MONTHLY = re.compile(r"(?i)(/|per|a) ?month|monthly")
@@ -34,10 +34,10 @@ class CohereDialect(OpenAIShape):
 
     def vectors(self, body: bytes) -> tuple[list[AnswerEntry], list[object]]:
         try:
-            answer = orjson.loads(body)
+            answer = load_answer(body)
             entries = [read_entry(None, vector) for vector in answer["embeddings"]["float"]]
             return entries, claims_of(answer, ("meta", "billed_units"), ("input_tokens", "image_tokens"))
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BrokenAnswerError(f"the answer is no list of embeddings ({type(error).__name__})") from None
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ErrorAnswer:

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from ..answers import ErrorAnswer, read_error
-from ..vectors import AnswerEntry, BrokenAnswerError, read_entry
+from ..vectors import AnswerEntry, BrokenAnswerError, load_answer, read_entry
 
 try:
     from pybase64 import b64encode
@@ -93,10 +93,10 @@ class OpenAIShape:
 
     def vectors(self, body: bytes) -> tuple[list[AnswerEntry], list[object]]:
         try:
-            answer = orjson.loads(body)
+            answer = load_answer(body)
             entries = [read_entry(entry.get("index"), entry["embedding"]) for entry in answer["data"]]
             return entries, claims_of(answer, ("usage",), ("total_tokens",))
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BrokenAnswerError(f"the answer is no list of embeddings ({type(error).__name__})") from None
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ErrorAnswer:
