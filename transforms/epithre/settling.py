@@ -134,7 +134,7 @@ class Settling:
                         if len(pack) > 1 and failures >= self._whole_sends:
                             await self._try_alone(pack, outcome, failures)
                             return None
-                    if failures >= self._max_sends:
+                    if failures >= (self._max_sends if proofs < _PROOFS else self._whole_sends):
                         self._give_up(pack, outcome, proofs)
                         return None
                     may_test = outcome.may_be_an_item and len(pack) > 1
