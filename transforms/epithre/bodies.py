@@ -81,9 +81,8 @@ async def read_reply(response: httpx.Response, most_bytes: int) -> Reply:
             problem = "the compressed answer ends too early"
     except _UnreadableError as error:
         problem = str(error)
-    return Reply(
-        status_code=response.status_code, headers=response.headers, content=bytes(body[:most]), problem=problem
-    )
+    del body[most:]
+    return Reply(status_code=response.status_code, headers=response.headers, content=bytes(body), problem=problem)
 
 
 class _UnreadableError(Exception):
