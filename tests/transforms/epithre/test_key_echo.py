@@ -63,10 +63,10 @@ def embed(settings, count=2, key=KEY):
     return asyncio.run(go())
 
 
-def said_by(settings):
+def said_by(settings, count=2):
     """All that comes back in words: of refusals, or of the error."""
     try:
-        results = embed(settings)
+        results = embed(settings, count)
     except ApiError as failure:
         return f"{failure} {failure!r} {failure.facts}"
     return " ".join(f"{result} {result!r}" for result in results if isinstance(result, Refusal))
@@ -159,12 +159,12 @@ def test_no_place_of_a_200_without_vectors_shows_the_key(place, caplog):
     assert traces(words + caplog.text) == []
 
 
-@pytest.mark.parametrize("code", ["", 401, 503])
+@pytest.mark.parametrize("code", [401, 503])
 @pytest.mark.parametrize("before", ["", "x" * (200 - len(KEY) // 2 - len('{"error":{"message":"'))])
 def test_no_long_error_in_a_200_shows_the_key(code, before):
-    body = {"error": {"message": before + KEY + "x" * 300_000 + KEY, "code": code}}
+    body = {"error": {"message": before + KEY + "x" * 270_000 + KEY, "code": code}}
     with answering(lambda _: Told(body=body)) as server:
-        said = said_by(settings_for(server))
+        said = said_by(settings_for(server), count=4)  # whose vectors may be longer than that
     assert "longer than 262,144 bytes" in said
     assert traces(said) == []
 
