@@ -36,7 +36,6 @@ import httpx
 import numpy as np
 
 from epithre_beam.configs import EmbedConfig
-from epithre_beam.transforms.epithre.answers import check_vectors
 from epithre_beam.transforms.epithre.client import Client, Refusal
 from epithre_beam.transforms.epithre.emulator import (
     EmulatorProcess,
@@ -46,6 +45,7 @@ from epithre_beam.transforms.epithre.emulator import (
     start_emulator_process,
 )
 from epithre_beam.transforms.epithre.emulator.hash_model import hash_vector
+from epithre_beam.transforms.epithre.vectors import check_vectors
 
 RAMP_S = 60.0
 _TAIL_S = 3.0

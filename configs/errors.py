@@ -12,7 +12,8 @@
     │   └── SourceError          a source breaks a rule that no single asset can be blamed for
     ├── ApiError                 the embedding API; raised itself, it is not there or does not answer
     │   ├── ApiRefusedError      no retry helps:
-    │   │   ├── RefusedKeyError, UnknownModelError, SpentQuotaError, WrongAddressError, WrongDimensionError
+    │   │   ├── RefusedKeyError, UnknownModelError, SpentQuotaError, WrongAddressError, WrongDimensionError,
+    │   │   │   UnusableVectorsError
     │   ├── SpendingLimitError   the run has spent what it may
     │   ├── ApiPausedError       it asks for a longer pause than is waited for
     │   └── RateLimiterLostError what keeps count of a shared limit is gone
@@ -65,6 +66,7 @@ __all__ = [
     "UnknownAssetError",
     "UnknownModelError",
     "UntrustedCatalogError",
+    "UnusableVectorsError",
     "UnwritableError",
     "WrongAddressError",
     "WrongDimensionError",
@@ -195,6 +197,12 @@ class WrongDimensionError(ApiRefusedError):
     """The API answers vectors of another dimension than the one that is configured."""
 
     code = "wrong_dimension"
+
+
+class UnusableVectorsError(ApiRefusedError):
+    """The API answers vectors that are none: empty ones, or numbers in another format than float32."""
+
+    code = "unusable_vectors"
 
 
 class SpendingLimitError(ApiError):

@@ -273,7 +273,11 @@ class EmbedConfig(Section):
         "longer one the run ends, keeps what it has, and says when to run again.",
     )
     timeout_s: Positive = Field(120.0, description="For one request, from sending to the end of its answer.")
-    max_sends: PositiveInt = Field(6, description="How often one item is sent at most.")
+    max_sends: PositiveInt = Field(
+        6,
+        description="How often one request is sent at most. While the server serves others, the items of one that "
+        "fails are then sent in smaller requests, to find the one at fault.",
+    )
     retry_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.15, description="Retries as a share of all requests at most; beyond it they wait for successes."
     )

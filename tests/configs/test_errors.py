@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TREE = all_errors()
 NOT_TOLD_TO_USERS = {
     "BrokenAnswerError",  # an answer of the API that is not used; what comes of it is a retry or a refusal
+    "_UnreadableError",  # a body that cannot be inflated; becomes the reply's `problem`
     "Fault",  # what a request to `serve` is answered
     "RefusedError",  # what the emulator answers
     "UnnotedFailureError",  # what a runner passes on to the launcher, which reads the error out of it

@@ -1,4 +1,4 @@
-"""What an answer means: vectors that were checked, or an error and what to do about it."""
+"""What an answer says beside its vectors: an error and what to do about it, what it bills, which limits there are."""
 
 import datetime
 import email.utils
@@ -7,41 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
-import numpy as np
-import numpy.typing as npt
 import orjson
 
 from ...configs import EmbedConfig
 from ...configs.errors import ApiRefusedError, RefusedKeyError, SpentQuotaError, UnknownModelError, WrongAddressError
 from ...configs.scrubbing import Scrubber
-
-try:
-    from pybase64 import b64decode_as_bytearray as _decode_fast
-
-    def decode_base64(text: str) -> bytes | bytearray:
-        decoded: bytearray = _decode_fast(text)
-        return decoded
-
-except ImportError:
-    from binascii import a2b_base64
-
-    def decode_base64(text: str) -> bytes | bytearray:
-        return a2b_base64(text)
-
-
-_NORM_TOLERANCE = 1e-3
-
-
-class BrokenAnswerError(Exception):
-    """A 200 whose body is not one good vector for each item; nothing of it is used."""
-
-    def __init__(self, message: str, *, dimension: int | None = None) -> None:
-        super().__init__(message)
-        self.dimension = dimension
-        """The vectors' common length, when that is what was wrong."""
 
 
 class Verdict(Enum):
@@ -72,103 +45,16 @@ class ErrorAnswer:
     """Whether `item` was given as data; prose may count from one, or mean another number."""
     retry_after_s: float | None = None
 
+    @property
+    def may_be_an_item(self) -> bool:
+        """Whether the server, or what stands before it, may have failed at one of the items."""
+        return self.verdict is Verdict.RETRY and self.status not in _RETRY_STATUS
+
     def __str__(self) -> str:
         place = " ".join(str(part) for part in (self.status, self.code) if part)
         return f"{place}: {self.message}"
 
 
-class AnswerEntry(NamedTuple):
-    """A vector as it came."""
-
-    place: object
-    """The index that the server gave it, whatever that is; None: it gave none."""
-    vector: npt.NDArray[np.float32]
-
-
-def check_vectors(entries: Sequence[AnswerEntry], count: int, dimension: int) -> tuple[npt.NDArray[np.float32], int]:
-    """Puts an answer's vectors in the order of the request's items and proves that they are vectors.
-
-    Args:
-        entries: As they came.
-        count: Items in the request.
-        dimension: That every vector must have.
-
-    Returns:
-        float32, (count, dimension), unit norm; and how many had to be normalised.
-
-    Raises:
-        BrokenAnswerError: On a wrong count, indexes that are no permutation, a wrong dimension, NaN, infinity, zero.
-    """
-    if len(entries) != count:
-        raise BrokenAnswerError(f"{count} items were sent and {len(entries)} vectors came back")
-    if all(entry.place is None for entry in entries):
-        places = list(range(count))  # a server without indexes answers in order
-    else:
-        places = [_place(entry.place) for entry in entries]
-        if sorted(places) != list(range(count)):
-            raise BrokenAnswerError("the indexes of the answer are not those of the request")
-    lengths = {entry.vector.shape for entry in entries}
-    if lengths != {(dimension,)}:
-        only = next(iter(lengths)) if len(lengths) == 1 else ()
-        raise BrokenAnswerError(
-            f"vectors must have {dimension} dimensions, got {sorted(shape[0] for shape in lengths)}",
-            dimension=only[0] if only else None,
-        )
-    vectors = np.full((count, dimension), np.nan, np.float32)  # a row that nobody fills is refused below
-    for place, entry in zip(places, entries, strict=True):
-        vectors[place] = entry.vector
-    is_finite, is_zero, normalised = normalise(vectors)
-    if not is_finite.all():
-        raise BrokenAnswerError("a vector holds NaN or infinity")
-    if is_zero.any():
-        raise BrokenAnswerError("a vector is zero")
-    return vectors, normalised
-
-
-def _place(value: object) -> int:
-    """An index of an answer as a number, -1 if it is none. A bool is an int to Python, and no index to anybody."""
-    if type(value) is int:
-        return value
-    if type(value) is float and value.is_integer():
-        return int(value)
-    if isinstance(value, str) and len(value) <= _LONGEST_INDEX and value.isascii() and value.isdecimal():
-        return int(value)
-    return -1
-
-
-def normalise(vectors: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_], int]:
-    """Gives vectors whose norm is off the norm 1, in place, and says which cannot have it.
-
-    Args:
-        vectors: float32, (rows, dimension).
-
-    Returns:
-        Which are finite; which are zero; how many were off.
-    """
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    is_finite, is_zero = np.isfinite(norms), norms < 1e-6
-    off = is_finite & ~is_zero & (np.abs(norms - 1) > _NORM_TOLERANCE)
-    if off.any():
-        vectors[off] = (vectors[off] / norms[off, None]).astype(np.float32)
-    return is_finite, is_zero, int(off.sum())
-
-
-def read_vector(value: Any) -> npt.NDArray[np.float32]:
-    """A vector as base64 of little-endian float32, or as a list of numbers: float32, (dimension,)."""
-    try:
-        if isinstance(value, str):
-            return np.frombuffer(decode_base64(value), "<f4")
-        if isinstance(value, list):
-            if not set(map(type, value)) <= {int, float}:  # numpy takes true for 1, and "1" as well
-                raise BrokenAnswerError("a vector has values that are no numbers")
-            with np.errstate(over="ignore"):  # what is too great becomes infinite, and is refused
-                return np.asarray(value, np.float32)
-    except (ValueError, TypeError) as error:
-        raise BrokenAnswerError(f"a vector cannot be read: {error}") from None
-    raise BrokenAnswerError("a vector is neither base64 nor a list of numbers")
-
-
-_LONGEST_INDEX = 9
 _LONGEST_PAUSE_S = 30 * 365 * 86_400.0
 _STOP_STATUS = {401, 402, 403, 404, 405, 410, 501}
 _RETRY_STATUS = {408, 409, 425, 429}
@@ -177,10 +63,22 @@ _STOP_CODES = {*_QUOTA_CODES, "model_not_found", "invalid_api_key"}
 _TOO_LARGE = re.compile(
     r"(?i)too (many|long|large|big)|payload.*large|(maximum|max)\w* .*(batch|context|length|size|inputs|tokens|items)"
 )
-_PARAM_ITEM = re.compile(r"^(?:input|inputs|messages|texts|images)\[(\d+)\]")
+_PARAM_ITEM = re.compile(r"^(?:input|inputs|messages|texts|images)\[(\d{1,9})\]")
 _ITEM_LISTS = {"input", "inputs", "messages", "texts", "images"}
 _UNKNOWN_MODEL = re.compile(r"(?i)\bmodel:?\s+\S+\s+(?:(?:is |was )?not (?:found|supported|available)|does not exist)")
-_PROSE_ITEM = re.compile(r"(?i)(?:input|inputs|items?|element|index|position)\s*(?:\[|#|number|at index|at|:)?\s*(\d+)")
+_PROSE_ITEM = re.compile(
+    r"(?i)(?:input|inputs|items?|element|index|position)\s*(?:\[|#|number|at index|at|:)?\s*(\d{1,9})(?!\d)"
+)
+_STATUS_CODE = re.compile(r"(?:HTTP )?([45]\d\d)(?!\d)")
+_STATUS_OF_CODES = (
+    (re.compile(r"(?i)rate.?limit|too.?many.?requests|resource.?exhausted|slow.?down"), 429),
+    (re.compile(r"(?i)overloaded|unavailable|capacity"), 503),
+    (re.compile(r"(?i)time.?out|deadline"), 504),
+    (re.compile(r"(?i)server.?error|internal|upstream|bad.?gateway"), 502),
+)
+"""What gateways call a status in an error that they send in a 200."""
+_MOST_LIMIT = 1e12
+"""A greater limit than this is none, and would only serve to overflow a sum."""
 _SECRET = re.compile(r"(?i)(bearer\s+|sk-|key[=: ]+)\S+")
 
 
@@ -199,13 +97,14 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int)
     parsed = _loads(body)
     error = parsed.get("error", parsed) if isinstance(parsed, dict) else None
     if isinstance(error, dict):
-        kind = str(error.get("type") or "")
-        code = str(error.get("code") or kind)
+        kind = short(_words(error.get("type")))
+        code = short(_words(error.get("code")))
+        code = kind if code in {"", str(status)} else code
         detail = error.get("detail")
-        param = str(error.get("param") or "")
+        param = _words(error.get("param"))
         if isinstance(detail, list):
             detail, param = _read_detail(detail)
-        message = str(error.get("message") or detail or "")
+        message = _words(error.get("message")) or _words(detail)
     elif isinstance(error, str):
         message = error
     else:
@@ -216,7 +115,7 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int)
     item = int(prose.group(1)) if prose else None
     if item is not None and item >= count:
         item = None
-    is_unknown_model = status in {400, 422} and _UNKNOWN_MODEL.search(message)
+    is_unknown_model = status in {200, 400, 422} and _UNKNOWN_MODEL.search(message)
     if 300 <= status < 400 or status in _STOP_STATUS or {code, kind} & _STOP_CODES or is_unknown_model:
         verdict = Verdict.STOP
     elif status in _RETRY_STATUS or status >= 500:
@@ -230,12 +129,60 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int)
     return ErrorAnswer(
         verdict=verdict,
         status=status,
-        code=short(code),
+        code=code,
         message=message,
         item=item if verdict is Verdict.ITEM else None,
         is_certain=named is not None,
         retry_after_s=read_retry_after(headers),
     )
+
+
+def status_inside(body: bytes) -> int | None:
+    """The status of an error that came in a 200, as gateways send them.
+
+    Args:
+        body: Of an answer that holds no good vectors.
+
+    Returns:
+        400 to 599 where the error names it, as a number or by a usual name; 200: an error that names none; None: the
+        answer is no error.
+    """
+    parsed = _loads(body)
+    if not isinstance(parsed, dict):
+        return None
+    error = parsed.get("error")
+    is_error = bool(error) or parsed.get("object") == "error"
+    if not is_error and not ({"data", "embeddings"} & parsed.keys()):
+        is_error = any(isinstance(parsed.get(name), str) for name in ("message", "detail"))
+    if not is_error:
+        return None
+    places = [error, parsed] if isinstance(error, dict) else [parsed]
+    codes = [_words(place.get(name)) for place in places for name in ("code", "status", "status_code", "type")]
+    for code in codes:
+        if found := _STATUS_CODE.match(code):
+            return int(found.group(1))
+    return next((status for code in codes for pattern, status in _STATUS_OF_CODES if pattern.search(code)), 200)
+
+
+def read_tokens(claims: Sequence[object], most: int) -> tuple[int, bool]:
+    """What an answer bills.
+
+    Args:
+        claims: The numbers of its `usage` that add up to the bill, whatever they are; None: it gave none.
+        most: Tokens that the request can have had.
+
+    Returns:
+        Tokens, from 0 to `most`; and whether all that the answer says of them can be true.
+    """
+    tokens, is_plausible = 0, True
+    for claim in claims:
+        if claim is None:
+            continue
+        if not isinstance(claim, (int, float)) or isinstance(claim, bool) or not 0 <= claim < math.inf:
+            is_plausible = False
+        else:
+            tokens += int(claim)
+    return min(tokens, most), is_plausible and tokens <= most
 
 
 def read_transport_error(error: Exception, scrubber: Scrubber) -> ErrorAnswer:
@@ -253,7 +200,7 @@ def read_transport_error(error: Exception, scrubber: Scrubber) -> ErrorAnswer:
 def refusal_of(error: ErrorAnswer, settings: EmbedConfig) -> ApiRefusedError:
     """What an answer amounts to after which no request will ever succeed."""
     where = settings.base_url
-    if error.status in {401, 403} and error.code not in _QUOTA_CODES:
+    if (error.status in {401, 403} and error.code not in _QUOTA_CODES) or error.code == "invalid_api_key":
         return RefusedKeyError(
             f"{where} refused the key ({error}): check the environment variable {settings.api_key_env}, which "
             "embed.api_key_env names."
@@ -282,7 +229,7 @@ def _read_detail(found: list[Any]) -> tuple[str, str]:
     for one in found:
         if not isinstance(one, dict):
             continue
-        message = message or str(one.get("msg") or "")
+        message = message or _words(one.get("msg"))
         place = one["loc"] if isinstance(one.get("loc"), list) else []
         lists = [i for i, part in enumerate(place) if isinstance(part, str) and part in _ITEM_LISTS]
         numbers = [part for part in place[lists[0] :] if type(part) is int] if lists else []
@@ -328,7 +275,7 @@ def _moment(text: str | None) -> datetime.datetime | None:
 def read_limits(headers: Mapping[str, str]) -> dict[str, float]:
     """The limits a minute that a server states in `x-ratelimit-limit-…`, by name."""
     found = {name: _number(headers.get(f"x-ratelimit-limit-{name}")) for name in ("requests", "tokens", "items")}
-    return {name: value for name, value in found.items() if value is not None and value >= 1}
+    return {name: value for name, value in found.items() if value is not None and 1 <= value <= _MOST_LIMIT}
 
 
 def _number(text: str | None) -> float | None:
@@ -337,6 +284,18 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return max(0.0, value) if math.isfinite(value) else None
+
+
+def _words(value: object) -> str:
+    """A field of an error as text. Errors within errors are looked into a little; what else it is has no words."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, dict):
+        found = (value.get(name) for name in ("message", "msg", "detail", "error"))
+        return next((words for words in found if isinstance(words, str) and words), "")
+    return ""
 
 
 def _loads(body: bytes) -> Any:

@@ -5,12 +5,14 @@ import time
 from typing import NoReturn
 
 from ...configs import EmbedConfig
-from ...configs.errors import ApiError, ApiPausedError, WrongDimensionError
+from ...configs.errors import ApiError, ApiPausedError, UnusableVectorsError, WrongDimensionError
 from ...configs.words import of_moment
-from .answers import BrokenAnswerError, ErrorAnswer, refusal_of
+from .answers import ErrorAnswer, refusal_of
+from .vectors import BrokenAnswerError
 
 _FAILURES_IN_A_ROW = 10
 _OUTAGE_S = 15.0
+_QUIET_S = 2.0
 _BROKEN_ANSWERS = 3
 
 
@@ -38,6 +40,11 @@ class CircuitBreaker:
         """Whether nothing has succeeded for so long that waiting for a success makes no sense."""
         return time.monotonic() - self._succeeded_at > _OUTAGE_S
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing has succeeded for a little while."""
+        return time.monotonic() - self._succeeded_at > _QUIET_S
+
     def check(self) -> None:
         """Raises ApiError when no request may be sent any more."""
         if self._error is not None:
@@ -59,7 +66,12 @@ class CircuitBreaker:
     def answered_badly(self, error: BrokenAnswerError, started: float) -> None:
         """A 200 without one good vector for each item. Raises ApiError when it opens."""
         self.failed(str(error), started, is_patient=True)
-        if error.dimension is not None and not self._good_answers and self._failures >= _BROKEN_ANSWERS:
+        if self._good_answers or self._failures < _BROKEN_ANSWERS:
+            return
+        if error.remedy is not None:
+            where = f"{self._settings.base_url}, model {self._settings.model!r}"
+            self._open(UnusableVectorsError(f"{where}: the API answers no usable vectors: {error}. {error.remedy}."))
+        if error.dimension is not None:
             self._open(
                 WrongDimensionError(
                     f"embed.dimension is {self._settings.dimension}, but {self._settings.base_url} answers vectors of "

@@ -1,14 +1,13 @@
 """The client: items in, a vector or a refusal for each out, whatever the network and the server do.
 
 Every request takes a lease of the budget, retries too. What each answer means stands in `answers`; what is done
-about it stands here, in `_settle`, and what is learned from it in `_note`.
+about it in `settling`, and what is learned from it here, in `_note`.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +17,8 @@ import numpy.typing as npt
 
 from ...configs import EmbedConfig
 from ...configs.scrubbing import Scrubber
-from .answers import BrokenAnswerError, ErrorAnswer, Verdict, check_vectors, read_limits, read_transport_error, short
+from .answers import ErrorAnswer, Verdict, read_limits, read_transport_error
+from .bodies import ACCEPTED, Reply, most_answer_bytes
 from .circuit_breaker import CircuitBreaker
 from .connections import Connections
 from .dialects import DIALECTS
@@ -26,35 +26,18 @@ from .meter import Meter
 from .packing import Item, Packer
 from .proxies import way_to
 from .rate_limit.budget import Budget
+from .replies import Outcome, error_to_show, read_reply_to
 from .retries import Retries, TellPause, log_pause
+from .settling import Refusal, RefusalReason, Settling
+from .vectors import BrokenAnswerError
 
 IMAGE_TOKENS = 1000
 """What a picture is thought to be in tokens: the provider states no tokeniser."""
-_BROKEN_SENDS = 3
 _BILL_POLL_S = 0.02
 
-_Outcome = npt.NDArray[np.float32] | BrokenAnswerError | ErrorAnswer
-"""Checked vectors, or what was wrong with the answer."""
+__all__ = ["IMAGE_TOKENS", "Client", "Refusal", "RefusalReason", "limits_of"]
 
-
-class RefusalReason(StrEnum):
-    """Why an item has no vector."""
-
-    REFUSED = "refused"
-    TOO_LARGE = "too_large_for_api"
-    BROKEN_ANSWER = "broken_answer"
-    RETRIES_EXHAUSTED = "retries_exhausted"
-    NOT_SENT = "not_sent"
-    """The run had sent what it may."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refusal:
-    """An item that got no vector: why, in the server's own words, and after how many sends."""
-
-    reason: RefusalReason
-    detail: str
-    attempts: int
+log = logging.getLogger("epithre_beam.client")
 
 
 class Client:
@@ -107,6 +90,7 @@ class Client:
         )
         self._on_the_way = 0
         self._tokens_factor = 1.0
+        self._has_warned_of_bill = False
         self.is_spent = False
         """Whether a request was held back because the settings allow no more; none is sent after it."""
         options = self._way.client_options()  # once: reading certificates takes longer than a request
@@ -114,7 +98,11 @@ class Client:
         def connection() -> httpx.AsyncClient:
             return httpx.AsyncClient(
                 base_url=settings.base_url,
-                headers={"authorization": f"Bearer {api_key}", "content-type": "application/json"},
+                headers={
+                    "authorization": f"Bearer {api_key}",
+                    "content-type": "application/json",
+                    "accept-encoding": ACCEPTED,
+                },
                 timeout=httpx.Timeout(settings.timeout_s, connect=min(10.0, settings.timeout_s), pool=None),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=1, keepalive_expiry=30.0),
                 follow_redirects=False,  # the key must not travel to another host
@@ -158,116 +146,23 @@ class Client:
         Raises:
             ApiError: When no request will succeed any more.
         """
-        results: list[npt.NDArray[np.float32] | Refusal | None] = [None] * len(items)
-        sends = [0] * len(items)
+        settling = Settling(
+            items,
+            send=self._send,
+            retries=self._retries,
+            is_spent=lambda: self.is_spent,
+            meter=self.meter,
+            max_sends=self._settings.max_sends,
+        )
         try:
             async with asyncio.TaskGroup() as group:
                 for pack in self._packer.pack(items):
-                    group.create_task(self._settle(items, pack, results, sends))
+                    group.create_task(settling.settle(pack))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the first is the cause, the others were cancelled with it
-        return [result for result in results if result is not None]
+        return [result for result in settling.results if result is not None]
 
-    async def _settle(
-        self,
-        items: Sequence[Item],
-        pack: list[int],
-        results: list[npt.NDArray[np.float32] | Refusal | None],
-        sends: list[int],
-    ) -> None:
-        """Sends `pack` until each of its items has a vector or a refusal."""
-        broken = retried = 0
-        while pack:
-            for i in pack:
-                sends[i] += 1
-            outcome = await self._send([items[i] for i in pack])
-            if outcome is None:
-                for i in pack:
-                    results[i] = self._refusal(RefusalReason.NOT_SENT, "the run's spending limit", sends[i] - 1)
-                return
-            if isinstance(outcome, np.ndarray):
-                for i, vector in zip(pack, outcome, strict=True):
-                    results[i] = vector
-                return
-            if isinstance(outcome, BrokenAnswerError):
-                broken += 1
-                if broken < _BROKEN_SENDS:
-                    await self._before_retry("broken_answer", broken)
-                elif len(pack) == 1:
-                    results[pack[0]] = self._refusal(RefusalReason.BROKEN_ANSWER, str(outcome), sends[pack[0]])
-                    return
-                else:
-                    await self._split(items, pack, results, sends)
-                    return
-                continue
-            match outcome.verdict:
-                case Verdict.RETRY:
-                    retried += 1
-                    if retried >= self._settings.max_sends:
-                        for i in pack:
-                            results[i] = self._refusal(RefusalReason.RETRIES_EXHAUSTED, str(outcome), sends[i])
-                        return
-                    await self._before_retry(outcome.code or str(outcome.status), retried, outcome.retry_after_s)
-                case Verdict.TOO_LARGE:
-                    if len(pack) == 1:
-                        results[pack[0]] = self._refusal(RefusalReason.TOO_LARGE, str(outcome), sends[pack[0]])
-                        return
-                    await self._split(items, pack, results, sends)
-                    return
-                case Verdict.ITEM if outcome.is_certain and outcome.item is not None:
-                    named = pack[outcome.item]
-                    results[named] = self._refusal(RefusalReason.REFUSED, str(outcome), sends[named])
-                    pack = [i for i in pack if i != named]
-                case Verdict.ITEM if outcome.item is not None and len(pack) > 1:
-                    # Prose may count from one or mean something else: the item is asked alone before it is given up.
-                    named = pack[outcome.item]
-                    await self._settle(items, [named], results, sends)
-                    pack = [i for i in pack if i != named]
-                    if isinstance(results[named], np.ndarray):
-                        await self._bisect(items, pack, results, sends)
-                        return
-                case _:
-                    if len(pack) == 1:
-                        results[pack[0]] = self._refusal(RefusalReason.REFUSED, str(outcome), sends[pack[0]])
-                        return
-                    await self._bisect(items, pack, results, sends)
-                    return
-
-    async def _split(
-        self,
-        items: Sequence[Item],
-        pack: list[int],
-        results: list[npt.NDArray[np.float32] | Refusal | None],
-        sends: list[int],
-    ) -> None:
-        """Sends both halves: the pack was too large, or its answers were broken."""
-        self.meter.splits += 1
-        half = (len(pack) + 1) // 2
-        await self._settle(items, pack[:half], results, sends)
-        await self._settle(items, pack[half:], results, sends)
-
-    async def _bisect(
-        self,
-        items: Sequence[Item],
-        pack: list[int],
-        results: list[npt.NDArray[np.float32] | Refusal | None],
-        sends: list[int],
-    ) -> None:
-        """Finds the items that spoil a refused pack, which is known to hold one at least.
-
-        When the first half is good, the second must hold the culprit and is halved again without being asked.
-        """
-        while len(pack) > 1:
-            self.meter.splits += 1
-            half = (len(pack) + 1) // 2
-            await self._settle(items, pack[:half], results, sends)
-            if any(isinstance(results[i], Refusal) for i in pack[:half]):
-                await self._settle(items, pack[half:], results, sends)
-                return
-            pack = pack[half:]
-        await self._settle(items, pack, results, sends)
-
-    async def _send(self, batch: Sequence[Item]) -> _Outcome | None:
+    async def _send(self, batch: Sequence[Item]) -> Outcome | None:
         """One request within the budget: checked vectors, or what was wrong; None when it may not be paid any more."""
         tokens = sum(item.tokens for item in batch)
         if self.is_spent:
@@ -290,14 +185,14 @@ class Client:
             self._on_the_way += 1
             try:
                 async with asyncio.timeout(self._settings.timeout_s):
-                    response = await self._connections.post(self._dialect.path, body)
+                    most_bytes = most_answer_bytes(len(batch), self._settings.dimension, len(body))
+                    reply = await self._connections.post(self._dialect.path, body, most_bytes=most_bytes)
             except (httpx.HTTPError, TimeoutError, OSError) as error:
-                outcome: _Outcome = self._scrubbed(read_transport_error(error, self._scrubber))
+                outcome: Outcome = self._to_show(read_transport_error(error, self._scrubber))
             else:
-                self.meter.bytes_down += len(response.content)
-                billed = self.meter.tokens_billed
-                outcome = self._read(response, len(batch))
-                if billed := self.meter.tokens_billed - billed:
+                self.meter.bytes_down += len(reply.content)
+                outcome, billed = self._read(reply, len(batch), tokens)
+                if billed:
                     self.meter.tokens_spent += billed - tokens_thought
                     self._tokens_factor = max(self._tokens_factor, billed / max(tokens, 1))
             finally:
@@ -331,34 +226,43 @@ class Client:
                 await asyncio.sleep(_BILL_POLL_S)
         return False
 
-    def _read(self, response: httpx.Response, count: int) -> _Outcome:
-        if limits := read_limits(response.headers):
+    def _read(self, reply: Reply, count: int, tokens: int) -> tuple[Outcome, int]:
+        """What a reply to `count` items, about `tokens`, means; and the tokens that it bills."""
+        if limits := read_limits(reply.headers):
             self.budget.learn(limits)
-        if response.status_code != 200:
-            return self._error(response, count)
-        try:
-            entries, tokens = self._dialect.vectors(response.content)
-            vectors, renormalised = check_vectors(entries, count, self._settings.dimension)
-        except BrokenAnswerError as error:
-            return BrokenAnswerError(self._scrubber.text(str(error)), dimension=error.dimension)
-        self.meter.tokens_billed += tokens
-        self.meter.renormalised += renormalised
-        self.meter.items_embedded += count
-        return vectors
+        read = read_reply_to(
+            self._dialect,
+            reply,
+            count=count,
+            dimension=self._settings.dimension,
+            tokens=tokens,
+            scrubber=self._scrubber,
+        )
+        if not read.is_bill_plausible and not self._has_warned_of_bill:
+            self._has_warned_of_bill = True
+            log.warning(
+                "%s: the tokens that it bills for %d items (about %d tokens) cannot be true. They count as estimated, "
+                "or as 1,000 times that at most. Said once.",
+                self._settings.base_url,
+                count,
+                tokens,
+            )
+        if isinstance(read.outcome, np.ndarray):
+            self.meter.tokens_billed += read.tokens
+            self.meter.renormalised += read.renormalised
+            self.meter.items_embedded += count
+        return self._to_show(read.outcome), read.tokens
 
-    def _error(self, response: httpx.Response, count: int) -> ErrorAnswer:
-        """An error that the API answered, read; nothing that is made of it can show the key."""
-        headers, body = self._scrubber.headers(response.headers), self._scrubber.body(response.content)
-        return self._scrubbed(self._dialect.error(response.status_code, headers, body, count))
+    def _to_show(self, outcome: Outcome) -> Outcome:
+        """The outcome, with no key in its words, whoever said them."""
+        if isinstance(outcome, ErrorAnswer):
+            return error_to_show(outcome, self._scrubber, self._way)
+        if isinstance(outcome, BrokenAnswerError):
+            words = self._scrubber.text(str(outcome))
+            return BrokenAnswerError(words, dimension=outcome.dimension, remedy=outcome.remedy)
+        return outcome
 
-    def _scrubbed(self, answer: ErrorAnswer) -> ErrorAnswer:
-        """An error without the key, if escapes within escapes had hidden it, and with the proxy that was on the way."""
-        message = self._scrubber.text(answer.message)
-        if not answer.status or self._way.answers_itself:
-            message += self._way.words
-        return replace(answer, code=self._scrubber.text(answer.code), message=message)
-
-    def _note(self, outcome: _Outcome, started: float, count: int, size: int) -> None:
+    def _note(self, outcome: Outcome, started: float, count: int, size: int) -> None:
         """Learns from an outcome: caps, the rate, and whether to go on at all. Raises ApiError when not."""
         if isinstance(outcome, np.ndarray):
             self._breaker.succeeded()
@@ -381,12 +285,6 @@ class Client:
                 self._breaker.failed(str(outcome), started, is_patient=False)
             case _:
                 pass  # the server works, and says precisely what it does not want
-
-    async def _before_retry(self, reason: str, tries: int, retry_after_s: float | None = None) -> None:
-        await self._retries.wait(reason, tries, retry_after_s, lambda: self.is_spent)
-
-    def _refusal(self, reason: RefusalReason, detail: str, attempts: int) -> Refusal:
-        return Refusal(reason=reason, detail=short(detail), attempts=attempts)
 
 
 def limits_of(settings: EmbedConfig) -> dict[str, float | None]:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import httpx
 
+from .bodies import Reply, read_reply
+
 
 class Connections:
     """One HTTP client for each connection, the last used first.
@@ -22,15 +24,22 @@ class Connections:
         self._idle: list[httpx.AsyncClient] = []
         self._all: list[httpx.AsyncClient] = []
 
-    async def post(self, path: str, content: bytes) -> httpx.Response:
-        """Sends, and reads the whole answer."""
+    async def post(self, path: str, content: bytes, *, most_bytes: int) -> Reply:
+        """Sends, and reads the answer.
+
+        Args:
+            path: Below the client's base URL.
+            content: Of the request.
+            most_bytes: Of a good answer's body; of a longer one no more is read, and its connection is closed.
+        """
         if self._idle:
             client = self._idle.pop()
         else:
             client = self._make()
             self._all.append(client)
         try:
-            return await client.post(path, content=content)
+            async with client.stream("POST", path, content=content) as response:
+                return await read_reply(response, most_bytes)
         finally:
             self._idle.append(client)
 

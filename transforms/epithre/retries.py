@@ -3,6 +3,7 @@
 How long each waits, and how many retries there may be beside the requests that are none.
 """
 
+import asyncio
 import logging
 import random
 import time
@@ -89,7 +90,12 @@ class Retries:
         self._meter = meter
         self._budget = budget
         self._breaker = breaker
-        self._random = random.Random(seed)
+        self.random = random.Random(seed)
+        self._uncounted = 0
+        self.turn = asyncio.Lock()
+        """Held by the one request at a time that finds out whether the server works at all."""
+        self.failed_tests = 0
+        """Of these, in a row."""
         self._sleep = sleep
         self._tell_pause = tell_pause
         self._told_until_s = 0.0
@@ -113,7 +119,16 @@ class Retries:
         if time.time() + pause_s >= self._told_until_s + _WORTH_TELLING_S:
             self._told_until_s = tell_long_pause(answer, pause_s, self._tell_pause)
 
-    async def wait(self, reason: str, tries: int, retry_after_s: float | None, is_spent: Callable[[], bool]) -> None:
+    async def wait(
+        self,
+        reason: str,
+        tries: int,
+        retry_after_s: float | None,
+        is_spent: Callable[[], bool],
+        *,
+        is_counted: bool = True,
+        may_test: bool = False,
+    ) -> bool:
         """Returns when the retry may be sent, and counts it.
 
         Args:
@@ -121,13 +136,26 @@ class Retries:
             tries: How often it was sent.
             retry_after_s: As the server asked.
             is_spent: Whether nothing is sent any more, so that nothing need be waited for.
+            is_counted: Whether it needs a place in the retry budget; not where it is known that the server works.
+            may_test: Whether the caller can find out, with a smaller request, if the server works.
+
+        Returns:
+            Whether it may be sent. False: the retry budget is used up, and nothing was served for a while, so that only
+            a test can make sure that it is no outage.
         """
-        jitter_s = self._random.uniform(0, min(_LONGEST_JITTER_S, _FIRST_JITTER_S * 2**tries))
+        jitter_s = self.random.uniform(0, min(_LONGEST_JITTER_S, _FIRST_JITTER_S * 2**tries))
         await self._sleep(max(retry_after_s or 0.0, 0.0) + jitter_s)
-        while self._meter.retries.total() >= _FREE_RETRIES + self._share * self._meter.requests:
+        self._uncounted += not is_counted
+        while is_counted and self._counted() >= _FREE_RETRIES + self._share * self._meter.requests:
             if is_spent():
-                return
+                return True
+            if may_test and self._breaker.is_quiet:
+                return False
             if self._breaker.is_open or self._breaker.is_outage:
                 break  # the failures in a row decide
             await self._sleep(_POLL_S)
         self._meter.retries[reason] += 1
+        return True
+
+    def _counted(self) -> int:
+        return self._meter.retries.total() - self._uncounted

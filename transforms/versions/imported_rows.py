@@ -25,7 +25,7 @@ from ...index.versions.layout import (
     run_folder,
     vectors_name,
 )
-from ..epithre.answers import normalise
+from ..epithre.vectors import normalise
 from ..sources.casts import cast_cells
 from .imports import ImportedGroup, ImportTask, VectorFolder, plain_strings
 

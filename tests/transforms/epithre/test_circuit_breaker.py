@@ -1,11 +1,15 @@
 """What waiting cannot mend stops the run after few requests, and an outage makes no dead letters."""
 
+import base64
+
+import numpy as np
 import pytest
 
-from epithre_beam.configs.errors import ApiError
+from epithre_beam.configs.errors import ApiError, UnusableVectorsError
 from epithre_beam.transforms.epithre import circuit_breaker
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 
+from . import hostile
 from .asking import embed, serve, texts
 
 
@@ -37,3 +41,28 @@ def test_an_outage_stops_the_run_instead_of_making_dead_letters(monkeypatch):
     monkeypatch.setattr(circuit_breaker, "_OUTAGE_S", 2.0)
     with serve(faults=Faults(refuse_all=500)) as emulator, pytest.raises(ApiError, match="in a row"):
         embed(emulator, texts(640), max_sends=1000)
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (lambda v: [], "the vectors are empty"),
+        (lambda v: "", "the vectors are empty"),
+        (lambda v: base64.b64encode(v.astype("<f8")).decode(), "64 numbers in float64"),
+        (lambda v: base64.b64encode(v.astype("<f2")).decode(), "64 numbers in float16"),
+        (lambda v: base64.b64encode((v * 127).astype(np.int8)).decode(), "64 numbers in int8"),
+        (lambda v: base64.b64encode(v.tobytes() + b"1").decode(), "has 257 bytes"),
+    ],
+    ids=["empty list", "empty text", "float64", "float16", "int8", "a byte too many"],
+)
+def test_vectors_that_are_none_stop_the_run_in_words_that_advise_no_dimension(form, words):
+    def respond(request):
+        entries = [{"index": i, "embedding": form(hostile.vector_of(item))} for i, item in enumerate(request.items)]
+        return hostile.answer(200, {"data": entries})
+
+    with hostile.serve(respond) as server:
+        server.api_key = "key"
+        with pytest.raises(UnusableVectorsError, match=words) as caught:
+            embed(server, texts(640), max_concurrency=1)
+        assert len(server.posts) <= 5
+    assert "embed.dimension" not in str(caught.value)

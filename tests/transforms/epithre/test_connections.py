@@ -8,6 +8,10 @@ import pytest
 from epithre_beam.transforms.epithre.connections import Connections
 
 
+async def body(content):
+    yield content
+
+
 def of(serve):
     made = []
 
@@ -21,13 +25,13 @@ def of(serve):
 def test_as_many_are_made_as_are_in_use_at_once_and_then_used_again():
     async def serve(request):
         await asyncio.sleep(0.01)
-        return httpx.Response(200, content=request.url.path.encode())
+        return httpx.Response(200, content=body(request.url.path.encode()))
 
     async def go():
         connections, made = of(serve)
-        answers = await asyncio.gather(*(connections.post("/embeddings", b"x") for _ in range(5)))
+        answers = await asyncio.gather(*(connections.post("/embeddings", b"x", most_bytes=1000) for _ in range(5)))
         for _ in range(3):
-            await connections.post("/embeddings", b"x")
+            await connections.post("/embeddings", b"x", most_bytes=1000)
         await connections.close()
         return answers, made
 
@@ -43,16 +47,16 @@ def test_a_failed_or_cancelled_request_gives_its_connection_back():
             raise httpx.ConnectError("refused")
         if request.content == b"hang":
             await asyncio.sleep(60)
-        return httpx.Response(200)
+        return httpx.Response(200, content=body(b""))
 
     async def go():
         connections, made = of(serve)
         with pytest.raises(httpx.ConnectError):
-            await connections.post("/embeddings", b"fail")
+            await connections.post("/embeddings", b"fail", most_bytes=1000)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
-                await connections.post("/embeddings", b"hang")
-        answer = await connections.post("/embeddings", b"good")
+                await connections.post("/embeddings", b"hang", most_bytes=1000)
+        answer = await connections.post("/embeddings", b"good", most_bytes=1000)
         await connections.close()
         return answer.status_code, len(made)
 

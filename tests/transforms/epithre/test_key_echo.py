@@ -52,24 +52,32 @@ def settings_for(server, **changes):
     return EmbedConfig(base_url=server.base_url, dimension=DIMENSION, max_sends=1, **changes)
 
 
-def embed(settings, count=2):
+def embed(settings, count=2, key=KEY):
     async def quick(_):
         await asyncio.sleep(0)
 
     async def go():
-        async with Client(settings, KEY, seed=1, sleep=quick) as client:
+        async with Client(settings, key, seed=1, sleep=quick) as client:
             return await client.embed([client.encode("text", f"text {i}".encode()) for i in range(count)])
 
     return asyncio.run(go())
 
 
-def said_by(settings):
+def said_by(settings, count=2):
     """All that comes back in words: of refusals, or of the error."""
     try:
-        results = embed(settings)
+        results = embed(settings, count)
     except ApiError as failure:
         return f"{failure} {failure!r} {failure.facts}"
     return " ".join(f"{result} {result!r}" for result in results if isinstance(result, Refusal))
+
+
+def told_by_probe(server):
+    """What the probe has to say of the server, whether that is an error or not."""
+    try:
+        return str(probe(settings_for(server), KEY, pause_s=0.001))
+    except ApiError as failure:
+        return f"{failure} {failure!r} {failure.facts}"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -119,13 +127,66 @@ def test_no_place_of_an_error_answer_shows_the_key(place, status):
         f"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {len(KEY)}\r\n\r\n{KEY}",
     ],
 )
-def test_no_answer_that_is_no_http_shows_the_key(raw):
+def test_no_answer_that_is_no_http_shows_the_key(raw, caplog):
     with answering(lambda _: Told(raw=raw.encode())) as server:
         said = said_by(settings_for(server))
-        with pytest.raises(ApiError) as caught:
-            probe(settings_for(server), KEY, pause_s=0.001)
+        said += told_by_probe(server)
     assert said
-    assert traces(said + str(caught.value)) == []
+    assert traces(said + caplog.text) == []
+
+
+IN_A_200 = ["", 400, 401, 403, 404, 422, 429, 503]
+"""What an error in a 200 has for its code: it is as bad as that status, or an answer that cannot be used."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("code", IN_A_200)
+def test_no_error_in_a_200_shows_the_key(form, code, caplog):
+    body = {"error": {"message": f"rejected: {FORMS[form]}", "code": code}}
+    with answering(lambda _: Told(body=body)) as server:
+        said = said_by(settings_for(server))
+        words = said + told_by_probe(server)
+    assert "rejected" in said
+    assert traces(words + caplog.text) == []
+
+
+@pytest.mark.parametrize("place", BODIES)
+def test_no_place_of_a_200_without_vectors_shows_the_key(place, caplog):
+    with answering(lambda _: Told(body=BODIES[place])) as server:
+        said = said_by(settings_for(server))
+        words = said + told_by_probe(server)
+    assert said
+    assert traces(words + caplog.text) == []
+
+
+@pytest.mark.parametrize("code", [401, 503])
+@pytest.mark.parametrize("before", ["", "x" * (200 - len(KEY) // 2 - len('{"error":{"message":"'))])
+def test_no_long_error_in_a_200_shows_the_key(code, before):
+    body = {"error": {"message": before + KEY + "x" * 270_000 + KEY, "code": code}}
+    with answering(lambda _: Told(body=body)) as server:
+        said = said_by(settings_for(server), count=4)  # whose vectors may be longer than that
+    assert "longer than 262,144 bytes" in said
+    assert traces(said) == []
+
+
+@pytest.mark.parametrize("named", [KEY, f"gzip, {KEY}", KEY.replace("+", ","), "x" * (80 - len(KEY) // 2) + KEY])
+@pytest.mark.parametrize("status", [200, 400, 401, 503])
+def test_no_name_of_a_compression_shows_the_key(named, status, caplog):
+    told = Told(status=status, body=b"{}", headers={"content-encoding": named})
+    with answering(lambda _: told) as server:
+        said = said_by(settings_for(server))
+        words = said + told_by_probe(server)
+    assert "compressed" in said
+    assert traces(words + caplog.text) == []
+
+
+def test_vectors_are_taken_as_they_came_even_where_their_base64_has_the_key():
+    vector = np.full(DIMENSION, DIMENSION**-0.5, np.float32)
+    encoded = base64.b64encode(vector.tobytes()).decode()
+    data = {"data": [{"index": i, "embedding": encoded} for i in range(2)]}
+    with answering(lambda _: Told(body=data)) as server:
+        results = embed(settings_for(server), key=encoded[20:40])
+    np.testing.assert_array_equal(results, [vector, vector])
 
 
 @pytest.mark.parametrize("form", FORMS)

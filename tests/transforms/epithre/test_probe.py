@@ -1,11 +1,15 @@
 """A server is known, or refused with a sentence, before anything is read or paid."""
 
+import asyncio
+
 import pytest
 
-from epithre_beam.configs.errors import ApiError
+from epithre_beam.configs import EmbedConfig
+from epithre_beam.configs.errors import ApiError, RefusedKeyError, SpentQuotaError, UnknownModelError, WrongAddressError
 from epithre_beam.transforms.epithre.probe import probe
 
-from .asking import serve, settings_for
+from . import hostile
+from .asking import embed, serve, settings_for, texts
 
 
 def test_greeting_finds_the_emulator_out_and_refuses_early_what_cannot_work():
@@ -19,3 +23,97 @@ def test_greeting_finds_the_emulator_out_and_refuses_early_what_cannot_work():
         gone = settings_for(emulator)
     with pytest.raises(ApiError, match="does not answer"):
         probe(gone, "any", pause_s=0.01)
+
+
+def ask(server, **changes):
+    settings = EmbedConfig(base_url=server.base_url, dimension=hostile.DIMENSION, **changes)
+    return probe(settings, "key", pause_s=0.01)
+
+
+def to_get(status, body, headers=None):
+    """A server that answers so to `/models` and embeds."""
+    said = hostile.answer(status, body, headers)
+    return hostile.serve(lambda request: hostile.serves(request) if request.items else said)
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 406, 410, 422, 451, 501])
+@pytest.mark.parametrize("body", [{"error": {"message": "listing models is disabled"}}, b"<html>no</html>", b""])
+def test_a_server_that_does_not_list_its_models_is_taken_at_its_word(status, body):
+    with to_get(status, body) as server:
+        assert ask(server).requests == 1
+        server.api_key = "key"
+        results, _ = embed(server, texts(3))
+    assert [result.shape for result in results] == [(hostile.DIMENSION,)] * 3
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
+def test_a_server_that_cannot_answer_is_asked_again_and_its_words_are_shown(status):
+    said = to_get(status, {"error": {"message": "the database is being mended"}})
+    words = rf"does not answer \({status}: the database is being mended, asked 3 times"
+    with said as server, pytest.raises(ApiError, match=words):
+        ask(server)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (401, {"error": {"message": "as I say"}}, RefusedKeyError),
+        (403, {"error": {"message": "as I say"}}, RefusedKeyError),
+        (402, {"error": {"message": "as I say"}}, SpentQuotaError),
+        (307, {"error": {"message": "as I say"}}, WrongAddressError),
+        (200, {"error": {"message": "as I say", "code": 401}}, RefusedKeyError),
+        (200, {"error": {"message": "as I say", "code": 402}}, SpentQuotaError),
+    ],
+)
+def test_a_refusal_of_the_key_is_one_in_every_shape(status, body, error):
+    with to_get(status, body) as server, pytest.raises(error, match="as I say"):
+        ask(server)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>sign in</html>",
+        b"",
+        b"[]",
+        {"data": None},
+        {"data": "epithre-embed"},
+        {"data": [1, None]},
+        {"data": [{"id": None}]},
+        {"data": [{"id": ["x"]}]},
+        {"error": {"message": "no such page", "code": 400}},
+        b"[" * 100_000,
+        b'{"data":' + b"[" * 900 + b"]" * 900 + b"}",
+    ],
+    ids=range(11),
+)
+def test_a_list_that_is_none_says_nothing(body):
+    with to_get(200, body) as server:
+        assert ask(server).emulator is None
+
+
+def test_many_models_are_named_in_few_words():
+    models = [{"id": f"model-{i:05}" + "x" * 5000} for i in range(1000)]
+    with to_get(200, {"data": models}) as server, pytest.raises(UnknownModelError) as caught:
+        ask(server)
+    assert "model-00000" in str(caught.value)
+    assert "and 970 more" in str(caught.value)
+    assert len(str(caught.value)) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("said", "taken"),
+    [("emulator-hash-1-64", True), ("x" * 20_000, False), ("emulator-\x1b[31m", False), ("emulator-a b", False)],
+    ids=["true", "long", "escape", "blank"],
+)
+def test_only_what_looks_like_an_emulators_fingerprint_is_taken_for_one(said, taken):
+    with to_get(200, {"data": []}, {"x-emulator-fingerprint": said}) as server:
+        assert ask(server).emulator == (said if taken else None)
+
+
+def test_a_server_is_asked_from_within_an_event_loop_too():
+    async def go(server):
+        return ask(server)
+
+    with to_get(404, b"") as server:
+        assert asyncio.run(go(server)).requests == 1

@@ -124,6 +124,14 @@ def test_what_a_proxy_answers_over_plain_http_names_it_without_its_password(monk
     assert all(asked.headers["proxy-authorization"].startswith("Basic ") for asked in proxy.asked)
 
 
+def test_a_proxy_that_wants_a_password_is_no_server_without_a_list_of_models(monkeypatch):
+    settings = EmbedConfig(base_url="http://api.test/v1", allow_plain_http=True, dimension=DIMENSION)
+    with answering(lambda _: error(407, "who are you")) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        with pytest.raises(ApiError, match=rf"does not answer \(407: who are you through the proxy {proxy.url} "):
+            probe(settings, KEY, pause_s=0.001)
+
+
 @pytest.mark.parametrize("answer", ["refused", "forbidden"])
 def test_a_way_that_ends_at_the_proxy_is_told_with_its_name_and_the_key_stays_here(monkeypatch, answer):
     settings = EmbedConfig(base_url="https://api.test/v1", dimension=DIMENSION, max_sends=1)

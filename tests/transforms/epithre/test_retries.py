@@ -69,10 +69,16 @@ TOO_LONG = {
 }  # fmt: skip
 
 
+def in_a_200(told):
+    """The same error as some gateways send it."""
+    return Told(body={"error": {**told.body["error"], "code": told.status}}, headers=told.headers)
+
+
+@pytest.mark.parametrize("wrap", [lambda told: told, in_a_200], ids=["as such", "in a 200"])
 @pytest.mark.parametrize("status", [429, 500, 503])
 @pytest.mark.parametrize("form", TOO_LONG)
-def test_a_pause_longer_than_allowed_ends_at_once_with_when_to_come_back(form, status):
-    told = Told(status=status, body={"error": {"message": "daily quota, try tomorrow"}}, headers=TOO_LONG[form])
+def test_a_pause_longer_than_allowed_ends_at_once_with_when_to_come_back(form, status, wrap):
+    told = wrap(Told(status=status, body={"error": {"message": "daily quota, try tomorrow"}}, headers=TOO_LONG[form]))
     before = time.time()
     with answering(lambda _: told) as server:
         why = rf"\({status}: daily quota, try tomorrow\), longer than the 600 s"
@@ -108,11 +114,12 @@ def test_what_asked_for_no_pause_may_still_be_refused_for_good():
         ask(server)
 
 
-def test_a_pause_is_told_once_with_its_end_and_why(monkeypatch):
+@pytest.mark.parametrize("wrap", [lambda told: told, in_a_200], ids=["as such", "in a 200"])
+def test_a_pause_is_told_once_with_its_end_and_why(monkeypatch, wrap):
     monkeypatch.setattr(retries_module, "_WORTH_TELLING_S", 0.2)
     told = []
     with answering(
-        lambda asked: good(asked) if asked.number >= 6 else error(503, "busy, come back", retry_after="0.4")
+        lambda asked: good(asked) if asked.number >= 6 else wrap(error(503, "busy, come back", retry_after="0.4"))
     ) as server:
         before = time.time()
         results = ask(server, count=6, told=told)
@@ -132,16 +139,17 @@ def test_a_pause_that_is_everyday_is_not_told():
     assert told == []
 
 
-def test_the_probe_keeps_a_pause_and_ends_where_it_is_too_long():
+@pytest.mark.parametrize("wrap", [lambda told: told, in_a_200], ids=["as such", "in a 200"])
+def test_the_probe_keeps_a_pause_and_ends_where_it_is_too_long(wrap):
     def answer(asked):
-        return Told(body={"data": []}) if asked.number else error(429, "slow", retry_after="0.4")
+        return Told(body={"data": []}) if asked.number else wrap(error(429, "slow", retry_after="0.4"))
 
     with answering(answer) as server:
         started = time.monotonic()
         settings = EmbedConfig(base_url=server.base_url, dimension=64)
         assert probe(settings, "sk-of-the-test", pause_s=0.001).requests == 2
         assert time.monotonic() - started >= 0.4
-    with answering(lambda _: error(429, "tomorrow", retry_after="30")) as server:
+    with answering(lambda _: wrap(error(429, "tomorrow", retry_after="30"))) as server:
         settings = EmbedConfig(base_url=server.base_url, dimension=64)
         with pytest.raises(ApiPausedError, match=r"429: tomorrow\), longer than the 5 s"):
             probe(settings, "sk-of-the-test", longest_pause_s=5.0)

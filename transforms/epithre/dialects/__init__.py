@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from ....configs import EmbedConfig
-from ..answers import AnswerEntry, ErrorAnswer
+from ..answers import ErrorAnswer
+from ..vectors import AnswerEntry
 from .cohere import CohereDialect
 from .epithre import EpithreDialect
 from .jina import JinaDialect
@@ -49,8 +50,8 @@ class Dialect(Protocol):
     def body(self, pieces: Sequence[bytes], *, is_query: bool = False) -> bytes:
         """A request's body from encoded items, which are all queries or all none."""
 
-    def vectors(self, body: bytes) -> tuple[list[AnswerEntry], int]:
-        """An answer's vectors as they came, float32, (dimension,), and the tokens it bills.
+    def vectors(self, body: bytes) -> tuple[list[AnswerEntry], list[object]]:
+        """An answer's vectors as they came, float32, (dimension,), and what it says that it bills, for `read_tokens`.
 
         Raises BrokenAnswerError when the body is no such answer.
         """

@@ -7,8 +7,9 @@ from dataclasses import replace
 import orjson
 
 from ....configs import EmbedConfig
-from ..answers import AnswerEntry, BrokenAnswerError, ErrorAnswer, Verdict, read_vector
-from .shape import OpenAIShape, content_json
+from ..answers import ErrorAnswer, Verdict
+from ..vectors import AnswerEntry, BrokenAnswerError, load_answer, read_entry
+from .shape import OpenAIShape, claims_of, content_json
 
 _MONTHLY = re.compile(r"(?i)(/|per|a) ?month|monthly")
 
@@ -31,13 +32,12 @@ class CohereDialect(OpenAIShape):
     def encode_item(self, kind: str, content: bytes) -> bytes:
         return b"".join((b'{"content":[', content_json(kind, content), b"]}"))
 
-    def vectors(self, body: bytes) -> tuple[list[AnswerEntry], int]:
+    def vectors(self, body: bytes) -> tuple[list[AnswerEntry], list[object]]:
         try:
-            answer = orjson.loads(body)
-            entries = [AnswerEntry(None, read_vector(vector)) for vector in answer["embeddings"]["float"]]
-            billed = (answer.get("meta") or {}).get("billed_units") or {}
-            return entries, sum(int(billed.get(name) or 0) for name in ("input_tokens", "image_tokens"))
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+            answer = load_answer(body)
+            entries = [read_entry(None, vector) for vector in answer["embeddings"]["float"]]
+            return entries, claims_of(answer, ("meta", "billed_units"), ("input_tokens", "image_tokens"))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BrokenAnswerError(f"the answer is no list of embeddings ({type(error).__name__})") from None
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ErrorAnswer:

@@ -1,10 +1,12 @@
 """What most providers share: a body joined from the items' JSON, answers and errors in OpenAI's shape."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import orjson
 
-from ..answers import AnswerEntry, BrokenAnswerError, ErrorAnswer, read_error, read_vector
+from ..answers import ErrorAnswer, read_error
+from ..vectors import AnswerEntry, BrokenAnswerError, load_answer, read_entry
 
 try:
     from pybase64 import b64encode
@@ -50,6 +52,19 @@ def content_json(kind: str, content: bytes) -> bytes:
     return b"".join((b'{"type":"image_url","image_url":{"url":', data_uri_json(content), b"}}"))
 
 
+def claims_of(answer: Mapping[str, Any], path: Sequence[str], names: Sequence[str]) -> list[object]:
+    """What an answer says that it bills, unchecked: the fields `names` of the object at `path`.
+
+    What stands at the path and is no object is given as it is, for whoever checks; None: nothing is said.
+    """
+    found: Any = answer
+    for name in path:
+        found = found.get(name)
+        if not isinstance(found, dict):
+            return [found]
+    return [found.get(name) for name in names]
+
+
 class OpenAIShape:
     """`POST /embeddings` with a list of items, answered by `data[].index` and `data[].embedding`.
 
@@ -76,13 +91,12 @@ class OpenAIShape:
         # Joined by hand: a JSON encoder would read all the megabytes again.
         return b"".join((self._head, b",".join(pieces), self._query_tail if is_query else self._tail))
 
-    def vectors(self, body: bytes) -> tuple[list[AnswerEntry], int]:
+    def vectors(self, body: bytes) -> tuple[list[AnswerEntry], list[object]]:
         try:
-            answer = orjson.loads(body)
-            entries = [AnswerEntry(entry.get("index"), read_vector(entry["embedding"])) for entry in answer["data"]]
-            usage = answer.get("usage") or {}
-            return entries, int(usage.get("total_tokens") or 0)
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+            answer = load_answer(body)
+            entries = [read_entry(entry.get("index"), entry["embedding"]) for entry in answer["data"]]
+            return entries, claims_of(answer, ("usage",), ("total_tokens",))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BrokenAnswerError(f"the answer is no list of embeddings ({type(error).__name__})") from None
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ErrorAnswer:

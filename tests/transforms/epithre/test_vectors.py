@@ -1,0 +1,252 @@
+"""No vector is taken on faith, and none comes to stand on another row."""
+
+import base64
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epithre_beam.transforms.epithre.vectors import (
+    AnswerEntry,
+    BrokenAnswerError,
+    check_vectors,
+    read_entry,
+    read_vector,
+)
+
+DIMENSION = 16
+
+
+def entries(count, seed=0):
+    vectors = np.random.default_rng(seed).standard_normal((count, DIMENSION)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors, [AnswerEntry(place, vector) for place, vector in enumerate(vectors)]
+
+
+@given(st.permutations(range(7)))
+def test_vectors_come_back_in_the_order_of_the_request_whatever_the_answers_order(order):
+    vectors, pairs = entries(7)
+    found, renormalised = check_vectors([pairs[i] for i in order], 7, DIMENSION)
+    np.testing.assert_array_equal(found, vectors)
+    assert renormalised == 0
+
+
+def test_an_answer_without_indexes_is_in_order():
+    vectors, pairs = entries(3)
+    found, _ = check_vectors([AnswerEntry(None, vector) for _, vector, _ in pairs], 3, DIMENSION)
+    np.testing.assert_array_equal(found, vectors)
+
+
+def _missing(pairs):
+    return pairs[:-1]
+
+
+def _doubled(pairs):
+    return [*pairs[:-1], AnswerEntry(0, pairs[-1].vector)]
+
+
+def _half_indexed(pairs):
+    return [AnswerEntry(None, pairs[0].vector), *pairs[1:]]
+
+
+def _beyond(pairs):
+    return [*pairs[:-1], AnswerEntry(len(pairs), pairs[-1].vector)]
+
+
+def _negative(pairs):
+    return [*pairs[:-1], AnswerEntry(-1, pairs[-1].vector)]
+
+
+def _short(pairs):
+    return [*pairs[:-1], AnswerEntry(pairs[-1].place, pairs[-1].vector[:-1])]
+
+
+def _nan(pairs):
+    return [*pairs[:-1], AnswerEntry(pairs[-1].place, np.full(DIMENSION, np.nan, np.float32))]
+
+
+def _infinite(pairs):
+    return [*pairs[:-1], AnswerEntry(pairs[-1].place, np.full(DIMENSION, np.inf, np.float32))]
+
+
+def _zero(pairs):
+    return [*pairs[:-1], AnswerEntry(pairs[-1].place, np.zeros(DIMENSION, np.float32))]
+
+
+@pytest.mark.parametrize(
+    "spoil", [_missing, _doubled, _half_indexed, _beyond, _negative, _short, _nan, _infinite, _zero]
+)
+def test_nothing_is_taken_from_a_broken_answer(spoil):
+    with pytest.raises(BrokenAnswerError):
+        check_vectors(spoil(entries(4)[1]), 4, DIMENSION)
+
+
+def test_a_vector_off_its_norm_is_normalised_and_counted():
+    vectors, pairs = entries(4)
+    found, renormalised = check_vectors([*pairs[:3], AnswerEntry(3, pairs[3].vector * 7)], 4, DIMENSION)
+    np.testing.assert_allclose(found, vectors, atol=1e-6)
+    assert renormalised == 1
+
+
+def test_a_common_wrong_dimension_is_reported_as_such():
+    with pytest.raises(BrokenAnswerError) as caught:
+        check_vectors([AnswerEntry(0, np.ones(8, np.float32)), AnswerEntry(1, np.ones(8, np.float32))], 2, DIMENSION)
+    assert caught.value.dimension == 8
+
+
+def test_vectors_are_read_from_base64_and_from_lists():
+    vector = entries(1)[0][0]
+    np.testing.assert_array_equal(read_vector(base64.b64encode(vector.tobytes()).decode()), vector)
+    np.testing.assert_allclose(read_vector(vector.tolist()), vector)
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [False, True, 2, 3],
+        [0, True, 2, 3],
+        [0, 1, 2, False],
+        [0, 1, 2, None],
+        [0, 1, 2, 3.5],
+        [0, 1, 2, float("nan")],
+        [0, 1, 2, "3 "],
+        [0, 1, 2, "٣"],
+        [0, 1, 2, "-3"],
+        [0, 1, 2, "9" * 5000],
+        [0, 1, 2, [3]],
+        [0, 1, 2, {}],
+        [0, 1, 2, 2**70],
+        [0, 1, 2, 2.0],
+    ],
+    ids=str,
+)
+def test_indexes_that_are_no_numbers_or_not_those_of_the_request_are_refused(places):
+    vectors, _ = entries(4)
+    with pytest.raises(BrokenAnswerError, match="the indexes of the answer"):
+        check_vectors([AnswerEntry(place, vector) for place, vector in zip(places, vectors, strict=True)], 4, DIMENSION)
+
+
+@pytest.mark.parametrize("places", [[3.0, 0, 2, 1], ["3", "0", "2", "1"], [3, "0", 2.0, 1]], ids=str)
+def test_indexes_that_are_written_as_other_numbers_are_those_numbers(places):
+    vectors, _ = entries(4)
+    found, _ = check_vectors([AnswerEntry(*pair) for pair in zip(places, vectors, strict=True)], 4, DIMENSION)
+    np.testing.assert_array_equal(found, vectors[[1, 3, 2, 0]])
+
+
+@pytest.mark.parametrize(
+    "value", [None, 3, {"a": 1}, "abc", ["x"], "%%%", [True] * 16, [1.0] * 15 + ["1"], [[1.0] * 16]]
+)
+def test_what_is_no_vector_is_a_broken_answer(value):
+    with pytest.raises(BrokenAnswerError):
+        check_vectors([AnswerEntry(0, read_vector(value))], 1, DIMENSION)
+
+
+# ------------------------------------------------------------------------ what is said of vectors of another length
+
+
+def unit(dimension, seed=0, scale=1.0):
+    vector = np.random.default_rng(seed).standard_normal(dimension)
+    return scale * vector / np.linalg.norm(vector)
+
+
+def in_base64(array):
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def wrong(values, dimension=DIMENSION):
+    """What is said of vectors, all in the form that they would come in, where `dimension` is configured."""
+    with pytest.raises(BrokenAnswerError) as caught:
+        check_vectors([read_entry(i, value) for i, value in enumerate(values)], len(values), dimension)
+    return caught.value
+
+
+def bfloat16(vector):
+    return (vector.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+FORMATS = {
+    "float64": lambda v: v.astype("<f8"),
+    "float16": lambda v: v.astype("<f2"),
+    "bfloat16": bfloat16,
+    "int8": lambda v: np.round(v * 127 / np.abs(v).max()).astype(np.int8),
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+@pytest.mark.parametrize("dimension", [8, 64, 1536, 4000])
+@pytest.mark.parametrize("form", FORMATS)
+def test_numbers_in_another_format_are_said_to_be_that_and_never_another_dimension(form, dimension, scale):
+    told = wrong([in_base64(FORMATS[form](unit(dimension, seed, scale))) for seed in range(3)], dimension)
+    assert told.dimension is None
+    assert f"{dimension} numbers in " in str(told)
+    assert form in str(told)
+    assert "float32" in told.remedy
+
+
+@pytest.mark.parametrize("make", [lambda v: v.astype(np.float32), np.sign, lambda v: 1.0 * (v == v.max())])
+def test_so_it_is_with_float64_that_has_few_digits(make):
+    """Such bytes are plausible as float32 too, which would be noise."""
+    told = wrong([in_base64(make(unit(64, seed)).astype("<f8")) for seed in range(4)], 64)
+    assert told.dimension is None
+    assert "float64" in str(told)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3, 20.0])
+@pytest.mark.parametrize("form", ["base64", "list"])
+@pytest.mark.parametrize(("configured", "found"), [(1024, 1536), (4000, 1024), (1536, 8), (8, 4096), (64, 1000)])
+def test_another_dimension_is_advised_where_the_vectors_have_it(configured, found, form, scale):
+    vectors = [unit(found, seed, scale).astype(np.float32) for seed in range(3)]
+    told = wrong([in_base64(v) if form == "base64" else v.tolist() for v in vectors], configured)
+    assert told.dimension == found
+    assert told.remedy is None
+
+
+@pytest.mark.parametrize("form", ["base64", "list"])
+@pytest.mark.parametrize(("configured", "found"), [(768, 1536), (1536, 768), (4000, 1000)])
+def test_twice_or_half_as_many_true_numbers_are_advised(configured, found, form):
+    vectors = [unit(found, seed).astype(np.float32) for seed in range(3)]
+    told = wrong([in_base64(v) if form == "base64" else v.tolist() for v in vectors], configured)
+    assert told.dimension == found
+
+
+@pytest.mark.parametrize("values", [[[]], [[], []], ["", ""]], ids=repr)
+def test_empty_vectors_are_said_to_be_empty(values):
+    told = wrong(values)
+    assert str(told) == "the vectors are empty"
+    assert told.dimension is None
+    assert told.remedy is not None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [[0.5] * 7],  # no embed.dimension can be less than 8
+        [[0.5]],
+        [[0.5] * 15, [0.5] * 17],
+        [[0.5] * 15, []],
+        [[0.0] * 24],
+        [[float("nan")] * 24],
+        [[1e30] * 24],
+        [[0.1] * 70_000],
+        [in_base64(np.full(24, np.nan, np.float32))],
+        [in_base64(np.zeros(24, np.float32))],
+        [in_base64(np.full(24, 1e30, np.float32))],
+    ],
+    ids=range(11),
+)
+def test_no_dimension_is_advised_that_would_give_no_vectors(values):
+    told = wrong(values)
+    assert told.dimension is None
+    assert f"must have {DIMENSION} dimensions" in str(told)
+
+
+def test_many_lengths_are_told_in_few_words():
+    assert len(str(wrong([[0.5] * (i + 20) for i in range(64)]))) < 120
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 30, 63])
+def test_bytes_that_are_no_whole_number_of_floats_are_said_to_be_so(size):
+    with pytest.raises(BrokenAnswerError, match=rf"has {size} bytes, no multiple of the 4 of a float32") as caught:
+        read_vector(base64.b64encode(bytes(size)).decode())
+    assert "float32" in caught.value.remedy
