@@ -409,6 +409,17 @@ def test_texts_that_lie_outside_of_their_bytes_are_refused_unverified_too(forged
         refused(forged, "texts of asset_id lie outside of its bytes|Offset|offset")
 
 
+def test_a_text_that_is_no_utf8_is_told_when_its_row_is_read(forged: Forged) -> None:
+    text = next(text for text in text_assets(forged).column("text").to_pylist() if text)
+    data = forged.path(ASSETS).read_bytes()
+    at = data.index(text.encode())
+    forged.replace(ASSETS, data[:at] + b"\xff" + data[at + 1 :])
+    with open_catalog(forged.folder) as catalog:
+        rows = range(len(catalog.assets("text")))
+        with pytest.raises(CatalogError, match=r"(?i)utf-8"):
+            _ = [catalog.asset("text", row) for row in rows]
+
+
 def test_prune_deletes_nothing_outside_whatever_is_linked_or_named(forged: Forged, tmp_path: Path) -> None:
     """Names in JSON, and links in the place of folders and files."""
     outside = tmp_path / "outside"
