@@ -176,6 +176,8 @@ def allowed_embed(config: Mapping[str, Any], catalog: str, said: Mapping[str, An
     stated, trust = dict(_section(config, "embed")), Trust()
     refused = trust.refused((*asks_for_key(stated), *asks_for_count(stated)), catalog)
     if not refused:
+        if "base_url" in said and not asks_for_key(stated):
+            stated.pop("allow_plain_http", None)  # nobody has allowed it: a stranger may say the same
         return {**stated, **said}
     address = said.get("base_url", stated.get("base_url", _DEFAULTS.base_url))
     variable = said.get("api_key_env", stated.get("api_key_env", _DEFAULTS.api_key_env))

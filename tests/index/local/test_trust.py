@@ -73,6 +73,14 @@ def test_what_the_user_says_is_done_and_the_rest_stays_the_users_too() -> None:
         allowed_embed({"embed": GATEWAY}, "c", {"api_key_env": "MINE"})
 
 
+def test_a_stranger_does_not_allow_plain_http_for_the_users_own_address() -> None:
+    said = {"base_url": "http://mine.example/v1"}
+    assert "allow_plain_http" not in allowed_embed(config(allow_plain_http=True), "c", said)
+    own = {**GATEWAY, "base_url": "http://gateway.example/v1", "allow_plain_http": True}
+    Trust().remember_job(CatalogConfig.model_validate({"catalog": "c", "embed": own}))
+    assert allowed_embed({"embed": own}, "c", said)["allow_plain_http"] is True
+
+
 def test_what_a_job_of_this_user_does_its_catalog_may_ask_for() -> None:
     job = RunConfig.model_validate(
         {
