@@ -131,8 +131,8 @@ class MadeBy(NamedTuple):
 class Counts(_Part):
     """Where a version's assets come from: `assets` = `embedded` + `reused` + `dead`.
 
-    `unchanged`, `touched`, `changed`, `moved`, `copied` and `new` say the same rows otherwise, by comparison with the
-    version before: they too add up to `embedded` + `reused`.
+    `unchanged`, `touched`, `prepared_anew`, `changed`, `moved`, `copied` and `new` say the same rows otherwise, by
+    comparison with the version before: they too add up to `embedded` + `reused`.
     """
 
     assets: int
@@ -149,6 +149,8 @@ class Counts(_Part):
     """Rows whose id, place and fingerprint are what they were: not even read."""
     touched: int = 0
     """Rows with another fingerprint or place and the same content: read, not sent."""
+    prepared_anew: int = 0
+    """Rows whose asset is what it was, but may be prepared otherwise today: read, and sent again if it is."""
     changed: int = 0
     """Rows with the id of an old one and another content."""
     moved: int = 0
@@ -178,6 +180,8 @@ class ManifestDraft(_Part):
     indexes: tuple[IndexEntry, ...]
     held_back: tuple[str, ...] = ()
     """Why a guard did not let this version be published by itself."""
+    prepare_rules: int = 1
+    """The rules that its pictures were prepared by, or looked at (layout.PREPARE_RULES)."""
     config: dict[str, Any]
     timings_s: dict[str, float]
 

@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...configs import CatalogConfig, IndexConfig, SourceConfig
+from ...configs import CatalogConfig, IndexConfig, PrepareConfig, SourceConfig
 from ...configs.errors import CatalogError
-from ...configs.schema import EMULATOR, is_loopback
+from ...configs.schema import EMULATOR, is_loopback, stored_prepare
 from ...index.storage.store import Store
 from ...index.versions.files import check_file
 from ...index.versions.latest import Latest
@@ -94,8 +94,14 @@ def find_base(config: CatalogConfig, store: Store, latest: Latest | None, finger
     return Base(manifest=manifest, reasons=reasons, fingerprint=fingerprint, is_certain=is_certain)
 
 
-def is_whole(store: Store, manifest: Manifest, index: IndexConfig, metadata_types: Mapping[str, str]) -> bool:
-    """Whether a version has all its files, and indexes and columns as they are wanted now.
+def is_whole(
+    store: Store,
+    manifest: Manifest,
+    index: IndexConfig,
+    metadata_types: Mapping[str, str],
+    prepare: PrepareConfig | None = None,
+) -> bool:
+    """Whether a version has all its files, and indexes, columns and settings as they are wanted now.
 
     On a local disk what readers open is read too: a night without changes must not call a damaged index well.
     """
@@ -103,6 +109,8 @@ def is_whole(store: Store, manifest: Manifest, index: IndexConfig, metadata_type
     if manifest.config.get("index") != index.model_dump(mode="json"):
         return False
     if manifest.metadata_types != dict(metadata_types):
+        return False
+    if prepare is not None and stored_prepare(manifest.config) != prepare:
         return False
     if any(store.size(f"{prefix}/{entry.name}") != entry.size_bytes for entry in manifest.files):
         return False

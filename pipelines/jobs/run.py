@@ -21,7 +21,7 @@ from ...transforms.embedding.lane import LaneSetup
 from ...transforms.embedding.shared_limit import set_up_shared_ledger
 from ...transforms.planning.compare import Comparison
 from ...transforms.planning.plan import Plan, Unit, write_plan
-from ...transforms.planning.recipe import differences, recipe
+from ...transforms.planning.recipe import differences, first_recipe, recipe, request_recipe
 from ...transforms.reports.report import Report, unchanged_report
 from ...transforms.versions.setup import VersionSetup, public_settings
 from ...transforms.workers.progress import read_progress
@@ -93,7 +93,7 @@ class _Launch:
                 found.usable
                 and not damaged
                 and changes.is_nothing
-                and is_whole(store, found.usable, config.index, config.metadata_types)
+                and is_whole(store, found.usable, config.index, config.metadata_types, config.prepare)
             ):
                 rows = sum(changes.unchanged.values())
                 return unchanged_report(found.usable, rows, comparison.dead_letters(), config.embed, self.elapsed_s)
@@ -122,7 +122,8 @@ class _Launch:
                 tell("all_new", logging.WARNING, because=list(found.reasons))
             return list(damaged)
         retry_dead = self.config.embed.retry_dead
-        bad = self.comparison.set_base(store, found.usable, damaged=damaged, retry_dead=retry_dead)
+        prepare = self.config.prepare
+        bad = self.comparison.set_base(store, found.usable, damaged=damaged, prepare=prepare, retry_dead=retry_dead)
         for name in set(bad) - set(damaged):
             _log.warning("%s/%s is damaged: what it held is read again.", store.url, name)
         return bad
@@ -141,7 +142,8 @@ class _Launch:
             embed=endpoint.embed if endpoint else config.embed,
             prepare=config.prepare,
             sources=config.sources,
-            recipe=made_with,
+            recipe=request_recipe(config.embed, fingerprint),
+            first_recipe=first_recipe(config.embed, config.prepare, fingerprint),
             paid_versions=_paid_versions(store, config, fingerprint, base),
             requests_spent=requests_spent,
         )
@@ -183,6 +185,7 @@ class _Launch:
             source_bytes=dict(changes.size_bytes),
             unchanged=sum(changes.unchanged.values()),
             to_read=changes.todo,
+            prepared_anew=dict(changes.again_because),
             deleted=sum(changes.deleted.values()),
             units=len(plan.units),
             base=base,

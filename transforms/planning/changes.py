@@ -18,7 +18,7 @@ from .plan import PlanReader, deleted_name, plan_name
 def count_changes(
     store: Store, version: str, records: Sequence[UnitRecord], base: Manifest | None, *, has_deleted: bool
 ) -> Counter[str]:
-    """Counts the units' rows as `touched`, `changed`, `moved`, `copied` or `new`.
+    """Counts the units' rows as `touched`, `prepared_anew`, `changed`, `moved`, `copied` or `new`.
 
     Args:
         store: The catalog.
@@ -39,8 +39,9 @@ def count_changes(
         for record in records:
             if not record.rows:
                 continue
-            references = plan.read(record.row_group, ["asset_id", "previous_sha256"]).to_pydict()
+            references = plan.read(record.row_group, ["asset_id", "previous_sha256", "again"]).to_pydict()
             before = dict(zip(references["asset_id"], references["previous_sha256"], strict=True))
+            again = {name for name, why in zip(references["asset_id"], references["again"], strict=True) if why}
             with store.open_read(unit_name(record.unit)) as file:
                 rows = (
                     pq.ParquetFile(file, pre_buffer=False)
@@ -51,7 +52,8 @@ def count_changes(
                 known[record.kind] = _contents(store, base, record.kind)
             for name, content in zip(rows["asset_id"], rows["content_sha256"], strict=True):
                 if before[name] is not None:
-                    counts["touched" if before[name] == content else "changed"] += 1
+                    same = "prepared_anew" if name in again else "touched"
+                    counts[same if before[name] == content else "changed"] += 1
                 elif content in gone.get(record.kind, ()):
                     counts["moved"] += 1
                 else:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from ...configs import PrepareConfig, SourceConfig
 from ...index.storage.remote import connect
 from ...index.versions.layout import Reason
-from .prepare import Unpreparable
 from .references import Reference, local_path
+from .unpreparable import Unpreparable
 from .uri_safety import allowed_prefixes, is_within
 
 _OPEN_TABLES = 4

@@ -22,7 +22,8 @@ from PIL import Image, ImageOps
 
 from epithre_beam.configs import PrepareConfig
 from epithre_beam.index.versions.layout import Reason
-from epithre_beam.transforms.sources.prepare import Picture, Unpreparable, prepare_picture, prepare_text
+from epithre_beam.transforms.sources.prepare import Picture, prepare_picture, prepare_text
+from epithre_beam.transforms.sources.unpreparable import Unpreparable
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow says what it finds odd, and goes on
 
@@ -447,7 +448,8 @@ def bombs() -> Mapping[str, bytes]:
 _CHILD = """
 import json, resource, sys, time
 from epithre_beam.configs import PrepareConfig
-from epithre_beam.transforms.sources.prepare import Unpreparable, prepare_picture, _DECODERS
+from epithre_beam.transforms.sources.prepare import prepare_picture
+from epithre_beam.transforms.sources.unpreparable import Unpreparable
 from PIL import Image
 Image.init()
 data = sys.stdin.buffer.read()
