@@ -182,7 +182,7 @@ def plan_table(found: Estimate) -> Table:
             f"{found.deleted:,} gone, {found.other_metadata:,} with other metadata, since {found.base}",
         )
     for reason, count in found.prepared_anew.items():
-        words = f"{of_count(count, 'unchanged asset')}, read again and sent only if it looks other than what was sent"
+        words = f"{of_count(count, 'unchanged asset')} to read again, and to send only where that makes other pixels"
         table.add_row("prepared anew", Text(f"{words}: {reason}"))
     if found.dead:
         table.add_row("dead", f"{found.dead:,} failed before for a reason of their own and are not tried again")

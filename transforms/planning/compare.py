@@ -125,7 +125,7 @@ class Comparison:
     def __init__(self, metadata: Mapping[str, str]) -> None:
         self.metadata_types = self._types = dict(metadata)
         self._files: list[str] = []
-        self._prepare = PrepareConfig(), PrepareConfig()
+        self._prepare: tuple[PrepareConfig, PrepareConfig] | None = None
         """Of the base, and of today."""
         self._stack = contextlib.ExitStack()
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="epithre-beam-")))
@@ -227,7 +227,7 @@ class Comparison:
             store: The catalog.
             manifest: Of the version.
             damaged: Files of vectors, as named in the store, whose rows are not to be used.
-            prepare: How assets are prepared now; absent: with the settings of the version.
+            prepare: How assets are prepared now; absent: as those of the version were.
             retry_dead: Try dead letters again whatever their reason was.
 
         Returns:
@@ -235,8 +235,7 @@ class Comparison:
         """
         self.clear_base()
         bad = list(damaged)
-        before = stored_prepare(manifest.config) or prepare or PrepareConfig()
-        self._prepare = before, prepare or before
+        self._prepare = None if prepare is None else (stored_prepare(manifest.config) or prepare, prepare)
         prefix = version_folder(manifest.version)
         for entry in manifest.files:
             name = f"{prefix}/{entry.name}"
@@ -379,11 +378,12 @@ class Comparison:
 
     def _why_again(self, table: pa.Table) -> pa.Array:
         """Why each row is prepared again; null where it would be prepared as it was."""
-        before, now = self._prepare
         found: list[str | None] = [None] * len(table)
-        for position in _in_doubt(table, before, now).tolist():
-            (row,) = table.select(["kind", *_ROW]).slice(position, 1).to_pylist()
-            found[position] = why_again(Row(**row), before, now)
+        if self._prepare is not None:
+            rows = table.select(["kind", *_ROW])
+            for position in _in_doubt(table, *self._prepare).tolist():
+                (row,) = rows.slice(position, 1).to_pylist()
+                found[position] = why_again(Row(**row), *self._prepare)
         return pa.array(found, pa.string())
 
     def _add_failed(self, store: Store, manifest: Manifest, entry: FileEntry) -> None:
@@ -397,12 +397,14 @@ class Comparison:
             for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
                 table = pa.Table.from_batches([batch])
                 transient = [Reason(reason).is_transient for reason in table.column("reason").to_pylist()]
-                again = [
-                    why_again_dead(Reason(reason), manifest.prepare_rules, *self._prepare)
-                    for reason in table.column("reason").to_pylist()
-                ]
+                again = [self._why_again_dead(reason, manifest) for reason in table.column("reason").to_pylist()]
                 table = table.append_column("is_transient", pa.array(transient))
                 self._insert("failed", table.append_column(_AGAIN, pa.array(again, pa.string())))
+
+    def _why_again_dead(self, reason: str, manifest: Manifest) -> str | None:
+        if self._prepare is None:
+            return None
+        return why_again_dead(Reason(reason), manifest.prepare_rules, *self._prepare)
 
     def _create(self, name: str, schema: pa.Schema) -> None:
         self._db.register("empty", schema.empty_table())
@@ -437,7 +439,7 @@ def _in_doubt(table: pa.Table, before: PrepareConfig, now: PrepareConfig) -> npt
     if prepared.null_count == len(prepared):
         return np.empty(0, np.int64)
     is_old = pc.and_(pc.is_valid(prepared), pc.invert(pc.ends_with(prepared, is_of_today())))
-    return pc.indices_nonzero(is_old).to_numpy().astype(np.int64)
+    return np.asarray(pc.indices_nonzero(is_old), np.int64)
 
 
 def _together(sizes: Sequence[int]) -> Iterator[list[tuple[int, int]]]:

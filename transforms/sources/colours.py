@@ -5,7 +5,7 @@ What is sent, and what is shown to people, goes through here, so that both look 
 - grey levels of more than eight bits are scaled from the range that the file states for them; floats from 0 to 1; where
   neither holds, from the smallest to the largest that is there, as viewers do;
 - a colour profile that fits the picture's mode is applied, perceptually, and so is a PNG's gamma; CMYK without one is
-  mixed as inks, and CIELAB is converted as it is defined;
+  mixed as inks, and CIELAB is converted as it is defined, which Pillow does;
 - a PNG's transparent level is one of its own depth.
 
 A step is named for each of these that Pillow's own conversion would not do. **What changes pixels gets another name**:
@@ -14,7 +14,7 @@ by the names in a catalog's rows a run knows which of its vectors it would make 
 
 import functools
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ STEPS = (LEVELS, ALPHA, SRGB)
 _BITS, _PHOTOMETRIC, _MAX_LEVEL, _SAMPLE_FORMAT = 258, 262, 281, 339  # tags of a TIFF
 _SMIN, _SMAX = 340, 341
 _SIGNED = 2
+_MODES = {("L", "GRAY"): "L", ("L", "RGB"): "RGB", ("RGB", "RGB"): "RGB", ("CMYK", "CMYK"): "CMYK"}
+"""By a picture's levels and a profile's: as what the picture goes through it. Others do not fit."""
 _SAME = 2
 """Levels by which a profile may differ from sRGB and still be it: there are dozens of files for it."""
 _STRIP_PIXELS = 4_000_000
@@ -43,6 +45,7 @@ _OVERSHOOT = 0.5
 """How far beyond 0 to 1 floats may be and still be meant as such: what resampling and highlights leave."""
 
 _Levels = npt.NDArray[Any]
+_Dtype = type[np.integer[Any]]
 
 
 def expected_steps(file: PictureFile) -> tuple[str, ...] | None:
@@ -167,10 +170,12 @@ def _scaled(image: Image.Image, file: PictureFile) -> tuple[Image.Image, bool]:
         lowest, highest = 0.0, 1.0
     if _is_inverted(file):
         lowest, highest = highest, lowest
+    elif (lowest, highest) == (0, 0xFF):
+        return _stretched(image, lowest, highest, whole), False
     return _stretched(image, lowest, highest, whole), True
 
 
-def _extremes(image: Image.Image, dtype: npt.DTypeLike = None) -> tuple[float, float]:
+def _extremes(image: Image.Image, dtype: _Dtype | None = None) -> tuple[float, float]:
     """The smallest and the largest level; of floats, those that are numbers."""
     lowest, highest = np.inf, -np.inf
     for levels in _strips(image, dtype):
@@ -181,7 +186,7 @@ def _extremes(image: Image.Image, dtype: npt.DTypeLike = None) -> tuple[float, f
     return (0.0, 0.0) if lowest > highest else (lowest, highest)
 
 
-def _stretched(image: Image.Image, black: float, white: float, dtype: npt.DTypeLike = None) -> Image.Image:
+def _stretched(image: Image.Image, black: float, white: float, dtype: _Dtype | None = None) -> Image.Image:
     """Levels between `black` and `white` as 0 to 255; no number is black."""
     span = float(white) - float(black)
 
@@ -195,7 +200,7 @@ def _stretched(image: Image.Image, black: float, white: float, dtype: npt.DTypeL
     return _by_strips(image, scale, dtype)
 
 
-def _strips(image: Image.Image, dtype: npt.DTypeLike = None) -> Iterator[_Levels]:
+def _strips(image: Image.Image, dtype: _Dtype | None = None) -> Iterator[_Levels]:
     """The levels, a few rows at a time: the numbers in between take many times what they are made of."""
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // width)
@@ -205,7 +210,7 @@ def _strips(image: Image.Image, dtype: npt.DTypeLike = None) -> Iterator[_Levels
 
 
 def _by_strips(
-    image: Image.Image, function: Callable[[Any], npt.NDArray[np.uint8]], dtype: npt.DTypeLike = None
+    image: Image.Image, function: Callable[[Any], npt.NDArray[np.uint8]], dtype: _Dtype | None = None
 ) -> Image.Image:
     result, top = Image.new("L", image.size), 0
     for levels in _strips(image, dtype):
@@ -236,58 +241,43 @@ def _with_depth_of_key(image: Image.Image, file: PictureFile) -> Image.Image:
 
 def _conversion(file: PictureFile, colours: str) -> Callable[[Image.Image], Image.Image] | None:
     """What makes sRGB of levels of `colours`; None where they are, or are taken for it."""
-    transform = None
-    if file.profile is not None:
-        transform = _transform(file.profile, colours)
-    elif colours == "LAB":
-        transform = _from_lab()
-    if transform is not None:
-        return functools.partial(_transformed, transform=transform)
-    if file.gamma is None or not 0.01 <= file.gamma <= 100 or colours not in {"L", "RGB"}:
-        return None
+    convert = None if file.profile is None else _from_profile(file.profile, colours)
+    if convert is not None or file.gamma is None or not 0.01 <= file.gamma <= 100 or colours not in {"L", "RGB"}:
+        return convert
     exponent = 1 / (file.gamma * _SCREEN_GAMMA)
-    return None if abs(exponent - 1) < _PLAIN_GAMMA else functools.partial(_corrected, exponent=exponent)
+    if abs(exponent - 1) < _PLAIN_GAMMA:
+        return None
+    return functools.partial(_looked_up, table=[round(255 * (level / 255) ** exponent) for level in range(256)] * 3)
 
 
-def _transformed(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
-    wanted = transform.input_mode
-    return transform.apply(image if image.mode == wanted else image.convert(wanted))
-
-
-def _corrected(image: Image.Image, exponent: float) -> Image.Image:
-    table = [round(255 * (level / 255) ** exponent) for level in range(256)]
-    return image.convert("RGB").point(table * 3)
+def _looked_up(image: Image.Image, table: Sequence[int]) -> Image.Image:
+    return image.convert("RGB").point(table)
 
 
 @functools.lru_cache(32)
-def _transform(profile: bytes, colours: str) -> ImageCms.ImageCmsTransform | None:
+def _from_profile(profile: bytes, colours: str) -> Callable[[Image.Image], Image.Image] | None:
     """From a profile to sRGB; None where it is sRGB, cannot be read, or is one of other levels than the picture's."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        space = source.profile.xcolor_space.strip()
-        mode = {("L", "GRAY"): "L", ("L", "RGB"): "RGB", ("RGB", "RGB"): "RGB", ("CMYK", "CMYK"): "CMYK"}.get(
-            (colours, space)
-        )
+        mode = _MODES.get((colours, source.profile.xcolor_space.strip()))
         if mode is None:
             return None
-        transform = ImageCms.ImageCmsTransform(source, _srgb(), mode, "RGB")
-        if mode != "CMYK":
-            probe = _probe(is_grey=colours == "L").convert(mode)
-            after, before = (np.asarray(image.convert("RGB"), np.int16) for image in (transform.apply(probe), probe))
-            if np.abs(after - before).max() <= _SAME:
-                return None
+        # Of greys each is converted by itself, which is exact; lcms' own tables err by 10 levels in a linear profile.
+        flags = ImageCms.Flags.NOOPTIMIZE if colours == "L" else ImageCms.Flags.NONE
+        transform = ImageCms.ImageCmsTransform(source, _srgb(), mode, "RGB", flags=flags)
+        if colours == "CMYK":
+            return transform.apply
+        probe = _probe(is_grey=colours == "L")
+        after = np.asarray(transform.apply(probe.convert(mode)))
     except (OSError, ValueError, TypeError, ImageCms.PyCMSError):  # lcms refuses what is none
         return None
-    return transform
+    if np.abs(after.astype(np.int16) - np.asarray(probe.convert("RGB"))).max() <= _SAME:
+        return None
+    return transform.apply if colours == "RGB" else functools.partial(_looked_up, table=after[0].T.ravel().tolist())
 
 
 def _srgb() -> ImageCms.ImageCmsProfile:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-
-
-@functools.lru_cache(1)
-def _from_lab() -> ImageCms.ImageCmsTransform:
-    return ImageCms.ImageCmsTransform(ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), _srgb(), "LAB", "RGB")
 
 
 def _probe(*, is_grey: bool) -> Image.Image:

@@ -97,10 +97,9 @@ def why_again(row: Row, before: PrepareConfig, now: PrepareConfig) -> str | None
         now: Those of today.
     """
     if row.kind == "text":
-        is_longer = row.size_bytes is not None and row.size_bytes > now.max_text_chars
-        return (
-            _changed(before, now, "max_text_chars") if is_longer and _is_lower(before, now, "max_text_chars") else None
-        )
+        if (row.size_bytes or 0) <= now.max_text_chars or not _is_lower(before, now, "max_text_chars"):
+            return None
+        return _changed(before, now, "max_text_chars")
     steps = _steps(row.prepared)
     is_of_other_rules = bool(steps) and _RULES not in steps and row.media_type in _AFFECTED
     if before == now or row.media_type is None or row.size_bytes is None or row.width is None or row.height is None:

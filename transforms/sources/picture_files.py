@@ -32,6 +32,7 @@ _DECODERS: Mapping[str, Callable[[io.BytesIO, str], ImageFile.ImageFile]] = {
     "tiff": TiffImagePlugin.TiffImageFile,
 }
 _ORIENTATION = 0x0112
+_PHOTOMETRIC, _YCBCR = 262, 6
 _JPEG_BLOCK_BYTES = 4096
 """Read at once: a JPEG of many scans takes long over few bytes, and the time is only looked at between reads."""
 _MOST_PROFILE_BYTES = 4_000_000
@@ -118,6 +119,10 @@ def open_picture(data: bytes, settings: PrepareConfig, deadline: float) -> Pictu
         raise Unpreparable(
             Reason.TOO_MANY_PIXELS, f"prepare.max_side allows {settings.max_side} pixels, got {width}x{height}"
         )
+    if _has_raw_ycbcr(image):
+        raise Unpreparable(
+            Reason.UNDECODABLE, "the tiff has YCbCr pixels that are not compressed, which no decoder here reads"
+        )
     # Pillow's raw decoder wants a whole line at once, and copies what it has with every block that it is short of.
     image.decodermaxblock = _JPEG_BLOCK_BYTES if name == "jpeg" else max(ImageFile.MAXBLOCK, width * 4)
     profile = image.info.get("icc_profile") if parts is None else parts.profile
@@ -183,6 +188,16 @@ class _TimedFile(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         check_time(self._deadline)
         return super().read(size)
+
+
+def _has_raw_ycbcr(image: Image.Image) -> bool:
+    """A TIFF whose pixels Pillow would read as if they were red, green, blue and nothing."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    try:
+        return image.tag_v2.get(_PHOTOMETRIC) == _YCBCR and image.info.get("compression") == "raw"
+    except Exception:  # what a hostile tag raises is not foreseen
+        return False
 
 
 def _orientation(image: Image.Image) -> int:

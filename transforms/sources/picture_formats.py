@@ -22,7 +22,6 @@ _NEVER_DECODED = (
     (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "jpeg-xl"),
     (b"\xff\x0a", "jpeg-xl"),
     (b"\x00\x00\x01\x00", "ico"),
-    (b"\x00\x00\x02\x00", "cur"),
     (b"8BPS", "psd"),
     (b"v/1\x01", "openexr"),
     (b"#?RADIANCE", "radiance"),
@@ -33,7 +32,7 @@ _NEVER_DECODED = (
     (b"gimp xcf", "xcf"),
     (b"SIMPLE  =", "fits"),
     (b"\x0a\x05\x01", "pcx"),
-    (b"\x01\xda\x01\x01", "sgi"),
+    *((b"\x01\xda" + bytes([packed, wide]), "sgi") for packed in (0, 1) for wide in (1, 2)),
     (b"II\xbc\x01", "jpeg-xr"),
     (b"farbfeld", "farbfeld"),
 )

@@ -97,7 +97,8 @@ def prepare_picture(data: bytes, settings: PrepareConfig, *, smaller: bool = Fal
         pixels = min(settings.max_pixels, width * height // 4) if smaller else settings.max_pixels
         with _turn(file, deadline, data, settings) as (file, deadline):
             content, done = _re_encoded(file, pixels, deadline, settings)
-        prepared = written([*([UPRIGHT] if file.orientation > 1 else []), *([SMALLER] if smaller else []), *done])
+        first = [UPRIGHT] if file.orientation > 1 else []
+        prepared = written([*first, *done[:-1], *([SMALLER] if smaller else []), done[-1]])
     elif settings.check == "decode":
         with _turn(file, deadline, data, settings) as (file, deadline):
             load(file.image, deadline)
@@ -107,7 +108,7 @@ def prepare_picture(data: bytes, settings: PrepareConfig, *, smaller: bool = Fal
 
 
 def is_sent_as_ever(data: bytes, settings: PrepareConfig) -> bool:
-    """Whether the second rules send what the first sent, by the header alone: no colour or level is converted otherwise.
+    """Whether the second rules send what the first sent, by the header alone: no level is converted otherwise.
 
     Raises:
         Unpreparable: As `prepare_picture`, as far as the header says.
@@ -250,7 +251,7 @@ def _within(image: Image.Image, max_pixels: int) -> Image.Image:
 
 
 def _for_jpeg(image: Image.Image) -> Image.Image:
-    """As a JPEG can hold it: it has no alpha, so what shows through is white, and no side may be longer than it counts."""
+    """As a JPEG can hold it: it has no alpha, so what shows through is white, and it cannot count longer sides."""
     image = on_white(image)
     scale = _LONGEST_JPEG_SIDE / max(image.size)
     return _resized(image, scale) if scale < 1 else image
