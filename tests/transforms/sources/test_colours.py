@@ -1,4 +1,4 @@
-"""What is sent, and what is shown, looks as the picture looks: every mode, depth and profile against its own definition."""
+"""What is sent, and what is shown, looks as it looks: every mode, depth and profile by its own definition."""
 
 import io
 import struct
