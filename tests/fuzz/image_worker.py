@@ -78,9 +78,9 @@ def reference(data: bytes) -> np.ndarray | None:
                 return None
             profile = image.info.get("icc_profile")
             image.load()
-            image = ImageOps.exif_transpose(image)  # noqa: PLW2901
+            image = ImageOps.exif_transpose(image)
             if image.mode == "I;16":
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # noqa: PLW2901
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode not in {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "LAB"}:
                 return None
             if image.mode == "CMYK" and profile:

@@ -20,7 +20,7 @@ def test_no_picture_crashes_or_hangs_or_is_sent_as_it_does_not_look(tmp_path: Pa
     command = [sys.executable, "-m", "tests.fuzz.image_worker", str(SECONDS), str(SEED), str(note)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS * 2 + 200, check=False)
     if done.returncode:
-        kept = Path(os.environ.get("TMPDIR", "/tmp")) / f"epithre-beam-fuzz-{SEED}.picture"  # noqa: S108
+        kept = Path(os.environ.get("TMPDIR", "/tmp")) / f"epithre-beam-fuzz-{SEED}.picture"
         kept.write_bytes(note.read_bytes() if note.exists() else b"")
         pytest.fail(f"exit code {done.returncode}, by the picture in {kept}:\n{done.stderr[-3000:]}")
     counts = json.loads(done.stdout.splitlines()[-1])

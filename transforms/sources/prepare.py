@@ -170,6 +170,7 @@ def _re_encoded(
     file: PictureFile, max_pixels: int, deadline: float, settings: PrepareConfig
 ) -> tuple[bytes, list[str]]:
     """The picture within the caps in a format that is sent, and what was done."""
+    full = file.upright_size  # a JPEG may be decoded at a half of it, and says so then
     try:
         image, steps = _decoded(file, max_pixels, deadline)
         content, done = _encoded_within(image, file, deadline, settings)
@@ -178,7 +179,6 @@ def _re_encoded(
     except Exception as error:  # a decoder may find a mode or a size that no encoder takes
         raise Unpreparable(Reason.UNDECODABLE, f"the picture cannot be converted: {words_of(error)}") from None
     width, height, target = done
-    full = file.upright_size
     if width * height < full[0] * full[1]:
         steps = [f"downscaled {width}x{height}", *steps]
     return content, [*steps, f"jpeg q{settings.jpeg_quality}" if target == "jpeg" else target]

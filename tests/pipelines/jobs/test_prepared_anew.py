@@ -82,7 +82,7 @@ class Nights:
         )
         return path
 
-    def run(self, prepare: Mapping[str, Any] = {}, catalog: str = "catalog") -> dict[str, Any]:  # noqa: B006
+    def run(self, prepare: Mapping[str, Any] = {}, catalog: str = "catalog") -> dict[str, Any]:
         self.emulator.reset()
         return run(load_config(self.job(prepare, catalog)))  # type: ignore[return-value]
 
@@ -90,7 +90,7 @@ class Nights:
     def paid(self) -> set[str]:
         return set(self.emulator.payments())
 
-    def sent(self, prepare: Mapping[str, Any] = {}) -> dict[str, bytes]:  # noqa: B006
+    def sent(self, prepare: Mapping[str, Any] = {}) -> dict[str, bytes]:
         """What each picture is sent as."""
         found = {}
         for path in sorted((self.folder / "pictures").iterdir()):
@@ -116,7 +116,8 @@ class Nights:
 
     def make_old(self) -> Manifest:
         """Turns the version in force into one of the first rules: less said in each row, other vectors where they
-        sent other pixels."""
+        sent other pixels.
+        """
         store = Store(str(self.folder / "catalog"))
         latest = read_latest(store)
         assert latest is not None
