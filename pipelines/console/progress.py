@@ -244,9 +244,9 @@ def print_summary(console: Console, report: "Report", catalog: str) -> None:
     if report.get("unchanged"):
         table.add_row("changes", "none: this version stays in force, nothing was read, sent or written")
     elif report["previous"] is not None:
-        names = ("unchanged", "new", "changed", "touched", "moved", "copied", "deleted")
+        names = ("unchanged", "new", "changed", "touched", "prepared_anew", "moved", "copied", "deleted")
         of_name = cast("dict[str, int]", counts)
-        words = [f"{of_name[name]:,} {name}" for name in names if of_name[name]]
+        words = [f"{of_name[name]:,} {name.replace('_', ' ')}" for name in names if of_name[name]]
         words += [f"{counts['other_metadata']:,} with other metadata"] if counts["other_metadata"] else []
         table.add_row("changes", ", ".join(words))
     if counts["deduplicated"]:

@@ -43,7 +43,7 @@ from ...transforms.embedding.lane import LaneSetup
 from ...transforms.embedding.shared_limit import set_up_shared_ledger
 from ...transforms.epithre.dialects import DIALECTS
 from ...transforms.planning.plan import Plan, write_plan
-from ...transforms.planning.recipe import recipe
+from ...transforms.planning.recipe import first_recipe, recipe, request_recipe
 from ...transforms.query.query_endpoint import check_made_by
 from ...transforms.sources.files import filesystem
 from ...transforms.sources.list_sources import read_ids
@@ -233,7 +233,8 @@ class _Launch:
             embed=endpoint.embed,
             prepare=config.prepare,
             sources=config.sources,
-            recipe=made_with,
+            recipe=request_recipe(embed, endpoint.fingerprint),
+            first_recipe=first_recipe(embed, config.prepare, endpoint.fingerprint),
             requests_spent=endpoint.requests,
         )
         return lane, replace(plan, carried=())

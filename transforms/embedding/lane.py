@@ -50,7 +50,9 @@ class LaneSetup:
     sources: tuple[SourceConfig, ...]
     """That the plan's references come from."""
     recipe: str
-    """What the vectors are made with."""
+    """What the vectors are made with, as units say it."""
+    first_recipe: str | None = None
+    """The same, as units of the first rules of preparation say it, if they were prepared with these settings."""
     paid_versions: tuple[str, ...] = ()
     """The versions whose vectors may be taken over, where the content is the same."""
     requests_spent: int = 0
@@ -134,7 +136,9 @@ async def _run(
     plan_lock = threading.Lock()
 
     def find_paid() -> PaidVectors:
-        return PaidVectors(store, [read_manifest(store, version) for version in setup.paid_versions], setup.recipe)
+        of_first_rules = {} if setup.first_recipe is None else {setup.first_recipe: setup.prepare}
+        manifests = [read_manifest(store, version) for version in setup.paid_versions]
+        return PaidVectors(store, manifests, setup.recipe, of_first_rules)
 
     paid = await asyncio.to_thread(find_paid)
     context = UnitContext(

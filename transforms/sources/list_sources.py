@@ -48,7 +48,7 @@ def _files(source: SourceConfig, position: int, metadata: Mapping[str, str], pla
             {
                 "asset_id": printable(file.id),
                 "kind": source.kind,
-                "uri": local_uri(file.path) if is_local else fs.unstrip_protocol(file.path),
+                "uri": local_uri(file.path) if is_local else _remote_uri(fs, file.path, source.files or ""),
                 "fingerprint": file_fingerprint(file.info),
                 "size_bytes": file.info.get("size"),
                 "source": position,
@@ -59,6 +59,20 @@ def _files(source: SourceConfig, position: int, metadata: Mapping[str, str], pla
             rows = []
     if rows:
         yield pa.Table.from_pylist(rows, schema=schema)
+
+
+def _remote_uri(fs: Any, path: str, pattern: str) -> str:
+    """A file's URL, in the chain of the pattern that found it (`zip://*.jpg::s3://bucket/a.zip`)."""
+    return _in_chain(path, pattern) if "::" in pattern else str(fs.unstrip_protocol(path))
+
+
+def _in_chain(path: str, chain: str) -> str:
+    """`path` in the place of the first path that a chain has: what stands before it names only a way to read."""
+    first, _, rest = chain.partition("::")
+    protocol, has_path, _ = first.partition("://")
+    if has_path:
+        return f"{protocol}://{path}" + (f"::{rest}" if rest else "")
+    return f"{first}::{_in_chain(path, rest)}" if rest else path
 
 
 def _table(source: SourceConfig, position: int, metadata: Mapping[str, str], place: str) -> Iterator[pa.Table]:

@@ -5,6 +5,7 @@ import stat
 import threading
 import urllib.parse
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pyarrow.parquet as pq
 from ...configs import PrepareConfig, SourceConfig
 from ...index.storage.remote import connect
 from ...index.versions.layout import Reason
-from .prepare import Unpreparable
 from .references import Reference, local_path
+from .unpreparable import Unpreparable
 from .uri_safety import allowed_prefixes, is_within
 
 _OPEN_TABLES = 4
@@ -65,8 +66,7 @@ class Reader:
         except Unpreparable:
             raise
         except Exception as error:  # every store has errors of its own, and none of them may stop the run
-            words = getattr(error, "strerror", None) or type(error).__name__
-            raise Unpreparable(Reason.UNREADABLE, f"the file cannot be read: {words}") from None
+            raise Unpreparable(Reason.UNREADABLE, f"the file cannot be read: {_words(error)}") from None
 
     def close(self) -> None:
         with self._lock:
@@ -106,6 +106,16 @@ class Reader:
                 # Not closed: a thread may still read from it, and it closes itself behind the last one.
                 del self._tables[next(iter(self._tables))]
             return table
+
+
+def _words(error: Exception) -> str:
+    """What a store said; of one that answers in HTTP, with which status."""
+    status = next((s for name in ("status", "status_code") if isinstance(s := getattr(error, name, None), int)), None)
+    if status is not None:
+        with contextlib.suppress(ValueError):
+            return f"the server answered {status} {HTTPStatus(status).phrase}"
+        return f"the server answered {status}"
+    return getattr(error, "strerror", None) or type(error).__name__
 
 
 class _CellTable:

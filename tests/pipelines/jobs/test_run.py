@@ -452,7 +452,7 @@ def test_photographs_of_every_orientation_reach_the_api_upright(place):
     for name in ("Landscape", "Portrait"):
         group = [rows[f"{name}_{i}.jpg"] for i in range(1, 9)]
         assert len({(row["width"], row["height"]) for row in group}) == 1
-        assert [row["prepared"] for row in group] == [None] + ["upright;jpeg"] * 7
+        assert [row["prepared"] for row in group] == [None] + ["upright;jpeg q92;rules 2"] * 7
         vectors = np.array([row["embedding"] for row in group])
         assert (vectors @ vectors.T).min() > 0.99
 

@@ -22,7 +22,8 @@ from PIL import Image, ImageOps
 
 from epithre_beam.configs import PrepareConfig
 from epithre_beam.index.versions.layout import Reason
-from epithre_beam.transforms.sources.prepare import Picture, Unpreparable, prepare_picture, prepare_text
+from epithre_beam.transforms.sources.prepare import Picture, prepare_picture, prepare_text
+from epithre_beam.transforms.sources.unpreparable import Unpreparable
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow says what it finds odd, and goes on
 
@@ -447,7 +448,8 @@ def bombs() -> Mapping[str, bytes]:
 _CHILD = """
 import json, resource, sys, time
 from epithre_beam.configs import PrepareConfig
-from epithre_beam.transforms.sources.prepare import Unpreparable, prepare_picture, _DECODERS
+from epithre_beam.transforms.sources.prepare import prepare_picture
+from epithre_beam.transforms.sources.unpreparable import Unpreparable
 from PIL import Image
 Image.init()
 data = sys.stdin.buffer.read()
@@ -625,3 +627,12 @@ def test_a_text_that_cannot_be_sent_is_called_by_its_reason(data: str | bytes, r
 def test_the_cap_on_texts_counts_characters_and_lets_the_last_one_in() -> None:
     assert prepare_text("貓" * 32_000, DEFAULTS) == "貓" * 32_000
     assert prepare_text(" padded ", PrepareConfig(max_text_chars=8)) == " padded "
+
+
+@pytest.mark.parametrize("share", [1, 2, 3, 4, 7, 8, 16])
+def test_a_jpeg_that_is_decoded_at_a_part_of_its_size_says_that_it_was_downscaled(share: int) -> None:
+    data = encoded(smooth(3, 320, 160), "JPEG")
+    picture = prepare_picture(data, PrepareConfig(max_pixels=320 * 160 // share**2))
+    assert (picture.width, picture.height) == (320, 160)
+    width, height = opened(picture.content).size
+    assert (picture.prepared or "").startswith(f"downscaled {width}x{height};") == (share > 1)

@@ -1,0 +1,118 @@
+"""A PNG's chunks: what its decoder is given, and what says how its levels look.
+
+Pillow unpacks every text and every colour profile that it meets, and refuses a file with more than a megabyte of them.
+No text changes a pixel, so texts are left out unread, but for those that hold an orientation.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+_SIGNATURE_BYTES = 8
+_FRAME_BYTES = 12
+"""Of a chunk beside its data: length, name, checksum."""
+_KEPT = {b"tRNS", b"eXIf"}
+"""Ancillary chunks that a decoder needs: whether a chunk is one says the case of its first letter."""
+_TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
+_ORIENTING = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+_MOST_TEXT = 1 << 20
+"""Bytes of a text that a decoder unpacks; what is longer holds no orientation that anybody looks for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PngParts:
+    """What a PNG's chunks say."""
+
+    stream: bytes
+    """The file as its decoder is given it: the very bytes where nothing is left out."""
+    profile: bytes | None
+    """Of its colours: an ICC profile."""
+    gamma: float | None
+    """The exponent that made its levels of light; None where it is stated otherwise, or not at all."""
+    bits: int
+    """Of a sample: 1, 2, 4, 8 or 16; 0 when the header is broken."""
+    is_animated: bool
+    is_oriented: bool
+    """Whether a chunk may hold an orientation."""
+
+
+def png_parts(data: bytes, most_profile_bytes: int) -> PngParts:
+    """Walks the chunks of a file that begins as a PNG does; never raises.
+
+    Args:
+        data: The file.
+        most_profile_bytes: A profile that unpacks to more is passed over.
+    """
+    kept: list[tuple[int, int]] = []
+    profile, gamma = None, None
+    is_srgb = is_animated = is_oriented = False
+    at = _SIGNATURE_BYTES
+    while at + _FRAME_BYTES <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        name = data[at + 4 : at + 8]
+        end = at + _FRAME_BYTES + length
+        if end > len(data) or name == b"IEND":
+            break
+        match name:
+            case b"iCCP" if profile is None:
+                profile = _profile(data[at + 8 : end - 4], most_profile_bytes)
+            case b"gAMA" if length == 4:
+                gamma = int.from_bytes(data[at + 8 : end - 4], "big") / 100_000
+            case b"sRGB":
+                is_srgb = True
+            case b"acTL":
+                is_animated = True
+            case b"eXIf":
+                is_oriented = True
+        is_text = name in _TEXTS and _holds_orientation(name, data[at + 8 : end - 4])
+        is_oriented |= is_text
+        if not name[0] & 0x20 or name in _KEPT or is_text:
+            if kept and kept[-1][1] == at:
+                kept[-1] = kept[-1][0], end
+            else:
+                kept.append((at, end))
+        at = end
+    # What is cut off, and whatever stands behind the end, is the decoder's to judge.
+    if kept and kept[-1][1] == at:
+        kept[-1] = kept[-1][0], len(data)
+    else:
+        kept.append((at, len(data)))
+    whole = kept[0] == (_SIGNATURE_BYTES, len(data))
+    return PngParts(
+        stream=data if whole else b"".join((data[:_SIGNATURE_BYTES], *(data[start:stop] for start, stop in kept))),
+        profile=profile,
+        gamma=None if is_srgb or profile is not None else gamma,
+        bits=data[24] if data[12:16] == b"IHDR" and len(data) > 24 else 0,
+        is_animated=is_animated,
+        is_oriented=is_oriented,
+    )
+
+
+def _profile(body: bytes, most: int) -> bytes | None:
+    packed = body.partition(b"\0")[2][1:]
+    found = _unpacked(packed, most)
+    return found or None
+
+
+def _holds_orientation(name: bytes, body: bytes) -> bool:
+    """Whether a text may hold one, and is no longer than a decoder takes."""
+    if not body.startswith(_ORIENTING) or len(body) > _MOST_TEXT:
+        return False
+    rest = body.partition(b"\0")[2]
+    if name == b"zTXt":
+        return _unpacked(rest[1:], _MOST_TEXT - 1) is not None
+    if name == b"iTXt" and rest[:1] == b"\1":
+        parts = rest[2:].split(b"\0", 2)
+        return len(parts) == 3 and _unpacked(parts[2], _MOST_TEXT - 1) is not None
+    return True
+
+
+def _unpacked(packed: bytes, most: int) -> bytes | None:
+    """At most so many bytes; None when there are more, or they are broken."""
+    unpacking = zlib.decompressobj()
+    try:
+        found = unpacking.decompress(packed, most)
+        if unpacking.unconsumed_tail and unpacking.decompress(unpacking.unconsumed_tail, 1):
+            return None
+    except zlib.error:
+        return None
+    return found
