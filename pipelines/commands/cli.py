@@ -1,9 +1,9 @@
 """The command line. Exit codes are a contract: see `ExitCode`."""
 
 import contextlib
+import errno
 import io
 import itertools
-import json
 import logging
 import os
 import signal
@@ -22,6 +22,7 @@ from ...configs.errors import ConfigError
 from ...configs.load import load_search_job
 from ...configs.search_schema import SearchJob
 from ...index.versions.lease import release_all
+from ..console.documents import json_text
 from ..console.endings import Speaker, ending_of_error, ending_of_report, ending_of_search, ending_of_signal
 from ..console.logs import EVENTS, LogFormat, set_format, tell
 from ..console.options import (
@@ -40,6 +41,7 @@ from ..console.options import (
     check_file,
 )
 from ..console.screen import Screen, guard_output
+from .entry import open_closed_streams
 from .export import export
 from .quality import evaluate, look
 from .serve import serve
@@ -68,11 +70,18 @@ def console() -> NoReturn:
     It ends the process with the code that was told and does not return: threads of Arrow and Beam have aborted
     interpreters on their way out, after all was done.
     """
+    open_closed_streams()
     code = main()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a reader that is gone, as of `| head`
+        try:
             stream.flush()
+        except ValueError:
+            pass
+        except OSError as error:
+            if error.errno != errno.EPIPE:  # a reader that is gone, as of `| head`, wants no more
+                _speaker.end(ending_of_error(error))
+                code = code or 1
     os._exit(code)
 
 
@@ -303,7 +312,7 @@ def plan(config: ConfigFile, set_: Set = None, as_json: Json = False) -> None:
 
     found = estimate(_load(config, set_))
     if as_json:
-        _print(json.dumps(found.to_dict()))
+        _print(json_text(found.to_dict()))
         return
     Screen().print(plan_table(found))
 
@@ -438,7 +447,7 @@ def schema(
     of_search: Annotated[bool, typer.Option("--search-batch", help="That of a bulk search instead of a run.")] = False,
 ) -> None:
     """Print the JSON Schema of a job's YAML, for editors."""
-    _print(json.dumps((SearchJob if of_search else RunConfig).model_json_schema(), indent=2))
+    _print(json_text((SearchJob if of_search else RunConfig).model_json_schema(), indent=2))
 
 
 def _limits(max_requests: int | None, max_cost: float | None) -> list[str]:

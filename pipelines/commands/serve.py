@@ -1,6 +1,7 @@
 """The command `epithre-beam serve`."""
 
 import asyncio
+import contextlib
 import gc
 import ipaddress
 import json
@@ -85,8 +86,9 @@ async def _serve(settings: "ServeSettings", *, as_json: bool) -> None:
             said = json.dumps({"url": url, "version": version}) if as_json else f"serving {version} at {url}"
             gc.collect()
             gc.freeze()  # what is there now stays: to look through it now and then would hold requests up
-            sys.stdout.write(said + "\n")
-            sys.stdout.flush()
+            with contextlib.suppress(OSError):  # it serves, whether or not the line can be written
+                sys.stdout.write(said + "\n")
+                sys.stdout.flush()
             await Server(app, settings).serve(sockets=[listening])
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ from ...configs.errors import ApiRefusedError, DefectError, EpithreBeamError, Ex
 from ...configs.words import of_count
 from ...index.storage.remote import as_os_error
 from ...installs import broken_install
+from .documents import json_text
 from .logs import LogFormat, hidden, line_of
 from .screen import without_steering
 
@@ -46,7 +46,7 @@ class Ending:
         """For standard output, on one line."""
         first = {"exit_code": int(self.exit_code), "status": self.status, "message": self.message}
         first |= {} if self.code is None else {"code": self.code}
-        return json.dumps({**first, **self.facts}, ensure_ascii=False)
+        return json_text({**first, **self.facts})
 
 
 def ending_of_report(report: "Report", catalog: str) -> Ending:
