@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +42,11 @@ from ..console.options import (
     check_file,
 )
 from ..console.screen import Screen, guard_output
-from .entry import open_closed_streams
+from ..jobs import remote_jobs
 from .export import export
 from .quality import evaluate, look
 from .serve import serve
+from .streams import open_closed_streams
 from .trust import trust
 from .versions import versions
 
@@ -62,6 +64,10 @@ app.add_typer(versions, name="versions")
 
 _speaker = Speaker()
 """Whoever ends the program says so through this: the end of a command, its failure, or a signal."""
+
+
+_stopping: threading.Thread | None = None
+"""Ends the program, once what runs elsewhere is cancelled."""
 
 
 def console() -> NoReturn:
@@ -107,6 +113,8 @@ def main() -> int:
     try:
         code = app(standalone_mode=False)
     except Exception as error:
+        if _stopping is not None:
+            _stopping.join()  # the job failed because it was cancelled; the process ends there
         ending = ending_of_error(error)
         if is_usage := hasattr(error, "show"):
             error.show()  # a wrong command line, in the words of its parser
@@ -123,10 +131,27 @@ def _wants_document(arguments: Sequence[str]) -> bool:
 
 
 def _stopped(number: int, _: Any) -> None:
-    """SIGTERM and Ctrl-C end at once. What was finished is on disk, whole; nothing else would survive a slower end."""
+    """SIGTERM and Ctrl-C end at once. What was finished is on disk, whole; nothing else would survive a slower end.
+
+    A job that runs on a cluster would go on, and go on paying, so it is cancelled first: in a thread, since what the
+    signal interrupted may hold the locks of the connection to the cluster. A second signal does not wait for that.
+    """
+    global _stopping  # noqa: PLW0603 - signals have no object of their own
     if _speaker.is_over:
         return  # the program is at its end anyway
-    _speaker.end(ending_of_signal(number, is_run=_speaker.is_run))
+    if _stopping is None and remote_jobs.any_under_way():
+        _stopping = threading.Thread(target=_cancel_and_end, args=(number,), name="stop", daemon=True)
+        _stopping.start()
+        return
+    _end_by(number, [f"{place} may run on: cancel it there." for place in remote_jobs.places()])
+
+
+def _cancel_and_end(number: int) -> None:
+    _end_by(number, remote_jobs.cancel_all())
+
+
+def _end_by(number: int, sentences: Sequence[str]) -> None:
+    _speaker.end(ending_of_signal(number, is_run=_speaker.is_run, more=sentences))
     release_all()  # or the next run, on another machine perhaps, would have to wait for the lease to end
     os._exit(128 + number)
 
@@ -215,7 +240,7 @@ def _run(command: str, path: Path, overrides: Sequence[str], beam_options: Seque
     tell("started", command=command, config=str(path), catalog=job.catalog, process=os.getpid())
 
     def write(watch: "Watch") -> "Report":
-        return run_job(job, Runner(beam_options=options, watch=watch))
+        return run_job(job, Runner(beam_options=options, watch=watch, expect=watch.expect))
 
     return _watched(job.catalog, voice, job.embed.lanes, write)
 
@@ -294,7 +319,7 @@ def index(
     from ..jobs.launch import Runner
 
     def write(watch: "Watch") -> "Report":
-        runner = Runner(beam_options=options, watch=watch)
+        runner = Runner(beam_options=options, watch=watch, expect=watch.expect)
         if folder is None:
             return build_index(catalog, set_ or (), rebuild=rebuild, runner=runner)
         return import_vectors(
@@ -392,7 +417,7 @@ def search_batch(
 
     tell("started", command="search-batch", config=str(config), catalog=job.catalog, process=os.getpid())
     with _shown(voice, 1 if job.queries else 0) as watch:
-        report = search_all(job, Runner(beam_options=options, watch=watch))
+        report = search_all(job, Runner(beam_options=options, watch=watch, expect=watch.expect))
         watch.tell_searched(report)
     ending = ending_of_search(report, job.output)
     if not as_json and not quiet and not ending.exit_code:
