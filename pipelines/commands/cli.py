@@ -147,7 +147,9 @@ def _stopped(number: int, _: Any) -> None:
 
 
 def _cancel_and_end(number: int) -> None:
-    _end_by(number, remote_jobs.cancel_all())
+    sentences = remote_jobs.cancel_all()
+    if not _speaker.is_over:  # the command may have come to its own end meanwhile
+        _end_by(number, sentences)
 
 
 def _end_by(number: int, sentences: Sequence[str]) -> None:
