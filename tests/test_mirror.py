@@ -59,6 +59,7 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "pipelines/jobs/base.py": (_INCREMENTAL, _RUN),
     "pipelines/jobs/estimate.py": _INCREMENTAL,
     "pipelines/jobs/launch.py": _RUN,
+    "pipelines/jobs/remote_jobs.py": "tests/engines/test_stopped_launcher.py",
     "pipelines/jobs/places.py": "tests/pipelines/commands/test_cli.py",
     "pipelines/jobs/search.py": (_LOOK, "tests/transforms/query/test_searcher.py"),
     "pipelines/serve/app.py": _API,

@@ -211,6 +211,8 @@ class _Launch:
             )
         except OSError as error:
             raise held.run.unwritable(error) from error
+        if self.runner.expect is not None:
+            self.runner.expect(sum(unit.references for unit in plan.units))
         tell(
             "planned",
             assets=dict(changes.assets),

@@ -197,6 +197,8 @@ class _Launch:
         )
         if self._missing:
             write_dead_letters(run.store(), block_dead_name(setup.result, "assets"), self._missing)
+        if runner.expect is not None and plan is not None:
+            runner.expect(sum(unit.references for unit in plan.units))
         tell("planned", queries=dict(self._asked), blocks=len(blocks), searched=self._searched.version)
         runner.run(run, _wiring(setup, lane, plan, blocks), config.runner)
         try:

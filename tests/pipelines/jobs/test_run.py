@@ -661,6 +661,7 @@ def test_beams_metrics_have_what_was_sent(place, monkeypatch):
     with serve(limits=Limits(requests_per_minute=100)) as emulator:
         job = load_config(place.write_job(embed__base_url=emulator.base_url, embed__requests_per_minute=100))
         folder = RunFolder(url=job.catalog, version="v")
+        folder.begin()
         with compare(job.sources, job.metadata_types) as comparison:
             plan = write_plan(folder.store(), "v", comparison, recipe="00", unit_references=16, base=None)
         setup = LaneSetup(
