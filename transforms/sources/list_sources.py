@@ -13,6 +13,7 @@ from ...index.storage.remote import storage_errors
 from .files import match_files
 from .references import BATCH_ROWS, file_fingerprint, local_uri, printable, reference_schema
 from .tables import TableReader
+from .uri_safety import check_prefixes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TEXT_SUFFIXES = (".txt", ".md")
@@ -63,6 +64,7 @@ def _files(source: SourceConfig, position: int, metadata: Mapping[str, str], pla
 
 def _table(source: SourceConfig, position: int, metadata: Mapping[str, str], place: str) -> Iterator[pa.Table]:
     rows = 0
+    check_prefixes(source, place)
     for reader in _readers(source, place):
         for part in reader.rows():
             table = reader.references(part, position, metadata)

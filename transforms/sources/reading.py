@@ -16,6 +16,7 @@ from ...index.storage.remote import connect
 from ...index.versions.layout import Reason
 from .prepare import Unpreparable
 from .references import Reference, local_path
+from .uri_files import OutsideError, check_opened, read_remote
 from .uri_safety import allowed_prefixes, is_within
 
 _OPEN_TABLES = 4
@@ -57,11 +58,14 @@ class Reader:
                     raise Unpreparable(Reason.UNREADABLE, "the file cannot be read: it is no regular file")
                 # One byte more than allowed, so that a file that has grown since it was listed is noticed.
                 with Path(path).open("rb") as file:
+                    if source.uri is not None:
+                        check_opened(file, path, source)
                     return self._capped(file.read(self._settings.max_file_bytes + 1))
-            fs, remote = connect(uri, source.storage_options)
-            return self._capped(bytes(fs.cat_file(remote)))
+            return self._capped(read_remote(uri, source, self._settings.max_file_bytes))
         except FileNotFoundError:
             raise Unpreparable(Reason.MISSING, "there is no such file") from None
+        except OutsideError as error:
+            raise Unpreparable(Reason.URI_NOT_ALLOWED, f"{error}, which the source's `within` does not allow") from None
         except Unpreparable:
             raise
         except Exception as error:  # every store has errors of its own, and none of them may stop the run

@@ -18,11 +18,12 @@ from ...configs.errors import ConfigError, SourceError
 from ...index.versions.layout import metadata_type
 from .casts import cast_cells
 from .csv_table import CsvTable
-from .files import FoundFile, file_info, filesystem
+from .files import FoundFile
 from .jsonl_table import Cell, JsonLinesTable
 from .parquet_table import ParquetTable
-from .references import BATCH_ROWS, UNKNOWN, file_fingerprint, local_path, local_uri, reference_schema, text_fingerprint
+from .references import BATCH_ROWS, UNKNOWN, file_fingerprint, local_uri, reference_schema, text_fingerprint
 from .table_places import place_of_row
+from .uri_files import uri_info
 from .uri_safety import allowed_prefixes, is_within, joined
 
 _TABLE_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
@@ -114,7 +115,7 @@ class TableReader:
         place = f"{self.place}.{self.table_key}: {self.url}"
         match self.format:
             case "csv":
-                return CsvTable(place)
+                return CsvTable(place, self.source.max_row_bytes)
             case "parquet":
                 return ParquetTable(self.place, self.url, self.source.bytes)
             case _:
@@ -195,9 +196,7 @@ class TableReader:
 
         def ask(uri: str) -> tuple[str, int | None]:
             try:
-                path = local_path(uri)
-                fs, path = filesystem(uri, self.source.storage_options) if path is None else (LocalFileSystem(), path)
-                info = file_info(fs, path) or {}
+                info = uri_info(uri, self.source)
             except Exception:
                 return UNKNOWN, None
             return (file_fingerprint(info), info.get("size")) if info.get("type") == "file" else (UNKNOWN, None)
