@@ -1,9 +1,9 @@
 """Reads a csv table.
 
-Python's `csv` says what a csv means, strictly: a comma or the end of the row follows a closing quote, and a quote within
-an unquoted cell is a character. pyarrow is several times as fast and means something else in places, so it is given only
-what both read alike: whole rows whose quotes stand where RFC 4180 has them. All else is read by `csv`, which also says
-the line of what is wrong. docs/decisions/020-csv.md has the figures.
+Python's `csv` says what a csv means, strictly: a comma or the end of the row follows a closing quote, and a quote
+within an unquoted cell is a character. pyarrow is several times as fast and means something else in places, so it is
+given only what both read alike: whole rows whose quotes stand where RFC 4180 has them. All else is read by `csv`, which
+also says the line of what is wrong. docs/decisions/020-csv.md has the figures.
 """
 
 import csv
@@ -17,6 +17,7 @@ import pyarrow.csv
 
 from ...configs.errors import SourceError
 from .csv_text import CsvText
+from .table_places import csv_reader
 
 _BLOCK_BYTES = 4 << 20
 _SLOW_ROWS = 1000
@@ -24,9 +25,6 @@ _SLOW_ROWS = 1000
 _QUOTE, _NEWLINE = b'"\n'
 _BESIDE = tuple(b'",\n\r')
 """What may stand before a quote that opens a cell, and behind one that closes it."""
-
-# Of the whole process, and 131,072 by default: a cell is held by the bound on its row's bytes.
-csv.field_size_limit(2**31 - 1)
 
 
 class _Row(NamedTuple):
@@ -87,7 +85,7 @@ class CsvTable:
         text.skip_blank_lines()
         line = text.line
         try:
-            for cells in csv.reader(self._lines(text, line), strict=True):
+            for cells in csv_reader(self._lines(text, line), strict=True):
                 return _Row(line, cells)
         except csv.Error as error:
             if "unexpected end" in str(error):
@@ -95,7 +93,9 @@ class CsvTable:
             else:
                 begin = "" if text.last_line == line else f" of the row that begins in line {line}"
                 what = f"line {text.last_line}: text follows a closing quote{begin}. Close quotes at the end of a cell"
-            raise SourceError(f'{self._place} {what}, and write a quote that is part of a quoted text twice ("").') from None
+            raise SourceError(
+                f'{self._place} {what}, and write a quote that is part of a quoted text twice ("").'
+            ) from None
         return None
 
     def _lines(self, text: CsvText, first: int) -> Iterator[str]:
@@ -112,7 +112,7 @@ class CsvTable:
                 yield line.decode()
             except UnicodeDecodeError as error:
                 raise SourceError(
-                    f"{self._place} line {text.last_line}: this is not UTF-8 text (the byte 0x{line[error.start]:02x}). "
+                    f"{self._place} line {text.last_line}: this is not UTF-8 (the byte 0x{line[error.start]:02x}). "
                     "Save the table as UTF-8."
                 ) from None
 

@@ -10,6 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 from ...configs import SourceConfig
 from ...configs.errors import ConfigError
 from ...index.storage.remote import storage_errors
+from .casts import cast_cells
 from .files import match_files
 from .references import BATCH_ROWS, file_fingerprint, local_uri, printable, reference_schema
 from .tables import TableReader
@@ -85,7 +86,7 @@ def places_of_id(source: SourceConfig, asset_id: str, most: int) -> list[str]:
     places: list[str] = []
     for reader in _readers(source, ""):
         for first, batch in reader.rows():
-            ids = pc.cast(batch.column(source.id), pa.string())
+            ids = cast_cells(batch.column(source.id), pa.string())
             rows = pc.indices_nonzero(pc.equal(ids, asset_id)).to_pylist()
             places += [f"{reader.place_of_row(first + row)} of {reader.url}" for row in rows[: most - len(places)]]
             if len(places) == most:

@@ -4,23 +4,27 @@ import contextlib
 import stat
 import threading
 import urllib.parse
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from ...configs import PrepareConfig, SourceConfig
 from ...index.storage.remote import connect
 from ...index.versions.layout import Reason
+from .parquet_pages import CheckedParquet
 from .prepare import Unpreparable
 from .references import Reference, local_path
 from .uri_files import OutsideError, check_opened, read_remote
 from .uri_safety import allowed_prefixes, is_within
 
 _OPEN_TABLES = 4
-"""Tables that hold a row group in memory. Rows are asked for table after table, so more would only be kept."""
+"""Tables that hold rows in memory. Rows are asked for table after table, so more would only be kept."""
+_HELD_BATCHES = 4
+"""Of a table, each of 64 MB at most: threads ask for neighbours a little out of order."""
 
 
 class Reader:
@@ -113,7 +117,7 @@ class Reader:
 
 
 class _CellTable:
-    """One column of a Parquet file, a batch of rows held at a time: neighbours are asked for together."""
+    """One column of a Parquet file, some batches of rows held at a time: neighbours are asked for together."""
 
     def __init__(self, url: str, source: SourceConfig) -> None:
         local = local_path(url)
@@ -122,22 +126,27 @@ class _CellTable:
         else:
             fs, path = connect(url, source.storage_options)
             self._handle = fs.open(path, "rb")
-        self._file = pq.ParquetFile(self._handle, pre_buffer=False)
-        self._column = source.bytes
-        metadata = self._file.metadata
-        self._starts = np.cumsum([0, *(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))])
+        self._file = CheckedParquet(self._handle)
+        self._column = source.bytes or ""
+        self._starts = np.cumsum([0, *self._file.group_rows])
         self._lock = threading.Lock()
         self._group = -1
-        self._values: Any = None
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._held: deque[tuple[int, pa.Array]] = deque(maxlen=_HELD_BATCHES)
 
     def read(self, row: int) -> bytes | None:
         with self._lock:
             group = int(np.searchsorted(self._starts, row, side="right")) - 1
-            if group != self._group:
-                self._values = None
-                self._values = self._file.read_row_group(group, columns=[self._column], use_threads=False).column(0)
+            at = row - int(self._starts[group])
+            if group != self._group or (self._held and at < self._held[0][0]):
+                self._held.clear()
+                self._batches = self._file.batches(group, [self._column])
                 self._group = group
-            value = self._values[row - int(self._starts[group])].as_py()
+            while not self._held or at >= self._held[-1][0] + len(self._held[-1][1]):
+                behind = self._held[-1][0] + len(self._held[-1][1]) if self._held else 0
+                self._held.append((behind, next(self._batches).column(0)))
+            first, cells = next(part for part in reversed(self._held) if part[0] <= at)
+            value = cells[at - first].as_py()
         return value.encode() if isinstance(value, str) else value
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ def _options(uri: str, source: SourceConfig) -> Mapping[str, Any]:
 
 
 async def _client(allowed: tuple[str, ...], **options: Any) -> Any:
-    """fsspec's session of aiohttp, which asks before each redirect is followed."""
+    """Fsspec's session of aiohttp, which asks before each redirect is followed."""
     import aiohttp
     from yarl import URL
 

@@ -38,7 +38,8 @@ def allowed_prefixes(source: SourceConfig) -> tuple[str, ...]:
         return source.within
     table = source.table or ""
     folder = table.rpartition("/")[0] or posixpath.dirname(table)
-    if (fixed := fixed_part(table) or posixpath.dirname(table)) != folder and not _is_a_file(table, json.dumps(source.storage_options, default=str)):
+    fixed = fixed_part(table) or posixpath.dirname(table)
+    if fixed != folder and not _is_a_file(table, json.dumps(source.storage_options, default=str)):
         folder = fixed
     return (f"{folder}/" if folder.endswith(":/") else folder,)
 
@@ -51,7 +52,9 @@ def check_prefixes(source: SourceConfig, place: str) -> None:
         except ImportError as error:
             raise ConfigError(f"{place}.within: {prefix!r} needs a driver that is not installed: {error}.") from error
         except Exception as error:  # each driver has errors of its own
-            raise ConfigError(f"{place}.within must have paths and URLs of folders, got {prefix!r}: {error}.") from error
+            raise ConfigError(
+                f"{place}.within must have paths and URLs of folders, got {prefix!r}: {error}."
+            ) from error
 
 
 def is_within(uri: str, prefixes: tuple[str, ...]) -> bool:
