@@ -130,7 +130,7 @@ class SourceConfig(Section):
         if self.files is not None:
             named = [n for n in ("id", "text", "uri", "bytes", "format") if getattr(self, n) is not None]
             named += [n for n in ("metadata", "within") if getattr(self, n)]
-            named += [n for n in _TABLE_CAPS if n in self.model_fields_set]
+            named += [n for n in _TABLE_CAPS if getattr(self, n) != SourceConfig.model_fields[n].default]
             if named:
                 raise ValueError(f"has `{named[0]}`, which belongs to a `table`, not to `files`")
             return self

@@ -383,8 +383,8 @@ def _memory_errors() -> Iterator[None]:
         if not re.search(r"(?i)out of memory|allocate|pin block", str(error)):
             raise
         raise SourceError(
-            f"The texts of the sources take more than the {_MEMORY_MB} MB in which they are compared: make longer texts "
-            "shorter, or spread the sources over several jobs."
+            f"The texts of the sources take more than the {_MEMORY_MB} MB in which they are compared: shorten them, "
+            "or spread the sources over several jobs."
         ) from error
 
 
