@@ -58,7 +58,8 @@ class CsvTable:
         names = header.cells if header else []
         while block := text.block():
             size = plain_rows(block, is_last=text.is_last)
-            rows = _as_arrow(block[:size], names, columns) if size else None
+            # More than a row may have is read row by row, each of which is then looked at.
+            rows = _as_arrow(block[:size], names, columns) if 0 < size <= self._max_row_bytes else None
             if rows is not None:
                 text.skip(size)
                 yield from rows
@@ -127,6 +128,8 @@ def plain_rows(block: bytes, *, is_last: bool) -> int:
         block: Begins where a row does.
         is_last: Whether nothing follows it.
     """
+    if block.startswith(b"\xef\xbb\xbf"):  # pyarrow takes it for a mark wherever it begins to read
+        return 0
     quotes, bad = _quotes(block, is_last=is_last) if b'"' in block else (np.empty(0, np.int64), len(block))
     if is_last and bad == len(block) and len(quotes) % 2 == 0:
         return len(block)

@@ -27,7 +27,8 @@ class CsvText:
         self.line = 1
         self.last_line = 1
         """The one that was taken last."""
-        if self.block().startswith(_BOM):
+        self._fill(len(_BOM))
+        if self._data.startswith(_BOM):
             self.skip(len(_BOM))
 
     def block(self) -> bytes:
