@@ -187,8 +187,11 @@ class TableReader:
     def _one(self, cell: Cell, kind: pa.DataType, key: str) -> pa.Array:
         if isinstance(cell.value, (dict, list)):
             raise self._unlike(kind, key, cell.value, cell.row)
-        is_long = isinstance(cell.value, int) and cell.value.bit_length() >= _LONG_BITS
-        return pa.array([str(cell.value) if is_long else cell.value])
+        if not isinstance(cell.value, int) or cell.value.bit_length() < _LONG_BITS:
+            return pa.array([cell.value])
+        if kind != pa.string():
+            raise self._unlike(kind, key, cell.value, cell.row)
+        return pa.array([str(cell.value)])
 
     def references(self, rows: Rows, position: int, metadata: Mapping[str, str]) -> pa.Table:
         """The references of some rows, in the columns of `reference_schema(metadata)`.
