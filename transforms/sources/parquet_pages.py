@@ -21,6 +21,8 @@ _PAGE_BYTES = 256 << 20
 """Decompressed. Writers make pages of about 1 MB, some of 100; a page has at least one value."""
 _BATCH_BYTES = 64 << 20
 """Of one column in a batch, about."""
+_TYPES = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
+_CODECS = ("", "snappy", "gzip", "lzo", "brotli", "lz4", "zstd", "lz4_raw")
 _FIXED = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 _DICTIONARY_PAGE, _DATA_PAGES = 2, {0: 5, 3: 8}
 """Types of pages, and the field of their header that has the rest."""
@@ -42,12 +44,11 @@ class CheckedParquet:
     def __init__(self, file: IO[bytes]) -> None:
         self._served = _Served(file)
         self._parquet = pq.ParquetFile(self._served, pre_buffer=False)
-        self._metadata = self._parquet.metadata
+        # Read here as well: asked for a column of a damaged end, pyarrow has aborted the process.
+        self._groups = _groups(self._served)
         self._served.is_sealed = True
         self.schema: pa.Schema = self._parquet.schema_arrow
-        self.group_rows: list[int] = [
-            self._metadata.row_group(g).num_rows for g in range(self._metadata.num_row_groups)
-        ]
+        self.group_rows: list[int] = [rows for rows, _ in self._groups]
 
     def uuids(self) -> set[str]:
         """The columns that are declared to hold UUIDs, as whatever type pyarrow reads them."""
@@ -61,27 +62,52 @@ class CheckedParquet:
             UnreadableParquetError: When a page is damaged, or too large.
             pa.ArrowException: When pyarrow cannot read it.
         """
-        row_group = self._metadata.row_group(group)
         self._served.chunks = {}
         largest = 1
-        for i in range(row_group.num_columns):
-            column = row_group.column(i)
-            if column.path_in_schema in columns:
-                begin, data = self._chunk(column)
-                self._served.chunks[begin] = data
-                length = self._parquet.schema.column(i).length
-                largest = max(largest, bytes_of_a_value(data, column, length))
+        for column, leaf in zip(self._groups[group][1], self._parquet.schema, strict=False):
+            if column.path in columns:
+                data = self._served.read_at(column.begin, column.size)
+                self._served.chunks[column.begin] = data
+                largest = max(largest, bytes_of_a_value(data, column, leaf.length))
         rows = max(1, min(BATCH_ROWS, _BATCH_BYTES // largest))
         yield from self._parquet.iter_batches(rows, row_groups=[group], columns=list(columns), use_threads=False)
 
-    def _chunk(self, column: Any) -> tuple[int, bytes]:
-        begin = column.data_page_offset
-        if column.has_dictionary_page and 0 < column.dictionary_page_offset < begin:
-            begin = column.dictionary_page_offset
-        return begin, self._served.read_at(begin, column.total_compressed_size)
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """What a file's end says of a column in a row group."""
+
+    path: str
+    physical_type: str
+    codec: str
+    values: int
+    begin: int
+    size: int
 
 
-def bytes_of_a_value(chunk: bytes, column: Any, length: int) -> int:
+def _groups(file: "_Served") -> list[tuple[int, list[Column]]]:
+    """Rows and columns of each row group."""
+    try:
+        length = int.from_bytes(file.read_at(file.size - 8, 4), "little")
+        end, _ = read_struct(file.read_at(file.size - 8 - length, length), 0)
+        return [(group[3], [_column(chunk[3]) for chunk in group[1]]) for group in end[4]]
+    except (ThriftError, KeyError, IndexError, AttributeError, TypeError, UnicodeDecodeError) as error:
+        raise UnreadableParquetError(f"its end is damaged ({error})") from None
+
+
+def _column(facts: dict[int, Any]) -> Column:
+    begin = facts[9]
+    return Column(
+        path=b".".join(facts[3]).decode(),
+        physical_type=_TYPES[facts[1]],
+        codec=_CODECS[facts[4]],
+        values=facts[5],
+        begin=facts[11] if 0 < facts.get(11, 0) < begin else begin,
+        size=facts[7],
+    )
+
+
+def bytes_of_a_value(chunk: bytes, column: Column, length: int) -> int:
     """A bound on the bytes of a decoded value: rows times it, and a page, is what they can take.
 
     Args:
@@ -94,7 +120,7 @@ def bytes_of_a_value(chunk: bytes, column: Any, length: int) -> int:
     """
     at = values = 0
     found = dictionary = 1
-    while values < column.num_values:
+    while values < column.values:
         page, at = _page(chunk, at)
         if page.kind == _DICTIONARY_PAGE:
             smallest = {"BYTE_ARRAY": 4, "FIXED_LEN_BYTE_ARRAY": max(1, length)}.get(column.physical_type, 1)
@@ -142,14 +168,14 @@ def _page(chunk: bytes, at: int) -> tuple[_Page, int]:
     return _Page(kind=kind, size=size, values=values, encoding=encoding, data=data), body + stored
 
 
-def _largest_entry(page: _Page, column: Any) -> int:
+def _largest_entry(page: _Page, column: Column) -> int:
     """The bytes of a dictionary's largest entry, or of the whole dictionary."""
     if column.physical_type != "BYTE_ARRAY":
         return page.size
     data: Any = page.data
     try:
-        if column.compression != "UNCOMPRESSED":
-            data = memoryview(pa.Codec(column.compression.lower()).decompress(data, page.size))
+        if column.codec:
+            data = memoryview(pa.Codec(column.codec).decompress(data, page.size))
     except (pa.ArrowException, ValueError, OSError):  # LZ4 as Hadoop wrote it, and what is damaged
         return page.size
     at = largest = 0
@@ -166,7 +192,7 @@ class _Served(io.RawIOBase):
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._at = 0
-        self._size = file.seek(0, io.SEEK_END)
+        self.size = file.seek(0, io.SEEK_END)
         self.is_sealed = False
         self.chunks: dict[int, bytes] = {}
         """By where they begin."""
@@ -181,18 +207,18 @@ class _Served(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        size = self._size - self._at if size < 0 else size
+        size = self.size - self._at if size < 0 else size
         data = self._find(size) if self.is_sealed else self.read_at(self._at, size)
         self._at += len(data)
         return data
 
     def read_at(self, place: int, size: int) -> bytes:
         self._file.seek(place)
-        return self._file.read(max(0, min(size, self._size - place)))
+        return self._file.read(max(0, min(size, self.size - place)))
 
     def _find(self, size: int) -> bytes:
         for begin, data in self.chunks.items():

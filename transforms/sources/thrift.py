@@ -1,8 +1,8 @@
-"""The compact protocol of Thrift, in which Parquet writes its pages' headers."""
+"""The compact protocol of Thrift, in which Parquet writes its pages' headers and its end."""
 
 from typing import Any
 
-_DEPTH = 8
+_DEPTH = 16
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _MAP, _STRUCT = 1, 2, 3, 7, 8, 11, 12
 _INTEGERS = (4, 5, 6)
 _LISTS = (9, 10)
@@ -48,9 +48,9 @@ class _Reader:
         if kind in _INTEGERS:
             return self._integer()
         if kind == _DOUBLE:
-            return self._skip(8)
+            return self._bytes(8)
         if kind == _BINARY:
-            return self._skip(self._varint())
+            return self._bytes(self._varint())
         if kind == _STRUCT:
             return self.struct(depth - 1)
         if kind in _LISTS:
@@ -62,22 +62,22 @@ class _Reader:
             return self._items([*divmod(self._byte(), 16)], count, depth) if count else None
         raise ThriftError("a type that there is not")
 
-    def _items(self, kinds: list[int], count: int, depth: int) -> None:
-        """Passes over the items of a list or map: no header that is looked at has its facts in one."""
+    def _items(self, kinds: list[int], count: int, depth: int) -> list[Any]:
+        """The items of a list, or keys and values of a map in turn."""
         if depth < 2 or count > len(self._data) - self.at:
             raise ThriftError("it is too deep or too long")
-        for _ in range(count):
-            for kind in kinds:
-                self._value(_BYTE if kind in {_TRUE, _FALSE} else kind, depth - 1)
+        kinds = [_BYTE if kind in {_TRUE, _FALSE} else kind for kind in kinds]
+        return [self._value(kind, depth - 1) for _ in range(count) for kind in kinds]
 
     def _byte(self) -> int:
         self.at += 1
         return self._data[self.at - 1]
 
-    def _skip(self, size: int) -> None:
+    def _bytes(self, size: int) -> bytes:
         self.at += size
         if self.at > len(self._data):
             raise ThriftError("it ends too early")
+        return self._data[self.at - size : self.at]
 
     def _varint(self) -> int:
         value = shift = 0
