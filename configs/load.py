@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from .errors import ConfigError
 from .schema import CatalogConfig, RunConfig, Section, SourceConfig
 from .search_schema import SAME, SearchJob
+from .yaml_text import YamlBombError, parse_yaml
 
 _Config = TypeVar("_Config", bound=Section)
 _PROFILES = importlib.resources.files(__package__) / "profiles"
@@ -193,7 +194,9 @@ def _read(path: Traversable, what: str, example: str) -> dict[Any, Any]:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"The {what} {str(path)!r} cannot be read: {reason}.") from error
     try:
-        raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader that also refuses duplicate keys
+        raw = parse_yaml(text)
+    except YamlBombError as error:
+        raise ConfigError(f"{path}: {error}.") from None
     except (ValueError, RecursionError) as error:  # a date such as 2024-13-45, a number of 5000 digits
         raise ConfigError(f"{path}: this is not valid YAML: {error}.") from error
     except yaml.YAMLError as error:
@@ -215,24 +218,6 @@ def _expand_all(raw: dict[Any, Any], path: Traversable, place: str, environ: Map
     return expanded
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML takes the last of two equal keys in silence; a config must not."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults`, which the parent resolves
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str):
-                if key in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def _set(raw: dict[str, Any], override: str) -> None:
     name, sign, value = override.partition("=")
     if not sign or not name:
@@ -249,7 +234,7 @@ def _set(raw: dict[str, Any], override: str) -> None:
         else:
             raise ConfigError(f"--set {name}: there is no {'.'.join(parents[: depth + 1])!r} to set into.")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = parse_yaml(value)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"--set {name}: the value must be YAML, got {_shown(name, value)}.") from None
     if isinstance(here, list) and last.isdigit() and int(last) < len(here):
@@ -284,8 +269,8 @@ def _expand(value: Any, place: str, environ: Mapping[str, str]) -> Any:
     if not expanded or not _VARIABLE.fullmatch(value):
         return expanded
     try:
-        return yaml.safe_load(expanded)
-    except (yaml.YAMLError, ValueError):  # such as *.jpg, which YAML takes for an alias
+        return parse_yaml(expanded)
+    except (yaml.YAMLError, ValueError, RecursionError):  # such as *.jpg, which YAML takes for an alias
         return expanded
 
 

@@ -97,6 +97,9 @@ def check_metadata_name(name: str) -> str:
     return name
 
 
+_TABLE_CAPS = ("max_row_bytes", "max_rows", "max_expansion")
+
+
 Location = Annotated[str, Field(min_length=1), AfterValidator(_check_location)]
 """A path or an fsspec URL."""
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -133,6 +136,15 @@ class SourceConfig(Section):
     metadata: dict[str, MetadataType] = Field(
         default_factory=dict, description="Table columns kept with each asset, with their types."
     )
+    max_row_bytes: Annotated[int, Field(ge=1024)] = Field(
+        16_777_216, description="Table: a larger row of csv, line of JSON or cell of Parquet ends the run, unread."
+    )
+    max_rows: PositiveInt = Field(100_000_000, description="Table: one file with more rows ends the run.")
+    max_expansion: PositiveInt = Field(
+        1000,
+        description="Table (parquet): the columns that are read may be so many times as large as their file; 256 MB "
+        "they may always be.",
+    )
     storage_options: dict[str, Any] = Field(
         default_factory=dict, description="Options for fsspec. Credentials belong into the cloud's own chain."
     )
@@ -152,6 +164,7 @@ class SourceConfig(Section):
         if self.files is not None:
             named = [n for n in ("id", "text", "uri", "bytes", "format") if getattr(self, n) is not None]
             named += [n for n in ("metadata", "within") if getattr(self, n)]
+            named += [n for n in _TABLE_CAPS if getattr(self, n) != SourceConfig.model_fields[n].default]
             if named:
                 raise ValueError(f"has `{named[0]}`, which belongs to a `table`, not to `files`")
             return self

@@ -5,6 +5,7 @@ take no more of it than a thousand.
 """
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -461,13 +462,14 @@ class Comparison:
         self._db.unregister("empty")
 
     def _insert(self, name: str, table: pa.Table) -> None:
-        self._db.register("part", table)
-        self._db.execute(f"INSERT INTO {name} SELECT * FROM part")
-        self._db.unregister("part")
+        with _memory_errors():
+            self._db.register("part", table)
+            self._db.execute(f"INSERT INTO {name} SELECT * FROM part")
+            self._db.unregister("part")
 
     def _select(self, query: str, schema: pa.Schema) -> Iterator[pa.Table]:
         # A cursor of its own: another query on the same one would end this one's rows.
-        with self._db.cursor() as cursor:
+        with _memory_errors(), self._db.cursor() as cursor:
             for batch in cursor.sql(query).to_arrow_reader(_BATCH_ROWS):
                 yield pa.Table.from_batches([batch]).cast(schema)
 
@@ -489,6 +491,20 @@ def _in_doubt(table: pa.Table, before: PrepareConfig, now: PrepareConfig) -> npt
         return np.empty(0, np.int64)
     is_old = pc.and_(pc.is_valid(prepared), pc.invert(pc.ends_with(prepared, is_of_today())))
     return np.asarray(pc.indices_nonzero(is_old), np.int64)
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """What the database cannot hold is an error of the sources, and no defect."""
+    try:
+        yield
+    except duckdb.Error as error:
+        if not re.search(r"(?i)out of memory|allocate|pin block", str(error)):
+            raise
+        raise SourceError(
+            f"The texts of the sources take more than the {_MEMORY_MB} MB in which they are compared: shorten them, "
+            "or spread the sources over several jobs."
+        ) from error
 
 
 def _together(sizes: Sequence[int]) -> Iterator[list[tuple[int, int]]]:

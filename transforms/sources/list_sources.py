@@ -10,9 +10,11 @@ from fsspec.implementations.local import LocalFileSystem
 from ...configs import SourceConfig
 from ...configs.errors import ConfigError
 from ...index.storage.remote import storage_errors
+from .casts import cast_cells
 from .files import match_files
 from .references import BATCH_ROWS, file_fingerprint, local_uri, printable, reference_schema
 from .tables import TableReader
+from .uri_safety import check_prefixes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 TEXT_SUFFIXES = (".txt", ".md")
@@ -77,6 +79,7 @@ def _in_chain(path: str, chain: str) -> str:
 
 def _table(source: SourceConfig, position: int, metadata: Mapping[str, str], place: str) -> Iterator[pa.Table]:
     rows = 0
+    check_prefixes(source, place)
     for reader in _readers(source, place):
         for part in reader.rows():
             table = reader.references(part, position, metadata)
@@ -97,7 +100,7 @@ def places_of_id(source: SourceConfig, asset_id: str, most: int) -> list[str]:
     places: list[str] = []
     for reader in _readers(source, ""):
         for first, batch in reader.rows():
-            ids = pc.cast(batch.column(source.id), pa.string())
+            ids = cast_cells(batch.column(source.id), pa.string())
             rows = pc.indices_nonzero(pc.equal(ids, asset_id)).to_pylist()
             places += [f"{reader.place_of_row(first + row)} of {reader.url}" for row in rows[: most - len(places)]]
             if len(places) == most:

@@ -133,6 +133,8 @@ def _folders_of(source: SourceConfig) -> tuple[str, ...]:
 
 def _folder_of(pattern: str) -> str:
     """What is fixed of a pattern: itself if it is a folder, else the folders before the first wildcard."""
+    if (path := local_path(pattern)) is not None and Path(path).exists():  # a name may look like a pattern
+        return pattern if Path(path).is_dir() else str(Path(path).parent)
     fixed = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
     is_folder = fixed == pattern and (local_path(pattern) is None or Path(pattern).is_dir())
     return pattern if is_folder else fixed.rpartition("/")[0] or "/"

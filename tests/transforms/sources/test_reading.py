@@ -15,9 +15,9 @@ import pytest
 from epithre_beam.configs import PrepareConfig, SourceConfig
 from epithre_beam.index.versions.layout import Reason
 from epithre_beam.transforms.sources.list_sources import list_references
-from epithre_beam.transforms.sources.prepare import Unpreparable
 from epithre_beam.transforms.sources.reading import Reader
 from epithre_beam.transforms.sources.references import Reference, references_of
+from epithre_beam.transforms.sources.unpreparable import Unpreparable
 
 CAP = 100
 SETTINGS = PrepareConfig(max_file_bytes=CAP)
@@ -224,6 +224,21 @@ def test_a_cell_above_the_cap_is_refused(tmp_path: Path) -> None:
     assert reader.read(fits) == bytes(CAP)
     assert refusal(reader, large).reason is Reason.FILE_TOO_LARGE
     assert reader.read(empty) == b""
+
+
+def test_a_large_row_group_is_not_held_whole(tmp_path: Path) -> None:
+    """Some kilobytes of a dictionary for gigabytes of cells."""
+    rows, size = 2000, 1 << 20
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([b"a" * size]))
+    table = pa.table({"id": [str(i) for i in range(rows)], "b": cells})
+    pq.write_table(table, tmp_path / "t.parquet", compression="zstd", store_schema=False)
+    source = cell_source(tmp_path / "t.parquet")
+    reader, listed = Reader([source], PrepareConfig()), references(source)
+    before = pa.total_allocated_bytes()
+    for row in (0, 1, 700, 640, 1999, 3):
+        assert reader.read(listed[row]) == b"a" * size
+        assert pa.total_allocated_bytes() - before < 400 << 20
+    reader.close()
 
 
 @pytest.mark.parametrize("column", ["a b", "b#row=0&column=c", "b&row=2", "100%", "ä", "x=y", "a.b"])
