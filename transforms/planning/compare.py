@@ -28,6 +28,7 @@ from ...index.versions.files import check_file
 from ...index.versions.layout import DEAD_LETTER_SCHEMA, Reason, metadata_type, version_folder
 from ...index.versions.manifest import FileEntry, Manifest
 from ..sources.effective import Row, is_of_today, why_again, why_again_dead
+from ..sources.files import PassedOver
 from ..sources.list_sources import places_of_id
 from ..sources.references import UNKNOWN, reference_schema
 
@@ -124,6 +125,8 @@ class Comparison:
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
         self.metadata_types = self._types = dict(metadata)
+        self.passed_over = PassedOver()
+        """What folders of the sources hold that is not taken."""
         self._files: list[str] = []
         self._prepare: tuple[PrepareConfig, PrepareConfig] | None = None
         """Of the base, and of today."""
