@@ -143,6 +143,7 @@ class Comparison:
         self._stack.callback(self._db.close)
         self._db.execute("SET TimeZone = 'UTC'")
         self._db.execute("PRAGMA disable_checkpoint_on_shutdown")  # the file is thrown away
+        self._db.execute("SET enable_progress_bar = false")  # it would be drawn on the output, in the midst of JSON
         self._create("listed", reference_schema(metadata))
         self.clear_base()
 
