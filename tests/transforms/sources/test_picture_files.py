@@ -106,7 +106,6 @@ def test_a_picture_with_much_text_or_a_strange_profile_is_sent(send: tuple[str, 
     for extra in (
         chunk(b"zTXt", b"prompt\0\0" + zlib.compress(much)),
         chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"<x/>" * (1 << 19))),
-        chunk(b"tEXt", b"prompt\0" + much),
         iccp(bytes(1 << 21)),
         iccp(rgb_profile("p3", 2.2) + bytes(1 << 21)),
         iccp(bytes(5_000_000)),
@@ -114,7 +113,7 @@ def test_a_picture_with_much_text_or_a_strange_profile_is_sent(send: tuple[str, 
         for settings in (PrepareConfig.model_validate({"send_formats": send, "check": check}) for check in CHECKS):
             data = png(8, 8, 8, 0, GREYS, extra)
             picture = prepare_picture(data, settings)
-            assert (picture.content == data) == ("png" in send)
+            assert len(picture.content) < 1000  # what others refuse to unpack is not sent to them
             with Image.open(io.BytesIO(prepare_picture(data, PrepareConfig(send_formats=("jpeg",))).content)) as image:
                 assert image.size == (8, 8)
 
