@@ -59,8 +59,9 @@ def png_parts(data: bytes, most_profile_bytes: int) -> PngParts:
             break
         match name:
             case b"iCCP" if profile is None:
-                profile = _profile(data[at + 8 : end - 4], most_profile_bytes)
-                is_heavy |= profile is None or len(profile) >= _MOST_TEXT
+                found = _unpacked(data[at + 8 : end - 4].partition(b"\0")[2][1:], most_profile_bytes + 1)
+                is_heavy |= len(found) >= _MOST_TEXT
+                profile = found if 0 < len(found) <= most_profile_bytes else None
             case b"gAMA" if length == 4:
                 gamma = int.from_bytes(data[at + 8 : end - 4], "big") / 100_000
             case b"sRGB":
@@ -99,34 +100,18 @@ def png_parts(data: bytes, most_profile_bytes: int) -> PngParts:
     )
 
 
-def _profile(body: bytes, most: int) -> bytes | None:
-    packed = body.partition(b"\0")[2][1:]
-    found = _unpacked(packed, most)
-    return found or None
-
-
 def _text_size(name: bytes, body: bytes) -> int:
-    """Bytes of a text as a decoder unpacks it, up to what it takes; of a broken one those of its chunk."""
+    """Bytes of a text as a decoder unpacks it, up to what it takes; none of a broken one."""
     rest = body.partition(b"\0")[2]
     packed = rest[1:] if name == b"zTXt" else b""
     if name == b"iTXt" and rest[:1] == b"\1":
         packed = rest[2:].split(b"\0", 2)[-1]
-    if not packed:
-        return len(body)
-    unpacking = zlib.decompressobj()
-    try:
-        return len(unpacking.decompress(packed, _MOST_TEXT))
-    except zlib.error:
-        return len(body)
+    return len(_unpacked(packed, _MOST_TEXT)) if packed else len(body)
 
 
-def _unpacked(packed: bytes, most: int) -> bytes | None:
-    """At most so many bytes; None when there are more, or they are broken."""
-    unpacking = zlib.decompressobj()
+def _unpacked(packed: bytes, most: int) -> bytes:
+    """At most so many bytes; none of what is broken."""
     try:
-        found = unpacking.decompress(packed, most)
-        if unpacking.unconsumed_tail and unpacking.decompress(unpacking.unconsumed_tail, 1):
-            return None
+        return zlib.decompressobj().decompress(packed, most)
     except zlib.error:
-        return None
-    return found
+        return b""

@@ -147,3 +147,9 @@ def test_what_the_header_says_of_the_levels_is_read() -> None:
     file = open_picture(deep, DEFAULTS, deadline)
     assert (file.tag(262), file.tag(281), file.profile) == (0, 4095, profile)
     assert file.tag(60_000) is None
+
+
+def test_a_png_with_a_broken_profile_or_text_is_sent_as_it_is() -> None:
+    for extra in (chunk(b"iCCP", b"x\0\0no deflated bytes"), chunk(b"zTXt", b"a\0\0none"), chunk(b"iTXt", b"a\0\1")):
+        data = png(8, 8, 8, 0, GREYS, extra)
+        assert prepare_picture(data, DEFAULTS).content == data
