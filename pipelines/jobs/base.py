@@ -54,7 +54,7 @@ def compare(
         SourceError: When a source cannot be read, or two assets of a kind share an id.
     """
     with Comparison(metadata_types) as comparison:
-        for table in iterate_references(sources, metadata_types, label):
+        for table in iterate_references(sources, metadata_types, label, comparison.passed_over):
             comparison.add_references(table)
         comparison.check_ids(sources, label)
         yield comparison

@@ -32,6 +32,8 @@ class Estimate:
 
     assets: dict[str, int]
     source_bytes: dict[str, int]
+    passed_over: str
+    """What folders of the sources hold that is not taken, such as `4 files (.avif, .jfif), 1 linked folder`."""
     base: str | None
     """The version whose vectors are taken over."""
     every_vector_is_new_because: list[str]
@@ -146,6 +148,7 @@ def estimate(config: RunConfig) -> Estimate:
     return Estimate(
         assets=dict(changes.assets),
         source_bytes=dict(changes.size_bytes),
+        passed_over=str(comparison.passed_over),
         base=found.usable.version if found.usable else None,
         every_vector_is_new_because=list(found.reasons),
         uncertain_because=uncertain,
@@ -196,6 +199,8 @@ def plan_table(found: Estimate) -> Table:
     table.add_column(overflow="fold")
     for kind, count in found.assets.items():
         table.add_row(kind, f"{of_count(count, 'asset')}, {of_count(found.source_bytes[kind], 'byte')}")
+    if found.passed_over:
+        table.add_row("passed over", Text(f"{found.passed_over}: name them with a pattern to take them"))
     for reason in found.every_vector_is_new_because:
         table.add_row("all is new", Text(f"no vector of the version in force is taken over: {reason}"))
     if found.uncertain_because is not None:

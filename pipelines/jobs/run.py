@@ -59,6 +59,8 @@ def run(config: RunConfig, runner: Runner | None = None, *, adopt: bool = False)
         held = hold_catalog(config.catalog, stack)
         Trust().remember_job(config)
         comparison = stack.enter_context(compare(config.sources, config.metadata_types))
+        if comparison.passed_over:
+            tell("passed_over", what=str(comparison.passed_over))
         launch = _Launch(
             config=config, runner=runner or Runner(), comparison=comparison, started_at_s=started_at_s, adopt=adopt
         )

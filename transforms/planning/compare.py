@@ -29,6 +29,7 @@ from ...index.versions.files import check_file
 from ...index.versions.layout import DEAD_LETTER_SCHEMA, Reason, metadata_type, version_folder
 from ...index.versions.manifest import FileEntry, Manifest
 from ..sources.effective import Row, is_of_today, why_again, why_again_dead
+from ..sources.files import PassedOver
 from ..sources.list_sources import places_of_id
 from ..sources.references import UNKNOWN, reference_schema
 
@@ -144,6 +145,8 @@ class Comparison:
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
         self.metadata_types = self._types = dict(metadata)
+        self.passed_over = PassedOver()
+        """What folders of the sources hold that is not taken."""
         self._files: list[str] = []
         self._prepare: tuple[PrepareConfig, PrepareConfig] | None = None
         """Of the base, and of today."""
@@ -160,6 +163,7 @@ class Comparison:
         self._stack.callback(self._db.close)
         self._db.execute("SET TimeZone = 'UTC'")
         self._db.execute("PRAGMA disable_checkpoint_on_shutdown")  # the file is thrown away
+        self._db.execute("SET enable_progress_bar = false")  # it would be drawn on the output, in the midst of JSON
         self._create("listed", reference_schema(metadata))
         self.clear_base()
 

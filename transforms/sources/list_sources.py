@@ -11,7 +11,7 @@ from ...configs import SourceConfig
 from ...configs.errors import ConfigError
 from ...index.storage.remote import storage_errors
 from .casts import cast_cells
-from .files import match_files
+from .files import PassedOver, match_files
 from .references import BATCH_ROWS, file_fingerprint, local_uri, printable, reference_schema
 from .tables import TableReader
 from .uri_safety import check_prefixes
@@ -21,7 +21,11 @@ TEXT_SUFFIXES = (".txt", ".md")
 
 
 def list_references(
-    source: SourceConfig, position: int, metadata: Mapping[str, str], label: str = "sources"
+    source: SourceConfig,
+    position: int,
+    metadata: Mapping[str, str],
+    label: str = "sources",
+    passed_over: PassedOver | None = None,
 ) -> Iterator[pa.Table]:
     """The references of one source, in tables of `reference_schema(metadata)`.
 
@@ -30,18 +34,24 @@ def list_references(
         position: Among the config's sources, for errors and for readers.
         metadata: The columns of all sources; those that this one has not are null.
         label: What the job calls its sources, for errors.
+        passed_over: Is told what of a folder is not taken.
 
     Raises:
         ConfigError: When the source matches nothing, or a table has not the columns that the config names.
     """
-    references = _files if source.files is not None else _table
+    place = f"{label}[{position}]"
     with storage_errors(source.files or source.table or ""):
-        yield from references(source, position, metadata, f"{label}[{position}]")
+        if source.files is not None:
+            yield from _files(source, position, metadata, place, passed_over)
+        else:
+            yield from _table(source, position, metadata, place)
 
 
-def _files(source: SourceConfig, position: int, metadata: Mapping[str, str], place: str) -> Iterator[pa.Table]:
+def _files(
+    source: SourceConfig, position: int, metadata: Mapping[str, str], place: str, passed_over: PassedOver | None
+) -> Iterator[pa.Table]:
     suffixes = IMAGE_SUFFIXES if source.kind == "image" else TEXT_SUFFIXES
-    fs, found = match_files(source.files or "", source.storage_options, f"{place}.files", suffixes)
+    fs, found = match_files(source.files or "", source.storage_options, f"{place}.files", suffixes, passed_over)
     schema = reference_schema(metadata)
     is_local = isinstance(fs, LocalFileSystem)
     rows: list[dict[str, Any]] = []

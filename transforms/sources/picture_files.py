@@ -57,6 +57,8 @@ class PictureFile:
     """Of a PNG's sample; 0 for other formats."""
     has_frames: bool
     """Whether it is a PNG with frames."""
+    is_heavy: bool
+    """Whether it is a PNG with more beside its pixels than other decoders take."""
 
     @property
     def is_animated(self) -> bool:
@@ -134,6 +136,7 @@ def open_picture(data: bytes, settings: PrepareConfig, deadline: float) -> Pictu
         gamma=None if parts is None else parts.gamma,
         bits=0 if parts is None else parts.bits,
         has_frames=parts is not None and parts.is_animated,
+        is_heavy=parts is not None and parts.is_heavy,
     )
 
 

@@ -15,7 +15,9 @@ _KEPT = {b"tRNS", b"eXIf"}
 _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 _ORIENTING = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _MOST_TEXT = 1 << 20
-"""Bytes of a text that a decoder unpacks; what is longer holds no orientation that anybody looks for."""
+"""Bytes of a text or a profile that the commonest decoder unpacks before it refuses the file."""
+_MOST_TEXTS = 1 << 26
+"""The same, of all texts together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,8 @@ class PngParts:
     is_animated: bool
     is_oriented: bool
     """Whether a chunk may hold an orientation."""
+    is_heavy: bool
+    """Whether it has more text, or a larger profile, than other decoders take: as it is they refuse it."""
 
 
 def png_parts(data: bytes, most_profile_bytes: int) -> PngParts:
@@ -44,7 +48,8 @@ def png_parts(data: bytes, most_profile_bytes: int) -> PngParts:
     """
     kept: list[tuple[int, int]] = []
     profile, gamma = None, None
-    is_srgb = is_animated = is_oriented = False
+    is_srgb = is_animated = is_oriented = is_heavy = False
+    texts = 0
     at = _SIGNATURE_BYTES
     while at + _FRAME_BYTES <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
@@ -54,7 +59,9 @@ def png_parts(data: bytes, most_profile_bytes: int) -> PngParts:
             break
         match name:
             case b"iCCP" if profile is None:
-                profile = _profile(data[at + 8 : end - 4], most_profile_bytes)
+                found = _unpacked(data[at + 8 : end - 4].partition(b"\0")[2][1:], most_profile_bytes + 1)
+                is_heavy |= len(found) >= _MOST_TEXT
+                profile = found if 0 < len(found) <= most_profile_bytes else None
             case b"gAMA" if length == 4:
                 gamma = int.from_bytes(data[at + 8 : end - 4], "big") / 100_000
             case b"sRGB":
@@ -63,8 +70,13 @@ def png_parts(data: bytes, most_profile_bytes: int) -> PngParts:
                 is_animated = True
             case b"eXIf":
                 is_oriented = True
-        is_text = name in _TEXTS and _holds_orientation(name, data[at + 8 : end - 4])
-        is_oriented |= is_text
+        is_text = False
+        if name in _TEXTS and texts <= _MOST_TEXTS:
+            size = _text_size(name, data[at + 8 : end - 4])
+            texts += size
+            is_heavy |= texts > _MOST_TEXTS or (size >= _MOST_TEXT and name != b"tEXt")
+            is_text = size < _MOST_TEXT and data.startswith(_ORIENTING, at + 8)
+            is_oriented |= is_text
         if not name[0] & 0x20 or name in _KEPT or is_text:
             if kept and kept[-1][1] == at:
                 kept[-1] = kept[-1][0], end
@@ -84,35 +96,22 @@ def png_parts(data: bytes, most_profile_bytes: int) -> PngParts:
         bits=data[24] if data[12:16] == b"IHDR" and len(data) > 24 else 0,
         is_animated=is_animated,
         is_oriented=is_oriented,
+        is_heavy=is_heavy,
     )
 
 
-def _profile(body: bytes, most: int) -> bytes | None:
-    packed = body.partition(b"\0")[2][1:]
-    found = _unpacked(packed, most)
-    return found or None
-
-
-def _holds_orientation(name: bytes, body: bytes) -> bool:
-    """Whether a text may hold one, and is no longer than a decoder takes."""
-    if not body.startswith(_ORIENTING) or len(body) > _MOST_TEXT:
-        return False
+def _text_size(name: bytes, body: bytes) -> int:
+    """Bytes of a text as a decoder unpacks it, up to what it takes; none of a broken one."""
     rest = body.partition(b"\0")[2]
-    if name == b"zTXt":
-        return _unpacked(rest[1:], _MOST_TEXT - 1) is not None
+    packed = rest[1:] if name == b"zTXt" else b""
     if name == b"iTXt" and rest[:1] == b"\1":
-        parts = rest[2:].split(b"\0", 2)
-        return len(parts) == 3 and _unpacked(parts[2], _MOST_TEXT - 1) is not None
-    return True
+        packed = rest[2:].split(b"\0", 2)[-1]
+    return len(_unpacked(packed, _MOST_TEXT)) if packed else len(body)
 
 
-def _unpacked(packed: bytes, most: int) -> bytes | None:
-    """At most so many bytes; None when there are more, or they are broken."""
-    unpacking = zlib.decompressobj()
+def _unpacked(packed: bytes, most: int) -> bytes:
+    """At most so many bytes; none of what is broken."""
     try:
-        found = unpacking.decompress(packed, most)
-        if unpacking.unconsumed_tail and unpacking.decompress(unpacking.unconsumed_tail, 1):
-            return None
+        return zlib.decompressobj().decompress(packed, most)
     except zlib.error:
-        return None
-    return found
+        return b""

@@ -145,7 +145,7 @@ def _opened(data: bytes, settings: PrepareConfig) -> tuple[PictureFile, float]:
 def _may_not_stay(file: PictureFile, size_bytes: int, settings: PrepareConfig) -> bool:
     """Whether something demands that the picture is re-encoded."""
     width, height = file.upright_size
-    if file.orientation > 1 or triggers(file.name, size_bytes, width * height, settings):
+    if file.orientation > 1 or file.is_heavy or triggers(file.name, size_bytes, width * height, settings):
         return True
     if settings.as_is == "any":
         return False

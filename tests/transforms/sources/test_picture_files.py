@@ -106,7 +106,6 @@ def test_a_picture_with_much_text_or_a_strange_profile_is_sent(send: tuple[str, 
     for extra in (
         chunk(b"zTXt", b"prompt\0\0" + zlib.compress(much)),
         chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"<x/>" * (1 << 19))),
-        chunk(b"tEXt", b"prompt\0" + much),
         iccp(bytes(1 << 21)),
         iccp(rgb_profile("p3", 2.2) + bytes(1 << 21)),
         iccp(bytes(5_000_000)),
@@ -114,7 +113,7 @@ def test_a_picture_with_much_text_or_a_strange_profile_is_sent(send: tuple[str, 
         for settings in (PrepareConfig.model_validate({"send_formats": send, "check": check}) for check in CHECKS):
             data = png(8, 8, 8, 0, GREYS, extra)
             picture = prepare_picture(data, settings)
-            assert (picture.content == data) == ("png" in send)
+            assert len(picture.content) < 1000  # what others refuse to unpack is not sent to them
             with Image.open(io.BytesIO(prepare_picture(data, PrepareConfig(send_formats=("jpeg",))).content)) as image:
                 assert image.size == (8, 8)
 
@@ -148,3 +147,9 @@ def test_what_the_header_says_of_the_levels_is_read() -> None:
     file = open_picture(deep, DEFAULTS, deadline)
     assert (file.tag(262), file.tag(281), file.profile) == (0, 4095, profile)
     assert file.tag(60_000) is None
+
+
+def test_a_png_with_a_broken_profile_or_text_is_sent_as_it_is() -> None:
+    for extra in (chunk(b"iCCP", b"x\0\0no deflated bytes"), chunk(b"zTXt", b"a\0\0none"), chunk(b"iTXt", b"a\0\1")):
+        data = png(8, 8, 8, 0, GREYS, extra)
+        assert prepare_picture(data, DEFAULTS).content == data

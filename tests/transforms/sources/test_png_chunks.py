@@ -58,6 +58,20 @@ def test_a_text_with_an_orientation_is_given_as_long_as_a_decoder_takes_it(size:
         assert (len(names(parts.stream)) == 4) == is_kept
 
 
+def test_what_other_decoders_refuse_is_known_without_unpacking_it_all() -> None:
+    """Pillow takes a megabyte of a text or a profile, and 64 of all texts."""
+    packed = zlib.compress(b"x" * 900_000)
+    assert not parts_of().is_heavy
+    assert not parts_of(chunk(b"tEXt", b"a\0" + b"x" * (1 << 21)), chunk(b"zTXt", b"a\0\0" + packed)).is_heavy
+    for extra in (
+        chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * (1 << 21))),
+        chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(b"x" * (1 << 26))),
+        chunk(b"zTXt", b"a\0\0" + packed) * 80,
+        iccp(b"x" * (1 << 20)),
+    ):
+        assert parts_of(extra).is_heavy
+
+
 def test_a_profile_is_unpacked_up_to_its_cap_and_not_given() -> None:
     for size in (1, 3_000_000, MOST):
         parts = parts_of(iccp(b"p" * size))

@@ -3,7 +3,9 @@
 import os
 import random
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +305,28 @@ def test_a_broken_page_is_unreadable(tmp_path: Path) -> None:
             found = read_cell(reader, reference)
             assert isinstance(found, bytes) or found in {Reason.UNREADABLE, Reason.FILE_TOO_LARGE, Reason.MISSING}
         reader.close()
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """Answers with the status that the path names."""
+
+    def do_GET(self) -> None:
+        self.send_response(int(self.path[1:]))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.mark.parametrize(("status", "words"), [(401, "Unauthorized"), (403, "Forbidden"), (500, "Internal"), (599, "")])
+def test_a_server_that_refuses_is_told_by_its_status(tmp_path: Path, status: int, words: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        table = tmp_path / "t.csv"
+        table.write_text(f"id,u\n1,{url}/{status}\n")
+        source = SourceConfig(kind="image", table=str(table), id="id", uri="u", within=(f"{url}/",))
+        failure = refusal(Reader([source], PrepareConfig()), references(source)[0])
+        server.shutdown()
+    assert failure.reason is Reason.UNREADABLE
+    assert f"the server answered {status} {words}".strip() in failure.detail
