@@ -18,10 +18,10 @@ PICTURES = {"kind": "image", "files": "pictures/**/*.jpg"}
 
 def manifest(job: JobIdentity | None, rows: int = 100) -> Manifest:
     return Manifest(
-        version="000001-20250102T030405Z-abcdef", previous=None, created_at="2026-11-22T00:00:00Z", software="", nonce="",
-        model="m", model_fingerprint=None, dimension=4, faiss_version="1", metadata_types={}, files=(), indexes=(), config={},
+        version="000001-20250102T030405Z-abcdef", previous=None, created_at="2026-11-22T00:00:00Z", software="",
+        nonce="", model="m", model_fingerprint=None, dimension=4, faiss_version="1", metadata_types={}, files=(),
+        indexes=(), config={}, timings_s={}, job=job,
         counts=Counts(assets=rows, per_kind={"text": rows}, embedded=0, reused=0, deduplicated=0, dead=0),
-        timings_s={}, job=job,
     )  # fmt: skip
 
 
