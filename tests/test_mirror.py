@@ -25,7 +25,6 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "configs/address.py": "tests/pipelines/commands/test_trust_command.py",
     "configs/schema.py": "tests/configs/test_load.py",
     "configs/search_schema.py": _SEARCH_BATCH,
-    "transforms/sources/unpreparable.py": "tests/transforms/sources/test_prepare.py",
     "index/ann/ask_files.py": _BUILD,
     "index/ann/parts.py": _SEARCH_BATCH,
     "index/ann/stored_header.py": _STRANGERS,
