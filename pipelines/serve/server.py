@@ -14,7 +14,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ...configs.errors import ConfigError
-from .connections import Connections, Door, connections_for
+from .connection_limits import Connections, Door, connections_for
 from .settings import ServeSettings, prefix_of
 
 _MOST_HEADER_BYTES = 65_536

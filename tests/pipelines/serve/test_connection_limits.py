@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epithre_beam.pipelines.serve.connections import Connections, connections_for
+from epithre_beam.pipelines.serve.connection_limits import Connections, connections_for
 
 
 @dataclass(eq=False)
@@ -102,7 +102,7 @@ def test_the_bounds_hold_whatever_happens_and_nobody_who_is_answered_is_dropped(
 def limited(soft, hard, wanted):
     """What `connections_for` says in a process with such a limit of open files, and the limit that it leaves."""
     program = (
-        "import resource, sys; from epithre_beam.pipelines.serve.connections import connections_for;"
+        "import resource, sys; from epithre_beam.pipelines.serve.connection_limits import connections_for;"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}));"
         f"print(connections_for({wanted}), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
