@@ -5,6 +5,7 @@ import difflib
 import importlib.resources
 import os
 import re
+import string
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
@@ -23,6 +24,11 @@ _Config = TypeVar("_Config", bound=Section)
 _PROFILES = importlib.resources.files(__package__) / "profiles"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _SECRET_NAME = re.compile(r"(?i)(api_?key|secret|token\b|password|credential)")
+_SENTENCES = 50
+_SENTENCE_CHARS = 1000
+"""Of an error: a key may be as long as the file."""
+_MASKED_CHARS = 2000
+_WORD = string.ascii_letters + string.digits + "_+-"
 _SECRET_SHAPE = re.compile(
     r"(?<=://)[^/\s'\"]+(?=@)"  # a URL's user and password
     r"|(?<=\?)[^\s'\",]+"  # its query
@@ -180,8 +186,15 @@ def _validated(raw: Mapping[str, Any], profile: _Profile | None, model: type[_Co
                 place = one["loc"]
                 is_inherited = profile and place[:1] == ("embed",) and profile.inherited.intersection(place[1:2])
                 origin = f"In the profile {profile.name}: " if profile and is_inherited else ""
-                sentences[origin + _masked(_sentence(one, model))] = None
-        raise ConfigError("\n".join(sentences)) from None  # pydantic's own error repeats every value
+                sentences[origin + _cut(_masked(_sentence(one, model)))] = None
+        more = [f"and {len(sentences) - _SENTENCES} more."] if len(sentences) > _SENTENCES else []
+        raise ConfigError(
+            "\n".join([*list(sentences)[:_SENTENCES], *more])
+        ) from None  # pydantic's own error repeats every value
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SENTENCE_CHARS else f"{text[: _SENTENCE_CHARS - 1]}…"
 
 
 def _read(path: Traversable, what: str, example: str) -> dict[Any, Any]:
@@ -204,7 +217,7 @@ def _read(path: Traversable, what: str, example: str) -> dict[Any, Any]:
         place = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it does not parse"
         # Not `from error`: YAML's own error quotes the line, and with it whatever was pasted there.
-        raise ConfigError(f"{path}{place}: this is not valid YAML: {problem}.") from None
+        raise ConfigError(f"{path}{place}: this is not valid YAML: {_cut(str(problem))}.") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a {what} must be a mapping of keys such as {example}.")
     return raw
@@ -336,6 +349,8 @@ def _shown(place: str, value: Any) -> str:
 
 def _masked(text: str) -> str:
     """A key is pasted into the wrong place sooner or later, and an error ends in a log: what looks like one goes."""
+    if len(text) > _MASKED_CHARS:  # the time it takes grows with the square, and half a key is like no key
+        text = text[:_MASKED_CHARS].rstrip(_WORD) + "…"
     return _SECRET_SHAPE.sub(lambda match: match[0] if _is_like_a_key_of_ours(match[0]) else "***", text)
 
 

@@ -35,6 +35,8 @@ def parse_yaml(text: str) -> Any:
             return None
         _values(node, {}, set())
         return loader.construct_document(node)
+    except (IndexError, KeyError, AttributeError, TypeError) as error:  # PyYAML's own, for `!!int ''` and the like
+        raise ValueError("a value is not what its tag, such as `!!int`, says") from error
     finally:
         loader.dispose()
 

@@ -240,11 +240,11 @@ def _exact(value: Any) -> int | float:
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, decimal.Decimal)):
         raise _UnlikeError
-    if not isinstance(value, numbers.Integral) and not math.isfinite(value):
-        raise _UnlikeError
-    if isinstance(value, decimal.Decimal) and value.adjusted() > _DIGITS:
-        value = decimal.Decimal(10**_DIGITS).copy_sign(value)  # 1e999999999 would take all memory, and is as far away
     number: Any = value  # which all of these can be made into
+    if isinstance(value, decimal.Decimal) and value.is_finite() and value.adjusted() > _DIGITS:
+        number = decimal.Decimal(10**_DIGITS).copy_sign(value)  # 1e999999999 would take all memory, and is as far away
+    elif not isinstance(value, numbers.Integral) and not math.isfinite(value):
+        raise _UnlikeError
     whole = int(number)
     return whole if whole == number else float(number)
 

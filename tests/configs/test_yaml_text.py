@@ -65,3 +65,15 @@ def test_aliases_depth_and_sizes_that_people_use_are_read() -> None:
     assert parse_yaml("") is None
     with pytest.raises(yaml.YAMLError, match="stands twice"):
         parse_yaml("a: 1\na: 2")
+
+
+@pytest.mark.parametrize(
+    "tag", ["int", "float", "bool", "timestamp", "binary", "set", "omap", "pairs", "map", "seq", "str"]
+)
+@pytest.mark.parametrize("value", ["''", "x", "[]", "[x]", "{}", "{a: b}", "-", "'-'", "~"])
+def test_a_value_that_is_not_what_its_tag_says_is_an_error_of_yaml(tag: str, value: str) -> None:
+    try:
+        parse_yaml(f"!!{tag} {value}")
+    except (yaml.YAMLError, ValueError):
+        return
+    parse_yaml(f"a: !!{tag} {value}")

@@ -23,7 +23,7 @@ _BLOCK_BYTES = 4 << 20
 _SLOW_ROWS = 1000
 """Read by `csv` before pyarrow is tried again: finding out whether it may takes as long as some hundreds."""
 _QUOTE, _NEWLINE = b'"\n'
-_BESIDE = tuple(b'",\n\r')
+_BESIDE = np.isin(np.arange(256), tuple(b'",\n\r'))
 """What may stand before a quote that opens a cell, and behind one that closes it."""
 
 
@@ -150,10 +150,11 @@ def _quotes(block: bytes, *, is_last: bool) -> tuple[npt.NDArray[np.int64], int]
     after = data[np.minimum(quotes + 1, len(block) - 1)]
     if quotes[-1] == len(block) - 1:
         after[-1] = _NEWLINE if is_last else 0
-    may_open, may_close = np.isin(before, _BESIDE), np.isin(after, _BESIDE)
-    inner = quotes[~(may_open | may_close)]
+    may_open, may_close = _BESIDE[before], _BESIDE[after]
     is_outer = may_open | may_close
-    quotes, may_open, may_close = quotes[is_outer], may_open[is_outer], may_close[is_outer]
+    inner = quotes[~is_outer]
+    if len(inner):
+        quotes, may_open, may_close = quotes[is_outer], may_open[is_outer], may_close[is_outer]
     # In turn they open and close; of a pair, the first closes and the second opens again.
     wrong = (quotes[0::2][~may_open[0::2]], quotes[1::2][~may_close[1::2]])
     wrong_inner = inner[np.searchsorted(quotes, inner) % 2 == 1]  # in a quoted cell
