@@ -131,5 +131,5 @@ def test_ties_without_any_answer_are_none() -> None:
         ranks=np.full((len(SHARES) + 1, 2, K), NOT_FOUND),
         tolerances=np.zeros(2, np.float32),
     )
-    _, chosen = operating_points({"a->b": empty}, [SHAPE], K, 0.95)
-    assert ties_at({"a->b": empty}, K, chosen) == {"a->b": 0.0}
+    _, chosen = operating_points({"text->image": empty}, [SHAPE], K, 0.95)
+    assert ties_at({"text->image": empty}, K, chosen) == {"text->image": 0.0}
