@@ -304,7 +304,7 @@ def test_what_is_no_condition_is_a_value_error_with_the_columns(small: Any, draw
         ({"merge": "standardised"}, "merge='standardised' needs query_kind='image' or 'text'"),
         ({"merge": "standardised", "query_kind": "audio"}, "query_kind must be 'image' or 'text', got 'audio'"),
     ],
-    ids=lambda value: "" if isinstance(value, str) else repr(value)[:40],
+    ids=lambda value: "" if isinstance(value, str) else repr(value).partition(" object at ")[0][:40],
 )
 @pytest.mark.filterwarnings("error")
 def test_a_wrong_argument_is_a_value_error_with_argument_rule_and_value(
