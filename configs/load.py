@@ -5,6 +5,7 @@ import difflib
 import importlib.resources
 import os
 import re
+import string
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
@@ -17,11 +18,17 @@ from pydantic import BaseModel, ValidationError
 from .errors import ConfigError
 from .schema import CatalogConfig, RunConfig, Section, SourceConfig
 from .search_schema import SAME, SearchJob
+from .yaml_text import YamlBombError, parse_yaml
 
 _Config = TypeVar("_Config", bound=Section)
 _PROFILES = importlib.resources.files(__package__) / "profiles"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _SECRET_NAME = re.compile(r"(?i)(api_?key|secret|token\b|password|credential)")
+_SENTENCES = 50
+_SENTENCE_CHARS = 1000
+"""Of an error: a key may be as long as the file."""
+_MASKED_CHARS = 2000
+_WORD = string.ascii_letters + string.digits + "_+-"
 _SECRET_SHAPE = re.compile(
     r"(?<=://)[^/\s'\"]+(?=@)"  # a URL's user and password
     r"|(?<=\?)[^\s'\",]+"  # its query
@@ -179,8 +186,15 @@ def _validated(raw: Mapping[str, Any], profile: _Profile | None, model: type[_Co
                 place = one["loc"]
                 is_inherited = profile and place[:1] == ("embed",) and profile.inherited.intersection(place[1:2])
                 origin = f"In the profile {profile.name}: " if profile and is_inherited else ""
-                sentences[origin + _masked(_sentence(one, model))] = None
-        raise ConfigError("\n".join(sentences)) from None  # pydantic's own error repeats every value
+                sentences[origin + _cut(_masked(_sentence(one, model)))] = None
+        more = [f"and {len(sentences) - _SENTENCES} more."] if len(sentences) > _SENTENCES else []
+        raise ConfigError(
+            "\n".join([*list(sentences)[:_SENTENCES], *more])
+        ) from None  # pydantic's own error repeats every value
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SENTENCE_CHARS else f"{text[: _SENTENCE_CHARS - 1]}…"
 
 
 def _read(path: Traversable, what: str, example: str) -> dict[Any, Any]:
@@ -193,7 +207,9 @@ def _read(path: Traversable, what: str, example: str) -> dict[Any, Any]:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"The {what} {str(path)!r} cannot be read: {reason}.") from error
     try:
-        raw = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader that also refuses duplicate keys
+        raw = parse_yaml(text)
+    except YamlBombError as error:
+        raise ConfigError(f"{path}: {error}.") from None
     except (ValueError, RecursionError) as error:  # a date such as 2024-13-45, a number of 5000 digits
         raise ConfigError(f"{path}: this is not valid YAML: {error}.") from error
     except yaml.YAMLError as error:
@@ -201,7 +217,7 @@ def _read(path: Traversable, what: str, example: str) -> dict[Any, Any]:
         place = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it does not parse"
         # Not `from error`: YAML's own error quotes the line, and with it whatever was pasted there.
-        raise ConfigError(f"{path}{place}: this is not valid YAML: {problem}.") from None
+        raise ConfigError(f"{path}{place}: this is not valid YAML: {_cut(str(problem))}.") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a {what} must be a mapping of keys such as {example}.")
     return raw
@@ -213,24 +229,6 @@ def _expand_all(raw: dict[Any, Any], path: Traversable, place: str, environ: Map
     except RecursionError as error:
         raise ConfigError(f"{path}: an alias (`*name`) must not contain itself.") from error
     return expanded
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML takes the last of two equal keys in silence; a config must not."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults`, which the parent resolves
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str):
-                if key in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _set(raw: dict[str, Any], override: str) -> None:
@@ -249,7 +247,7 @@ def _set(raw: dict[str, Any], override: str) -> None:
         else:
             raise ConfigError(f"--set {name}: there is no {'.'.join(parents[: depth + 1])!r} to set into.")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = parse_yaml(value)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"--set {name}: the value must be YAML, got {_shown(name, value)}.") from None
     if isinstance(here, list) and last.isdigit() and int(last) < len(here):
@@ -284,8 +282,8 @@ def _expand(value: Any, place: str, environ: Mapping[str, str]) -> Any:
     if not expanded or not _VARIABLE.fullmatch(value):
         return expanded
     try:
-        return yaml.safe_load(expanded)
-    except (yaml.YAMLError, ValueError):  # such as *.jpg, which YAML takes for an alias
+        return parse_yaml(expanded)
+    except (yaml.YAMLError, ValueError, RecursionError):  # such as *.jpg, which YAML takes for an alias
         return expanded
 
 
@@ -351,6 +349,8 @@ def _shown(place: str, value: Any) -> str:
 
 def _masked(text: str) -> str:
     """A key is pasted into the wrong place sooner or later, and an error ends in a log: what looks like one goes."""
+    if len(text) > _MASKED_CHARS:  # the time it takes grows with the square, and half a key is like no key
+        text = text[:_MASKED_CHARS].rstrip(_WORD) + "…"
     return _SECRET_SHAPE.sub(lambda match: match[0] if _is_like_a_key_of_ours(match[0]) else "***", text)
 
 

@@ -8,11 +8,11 @@ import ipaddress
 import re
 import socket
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 AssetKind = Literal["image", "text"]
 MetadataType = Literal["string", "int", "double", "bool", "date", "timestamp"]
@@ -97,6 +97,9 @@ def check_metadata_name(name: str) -> str:
     return name
 
 
+_TABLE_CAPS = ("max_row_bytes", "max_rows", "max_expansion")
+
+
 Location = Annotated[str, Field(min_length=1), AfterValidator(_check_location)]
 """A path or an fsspec URL."""
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -133,6 +136,15 @@ class SourceConfig(Section):
     metadata: dict[str, MetadataType] = Field(
         default_factory=dict, description="Table columns kept with each asset, with their types."
     )
+    max_row_bytes: Annotated[int, Field(ge=1024)] = Field(
+        16_777_216, description="Table: a larger row of csv, line of JSON or cell of Parquet ends the run, unread."
+    )
+    max_rows: PositiveInt = Field(100_000_000, description="Table: one file with more rows ends the run.")
+    max_expansion: PositiveInt = Field(
+        1000,
+        description="Table (parquet): the columns that are read may be so many times as large as their file; 256 MB "
+        "they may always be.",
+    )
     storage_options: dict[str, Any] = Field(
         default_factory=dict, description="Options for fsspec. Credentials belong into the cloud's own chain."
     )
@@ -152,6 +164,7 @@ class SourceConfig(Section):
         if self.files is not None:
             named = [n for n in ("id", "text", "uri", "bytes", "format") if getattr(self, n) is not None]
             named += [n for n in ("metadata", "within") if getattr(self, n)]
+            named += [n for n in _TABLE_CAPS if getattr(self, n) != SourceConfig.model_fields[n].default]
             if named:
                 raise ValueError(f"has `{named[0]}`, which belongs to a `table`, not to `files`")
             return self
@@ -167,7 +180,7 @@ class SourceConfig(Section):
 
 
 class PrepareConfig(Section):
-    """What is done to an asset before it is sent. A change here makes every vector new."""
+    """What is done to an asset before it is sent. A change here makes those vectors new that it changes."""
 
     formats: tuple[ImageFormat, ...] = Field(
         ("jpeg", "png", "webp", "gif", "bmp", "tiff"),
@@ -175,6 +188,12 @@ class PrepareConfig(Section):
     )
     send_formats: tuple[ImageFormat, ...] = Field(
         ("jpeg", "png", "webp"), description="Formats sent as they are; the others are re-encoded."
+    )
+    as_is: Literal["any", "plain"] = Field(
+        "any",
+        description="What of `send_formats` is sent as it is. `any`: what is upright and within the caps, for an API "
+        "that honours colour profiles, depth and transparency. `plain`: only what every decoder shows alike; a picture "
+        "with a colour profile, more than 8 bits, inks, transparency or frames is converted, on white.",
     )
     check: Literal["structure", "decode"] = Field(
         "structure",
@@ -184,6 +203,9 @@ class PrepareConfig(Section):
     max_file_bytes: PositiveInt = Field(64_000_000, description="A larger file is a dead letter, unread.")
     max_decode_pixels: PositiveInt = Field(
         120_000_000, description="A picture that claims more pixels is a dead letter, undecoded."
+    )
+    max_side: PositiveInt = Field(
+        100_000, description="A picture with a longer side is a dead letter, undecoded: decoders work by lines."
     )
     decode_timeout_s: Positive = Field(20.0, description="A picture that takes longer is a dead letter.")
     max_pixels: PositiveInt = Field(16_000_000, description="A picture with more pixels is downscaled.")
@@ -200,6 +222,14 @@ class PrepareConfig(Section):
         if not {"jpeg", "png"} & set(self.send_formats):
             raise ValueError("must have jpeg or png among `send_formats`, so that others can be re-encoded")
         return self
+
+
+def stored_prepare(config: Mapping[str, Any]) -> PrepareConfig | None:
+    """The `prepare` section of a manifest's config, what it does not state at its default; None: it is unreadable."""
+    try:
+        return PrepareConfig.model_validate(config.get("prepare") or {})
+    except ValidationError:
+        return None
 
 
 _DIALECTS_WITH_INPUT_TYPES = ("voyage", "cohere")

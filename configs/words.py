@@ -9,6 +9,7 @@ _ASSETS = {
     "deduplicated": "share a vector sent once",
     "dead": "without a vector",
     "touched": "touched, not changed",
+    "prepared_anew": "prepared anew, not changed",
     "moved": "moved or renamed",
     "copied": "copies of old content",
     "deleted": "gone since the last version",

@@ -5,7 +5,7 @@ escapes; what PostgreSQL's `text` cannot hold, the character NUL, becomes U+FFFD
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,22 @@ _NULL = b"\xff\xff\xff\xff"
 _DAYS_TO_2000 = 10_957
 _US_TO_2000 = _DAYS_TO_2000 * 86_400_000_000
 
+_SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
+"""Each table has them, so that no column of a user's can be called so, whatever quotes stand around it."""
+_RESERVED = frozenset({
+    "all", "analyse", "analyze", "and", "any", "array", "as", "asc", "asymmetric", "authorization", "binary",
+    "both", "case", "cast", "check", "collate", "collation", "column", "concurrently", "constraint", "create",
+    "cross", "current_catalog", "current_date", "current_role", "current_schema", "current_time",
+    "current_timestamp", "current_user", "default", "deferrable", "desc", "distinct", "do", "else", "end",
+    "except", "false", "fetch", "for", "foreign", "freeze", "from", "full", "grant", "group", "having", "ilike",
+    "in", "initially", "inner", "intersect", "into", "is", "isnull", "join", "lateral", "leading", "left",
+    "like", "limit", "localtime", "localtimestamp", "natural", "not", "notnull", "null", "offset", "on", "only",
+    "or", "order", "outer", "overlaps", "placing", "primary", "references", "returning", "right", "select",
+    "session_user", "similar", "some", "symmetric", "system_user", "table", "tablesample", "then", "to",
+    "trailing", "true", "union", "unique", "user", "using", "variadic", "verbose", "when", "where", "window",
+    "with",
+})  # fmt: skip
+"""PostgreSQL 18's key words that are reserved, functions and types among them."""
 _ASSET_COLUMNS = ("asset_id", "uri", "text", "content_sha256", "media_type", "size_bytes", "width", "height")
 
 
@@ -80,8 +96,8 @@ def check_for_pgvector(source_dimension: int, metadata_types: dict[str, str]) ->
     """Raises ArgumentError when PostgreSQL could not hold it."""
     if source_dimension > _MOST_DIMENSIONS:
         raise ArgumentError(f"pgvector holds vectors of up to {_MOST_DIMENSIONS} dimensions, got {source_dimension}.")
-    for name in metadata_types:
-        if not name or "\0" in name or len(_renamed(name, set()).encode()) > _LONGEST_NAME:
+    for name, column in _renamed(metadata_types).items():
+        if not name or "\0" in name or len(column.encode()) > _LONGEST_NAME:
             raise ArgumentError(
                 f"PostgreSQL's columns have names of 1 to {_LONGEST_NAME} bytes without NUL, and a metadata column is "
                 f"{name[:80]!r}: give it another name in the job."
@@ -96,19 +112,27 @@ def _columns(source: KindSource) -> list[_Column]:
     schema = source.schema()
     columns: list[_Column] = [(name, (name,), schema.field(name).type) for name in _ASSET_COLUMNS]
     if "metadata" in schema.names:
-        taken = {*_ASSET_COLUMNS, "embedding"}
-        for field in schema.field("metadata").type:
-            name = _renamed(field.name, taken)
-            taken.add(name)
-            columns.append((name, ("metadata", field.name), field.type))
+        fields = list(schema.field("metadata").type)
+        names = _renamed([field.name for field in fields])
+        columns += [(names[field.name], ("metadata", field.name), field.type) for field in fields]
     return columns
 
 
-def _renamed(name: str, taken: set[str]) -> str:
-    """A metadata column may be called as a column of ours is."""
-    while name in taken:
-        name = f"metadata_{name}"
-    return name
+def _renamed(names: Iterable[str]) -> dict[str, str]:
+    """What the columns of metadata are called, by their names in the catalog.
+
+    One may be called as a column of ours or of PostgreSQL's own is, or by a word that means something else in a query:
+    `SELECT user` is answered, by the name of who asks.
+    """
+    taken = {*_ASSET_COLUMNS, "embedding", *_SYSTEM_COLUMNS, *_RESERVED}
+    renamed = {}
+    for name in names:
+        column = name
+        while column in taken:
+            column = f"metadata_{column}"
+        taken.add(column)
+        renamed[name] = column
+    return renamed
 
 
 def _write_rows(file: HashingWriter, table: pa.Table, columns: list[_Column], vectors: npt.NDArray[np.float16]) -> int:

@@ -31,7 +31,7 @@ _HARMLESS = (
     "requests_per_minute", "items_per_minute", "tokens_per_minute", "timeout_s", "max_sends", "retry_share",
 )  # fmt: skip
 """Settings of `embed` that send nothing anywhere and take nothing from others."""
-_CAPS = ("max_file_bytes", "max_decode_pixels", "decode_timeout_s", "max_text_chars")
+_CAPS = ("max_file_bytes", "max_decode_pixels", "max_side", "decode_timeout_s", "max_text_chars")
 """Settings of `prepare` that refuse and change nothing: a stranger's may be lower, and no higher."""
 
 _log = logging.getLogger(__name__)

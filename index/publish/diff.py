@@ -16,6 +16,7 @@ import orjson
 import pyarrow as pa
 
 from ...configs.errors import CatalogError
+from ...configs.schema import stored_prepare
 from ..storage.store import Store
 from ..vectors.assets_file import iterate_assets
 from ..versions.files import check_file
@@ -204,6 +205,11 @@ def _flat(manifest: Manifest) -> dict[str, Any]:
         "metric": manifest.metric,
     }
     settings |= {f"metadata.{name}": value for name, value in manifest.metadata_types.items()}
-    for section in ("prepare", "index"):
-        settings |= {f"{section}.{name}": value for name, value in (manifest.config.get(section) or {}).items()}
+    prepare = stored_prepare(manifest.config)
+    sections = {
+        "prepare": manifest.config.get("prepare") if prepare is None else prepare.model_dump(mode="json"),
+        "index": manifest.config.get("index"),
+    }
+    for section, values in sections.items():
+        settings |= {f"{section}.{name}": value for name, value in (values or {}).items()}
     return settings

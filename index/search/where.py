@@ -1,10 +1,15 @@
 """Conditions on assets as data: JSON in the manner of MongoDB becomes an Arrow expression."""
 
 import datetime
+import decimal
+import math
+import numbers
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +21,8 @@ MAX_TERMS = 100
 MAX_VALUES = 1000
 """In a list of `$in` or `$nin`."""
 
+_DIGITS = 400
+"""More than a number of any column has."""
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "$eq": lambda field, value: field == value,
     "$gt": lambda field, value: field > value,
@@ -24,6 +31,9 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "$lte": lambda field, value: field <= value,
 }
 _ORDERED = ("$gt", "$gte", "$lt", "$lte")
+_ABOVE = {"$gt": "$gt", "$gte": "$gt", "$lt": "$lte", "$lte": "$lte"}
+_BELOW = {"$gt": "$gte", "$gte": "$gte", "$lt": "$lt", "$lte": "$lt"}
+"""What an operator means for the nearest value of the column when the one that is asked lies above or below it."""
 _OPERATORS = ("$eq", "$ne", *_ORDERED, "$in", "$nin", "$exists", "$not")
 
 
@@ -32,8 +42,10 @@ def parse_where(condition: str | Mapping[str, Any], schema: pa.Schema) -> pc.Exp
 
     Operators on a column are `$eq $ne $gt $gte $lt $lte $in $nin $exists $not`, on conditions `$and $or $not`; several
     keys must all hold. A name is a metadata column or, where there is none of that name, another column of the asset.
-    Dates and times are ISO strings; a time without a zone is UTC. What an asset has no value for is equal to null
-    alone: `$ne`, `$nin` and `$not` match it, comparisons do not.
+    Dates and times are ISO strings; a time without a zone is UTC. From Python, dates, times, `Decimal` and values of
+    numpy mean what they do in JSON. A number that no value of the column can have, such as 3000000000 where they have
+    32 bits, is compared as any other. What an asset has no value for is equal to null alone: `$ne`, `$nin` and `$not`
+    match it, comparisons do not; NaN is equal to nothing.
 
     Args:
         condition: A mapping, or its JSON.
@@ -53,12 +65,20 @@ def parse_where(condition: str | Mapping[str, Any], schema: pa.Schema) -> pc.Exp
     return _Parser(schema).condition(condition, "where", 1)
 
 
+class _Asked(NamedTuple):
+    """The value of a column's type that is nearest to one that is asked for."""
+
+    value: Any
+    side: int = 0
+    """1: what is asked lies above it, and no value of the type is equal to it; -1: below it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Type:
     """What the values of a column are."""
 
     rule: str
-    convert: Callable[[Any], Any]
+    convert: Callable[[Any, pa.DataType], _Asked]
     is_ordered: bool = True
 
 
@@ -68,9 +88,11 @@ class _Column:
     arrow_type: pa.DataType
     type: _Type
 
-    def value(self, value: Any, place: str) -> pa.Scalar:
+    def asked(self, value: Any, place: str) -> _Asked:
+        """With an Arrow scalar for its value."""
         try:
-            return pa.scalar(self.type.convert(value), self.arrow_type)
+            found = self.type.convert(value, self.arrow_type)
+            return found._replace(value=pa.scalar(found.value, self.arrow_type))
         except (ValueError, OverflowError, pa.ArrowException):  # a ValueError of an ISO string too
             raise _wrong(place, self.type.rule, value) from None
 
@@ -148,22 +170,30 @@ class _Parser:
             case str() if name in _ORDERED:
                 if not column.type.is_ordered:
                     raise ArgumentError(f"{place} must be $eq or $ne, the column's values are {column.type.rule}.")
-                return column.field.is_valid() & _COMPARISONS[name](column.field, column.value(value, place))
+                value, side = column.asked(value, place)
+                name = name if not side else (_ABOVE if side > 0 else _BELOW)[name]
+                return column.field.is_valid() & _COMPARISONS[name](column.field, value)
         raise _wrong(place, f"an operator among {', '.join(_OPERATORS)}", name)
 
     def _equal(self, column: _Column, value: Any, place: str) -> pc.Expression:
         if value is None:
             return column.field.is_null()
-        return column.field.is_valid() & (column.field == column.value(value, place))
+        value, side = column.asked(value, place)
+        return pc.scalar(False) if side else column.field.is_valid() & (column.field == value)
 
     def _among(self, column: _Column, values: Any, place: str) -> pc.Expression:
+        if isinstance(values, np.ndarray):
+            values = list(values)
         if not isinstance(values, (list, tuple)):
             raise _wrong(place, "a list of values", values)
         if len(values) > MAX_VALUES:
             raise ArgumentError(f"{place} must have at most {MAX_VALUES} values, got {len(values)}.")
-        wanted = [column.value(value, f"{place}[{i}]").as_py() for i, value in enumerate(values) if value is not None]
+        asked = [column.asked(value, f"{place}[{i}]") for i, value in enumerate(values) if value is not None]
+        wanted = [one.value.as_py() for one in asked if not one.side]
+        if pa.types.is_floating(column.arrow_type) and 0.0 in wanted:
+            wanted += [0.0, -0.0]  # equal, and not the same to Arrow's table of hashes
         found = column.field.is_valid() & column.field.isin(pa.array(wanted, column.arrow_type))
-        return column.field.is_null() | found if None in values else found
+        return column.field.is_null() | found if any(value is None for value in values) else found
 
     def _count(self, place: str) -> None:
         self._terms += 1
@@ -195,42 +225,76 @@ class _UnlikeError(ValueError):
     """A value is not what its column has."""
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, _kind: Any = None) -> _Asked:
     if not isinstance(value, str):
         raise _UnlikeError
     value.encode()  # half of a surrogate pair is no text
-    return value
+    return _Asked(str(value))
 
 
-def _whole(value: Any) -> int:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
+def _exact(value: Any) -> int | float:
+    """A number of Python, numpy or `decimal` as a whole one, or else as the nearest float.
+
+    Raises:
+        _UnlikeError: When it is none, or not finite.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, decimal.Decimal)):
         raise _UnlikeError
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
+    number: Any = value  # which all of these can be made into
+    if isinstance(value, decimal.Decimal) and value.is_finite() and value.adjusted() > _DIGITS:
+        number = decimal.Decimal(10**_DIGITS).copy_sign(value)  # 1e999999999 would take all memory, and is as far away
+    elif not isinstance(value, numbers.Integral) and not math.isfinite(value):
         raise _UnlikeError
-    return float(value)
+    whole = int(number)
+    return whole if whole == number else float(number)
 
 
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
+def _whole(value: Any, kind: pa.DataType) -> _Asked:
+    number = _exact(value)
+    if isinstance(number, float):
         raise _UnlikeError
-    return value
+    most = 2 ** (kind.bit_width - 1) - 1
+    nearest = min(max(number, -most - 1), most)
+    return _Asked(nearest, (number > nearest) - (number < nearest))
 
 
-def _date(value: Any) -> datetime.date:
+def _number(value: Any, _kind: Any) -> _Asked:
+    number = _exact(value)
+    try:
+        nearest = float(number)
+    except OverflowError:
+        nearest = math.copysign(sys.float_info.max, number > 0 or -1)
+    return _Asked(nearest, (number > nearest) - (number < nearest))
+
+
+def _truth(value: Any, _kind: Any) -> _Asked:
+    if not isinstance(value, (bool, np.bool_)):
+        raise _UnlikeError
+    return _Asked(bool(value))
+
+
+def _date(value: Any, _kind: Any) -> _Asked:
+    if isinstance(value, np.datetime64):
+        day = value.astype("datetime64[D]")
+        if np.isnat(value) or day != value:
+            raise _UnlikeError
+        value = day.item()
     if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
-        return value
-    return datetime.date.fromisoformat(_text(value))
+        return _Asked(value)
+    return _Asked(datetime.date.fromisoformat(_text(value).value))
 
 
-def _time(value: Any) -> datetime.datetime:
-    time = value if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(_text(value))
-    return time.replace(tzinfo=datetime.UTC) if time.tzinfo is None else time.astimezone(datetime.UTC)
+def _time(value: Any, _kind: Any) -> _Asked:
+    side = 0
+    if isinstance(value, np.datetime64):
+        cut = value.astype("datetime64[us]")
+        if np.isnat(value):
+            raise _UnlikeError
+        value, side = cut.item(), int(value > cut) - int(value < cut)
+    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+        value = datetime.datetime.combine(value, datetime.time())
+    time = value if isinstance(value, datetime.datetime) else datetime.datetime.fromisoformat(_text(value).value)
+    return _Asked(time.replace(tzinfo=datetime.UTC) if time.tzinfo is None else time.astimezone(datetime.UTC), side)
 
 
 _TYPES: tuple[tuple[Callable[[Any], bool], _Type], ...] = (

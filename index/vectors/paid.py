@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ...configs import PrepareConfig
 from ...configs.errors import CatalogError, StoreError
+from ...configs.schema import stored_prepare
 from ..storage.store import Store
 from ..versions.files import check_file
 from ..versions.layout import UNITS, is_unit, version_folder
@@ -36,6 +38,8 @@ class PaidVector:
     width: int | None
     height: int | None
     prepared: str | None
+    settings: PrepareConfig | None
+    """That it was prepared with; None where `prepared` says all."""
 
 
 @dataclass
@@ -44,6 +48,8 @@ class _Contents:
 
     groups: list[tuple[str, int]] = field(default_factory=list)
     """(file, row group)"""
+    settings: list[PrepareConfig | None] = field(default_factory=list)
+    """Of each row group."""
     sizes: list[int] = field(default_factory=list)
     parts: list[Keys] = field(default_factory=list)
     keys: Keys = field(default_factory=lambda: np.empty(0, np.uint64))
@@ -64,13 +70,20 @@ class PaidVectors:
     A file that turns out damaged is treated as if it were not there: its contents are embedded anew.
     """
 
-    def __init__(self, store: Store, manifests: Sequence[Manifest], recipe: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        manifests: Sequence[Manifest],
+        recipe: str,
+        of_first_rules: Mapping[str, PrepareConfig] | None = None,
+    ) -> None:
         """Reads what contents there are.
 
         Args:
             store: The catalog.
             manifests: Of the versions whose vectors may be taken over.
             recipe: Of the units that may: what runs paid for that ended before they wrote a version.
+            of_first_rules: Recipes of units whose rows do not say with which settings they were prepared, and these.
         """
         self._store = store
         self._contents: dict[str, _Contents] = {}
@@ -78,20 +91,24 @@ class PaidVectors:
         self._lock = threading.Lock()
         for manifest in manifests:
             self._add_version(manifest)
-        self._add_units(recipe)
+        self._add_units({**(of_first_rules or {}), recipe: None})
         for contents in self._contents.values():
             contents.sort()
 
     def find(self, kind: str, content_sha256: str) -> PaidVector | None:
         """The vector of an asset of this kind and content, if there is one."""
+        return next(self.find_all(kind, content_sha256), None)
+
+    def find_all(self, kind: str, content_sha256: str) -> Iterator[PaidVector]:
+        """The vectors of assets of this kind and content, those of the version in force first; any number of them."""
         contents = self._contents.get(kind)
         if contents is None:
-            return None
+            return
         key = content_key(content_sha256)
         first = int(np.searchsorted(contents.keys, key))
         for at in range(first, len(contents.keys)):
             if contents.keys[at] != key:
-                return None
+                return
             row = int(contents.rows[at])
             group = int(np.searchsorted(contents.starts, row, side="right")) - 1
             try:
@@ -102,8 +119,7 @@ class PaidVectors:
             found = values.drop_columns(["embedding"]).to_pylist()[0]
             if found.pop("content_sha256") == content_sha256:  # only the first 64 bits were compared so far
                 vector = np.array(values.column("embedding").chunk(0).flatten(), np.float32)
-                return PaidVector(vector=vector, **found)
-        return None
+                yield PaidVector(vector=vector, settings=contents.settings[group], **found)
 
     def _add_version(self, manifest: Manifest) -> None:
         prefix = version_folder(manifest.version)
@@ -122,30 +138,32 @@ class PaidVectors:
             if sum(sizes) == sum(map(len, parts)):
                 contents = self._contents.setdefault(index.kind, _Contents())
                 contents.groups += groups
+                contents.settings += [stored_prepare(manifest.config)] * len(groups)
                 contents.sizes += sizes
                 contents.parts += parts
 
-    def _add_units(self, recipe: str) -> None:
+    def _add_units(self, recipes: Mapping[str, PrepareConfig | None]) -> None:
         names = [name for name in self._store.names(UNITS) if is_unit(name)]
         with ThreadPoolExecutor(_READERS) as pool:
-            for name, found in zip(names, pool.map(lambda name: self._unit_keys(name, recipe), names), strict=True):
+            for name, found in zip(names, pool.map(lambda name: self._unit_keys(name, recipes), names), strict=True):
                 if found is not None:
-                    kind, keys = found
+                    kind, keys, recipe = found
                     contents = self._contents.setdefault(kind, _Contents())
                     contents.groups.append((name, 0))
+                    contents.settings.append(recipes[recipe])
                     contents.sizes.append(len(keys))
                     contents.parts.append(keys)
 
-    def _unit_keys(self, name: str, recipe: str) -> tuple[str, Keys] | None:
+    def _unit_keys(self, name: str, recipes: Mapping[str, PrepareConfig | None]) -> tuple[str, Keys, str] | None:
         try:
             footer = read_unit_footer(self._store, name.removeprefix(f"{UNITS}/").removesuffix(".parquet"))
-            if footer is None or footer.recipe != recipe or not footer.rows:
+            if footer is None or footer.recipe not in recipes or not footer.rows:
                 return None
             with self._store.open_read(name) as file:
                 table = _read_group(open_vectors(file), 0, ["kind", "content_sha256"])
         except (pa.ArrowException, OSError, KeyError):
             return None
-        return table.column("kind")[0].as_py(), _keys(table.column("content_sha256"))
+        return table.column("kind")[0].as_py(), _keys(table.column("content_sha256")), footer.recipe
 
     def _group(self, name: str, number: int) -> pa.Table:
         with self._lock:

@@ -27,6 +27,8 @@ from typing import TypedDict
 import pyarrow as pa
 
 FORMAT_VERSION = 2
+PREPARE_RULES = 2
+"""How pictures are prepared (transforms/sources/effective.py). 1: colours and levels by Pillow's own conversions."""
 LATEST = "LATEST.json"
 RUNS = "runs"
 UNITS = "units"

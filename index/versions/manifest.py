@@ -27,6 +27,7 @@ from .values import (
     MetadataName,
     NotNegative,
     Number,
+    PrepareRules,
     SearchParameter,
     Sha256,
     Share,
@@ -169,8 +170,8 @@ class MadeBy(NamedTuple):
 class Counts(_Part):
     """Where a version's assets come from: `assets` = `embedded` + `reused` + `dead`.
 
-    `unchanged`, `touched`, `changed`, `moved`, `copied` and `new` say the same rows otherwise, by comparison with the
-    version before: they too add up to `embedded` + `reused`.
+    `unchanged`, `touched`, `prepared_anew`, `changed`, `moved`, `copied` and `new` say the same rows otherwise, by
+    comparison with the version before: they too add up to `embedded` + `reused`.
     """
 
     assets: Count
@@ -187,6 +188,8 @@ class Counts(_Part):
     """Rows whose id, place and fingerprint are what they were: not even read."""
     touched: Count = 0
     """Rows with another fingerprint or place and the same content: read, not sent."""
+    prepared_anew: Count = 0
+    """Rows whose asset is what it was, but may be prepared otherwise today: read, and sent again if it is."""
     changed: Count = 0
     """Rows with the id of an old one and another content."""
     moved: Count = 0
@@ -225,6 +228,8 @@ class ManifestDraft(_Part):
     indexes: tuple[IndexEntry, ...]
     held_back: tuple[LongText, ...] = ()
     """Why a guard did not let this version be published by itself."""
+    prepare_rules: PrepareRules = 1
+    """The rules that its pictures were prepared by, or looked at (layout.PREPARE_RULES)."""
     config: Config
     timings_s: dict[Text, Number]
     job: JobIdentity | None = None

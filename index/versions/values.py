@@ -112,6 +112,8 @@ LongText = Annotated[str, StringConstraints(max_length=100_000)]
 Instant = Annotated[str, AfterValidator(_checked_instant)]
 Count = Annotated[int, Field(strict=True, ge=0, le=10**12)]
 Size = Annotated[int, Field(strict=True, ge=0, le=10**18)]
+PrepareRules = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+"""A later release may know later ones than this."""
 Dimension = Annotated[int, Field(strict=True, ge=1, le=65_536)]
 """As far as a job can ask for it."""
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e15, le=1e15)]

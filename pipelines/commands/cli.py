@@ -1,13 +1,14 @@
 """The command line. Exit codes are a contract: see `ExitCode`."""
 
 import contextlib
+import errno
 import io
 import itertools
-import json
 import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ...configs.errors import ConfigError
 from ...configs.load import load_search_job
 from ...configs.search_schema import SearchJob
 from ...index.versions.lease import release_all
+from ..console.documents import json_text
 from ..console.endings import Speaker, ending_of_error, ending_of_report, ending_of_search, ending_of_signal
 from ..console.logs import EVENTS, LogFormat, set_format, tell
 from ..console.options import (
@@ -41,9 +43,11 @@ from ..console.options import (
     check_file,
 )
 from ..console.screen import Screen, guard_output
+from ..jobs import remote_jobs
 from .export import export
 from .quality import evaluate, look
 from .serve import serve
+from .streams import open_closed_streams
 from .trust import trust
 from .versions import versions
 
@@ -63,17 +67,28 @@ _speaker = Speaker()
 """Whoever ends the program says so through this: the end of a command, its failure, or a signal."""
 
 
+_stopping: threading.Thread | None = None
+"""Ends the program, once what runs elsewhere is cancelled."""
+
+
 def console() -> NoReturn:
     """The console script.
 
     It ends the process with the code that was told and does not return: threads of Arrow and Beam have aborted
     interpreters on their way out, after all was done.
     """
+    open_closed_streams()
     code = main()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a reader that is gone, as of `| head`
+        try:
             stream.flush()
+        except ValueError:
+            pass
+        except OSError as error:
+            if error.errno != errno.EPIPE:  # a reader that is gone, as of `| head`, wants no more
+                _speaker.end(ending_of_error(error))
+                code = code or 1
     os._exit(code)
 
 
@@ -99,6 +114,8 @@ def main() -> int:
     try:
         code = app(standalone_mode=False)
     except Exception as error:
+        if _stopping is not None:
+            _stopping.join()  # the job failed because it was cancelled; the process ends there
         ending = ending_of_error(error)
         if is_usage := hasattr(error, "show"):
             error.show()  # a wrong command line, in the words of its parser
@@ -115,10 +132,29 @@ def _wants_document(arguments: Sequence[str]) -> bool:
 
 
 def _stopped(number: int, _: Any) -> None:
-    """SIGTERM and Ctrl-C end at once. What was finished is on disk, whole; nothing else would survive a slower end."""
+    """SIGTERM and Ctrl-C end at once. What was finished is on disk, whole; nothing else would survive a slower end.
+
+    A job that runs on a cluster would go on, and go on paying, so it is cancelled first: in a thread, since what the
+    signal interrupted may hold the locks of the connection to the cluster. A second signal does not wait for that.
+    """
+    global _stopping  # noqa: PLW0603 - signals have no object of their own
     if _speaker.is_over:
         return  # the program is at its end anyway
-    _speaker.end(ending_of_signal(number, is_run=_speaker.is_run))
+    if _stopping is None and remote_jobs.any_under_way():
+        _stopping = threading.Thread(target=_cancel_and_end, args=(number,), name="stop", daemon=True)
+        _stopping.start()
+        return
+    _end_by(number, [f"{place} may run on: cancel it there." for place in remote_jobs.places()])
+
+
+def _cancel_and_end(number: int) -> None:
+    sentences = remote_jobs.cancel_all()
+    if not _speaker.is_over:  # the command may have come to its own end meanwhile
+        _end_by(number, sentences)
+
+
+def _end_by(number: int, sentences: Sequence[str]) -> None:
+    _speaker.end(ending_of_signal(number, is_run=_speaker.is_run, more=sentences))
     release_all()  # or the next run, on another machine perhaps, would have to wait for the lease to end
     os._exit(128 + number)
 
@@ -217,7 +253,7 @@ def _run(
     tell("started", command=command, config=str(path), catalog=job.catalog, process=os.getpid())
 
     def write(watch: "Watch") -> "Report":
-        return run_job(job, Runner(beam_options=options, watch=watch), adopt=adopt)
+        return run_job(job, Runner(beam_options=options, watch=watch, expect=watch.expect), adopt=adopt)
 
     return _watched(job.catalog, voice, job.embed.lanes, write)
 
@@ -299,7 +335,7 @@ def index(
     from ..jobs.launch import Runner
 
     def write(watch: "Watch") -> "Report":
-        runner = Runner(beam_options=options, watch=watch)
+        runner = Runner(beam_options=options, watch=watch, expect=watch.expect)
         if folder is None:
             return build_index(catalog, set_ or (), rebuild=rebuild, runner=runner)
         return import_vectors(
@@ -324,7 +360,7 @@ def plan(config: ConfigFile, set_: Set = None, as_json: Json = False) -> None:
 
     found = estimate(_load(config, set_))
     if as_json:
-        _print(json.dumps(found.to_dict()))
+        _print(json_text(found.to_dict()))
         return
     Screen().print(plan_table(found))
 
@@ -404,7 +440,7 @@ def search_batch(
 
     tell("started", command="search-batch", config=str(config), catalog=job.catalog, process=os.getpid())
     with _shown(voice, 1 if job.queries else 0) as watch:
-        report = search_all(job, Runner(beam_options=options, watch=watch))
+        report = search_all(job, Runner(beam_options=options, watch=watch, expect=watch.expect))
         watch.tell_searched(report)
     ending = ending_of_search(report, job.output)
     if not as_json and not quiet and not ending.exit_code:
@@ -459,7 +495,7 @@ def schema(
     of_search: Annotated[bool, typer.Option("--search-batch", help="That of a bulk search instead of a run.")] = False,
 ) -> None:
     """Print the JSON Schema of a job's YAML, for editors."""
-    _print(json.dumps((SearchJob if of_search else RunConfig).model_json_schema(), indent=2))
+    _print(json_text((SearchJob if of_search else RunConfig).model_json_schema(), indent=2))
 
 
 def _limits(max_requests: int | None, max_cost: float | None) -> list[str]:

@@ -6,10 +6,12 @@ import sys
 from typing import NoReturn
 
 from ...installs import broken_install
+from .streams import open_closed_streams
 
 
 def console() -> NoReturn:
     """The console script."""
+    open_closed_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stopped_early)
     try:

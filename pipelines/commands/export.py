@@ -1,7 +1,6 @@
 """The command `epithre-beam export`: a version of a catalog as another tool wants it."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ import typer
 
 from ...configs.words import of_count, of_size
 from ...index.storage.store import Store
+from ..console.documents import json_text
 from ..console.options import CatalogUrl, Json
 from ..console.screen import Screen
 from ..jobs.places import misplaced
@@ -47,7 +47,7 @@ def export(
             raise misplaced("FOLDER", target, error) or error from error
         raise
     if as_json:
-        sys.stdout.write(json.dumps(done, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text(done) + "\n")
     elif not quiet:
         _print_summary(folder, done)
 

@@ -1,6 +1,5 @@
 """The commands that show what a catalog is worth: `evaluate` by labelled queries, `look` by eye."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ import typer
 from ...configs.address import ApiAddress
 from ...configs.errors import ConfigError
 from ...configs.words import of_count
+from ..console.documents import json_text
 from ..console.options import ApiKeyEnv, BaseUrl, CatalogUrl, Json, check_file
 from ..console.screen import Screen
 
@@ -74,7 +74,7 @@ def evaluate(
     if html is not None:
         write_page(html, document)
     if as_json:
-        sys.stdout.write(json.dumps(document, ensure_ascii=False, default=str) + "\n")
+        sys.stdout.write(json_text(document) + "\n")
     else:
         print_evaluation(Screen(), document)
 

@@ -1,6 +1,7 @@
 """The command `epithre-beam serve`."""
 
 import asyncio
+import contextlib
 import gc
 import ipaddress
 import json
@@ -38,8 +39,19 @@ def serve(
     rate: Annotated[int, typer.Option(min=0, help="Searches of one client a minute; 0: any number.")] = 300,
     trust_proxy: Annotated[
         list[str] | None,
-        typer.Option(metavar="ADDRESS", help="Whose X-Forwarded-For is believed; may be given several times."),
+        typer.Option(metavar="ADDRESS", help="Whose X-Forwarded-* are believed; may be given several times."),
     ] = None,
+    root_path: Annotated[
+        str, typer.Option(metavar="PATH", help="The path that a proxy shows the server below, e.g. /search.")
+    ] = "",
+    max_connections: Annotated[int, typer.Option(min=1, help="Connections at the same time.")] = 1000,
+    max_client_connections: Annotated[int, typer.Option(min=1, help="Those of one client.")] = 100,
+    keep_alive: Annotated[
+        float, typer.Option(metavar="S", min=0.1, help="Seconds that a connection is kept for its next request.")
+    ] = 75.0,
+    max_picture_mp: Annotated[
+        float, typer.Option(min=0.001, help="Megapixels of a picture that is searched by.")
+    ] = 50.0,
     follow_every: Annotated[
         float, typer.Option(metavar="S", min=0.05, help="Seconds between looks for a new version.")
     ] = 30.0,
@@ -60,6 +72,11 @@ def serve(
         max_concurrency=max_concurrency,
         requests_per_minute=rate,
         trusted_proxies=tuple(map(_network, trust_proxy or ())),
+        root_path=_prefix(root_path),
+        max_connections=max_connections,
+        max_client_connections=max_client_connections,
+        keep_alive_s=keep_alive,
+        max_picture_pixels=int(max_picture_mp * 1_000_000),
         follow_every_s=follow_every,
     )
     asyncio.run(_serve(settings, as_json=as_json))
@@ -73,20 +90,34 @@ def _network(address: str) -> str:
     return address
 
 
+def _prefix(path: str) -> str:
+    from ..serve.settings import prefix_of
+
+    prefix = prefix_of(path)
+    if prefix is None:
+        raise ConfigError(
+            f"--root-path must be a path of letters, digits and .~_- such as /search, got {path!r}. "
+            "Give the path that the proxy shows the server below."
+        )
+    return prefix
+
+
 async def _serve(settings: "ServeSettings", *, as_json: bool) -> None:
     from ..serve.app import create_app
+    from ..serve.log_rate import bounded_logs
     from ..serve.server import Server, listen, url_of
 
     app = create_app(settings)
     async with app.router.lifespan_context(app):
-        with listen(settings) as listening:
+        with listen(settings) as listening, bounded_logs():
             version = app.state.service.catalog.version
             url = url_of(listening)
             said = json.dumps({"url": url, "version": version}) if as_json else f"serving {version} at {url}"
             gc.collect()
             gc.freeze()  # what is there now stays: to look through it now and then would hold requests up
-            sys.stdout.write(said + "\n")
-            sys.stdout.flush()
+            with contextlib.suppress(OSError):  # it serves, whether or not the line can be written
+                sys.stdout.write(said + "\n")
+                sys.stdout.flush()
             await Server(app, settings).serve(sockets=[listening])
 
 

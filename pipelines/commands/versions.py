@@ -1,6 +1,5 @@
 """The commands of `epithre-beam versions`: what a catalog has, whether it is whole, and which version is in force."""
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from ...index.versions.history import VersionInfo, existing_versions, list_versi
 from ...index.versions.latest import nothing_published, published_manifest, read_latest
 from ...index.versions.layout import LATEST
 from ...index.versions.manifest import read_manifest
+from ..console.documents import json_text
 from ..console.options import CatalogUrl, DryRun, Json
 
 versions = typer.Typer(help="List, verify, compare, publish and prune a catalog's versions.", no_args_is_help=True)
@@ -35,7 +35,7 @@ def list_(catalog: CatalogUrl, as_json: Json = False) -> None:
     if not found and damage is None:
         raise nothing_published(store)
     if as_json:
-        _print(json.dumps([_row(info) for info in found], ensure_ascii=False))
+        _print(json_text([_row(info) for info in found]))
     else:
         for info in found:
             _print_version(info)
@@ -103,7 +103,7 @@ def verify(
             _print(f"{verdict.version}: {files}, {verdict.size_bytes:,} bytes, all as the manifest says.")
     damage = [sentence for verdict in verdicts for sentence in verdict.damage]
     if as_json:
-        _print(json.dumps([asdict(verdict) for verdict in verdicts], ensure_ascii=False))
+        _print(json_text([asdict(verdict) for verdict in verdicts]))
     if damage:
         raise CatalogError("\n".join(damage))
 
@@ -124,11 +124,11 @@ def diff(
     after = read_manifest(store, new) if new else published_manifest(store)
     found = diff_versions(store, before, after, samples=limit)
     if as_json:
-        _print(json.dumps(asdict(found), ensure_ascii=False))
+        _print(json_text(asdict(found)))
         return
     _print(f"{found.old} → {found.new}")
     for name, (was, now) in found.settings.items():
-        _print(f"  {name}: {json.dumps(was, ensure_ascii=False)} → {json.dumps(now, ensure_ascii=False)}")
+        _print(f"  {name}: {json_text(was)} → {json_text(now)}")
     for kind in found.kinds:
         counted = ", ".join(f"{count:,} {_WORDS[change]}" for change, count in kind.counts.items() if count)
         _print(f"  {kind.kind}: {kind.old_rows:,} → {of_count(kind.new_rows, 'asset')}; {counted or 'no difference'}")
@@ -214,7 +214,7 @@ def prune(
     done = prune_catalog(Store(catalog), rules, dry_run=dry_run)
     if as_json:
         document = {"dry_run": dry_run, **asdict(done), "freed_bytes": done.freed_bytes}
-        _print(json.dumps(document, ensure_ascii=False))
+        _print(json_text(document))
         return
     _print_pieces("keep", done.kept)
     _print_pieces("delete" if dry_run else "deleted", done.deleted)

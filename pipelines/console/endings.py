@@ -2,12 +2,11 @@
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import signal
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +22,7 @@ from ...configs.errors import (
 from ...configs.words import of_count
 from ...index.storage.remote import as_os_error
 from ...installs import broken_install
+from .documents import json_text
 from .logs import LogFormat, hidden, line_of
 from .screen import without_steering
 
@@ -54,7 +54,7 @@ class Ending:
         """For standard output, on one line."""
         first = {"exit_code": int(self.exit_code), "status": self.status, "message": self.message}
         first |= {} if self.code is None else {"code": self.code}
-        return json.dumps({**first, **self.facts}, ensure_ascii=False)
+        return json_text({**first, **self.facts})
 
 
 def ending_of_report(report: "Report", catalog: str) -> Ending:
@@ -141,11 +141,17 @@ def _ending_of_defect(what: str, found_at: str | None) -> Ending:
     return Ending(exit_code=ExitCode.FAILED, status="failed", code=code, message=message, traceback=found_at)
 
 
-def ending_of_signal(number: int, *, is_run: bool) -> Ending:
-    """The ending of a command that was stopped; only one that writes a version or a result has something to keep."""
+def ending_of_signal(number: int, *, is_run: bool, more: Sequence[str] = ()) -> Ending:
+    """The ending of a command that was stopped; only one that writes a version or a result has something to keep.
+
+    Args:
+        number: Of the signal.
+        is_run: Whether the command is such a one.
+        more: Sentences about what it has running elsewhere.
+    """
     word = "Terminated" if number == signal.SIGTERM else "Interrupted"
     what = ": units that were finished are kept, run again to go on." if is_run else "."
-    return Ending(exit_code=128 + number, status="terminated", message=word + what)
+    return Ending(exit_code=128 + number, status="terminated", message=" ".join([word + what, *more]))
 
 
 def _missing_package(error: ImportError) -> str:

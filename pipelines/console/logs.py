@@ -8,7 +8,6 @@ What others log, Beam above all, becomes the event `log` with `logger` and `mess
 """
 
 import datetime
-import json
 import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -16,6 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from ...configs.scrubbing import Scrubber, without_credentials
+from .documents import json_text
 
 EVENTS = "epithre_beam.run"
 """The logger of a run's events."""
@@ -78,7 +78,7 @@ class LineFormatter(logging.Formatter):
         fields = {name: self._hidden(value) for name, value in fields.items() if value is not None}
         if self.form is LogFormat.JSON:
             line = {"time": time, "level": record.levelname, "event": event, **fields}
-            return escaped(json.dumps(line, ensure_ascii=False, default=str))
+            return escaped(json_text(line))
         words = [f"{name}={_word(value)}" for name, value in _flat(fields)]
         return " ".join([time, record.levelname, event, *words])
 
@@ -111,9 +111,7 @@ def _word(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return (
-        text if _PLAIN.fullmatch(text) and not _UNSAFE.search(text) else escaped(json.dumps(text, ensure_ascii=False))
-    )
+    return text if _PLAIN.fullmatch(text) and not _UNSAFE.search(text) else escaped(json_text(text))
 
 
 def format_in_use() -> LogFormat:

@@ -43,6 +43,17 @@ class _Rate(ProgressColumn):
 class Watch:
     """Is told every half second what the lanes say of themselves, and at the end what came of it. Shows nothing."""
 
+    planned = 0
+    """Assets that are to be embedded, as the launcher knows before a lane says so."""
+
+    def expect(self, assets: int) -> None:
+        """Is told so, once the run is planned."""
+        self.planned = assets
+
+    def total(self, lanes: "list[LaneProgress]") -> int:
+        """All that is to be embedded; lanes come up one by one, on a cluster after a minute."""
+        return max(self.planned, sum(lane["assets"] for lane in lanes))
+
     def __call__(self, lanes: "list[LaneProgress]") -> None:
         pass
 
@@ -116,8 +127,10 @@ class _Bar(Watch):
 
     def __call__(self, lanes: "list[LaneProgress]") -> None:
         if not lanes:
+            if self.planned:
+                self._progress.update(self._task, total=self.planned, description="starting")
             return
-        total, done = sum(lane["assets"] for lane in lanes), sum(lane["done"] for lane in lanes)
+        total, done = self.total(lanes), sum(lane["done"] for lane in lanes)
         if pause := self._pauses.new(lanes):
             sentence = of_pause(pause["until_s"], pause["asked_s"], pause["why"])
             self._progress.console.print(escaped(sentence), highlight=False, markup=False, soft_wrap=True)
@@ -148,7 +161,7 @@ class Events(Watch):
             tell("embedded", **self._figures())
         if time.monotonic() - self._told_at >= self._every_s:
             self._told_at = time.monotonic()
-            tell("progress", stage="building" if self._is_embedded else "embedding", **self._figures())
+            tell("progress", stage=self._stage(), **self._figures())
 
     def tell_end(self, report: "Report") -> None:
         """What a run that wrote a version amounts to; one that is held back is told with its exit code instead."""
@@ -197,9 +210,14 @@ class Events(Watch):
                 retries.update(lane["meter"]["retries"])
             _tell_retries(retries, sum(lane["meter"]["answers_429"] for lane in self._lanes))
 
+    def _stage(self) -> str:
+        if self._is_embedded:
+            return "building"
+        return "embedding" if self._lanes else "starting"
+
     def _figures(self) -> dict[str, Any]:
         lanes = self._lanes
-        total, done = sum(lane["assets"] for lane in lanes), sum(lane["done"] for lane in lanes)
+        total, done = self.total(lanes), sum(lane["done"] for lane in lanes)
         elapsed = max((lane["elapsed_s"] for lane in lanes), default=0.0)
         per_s = round(done / elapsed, 1) if elapsed and done else None
         return {
@@ -244,9 +262,9 @@ def print_summary(console: Console, report: "Report", catalog: str) -> None:
     if report.get("unchanged"):
         table.add_row("changes", "none: this version stays in force, nothing was read, sent or written")
     elif report["previous"] is not None:
-        names = ("unchanged", "new", "changed", "touched", "moved", "copied", "deleted")
+        names = ("unchanged", "new", "changed", "touched", "prepared_anew", "moved", "copied", "deleted")
         of_name = cast("dict[str, int]", counts)
-        words = [f"{of_name[name]:,} {name}" for name in names if of_name[name]]
+        words = [f"{of_name[name]:,} {name.replace('_', ' ')}" for name in names if of_name[name]]
         words += [f"{counts['other_metadata']:,} with other metadata"] if counts["other_metadata"] else []
         table.add_row("changes", ", ".join(words))
     if counts["deduplicated"]:

@@ -7,6 +7,7 @@ escapes texts before it adds sequences of its own. How a command ended is told p
 the same function.
 """
 
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -30,7 +31,10 @@ class SafeStream:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        self.stream.write(without_steering(text))
+        try:
+            self.stream.write(without_steering(text))
+        except BrokenPipeError:
+            _write_to_nothing(self.stream)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -39,6 +43,13 @@ class SafeStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def _write_to_nothing(stream: TextIO) -> None:
+    """Lets the rest go: the reader, such as `head`, has had what it wants, which is no failure."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stream.fileno())
+    os.close(nothing)
 
 
 def guard_output() -> None:
@@ -59,6 +70,9 @@ class Screen(Console):
     def __init__(self, *, stderr: bool = False) -> None:
         stream = sys.stderr if stderr else sys.stdout
         super().__init__(file=cast("TextIO", stream.stream if isinstance(stream, SafeStream) else stream))
+
+    def on_broken_pipe(self) -> None:
+        _write_to_nothing(cast("TextIO", self.file))
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...configs import CatalogConfig, IndexConfig, SourceConfig
+from ...configs import CatalogConfig, IndexConfig, PrepareConfig, SourceConfig
 from ...configs.errors import CatalogError, OtherJobError
-from ...configs.schema import EMULATOR, is_loopback
+from ...configs.schema import EMULATOR, is_loopback, stored_prepare
 from ...index.storage.store import Store
 from ...index.versions.files import check_file
 from ...index.versions.latest import Latest
@@ -54,7 +54,7 @@ def compare(
         SourceError: When a source cannot be read, or two assets of a kind share an id.
     """
     with Comparison(metadata_types) as comparison:
-        for table in iterate_references(sources, metadata_types, label):
+        for table in iterate_references(sources, metadata_types, label, comparison.passed_over):
             comparison.add_references(table)
         comparison.check_ids(sources, label)
         yield comparison
@@ -124,8 +124,14 @@ def check_adoption(sentence: str | None, *, adopt: bool) -> None:
     tell("adopted", logging.WARNING, because=sentence)
 
 
-def is_whole(store: Store, manifest: Manifest, index: IndexConfig, metadata_types: Mapping[str, str]) -> bool:
-    """Whether a version has all its files, and indexes and columns as they are wanted now.
+def is_whole(
+    store: Store,
+    manifest: Manifest,
+    index: IndexConfig,
+    metadata_types: Mapping[str, str],
+    prepare: PrepareConfig | None = None,
+) -> bool:
+    """Whether a version has all its files, and indexes, columns and settings as they are wanted now.
 
     On a local disk what readers open is read too: a night without changes must not call a damaged index well.
     """
@@ -133,6 +139,8 @@ def is_whole(store: Store, manifest: Manifest, index: IndexConfig, metadata_type
     if manifest.config.get("index") != index.model_dump(mode="json"):
         return False
     if manifest.metadata_types != dict(metadata_types):
+        return False
+    if prepare is not None and stored_prepare(manifest.config) != prepare:
         return False
     if any(store.size(f"{prefix}/{entry.name}") != entry.size_bytes for entry in manifest.files):
         return False

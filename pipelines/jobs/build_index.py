@@ -90,6 +90,7 @@ def build_index(
                 settings={**manifest.config, **public_settings(config)},
                 plan=replace(plan, carried=()),
                 model_fingerprint=manifest.model_fingerprint,
+                prepare_rules=manifest.prepare_rules,
                 latest=held.latest,
                 rows_before=manifest.counts.per_kind,
                 job=manifest.job,

@@ -74,7 +74,7 @@ def run_demo(folder: Path, pictures: int, console: Screen) -> None:
     except OSError as error:
         raise misplaced("FOLDER", Store(str(folder)), error) or error from error
     with shown(Screen(stderr=True), quiet=False) as watch:
-        report = run(load_config(job), Runner(watch=watch))
+        report = run(load_config(job), Runner(watch=watch, expect=watch.expect))
     config = load_config(job)
     print_summary(console, report, config.catalog)
     console.print()

@@ -32,6 +32,8 @@ class Estimate:
 
     assets: dict[str, int]
     source_bytes: dict[str, int]
+    passed_over: str
+    """What folders of the sources hold that is not taken, such as `4 files (.avif, .jfif), 1 linked folder`."""
     base: str | None
     """The version whose vectors are taken over."""
     every_vector_is_new_because: list[str]
@@ -51,6 +53,8 @@ class Estimate:
     new: int
     differing: int
     """Of known assets: those with another fingerprint or place, and those that failed for a reason of the moment."""
+    prepared_anew: dict[str, int]
+    """Unchanged assets by the reason for which they may be sent otherwise than they were: read, and sent if so."""
     deleted: int
     """Rows that would be dropped."""
     likely_moved: int
@@ -94,8 +98,13 @@ def estimate(config: RunConfig) -> Estimate:
             config.catalog, found.manifest, identity_of(config), lambda: overlap(comparison, store, found.manifest)
         )
         if found.manifest is not None:
-            is_reusable = found.usable is not None
-            comparison.set_base(store, found.manifest, retry_dead=embed.retry_dead, is_reusable=is_reusable)
+            comparison.set_base(
+                store,
+                found.manifest,
+                prepare=config.prepare,
+                retry_dead=embed.retry_dead,
+                is_reusable=found.usable is not None,
+            )
         changes = comparison.changes()
         held_back, may_be_held_back = _foresee(comparison, changes, found.manifest, config.guards)
         known = comparison.known_texts()
@@ -139,6 +148,7 @@ def estimate(config: RunConfig) -> Estimate:
     return Estimate(
         assets=dict(changes.assets),
         source_bytes=dict(changes.size_bytes),
+        passed_over=str(comparison.passed_over),
         base=found.usable.version if found.usable else None,
         every_vector_is_new_because=list(found.reasons),
         uncertain_because=uncertain,
@@ -149,6 +159,7 @@ def estimate(config: RunConfig) -> Estimate:
         dead=sum(changes.dead.values()),
         new=sum(changes.new.values()),
         differing=sum(changes.differing.values()),
+        prepared_anew=dict(changes.again_because),
         deleted=sum(changes.deleted.values()),
         likely_moved=moved,
         other_metadata=changes.other_metadata,
@@ -188,6 +199,8 @@ def plan_table(found: Estimate) -> Table:
     table.add_column(overflow="fold")
     for kind, count in found.assets.items():
         table.add_row(kind, f"{of_count(count, 'asset')}, {of_count(found.source_bytes[kind], 'byte')}")
+    if found.passed_over:
+        table.add_row("passed over", Text(f"{found.passed_over}: name them with a pattern to take them"))
     for reason in found.every_vector_is_new_because:
         table.add_row("all is new", Text(f"no vector of the version in force is taken over: {reason}"))
     if found.uncertain_because is not None:
@@ -209,6 +222,9 @@ def plan_table(found: Estimate) -> Table:
             f"{found.unchanged:,} unchanged, {found.new:,} new{moved}, {found.differing:,} to look at again, "
             f"{found.deleted:,} gone, {found.other_metadata:,} with other metadata, since {found.base}",
         )
+    for reason, count in found.prepared_anew.items():
+        words = f"{of_count(count, 'unchanged asset')} to read again, and to send only where that makes other pixels"
+        table.add_row("prepared anew", Text(f"{words}: {reason}"))
     if found.dead:
         table.add_row("dead", f"{found.dead:,} failed before for a reason of their own and are not tried again")
     done = f", {found.units_done:,} of {of_count(found.units, 'unit')} paid for already" if found.units_done else ""

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ...configs.address import ApiAddress
 from ...configs.errors import ConfigError
+from ...configs.schema import stored_prepare
 from ...configs.words import of_count
 from ...index.search.catalog import Catalog
 from ...index.search.merge import Merge
@@ -141,7 +142,7 @@ def _recipe(catalog: Catalog) -> object:
     manifest = catalog.manifest
     embed = manifest.config.get("embed", {})
     asked = [embed.get(name) for name in ("base_url", "dialect", "input_type")]
-    return [manifest.model, manifest.model_fingerprint, manifest.dimension, asked, manifest.config.get("prepare")]
+    return [manifest.model, manifest.model_fingerprint, manifest.dimension, asked, stored_prepare(manifest.config)]
 
 
 def _vectors(

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,8 @@ from ...transforms.workers.failures import failure_in, failure_of
 from ...transforms.workers.progress import LaneProgress, read_progress
 from ...transforms.workers.run_folder import RunFolder
 from .places import misplaced
+from .remote_jobs import RemoteJob, under_way
+from .runner_errors import told_by
 from .worker_processes import ask_loopback_directly, process_runner, run_to_its_end, uses_processes
 
 _RECORDS_HELD = 100
@@ -46,7 +47,9 @@ class Held:
 
     def again(self) -> "Held":
         """The same folder, for another version: the one before could not be finished."""
-        return replace(self, run=replace(self.run, version=_new_version(self.store, self.latest, self.stack)))
+        run = replace(self.run, version=_new_version(self.store, self.latest, self.stack))
+        run.begin()
+        return replace(self, run=run)
 
 
 def hold_catalog(url: str, stack: contextlib.ExitStack) -> Held:
@@ -83,7 +86,7 @@ def hold_folder(url: str, label: str, stack: contextlib.ExitStack, read: Callabl
         store.delete(RUNS)  # what runs that were killed left behind
         latest = read(store)
         run = replace(run, version=_new_version(store, latest, stack))
-        store.write(run.name("started"), b"")  # a run whose work cannot be kept must not be paid
+        run.begin()  # a run whose work cannot be kept must not be paid
     except OSError as error:
         raise misplaced(label, store, error) or run.unwritable(error) from error
     return Held(run=run, latest=latest, stack=stack)
@@ -135,6 +138,8 @@ class Runner:
     beam_options: Sequence[str] = ()
     """Beam's own command-line options; they go over those of the job."""
     watch: Watch | None = None
+    expect: Callable[[int], None] | None = None
+    """Is told how many assets are to be embedded, before a worker says so."""
 
     def run(self, run: RunFolder, wire: Callable[[Any], None], runner: str, beam_options: Sequence[str] = ()) -> None:
         """Runs what `wire` puts into a pipeline, to its end.
@@ -163,7 +168,7 @@ class Runner:
         try:
             pipeline = beam.Pipeline(runner=process_runner() if has_processes else None, options=options)
         except (ValueError, ImportError, AttributeError) as error:  # nothing has begun
-            why = _last_line(error).partition(" Valid values")[0].rstrip(".")
+            why = told_by(error).partition(" Valid values")[0].rstrip(".")
             rule = "runner must be one that Beam can start with its options"
             raise ConfigError(f"{rule}, got {runner!r}: {why}.") from error
         wire(pipeline)
@@ -172,8 +177,11 @@ class Runner:
             with pages.held(), _watching(lambda: read_progress(run), self.watch):
                 if has_processes:
                     run_to_its_end(lambda: pipeline.run().wait_until_finish())
-                else:
+                elif _is_local(pipeline.runner):
                     pipeline.run().wait_until_finish()
+                else:
+                    with under_way(RemoteJob(place=_place(options, runner), stop=run.end)) as job:
+                        job.submit(pipeline.run).wait_until_finish()
         except Exception as error:
             # What a worker wrote comes first: a runner adds pages of its own to what it passes on.
             if (failure := failure_of(run) or failure_in(str(error))) is not None:
@@ -181,7 +189,7 @@ class Runner:
                 raise failure from None
             if isinstance(error, EpithreBeamError):  # before there was a worker to note it
                 raise
-            raise RunnerError(f"The runner {runner} failed: {_last_line(error)}") from error
+            raise RunnerError(f"The runner {runner} failed: {told_by(error)}") from error
         finally:
             pages.tell()
 
@@ -222,6 +230,21 @@ class _RunnersErrors(logging.Filter):
             logging.getLogger(record.name).handle(record)
 
 
+def _is_local(runner: Any) -> bool:
+    """Whether a runner works in this process, and ends with it."""
+    from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner, SwitchingDirectRunner
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+    return isinstance(runner, (BundleBasedDirectRunner, SwitchingDirectRunner, FnApiRunner))
+
+
+def _place(options: Any, runner: str) -> str:
+    """Where a job runs, for people."""
+    said = options.get_all_options()
+    names = ("job_endpoint", "flink_master", "spark_master_url", "dask_client_address", "project")
+    return next((str(said[name]) for name in names if said.get(name) not in {None, "", "[auto]"}), runner)
+
+
 def _parsed(options: Sequence[str]) -> Any:
     """Beam's options. Its parser ends the process over a wrong value, after a page of usage."""
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -259,9 +282,3 @@ def _watching(read: Callable[[], list[LaneProgress]], watch: Watch | None) -> It
         thread.join(timeout=5)
         with contextlib.suppress(Exception):
             watch(read())  # the last word of a run that failed; one that published has cleared it away
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = re.sub(r"\s*\[while running.*", "", lines[-1]) if lines else type(error).__name__
-    return text[:300]

@@ -22,7 +22,7 @@ from ...transforms.embedding.shared_limit import set_up_shared_ledger
 from ...transforms.planning.compare import Comparison
 from ...transforms.planning.job_identity import identity_of, other_job
 from ...transforms.planning.plan import Plan, Unit, write_plan
-from ...transforms.planning.recipe import differences, recipe
+from ...transforms.planning.recipe import differences, first_recipe, recipe, request_recipe
 from ...transforms.reports.report import Report, unchanged_report
 from ...transforms.versions.setup import VersionSetup, public_settings
 from ...transforms.workers.progress import read_progress
@@ -59,6 +59,8 @@ def run(config: RunConfig, runner: Runner | None = None, *, adopt: bool = False)
         held = hold_catalog(config.catalog, stack)
         Trust().remember_job(config)
         comparison = stack.enter_context(compare(config.sources, config.metadata_types))
+        if comparison.passed_over:
+            tell("passed_over", what=str(comparison.passed_over))
         launch = _Launch(
             config=config, runner=runner or Runner(), comparison=comparison, started_at_s=started_at_s, adopt=adopt
         )
@@ -102,7 +104,7 @@ class _Launch:
                 and not damaged
                 and not is_taken_over
                 and changes.is_nothing
-                and is_whole(store, found.usable, config.index, config.metadata_types)
+                and is_whole(store, found.usable, config.index, config.metadata_types, config.prepare)
             ):
                 rows = sum(changes.unchanged.values())
                 return unchanged_report(found.usable, rows, comparison.dead_letters(), config.embed, self.elapsed_s)
@@ -141,9 +143,14 @@ class _Launch:
         if found.manifest is None:
             self.comparison.clear_base()
             return list(damaged)
-        retry_dead, is_reusable = self.config.embed.retry_dead, found.usable is not None
+        is_reusable = found.usable is not None
         bad = self.comparison.set_base(
-            store, found.manifest, damaged=damaged, retry_dead=retry_dead, is_reusable=is_reusable
+            store,
+            found.manifest,
+            damaged=damaged,
+            prepare=self.config.prepare,
+            retry_dead=self.config.embed.retry_dead,
+            is_reusable=is_reusable,
         )
         if not is_reusable:
             return list(damaged)
@@ -165,7 +172,8 @@ class _Launch:
             embed=endpoint.embed if endpoint else config.embed,
             prepare=config.prepare,
             sources=config.sources,
-            recipe=made_with,
+            recipe=request_recipe(config.embed, fingerprint),
+            first_recipe=first_recipe(config.embed, config.prepare, fingerprint),
             paid_versions=_paid_versions(store, config, fingerprint, base),
             requests_spent=requests_spent,
         )
@@ -205,12 +213,16 @@ class _Launch:
             )
         except OSError as error:
             raise held.run.unwritable(error) from error
+        if self.runner.expect is not None:
+            self.runner.expect(sum(unit.references for unit in plan.units))
         tell(
             "planned",
             assets=dict(changes.assets),
             source_bytes=dict(changes.size_bytes),
             unchanged=sum(changes.unchanged.values()),
             to_read=changes.todo,
+            prepared_anew=sum(changes.again.values()),
+            **({"because": list(changes.again_because)} if changes.again_because else {}),
             deleted=sum(changes.deleted.values()),
             units=len(plan.units),
             base=base,

@@ -28,6 +28,7 @@ from ...transforms.query.query_endpoint import open_query_endpoint
 from ...transforms.reports.pages import page_environment
 from ...transforms.viewing.picture_sources import PictureSources
 from ...transforms.viewing.small_pictures import Read, data_url, shrink, small_pictures
+from ..console.documents import json_text
 
 _THUMBNAIL = 320
 
@@ -174,7 +175,7 @@ def hits_json(queries: Sequence[NamedQuery], results: Sequence[Sequence[Hit]], v
             for query, hits in zip(queries, results, strict=True)
         ],
     }
-    return json.dumps(document, ensure_ascii=False, default=str, indent=2)
+    return json_text(document, indent=2)
 
 
 def write_page(path: Path, queries: Sequence[NamedQuery], results: Sequence[Sequence[Hit]], catalog: Catalog) -> None:

@@ -43,7 +43,7 @@ from ...transforms.embedding.lane import LaneSetup
 from ...transforms.embedding.shared_limit import set_up_shared_ledger
 from ...transforms.epithre.dialects import DIALECTS
 from ...transforms.planning.plan import Plan, write_plan
-from ...transforms.planning.recipe import recipe
+from ...transforms.planning.recipe import first_recipe, recipe, request_recipe
 from ...transforms.query.query_endpoint import check_made_by
 from ...transforms.sources.files import filesystem
 from ...transforms.sources.list_sources import read_ids
@@ -197,6 +197,8 @@ class _Launch:
         )
         if self._missing:
             write_dead_letters(run.store(), block_dead_name(setup.result, "assets"), self._missing)
+        if runner.expect is not None and plan is not None:
+            runner.expect(sum(unit.references for unit in plan.units))
         tell("planned", queries=dict(self._asked), blocks=len(blocks), searched=self._searched.version)
         runner.run(run, _wiring(setup, lane, plan, blocks), config.runner)
         try:
@@ -233,7 +235,8 @@ class _Launch:
             embed=endpoint.embed,
             prepare=config.prepare,
             sources=config.sources,
-            recipe=made_with,
+            recipe=request_recipe(embed, endpoint.fingerprint),
+            first_recipe=first_recipe(embed, config.prepare, endpoint.fingerprint),
             requests_spent=endpoint.requests,
         )
         return lane, replace(plan, carried=())

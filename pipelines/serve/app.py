@@ -41,7 +41,7 @@ _PAGE = Path(str(importlib.resources.files(__package__) / "page"))
 _DESCRIPTION = "Search a catalog of pictures and texts by a sentence, a picture, a vector or one of its assets."
 _SIZE = "The side of a square of as many pixels."
 _Responses = dict[int | str, dict[str, Any]]
-_ALWAYS = (400, 401, 403, 408, 413, 422, 503)
+_ALWAYS = (400, 401, 403, 408, 413, 415, 422, 503)
 
 
 def create_app(settings: ServeSettings) -> FastAPI:
@@ -86,7 +86,7 @@ def _add_routes(app: FastAPI) -> None:
         search,
         methods=["POST"],
         response_model=SearchAnswer,
-        responses=faults(*_ALWAYS, 404, 415, 429),
+        responses=faults(*_ALWAYS, 404, 429),
         route_class_override=_SearchRoute,
     )
     add = app.add_api_route
@@ -154,7 +154,7 @@ async def search(request: Request, asked: SearchRequest) -> Response:
     # A list of numbers takes eight times the bytes of its vector: those of all who wait would crowd the caches.
     asked = asked.model_copy(update={"vector": None, "vector_base64": None})
     found = await service.search(query, asked, query_kind=asked.query_kind, exclude_self=asked.exclude_self)
-    return _found(service, found)
+    return _found(request, found)
 
 
 async def search_picture(
@@ -173,7 +173,7 @@ async def search_picture(
     data = await picture.read(service.settings.max_upload_bytes + 1)
     if len(data) > service.settings.max_upload_bytes:
         raise Fault(413, "too_large", f"A picture may have {service.settings.max_upload_bytes:,} bytes at most.")
-    return _found(service, await service.search(data, asked))
+    return _found(request, await service.search(data, asked))
 
 
 async def show_catalog(request: Request) -> Response:
@@ -221,7 +221,7 @@ async def show_asset(
             "width": asset.width,
             "height": asset.height,
             "metadata": asset.metadata,
-            "thumbnail": service.thumbnail_of(version, asset),
+            "thumbnail": service.thumbnail_of(version, asset, _prefix(request)),
         }
     )
 
@@ -276,7 +276,14 @@ def _service(request: Request) -> Service:
     return service
 
 
-def _found(service: Service, found: Found) -> Response:
+def _prefix(request: Request) -> str:
+    """The path that this server stands below for who asks."""
+    prefix: str = request.scope.get("root_path", "")
+    return prefix
+
+
+def _found(request: Request, found: Found) -> Response:
+    service, prefix = _service(request), _prefix(request)
     hits = [
         {
             "rank": rank,
@@ -286,7 +293,7 @@ def _found(service: Service, found: Found) -> Response:
             "uri": hit.uri,
             "text": hit.text,
             "metadata": hit.metadata,
-            "thumbnail": service.thumbnail_of(found.catalog, hit),
+            "thumbnail": service.thumbnail_of(found.catalog, hit, prefix),
         }
         for rank, hit in enumerate(found.hits, 1)
     ]

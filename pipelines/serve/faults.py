@@ -97,7 +97,7 @@ _MEANINGS = {
     404: "There is no such thing in the catalog.",
     408: "The request came too slowly.",
     413: "The request is larger than the server takes.",
-    415: "The request's content type is not the one that is asked for.",
+    415: "The request's content type is not the one that is asked for, or its body is encoded.",
     422: "The request breaks a rule; the message says which, and where.",
     429: "The client has asked too often; Retry-After says when to come back.",
     503: "The server, or the embedding API behind it, cannot answer at the moment.",

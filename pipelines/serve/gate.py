@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.requests import ClientDisconnect
+from starlette.responses import RedirectResponse
 
+from .bodies import Bodies, Body
 from .faults import Fault, defect
 from .metrics import Metrics
 from .rates import Rates
@@ -27,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 PICTURE_SEARCH = "/api/search/picture"
 _SEARCHES = ("/api/search", PICTURE_SEARCH)
-_OF_THE_SAME_SITE = (b"same-origin", b"none")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _POLICY = (
     b"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
     b"frame-ancestors 'none'"
@@ -48,10 +50,12 @@ class Gate:
 
     def __init__(self, app: Any, *, settings: ServeSettings, metrics: Metrics) -> None:
         self._app = app
-        self._settings = settings
+        self.settings = settings
         self._metrics = metrics
         self._rates = Rates(settings.requests_per_minute)
         self._hosts = settings.answered_hosts
+        self._names = frozenset(map(str.lower, settings.allowed_hosts))
+        self.bodies = Bodies(max(settings.max_bodies_bytes, 2 * settings.max_upload_bytes))
         self._token = None if settings.token is None else hashlib.sha256(settings.token.encode()).digest()
         self._under_way = 0
 
@@ -61,7 +65,12 @@ class Gate:
             return
         if scope["method"] == "HEAD":  # the server below sends no body to a HEAD
             scope = {**scope, "method": "GET"}
-        passage = _Passage(scope, receive, send, self._settings)
+        path = scope["path"]
+        if root := scope.get("root_path") or self.settings.root_path:
+            path = path.removeprefix(root) if f"{path}/".startswith(f"{root}/") else path
+            # Starlette finds files only where the path has the prefix, which most proxies take away.
+            scope = {**scope, "root_path": root, "path": root + path}
+        passage = _Passage(scope, receive, send, self, path)
         started = time.perf_counter()
         self._metrics.under_way.inc()
         try:
@@ -78,52 +87,79 @@ class Gate:
             self._metrics.tell_request(scope, passage.status, time.perf_counter() - started)
 
     async def _pass(self, scope: Scope, passage: "_Passage") -> None:
-        is_api = scope["path"].startswith("/api/")
         try:
-            self._check(scope, passage.headers, is_api=is_api)
+            self._check(scope, passage)
+            if passage.is_api and scope["method"] != "POST":
+                passage.take_slot()  # a search takes its own when its body is there
         except Fault as fault:
             await passage.answer(fault)
             return
-        if not is_api:
-            await self._app(scope, passage.receive, passage.send)
+        if not passage.path:  # below a prefix, whose last stroke is missing: what the page names is relative to it
+            await RedirectResponse(f"{scope['root_path']}/")(scope, passage.receive, passage.send)
             return
-        self._under_way += 1
         try:
-            async with asyncio.timeout(self._settings.request_timeout_s):
+            async with asyncio.timeout(self.settings.request_timeout_s):
                 await self._app(scope, passage.receive, passage.send)
         except TimeoutError:
             if passage.status:
                 raise  # half an answer is ended by closing the connection
             await passage.answer(Fault(503, "timeout", "The answer took too long; try again later."))
         finally:
-            self._under_way -= 1
+            passage.close()
 
-    def _check(self, scope: Scope, headers: dict[bytes, bytes], *, is_api: bool) -> None:
+    def _check(self, scope: Scope, passage: "_Passage") -> None:
         """Raises Fault for a request that goes no further."""
+        headers, path = passage.headers, passage.path
         self._check_host(headers)
-        if not is_api and scope["path"] != "/metrics":
+        if not passage.is_api and path != "/metrics":
             return
         self._check_token(headers)
-        if not is_api:
+        if not passage.is_api:
             return
-        if headers.get(b"sec-fetch-site", b"none") not in _OF_THE_SAME_SITE:
-            raise Fault(403, "other_site", "A page of another site may not ask this server.")
-        if scope["method"] == "POST" and scope["path"] in _SEARCHES and (wait_s := self._rates.take(_client(scope))):
+        self._check_site(headers)
+        if scope["method"] == "POST" and path in _SEARCHES and (wait_s := self._rates.take(_client(scope))):
             message = f"This client has asked too often; come back in {wait_s} s."
             raise Fault(429, "too_often", message, {"Retry-After": str(wait_s)})
-        if self._under_way >= self._settings.max_concurrency:
+        if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+            message = "A request's body must be sent as it is, without a Content-Encoding."
+            raise Fault(415, "content_encoding", message, {"Accept-Encoding": "identity"})
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > passage.most_bytes:
+            raise passage.too_large()
+
+    def take_slot(self) -> None:
+        """Raises Fault when as many requests are answered as may be."""
+        if self._under_way >= self.settings.max_concurrency:
             message = "The server answers as many requests as it can; come back in a second."
             raise Fault(503, "busy", message, {"Retry-After": "1"})
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > _most_bytes(scope, self._settings):
-            raise too_large(scope, self._settings)
+        self._under_way += 1
+
+    def give_slot_back(self) -> None:
+        self._under_way -= 1
+
+    def _check_site(self, headers: dict[bytes, bytes]) -> None:
+        """Whether a page asks that may. Browsers say of each request whose page it is from."""
+        site = headers.get(b"sec-fetch-site")  # nobody but the browser can write it, and only where it trusts the way
+        if site == b"same-origin":
+            return
+        origin = headers.get(b"origin")
+        if site in {None, b"none"} and (origin is None or self._is_ours(origin, headers.get(b"host", b""))):
+            return
+        raise Fault(403, "other_site", "A page of another site may not ask this server.")
+
+    def _is_ours(self, origin: bytes, host: bytes) -> bool:
+        """Whether an Origin is the address that was asked, or has a name that was allowed."""
+        scheme, _, authority = origin.decode("latin-1").lower().partition("://")
+        port = _DEFAULT_PORTS.get(scheme)
+        if port is None or not authority:
+            return False
+        asked = host.decode("latin-1").lower()
+        return authority.removesuffix(port) == asked.removesuffix(port) or _name(authority) in self._names
 
     def _check_host(self, headers: dict[bytes, bytes]) -> None:
         if self._hosts is None:
             return
-        host = headers.get(b"host", b"").decode("latin-1").lower()
-        name = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
-        if name not in self._hosts:
+        if _name(headers.get(b"host", b"").decode("latin-1").lower()) not in self._hosts:
             raise Fault(400, "wrong_host", "The server does not answer to the name in the Host header.")
 
     def _check_token(self, headers: dict[bytes, bytes]) -> None:
@@ -139,32 +175,60 @@ class Gate:
 class _Passage:
     """One request through the gate: its body bounded in bytes and time, its answer with our headers."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: ServeSettings) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, gate: Gate, path: str) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.status = 0
+        self.path = path
+        """Below the prefix, if there is one."""
+        self.is_api = path.startswith("/api/")
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._settings = settings
-        self._bytes = 0
+        self._gate = gate
+        self._settings = gate.settings
         self._is_read = False
-        self._deadline: float | None = None
+        self._has_slot = False
+        self._body: Body | None = None
+
+    @property
+    def most_bytes(self) -> int:
+        """Of the body."""
+        if self.path == PICTURE_SEARCH:
+            return self._settings.max_upload_bytes + MAX_OPTIONS_BYTES
+        return MAX_BODY_BYTES
+
+    def too_large(self) -> Fault:
+        if self.path == PICTURE_SEARCH:
+            message = f"A picture may have {self._settings.max_upload_bytes:,} bytes at most; send a smaller one."
+        else:
+            message = f"A request may have {MAX_BODY_BYTES:,} bytes at most."
+        return Fault(413, "too_large", message)
+
+    def take_slot(self) -> None:
+        self._gate.take_slot()
+        self._has_slot = True
+
+    def close(self) -> None:
+        """The request is answered, or given up."""
+        if self._body is not None:
+            self._body.end()
+        if self._has_slot:
+            self._gate.give_slot_back()
 
     async def receive(self) -> Message:
         if self._is_read:
             return await self._receive()
-        loop = asyncio.get_running_loop()
-        self._deadline = self._deadline or loop.time() + self._settings.body_timeout_s
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                message = await self._receive()
-        except TimeoutError:
-            raise Fault(408, "too_slow", "The request's body came too slowly.", {"Connection": "close"}) from None
+        if self._body is None:
+            self._body = self._gate.bodies.begin(self._settings.body_timeout_s, self._settings.body_pause_s)
+        message = await self._body.next(self._receive)
         if message["type"] == "http.request":
-            self._bytes += len(message.get("body", b""))
+            if self._body.size_bytes > self.most_bytes:
+                raise self.too_large()
             self._is_read = not message.get("more_body", False)
-            if self._bytes > _most_bytes(self._scope, self._settings):
-                raise too_large(self._scope, self._settings)
+            if self._is_read:
+                self._body.end()
+                if self.is_api:
+                    self.take_slot()
         return message
 
     async def send(self, message: Message) -> None:
@@ -172,8 +236,7 @@ class _Passage:
             self.status = message["status"]
             headers = [*message.get("headers", ()), *_HEADERS]
             if not any(name == b"cache-control" for name, _ in headers):
-                is_api = self._scope["path"].startswith("/api/")
-                headers.append((b"cache-control", b"no-store" if is_api else b"no-cache"))
+                headers.append((b"cache-control", b"no-store" if self.is_api else b"no-cache"))
             message = {**message, "headers": headers}
         await self._send(message)
 
@@ -181,18 +244,9 @@ class _Passage:
         await fault.response()(self._scope, self.receive, self.send)
 
 
-def too_large(scope: Scope, settings: ServeSettings) -> Fault:
-    if scope["path"] == PICTURE_SEARCH:
-        message = f"A picture may have {settings.max_upload_bytes:,} bytes at most; send a smaller one."
-    else:
-        message = f"A request may have {MAX_BODY_BYTES:,} bytes at most."
-    return Fault(413, "too_large", message)
-
-
-def _most_bytes(scope: Scope, settings: ServeSettings) -> int:
-    if scope["path"] == PICTURE_SEARCH:
-        return settings.max_upload_bytes + MAX_OPTIONS_BYTES
-    return MAX_BODY_BYTES
+def _name(authority: str) -> str:
+    """Without its port."""
+    return authority.partition("]")[0].lstrip("[") if authority.startswith("[") else authority.partition(":")[0]
 
 
 def _client(scope: Scope) -> str:

@@ -94,7 +94,7 @@ class FoundAsset(_Answer):
     uri: str | None
     text: str | None
     metadata: dict[str, Any]
-    thumbnail: str | None = Field(description="Where a small picture of it is, on this server.")
+    thumbnail: str | None = Field(description="The path of a small picture of it, on this server.")
 
 
 class Took(_Answer):

@@ -30,7 +30,7 @@ class Rates:
         """Counts one search. Returns 0, or the whole seconds until the next would be let through."""
         if not self._per_s:
             return 0
-        now, name = self._clock(), _network(client)
+        now, name = self._clock(), network_of(client)
         level, since = self._buckets.pop(name, (self._most, now))
         level = min(self._most, level + (now - since) * self._per_s)
         wait_s = 0 if level >= 1 else math.ceil((1 - level) / self._per_s)
@@ -41,7 +41,7 @@ class Rates:
 
 
 @lru_cache(maxsize=4096)
-def _network(client: str) -> str:
+def network_of(client: str) -> str:
     """Whom an address belongs to: of IPv6 every customer has at least a /64."""
     try:
         address = ipaddress.ip_address(client.partition("%")[0])

@@ -4,36 +4,74 @@ import contextlib
 import logging
 import signal
 import socket
-import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ...configs.errors import ConfigError
-from .settings import ServeSettings
+from .connection_limits import Connections, Door, connections_for
+from .settings import ServeSettings, prefix_of
 
-_MOST_CONNECTIONS = 1000
 _MOST_HEADER_BYTES = 65_536
 _GRACE_S = 30
 _BACKLOG = 2048
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_AFTER_BODY_S = 5.0
+"""Who sent no body in time is told so, and has as long to take that."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP that is read in C, by a parser that would keep a header of any length: here it may take 64 kB."""
+    """HTTP that is read in C, by a parser that would keep a header of any length: here it may take 64 kB.
+
+    It knows since when it waits, and for what, so that whoever is slow can be dropped.
+    """
 
     _beside_bodies = 0
     """Bytes of the request under way that are no body: its header, the frames of chunks, what follows them."""
+    _is_idle = False
+    """Whether an answer was given and nothing has come since."""
+
+    def __init__(self, *arguments: Any, settings: ServeSettings, counted: Connections) -> None:
+        super().__init__(*arguments)
+        self._settings = settings
+        self._counted = counted
+        self.peer = ""
+        self._waits_until: float | None = self.loop.time() + settings.header_timeout_s
+
+    def drop(self) -> None:
+        self.transport.abort()
+
+    def is_late(self, now: float) -> bool:
+        """Whether what is waited for should have come by now; what is being answered is waited for elsewhere."""
+        return self._waits_until is not None and now > self._waits_until
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.peer = self.client[0] if self.client else ""
+        self._counted.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._counted.remove(self)
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_idle:
+            self._is_idle = False
+            self._waits_until = self.loop.time() + self._settings.header_timeout_s
         self._beside_bodies += len(data)
         super().data_received(data)
         if self._beside_bodies > _MOST_HEADER_BYTES:
             self.transport.abort()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self._waits_until is not None:
+            self._waits_until = self.loop.time() + self._settings.body_timeout_s + _AFTER_BODY_S
 
     def on_body(self, body: bytes) -> None:
         self._beside_bodies -= len(body)
@@ -42,15 +80,51 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._beside_bodies = 0
         super().on_message_complete()
+        if self.cycle.response_complete:  # it was answered before its end
+            self._wait_for_next()
+        else:
+            self._waits_until = None
+            self._counted.wait_for(self, is_waited_for=False)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete:  # and no other request came meanwhile
+            self._wait_for_next()
+
+    def _wait_for_next(self) -> None:
+        self._is_idle = True
+        self._waits_until = self.loop.time() + self._settings.keep_alive_s
+        self._counted.wait_for(self, is_waited_for=True)
+
+
+class Forwarded:
+    """ASGI middleware: what a trusted proxy says of a request: its client, its scheme, its path's prefix."""
+
+    def __init__(self, app: Any, counted: Connections, proxies: list[str]) -> None:
+        self._app = ProxyHeadersMiddleware(app, trusted_hosts=proxies)
+        self._counted = counted
+
+    async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Any]) -> None:
+        if scope["type"] == "http":
+            told = [value for name, value in scope["headers"] if name == b"x-forwarded-prefix"]
+            client = scope.get("client")
+            if told and client and self._counted.is_proxy(client[0]):
+                prefix = prefix_of(told[-1].decode("latin-1"))
+                if prefix is not None:
+                    scope = {**scope, "root_path": prefix}
+        await self._app(scope, receive, send)
 
 
 class Server(uvicorn.Server):
     """uvicorn's server, which ends without an error when it is told to stop, after what is under way."""
 
     def __init__(self, app: FastAPI, settings: ServeSettings) -> None:
+        most, proxies = connections_for(settings.max_connections), list(settings.trusted_proxies)
+        self._settings = settings
+        self._counted = Connections(most, settings.max_client_connections, proxies)
         super().__init__(
             uvicorn.Config(
-                app,
+                Forwarded(app, self._counted, proxies) if proxies else app,
                 lifespan="off",  # entered by the command, so that what goes wrong in it is a sentence
                 log_config=None,
                 log_level="error",
@@ -58,15 +132,12 @@ class Server(uvicorn.Server):
                 http=BoundedProtocol,
                 ws="none",
                 server_header=False,
-                proxy_headers=bool(settings.trusted_proxies),
-                forwarded_allow_ips=list(settings.trusted_proxies),
-                limit_concurrency=_MOST_CONNECTIONS,
+                proxy_headers=False,
+                timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]  # only ever passed to call_later
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )
         logging.getLogger("python_multipart").setLevel(logging.ERROR)  # one line for each broken form is for nobody
-        self._header_timeout_s = settings.header_timeout_s
-        self._idle: dict[Any, tuple[Any, float]] = {}
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -83,25 +154,28 @@ class Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes connections at the sockets; each is asked for."""
+
+        def protocol() -> BoundedProtocol:
+            return BoundedProtocol(self.config, self.server_state, {}, settings=self._settings, counted=self._counted)
+
+        doors = [Door(listening, protocol, self._counted) for listening in sockets or ()]
+        for door in doors:
+            door.open()
+        self.servers = doors  # type: ignore[assignment]  # of which uvicorn only closes each
+        self.started = True
+
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
             self._drop_slow()
         return await super().on_tick(counter)
 
     def _drop_slow(self) -> None:
-        """Closes connections on which no request has begun for long: who sends a header a byte at a time holds one."""
-        now, idle = time.monotonic(), {}
-        for connection in self.server_state.connections:
-            cycle = getattr(connection, "cycle", None)
-            if cycle is not None and not cycle.response_complete:
-                continue
-            last, since = self._idle.get(connection, (cycle, now))
-            if last is not cycle:
-                since = now
-            idle[connection] = (cycle, since)
-            if now - since > self._header_timeout_s and connection.transport is not None:
-                connection.transport.abort()
-        self._idle = idle
+        """Closes connections that are waited for too long: who sends a header a byte at a time holds one."""
+        connections: Any = self.server_state.connections
+        for connection in [one for one in connections if one.is_late(one.loop.time())]:
+            connection.drop()
 
 
 def listen(settings: ServeSettings) -> socket.socket:

@@ -81,11 +81,11 @@ class Service:
         """The catalog's address, without a user or password."""
         return re.sub(r"(?<=://)[^/@]*@", "", self.settings.catalog)
 
-    def thumbnail_of(self, version: Catalog, asset: Hit | Asset) -> str | None:
-        """Where the thumbnail of an asset is on this server, if it can have one."""
+    def thumbnail_of(self, version: Catalog, asset: Hit | Asset, prefix: str = "") -> str | None:
+        """Where the thumbnail of an asset is on this server, below a prefix, if it can have one."""
         if asset.kind != "image" or not asset.uri or not self.thumbnails.sources(version):
             return None
-        return f"/api/thumbnails/image?id={urllib.parse.quote(asset.asset_id, safe='')}"
+        return f"{prefix}/api/thumbnails/image?id={urllib.parse.quote(asset.asset_id, safe='')}"
 
     def close(self) -> None:
         self._batches.close()
@@ -247,7 +247,12 @@ async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterat
         if catalog.manifest.model == UNKNOWN_MODEL:
             _log.warning("it is not known what made the vectors: sentences and pictures cannot be searched by")
         else:
-            asked = Searcher.from_catalog(catalog, base_url=settings.base_url, api_key_env=settings.api_key_env)
+            asked = Searcher.from_catalog(
+                catalog,
+                base_url=settings.base_url,
+                api_key_env=settings.api_key_env,
+                decode_pixels=settings.max_picture_pixels,
+            )
             try:
                 searcher = await stack.enter_async_context(asked)
             except ConfigError as error:  # no key: vectors and assets can be searched by all the same

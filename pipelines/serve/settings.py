@@ -1,6 +1,7 @@
 """What a server is told when it starts."""
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 
 MAX_K = 1000
@@ -9,6 +10,15 @@ MAX_BODY_BYTES = 2_000_000
 """Of a request that is no picture: a vector of 65,536 numbers in JSON fits."""
 MAX_OPTIONS_BYTES = 65_536
 """What may stand in a form beside its picture."""
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
+_LONGEST_PREFIX = 256
+
+
+def prefix_of(path: str) -> str | None:
+    """A path that the server stands below, as `/search`; empty for the root, None for what is no such path."""
+    if len(path) > _LONGEST_PREFIX or not _PREFIX.fullmatch(path) or {".", ".."} & set(path.split("/")):
+        return None
+    return path.rstrip("/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +41,26 @@ class ServeSettings:
     requests_per_minute: int = 300
     """Searches of one client; 0: any number."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses whose X-Forwarded-For is believed."""
+    """Addresses whose X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Prefix are believed."""
+    root_path: str = ""
+    """The path that a proxy shows the server below, as `/search`; whether or not the proxy takes it away."""
+    max_connections: int = 1000
+    """Fewer where the process may not open twice as many files."""
+    max_client_connections: int = 100
+    """Of one client: an address, of IPv6 its /64. Trusted proxies have the bound of all alone."""
     follow_every_s: float = 30.0
     request_timeout_s: float = 60.0
     body_timeout_s: float = 30.0
     """For a request's body, from its first byte to its last."""
+    body_pause_s: float = 10.0
+    """For the next piece of a body."""
+    max_bodies_bytes: int = 256_000_000
+    """Of all bodies that are being read; beyond, those that began first and are not whole are given up."""
     header_timeout_s: float = 10.0
+    keep_alive_s: float = 75.0
+    """For the next request of a connection; longer than a proxy keeps its own, which is 60 s with most."""
+    max_picture_pixels: int = 50_000_000
+    """Of a picture that is searched by; more are refused by its header. The job's own cap holds too."""
     thumbnail_cache_bytes: int = 64_000_000
 
     @property

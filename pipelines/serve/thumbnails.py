@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ...index.search.catalog import Catalog
 from ...index.search.hits import Asset
-from ...transforms.sources.prepare import Unpreparable
+from ...transforms.sources.unpreparable import Unpreparable
 from ...transforms.viewing.picture_sources import PictureSources
 from .faults import Fault
 from .metrics import Metrics

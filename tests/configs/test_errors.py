@@ -28,9 +28,13 @@ NOT_TOLD_TO_USERS = {
     "BrokenAnswerError",  # an answer of the API that is not used; what comes of it is a retry or a refusal
     "_UnreadableError",  # a body that cannot be inflated; becomes the reply's `problem`
     "Fault",  # what a request to `serve` is answered
+    "OutsideError",  # a redirect or a link out of `within`, which becomes a dead letter
     "RefusedError",  # what the emulator answers
+    "ThriftError",  # a damaged header of a page, which becomes an UnreadableParquetError
     "UnnotedFailureError",  # what a runner passes on to the launcher, which reads the error out of it
     "Unpreparable",  # becomes a dead letter
+    "UnreadableParquetError",  # becomes a SourceError with the table and the row
+    "YamlBombError",  # becomes a ConfigError with the file
     "_BadItemError",
     "_UnlikeError",
 }

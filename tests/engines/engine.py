@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
+import yaml
 
 from ..ports import free_port
 from .fetch import engines_folder
@@ -91,6 +92,14 @@ def service(folder: Path, name: str, command: list[str], port: int | None = None
         process.wait()
 
 
+FLINK = {
+    "taskmanager.numberOfTaskSlots": 2,
+    "taskmanager.network.sort-shuffle.min-buffers": 64,
+    "restart-strategy.type": "fixed-delay",
+    "restart-strategy.fixed-delay.attempts": 3,
+    "restart-strategy.fixed-delay.delay": "1 s",
+}
+"""What a cluster's settings need beside their defaults: docs/engines.md says why."""
 KEY = "key-for-tests-0123456789"
 
 
@@ -187,8 +196,11 @@ def job_server(folder: Path, name: str, *arguments: str) -> Iterator[Engine]:
 
 @contextlib.contextmanager
 def flink(folder: Path) -> Iterator[Engine]:
-    with job_server(folder, "flink", "--flink-master=[local]") as engine:
-        yield engine
+    settings = folder / "conf"
+    settings.mkdir()
+    (settings / "config.yaml").write_text(yaml.safe_dump(FLINK), "utf-8")
+    with job_server(folder, "flink", "--flink-master=[local]", f"--flink-conf-dir={settings}") as engine:
+        yield replace(engine, options=(*engine.options, "--execution_mode_for_batch=BATCH_FORCED"))
 
 
 @contextlib.contextmanager

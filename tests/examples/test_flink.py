@@ -8,6 +8,7 @@ from apache_beam.options.pipeline_options import FlinkRunnerOptions
 
 from epithre_beam.configs import load_config
 
+from ..engines.engine import FLINK
 from .conftest import EXAMPLES
 
 ITEMS = list(yaml.safe_load_all((EXAMPLES / "kubernetes" / "flink.yaml").read_text()))
@@ -56,6 +57,29 @@ def test_the_job_asks_for_the_pool_and_the_slots_that_are_there(tmp_path):
     managers = named("Deployment", "taskmanager")["spec"]["replicas"]
     assert int(options["parallelism"]) == managers * flink["taskmanager.numberOfTaskSlots"]
     assert flink["jobmanager.rpc.address"] == named("Service")["metadata"]["name"]
+
+
+def test_the_settings_are_those_that_a_run_needed_and_the_page_the_job_and_the_tests_have_them_too():
+    manifest = yaml.safe_load(named("ConfigMap")["data"]["FLINK_PROPERTIES"])
+    page = (EXAMPLES.parent / "docs" / "engines.md").read_text("utf-8")
+    for name in FLINK:
+        assert name in manifest
+        assert f"{name}: " in page
+    assert manifest["taskmanager.network.sort-shuffle.min-buffers"] == 64
+    assert manifest["restart-strategy.type"] == FLINK["restart-strategy.type"] == "fixed-delay"
+    option = "--execution_mode_for_batch=BATCH_FORCED"
+    job = yaml.safe_load((EXAMPLES.parent / "configs" / "jobs" / "flink.yaml").read_text("utf-8"))
+    for options in (job["beam_options"], yaml.safe_load(named("ConfigMap")["data"]["job.yaml"])["beam_options"]):
+        assert option in options
+    assert option in page
+
+
+def test_each_task_manager_has_a_worker_pool_of_its_own():
+    task_managers = named("Deployment", "taskmanager")["spec"]["template"]["spec"]["containers"]
+    assert sorted(container["name"] for container in task_managers) == ["beam-workers", "taskmanager"]
+    assert not [
+        item for item in ITEMS if item["kind"] == "Service" and "50000" in str(item)
+    ]  # a service would share them
 
 
 def test_what_is_staged_is_mounted_where_it_is_read_and_the_key_comes_from_a_secret():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ...configs import EmbedConfig, PrepareConfig, SourceConfig
-from ...configs.errors import RefusedKeyError
+from ...configs.errors import RefusedKeyError, RunnerError, StorageError
 from ...index.vectors.paid import PaidVectors
 from ...index.vectors.units import UnitRecord
 from ...index.versions.manifest import read_manifest
@@ -32,6 +32,7 @@ from .shared_limit import shared_ledger
 from .unit import ByteLimit, SentContents, UnitContext, embed_unit
 
 _PAYLOAD_SHARE = 0.4
+_LOOK_EVERY_S = 2.0
 _SENT_KEPT = 1024
 _UNIT_COPIES = 2
 """A unit's vectors are there about twice while they are written."""
@@ -50,7 +51,9 @@ class LaneSetup:
     sources: tuple[SourceConfig, ...]
     """That the plan's references come from."""
     recipe: str
-    """What the vectors are made with."""
+    """What the vectors are made with, as units say it."""
+    first_recipe: str | None = None
+    """The same, as units of the first rules of preparation say it, if they were prepared with these settings."""
     paid_versions: tuple[str, ...] = ()
     """The versions whose vectors may be taken over, where the content is the same."""
     requests_spent: int = 0
@@ -134,7 +137,9 @@ async def _run(
     plan_lock = threading.Lock()
 
     def find_paid() -> PaidVectors:
-        return PaidVectors(store, [read_manifest(store, version) for version in setup.paid_versions], setup.recipe)
+        of_first_rules = {} if setup.first_recipe is None else {setup.first_recipe: setup.prepare}
+        manifests = [read_manifest(store, version) for version in setup.paid_versions]
+        return PaidVectors(store, manifests, setup.recipe, of_first_rules)
 
     paid = await asyncio.to_thread(find_paid)
     context = UnitContext(
@@ -171,9 +176,13 @@ async def _run(
             ticker = asyncio.create_task(progress.tick())
             try:
                 async with asyncio.TaskGroup() as group:
+                    watch = group.create_task(_stop_with(setup.run))
+                    tasks = []
                     for unit in units:
                         held = await vectors_in_flight.acquire(unit.references * vector_bytes)
-                        group.create_task(embed_one(unit, held))
+                        tasks.append(group.create_task(embed_one(unit, held)))
+                    await asyncio.gather(*tasks)
+                    watch.cancel()
             except BaseExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             finally:
@@ -186,6 +195,16 @@ async def _run(
         reader.close()
         plan.close()
         await asyncio.to_thread(budget.close)
+
+
+async def _stop_with(run: RunFolder) -> None:
+    """Waits for the end of the run. Raises RunnerError then: a lane that its launcher left must not go on paying."""
+    while True:
+        with contextlib.suppress(OSError, StorageError):  # it is looked for again
+            if await asyncio.to_thread(run.is_over):
+                break
+        await asyncio.sleep(_LOOK_EVERY_S)
+    raise RunnerError("The run is over: its launcher was stopped, or another run has begun. Nothing more is sent.")
 
 
 def api_key(variable: str) -> str:

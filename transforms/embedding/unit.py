@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from ...configs import EmbedConfig, PrepareConfig
 from ...index.storage.store import Store
-from ...index.vectors.paid import PaidVectors
+from ...index.vectors.paid import PaidVector, PaidVectors
 from ...index.vectors.units import (
     UnitFooter,
     UnitRecord,
@@ -33,9 +33,11 @@ from ...index.versions.layout import DeadLetter, Reason, asset_fields
 from ..epithre.client import Client, Refusal, RefusalReason
 from ..epithre.packing import Item
 from ..planning.plan import Unit
-from ..sources.prepare import Unpreparable, prepare_picture, prepare_text
+from ..sources.prepare import Picture, prepare_picture, prepare_text
 from ..sources.reading import Reader
 from ..sources.references import Reference, local_path
+from ..sources.unpreparable import Unpreparable
+from .reuse import reuse_or_prepare
 
 _T = TypeVar("_T")
 _UNKNOWN_SIZE = 300_000
@@ -72,6 +74,14 @@ class ByteLimit:
                 turn.set_result(None)
 
 
+class Sent(NamedTuple):
+    """What became of a content that was sent."""
+
+    result: npt.NDArray[np.float32] | Refusal
+    prepared: str | None
+    """As it was sent in the end: one that the API found too large was made smaller."""
+
+
 class SentContents:
     """What a lane has lately sent, by content: copies that fell into different units are sent once too.
 
@@ -81,18 +91,18 @@ class SentContents:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._futures: OrderedDict[tuple[str, str], asyncio.Future[npt.NDArray[np.float32] | Refusal]] = OrderedDict()
+        self._futures: OrderedDict[tuple[str, str], asyncio.Future[Sent]] = OrderedDict()
 
-    def find(self, kind: str, content_sha256: str) -> "asyncio.Future[npt.NDArray[np.float32] | Refusal] | None":
+    def find(self, kind: str, content_sha256: str) -> "asyncio.Future[Sent] | None":
         """The result, or the promise of it, of an asset with this content."""
         key = (kind, content_sha256)
         if key in self._futures:
             self._futures.move_to_end(key)
         return self._futures.get(key)
 
-    def promise(self, kind: str, content_sha256: str) -> "asyncio.Future[npt.NDArray[np.float32] | Refusal]":
+    def promise(self, kind: str, content_sha256: str) -> "asyncio.Future[Sent]":
         """Says that an asset with this content is about to be sent; the caller sets the result."""
-        future: asyncio.Future[npt.NDArray[np.float32] | Refusal] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Sent] = asyncio.get_running_loop().create_future()
         self._futures[kind, content_sha256] = future
         while len(self._futures) > self._capacity:
             self._futures.popitem(last=False)
@@ -259,8 +269,8 @@ async def _embed_batch(batch: Sequence[int], work: _Work, context: UnitContext) 
                 work.dead[i] = _not_sent(work.references[i])
             return
         prepared = await _prepare_all(batch, work, context)
-        leaders: list[tuple[_Prepared, asyncio.Future[npt.NDArray[np.float32] | Refusal]]] = []
-        followers: list[tuple[_Prepared, asyncio.Future[npt.NDArray[np.float32] | Refusal]]] = []
+        leaders: list[tuple[_Prepared, asyncio.Future[Sent]]] = []
+        followers: list[tuple[_Prepared, asyncio.Future[Sent]]] = []
         for asset in prepared:
             if asset.paid is not None:
                 _settle(asset, asset.paid, work, context)
@@ -277,7 +287,8 @@ async def _embed_batch(batch: Sequence[int], work: _Work, context: UnitContext) 
         context.bytes_in_flight.release(held)
     # Only after its own are sent: two batches that wait for each other's content first would wait for ever.
     for asset, promised in followers:
-        _settle(asset, await promised, work, context)
+        sent = await promised
+        _settle(replace(asset, prepared=sent.prepared), sent.result, work, context)
         work.deduplicated += asset.position in work.rows
 
 
@@ -318,21 +329,23 @@ def _prepare(position: int, reference: Reference, context: UnitContext) -> _Prep
         sha256 = hashlib.sha256(data).hexdigest()
         text = prepare_text(data, context.prepare) if reference.kind == "text" else None
         facts: dict[str, Any] = {"width": None, "height": None, "prepared": None, "media_type": "text/plain"}
-        paid = context.paid.find(reference.kind, sha256)
+        paid: PaidVector | Picture | None
+        if text is not None:
+            paid = context.paid.find("text", sha256)
+        else:
+            paid = reuse_or_prepare(data, context.paid.find_all("image", sha256), context.prepare)
         item = None
         if paid is not None:
             facts = {name: getattr(paid, name) for name in facts}
-        elif text is not None:
-            item = context.client.encode("text", text.encode())
-        else:
-            picture = prepare_picture(data, context.prepare)
-            facts = {name: getattr(picture, name) for name in facts}
-            item = context.client.encode("image", picture.content)
+        if isinstance(paid, Picture):
+            item = context.client.encode("image", paid.content)
+        elif paid is None:
+            item = context.client.encode("text", (text or "").encode())
         return _Prepared(
             position=position,
             reference=reference,
             item=item,
-            paid=None if paid is None else paid.vector,
+            paid=paid.vector if isinstance(paid, PaidVector) else None,
             content_sha256=sha256,
             text=text,
             size_bytes=len(data),
@@ -343,7 +356,7 @@ def _prepare(position: int, reference: Reference, context: UnitContext) -> _Prep
 
 
 async def _send(
-    leaders: Sequence[tuple[_Prepared, asyncio.Future[npt.NDArray[np.float32] | Refusal]]],
+    leaders: Sequence[tuple[_Prepared, asyncio.Future[Sent]]],
     work: _Work,
     context: UnitContext,
 ) -> None:
@@ -355,7 +368,7 @@ async def _send(
         if isinstance(result, Refusal) and result.reason is RefusalReason.TOO_LARGE and asset.text is None:
             sent, final = await _send_smaller(asset, result, context)
         # A copy: the vector is a row of its whole answer, which a kept view would keep in memory.
-        promise.set_result(final if isinstance(final, Refusal) else final.copy())
+        promise.set_result(Sent(final if isinstance(final, Refusal) else final.copy(), sent.prepared))
         _settle(sent, final, work, context)
 
 

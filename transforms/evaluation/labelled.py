@@ -1,8 +1,11 @@
 """Labelled pairs: a file that says which assets are right for which query, read and checked."""
 
 import csv
+import difflib
 import itertools
+import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +20,8 @@ from ...configs.errors import ConfigError
 from ...index.versions.layout import KINDS
 from ..sources.table_places import csv_rows, json_lines
 from ..sources.uri_safety import is_within
+
+_log = logging.getLogger(__name__)
 
 _QUERY_COLUMNS = ("query", "picture", "query_id")
 _COLUMNS = (*_QUERY_COLUMNS, "query_kind", "relevant", "relevant_kind", "grade")
@@ -80,6 +85,7 @@ def read_labels(path: Path) -> tuple[LabelledQuery, ...]:
     if not rows:
         raise ConfigError(f"--pairs {str(path)!r} must have at least one row, and has none.")
     names = list(dict.fromkeys(name for _, row in rows for name in row))
+    _check_names(names, path)
     if "relevant" not in names or not set(_QUERY_COLUMNS) & set(names):
         raise ConfigError(
             f"--pairs {str(path)!r} must have a column `relevant`, and one of `query`, `picture` and `query_id`; "
@@ -104,6 +110,28 @@ def read_labels(path: Path) -> tuple[LabelledQuery, ...]:
     return tuple(_whole(query, tuple(relevant.get(key, {}).values()), path) for key, query in found.items())
 
 
+def _check_names(names: Sequence[Any], path: Path) -> None:
+    """Raises ConfigError for a name that is likely meant for a column that is known: it would be passed over."""
+    other = [str(name) for name in names if name not in _COLUMNS]
+    known = {re.sub(r"[\W_]", "", column): column for column in _COLUMNS}
+    for name in other:
+        close = difflib.get_close_matches(re.sub(r"[\W_]", "", name.lower()), known, n=1, cutoff=0.8)
+        if close:
+            raise ConfigError(
+                f"--pairs {str(path)!r}: the column {name!r} is not known. Did you mean {known[close[0]]!r}? If not, "
+                "give it another name."
+            )
+    if any(name.strip() for name in other):
+        _log.warning("--pairs %r: not used: %s", str(path), ", ".join(map(repr, other)))
+
+
+def _check_once(names: Sequence[str], path: Path) -> None:
+    """Raises ConfigError for a known column that stands twice: one would be taken for the other."""
+    for name in names:
+        if name in _COLUMNS and names.count(name) > 1:
+            raise ConfigError(f"--pairs {str(path)!r}: the column {name!r} stands twice. Leave one of them out.")
+
+
 def _whole(query: LabelledQuery, relevant: tuple[Relevant, ...], path: Path) -> LabelledQuery:
     if not any(label.grade > 0 for label in relevant):
         raise ConfigError(
@@ -126,6 +154,7 @@ def _rows(path: Path) -> Iterator[tuple[str, _Row]]:
             with path.open(newline="", encoding="utf-8-sig") as file:
                 rows = csv_rows(file, strict=True)
                 _, names = next(rows, (0, []))
+                _check_once(names, path)
                 for line, cells in rows:
                     if len(cells) > len(names):
                         raise ConfigError(f"{path} line {line}: has more cells than the file has columns.")
@@ -143,6 +172,8 @@ def _rows(path: Path) -> Iterator[tuple[str, _Row]]:
                     yield f"line {number}", value
         case "parquet":
             names = pq.read_schema(path).names
+            _check_once(names, path)
+            _check_names(names, path)
             if columns := [name for name in names if name in _COLUMNS]:
                 table = pq.read_table(path, columns=columns, use_threads=False)
                 yield from ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1))

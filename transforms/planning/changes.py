@@ -21,7 +21,7 @@ class UnitChanges:
     """What the units of a run amount to, beside the version before."""
 
     counts: Counter[str]
-    """Rows that are `touched`, `changed`, `moved`, `copied` or `new`."""
+    """Rows that are `touched`, `prepared_anew`, `changed`, `moved`, `copied` or `new`."""
     lost: Counter[str] = field(default_factory=Counter)
     """By kind, rows of the version before whose id is listed and has no vector now."""
     changed: Counter[str] = field(default_factory=Counter)
@@ -37,7 +37,7 @@ def count_changes(
     has_deleted: bool,
     is_compared: bool = True,
 ) -> UnitChanges:
-    """Counts the units' rows.
+    """Counts the units' rows as `touched`, `prepared_anew`, `changed`, `moved`, `copied` or `new`.
 
     Args:
         store: The catalog.
@@ -56,11 +56,12 @@ def count_changes(
     known: dict[str, Keys] = {}
     with PlanReader(store, plan_name(version)) as plan:
         for record in records:
-            references = plan.read(record.row_group, ["asset_id", "previous_sha256"]).to_pydict()
+            references = plan.read(record.row_group, ["asset_id", "previous_sha256", "again"]).to_pydict()
             before = dict(zip(references["asset_id"], references["previous_sha256"], strict=True))
             if not record.rows:
                 found.lost[record.kind] += sum(content is not None for content in before.values())
                 continue
+            again = {name for name, why in zip(references["asset_id"], references["again"], strict=True) if why}
             with store.open_read(unit_name(record.unit)) as file:
                 rows = (
                     pq.ParquetFile(file, pre_buffer=False)
@@ -75,7 +76,8 @@ def count_changes(
                 if base is None:
                     counts["new"] += 1
                 elif previous is not None:
-                    counts["touched" if previous == content else "changed"] += 1
+                    same = "prepared_anew" if name in again else "touched"
+                    counts[same if previous == content else "changed"] += 1
                 elif content in gone.get(record.kind, ()):
                     counts["moved"] += 1
                 else:

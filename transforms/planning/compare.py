@@ -5,6 +5,7 @@ take no more of it than a thousand.
 """
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,13 @@ from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ...configs import SourceConfig
+from ...configs import PrepareConfig, SourceConfig
 from ...configs.errors import SourceError
+from ...configs.schema import stored_prepare
 from ...configs.words import of_count
 from ...index.storage.store import Store
 from ...index.vectors.letters import iterate_letters
@@ -24,6 +28,8 @@ from ...index.vectors.units import open_vectors
 from ...index.versions.files import check_file
 from ...index.versions.layout import DEAD_LETTER_SCHEMA, Reason, metadata_type, version_folder
 from ...index.versions.manifest import FileEntry, Manifest
+from ..sources.effective import Row, is_of_today, why_again, why_again_dead
+from ..sources.files import PassedOver
 from ..sources.list_sources import places_of_id
 from ..sources.references import UNKNOWN, reference_schema
 
@@ -31,7 +37,10 @@ _MEMORY_MB = 128
 _BATCH_ROWS = 8192
 _INSERT_ROWS = 16_384
 DELETED_SCHEMA = pa.schema([("kind", pa.string()), ("content_sha256", pa.string())])
-_PREVIOUS = pa.field("previous_sha256", pa.string())
+_AGAIN = pa.field("again", pa.string())
+_PREVIOUS = (pa.field("previous_sha256", pa.string()), _AGAIN)
+_ROW = [name for name in Row._fields if name != "kind"]
+_TODO = "('new', 'differing', 'again')"
 _SAME = f"r.fingerprint <> '{UNKNOWN}' AND {{0}}.fingerprint = r.fingerprint AND {{0}}.uri IS NOT DISTINCT FROM r.uri"
 
 _OTHER = (
@@ -43,8 +52,8 @@ _OTHER = (
 
 
 def plan_schema(metadata: Mapping[str, str]) -> pa.Schema:
-    """A reference, and the content that the version in force has under its id."""
-    return reference_schema(metadata).append(_PREVIOUS)
+    """A reference, the content that the version in force has under its id, and why it is prepared again, if it is."""
+    return pa.schema([*reference_schema(metadata), *_PREVIOUS])
 
 
 def carried_schema(metadata: Mapping[str, str]) -> pa.Schema:
@@ -80,11 +89,15 @@ class Changes:
     """Unchanged assets with other metadata."""
     gone: Mapping[str, int] = field(default_factory=dict)
     """Rows of the current version that are not listed any more, also where none of its vectors is reused."""
+    again: Mapping[str, int] = field(default_factory=dict)
+    """Unchanged as well, but prepared as they would not be today, as far as their rows say: read, and sent if so."""
+    again_because: Mapping[str, int] = field(default_factory=dict)
+    """The same, by the reason."""
 
     @property
     def todo(self) -> int:
         """What must be read."""
-        return sum(self.new.values()) + sum(self.differing.values())
+        return sum(self.new.values()) + sum(self.differing.values()) + sum(self.again.values())
 
     @property
     def is_nothing(self) -> bool:
@@ -132,7 +145,11 @@ class Comparison:
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
         self.metadata_types = self._types = dict(metadata)
+        self.passed_over = PassedOver()
+        """What folders of the sources hold that is not taken."""
         self._files: list[str] = []
+        self._prepare: tuple[PrepareConfig, PrepareConfig] | None = None
+        """Of the base, and of today."""
         self._stack = contextlib.ExitStack()
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="epithre-beam-")))
         settings: dict[str, Any] = {
@@ -146,6 +163,7 @@ class Comparison:
         self._stack.callback(self._db.close)
         self._db.execute("SET TimeZone = 'UTC'")
         self._db.execute("PRAGMA disable_checkpoint_on_shutdown")  # the file is thrown away
+        self._db.execute("SET enable_progress_bar = false")  # it would be drawn on the output, in the midst of JSON
         self._create("listed", reference_schema(metadata))
         self.clear_base()
 
@@ -204,13 +222,16 @@ class Comparison:
         self._files = []
         self._is_reusable = is_reusable
         self._create("base", _base_schema(self._types))
-        self._create("failed", DEAD_LETTER_SCHEMA.append(pa.field("is_transient", pa.bool_())))
+        self._create("failed", DEAD_LETTER_SCHEMA.append(pa.field("is_transient", pa.bool_())).append(_AGAIN))
         self._db.execute(
             "CREATE OR REPLACE VIEW compared AS SELECT r.*, b.file, b.row_group, b.position, "
             "b.content_sha256 AS previous_sha256, f.stage, f.reason, f.detail, f.attempts, "
+            "coalesce(b.again, f.again) AS again, "
             f"CASE WHEN NOT {is_reusable} THEN 'new' "
-            f"WHEN b.position IS NOT NULL AND {_SAME.format('b')} THEN 'unchanged' "
-            f"WHEN f.asset_id IS NOT NULL AND NOT f.is_transient AND {_SAME.format('f')} THEN 'dead' "
+            f"WHEN b.position IS NOT NULL AND {_SAME.format('b')} "
+            "THEN CASE WHEN b.again IS NULL THEN 'unchanged' ELSE 'again' END "
+            f"WHEN f.asset_id IS NOT NULL AND NOT f.is_transient AND {_SAME.format('f')} "
+            "THEN CASE WHEN f.again IS NULL THEN 'dead' ELSE 'again' END "
             "WHEN b.position IS NULL AND f.asset_id IS NULL THEN 'new' ELSE 'differing' END AS fate"
             + (", b.metadata IS DISTINCT FROM r.metadata AS has_other_metadata" if self._types else "")
             + " FROM listed r LEFT JOIN base b USING (kind, asset_id) LEFT JOIN failed f USING (kind, asset_id)"
@@ -226,6 +247,7 @@ class Comparison:
         manifest: Manifest,
         *,
         damaged: Sequence[str] = (),
+        prepare: PrepareConfig | None = None,
         retry_dead: bool = False,
         is_reusable: bool = True,
     ) -> list[str]:
@@ -235,6 +257,7 @@ class Comparison:
             store: The catalog.
             manifest: Of the version.
             damaged: Files of vectors, as named in the store, whose rows are not to be used.
+            prepare: How assets are prepared now; absent: as those of the version were.
             retry_dead: Try dead letters again whatever their reason was.
             is_reusable: Whether its vectors may be reused. If not, every reference counts as new.
 
@@ -243,6 +266,9 @@ class Comparison:
         """
         self._clear(is_reusable=is_reusable)
         bad = list(damaged)
+        self._prepare = None
+        if prepare is not None and is_reusable:
+            self._prepare = (stored_prepare(manifest.config) or prepare, prepare)
         prefix = version_folder(manifest.version)
         for entry in manifest.files:
             name = f"{prefix}/{entry.name}"
@@ -263,7 +289,7 @@ class Comparison:
         return bad
 
     def changes(self) -> Changes:
-        sums: dict[str, dict[str, int]] = {f: {} for f in ("unchanged", "dead", "new", "differing")}
+        sums: dict[str, dict[str, int]] = {f: {} for f in ("unchanged", "dead", "new", "differing", "again")}
         assets: dict[str, int] = {}
         sizes: dict[str, int] = {}
         for kind, fate, count, size in self._db.execute(
@@ -276,8 +302,18 @@ class Comparison:
         other = 0
         if self._types:
             other = self._number("SELECT count(*) FROM compared WHERE fate = 'unchanged' AND has_other_metadata")
-        deleted = gone if self._is_reusable else {}
-        return Changes(assets=assets, size_bytes=sizes, **sums, deleted=deleted, other_metadata=other, gone=gone)
+        because = self._db.execute(
+            "SELECT again, count(*) FROM compared WHERE fate = 'again' GROUP BY ALL ORDER BY ALL"
+        ).fetchall()
+        return Changes(
+            assets=assets,
+            size_bytes=sizes,
+            **sums,
+            deleted=gone if self._is_reusable else {},
+            other_metadata=other,
+            gone=gone,
+            again_because=dict(because),
+        )
 
     def overlap(self) -> Overlap:
         """How much of the listing the version has; of an asset whose content is not known, the id decides."""
@@ -302,7 +338,7 @@ class Comparison:
         """What must be read, by kind, size, fingerprint and id: what may be the same content stands together."""
         schema = plan_schema(self._types)
         yield from self._select(
-            f"SELECT {', '.join(schema.names)} FROM compared WHERE fate IN ('new', 'differing') "
+            f"SELECT {', '.join(_shown(name) for name in schema.names)} FROM compared WHERE fate IN {_TODO} "
             "ORDER BY kind, size_bytes NULLS LAST, fingerprint, asset_id",
             schema,
         )
@@ -312,7 +348,7 @@ class Comparison:
         if not self._is_reusable:
             return set()
         rows = self._db.execute(
-            "SELECT DISTINCT fingerprint FROM compared c WHERE fate IN ('new', 'differing') AND uri IS NULL "
+            f"SELECT DISTINCT fingerprint FROM compared c WHERE fate IN {_TODO} AND uri IS NULL "
             "AND EXISTS (FROM base b WHERE b.kind = c.kind AND 'sha256:' || b.content_sha256 = c.fingerprint)"
         ).fetchall()
         return {fingerprint for (fingerprint,) in rows}
@@ -370,7 +406,7 @@ class Comparison:
 
     def _add_rows(self, store: Store, manifest: Manifest, entry: FileEntry, number: int) -> int:
         schema = _base_schema(self._types)
-        columns = ["asset_id", "kind", "uri", "fingerprint", "content_sha256", "size_bytes"]
+        columns = ["asset_id", "kind", "uri", "fingerprint", "content_sha256", *_ROW]
         with_metadata = bool(self._types) and manifest.metadata_types == self._types
         rows = 0
         with store.open_read(self._files[number]) as handle:
@@ -388,11 +424,22 @@ class Comparison:
                     ("position", np.concatenate([np.arange(size) for size in sizes])),
                 ):
                     table = table.append_column(field_, pa.array(values, pa.int32()))
+                table = table.append_column(_AGAIN, self._why_again(table))
                 if self._types and not with_metadata:
                     table = table.append_column("metadata", pa.nulls(len(table), metadata_type(self._types)))
                 self._insert("base", table.select(schema.names).cast(schema))
                 rows += len(table)
         return rows
+
+    def _why_again(self, table: pa.Table) -> pa.Array:
+        """Why each row is prepared again; null where it would be prepared as it was."""
+        found: list[str | None] = [None] * len(table)
+        if self._prepare is not None:
+            rows = table.select(["kind", *_ROW])
+            for position in _in_doubt(table, *self._prepare).tolist():
+                (row,) = rows.slice(position, 1).to_pylist()
+                found[position] = why_again(Row(**row), *self._prepare)
+        return pa.array(found, pa.string())
 
     def _add_failed(self, store: Store, manifest: Manifest, entry: FileEntry) -> None:
         """Dead letters of the version in force. Where they are damaged their assets are tried again."""
@@ -401,10 +448,17 @@ class Comparison:
         with store.open_read(f"{version_folder(manifest.version)}/{entry.name}") as handle:
             try:
                 for table in iterate_letters(handle, _BATCH_ROWS):
-                    transient = [Reason(reason).is_transient for reason in table.column("reason").to_pylist()]
-                    self._insert("failed", table.append_column("is_transient", pa.array(transient)))
+                    reasons = [Reason(reason) for reason in table.column("reason").to_pylist()]
+                    transient = pa.array([reason.is_transient for reason in reasons])
+                    again = pa.array([self._why_again_dead(reason, manifest) for reason in reasons], pa.string())
+                    self._insert("failed", table.append_column("is_transient", transient).append_column(_AGAIN, again))
             except pa.ArrowInvalid:
                 self._db.execute("DELETE FROM failed")
+
+    def _why_again_dead(self, reason: Reason, manifest: Manifest) -> str | None:
+        if self._prepare is None:
+            return None
+        return why_again_dead(reason, manifest.prepare_rules, *self._prepare)
 
     def _create(self, name: str, schema: pa.Schema) -> None:
         self._db.register("empty", schema.empty_table())
@@ -412,18 +466,49 @@ class Comparison:
         self._db.unregister("empty")
 
     def _insert(self, name: str, table: pa.Table) -> None:
-        self._db.register("part", table)
-        self._db.execute(f"INSERT INTO {name} SELECT * FROM part")
-        self._db.unregister("part")
+        with _memory_errors():
+            self._db.register("part", table)
+            self._db.execute(f"INSERT INTO {name} SELECT * FROM part")
+            self._db.unregister("part")
 
     def _select(self, query: str, schema: pa.Schema) -> Iterator[pa.Table]:
         # A cursor of its own: another query on the same one would end this one's rows.
-        with self._db.cursor() as cursor:
+        with _memory_errors(), self._db.cursor() as cursor:
             for batch in cursor.sql(query).to_arrow_reader(_BATCH_ROWS):
                 yield pa.Table.from_batches([batch]).cast(schema)
 
     def _number(self, query: str) -> int:
         return int(self._db.execute(query).fetchall()[0][0])
+
+
+def _shown(name: str) -> str:
+    """A column of the plan: why an asset is prepared again says nothing of those that are read anyway."""
+    return "CASE WHEN fate = 'again' THEN again END AS again" if name == _AGAIN.name else name
+
+
+def _in_doubt(table: pa.Table, before: PrepareConfig, now: PrepareConfig) -> npt.NDArray[np.int64]:
+    """The rows that must be looked at one by one: with the settings that they were made with, few or none."""
+    if before != now:
+        return np.arange(len(table))
+    prepared = table.column("prepared")
+    if prepared.null_count == len(prepared):
+        return np.empty(0, np.int64)
+    is_old = pc.and_(pc.is_valid(prepared), pc.invert(pc.ends_with(prepared, is_of_today())))
+    return np.asarray(pc.indices_nonzero(is_old), np.int64)
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """What the database cannot hold is an error of the sources, and no defect."""
+    try:
+        yield
+    except duckdb.Error as error:
+        if not re.search(r"(?i)out of memory|allocate|pin block", str(error)):
+            raise
+        raise SourceError(
+            f"The texts of the sources take more than the {_MEMORY_MB} MB in which they are compared: shorten them, "
+            "or spread the sources over several jobs."
+        ) from error
 
 
 def _together(sizes: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
@@ -448,6 +533,7 @@ def _base_schema(metadata: Mapping[str, str]) -> pa.Schema:
             ("fingerprint", pa.string()),
             ("content_sha256", pa.string()),
             ("size_bytes", pa.int64()),
+            _AGAIN,
             ("file", pa.int32()),
             ("row_group", pa.int32()),
             ("position", pa.int32()),

@@ -16,6 +16,7 @@ from ...configs import SourceConfig
 from ...index.storage.store import Store
 from ...index.vectors.units import CarriedGroup
 from ...index.versions.layout import DEAD_LETTER_SCHEMA, run_folder
+from ..sources.files import PassedOver
 from ..sources.list_sources import list_references
 from .compare import DELETED_SCHEMA, Changes, Comparison, carried_schema, plan_schema
 
@@ -66,7 +67,10 @@ def deleted_name(version: str) -> str:
 
 
 def iterate_references(
-    sources: Sequence[SourceConfig], metadata: Mapping[str, str], label: str = "sources"
+    sources: Sequence[SourceConfig],
+    metadata: Mapping[str, str],
+    label: str = "sources",
+    passed_over: PassedOver | None = None,
 ) -> Iterator[pa.Table]:
     """The references of all sources, in tables of `reference_schema`.
 
@@ -74,13 +78,14 @@ def iterate_references(
         sources: Of the job.
         metadata: The columns of all sources, with their types.
         label: What the job calls its sources.
+        passed_over: Is told what of folders is not taken.
 
     Raises:
         ConfigError: When a source matches nothing or lacks a column.
         SourceError: When a source cannot be listed or read.
     """
     for position, source in enumerate(sources):
-        yield from list_references(source, position, metadata, label)
+        yield from list_references(source, position, metadata, label, passed_over)
 
 
 def cut_units(table: pa.Table, size: int) -> list[tuple[int, int]]:

@@ -11,7 +11,8 @@ from ...configs import EmbedConfig, PrepareConfig
 from ...configs.errors import ArgumentError, QueryError
 from ..epithre.client import Client, Refusal
 from ..epithre.packing import Item
-from ..sources.prepare import Unpreparable, prepare_picture, prepare_text
+from ..sources.prepare import prepare_picture, prepare_text
+from ..sources.unpreparable import Unpreparable
 
 _AT_ONCE = 512
 """Queries whose requests are in memory together."""

@@ -92,6 +92,7 @@ class Searcher:
         api_key_env: str | None = None,
         cache_queries: int = 1024,
         threads: int | None = None,
+        decode_pixels: int | None = None,
     ) -> AsyncIterator[Self]:
         """A searcher with the API that made the catalog, as its manifest says; an emulator is started if one did.
 
@@ -101,6 +102,7 @@ class Searcher:
             api_key_env: Another variable with the key.
             cache_queries: As for the searcher itself.
             threads: As for the searcher itself.
+            decode_pixels: Of a picture that is searched by at most, where the catalog's own cap is not lower.
 
         Raises:
             CatalogError: When it is not known what made the catalog, or the server's model is another.
@@ -111,7 +113,9 @@ class Searcher:
         asked = open_query_endpoint(catalog.manifest, catalog.url, address)
         endpoint = await asyncio.to_thread(asked.__enter__)
         try:
-            settings = (endpoint.embed, endpoint.prepare, endpoint.api_key)
+            cap = endpoint.prepare.max_decode_pixels
+            caps = {"max_decode_pixels": min(cap, decode_pixels or cap)}
+            settings = (endpoint.embed, endpoint.prepare.model_copy(update=caps), endpoint.api_key)
             async with cls(catalog, *settings, cache_queries=cache_queries, threads=threads) as searcher:
                 yield searcher
         finally:

@@ -32,6 +32,7 @@ class CountFigures(TypedDict):
     dead: int
     unchanged: int
     touched: int
+    prepared_anew: int
     changed: int
     moved: int
     copied: int

@@ -1,15 +1,37 @@
-"""Reads a csv table."""
+"""Reads a csv table.
 
+Python's `csv` says what a csv means, strictly: a comma or the end of the row follows a closing quote, and a quote
+within an unquoted cell is a character. pyarrow is several times as fast and means something else in places, so it is
+given only what both read alike: whole rows whose quotes stand where RFC 4180 has them. All else is read by `csv`, which
+also says the line of what is wrong. docs/decisions/020-csv.md has the figures.
+"""
+
+import csv
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.csv
 
 from ...configs.errors import SourceError
+from .csv_text import CsvText
+from .table_places import csv_reader
 
-_BLOCK_BYTES = 16 << 20
-"""A row must fit in it."""
+_BLOCK_BYTES = 4 << 20
+_SLOW_ROWS = 1000
+"""Read by `csv` before pyarrow is tried again: finding out whether it may takes as long as some hundreds."""
+_QUOTE, _NEWLINE = b'"\n'
+_BESIDE = np.isin(np.arange(256), tuple(b'",\n\r'))
+"""What may stand before a quote that opens a cell, and behind one that closes it."""
+
+
+class _Row(NamedTuple):
+    """A row, and the line from 1 that it begins in."""
+
+    line: int
+    cells: list[str]
 
 
 class CsvTable:
@@ -17,41 +39,143 @@ class CsvTable:
 
     Args:
         place: The table's, for errors.
+        max_row_bytes: A larger row is refused before more of it is read.
+        block_bytes: What is read at a time. No cell depends on it.
     """
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, max_row_bytes: int, block_bytes: int = _BLOCK_BYTES) -> None:
         self._place = place
+        self._max_row_bytes = max_row_bytes
+        self._block_bytes = min(block_bytes, max_row_bytes)
 
-    def names(self, file: IO[bytes], wanted: set[str]) -> list[str]:  # noqa: ARG002 - the header has all
-        return list(_open(file).schema.names)
+    def names(self, file: IO[bytes], wanted: set[str]) -> list[str] | None:  # noqa: ARG002 - the header has all
+        header = self._row(CsvText(file, self._block_bytes))
+        return header and header.cells
 
     def batches(self, file: IO[bytes], columns: list[str]) -> Iterator[pa.RecordBatch]:
-        options = pyarrow.csv.ConvertOptions(
-            include_columns=columns,
-            column_types=dict.fromkeys(columns, pa.string()),
-            strings_can_be_null=False,
-        )
-        yield from _open(file, options)
-        self._check_quotes(file)
+        text = CsvText(file, self._block_bytes)
+        header = self._row(text)
+        names = header.cells if header else []
+        while block := text.block():
+            size = plain_rows(block, is_last=text.is_last)
+            # More than a row may have is read row by row, each of which is then looked at.
+            rows = _as_arrow(block[:size], names, columns) if 0 < size <= self._max_row_bytes else None
+            if rows is not None:
+                text.skip(size)
+                yield from rows
+            else:
+                yield from self._slowly(text, text.place + len(block), names, columns)
 
-    def _check_quotes(self, file: IO[bytes]) -> None:
-        """An unclosed quote swallows all the rows behind it into one cell, and the reader says nothing."""
-        file.seek(0)
-        quotes = 0
-        while block := file.read(_BLOCK_BYTES):
-            quotes += block.count(b'"')
-        if quotes % 2:
+    def _slowly(self, text: CsvText, until: int, names: list[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """The rows that begin before the byte `until` of the file."""
+        places = [names.index(name) for name in columns]
+        held: list[list[str]] = []
+        while text.place < until and len(held) < _SLOW_ROWS and (row := self._row(text)):
+            if len(row.cells) != len(names):
+                raise SourceError(
+                    f"{self._place} line {row.line}: the row has {len(row.cells)} cells, and the header has "
+                    f"{len(names)}. Put cells that have a comma or a line break into quotes."
+                )
+            held.append(row.cells)
+        if held:
+            cells = [pa.array([row[i] for row in held], pa.string()) for i in places]
+            yield pa.RecordBatch.from_arrays(cells, names=columns)
+
+    def _row(self, text: CsvText) -> _Row | None:
+        """The next row that is not blank; None when there are no more."""
+        text.skip_blank_lines()
+        line = text.line
+        try:
+            for cells in csv_reader(self._lines(text, line), strict=True):
+                return _Row(line, cells)
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                what = f"line {line}: a quote is opened in this row and never closed. Close it"
+            else:
+                begin = "" if text.last_line == line else f" of the row that begins in line {line}"
+                what = f"line {text.last_line}: text follows a closing quote{begin}. Close quotes at the end of a cell"
             raise SourceError(
-                f"{self._place} must close every quote, got an odd number of them ({quotes}): "
-                "the rows behind the open one would be lost."
-            )
+                f'{self._place} {what}, and write a quote that is part of a quoted text twice ("").'
+            ) from None
+        return None
+
+    def _lines(self, text: CsvText, first: int) -> Iterator[str]:
+        """The lines of one row: as many as are asked for."""
+        left = self._max_row_bytes
+        while line := text.take_line(left + 1):
+            left -= len(line)
+            if left < 0:
+                raise SourceError(
+                    f"{self._place} line {first}: the row has more than {self._max_row_bytes} bytes. Close the quote "
+                    "that is open, or raise `max_row_bytes` of the source."
+                )
+            try:
+                yield line.decode()
+            except UnicodeDecodeError as error:
+                raise SourceError(
+                    f"{self._place} line {text.last_line}: this is not UTF-8 (the byte 0x{line[error.start]:02x}). "
+                    "Save the table as UTF-8."
+                ) from None
 
 
-def _open(file: IO[bytes], convert: Any = None) -> Any:
-    return pyarrow.csv.open_csv(
-        file,
-        # Without threads: one that still reads when an error ends the process has aborted it.
-        read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=convert,
-    )
+def plain_rows(block: bytes, *, is_last: bool) -> int:
+    """How many bytes of a block are whole rows that pyarrow reads as `csv` does.
+
+    Such are rows in which each quote opens a cell, closes one, is one of a pair within a quoted cell, or stands in the
+    midst of an unquoted one.
+
+    Args:
+        block: Begins where a row does.
+        is_last: Whether nothing follows it.
+    """
+    if block.startswith(b"\xef\xbb\xbf"):  # pyarrow takes it for a mark wherever it begins to read
+        return 0
+    quotes, bad = _quotes(block, is_last=is_last) if b'"' in block else (np.empty(0, np.int64), len(block))
+    if is_last and bad == len(block) and len(quotes) % 2 == 0:
+        return len(block)
+    while (newline := block.rfind(b"\n", 0, bad)) >= 0:
+        count = int(np.searchsorted(quotes, newline))
+        if count % 2 == 0:
+            return newline + 1
+        bad = int(quotes[count - 1])  # the cell that the newline is in begins there
+    return 0
+
+
+def _quotes(block: bytes, *, is_last: bool) -> tuple[npt.NDArray[np.int64], int]:
+    """Where the quotes are that open and close cells, in turn, and the first one that is none of the plain ones."""
+    data = np.frombuffer(block, np.uint8)
+    quotes = np.flatnonzero(data == _QUOTE)
+    before = data[quotes - 1]
+    before[0] = before[0] if quotes[0] else _NEWLINE
+    after = data[np.minimum(quotes + 1, len(block) - 1)]
+    if quotes[-1] == len(block) - 1:
+        after[-1] = _NEWLINE if is_last else 0
+    may_open, may_close = _BESIDE[before], _BESIDE[after]
+    is_outer = may_open | may_close
+    inner = quotes[~is_outer]
+    if len(inner):
+        quotes, may_open, may_close = quotes[is_outer], may_open[is_outer], may_close[is_outer]
+    # In turn they open and close; of a pair, the first closes and the second opens again.
+    wrong = (quotes[0::2][~may_open[0::2]], quotes[1::2][~may_close[1::2]])
+    wrong_inner = inner[np.searchsorted(quotes, inner) % 2 == 1]  # in a quoted cell
+    return quotes, min(int(places[0]) if len(places) else len(block) for places in (*wrong, wrong_inner))
+
+
+def _as_arrow(rows: bytes, names: list[str], columns: list[str]) -> list[pa.RecordBatch] | None:
+    """Plain rows, read at once; None when there is anything wrong with them."""
+    try:
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(rows),
+            # One block, so that nothing depends on where one ends. Without threads: one that still reads when an error
+            # ends the process has aborted it.
+            pyarrow.csv.ReadOptions(column_names=names, block_size=len(rows) + 1, use_threads=False),
+            pyarrow.csv.ParseOptions(newlines_in_values=True),
+            pyarrow.csv.ConvertOptions(
+                include_columns=columns,
+                column_types=dict.fromkeys(columns, pa.string()),
+                strings_can_be_null=False,
+            ),
+        )
+    except pa.ArrowInvalid:
+        return None
+    return table.to_batches()  # type: ignore[no-any-return]

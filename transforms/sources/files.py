@@ -5,13 +5,15 @@ import os
 import posixpath
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 
 from ...configs.errors import ConfigError, SourceError
+from ...configs.words import of_count
 from ...index.storage.remote import connect, has_pages
 from .buckets import walk_bucket
 from .globs import fixed_part, glob_regex
@@ -26,6 +28,25 @@ class FoundFile:
     info: Mapping[str, Any]
 
 
+@dataclass
+class PassedOver:
+    """What folders hold that is not taken, so that nobody wonders where it is."""
+
+    suffixes: Counter[str] = field(default_factory=Counter)
+    """Of files, in lower case; empty for those that have none."""
+    linked_folders: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.suffixes or self.linked_folders)
+
+    def __str__(self) -> str:
+        """Such as `4 files (.avif, .jfif), 1 linked folder`."""
+        names = ", ".join(sorted(suffix or "no suffix" for suffix in self.suffixes))
+        files = f"{of_count(self.suffixes.total(), 'file')} ({names})" if self.suffixes else ""
+        folders = of_count(self.linked_folders, "linked folder") if self.linked_folders else ""
+        return ", ".join(filter(None, (files, folders)))
+
+
 class Matches(NamedTuple):
     """What a pattern stands for: the file system, and its files."""
 
@@ -38,10 +59,23 @@ def filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     return connect(url, options)
 
 
-def match_files(url: str, options: Mapping[str, Any], place: str, folder_suffixes: tuple[str, ...] | None) -> Matches:
+def match_files(
+    url: str,
+    options: Mapping[str, Any],
+    place: str,
+    folder_suffixes: tuple[str, ...] | None,
+    passed_over: PassedOver | None = None,
+) -> Matches:
     """Files that `url` stands for: itself, all of a folder with a known suffix, or a glob's matches.
 
     A prefix is listed once and filtered here, because stores answer `**` in one listing and `d*/e/*` in many.
+
+    Args:
+        url: A path or fsspec URL.
+        options: For fsspec.
+        place: Of the URL in the job, for errors.
+        folder_suffixes: Of what is taken from a folder; None: a folder is none.
+        passed_over: Is told what of a folder is not taken, as it is listed.
 
     Raises:
         ConfigError: When nothing matches.
@@ -52,14 +86,15 @@ def match_files(url: str, options: Mapping[str, Any], place: str, folder_suffixe
         return Matches(fs, iter([FoundFile(path=path, id=posixpath.basename(path), info=info)]))
     if info is not None and folder_suffixes is not None:
         folder = path.rstrip("/")
-        matches = functools.partial(_has_suffix, suffixes=folder_suffixes)
+        counted = PassedOver() if passed_over is None else passed_over
+        matches = functools.partial(_has_suffix, suffixes=folder_suffixes, passed_over=counted)
         rule = f"a file below it ends in {', '.join(folder_suffixes)}"
     else:
         folder = fixed_part(path)
         pattern = re.compile(glob_regex(path[len(folder) :].lstrip("/")), re.DOTALL)
         matches = functools.partial(_matches, pattern=pattern)
         rule = "a file matches it"
-    found = _walk(fs, folder, matches)
+    found = _walk(fs, folder, matches, passed_over)
     first = next(found, None)
     if first is None:
         why = "" if file_info(fs, folder or "/") is not None else f" (there is no folder {folder!r})"
@@ -74,10 +109,10 @@ def match_files(url: str, options: Mapping[str, Any], place: str, folder_suffixe
     return Matches(fs, chain())
 
 
-def _walk(fs: Any, folder: str, matches: Callable[[str], bool]) -> Iterator[FoundFile]:
+def _walk(fs: Any, folder: str, matches: Callable[[str], bool], passed_over: PassedOver | None) -> Iterator[FoundFile]:
     """The files below `folder` whose name below it matches, in order of their names; hidden ones are passed over."""
     if isinstance(fs, LocalFileSystem):
-        yield from _walk_local(folder, matches)
+        yield from _walk_local(folder, matches, passed_over)
         return
     is_paged = has_pages(fs) and folder.strip("/")
     has_begun = False
@@ -92,7 +127,7 @@ def _walk(fs: Any, folder: str, matches: Callable[[str], bool]) -> Iterator[Foun
             raise
 
 
-def _walk_local(folder: str, matches: Callable[[str], bool]) -> Iterator[FoundFile]:
+def _walk_local(folder: str, matches: Callable[[str], bool], passed_over: PassedOver | None) -> Iterator[FoundFile]:
     """Links to files are followed, links to folders are not: they may lead in circles."""
     open_folders = [_entries(folder, "")]
     while open_folders:
@@ -106,6 +141,9 @@ def _walk_local(folder: str, matches: Callable[[str], bool]) -> Iterator[FoundFi
             continue
         if item.is_dir(follow_symlinks=False):
             open_folders.append(_entries(folder, f"{name}/"))
+        elif item.is_symlink() and os.path.isdir(item.path):  # noqa: PTH112 - a link in a circle is none, and no error
+            if passed_over is not None:
+                passed_over.linked_folders += 1
         elif matches(name):
             try:
                 status = item.stat()
@@ -136,8 +174,11 @@ def _local_info(status: os.stat_result) -> dict[str, Any]:
     return {"size": status.st_size, "mtime": str(status.st_mtime_ns)}
 
 
-def _has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
-    return name.lower().endswith(suffixes)
+def _has_suffix(name: str, suffixes: tuple[str, ...], passed_over: PassedOver) -> bool:
+    if name.lower().endswith(suffixes):
+        return True
+    passed_over.suffixes[posixpath.splitext(name)[1].lower()] += 1
+    return False
 
 
 def _matches(name: str, pattern: re.Pattern[str]) -> bool:

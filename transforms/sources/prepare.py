@@ -9,44 +9,18 @@ import io
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image
 
 from ...configs import PrepareConfig
 from ...index.versions.layout import Reason
+from .colours import SRGB, eight_bits, expected_steps, on_white, to_srgb
+from .effective import SMALLER, UPRIGHT, triggers, written
+from .picture_files import PictureFile, check_structure, check_time, load, open_picture
+from .unpreparable import Unpreparable, words_of
 
-# Called by name rather than through `Image.open`: its own cap on pixels is one for the whole process.
-_DECODERS: Mapping[str, Callable[[io.BytesIO, str], ImageFile.ImageFile]] = {
-    "jpeg": JpegImagePlugin.jpeg_factory,  # also MPO: what many phones write, a JPEG with a second picture behind it
-    "png": PngImagePlugin.PngImageFile,
-    "webp": WebPImagePlugin.WebPImageFile,
-    "gif": GifImagePlugin.GifImageFile,
-    "bmp": BmpImagePlugin.BmpImageFile,
-    "tiff": TiffImagePlugin.TiffImageFile,
-}
-_MAGIC = (
-    (b"\xff\xd8\xff", "jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"GIF8", "gif"),
-    (b"BM", "bmp"),
-    (b"II*\x00", "tiff"),
-    (b"MM\x00*", "tiff"),
-    (b"II+\x00", "tiff"),
-    (b"MM\x00+", "tiff"),
-)
-_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,23 +30,12 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 _LONGEST_JPEG_SIDE = 65_500
 _LARGE_PIXELS = 24_000_000
 _LARGE_TURN = threading.Lock()
 """Large pictures are decoded one at a time: a dozen readers with 120 million pixels each would fill any memory."""
 _SHRINK = 0.8
-_JPEG_BLOCK_BYTES = 4096
-"""Read at once: a JPEG of many scans takes long over few bytes, and the time is only looked at between reads."""
-
-
-class Unpreparable(Exception):  # noqa: N818 - not an error of ours: it becomes a dead letter
-    """The asset cannot be sent."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
+_PLAIN_MODES = {"1", "L", "P", "RGB"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +49,7 @@ class Picture:
     height: int
     """Of the original as it is meant to be seen, after its EXIF orientation."""
     prepared: str | None
-    """What was done, such as `upright;downscaled 2048x1536;jpeg`; None when it is sent as it came."""
+    """What was done, such as `upright;downscaled 2048x1536;jpeg q92;rules 2`; None when it is sent as it came."""
 
 
 def prepare_text(data: bytes | str, settings: PrepareConfig) -> str:
@@ -127,212 +90,171 @@ def prepare_picture(data: bytes, settings: PrepareConfig, *, smaller: bool = Fal
     Raises:
         Unpreparable: When it is empty, no picture, broken, too large, or of a format that is not allowed.
     """
+    file, deadline = _opened(data, settings)
+    width, height = file.upright_size
+    content, prepared = data, None
+    if smaller or _may_not_stay(file, len(data), settings):
+        pixels = min(settings.max_pixels, width * height // 4) if smaller else settings.max_pixels
+        with _turn(file, deadline, data, settings) as (file, deadline):
+            content, done = _re_encoded(file, pixels, deadline, settings)
+        first = [UPRIGHT] if file.orientation > 1 else []
+        prepared = written([*first, *done[:-1], *([SMALLER] if smaller else []), done[-1]])
+    elif settings.check == "decode":
+        with _turn(file, deadline, data, settings) as (file, deadline):
+            load(file.image, deadline)
+    else:
+        check_structure(data, file.name)
+    return Picture(content=content, media_type=f"image/{file.name}", width=width, height=height, prepared=prepared)
+
+
+def is_sent_as_ever(data: bytes, settings: PrepareConfig) -> bool:
+    """Whether the second rules send what the first sent, by the header alone: no level is converted otherwise.
+
+    Raises:
+        Unpreparable: As `prepare_picture`, as far as the header says.
+    """
+    file, _ = _opened(data, settings)
+    return expected_steps(file) == ()
+
+
+def draw_picture(data: bytes, settings: PrepareConfig, max_pixels: int) -> Image.Image:
+    """A picture as people are shown it, which is as it is sent: upright, sRGB, on white, of at most so many pixels.
+
+    Raises:
+        Unpreparable: When it cannot be decoded, or is larger than the caps.
+    """
+    file, deadline = _opened(data, settings)
+    with _turn(file, deadline, data, settings) as (file, deadline):
+        image, _ = _decoded(file, max_pixels, deadline)
+    return on_white(image)
+
+
+def encoded_jpeg(image: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def _opened(data: bytes, settings: PrepareConfig) -> tuple[PictureFile, float]:
     if not data:
         raise Unpreparable(Reason.EMPTY_FILE, "the file is empty")
     deadline = time.monotonic() + settings.decode_timeout_s
-    name = _format(data, settings)
-    image = _open(data, name, deadline, settings)
-    media_type = f"image/{name}"
-    orientation = 1 if name == "png" and not any(key in data for key in _PNG_EXIF) else _orientation(image)
-    # Pillow turns a TIFF by itself while it loads it, and says its upright size before.
-    width, height = image.size[::-1] if orientation >= 5 and name != "tiff" else image.size
-    actions = [
-        *(["upright"] if orientation > 1 else []),
-        *(["reformatted"] if name not in settings.send_formats else []),
-        *(["downscaled"] if width * height > settings.max_pixels or smaller else []),
-        *(["recompressed"] if len(data) > settings.max_image_bytes else []),
-    ]
-    if not actions and settings.check == "structure":
-        _check_structure(data, name)
-        return Picture(content=data, media_type=media_type, width=width, height=height, prepared=None)
-    with _LARGE_TURN if width * height > _LARGE_PIXELS else contextlib.nullcontext():
-        if width * height > _LARGE_PIXELS:  # opened anew: waiting for a turn is not the picture's fault
-            deadline = time.monotonic() + settings.decode_timeout_s
-            image = _open(data, name, deadline, settings)
-        if not actions:
-            _load(image, deadline)
-            return Picture(content=data, media_type=media_type, width=width, height=height, prepared=None)
-        pixels = min(settings.max_pixels, width * height // 4 if smaller else settings.max_pixels)
-        try:
-            content, done = _re_encode(image, name, pixels, deadline, settings)
-        except Unpreparable:
-            raise
-        except Exception as error:  # a decoder may find a mode or a size that no encoder takes
-            raise Unpreparable(Reason.UNDECODABLE, f"the picture cannot be converted: {_words(error)}") from None
-    steps = [*(["upright"] if orientation > 1 else []), *done]
-    return Picture(content=content, media_type=media_type, width=width, height=height, prepared=";".join(steps))
+    return open_picture(data, settings, deadline), deadline
 
 
-class _TimedFile(io.BytesIO):
-    """Bytes that a slow decoder cannot read on from once the time is over."""
-
-    def __init__(self, data: bytes, deadline: float) -> None:
-        super().__init__(data)
-        self._deadline = deadline
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        _check_time(self._deadline)
-        return super().read(size)
-
-
-def _format(data: bytes, settings: PrepareConfig) -> str:
-    """The picture's format by its first bytes, when it is allowed."""
-    name = next((name for magic, name in _MAGIC if data.startswith(magic)), None)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        name = "webp"
-    if name is not None and name in settings.formats:
-        return name
-    if name is not None or data[4:8] == b"ftyp":
-        found = name or data[8:12].decode("ascii", "replace").strip()
-        raise Unpreparable(
-            Reason.FORMAT_NOT_ALLOWED, f"prepare.formats allows {', '.join(settings.formats)}, got {found}"
-        )
-    raise Unpreparable(Reason.NOT_A_PICTURE, f"the file is no picture, it begins with {_shown(data[:8])}")
+def _may_not_stay(file: PictureFile, size_bytes: int, settings: PrepareConfig) -> bool:
+    """Whether something demands that the picture is re-encoded."""
+    width, height = file.upright_size
+    if file.orientation > 1 or file.is_heavy or triggers(file.name, size_bytes, width * height, settings):
+        return True
+    if settings.as_is == "any":
+        return False
+    is_plain = file.image.mode in _PLAIN_MODES and file.bits < 16 and "transparency" not in file.image.info
+    return not is_plain or file.is_animated or expected_steps(file) != ()
 
 
-def _shown(data: bytes) -> str:
-    """Bytes for a person: in quotes where they are letters, else in hex."""
-    text = data.decode("ascii", "replace")
-    return f"“{text.strip()}”" if text.replace("\n", " ").isprintable() and text.isascii() else data.hex(" ")
+@contextlib.contextmanager
+def _turn(
+    file: PictureFile, deadline: float, data: bytes, settings: PrepareConfig
+) -> Iterator[tuple[PictureFile, float]]:
+    """When a picture may be decoded. A large one is opened anew: waiting for its turn is not the picture's fault."""
+    width, height = file.image.size
+    if width * height <= _LARGE_PIXELS:
+        yield file, deadline
+        return
+    with _LARGE_TURN:
+        yield _opened(data, settings)
 
 
-def _open(data: bytes, name: str, deadline: float, settings: PrepareConfig) -> ImageFile.ImageFile:
-    """Reads the header alone, with the one decoder at work, and checks what it claims."""
-    try:
-        image = _DECODERS[name](_TimedFile(data, deadline), "")
-    except Unpreparable:
-        raise
-    except Image.DecompressionBombError as error:  # Pillow 13's WebP decoder has a bound of its own, before the size
-        raise Unpreparable(
-            Reason.TOO_MANY_PIXELS, f"the {name} decoder refuses the picture's size: {_words(error)}"
-        ) from None
-    except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise Unpreparable(Reason.UNDECODABLE, f"the {name}'s header is broken: {_words(error)}") from None
-    pixels = image.size[0] * image.size[1]
-    if pixels > settings.max_decode_pixels:
-        raise Unpreparable(
-            Reason.TOO_MANY_PIXELS,
-            f"prepare.max_decode_pixels allows {settings.max_decode_pixels} pixels, "
-            f"got {image.size[0]}x{image.size[1]}",
-        )
-    # Pillow's raw decoder wants a whole line at once, and copies what it has with every block that it is short of.
-    image.decodermaxblock = _JPEG_BLOCK_BYTES if name == "jpeg" else max(ImageFile.MAXBLOCK, image.size[0] * 4)
-    return image
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _check_structure(data: bytes, name: str) -> None:
-    """Whether the file has its end: a cut-off download is the commonest broken picture."""
-    match name:
-        case "jpeg":
-            is_whole = data.rfind(b"\xff\xd9") >= _first_scan(data)  # from behind: it is nearly always the last
-        case "png":
-            is_whole = b"IEND" in data
-        case "webp":
-            is_whole = len(data) >= 8 + int.from_bytes(data[4:8], "little") - 1
-        case "gif":
-            is_whole = b";" in data[-64:]
-        case _:
-            is_whole = True
-    if not is_whole:
-        raise Unpreparable(Reason.UNDECODABLE, f"the {name} is cut off: its end is missing")
-
-
-def _first_scan(data: bytes) -> int:
-    """Where a JPEG's pixels begin, behind the thumbnails that have ends of their own.
-
-    What stands behind the picture's end is nobody's business: phones append whole films.
-    """
-    at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
-        is_fill = data[at + 1 : at + 2] == b"\xff"
-        at += 1 if is_fill else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return at
-
-
-def _load(image: Image.Image, deadline: float) -> None:
-    try:
-        image.load()
-    except Unpreparable:
-        raise
-    except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise Unpreparable(Reason.UNDECODABLE, f"the picture is broken: {_words(error)}") from None
-    _check_time(deadline)
-
-
-def _check_time(deadline: float) -> None:
-    if time.monotonic() > deadline:
-        raise Unpreparable(Reason.DECODE_TIMEOUT, "the picture took longer than prepare.decode_timeout_s")
-
-
-def _re_encode(
-    image: Image.Image, name: str, max_pixels: int, deadline: float, settings: PrepareConfig
+def _re_encoded(
+    file: PictureFile, max_pixels: int, deadline: float, settings: PrepareConfig
 ) -> tuple[bytes, list[str]]:
-    """Decodes, turns upright, downscales as far as the caps demand, and encodes."""
-    done = []
-    width, height = image.size
-    if name == "jpeg" and width * height > max_pixels:
+    """The picture within the caps in a format that is sent, and what was done."""
+    full = file.upright_size  # a JPEG may be decoded at a half of it, and says so then
+    try:
+        image, steps = _decoded(file, max_pixels, deadline)
+        content, done = _encoded_within(image, file, deadline, settings)
+    except Unpreparable:
+        raise
+    except Exception as error:  # a decoder may find a mode or a size that no encoder takes
+        raise Unpreparable(Reason.UNDECODABLE, f"the picture cannot be converted: {words_of(error)}") from None
+    width, height, target = done
+    if width * height < full[0] * full[1]:
+        steps = [f"downscaled {width}x{height}", *steps]
+    return content, [*steps, f"jpeg q{settings.jpeg_quality}" if target == "jpeg" else target]
+
+
+def _decoded(file: PictureFile, max_pixels: int, deadline: float) -> tuple[Image.Image, list[str]]:
+    """The picture as it looks, upright, as `RGB` or `RGBA` with at most so many pixels, and the steps of colours.
+
+    Raises:
+        Unpreparable: When it is broken, or takes too long.
+    """
+    width, height = file.image.size
+    if file.name == "jpeg" and width * height > max_pixels:
         scale = math.sqrt(max_pixels / (width * height))
         wanted = (max(1, int(width * scale)), max(1, int(height * scale)))
-        image.draft(None, wanted)  # decodes at a power of two less
-    _load(image, deadline)
-    turn = _UPRIGHT.get(_orientation(image))
-    image = _eight_bit(image if turn is None else image.transpose(turn))
-    has_alpha = image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
-    image = image.convert("RGBA" if has_alpha else "RGB")
-    keep_png = (has_alpha or name == "png") and "png" in settings.send_formats
+        file.image.draft(None, wanted)  # decodes at a power of two less
+    load(file.image, deadline)
+    try:
+        image, steps = eight_bits(file.image, file)
+        if image.mode in {"CMYK", "LAB"}:  # of which no average looks like the average of its colours
+            image, more = to_srgb(image, file)
+            steps += more
+        check_time(deadline)
+        image = _within(image, max_pixels)
+        if SRGB not in steps:
+            image, more = to_srgb(image, file)
+            steps += more
+        turn = None if file.name == "tiff" else _UPRIGHT.get(file.orientation)
+        if turn is not None:
+            image = image.transpose(turn)
+    except Unpreparable:
+        raise
+    except Exception as error:  # a decoder may find a mode that nothing converts
+        raise Unpreparable(Reason.UNDECODABLE, f"the picture cannot be converted: {words_of(error)}") from None
+    check_time(deadline)
+    image.info = {}  # what stood beside the pixels is said by them now, or is nobody's business
+    return image, steps
+
+
+def _encoded_within(
+    image: Image.Image, file: PictureFile, deadline: float, settings: PrepareConfig
+) -> tuple[bytes, tuple[int, int, str]]:
+    """An upright picture as a file within the caps, its size and its format."""
+    if settings.as_is == "plain":
+        image = on_white(image)
+    keep_png = (image.mode == "RGBA" or file.name == "png") and "png" in settings.send_formats
     target = "png" if keep_png or "jpeg" not in settings.send_formats else "jpeg"
-    if target == "jpeg" and has_alpha:  # JPEG has no alpha: what shows through is white
-        image = _on_white(image)
-    scale = math.sqrt(max_pixels / (image.size[0] * image.size[1]))
     if target == "jpeg":
-        scale = min(scale, _LONGEST_JPEG_SIDE / max(image.size))
-    if scale < 1:
-        image = _resized(image, scale, max_pixels)
+        image = _for_jpeg(image)
     content = _encoded(image, target, settings)
     if len(content) > settings.max_image_bytes and target == "png" and "jpeg" in settings.send_formats:
         target = "jpeg"
-        image = _on_white(image) if has_alpha else image
-        if max(image.size) > _LONGEST_JPEG_SIDE:
-            image = _resized(image, _LONGEST_JPEG_SIDE / max(image.size))
+        image = _for_jpeg(image)
         content = _encoded(image, target, settings)
     while len(content) > settings.max_image_bytes:
-        _check_time(deadline)
+        check_time(deadline)
         if max(image.size) <= 16:
             raise Unpreparable(
                 Reason.FILE_TOO_LARGE, f"prepare.max_image_bytes is {settings.max_image_bytes}, too few for a picture"
             )
         image = _resized(image, min(_SHRINK, math.sqrt(settings.max_image_bytes / len(content))))
         content = _encoded(image, target, settings)
-    _check_time(deadline)
-    if image.size[0] * image.size[1] < width * height:
-        done.append(f"downscaled {image.size[0]}x{image.size[1]}")
-    done.append(target)
-    return content, done
+    check_time(deadline)
+    return content, (*image.size, target)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey levels of 16 and 32 bits as 8: Pillow's own conversion makes all above 255 white."""
-    if image.mode != "I" and not image.mode.startswith("I;16"):
-        return image
-    levels = np.asarray(image)
-    shift = 8 if image.mode != "I" or levels.max(initial=0) < 1 << 16 else 24
-    if image.mode == "I" and levels.max(initial=0) < 1 << 8:
-        shift = 0
-    return Image.fromarray(np.clip(levels >> shift, 0, 255).astype(np.uint8))
+def _within(image: Image.Image, max_pixels: int) -> Image.Image:
+    scale = math.sqrt(max_pixels / (image.size[0] * image.size[1]))
+    return _resized(image, scale, max_pixels) if scale < 1 else image
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    ground = Image.new("RGBA", image.size, "white")
-    ground.alpha_composite(image)
-    return ground.convert("RGB")
+def _for_jpeg(image: Image.Image) -> Image.Image:
+    """As a JPEG can hold it: it has no alpha, so what shows through is white, and it cannot count longer sides."""
+    image = on_white(image)
+    scale = _LONGEST_JPEG_SIDE / max(image.size)
+    return _resized(image, scale) if scale < 1 else image
 
 
 def _resized(image: Image.Image, scale: float, max_pixels: int | None = None) -> Image.Image:
@@ -343,13 +265,8 @@ def _resized(image: Image.Image, scale: float, max_pixels: int | None = None) ->
 
 
 def _encoded(image: Image.Image, target: str, settings: PrepareConfig) -> bytes:
-    buffer = io.BytesIO()
     if target == "jpeg":
-        image.save(buffer, "JPEG", quality=settings.jpeg_quality)
-    else:
-        image.save(buffer, "PNG", compress_level=6)
+        return encoded_jpeg(image, settings.jpeg_quality)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
-
-
-def _words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

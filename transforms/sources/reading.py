@@ -4,22 +4,28 @@ import contextlib
 import stat
 import threading
 import urllib.parse
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from ...configs import PrepareConfig, SourceConfig
 from ...index.storage.remote import connect
 from ...index.versions.layout import Reason
-from .prepare import Unpreparable
+from .parquet_pages import CheckedParquet
 from .references import Reference, local_path
+from .unpreparable import Unpreparable
+from .uri_files import OutsideError, check_opened, read_remote
 from .uri_safety import allowed_prefixes, is_within
 
 _OPEN_TABLES = 4
-"""Tables that hold a row group in memory. Rows are asked for table after table, so more would only be kept."""
+"""Tables that hold rows in memory. Rows are asked for table after table, so more would only be kept."""
+_HELD_BATCHES = 4
+"""Of a table, each of 64 MB at most: threads ask for neighbours a little out of order."""
 
 
 class Reader:
@@ -57,16 +63,18 @@ class Reader:
                     raise Unpreparable(Reason.UNREADABLE, "the file cannot be read: it is no regular file")
                 # One byte more than allowed, so that a file that has grown since it was listed is noticed.
                 with Path(path).open("rb") as file:
+                    if source.uri is not None:
+                        check_opened(file, path, source)
                     return self._capped(file.read(self._settings.max_file_bytes + 1))
-            fs, remote = connect(uri, source.storage_options)
-            return self._capped(bytes(fs.cat_file(remote)))
+            return self._capped(read_remote(uri, source, self._settings.max_file_bytes))
         except FileNotFoundError:
             raise Unpreparable(Reason.MISSING, "there is no such file") from None
+        except OutsideError as error:
+            raise Unpreparable(Reason.URI_NOT_ALLOWED, f"{error}, which the source's `within` does not allow") from None
         except Unpreparable:
             raise
         except Exception as error:  # every store has errors of its own, and none of them may stop the run
-            words = getattr(error, "strerror", None) or type(error).__name__
-            raise Unpreparable(Reason.UNREADABLE, f"the file cannot be read: {words}") from None
+            raise Unpreparable(Reason.UNREADABLE, f"the file cannot be read: {_words(error)}") from None
 
     def close(self) -> None:
         with self._lock:
@@ -108,8 +116,18 @@ class Reader:
             return table
 
 
+def _words(error: Exception) -> str:
+    """What a store said; of one that answers in HTTP, with which status."""
+    status = next((s for name in ("status", "status_code") if isinstance(s := getattr(error, name, None), int)), None)
+    if status is not None:
+        with contextlib.suppress(ValueError):
+            return f"the server answered {status} {HTTPStatus(status).phrase}"
+        return f"the server answered {status}"
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
 class _CellTable:
-    """One column of a Parquet file, a batch of rows held at a time: neighbours are asked for together."""
+    """One column of a Parquet file, some batches of rows held at a time: neighbours are asked for together."""
 
     def __init__(self, url: str, source: SourceConfig) -> None:
         local = local_path(url)
@@ -118,22 +136,27 @@ class _CellTable:
         else:
             fs, path = connect(url, source.storage_options)
             self._handle = fs.open(path, "rb")
-        self._file = pq.ParquetFile(self._handle, pre_buffer=False)
-        self._column = source.bytes
-        metadata = self._file.metadata
-        self._starts = np.cumsum([0, *(metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))])
+        self._file = CheckedParquet(self._handle)
+        self._column = source.bytes or ""
+        self._starts = np.cumsum([0, *self._file.group_rows])
         self._lock = threading.Lock()
         self._group = -1
-        self._values: Any = None
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._held: deque[tuple[int, pa.Array]] = deque(maxlen=_HELD_BATCHES)
 
     def read(self, row: int) -> bytes | None:
         with self._lock:
             group = int(np.searchsorted(self._starts, row, side="right")) - 1
-            if group != self._group:
-                self._values = None
-                self._values = self._file.read_row_group(group, columns=[self._column], use_threads=False).column(0)
+            at = row - int(self._starts[group])
+            if group != self._group or (self._held and at < self._held[0][0]):
+                self._held.clear()
+                self._batches = self._file.batches(group, [self._column])
                 self._group = group
-            value = self._values[row - int(self._starts[group])].as_py()
+            while not self._held or at >= self._held[-1][0] + len(self._held[-1][1]):
+                behind = self._held[-1][0] + len(self._held[-1][1]) if self._held else 0
+                self._held.append((behind, next(self._batches).column(0)))
+            first, cells = next(part for part in reversed(self._held) if part[0] <= at)
+            value = cells[at - first].as_py()
         return value.encode() if isinstance(value, str) else value
 
     def close(self) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 _BOM = b"\xef\xbb\xbf"
+_LARGEST_CELL = 2**31 - 1
+"""Of the whole process, and 131,072 characters by default: what is read is bounded where it is read."""
 
 
 def place_of_row(fs: Any, path: str, form: str, row: int) -> str:
@@ -32,8 +34,15 @@ def place_of_row(fs: Any, path: str, form: str, row: int) -> str:
     return f"row {row + 1}"
 
 
+def csv_reader(lines: Iterable[str], *, strict: bool) -> Iterator[list[str]]:
+    """Python's reader, whose cells may be of any length."""
+    csv.field_size_limit(_LARGEST_CELL)
+    return csv.reader(lines, strict=strict)
+
+
 def csv_rows(file: Iterable[str], *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
     """(line that it begins in, from 1; cells) of each row of a csv that is not blank, its header first."""
+    csv.field_size_limit(_LARGEST_CELL)
     reader = csv.reader(file, strict=strict)
     line = 1
     for cells in reader:

@@ -1,7 +1,6 @@
 """Tables: each row a reference, whatever the format of the file."""
 
 import posixpath
-import re
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,19 +13,38 @@ import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
 from ...configs import SourceConfig
-from ...configs.errors import ConfigError, SourceError
+from ...configs.errors import ConfigError, EpithreBeamError, SourceError
+from ...index.storage.remote import as_os_error
 from ...index.versions.layout import metadata_type
 from .casts import cast_cells
 from .csv_table import CsvTable
-from .files import FoundFile, file_info, filesystem
+from .files import FoundFile
 from .jsonl_table import Cell, JsonLinesTable
 from .parquet_table import ParquetTable
-from .references import BATCH_ROWS, UNKNOWN, file_fingerprint, local_path, local_uri, reference_schema, text_fingerprint
+from .references import BATCH_ROWS, UNKNOWN, file_fingerprint, local_uri, reference_schema, text_fingerprint
 from .table_places import place_of_row
+from .uri_files import uri_info
 from .uri_safety import allowed_prefixes, is_within, joined
 
 _TABLE_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _STAT_THREADS = 32
+_HEAD_BYTES = 8
+_NO_TEXT = {
+    b"\x1f\x8b": "compressed with gzip. Decompress it first",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd. Decompress it first",
+    b"BZh": "compressed with bzip2. Decompress it first",
+    b"\xfd7zXZ\x00": "compressed with xz. Decompress it first",
+    b"PK\x03\x04": "a zip archive, or a workbook of Excel. Save the table as csv",
+    b"\xd0\xcf\x11\xe0": "a workbook of Excel. Save the table as csv",
+    b"PAR1": "a Parquet file. Say `format: parquet`",
+    b"\xff\xfe": "UTF-16. Save the table as UTF-8",
+    b"\xfe\xff": "UTF-16. Save the table as UTF-8",
+}
+"""How files begin that are no text in UTF-8."""
+_LONG_BITS = 64
+"""Of a whole number that Arrow has no type for, its sign included."""
+_UNFIT = (pa.ArrowException, OverflowError, ValueError)
+"""What casts raise."""
 
 
 class Table(Protocol):
@@ -83,42 +101,69 @@ class TableReader:
         source = self.source
         wanted = {"id": source.id, "text": source.text, "uri": source.uri, "bytes": source.bytes}
         wanted |= {f"metadata.{name}": name for name in source.metadata}
+        row = 0
         try:
             table = self._table()
             with self.fs.open(self.file.path, "rb") as file:
+                if self.format != "parquet":
+                    self._check_text(file.read(_HEAD_BYTES))
+                    file.seek(0)
                 names = table.names(file, {n for n in wanted.values() if n is not None})
             if names is None:
                 return
             self._check_names(names, wanted)
             columns = list(dict.fromkeys(n for k, n in wanted.items() if n is not None and k != "bytes"))
-            row = 0
             with self.fs.open(self.file.path, "rb") as file:
                 for batch in table.batches(file, columns):
                     batch.validate(full=True)
+                    if row + len(batch) > source.max_rows:
+                        raise SourceError(
+                            f"{self._here} has more than {source.max_rows} rows. If the table is right, raise "
+                            "`max_rows` of the source."
+                        )
                     # A csv's blocks are of bytes and may hold a hundred thousand rows.
                     for start in range(0, len(batch), BATCH_ROWS):
                         yield Rows(row + start, batch.slice(start, BATCH_ROWS))
                     row += len(batch)
-        except (pa.ArrowInvalid, OSError) as error:
-            if self.file.info.get("size") == 0 or "Empty CSV file" in str(error):
+        except (EpithreBeamError, ImportError):
+            raise
+        except Exception as error:  # readers, and the libraries below them, have errors of many types
+            if as_os_error(error, self.url) is not error:
+                raise  # of a store, which is told where the listing is
+            if self.file.info.get("size") == 0:
                 raise ConfigError(
                     f"{self.place}.{self.table_key} must have at least one row, got {self.url!r}, which is empty."
                 ) from error
             words = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
-            reason = re.sub(r"^CSV parse error: Row #(\d+)", self._place_of_csv_row, words)[:200]
-            raise SourceError(
-                f"{self.place}.{self.table_key}: {self.url} cannot be read as {self.format}: {reason}."
-            ) from error
+            behind = f", from {self.place_of_row(row)} on" if row else ""
+            reason = (words or type(error).__name__)[:200].rstrip(".")
+            raise SourceError(f"{self._here} cannot be read as {self.format}{behind}: {reason}.") from error
+
+    @property
+    def _here(self) -> str:
+        return f"{self.place}.{self.table_key}: {self.url}"
+
+    def _check_text(self, head: bytes) -> None:
+        """Raises SourceError for what begins as no text does."""
+        for begin, what in _NO_TEXT.items():
+            if head.startswith(begin):
+                raise SourceError(f"{self._here} cannot be read as {self.format}: it is {what}.")
 
     def _table(self) -> Table:
-        place = f"{self.place}.{self.table_key}: {self.url}"
+        most = self.source.max_row_bytes
         match self.format:
             case "csv":
-                return CsvTable(place)
+                return CsvTable(self._here, most)
             case "parquet":
-                return ParquetTable(self.place, self.url, self.source.bytes)
+                return ParquetTable(
+                    self.place,
+                    self._here,
+                    self.source.bytes,
+                    max_row_bytes=most,
+                    max_expansion=self.source.max_expansion,
+                )
             case _:
-                return JsonLinesTable(place, self._mixed_column)
+                return JsonLinesTable(self._here, most, self._mixed_column)
 
     def _check_names(self, names: list[str], wanted: Mapping[str, str | None]) -> None:
         for key, name in wanted.items():
@@ -132,16 +177,21 @@ class TableReader:
                     f"{self.place}.{self.table_key}: {self.url} must have each column once, got {name!r} twice."
                 )
 
-    def _place_of_csv_row(self, match: re.Match[str]) -> str:
-        """Arrow counts from 1, the header too."""
-        return self.place_of_row(int(match[1]) - 2)
-
     def _mixed_column(self, name: str, cells: list[Cell]) -> pa.Array:
         """A column whose cells are of several types, brought to the type that is asked."""
         key = next((k for k in ("id", "text", "uri") if getattr(self.source, k) == name), f"metadata.{name}")
         struct = metadata_type(self.source.metadata)
         kind = struct.field(name).type if struct is not None and key.startswith("metadata.") else pa.string()
-        return pa.concat_arrays([self._cast(pa.array([cell.value]), kind, key, cell.row) for cell in cells])
+        return pa.concat_arrays([self._cast(self._one(cell, kind, key), kind, key, cell.row) for cell in cells])
+
+    def _one(self, cell: Cell, kind: pa.DataType, key: str) -> pa.Array:
+        if isinstance(cell.value, (dict, list)):
+            raise self._unlike(kind, key, cell.value, cell.row)
+        if not isinstance(cell.value, int) or cell.value.bit_length() < _LONG_BITS:
+            return pa.array([cell.value])
+        if kind != pa.string():
+            raise self._unlike(kind, key, cell.value, cell.row)
+        return pa.array([str(cell.value)])
 
     def references(self, rows: Rows, position: int, metadata: Mapping[str, str]) -> pa.Table:
         """The references of some rows, in the columns of `reference_schema(metadata)`.
@@ -195,9 +245,7 @@ class TableReader:
 
         def ask(uri: str) -> tuple[str, int | None]:
             try:
-                path = local_path(uri)
-                fs, path = filesystem(uri, self.source.storage_options) if path is None else (LocalFileSystem(), path)
-                info = file_info(fs, path) or {}
+                info = uri_info(uri, self.source)
             except Exception:
                 return UNKNOWN, None
             return (file_fingerprint(info), info.get("size")) if info.get("type") == "file" else (UNKNOWN, None)
@@ -227,20 +275,23 @@ class TableReader:
 
     def _cast(self, column: pa.Array, kind: pa.DataType, key: str, first: int) -> pa.Array:
         try:
-            if key == "id" and pa.types.is_floating(column.type) and column.null_count < len(column):
-                raise pa.ArrowInvalid("no id is a number with a fraction")  # 1e20 has already lost digits
-            return cast_cells(column, kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return _cast(column, kind, key)
+        except _UNFIT as error:
             for row in range(len(column)):
-                cell = column.slice(row, 1)
                 try:
-                    if key != "id" or not pa.types.is_floating(column.type):
-                        cast_cells(cell, kind)
-                        continue
-                except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                    pass
-                raise SourceError(
-                    f"{self.place}.{key} must be {kind}, got {str(cell[0])[:60]!r} in "
-                    f"{self.place_of_row(first + row)} of {self.url}."
-                ) from None
-            raise
+                    _cast(column.slice(row, 1), kind, key)
+                except _UNFIT:
+                    raise self._unlike(kind, key, column[row], first + row) from None
+            raise SourceError(
+                f"{self.place}.{key}: {self.url} cannot be read from {self.place_of_row(first)} on: {error}."
+            ) from error
+
+    def _unlike(self, kind: pa.DataType, key: str, value: Any, row: int) -> SourceError:
+        place = f"{self.place_of_row(row)} of {self.url}"
+        return SourceError(f"{self.place}.{key} must be {kind}, got {str(value)[:60]!r} in {place}.")
+
+
+def _cast(column: pa.Array, kind: pa.DataType, key: str) -> pa.Array:
+    if key == "id" and pa.types.is_floating(column.type) and column.null_count < len(column):
+        raise pa.ArrowInvalid("no id is a number with a fraction")  # 1e20 has already lost digits
+    return cast_cells(column, kind)

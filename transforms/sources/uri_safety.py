@@ -1,19 +1,24 @@
 """Where the URIs of a table may point. They are hostile: nothing is connected to before one is known to be within."""
 
 import functools
+import json
 import os
 import posixpath
 import re
 import urllib.parse
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ...configs import SourceConfig
+from ...configs.errors import ConfigError
 from ...index.storage.remote import driver_class
+from .files import file_info, filesystem
 from .globs import fixed_part
 from .references import local_path
+
+_HTTP = {"http": 80, "https": 443}
 
 
 def joined(base: str, uri: str) -> str:
@@ -31,50 +36,95 @@ def allowed_prefixes(source: SourceConfig) -> tuple[str, ...]:
     """The folders that a table's URIs may point into."""
     if source.within:
         return source.within
-    folder = fixed_part(source.table or "") or posixpath.dirname(source.table or "")
+    table = source.table or ""
+    folder = table.rpartition("/")[0] or posixpath.dirname(table)
+    fixed = fixed_part(table) or posixpath.dirname(table)
+    if fixed != folder and not _is_a_file(table, json.dumps(source.storage_options, default=str)):
+        folder = fixed
     return (f"{folder}/" if folder.endswith(":/") else folder,)
+
+
+def check_prefixes(source: SourceConfig, place: str) -> None:
+    """Raises ConfigError for an entry of `within` that nothing can be compared with."""
+    for prefix in source.within:
+        try:
+            _top(prefix)
+        except ImportError as error:
+            raise ConfigError(f"{place}.within: {prefix!r} needs a driver that is not installed: {error}.") from error
+        except Exception as error:  # each driver has errors of its own
+            raise ConfigError(
+                f"{place}.within must have paths and URLs of folders, got {prefix!r}: {error}."
+            ) from error
 
 
 def is_within(uri: str, prefixes: tuple[str, ...]) -> bool:
     """Whether `uri` stays below one of `prefixes`, with `..` and links in local paths resolved.
 
-    A table's uri is hostile: nothing is connected to before it is known to be within.
+    A table's uri is hostile: nothing is connected to before it is known to be within, and no driver is imported that
+    `prefixes` do not name.
     """
-    try:
-        path = local_path(uri)
-        if path is not None:
-            place = _Place("file", "", os.path.realpath(path))
-        else:
-            if "::" in uri or ".." in re.split(r"[/\\]", urllib.parse.unquote(uri)):
-                return False
-            place = _place_of(uri)
-    except (ValueError, ImportError, OSError):
-        return False
-    return any(place.is_below(top) for top in map(_top, prefixes))
+    return any(_is_below(uri, prefix) for prefix in prefixes)
 
 
-class _Place(NamedTuple):
-    """What a URL names."""
+class _Top(NamedTuple):
+    """A folder that URIs may point into."""
 
-    protocol: str
+    kind: Any
+    """The class of its file systems."""
+    protocols: frozenset[str]
     host: str
     """And what else makes the connection."""
     path: str
 
-    def is_below(self, top: "_Place") -> bool:
-        return (self.protocol, self.host) == (top.protocol, top.host) and self.path.startswith(top.path)
+
+def _is_below(uri: str, prefix: str) -> bool:
+    try:
+        top = _top(prefix)
+        if local_path(uri) is None and ("::" in uri or ".." in re.split(r"[/\\]", urllib.parse.unquote(uri))):
+            return False
+        protocol = _protocol(uri)
+        if protocol not in top.protocols:
+            return False
+        host, path = _place(uri, protocol, top.kind)
+    except Exception:  # each driver has errors of its own for what it cannot make sense of
+        return False
+    return host == top.host and path.startswith(top.path)
 
 
-def _place_of(url: str) -> _Place:
-    protocol = fsspec.core.split_protocol(url)[0] or "file"
-    kind = driver_class(protocol)
-    path = str(kind._strip_protocol(url))  # noqa: SLF001 - as a file system does it, without connecting to one
-    if issubclass(kind, LocalFileSystem):
-        return _Place("file", "", os.path.realpath(path))
-    return _Place(kind.__name__, repr(kind._get_kwargs_from_urls(url)), path)  # noqa: SLF001
+def _protocol(url: str) -> str:
+    return "file" if local_path(url) is not None else fsspec.core.split_protocol(url)[0] or "file"
 
 
 @functools.lru_cache(maxsize=64)
-def _top(prefix: str) -> _Place:
-    place = _place_of(prefix)
-    return place._replace(path=place.path.rstrip("/") + "/")
+def _top(prefix: str) -> _Top:
+    protocol = _protocol(prefix)
+    kind = driver_class(protocol)
+    names = (kind.protocol,) if isinstance(kind.protocol, str) else kind.protocol
+    host, path = _place(prefix, protocol, kind)
+    return _Top(kind, frozenset((protocol, *names)), host, path.rstrip("/") + "/")
+
+
+def _place(url: str, protocol: str, kind: Any) -> tuple[str, str]:
+    """Host and path that a URL names, without connecting to anything."""
+    if (path := local_path(url)) is not None:
+        return "", os.path.realpath(path)
+    if protocol in _HTTP:
+        if re.search(r"[\x00-\x20\x7f\\]", url):
+            raise ValueError("what clients read differently")
+        parts = urllib.parse.urlsplit(url)
+        user = parts.netloc.rpartition("@")[0]
+        return f"{parts.scheme}://{user}@{parts.hostname}:{parts.port or _HTTP[parts.scheme]}", parts.path or "/"
+    path = str(kind._strip_protocol(url))  # noqa: SLF001 - as a file system does it, without connecting to one
+    if issubclass(kind, LocalFileSystem):
+        return "", os.path.realpath(path)
+    return repr(kind._get_kwargs_from_urls(url)), path  # noqa: SLF001
+
+
+@functools.lru_cache(maxsize=64)
+def _is_a_file(table: str, options: str) -> bool:
+    """Whether a table whose folder looks like a glob is a file of that very name, as the listing takes it first."""
+    try:
+        info = file_info(*filesystem(table, json.loads(options)))
+    except Exception:  # what cannot be asked allows the least
+        return True
+    return info is not None and info["type"] == "file"

@@ -199,6 +199,7 @@ def _write_manifest(
         files=(*files, *([] if dead.file is None else [dead.file])),
         indexes=tuple(built.entry for built in written.indexes),
         held_back=tuple(held_back),
+        prepare_rules=setup.prepare_rules,
         config=dict(setup.settings),
         timings_s=timings,
         job=setup.job,

@@ -6,6 +6,7 @@ from typing import Any
 
 from ...configs import CatalogConfig, EmbedConfig, GuardConfig, IndexConfig
 from ...index.versions.latest import Latest
+from ...index.versions.layout import PREPARE_RULES
 from ...index.versions.manifest import JobIdentity
 from ..planning.plan import Plan
 from ..workers.run_folder import RunFolder
@@ -29,6 +30,8 @@ class VersionSetup:
     folder: VectorFolder | None = None
     """Where vectors from elsewhere are; their groups are elements of the pipeline."""
     model_fingerprint: str | None = None
+    prepare_rules: int = PREPARE_RULES
+    """By which the rows' pictures were prepared, or looked at."""
     requests_spent: int = 0
     """Requests of the launcher itself."""
     latest: Latest | None

@@ -1,7 +1,6 @@
 """The pictures of a catalog, read from where its job found them and from nowhere else."""
 
 import hashlib
-import io
 import logging
 import re
 import shlex
@@ -9,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from PIL import Image
 from pydantic import ValidationError
 
 from ...configs import PrepareConfig, SourceConfig
 from ...index.local.trust import Trust, asks_for_pictures, picture_sources
 from ...index.search.hits import Asset
 from ...index.versions.layout import Reason
-from ..sources.prepare import Unpreparable, prepare_picture
+from ..sources.prepare import draw_picture, encoded_jpeg
 from ..sources.reading import Reader
 from ..sources.references import Reference, local_path
+from ..sources.unpreparable import Unpreparable
 from ..sources.uri_safety import allowed_prefixes, is_within
 
 _DECODE_S = 10.0
@@ -56,9 +55,6 @@ class PictureSources:
         prepare = PrepareConfig.model_validate(config.get("prepare", {}))
         self._prepare = prepare.model_copy(
             update={
-                "check": "decode",
-                "send_formats": ("jpeg",),
-                "jpeg_quality": _QUALITY,
                 "decode_timeout_s": min(prepare.decode_timeout_s, _DECODE_S),
             }
         )
@@ -106,13 +102,8 @@ class PictureSources:
         Raises:
             Unpreparable: As `read`, and when the picture cannot be decoded.
         """
-        picture = prepare_picture(self.read(asset), self._prepare.model_copy(update={"max_pixels": size * size}))
-        if picture.prepared is not None:
-            return picture.content
-        buffer = io.BytesIO()  # what was written beside the pixels, such as where they were taken, stays here
-        with Image.open(io.BytesIO(picture.content), formats=("JPEG",)) as image:
-            image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY)
-        return buffer.getvalue()
+        # What is written beside the pixels, such as where they were taken, stays here.
+        return encoded_jpeg(draw_picture(self.read(asset), self._prepare, size * size), _QUALITY)
 
 
 def _not_shown(catalog: str, refused: Sequence[str]) -> str:
@@ -142,6 +133,8 @@ def _folders_of(source: SourceConfig) -> tuple[str, ...]:
 
 def _folder_of(pattern: str) -> str:
     """What is fixed of a pattern: itself if it is a folder, else the folders before the first wildcard."""
+    if (path := local_path(pattern)) is not None and Path(path).exists():  # a name may look like a pattern
+        return pattern if Path(path).is_dir() else str(Path(path).parent)
     fixed = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
     is_folder = fixed == pattern and (local_path(pattern) is None or Path(pattern).is_dir())
     return pattern if is_folder else fixed.rpartition("/")[0] or "/"

@@ -1,16 +1,19 @@
 """Small copies of pictures for pages and sheets."""
 
 import base64
-import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..sources.prepare import Unpreparable
+from ...configs import PrepareConfig
+from ..sources.prepare import draw_picture, encoded_jpeg
+from ..sources.unpreparable import Unpreparable
 
-_MAX_PIXELS = 100_000_000
+_CAPS = PrepareConfig()
+_DRAWN = 2
+"""Times the wanted side that a picture is drawn at, before it is made to fit."""
 _READERS = 8
 _AT_ONCE = 64
 
@@ -19,17 +22,13 @@ Read = Callable[[], bytes]
 
 
 def shrink(data: bytes, pixels: int) -> Image.Image | None:
-    """The picture in a file's bytes, as RGB, upright, no side longer than `pixels`; None when it is none."""
+    """The picture in a file's bytes as it looks, as RGB, no side longer than `pixels`; None when it is none."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                return None
-            image.draft("RGB", (pixels, pixels))
-            small = ImageOps.exif_transpose(image).convert("RGB")
-            small.thumbnail((pixels, pixels))
-            return small
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        small = draw_picture(data, _CAPS, (_DRAWN * pixels) ** 2)
+    except Unpreparable:
         return None
+    small.thumbnail((pixels, pixels))
+    return small
 
 
 def small_pictures(reads: Sequence[Read | None], pixels: int) -> Iterator[Image.Image | None]:
@@ -51,9 +50,7 @@ def _small(read: Read | None, pixels: int) -> Image.Image | None:
 
 def data_url(image: Image.Image, quality: int = 70) -> str:
     """The picture as a JPEG that stands in a page."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(encoded_jpeg(image, quality)).decode()
 
 
 def data_urls(reads: Sequence[Read | None], pixels: int, max_bytes: int) -> list[str | None]:

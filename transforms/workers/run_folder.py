@@ -6,6 +6,8 @@ from ...configs.errors import UnwritableError
 from ...index.storage.store import Store
 from ...index.versions.layout import run_folder
 
+_UNDER_WAY = "started"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
@@ -24,6 +26,18 @@ class RunFolder:
     def name(self, file: str) -> str:
         """A file of the run, as named in the store."""
         return f"{run_folder(self.version)}/{file}"
+
+    def begin(self) -> None:
+        """Marks the run as under way. Raises OSError when nothing can be written there."""
+        self.store().write(self.name(_UNDER_WAY), b"")
+
+    def end(self) -> None:
+        """Takes the mark away: whoever still works for the run shall stop."""
+        self.store().delete(self.name(_UNDER_WAY))
+
+    def is_over(self) -> bool:
+        """Whether the launcher has ended the run, or another run has begun since."""
+        return self.store().size(self.name(_UNDER_WAY)) is None
 
     def unwritable(self, error: OSError) -> UnwritableError:
         """What it amounts to that a file of the run could not be written."""

@@ -1,5 +1,7 @@
 // The server's API. Addresses are relative to the page, so that a proxy may put both below a path of its own.
 
+import * as json from "./json.js";
+
 const TOKEN = "epithre-beam-token";
 
 /** What went wrong, as a sentence for a person; the status is 0 where the server gave no answer. */
@@ -64,7 +66,7 @@ async function ask(path, options = {}) {
 
 async function askForJson(path, options) {
   const answer = await ask(path, options);
-  return answer.json().catch(() => {
+  return answer.text().then(json.parse).catch(() => {
     throw new Problem("The server's answer broke off: try again.");
   });
 }
@@ -75,14 +77,14 @@ export const search = (body, signal) =>
   askForJson("api/search", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
+    body: json.stringify(body),
     signal,
   });
 
 export function searchByPicture(file, options, signal) {
   const form = new FormData();
   form.append("picture", file, file.name || "picture");
-  form.append("options", JSON.stringify(options));
+  form.append("options", json.stringify(options));
   return askForJson("api/search/picture", { method: "POST", body: form, signal });
 }
 
@@ -106,7 +108,7 @@ function near(element) {
 
 /** Puts a thumbnail into an <img>. With a token it has to be fetched, since an <img> sends no header. */
 export async function showThumbnail(image, path, signal) {
-  const address = path.replace(/^\/+/, "");
+  const address = path.replace(/^.*?\/(?=api\/thumbnails\/)/, ""); // as the page itself is reached, whatever the server knows of that
   if (token() === null) {
     image.src = address;
     return;

@@ -1,6 +1,7 @@
 // Filters: a field for each metadata column, and a box for any condition as JSON.
 
 import { find, make } from "./dom.js";
+import * as json from "./json.js";
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 
@@ -50,12 +51,13 @@ function range(name, id, type, parse, format) {
 }
 
 const asText = (value) => (typeof value === "string" ? value : null);
-const asNumber = (value) => (value === undefined ? "" : typeof value === "number" ? String(value) : null);
+const asNumber = (value) => (value === undefined ? "" : /^(number|bigint)$/.test(typeof value) ? String(value) : null);
 const asDate = (value) => (value === undefined ? "" : asText(value));
 const asTime = (value) => (value === undefined ? "" : (asText(value)?.replace(/Z$/, "") ?? null));
 
 function field(name, type, id) {
-  if (/^(int|uint|double|float|decimal)/.test(type)) return range(name, id, "number", Number, asNumber);
+  if (/^(double|float)/.test(type)) return range(name, id, "number", Number, asNumber);
+  if (/^(int|uint|decimal)/.test(type)) return range(name, id, "number", json.numberOf, asNumber);
   if (type.startsWith("date")) return range(name, id, "date", String, asDate);
   if (type.startsWith("timestamp")) return range(`${name} (UTC)`, id, "datetime-local", (v) => `${v}Z`, asTime);
   if (type.startsWith("bool")) {
@@ -94,7 +96,7 @@ export function read() {
   if (!text) return isSimple ? simple : null;
   let other;
   try {
-    other = JSON.parse(text);
+    other = json.parse(text);
     if (!isObject(other)) throw new Error("it is no object");
   } catch (error) {
     box.setAttribute("aria-invalid", "true");
@@ -112,18 +114,18 @@ export function empty() {
 
 /** Puts a condition into the fields, and what fits none of them into the box. */
 export function write(where) {
-  if (JSON.stringify(where) === written) return;
+  if (json.stringify(where) === written) return;
   empty();
-  written = JSON.stringify(where);
+  written = json.stringify(where);
   if (where === null) return;
   const box = find("condition");
   if (!isObject(where)) {
-    box.value = typeof where === "string" ? where : JSON.stringify(where);
+    box.value = typeof where === "string" ? where : json.stringify(where);
     return;
   }
   const both = Object.keys(where).length === 1 && where.$and?.length === 2 && isObject(where.$and[0]);
   const rest = both && Object.entries(where.$and[0]).every(put) ? where.$and[1] : leftOver(where);
-  if (!isObject(rest) || Object.keys(rest).length) box.value = JSON.stringify(rest);
+  if (!isObject(rest) || Object.keys(rest).length) box.value = json.stringify(rest);
 }
 
 const clearFields = () => fields.forEach(({ write: put }) => put(undefined));

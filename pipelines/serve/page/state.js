@@ -1,5 +1,7 @@
 // What is searched, and how it stands in the address, so that a link or the back button brings it back.
 
+import * as json from "./json.js";
+
 export const DEFAULT_K = 12;
 
 export const NOTHING = { query: null, kinds: null, k: DEFAULT_K, merge: null, where: null };
@@ -17,7 +19,7 @@ export function toHash(state) {
   if (state.kinds) parts.set("kinds", state.kinds.join(","));
   if (state.k !== DEFAULT_K) parts.set("k", state.k);
   if (state.merge) parts.set("merge", state.merge);
-  if (state.where) parts.set("where", JSON.stringify(state.where));
+  if (state.where) parts.set("where", json.stringify(state.where));
   return parts.size ? `#${parts}` : "#";
 }
 
@@ -36,7 +38,7 @@ export function fromHash(hash, catalog) {
   if (catalog.merges.includes(parts.get("merge"))) state.merge = parts.get("merge");
   if (parts.get("where")) {
     try {
-      state.where = JSON.parse(parts.get("where"));
+      state.where = json.parse(parts.get("where"));
     } catch {
       state.where = parts.get("where"); // the person, or the server, will be told what is wrong with it
     }

@@ -374,6 +374,52 @@ def test_texts_and_metadata_of_any_sort_arrive_in_postgres_as_they_are(
     assert mark["kinds"]["text"]["replaced_nuls"] == nuls > 0
 
 
+SYSTEM = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
+
+
+def test_names_that_postgres_keeps_for_itself_are_renamed_as_other_clashes_are(
+    draw_vectors: Any, postgres: Postgres, tmp_path: Path
+) -> None:
+    same = ("XMIN", "oid", "name", "value", "User")
+    clashes = (*SYSTEM, "user", "order", "select", "left", "embedding", "asset_id")
+    names = (*clashes, *same, "metadata_xmax")
+    values = {name: [f"{name} of a", f"{name} of b"] for name in names}
+    columns = {
+        "asset_id": ["a", "b"],
+        "text": ["first", "second"],
+        "metadata": [{name: values[name][row] for name in sorted(names)} for row in range(2)],
+    }
+    types = dict.fromkeys(sorted(names), "string")
+    folder = tmp_path / "c"
+    publish_texts(Store(str(folder)), types, columns, draw_vectors(2, 8), IndexConfig(recall_k=1))
+    mark = export_catalog(Store(str(folder)), Store(str(tmp_path / "pg")), "pgvector")
+    renamed = {name: f"metadata_{name}" for name in clashes} | {name: name for name in same}
+    renamed |= {"metadata_xmax": "metadata_xmax", "xmax": "metadata_metadata_xmax"}  # the first of two has the name
+    assert set(renamed.values()) <= set(mark["kinds"]["text"]["columns"])
+    with postgres.loaded(tmp_path / "pg") as connection:
+        for name, column in renamed.items():
+            rows = connection.execute(f'SELECT "{column}" FROM text_assets ORDER BY asset_id').fetchall()
+            assert [row[0] for row in rows] == values[name]
+        # Without quotes a reserved word would be an error, or worse another answer.
+        rows = connection.execute("SELECT metadata_user FROM text_assets ORDER BY asset_id").fetchall()
+        assert rows == [("user of a",), ("user of b",)]
+
+
+def test_the_names_that_are_renamed_are_those_that_postgres_has(postgres: Postgres) -> None:
+    with postgres.connect("postgres") as connection:
+        words = connection.execute("SELECT word FROM pg_get_keywords() WHERE catcode IN ('R', 'T')").fetchall()
+        system = connection.execute(
+            "SELECT attname FROM pg_attribute WHERE attrelid = 'pg_class'::regclass AND attnum < 0"
+        ).fetchall()
+    for name in [row[0] for row in (*words, *system)]:
+        assert copies._renamed([name]) == {name: f"metadata_{name}"}
+
+
+@pytest.mark.parametrize("name", ["metadata_" * 6 + "xmin", "ctid", "é" * 31])
+def test_a_metadata_name_that_fits_is_taken_whatever_it_is_called(name: str) -> None:
+    copies.check_for_pgvector(8, {name: "string"})
+
+
 @pytest.mark.parametrize("name", ["a" * 64, "x\0y", "é" * 32])
 def test_a_metadata_name_that_postgres_cannot_hold_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"have names of 1 to 63 bytes without NUL"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epithre_beam.configs import CatalogConfig, EmbedConfig, RunConfig
+from epithre_beam.configs import CatalogConfig, EmbedConfig, PrepareConfig, RunConfig
 from epithre_beam.configs.errors import CatalogError, UntrustedCatalogError
 from epithre_beam.index.local.trust import (
     CATALOGS_VARIABLE,
@@ -142,12 +142,16 @@ def test_a_rebuild_takes_no_runner_options_or_queries_from_a_stranger() -> None:
 
 def test_the_caps_of_a_stranger_are_no_wider_than_the_defaults() -> None:
     wide = {"max_file_bytes": 10**15, "max_decode_pixels": 10**15, "decode_timeout_s": 1e9, "max_text_chars": 10**12}
+    wide |= {"max_side": 10**9}
     found = allowed_prepare({"prepare": {**wide, "max_pixels": 5}}, "c")
     assert found["max_file_bytes"] <= 64_000_000
     assert found["decode_timeout_s"] <= 20
     assert found["max_text_chars"] <= 32_000
+    assert found["max_side"] <= 100_000
     assert found["max_pixels"] == 5
     assert allowed_prepare({"prepare": {"max_text_chars": 10}}, "c")["max_text_chars"] == 10
+    for unstated in ({}, {"prepare": {}}):
+        assert PrepareConfig.model_validate(allowed_prepare(unstated, "c")) == PrepareConfig()
 
 
 @given(st.text(), st.text())

@@ -3,7 +3,9 @@
 from typing import Any
 
 import orjson
+import pytest
 
+from epithre_beam.configs.errors import CatalogError
 from epithre_beam.index import read_manifest
 from epithre_beam.index.versions.layout import manifest_name
 from epithre_beam.index.versions.manifest import MadeBy
@@ -15,6 +17,22 @@ def test_a_manifest_is_read_as_it_was_written_and_unknown_keys_are_passed_over(o
     raw = {**orjson.loads(own_copy.manifest.to_bytes()), "added_later": 1}
     own_copy.store.write(manifest_name(version), orjson.dumps(raw))
     assert read_manifest(own_copy.store, version) == own_copy.manifest
+
+
+def test_a_manifest_without_rules_of_preparation_is_of_the_first_rules(
+    own_copy: Any,
+) -> None:
+    version, raw = own_copy.manifest.version, orjson.loads(own_copy.manifest.to_bytes())
+
+    def rules_of(change: dict[str, Any]) -> int:
+        stated = {name: value for name, value in raw.items() if name != "prepare_rules"}
+        own_copy.store.write(manifest_name(version), orjson.dumps({**stated, **change}))
+        return read_manifest(own_copy.store, version).prepare_rules
+
+    assert [rules_of({}), rules_of({"prepare_rules": 7})] == [1, 7]
+    for wrong in (0, -1, True, "2", 2.0, None, 10**9, [2]):
+        with pytest.raises(CatalogError, match="prepare_rules"):
+            rules_of({"prepare_rules": wrong})
 
 
 def test_vectors_that_were_made_alike_differ_in_nothing_and_others_in_what_is_named() -> None:

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from epithre_beam.pipelines.console.logs import EVENTS
+from epithre_beam.pipelines.console.progress import Events
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 
 from ..conftest import KEY, sentences
@@ -193,3 +195,16 @@ def test_an_unknown_line_format_is_refused(place):
     done = place.cli("run", "job.yaml", "--log-format", "xml")
     assert done.returncode == 2
     assert "xml" in done.stderr
+
+
+def test_before_a_worker_says_so_progress_has_what_was_planned(caplog):
+    """On a cluster the first lane comes up after a minute, and the last of several later still."""
+    lane = {"assets": 40, "done": 4, "dead": 0, "elapsed_s": 2.0, "is_done": False}
+    lane["meter"] = {"requests": 1, "retries": {}, "answers_429": 0}
+    with caplog.at_level("INFO", EVENTS):
+        events = Events(lanes=2, every_s=0)
+        events.expect(100)
+        for lanes in ([], [lane], [lane, {**lane, "assets": 60}]):
+            events(lanes)
+    told = [(record.fields["stage"], record.fields["done"], record.fields["total"]) for record in caplog.records]
+    assert told == [("starting", 0, 100), ("embedding", 4, 100), ("embedding", 8, 100)]

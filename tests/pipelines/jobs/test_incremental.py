@@ -254,6 +254,7 @@ def test_a_plan_says_beforehand_what_the_night_then_does(tmp_path, emulator):
     assert plan.deleted == counts["deleted"]
     assert plan.base == read_manifest(Store(config.catalog), read_latest(Store(config.catalog)).version).previous
     assert len(emulator.payments()) <= plan.assets_to_send <= plan.assets_to_read == plan.new + plan.differing
+    assert plan.prepared_anew == {}
     assert estimate(config).assets_to_read == 0
 
 
@@ -263,10 +264,10 @@ def test_a_plan_says_that_every_vector_is_new_and_why(tmp_path, emulator):
     night = Night(tmp_path, emulator, 7)
     night.run()
     config = load_config(tmp_path / "job.yaml")
-    other = config.model_copy(update={"prepare": config.prepare.model_copy(update={"jpeg_quality": 77})})
+    other = config.model_copy(update={"embed": config.embed.model_copy(update={"model": "other"})})
     plan = estimate(other)
     assert plan.assets_to_send == 70
-    assert plan.every_vector_is_new_because == ["prepare.jpeg_quality was 92 and is 77"]
+    assert plan.every_vector_is_new_because == ["embed.model was 'epithre-embed' and is 'other'"]
     assert estimate(config).every_vector_is_new_because == []
 
 

@@ -296,9 +296,7 @@ def test_other_contents_under_the_same_ids_count_and_a_half_is_let_through(shops
     assert all("0 are gone and 7 have another content (58.3%)" in sentence for sentence in held)
 
 
-@pytest.mark.parametrize(
-    "setting", ["embed.dimension=32", "prepare.max_text_chars=31000", "embed.emulator_model=attributes"]
-)
+@pytest.mark.parametrize("setting", ["embed.dimension=32", "embed.emulator_model=attributes"])
 def test_a_re_embedding_is_no_turnover_but_other_assets_are_while_all_is_embedded_anew(
     shops: Shops, setting: str
 ) -> None:
@@ -309,6 +307,16 @@ def test_a_re_embedding_is_no_turnover_but_other_assets_are_while_all_is_embedde
     (reason,) = report["held_back"]
     assert "12 are gone" in reason
     assert estimate(load_config(shops.folder / "a" / "job.yaml")).would_be_held_back_because == [reason]
+
+
+def test_another_preparation_is_no_turnover_and_other_assets_are_under_it_too(shops: Shops) -> None:
+    report = shops.run("a", "prepare.max_text_chars=31000")
+    assert (report["held_back"], report["every_vector_is_new_because"]) == ([], [])
+    write_table(shops.folder / "a" / "products.csv", "other")
+    report = shops.run("a", "prepare.max_text_chars=30000")
+    assert report["every_vector_is_new_because"] == []
+    (reason,) = report["held_back"]
+    assert "12 are gone" in reason
 
 
 def test_other_metadata_everywhere_and_three_times_the_rows_are_no_turnover(shops: Shops) -> None:

@@ -300,16 +300,17 @@ def test_what_an_earlier_version_has_is_not_paid_again_however_the_sources_chang
             assert row["width"] is not None or kind == "text"
 
 
-@pytest.mark.parametrize("change", ["prepare__jpeg_quality=80", "embed__model=epithre-lyt"])
-def test_another_model_or_preparation_makes_every_vector_new(place, change):
-    name, _, value = change.partition("=")
+@pytest.mark.parametrize(
+    ("change", "paid"), [({"prepare__jpeg_quality": 80}, 0), ({"embed__model": "epithre-lyt"}, 90)]
+)
+def test_another_model_makes_every_vector_new_and_another_preparation_those_that_it_changes(place, change, paid):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         assert place.cli("run", "job.yaml").returncode == 0
         emulator.reset()
-        place.write_job(embed__base_url=emulator.base_url, **{name: int(value) if value.isdigit() else value})
+        place.write_job(embed__base_url=emulator.base_url, **change)
         assert place.cli("run", "job.yaml").returncode == 0
-        assert len(emulator.payments()) == 90
+        assert len(emulator.payments()) == paid  # every picture here is sent as it is
 
 
 def test_a_failed_asset_of_the_moment_is_tried_again_and_the_others_are_not(place):
@@ -452,7 +453,7 @@ def test_photographs_of_every_orientation_reach_the_api_upright(place):
     for name in ("Landscape", "Portrait"):
         group = [rows[f"{name}_{i}.jpg"] for i in range(1, 9)]
         assert len({(row["width"], row["height"]) for row in group}) == 1
-        assert [row["prepared"] for row in group] == [None] + ["upright;jpeg"] * 7
+        assert [row["prepared"] for row in group] == [None] + ["upright;jpeg q92;rules 2"] * 7
         vectors = np.array([row["embedding"] for row in group])
         assert (vectors @ vectors.T).min() > 0.99
 
@@ -661,6 +662,7 @@ def test_beams_metrics_have_what_was_sent(place, monkeypatch):
     with serve(limits=Limits(requests_per_minute=100)) as emulator:
         job = load_config(place.write_job(embed__base_url=emulator.base_url, embed__requests_per_minute=100))
         folder = RunFolder(url=job.catalog, version="v")
+        folder.begin()
         with compare(job.sources, job.metadata_types) as comparison:
             plan = write_plan(folder.store(), "v", comparison, recipe="00", unit_references=16, base=None)
         setup = LaneSetup(

@@ -45,8 +45,8 @@ class Served:
             "/api/search/picture", files={"picture": (name, data)}, data={"options": json.dumps(options)}
         )
 
-    def connect(self):
-        return socket.create_connection(self.address, 30)
+    def connect(self, source="127.0.0.1"):
+        return socket.create_connection(self.address, 30, source_address=(source, 0))
 
     def stop(self) -> int:
         self.client.close()
@@ -96,6 +96,14 @@ def picture(hashed) -> bytes:
 def vector() -> list[float]:
     drawn = np.random.default_rng(3).standard_normal(DIMENSION)
     return (drawn / np.linalg.norm(drawn)).tolist()
+
+
+def read_all(connection):
+    """What a connection gives until it is closed."""
+    connection.settimeout(20)
+    with contextlib.suppress(ConnectionResetError):
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+    return b""
 
 
 def fault(answer: httpx.Response, status: int) -> str:

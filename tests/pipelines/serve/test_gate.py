@@ -10,7 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from .conftest import WITHOUT_API, fault, serving
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
+
+from ..conftest import KEY
+from .conftest import DIMENSION, WITHOUT_API, fault, read_all, serving
 
 TOKEN = "a-token-for-tests-0123456789"
 _IMPATIENT = """
@@ -119,13 +122,6 @@ def test_a_page_of_another_site_may_not_ask(served, picture):
     )
 
 
-def read_all(connection):
-    connection.settimeout(20)
-    with contextlib.suppress(ConnectionResetError):
-        return b"".join(iter(lambda: connection.recv(65536), b""))
-    return b""
-
-
 def test_who_sends_a_header_a_byte_at_a_time_is_dropped(impatient):
     started = time.monotonic()
     with impatient.connect() as connection:
@@ -177,16 +173,31 @@ def head(length):
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def test_who_sends_a_body_slowly_is_told_so_and_who_comes_meanwhile_is_asked_to_come_back(impatient, vector):
+def test_who_sends_a_body_slowly_is_told_so_and_holds_no_slot_meanwhile(impatient, vector):
     with impatient.connect() as connection:
         connection.sendall(head(100) + b'{"text"')
         wait_until_under_way(impatient, 2)
-        busy = impatient.search(vector=vector)
-        assert "as many requests as it can" in fault(busy, 503)
-        assert busy.headers["retry-after"] == "1"
+        assert impatient.search(vector=vector).status_code == 200
         assert impatient.client.get("/health/ready").status_code == 200
         assert read_all(connection).startswith(b"HTTP/1.1 408")
     assert impatient.search(vector=vector).status_code == 200
+
+
+def test_who_comes_while_all_slots_are_taken_is_asked_to_come_back(hashed, vector):
+    settings = EmulatorSettings(dimension=DIMENSION, model="hash", api_keys=(KEY,))
+    with Emulator(settings) as emulator:
+        arguments = ("--base-url", emulator.base_url, "--max-concurrency", 1)
+        with serving(hashed, *arguments) as server, ThreadPoolExecutor(1) as pool:
+            emulator.reset(faults=Faults(latency_s=2.0))
+            slow = pool.submit(server.search, text="a sentence that takes its time")
+            wait_until_under_way(server, 2)
+            busy = server.search(vector=vector)
+            assert "as many requests as it can" in fault(busy, 503)
+            assert busy.headers["retry-after"] == "1"
+            assert fault(server.client.get("/api/catalog"), 503)
+            assert server.client.get("/health/ready").status_code == 200
+            assert slow.result().status_code == 200
+            assert server.search(vector=vector).status_code == 200
 
 
 def test_who_goes_away_in_the_middle_leaves_nothing_behind(impatient, vector):

@@ -2,15 +2,19 @@
 
 import contextlib
 import json
+import shlex
 import socket
+import subprocess
 import time
 
 import httpx
+import pytest
 
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings
 
+from ...ports import free_port
 from ...transforms.epithre.answering import Told, answering, error, good
-from ..conftest import KEY, sentences
+from ..conftest import KEY, command, sentences
 from .conftest import DIMENSION, WITHOUT_API, fault, serving
 
 
@@ -116,3 +120,24 @@ def test_an_api_that_asks_for_a_pause_is_told_of_and_asked_again(hashed, vector)
         assert "epithre_beam_embedding_api_failing 0.0" in server.client.get("/metrics").text
         server.process.terminate()
         assert KEY not in server.process.communicate(timeout=60)[1]
+
+
+@pytest.mark.parametrize("closed", [">&- 2>&-", "> /dev/full"])
+def test_it_serves_where_nobody_can_be_told_of_its_address(hashed, closed):
+    port = free_port()
+    line = " ".join(map(shlex.quote, map(str, command("serve", hashed.catalog, "--port", port, *WITHOUT_API))))
+    options = hashed.process(None, {}) | {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(["bash", "-c", f"exec {line} {closed}"], **options)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                assert httpx.get(f"http://127.0.0.1:{port}/health/live").status_code == 200
+                break
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -308,3 +308,31 @@ def test_whole_numbers_are_ids_as_well(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"query": "x", "relevant": [7, "8"]}))
     assert [one.asset_id for one in read_labels(path)[0].relevant] == ["7", "8"]
+
+
+@pytest.mark.parametrize(
+    "name", ["grades", "Grade", " grade", "grad", "relevant kind", "relevance", "query kind", "query_id "]
+)
+def test_a_column_that_is_spelt_wrongly_is_named_and_not_passed_over(tmp_path, name):
+    path = tmp_path / "pairs.csv"
+    path.write_text(f"query,relevant,{name}\ncat,a,1\n")
+    with pytest.raises(ConfigError, match=f"the column '{name}' is not known. Did you mean"):
+        read_labels(path)
+    for other in (tmp_path / "pairs.jsonl", tmp_path / "pairs.parquet"):
+        row = {"query": "cat", "relevant": "a", name: 1}
+        if other.suffix == ".jsonl":
+            other.write_bytes(orjson.dumps(row))
+        else:
+            pq.write_table(pa.Table.from_pylist([row]), other)
+        with pytest.raises(ConfigError, match="is not known"):
+            read_labels(other)
+
+
+def test_a_known_column_that_stands_twice_is_named_and_others_are_told(tmp_path, caplog):
+    path = tmp_path / "pairs.csv"
+    path.write_text("query,relevant,grade,grade\ncat,a,1,0\n")
+    with pytest.raises(ConfigError, match="the column 'grade' stands twice"):
+        read_labels(path)
+    path.write_text("query,relevant,note\ncat,a,fine\n")
+    assert len(read_labels(path)) == 1
+    assert "not used: 'note'" in caplog.text

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from epithre_beam.configs import PrepareConfig
 from epithre_beam.index import Manifest, Store
 from epithre_beam.index.vectors.units import UnitRecord, write_unit
 from epithre_beam.index.versions.layout import DeadLetter, Reason, asset_fields
@@ -85,11 +86,13 @@ def embed(store: Store, plan: Plan, today: list[Row]) -> list[UnitRecord]:
     return records
 
 
-def night(store: Store, manifest: Manifest, today: list[Row], *, is_reusable: bool) -> tuple[Plan, UnitChanges]:
+def night(
+    store: Store, manifest: Manifest, today: list[Row], *, is_reusable: bool, prepare: PrepareConfig | None = None
+) -> tuple[Plan, UnitChanges]:
     references = [{name: value for name, value in row.items() if name != "content"} for row in today]
     with Comparison({}) as comparison:
         comparison.add_references(listed(references, {}))
-        comparison.set_base(store, manifest, is_reusable=is_reusable)
+        comparison.set_base(store, manifest, is_reusable=is_reusable, prepare=prepare)
         base = FIRST if is_reusable else None
         plan = write_plan(store, TODAY, comparison, recipe="00", unit_references=7, base=base)
     has_deleted = bool(sum(plan.changes.deleted.values()))
@@ -146,3 +149,30 @@ def test_a_re_embedding_or_a_move_of_everything_replaces_nothing(
     store = Store(str(tmp_path_factory.mktemp("c")))
     plan, found = night(store, write_version(store, before, [], {}, 9, 4), today, is_reusable=is_reusable)
     assert (dict(plan.changes.gone), +found.lost, +found.changed) == ({}, Counter(), Counter())
+
+
+SENT_AS_IT_CAME = {"media_type": "image/jpeg", "width": 100, "height": 100, "prepared": None}
+
+
+@pytest.mark.parametrize("is_reusable", [True, False])
+def test_another_preparation_of_everything_replaces_nothing(
+    tmp_path_factory: pytest.TempPathFactory, is_reusable: bool
+) -> None:
+    rows = [
+        {"asset_id": f"{i}", "kind": "image", "uri": f"/a/{i}", "fingerprint": f"f{i}", "size_bytes": 1000}
+        for i in range(30)
+    ]
+    before = [row | SENT_AS_IT_CAME | {"content_sha256": f"{i:064x}"} for i, row in enumerate(rows)]
+    today = [row | {"content": f"{i:064x}"} for i, row in enumerate(rows)]
+    today[3]["content"] = None  # its vector is lost, whatever the reason
+    today[4]["content"] = "f" * 64  # it was changed, and nothing but its content says so
+    store = Store(str(tmp_path_factory.mktemp("c")))
+    manifest = write_version(store, before, [], {}, 9, 4)
+    smaller = PrepareConfig(max_pixels=50)
+    # The version of a test states no settings: it was made with the defaults.
+    plan, found = night(store, manifest, today, is_reusable=is_reusable, prepare=smaller)
+    assert plan.changes.again == ({"image": 30} if is_reusable else {})
+    assert (dict(plan.changes.gone), +found.lost) == ({}, Counter(image=1))
+    assert +found.changed == Counter(image=1)
+    words = {"prepared_anew": 28, "changed": 1} if is_reusable else {"new": 29}
+    assert +found.counts == Counter(words)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from epithre_beam.configs import CatalogConfig, EmbedConfig, PrepareConfig
 from epithre_beam.index import Manifest, Store
 from epithre_beam.transforms.planning.plan import unit_name
-from epithre_beam.transforms.planning.recipe import differences, recipe
+from epithre_beam.transforms.planning.recipe import differences, first_recipe, recipe
 from epithre_beam.transforms.versions.setup import public_settings
 
 from ...index.manifests import make_manifest
@@ -44,7 +44,12 @@ def test_a_change_of_any_asset_changes_the_name(row: int, column: str) -> None:
     assert named(rows) != named(example_rows())
 
 
+FIRST_RECIPE = "77a3ae05820fb5d59e0d5b01584b3ea8f13550c24a5bbbdd0106f9a233e489a3"
+"""Of the default settings."""
+
 OTHER_PREPARATION: dict[str, Any] = {
+    "as_is": "plain",
+    "max_side": 1,
     "formats": ("jpeg", "png"),
     "send_formats": ("jpeg",),
     "check": "decode",
@@ -131,7 +136,6 @@ def test_nothing_differs_where_all_was_made_alike() -> None:
     [
         {"embed": {"model": "other"}},
         {"embed": {"dimension": 8}},
-        *({"prepare": {name: value}} for name, value in OTHER_PREPARATION.items()),
     ],
     ids=str,
 )
@@ -141,6 +145,29 @@ def test_each_setting_that_decides_the_vectors_is_a_sentence_with_both_values(ch
     (sentence,) = differences(made_with(job()), job(**change), None)
     assert sentence.startswith(f"{section}.{name} was ")
     assert sentence.endswith(f" and is {list(value) if isinstance(value, tuple) else value!r}")
+
+
+def test_a_setting_at_its_default_is_not_in_the_name() -> None:
+    """A setting that a later release adds makes nothing new."""
+    stated = PrepareConfig().model_dump()
+    assert recipe(EmbedConfig(), PrepareConfig(**stated), None) == recipe(EmbedConfig(), PrepareConfig(), None)
+
+
+@pytest.mark.parametrize("change", [{name: value} for name, value in OTHER_PREPARATION.items()], ids=str)
+def test_another_preparation_is_looked_at_row_by_row(change: dict[str, Any]) -> None:
+    assert differences(made_with(job()), job(prepare=change), None) == []
+
+
+def test_a_preparation_that_cannot_be_read_makes_all_new() -> None:
+    strange = made_with(job()).model_copy(update={"config": {"prepare": {"max_pixels": "many"}}})
+    assert "the version's settings of prepare cannot be read" in differences(strange, job(), None)
+
+
+def test_units_of_the_first_rules_are_known_by_the_hash_of_all_settings() -> None:
+    """As releases wrote them in which all of `prepare` was hashed."""
+    assert first_recipe(EmbedConfig(), PrepareConfig(), None) == FIRST_RECIPE
+    assert first_recipe(EmbedConfig(), PrepareConfig(jpeg_quality=80), None) != FIRST_RECIPE
+    assert first_recipe(EmbedConfig(), PrepareConfig(max_side=5), None) == FIRST_RECIPE
 
 
 def test_another_dialect_and_its_input_type_are_named() -> None:

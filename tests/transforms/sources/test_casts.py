@@ -1,6 +1,7 @@
 """A cell becomes the value that was written, of the declared type, or nothing does."""
 
 import datetime
+import uuid
 
 import pyarrow as pa
 import pytest
@@ -70,3 +71,49 @@ def test_what_would_lose_something_is_refused(cell: pa.Array, kind: pa.DataType)
 def test_only_what_is_finer_than_microseconds_is_cut_off() -> None:
     cell = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns", tz="UTC"))
     assert cast_cells(cell, UTC).cast(pa.int64()).to_pylist() == [1_700_000_000_123_456]
+
+
+def extension(name: str, storage: pa.Array) -> pa.Array:
+    class Made(pa.ExtensionType):
+        def __init__(self) -> None:
+            super().__init__(storage.type, name)
+
+        def __arrow_ext_serialize__(self) -> bytes:
+            return b""
+
+    return pa.ExtensionArray.from_storage(Made(), storage)
+
+
+@given(st.lists(st.none() | st.uuids(), max_size=5))
+def test_a_uuid_becomes_the_text_that_people_write(ids: list[uuid.UUID | None]) -> None:
+    column = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([i and i.bytes for i in ids], pa.binary(16)))
+    assert cast_cells(column, pa.string()).to_pylist() == [i and str(i) for i in ids]
+
+
+def test_a_uuid_whose_bytes_are_text_is_none_the_less_a_uuid() -> None:
+    column = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"abcdefghijklmnop"], pa.binary(16)))
+    assert cast_cells(column, pa.string()).to_pylist() == ["61626364-6566-6768-696a-6b6c6d6e6f70"]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_a_text_is_a_text_however_it_is_held(kind: pa.DataType) -> None:
+    column = (
+        pa.array(["1", "", None]).cast(kind)
+        if not pa.types.is_dictionary(kind)
+        else pa.array(["1", "", None]).dictionary_encode()
+    )
+    assert cast_cells(column, pa.int64()).to_pylist() == [1, None, None]
+    assert cast_cells(column, pa.string()).to_pylist() == ["1", "", None]
+    time = pa.array(["2026-01-31"]).cast(pa.large_string())
+    assert cast_cells(time, UTC).to_pylist() == [datetime.datetime(2026, 1, 31, tzinfo=datetime.UTC)]
+
+
+def test_an_extension_is_what_its_cells_are_unless_they_are_bytes_that_nobody_knows() -> None:
+    assert cast_cells(extension("shop.sku", pa.array(["a"])), pa.string()).to_pylist() == ["a"]
+    assert cast_cells(extension("shop.count", pa.array([7])), pa.int64()).to_pylist() == [7]
+    flags = pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, 0, None], pa.int8()))
+    assert cast_cells(flags, pa.bool_()).to_pylist() == [True, False, None]
+    assert cast_cells(flags, pa.string()).to_pylist() == ["true", "false", None]
+    for storage in (pa.array([b"abc"]), pa.array([b"abc"], pa.binary(3)), pa.array([b"abc"], pa.large_binary())):
+        with pytest.raises(pa.ArrowNotImplementedError):
+            cast_cells(extension("shop.secret", storage), pa.string())

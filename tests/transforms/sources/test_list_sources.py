@@ -1,5 +1,6 @@
 """A folder is its pictures or its texts, and among all sources an id stands for one asset of a kind."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from epithre_beam.configs import RunConfig
+from epithre_beam.configs import PrepareConfig, RunConfig, SourceConfig
 from epithre_beam.configs.errors import SourceError
 from epithre_beam.transforms.planning.compare import Comparison
 from epithre_beam.transforms.planning.plan import iterate_references
-from epithre_beam.transforms.sources.list_sources import IMAGE_SUFFIXES, TEXT_SUFFIXES
+from epithre_beam.transforms.sources.files import PassedOver
+from epithre_beam.transforms.sources.list_sources import IMAGE_SUFFIXES, TEXT_SUFFIXES, list_references
+from epithre_beam.transforms.sources.reading import Reader
+from epithre_beam.transforms.sources.references import references_of
 
 from .listing import grow, ids, table, write
 
@@ -72,3 +76,37 @@ def test_a_picture_and_its_text_may_share_an_id(tmp_path: Path) -> None:
     )
     rows = [(row["kind"], row["asset_id"], row["source"], row["metadata"]) for row in found.to_pylist()]
     assert rows == [("image", "p.jpg", 0, None), ("text", "p.jpg", 1, {"t": "a caption"})]
+
+
+def test_what_a_folder_holds_beside_its_pictures_is_counted(tmp_path: Path) -> None:
+    grow(tmp_path / "photos", "a.jpg", "b.jfif", "c.JPE", "d.heic", "below/e.avif", "below/f.png", "plain", ".hidden")
+    grow(tmp_path / "elsewhere", "g.jpg")
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere")
+    passed = PassedOver()
+    sources = [SourceConfig(kind="image", files=str(tmp_path / "photos"))]
+    tables = list(iterate_references(sources, {}, passed_over=passed))
+    assert pa.concat_tables(tables).column("asset_id").to_pylist() == ["a.jpg", "below/f.png"]
+    assert str(passed) == "5 files (.avif, .heic, .jfif, .jpe, no suffix), 1 linked folder"
+    named = PassedOver()
+    list(iterate_references([SourceConfig(kind="image", files=f"{tmp_path}/photos/*.jpg")], {}, passed_over=named))
+    assert not named.suffixes  # a pattern says what it wants
+    grow(tmp_path / "whole", "a.jpg")
+    whole = PassedOver()
+    list(iterate_references([SourceConfig(kind="image", files=str(tmp_path / "whole"))], {}, passed_over=whole))
+    assert not whole
+    assert str(whole) == ""
+
+
+@pytest.mark.parametrize("chain", ["zip://*.jpg::{archive}", "simplecache::zip://*.jpg::{archive}"])
+def test_a_member_of_a_chained_url_is_listed_under_a_url_that_reads_it(tmp_path: Path, chain: str) -> None:
+    archive = tmp_path / "p.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("one.jpg", "two.jpg", "readme.txt"):
+            file.writestr(name, name * 3)
+    source = SourceConfig(kind="image", files=chain.format(archive=archive))
+    (references,) = list(list_references(source, 0, {}))
+    reader = Reader([source], PrepareConfig())
+    assert {r.asset_id: reader.read(r) for r in references_of(references)} == {
+        "one.jpg": b"one.jpg" * 3,
+        "two.jpg": b"two.jpg" * 3,
+    }

@@ -1,6 +1,7 @@
 """A Parquet table's columns are read as what they are, or refused."""
 
 import datetime
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,3 +35,18 @@ def test_bytes_need_a_parquet_column_of_bytes(tmp_path: Path) -> None:
     write(tmp_path / "t.csv", "id,b\n1,x\n")
     with pytest.raises(ConfigError, match=r"sources\[0\]\.bytes must be a column of a parquet table"):
         listed(SourceConfig(kind="image", table=f"{tmp_path}/t.csv", id="id", bytes="b"))
+
+
+@pytest.mark.parametrize("store_schema", [True, False])
+def test_a_column_of_uuids_is_read_as_their_texts(tmp_path: Path, store_schema: bool) -> None:
+    ids = [uuid.UUID(int=7), uuid.UUID(bytes=b"abcdefghijklmnop")]
+    column = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([i.bytes for i in ids], pa.binary(16)))
+    pq.write_table(pa.table({"id": column, "t": column}), tmp_path / "t.parquet", store_schema=store_schema)
+    found = table(tmp_path / "t.parquet")
+    assert [(row["asset_id"], row["text"]) for row in found] == [(str(i), str(i)) for i in ids]
+
+
+def test_a_column_of_several_values_a_row_is_refused_unread(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["1"], "t": [["x"]]}), tmp_path / "t.parquet")
+    with pytest.raises(SourceError, match=r"the column 't' must have one value a row, got list"):
+        table(tmp_path / "t.parquet")

@@ -22,7 +22,8 @@ from PIL import Image, ImageOps
 
 from epithre_beam.configs import PrepareConfig
 from epithre_beam.index.versions.layout import Reason
-from epithre_beam.transforms.sources.prepare import Picture, Unpreparable, prepare_picture, prepare_text
+from epithre_beam.transforms.sources.prepare import Picture, prepare_picture, prepare_text
+from epithre_beam.transforms.sources.unpreparable import Unpreparable
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow says what it finds odd, and goes on
 
@@ -447,7 +448,8 @@ def bombs() -> Mapping[str, bytes]:
 _CHILD = """
 import json, resource, sys, time
 from epithre_beam.configs import PrepareConfig
-from epithre_beam.transforms.sources.prepare import Unpreparable, prepare_picture, _DECODERS
+from epithre_beam.transforms.sources.prepare import prepare_picture
+from epithre_beam.transforms.sources.unpreparable import Unpreparable
 from PIL import Image
 Image.init()
 data = sys.stdin.buffer.read()
@@ -498,7 +500,8 @@ def test_a_canvas_of_one_long_line_is_decoded_in_linear_time() -> None:
     data = bytearray(encoded(smooth(0, 8, 2), "WEBP", save_all=True, append_images=[smooth(1, 8, 2)]))
     data[24:30] = (10_000_000 - 1).to_bytes(3, "little") + (3 - 1).to_bytes(3, "little")
     start = time.process_time()
-    assert prepare_picture(bytes(data), PrepareConfig(check="decode", max_pixels=50_000_000)).width == 10_000_000
+    settings = PrepareConfig(check="decode", max_pixels=50_000_000, max_side=10_000_000)
+    assert prepare_picture(bytes(data), settings).width == 10_000_000
     assert time.process_time() - start < 2
 
 
@@ -625,3 +628,12 @@ def test_a_text_that_cannot_be_sent_is_called_by_its_reason(data: str | bytes, r
 def test_the_cap_on_texts_counts_characters_and_lets_the_last_one_in() -> None:
     assert prepare_text("貓" * 32_000, DEFAULTS) == "貓" * 32_000
     assert prepare_text(" padded ", PrepareConfig(max_text_chars=8)) == " padded "
+
+
+@pytest.mark.parametrize("share", [1, 2, 3, 4, 7, 8, 16])
+def test_a_jpeg_that_is_decoded_at_a_part_of_its_size_says_that_it_was_downscaled(share: int) -> None:
+    data = encoded(smooth(3, 320, 160), "JPEG")
+    picture = prepare_picture(data, PrepareConfig(max_pixels=320 * 160 // share**2))
+    assert (picture.width, picture.height) == (320, 160)
+    width, height = opened(picture.content).size
+    assert (picture.prepared or "").startswith(f"downscaled {width}x{height};") == (share > 1)

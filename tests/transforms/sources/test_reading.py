@@ -3,7 +3,9 @@
 import os
 import random
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ import pytest
 from epithre_beam.configs import PrepareConfig, SourceConfig
 from epithre_beam.index.versions.layout import Reason
 from epithre_beam.transforms.sources.list_sources import list_references
-from epithre_beam.transforms.sources.prepare import Unpreparable
 from epithre_beam.transforms.sources.reading import Reader
 from epithre_beam.transforms.sources.references import Reference, references_of
+from epithre_beam.transforms.sources.unpreparable import Unpreparable
 
 CAP = 100
 SETTINGS = PrepareConfig(max_file_bytes=CAP)
@@ -226,6 +228,21 @@ def test_a_cell_above_the_cap_is_refused(tmp_path: Path) -> None:
     assert reader.read(empty) == b""
 
 
+def test_a_large_row_group_is_not_held_whole(tmp_path: Path) -> None:
+    """Some kilobytes of a dictionary for gigabytes of cells."""
+    rows, size = 2000, 1 << 20
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([b"a" * size]))
+    table = pa.table({"id": [str(i) for i in range(rows)], "b": cells})
+    pq.write_table(table, tmp_path / "t.parquet", compression="zstd", store_schema=False)
+    source = cell_source(tmp_path / "t.parquet")
+    reader, listed = Reader([source], PrepareConfig()), references(source)
+    before = pa.total_allocated_bytes()
+    for row in (0, 1, 700, 640, 1999, 3):
+        assert reader.read(listed[row]) == b"a" * size
+        assert pa.total_allocated_bytes() - before < 400 << 20
+    reader.close()
+
+
 @pytest.mark.parametrize("column", ["a b", "b#row=0&column=c", "b&row=2", "100%", "ä", "x=y", "a.b"])
 def test_a_column_may_have_any_name(tmp_path: Path, column: str) -> None:
     source = write_cells(tmp_path / "t.parquet", [b"0", b"1", b"2"], column=column, group=2)
@@ -288,3 +305,28 @@ def test_a_broken_page_is_unreadable(tmp_path: Path) -> None:
             found = read_cell(reader, reference)
             assert isinstance(found, bytes) or found in {Reason.UNREADABLE, Reason.FILE_TOO_LARGE, Reason.MISSING}
         reader.close()
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """Answers with the status that the path names."""
+
+    def do_GET(self) -> None:
+        self.send_response(int(self.path[1:]))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.mark.parametrize(("status", "words"), [(401, "Unauthorized"), (403, "Forbidden"), (500, "Internal"), (599, "")])
+def test_a_server_that_refuses_is_told_by_its_status(tmp_path: Path, status: int, words: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        table = tmp_path / "t.csv"
+        table.write_text(f"id,u\n1,{url}/{status}\n")
+        source = SourceConfig(kind="image", table=str(table), id="id", uri="u", within=(f"{url}/",))
+        failure = refusal(Reader([source], PrepareConfig()), references(source)[0])
+        server.shutdown()
+    assert failure.reason is Reason.UNREADABLE
+    assert f"the server answered {status} {words}".strip() in failure.detail

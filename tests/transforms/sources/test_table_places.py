@@ -55,5 +55,5 @@ def test_where_lines_cannot_be_counted_the_row_is_named(tmp_path: Path) -> None:
     assert place_of_row(LocalFileSystem(), str(path), "csv", 5) == "row 6"
     assert place_of_row(LocalFileSystem(), str(tmp_path / "gone.csv"), "csv", 0) == "row 1"
     path.write_text(f'id,text\n1,"{"x" * 200_000}"\n2,y\n')
-    assert place_of_row(LocalFileSystem(), str(path), "csv", 1) == "row 2"
+    assert place_of_row(LocalFileSystem(), str(path), "csv", 1) == "line 3"
     assert [line for line, _ in csv_rows(["a\n", "\n", "b\n"])] == [1, 3]

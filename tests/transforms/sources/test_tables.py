@@ -1,7 +1,10 @@
 """Every row of a table is a reference, the same out of every format, or a sentence names its place."""
 
+import bz2
 import datetime
+import gzip
 import hashlib
+import lzma
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -152,7 +155,7 @@ def test_an_empty_table_is_an_error_with_a_sentence(tmp_path: Path, content: str
 
 
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"line 5: Expected 2 columns, got 3"):
+    with pytest.raises(SourceError, match=r"line 5: the row has 3 cells, and the header has 2"):
         table(write(tmp_path / "t.csv", 'id,t\n\n1,"two\nlines"\n1,2,3\n'))
     with pytest.raises(SourceError, match=r"line 3 is no JSON: .*, at its character \d+\.$"):
         table(write(tmp_path / "t.jsonl", '{"id": 1, "t": "x"}\n\n{"id": 2, "t": \n'))
@@ -217,3 +220,98 @@ def test_rows_of_bytes_sort_in_the_order_of_their_table(tmp_path: Path) -> None:
     rows = listed(SourceConfig(kind="image", table=f"{tmp_path}/t.parquet", id="id", bytes="b"))
     assert sorted(rows, key=lambda row: row["fingerprint"]) == rows
     assert len({row["uri"] for row in rows}) == count
+
+
+HEADS = {
+    "gzip": gzip.compress(b"id,t\n1,x\n"),
+    "zstd": pa.Codec("zstd").compress(b"id,t\n1,x\n").to_pybytes(),
+    "bzip2": bz2.compress(b"id,t\n1,x\n"),
+    "xz": lzma.compress(b"id,t\n1,x\n"),
+    "zip": b"PK\x03\x04 and more",
+    "Excel": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+    "UTF-16": "id,t\n1,x\n".encode("utf-16"),
+    "Parquet": b"PAR1....PAR1",
+}
+
+
+@pytest.mark.parametrize("what", HEADS)
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_what_is_no_text_is_named_for_what_it_is(tmp_path: Path, what: str, form: str) -> None:
+    path = write(tmp_path / "t.dat", HEADS[what])
+    with pytest.raises(SourceError, match=rf"^sources\[0\]\.table: {path} cannot be read as {form}: it is .*{what}"):
+        table(path, format=form)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
+def test_any_bytes_are_a_table_or_an_error_with_its_name(tmp_path: Path, name: str) -> None:
+    draw = random.Random(name)
+    good = text_tables(tmp_path, [(str(i), f"text {i}") for i in range(30)])[name.rpartition(".")[2]].read_bytes()
+    for number in range(60):
+        data = bytearray(good if number % 3 else draw.randbytes(60))
+        for _ in range(number % 3 * 3):
+            data[draw.randrange(len(data))] = draw.choice([0, 10, 34, 44, 92, 123, 128, 255, draw.randrange(256)])
+        path = write(tmp_path / name, bytes(data))
+        error = None
+        try:
+            table(path)
+        except (SourceError, ConfigError) as found:
+            error = str(found)
+        assert error is None or (str(path) in error and len(error) < 600), error
+
+
+BIG = (2**63, 2**64 - 1, 2**63 - 1, -(2**63))
+
+
+def test_a_whole_number_of_any_size_is_an_id_as_it_is_written(tmp_path: Path) -> None:
+    rows = [{"id": number, "t": "x"} for number in BIG]
+    expected = list(map(str, BIG))
+    assert [row["asset_id"] for row in table(json_lines(tmp_path / "t.jsonl", *rows))] == expected
+    assert [row["asset_id"] for row in table(json_lines(tmp_path / "u.jsonl", {"id": "a", "t": 2**63}, *rows))][
+        1:
+    ] == expected
+    found = table(json_lines(tmp_path / "v.jsonl", *({"id": str(n), "t": n} for n in BIG)))
+    assert [row["text"] for row in found] == expected
+    with pytest.raises(SourceError, match=r"metadata\.p must be int64, got '9223372036854775808' in line 1 of"):
+        table(json_lines(tmp_path / "w.jsonl", {"id": "1", "t": "x", "p": 2**63}), metadata={"p": "int"})
+
+
+@pytest.mark.parametrize("cell", [[], [1, "a"], {}, {"a": [[]]}, [[[[]]]], {"x": 2**64 - 1}])
+def test_a_cell_that_holds_others_is_named_by_its_row(tmp_path: Path, cell: object) -> None:
+    for key in ("id", "t", "p"):
+        path = json_lines(
+            tmp_path / "t.jsonl", {"id": "1", "t": "x", "p": "y"}, {"id": "2", "t": "x", "p": "y"} | {key: cell}
+        )
+        with pytest.raises(SourceError, match=rf"must be string, got .* in line 2 of {path}\.$"):
+            table(path, metadata={"p": "string"})
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_rows_and_their_bytes_are_capped_by_settings(tmp_path: Path, form: str) -> None:
+    path = text_tables(tmp_path, [(str(i), "x" * (i * 100)) for i in range(30)])[form]
+    assert len(table(path, max_rows=30, max_row_bytes=4000)) == 30
+    with pytest.raises(SourceError, match=r"has more than 29 rows\. .*`max_rows`"):
+        table(path, max_rows=29)
+    with pytest.raises(SourceError, match=rf"{path}.* (line|row) \d+.* has more than 1024 bytes.*`max_row_bytes`"):
+        table(path, max_row_bytes=1024)
+
+
+def test_columns_may_not_be_much_larger_than_their_file(tmp_path: Path) -> None:
+    rows = 400
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["a" * (1 << 20)]))
+    ids = pa.array([str(i) for i in range(rows)])
+    pq.write_table(pa.table({"id": ids, "t": cells}), tmp_path / "t.parquet", compression="zstd")
+    with pytest.raises(SourceError, match=r"has more than 256000000 bytes in the columns .*`max_expansion`"):
+        table(tmp_path / "t.parquet", max_expansion=1)
+    assert len(table(tmp_path / "t.parquet", id="id", text="id", max_expansion=1)) == rows
+
+
+def test_a_reader_s_error_names_the_row_it_got_to(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    rows = [(str(i), random.Random(i).randbytes(20).hex()) for i in range(2000)]
+    pq.write_table(pa.table({"id": [i for i, _ in rows], "t": [t for _, t in rows]}), path, row_group_size=1000)
+    begin = pq.read_metadata(path).row_group(1).column(1).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[begin : begin + 3] = b"\xff\xff\xff"
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match=rf"^sources\[0\]\.table: {path} cannot be read as parquet"):
+        table(path)

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from epithre_beam.configs import PrepareConfig, SourceConfig
+from epithre_beam.configs.errors import ConfigError
 from epithre_beam.index.versions.layout import Reason
 from epithre_beam.transforms.sources.list_sources import list_references
-from epithre_beam.transforms.sources.prepare import Unpreparable
 from epithre_beam.transforms.sources.reading import Reader
 from epithre_beam.transforms.sources.references import Reference, references_of
+from epithre_beam.transforms.sources.unpreparable import Unpreparable
 from epithre_beam.transforms.sources.uri_safety import allowed_prefixes, is_within
 
 from .listing import grow, listed
@@ -144,3 +145,86 @@ def test_uris_of_a_bucket_start_at_its_table(memory: Any) -> None:
     memory.pipe("/t.jsonl", b'{"id": "1", "u": "bucket/shop/p/a.jpg"}\n')
     assert allowed_prefixes(uri_source("memory://t.jsonl")) == ("memory://",)
     assert outcomes(uri_source("memory://t.jsonl")) == [b"shop/p/a.jpg"]
+
+
+NAMES = ["data [v1]", "data {a,b}", "what?", "star*", "[", "a[!b]", "{x", "plain"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_whose_name_looks_like_a_glob_is_itself(tmp_path: Path, name: str) -> None:
+    grow(tmp_path, f"{name}/in.jpg", f"{name}/sub/in.jpg", "private/s.jpg", "in.jpg")
+    source = uri_source(
+        uri_table(tmp_path / name / "t.parquet", "../private/s.jpg", "../in.jpg", "in.jpg", "sub/in.jpg")
+    )
+    refused = [Reason.URI_NOT_ALLOWED] * 2
+    assert outcomes(source) == [*refused, f"{name}/in.jpg".encode(), f"{name}/sub/in.jpg".encode()]
+    rows = listed(source)
+    assert [row["size_bytes"] is None for row in rows] == [True, True, False, False]
+
+
+def test_the_folders_of_a_glob_of_tables_are_what_is_fixed_of_it(tmp_path: Path) -> None:
+    grow(tmp_path, "shop/a/in.jpg", "shop/b/in.jpg", "secret.jpg")
+    for name in "ab":
+        uri_table(tmp_path / "shop" / name / "t.parquet", "in.jpg", "../b/in.jpg", "../../secret.jpg")
+    source = uri_source(tmp_path / "shop/[ab]/t.parquet")
+    b = b"shop/b/in.jpg"
+    assert outcomes(source) == [b"shop/a/in.jpg", b, Reason.URI_NOT_ALLOWED, b, b, Reason.URI_NOT_ALLOWED]
+
+
+@pytest.mark.parametrize("rest", ["a", "", "a:b@c/x.jpg", "/", "a::file:///etc/passwd", "\x00", "[::1", "a/%00/é?#"])
+def test_no_protocol_in_a_row_is_more_than_a_uri_that_is_not_allowed(rest: str) -> None:
+    prefixes = ("/shop", "memory://shop", "http://shop.example", "nosuch://x")
+    for protocol in (*fsspec.available_protocols(), "nosuch", "a+b", ""):
+        assert is_within(f"{protocol}://{rest}", prefixes) is False, protocol
+
+
+def test_a_driver_that_only_a_row_names_is_not_imported(tmp_path: Path) -> None:
+    for name in list(sys.modules):
+        if name.startswith("fsspec.implementations.sftp"):
+            del sys.modules[name]
+    assert not is_within("sftp://host/x", (str(tmp_path), "memory://x"))
+    assert "fsspec.implementations.sftp" not in sys.modules
+
+
+def test_hostile_uris_are_dead_letters_and_the_run_goes_on(tmp_path: Path) -> None:
+    grow(tmp_path, "ok.jpg")
+    hostile = [
+        "generic://a",
+        "gs://a/b",
+        "hf://x",
+        "dask://x",
+        "jupyter://h/x",
+        "reference://",
+        "abfs://c/x",
+        "nosuch://",
+    ]
+    source = uri_source(uri_table(tmp_path / "t.parquet", *hostile, "ok.jpg"))
+    assert outcomes(source) == [Reason.URI_NOT_ALLOWED] * len(hostile) + [b"ok.jpg"]
+
+
+@pytest.mark.parametrize("within", ["nosuch://x", "generic://a", "smb://host/share"])
+def test_a_folder_that_nothing_can_be_compared_with_is_an_error_of_the_job(tmp_path: Path, within: str) -> None:
+    source = uri_source(uri_table(tmp_path / "t.parquet", "a.jpg"), within)
+    with pytest.raises(ConfigError, match=r"^sources\[0\]\.within"):
+        listed(source)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("http://Shop.Example/p/x.jpg", True),
+        ("http://shop.example:80/p/x.jpg", True),
+        ("http://shop.example:81/p/x.jpg", False),
+        ("http://me@shop.example/p/x.jpg", False),
+        ("http://shop.example\\@evil/p/x.jpg", False),
+        ("http://evil\\.shop.example/p/x.jpg", False),
+        ("http://shop.example/p/x.jpg\r\nHost: evil", False),
+        ("http://shop.example#@evil/p/x.jpg", False),
+        ("http://evil/?http://shop.example/p/x.jpg", False),
+        ("http://shop.example/q?x=/p/x.jpg", False),
+        ("http://[::1]/p/x.jpg", False),
+    ],
+)
+def test_a_host_is_compared_as_clients_read_it(uri: str, expected: bool) -> None:
+    pytest.importorskip("aiohttp")
+    assert is_within(uri, ("http://shop.example/p",)) is expected

@@ -18,6 +18,7 @@ import orjson
 import yaml
 from pydantic import ValidationError
 
+from ....configs.yaml_text import parse_yaml
 from .server import Emulator
 from .settings import EmulatorSettings
 
@@ -65,7 +66,7 @@ def _settings(options: argparse.Namespace) -> EmulatorSettings:
         text = sys.stdin.buffer.readline().decode()
     elif options.settings:
         text = Path(options.settings).read_text(encoding="utf-8")
-    fields: dict[str, Any] = yaml.safe_load(text) or {}
+    fields: dict[str, Any] = parse_yaml(text) or {}
     if not isinstance(fields, dict):
         raise TypeError(f"settings must be a mapping, got {type(fields).__name__}")
     for name in ("host", "port", "model"):

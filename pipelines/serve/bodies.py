@@ -1,0 +1,97 @@
+"""Requests' bodies while they are read: bounded in time each, and in bytes together."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from .faults import Fault
+
+Message = MutableMapping[str, Any]
+
+
+class Bodies:
+    """The bodies that are being read, bounded together; for one event loop.
+
+    Where they have too many bytes, those that began first and are still not whole are given up: whoever is slow makes
+    room for who is not.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._read: dict[Body, None] = {}
+
+    def begin(self, timeout_s: float, pause_s: float) -> "Body":
+        """A body of which nothing was read yet.
+
+        Args:
+            timeout_s: From now to its last byte.
+            pause_s: To its next piece.
+        """
+        body = Body(self, timeout_s, pause_s)
+        self._read[body] = None
+        return body
+
+    def note(self, body: "Body", size_bytes: int) -> None:
+        """A piece of a body has come. Raises Fault when the body has to make room itself."""
+        if body not in self._read:
+            return
+        body.size_bytes += size_bytes
+        self._bytes += size_bytes
+        while self._bytes > self._most_bytes:
+            first = next(iter(self._read))
+            first.give_up()
+            if first is body:
+                raise given_up()
+
+    def remove(self, body: "Body") -> None:
+        if body in self._read:
+            del self._read[body]
+            self._bytes -= body.size_bytes
+
+
+class Body:
+    """One body that is being read."""
+
+    def __init__(self, bodies: Bodies, timeout_s: float, pause_s: float) -> None:
+        self.size_bytes = 0
+        """That have come."""
+        self._bodies = bodies
+        self._pause_s = pause_s
+        self._deadline = asyncio.get_running_loop().time() + timeout_s
+        self._timeout: asyncio.Timeout | None = None
+        self._is_given_up = False
+
+    async def next(self, receive: Callable[[], Awaitable[Message]]) -> Message:
+        """The next message of its request. Raises Fault when it comes too slowly, or the room was needed."""
+        now = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(min(self._deadline, now + self._pause_s)) as self._timeout:
+                if self._is_given_up:
+                    raise given_up()
+                message = await receive()
+        except TimeoutError:
+            if self._is_given_up:
+                raise given_up() from None
+            raise Fault(408, "too_slow", "The request's body came too slowly.", {"Connection": "close"}) from None
+        finally:
+            self._timeout = None
+        if message["type"] == "http.request":
+            self._bodies.note(self, len(message.get("body", b"")))
+        return message
+
+    def give_up(self) -> None:
+        """Ends the reading, from outside."""
+        self.end()
+        self._is_given_up = True
+        if self._timeout is not None:
+            self._timeout.reschedule(asyncio.get_running_loop().time())
+
+    def end(self) -> None:
+        """It is whole, or nobody waits for it any more."""
+        self._bodies.remove(self)
+
+
+def given_up() -> Fault:
+    message = "The server reads as many bytes as it can, and this body took long; come back in a second."
+    return Fault(503, "busy", message, {"Retry-After": "1", "Connection": "close"})

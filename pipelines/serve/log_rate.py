@@ -1,0 +1,79 @@
+"""Log lines at a bounded rate: whoever makes a server fail a thousand times a second fills no disk with it."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+_BURST = 5
+_EVERY_S = 10.0
+_KINDS_KEPT = 256
+_MOST_OF_ALL = 50
+
+
+class LogRate(logging.Filter):
+    """Lets a few lines of each kind through, then one every ten seconds, which says how many were left out.
+
+    A kind is a logger, a level and a message before its arguments. All kinds together have a bound of their own.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._buckets: OrderedDict[object, _Bucket] = OrderedDict()
+        self._all = _Bucket(_MOST_OF_ALL, clock())
+        self._last: tuple[logging.LogRecord, bool] | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        with self._lock:
+            if self._last is None or self._last[0] is not record:  # each handler asks
+                self._last = record, self._may_pass(record)
+            return self._last[1]
+
+    def _may_pass(self, record: logging.LogRecord) -> bool:
+        now, kind = self._clock(), (record.name, record.levelno, str(record.msg))
+        bucket = self._buckets.pop(kind, None) or _Bucket(_BURST, now)
+        self._buckets[kind] = bucket
+        if len(self._buckets) > _KINDS_KEPT:
+            self._buckets.popitem(last=False)
+        if not bucket.take(now) or not self._all.take(now):
+            bucket.left_out += 1
+            return False
+        if bucket.left_out:
+            record.msg, record.args = f"{record.getMessage()} (and {bucket.left_out:,} more like it)", None
+            bucket.left_out = 0
+        return True
+
+
+class _Bucket:
+    """A number of lines, of which one comes back every so often."""
+
+    def __init__(self, most: int, now: float) -> None:
+        self._most = self._level = float(most)
+        self._since = now
+        self._per_s = max(1.0, most / _BURST) / _EVERY_S
+        self.left_out = 0
+
+    def take(self, now: float) -> bool:
+        self._level = min(self._most, self._level + (now - self._since) * self._per_s)
+        self._since = now
+        if self._level < 1:
+            return False
+        self._level -= 1
+        return True
+
+
+@contextlib.contextmanager
+def bounded_logs() -> Iterator[None]:
+    """What this process logs is bounded for as long as the block runs."""
+    rate, handlers = LogRate(), list(logging.getLogger().handlers)
+    for handler in handlers:
+        handler.addFilter(rate)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(rate)

@@ -1,0 +1,300 @@
+"""Whoever is slow, silent or many on purpose takes nothing from those who ask as they should."""
+
+import contextlib
+import http.client
+import io
+import json
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from epithre_beam.pipelines.serve.settings import ServeSettings
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
+
+from ..conftest import KEY, command
+from .attacker import KINDS
+from .conftest import DIMENSION, WITHOUT_API, fault, read_all, serving
+
+_WITH_SETTINGS = """
+import asyncio, json, sys
+from epithre_beam.pipelines.commands.serve import _serve
+from epithre_beam.pipelines.serve.settings import ServeSettings
+asyncio.run(_serve(ServeSettings(catalog=sys.argv[1], port=0, **json.loads(sys.argv[2])), as_json=True))
+"""
+
+
+@contextlib.contextmanager
+def serving_with(place, files=None, **settings):
+    """A server of a process that may open so many files; `server.log` is the file of what it logs."""
+    settings = {"requests_per_minute": 0, "base_url": WITHOUT_API[1], **settings}
+    program = [sys.executable, "-c", _WITH_SETTINGS, str(place.catalog), json.dumps(settings)]
+    if files is not None:
+        program = ["bash", "-c", f'ulimit -n {files}; exec "$@"', "bash", *program]
+    with tempfile.NamedTemporaryFile("w", suffix=".log", dir=place.folder) as log:
+        options = place.process(None, {}) | {"stderr": log}
+        with serving(place, start=lambda: subprocess.Popen(program, **options)) as server:
+            server.log = Path(log.name)
+            yield server
+
+
+@contextlib.contextmanager
+def attacked(server, kind, count, addresses=1):
+    """For as long as the block runs."""
+    arguments = [server.address[1], kind, count, addresses]
+    program = [sys.executable, Path(__file__).with_name("attacker.py"), *map(str, arguments)]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as attacker:
+        assert attacker.stdout.readline() == "ready\n"
+        try:
+            yield
+        finally:
+            attacker.kill()
+
+
+def ask(server, vector, times=12):
+    """Honest requests, each over a connection of its own."""
+    body = json.dumps({"vector": vector, "k": 3})
+    for _ in range(times):
+        connection = http.client.HTTPConnection(*server.address, timeout=20)
+        with contextlib.closing(connection):
+            connection.request("POST", "/api/search", body, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            said = answer.read()
+            assert answer.status == 200, said
+            assert len(json.loads(said)["hits"]) == 3
+
+
+@pytest.mark.parametrize("files", [320, 1024])
+def test_more_idle_connections_than_files_silence_nothing_and_fill_no_log(hashed, vector, files):
+    with serving_with(hashed, files) as server:
+        ask(server, vector, 2)
+        with attacked(server, "idle", 1100):
+            ask(server, vector)
+            opened = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        ask(server, vector, 2)
+        assert opened < files
+        server.stop()
+        said = server.log.read_text("utf-8")
+    assert "ulimit -n" in said
+    assert "Traceback" not in said
+    assert len(said) < 2000
+
+
+@pytest.fixture(scope="module")
+def small(hashed):
+    with serving_with(hashed, max_concurrency=2, max_client_connections=40) as server:
+        yield server
+        server.stop()
+        said = server.log.read_text("utf-8")
+    assert "Traceback" not in said
+    assert len(said) < 5000
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "idle"])
+def test_who_never_comes_to_an_end_holds_no_slot_and_no_connection_of_others(small, vector, kind):
+    with attacked(small, kind, 150):
+        ask(small, vector)
+
+
+def test_a_flood_from_many_addresses_makes_room_for_who_asks(hashed, vector):
+    with serving_with(hashed, max_connections=60, max_client_connections=8) as server:
+        with attacked(server, "body", 300, addresses=100):
+            ask(server, vector)
+            count = len(psutil.Process(server.process.pid).net_connections())
+        assert count <= 62
+
+
+def test_what_is_being_answered_is_not_dropped_for_who_comes(hashed):
+    settings = EmulatorSettings(dimension=DIMENSION, model="hash", api_keys=(KEY,))
+    with Emulator(settings) as emulator:
+        arguments = ("--base-url", emulator.base_url, "--max-client-connections", 12, "--max-concurrency", 20)
+        with serving(hashed, *arguments) as server, ThreadPoolExecutor(8) as pool:
+            emulator.reset(faults=Faults(latency_s=4.0))
+            asked = [pool.submit(server.search, text=f"sentence {i}") for i in range(8)]
+            deadline = time.monotonic() + 20
+            while "requests_under_way 9.0" not in server.client.get("/metrics").text:
+                assert time.monotonic() < deadline
+            with attacked(server, "idle", 200):
+                assert [one.result().status_code for one in asked] == [200] * 8
+
+
+def test_an_address_has_so_many_connections_and_another_its_own(hashed):
+    with serving_with(hashed, max_client_connections=3) as server, contextlib.ExitStack() as stack:
+        first = stack.enter_context(server.connect())
+        for _ in range(3):
+            stack.enter_context(server.connect())
+        assert read_all(first) == b""  # it was waited for longest
+        other = stack.enter_context(server.connect("127.0.0.9"))
+        other.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert read_all(other).startswith(b"HTTP/1.1 200")
+
+
+def test_a_proxy_that_is_trusted_has_the_bound_of_all(hashed):
+    settings = {"max_client_connections": 2, "trusted_proxies": ["127.0.0.0/8"]}
+    with serving_with(hashed, **settings) as server, contextlib.ExitStack() as stack:
+        kept = [stack.enter_context(server.connect()) for _ in range(12)]
+        for connection in kept:
+            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert read_all(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_bodies_have_a_bound_together_and_the_slowest_make_room(hashed, picture):
+    settings = {"max_bodies_bytes": 1_000_000, "max_upload_bytes": 400_000}
+    head = b"POST /api/search/picture HTTP/1.1\r\nHost: localhost\r\nContent-Length: 400000\r\n"
+    head += b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+    with serving_with(hashed, **settings) as server, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(server.connect()) for _ in range(5)]
+        for connection in slow:
+            connection.sendall(head + b'--b\r\nContent-Disposition: form-data; name="picture"\r\n\r\n' + bytes(300_000))
+        told = read_all(slow[0])
+        assert told.startswith(b"HTTP/1.1 503")
+        assert b"retry-after: 1" in told.lower()
+        assert fault(server.search_picture(picture), 422)  # read to its end; this server embeds nothing
+
+
+def test_who_waits_between_two_pieces_of_a_body_is_told_so(hashed):
+    with serving_with(hashed, body_pause_s=0.3) as server, server.connect() as connection:
+        connection.sendall(KINDS["body"])
+        told = read_all(connection)
+        assert told.startswith(b"HTTP/1.1 408")
+        assert b"connection: close" in told.lower()
+
+
+def ask_live(connection):
+    connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    told = b""
+    while not told.endswith(b"}"):
+        piece = connection.recv(65536)
+        assert piece, told
+        told += piece
+    assert told.startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_is_kept_for_longer_than_a_header_may_take_and_not_for_ever(hashed):
+    assert ServeSettings(catalog="c").keep_alive_s > 60  # what proxies keep theirs for
+    with serving_with(hashed, header_timeout_s=0.2, keep_alive_s=60) as server, server.connect() as kept:
+        ask_live(kept)
+        with server.connect() as silent:
+            assert read_all(silent) == b""  # dropped
+        ask_live(kept)
+    with serving_with(hashed, header_timeout_s=60, keep_alive_s=0.2) as server, server.connect() as kept:
+        ask_live(kept)
+        assert read_all(kept) == b""
+
+
+def png(width, height, rows):
+    """A grey PNG whose rows are so many, whatever it claims."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packed = zlib.compressobj(9)
+    data = b"".join([*(packed.compress(bytes(1 + width)) for _ in range(rows)), packed.flush()])
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def webp(side):
+    buffer = io.BytesIO()
+    Image.new("L", (side, side)).save(buffer, "WEBP", lossless=True)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def embedding(hashed):
+    """A server with an API behind it."""
+    with (
+        Emulator(EmulatorSettings(dimension=DIMENSION, model="hash", api_keys=(KEY,))) as emulator,
+        serving(hashed, "--base-url", emulator.base_url) as server,
+    ):
+        server.emulator = emulator
+        yield server
+
+
+def test_small_files_of_huge_pictures_are_refused_by_their_header(embedding, picture):
+    bombs = [png(60_000_000, 1, 1), png(1, 60_000_000, 0), png(9000, 9000, 2), webp(9000)]
+    assert max(map(len, bombs)) < 200_000
+    before = psutil.Process(embedding.process.pid).memory_info().rss
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(embedding.search_picture, bomb, k=1 + i) for i, bomb in enumerate(bombs * 3)]
+        assert embedding.search(text="a sentence meanwhile").status_code == 200
+        assert embedding.search_picture(picture).status_code == 200
+        for one in asked:
+            assert "pixels" in fault(one.result(), 422)
+    assert psutil.Process(embedding.process.pid).memory_info().rss - before < 200e6
+
+
+def test_an_api_that_fails_writes_a_few_lines_however_often_it_is_asked(hashed):
+    with Emulator(EmulatorSettings(dimension=DIMENSION, model="hash", api_keys=(KEY,))) as emulator:
+        log = hashed.folder / "failing.log"
+        with log.open("w") as errors:
+            options = hashed.process(KEY, {}) | {"stderr": errors}
+            program = command(
+                "serve", hashed.catalog, "--port", 0, "--json", "--rate", 0, "--base-url", emulator.base_url
+            )
+            with serving(hashed, start=lambda: subprocess.Popen(program, **options)) as server:
+                emulator.reset(faults=Faults(refuse_all=401))
+                for i in range(150):
+                    assert server.search(text=f"sentence {i}").status_code == 503
+        said = log.read_text("utf-8").splitlines()
+    assert 1 <= sum("the embedding API fails" in line for line in said) <= 8
+
+
+FOREIGN = [
+    "http://evil.example", "https://evil.example:8000", "null", "http://localhost:1", "file://", "http://",
+    "http://127.0.0.1.evil.example", "http://evil.example/127.0.0.1", "chrome-extension://abc", "http://[::1", "é",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("origin", FOREIGN)
+def test_a_page_of_another_origin_pays_for_nothing(embedding, picture, origin):
+    """Browsers send Origin where they send no Sec-Fetch-Site: over plain http to a machine of the network."""
+    embedding.emulator.reset()
+    headers = {"origin": origin.encode()}
+    client = embedding.client
+    assert "another site" in fault(client.post("/api/search", json={"text": "paid?"}, headers=headers), 403)
+    form = {"files": {"picture": picture}, "headers": headers}
+    assert fault(client.post("/api/search/picture", **form), 403)
+    assert fault(client.get("/api/thumbnails/image?id=p001.jpg", headers=headers), 403)
+    assert embedding.emulator.payments() == {}
+
+
+def test_our_own_page_may_ask_by_whatever_name_it_was_opened(embedding, vector):
+    port = embedding.address[1]
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"LOCALHOST:{port}"):
+        for scheme in ("http", "https"):  # a proxy may end TLS
+            headers = {"host": host, "origin": f"{scheme}://{host}"}
+            assert embedding.client.post("/api/search", json={"vector": vector}, headers=headers).status_code == 200
+    headers = {"host": "localhost", "origin": "http://localhost:80"}
+    assert embedding.client.post("/api/search", json={"vector": vector}, headers=headers).status_code == 200
+    # A proxy may have changed the Host; the browser itself says whose page it is.
+    headers = {"host": "localhost", "origin": "https://pictures.example", "sec-fetch-site": "same-origin"}
+    assert embedding.client.post("/api/search", json={"vector": vector}, headers=headers).status_code == 200
+
+
+def test_a_name_that_was_allowed_may_ask_through_a_proxy_that_hides_it(hashed, vector):
+    with serving(hashed, *WITHOUT_API, "--allow-host", "pictures.example", key=None) as server:
+        for origin, status in (("https://pictures.example", 200), ("https://pictures.example:8443", 200),
+                               ("https://pictures.example.evil", 403)):  # fmt: skip
+            answer = server.client.post("/api/search", json={"vector": vector}, headers={"origin": origin})
+            assert answer.status_code == status
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "GZIP", "gzip, identity", "zstd"])
+def test_a_body_that_is_encoded_is_refused_in_a_sentence(served, vector, encoding):
+    headers = {"content-encoding": encoding, "content-type": "application/json"}
+    body = zlib.compress(json.dumps({"vector": vector}).encode())
+    for path in ("/api/search", "/api/search/picture"):
+        answer = served.client.post(path, content=body, headers=headers)
+        assert "Content-Encoding" in fault(answer, 415)
+        assert answer.headers["accept-encoding"] == "identity"
+    headers["content-encoding"] = "identity"
+    assert served.client.post("/api/search", json={"vector": vector}, headers=headers).status_code == 200

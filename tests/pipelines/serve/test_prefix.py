@@ -1,0 +1,85 @@
+"""Below a path of a proxy's everything that names a place of the server names it as the client reaches it."""
+
+import httpx
+import pytest
+
+from epithre_beam.pipelines.serve.settings import ServeSettings, prefix_of
+
+from .conftest import WITHOUT_API, fault, serving
+from .proxy import proxied
+
+
+@pytest.fixture(scope="module")
+def prefixed(hashed):
+    with serving(hashed, "--base-url", "emulator", "--root-path", "/search/", "--trust-proxy", "127.0.0.9") as server:
+        yield server
+
+
+def go_through(client):
+    """All that a client finds by what the server says. `client` asks below the prefix."""
+    found = client.post("api/search", json={"asset": {"kind": "image", "id": "p003.jpg"}, "kinds": ["image"], "k": 3})
+    paths = [hit["thumbnail"] for hit in found.json()["hits"]]
+    asset = client.get("api/assets/image", params={"id": "p003.jpg"}).json()
+    description = client.get("openapi.json").json()
+    for path in [*paths, asset["thumbnail"]]:
+        assert client.get(client.base_url.join(path)).headers["content-type"] == "image/jpeg"
+    (server,) = description["servers"]
+    return paths[0].partition("/api/")[0], server["url"]
+
+
+@pytest.mark.parametrize("strips", [True, False])
+def test_thumbnails_and_the_description_have_the_prefix(prefixed, strips):
+    with proxied(prefixed.address[1], "/search", strips=strips) as url, httpx.Client(base_url=url) as client:
+        assert go_through(client) == ("/search", "/search")
+        for path in ("", "page/app.js", "health/ready", "api/catalog"):
+            assert client.get(path).status_code == 200
+        assert fault(client.get("api/nothing"), 404)
+        redirected = httpx.get(url.rstrip("/"))
+        assert redirected.status_code == (200 if strips else 307)
+        if not strips:
+            assert redirected.headers["location"] == "/search/"
+
+
+def test_the_prefix_is_a_whole_step_of_the_path(prefixed):
+    assert prefixed.client.get("/searching/api/catalog").status_code == 404
+    assert prefixed.client.get("/search/search/api/catalog").status_code == 404
+
+
+def test_a_trusted_proxy_says_its_prefix_and_nobody_else_does(hashed):
+    with serving(hashed, *WITHOUT_API, "--trust-proxy", "127.0.0.1", key=None) as server:
+        port = server.address[1]
+        for prefix in ("/a", "/a/b-c.d", "/x~1"):
+            with proxied(port, prefix, x_forwarded_prefix=prefix) as url, httpx.Client(base_url=url) as client:
+                assert go_through(client) == (prefix, prefix)
+        for prefix in ("//evil.example", "/a/../b", "javascript:x", "/a?b", "/a#b", '/"><script>', "/" + "a" * 300):
+            answer = server.client.get("/api/assets/image?id=p003.jpg", headers={"x-forwarded-prefix": prefix})
+            assert answer.json()["thumbnail"].startswith("/api/thumbnails/")
+    with serving(hashed, *WITHOUT_API, "--trust-proxy", "127.0.0.9", key=None) as server:
+        answer = server.client.get("/api/assets/image?id=p003.jpg", headers={"x-forwarded-prefix": "/a"})
+        assert answer.json()["thumbnail"].startswith("/api/thumbnails/")
+        assert "servers" not in server.client.get("/openapi.json", headers={"x-forwarded-prefix": "/a"}).json()
+
+
+@pytest.mark.parametrize(("path", "prefix"), [("", ""), ("/", ""), ("/a", "/a"), ("/a/", "/a"), ("/a/b", "/a/b")])
+def test_a_prefix_is_a_path_without_its_last_stroke(path, prefix):
+    assert prefix_of(path) == prefix
+
+
+@pytest.mark.parametrize("path", ["a", "//a", "/a//b", "/..", "/a/./b", "/a b", "/é", "http://x/a", "/a%2f", "/a\n"])
+def test_what_is_no_prefix_is_refused(hashed, path):
+    assert prefix_of(path) is None
+    done = hashed.cli("serve", "catalog", "--root-path", path)
+    assert done.returncode == 2
+    assert "--root-path must be a path" in done.stderr
+
+
+def test_a_token_and_hosts_are_asked_for_below_a_prefix_too(hashed):
+    token = "a-token-for-tests-0123456789"
+    options = (*WITHOUT_API, "--root-path", "/search", "--token-env", "SERVE_TOKEN")
+    with serving(hashed, *options, token=token, key=None, SERVE_TOKEN=token) as server:
+        for path in ("/search/api/catalog", "/api/catalog", "/search/metrics", "/metrics"):
+            assert fault(httpx.get(f"{server.url.rstrip('/')}{path}"), 401)
+            assert server.client.get(path).status_code == 200
+        for path in ("/search//api/catalog", "//api/catalog", "/search/search/metrics", "/api/search/api/catalog"):
+            assert httpx.get(f"{server.url.rstrip('/')}{path}").status_code in {401, 404}
+    assert ServeSettings(catalog="c").root_path == ""

@@ -1,0 +1,155 @@
+"""What a header claims is refused before memory is spent on it, and what it says of the levels is read."""
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import time
+import zlib
+
+import pytest
+from PIL import Image
+
+from epithre_beam.configs import PrepareConfig
+from epithre_beam.index.versions.layout import Reason
+from epithre_beam.transforms.sources.picture_files import open_picture
+from epithre_beam.transforms.sources.prepare import prepare_picture
+from epithre_beam.transforms.sources.unpreparable import Unpreparable
+
+from .drawn import chunk, iccp, png, rgb_profile, tiff
+
+DEFAULTS = PrepareConfig()
+GREYS = bytes(range(64))
+CHILD = """
+import json, resource, sys, time
+from epithre_beam.configs import PrepareConfig
+from epithre_beam.transforms.sources import prepare
+from epithre_beam.transforms.sources.unpreparable import Unpreparable
+data = sys.stdin.buffer.read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.process_time()
+try:
+    said = str(prepare.prepare_picture(data, PrepareConfig(send_formats=("jpeg",), max_pixels=1000)).prepared)
+except Unpreparable as failure:
+    said = failure.reason.value
+megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+print(json.dumps([said, time.process_time() - start, megabytes]))
+"""
+
+
+def costs(data: bytes) -> tuple[str, float, float]:
+    """What becomes of a picture, the seconds of a processor, and the megabytes that it took."""
+    done = subprocess.run([sys.executable, "-c", CHILD], input=data, capture_output=True, check=True)
+    said, seconds, megabytes = json.loads(done.stdout)
+    return said, seconds, megabytes
+
+
+def claims(width: int, height: int, kind: str) -> bytes:
+    """A file that says it has so many pixels, and has them packed as small as they go, or not at all."""
+    match kind:
+        case "png":
+            packer = zlib.compressobj(1)
+            row = bytes(min(1 + 3 * width, 1 << 20))
+            left, parts = (1 + 3 * width) * height, []
+            while left > 0:
+                parts.append(packer.compress(row[: min(left, len(row))]))
+                left -= len(row)
+            header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+            pixels = chunk(b"IDAT", b"".join(parts) + packer.flush())
+            return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+        case "tiff":
+            return tiff(width, height, [8, 8, 8], 2, b"")
+        case "bmp":
+            size = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+            return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + size
+    raise AssertionError(kind)
+
+
+@pytest.mark.parametrize(("width", "height"), [(100_000_000, 1), (1, 100_000_000), (100_001, 3), (2, 100_001)])
+@pytest.mark.parametrize("kind", ["png", "tiff", "bmp"])
+def test_a_longer_side_than_the_cap_is_refused_by_the_header(kind: str, width: int, height: int) -> None:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    nothing = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    data = nothing if kind == "png" else claims(width, height, kind)
+    with pytest.raises(Unpreparable, match=r"prepare\.max_side allows 100000 pixels, got") as caught:
+        prepare_picture(data, DEFAULTS)
+    assert caught.value.reason is Reason.TOO_MANY_PIXELS
+
+
+def test_a_thin_bomb_costs_nothing() -> None:
+    """A few hundred kB that took 3 GB and 20 seconds."""
+    said, seconds, megabytes = costs(claims(100_000_000, 1, "png"))
+    assert said == "too_many_pixels"
+    assert seconds < 2
+    assert megabytes < 30
+
+
+def test_the_most_that_the_caps_let_through_is_decoded_within_a_bound() -> None:
+    said, _, megabytes = costs(claims(100_000, 300, "png"))
+    assert said.startswith("downscaled")
+    assert megabytes < 400
+
+
+def test_what_unpacks_to_much_beside_the_pixels_costs_nothing() -> None:
+    text = chunk(b"zTXt", b"prompt\0\0" + zlib.compress(bytes(40_000_000)))
+    profile = iccp(bytes(40_000_000))
+    said, _, megabytes = costs(png(8, 8, 8, 0, GREYS, *[text] * 5, profile))
+    assert said == "jpeg q92;rules 2"
+    assert megabytes < 40
+
+
+@pytest.mark.parametrize("send", [("png", "jpeg"), ("jpeg",)], ids=["as it is", "re-encoded"])
+def test_a_picture_with_much_text_or_a_strange_profile_is_sent(send: tuple[str, ...]) -> None:
+    """Every viewer opens them; they were dead letters."""
+    much = b"x" * (1 << 21)
+    for extra in (
+        chunk(b"zTXt", b"prompt\0\0" + zlib.compress(much)),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"<x/>" * (1 << 19))),
+        iccp(bytes(1 << 21)),
+        iccp(rgb_profile("p3", 2.2) + bytes(1 << 21)),
+        iccp(bytes(5_000_000)),
+    ):
+        for settings in (PrepareConfig.model_validate({"send_formats": send, "check": check}) for check in CHECKS):
+            data = png(8, 8, 8, 0, GREYS, extra)
+            picture = prepare_picture(data, settings)
+            assert len(picture.content) < 1000  # what others refuse to unpack is not sent to them
+            with Image.open(io.BytesIO(prepare_picture(data, PrepareConfig(send_formats=("jpeg",))).content)) as image:
+                assert image.size == (8, 8)
+
+
+CHECKS = ("structure", "decode")
+
+
+def test_a_tiff_that_no_decoder_here_reads_right_is_a_dead_letter() -> None:
+    """Pillow would make other colours of it and say nothing."""
+    with pytest.raises(Unpreparable, match="YCbCr") as caught:
+        prepare_picture(tiff(2, 2, [8, 8, 8], 6, bytes([200, 128, 128] * 4), tag530=("H", [1, 1])), DEFAULTS)
+    assert caught.value.reason is Reason.UNDECODABLE
+
+
+@pytest.mark.parametrize("number", [34675, 258, 262, 339, 340, 341, 281])
+def test_a_tag_of_a_strange_type_does_no_harm(number: int) -> None:
+    for value in (("d", [float("nan")]), ("I", [0] * 50), b"", bytes(300)):
+        data = tiff(8, 8, [16], 1, bytes(128), **{f"tag{number}": value})
+        try:
+            prepare_picture(data, DEFAULTS)
+        except Unpreparable as failure:
+            assert failure.reason in {Reason.UNDECODABLE, Reason.TOO_MANY_PIXELS}  # noqa: PT017
+
+
+def test_what_the_header_says_of_the_levels_is_read() -> None:
+    deadline = time.monotonic() + 60
+    profile = rgb_profile("p3", 2.2)
+    file = open_picture(png(8, 8, 8, 0, GREYS, iccp(profile)), DEFAULTS, deadline)
+    assert (file.name, file.bits, file.profile, file.gamma, file.has_frames) == ("png", 8, profile, None, False)
+    deep = tiff(8, 8, [16], 0, bytes(128), tag281=("H", [4095]), tag34675=profile)
+    file = open_picture(deep, DEFAULTS, deadline)
+    assert (file.tag(262), file.tag(281), file.profile) == (0, 4095, profile)
+    assert file.tag(60_000) is None
+
+
+def test_a_png_with_a_broken_profile_or_text_is_sent_as_it_is() -> None:
+    for extra in (chunk(b"iCCP", b"x\0\0no deflated bytes"), chunk(b"zTXt", b"a\0\0none"), chunk(b"iTXt", b"a\0\1")):
+        data = png(8, 8, 8, 0, GREYS, extra)
+        assert prepare_picture(data, DEFAULTS).content == data

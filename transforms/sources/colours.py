@@ -1,0 +1,289 @@
+"""Levels as they look: of any depth as eight bits, of any profile as sRGB.
+
+What is sent, and what is shown to people, goes through here, so that both look as the picture looks:
+
+- grey levels of more than eight bits are scaled from the range that the file states for them; floats from 0 to 1; where
+  neither holds, from the smallest to the largest that is there, as viewers do;
+- a colour profile that fits the picture's mode is applied, perceptually, and so is a PNG's gamma; CMYK without one is
+  mixed as inks, and CIELAB is converted as it is defined, which Pillow does;
+- a PNG's transparent level is one of its own depth.
+
+A step is named for each of these that Pillow's own conversion would not do. **What changes pixels gets another name**:
+by the names in a catalog's rows a run knows which of its vectors it would make otherwise (sources/effective.py).
+"""
+
+import functools
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms
+
+from .picture_files import PictureFile
+
+SRGB = "srgb"
+"""The step that colours were converted to sRGB."""
+LEVELS = "levels"
+"""The step that levels were scaled to eight bits otherwise than by leaving out the lower ones."""
+ALPHA = "alpha"
+"""The step that a transparent level was found by its own depth."""
+STEPS = (LEVELS, ALPHA, SRGB)
+
+_BITS, _PHOTOMETRIC, _MAX_LEVEL, _SAMPLE_FORMAT = 258, 262, 281, 339  # tags of a TIFF
+_SMIN, _SMAX = 340, 341
+_SIGNED = 2
+_MODES = {("L", "GRAY"): "L", ("L", "RGB"): "RGB", ("RGB", "RGB"): "RGB", ("CMYK", "CMYK"): "CMYK"}
+"""By a picture's levels and a profile's: as what the picture goes through it. Others do not fit."""
+_SAME = 2
+"""Levels by which a profile may differ from sRGB and still be it: there are dozens of files for it."""
+_STRIP_PIXELS = 4_000_000
+_PLAIN_GAMMA = 0.05
+_SCREEN_GAMMA = 2.2
+_OVERSHOOT = 0.5
+"""How far beyond 0 to 1 floats may be and still be meant as such: what resampling and highlights leave."""
+
+_Levels = npt.NDArray[Any]
+_Dtype = type[np.integer[Any]]
+
+
+def expected_steps(file: PictureFile) -> tuple[str, ...] | None:
+    """The steps that `eight_bits` and `to_srgb` will take, from the header alone; None when only pixels can say."""
+    image = file.image
+    if image.mode in {"I", "F"} or _is_signed(file):
+        return None
+    steps = []
+    if image.mode.startswith("I;16") and _sixteen_bit_range(file) != (0, 0xFFFF):
+        return None  # whether the levels are within what the file states
+    if _key_has_other_depth(file):
+        steps.append(ALPHA)
+    if _conversion(file, _colours_of(image.mode)) is not None:
+        steps.append(SRGB)
+    return tuple(steps)
+
+
+def eight_bits(image: Image.Image, file: PictureFile) -> tuple[Image.Image, list[str]]:
+    """A decoded picture with levels of eight bits, as `L`, `LA`, `RGB`, `RGBA`, `CMYK` or `LAB`, and the steps taken.
+
+    Args:
+        image: The decoded one; it may have been turned.
+        file: What its header says.
+    """
+    steps: list[str] = []
+    key = image.info.get("transparency")
+    alpha: Image.Image | None = None
+    if image.mode in {"I", "F"} or image.mode.startswith("I;16") or _is_signed(file):
+        deep = image
+        image, is_scaled = _scaled(deep, file)
+        steps += [LEVELS] * is_scaled
+        if file.name == "png" and isinstance(key, int):
+            alpha = _by_strips(deep, lambda levels: np.where(levels == key, 0, 255).astype(np.uint8))
+            steps.append(ALPHA)
+    elif _key_has_other_depth(file):
+        image, steps = _with_depth_of_key(image, file), [ALPHA]
+    if alpha is not None:
+        image = Image.merge("LA", (image, alpha))
+    has_alpha = image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info
+    match image.mode:
+        case "CMYK" | "LAB" | "L" | "LA" | "RGB" | "RGBA" if has_alpha == image.mode.endswith("A"):
+            return image, steps
+        case "1" | "L":
+            return image.convert("LA" if has_alpha else "L"), steps
+        case _:
+            return image.convert("RGBA" if has_alpha else "RGB"), steps
+
+
+def to_srgb(image: Image.Image, file: PictureFile) -> tuple[Image.Image, list[str]]:
+    """What `eight_bits` gives, or a smaller copy of it, as sRGB in `RGB` or `RGBA`, and the steps taken."""
+    alpha = image.getchannel("A") if image.mode in {"LA", "RGBA"} else None
+    convert = _conversion(file, _colours_of(image.mode))
+    if convert is None:
+        return image.convert("RGB" if alpha is None else "RGBA"), []
+    if alpha is not None:
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    image = convert(image)
+    if alpha is not None:
+        image.putalpha(alpha)
+    return image, [SRGB]
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """What shows through a transparent picture is white."""
+    if image.mode != "RGBA":
+        return image
+    ground = Image.new("RGBA", image.size, "white")
+    ground.alpha_composite(image)
+    return ground.convert("RGB")
+
+
+def _colours_of(mode: str) -> str:
+    """What a picture's levels are of: `L`, `RGB`, `CMYK` or `LAB`."""
+    if mode in {"CMYK", "LAB"}:
+        return mode
+    return "L" if mode in {"1", "L", "LA", "La", "I", "F"} or mode.startswith("I;16") else "RGB"
+
+
+# Depth
+
+
+def _is_signed(file: PictureFile) -> bool:
+    return file.image.mode == "L" and file.tag(_SAMPLE_FORMAT) == _SIGNED
+
+
+def _sixteen_bit_range(file: PictureFile) -> tuple[int, int]:
+    """What the file means by black and by white: 0 to 65,535, unless it says otherwise. Black is above white if so."""
+    bits = file.tag(_BITS)
+    white = (1 << bits) - 1 if isinstance(bits, int) and 8 < bits < 16 else 0xFFFF
+    stated = file.tag(_SMAX) or file.tag(_MAX_LEVEL)
+    if isinstance(stated, int) and 0xFF < stated < white:
+        white = stated
+    return (white, 0) if _is_inverted(file) else (0, white)
+
+
+def _is_inverted(file: PictureFile) -> bool:
+    """Whether 0 is white. Pillow turns levels of up to eight bits round by itself."""
+    return file.name == "tiff" and file.tag(_PHOTOMETRIC) == 0
+
+
+def _scaled(image: Image.Image, file: PictureFile) -> tuple[Image.Image, bool]:
+    """Grey levels as `L`, and whether that took more than leaving out the lower bits."""
+    if image.mode.startswith("I;16"):
+        black, white = _sixteen_bit_range(file)
+        if max(black, white) < 0xFFFF and _extremes(image)[1] > max(black, white):
+            black, white = (0xFFFF, 0) if black else (0, 0xFFFF)  # it states what is not so
+        if (black, white) == (0, 0xFFFF):
+            return _by_strips(image, lambda levels: (levels >> 8).astype(np.uint8)), False
+        return _stretched(image, black, white), True
+    if image.mode == "L":
+        lowest, highest = _extremes(image, np.int8)
+        return _stretched(image, lowest, highest, np.int8), True
+    whole = np.uint32 if image.mode == "I" and file.tag(_SAMPLE_FORMAT) != _SIGNED else None
+    lowest, highest = _extremes(image, whole)
+    if image.mode == "I" and file.tag(_BITS) != 16 and lowest >= 0 and highest <= 0xFFFF and not _is_inverted(file):
+        shift = 8 if highest > 0xFF else 0
+        return _by_strips(image, lambda levels: (levels >> shift).astype(np.uint8)), False
+    least, most = file.tag(_SMIN), file.tag(_SMAX)
+    if isinstance(least, (int, float)) and isinstance(most, (int, float)) and least <= lowest <= highest <= most:
+        lowest, highest = float(least), float(most)
+    elif image.mode == "F" and lowest >= -_OVERSHOOT and highest <= 1 + _OVERSHOOT:
+        lowest, highest = 0.0, 1.0
+    if _is_inverted(file):
+        lowest, highest = highest, lowest
+    elif (lowest, highest) == (0, 0xFF):
+        return _stretched(image, lowest, highest, whole), False
+    return _stretched(image, lowest, highest, whole), True
+
+
+def _extremes(image: Image.Image, dtype: _Dtype | None = None) -> tuple[float, float]:
+    """The smallest and the largest level; of floats, those that are numbers."""
+    lowest, highest = np.inf, -np.inf
+    for levels in _strips(image, dtype):
+        if np.issubdtype(levels.dtype, np.floating):
+            levels = levels[np.isfinite(levels)]  # noqa: PLW2901
+        if levels.size:
+            lowest, highest = min(lowest, float(levels.min())), max(highest, float(levels.max()))
+    return (0.0, 0.0) if lowest > highest else (lowest, highest)
+
+
+def _stretched(image: Image.Image, black: float, white: float, dtype: _Dtype | None = None) -> Image.Image:
+    """Levels between `black` and `white` as 0 to 255; no number is black."""
+    span = float(white) - float(black)
+
+    def scale(levels: _Levels) -> npt.NDArray[np.uint8]:
+        values = levels.astype(np.float64)
+        if not span:
+            return np.where(values > 0, 255, 0).astype(np.uint8)
+        values = np.nan_to_num((values - black) / span, nan=0.0, posinf=1.0, neginf=0.0)
+        return (np.clip(values, 0.0, 1.0) * 255 + 0.5).astype(np.uint8)
+
+    return _by_strips(image, scale, dtype)
+
+
+def _strips(image: Image.Image, dtype: _Dtype | None = None) -> Iterator[_Levels]:
+    """The levels, a few rows at a time: the numbers in between take many times what they are made of."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        levels: _Levels = np.asarray(image.crop((0, top, width, min(top + rows, height))))
+        yield levels if dtype is None else levels.view(dtype)
+
+
+def _by_strips(
+    image: Image.Image, function: Callable[[Any], npt.NDArray[np.uint8]], dtype: _Dtype | None = None
+) -> Image.Image:
+    result, top = Image.new("L", image.size), 0
+    for levels in _strips(image, dtype):
+        result.paste(Image.fromarray(function(levels)), (0, top))
+        top += len(levels)
+    return result
+
+
+def _key_has_other_depth(file: PictureFile) -> bool:
+    """Whether a PNG's transparent level counts in its own bits, and the decoded levels in eight."""
+    if file.name != "png" or "transparency" not in file.image.info:
+        return False
+    mode = file.image.mode
+    return mode.startswith("I;16") or (mode == "L" and file.bits in {2, 4}) or (mode == "RGB" and file.bits == 16)
+
+
+def _with_depth_of_key(image: Image.Image, file: PictureFile) -> Image.Image:
+    key = image.info["transparency"]
+    if image.mode == "L":
+        image.info["transparency"] = key * 0xFF // ((1 << file.bits) - 1)
+        return image.convert("LA")
+    image.info["transparency"] = tuple(level >> 8 for level in key)
+    return image.convert("RGBA")
+
+
+# Colour
+
+
+def _conversion(file: PictureFile, colours: str) -> Callable[[Image.Image], Image.Image] | None:
+    """What makes sRGB of levels of `colours`; None where they are, or are taken for it."""
+    convert = None if file.profile is None else _from_profile(file.profile, colours)
+    if convert is not None or file.gamma is None or not 0.01 <= file.gamma <= 100 or colours not in {"L", "RGB"}:
+        return convert
+    exponent = 1 / (file.gamma * _SCREEN_GAMMA)
+    if abs(exponent - 1) < _PLAIN_GAMMA:
+        return None
+    return functools.partial(_looked_up, table=[round(255 * (level / 255) ** exponent) for level in range(256)] * 3)
+
+
+def _looked_up(image: Image.Image, table: Sequence[int]) -> Image.Image:
+    return image.convert("RGB").point(table)
+
+
+@functools.lru_cache(32)
+def _from_profile(profile: bytes, colours: str) -> Callable[[Image.Image], Image.Image] | None:
+    """From a profile to sRGB; None where it is sRGB, cannot be read, or is one of other levels than the picture's."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = _MODES.get((colours, source.profile.xcolor_space.strip()))
+        if mode is None:
+            return None
+        # Of greys each is converted by itself, which is exact; lcms' own tables err by 10 levels in a linear profile.
+        flags = ImageCms.Flags.NOOPTIMIZE if colours == "L" else ImageCms.Flags.NONE
+        transform = ImageCms.ImageCmsTransform(source, _srgb(), mode, "RGB", flags=flags)
+        if colours == "CMYK":
+            return transform.apply
+        probe = _probe(is_grey=colours == "L")
+        after = np.asarray(transform.apply(probe.convert(mode)))
+    except (OSError, ValueError, TypeError, ImageCms.PyCMSError):  # lcms refuses what is none
+        return None
+    if np.abs(after.astype(np.int16) - np.asarray(probe.convert("RGB"))).max() <= _SAME:
+        return None
+    return transform.apply if colours == "RGB" else functools.partial(_looked_up, table=after[0].T.ravel().tolist())
+
+
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def _probe(*, is_grey: bool) -> Image.Image:
+    """Levels by which two profiles are told apart: all greys, or colours in steps of 15."""
+    if is_grey:
+        return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    steps = np.arange(0, 256, 15, dtype=np.uint8)
+    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1)
+    return Image.fromarray(grid.reshape(len(steps), -1, 3))
