@@ -32,12 +32,31 @@ from ..sources.effective import Row, is_of_today, why_again, why_again_dead
 from ..sources.files import PassedOver
 from ..sources.list_sources import places_of_id
 from ..sources.references import UNKNOWN, reference_schema
+from .payloads import Payloads
 
 _MEMORY_MB = 128
 _BATCH_ROWS = 8192
 _INSERT_ROWS = 16_384
 DELETED_SCHEMA = pa.schema([("kind", pa.string()), ("content_sha256", pa.string())])
 _AGAIN = pa.field("again", pa.string())
+_PAYLOAD = ("text", "metadata")
+"""Columns of a reference that may be long, and are not sorted."""
+_NUMBER = pa.field("payload", pa.int64())
+_METADATA_HASH = pa.field("metadata_hash", pa.uint64())
+_BASE_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("asset_id", pa.string()),
+        ("uri", pa.string()),
+        ("fingerprint", pa.string()),
+        ("content_sha256", pa.string()),
+        ("size_bytes", pa.int64()),
+        _AGAIN,
+        ("file", pa.int32()),
+        ("row_group", pa.int32()),
+        ("position", pa.int32()),
+    ]
+)
 _PREVIOUS = (pa.field("previous_sha256", pa.string()), _AGAIN)
 _ROW = [name for name in Row._fields if name != "kind"]
 _TODO = "('new', 'differing', 'again')"
@@ -161,10 +180,14 @@ class Comparison:
         }
         self._db = duckdb.connect(str(folder / "references.duckdb"), config=settings)
         self._stack.callback(self._db.close)
+        listed = reference_schema(metadata)
+        self._payloads = Payloads(folder / "payloads.arrow", pa.schema([f for f in listed if f.name in _PAYLOAD]))
+        self._stack.callback(self._payloads.close)
         self._db.execute("SET TimeZone = 'UTC'")
         self._db.execute("PRAGMA disable_checkpoint_on_shutdown")  # the file is thrown away
         self._db.execute("SET enable_progress_bar = false")  # it would be drawn on the output, in the midst of JSON
-        self._create("listed", reference_schema(metadata))
+        compared = [field for field in listed if field.name not in _PAYLOAD]
+        self._create("listed", self._with_hash(pa.schema([*compared, _NUMBER])))
         self.clear_base()
 
     def __enter__(self) -> "Comparison":
@@ -175,7 +198,8 @@ class Comparison:
 
     def add_references(self, table: pa.Table) -> None:
         """Adds references, in the columns of `reference_schema`."""
-        self._insert("listed", table)
+        numbers = pa.array(self._payloads.add(table))
+        self._insert("listed", table.drop_columns(["text"]).append_column(_NUMBER, numbers))
 
     def check_ids(self, sources: Sequence[SourceConfig], label: str = "sources") -> None:
         """Raises SourceError when two assets of a kind share an id, with two of the rows or files that have it.
@@ -221,7 +245,7 @@ class Comparison:
     def _clear(self, *, is_reusable: bool = True) -> None:
         self._files = []
         self._is_reusable = is_reusable
-        self._create("base", _base_schema(self._types))
+        self._create("base", self._with_hash(_BASE_SCHEMA))
         self._create("failed", DEAD_LETTER_SCHEMA.append(pa.field("is_transient", pa.bool_())).append(_AGAIN))
         self._db.execute(
             "CREATE OR REPLACE VIEW compared AS SELECT r.*, b.file, b.row_group, b.position, "
@@ -233,7 +257,7 @@ class Comparison:
             f"WHEN f.asset_id IS NOT NULL AND NOT f.is_transient AND {_SAME.format('f')} "
             "THEN CASE WHEN f.again IS NULL THEN 'dead' ELSE 'again' END "
             "WHEN b.position IS NULL AND f.asset_id IS NULL THEN 'new' ELSE 'differing' END AS fate"
-            + (", b.metadata IS DISTINCT FROM r.metadata AS has_other_metadata" if self._types else "")
+            + (", b.metadata_hash IS DISTINCT FROM r.metadata_hash AS has_other_metadata" if self._types else "")
             + " FROM listed r LEFT JOIN base b USING (kind, asset_id) LEFT JOIN failed f USING (kind, asset_id)"
         )
         self._db.execute(
@@ -336,11 +360,10 @@ class Comparison:
 
     def todo(self) -> Iterator[pa.Table]:
         """What must be read, by kind, size, fingerprint and id: what may be the same content stands together."""
-        schema = plan_schema(self._types)
-        yield from self._select(
-            f"SELECT {', '.join(_shown(name) for name in schema.names)} FROM compared WHERE fate IN {_TODO} "
-            "ORDER BY kind, size_bytes NULLS LAST, fingerprint, asset_id",
-            schema,
+        yield from self._select_with_payload(
+            "SELECT {} "
+            f"FROM compared WHERE fate IN {_TODO} ORDER BY kind, size_bytes NULLS LAST, fingerprint, asset_id",
+            plan_schema(self._types),
         )
 
     def known_texts(self) -> set[str]:
@@ -368,10 +391,8 @@ class Comparison:
         places = pa.schema([("kind", pa.string()), ("file", pa.int32()), ("row_group", pa.int32()), *schema])
         held: list[pa.Table] = []
         at: tuple[int, int] | None = None
-        for table in self._select(
-            f"SELECT {', '.join(places.names)} FROM compared WHERE fate = 'unchanged' "
-            "ORDER BY file, row_group, position",
-            places,
+        for table in self._select_with_payload(
+            "SELECT {} FROM compared WHERE fate = 'unchanged' ORDER BY file, row_group, position", places
         ):
             files, groups = (table.column(name).to_numpy() for name in ("file", "row_group"))
             cuts = np.flatnonzero((files[1:] != files[:-1]) | (groups[1:] != groups[:-1])) + 1
@@ -405,7 +426,7 @@ class Comparison:
         )
 
     def _add_rows(self, store: Store, manifest: Manifest, entry: FileEntry, number: int) -> int:
-        schema = _base_schema(self._types)
+        names = [*_BASE_SCHEMA.names, *(["metadata"] if self._types else [])]
         columns = ["asset_id", "kind", "uri", "fingerprint", "content_sha256", *_ROW]
         with_metadata = bool(self._types) and manifest.metadata_types == self._types
         rows = 0
@@ -427,7 +448,7 @@ class Comparison:
                 table = table.append_column(_AGAIN, self._why_again(table))
                 if self._types and not with_metadata:
                     table = table.append_column("metadata", pa.nulls(len(table), metadata_type(self._types)))
-                self._insert("base", table.select(schema.names).cast(schema))
+                self._insert("base", table.select(names))
                 rows += len(table)
         return rows
 
@@ -460,16 +481,34 @@ class Comparison:
             return None
         return why_again_dead(reason, manifest.prepare_rules, *self._prepare)
 
+    def _with_hash(self, schema: pa.Schema) -> pa.Schema:
+        return schema.append(_METADATA_HASH) if self._types else schema
+
     def _create(self, name: str, schema: pa.Schema) -> None:
         self._db.register("empty", schema.empty_table())
         self._db.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM empty")
         self._db.unregister("empty")
 
     def _insert(self, name: str, table: pa.Table) -> None:
+        columns = [column for column in table.column_names if column != "metadata"]
+        if len(columns) < table.num_columns:
+            columns.append(f"hash(metadata) AS {_METADATA_HASH.name}")
         with _memory_errors():
             self._db.register("part", table)
-            self._db.execute(f"INSERT INTO {name} SELECT * FROM part")
+            self._db.execute(f"INSERT INTO {name} BY NAME SELECT {', '.join(columns)} FROM part")
             self._db.unregister("part")
+
+    def _select_with_payload(self, query: str, schema: pa.Schema) -> Iterator[pa.Table]:
+        """Rows of `compared` with what is not sorted; `{}` stands for the columns in the query."""
+        payload = [name for name in schema.names if name in _PAYLOAD]
+        if not payload:
+            yield from self._select(query.format(", ".join(map(_shown, schema.names))), schema)
+            return
+        sorted_ = pa.schema([*(field for field in schema if field.name not in payload), _NUMBER])
+        for table in self._select(query.format(", ".join(map(_shown, sorted_.names))), sorted_):
+            rest = self._payloads.take(table.column(_NUMBER.name).to_numpy())
+            columns = [rest.column(name) if name in payload else table.column(name) for name in schema.names]
+            yield pa.table(columns, schema=schema)
 
     def _select(self, query: str, schema: pa.Schema) -> Iterator[pa.Table]:
         # A cursor of its own: another query on the same one would end this one's rows.
@@ -521,22 +560,3 @@ def _together(sizes: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
             held = []
     if held:
         yield held
-
-
-def _base_schema(metadata: Mapping[str, str]) -> pa.Schema:
-    struct = metadata_type(metadata)
-    return pa.schema(
-        [
-            ("kind", pa.string()),
-            ("asset_id", pa.string()),
-            ("uri", pa.string()),
-            ("fingerprint", pa.string()),
-            ("content_sha256", pa.string()),
-            ("size_bytes", pa.int64()),
-            _AGAIN,
-            ("file", pa.int32()),
-            ("row_group", pa.int32()),
-            ("position", pa.int32()),
-            *([] if struct is None else [("metadata", struct)]),
-        ]
-    )

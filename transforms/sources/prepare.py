@@ -120,13 +120,15 @@ def is_sent_as_ever(data: bytes, settings: PrepareConfig) -> bool:
 def draw_picture(data: bytes, settings: PrepareConfig, max_pixels: int) -> Image.Image:
     """A picture as people are shown it, which is as it is sent: upright, sRGB, on white, of at most so many pixels.
 
+    No side is longer than a JPEG's may be.
+
     Raises:
         Unpreparable: When it cannot be decoded, or is larger than the caps.
     """
     file, deadline = _opened(data, settings)
     with _turn(file, deadline, data, settings) as (file, deadline):
         image, _ = _decoded(file, max_pixels, deadline)
-    return on_white(image)
+    return _for_jpeg(image)
 
 
 def encoded_jpeg(image: Image.Image, quality: int) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from ...configs import PrepareConfig, SourceConfig
-from ...index.local.trust import Trust, asks_for_pictures, picture_sources
+from ...index.local.trust import Trust, allowed_prepare, asks_for_pictures, picture_sources
 from ...index.search.hits import Asset
 from ...index.versions.layout import Reason
 from ..sources.prepare import draw_picture, encoded_jpeg
@@ -52,12 +52,8 @@ class PictureSources:
             except ValidationError:
                 continue  # of another release: its pictures are not shown
             self._sources.append(source)
-        prepare = PrepareConfig.model_validate(config.get("prepare", {}))
-        self._prepare = prepare.model_copy(
-            update={
-                "decode_timeout_s": min(prepare.decode_timeout_s, _DECODE_S),
-            }
-        )
+        prepare = PrepareConfig.model_validate(allowed_prepare(config, catalog))
+        self._prepare = prepare.model_copy(update={"decode_timeout_s": min(prepare.decode_timeout_s, _DECODE_S)})
         self._reader = Reader(self._sources, self._prepare)
 
     def __bool__(self) -> bool:

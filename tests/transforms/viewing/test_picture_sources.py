@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from epithre_beam.index.local.trust import Trust, asks
+from epithre_beam.index.local.trust import Trust, asks, asks_for_pictures
 from epithre_beam.index.search.hits import Asset
 from epithre_beam.transforms.sources.prepare import Unpreparable
 from epithre_beam.transforms.viewing.picture_sources import PictureSources
@@ -181,3 +181,17 @@ def test_options_of_a_storage_are_not_taken_from_a_manifest(tmp_path):
     source = {"kind": "image", "files": "s3://bucket/pictures", "storage_options": {"endpoint_url": "http://theirs"}}
     sources = own_sources({"sources": [source]})
     assert [one.storage_options for one in sources._sources] == [{}]
+
+
+def test_a_strangers_catalog_does_not_widen_the_caps_of_pictures(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("L", (100_001, 1)).save(buffer, "PNG")
+    (tmp_path / "a.png").write_bytes(buffer.getvalue())
+    asset = asset_of(tmp_path / "a.png", buffer.getvalue())
+    source = {"kind": "image", "files": str(tmp_path / "*.png")}
+    elsewhere = {"base_url": "https://elsewhere.example/v1"}  # which nobody has allowed
+    config = {"sources": [source], "prepare": {"max_side": 1_000_000}, "embed": elsewhere}
+    Trust().add(asks_for_pictures(source))
+    with pytest.raises(Unpreparable, match=r"prepare\.max_side allows 100000"):
+        PictureSources(config, "catalog").thumbnail(asset, 320)
+    assert opened(own_sources(config).thumbnail(asset, 320)).size == (65_500, 1)

@@ -1,0 +1,109 @@
+"""What references carry beside what is compared: texts and metadata, in a file on the local disk.
+
+A database that sorts long texts holds most of them in memory, so it sorts numbers, and the texts are fetched by them.
+"""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_BATCH_BYTES = 1 << 16
+"""Of one batch, which is read as a whole."""
+_HELD = 1024
+"""Batches in memory. What was added together is sorted as it is asked for, so that one of each such part is enough."""
+
+
+class Payloads:
+    """Columns that are added a table at a time and then asked for in another order. Close it at the end.
+
+    Rows that are asked for by kind, size, fingerprint and id cost a read of each batch in all; in any other order a
+    read of a batch for each row at worst. Memory grows with neither.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        """Creates the file.
+
+        Args:
+            path: Of a file that is not there yet.
+            schema: Of the columns that are kept.
+        """
+        self._path = path
+        self._schema = schema
+        self._writer: pa.RecordBatchFileWriter | None = pa.ipc.new_file(path, schema)
+        self._reader: pa.RecordBatchFileReader | None = None
+        self._file: pa.NativeFile | None = None
+        self._sizes: list[int] = []
+        self._starts: npt.NDArray[np.int64] = np.zeros(1, np.int64)
+        self._rows = 0
+        self._held: OrderedDict[int, pa.RecordBatch] = OrderedDict()
+
+    def add(self, table: pa.Table) -> npt.NDArray[np.int64]:
+        """Keeps rows; nothing can be added once some were taken.
+
+        Args:
+            table: At least the columns that are kept, `kind`, `size_bytes`, `fingerprint` and `asset_id`.
+
+        Returns:
+            The number of each row.
+        """
+        if self._writer is None:
+            raise RuntimeError("payloads were taken already")
+        keys = [(name, "ascending") for name in ("kind", "size_bytes", "fingerprint", "asset_id")]
+        order = pc.sort_indices(table, keys)
+        kept = table.select(self._schema.names).cast(self._schema).take(order).combine_chunks()
+        size = max(1, len(kept) * _BATCH_BYTES // max(1, kept.nbytes))
+        for batch in kept.to_batches(max_chunksize=size):
+            self._writer.write_batch(batch)
+            self._sizes.append(len(batch))
+        numbers: npt.NDArray[np.int64] = np.empty(len(kept), np.int64)
+        numbers[order.to_numpy()] = np.arange(self._rows, self._rows + len(kept))
+        self._rows += len(kept)
+        return numbers
+
+    def take(self, numbers: npt.NDArray[np.int64]) -> pa.Table:
+        """The rows of these numbers, in their order."""
+        self._open()
+        batches = np.searchsorted(self._starts, numbers, side="right") - 1
+        order = np.argsort(batches, kind="stable")
+        firsts = np.flatnonzero(np.diff(batches[order], prepend=-1))
+        parts = [
+            self._batch(int(batches[part[0]])).take(pa.array(numbers[part] - self._starts[batches[part[0]]]))
+            for part in np.split(order, firsts[1:])
+            if len(part)
+        ]
+        back: npt.NDArray[np.int64] = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return pa.Table.from_batches(parts, self._schema).combine_chunks().take(pa.array(back))
+
+    def close(self) -> None:
+        self._held.clear()
+        for opened in (self._writer, self._file):
+            if opened is not None:
+                opened.close()
+        self._writer = self._reader = self._file = None
+
+    def _open(self) -> None:
+        if self._reader is not None:
+            return
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._sizes, dtype=np.int64)])
+        self._file = pa.OSFile(str(self._path), "rb")
+        self._reader = pa.ipc.open_file(self._file)
+
+    def _batch(self, number: int) -> pa.RecordBatch:
+        found = self._held.get(number)
+        if found is None:
+            assert self._reader is not None
+            found = self._reader.get_batch(number)
+            self._held[number] = found
+            if len(self._held) > _HELD:
+                self._held.popitem(last=False)
+        else:
+            self._held.move_to_end(number)
+        return found
