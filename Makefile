@@ -1,7 +1,7 @@
 # Every target makes the environment it needs; CI runs these same targets.
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= 2
+JOBS ?= 3
 TESTS ?= tests --ignore=tests/engines --ignore=tests/stores
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt

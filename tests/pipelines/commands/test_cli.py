@@ -131,7 +131,7 @@ def test_bad_assets_become_dead_letters_with_the_reason_and_the_rest_is_publishe
     assert {letter["asset_id"]: letter["reason"] for letter in letters} == {
         "cut.jpg": "undecodable",
         "bomb.jpg": "too_many_pixels",
-        "other.jpg": "not_a_picture",
+        "other.jpg": "format_not_allowed",
         "empty": "empty_text",
         "long": "text_too_long",
     }
