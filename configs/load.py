@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from .errors import ConfigError
+from .renamed_keys import RENAMED_KEYS, RENAMED_VALUES
 from .schema import CatalogConfig, RunConfig, Section, SourceConfig
 from .search_schema import SAME, SearchJob
 from .yaml_text import YamlBombError, parse_yaml
@@ -104,7 +105,7 @@ def parse_query_settings(manifest_config: Mapping[str, Any], job: SearchJob) -> 
                 f"embed.{name} must be left away, or be that of the catalog, {before.get(name)!r}: other vectors "
                 f"cannot be compared with its own, got {_shown(f'embed.{name}', job.embed[name])}."
             )
-    raw: dict[str, Any] = {"catalog": job.output, "embed": {**before, **job.embed}, "guards": job.guards}
+    raw: dict[str, Any] = {"catalog": job.output, "embed": {**before, **job.embed}, "gates": job.gates}
     raw |= {"prepare": manifest_config.get("prepare", {}), "runner": job.runner}
     if not job.queries:
         return _validated(raw, None, CatalogConfig)
@@ -128,6 +129,8 @@ def parse_settings(
     for override in overrides:
         name = override.partition("=")[0]
         if name.partition(".")[0] not in sections:
+            if (renamed := RENAMED_KEYS.get(name.partition(".")[0])) is not None:
+                raise ConfigError(f"--set {_masked(name)}: {name.partition('.')[0]} is now {renamed}: rename the key.")
             if name.partition(".")[0] not in RunConfig.model_fields:
                 known = ", ".join(sections)
                 raise ConfigError(f"--set {_masked(name)}: this is not a known key; {known} can be set here.")
@@ -371,6 +374,8 @@ def _sentence(error: Any, model: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
         if error["loc"][-1] == "api_key":
             return f"{place} must not stand in a config: name the key's environment variable in api_key_env."
+        if (renamed := RENAMED_KEYS.get(place)) is not None:
+            return f"{place} is now {renamed}: rename the key."
         known = _known_keys(error["loc"][:-1], model)
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}."
@@ -390,6 +395,8 @@ def _sentence(error: Any, model: type[BaseModel]) -> str:
     if kind == "literal_error":
         close = difflib.get_close_matches(str(value), re.findall(r"'([^']+)'", context["expected"]), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
+        if (renamed := RENAMED_VALUES.get((place, value))) is not None:
+            hint = f" {value!r} is now {renamed!r}."
         return f"{place} must be {context['expected']}{got}.{hint}"
     if kind == "value_error":
         message = str(context["error"])

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ...configs.errors import CatalogError
 from ..storage.store import Store
 from .layout import FORMAT_VERSION, KINDS, manifest_name
+from .stored_names import GATE_FAILURES
 from .values import (
     MAX_COLUMNS,
     MAX_MANIFEST_BYTES,
@@ -40,7 +41,7 @@ from .values import (
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
 class FileEntry(_Part):
@@ -226,7 +227,9 @@ class ManifestDraft(_Part):
     counts: Counts
     files: tuple[FileEntry, ...]
     indexes: tuple[IndexEntry, ...]
-    held_back: tuple[LongText, ...] = ()
+    gate_failures: Annotated[
+        tuple[LongText, ...], Field(validation_alias=GATE_FAILURES, serialization_alias=GATE_FAILURES)
+    ] = ()
     """Why a guard did not let this version be published by itself."""
     prepare_rules: PrepareRules = 1
     """The rules that its pictures were prepared by, or looked at (layout.PREPARE_RULES)."""
@@ -251,7 +254,7 @@ class Manifest(ManifestDraft):
         return MadeBy(self.model, self.model_fingerprint, self.dimension)
 
     def to_bytes(self) -> bytes:
-        return orjson.dumps(self.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
+        return orjson.dumps(self.model_dump(by_alias=True), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
 
     def file(self, name: str) -> FileEntry:
         """Raises CatalogError when the version has no such file."""

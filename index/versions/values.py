@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
+from ...configs.renamed_keys import with_current_keys
 from ...configs.schema import MetadataType, check_metadata_name
 from .layout import KINDS
 
@@ -24,7 +25,7 @@ _MAX_DEPTH = 32
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]{0,100}")
 _PLAIN = re.compile(r"[\w>-]{1,80}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SECTIONS = ("embed", "prepare", "index", "guards")
+_SECTIONS = ("embed", "prepare", "index", "gates")
 
 
 def is_version(name: Any) -> bool:
@@ -65,6 +66,8 @@ def _checked_instant(text: str) -> str:
 
 
 def _checked_config(config: dict[str, Any]) -> dict[str, Any]:
+    """With the keys of today: the one place where the config of an older release's version gets them."""
+    config = with_current_keys(config)
     for name in _SECTIONS:
         if not isinstance(config.get(name, {}), dict):
             raise ValueError(f"must have an object as {name}, got {config[name]!r:.80}")  # noqa: TRY004 - pydantic's

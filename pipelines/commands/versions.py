@@ -16,6 +16,7 @@ from ...index.versions.history import VersionInfo, existing_versions, list_versi
 from ...index.versions.latest import nothing_published, published_manifest, read_latest
 from ...index.versions.layout import LATEST
 from ...index.versions.manifest import read_manifest
+from ...index.versions.stored_names import GATE_FAILURES
 from ..console.documents import json_text
 from ..console.options import CatalogUrl, DryRun, Json
 
@@ -54,7 +55,7 @@ def _row(info: VersionInfo) -> dict[str, Any]:
         "model": None,
         "per_kind": {},
         "dead": None,
-        "held_back": [],
+        GATE_FAILURES: [],
         "previous": None,
     }
     if manifest is not None:
@@ -63,7 +64,7 @@ def _row(info: VersionInfo) -> dict[str, Any]:
             "model": manifest.made_by.name,
             "per_kind": manifest.counts.per_kind,
             "dead": manifest.counts.dead,
-            "held_back": list(manifest.held_back),
+            GATE_FAILURES: list(manifest.gate_failures),
             "previous": manifest.previous,
         }
     return row
@@ -79,7 +80,7 @@ def _print_version(info: VersionInfo) -> None:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in row["per_kind"].items()) or "no assets"
     _print(f"{mark} {info.version}  {kinds}, {of_count(row['dead'], 'dead letter')}, {info.size_bytes:,} bytes")
     _print(f"    {row['created_at']}  {row['model']}  after {row['previous'] or 'none'}")
-    for sentence in row["held_back"]:
+    for sentence in row[GATE_FAILURES]:
         _print(f"    {'was ' if info.is_published else ''}held back: {sentence}")
 
 
@@ -160,7 +161,7 @@ def publish_(
         expected = None if latest is None else latest.data
     except CatalogError:
         expected = store.read(LATEST)  # damaged: this is how it is mended
-    _put_in_force(store, version, expected)
+    _make_current(store, version, expected)
     _print(f"{version} is published.")
 
 
@@ -185,7 +186,7 @@ def rollback(
     if target >= current:
         what = "the published one" if target == current else "newer than the published one"
         raise ConfigError(f"rollback goes back to an older version, and {target} is {what} ({current}).")
-    _put_in_force(store, target, expected, dry_run=dry_run)
+    _make_current(store, target, expected, dry_run=dry_run)
     _print(f"{target} {'would be' if dry_run else 'is'} published, in place of {current}.")
 
 
@@ -234,7 +235,7 @@ def _print_pieces(verb: str, pieces: Sequence[Piece]) -> None:
         _print(f"{verb}: {of_count(len(same), 'unit')}, {size_bytes:,} bytes: each {why}")
 
 
-def _put_in_force(store: Store, version: str, expected: bytes | None, *, dry_run: bool = False) -> None:
+def _make_current(store: Store, version: str, expected: bytes | None, *, dry_run: bool = False) -> None:
     """Verifies a version and publishes it. `expected` was read before: what prune condemns meanwhile is refused."""
     from ...index.publish.verify import find_damage
 

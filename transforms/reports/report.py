@@ -12,6 +12,7 @@ from ...configs.words import of_name
 from ...index.publish.dead_letters import DeadLetterSummary
 from ...index.versions.layout import LetterRow
 from ...index.versions.manifest import Counts, Histogram, Manifest
+from ...index.versions.stored_names import GATE_FAILURES
 from ..epithre.meter import Histogram as HistogramFigures
 from ..epithre.meter import Meter, Timeline, TimelineFigures
 from ..workers.progress import LaneProgress
@@ -147,7 +148,7 @@ def make_report(
     return {
         "version": manifest.version,
         "previous": manifest.previous,
-        "held_back": list(manifest.held_back),
+        GATE_FAILURES: list(manifest.gate_failures),
         "counts": cast("CountFigures", manifest.counts.model_dump()),
         "dead_letters": {"by_reason": dict(dead.by_reason), "samples": dead.samples},
         "recall": {d: r for index in manifest.indexes for d, r in index.recall.items()},
@@ -213,7 +214,7 @@ def unchanged_report(
         unchanged=rows,
     )
     # What a guard held back and a person then published is in force by that person's word.
-    update = {"counts": counts, "held_back": (), "timings_s": {"embed": 0.0, "total": round(seconds, 3)}}
+    update = {"counts": counts, "gate_failures": (), "timings_s": {"embed": 0.0, "total": round(seconds, 3)}}
     report = make_report(manifest.model_copy(update=update), letters, [], embed)
     report["unchanged"] = True
     return report
