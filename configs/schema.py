@@ -366,7 +366,8 @@ class EmbedConfig(Section):
             )
         if self.lanes > 1 and self.rate_limiter == "memory":
             raise ValueError(
-                f"has lanes={self.lanes}, which need `rate_limiter: host` or `redis`: a lane's memory does not count others'"
+                f"has lanes={self.lanes}, which need `rate_limiter: host` or `redis`: "
+                "a lane's memory counts its own requests only"
             )
         if (self.rate_limiter == "redis") != (self.redis_url is not None):
             raise ValueError("must have `rate_limiter: redis` and `redis_url` together")

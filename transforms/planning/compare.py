@@ -219,7 +219,8 @@ class Comparison:
         where = " and ".join(list(places)[:2])
         raise SourceError(
             f"An id must be unique within its kind, but {duplicate.kind} {duplicate.asset_id!r} stands "
-            f"{duplicate.times} times, in {where}; {of_count(duplicate.ids, 'id is', 'ids are')} affected: nothing was sent."
+            f"{duplicate.times} times, in {where}; "
+            f"{of_count(duplicate.ids, 'id is', 'ids are')} affected: nothing was sent."
         )
 
     def duplicate(self) -> Duplicate | None:

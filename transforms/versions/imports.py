@@ -171,7 +171,8 @@ def scan_folder(
         where = " and ".join(_row_of(str(uri)) for uri in duplicate.uris)
         raise SourceError(
             f"An id must be unique within its kind, but {duplicate.kind} {duplicate.asset_id!r} stands "
-            f"{duplicate.times} times, in {where}; {of_count(duplicate.ids, 'id is', 'ids are')} affected: mend it and run again."
+            f"{duplicate.times} times, in {where}; "
+            f"{of_count(duplicate.ids, 'id is', 'ids are')} affected: mend it and run again."
         )
     if first is None or not groups:
         raise ConfigError(f"{label} must name Parquet files with at least one row, got {url!r}, which have none.")

@@ -1,0 +1,129 @@
+"""Words that were replaced by standard terms stay out of identifiers, file names and config keys."""
+
+import re
+import subprocess
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from epithre_beam.configs import CatalogConfig, RunConfig
+from epithre_beam.configs.renamed_keys import RENAMED_KEYS
+from epithre_beam.configs.search_schema import SearchJob
+
+ROOT = Path(__file__).resolve().parents[1]
+
+OLD_WORDS = {
+    "budget": "rate limiter",
+    "ledger": "backend of a rate limiter",
+    "guards": "gates",
+    "paid": "reusable, or billed",
+    "carried": "reused",
+    "judge": "check, or rate",
+    "judged": "checked, or rated",
+    "recipe": "embedding config hash",
+    "prove": "verify",
+    "ending": "outcome",
+    "endings": "outcomes",
+    "speaker": "reporter",
+    "voice": "output options",
+    "survey": "scan",
+    "settle": "resolve",
+    "settled": "resolved",
+    "settling": "resolving",
+    "greeting": "probe",
+    "greetings": "probe requests",
+    "doubled": "duplicate",
+    "picture": "image",
+    "pictures": "images",
+    "told": "reported, or logged",
+    "mend": "fix",
+    "mended": "fixed",
+}
+"""What must not come back: the word to write instead. An identifier is looked at word by word."""
+
+PHRASES = ("held_back", "in_force")
+
+ALLOWED = {
+    ("held_back", "transforms/reports/report.py"): "a field of report.json, which keeps its name until the next format",
+    ("held_back", "transforms/batch_search/last_step.py"): "the same in the report of a bulk search",
+    ("endings", "transforms/epithre/emulator/lexicon.py"): "the endings of words",
+    ("budget", "tests/fuzz/budget.py"): "seconds that a fuzz target may take",
+    ("budget", "benchmarks/rivals/with_faiss.py"): "autofaiss calls the memory that it may use so",
+}
+
+FILES = {"tests/fuzz/budget.py"}
+"""Files that may be named so: the time of a fuzz target is a budget."""
+
+
+def tracked() -> list[str]:
+    found = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if found.returncode != 0:
+        pytest.skip("the files are listed by git, and this is no checkout")
+    return [name for name in found.stdout.splitlines() if "/golden/" not in name and (ROOT / name).is_file()]
+
+
+def words_of(name: str) -> set[str]:
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+
+
+def old_in(name: str) -> set[str]:
+    return {word for word in OLD_WORDS if word in words_of(name)} | {
+        phrase for phrase in PHRASES if phrase in name.lower()
+    }
+
+
+def identifiers(path: Path) -> Iterator[tuple[str, int]]:
+    with tokenize.open(path) as file:
+        for token in tokenize.generate_tokens(file.readline):
+            if token.type == tokenize.NAME:
+                yield token.string, token.start[0]
+
+
+def test_no_identifier_has_an_old_word() -> None:
+    found = []
+    for name in tracked():
+        if not name.endswith(".py") or (ROOT / name).is_symlink():
+            continue
+        for identifier, line in identifiers(ROOT / name):
+            if not identifier.startswith("test_"):
+                found += [
+                    f"{name}:{line}: {identifier} ({word})"
+                    for word in old_in(identifier)
+                    if (word, name) not in ALLOWED
+                ]
+    assert found == []
+
+
+def test_no_file_is_named_by_an_old_word() -> None:
+    assert [name for name in tracked() if old_in(name) and name not in FILES] == []
+
+
+def test_no_key_of_a_config_is_an_old_word() -> None:
+    keys = [key for model in (RunConfig, CatalogConfig, SearchJob) for key in _keys(model.model_json_schema())]
+    assert {"gates", "rate_limiter"} <= set(keys)
+    assert [key for key in keys if old_in(key)] == []
+    assert not {old.rpartition(".")[2] for old in RENAMED_KEYS} & set(keys)
+
+
+def _keys(schema: object) -> Iterator[str]:
+    if isinstance(schema, dict):
+        yield from schema.get("properties", {})
+        for value in schema.values():
+            yield from _keys(value)
+
+
+@pytest.mark.parametrize(
+    ("identifier", "expected"),
+    [
+        ("_put_in_force", {"in_force"}),
+        ("PictureFile", {"picture"}),
+        ("HELD_BACK", {"held_back"}),
+        ("spending", set()),
+        ("pytestmark", set()),
+        ("rate_limiter", set()),
+    ],
+)
+def test_an_identifier_is_looked_at_word_by_word(identifier: str, expected: set[str]) -> None:
+    assert old_in(identifier) == expected
