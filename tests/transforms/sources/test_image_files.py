@@ -30,7 +30,7 @@ data = sys.stdin.buffer.read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.process_time()
 try:
-    said = str(prepare.prepare_picture(data, PrepareConfig(send_formats=("jpeg",), max_pixels=1000)).prepared)
+    said = str(prepare.prepare_image(data, PrepareConfig(send_formats=("jpeg",), max_pixels=1000)).prepared)
 except Unpreparable as failure:
     said = failure.reason.value
 megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

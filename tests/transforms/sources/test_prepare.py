@@ -454,7 +454,7 @@ def bombs() -> Mapping[str, bytes]:
 _CHILD = """
 import json, resource, sys, time
 from epithre_beam.configs import PrepareConfig
-from epithre_beam.transforms.sources.prepare import prepare_picture
+from epithre_beam.transforms.sources.prepare import prepare_image
 from epithre_beam.transforms.sources.unpreparable import Unpreparable
 from PIL import Image
 Image.init()
@@ -462,7 +462,7 @@ data = sys.stdin.buffer.read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
 try:
-    reason = str(prepare_picture(data, PrepareConfig(check="decode")).prepared)
+    reason = str(prepare_image(data, PrepareConfig(check="decode")).prepared)
 except Unpreparable as failure:
     reason = failure.reason.value
 seconds = time.perf_counter() - start
