@@ -395,7 +395,7 @@ def _sentence(error: Any, model: type[BaseModel]) -> str:
     if kind == "literal_error":
         close = difflib.get_close_matches(str(value), re.findall(r"'([^']+)'", context["expected"]), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        if (renamed := RENAMED_VALUES.get((place, value))) is not None:
+        if isinstance(value, str) and (renamed := RENAMED_VALUES.get((place, value))) is not None:
             hint = f" {value!r} is now {renamed!r}."
         return f"{place} must be {context['expected']}{got}.{hint}"
     if kind == "value_error":
