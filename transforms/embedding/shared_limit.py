@@ -46,3 +46,13 @@ def set_up_shared_ledger(embed: EmbedConfig, run: str, requests_spent: int) -> N
         ledger = shared_ledger(embed, run, requests_spent)
         assert isinstance(ledger, RedisLedger)
         ledger.create(spent=requests_spent)
+
+
+def remove_shared_ledger(embed: EmbedConfig, run: str) -> None:
+    """Removes what a shared ledger left on this host, after a run that succeeded: its lanes ask no more."""
+    if embed.budget == "host":
+        from .host_ledger import HostLedger
+
+        ledger = shared_ledger(embed, run, 0)
+        assert isinstance(ledger, HostLedger)
+        ledger.remove_files()

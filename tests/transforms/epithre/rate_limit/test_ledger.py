@@ -127,8 +127,7 @@ def test_a_lease_of_a_process_that_died_ends_by_itself(redis_server):
     ledger.create()
     assert ledger.try_acquire({"requests": 1.0}).lease
     assert ledger.try_acquire({"requests": 1.0}).lease is None
-    time.sleep(0.8)
-    assert ledger.try_acquire({"requests": 1.0}).lease
+    assert wait_for_a_lease(ledger, longest_s=0.7) > 0.2
 
 
 def test_a_refusal_heard_by_one_pauses_all(redis_server):
@@ -144,11 +143,11 @@ BOUNDED = LedgerSettings(limits={}, window_s=0.1, hold_s=0.1, max_pause_s=0.6)
 IN_2999 = 32_472_144_000.0
 
 
-def wait_for_a_lease(ledger):
+def wait_for_a_lease(ledger, longest_s=BOUNDED.max_pause_s):
     """How long it took, where each wait that was told is within the bound."""
     started = time.monotonic()
     while (answer := ledger.try_acquire({"requests": 1.0})).lease is None:
-        assert 0 < answer.wait_s <= BOUNDED.max_pause_s
+        assert 0 < answer.wait_s <= longest_s
         time.sleep(answer.wait_s)
     return time.monotonic() - started
 
@@ -227,14 +226,15 @@ def test_losing_redis_pauses_the_budget_with_a_message_and_it_goes_on_afterwards
         budget.answered(await budget.acquire(items=1, tokens=1))
         redis_server.kill()
         waiting = asyncio.create_task(budget.acquire(items=1, tokens=1))
-        await asyncio.sleep(0.5)
+        async with asyncio.timeout(30):
+            while "Nothing is sent until it is back" not in caplog.text:
+                await asyncio.sleep(0.01)
         assert not waiting.done()
         redis_server.start()
         budget.answered(await asyncio.wait_for(waiting, 30))
         budget.close()
 
     asyncio.run(go())
-    assert "Nothing is sent until it is back" in caplog.text
     assert "is back after" in caplog.text
 
 
