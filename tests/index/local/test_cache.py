@@ -380,6 +380,7 @@ def test_over_http_a_file_is_opened_or_it_is_said_why_not(cache: Path, way: str,
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_of_ten_processes_one_downloads_and_all_open(
     origin: Store, proxy: Proxy, opener: Callable[..., Opener]
 ) -> None:
@@ -567,7 +568,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("a disk can be mounted by root only")
+        pytest.skip("only root may mount a file system: run it as root")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)
 
@@ -648,7 +649,7 @@ def test_a_truncated_cached_file_is_downloaded_anew_also_without_verifying(memor
     assert read(memory, [entry], cache, verify=False) == {"a": content(5000)}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder to another user: run it as root")
 def test_a_cache_of_another_user_is_refused(memory: Store, cache: Path) -> None:
     (entry,) = stored(memory, {"a": content(5000)})
     read(memory, [entry], cache)

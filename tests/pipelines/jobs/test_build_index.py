@@ -490,6 +490,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows_even_in_one_row_group(tmp_path):
     peaks = []
     for rows in (5_000, 40_000):

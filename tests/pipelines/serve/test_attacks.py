@@ -126,6 +126,7 @@ def test_what_is_being_answered_is_not_dropped_for_who_comes(hashed):
                 assert [one.result().status_code for one in asked] == [200] * 8
 
 
+@pytest.mark.slow
 def test_an_address_has_so_many_connections_and_another_its_own(hashed):
     with serving_with(hashed, max_client_connections=3) as server, contextlib.ExitStack() as stack:
         first = stack.enter_context(server.connect())

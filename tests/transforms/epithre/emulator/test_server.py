@@ -163,7 +163,7 @@ def test_the_official_client_lists_models_and_maps_errors(calm: Emulator) -> Non
 def test_curl_is_answered_even_when_it_expects_a_continue(calm: Emulator, tmp_path: Path) -> None:
     curl = shutil.which("curl")
     if curl is None:
-        pytest.skip("curl is not installed")
+        pytest.skip("curl is not installed: apt-get install curl")
     body = tmp_path / "body.json"  # beyond 1 MB curl sends Expect: 100-continue
     body.write_text(json.dumps({"model": MODEL, "input": ["a", image(bytes(1_500_000))]}))
     command = [

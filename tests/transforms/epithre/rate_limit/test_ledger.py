@@ -79,6 +79,7 @@ def _process(ledger, seed, results):
     results.put(counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["host", "redis"])
 def test_the_limit_holds_over_four_processes(kind, redis_server):
     ledger = make(kind, redis_server)
@@ -227,7 +228,7 @@ def test_losing_redis_pauses_the_budget_with_a_message_and_it_goes_on_afterwards
         redis_server.kill()
         waiting = asyncio.create_task(budget.acquire(items=1, tokens=1))
         async with asyncio.timeout(30):
-            while "Nothing is sent until it is back" not in caplog.text:
+            while "Nothing is sent until it is back" not in caplog.text:  # noqa: ASYNC110 - a log line is no event
                 await asyncio.sleep(0.01)
         assert not waiting.done()
         redis_server.start()
