@@ -637,6 +637,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_number_of_assets(draw_vectors: Any, tmp_path: Path) -> None:
     peaks = []

@@ -315,6 +315,7 @@ def test_a_wrong_option_is_said(tmp_path, arguments, sentence):
         import_vectors(str(tmp_path / "catalog"), str(tmp_path / "old"), **arguments)
 
 
+@pytest.mark.slow
 def test_the_same_vectors_give_the_same_bytes_with_codes_too(tmp_path):
     many = unit_vectors(1100)
     for kind, seed in (("text", 0), ("image", 1)):
