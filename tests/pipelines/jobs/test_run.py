@@ -230,6 +230,15 @@ def test_a_run_killed_at_12_instants_is_finished_by_the_next_and_pays_nothing_tw
     assert all(paid[digest] == count for digest, count in finished.items())
 
 
+def test_a_run_leaves_no_file_in_the_temporary_folder(place):
+    place.write_job(embed__budget="host")
+    temporary = place.folder / "temporary"
+    temporary.mkdir()
+    done = place.cli("run", "job.yaml", imports_itself=True, TMPDIR=str(temporary))
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in temporary.rglob("*")] == [f"epithre-beam-{os.geteuid()}"]  # of this user, and empty
+
+
 @pytest.mark.core
 def test_sigterm_ends_at_once_and_keeps_what_was_finished(place):
     with serve(faults=Faults(latency_s=0.5)) as emulator:
