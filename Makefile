@@ -24,11 +24,12 @@ demo: $(VENV)/.demo
 	$(BIN)/epithre-beam demo demo
 
 # A file's tests stay in one process, since they share servers.
+# Files keep their order: those with the fewest tests, which would come last otherwise, are often the longest.
 # Threads that spin while they wait would keep the other process from its core.
 PYTEST := OMP_WAIT_POLICY=$(or $(OMP_WAIT_POLICY),passive) $(BIN)/python -m pytest
 
 test: $(VENV)/.dev
-	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not fuzz and not alone" $(TESTS)
+	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not fuzz and not alone" $(TESTS)
 
 test-slow: $(VENV)/.dev
 	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "(slow or fuzz) and not alone" $(TESTS) || test $$? -eq 5

@@ -395,6 +395,7 @@ def test_of_ten_processes_one_downloads_and_all_open(
         one.end()
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_replaced(
     origin: Store, remote: Store, proxy: Proxy, cache: Path, opener: Callable[..., Opener]
 ) -> None:
@@ -428,6 +429,7 @@ def test_what_killed_processes_left_takes_no_room(memory: Store, cache: Path) ->
     assert cached(cache) == names_of(*entries)
 
 
+@pytest.mark.slow
 def test_a_process_that_waits_for_another_takes_over_when_that_one_dies(
     origin: Store, proxy: Proxy, opener: Callable[..., Opener]
 ) -> None:
@@ -505,6 +507,7 @@ def test_making_room_spares_what_is_opened_with_it(memory: Store, cache: Path) -
     assert place_of(cache, a).stat().st_mtime_ns == mtime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["let go", "killed"])
 def test_what_another_process_is_opening_stays_until_it_lets_go(
     origin: Store, remote: Store, proxy: Proxy, cache: Path, opener: Callable[..., Opener], end: str

@@ -359,6 +359,7 @@ def spread(rows, dimension, apart):
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("image", "text"),
     [
@@ -448,6 +449,7 @@ def test_the_command_ends_with_the_codes_of_a_run(place, vectors):
     assert "it is not known what made them" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_the_version_in_force_and_the_next_one_ends_well(place, vectors):
     many = unit_vectors(2000)
     write_folder(place.folder / "old", vectors)

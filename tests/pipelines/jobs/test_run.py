@@ -21,6 +21,8 @@ from epithre_beam.transforms.epithre.emulator.hash_model import content_digest, 
 
 from ..conftest import KEY, sentences, write_pictures, write_texts
 
+pytestmark = pytest.mark.slow  # a run or several a test
+
 ENGINES = {
     "in_memory": (),
     "multi_threading": ("--direct_running_mode=multi_threading", "--direct_num_workers=2"),
@@ -55,7 +57,6 @@ def digests(catalog: Path):
     return {str(p.relative_to(version)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(files)}
 
 
-@pytest.mark.slow
 @pytest.mark.core
 def test_every_engine_writes_the_same_bytes(place):
     found = {}
@@ -194,7 +195,6 @@ def finished_contents(catalog: Path) -> set[str]:
     return found
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_12_instants_is_finished_by_the_next_and_pays_nothing_twice_that_was_finished(place):
     write_pictures(place.folder / "pictures", 260, seed=9, start=100)
     rng = random.Random(4)
@@ -606,7 +606,6 @@ def test_what_a_report_tells_over_time_adds_up_to_its_totals(place):
     assert set(report["histograms"]["scores"]) == set(report["recall"])
 
 
-@pytest.mark.slow
 @pytest.mark.core
 @pytest.mark.parametrize("budget", ["host", "redis"])
 def test_the_limit_holds_over_three_lanes_in_processes_of_their_own(place, budget, redis_server):

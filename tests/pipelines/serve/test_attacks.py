@@ -72,6 +72,7 @@ def ask(server, vector, times=12):
             assert len(json.loads(said)["hits"]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [320, 1024])
 def test_more_idle_connections_than_files_silence_nothing_and_fill_no_log(hashed, vector, files):
     with serving_with(hashed, files) as server:
