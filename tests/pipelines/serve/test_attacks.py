@@ -24,6 +24,8 @@ from ..conftest import KEY, command
 from .attacker import KINDS
 from .conftest import DIMENSION, WITHOUT_API, fault, read_all, serving
 
+pytestmark = pytest.mark.slow  # a server that is attacked until it would fail
+
 _WITH_SETTINGS = """
 import asyncio, json, sys
 from epithre_beam.pipelines.commands.serve import _serve
@@ -72,7 +74,6 @@ def ask(server, vector, times=12):
             assert len(json.loads(said)["hits"]) == 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("files", [320, 1024])
 def test_more_idle_connections_than_files_silence_nothing_and_fill_no_log(hashed, vector, files):
     with serving_with(hashed, files) as server:
@@ -127,7 +128,6 @@ def test_what_is_being_answered_is_not_dropped_for_who_comes(hashed):
                 assert [one.result().status_code for one in asked] == [200] * 8
 
 
-@pytest.mark.slow
 def test_an_address_has_so_many_connections_and_another_its_own(hashed):
     with serving_with(hashed, max_client_connections=3) as server, contextlib.ExitStack() as stack:
         first = stack.enter_context(server.connect())
