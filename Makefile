@@ -88,7 +88,7 @@ bench-incremental: $(VENV)/.dev
 	$(BIN)/python benchmarks/incremental.py
 
 bench-carry: $(VENV)/.dev
-	$(BIN)/python benchmarks/carry.py
+	$(BIN)/python benchmarks/reuse.py
 
 bench-index: $(VENV)/.dev
 	$(BIN)/python benchmarks/index.py

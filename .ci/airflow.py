@@ -59,7 +59,7 @@ def main() -> None:
         python = folder / "airflow" / "bin" / "python"
         pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
         call(*pip, "--constraint", DAGS / "constraints.txt", *PACKAGES)
-        call(PROGRAM, "demo", folder / "demo", "--pictures", "40")
+        call(PROGRAM, "demo", folder / "demo", "--images", "40")
         job, catalog = folder / "demo" / "job.yaml", folder / "demo" / "catalog"
         environment = {
             "AIRFLOW_HOME": str(folder / "home"),
@@ -85,8 +85,8 @@ def main() -> None:
         check("fail", bad, "no_such_setting")
         (limited := job.with_name("limited.yaml")).write_text(text.replace("1000", "512") + "  max_requests: 0\n")
         check("fail", limited, "embed.max_requests")
-        (held := job.with_name("held.yaml")).write_text(text + "guards: {max_dead_share: 0}\n")
-        next((folder / "demo" / "pictures").iterdir()).write_text("no picture")
+        (held := job.with_name("held.yaml")).write_text(text + "gates: {max_dead_share: 0}\n")
+        next((folder / "demo" / "images").iterdir()).write_text("no picture")
         check("fail", held, "held back")
         (away := job.with_name("away.yaml")).write_text(
             text.replace("base_url: emulator", "base_url: http://127.0.0.1:9/v1")

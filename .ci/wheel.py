@@ -102,7 +102,7 @@ def main() -> None:
         check_contents(wheel)
         try_source_distribution(archive, folder)
         full = environment(folder / "full", f"{wheel}[beam,serve,explore]")
-        print(run(full / "epithre-beam", "demo", "demo", "--pictures", "60", cwd=folder).splitlines()[-1])
+        print(run(full / "epithre-beam", "demo", "demo", "--images", "60", cwd=folder).splitlines()[-1])
         found = run(
             *(full / "epithre-beam", "search", "demo/catalog", "--text", "sepeda merah"),
             *("-k", "4", "--kind", "image"),

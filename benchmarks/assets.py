@@ -41,10 +41,10 @@ def write_texts(path: Path, count: int, seed: int = 0) -> None:
 def _base(rng: np.random.Generator, size_kb: int) -> bytes:
     """A JPEG of about `size_kb`: blurred noise, at the quality that gives the size."""
     noise = Image.fromarray(rng.integers(0, 256, (768, 1024, 3), np.uint8).astype(np.uint8))
-    picture = noise.filter(ImageFilter.GaussianBlur(1.2))
+    image = noise.filter(ImageFilter.GaussianBlur(1.2))
     for quality in range(95, 20, -5):
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=quality)
+        image.save(buffer, "JPEG", quality=quality)
         if buffer.tell() <= (size_kb - 4) * _KB:
             break
     return buffer.getvalue()

@@ -111,10 +111,10 @@ def measure(engine: Engine, *arguments: str | Path, cores: Sequence[int] | None 
 
 
 def write_job(folder: Path, catalog: Path, url: str, lanes: int = 1, prepare: str = "{}") -> Path:
-    budget = "host" if lanes > 1 else "lane"
+    rate_limiter = "host" if lanes > 1 else "memory"
     path = folder / "job.yaml"
     fields = {"catalog": catalog, "folder": folder, "url": url, "dimension": DIMENSION, "lanes": lanes}
-    path.write_text(_JOB.format(**fields, budget=budget, prepare=prepare))
+    path.write_text(_JOB.format(**fields, rate_limiter=rate_limiter, prepare=prepare))
     return path
 
 
@@ -170,17 +170,17 @@ def compare_engines(folder: Path, assets: int, names: Sequence[str]) -> None:
             alone = measure(engine, "run", write_job(small, place / "small", url), "--quiet")
             lanes = 1 if name in {"in_memory", "bundle_based"} else 2
             whole = measure(engine, "run", write_job(folder, place / "catalog", url, lanes), "--quiet")
-            told = digest(place / "catalog")
-            first = first or (told, alone.seconds)
-            assert told == first[0], f"{name} made another catalog"
+            reported = digest(place / "catalog")
+            first = first or (reported, alone.seconds)
+            assert reported == first[0], f"{name} made another catalog"
             overhead = alone.seconds - first[1]
             figures = f"{overhead:.1f} | {whole.seconds:.1f} | {assets / whole.seconds:.0f}"
             print(f"| {name} | {figures} | {say_peaks(whole)} |", flush=True)
 
 
-def compare_processes(folder: Path, pictures: int, vectors: int) -> None:
+def compare_processes(folder: Path, images: int, vectors: int) -> None:
     small = folder / "small"
-    for place, number, rows in ((folder, pictures, vectors), (small, 1, 2000)):
+    for place, number, rows in ((folder, images, vectors), (small, 1, 2000)):
         write_images(place / "images", number)
         write_texts(place / "texts.csv", 1)
         write_vectors(place / "old", rows)
@@ -205,7 +205,7 @@ def compare_processes(folder: Path, pictures: int, vectors: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--assets", type=int, default=2000)
-    parser.add_argument("--pictures", type=int, default=2000, help="of 200 kB, to be made smaller; 0: no second table")
+    parser.add_argument("--images", type=int, default=2000, help="of 200 kB, to be made smaller; 0: no second table")
     parser.add_argument("--vectors", type=int, default=200_000, help="of which an index is built")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--folder", type=Path, help="for assets and catalogs; removed at the end")
@@ -214,9 +214,9 @@ def main() -> None:
         folder = Path(name)
         (folder / "engines").mkdir()
         compare_engines(folder / "engines", arguments.assets, arguments.engines.split(","))
-        if arguments.pictures:
+        if arguments.images:
             (folder / "processes").mkdir()
-            compare_processes(folder / "processes", arguments.pictures, arguments.vectors)
+            compare_processes(folder / "processes", arguments.images, arguments.vectors)
 
 
 if __name__ == "__main__":

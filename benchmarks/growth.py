@@ -33,10 +33,10 @@ def draw_growth(sizes: list[dict[str, Any]]) -> str:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("vectors of 4000 dimensions, both kinds together")
         add_legend(axes, columns=2)
-        told = "; ".join(
+        reported = "; ".join(
             f"{n:,} vectors: built in {b:.1f} s, a query in {s:.2f} ms"
             for n, b, s in zip(totals, build, single, strict=True)
         )
-        svg = to_svg("growth", "Time to build and to search, by size", Drawing(figure=figure, description=f"{told}."))
+        svg = to_svg("growth", "Time to build and to search, by size", Drawing(figure=figure, description=f"{reported}."))
     opening, rest = svg.split(">", 1)
     return f'{opening} xmlns="http://www.w3.org/2000/svg">{_STYLE}{rest}\n'

@@ -122,7 +122,7 @@ def make_compared(folder: Path, references: int) -> None:
             counts=counts,
             files=[entry],
             indexes=[],
-            held_back=(),
+            gate_failures=(),
             config=config.model_dump(mode="json"),
             timings_s={},
         ),
@@ -195,9 +195,9 @@ def nights(folder: Path, assets: int) -> dict[str, dict[str, float]]:
             distinct = change(images, texts, assets // 2) if label == "a little changed" else 0
             figures = measure(f"{assets} assets, {label}", ["--job", str(job)], emulator.api_key)
             after = httpx.get(f"{emulator.url}/emulator/stats").json()
-            told = {name: after[name] - before[name] for name in ("requests", "paid_items")}
-            print(f"    the server's log: {told}, {distinct} contents are new", flush=True)
-            found[label] = {**figures, **told, "distinct": distinct}
+            reported = {name: after[name] - before[name] for name in ("requests", "billed_items")}
+            print(f"    the server's log: {reported}, {distinct} contents are new", flush=True)
+            found[label] = {**figures, **reported, "distinct": distinct}
     return found
 
 
@@ -269,7 +269,7 @@ def main() -> None:
     print(f"nothing changed / first run, time:         {nothing['wall_s'] / first['wall_s']:.3f}   (under 0.1)")
     print(f"5 % changed / first run, time:             {little['wall_s'] / first['wall_s']:.3f}")
     print(f"requests when nothing changed:             {nothing['requests']}   (0)")
-    print(f"items sent / distinct new contents:        {little['paid_items']} / {little['distinct']}   (equal)")
+    print(f"items sent / distinct new contents:        {little['billed_items']} / {little['distinct']}   (equal)")
     print(f"old and new vectors written, MB/s:         {rate:.0f}   (300, or half of a plain copy's {plain:.0f})")
     print(f"peak memory with 5 % changed, MB:          {little['peak_mb']}   (under 800)")
     print(f"the same at a quarter of the assets:       {quarter['a little changed']['peak_mb']}   (flat)")

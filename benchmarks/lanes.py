@@ -2,8 +2,8 @@
 
     python benchmarks/lanes.py [--limits 600,6000,60000] [--lanes 1,10,100,1000] [--seconds 180] [--measure-redis]
 
-The rules are those of the program: the `Ledger` in `transforms/epithre/rate_limit/ledger.py` on a simulated clock,
-which the script in Redis follows line by line, and the waits of `Budget` (`next_wait_s`). Time is simulated: a call
+The rules are those of the program: the `MemoryBackend` in `transforms/epithre/rate_limit/memory_backend.py` on a simulated clock,
+which the script in Redis follows line by line, and the waits of `RateLimiter` (`next_wait_s`). Time is simulated: a call
 takes `--rtt` and waits for its turn, since Redis does one at a time (`--call-us`, which `--measure-redis` measures on
 a redis-server of its own); a request takes 0.2 to 1.5 s, and the server counts it somewhere on its way. Every lane
 always has something to send. Printed for each number of lanes: the share of the limit that was reached after the
@@ -22,8 +22,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from epithre_beam.transforms.epithre.rate_limit.budget import next_wait_s
-from epithre_beam.transforms.epithre.rate_limit.ledger import WINDOW_S, Ledger, LedgerSettings
+from epithre_beam.transforms.epithre.rate_limit.rate_limiter import next_wait_s
+from epithre_beam.transforms.epithre.rate_limit.memory_backend import WINDOW_S, MemoryBackend, RateLimiterSettings
 
 _WEIGHTS = {"requests": 1.0}
 
@@ -40,7 +40,7 @@ def simulate(
 ) -> dict[str, float]:
     """Runs the lanes for so many simulated seconds."""
     clock, rng = Clock(), random.Random(lanes * limit)
-    ledger = Ledger(LedgerSettings(limits={"requests": float(limit)}), clock)
+    backend = MemoryBackend(RateLimiterSettings(limits={"requests": float(limit)}), clock)
     serial = itertools.count()
     events: list[tuple[float, int, str, int, object]] = []
 
@@ -66,10 +66,10 @@ def simulate(
             at(free_at, "run " + what, lane, data)
         elif what == "run tell":
             clock.now = now
-            ledger.answered(str(data))
+            backend.answered(str(data))
         elif what == "run ask":
             clock.now = now
-            answer = ledger.try_acquire(_WEIGHTS)
+            answer = backend.try_acquire(_WEIGHTS)
             if answer.lease is None:
                 refusals[lane] += 1
                 at(now + rtt_s / 2 + wait(answer.wait_s, refusals[lane], rng), "ask", lane)
@@ -103,7 +103,7 @@ def measure_call_s(calls: int = 3000) -> float:
     """Seconds that Redis is busy with one call of a full ledger, by its own statistics."""
     import redis
 
-    from epithre_beam.transforms.epithre.rate_limit.redis_ledger import RedisLedger
+    from epithre_beam.transforms.epithre.rate_limit.redis_backend import RedisBackend
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "redis.sock"
@@ -113,12 +113,12 @@ def measure_call_s(calls: int = 3000) -> float:
             while not path.exists():
                 time.sleep(0.01)
             connection = redis.Redis(unix_socket_path=str(path))
-            ledger = RedisLedger(f"unix://{path}", "bench", LedgerSettings(limits={"requests": 1e9}))
-            ledger.create(spent=0)
+            backend = RedisBackend(f"unix://{path}", "bench", RateLimiterSettings(limits={"requests": 1e9}))
+            backend.create(spent=0)
             connection.config_resetstat()
             for _ in range(calls):
-                answer = ledger.try_acquire({"requests": 1.0, "items": 64.0, "tokens": 8000.0})
-                ledger.answered(answer.lease or "")
+                answer = backend.try_acquire({"requests": 1.0, "items": 64.0, "tokens": 8000.0})
+                backend.answered(answer.lease or "")
             stats = connection.info("commandstats")
             script = [value for name, value in stats.items() if name.startswith("cmdstat_eval")]
             return sum(s["usec"] for s in script) / sum(s["calls"] for s in script) / 1e6

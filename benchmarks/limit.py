@@ -226,7 +226,7 @@ def read_log(emulator: EmulatorProcess) -> list[dict[str, Any]]:
     return [record for record in log if record["number"] is not None]
 
 
-def judge(log: list[dict[str, Any]], rate: int, minutes: float) -> dict[str, Any]:
+def check_log(log: list[dict[str, Any]], rate: int, minutes: float) -> dict[str, Any]:
     """What the server's log says of a subject.
 
     A window is over the limit when more than the limit *arrived* in it, refused requests included: the server itself
@@ -278,7 +278,7 @@ def part_a(rates: Sequence[int], minutes: float, subjects: Sequence[str]) -> Non
                 found = {"lost": f"ended with status {process.returncode}"}
                 if process.returncode == 0:
                     found = json.loads(output.splitlines()[-1])
-                figures = {**judge(read_log(emulator), rate, minutes), **found}
+                figures = {**check_log(read_log(emulator), rate, minutes), **found}
                 print(f"A {rate:5d} {subject:12s} {json.dumps(figures)}", flush=True)
                 rows.append((rate, subject, figures))
     print(f"\nA. {minutes:g} minutes after {RAMP_S:g} s of ramp; together: {_TOGETHER}")
@@ -355,12 +355,12 @@ def part_c() -> None:
     """Extra requests for a batch of 64 pictures of which one is refused, for each of its places."""
     marker = "POISON"
     rng = random.Random(0)
-    pictures = [b"\xff\xd8" + rng.randbytes(3000) for _ in range(BATCH)]
+    images = [b"\xff\xd8" + rng.randbytes(3000) for _ in range(BATCH)]
     print(f"C. One poisoned picture in a batch of {BATCH}: requests beyond the first, over its {BATCH} places")
 
     async def extra(emulator: EmulatorProcess, place: int) -> int:
         async with Client(EmbedConfig(base_url=emulator.base_url, dimension=SMALL), emulator.api_key) as client:
-            contents = [p + (marker.encode() if i == place else b"") for i, p in enumerate(pictures)]
+            contents = [p + (marker.encode() if i == place else b"") for i, p in enumerate(images)]
             found = await client.embed([client.encode("image", content) for content in contents])
             assert [i for i, outcome in enumerate(found) if isinstance(outcome, Refusal)] == [place]
             return client.meter.requests - 1
@@ -382,9 +382,9 @@ def part_d(repetitions: int = 200, rate: int = 3000) -> None:
     client = Client(settings, "unused")
     rng = np.random.default_rng(0)
     texts = [text_of(number).encode() for number in range(BATCH)]
-    pictures = [rng.bytes(200_000) for _ in range(BATCH)]
+    images = [rng.bytes(200_000) for _ in range(BATCH)]
     # What `batch_bytes` really lets into one request: a body of 4 MB instead of one of 17 MB.
-    fitting = pictures[: len(client.pack([client.encode("image", picture) for picture in pictures])[0])]
+    fitting = images[: len(client.pack([client.encode("image", image) for image in images])[0])]
 
     def encode(kind: str, contents: list[bytes]) -> bytes:
         return client._dialect.body([client.encode(kind, content).piece for content in contents])
@@ -412,7 +412,7 @@ def part_d(repetitions: int = 200, rate: int = 3000) -> None:
     for name, kind, contents in (
         (f"texts of {len(texts[0])} bytes, batches of {BATCH}", "text", texts),
         (f"pictures of 200 kB, batches of {len(fitting)}", "image", fitting),
-        (f"pictures of 200 kB, batches of {BATCH}", "image", pictures),
+        (f"pictures of 200 kB, batches of {BATCH}", "image", images),
     ):
         into = share(lambda kind=kind, contents=contents: encode(kind, contents), len(contents))  # type: ignore[misc]
         print(f"{name:40s} encode {into:.1%}, with decode and check {into + out:.1%}   (under 15 %)")

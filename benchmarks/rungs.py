@@ -47,7 +47,7 @@ def main() -> None:
         "| rung | bytes a vector | build s | recall | queries/s in a batch | one query, ms |\n|---|---|---|---|---|---|"
     )
 
-    def tell(name: str, base: Any, build_s: float, factor: float, inner: Any = None) -> None:
+    def report(name: str, base: Any, build_s: float, factor: float, inner: Any = None) -> None:
         size = len(faiss.serialize_index(base)) / rows
         index = store if base is store else faiss.IndexRefine(base, store)
         parameters = None
@@ -71,7 +71,7 @@ def main() -> None:
             f"| {1000 * min(single):.2f} |"
         )
 
-    tell("exact, fp16", store, 0.0, 1)
+    report("exact, fp16", store, 0.0, 1)
     projected = np.concatenate([part @ axes.T for part in np.array_split(vectors, 20)])
     held = Projected(vectors=projected.astype(np.float16), order=np.arange(rows), axes=axes, seed=options.seed)
     for size in _SIZES:
@@ -84,7 +84,7 @@ def main() -> None:
                     index_params=faiss.IVFSearchParameters(nprobe=max(1, round(share * cells)))
                 )
                 for factor in (5, 20):
-                    tell(
+                    report(
                         f"{size} codes of 4 bits, {cells} cells, {share:.0%} scanned, factor {factor}",
                         codes,
                         build_s,
@@ -97,12 +97,12 @@ def main() -> None:
     began = time.perf_counter()
     plain = faiss.IndexPreTransform(transform, faiss.IndexScalarQuantizer(256, faiss.ScalarQuantizer.QT_fp16, _IP))
     plain.add(vectors)
-    tell("256 axes as fp16, factor 5", plain, time.perf_counter() - began, 5)
+    report("256 axes as fp16, factor 5", plain, time.perf_counter() - began, 5)
     began = time.perf_counter()
     bits = faiss.index_factory(vectors.shape[1], "IVF1,RaBitQfs", _IP)
     bits.train(samples[0])
     bits.add(vectors)
-    tell("one bit a dimension (IVF1,RaBitQfs), factor 5", bits, time.perf_counter() - began, 5)
+    report("one bit a dimension (IVF1,RaBitQfs), factor 5", bits, time.perf_counter() - began, 5)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What a catalog of any size takes, from what one asset was measured to take.
 
-    python benchmarks/scaling.py [--assets 1e6,1e8,1e10] [--picture-kb 200] [--items 64] [--limit 6000]
+    python benchmarks/scaling.py [--assets 1e6,1e8,1e10] [--image-kb 200] [--items 64] [--limit 6000]
 
-Half of the assets are pictures of `--picture-kb`, half are texts of some 120 characters, of 4000 dimensions. Speeds
+Half of the assets are pictures of `--image-kb`, half are texts of some 120 characters, of 4000 dimensions. Speeds
 stand below, each with the command that measured it on two cores of one shared machine (docs/performance.md). Sizes are
 measured here: on a catalog of `--rows` clustered vectors of each kind (`clustered.py`), which is built for it, and on a
 million references. The tables are those of docs/scaling.md.
@@ -108,11 +108,11 @@ def of_time(seconds: float) -> str:
 
 
 def rows(assets: float, options: argparse.Namespace, costs: dict[str, float]) -> list[tuple[str, str]]:
-    pictures = assets / 2
-    sent = pictures * options.picture_kb * 1000 * 4 / 3 + (assets - pictures) * 140
+    images = assets / 2
+    sent = images * options.image_kb * 1000 * 4 / 3 + (assets - images) * 140
     # A request is full by bytes (4 MB) before it is by items where pictures are large.
-    per_picture_request = min(options.items, max(1, int(4e6 / (options.picture_kb * 1000 * 4 / 3))))
-    requests = pictures / per_picture_request + (assets - pictures) / options.items
+    per_image_request = min(options.items, max(1, int(4e6 / (options.image_kb * 1000 * 4 / 3))))
+    requests = images / per_image_request + (assets - images) / options.items
     lanes = max(1.0, options.limit / 60 * assets / requests / costs["embed_a_second"])
     files = 2 * assets / ROWS_PER_FILE + 3 * assets / ROWS_PER_INDEX
     return [
@@ -142,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=30_000, help="of each kind, in the catalog that is measured")
     parser.add_argument("--assets", default="1e6,1e8,1e10")
-    parser.add_argument("--picture-kb", type=float, default=200)
+    parser.add_argument("--image-kb", type=float, default=200)
     parser.add_argument("--items", type=int, default=64, help="in a request")
     parser.add_argument("--limit", type=int, default=6000, help="requests a minute")
     parser.add_argument("--price", type=float, default=0.1, help="of 1,000 requests")

@@ -118,10 +118,10 @@ def swap(catalog: Path, manifests: list, every_s: float, over: threading.Event) 
     return swaps
 
 
-def row(name: str, connections: int, told: dict[str, float], bare: float) -> str:
-    per_s = told["requests"] / told["us"] * 1e6
-    p50, p99 = told["p50_us"] / 1000, told["p99_us"] / 1000
-    figures = f"{per_s:,.0f} | {per_s / bare:.2f} | {p50:.2f} | {p99:.2f} | {p99 / p50:.1f} | {told['failed']}"
+def row(name: str, connections: int, reported: dict[str, float], bare: float) -> str:
+    per_s = reported["requests"] / reported["us"] * 1e6
+    p50, p99 = reported["p50_us"] / 1000, reported["p99_us"] / 1000
+    figures = f"{per_s:,.0f} | {per_s / bare:.2f} | {p50:.2f} | {p99:.2f} | {p99 / p50:.1f} | {reported['failed']}"
     return f"| {name} | {connections} | {figures} |"
 
 
@@ -160,14 +160,14 @@ def main() -> None:
             for name, path in bodies.items():
                 load(url, script, path, 4, 2)
                 for connections in map(int, options.connections.split(",")):
-                    told = load(url, script, path, connections, options.seconds)
-                    print(row(name, connections, told, bare), flush=True)
+                    reported = load(url, script, path, connections, options.seconds)
+                    print(row(name, connections, reported, bare), flush=True)
             over = threading.Event()
             with ThreadPoolExecutor(1) as pool:
                 swapping = pool.submit(swap, catalog, second_version(catalog), 0.5, over)
-                told = load(url, script, bodies["vector_base64"], 16, 2 * options.seconds)
+                reported = load(url, script, bodies["vector_base64"], 16, 2 * options.seconds)
                 over.set()
-                print(row(f"vector_base64, {swapping.result()} swaps", 16, told, bare))
+                print(row(f"vector_base64, {swapping.result()} swaps", 16, reported, bare))
         finally:
             server.terminate()
             server.wait()

@@ -79,7 +79,7 @@ class ExitCode(IntEnum):
     PUBLISHED = 0
     FAILED = 1
     USAGE = 2
-    HELD_BACK = 3
+    HELD_BY_GATE = 3
     BUSY = 4
 
 
@@ -303,7 +303,7 @@ class GateError(EpithreBeamError):
     """A version or a result was written and is held by a gate until a person has looked at it."""
 
     code = "held"
-    exit_code = ExitCode.HELD_BACK
+    exit_code = ExitCode.HELD_BY_GATE
 
 
 class DefectError(EpithreBeamError):

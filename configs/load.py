@@ -104,7 +104,7 @@ def parse_query_settings(manifest_config: Mapping[str, Any], job: SearchJob) -> 
                 f"embed.{name} must be left away, or be that of the catalog, {before.get(name)!r}: other vectors "
                 f"cannot be compared with its own, got {_shown(f'embed.{name}', job.embed[name])}."
             )
-    raw: dict[str, Any] = {"catalog": job.output, "embed": {**before, **job.embed}, "guards": job.guards}
+    raw: dict[str, Any] = {"catalog": job.output, "embed": {**before, **job.embed}, "gates": job.gates}
     raw |= {"prepare": manifest_config.get("prepare", {}), "runner": job.runner}
     if not job.queries:
         return _validated(raw, None, CatalogConfig)

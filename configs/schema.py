@@ -271,15 +271,15 @@ class EmbedConfig(Section):
     items_per_minute: PositiveInt | None = None
     tokens_per_minute: PositiveInt | None = None
     max_concurrency: PositiveInt = Field(256, description="Requests in flight at most.")
-    budget: Literal["lane", "host", "redis"] = Field(
+    rate_limiter: Literal["lane", "host", "redis"] = Field(
         "lane",
         description="Who keeps count of the limits: the one lane itself; one process for all lanes on this host; "
         "or Redis for lanes on many machines, and for several jobs that use one key.",
     )
     lanes: PositiveInt = Field(
-        1, description="Workers that embed at the same time; more than one need `budget: host` or `redis`."
+        1, description="Workers that embed at the same time; more than one need `rate_limiter: host` or `redis`."
     )
-    budget_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = Field(
+    rate_limiter_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = Field(
         "epithre", description="Jobs that use one key of the API name one budget."
     )
     redis_url: str | None = Field(None, description="redis://HOST:PORT/DB, without a password.")
@@ -338,18 +338,18 @@ class EmbedConfig(Section):
         cost = self.cost(requests=requests, items=items, tokens=tokens) or 0.0
         return self.max_cost is None or cost <= self.max_cost * (1 + 1e-9)
 
-    def share(self, lane: int, *, greetings: int) -> "EmbedConfig":
+    def share(self, lane: int, *, probe_requests: int) -> "EmbedConfig":
         """These settings with the lane's part of what may be spent, the greeting's requests taken off.
 
         The parts add up to the whole; a lane that is done early leaves its part unspent.
         """
         part: dict[str, float] = {}
         if self.max_requests is not None:
-            each, rest = divmod(max(0, self.max_requests - greetings), self.lanes)
+            each, rest = divmod(max(0, self.max_requests - probe_requests), self.lanes)
             part["max_requests"] = each + (lane < rest)
         if self.max_cost is not None:
-            greeting = self.cost(requests=greetings, items=0, tokens=0) or 0.0
-            part["max_cost"] = max(0.0, self.max_cost - greeting) / self.lanes
+            probe_cost = self.cost(requests=probe_requests, items=0, tokens=0) or 0.0
+            part["max_cost"] = max(0.0, self.max_cost - probe_cost) / self.lanes
         return self.model_copy(update=part)
 
     @model_validator(mode="after")
@@ -364,10 +364,10 @@ class EmbedConfig(Section):
                 f"has max_requests={self.max_requests}, which is used up by the greeting and {self.lanes} lane(s) with "
                 f"a request each: set at least {self.lanes + 1}, or 0 to send nothing"
             )
-        if self.lanes > 1 and self.budget == "lane":
+        if self.lanes > 1 and self.rate_limiter == "lane":
             raise ValueError(f"has lanes={self.lanes}, which need budget host or redis: a lane cannot count others'")
-        if (self.budget == "redis") != (self.redis_url is not None):
-            raise ValueError("must have `budget: redis` and `redis_url` together")
+        if (self.rate_limiter == "redis") != (self.redis_url is not None):
+            raise ValueError("must have `rate_limiter: redis` and `redis_url` together")
         if self.redis_url is not None:
             redis = urlsplit(self.redis_url)
             is_secret = redis.username or redis.password or {"username", "password"} & parse_qs(redis.query).keys()
@@ -440,7 +440,7 @@ class IndexConfig(Section):
     seed: int = 0
 
 
-class GuardConfig(Section):
+class GateConfig(Section):
     """What holds a new version back instead of publishing it."""
 
     max_dead_share: Annotated[float, Field(ge=0, le=1)] | None = Field(
@@ -477,7 +477,7 @@ class CatalogConfig(Section):
     embed: EmbedConfig = EmbedConfig()
     prepare: PrepareConfig = PrepareConfig()
     index: IndexConfig = IndexConfig()
-    guards: GuardConfig = GuardConfig()
+    gates: GateConfig = GateConfig()
     runner: str = Field("FnApiRunner", description="A Beam runner.")
     beam_options: tuple[BeamOption, ...] = Field(
         (), description="Beam's own options, e.g. `--parallelism=4`; those after `--` on the command line go over them."

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from .schema import AssetKind, GuardConfig, Location, Positive, PositiveInt, Section, SourceConfig
+from .schema import AssetKind, GateConfig, Location, Positive, PositiveInt, Section, SourceConfig
 
 SAME = "same"
 """The `assets.catalog` that stands for the catalog that is searched."""
@@ -86,8 +86,8 @@ class SearchJob(Section):
         description="How the API is asked, as in a run (base_url, api_key_env, requests_per_minute, budget, …). What "
         "decides a vector is the catalog's: dialect, model, dimension.",
     )
-    guards: GuardConfig = Field(
-        GuardConfig(), description="`max_dead_share`: of the queries, as in a run; beyond it the result is held back."
+    gates: GateConfig = Field(
+        GateConfig(), description="`max_dead_share`: of the queries, as in a run; beyond it the result is held back."
     )
     block_queries: PositiveInt = Field(
         2048, description="Queries that are searched together, and finished or done again together."

@@ -1,6 +1,6 @@
 """Pattern B of the guide: a user's photo finds the texts that describe it.
 
-.venv/bin/python examples/pattern_b_image_to_text.py demo/catalog demo/pictures/0004-*.jpg
+.venv/bin/python examples/pattern_b_image_to_text.py demo/catalog demo/images/0004-*.jpg
 """
 
 import sys
@@ -11,8 +11,8 @@ from epithre_beam.pipelines.jobs.search import search
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    pictures = [Path(name).read_bytes() for name in sys.argv[2:]]
-    _, results = search(sys.argv[1], pictures, k=3, kinds=("text",))
+    images = [Path(name).read_bytes() for name in sys.argv[2:]]
+    _, results = search(sys.argv[1], images, k=3, kinds=("text",))
     for name, hits in zip(sys.argv[2:], results, strict=True):
         print(Path(name).name)
         for hit in hits:

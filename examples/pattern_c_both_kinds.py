@@ -16,8 +16,8 @@ if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     catalog_url, query = sys.argv[1:3]
-    picture = Path(query)
-    what = picture.read_bytes() if picture.is_file() else query
+    image = Path(query)
+    what = image.read_bytes() if image.is_file() else query
     for merge in ("score", "quota"):
         _, (hits,) = search(catalog_url, [what], k=6, kinds=None, merge=merge)
         print(f"merged by {merge}")

@@ -24,7 +24,7 @@ from epithre_beam.errors import ApiError, ArgumentError
 from epithre_beam.index import FollowingCatalog, Hit, open_catalog
 from epithre_beam.transforms.query.searcher import Searcher
 
-MAX_PICTURE_BYTES = 10_000_000
+MAX_IMAGE_BYTES = 10_000_000
 Kinds = Annotated[list[Literal["image", "text"]] | None, Query(alias="kind")]
 Count = Annotated[int, Query(ge=1, le=100)]
 
@@ -47,13 +47,13 @@ async def search_by_text(request: Request, text: str, k: Count = 10, kinds: Kind
 
 
 @app.post("/search")
-async def search_by_picture(request: Request, k: Count = 10, kinds: Kinds = None) -> Any:
-    picture = bytearray()
+async def search_by_image(request: Request, k: Count = 10, kinds: Kinds = None) -> Any:
+    image = bytearray()
     async for part in request.stream():
-        picture += part
-        if len(picture) > MAX_PICTURE_BYTES:
-            return refusal(413, f"A picture may have {MAX_PICTURE_BYTES} bytes.")
-    return await answer(request, bytes(picture), k, kinds)
+        image += part
+        if len(image) > MAX_IMAGE_BYTES:
+            return refusal(413, f"A picture may have {MAX_IMAGE_BYTES} bytes.")
+    return await answer(request, bytes(image), k, kinds)
 
 
 @app.get("/ready")

@@ -17,7 +17,7 @@ _EVALUATE = "tests/pipelines/jobs/test_evaluate.py"
 _INCREMENTAL = "tests/pipelines/jobs/test_incremental.py"
 _API = "tests/pipelines/serve/test_api.py"
 _DIALECTS = "tests/transforms/epithre/test_dialects.py"
-_LEDGER = "tests/transforms/epithre/rate_limit/test_ledger.py"
+_BACKEND = "tests/transforms/epithre/rate_limit/test_memory_backend.py"
 _SERVER = "tests/transforms/epithre/emulator/test_server.py"
 _ATTRIBUTES = "tests/transforms/epithre/emulator/test_attributes.py"
 
@@ -36,8 +36,8 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "index/export/pgvector.py": _EXPORT,
     "index/export/stock_faiss.py": _EXPORT,
     "index/local/download.py": "tests/index/local/test_cache.py",
-    "index/local/local_files.py": ("tests/index/local/test_cache.py", "tests/index/local/test_marks.py"),
-    "index/local/private.py": ("tests/index/local/test_cache.py", "tests/index/local/test_marks.py"),
+    "index/local/local_files.py": ("tests/index/local/test_cache.py", "tests/index/local/test_verification_cache.py"),
+    "index/local/private.py": ("tests/index/local/test_cache.py", "tests/index/local/test_verification_cache.py"),
     "index/search/hits.py": "data only",
     "transforms/evaluation/document.py": "data only",
     "index/storage/conditional.py": "tests/stores/test_conditions.py",
@@ -52,8 +52,8 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "pipelines/commands/serve.py": "tests/pipelines/serve/test_serve_command.py",
     "pipelines/console/options.py": "tests/pipelines/commands/test_cli.py",
     "pipelines/console/progress.py": (
-        "tests/pipelines/console/test_endings.py",
-        "tests/pipelines/console/test_pauses_told.py",
+        "tests/pipelines/console/test_outcomes.py",
+        "tests/pipelines/console/test_pauses_logged.py",
     ),
     "pipelines/console/worker_process.py": _RUN,
     "pipelines/jobs/base.py": (_INCREMENTAL, _RUN),
@@ -96,7 +96,7 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "transforms/epithre/emulator/process.py": _SERVER,
     "transforms/epithre/emulator/settings.py": _SERVER,
     "transforms/epithre/emulator/wire.py": _SERVER,
-    "transforms/epithre/rate_limit/redis_ledger.py": _LEDGER,
+    "transforms/epithre/rate_limit/redis_backend.py": _BACKEND,
     "transforms/evaluation/label_rows.py": "tests/transforms/evaluation/test_figures.py",
     "transforms/evaluation/labelled.py": "tests/transforms/evaluation/test_figures.py",
     "transforms/evaluation/page.py": _EVALUATE,
@@ -106,14 +106,14 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "transforms/search_all.py": _SEARCH_BATCH,
     "transforms/sources/buckets.py": "tests/stores/test_listing.py",
     "transforms/sources/unpreparable.py": "tests/transforms/sources/test_prepare.py",
-    "transforms/versions/carry.py": (_INCREMENTAL, "tests/pipelines/jobs/test_build_index.py"),
+    "transforms/versions/reused_rows.py": (_INCREMENTAL, "tests/pipelines/jobs/test_build_index.py"),
     "transforms/versions/imported_rows.py": "tests/pipelines/jobs/test_build_index.py",
     "transforms/versions/last_step.py": _RUN,
     "transforms/versions/setup.py": ("tests/pipelines/jobs/test_dataflow.py", _RUN),
     "transforms/viewing/catalog_map.py": _LOOK,
     "transforms/viewing/catalog_map_page.py": _LOOK,
     "transforms/viewing/sheet.py": _LOOK,
-    "transforms/viewing/small_pictures.py": _LOOK,
+    "transforms/viewing/small_images.py": _LOOK,
     "transforms/write_version.py": (_RUN, "tests/pipelines/jobs/test_dataflow.py"),
 }
 """Of a module without a test file of its own: the files that test it, or why none does."""

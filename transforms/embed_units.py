@@ -51,21 +51,21 @@ class _EmbedLane(beam.DoFn):  # type: ignore[misc]
     def process(self, element: tuple[int, Iterable[Unit]]) -> Iterator[UnitRecord]:
         lane, units = element
         telemetry = Telemetry()
-        told: Counter[str] = Counter()
+        reported: Counter[str] = Counter()
         try:
             for record in run_lane(self._setup, units, lane, telemetry):
                 Metrics.counter(_NAMESPACE, "vectors").inc(record.rows)
                 Metrics.counter(_NAMESPACE, "dead_letters").inc(record.dead)
                 Metrics.counter(_NAMESPACE, "units_reused").inc(int(record.reused))
-                _tell(telemetry, told)
+                _report(telemetry, reported)
                 yield record
-            _tell(telemetry, told)
+            _report(telemetry, reported)
         except Exception as error:
             note_failure(self._setup.run, error)
             raise
 
 
-def _tell(telemetry: Telemetry, told: Counter[str]) -> None:
+def _report(telemetry: Telemetry, reported: Counter[str]) -> None:
     """Adds what was counted since the last time to Beam's metrics, by Beam's own names where it has one."""
     meter = telemetry.meter
     counts = {
@@ -78,5 +78,5 @@ def _tell(telemetry: Telemetry, told: Counter[str]) -> None:
         "retries": meter.retries.total(),
     }
     for name, count in counts.items():
-        Metrics.counter(_NAMESPACE, name).inc(count - told[name])
-        told[name] = count
+        Metrics.counter(_NAMESPACE, name).inc(count - reported[name])
+        reported[name] = count

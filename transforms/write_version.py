@@ -10,11 +10,11 @@ import pyarrow as pa
 from ..index.ann.build import AddedRows, BuiltIndex, WrittenAssets, add_rows, finish_index, write_assets
 from ..index.ann.train import AssetsTask, IndexTask, sample_rules, train_indexes
 from ..index.vectors.shards import ShardRecord, ShardTask, plan_shards, write_shard
-from ..index.vectors.units import CarriedGroup, UnitRecord, read_unit
+from ..index.vectors.units import ReusedGroup, UnitRecord, read_unit
 from ..index.versions.layout import vector_schema
 from .embedding.spending import check_all_sent
 from .planning.plan import PlanReader
-from .versions.carry import CarriedRows
+from .versions.reused_rows import ReusedRows
 from .versions.imported_rows import write_imported
 from .versions.imports import ImportedGroup, ImportTask, plan_imports
 from .versions.last_step import Outcome, Written, complete_version
@@ -27,7 +27,7 @@ class Begin:
     """An element that is always there, so that a version is written even where no row is left."""
 
 
-Part = Begin | CarriedGroup | UnitRecord | ImportedGroup
+Part = Begin | ReusedGroup | UnitRecord | ImportedGroup
 
 
 @dataclass(eq=False, kw_only=True)
@@ -99,10 +99,10 @@ def write_shards(task: ShardTask | ImportTask, setup: VersionSetup) -> list[Shar
 
     def tables() -> Iterator[pa.Table]:
         with contextlib.ExitStack() as stack:
-            old = stack.enter_context(CarriedRows(store, version))
+            old = stack.enter_context(ReusedRows(store, version))
             plan: PlanReader | None = None
             for part in task.parts:
-                if isinstance(part, CarriedGroup):
+                if isinstance(part, ReusedGroup):
                     yield old.read(part)
                     continue
                 table = read_unit(store, part.unit)

@@ -91,7 +91,7 @@ class Autofaiss(Stock):
     def choose(self, name: str, folder: Path) -> dict[str, str]:
         from autofaiss import build_index
 
-        _, told = build_index(
+        _, reported = build_index(
             str(folder),
             index_path=str(self.work / f"{name}.index"),
             index_infos_path=str(self.work / f"{name}.json"),
@@ -101,7 +101,7 @@ class Autofaiss(Stock):
             verbose=40,
             **self.options,
         )
-        return {name: str(told[name]) for name in ("index_key", "index_param")}
+        return {name: str(reported[name]) for name in ("index_key", "index_param")}
 
     def folder_of(self, pattern: str, name: str) -> Path:
         """A folder that has these files of the data and no others, which is what autofaiss takes."""
@@ -120,8 +120,8 @@ class Autofaiss(Stock):
 
     def deliver(self, name: str, index: Any) -> None:
         """As autofaiss tuned it, for ten milliseconds a query."""
-        told = json.loads((self.work / f"{name}.json").read_text())
-        faiss.ParameterSpace().set_index_parameters(index, told["index_param"])
+        reported = json.loads((self.work / f"{name}.json").read_text())
+        faiss.ParameterSpace().set_index_parameters(index, reported["index_param"])
 
     def read_knob(self, index: Any) -> None:
         """Which knob the chosen index has: its delivered value stays until `set`."""

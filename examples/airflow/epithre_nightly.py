@@ -43,22 +43,22 @@ def epithre_nightly() -> None:
     @task(retries=3, retry_delay=timedelta(minutes=15), execution_timeout=timedelta(hours=20))
     def run() -> dict[str, Any]:
         code, output = call("run", JOB, "--json", "--log-format", "text")
-        ending: dict[str, Any] = json.loads(output)
+        outcome: dict[str, Any] = json.loads(output)
         if code == 4:
-            raise AirflowSkipException(ending["message"])  # another run does the work; prune is skipped too
+            raise AirflowSkipException(outcome["message"])  # another run does the work; prune is skipped too
         # 2: the job is wrong; 3: a guard held the version back; stopped: each retry might spend the limit again.
-        if code in {2, 3} or ending["status"] == "stopped":
-            raise AirflowFailException(ending["message"])
+        if code in {2, 3} or outcome["status"] == "stopped":
+            raise AirflowFailException(outcome["message"])
         if code:
-            raise AirflowException(ending["message"])  # a failure of the moment: retried
-        return ending
+            raise AirflowException(outcome["message"])  # a failure of the moment: retried
+        return outcome
 
     @task
-    def prune(ending: dict[str, Any]) -> str:
+    def prune(outcome: dict[str, Any]) -> str:
         """Only after a success: what an unfinished run has paid for stands in units that nothing names yet."""
         code, output = call("versions", "prune", CATALOG, "--keep", "7")
         if code:
-            raise AirflowException(f"prune ended with {code} after {ending['version']}: see the log.")
+            raise AirflowException(f"prune ended with {code} after {outcome['version']}: see the log.")
         return output
 
     prune(run())

@@ -10,7 +10,7 @@ from ...configs import IndexConfig
 from ..storage.store import Store
 from .codes import open_codes, search_codes
 from .exact import read_rows, search_stored
-from .recall import Judged, judge_answers
+from .recall import Rated, rate_answers
 from .train import IndexTask
 from .truth import TIE_CANDIDATES, ReadRows, StoredScores, Truth
 from .tune import K_FACTORS, SHARES, FileShape, probed_cells
@@ -31,7 +31,7 @@ def ask_codes(
     task: IndexTask,
     shape: FileShape,
     settings: IndexConfig,
-) -> list[Judged]:
+) -> list[Rated]:
     """Asks the stored codes in all ways; the last way is the exact scan, as far as the best rows go.
 
     Args:
@@ -45,7 +45,7 @@ def ask_codes(
     """
     k = settings.recall_k
     width = min(K_FACTORS[-1] * k + 1, shape.rows)
-    judged = []
+    rated = []
     with open_codes(store, codes_name, shape.dimension, shape.rows) as index:
         for truth, scores in zip(truths, stored, strict=True):
             answers: list[npt.NDArray[np.int64]] = []
@@ -58,27 +58,27 @@ def ask_codes(
             # What a scan of the file gives first: the best rows by what is stored of them.
             places = np.argsort(-np.where(truth.rows >= 0, truth.stored, -np.inf), axis=1, kind="stable")
             answers.append(np.take_along_axis(truth.rows, places, axis=1))
-            judged.append(judge_answers(truth, answers, k, scores))
-    return judged
+            rated.append(rate_answers(truth, answers, k, scores))
+    return rated
 
 
 def ask_exactly(
     store: Store, name: str, truths: Sequence[Truth], task: IndexTask, settings: IndexConfig
-) -> list[Judged]:
+) -> list[Rated]:
     """Scans the stored file. A reader maps it whole; here memory must not grow with it."""
     k = settings.recall_k
     queries = np.concatenate([truth.queries.vectors for truth in truths])
     with store.open_read(name) as file:
         scores, rows = search_stored(file, queries, k + 1 + TIE_CANDIDATES)
-    judged, first = [], 0
+    rated, first = [], 0
     with stored_rows(store, name, task, queries.shape[1]) as read:
         for truth in truths:
             part = slice(first, first + len(truth.queries.rows))
             first = part.stop
             stored = _scores_found(rows[part] + task.first_row, scores[part], truth.scores_by(read))
             truth.compare(stored)
-            judged.append(judge_answers(truth, [rows[part, : k + 1] + task.first_row], k, stored))
-    return judged
+            rated.append(rate_answers(truth, [rows[part, : k + 1] + task.first_row], k, stored))
+    return rated
 
 
 def _scores_found(found: npt.NDArray[np.int64], of_found: npt.NDArray[np.float32], other: StoredScores) -> StoredScores:

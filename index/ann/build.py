@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ...configs import IndexConfig
 from ...configs.errors import CatalogError
-from ..local.marks import remember
+from ..local.verification_cache import remember
 from ..storage.store import HashingWriter, Store
 from ..vectors.distribution import Distribution, checked_deviations, norms_distribution
 from ..vectors.sample import asset_hashes
@@ -28,7 +28,7 @@ from ..versions.manifest import FileEntry, IndexEntry, OperatingPoint
 from .ask_files import ask_codes, ask_exactly, stored_rows
 from .codes import LEAST_ROWS, Projected, build_codes, cells_for, write_codes
 from .exact import FACTORY, ExactIndexWriter
-from .recall import Judged, mean_recall, merge_judged, recall_at
+from .recall import Rated, mean_recall, merge_rated, recall_at
 from .train import AssetsTask, IndexTask, Model, code_dimensions, fewest_dimensions, train_indexes
 from .truth import TIE_CANDIDATES, Queries, StoredScores, Truth, merged_figures
 from .tune import FileShape, operating_points, ties_at
@@ -43,7 +43,7 @@ class Direction:
     """What an index file answered to queries of one kind."""
 
     query_kind: str
-    judged: Judged
+    rated: Rated
     truth: Truth
     """Without its rows: how the scores are distributed."""
 
@@ -136,9 +136,9 @@ def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settin
                 write_codes(codes, codes_file.write)
             del codes, held, projected
             stored_codes = _entry(store, name_codes, codes_file, rows)
-            judged = ask_codes(store, name_codes, truths, scores, task, shape, settings)
+            rated = ask_codes(store, name_codes, truths, scores, task, shape, settings)
     else:
-        judged = ask_exactly(store, name, truths, task, settings)
+        rated = ask_exactly(store, name, truths, task, settings)
     return AddedRows(
         kind=task.kind,
         number=task.number,
@@ -146,8 +146,8 @@ def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settin
         vectors=stored,
         codes=stored_codes,
         directions=tuple(
-            Direction(query_kind=t.queries.kind, judged=j, truth=_figures_only(t))
-            for t, j in zip(truths, judged, strict=True)
+            Direction(query_kind=t.queries.kind, rated=j, truth=_figures_only(t))
+            for t, j in zip(truths, rated, strict=True)
         ),
         norms=norms,
         seconds=time.monotonic() - started,
@@ -227,20 +227,20 @@ def finish_index(version: str, added: Sequence[AddedRows], assets: WrittenAssets
     kind, k = assets.kind, settings.recall_k
     shapes = [part.shape for part in added]
     by_query_kind = [{d.query_kind: d for d in part.directions} for part in added]
-    judged = {
-        f"{query_kind}->{kind}": merge_judged([directions[query_kind].judged for directions in by_query_kind])
+    rated = {
+        f"{query_kind}->{kind}": merge_rated([directions[query_kind].rated for directions in by_query_kind])
         for query_kind in by_query_kind[0]
     }
     coded = [shape for shape in shapes if shape.code_dimension]
     points: tuple[OperatingPoint, ...] = ()
     search_parameters: dict[str, float] = {}
     if coded:
-        found, chosen = operating_points(judged, shapes, k, settings.target_recall)
+        found, chosen = operating_points(rated, shapes, k, settings.target_recall)
         points = tuple(found)
         if chosen.cells_share is not None and chosen.k_factor is not None:
             search_parameters = {"cells_share": chosen.cells_share, "k_factor": chosen.k_factor}
     else:
-        recall = {direction: mean_recall(recall_at(found, k, k)[-1]) for direction, found in judged.items()}
+        recall = {direction: mean_recall(recall_at(found, k, k)[-1]) for direction, found in rated.items()}
         chosen = OperatingPoint(recall=recall, cost_us=0.0)
     norms = norms_distribution()
     for part in added:
@@ -260,7 +260,7 @@ def finish_index(version: str, added: Sequence[AddedRows], assets: WrittenAssets
         resident_bytes=sum(part.codes.size_bytes for part in added if part.codes) if coded else rows * dimension * 2,
         recall_k=k,
         recall=chosen.recall,
-        ties=ties_at(judged, k, chosen),
+        ties=ties_at(rated, k, chosen),
         scores={
             f"{query_kind}->{kind}": merged_figures([directions[query_kind].truth for directions in by_query_kind])
             for query_kind in by_query_kind[0]

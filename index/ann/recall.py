@@ -13,7 +13,7 @@ NOT_FOUND = np.iinfo(np.uint32).max
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Rated:
     """At which place an index file lists the rows that may be right, for some ways to ask it."""
 
     scores: npt.NDArray[np.float32]
@@ -24,9 +24,9 @@ class Judged:
     """(queries,): scores that are closer to each other cannot be told apart by the stored vectors."""
 
 
-def judge_answers(
+def rate_answers(
     truth: Truth, answers: Sequence[npt.NDArray[np.int64]], k: int, stored_scores: StoredScores
-) -> Judged:
+) -> Rated:
     """Looks the exact answers up in what an index file answered.
 
     Near ties are common: a catalog may hold a thousand copies of one placeholder picture, or texts that differ by one
@@ -39,7 +39,7 @@ def judge_answers(
         k: That recall is measured at.
         stored_scores: Asked for rows that are not kept.
     """
-    truth.settle()
+    truth.merge_pending()
     kept, scores = truth.rows, truth.scores
     dimension = truth.queries.vectors.shape[1]
     errors, is_other = compare_scores(scores, truth.stored, dimension)
@@ -66,7 +66,7 @@ def judge_answers(
         for q in range(len(kept)):
             ranks[way, q] = _places(answer[q], kept[q], int(own[q]))
     ranks[:, :, : truth.keep][:, is_other] = NOT_FOUND  # a row that is stored otherwise, whatever its code says
-    return Judged(scores=scores, ranks=ranks, tolerances=2 * errors)
+    return Rated(scores=scores, ranks=ranks, tolerances=2 * errors)
 
 
 def _places(answer: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], own: int) -> npt.NDArray[np.uint32]:
@@ -78,18 +78,18 @@ def _places(answer: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], own: int
     return np.where(is_there, found, NOT_FOUND).astype(np.uint32)
 
 
-def merge_judged(parts: Sequence[Judged]) -> Judged:
+def merge_rated(parts: Sequence[Rated]) -> Rated:
     """The files of an index as one: each gives its best, so that a row's place in its own file decides."""
     ways = max(len(part.ranks) for part in parts)
     ranks = [np.concatenate([p.ranks, np.repeat(p.ranks[-1:], ways - len(p.ranks), axis=0)]) for p in parts]
-    return Judged(
+    return Rated(
         scores=np.concatenate([part.scores for part in parts], axis=1),
         ranks=np.concatenate(ranks, axis=2),
         tolerances=np.max([part.tolerances for part in parts], axis=0),
     )
 
 
-def recall_at(judged: Judged, k: int, width: int, *, with_ties: bool = True) -> npt.NDArray[np.float64]:
+def recall_at(rated: Rated, k: int, width: int, *, with_ties: bool = True) -> npt.NDArray[np.float64]:
     """The share of k right rows that stand among the first `width` answers: (ways, queries).
 
     Right is a row whose score is at most the tolerance below the k-th, as in the recall of ann-benchmarks, which
@@ -98,13 +98,13 @@ def recall_at(judged: Judged, k: int, width: int, *, with_ties: bool = True) -> 
 
     NaN for a query that has no answer at all.
     """
-    scores = np.sort(judged.scores, axis=1)[:, ::-1]
+    scores = np.sort(rated.scores, axis=1)[:, ::-1]
     possible = np.minimum(np.isfinite(scores).sum(axis=1), k)
     bars = scores[np.arange(len(scores)), np.maximum(possible, 1) - 1]
     if with_ties:
-        bars = bars - judged.tolerances
-    right = np.isfinite(judged.scores) & (judged.scores >= bars[:, None] - EQUAL)
-    hits = ((judged.ranks < width) & right[None]).sum(axis=2)
+        bars = bars - rated.tolerances
+    right = np.isfinite(rated.scores) & (rated.scores >= bars[:, None] - EQUAL)
+    hits = ((rated.ranks < width) & right[None]).sum(axis=2)
     with np.errstate(invalid="ignore"):
         shares: npt.NDArray[np.float64] = np.minimum(hits, possible) / np.where(possible, possible, np.nan)
     return shares

@@ -20,7 +20,7 @@ from ..versions.layout import model_name
 from .codes import LEAST_ROWS, Coded, Projected, build_codes, bytes_a_row, code_rows, search_codes
 from .exact import as_stored, check_format
 from .projection import fit_axes
-from .recall import judge_answers, mean_recall, recall_at
+from .recall import rate_answers, mean_recall, recall_at
 from .truth import TIE_CANDIDATES, Queries, StoredScores, Truth
 from .tuning_queries import read_queries
 
@@ -203,8 +203,8 @@ def fewest_dimensions(
         reached = 1.0
         for truth, scores in zip(truths, stored, strict=True):
             found = search_codes(index, truth.queries.vectors, min(width + 1, rows), 1) + first_row
-            judged = judge_answers(truth, [found], k, scores)
-            reached = min(reached, mean_recall(recall_at(judged, k, width)))
+            rated = rate_answers(truth, [found], k, scores)
+            reached = min(reached, mean_recall(recall_at(rated, k, width)))
         if reached >= (1 + settings.target_recall) / 2:
             return coded
     return code_rows(held, sizes[-1])

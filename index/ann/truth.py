@@ -75,9 +75,9 @@ class Truth:
         self._pending.append((query, column + first_row, scores[query, column]))
         self._pending_count += len(query)
         if self._pending_count >= _PENDING or self.count == scores.size:  # the first rows fill it
-            self.settle()
+            self.merge_pending()
 
-    def settle(self) -> None:
+    def merge_pending(self) -> None:
         """Sorts in what has come since; before `scores` and `rows` are read."""
         if not self._pending:
             return
@@ -103,7 +103,7 @@ class Truth:
 
     def compare(self, stored: StoredScores, best: int | None = None) -> None:
         """Asks for the stored scores of `rows`, after all have passed: of all, or of the `best` of each query."""
-        self.settle()
+        self.merge_pending()
         order = np.argsort(-self.scores, axis=1, kind="stable")[:, :best]
         for q, places in enumerate(order):
             there = places[self.rows[q, places] >= 0]

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..versions.manifest import OperatingPoint
-from .recall import Judged, mean_recall, recall_at
+from .recall import Rated, mean_recall, recall_at
 
 SHARES = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 3 / 64, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 """Of the cells, those that are scanned: the ways that are tried, and after them all vectors without codes."""
@@ -49,7 +49,7 @@ def cost_us(shape: FileShape, k: int, share: float | None, k_factor: float | Non
 
 
 def operating_points(
-    judged: Mapping[str, Judged], shapes: Sequence[FileShape], k: int, target: float
+    rated: Mapping[str, Rated], shapes: Sequence[FileShape], k: int, target: float
 ) -> tuple[list[OperatingPoint], OperatingPoint]:
     """The cheapest ways to reach several recalls, and the one for `target`.
 
@@ -58,15 +58,15 @@ def operating_points(
     it as measured is taken, and if none does that, all vectors are scanned.
 
     Args:
-        judged: By direction; its ways are `SHARES`, then the exact scan.
+        rated: By direction; its ways are `SHARES`, then the exact scan.
         shapes: Of the files.
         k: That recall is measured at.
         target: The recall to be reached in every direction.
     """
     all_found: list[tuple[OperatingPoint, float]] = []
     tried: list[tuple[float | None, int | None]] = [(share, factor) for share in SHARES for factor in K_FACTORS]
-    recalls = {factor: {d: recall_at(j, k, k * factor) for d, j in judged.items()} for factor in K_FACTORS}
-    exact = {direction: recall_at(j, k, k) for direction, j in judged.items()}
+    recalls = {factor: {d: recall_at(j, k, k * factor) for d, j in rated.items()} for factor in K_FACTORS}
+    exact = {direction: recall_at(j, k, k) for direction, j in rated.items()}
     for share, factor in [*tried, (None, None)]:
         way = -1 if share is None else SHARES.index(share)
         measured = {d: r[way] for d, r in (exact if factor is None else recalls[factor]).items()}
@@ -88,12 +88,12 @@ def operating_points(
     return sorted(points.values(), key=lambda point: point.cost_us), chosen
 
 
-def ties_at(judged: Mapping[str, Judged], k: int, point: OperatingPoint) -> dict[str, float]:
+def ties_at(rated: Mapping[str, Rated], k: int, point: OperatingPoint) -> dict[str, float]:
     """The share of the right answers, by direction, that are near ties: lower than the k-th by less than fp16 tells."""
     way = -1 if point.cells_share is None else SHARES.index(point.cells_share)
     width = k if point.k_factor is None else int(k * point.k_factor)
     ties = {}
-    for direction, found in judged.items():
+    for direction, found in rated.items():
         all_right, best = (recall_at(found, k, width, with_ties=with_them)[way] for with_them in (True, False))
         ties[direction] = round(mean_recall(all_right) - mean_recall(best), 6)
     return ties

@@ -75,7 +75,7 @@ class ExportFolder:
         """
         self._begun.append(name)
         self._write_mark(complete=False)
-        with self._told_of_room(name), self._store.open_write(name) as file:
+        with self._reporting_full_disk(name), self._store.open_write(name) as file:
             yield file
         self._files.append(FileEntry(name=name, size_bytes=file.size_bytes, sha256=file.sha256, rows=rows))
 
@@ -98,7 +98,7 @@ class ExportFolder:
         if data == self._mark:
             return mark
         try:
-            with self._told_of_room(MARK):
+            with self._reporting_full_disk(MARK):
                 self._store.swap(MARK, self._mark, data)
         except SwapConflictError as error:
             raise StoreError(f"{self._store.url} was taken by another export since this one began.") from error
@@ -106,7 +106,7 @@ class ExportFolder:
         return mark
 
     @contextlib.contextmanager
-    def _told_of_room(self, name: str) -> Iterator[None]:
+    def _reporting_full_disk(self, name: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -31,7 +31,7 @@ from ..storage.store import Store
 from ..versions.layout import version_folder
 from ..versions.manifest import FileEntry
 from .download import Downloads
-from .marks import Marks
+from .verification_cache import VerificationCache
 from .private import CACHE
 
 BOUND_VARIABLE = "EPITHRE_BEAM_CACHE_MB"
@@ -50,7 +50,7 @@ class FileCache:
         self._folder = CACHE.make_private(folder)
         self._max_bytes = max_bytes
         self._files = CACHE.make_private(folder / "files")
-        self._marks = Marks(CACHE.make_private(folder / "marks"))
+        self._verification_cache = VerificationCache(CACHE.make_private(folder / "marks"))
 
     @contextlib.contextmanager
     def hold(
@@ -108,10 +108,10 @@ class FileCache:
     def _fetch(self, downloads: Downloads, name: str, entry: FileEntry, *, verify: bool) -> None:
         """Sees to it that the file is there."""
         path = self._place(entry.sha256)
-        if _is_whole(path, entry, self._marks.known if verify else None):
+        if _is_whole(path, entry, self._verification_cache.known if verify else None):
             return
         with _alone(self._place(entry.sha256, ".lock"), downloads.stopped):
-            if _is_whole(path, entry, self._marks.sha256 if verify else None):
+            if _is_whole(path, entry, self._verification_cache.sha256 if verify else None):
                 return  # another process was faster, or only the mark was void
             if path.exists():
                 _log.warning("%s is damaged and is downloaded anew.", path)
@@ -131,7 +131,7 @@ class FileCache:
                     os.fchmod(descriptor, 0o444)
                     with FileLock(self._folder / ".room.lock"):  # who counts sees it under one name or the other
                         partial.replace(path)
-                    self._marks.remember(path, found)
+                    self._verification_cache.remember(path, found)
                     return
             finally:
                 os.close(descriptor)

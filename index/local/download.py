@@ -102,8 +102,8 @@ class Downloads:
                 break
             except Exception as error:
                 failure = error
-        told = f"{type(failure).__name__}: {failure}"[:200]
-        raise StoreError(f"{self.url}/{name} cannot be read ({told}): try again.") from failure
+        reported = f"{type(failure).__name__}: {failure}"[:200]
+        raise StoreError(f"{self.url}/{name} cannot be read ({reported}): try again.") from failure
 
 
 def _read_range(fs: Any, path: str, start: int, end: int) -> bytes:

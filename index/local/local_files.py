@@ -11,7 +11,7 @@ from ..storage.store import Store
 from ..versions.files import check_file
 from ..versions.manifest import FileEntry
 from .cache import BOUND_VARIABLE, FileCache, file_name
-from .marks import Marks, marks_for
+from .verification_cache import VerificationCache, verification_cache_for
 from .private import CACHE
 
 _BOUND_BYTES = 64_000_000_000
@@ -37,7 +37,7 @@ def local_files(
         store: The catalog.
         version: Its version.
         entries: The files, as the manifest has them.
-        verify: Compare every file with its sha256; what `Marks` remembers of it counts. Without it only presence and
+        verify: Compare every file with its sha256; what `VerificationCache` remembers of it counts. Without it only presence and
             length are compared, but a download always with its sha256.
         cache_folder: Absent: what EPITHRE_BEAM_CACHE names, or the system's place for this user's caches.
         max_bytes: What the cache may hold. Absent: EPITHRE_BEAM_CACHE_MB millions, or 64 GB.
@@ -47,9 +47,9 @@ def local_files(
         StoreError: When a remote store does not answer.
     """
     if store.is_local:
-        marks = marks_for(cache_folder) if verify else None
+        verification_cache = verification_cache_for(cache_folder) if verify else None
         with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="prove") as pool:
-            list(pool.map(lambda entry: _prove(store, version, entry, marks), entries))
+            list(pool.map(lambda entry: _verify(store, version, entry, verification_cache), entries))
         yield {entry.name: store.local_path(file_name(version, entry)) for entry in entries}
         return
     cache = FileCache(cache_folder or CACHE.path(), _bound_bytes() if max_bytes is None else max_bytes)
@@ -57,12 +57,12 @@ def local_files(
         yield paths
 
 
-def _prove(store: Store, version: str, entry: FileEntry, marks: Marks | None) -> None:
+def _verify(store: Store, version: str, entry: FileEntry, verification_cache: VerificationCache | None) -> None:
     problem = check_file(store, version, entry, hashed=False)
-    if problem is None and marks is not None:
+    if problem is None and verification_cache is not None:
         name = file_name(version, entry)
         try:
-            found = marks.sha256(store.local_path(name))
+            found = verification_cache.sha256(store.local_path(name))
         except OSError as error:
             raise CatalogError(f"{store.url}/{name} cannot be read ({error.strerror}).") from error
         if found != entry.sha256:

@@ -45,7 +45,7 @@ def asks(config: Mapping[str, Any]) -> list[str]:
     return [
         *asks_for_key(_section(config, "embed")),
         *asks_for_count(_section(config, "embed")),
-        *(ask for source in picture_sources(config) for ask in asks_for_pictures(source)),
+        *(ask for source in image_sources(config) for ask in asks_for_images(source)),
         *asks_for_runner(config),
         *asks_for_queries(_section(config, "index")),
     ]
@@ -67,13 +67,13 @@ def asks_for_count(embed: Mapping[str, Any]) -> list[str]:
     return [f"count requests in the Redis {_quoted(embed['redis_url'])}{with_password}"]
 
 
-def picture_sources(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def image_sources(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The sources of pictures in the config of a manifest, as they stand there."""
     sources = config.get("sources") or ()
     return [raw for raw in sources if isinstance(raw, Mapping) and raw.get("kind") == "image"]
 
 
-def asks_for_pictures(source: Mapping[str, Any]) -> list[str]:
+def asks_for_images(source: Mapping[str, Any]) -> list[str]:
     places = [source.get("files") or source.get("table"), *(source.get("within") or ())]
     return [f"read pictures in {' and '.join(map(_quoted, places))}"]
 

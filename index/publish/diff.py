@@ -137,7 +137,7 @@ class _Side:
 
 def _compare(old: _Side, new: _Side) -> dict[str, tuple[Places, Places]]:
     """For each change the places in the old and in the new version; of what is only in one, none in the other."""
-    none: Places = np.empty(0, np.int64)
+    nothing: Places = np.empty(0, np.int64)
     at = np.searchsorted(old.ids, new.ids)
     in_both = np.zeros(len(new.ids), bool)
     inside = at < len(old.ids)
@@ -154,8 +154,8 @@ def _compare(old: _Side, new: _Side) -> dict[str, tuple[Places, Places]]:
     is_other = ~is_changed & (old.metadata[there] != new.metadata[here])
     is_relocated = ~is_changed & (old.uris[there] != new.uris[here])
     return {
-        "added": (none, np.delete(added, now)),
-        "removed": (np.delete(removed, was), none),
+        "added": (nothing, np.delete(added, now)),
+        "removed": (np.delete(removed, was), nothing),
         "moved": moved,
         "changed": (there[is_changed], here[is_changed]),
         "metadata": (there[is_other], here[is_other]),

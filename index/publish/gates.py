@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from ...configs import GuardConfig
+from ...configs import GateConfig
 from ...configs.words import of_count
 from ..versions.manifest import IndexEntry
 
@@ -14,11 +14,11 @@ _ROWS_LET_GO = 20
 _DEFAULT_TURNOVER = 0.5
 
 
-def judge(
+def check_gates(
     assets: Mapping[str, int],
     dead: Mapping[str, int],
     indexes: Sequence[IndexEntry],
-    guards: GuardConfig,
+    gates: GateConfig,
     target_recall: float,
     before: Mapping[str, int] | None = None,
     *,
@@ -32,7 +32,7 @@ def judge(
         assets: By kind, all that were listed.
         dead: By kind, those without a vector.
         indexes: With their recall.
-        guards: The allowed shares.
+        gates: The allowed shares.
         target_recall: For every direction.
         before: Rows by kind of the version in force; None when there is none.
         gone: Rows by kind that the version in force has and this one has not.
@@ -40,18 +40,18 @@ def judge(
         noun: What is judged, one and many of them.
     """
     one, many = noun
-    reasons = judge_shrinkage({kind: n - dead.get(kind, 0) for kind, n in assets.items()}, before or {}, guards)
-    reasons += judge_turnover(gone or {}, changed or {}, before or {}, guards)
+    reasons = check_shrinkage({kind: n - dead.get(kind, 0) for kind, n in assets.items()}, before or {}, gates)
+    reasons += check_turnover(gone or {}, changed or {}, before or {}, gates)
     lost, total = sum(dead.values()), sum(assets.values())
-    if guards.max_dead_share is None:
+    if gates.max_dead_share is None:
         too_many = lost > max(_DEFAULT_DEAD_SHARE * total, min(_DEAD_LET_THROUGH, total / 2))
         rule = f"{_DEFAULT_DEAD_SHARE:.0%} (in a small set {_DEAD_LET_THROUGH}, if no more than half)"
     else:
-        too_many = lost > 0 and lost / total > guards.max_dead_share  # the product would be off: 0.29 * 100 < 29
-        rule = f"{guards.max_dead_share:.2%}"
+        too_many = lost > 0 and lost / total > gates.max_dead_share  # the product would be off: 0.29 * 100 < 29
+        rule = f"{gates.max_dead_share:.2%}"
     if too_many:
         reasons.append(
-            f"guards.max_dead_share allows {rule}, and {lost} of {total} {many} ({lost / total:.1%}) got no vector."
+            f"gates.max_dead_share allows {rule}, and {lost} of {total} {many} ({lost / total:.1%}) got no vector."
         )
     reasons += [
         f"none of the {count} {kind} {many} got a vector." if count > 1 else f"the only {kind} {one} got no vector."
@@ -67,27 +67,27 @@ def judge(
     return reasons
 
 
-def judge_shrinkage(rows: Mapping[str, int], before: Mapping[str, int], guards: GuardConfig) -> list[str]:
+def check_shrinkage(rows: Mapping[str, int], before: Mapping[str, int], gates: GateConfig) -> list[str]:
     """Which kinds would have too few rows, a sentence each, compared with those of the version in force."""
     reasons = []
     for kind, old in before.items():
         lost = old - rows.get(kind, 0)
-        if guards.max_shrinkage is None:
+        if gates.max_shrinkage is None:
             too_many = lost > max(_DEFAULT_SHRINKAGE * old, min(_ROWS_LET_GO, old / 2))
             rule = f"{_DEFAULT_SHRINKAGE:.0%} (in a small set {_ROWS_LET_GO}, if no more than half)"
         else:
-            too_many = lost > 0 and lost / old > guards.max_shrinkage
-            rule = f"{guards.max_shrinkage:.2%}"
+            too_many = lost > 0 and lost / old > gates.max_shrinkage
+            rule = f"{gates.max_shrinkage:.2%}"
         if too_many:
             reasons.append(
-                f"guards.max_shrinkage allows a kind to lose {rule}, and of {old} {kind} rows in the version in force "
+                f"gates.max_shrinkage allows a kind to lose {rule}, and of {old} {kind} rows in the version in force "
                 f"{rows.get(kind, 0)} are left ({lost / old:.1%} less)."
             )
     return reasons
 
 
-def judge_turnover(
-    gone: Mapping[str, int], changed: Mapping[str, int], before: Mapping[str, int], guards: GuardConfig
+def check_turnover(
+    gone: Mapping[str, int], changed: Mapping[str, int], before: Mapping[str, int], gates: GateConfig
 ) -> list[str]:
     """Whether too much of the current version would be replaced: one sentence, or none.
 
@@ -98,18 +98,18 @@ def judge_turnover(
         gone: By kind, rows of the current version whose id is not there any more, or has no vector now.
         changed: By kind, rows of the current version whose id has another content.
         before: By kind, the rows of the current version.
-        guards: The allowed share.
+        gates: The allowed share.
     """
     old, lost, other = (sum(counts.values()) for counts in (before, gone, changed))
-    allowed = _DEFAULT_TURNOVER if guards.max_turnover is None else guards.max_turnover
+    allowed = _DEFAULT_TURNOVER if gates.max_turnover is None else gates.max_turnover
     share = (lost + other) / old if old else 0.0
     if share <= allowed:
         return []
-    rule = f"{allowed:.0%}" if guards.max_turnover is None else f"{allowed:.2%}"
+    rule = f"{allowed:.0%}" if gates.max_turnover is None else f"{allowed:.2%}"
     enough = min(1.0, math.ceil(share * 100) / 100)
     sentence = (
-        f"guards.max_turnover allows {rule} of the rows to be replaced, and of {of_count(old, 'row')} in the current "
+        f"gates.max_turnover allows {rule} of the rows to be replaced, and of {of_count(old, 'row')} in the current "
         f"version {lost:,} are gone and {other:,} have another content ({share:.1%}). If this is meant, a run with "
-        f"--set guards.max_turnover={enough:g} publishes it."
+        f"--set gates.max_turnover={enough:g} publishes it."
     )
     return [sentence]

@@ -107,19 +107,19 @@ def _plan(store: Store, rules: PruneRules) -> Pruning:
     stores_now_s = next((f.modified_s for f in files if f.name == LEASE and f.modified_s is not None), now_s)
     condemned = condemned_in(None if latest is None else latest.data)
     left = left_in(None if latest is None else latest.data)
-    judged = [
-        *_judge_versions(versions, _folders(files, "versions"), rules, held, condemned, left, now_s),
-        *_judge_unfinished(versions, _folders(files, "versions"), held, stores_now_s, nothing_published=latest is None),
-        *_judge_units(files, rules, stores_now_s),
-        *(Judged(True, _piece("run", run, its, "is over")) for run, its in _folders(files, "runs").items()),
+    decided = [
+        *_decide_versions(versions, _folders(files, "versions"), rules, held, condemned, left, now_s),
+        *_decide_unfinished(versions, _folders(files, "versions"), held, stores_now_s, nothing_published=latest is None),
+        *_decide_units(files, rules, stores_now_s),
+        *(Decided(True, _piece("run", run, its, "is over")) for run, its in _folders(files, "runs").items()),
     ]
-    going = {name for goes, piece in judged if goes for name in piece.files}
+    going = {name for goes, piece in decided if goes for name in piece.files}
     leftovers = [file for file in files if file.name not in going]
-    judged += _judge_leftovers(leftovers, void_holds, stores_now_s, is_local=store.is_local)
+    decided += _decide_leftovers(leftovers, void_holds, stores_now_s, is_local=store.is_local)
     return Pruning(
         published=None if latest is None else latest.version,
-        deleted=tuple(piece for goes, piece in judged if goes),
-        kept=tuple(piece for goes, piece in judged if not goes),
+        deleted=tuple(piece for goes, piece in decided if goes),
+        kept=tuple(piece for goes, piece in decided if not goes),
     )
 
 
@@ -179,14 +179,14 @@ def _remove_empty_folders(store: Store) -> None:
                     folder.rmdir()
 
 
-class Judged(NamedTuple):
+class Decided(NamedTuple):
     """A piece, and whether it goes."""
 
     goes: bool
     piece: Piece
 
 
-def _judge_versions(
+def _decide_versions(
     versions: Sequence[VersionInfo],
     folders: dict[str, list[StoredFile]],
     rules: PruneRules,
@@ -194,7 +194,7 @@ def _judge_versions(
     condemned: Sequence[str],
     left: Sequence[str],
     now_s: float,
-) -> list[Judged]:
+) -> list[Decided]:
     published = next((v for v in versions if v.is_published), None)
     if published is not None and published.damage is not None:
         raise CatalogError(f"{published.damage} Nothing is pruned while the published version is damaged.")
@@ -204,7 +204,7 @@ def _judge_versions(
     drafts = [
         v.version
         for v in versions
-        if v.manifest is not None and v.manifest.held_back and not v.is_published and v.version not in {*named, *left}
+        if v.manifest is not None and v.manifest.gate_failures and not v.is_published and v.version not in {*named, *left}
     ]
     whole = [v.version for v in versions if v.manifest is not None and v.version not in drafts]
     ranked = ([published.version] if published else []) + ([previous] if previous in whole else []) + whole[::-1]
@@ -224,7 +224,7 @@ def _judge_versions(
         if info.version > published.version and info.manifest is None:
             return f"is newer than the published one and cannot be read: {info.damage}"
         if info.version == max(drafts, default="") > published.version and info.manifest is not None:
-            return f"is held back and newer than the published one: {' '.join(info.manifest.held_back)}"
+            return f"is held back and newer than the published one: {' '.join(info.manifest.gate_failures)}"
         if info.version > published.version and info.version not in drafts:
             return f"is newer than the published one, and stays until `--drop {info.version}` names it"
         if info.version in among:
@@ -233,7 +233,7 @@ def _judge_versions(
             return f"is younger than {rules.older_than_days:g} days"
         return None
 
-    judged = []
+    decided = []
     for info in versions:
         kept = why_kept(info)
         gone = f"is not among the newest {rules.keep}"
@@ -243,23 +243,23 @@ def _judge_versions(
             gone = "was named"
         if info.version in condemned:
             gone = "was condemned by a prune that did not finish"
-        judged.append(
-            Judged(kept is None, _piece("version", info.version, folders.get(info.version, []), kept or gone))
+        decided.append(
+            Decided(kept is None, _piece("version", info.version, folders.get(info.version, []), kept or gone))
         )
-    return judged
+    return decided
 
 
-def _judge_unfinished(
+def _decide_unfinished(
     versions: Sequence[VersionInfo],
     folders: dict[str, list[StoredFile]],
     held: dict[str, str],
     now_s: float,
     *,
     nothing_published: bool,
-) -> list[Judged]:
+) -> list[Decided]:
     """Folders without a manifest: of runs that were killed, and of versions that were half deleted."""
     known = {info.version for info in versions}
-    judged = []
+    decided = []
     for version, its in folders.items():
         if version in known or not _VERSION.fullmatch(version):
             continue
@@ -270,29 +270,29 @@ def _judge_unfinished(
             kept = "is kept while no version is published"
         elif not all(_is_older(file.modified_s, 1, now_s) for file in its):
             kept = "has no manifest, and is younger than a day"
-        judged.append(Judged(kept is None, _piece("unfinished version", version, its, kept or "has no manifest")))
-    return judged
+        decided.append(Decided(kept is None, _piece("unfinished version", version, its, kept or "has no manifest")))
+    return decided
 
 
-def _judge_units(files: Sequence[StoredFile], rules: PruneRules, now_s: float) -> list[Judged]:
+def _decide_units(files: Sequence[StoredFile], rules: PruneRules, now_s: float) -> list[Decided]:
     """A unit's vectors go before its dead letters: they are the mark that both are there."""
     units: dict[str, list[StoredFile]] = {}
     for file in files:
         if match := _UNIT.fullmatch(file.name):
             units.setdefault(match[1], []).append(file)
     days = f"{rules.units_older_than_days:g} days"
-    judged = []
+    decided = []
     for unit, its in units.items():
         goes = all(_is_older(file.modified_s, rules.units_older_than_days, now_s) for file in its)
         its.sort(key=lambda file: ".dead." in file.name)
-        judged.append(Judged(goes, _piece("unit", unit, its, f"is {'older' if goes else 'younger'} than {days}")))
-    return judged
+        decided.append(Decided(goes, _piece("unit", unit, its, f"is {'older' if goes else 'younger'} than {days}")))
+    return decided
 
 
-def _judge_leftovers(
+def _decide_leftovers(
     files: Sequence[StoredFile], void_holds: Sequence[str], now_s: float, *, is_local: bool
-) -> list[Judged]:
-    judged = []
+) -> list[Decided]:
+    decided = []
     for file in files:
         if _PARTIAL.fullmatch(file.name):
             goes = _is_older(file.modified_s, 1, now_s)
@@ -302,10 +302,10 @@ def _judge_leftovers(
                 goes, why = True, "was not finished, and its process is dead"
             elif writer == "alive":
                 goes, why = False, "is being written"
-            judged.append(Judged(goes, _piece("partial file", file.name, [file], why)))
+            decided.append(Decided(goes, _piece("partial file", file.name, [file], why)))
         elif file.name in void_holds:
-            judged.append(Judged(True, _piece("reader's hold", file.name, [file], "has expired")))
-    return judged
+            decided.append(Decided(True, _piece("reader's hold", file.name, [file], "has expired")))
+    return decided
 
 
 def _folders(files: Sequence[StoredFile], top: str) -> dict[str, list[StoredFile]]:

@@ -91,12 +91,12 @@ def how_it_ended(store: Store, version: str, expected: bytes | None) -> End:
         if expected is not None and began is None:
             chain = itertools.islice(chain, 1)  # without a beginning, what is older may be older than the attempt
         found = None if latest is None else latest.data
-        return judge_end(version, expected, None if began is None else began["version"], found, chain)
+        return check_end(version, expected, None if began is None else began["version"], found, chain)
     except Exception:  # whatever a store's driver raises: what cannot be read is not known
         return "unknown"
 
 
-def judge_end(
+def check_end(
     version: str, expected: bytes | None, began: str | None, found: bytes | None, chain: Iterable[str | None]
 ) -> End:
     """Decides from what LATEST.json holds now.

@@ -154,7 +154,7 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
             yield f"The {index.kind} index has {index.rows} rows, its table of assets {listed} and its file {coded}."
         if not stored == listed == coded:
             return
-        told: set[str] = set()
+        reported: set[str] = set()
         columns = {"asset_id"}
         ids = _Ids(iterate_assets(assets_file, f"{store.url}/{place}", manifest.metadata_types, listed, columns))
         row = 0
@@ -165,8 +165,8 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
                     # Arrow's own threads may still hold a Python buffer when the interpreter ends, which kills it.
                     table = file.read_row_group(group, columns=["asset_id", "embedding"], use_threads=False)
                     for sort, sentence in _row_problems(table, ids, codes):
-                        if sort not in told:
-                            told.add(sort)
+                        if sort not in reported:
+                            reported.add(sort)
                             yield f"{prefix}/{name}, row group {group} (rows {row} ff. of {index.kind}): {sentence}"
                     row += len(table)
 

@@ -99,10 +99,10 @@ class FollowingCatalog(Catalog):
             try:
                 return self._swap_if_new(is_asked=is_asked)
             except Exception as error:  # whatever a store's driver raises: the version in force is not to blame
-                told = str(error) or type(error).__name__
-                if told != self.last_refresh_error:
-                    _log.warning("%s stays at version %s: %s", self._store.url, self._opened.manifest.version, told)
-                self.last_refresh_error = told
+                reported = str(error) or type(error).__name__
+                if reported != self.last_refresh_error:
+                    _log.warning("%s stays at version %s: %s", self._store.url, self._opened.manifest.version, reported)
+                self.last_refresh_error = reported
                 return False
 
     def _swap_if_new(self, *, is_asked: bool) -> bool:

@@ -50,8 +50,8 @@ def write_if(fs: Any, path: str, data: bytes, tag: str | None) -> None:
 def is_refusal(error: BaseException) -> bool:
     """Whether the store says that the condition did not hold, and not that it was away, busy or forbidden."""
     response = getattr(error.__cause__, "response", None)
-    told = response.get("Error", {}) if isinstance(response, dict) else {}
-    codes = {str(told.get("Code", "")), str(getattr(error, "status_code", ""))}
+    reported = response.get("Error", {}) if isinstance(response, dict) else {}
+    codes = {str(reported.get("Code", "")), str(getattr(error, "status_code", ""))}
     return isinstance(error, FileExistsError) or bool(codes & {"PreconditionFailed", "412"})
 
 

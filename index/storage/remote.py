@@ -93,10 +93,10 @@ def storage_errors(place: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = as_os_error(error, place)
-        if told is error:
+        reported = as_os_error(error, place)
+        if reported is error:
             raise
-        raise told from error
+        raise reported from error
 
 
 def as_os_error(error: Exception, place: str) -> Exception:

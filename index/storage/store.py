@@ -246,7 +246,7 @@ class Store:
                 return
             raise StoreError(
                 f"{self.url} must be able to refuse {what}, and it could not be tried "
-                f"({_told(error)}): nothing was written there, try again."
+                f"({_describe(error)}): nothing was written there, try again."
             ) from error
         raise StoreError(
             f"{self.url} must refuse {what}, but does it: two runs could destroy each other's work there, so nothing "
@@ -263,9 +263,9 @@ class Store:
                 found = self._found(name)
             except Exception as error:
                 if failure is None:
-                    told = as_os_error(error, self._place(name))
-                    unread = f"{self._place(name)} cannot be read ({_told(error)})"
-                    raise StoreError(f"{told if isinstance(told, PermissionError) else unread}.") from error
+                    reported = as_os_error(error, self._place(name))
+                    unread = f"{self._place(name)} cannot be read ({_describe(error)})"
+                    raise StoreError(f"{reported if isinstance(reported, PermissionError) else unread}.") from error
                 failure = error
                 continue
             if failure is not None and found == data:
@@ -280,16 +280,16 @@ class Store:
             try:
                 write_if(self.fs, self.path(name), data, tag)
             except Exception as error:
-                told = as_os_error(error, self._place(name))
+                reported = as_os_error(error, self._place(name))
                 if failure is None and (
-                    isinstance(told, PermissionError) or (tag is None and isinstance(told, FileNotFoundError))
+                    isinstance(reported, PermissionError) or (tag is None and isinstance(reported, FileNotFoundError))
                 ):
-                    raise told from error.__cause__  # not allowed, or no such bucket: certainly not written
+                    raise reported from error.__cause__  # not allowed, or no such bucket: certainly not written
                 failure = error
             else:
                 return
         raise SwapUnknownError(
-            f"It is not known whether {self.url}/{name} was written ({_told(failure)}): look at it before going on."
+            f"It is not known whether {self.url}/{name} was written ({_describe(failure)}): look at it before going on."
         ) from failure
 
     @contextlib.contextmanager
@@ -473,7 +473,7 @@ class HashingWriter:
         return False
 
 
-def _told(error: BaseException | None) -> str:
+def _describe(error: BaseException | None) -> str:
     """An error in a few words; some drivers' messages are pages."""
     return f"{type(error).__name__}: {error}"[:200]
 

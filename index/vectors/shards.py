@@ -19,7 +19,7 @@ from ..storage.store import Store
 from ..versions.layout import sample_name, vectors_name
 from ..versions.manifest import FileEntry
 from .sample import SampleRule, keep_sample
-from .units import CarriedGroup, UnitRecord, parquet_writer
+from .units import ReusedGroup, UnitRecord, parquet_writer
 
 ROWS_PER_GROUP = 512
 """Of a version's Parquet files, whatever pieces the rows come from: years of small changes leave no small groups."""
@@ -33,7 +33,7 @@ class ShardTask:
     kind: str
     shard: int
     shards: int
-    parts: tuple[CarriedGroup | UnitRecord, ...]
+    parts: tuple[ReusedGroup | UnitRecord, ...]
     rule: SampleRule = field(default_factory=SampleRule)
     """Which of its rows are kept aside."""
 
@@ -63,13 +63,13 @@ class ShardRecord:
 
 
 def plan_shards(
-    parts: Iterable[CarriedGroup | UnitRecord], rows_per_file: int, rules: Mapping[str, SampleRule] | None = None
+    parts: Iterable[ReusedGroup | UnitRecord], rows_per_file: int, rules: Mapping[str, SampleRule] | None = None
 ) -> list[ShardTask]:
     """Lays old rows in their order, then units in that of their names, into files of about `rows_per_file` rows."""
     tasks = []
     ordered = sorted(parts, key=_place)
     for kind in sorted({part.kind for part in ordered}):
-        files: list[list[CarriedGroup | UnitRecord]] = []
+        files: list[list[ReusedGroup | UnitRecord]] = []
         room = 0
         for part in ordered:
             if part.kind != kind or not part.rows:
@@ -87,8 +87,8 @@ def plan_shards(
     return tasks
 
 
-def _place(part: CarriedGroup | UnitRecord) -> tuple[int, str, int]:
-    if isinstance(part, CarriedGroup):
+def _place(part: ReusedGroup | UnitRecord) -> tuple[int, str, int]:
+    if isinstance(part, ReusedGroup):
         return 0, part.file, part.group
     return 1, part.unit, 0
 

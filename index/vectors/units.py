@@ -47,7 +47,7 @@ class UnitRecord:
     dead: int
     deduplicated: int
     """Rows whose content another row of the unit has, and which were therefore not sent."""
-    carried: int = 0
+    reused_rows: int = 0
     """Rows whose content was paid for earlier, and which were therefore not sent."""
     not_sent: int = 0
     """References that a spending limit kept from being sent. What else the unit has is kept."""
@@ -62,14 +62,14 @@ class UnitFooter:
     rows: int
     dead: int = 0
     deduplicated: int = 0
-    carried: int = 0
+    reused_rows: int = 0
     transient: int = 0
     """Of the dead ones: those that the next run tries again by itself."""
-    recipe: str = ""
+    embedding_config_hash: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CarriedGroup:
+class ReusedGroup:
     """Rows of one row group of the version before that are taken over as they are."""
 
     kind: str
@@ -109,8 +109,8 @@ def write_unit(
     dead_letters: Sequence[DeadLetter],
     *,
     deduplicated: int,
-    carried: int = 0,
-    recipe: str = "",
+    reused_rows: int = 0,
+    embedding_config_hash: str = "",
 ) -> None:
     """Writes a unit's dead letters, then its vectors, whose file marks the unit as done.
 
@@ -121,17 +121,17 @@ def write_unit(
         vectors: float32, (rows, dimension), unit norm.
         dead_letters: The references that have no row.
         deduplicated: How many rows were not sent because another had their content.
-        carried: How many were not sent because their content was paid for earlier.
-        recipe: What the vectors were made with, so that other runs know whether they may take them over.
+        reused_rows: How many were not sent because their content was paid for earlier.
+        embedding_config_hash: What the vectors were made with, so that other runs know whether they may take them over.
     """
     rows, dimension = vectors.shape
     footer = UnitFooter(
         rows=rows,
         dead=len(dead_letters),
         deduplicated=deduplicated,
-        carried=carried,
+        reused_rows=reused_rows,
         transient=sum(letter.reason.is_transient for letter in dead_letters),
-        recipe=recipe,
+        embedding_config_hash=embedding_config_hash,
     )
     counts = asdict(footer)
     noted = orjson.dumps({**counts, "check": zlib.crc32(orjson.dumps(counts))})

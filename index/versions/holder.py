@@ -87,7 +87,7 @@ def read_holder(data: bytes | None) -> Holder | None:
         return None
 
 
-def judge_holder(state: State, renewed_at: datetime.datetime, ttl_s: float, now: datetime.datetime) -> Verdict:
+def check_holder(state: State, renewed_at: datetime.datetime, ttl_s: float, now: datetime.datetime) -> Verdict:
     """What somebody who finds a lease may do: go away, take it over, or watch it for a full ttl first."""
     if state != "unknown":
         return "busy" if state == "alive" else "free"

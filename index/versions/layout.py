@@ -54,7 +54,7 @@ class Reason(StrEnum):
     URI_NOT_ALLOWED = "uri_not_allowed"
     FILE_TOO_LARGE = "file_too_large"
     EMPTY_FILE = "empty_file"
-    NOT_A_PICTURE = "not_a_picture"
+    NOT_AN_IMAGE = "not_a_picture"
     FORMAT_NOT_ALLOWED = "format_not_allowed"
     UNDECODABLE = "undecodable"
     TOO_MANY_PIXELS = "too_many_pixels"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ...configs.errors import CatalogBusyError, LeaseLostError, SwapConflictError
 from ..storage.store import Store
-from .holder import Holder, judge_holder, make_holder, read_holder, utc_now
+from .holder import Holder, check_holder, make_holder, read_holder, utc_now
 from .values import MAX_SMALL_BYTES
 
 LEASE = ".lease.json"
@@ -176,7 +176,7 @@ def _acquire(place: _Place, purpose: str, ttl_s: float, renew_s: float) -> Lease
     if found is not None:
         there = read_holder(found)
         verdict = (
-            "watch" if there is None else judge_holder(there.state(_held), there.renewed_at, there.ttl_s, utc_now())
+            "watch" if there is None else check_holder(there.state(_held), there.renewed_at, there.ttl_s, utc_now())
         )
         if verdict == "busy":
             raise _busy(place, there)

@@ -226,7 +226,7 @@ class ManifestDraft(_Part):
     counts: Counts
     files: tuple[FileEntry, ...]
     indexes: tuple[IndexEntry, ...]
-    held_back: tuple[LongText, ...] = ()
+    gate_failures: tuple[LongText, ...] = ()
     """Why a guard did not let this version be published by itself."""
     prepare_rules: PrepareRules = 1
     """The rules that its pictures were prepared by, or looked at (layout.PREPARE_RULES)."""

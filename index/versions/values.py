@@ -24,7 +24,7 @@ _MAX_DEPTH = 32
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]{0,100}")
 _PLAIN = re.compile(r"[\w>-]{1,80}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SECTIONS = ("embed", "prepare", "index", "guards")
+_SECTIONS = ("embed", "prepare", "index", "gates")
 
 
 def is_version(name: Any) -> bool:

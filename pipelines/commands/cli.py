@@ -24,8 +24,8 @@ from ...configs.load import load_search_job
 from ...configs.search_schema import SearchJob
 from ...index.versions.lease import release_all
 from ..console.documents import json_text
-from ..console.endings import Speaker, ending_of_error, ending_of_report, ending_of_search, ending_of_signal
-from ..console.logs import EVENTS, LogFormat, set_format, tell
+from ..console.outcomes import Reporter, outcome_of_error, outcome_of_report, outcome_of_search, outcome_of_signal
+from ..console.logs import EVENTS, LogFormat, set_format, log_event
 from ..console.options import (
     Adopt,
     ApiKeyEnv,
@@ -63,7 +63,7 @@ app = typer.Typer(
 )
 app.add_typer(versions, name="versions")
 
-_speaker = Speaker()
+_reporter = Reporter()
 """Whoever ends the program says so through this: the end of a command, its failure, or a signal."""
 
 
@@ -87,7 +87,7 @@ def console() -> NoReturn:
             pass
         except OSError as error:
             if error.errno != errno.EPIPE:  # a reader that is gone, as of `| head`, wants no more
-                _speaker.end(ending_of_error(error))
+                _reporter.end(outcome_of_error(error))
                 code = code or 1
     os._exit(code)
 
@@ -110,17 +110,17 @@ def main() -> int:
             handler.addFilter(lambda record: not record.getMessage().startswith("apitools not found"))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stopped)
-    _speaker.as_json = _wants_document(sys.argv[1:])
+    _reporter.as_json = _wants_document(sys.argv[1:])
     try:
         code = app(standalone_mode=False)
     except Exception as error:
         if _stopping is not None:
             _stopping.join()  # the job failed because it was cancelled; the process ends there
-        ending = ending_of_error(error)
+        outcome = outcome_of_error(error)
         if is_usage := hasattr(error, "show"):
             error.show()  # a wrong command line, in the words of its parser
-        _speaker.end(ending, has_sentence=not is_usage)
-        return int(ending.exit_code)
+        _reporter.end(outcome, has_sentence=not is_usage)
+        return int(outcome.exit_code)
     return code if isinstance(code, int) else 0
 
 
@@ -138,7 +138,7 @@ def _stopped(number: int, _: Any) -> None:
     signal interrupted may hold the locks of the connection to the cluster. A second signal does not wait for that.
     """
     global _stopping  # noqa: PLW0603 - signals have no object of their own
-    if _speaker.is_over:
+    if _reporter.is_over:
         return  # the program is at its end anyway
     if _stopping is None and remote_jobs.any_under_way():
         _stopping = threading.Thread(target=_cancel_and_end, args=(number,), name="stop", daemon=True)
@@ -149,17 +149,17 @@ def _stopped(number: int, _: Any) -> None:
 
 def _cancel_and_end(number: int) -> None:
     sentences = remote_jobs.cancel_all()
-    if not _speaker.is_over:  # the command may have come to its own end meanwhile
+    if not _reporter.is_over:  # the command may have come to its own end meanwhile
         _end_by(number, sentences)
 
 
 def _end_by(number: int, sentences: Sequence[str]) -> None:
-    _speaker.end(ending_of_signal(number, is_run=_speaker.is_run, more=sentences))
+    _reporter.end(outcome_of_signal(number, is_run=_reporter.is_run, more=sentences))
     release_all()  # or the next run, on another machine perhaps, would have to wait for the lease to end
     os._exit(128 + number)
 
 
-def _tell_version(is_asked: bool) -> None:
+def _print_version(is_asked: bool) -> None:
     if is_asked:
         _print(__version__)
         raise typer.Exit
@@ -169,7 +169,7 @@ def _tell_version(is_asked: bool) -> None:
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Log what the runner does, with tracebacks.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", callback=_tell_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Options that stand before the command."""
@@ -190,8 +190,8 @@ def run(
 ) -> int:
     """Embed the assets of CONFIG, build the indexes, measure them, publish a new version of the catalog."""
     overrides = [*(set_ or []), *_limits(max_requests, max_cost)]
-    voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
-    return _run("run", config, overrides, beam_options, voice, adopt=adopt)
+    output_options = OutputOptions(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
+    return _run("run", config, overrides, beam_options, output_options, adopt=adopt)
 
 
 @app.command("retry-failed")
@@ -209,12 +209,12 @@ def retry_failed(
 ) -> int:
     """Run CONFIG again and send only its dead letters, whatever their reason was."""
     overrides = [*(set_ or []), *_limits(max_requests, max_cost), "embed.retry_dead=true"]
-    voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
-    return _run("retry-failed", config, overrides, beam_options, voice, adopt=adopt)
+    output_options = OutputOptions(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
+    return _run("retry-failed", config, overrides, beam_options, output_options, adopt=adopt)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Voice:
+class OutputOptions:
     """How a run says what it does."""
 
     as_json: bool
@@ -237,58 +237,58 @@ def _run(
     path: Path,
     overrides: Sequence[str],
     beam_options: Sequence[str] | None,
-    voice: Voice,
+    output_options: OutputOptions,
     *,
     adopt: bool,
 ) -> int:
-    _begin(voice)
+    _begin(output_options)
     job = _load(path, overrides)
     options = _beam_options(beam_options)
     secrets = [os.environ.get(name or "", "").strip() for name in (job.embed.api_key_env, job.embed.redis_password_env)]
-    _speaker.secrets = secrets
-    set_format(voice.lines or LogFormat.TEXT, secrets)
+    _reporter.secrets = secrets
+    set_format(output_options.lines or LogFormat.TEXT, secrets)
     from ..jobs.launch import Runner
     from ..jobs.run import run as run_job
 
-    tell("started", command=command, config=str(path), catalog=job.catalog, process=os.getpid())
+    log_event("started", command=command, config=str(path), catalog=job.catalog, process=os.getpid())
 
     def write(watch: "Watch") -> "Report":
         return run_job(job, Runner(beam_options=options, watch=watch, expect=watch.expect), adopt=adopt)
 
-    return _watched(job.catalog, voice, job.embed.lanes, write)
+    return _watched(job.catalog, output_options, job.embed.lanes, write)
 
 
-def _begin(voice: Voice) -> None:
+def _begin(output_options: OutputOptions) -> None:
     """What a command that writes a version says goes where it is wanted from now on."""
-    _speaker.log_format = voice.lines
-    _speaker.is_run = True
-    set_format(voice.lines or LogFormat.TEXT)
+    _reporter.log_format = output_options.lines
+    _reporter.is_run = True
+    set_format(output_options.lines or LogFormat.TEXT)
     logging.captureWarnings(capture=True)
-    if voice.lines is not None:
-        logging.getLogger(EVENTS).setLevel(logging.WARNING if voice.quiet else logging.INFO)
+    if output_options.lines is not None:
+        logging.getLogger(EVENTS).setLevel(logging.WARNING if output_options.quiet else logging.INFO)
     else:
         logging.getLogger(EVENTS).setLevel(logging.CRITICAL)  # a person sees the bar and the summary instead
 
 
-def _watched(catalog: str, voice: Voice, lanes: int, write: Callable[["Watch"], "Report"]) -> int:
+def _watched(catalog: str, output_options: OutputOptions, lanes: int, write: Callable[["Watch"], "Report"]) -> int:
     """Shows how a version is written and how that ended. Returns the exit code."""
     from ..console.progress import print_summary
 
-    with _shown(voice, lanes) as watch:
+    with _shown(output_options, lanes) as watch:
         report = write(watch)
-        watch.tell_end(report)
-    ending = ending_of_report(report, catalog)
-    if not voice.as_json and not voice.quiet:
+        watch.report_end(report)
+    outcome = outcome_of_report(report, catalog)
+    if not output_options.as_json and not output_options.quiet:
         print_summary(Screen(), report, catalog)
-    _speaker.end(ending)
-    return int(ending.exit_code)
+    _reporter.end(outcome)
+    return int(outcome.exit_code)
 
 
-def _shown(voice: Voice, lanes: int) -> contextlib.AbstractContextManager["Watch"]:
+def _shown(output_options: OutputOptions, lanes: int) -> contextlib.AbstractContextManager["Watch"]:
     from ..console.progress import shown
 
-    as_lines = voice.lines is not None
-    return shown(Screen(stderr=True), quiet=voice.quiet, as_lines=as_lines, lanes=lanes, every_s=voice.progress_every_s)
+    as_lines = output_options.lines is not None
+    return shown(Screen(stderr=True), quiet=output_options.quiet, as_lines=as_lines, lanes=lanes, every_s=output_options.progress_every_s)
 
 
 @app.command()
@@ -326,8 +326,8 @@ def index(
     progress_every: ProgressEvery = 30.0,
 ) -> int:
     """Build a version of CATALOG from the vectors that are there, with other index settings; nothing is sent."""
-    voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
-    _begin(voice)
+    output_options = OutputOptions(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
+    _begin(output_options)
     options = _beam_options(beam_options)
     if folder is None and (embedding or model or metadata or adopt):
         raise ConfigError("--embedding, --model, --metadata and --adopt go with --from FOLDER: give that too.")
@@ -349,8 +349,8 @@ def index(
             runner=runner,
         )
 
-    tell("started", command="index", catalog=catalog, process=os.getpid())
-    return _watched(catalog, voice, 0, write)
+    log_event("started", command="index", catalog=catalog, process=os.getpid())
+    return _watched(catalog, output_options, 0, write)
 
 
 @app.command()
@@ -428,25 +428,25 @@ def search_batch(
     progress_every: ProgressEvery = 30.0,
 ) -> int:
     """Search a catalog by many queries: those of CONFIG in, Parquet of hits out. See docs/searching.md."""
-    voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
-    _begin(voice)
+    output_options = OutputOptions(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
+    _begin(output_options)
     job = load_search_job(config, [*(set_ or ()), *_limits(max_requests, max_cost)])
     options = _beam_options(beam_options)
     names = (job.embed.get("api_key_env", "EPITHRE_KEY"), job.embed.get("redis_password_env"))
-    _speaker.secrets = [os.environ.get(str(name or ""), "").strip() for name in names]
-    set_format(voice.lines or LogFormat.TEXT, _speaker.secrets)
+    _reporter.secrets = [os.environ.get(str(name or ""), "").strip() for name in names]
+    set_format(output_options.lines or LogFormat.TEXT, _reporter.secrets)
     from ..jobs.launch import Runner
     from ..jobs.search_batch import search_batch as search_all
 
-    tell("started", command="search-batch", config=str(config), catalog=job.catalog, process=os.getpid())
-    with _shown(voice, 1 if job.queries else 0) as watch:
+    log_event("started", command="search-batch", config=str(config), catalog=job.catalog, process=os.getpid())
+    with _shown(output_options, 1 if job.queries else 0) as watch:
         report = search_all(job, Runner(beam_options=options, watch=watch, expect=watch.expect))
-        watch.tell_searched(report)
-    ending = ending_of_search(report, job.output)
-    if not as_json and not quiet and not ending.exit_code:
-        Screen().print(ending.message, highlight=False, markup=False, soft_wrap=True)
-    _speaker.end(ending)
-    return int(ending.exit_code)
+        watch.report_searched(report)
+    outcome = outcome_of_search(report, job.output)
+    if not as_json and not quiet and not outcome.exit_code:
+        Screen().print(outcome.message, highlight=False, markup=False, soft_wrap=True)
+    _reporter.end(outcome)
+    return int(outcome.exit_code)
 
 
 app.command()(serve)
@@ -482,12 +482,12 @@ def demo(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Where the pictures, the job and the catalog go.")
     ] = Path("demo"),
-    pictures: Annotated[int, typer.Option(help="How many to draw.")] = 400,
+    images: Annotated[int, typer.Option(help="How many to draw.")] = 400,
 ) -> None:
     """Draw pictures, run the main job on the emulator, search, and write a page with the results."""
     from ..jobs.demo import run_demo
 
-    run_demo(folder, pictures, Screen())
+    run_demo(folder, images, Screen())
 
 
 @app.command()

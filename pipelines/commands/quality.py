@@ -57,7 +57,7 @@ def evaluate(
     if html is not None:  # what the page needs, before anything is sent
         import matplotlib  # noqa: F401
     from ..jobs.evaluate import CatalogPlace, Question, print_evaluation, write_page
-    from ..jobs.evaluate import evaluate as judge
+    from ..jobs.evaluate import evaluate as evaluate_catalogs
 
     question = Question(
         pairs=pairs,
@@ -70,7 +70,7 @@ def evaluate(
     places = [CatalogPlace(catalog, version)]
     if against is not None or against_version is not None:
         places.append(CatalogPlace(against or catalog, against_version))
-    document = judge(places, question)
+    document = evaluate_catalogs(places, question)
     if html is not None:
         write_page(html, document)
     if as_json:

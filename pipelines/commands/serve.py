@@ -49,7 +49,7 @@ def serve(
     keep_alive: Annotated[
         float, typer.Option(metavar="S", min=0.1, help="Seconds that a connection is kept for its next request.")
     ] = 75.0,
-    max_picture_mp: Annotated[
+    max_image_mp: Annotated[
         float, typer.Option(min=0.001, help="Megapixels of a picture that is searched by.")
     ] = 50.0,
     follow_every: Annotated[
@@ -76,7 +76,7 @@ def serve(
         max_connections=max_connections,
         max_client_connections=max_client_connections,
         keep_alive_s=keep_alive,
-        max_picture_pixels=int(max_picture_mp * 1_000_000),
+        max_image_pixels=int(max_image_mp * 1_000_000),
         follow_every_s=follow_every,
     )
     asyncio.run(_serve(settings, as_json=as_json))

@@ -63,7 +63,7 @@ def _row(info: VersionInfo) -> dict[str, Any]:
             "model": manifest.made_by.name,
             "per_kind": manifest.counts.per_kind,
             "dead": manifest.counts.dead,
-            "held_back": list(manifest.held_back),
+            "held_back": list(manifest.gate_failures),
             "previous": manifest.previous,
         }
     return row
@@ -160,7 +160,7 @@ def publish_(
         expected = None if latest is None else latest.data
     except CatalogError:
         expected = store.read(LATEST)  # damaged: this is how it is mended
-    _put_in_force(store, version, expected)
+    _make_current(store, version, expected)
     _print(f"{version} is published.")
 
 
@@ -185,7 +185,7 @@ def rollback(
     if target >= current:
         what = "the published one" if target == current else "newer than the published one"
         raise ConfigError(f"rollback goes back to an older version, and {target} is {what} ({current}).")
-    _put_in_force(store, target, expected, dry_run=dry_run)
+    _make_current(store, target, expected, dry_run=dry_run)
     _print(f"{target} {'would be' if dry_run else 'is'} published, in place of {current}.")
 
 
@@ -234,7 +234,7 @@ def _print_pieces(verb: str, pieces: Sequence[Piece]) -> None:
         _print(f"{verb}: {of_count(len(same), 'unit')}, {size_bytes:,} bytes: each {why}")
 
 
-def _put_in_force(store: Store, version: str, expected: bytes | None, *, dry_run: bool = False) -> None:
+def _make_current(store: Store, version: str, expected: bytes | None, *, dry_run: bool = False) -> None:
     """Verifies a version and publishes it. `expected` was read before: what prune condemns meanwhile is refused."""
     from ...index.publish.verify import find_damage
 

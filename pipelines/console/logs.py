@@ -34,7 +34,7 @@ class LogFormat(StrEnum):
 
 
 def line_of(event: str, level: int, fields: Mapping[str, Any]) -> str:
-    """The line that `tell` would log, for who must not wait for a lock."""
+    """The line that `log_event` would log, for who must not wait for a lock."""
     handlers = logging.getLogger().handlers
     formatter = handlers[0].formatter if handlers else None
     record = logging.LogRecord(EVENTS, level, "", 0, event, None, None)
@@ -42,7 +42,7 @@ def line_of(event: str, level: int, fields: Mapping[str, Any]) -> str:
     return (formatter or LineFormatter(LogFormat.TEXT)).format(record)
 
 
-def tell(event: str, level: int = logging.INFO, /, **fields: Any) -> None:
+def log_event(event: str, level: int = logging.INFO, /, **fields: Any) -> None:
     """Logs one event of a run. Fields that are None are left out."""
     logging.getLogger(EVENTS).log(level, event, extra={"fields": fields})
 
@@ -71,8 +71,8 @@ class LineFormatter(logging.Formatter):
         self._scrubber = Scrubber(*secrets)
 
     def format(self, record: logging.LogRecord) -> str:
-        told = getattr(record, "fields", None)
-        event, fields = (record.getMessage(), told) if told is not None else ("log", self._foreign(record))
+        reported = getattr(record, "fields", None)
+        event, fields = (record.getMessage(), reported) if reported is not None else ("log", self._foreign(record))
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
         time = time.replace("+00:00", "Z")
         fields = {name: self._hidden(value) for name, value in fields.items() if value is not None}

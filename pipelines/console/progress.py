@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...configs.words import of_count, of_pause, of_size
-from .logs import escaped, tell
+from .logs import escaped, log_event
 
 if TYPE_CHECKING:
     from ...transforms.batch_search.last_step import SearchReport
@@ -57,10 +57,10 @@ class Watch:
     def __call__(self, lanes: "list[LaneProgress]") -> None:
         pass
 
-    def tell_end(self, report: "Report") -> None:
+    def report_end(self, report: "Report") -> None:
         pass
 
-    def tell_searched(self, report: "SearchReport") -> None:
+    def report_searched(self, report: "SearchReport") -> None:
         pass
 
 
@@ -108,14 +108,14 @@ class _Pauses:
     """Which pauses of the lanes are still to be told of; lanes that keep the same one are told of once."""
 
     def __init__(self) -> None:
-        self._told_until_s = 0.0
+        self._last_reported_until_s = 0.0
 
     def new(self, lanes: "list[LaneProgress]") -> "PauseFigures | None":
         kept = [lane["pause"] for lane in lanes if "pause" in lane]
         longest = max(kept, key=lambda pause: pause["until_s"], default=None)
-        if longest is None or longest["until_s"] < self._told_until_s + _SAME_PAUSE_S:
+        if longest is None or longest["until_s"] < self._last_reported_until_s + _SAME_PAUSE_S:
             return None
-        self._told_until_s = longest["until_s"]
+        self._last_reported_until_s = longest["until_s"]
         return longest
 
 
@@ -144,7 +144,7 @@ class Events(Watch):
     def __init__(self, lanes: int, every_s: float) -> None:
         self._expected = lanes
         self._every_s = every_s
-        self._told_at = time.monotonic()
+        self._last_reported_at = time.monotonic()
         self._lanes: list[LaneProgress] = []
         self._is_over = False
         self._is_embedded = not lanes
@@ -154,34 +154,34 @@ class Events(Watch):
         self._lanes = lanes or self._lanes
         if pause := self._pauses.new(lanes):
             sentence = of_pause(pause["until_s"], pause["asked_s"], pause["why"])
-            tell("paused", logging.WARNING, until_s=pause["until_s"], asked_s=pause["asked_s"], message=sentence)
+            log_event("paused", logging.WARNING, until_s=pause["until_s"], asked_s=pause["asked_s"], message=sentence)
         # Lanes that have nothing to do never show up; the end then says what this line would have said.
         if not self._is_embedded and len(lanes) >= self._expected and all(lane["is_done"] for lane in lanes):
             self._is_embedded = True
-            tell("embedded", **self._figures())
-        if time.monotonic() - self._told_at >= self._every_s:
-            self._told_at = time.monotonic()
-            tell("progress", stage=self._stage(), **self._figures())
+            log_event("embedded", **self._figures())
+        if time.monotonic() - self._last_reported_at >= self._every_s:
+            self._last_reported_at = time.monotonic()
+            log_event("progress", stage=self._stage(), **self._figures())
 
-    def tell_end(self, report: "Report") -> None:
+    def report_end(self, report: "Report") -> None:
         """What a run that wrote a version amounts to; one that is held back is told with its exit code instead."""
         self._is_over = True
         counts, timings, api = report["counts"], report["timings_s"], report["api"]
         if imported := report.get("imported"):
-            tell("imported", rows=imported["rows"], normalised=imported["normalised"], dead=counts["dead"])
+            log_event("imported", rows=imported["rows"], normalised=imported["normalised"], dead=counts["dead"])
         elif not self._is_embedded and not report.get("unchanged"):
             done, retries = counts["assets"], sum(api["retries"].values())
             figures = {"done": done, "total": done, "dead": counts["dead"], "requests": api["requests"]}
-            tell("embedded", **figures, retries=retries, seconds=timings["embed"])
+            log_event("embedded", **figures, retries=retries, seconds=timings["embed"])
         for kind, rows in counts["per_kind"].items():
             if f"index_{kind}" not in timings:
                 continue  # nothing was built
             recall = {d: value for d, value in report["recall"].items() if d.endswith(f">{kind}")}
-            tell("indexed", kind=kind, rows=rows, seconds=timings[f"index_{kind}"], recall=recall)
-        _tell_retries(api["retries"], api["answers_429"])
+            log_event("indexed", kind=kind, rows=rows, seconds=timings[f"index_{kind}"], recall=recall)
+        _log_retries(api["retries"], api["answers_429"])
         for reason, count in report["dead_letters"]["by_reason"].items():
             samples = report["dead_letters"]["samples"][reason][:_SAMPLES]
-            tell(
+            log_event(
                 "dead_letters",
                 logging.WARNING,
                 reason=reason,
@@ -192,23 +192,23 @@ class Events(Watch):
         if not report["held_back"]:
             whole = {name: value for name, value in counts.items() if isinstance(value, int)}
             word = "unchanged" if report.get("unchanged") else "published"
-            tell(word, version=report["version"], **whole, seconds=timings["total"], cost=api["cost"])
+            log_event(word, version=report["version"], **whole, seconds=timings["total"], cost=api["cost"])
 
-    def tell_searched(self, report: "SearchReport") -> None:
+    def report_searched(self, report: "SearchReport") -> None:
         """What a bulk search amounts to."""
         self._is_over = True
         names = ("searched", "hits", "dead", "requests", "seconds", "result")
         figures = cast("dict[str, Any]", report)
-        tell("searched", version=report["version"], **{name: figures[name] for name in names})
+        log_event("searched", version=report["version"], **{name: figures[name] for name in names})
 
     def close(self) -> None:
         """What is known of a run that failed."""
         if not self._is_over and self._lanes:
-            tell("progress", stage="ended", **self._figures())
+            log_event("progress", stage="ended", **self._figures())
             retries: Counter[str] = Counter()
             for lane in self._lanes:
                 retries.update(lane["meter"]["retries"])
-            _tell_retries(retries, sum(lane["meter"]["answers_429"] for lane in self._lanes))
+            _log_retries(retries, sum(lane["meter"]["answers_429"] for lane in self._lanes))
 
     def _stage(self) -> str:
         if self._is_embedded:
@@ -232,9 +232,9 @@ class Events(Watch):
         }
 
 
-def _tell_retries(by_reason: Mapping[str, int], answers_429: int) -> None:
+def _log_retries(by_reason: Mapping[str, int], answers_429: int) -> None:
     if by_reason:
-        tell("retries", count=sum(by_reason.values()), by_reason=by_reason, answers_429=answers_429)
+        log_event("retries", count=sum(by_reason.values()), by_reason=by_reason, answers_429=answers_429)
 
 
 def _notes(lanes: "list[LaneProgress]") -> str:

@@ -3,7 +3,7 @@ r"""What the program prints, and the one place where all of it loses what would 
 Ids, texts and the words of servers come from anybody, and a terminal obeys what is printed. So standard output and
 standard error take no control characters but line feeds and tabs, and none that change the direction of writing: they
 become `\uXXXX`, which JSON reads as the character that it was. Colours and progress are drawn by a `Screen`, which
-escapes texts before it adds sequences of its own. How a command ended is told past the streams (`endings`), through
+escapes texts before it adds sequences of its own. How a command ended is told past the streams (`outcomes`), through
 the same function.
 """
 

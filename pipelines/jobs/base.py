@@ -16,8 +16,8 @@ from ...index.versions.manifest import Manifest, read_manifest
 from ...transforms.epithre.emulator import EmulatorSettings, emulator_fingerprint
 from ...transforms.planning.compare import Comparison, Overlap
 from ...transforms.planning.plan import iterate_references
-from ...transforms.planning.recipe import differences
-from ..console.logs import tell
+from ...transforms.planning.embedding_config import differences
+from ..console.logs import log_event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def check_adoption(sentence: str | None, *, adopt: bool) -> None:
             f"{sentence}: nothing was sent. Name another catalog, or take this one over with --adopt; "
             "a `job:` name in the job's file keeps its catalog whatever its sources are."
         )
-    tell("adopted", logging.WARNING, because=sentence)
+    log_event("adopted", logging.WARNING, because=sentence)
 
 
 def is_whole(

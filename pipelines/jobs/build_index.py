@@ -16,7 +16,7 @@ from ...configs.load import parse_settings
 from ...configs.schema import UNKNOWN_MODEL, check_metadata_name
 from ...index.local.trust import Trust, check_rebuild
 from ...index.storage.store import Store
-from ...index.vectors.units import CarriedGroup
+from ...index.vectors.units import ReusedGroup
 from ...index.versions.latest import nothing_published, read_latest
 from ...index.versions.layout import report_name
 from ...index.versions.manifest import read_manifest
@@ -24,14 +24,14 @@ from ...transforms.planning.compare import Changes, Comparison
 from ...transforms.planning.job_identity import identity_of_import, other_job
 from ...transforms.planning.plan import Plan
 from ...transforms.reports.report import Report, unchanged_report
-from ...transforms.versions.carry import iterate_dead_letters, plan_all_carried
-from ...transforms.versions.imports import ImportedGroup, Survey, survey_folder
+from ...transforms.versions.reused_rows import iterate_dead_letters, plan_all_reused
+from ...transforms.versions.imports import ImportedGroup, Scan, scan_folder
 from ...transforms.versions.setup import VersionSetup, public_settings
-from ..console.logs import tell
+from ..console.logs import log_event
 from .base import check_adoption, is_whole
 from .launch import Runner, hold_catalog, software
 
-_SETTABLE = ("index", "guards", "runner")
+_SETTABLE = ("index", "gates", "runner")
 
 
 def build_index(
@@ -80,15 +80,15 @@ def build_index(
                 rows = sum(manifest.counts.per_kind.values())
                 seconds = max(0.0, time.time() - started_at_s)
                 return unchanged_report(manifest, rows, letters, config.embed, seconds)
-            plan = plan_all_carried(held.store, held.run.version, manifest)
+            plan = plan_all_reused(held.store, held.run.version, manifest)
             setup = VersionSetup(
                 run=held.run,
                 embed=config.embed,
                 index=config.index,
-                guards=config.guards,
+                gates=config.gates,
                 metadata_types=manifest.metadata_types,
                 settings={**manifest.config, **public_settings(config)},
-                plan=replace(plan, carried=()),
+                plan=replace(plan, reused_groups=()),
                 model_fingerprint=manifest.model_fingerprint,
                 prepare_rules=manifest.prepare_rules,
                 latest=held.latest,
@@ -97,8 +97,8 @@ def build_index(
                 software=software(),
                 started_at_s=started_at_s,
             )
-            tell("planned", assets=dict(plan.changes.assets), base=manifest.version)
-            return _write(setup, plan.carried, config, runner)
+            log_event("planned", assets=dict(plan.changes.assets), base=manifest.version)
+            return _write(setup, plan.reused_groups, config, runner)
         except DamagedFileError as error:
             raise CatalogError(
                 f"{error} Nothing was published: `run` makes its vectors anew, `versions rollback` goes back."
@@ -149,7 +149,7 @@ def import_vectors(
             with contextlib.suppress(CatalogError):
                 before = read_manifest(held.store, held.latest.version, held.latest.manifest_sha256)
         listed = stack.enter_context(Comparison({}))
-        survey = survey_folder(folder, embedding, types, ids=listed)
+        scan = scan_folder(folder, embedding, types, ids=listed)
         job = identity_of_import(said.job, _absolute(folder))
         gone: Mapping[str, int] = {}
         sentence = None
@@ -158,7 +158,7 @@ def import_vectors(
             sentence = other_job(url, before, job, listed.overlap)
             check_adoption(sentence, adopt=adopt)
             gone = listed.changes().gone
-        dimension = survey.folder.dimension
+        dimension = scan.folder.dimension
         if "dimension" in said.embed.model_fields_set and said.embed.dimension != dimension:
             raise ConfigError(
                 f"embed.dimension must be that of the vectors, {dimension}, got {said.embed.dimension}: leave it away."
@@ -169,11 +169,11 @@ def import_vectors(
             run=held.run,
             embed=config.embed,
             index=config.index,
-            guards=config.guards,
+            gates=config.gates,
             metadata_types=types,
             settings=public_settings(config),
-            plan=_plan(survey, gone),
-            folder=survey.folder,
+            plan=_plan(scan, gone),
+            folder=scan.folder,
             latest=held.latest,
             rows_before=before.counts.per_kind if before else None,
             job=job,
@@ -181,12 +181,12 @@ def import_vectors(
             software=software(),
             started_at_s=started_at_s,
         )
-        tell("planned", assets=survey.assets, files=len(survey.folder.files), dimension=dimension)
-        return _write(setup, survey.groups, config, runner)
+        log_event("planned", assets=scan.assets, files=len(scan.folder.files), dimension=dimension)
+        return _write(setup, scan.groups, config, runner)
 
 
 def _write(
-    setup: VersionSetup, parts: Sequence[CarriedGroup | ImportedGroup], config: CatalogConfig, runner: Runner | None
+    setup: VersionSetup, parts: Sequence[ReusedGroup | ImportedGroup], config: CatalogConfig, runner: Runner | None
 ) -> Report:
     """Writes the version that these parts amount to, and returns its report."""
 
@@ -203,20 +203,20 @@ def _write(
     return report
 
 
-def _plan(survey: Survey, gone: Mapping[str, int]) -> Plan:
+def _plan(scan: Scan, gone: Mapping[str, int]) -> Plan:
     """Everything is new; of the current version only the ids are compared."""
     changes = Changes(
-        assets=survey.assets,
+        assets=scan.assets,
         size_bytes={},
         unchanged={},
         dead={},
-        new=survey.assets,
+        new=scan.assets,
         differing={},
         deleted={},
         other_metadata=0,
         gone=gone,
     )
-    return Plan(name="", units=(), carried=(), changes=changes, base=None)
+    return Plan(name="", units=(), reused_groups=(), changes=changes, base=None)
 
 
 def _absolute(url: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from ...configs import load_config
 from ...configs.errors import ConfigError
 from ...index.storage.store import Store
-from ...transforms.epithre.emulator.draw import Attributes, describe, draw_picture, sample_attributes
+from ...transforms.epithre.emulator.draw import Attributes, describe, draw_image, sample_attributes
 from ..console.progress import print_summary, shown
 from ..console.screen import Screen
 from .launch import Runner
@@ -54,23 +54,23 @@ embed:
 """
 
 
-def run_demo(folder: Path, pictures: int, console: Screen) -> None:
+def run_demo(folder: Path, images: int, console: Screen) -> None:
     """Draws, runs, searches and shows.
 
     Args:
         folder: For all that is written; pictures that are there already are drawn over.
-        pictures: How many to draw, at least 20.
+        images: How many to draw, at least 20.
         console: For what a person sees.
 
     Raises:
-        ConfigError: When `pictures` is too small, or the folder cannot be written.
+        ConfigError: When `images` is too small, or the folder cannot be written.
     """
-    if pictures < len(_CERTAIN):
-        raise ConfigError(f"--pictures must be at least {len(_CERTAIN)}, got {pictures}.")
+    if images < len(_CERTAIN):
+        raise ConfigError(f"--images must be at least {len(_CERTAIN)}, got {images}.")
     started = time.monotonic()
-    console.print(f"drawing {pictures} pictures in {folder}/pictures", highlight=False)
+    console.print(f"drawing {images} pictures in {folder}/pictures", highlight=False)
     try:
-        job = write_inputs(folder, pictures, seed=7)
+        job = write_inputs(folder, images, seed=7)
     except OSError as error:
         raise misplaced("FOLDER", Store(str(folder)), error) or error from error
     with shown(Screen(stderr=True), quiet=False) as watch:
@@ -89,19 +89,19 @@ def run_demo(folder: Path, pictures: int, console: Screen) -> None:
     console.print(f"  {program} search {folder}/catalog --text 'mobil biru'", highlight=False, soft_wrap=True)
 
 
-def write_inputs(folder: Path, pictures: int, seed: int) -> Path:
+def write_inputs(folder: Path, images: int, seed: int) -> Path:
     """Draws pictures, named after what they show, writes captions and the job; returns the job's path."""
     rng = np.random.default_rng(seed)
     target = folder / "pictures"
     target.mkdir(parents=True, exist_ok=True)
-    everything = [*_CERTAIN, *(sample_attributes(rng) for _ in range(pictures - len(_CERTAIN)))]
+    everything = [*_CERTAIN, *(sample_attributes(rng) for _ in range(images - len(_CERTAIN)))]
     with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:
         captions = csv.writer(file)
         captions.writerow(["sku", "description", "lang", "price"])
         for number, attributes in enumerate(everything):
             english = describe(attributes, "en")
             name = f"{number:04d}-{english.replace(' ', '-')}"
-            draw_picture(rng, attributes).save(target / f"{name}.jpg", quality=90)
+            draw_image(rng, attributes).save(target / f"{name}.jpg", quality=90)
             language: Literal["en", "id"] = "id" if number % 2 else "en"
             captions.writerow([name, describe(attributes, language), language, round(float(rng.uniform(5, 500)), 2)])
     job = folder / "job.yaml"

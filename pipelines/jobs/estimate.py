@@ -6,9 +6,9 @@ import pyarrow.compute as pc
 from rich.table import Table
 from rich.text import Text
 
-from ...configs import GuardConfig, RunConfig
+from ...configs import GateConfig, RunConfig
 from ...configs.words import of_count
-from ...index.publish.gates import judge_shrinkage, judge_turnover
+from ...index.publish.gates import check_shrinkage, check_turnover
 from ...index.storage.store import Store
 from ...index.versions.latest import read_latest
 from ...index.versions.layout import UNITS
@@ -19,7 +19,7 @@ from ...transforms.epithre.client import IMAGE_TOKENS
 from ...transforms.planning.compare import Changes, Comparison
 from ...transforms.planning.job_identity import identity_of, other_job
 from ...transforms.planning.plan import iterate_units, unit_name
-from ...transforms.planning.recipe import recipe
+from ...transforms.planning.embedding_config import embedding_config_hash
 from ...transforms.sources.references import references_of
 from .base import compare, find_base, overlap
 
@@ -42,9 +42,9 @@ class Estimate:
     """Why all may be new after all: the server is another than the one that was asked, and a plan asks nobody."""
     another_job: str | None
     """Why a run would be refused: the catalog belongs to another job; None when it does not."""
-    would_be_held_back_because: list[str]
+    gate_failures: list[str]
     """What the guards against shrinking and turnover would say."""
-    may_be_held_back_because: list[str]
+    possible_gate_failures: list[str]
     """What the guard against turnover would say if all files that look changed are."""
     unchanged: int
     """Taken over without being read."""
@@ -92,7 +92,7 @@ def estimate(config: RunConfig) -> Estimate:
     embed = config.embed
     units = done = to_read = to_send = requests = tokens = 0
     upload = 0.0
-    made_with = recipe(embed, config.prepare, found.fingerprint)
+    made_with = embedding_config_hash(embed, config.prepare, found.fingerprint)
     with compare(config.sources, config.metadata_types) as comparison:
         another_job = other_job(
             config.catalog, found.manifest, identity_of(config), lambda: overlap(comparison, store, found.manifest)
@@ -106,7 +106,7 @@ def estimate(config: RunConfig) -> Estimate:
                 is_reusable=found.usable is not None,
             )
         changes = comparison.changes()
-        held_back, may_be_held_back = _foresee(comparison, changes, found.manifest, config.guards)
+        gate_failures, possible_gate_failures = _foresee(comparison, changes, found.manifest, config.gates)
         known = comparison.known_texts()
         moved = comparison.likely_moved()
         done_units = set(store.names(UNITS)) if changes.todo else set()
@@ -153,8 +153,8 @@ def estimate(config: RunConfig) -> Estimate:
         every_vector_is_new_because=list(found.reasons),
         uncertain_because=uncertain,
         another_job=another_job,
-        would_be_held_back_because=held_back,
-        may_be_held_back_because=may_be_held_back,
+        gate_failures=gate_failures,
+        possible_gate_failures=possible_gate_failures,
         unchanged=sum(changes.unchanged.values()),
         dead=sum(changes.dead.values()),
         new=sum(changes.new.values()),
@@ -177,7 +177,7 @@ def estimate(config: RunConfig) -> Estimate:
 
 
 def _foresee(
-    comparison: Comparison, changes: Changes, current: Manifest | None, guards: GuardConfig
+    comparison: Comparison, changes: Changes, current: Manifest | None, gates: GateConfig
 ) -> tuple[list[str], list[str]]:
     """What the guards would say of a listing, and what they might once its files are read."""
     if current is None:
@@ -187,9 +187,9 @@ def _foresee(
     replaced = comparison.replaced() if "sources" in current.config else {}
     certain = {kind: counts[0] for kind, counts in replaced.items()}
     possible = {kind: sum(counts) for kind, counts in replaced.items()}
-    foreseen = judge_turnover(changes.gone, certain, before, guards)
-    may = [] if foreseen else judge_turnover(changes.gone, possible, before, guards)
-    return [*judge_shrinkage(left, before, guards), *foreseen], may
+    foreseen = check_turnover(changes.gone, certain, before, gates)
+    may = [] if foreseen else check_turnover(changes.gone, possible, before, gates)
+    return [*check_shrinkage(left, before, gates), *foreseen], may
 
 
 def plan_table(found: Estimate) -> Table:
@@ -207,9 +207,9 @@ def plan_table(found: Estimate) -> Table:
         table.add_row("not certain", Text(found.uncertain_because))
     if found.another_job is not None:
         table.add_row("another job", Text(f"the run would be refused without --adopt: {found.another_job}."))
-    for reason in found.would_be_held_back_because:
+    for reason in found.gate_failures:
         table.add_row("held back", Text(f"the version would not be published by itself: {reason}"))
-    for reason in found.may_be_held_back_because:
+    for reason in found.possible_gate_failures:
         table.add_row("not certain", Text(f"if what is to be looked at again has another content: {reason}"))
     if found.base is not None:
         moved = (

@@ -44,13 +44,13 @@ from ...transforms.evaluation.phrases import of_difference, of_direction, of_int
 from .search import embed_for
 
 if TYPE_CHECKING:
-    from ...transforms.viewing.picture_sources import PictureSources
-    from ...transforms.viewing.small_pictures import Read
+    from ...transforms.viewing.image_sources import ImageSources
+    from ...transforms.viewing.small_images import Read
 
 _WORST = 20
 _SHOWN = 3
-_PICTURE_PIXELS = 112
-_PICTURES_BYTES = 8 << 20
+_IMAGE_PIXELS = 112
+_IMAGES_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +98,14 @@ def evaluate(places: Sequence[CatalogPlace], question: Question) -> Evaluation:
     placed = place_labels(labels, catalogs, drop_unknown=question.drop_unknown)
     subjects: list[Subject] = []
     for number, (url, catalog) in enumerate(catalogs):
-        known = subjects[0] if number and _recipe(catalogs[0].catalog) == _recipe(catalog) else None
+        known = subjects[0] if number and _embedding_config(catalogs[0].catalog) == _embedding_config(catalog) else None
         vectors = _vectors(url, catalog, placed, number, question, known)
         kinds = [query.kind for query in placed.queries]
         subjects.append(
             Subject(url=url, catalog=catalog, vectors=vectors, query_kinds=kinds, own_rows=placed.own_rows[number])
         )
     names = _names(catalogs)
-    directions = _judge(placed, subjects, question, names)
+    directions = _rate(placed, subjects, question, names)
     return {
         "pairs": {
             "file": str(question.pairs),
@@ -137,7 +137,7 @@ def _names(catalogs: Sequence[NamedCatalog]) -> list[str]:
     return urls if len(set(urls)) == len(urls) else [catalog.version for _, catalog in catalogs]
 
 
-def _recipe(catalog: Catalog) -> object:
+def _embedding_config(catalog: Catalog) -> object:
     """What decides which vector a query gets."""
     manifest = catalog.manifest
     embed = manifest.config.get("embed", {})
@@ -154,7 +154,7 @@ def _vectors(
     if known is not None:
         vectors[sent] = known.vectors[sent]
     elif sent:
-        queries = [query.text if query.text is not None else query.picture for query in placed.queries]
+        queries = [query.text if query.text is not None else query.image for query in placed.queries]
         asked = [queries[i] for i in sent]
         asking = [placed.queries[i] for i in sent]
         names = [f"{question.pairs} {query.place}: the query {query.words!r}" for query in asking]
@@ -172,7 +172,7 @@ def _vectors(
     return vectors
 
 
-def _judge(
+def _rate(
     placed: PlacedLabels, subjects: Sequence[Subject], question: Question, names: Sequence[str]
 ) -> dict[str, DirectionFigures]:
     directions = list(placed.directions())
@@ -187,16 +187,16 @@ def _judge(
             found[None] = _Answers(
                 exact=merged({kind: part.exact for kind, part in parts.items()}),
                 index={k: merged({kind: part.index[k] for kind, part in parts.items()}) for k in question.ks},
-                settled={k: merged({kind: part.settled[k] for kind, part in parts.items()}) for k in question.ks},
+                resolved={k: merged({kind: part.resolved[k] for kind, part in parts.items()}) for k in question.ks},
             )
         answers.append(found)
-    judged = {}
+    rated = {}
     if question.merge is not None:
         directions += [Direction(kind, None) for kind in dict.fromkeys(one.query_kind for one in directions)]
     for direction in directions:
         of_kind = [found[direction.kind] for found in answers]
-        judged[str(direction)] = _judge_direction(placed, subjects, of_kind, direction, question, names)
-    return judged
+        rated[str(direction)] = _rate_direction(placed, subjects, of_kind, direction, question, names)
+    return rated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +206,7 @@ class _Answers:
     exact: Lists
     index: Mapping[int, Lists]
     """By the length that was asked for."""
-    settled: Mapping[int, Lists]
+    resolved: Mapping[int, Lists]
     """The lists of exact search with near ties as the index has them, by the same length."""
 
 
@@ -214,14 +214,14 @@ def _search(subject: Subject, kind: str, ks: Sequence[int]) -> _Answers:
     index = {k: search_index(subject, kind, k) for k in ks}
     exact = search_exactly(subject, kind)
     if kind not in subject.catalog.kinds:
-        return _Answers(exact=exact, index=index, settled=index)
+        return _Answers(exact=exact, index=index, resolved=index)
     errors = rounding_errors(subject, kind, exact)
     return _Answers(
-        exact=exact, index=index, settled={k: order_ties(exact, lists, errors) for k, lists in index.items()}
+        exact=exact, index=index, resolved={k: order_ties(exact, lists, errors) for k, lists in index.items()}
     )
 
 
-def _judge_direction(
+def _rate_direction(
     placed: PlacedLabels,
     subjects: Sequence[Subject],
     answers: Sequence[_Answers],
@@ -235,11 +235,11 @@ def _judge_direction(
         wanted.append(right)
         by_length = partial(_score_by_length, positions=positions, right=right)
         exactly = score_lists(answer.exact.rows[positions], right, question.ks)
-        figures.append(SubjectFigures(by_length(answer.index), exactly, by_length(answer.settled)))
+        figures.append(SubjectFigures(by_length(answer.index), exactly, by_length(answer.resolved)))
     longest, right = question.ks[-1], wanted[0]
     found, exact = answers[0].index[longest], answers[0].exact.rows[positions]
     by_index = found.rows[positions]
-    quality, possible = (part[f"ndcg@{longest}"] for part in (figures[0].index, figures[0].settled))
+    quality, possible = (part[f"ndcg@{longest}"] for part in (figures[0].index, figures[0].resolved))
     rank, exact_rank = first_ranks(by_index, right), first_ranks(exact, right)
     # The worst first; of those that find nothing, those first whose right asset is furthest away.
     place, exact_place = (np.where(ranks > 0, ranks, DEPTH + 1) for ranks in (rank, exact_rank))
@@ -307,8 +307,8 @@ def _asset(catalog: Catalog, kind: str | None, row: int) -> Thing:
 def _query(query: LabelledQuery, subject: Subject, placed: PlacedLabels, position: int) -> Thing:
     if query.asset_id is not None:
         return _asset(subject.catalog, query.kind, int(placed.own_rows[0][position]))
-    name = None if query.picture is None else query.picture.name
-    uri = None if query.picture is None else str(query.picture)
+    name = None if query.image is None else query.image.name
+    uri = None if query.image is None else str(query.image)
     return {"asset_id": name, "kind": query.kind, "text": query.text, "uri": uri}
 
 
@@ -319,8 +319,8 @@ def write_page(path: Path, document: Evaluation) -> None:
         ConfigError: When it cannot be written.
     """
     from ...transforms.evaluation.page import render_evaluation
-    from ...transforms.viewing.picture_sources import PictureSources
-    from ...transforms.viewing.small_pictures import data_urls
+    from ...transforms.viewing.image_sources import ImageSources
+    from ...transforms.viewing.small_images import data_urls
 
     document = copy.deepcopy(document)  # the pictures are the page's alone
     failures = [failure for figures in document["directions"].values() for failure in figures["worst"]]
@@ -329,19 +329,19 @@ def write_page(path: Path, document: Evaluation) -> None:
     catalog = document["catalogs"][0]
     with (
         open_catalog(catalog["url"], version=catalog["version"]) as opened,
-        PictureSources(opened.manifest.config, opened.url) as sources,
+        ImageSources(opened.manifest.config, opened.url) as sources,
     ):
-        reads = [_read_picture(opened, sources, thing, asked) for thing in things]
-        for thing, picture in zip(things, data_urls(reads, _PICTURE_PIXELS, _PICTURES_BYTES), strict=True):
-            thing["picture"] = picture
+        reads = [_read_image(opened, sources, thing, asked) for thing in things]
+        for thing, image in zip(things, data_urls(reads, _IMAGE_PIXELS, _IMAGES_BYTES), strict=True):
+            thing["image"] = image
     try:
         path.write_text(render_evaluation(document), "utf-8")
     except OSError as error:
         raise ConfigError(f"--html {str(path)!r} cannot be written: {error.strerror}.") from error
 
 
-def _read_picture(
-    catalog: Catalog, sources: "PictureSources", thing: Thing, asked: Sequence[str | None]
+def _read_image(
+    catalog: Catalog, sources: "ImageSources", thing: Thing, asked: Sequence[str | None]
 ) -> "Read | None":
     """Reads the picture of an asset, or one that the labels ask with; None where there is none."""
     if thing["kind"] != "image" or thing["uri"] is None:

@@ -22,7 +22,7 @@ from ...transforms.workers.progress import LaneProgress, read_progress
 from ...transforms.workers.run_folder import RunFolder
 from .places import misplaced
 from .remote_jobs import RemoteJob, under_way
-from .runner_errors import told_by
+from .runner_errors import message_of
 from .worker_processes import ask_loopback_directly, process_runner, run_to_its_end, uses_processes
 
 _RECORDS_HELD = 100
@@ -168,7 +168,7 @@ class Runner:
         try:
             pipeline = beam.Pipeline(runner=process_runner() if has_processes else None, options=options)
         except (ValueError, ImportError, AttributeError) as error:  # nothing has begun
-            why = told_by(error).partition(" Valid values")[0].rstrip(".")
+            why = message_of(error).partition(" Valid values")[0].rstrip(".")
             rule = "runner must be one that Beam can start with its options"
             raise ConfigError(f"{rule}, got {runner!r}: {why}.") from error
         wire(pipeline)
@@ -189,9 +189,9 @@ class Runner:
                 raise failure from None
             if isinstance(error, EpithreBeamError):  # before there was a worker to note it
                 raise
-            raise RunnerError(f"The runner {runner} failed: {told_by(error)}") from error
+            raise RunnerError(f"The runner {runner} failed: {message_of(error)}") from error
         finally:
-            pages.tell()
+            pages.report()
 
 
 class _RunnersErrors(logging.Filter):
@@ -223,7 +223,7 @@ class _RunnersErrors(logging.Filter):
     def forget(self) -> None:
         self._records.clear()
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Logs what is still held."""
         while self._records:
             record = self._records.popleft()

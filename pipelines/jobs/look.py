@@ -16,13 +16,13 @@ from ...index.search.merge import Merge
 from ...index.search.opening import open_catalog
 from ...transforms.viewing.catalog_map import align_kinds, draw_assets, project
 from ...transforms.viewing.catalog_map_page import MapOf, render_map
-from ...transforms.viewing.picture_sources import PictureSources
+from ...transforms.viewing.image_sources import ImageSources
 from ...transforms.viewing.sheet import CELL, Cell, SheetRow, draw_sheet
-from ...transforms.viewing.small_pictures import data_urls, shrink, small_pictures
+from ...transforms.viewing.small_images import data_urls, shrink, small_images
 from .search import NamedQuery, read_hit, search, write_page
 
-_MAP_PICTURE_PIXELS = 112
-_MAP_PICTURES_BYTES = 12 << 20
+_MAP_IMAGE_PIXELS = 112
+_MAP_IMAGES_BYTES = 12 << 20
 """Of all small pictures in a page together; the marks beyond have none."""
 
 
@@ -47,12 +47,12 @@ def make_sheet(
     if path.suffix.lower() == ".html":
         write_page(path, queries, results, catalog)
         return
-    with PictureSources(catalog.manifest.config, catalog.url) as sources:
-        found = small_pictures([read_hit(catalog, sources, hit) for hits in results for hit in hits], CELL)
+    with ImageSources(catalog.manifest.config, catalog.url) as sources:
+        found = small_images([read_hit(catalog, sources, hit) for hits in results for hit in hits], CELL)
         rows = [
             SheetRow(
                 words=query.words,
-                picture=None if query.picture is None else shrink(query.picture, CELL),
+                image=None if query.image is None else shrink(query.image, CELL),
                 cells=[_cell(hit, next(found)) for hit in hits],
             )
             for query, hits in zip(queries, results, strict=True)
@@ -64,9 +64,9 @@ def make_sheet(
         raise ConfigError(f"--sheet {str(path)!r} cannot be written: {error.strerror or error}.") from error
 
 
-def _cell(hit: Hit, picture: Image.Image | None) -> Cell:
+def _cell(hit: Hit, image: Image.Image | None) -> Cell:
     text = (hit.text or "") if hit.kind == "text" else None
-    return Cell(asset_id=hit.asset_id, score=hit.score, text=text, picture=picture)
+    return Cell(asset_id=hit.asset_id, score=hit.score, text=text, image=image)
 
 
 def make_map(url: str, path: Path, *, points: int, is_aligned: bool, seed: int) -> str:
@@ -89,9 +89,9 @@ def make_map(url: str, path: Path, *, points: int, is_aligned: bool, seed: int) 
         ]
     vectors = align_kinds(drawn.vectors, drawn.kinds) if is_aligned else drawn.vectors
     places = project(vectors, seed)
-    with PictureSources(manifest.config, url) as sources:
+    with ImageSources(manifest.config, url) as sources:
         reads = [None if asset is None else partial(sources.read, asset) for asset in shown_assets]
-        pictures = data_urls(reads, _MAP_PICTURE_PIXELS, _MAP_PICTURES_BYTES)
+        images = data_urls(reads, _MAP_IMAGE_PIXELS, _MAP_IMAGES_BYTES)
     shown = MapOf(
         url=url,
         version=manifest.version,
@@ -101,12 +101,12 @@ def make_map(url: str, path: Path, *, points: int, is_aligned: bool, seed: int) 
         is_aligned=is_aligned,
         has_kinds=len(set(drawn.kinds)) > 1,
     )
-    page = render_map(shown, drawn.kinds, places, drawn.assets, pictures)
+    page = render_map(shown, drawn.kinds, places, drawn.assets, images)
     try:
         path.write_text(page, "utf-8")
     except OSError as error:
         raise ConfigError(f"--map {str(path)!r} cannot be written: {error.strerror or error}.") from error
-    small = len(pictures) - pictures.count(None)
+    small = len(images) - images.count(None)
     return (
         f"{path}: {len(drawn.kinds):,} of {of_count(assets, 'asset')}, {small:,} with a small picture, "
         f"{len(page.encode()) / 1e6:.1f} MB, in {time.monotonic() - started:.1f} s"

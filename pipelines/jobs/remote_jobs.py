@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .runner_errors import told_by
+from .runner_errors import message_of
 
 _SUBMIT_S = 10.0
 _CANCEL_S = 15.0
@@ -69,7 +69,7 @@ class RemoteJob:
                     time.sleep(_LOOK_EVERY_S)
                 ends.set()
             except Exception as error:
-                why = told_by(error)
+                why = message_of(error)
 
         worker = threading.Thread(target=work, name="cancel-job", daemon=True)
         worker.start()

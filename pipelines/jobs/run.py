@@ -18,20 +18,20 @@ from ...index.versions.layout import report_name, unit_dead_letters_name, unit_n
 from ...index.versions.manifest import read_manifest
 from ...transforms.embedding.endpoint import Endpoint, open_endpoint
 from ...transforms.embedding.lane import LaneSetup
-from ...transforms.embedding.shared_limit import remove_shared_ledger, set_up_shared_ledger
+from ...transforms.embedding.shared_limit import remove_shared_ledger, set_up_shared_backend
 from ...transforms.planning.compare import Comparison
 from ...transforms.planning.job_identity import identity_of, other_job
 from ...transforms.planning.plan import Plan, Unit, write_plan
-from ...transforms.planning.recipe import differences, first_recipe, recipe, request_recipe
+from ...transforms.planning.embedding_config import differences, first_embedding_config_hash, embedding_config_hash, request_config_hash
 from ...transforms.reports.report import Report, unchanged_report
 from ...transforms.versions.setup import VersionSetup, public_settings
 from ...transforms.workers.progress import read_progress
-from ..console.logs import tell
+from ..console.logs import log_event
 from .base import Base, check_adoption, compare, find_base, is_whole, overlap
 from .launch import Held, Runner, hold_catalog, software
 
 _log = logging.getLogger(__name__)
-_PAID_VERSIONS = 10
+_REUSABLE_VERSIONS = 10
 """Versions that are looked through for contents; each takes 16 bytes of memory a row."""
 _ATTEMPTS = 20
 """Each leaves out one damaged file."""
@@ -60,7 +60,7 @@ def run(config: RunConfig, runner: Runner | None = None, *, adopt: bool = False)
         Trust().remember_job(config)
         comparison = stack.enter_context(compare(config.sources, config.metadata_types))
         if comparison.passed_over:
-            tell("passed_over", what=str(comparison.passed_over))
+            log_event("passed_over", what=str(comparison.passed_over))
         launch = _Launch(
             config=config, runner=runner or Runner(), comparison=comparison, started_at_s=started_at_s, adopt=adopt
         )
@@ -139,7 +139,7 @@ class _Launch:
     def _set_base(self, store: Store, found: Base, damaged: Sequence[str]) -> list[str]:
         """Compares with the current version, if it can be read; returns its files that can not."""
         if found.reasons:
-            tell("all_new", logging.WARNING, because=list(found.reasons))
+            log_event("all_new", logging.WARNING, because=list(found.reasons))
         if found.manifest is None:
             self.comparison.clear_base()
             return list(damaged)
@@ -163,7 +163,7 @@ class _Launch:
         config, store = self.config, held.store
         base = found.usable.version if found.usable else None
         fingerprint = endpoint.fingerprint if endpoint else found.fingerprint
-        made_with = recipe(config.embed, config.prepare, fingerprint)
+        made_with = embedding_config_hash(config.embed, config.prepare, fingerprint)
         plan = self._plan(held, made_with, base)
         requests_spent = spent + (endpoint.requests if endpoint else 0)
         lane = LaneSetup(
@@ -172,19 +172,19 @@ class _Launch:
             embed=endpoint.embed if endpoint else config.embed,
             prepare=config.prepare,
             sources=config.sources,
-            recipe=request_recipe(config.embed, fingerprint),
-            first_recipe=first_recipe(config.embed, config.prepare, fingerprint),
-            paid_versions=_paid_versions(store, config, fingerprint, base),
+            embedding_config_hash=request_config_hash(config.embed, fingerprint),
+            first_embedding_config_hash=first_embedding_config_hash(config.embed, config.prepare, fingerprint),
+            reusable_versions=_reusable_versions(store, config, fingerprint, base),
             requests_spent=requests_spent,
         )
         setup = VersionSetup(
             run=held.run,
             embed=config.embed,
             index=config.index,
-            guards=config.guards,
+            gates=config.gates,
             metadata_types=config.metadata_types,
             settings=public_settings(config),
-            plan=replace(plan, units=(), carried=()),
+            plan=replace(plan, units=(), reused_groups=()),
             model_fingerprint=fingerprint,
             requests_spent=requests_spent,
             latest=held.latest,
@@ -210,13 +210,13 @@ class _Launch:
         references = self.config.embed.unit_references
         try:
             plan = write_plan(
-                held.store, held.run.version, comparison, recipe=made_with, unit_references=references, base=base
+                held.store, held.run.version, comparison, embedding_config_hash=made_with, unit_references=references, base=base
             )
         except OSError as error:
             raise held.run.unwritable(error) from error
         if self.runner.expect is not None:
             self.runner.expect(sum(unit.references for unit in plan.units))
-        tell(
+        log_event(
             "planned",
             assets=dict(changes.assets),
             source_bytes=dict(changes.size_bytes),
@@ -238,10 +238,10 @@ def _wiring(setup: VersionSetup, lane: LaneSetup, plan: Plan) -> Any:
         from ...transforms.embed_units import EmbedUnits
         from ...transforms.write_version import Begin, WriteVersion
 
-        set_up_shared_ledger(lane.embed, lane.run.version, lane.requests_spent)
+        set_up_shared_backend(lane.embed, lane.run.version, lane.requests_spent)
         records = pipeline | "Units" >> beam.Create(plan.units) | "EmbedUnits" >> EmbedUnits(setup=lane)
-        carried = pipeline | "Carried" >> beam.Create((Begin(), *plan.carried))
-        _ = (records, carried) | "Parts" >> beam.Flatten() | "WriteVersion" >> WriteVersion(setup=setup)
+        reused_groups = pipeline | "Reused" >> beam.Create((Begin(), *plan.reused_groups))
+        _ = (records, reused_groups) | "Parts" >> beam.Flatten() | "WriteVersion" >> WriteVersion(setup=setup)
 
     return wire
 
@@ -254,11 +254,11 @@ def _collect(store: Store, units: Sequence[Unit]) -> None:
             store.delete(unit_dead_letters_name(unit.name))
 
 
-def _paid_versions(store: Store, config: RunConfig, fingerprint: str | None, base: str | None) -> tuple[str, ...]:
+def _reusable_versions(store: Store, config: RunConfig, fingerprint: str | None, base: str | None) -> tuple[str, ...]:
     """The version in force and the newest others whose vectors were made as this run makes them."""
     found = [] if base is None else [base]
     for version in reversed(existing_versions(store)):
-        if len(found) == _PAID_VERSIONS:
+        if len(found) == _REUSABLE_VERSIONS:
             break
         if version not in found:
             with contextlib.suppress(CatalogError):

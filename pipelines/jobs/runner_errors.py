@@ -17,7 +17,7 @@ _STATUS = re.compile(r"status = StatusCode\.(\w+)")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
-def told_by(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """What an error says, in one line of at most 300 characters.
 
     That is a gRPC call's details; else the last line that has an error's name and words, of Java's the innermost cause;

@@ -26,8 +26,8 @@ from ...index.versions.layout import assets_schema
 from ...transforms.query.embed_queries import embed_queries
 from ...transforms.query.query_endpoint import open_query_endpoint
 from ...transforms.reports.pages import page_environment
-from ...transforms.viewing.picture_sources import PictureSources
-from ...transforms.viewing.small_pictures import Read, data_url, shrink, small_pictures
+from ...transforms.viewing.image_sources import ImageSources
+from ...transforms.viewing.small_images import Read, data_url, shrink, small_images
 from ..console.documents import json_text
 
 _THUMBNAIL = 320
@@ -45,7 +45,7 @@ class NamedQuery(NamedTuple):
         return "text" if isinstance(self.content, str) else "image"
 
     @property
-    def picture(self) -> bytes | None:
+    def image(self) -> bytes | None:
         return None if isinstance(self.content, str) else self.content
 
 
@@ -128,15 +128,15 @@ def embed_for(
         return embed_queries(queries, endpoint.embed, endpoint.prepare, endpoint.api_key, names=names)
 
 
-def named_queries(texts: Sequence[str], pictures: Sequence[Path]) -> list[NamedQuery]:
+def named_queries(texts: Sequence[str], images: Sequence[Path]) -> list[NamedQuery]:
     """The queries of a command line: sentences, then pictures. Raises ConfigError when there is no such file."""
     return [
         *(NamedQuery(text, text) for text in texts),
-        *(NamedQuery(str(path), read_query_picture(path)) for path in pictures),
+        *(NamedQuery(str(path), read_query_image(path)) for path in images),
     ]
 
 
-def read_query_picture(path: Path) -> bytes:
+def read_query_image(path: Path) -> bytes:
     """Raises ConfigError when there is no such file."""
     try:
         return path.read_bytes()
@@ -187,15 +187,15 @@ def write_page(path: Path, queries: Sequence[NamedQuery], results: Sequence[Sequ
         results: The hits of each query.
         catalog: That was searched.
     """
-    with PictureSources(catalog.manifest.config, catalog.url) as sources:
+    with ImageSources(catalog.manifest.config, catalog.url) as sources:
         reads = [read_hit(catalog, sources, hit) for hits in results for hit in hits]
-        found = small_pictures(reads, _THUMBNAIL)
+        found = small_images(reads, _THUMBNAIL)
         rows = [
             {
                 "words": query.words,
-                "picture": None if query.picture is None else _data_url(shrink(query.picture, _THUMBNAIL)),
+                "image": None if query.image is None else _data_url(shrink(query.image, _THUMBNAIL)),
                 "hits": [
-                    {**_plain(hit), "picture": _data_url(next(found)), "metadata": dict(hit.metadata)} for hit in hits
+                    {**_plain(hit), "image": _data_url(next(found)), "metadata": dict(hit.metadata)} for hit in hits
                 ],
             }
             for query, hits in zip(queries, results, strict=True)
@@ -233,10 +233,10 @@ def _plain(hit: Hit) -> dict[str, Any]:
     }
 
 
-def read_hit(catalog: Catalog, sources: PictureSources, hit: Hit) -> Read | None:
+def read_hit(catalog: Catalog, sources: ImageSources, hit: Hit) -> Read | None:
     """Reads the picture of a hit from the catalog's sources; None for a text."""
     return partial(sources.read, catalog.asset("image", hit.row)) if hit.kind == "image" else None
 
 
-def _data_url(picture: Image.Image | None) -> str | None:
-    return None if picture is None else data_url(picture, quality=85)
+def _data_url(image: Image.Image | None) -> str | None:
+    return None if image is None else data_url(image, quality=85)

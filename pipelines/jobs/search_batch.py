@@ -40,17 +40,17 @@ from ...transforms.batch_search.query_blocks import (
 )
 from ...transforms.embedding.endpoint import open_endpoint
 from ...transforms.embedding.lane import LaneSetup
-from ...transforms.embedding.shared_limit import remove_shared_ledger, set_up_shared_ledger
+from ...transforms.embedding.shared_limit import remove_shared_ledger, set_up_shared_backend
 from ...transforms.epithre.dialects import DIALECTS
 from ...transforms.planning.plan import Plan, write_plan
-from ...transforms.planning.recipe import first_recipe, recipe, request_recipe
+from ...transforms.planning.embedding_config import first_embedding_config_hash, embedding_config_hash, request_config_hash
 from ...transforms.query.query_endpoint import check_made_by
 from ...transforms.sources.files import filesystem
 from ...transforms.sources.list_sources import read_ids
 from ...transforms.sources.references import file_fingerprint
-from ...transforms.versions.imports import VectorFolder, survey_folder
+from ...transforms.versions.imports import VectorFolder, scan_folder
 from ...transforms.workers.progress import read_progress
-from ..console.logs import tell
+from ..console.logs import log_event
 from .base import compare
 from .launch import Held, Runner, hold_folder
 
@@ -199,7 +199,7 @@ class _Launch:
             write_dead_letters(run.store(), block_dead_name(setup.result, "assets"), self._missing)
         if runner.expect is not None and plan is not None:
             runner.expect(sum(unit.references for unit in plan.units))
-        tell("planned", queries=dict(self._asked), blocks=len(blocks), searched=self._searched.version)
+        log_event("planned", queries=dict(self._asked), blocks=len(blocks), searched=self._searched.version)
         runner.run(run, _wiring(setup, lane, plan, blocks), config.runner)
         if lane is not None:
             remove_shared_ledger(lane.embed, lane.run.version)
@@ -223,11 +223,11 @@ class _Launch:
         comparison = held.stack.enter_context(compare(config.sources, config.metadata_types, "queries"))
         endpoint = held.stack.enter_context(open_endpoint(embed, held.store))
         check_made_by(self._searched, self._job.catalog, endpoint)
-        made_with = recipe(embed, config.prepare, endpoint.fingerprint)
+        made_with = embedding_config_hash(embed, config.prepare, endpoint.fingerprint)
         references = embed.unit_references
         try:
             plan = write_plan(
-                held.store, held.run.version, comparison, recipe=made_with, unit_references=references, base=None
+                held.store, held.run.version, comparison, embedding_config_hash=made_with, unit_references=references, base=None
             )
         except OSError as error:
             raise held.run.unwritable(error) from error
@@ -237,25 +237,25 @@ class _Launch:
             embed=endpoint.embed,
             prepare=config.prepare,
             sources=config.sources,
-            recipe=request_recipe(embed, endpoint.fingerprint),
-            first_recipe=first_recipe(embed, config.prepare, endpoint.fingerprint),
+            embedding_config_hash=request_config_hash(embed, endpoint.fingerprint),
+            first_embedding_config_hash=first_embedding_config_hash(embed, config.prepare, endpoint.fingerprint),
             requests_spent=endpoint.requests,
         )
-        return lane, replace(plan, carried=())
+        return lane, replace(plan, reused_groups=())
 
     def _vector_groups(self) -> tuple[list[QueryGroup], tuple[VectorFolder, ...]]:
         groups: list[QueryGroup] = []
         folders = []
         for number, entry in enumerate(self._job.vectors):
-            survey = survey_folder(entry.files, entry.embedding, label=f"vectors[{number}].files")
-            if survey.folder.dimension != self._searched.dimension:
+            scan = scan_folder(entry.files, entry.embedding, label=f"vectors[{number}].files")
+            if scan.folder.dimension != self._searched.dimension:
                 raise ConfigError(
                     f"vectors[{number}].files must have vectors of {self._searched.dimension} dimensions as the "
-                    f"catalog has, got {survey.folder.dimension} in {entry.files}."
+                    f"catalog has, got {scan.folder.dimension} in {entry.files}."
                 )
-            folders.append(survey.folder)
-            prints = [_fingerprint(survey.folder, i) for i in range(len(survey.folder.files))]
-            groups += [VectorGroup(source=number, group=g, fingerprint=prints[g.file]) for g in survey.groups]
+            folders.append(scan.folder)
+            prints = [_fingerprint(scan.folder, i) for i in range(len(scan.folder.files))]
+            groups += [VectorGroup(source=number, group=g, fingerprint=prints[g.file]) for g in scan.groups]
         return groups, tuple(folders)
 
     def _asset_groups(self) -> list[QueryGroup]:
@@ -333,7 +333,7 @@ def _wiring(setup: SearchSetup, lane: LaneSetup | None, plan: Plan | None, block
 
         parts = [pipeline | "Blocks" >> beam.Create((Begin(), *blocks))]
         if lane is not None and plan is not None:
-            set_up_shared_ledger(lane.embed, lane.run.version, lane.requests_spent)
+            set_up_shared_backend(lane.embed, lane.run.version, lane.requests_spent)
             parts.append(pipeline | "Units" >> beam.Create(plan.units) | "EmbedUnits" >> EmbedUnits(setup=lane))
         _ = parts | "Parts" >> beam.Flatten() | "SearchAll" >> SearchAll(setup=setup)
 

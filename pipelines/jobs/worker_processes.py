@@ -69,7 +69,7 @@ def run_to_its_end(run: Callable[[], Any]) -> None:
         else:
             ends.put(None)
 
-    with _told_of_deaths(ends.put):
+    with _reporting_deaths(ends.put):
         threading.Thread(target=work, name="run-pipeline", daemon=True).start()
         error = ends.get()
     if error is not None:
@@ -77,12 +77,12 @@ def run_to_its_end(run: Callable[[], Any]) -> None:
 
 
 @contextlib.contextmanager
-def _told_of_deaths(tell: Callable[[BaseException], None]) -> Iterator[None]:
+def _reporting_deaths(report: Callable[[BaseException], None]) -> Iterator[None]:
     before = threading.excepthook
 
     def hook(what: Any) -> None:
         if what.thread is not None and what.thread.name == _BEAMS_THREAD:
-            tell(RunnerError(_SENTENCE.format(what.exc_value)))
+            report(RunnerError(_SENTENCE.format(what.exc_value)))
         else:
             before(what)
 

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from ...configs import AssetKind
 from ...index.search.merge import Merge
 from .faults import Fault, answer_fault, answer_invalid, checked, faults
-from .gate import PICTURE_SEARCH, Gate
+from .gate import IMAGE_SEARCH, Gate
 from .metrics import Metrics
 from .models import (
     AssetAnswer,
@@ -92,8 +92,8 @@ def _add_routes(app: FastAPI) -> None:
     add = app.add_api_route
     errors = faults(*_ALWAYS)
     add(
-        PICTURE_SEARCH,
-        search_picture,
+        IMAGE_SEARCH,
+        search_image,
         methods=["POST"],
         response_model=SearchAnswer,
         responses=faults(*_ALWAYS, 429),
@@ -157,9 +157,9 @@ async def search(request: Request, asked: SearchRequest) -> Response:
     return _found(request, found)
 
 
-async def search_picture(
+async def search_image(
     request: Request,
-    picture: Annotated[UploadFile, File(description="A picture's file.")],
+    image: Annotated[UploadFile, File(description="A picture's file.")],
     options: Annotated[str, Form(description="A JSON object with k, kinds, where, merge and recall.")] = "{}",
 ) -> Response:
     """Search by a picture."""
@@ -170,7 +170,7 @@ async def search_picture(
         asked = SearchOptions.model_validate_json(options)
     except ValidationError as error:
         raise checked(error, "options") from None
-    data = await picture.read(service.settings.max_upload_bytes + 1)
+    data = await image.read(service.settings.max_upload_bytes + 1)
     if len(data) > service.settings.max_upload_bytes:
         raise Fault(413, "too_large", f"A picture may have {service.settings.max_upload_bytes:,} bytes at most.")
     return _found(request, await service.search(data, asked))

@@ -27,8 +27,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
 
-PICTURE_SEARCH = "/api/search/picture"
-_SEARCHES = ("/api/search", PICTURE_SEARCH)
+IMAGE_SEARCH = "/api/search/image"
+_SEARCHES = ("/api/search", IMAGE_SEARCH)
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _POLICY = (
     b"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
@@ -84,7 +84,7 @@ class Gate:
             await passage.answer(defect())
         finally:
             self._metrics.under_way.dec()
-            self._metrics.tell_request(scope, passage.status, time.perf_counter() - started)
+            self._metrics.report_request(scope, passage.status, time.perf_counter() - started)
 
     async def _pass(self, scope: Scope, passage: "_Passage") -> None:
         try:
@@ -193,12 +193,12 @@ class _Passage:
     @property
     def most_bytes(self) -> int:
         """Of the body."""
-        if self.path == PICTURE_SEARCH:
+        if self.path == IMAGE_SEARCH:
             return self._settings.max_upload_bytes + MAX_OPTIONS_BYTES
         return MAX_BODY_BYTES
 
     def too_large(self) -> Fault:
-        if self.path == PICTURE_SEARCH:
+        if self.path == IMAGE_SEARCH:
             message = f"A picture may have {self._settings.max_upload_bytes:,} bytes at most; send a smaller one."
         else:
             message = f"A request may have {MAX_BODY_BYTES:,} bytes at most."

@@ -49,7 +49,7 @@ class Metrics:
         )
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
-    def tell_request(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
+    def report_request(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
         path = getattr(scope.get("route"), "path", None)
         method = scope["method"] if path and scope["method"] in _METHODS else "other"
         key = (path or "other", method, status)
@@ -59,7 +59,7 @@ class Metrics:
         count.inc()
         histogram.observe(seconds)
 
-    def tell_catalog(self, version: str, model: str, per_kind: Mapping[str, int], *, is_failing: bool) -> None:
+    def report_catalog(self, version: str, model: str, per_kind: Mapping[str, int], *, is_failing: bool) -> None:
         self._info.clear()
         self._info.labels(version, model).set(1)
         self._assets.clear()
@@ -67,7 +67,7 @@ class Metrics:
             self._assets.labels(kind).set(count)
         self._refresh_failing.set(int(is_failing))
 
-    def tell_embedding_api(self, *, is_failing: bool) -> None:
+    def report_embedding_api(self, *, is_failing: bool) -> None:
         self._api_failing.set(int(is_failing))
 
     def exposition(self) -> bytes:

@@ -106,10 +106,10 @@ class Forwarded:
 
     async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Any]) -> None:
         if scope["type"] == "http":
-            told = [value for name, value in scope["headers"] if name == b"x-forwarded-prefix"]
+            stated = [value for name, value in scope["headers"] if name == b"x-forwarded-prefix"]
             client = scope.get("client")
-            if told and client and self._counted.is_proxy(client[0]):
-                prefix = prefix_of(told[-1].decode("latin-1"))
+            if stated and client and self._counted.is_proxy(client[0]):
+                prefix = prefix_of(stated[-1].decode("latin-1"))
                 if prefix is not None:
                     scope = {**scope, "root_path": prefix}
         await self._app(scope, receive, send)

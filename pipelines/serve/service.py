@@ -118,7 +118,7 @@ class Service:
             embedded = time.perf_counter()
             hits = await self._search(version, vector, options, where, query_kind, exclude_self=exclude_self)
             found = time.perf_counter()
-        names: dict[type, str] = {str: "text", bytes: "picture", AssetName: "asset"}
+        names: dict[type, str] = {str: "text", bytes: "image", AssetName: "asset"}
         self.metrics.queries.labels(names.get(type(query), "vector")).inc()
         self.metrics.hits.inc(len(hits))
         self.metrics.search_seconds.observe(found - embedded)
@@ -141,13 +141,13 @@ class Service:
     def exposition(self) -> bytes:
         """The counters, with what the catalog is at the moment."""
         manifest = self.catalog.manifest
-        self.metrics.tell_catalog(
+        self.metrics.report_catalog(
             manifest.version,
             manifest.made_by.name,
             manifest.counts.per_kind,
             is_failing=self.catalog.last_refresh_error is not None,
         )
-        self.metrics.tell_embedding_api(is_failing=self.embedding_api == "fails")
+        self.metrics.report_embedding_api(is_failing=self.embedding_api == "fails")
         return self.metrics.exposition()
 
     async def _search(
@@ -251,7 +251,7 @@ async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterat
                 catalog,
                 base_url=settings.base_url,
                 api_key_env=settings.api_key_env,
-                decode_pixels=settings.max_picture_pixels,
+                decode_pixels=settings.max_image_pixels,
             )
             try:
                 searcher = await stack.enter_async_context(asked)

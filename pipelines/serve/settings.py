@@ -59,7 +59,7 @@ class ServeSettings:
     header_timeout_s: float = 10.0
     keep_alive_s: float = 75.0
     """For the next request of a connection; longer than a proxy keeps its own, which is 60 s with most."""
-    max_picture_pixels: int = 50_000_000
+    max_image_pixels: int = 50_000_000
     """Of a picture that is searched by; more are refused by its header. The job's own cap holds too."""
     thumbnail_cache_bytes: int = 64_000_000
 

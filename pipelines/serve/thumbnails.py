@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ...index.search.catalog import Catalog
 from ...index.search.hits import Asset
 from ...transforms.sources.unpreparable import Unpreparable
-from ...transforms.viewing.picture_sources import PictureSources
+from ...transforms.viewing.image_sources import ImageSources
 from .faults import Fault
 from .metrics import Metrics
 
@@ -19,7 +19,7 @@ _READ_S = 20.0
 
 
 class Thumbnails:
-    """Makes thumbnails of what `PictureSources` gives and remembers the last of them; for one event loop."""
+    """Makes thumbnails of what `ImageSources` gives and remembers the last of them; for one event loop."""
 
     def __init__(self, cache_bytes: int, metrics: Metrics) -> None:
         self._most_bytes = cache_bytes
@@ -28,18 +28,18 @@ class Thumbnails:
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._kept_bytes = 0
         self._under_way: dict[str, asyncio.Future[bytes]] = {}
-        self._sources: tuple[str, PictureSources] | None = None
+        self._sources: tuple[str, ImageSources] | None = None
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._sources is not None:
             self._sources[1].close()
 
-    def sources(self, catalog: Catalog) -> PictureSources:
+    def sources(self, catalog: Catalog) -> ImageSources:
         """Where the pictures of a version are."""
         manifest = catalog.manifest
         if self._sources is None or self._sources[0] != manifest.version:
-            self._sources = manifest.version, PictureSources(manifest.config, catalog.url)
+            self._sources = manifest.version, ImageSources(manifest.config, catalog.url)
         return self._sources[1]
 
     async def make(self, catalog: Catalog, asset: Asset, size: int) -> bytes:
@@ -62,7 +62,7 @@ class Thumbnails:
             making.add_done_callback(lambda _: self._under_way.pop(key, None))
         return await asyncio.shield(self._under_way[key])
 
-    async def _make(self, sources: PictureSources, asset: Asset, size: int, key: str) -> bytes:
+    async def _make(self, sources: ImageSources, asset: Asset, size: int, key: str) -> bytes:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_READ_S):

@@ -24,7 +24,7 @@ from epithre_beam.configs.errors import (
 
 ROOT = Path(__file__).resolve().parents[2]
 TREE = all_errors()
-NOT_TOLD_TO_USERS = {
+NOT_SHOWN_TO_USERS = {
     "BrokenAnswerError",  # an answer of the API that is not used; what comes of it is a retry or a refusal
     "_UnreadableError",  # a body that cannot be inflated; becomes the reply's `problem`
     "Fault",  # what a request to `serve` is answered
@@ -88,7 +88,7 @@ def test_no_exception_class_stands_beside_the_tree() -> None:
                     bases = {ast.unparse(base) for base in node.bases}
                     if any(re.search(r"(Error|Exception)$", base) for base in bases):
                         found.add(node.name)
-    assert found == NOT_TOLD_TO_USERS
+    assert found == NOT_SHOWN_TO_USERS
 
 
 def test_the_tree_is_drawn_whole() -> None:

@@ -22,7 +22,7 @@ IMAGES = {"kind": "image", "files": "pictures/*.jpg"}
 TEXTS = {"kind": "text", "table": "captions.csv", "id": "sku", "text": "caption"}
 SMALL = {"catalog": "catalog", "sources": [IMAGES]}
 SECRET = "sk-Zk93hfU2mQp8Lw7XcVb1"
-SECTIONS = ("embed", "prepare", "index", "guards")
+SECTIONS = ("embed", "prepare", "index", "gates")
 
 
 def load(
@@ -86,8 +86,8 @@ def test_a_misspelt_key_is_refused_and_the_right_one_suggested(section: str) -> 
 
 
 def test_a_key_like_no_other_is_answered_with_the_known_ones() -> None:
-    message = refusal({**SMALL, "guards": {"zzz": 1}})
-    assert message == "guards.zzz is not a known key: known here: max_dead_share, max_shrinkage, max_turnover."
+    message = refusal({**SMALL, "gates": {"zzz": 1}})
+    assert message == "gates.zzz is not a known key: known here: max_dead_share, max_shrinkage, max_turnover."
 
 
 def test_the_schema_has_bounds_to_test() -> None:
@@ -332,7 +332,7 @@ def test_other_storage_options_are_kept() -> None:
     "url", ["redis://me:{}@h:6379/0", "redis://h:6379/0?password={}", "rediss://h/0?db=1&username={}"]
 )
 def test_redis_url_with_a_password_is_refused_wherever_it_stands(url: str) -> None:
-    message = refusal(with_embed(budget="redis", redis_url=url.format(SECRET)))
+    message = refusal(with_embed(rate_limiter="redis", redis_url=url.format(SECRET)))
     assert "redis_password_env" in message
     assert SECRET not in message
 
@@ -443,7 +443,7 @@ def leaves(config: RunConfig) -> list[tuple[str, str, Any]]:
 
 def test_set_gives_the_same_config_as_the_file(tmp_path: Path) -> None:
     """For every number in the schema."""
-    shared = {**SMALL, "embed": {"budget": "host"}}  # so that any number of lanes will do
+    shared = {**SMALL, "embed": {"rate_limiter": "host"}}  # so that any number of lanes will do
     for section, key, value in leaves(parse_config(shared)):
         changed = value + 1 if isinstance(value, int) else value / 2
         by_file = load(tmp_path, {**shared, section: {**shared.get(section, {}), key: changed}})
@@ -519,7 +519,7 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_no_field_of_a_config_can_be_changed() -> None:
     config = parse_config(SMALL)
-    for section in (config, config.embed, config.prepare, config.index, config.guards, config.sources[0]):
+    for section in (config, config.embed, config.prepare, config.index, config.gates, config.sources[0]):
         for name in type(section).model_fields:
             with pytest.raises(ValidationError, match="frozen"):
                 setattr(section, name, getattr(section, name))

@@ -44,7 +44,7 @@ def engines_folder() -> Path:
 def fetch_prism(folder: Path) -> None:
     environment = dict(os.environ)
     go = _go(environment)
-    found = _told(go, environment, "mod", "download", "-json", f"{MODULE}@v{BEAM}")
+    found = _output(go, environment, "mod", "download", "-json", f"{MODULE}@v{BEAM}")
     _check(f"{MODULE} {BEAM}", found["Sum"], MODULE_SUM)
     with tempfile.TemporaryDirectory() as built:
         _call(go, {**environment, "GOBIN": built}, "install", "-trimpath", f"{MODULE}/go/cmd/prism@v{BEAM}")
@@ -63,7 +63,7 @@ def _go(environment: dict[str, str]) -> str:
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
     if machine not in TOOLCHAIN_SUMS:
         raise NotToBeHad(f"{said} is older than go{GO}, and no toolchain for {machine} is pinned here")
-    found = _told(go, environment, "mod", "download", "-json", f"golang.org/toolchain@v0.0.1-go{GO}.linux-{machine}")
+    found = _output(go, environment, "mod", "download", "-json", f"golang.org/toolchain@v0.0.1-go{GO}.linux-{machine}")
     _check(f"the toolchain {GO} for {machine}", found["Sum"], TOOLCHAIN_SUMS[machine])
     root = Path(found["Dir"])
     for path in [*(root / "bin").iterdir(), *(root / "pkg" / "tool").rglob("*")]:
@@ -88,14 +88,14 @@ def fetch_job_server(folder: Path, name: str) -> None:
         _call("mvn", os.environ, *options, f"-Dartifact={coordinates}", f"-DoutputDirectory={copied}")
         (jar,) = Path(copied).glob("*.jar")
         with jar.open("rb") as file:
-            told = hashlib.file_digest(file, "sha256").hexdigest()
+            reported = hashlib.file_digest(file, "sha256").hexdigest()
         if sha256 is None:
-            raise NotToBeHad(f"it came with SHA-256 {told}, and none is pinned: compare it and pin it in {__file__}")
-        _check(coordinates, told, sha256)
+            raise NotToBeHad(f"it came with SHA-256 {reported}, and none is pinned: compare it and pin it in {__file__}")
+        _check(coordinates, reported, sha256)
         _put(jar, folder / name)
 
 
-def _told(go: str, environment: dict[str, str], *arguments: str) -> dict[str, str]:
+def _output(go: str, environment: dict[str, str], *arguments: str) -> dict[str, str]:
     found: dict[str, str] = json.loads(_call(go, environment, *arguments))
     return found
 
@@ -118,9 +118,9 @@ def _call(program: str, environment: "dict[str, str] | os._Environ[str]", *argum
     return done.stdout
 
 
-def _check(what: str, told: str, pinned: str) -> None:
-    if told != pinned:
-        sys.exit(f"{what} has the checksum {told}, pinned is {pinned}: it is not the file that was tested.")
+def _check(what: str, reported: str, pinned: str) -> None:
+    if reported != pinned:
+        sys.exit(f"{what} has the checksum {reported}, pinned is {pinned}: it is not the file that was tested.")
 
 
 def _put(made: Path, target: Path) -> None:
@@ -135,14 +135,14 @@ def main() -> None:
     folder = engines_folder()
     for name in ("prism", *JOB_SERVERS):
         if (folder / name).exists():
-            told = "is there"
+            reported = "is there"
         else:
             try:
                 fetch_prism(folder) if name == "prism" else fetch_job_server(folder, name)
-                told = "fetched"
+                reported = "fetched"
             except NotToBeHad as error:
-                told = f"cannot be had, its tests skip: {error}"
-        sys.stdout.write(f"{name} ({folder}): {told}\n")
+                reported = f"cannot be had, its tests skip: {error}"
+        sys.stdout.write(f"{name} ({folder}): {reported}\n")
         sys.stdout.flush()
 
 

@@ -12,7 +12,7 @@ import pytest
 from epithre_beam.index import open_catalog
 
 from ..pipelines.conftest import Place
-from ..pipelines.scene import change_sources, found_in, rows_in_force, write_sources
+from ..pipelines.scene import change_sources, found_in, current_rows, write_sources
 from .engine import KEY
 
 REFERENCE = ("--runner=FnApiRunner",)
@@ -52,7 +52,7 @@ class Jobs:
             embed__base_url=self.base_url,
             embed__unit_references=4,
             embed__lanes=lanes,
-            embed__budget="host" if lanes > 1 else "lane",
+            embed__rate_limiter="host" if lanes > 1 else "memory",
             index__rows_per_file=24,
         )
         self._call("run", "job.yaml", "--", *options)
@@ -60,7 +60,7 @@ class Jobs:
     def index(self, catalog: Path, options: tuple[str, ...]) -> None:
         settings = ("index.rows_per_file=150", "index.exact_up_to_mb=0", "index.rows_per_index=256")
         settings = tuple(f"--set={setting}" for setting in settings)
-        self._call("index", catalog, "--from=vectors", "--set=guards.max_dead_share=0.1", *settings, "--", *options)
+        self._call("index", catalog, "--from=vectors", "--set=gates.max_dead_share=0.1", *settings, "--", *options)
 
     def _call(self, *arguments: str | Path) -> None:
         has_other_hashes = REFERENCE[0] in arguments
@@ -92,7 +92,7 @@ def expected(jobs):
     for job in JOBS:
         catalog = jobs.place.folder / f"expected-{job}"
         do(jobs, job, catalog, REFERENCE, lanes=1)
-        found[job] = (digests(catalog), rows_in_force(catalog), found_in(catalog))
+        found[job] = (digests(catalog), current_rows(catalog), found_in(catalog))
         assert len(found[job][0]) >= 6
     return found
 
@@ -102,7 +102,7 @@ def test_every_engine_makes_the_same_catalog_and_finds_the_same(engine, job, job
     emulator.reset()
     do(jobs, job, tmp_path / "catalog", engine.options, lanes=2)
     assert (tmp_path / "catalog" / "LATEST.json").exists()
-    rows = rows_in_force(tmp_path / "catalog")
+    rows = current_rows(tmp_path / "catalog")
     assert rows == expected[job][1]
     assert digests(tmp_path / "catalog") == expected[job][0]
     assert found_in(tmp_path / "catalog") == expected[job][2]

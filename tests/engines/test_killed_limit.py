@@ -33,7 +33,7 @@ def test_the_limit_holds_over_four_lanes_when_one_of_their_workers_is_killed(
     shutil.rmtree(sources.catalog, ignore_errors=True)
     settings = EmulatorSettings(dimension=64, api_keys=(KEY,), limits=Limits(requests_per_minute=LIMIT))
     with Emulator(settings) as emulator:
-        redis = {"embed__budget": "redis", "embed__redis_url": redis_server.url}
+        redis = {"embed__rate_limiter": "redis", "embed__redis_url": redis_server.url}
         write_job(sources, emulator, 4, embed__requests_per_minute=LIMIT, **redis)
         launcher = sources.start("run", "job.yaml", "--", *engine.options)
         units = sources.catalog / "units"

@@ -15,9 +15,9 @@ import pytest
 
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 
-from ..pipelines.conftest import Place, sentences, write_pictures, write_texts
+from ..pipelines.conftest import Place, sentences, write_images, write_texts
 from ..pipelines.jobs.test_run import finished_contents
-from ..pipelines.scene import found_in, rows_in_force
+from ..pipelines.scene import found_in, current_rows
 from .engine import KEY
 from .test_engines import digests
 
@@ -68,7 +68,7 @@ def finish(place, launcher, engine, *arguments):
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     place = Place(tmp_path_factory.mktemp("sources"))
-    write_pictures(place.folder / "pictures", ASSETS // 2)
+    write_images(place.folder / "pictures", ASSETS // 2)
     write_texts(place.folder / "texts.csv", ASSETS // 2)
     return place
 
@@ -80,12 +80,12 @@ def write_job(place, emulator, lanes=LANES, **settings):
         embed__batch_items=UNIT,
         embed__max_concurrency=IN_FLIGHT,
         embed__lanes=lanes,
-        **{"embed__budget": "host" if lanes > 1 else "lane", **settings},
+        **{"embed__rate_limiter": "host" if lanes > 1 else "memory", **settings},
     )
 
 
 def state(catalog):
-    return rows_in_force(catalog), found_in(catalog)
+    return current_rows(catalog), found_in(catalog)
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +109,15 @@ def test_a_worker_killed_while_it_embeds_costs_what_was_on_its_way(engine, sourc
         killed = kill_one(engine, launcher, lambda: len(list(units.glob("*.parquet"))) >= 6, sends(emulator))
         finished = finished_contents(sources.catalog)
         began_again = finish(sources, launcher, engine, "run", "job.yaml")
-        paid = emulator.payments()
+        billed = emulator.payments()
     assert killed is not None
     assert began_again == (engine.name in BEGINS_AGAIN)
     assert state(sources.catalog) == embedded
-    assert len(paid) == ASSETS
+    assert len(billed) == ASSETS
     assert len(finished) >= 5 * UNIT
-    assert all(paid[content] == 1 for content in finished)
+    assert all(billed[content] == 1 for content in finished)
     # On its way were the requests of each lane, and as many units that were being written.
-    assert sum(count - 1 for count in paid.values()) <= 2 * LANES * IN_FLIGHT * UNIT
+    assert sum(count - 1 for count in billed.values()) <= 2 * LANES * IN_FLIGHT * UNIT
 
 
 @pytest.fixture(scope="module")

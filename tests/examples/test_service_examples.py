@@ -20,7 +20,7 @@ import pytest
 from epithre_beam.index import open_catalog
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 
-from ..pipelines.conftest import KEY, Place, write_pictures, write_texts
+from ..pipelines.conftest import KEY, Place, write_images, write_texts
 from .conftest import EXAMPLES
 
 DIMENSION = 64
@@ -35,7 +35,7 @@ def emulator() -> Iterator[Emulator]:
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory, emulator: Emulator) -> Place:
     place = Place(tmp_path_factory.mktemp("published"))
-    write_pictures(place.folder / "pictures", 10)
+    write_images(place.folder / "pictures", 10)
     write_texts(place.folder / "texts.csv", 20)
     place.write_job(embed__base_url=emulator.base_url)
     done = place.cli("run", "job.yaml")
@@ -83,14 +83,14 @@ def wait_until(is_so: Callable[[], Any]) -> None:
 
 
 def test_the_fastapi_service_searches_and_follows(published: Place, emulator: Emulator) -> None:
-    picture = published.folder / "pictures" / "p003.jpg"
+    image = published.folder / "pictures" / "p003.jpg"
     command = ("-m", "uvicorn", "--app-dir", EXAMPLES, "--port", 0, "service_fastapi:app")
     with serving(*command, CATALOG=str(published.catalog), FOLLOW_EVERY_S="0.1") as (client, _):
         found = client.get("/search", params={"text": "text number 3", "k": 2, "kind": ["text"]}).json()
         assert [hit["kind"] for hit in found["hits"]] == ["text", "text"]
         assert (found["hits"][0]["text"], found["hits"][0]["score"] > 0.99) == ("text number 3", True)
-        found = client.post("/search", params={"k": 1}, content=picture.read_bytes()).json()
-        assert found["hits"][0]["id"] == picture.name
+        found = client.post("/search", params={"k": 1}, content=image.read_bytes()).json()
+        assert found["hits"][0]["id"] == image.name
 
         for answer, sentence in (
             (client.get("/search", params={"text": " "}), "empty_text"),

@@ -22,7 +22,7 @@ from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from epithre_beam.configs import PrepareConfig
 from epithre_beam.index.versions.layout import Reason
-from epithre_beam.transforms.sources.prepare import draw_picture, prepare_picture
+from epithre_beam.transforms.sources.prepare import draw_image, prepare_image
 from epithre_beam.transforms.sources.unpreparable import Unpreparable
 
 from ..transforms.sources.test_colours import CASES
@@ -122,8 +122,8 @@ def check(data: bytes) -> str:
     for settings in SETTINGS:
         start = time.process_time()
         try:
-            picture = prepare_picture(data, settings)
-            small = draw_picture(data, settings, 10_000)
+            prepared_image = prepare_image(data, settings)
+            small = draw_image(data, settings, 10_000)
         except Unpreparable as failure:
             check_refusal(failure)
             said.append(failure.reason.value)
@@ -131,26 +131,26 @@ def check(data: bytes) -> str:
             said.append("sent")
             assert small.mode == "RGB"
             assert small.width * small.height <= 10_000
-            if picture.prepared is None:
-                assert picture.content == data
+            if prepared_image.prepared is None:
+                assert prepared_image.content == data
             else:
-                with Image.open(io.BytesIO(picture.content)) as image:
+                with Image.open(io.BytesIO(prepared_image.content)) as image:
                     image.load()
                     assert image.format in {"PNG", "JPEG"}
                     assert image.mode in {"RGB", "RGBA"}
                     assert image.width * image.height <= settings.max_pixels
-                    assert len(picture.content) <= settings.max_image_bytes
+                    assert len(prepared_image.content) <= settings.max_image_bytes
         assert time.process_time() - start < 4 * _LONGEST_S, "it took too long"
     compare(data)
     return "/".join(said)
 
 
-def check_refusal(failure: Unpreparable, *, of_good_picture: bool = False) -> None:
+def check_refusal(failure: Unpreparable, *, of_good_image: bool = False) -> None:
     """A sentence of one short line; of what the reference decodes, only for a reason that it does not know."""
     assert 0 < len(failure.detail) <= 200
-    if of_good_picture and failure.reason is Reason.UNDECODABLE:
+    if of_good_image and failure.reason is Reason.UNDECODABLE:
         assert "YCbCr" in failure.detail or "cut off" in failure.detail, failure.detail
-    elif of_good_picture:
+    elif of_good_image:
         assert failure.reason in {Reason.DECODE_TIMEOUT, Reason.FORMAT_NOT_ALLOWED}, failure.detail
 
 
@@ -160,19 +160,19 @@ def compare(data: bytes) -> None:
     if seen is None or b"gAMA" in data or b"acTL" in data:
         return
     try:
-        picture = prepare_picture(data, SETTINGS[0])
-        drawn = np.asarray(draw_picture(data, SETTINGS[0], 1_000_000), np.int16)
+        prepared_image = prepare_image(data, SETTINGS[0])
+        drawn = np.asarray(draw_image(data, SETTINGS[0], 1_000_000), np.int16)
     except Unpreparable as failure:
-        check_refusal(failure, of_good_picture=True)
+        check_refusal(failure, of_good_image=True)
         return
-    if set((picture.prepared or "").split(";")) & _OTHER_LEVELS:
+    if set((prepared_image.prepared or "").split(";")) & _OTHER_LEVELS:
         return
     assert drawn.shape == seen.shape, (drawn.shape, seen.shape)
-    with Image.open(io.BytesIO(picture.content)) as image:
+    with Image.open(io.BytesIO(prepared_image.content)) as image:
         sent = np.asarray(image.convert("RGB"), np.int16)
     for ours in (drawn, sent):
         furthest = np.abs(ours - seen).max()
-        assert furthest <= 4, f"{furthest} levels from the reference, {picture.prepared}"
+        assert furthest <= 4, f"{furthest} levels from the reference, {prepared_image.prepared}"
 
 
 def main(seconds: float, seed: int, note: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from .budget import fuzz, fuzzing
+from .rate_limiter import fuzz, fuzzing
 from .worker import make_catalog
 
 pytestmark = fuzzing
@@ -85,8 +85,8 @@ class Worker:
             return line.strip()
         process, self._process = self._process, None
         process.kill()
-        _, told = process.communicate()
-        return f"died with {process.returncode}{'' if readable else ' of waiting'}: {told[-2000:]}"
+        _, reported = process.communicate()
+        return f"died with {process.returncode}{'' if readable else ' of waiting'}: {reported[-2000:]}"
 
 
 @pytest.fixture(scope="module")

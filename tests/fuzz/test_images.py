@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(SECONDS * 2 + 240)]
 
 
 def test_no_picture_crashes_or_hangs_or_is_sent_as_it_does_not_look(tmp_path: Path) -> None:
-    note = tmp_path / "picture"
+    note = tmp_path / "image"
     command = [sys.executable, "-m", "tests.fuzz.image_worker", str(SECONDS), str(SEED), str(note)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS * 2 + 200, check=False)
     if done.returncode:

@@ -20,12 +20,12 @@ from epithre_beam.index.export.export import FORMS, export_catalog
 from epithre_beam.index.publish.prune import PruneRules, prune
 from epithre_beam.index.publish.verify import verify_versions
 from epithre_beam.index.versions.history import list_versions
-from epithre_beam.index.versions.holder import judge_holder, make_holder, read_holder, utc_now
+from epithre_beam.index.versions.holder import check_holder, make_holder, read_holder, utc_now
 from epithre_beam.index.versions.latest import latest_bytes, read_latest
 from epithre_beam.index.versions.readers import read_holds
 
 from ..index.forging import GOLDEN, Forged
-from .budget import fuzz, fuzzing
+from .rate_limiter import fuzz, fuzzing
 from .edits import EDITS, edited
 
 pytestmark = fuzzing
@@ -155,7 +155,7 @@ def test_any_latest_lease_and_hold_is_read_or_refused_and_prune_deletes_nothing_
             assert "/" not in version
         there = read_holder(json.dumps(edited(holder, edits)).encode())
         if there is not None:
-            judge_holder(there.state(()), there.renewed_at, there.ttl_s, utc_now())
+            check_holder(there.state(()), there.renewed_at, there.ttl_s, utc_now())
             str(there)
         forged.write_latest(latest)
         prune(store, PruneRules(keep=1))

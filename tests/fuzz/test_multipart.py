@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from ..pipelines.conftest import Place, write_pictures
+from ..pipelines.conftest import Place, write_images
 from ..pipelines.serve.conftest import serving
 
 SECONDS = float(os.environ.get("EPITHRE_BEAM_FUZZ_S", "20"))
@@ -20,7 +20,7 @@ EXPECTED = {200, 400, 408, 413, 415, 422}
 _PIECES = (
     b"--", b"\r\n", b"\n", b"\r", b"\0", b'"', b";", b"--" + BOUNDARY, b"--" + BOUNDARY + b"--", b"Content-Disposition",
     b"form-data; name=", b"filename*=utf-8''%ff%00", b"Content-Transfer-Encoding: base64\r\n", b"\xff" * 40,
-    b"x" * 9000, b"Content-Type: multipart/mixed; boundary=b", b"[" * 3000, b'{"k": 1e999}', b"picture",
+    b"x" * 9000, b"Content-Type: multipart/mixed; boundary=b", b"[" * 3000, b'{"k": 1e999}', b"image",
 )  # fmt: skip
 _OPTIONS = (
     "{}", '{"k": 3}', '{"k": 0}', "", "null", "[]", '{"kinds": ["image"]}', '{"where": {"asset_id": "p001.jpg"}}', "{",
@@ -31,7 +31,7 @@ _OPTIONS = (
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     found = Place(tmp_path_factory.mktemp("fuzz"))
-    write_pictures(found.folder / "pictures", 12)
+    write_images(found.folder / "pictures", 12)
     found.write_job(sources=[{"kind": "image", "files": "pictures/**/*.jpg"}])
     done = found.cli("run", "job.yaml", "--quiet")
     assert done.returncode == 0, done.stderr
@@ -44,10 +44,10 @@ def part(name, content, *, file=None, more=b""):
     return b"--" + BOUNDARY + b"\r\n" + head + b"\r\n" + more + b"\r\n" + content + b"\r\n"
 
 
-def drawn_form(rng, picture):
+def drawn_form(rng, image):
     """A body that is a form, or was one."""
     parts = [
-        part(b"picture", picture, file=b"p.jpg", more=b"Content-Type: image/jpeg\r\n"),
+        part(b"image", image, file=b"p.jpg", more=b"Content-Type: image/jpeg\r\n"),
         part(b"options", rng.choice(_OPTIONS).encode("utf-8", "replace")),
     ]
     match rng.randrange(6):
@@ -95,21 +95,21 @@ def chunked(rng, body):
 @pytest.mark.timeout(SECONDS + 160)
 def test_a_form_whatever_it_is_gets_an_answer_that_is_described(place):
     rng = random.Random(SEED)
-    pictures = sorted((place.folder / "pictures").glob("*.jpg"))
-    honest = pictures[3].read_bytes()
+    images = sorted((place.folder / "pictures").glob("*.jpg"))
+    honest = images[3].read_bytes()
     asked = found = 0
     with serving(place, "--max-upload-mb", 0.2) as server:
         process = psutil.Process(server.process.pid)
         connection = http.client.HTTPConnection(*server.address, timeout=30)
         before, deadline = None, time.monotonic() + SECONDS
         while time.monotonic() < deadline:
-            body = drawn_form(rng, rng.choice(pictures).read_bytes())
+            body = drawn_form(rng, rng.choice(images).read_bytes())
             is_chunked = rng.random() < 0.2
             content = chunked(rng, body) if is_chunked else body
             headers = {"content-type": drawn_type(rng)}
             seen = (asked, headers, body[:3000])
             try:
-                connection.request("POST", "/api/search/picture", content, headers, encode_chunked=is_chunked)
+                connection.request("POST", "/api/search/image", content, headers, encode_chunked=is_chunked)
                 answer = connection.getresponse()
                 said = answer.read()
             except (ConnectionError, http.client.HTTPException):  # it was refused before it was sent to its end
@@ -122,9 +122,9 @@ def test_a_form_whatever_it_is_gets_an_answer_that_is_described(place):
             assert answer.status == 200 or document["error"]["message"].endswith("."), (seen, said)
             asked, found = asked + 1, found + (answer.status == 200)
             if asked % 100 == 0:
-                assert server.search_picture(honest, k=2).status_code == 200, seen
+                assert server.search_image(honest, k=2).status_code == 200, seen
                 before = before or process.memory_info().rss
-        assert server.search_picture(honest, k=2).status_code == 200
+        assert server.search_image(honest, k=2).status_code == 200
         if before is not None:
             assert process.memory_info().rss - before < 100e6
             assert process.num_fds() < 60  # no file of a form stays open

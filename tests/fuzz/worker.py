@@ -26,7 +26,7 @@ from epithre_beam.index.ann.stored import stored_vectors
 from epithre_beam.index.publish.diff import diff_versions
 from epithre_beam.index.publish.verify import find_damage
 from epithre_beam.index.vectors.letters import iterate_letters
-from epithre_beam.index.vectors.paid import PaidVectors
+from epithre_beam.index.vectors.reusable import ReusableVectors
 from epithre_beam.index.versions.layout import manifest_name
 
 from ..index.conftest import clustered_vectors, make
@@ -99,8 +99,8 @@ def use_parquet(_folder: Path, store: Store, manifest: Manifest, _queries: npt.N
     for kind in manifest.counts.per_kind:
         for vectors in _until_refused(lambda kind=kind: stored_vectors(store, manifest, kind)):
             assert vectors.shape[1] == manifest.dimension
-    paid = PaidVectors(store, [manifest], "recipe")
-    paid.find("text", hashlib.sha256(b"text5").hexdigest())
+    reusable = ReusableVectors(store, [manifest], "recipe")
+    reusable.find("text", hashlib.sha256(b"text5").hexdigest())
     for entry in manifest.files:
         if entry.name.startswith("dead_letters/"):
             with store.open_read(f"versions/{manifest.version}/{entry.name}") as file:

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from epithre_beam.configs import GuardConfig, IndexConfig
+from epithre_beam.configs import GateConfig, IndexConfig
 from epithre_beam.index import DeadLetter, Manifest, Reason, Store, open_catalog
 from epithre_beam.index.ann.build import build_indexes
 from epithre_beam.index.publish.conservation import check_conservation
 from epithre_beam.index.publish.dead_letters import write_dead_letters
-from epithre_beam.index.publish.gates import judge
+from epithre_beam.index.publish.gates import check_gates
 from epithre_beam.index.publish.publish import publish
 from epithre_beam.index.publish.write_manifest import write_manifest
 from epithre_beam.index.search.catalog import Catalog
@@ -216,7 +216,7 @@ def make(
             ),
             files=files,
             indexes=entries,
-            held_back=judge(planned, lost, entries, GuardConfig(), 0.9),
+            gate_failures=check_gates(planned, lost, entries, GateConfig(), 0.9),
             config={},
             timings_s={},
         ),
@@ -332,7 +332,7 @@ def publish_texts(store: Store, types: dict[str, str], columns: dict[str, Any], 
             counts=Counts(assets=rows, per_kind={"text": rows}, embedded=rows, reused=0, deduplicated=0, dead=0),
             files=[shard.file, *built.files],
             indexes=[built.entry],
-            held_back=(),
+            gate_failures=(),
             config={},
             timings_s={},
         ),

@@ -84,7 +84,7 @@ def command(*arguments):
     return [sys.executable, "-m", "epithre_beam.pipelines.commands.cli", *map(str, arguments)]
 
 
-def write_pictures(folder: Path, count: int, seed: int = 0, start: int = 0) -> list[Path]:
+def write_images(folder: Path, count: int, seed: int = 0, start: int = 0) -> list[Path]:
     """Small distinct JPEGs."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def write_texts(path: Path, count: int) -> dict[str, str]:
 def place(tmp_path) -> Place:
     """40 pictures, 50 texts and a job for the emulator."""
     found = Place(tmp_path)
-    write_pictures(tmp_path / "pictures", 40)
+    write_images(tmp_path / "pictures", 40)
     write_texts(tmp_path / "texts.csv", 50)
     found.write_job()
     return found

@@ -87,7 +87,7 @@ class Steps:
     def install(self):
         from epithre_beam.index.storage.store import HashingWriter, Store
 
-        def told(owner, function, what, path_of):
+        def reported(owner, function, what, path_of):
             original = getattr(owner, function)
 
             def call(*args, **kwargs):
@@ -99,20 +99,20 @@ class Steps:
 
             setattr(owner, function, call)
 
-        told(Store, "swap", "swap", lambda store, name, *_: store.path(name))
-        told(Store, "delete", "delete", lambda store, name: store.path(name))
-        told(os, "fsync", "sync", lambda number: Path(f"/proc/self/fd/{number}").readlink())
-        told(Path, "replace", "rename", lambda path, _: path)
+        reported(Store, "swap", "swap", lambda store, name, *_: store.path(name))
+        reported(Store, "delete", "delete", lambda store, name: store.path(name))
+        reported(os, "fsync", "sync", lambda number: Path(f"/proc/self/fd/{number}").readlink())
+        reported(Path, "replace", "rename", lambda path, _: path)
         open_write, write = Store.open_write, HashingWriter.write
 
         @contextlib.contextmanager
-        def open_and_tell(store, name):
+        def open_and_report(store, name):
             self.step("before open", store.path(name))
             with open_write(store, name) as file:
                 self.step("after open", store.path(name))
                 yield file
 
-        def write_and_tell(writer, data):
+        def write_and_report(writer, data):
             path = getattr(writer._file, "name", "/nowhere")  # what is written in memory is no step
             self.step("before write", path)
             if self.reached("half of write", path):
@@ -123,7 +123,7 @@ class Steps:
             self.step("after write", path)
             return length
 
-        Store.open_write, HashingWriter.write = open_and_tell, write_and_tell
+        Store.open_write, HashingWriter.write = open_and_report, write_and_report
 
 
 def drop_the_right_to_write_anywhere():
@@ -249,8 +249,8 @@ def read_in_a_loop():
             order = orders.get()
             watcher = Watcher(**order) if order else watcher
             watcher.look()
-            told = {"seen": watcher.seen, "order": watcher.order, "problems": watcher.problems}
-            sys.stdout.write(json.dumps(told) + "\n")
+            reported = {"seen": watcher.seen, "order": watcher.order, "problems": watcher.problems}
+            sys.stdout.write(json.dumps(reported) + "\n")
             sys.stdout.flush()
             watcher = watcher if order else None
         elif watcher is not None:

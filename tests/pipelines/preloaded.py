@@ -46,11 +46,11 @@ def import_all():
 class Program:
     """A forked process, to be handled as one of `subprocess.Popen` with pipes and text."""
 
-    def __init__(self, arguments, stdout, stderr, told):
+    def __init__(self, arguments, stdout, stderr, reported):
         self.args = arguments
         self.stdout, self.stderr = (os.fdopen(end, encoding="utf-8") for end in (stdout, stderr))
         self.returncode: int | None = None
-        self._told = os.fdopen(told, "rb", buffering=0)
+        self._reported = os.fdopen(reported, "rb", buffering=0)
         self.pid = int(self._line())
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
@@ -58,14 +58,14 @@ class Program:
     def _line(self):
         line = b""
         while not line.endswith(b"\n"):
-            found = self._told.read(1)
+            found = self._reported.read(1)
             assert found, "the process that forks is gone"
             line += found
         return line
 
     def _keep(self):
         self.returncode = int(self._line())
-        self._told.close()
+        self._reported.close()
 
     def poll(self):
         return self.returncode
@@ -139,18 +139,18 @@ def fork_on_order(orders: socket.socket) -> NoReturn:
             os.close(end)
 
 
-def run_and_wait(order, stdout, stderr, told) -> NoReturn:
+def run_and_wait(order, stdout, stderr, reported) -> NoReturn:
     """Forks the program, tells its process id, and at its end how it ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     process = os.fork()
     if not process:
-        os.close(told)
+        os.close(reported)
         run_in_this_process(order, stdout, stderr)
-    os.write(told, b"%d\n" % process)
+    os.write(reported, b"%d\n" % process)
     for end in (stdout, stderr):
         os.close(end)
     _, status = os.waitpid(process, 0)
-    os.write(told, b"%d\n" % os.waitstatus_to_exitcode(status))
+    os.write(reported, b"%d\n" % os.waitstatus_to_exitcode(status))
     os._exit(0)
 
 

@@ -18,7 +18,7 @@ from epithre_beam.index.storage.store import Store
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings
 from epithre_beam.transforms.epithre.emulator.hash_model import content_digest
 
-from .conftest import KEY, Place, write_pictures
+from .conftest import KEY, Place, write_images
 from .faulty import answers
 
 _SCRIPT = Path(__file__).with_name("faulty.py")
@@ -76,7 +76,7 @@ class Scene:
     expected: list = field(init=False)
     """What the reader's queries find in the old version and in the new one."""
     rows: list = field(init=False)
-    """Of both, see `rows_in_force`."""
+    """Of both, see `current_rows`."""
     all_digests: dict = field(init=False)
     """The contents of the new version, as the emulator calls them."""
     digests: dict = field(init=False)
@@ -94,7 +94,7 @@ class Scene:
         change_sources(self.folder)
         self.first_steps = self.run(self.new).steps
         self.expected = [found_in(self.base), found_in(self.new)]
-        self.rows = [rows_in_force(self.base), rows_in_force(self.new)]
+        self.rows = [current_rows(self.base), current_rows(self.new)]
         known = {(kind, row["content_sha256"]) for (kind, _), row in self.rows[0][0].items()}
         self.all_digests = digests_of(self.rows[1])
         self.digests = {content: digest for content, digest in self.all_digests.items() if content not in known}
@@ -112,9 +112,9 @@ class Scene:
         answer = (writer or self.writer).ask(order)
         texts = [(self.folder / name).read_text() for name in ("stdout", "stderr")]
         steps = self.folder / "steps"
-        told = [(step, number) for step, number in json.loads(steps.read_text())] if steps.exists() else []
+        reported = [(step, number) for step, number in json.loads(steps.read_text())] if steps.exists() else []
         steps.unlink(missing_ok=True)
-        return Done(**answer, stdout=texts[0], stderr=texts[1], steps=told)
+        return Done(**answer, stdout=texts[0], stderr=texts[1], steps=reported)
 
     def run(self, catalog, *arguments, **options):
         """Runs the job into `catalog`."""
@@ -127,10 +127,10 @@ class Scene:
 
     def stop_watching(self, *orders):
         """What the reader saw since `watch` were whole versions, in one of these orders: `nothing`, 0 old, 1 new."""
-        told = self.reader.ask({})
-        assert not told["problems"]
-        assert sum(told["seen"].values()) >= 2
-        assert told["order"] in [list(order) for order in orders], told
+        reported = self.reader.ask({})
+        assert not reported["problems"]
+        assert sum(reported["seen"].values()) >= 2
+        assert reported["order"] in [list(order) for order in orders], reported
 
 
 @contextlib.contextmanager
@@ -155,26 +155,26 @@ def write_job(folder, catalog, base_url):
 
 
 def write_sources(folder):
-    pictures = folder / "pictures"
-    write_pictures(pictures, 28)
-    shutil.copy2(pictures / "p000.jpg", pictures / "same.jpg")
-    (pictures / "none.jpg").write_text("no picture")
+    images = folder / "pictures"
+    write_images(images, 28)
+    shutil.copy2(images / "p000.jpg", images / "same.jpg")
+    (images / "none.jpg").write_text("no picture")
     _write_texts(folder, {f"t{i:03d}": (f"text number {i}", i + 0.5) for i in range(40)} | {"empty": ("", 1)})
 
 
 def change_sources(folder):
     """New, changed, deleted, renamed, copied, touched, and what cannot be embedded."""
-    pictures = folder / "pictures"
-    write_pictures(pictures, 5, seed=1, start=100)
+    images = folder / "pictures"
+    write_images(images, 5, seed=1, start=100)
     for name, seed in (("p001.jpg", 2), ("p002.jpg", 3)):
-        (made,) = write_pictures(folder / "made", 1, seed=seed)
-        made.replace(pictures / name)
+        (made,) = write_images(folder / "made", 1, seed=seed)
+        made.replace(images / name)
     for name in ("p003.jpg", "p004.jpg"):
-        (pictures / name).unlink()
-    (pictures / "p005.jpg").rename(pictures / "renamed.jpg")
-    shutil.copy2(pictures / "p006.jpg", pictures / "copied.jpg")
-    os.utime(pictures / "p007.jpg", (1e9, 1e9))
-    (pictures / "nothing.jpg").write_bytes(b"")
+        (images / name).unlink()
+    (images / "p005.jpg").rename(images / "renamed.jpg")
+    shutil.copy2(images / "p006.jpg", images / "copied.jpg")
+    os.utime(images / "p007.jpg", (1e9, 1e9))
+    (images / "nothing.jpg").write_bytes(b"")
     texts = {f"t{i:03d}": (f"text number {i}", i + 0.5) for i in range(40)}
     texts |= {f"u{i:03d}": (f"another text {i}", -float(i)) for i in range(5)}
     texts |= {"t000": ("a changed text", 0.5), "t001": (texts["t001"][0], 99.0), "t100": texts["t003"]}
@@ -205,7 +205,7 @@ def found_in(catalog):
         return answers(opened, queries)
 
 
-def rows_in_force(catalog):
+def current_rows(catalog):
     """The assets of the published version with their vectors, and its dead letters; and it must be whole."""
     with open_catalog(catalog) as opened:
         manifest = opened.manifest

@@ -167,8 +167,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 raise RefusedError(401, "Anonymous caller does not have access")
             self._route(path, query, body)
         except RefusedError as refused:
-            told = {"error": {"code": refused.status, "message": str(refused)}}
-            self._answer(refused.status, json.dumps(told).encode())
+            reported = {"error": {"code": refused.status, "message": str(refused)}}
+            self._answer(refused.status, json.dumps(reported).encode())
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815 - http.server's names
 

@@ -20,11 +20,11 @@ if __name__ == "__main__":
             digest.update(name.encode())
             count += 1
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    told = {
+    reported = {
         "count": count,
         "sha256": digest.hexdigest(),
         "is_sorted": is_sorted,
         "seconds": round(time.monotonic() - began, 2),
         "peak_mb": int(peak[1]) / 1024 if peak else 0,
     }
-    sys.stdout.write(json.dumps(told) + "\n")
+    sys.stdout.write(json.dumps(reported) + "\n")

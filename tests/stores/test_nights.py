@@ -12,7 +12,7 @@ import pytest
 from epithre_beam.index import open_catalog
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings
 
-from ..pipelines.conftest import KEY, write_pictures
+from ..pipelines.conftest import KEY, write_images
 from ..pipelines.conftest import Place as Desk
 from ..s3_server import Proxy
 from .conftest import Place
@@ -36,9 +36,9 @@ class Night:
         ]
         self._desk.write_job(catalog=self.catalog, sources=sources, embed__base_url=emulator.base_url)
 
-    def write(self, pictures: list[Path], texts: dict[str, str]) -> None:
-        for picture in pictures:
-            self.store.write(f"pictures/über #1 100%?/[a] b/{picture.name}", picture.read_bytes())
+    def write(self, images: list[Path], texts: dict[str, str]) -> None:
+        for image in images:
+            self.store.write(f"pictures/über #1 100%?/[a] b/{image.name}", image.read_bytes())
         table = "\n".join(["id,text", *(f"{name},{text}" for name, text in texts.items())])
         self.store.write("texts.csv", table.encode())
 
@@ -64,8 +64,8 @@ def night(place: Place, folder: str, tmp_path: Path) -> Iterator[Night]:
 
 
 def test_two_nights_in_a_bucket(night: Night, place: Place, proxy: Proxy, tmp_path: Path) -> None:
-    pictures = write_pictures(tmp_path / "made", 14)
-    night.write(pictures[:12], TEXTS)
+    images = write_images(tmp_path / "made", 14)
+    night.write(images[:12], TEXTS)
     first = night.asked("run", "job.yaml", "--json")
     assert first["status"] == "published"
     assert first["counts"]["per_kind"] == {"image": 12, "text": 12}
@@ -75,7 +75,7 @@ def test_two_nights_in_a_bucket(night: Night, place: Place, proxy: Proxy, tmp_pa
     assert night.sent() == 0
 
     night.store.delete("pictures/über #1 100%?/[a] b/p000.jpg")
-    night.write(pictures[12:], TEXTS | {"t0": "a changed text"})
+    night.write(images[12:], TEXTS | {"t0": "a changed text"})
     second = night.asked("run", "job.yaml", "--json")
     assert second["counts"]["per_kind"] == {"image": 13, "text": 12}
     assert night.sent() == 3

@@ -184,12 +184,12 @@ def find_done(block: Block, setup: SearchSetup) -> BlockRecord | None:
         return None
     try:
         with output.open_read(name) as file:
-            told = orjson.loads((pq.read_metadata(file).metadata or {})[_FOOTER])
+            reported = orjson.loads((pq.read_metadata(file).metadata or {})[_FOOTER])
     except (pa.ArrowException, KeyError, ValueError):
         return None
-    if told.pop("asked") != block.rows:
+    if reported.pop("asked") != block.rows:
         return None
-    return BlockRecord(**{**told, "size_bytes": size})
+    return BlockRecord(**{**reported, "size_bytes": size})
 
 
 def _write(

@@ -8,7 +8,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...index.publish.gates import judge
+from ...index.publish.gates import check_gates
 from ...index.vectors.units import UnitRecord, read_unit_dead_letters
 from ...index.versions.layout import DeadLetter
 from .blocks import (
@@ -82,7 +82,7 @@ def complete_search(elements: Iterable[Block | UnitRecord | BlockRecord], setup:
             planned[part.kind] += part.rows
     for kind, count in setup.asked.items():  # those that were not found when the job was planned
         dead[kind] += count - planned[kind]
-    reasons = judge(setup.asked, dead, (), setup.job.guards, 0.0, noun=("query", "queries"))
+    reasons = check_gates(setup.asked, dead, (), setup.job.gates, 0.0, noun=("query", "queries"))
     searched = sum(block.queries for block in blocks)
     assert searched + sum(dead.values()) == sum(setup.asked.values()), (searched, dead, setup.asked)
     report: SearchReport = {
@@ -94,7 +94,7 @@ def complete_search(elements: Iterable[Block | UnitRecord | BlockRecord], setup:
         "searched": searched,
         "hits": sum(block.hits for block in blocks),
         "dead": sum(dead.values()),
-        "embedded": sum(record.rows - record.carried for record in units if not record.reused),
+        "embedded": sum(record.rows - record.reused_rows for record in units if not record.reused),
         "files": len(blocks),
         "bytes": sum(block.size_bytes for block in blocks),
         "held_back": reasons,

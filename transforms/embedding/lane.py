@@ -17,18 +17,18 @@ import pyarrow as pa
 
 from ...configs import EmbedConfig, PrepareConfig, SourceConfig
 from ...configs.errors import RefusedKeyError, RunnerError, StorageError
-from ...index.vectors.paid import PaidVectors
+from ...index.vectors.reusable import ReusableVectors
 from ...index.vectors.units import UnitRecord
 from ...index.versions.manifest import read_manifest
 from ..epithre.client import Client, limits_of
 from ..epithre.meter import Meter
-from ..epithre.rate_limit.budget import Budget
+from ..epithre.rate_limit.rate_limiter import RateLimiter
 from ..planning.plan import PlanReader, Unit
 from ..sources.reading import Reader
 from ..sources.references import references_of
 from ..workers.progress import ProgressWriter, read_lane
 from ..workers.run_folder import RunFolder
-from .shared_limit import shared_ledger
+from .shared_limit import shared_backend
 from .unit import ByteLimit, SentContents, UnitContext, embed_unit
 
 _PAYLOAD_SHARE = 0.4
@@ -50,11 +50,11 @@ class LaneSetup:
     prepare: PrepareConfig
     sources: tuple[SourceConfig, ...]
     """That the plan's references come from."""
-    recipe: str
+    embedding_config_hash: str
     """What the vectors are made with, as units say it."""
-    first_recipe: str | None = None
+    first_embedding_config_hash: str | None = None
     """The same, as units of the first rules of preparation say it, if they were prepared with these settings."""
-    paid_versions: tuple[str, ...] = ()
+    reusable_versions: tuple[str, ...] = ()
     """The versions whose vectors may be taken over, where the content is the same."""
     requests_spent: int = 0
     """Requests that the launcher made and the server may still count."""
@@ -119,29 +119,29 @@ async def _run(
     is_limited = embed.max_requests is not None or embed.max_cost is not None
     if is_limited and (before := await asyncio.to_thread(read_lane, setup.run, lane)) is not None:
         meter.add(before["meter"])  # a runner may begin again what it has begun: that was spent too
-    budget = Budget(
+    rate_limiter = RateLimiter(
         limits_of(embed),
         max_concurrency=embed.max_concurrency,
         spent=setup.requests_spent,
         max_pause_s=embed.max_retry_after_s,
-        ledger=shared_ledger(embed, setup.run.version, setup.requests_spent),
+        backend=shared_backend(embed, setup.run.version, setup.requests_spent),
     )
     vectors_in_flight = ByteLimit(int(memory * (1 - _PAYLOAD_SHARE)))
-    progress = ProgressWriter(setup.run, lane, sum(u.references for u in units), meter, budget)
+    progress = ProgressWriter(setup.run, lane, sum(u.references for u in units), meter, rate_limiter)
     reader = Reader(setup.sources, setup.prepare)
-    share = embed.share(lane, greetings=setup.requests_spent)
-    client = Client(share, api_key(embed.api_key_env), budget=budget, meter=meter, tell_pause=progress.note_pause)
+    share = embed.share(lane, probe_requests=setup.requests_spent)
+    client = Client(share, api_key(embed.api_key_env), rate_limiter=rate_limiter, meter=meter, report_pause=progress.note_pause)
     threads = ThreadPoolExecutor(embed.readers, thread_name_prefix="read")
     local_threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="prepare")
     plan = PlanReader(store, setup.plan)
     plan_lock = threading.Lock()
 
-    def find_paid() -> PaidVectors:
-        of_first_rules = {} if setup.first_recipe is None else {setup.first_recipe: setup.prepare}
-        manifests = [read_manifest(store, version) for version in setup.paid_versions]
-        return PaidVectors(store, manifests, setup.recipe, of_first_rules)
+    def find_reusable() -> ReusableVectors:
+        of_first_rules = {} if setup.first_embedding_config_hash is None else {setup.first_embedding_config_hash: setup.prepare}
+        manifests = [read_manifest(store, version) for version in setup.reusable_versions]
+        return ReusableVectors(store, manifests, setup.embedding_config_hash, of_first_rules)
 
-    paid = await asyncio.to_thread(find_paid)
+    reusable = await asyncio.to_thread(find_reusable)
     context = UnitContext(
         store=store,
         embed=embed,
@@ -152,8 +152,8 @@ async def _run(
         local_threads=local_threads,
         bytes_in_flight=ByteLimit(int(memory * _PAYLOAD_SHARE)),
         sent=SentContents(_SENT_KEPT),
-        paid=paid,
-        recipe=setup.recipe,
+        reusable=reusable,
+        embedding_config_hash=setup.embedding_config_hash,
         note_progress=progress.note,
     )
 
@@ -166,7 +166,7 @@ async def _run(
 
             references = references_of(await context.in_thread(read))
             record = await embed_unit(unit, references, context)
-            telemetry.throttled_s = budget.throttled_s
+            telemetry.throttled_s = rate_limiter.throttled_s
             emit(record)
         finally:
             vectors_in_flight.release(held)
@@ -194,7 +194,7 @@ async def _run(
         local_threads.shutdown(wait=False, cancel_futures=True)
         reader.close()
         plan.close()
-        await asyncio.to_thread(budget.close)
+        await asyncio.to_thread(rate_limiter.close)
 
 
 async def _stop_with(run: RunFolder) -> None:

@@ -5,27 +5,27 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ...configs import PrepareConfig
-from ...index.vectors.paid import PaidVector
+from ...index.vectors.reusable import ReusableVector
 from ..sources.effective import Row, brought_up, is_of_first_rules, is_same, is_smaller, why_again
-from ..sources.prepare import Picture, is_sent_as_ever, prepare_picture
+from ..sources.prepare import PreparedImage, is_sent_as_ever, prepare_image
 
 
-def reuse_or_prepare(data: bytes, paid: Iterable[PaidVector], settings: PrepareConfig) -> PaidVector | Picture:
+def reuse_or_prepare(data: bytes, reusable: Iterable[ReusableVector], settings: PrepareConfig) -> ReusableVector | PreparedImage:
     """A vector that was paid for what would be sent today, or what is to be sent.
 
     A row often says enough; else the header does; else the picture is prepared, and what was done to it compared.
 
     Args:
         data: A picture file.
-        paid: Vectors of this content, however it was prepared.
+        reusable: Vectors of this content, however it was prepared.
         settings: Of today.
 
     Raises:
         Unpreparable: When it must be prepared and cannot be.
     """
-    prepare = functools.cache(lambda smaller: prepare_picture(data, settings, smaller=smaller))
+    prepare = functools.cache(lambda smaller: prepare_image(data, settings, smaller=smaller))
     seen = set()
-    for found in paid:
+    for found in reusable:
         before = found.settings
         if (found.prepared, before) in seen:  # of many copies one is enough
             continue
@@ -35,7 +35,7 @@ def reuse_or_prepare(data: bytes, paid: Iterable[PaidVector], settings: PrepareC
             return found
         if before == settings and is_of_first_rules(found.prepared) and is_sent_as_ever(data, settings):
             return replace(found, prepared=brought_up(found.prepared or "", settings))
-        picture = prepare(is_smaller(row, before))
-        if is_same(found.prepared, before, picture.prepared):
-            return replace(found, prepared=picture.prepared)
+        image = prepare(is_smaller(row, before))
+        if is_same(found.prepared, before, image.prepared):
+            return replace(found, prepared=image.prepared)
     return prepare(False)

@@ -36,12 +36,12 @@ def check_all_sent(
 
 
 def _limit_reached(
-    embed: EmbedConfig, greetings: int, records: Sequence[UnitRecord], lanes: Sequence[LaneProgress], consequence: str
+    embed: EmbedConfig, probe_requests: int, records: Sequence[UnitRecord], lanes: Sequence[LaneProgress], consequence: str
 ) -> SpendingLimitError:
     meter = Meter()
     for lane in lanes:
         meter.add(lane["meter"])
-    requests = meter.requests + greetings
+    requests = meter.requests + probe_requests
     cost = embed.cost(requests=requests, items=meter.items_sent, tokens=meter.tokens_spent)
     left = sum(record.not_sent for record in records)
     kept = sum(record.rows for record in records)

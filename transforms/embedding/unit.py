@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from ...configs import EmbedConfig, PrepareConfig
 from ...index.storage.store import Store
-from ...index.vectors.paid import PaidVector, PaidVectors
+from ...index.vectors.reusable import ReusableVector, ReusableVectors
 from ...index.vectors.units import (
     UnitFooter,
     UnitRecord,
@@ -33,7 +33,7 @@ from ...index.versions.layout import DeadLetter, Reason, asset_fields
 from ..epithre.client import Client, Refusal, RefusalReason
 from ..epithre.packing import Item
 from ..planning.plan import Unit
-from ..sources.prepare import Picture, prepare_picture, prepare_text
+from ..sources.prepare import PreparedImage, prepare_image, prepare_text
 from ..sources.reading import Reader
 from ..sources.references import Reference, local_path
 from ..sources.unpreparable import Unpreparable
@@ -124,9 +124,9 @@ class UnitContext:
     """For what computes: local files and texts. As many as there are cores; more would fight for them."""
     bytes_in_flight: ByteLimit
     sent: SentContents
-    paid: PaidVectors
+    reusable: ReusableVectors
     """What was paid for earlier and made the same way."""
-    recipe: str
+    embedding_config_hash: str
     """What the vectors are made with."""
     note_progress: Callable[[int, int], None]
     """Called with (assets done, of them dead) as they are done."""
@@ -147,8 +147,8 @@ class _Prepared:
     position: int
     reference: Reference
     item: Item | None
-    """None when `paid` has the vector already."""
-    paid: npt.NDArray[np.float32] | None
+    """None when `reusable` has the vector already."""
+    reusable: npt.NDArray[np.float32] | None
     content_sha256: str
     text: str | None
     media_type: str
@@ -167,7 +167,7 @@ class _Work:
     rows: dict[int, _Prepared] = field(default_factory=dict)
     dead: dict[int, DeadLetter] = field(default_factory=dict)
     deduplicated: int = 0
-    carried: int = 0
+    reused_rows: int = 0
 
 
 async def embed_unit(unit: Unit, references: Sequence[Reference], context: UnitContext) -> UnitRecord:
@@ -187,14 +187,14 @@ async def embed_unit(unit: Unit, references: Sequence[Reference], context: UnitC
         return _left(unit, footer, context)
     old: pa.Table | None = None
     todo = list(range(len(references)))
-    settled: list[DeadLetter] = []
+    resolved: list[DeadLetter] = []
     if footer is not None:
         old = await context.in_thread(lambda: read_unit(context.store, unit.name))
         letters = await context.in_thread(lambda: read_unit_dead_letters(context.store, unit.name))
         again = {letter.asset_id for letter in letters if context.embed.retry_dead or letter.reason.is_transient}
-        settled = [letter for letter in letters if letter.asset_id not in again]
+        resolved = [letter for letter in letters if letter.asset_id not in again]
         todo = [i for i in todo if references[i].asset_id in again]
-        context.note_progress(unit.references - len(todo), len(settled))
+        context.note_progress(unit.references - len(todo), len(resolved))
     work = _Work(references=references, vectors=np.empty((len(references), context.embed.dimension), np.float32))
     try:
         async with asyncio.TaskGroup() as group:
@@ -202,14 +202,14 @@ async def embed_unit(unit: Unit, references: Sequence[Reference], context: UnitC
                 group.create_task(_embed_batch(batch, work, context))
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    dead = [*settled, *(work.dead[i] for i in sorted(work.dead))]
+    dead = [*resolved, *(work.dead[i] for i in sorted(work.dead))]
     not_sent = sum(letter.reason is Reason.NOT_SENT for letter in work.dead.values())
     if not_sent == len(todo):
         return _left(unit, footer, context)
     before = footer or UnitFooter(rows=0)
-    deduplicated, carried = work.deduplicated + before.deduplicated, work.carried + before.carried
-    rows = await context.in_thread(lambda: _write(unit, work, old, dead, deduplicated, carried, context))
-    counts = UnitFooter(rows=rows, dead=len(dead) - not_sent, deduplicated=deduplicated, carried=carried)
+    deduplicated, reused_rows = work.deduplicated + before.deduplicated, work.reused_rows + before.reused_rows
+    rows = await context.in_thread(lambda: _write(unit, work, old, dead, deduplicated, reused_rows, context))
+    counts = UnitFooter(rows=rows, dead=len(dead) - not_sent, deduplicated=deduplicated, reused_rows=reused_rows)
     return _record(unit, counts, reused=False, not_sent=not_sent)
 
 
@@ -229,7 +229,7 @@ def _record(unit: Unit, counts: UnitFooter, *, reused: bool, not_sent: int = 0) 
         rows=counts.rows,
         dead=counts.dead,
         deduplicated=counts.deduplicated,
-        carried=counts.carried,
+        reused_rows=counts.reused_rows,
         not_sent=not_sent,
         reused=reused,
     )
@@ -272,9 +272,9 @@ async def _embed_batch(batch: Sequence[int], work: _Work, context: UnitContext) 
         leaders: list[tuple[_Prepared, asyncio.Future[Sent]]] = []
         followers: list[tuple[_Prepared, asyncio.Future[Sent]]] = []
         for asset in prepared:
-            if asset.paid is not None:
-                _settle(asset, asset.paid, work, context)
-                work.carried += 1
+            if asset.reusable is not None:
+                _resolve(asset, asset.reusable, work, context)
+                work.reused_rows += 1
                 continue
             kind = asset.reference.kind
             promised = context.sent.find(kind, asset.content_sha256)
@@ -288,7 +288,7 @@ async def _embed_batch(batch: Sequence[int], work: _Work, context: UnitContext) 
     # Only after its own are sent: two batches that wait for each other's content first would wait for ever.
     for asset, promised in followers:
         sent = await promised
-        _settle(replace(asset, prepared=sent.prepared), sent.result, work, context)
+        _resolve(replace(asset, prepared=sent.prepared), sent.result, work, context)
         work.deduplicated += asset.position in work.rows
 
 
@@ -329,23 +329,23 @@ def _prepare(position: int, reference: Reference, context: UnitContext) -> _Prep
         sha256 = hashlib.sha256(data).hexdigest()
         text = prepare_text(data, context.prepare) if reference.kind == "text" else None
         facts: dict[str, Any] = {"width": None, "height": None, "prepared": None, "media_type": "text/plain"}
-        paid: PaidVector | Picture | None
+        reusable: ReusableVector | PreparedImage | None
         if text is not None:
-            paid = context.paid.find("text", sha256)
+            reusable = context.reusable.find("text", sha256)
         else:
-            paid = reuse_or_prepare(data, context.paid.find_all("image", sha256), context.prepare)
+            reusable = reuse_or_prepare(data, context.reusable.find_all("image", sha256), context.prepare)
         item = None
-        if paid is not None:
-            facts = {name: getattr(paid, name) for name in facts}
-        if isinstance(paid, Picture):
-            item = context.client.encode("image", paid.content)
-        elif paid is None:
+        if reusable is not None:
+            facts = {name: getattr(reusable, name) for name in facts}
+        if isinstance(reusable, PreparedImage):
+            item = context.client.encode("image", reusable.content)
+        elif reusable is None:
             item = context.client.encode("text", (text or "").encode())
         return _Prepared(
             position=position,
             reference=reference,
             item=item,
-            paid=paid.vector if isinstance(paid, PaidVector) else None,
+            reusable=reusable.vector if isinstance(reusable, ReusableVector) else None,
             content_sha256=sha256,
             text=text,
             size_bytes=len(data),
@@ -369,7 +369,7 @@ async def _send(
             sent, final = await _send_smaller(asset, result, context)
         # A copy: the vector is a row of its whole answer, which a kept view would keep in memory.
         promise.set_result(Sent(final if isinstance(final, Refusal) else final.copy(), sent.prepared))
-        _settle(sent, final, work, context)
+        _resolve(sent, final, work, context)
 
 
 async def _send_smaller(
@@ -379,8 +379,8 @@ async def _send_smaller(
 
     def shrink() -> tuple[_Prepared, Item]:
         data = context.reader.read(asset.reference)
-        picture = prepare_picture(data, context.prepare, smaller=True)
-        return replace(asset, prepared=picture.prepared), context.client.encode("image", picture.content)
+        image = prepare_image(data, context.prepare, smaller=True)
+        return replace(asset, prepared=image.prepared), context.client.encode("image", image.content)
 
     try:
         smaller, item = await context.in_thread(shrink)
@@ -389,7 +389,7 @@ async def _send_smaller(
     return smaller, (await context.client.embed([item]))[0]
 
 
-def _settle(asset: _Prepared, result: npt.NDArray[np.float32] | Refusal, work: _Work, context: UnitContext) -> None:
+def _resolve(asset: _Prepared, result: npt.NDArray[np.float32] | Refusal, work: _Work, context: UnitContext) -> None:
     """Puts a result on its own asset."""
     i = asset.position
     if isinstance(result, Refusal):
@@ -400,7 +400,7 @@ def _settle(asset: _Prepared, result: npt.NDArray[np.float32] | Refusal, work: _
         context.note_progress(1, 1)
         return
     work.vectors[i] = result
-    work.rows[i] = replace(asset, item=None, paid=None)  # the item's megabytes are not needed any more
+    work.rows[i] = replace(asset, item=None, reusable=None)  # the item's megabytes are not needed any more
     context.note_progress(1, 0)
 
 
@@ -427,7 +427,7 @@ def _write(
     old: pa.Table | None,
     dead: Sequence[DeadLetter],
     deduplicated: int,
-    carried: int,
+    reused_rows: int,
     context: UnitContext,
 ) -> int:
     """Writes the unit's file, rows in the order of its references; returns their number."""
@@ -449,8 +449,8 @@ def _write(
         vectors,
         dead,
         deduplicated=deduplicated,
-        carried=carried,
-        recipe=context.recipe,
+        reused_rows=reused_rows,
+        embedding_config_hash=context.embedding_config_hash,
     )
     return len(vectors)
 

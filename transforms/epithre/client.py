@@ -1,7 +1,7 @@
 """The client: items in, a vector or a refusal for each out, whatever the network and the server do.
 
 Every request takes a lease of the budget, retries too. What each answer means stands in `answers`; what is done
-about it in `settling`, and what is learned from it here, in `_note`.
+about it in `resolver`, and what is learned from it here, in `_note`.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ from .dialects import DIALECTS
 from .meter import Meter
 from .packing import Item, Packer
 from .proxies import way_to
-from .rate_limit.budget import Budget
+from .rate_limit.rate_limiter import RateLimiter
 from .replies import Outcome, error_to_show, read_reply_to
-from .retries import Retries, TellPause, log_pause
-from .settling import Refusal, RefusalReason, Settling
+from .retries import Retries, ReportPause, log_pause
+from .resolving import Refusal, RefusalReason, Resolver
 from .vectors import BrokenAnswerError
 
 IMAGE_TOKENS = 1000
@@ -46,11 +46,11 @@ class Client:
     Args:
         settings: The `embed` section of a config.
         api_key: Sent as a bearer token, and shown nowhere.
-        budget: Absent: one of its own, from the settings.
+        rate_limiter: Absent: one of its own, from the settings.
         meter: Counts; absent: one of its own.
         seed: Of the jitter.
         sleep: Waits; tests may make it shorter.
-        tell_pause: Is told of a pause that the server asks for, before it is kept.
+        report_pause: Is told of a pause that the server asks for, before it is kept.
 
     Raises:
         ConfigError: When the environment names a proxy or certificates that cannot be used.
@@ -61,17 +61,17 @@ class Client:
         settings: EmbedConfig,
         api_key: str,
         *,
-        budget: Budget | None = None,
+        rate_limiter: RateLimiter | None = None,
         meter: Meter | None = None,
         seed: int | None = None,
         sleep: Callable[[float], Any] = asyncio.sleep,
-        tell_pause: TellPause = log_pause,
+        report_pause: ReportPause = log_pause,
     ) -> None:
         self._settings = settings
         self._scrubber = Scrubber(api_key)
         self._way = way_to(settings.base_url)
         longest = settings.max_retry_after_s
-        self.budget = budget or Budget(
+        self.rate_limiter = rate_limiter or RateLimiter(
             limits_of(settings), max_concurrency=settings.max_concurrency, max_pause_s=longest
         )
         self.meter = meter or Meter()
@@ -82,11 +82,11 @@ class Client:
             settings.retry_share,
             longest,
             self.meter,
-            self.budget,
+            self.rate_limiter,
             self._breaker,
             seed=seed,
             sleep=sleep,
-            tell_pause=tell_pause,
+            report_pause=report_pause,
         )
         self._on_the_way = 0
         self._tokens_factor = 1.0
@@ -146,7 +146,7 @@ class Client:
         Raises:
             ApiError: When no request will succeed any more.
         """
-        settling = Settling(
+        resolver = Resolver(
             items,
             send=self._send,
             retries=self._retries,
@@ -157,17 +157,17 @@ class Client:
         try:
             async with asyncio.TaskGroup() as group:
                 for pack in self._packer.pack(items):
-                    group.create_task(settling.settle(pack))
+                    group.create_task(resolver.resolve(pack))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the first is the cause, the others were cancelled with it
-        return [result for result in settling.results if result is not None]
+        return [result for result in resolver.results if result is not None]
 
     async def _send(self, batch: Sequence[Item]) -> Outcome | None:
         """One request within the budget: checked vectors, or what was wrong; None when it may not be paid any more."""
         tokens = sum(item.tokens for item in batch)
         if self.is_spent:
             return None
-        lease = await self.budget.acquire(items=len(batch), tokens=tokens)
+        lease = await self.rate_limiter.acquire(items=len(batch), tokens=tokens)
         try:
             may_send = await self._may_send(len(batch), tokens)  # from its answer to the counting nothing is awaited
             # Another request may have learned, while this one waited, that none will succeed.
@@ -199,13 +199,13 @@ class Client:
                 self._on_the_way -= 1
             latency_s = time.monotonic() - started
             is_good = isinstance(outcome, np.ndarray)
-            self.budget.answered(lease, latency_s=latency_s if is_good else None)
+            self.rate_limiter.answered(lease, latency_s=latency_s if is_good else None)
             if is_good:
                 self.meter.latencies.add(latency_s)
             self._note(outcome, started, len(batch), len(body))
             return outcome
         finally:
-            self.budget.answered(lease)
+            self.rate_limiter.answered(lease)
 
     async def _may_send(self, items: int, tokens: int) -> bool:
         """Whether one more request is within what the settings let a run spend.
@@ -229,7 +229,7 @@ class Client:
     def _read(self, reply: Reply, count: int, tokens: int) -> tuple[Outcome, int]:
         """What a reply to `count` items, about `tokens`, means; and the tokens that it bills."""
         if limits := read_limits(reply.headers):
-            self.budget.learn(limits)
+            self.rate_limiter.learn(limits)
         read = read_reply_to(
             self._dialect,
             reply,

@@ -82,7 +82,7 @@ class Timeline:
     def __init__(self) -> None:
         self._step_s = _STEP_S
         self._steps: dict[int, Counter[str]] = {}
-        self._told: dict[str, int] = {}
+        self._last_reported: dict[str, int] = {}
 
     def sample(self, now_s: float, totals: Mapping[str, int]) -> None:
         """Counts what `totals` grew by since the last sample, the first of which only says what they were before.
@@ -91,9 +91,9 @@ class Timeline:
             now_s: When, in seconds since the epoch.
             totals: Numbers that only grow, by name.
         """
-        growth = {name: total - self._told.get(name, total) for name, total in totals.items()}
+        growth = {name: total - self._last_reported.get(name, total) for name, total in totals.items()}
         self._steps.setdefault(int(now_s // self._step_s), Counter()).update(growth)
-        self._told = dict(totals)
+        self._last_reported = dict(totals)
         self._fit()
 
     def to_dict(self) -> TimelineFigures:

@@ -22,7 +22,7 @@ from .circuit_breaker import paused_error
 from .dialects import DIALECTS
 from .proxies import way_to
 from .replies import error_in, error_to_show
-from .retries import log_pause, tell_long_pause
+from .retries import log_pause, report_long_pause
 
 _FINGERPRINT = "x-emulator-fingerprint"
 _FINGERPRINTS = re.compile(r"emulator-[A-Za-z0-9_.-]{1,100}")
@@ -101,7 +101,7 @@ def _asked_pause_s(answer: ErrorAnswer, settings: EmbedConfig) -> float:
     asked_s = answer.retry_after_s or 0.0
     if asked_s > settings.max_retry_after_s:
         raise paused_error(answer, asked_s, settings)
-    tell_long_pause(answer, asked_s, log_pause)
+    report_long_pause(answer, asked_s, log_pause)
     return asked_s
 
 

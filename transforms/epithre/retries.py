@@ -15,7 +15,7 @@ from ...configs.words import of_pause
 from .answers import ErrorAnswer
 from .circuit_breaker import CircuitBreaker
 from .meter import Meter
-from .rate_limit.budget import Budget
+from .rate_limit.rate_limiter import RateLimiter
 
 _FREE_RETRIES = 20
 _LONGEST_JITTER_S = 30.0
@@ -23,7 +23,7 @@ _FIRST_JITTER_S = 0.5
 _POLL_S = 0.1
 _SLOWER = {0, 408, 429, 503}
 """Statuses after which all requests slow down; 0: no answer came."""
-_WORTH_TELLING_S = 10.0
+_WORTH_REPORTING_S = 10.0
 """A shorter pause is everyday within a limit a minute."""
 
 log = logging.getLogger("epithre_beam.pause")
@@ -43,7 +43,7 @@ class Pause:
         return of_pause(self.until_s, self.asked_s, self.why)
 
 
-TellPause = Callable[[Pause], None]
+ReportPause = Callable[[Pause], None]
 """Is told of each pause that a person would wonder at."""
 
 
@@ -51,11 +51,11 @@ def log_pause(pause: Pause) -> None:
     log.warning("%s", pause)
 
 
-def tell_long_pause(answer: ErrorAnswer, pause_s: float, tell: TellPause) -> float:
+def report_long_pause(answer: ErrorAnswer, pause_s: float, report: ReportPause) -> float:
     """Tells of a pause that a person would wonder at; returns its end, seconds since the epoch."""
     until_s = time.time() + pause_s
-    if pause_s >= _WORTH_TELLING_S:
-        tell(Pause(until_s=until_s, asked_s=pause_s, why=str(answer)))
+    if pause_s >= _WORTH_REPORTING_S:
+        report(Pause(until_s=until_s, asked_s=pause_s, why=str(answer)))
     return until_s
 
 
@@ -66,11 +66,11 @@ class Retries:
         share: Retries as a share of all requests at most; the first 20 are free.
         longest_pause_s: That a server may ask for.
         meter: Counts requests and retries.
-        budget: What slows down.
+        rate_limiter: What slows down.
         breaker: Says when waiting makes no sense any more.
         seed: Of the jitter.
         sleep: Waits; tests may make it shorter.
-        tell_pause: Is told of a pause before it is kept.
+        report_pause: Is told of a pause before it is kept.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class Retries:
         share: float,
         longest_pause_s: float,
         meter: Meter,
-        budget: Budget,
+        rate_limiter: RateLimiter,
         breaker: CircuitBreaker,
         *,
         seed: int | None,
         sleep: Callable[[float], Any],
-        tell_pause: TellPause = log_pause,
+        report_pause: ReportPause = log_pause,
     ) -> None:
         self._share = share
         self._longest_pause_s = longest_pause_s
         self._meter = meter
-        self._budget = budget
+        self._rate_limiter = rate_limiter
         self._breaker = breaker
         self.random = random.Random(seed)
         self._uncounted = 0
@@ -97,8 +97,8 @@ class Retries:
         self.failed_tests = 0
         """Of these, in a row."""
         self._sleep = sleep
-        self._tell_pause = tell_pause
-        self._told_until_s = 0.0
+        self._report_pause = report_pause
+        self._last_reported_until_s = 0.0
 
     def slow_down(self, answer: ErrorAnswer) -> None:
         """Slows all requests down after a 429 or another answer that says so, for as long as it asks.
@@ -110,14 +110,14 @@ class Retries:
             self._meter.answers_429 += 1
         pause_s = answer.retry_after_s
         if answer.status in _SLOWER or pause_s is not None:
-            self._budget.slow_down(None if pause_s is None else min(pause_s, self._longest_pause_s))
+            self._rate_limiter.slow_down(None if pause_s is None else min(pause_s, self._longest_pause_s))
         if pause_s is None:
             return
         if pause_s > self._longest_pause_s:
             self._breaker.asked_to_pause(answer, pause_s)
         # Requests that were on their way together are answered alike: one line tells of them all.
-        if time.time() + pause_s >= self._told_until_s + _WORTH_TELLING_S:
-            self._told_until_s = tell_long_pause(answer, pause_s, self._tell_pause)
+        if time.time() + pause_s >= self._last_reported_until_s + _WORTH_REPORTING_S:
+            self._last_reported_until_s = report_long_pause(answer, pause_s, self._report_pause)
 
     async def wait(
         self,

@@ -48,7 +48,7 @@ class Thing(TypedDict):
     kind: str
     text: str | None
     uri: str | None
-    picture: NotRequired[str | None]
+    image: NotRequired[str | None]
     """A small one as a data URL, on the page alone."""
 
 

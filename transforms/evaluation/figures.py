@@ -251,7 +251,7 @@ class SubjectFigures:
 
     index: Mapping[str, Floats]
     exact: Mapping[str, Floats]
-    settled: Mapping[str, Floats]
+    resolved: Mapping[str, Floats]
     """Of exact search with near ties as the index has them: what the index gives less is its own error."""
 
 
@@ -270,7 +270,7 @@ def compare_figures(subjects: Sequence[SubjectFigures], confidence: float) -> Co
     columns: dict[tuple[int, str], Mapping[str, Floats]] = {}
     for number, subject in enumerate(subjects):
         columns |= {(number, "index"): subject.index, (number, "exact"): subject.exact}
-        columns[number, "index_error"] = {name: subject.settled[name] - subject.index[name] for name in names}
+        columns[number, "index_error"] = {name: subject.resolved[name] - subject.index[name] for name in names}
     if len(subjects) == 2:
         first, second = subjects
         columns[2, "index"] = {name: second.index[name] - first.index[name] for name in names}

@@ -108,7 +108,7 @@ def place_labels(
     ids = list(dict.fromkeys([*(label.asset_id for label in labels), *(name for name, _ in asked if name is not None)]))
     known = [_find(url, catalog, ids) for url, catalog in catalogs]
     kinds = [_kind_of(label, known) for label in labels]
-    _refuse_doubles(pairs, kinds)
+    _refuse_duplicates(pairs, kinds)
     rows = [
         np.array([_row(found, kind, label.asset_id) for kind, label in zip(kinds, labels, strict=True)])
         for found in known
@@ -176,7 +176,7 @@ def _kind_of(label: Relevant, known: Sequence[_Found]) -> str | None:
     return kinds[0] if kinds else None
 
 
-def _refuse_doubles(pairs: Sequence[tuple[int, Relevant]], kinds: Sequence[str | None]) -> None:
+def _refuse_duplicates(pairs: Sequence[tuple[int, Relevant]], kinds: Sequence[str | None]) -> None:
     """A pair may stand there twice, once with its kind and once without."""
     first: dict[tuple[int, str, str | None], Relevant] = {}
     for (number, label), kind in zip(pairs, kinds, strict=True):

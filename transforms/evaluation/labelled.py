@@ -23,7 +23,7 @@ from ..sources.uri_safety import is_within
 
 _log = logging.getLogger(__name__)
 
-_QUERY_COLUMNS = ("query", "picture", "query_id")
+_QUERY_COLUMNS = ("query", "image", "query_id")
 _COLUMNS = (*_QUERY_COLUMNS, "query_kind", "relevant", "relevant_kind", "grade")
 
 _Row = Mapping[str, Any]
@@ -48,7 +48,7 @@ class LabelledQuery:
 
     kind: AssetKind
     text: str | None = None
-    picture: Path | None = None
+    image: Path | None = None
     asset_id: str | None = None
     relevant: tuple[Relevant, ...]
 
@@ -62,13 +62,13 @@ class LabelledQuery:
         """What a person calls it."""
         if self.text is not None:
             return self.text
-        return self.picture.name if self.picture is not None else str(self.asset_id)
+        return self.image.name if self.image is not None else str(self.asset_id)
 
 
 def read_labels(path: Path) -> tuple[LabelledQuery, ...]:
     """Reads a csv, jsonl or parquet file; rows of the same query are put together, in the order of the file.
 
-    Columns: `query` (a sentence), `picture` (a file in the folder of this file, or below it) or `query_kind` and
+    Columns: `query` (a sentence), `image` (a file in the folder of this file, or below it) or `query_kind` and
     `query_id` (an asset); `relevant`, an id or, except in csv, a list of them; `relevant_kind`; `grade`, at least 0.
     A row that names several ids may have one kind and one grade for all, or as many as ids.
 
@@ -88,7 +88,7 @@ def read_labels(path: Path) -> tuple[LabelledQuery, ...]:
     _check_names(names, path)
     if "relevant" not in names or not set(_QUERY_COLUMNS) & set(names):
         raise ConfigError(
-            f"--pairs {str(path)!r} must have a column `relevant`, and one of `query`, `picture` and `query_id`; "
+            f"--pairs {str(path)!r} must have a column `relevant`, and one of `query`, `image` and `query_id`; "
             f"it has {', '.join(map(str, names))}."
         )
     found: dict[tuple[str, ...], LabelledQuery] = {}
@@ -96,7 +96,7 @@ def read_labels(path: Path) -> tuple[LabelledQuery, ...]:
     for here, row in rows:
         place = f"{path} {here}"
         query, labels = _query(row, path.parent, place), list(_relevant(row, here, place))
-        key = (query.kind, str(query.text), str(query.picture), str(query.asset_id))
+        key = (query.kind, str(query.text), str(query.image), str(query.asset_id))
         found.setdefault(key, query)
         for label in labels:
             if (label.asset_id, label.kind) == (query.asset_id, query.kind):
@@ -139,7 +139,7 @@ def _whole(query: LabelledQuery, relevant: tuple[Relevant, ...], path: Path) -> 
             "nothing can be measured."
         )
     return LabelledQuery(
-        kind=query.kind, text=query.text, picture=query.picture, asset_id=query.asset_id, relevant=relevant
+        kind=query.kind, text=query.text, image=query.image, asset_id=query.asset_id, relevant=relevant
     )
 
 
@@ -187,7 +187,7 @@ def _query(row: _Row, folder: Path, place: str) -> LabelledQuery:
     given = [name for name in _QUERY_COLUMNS if row.get(name) is not None]
     if len(given) != 1:
         raise ConfigError(
-            f"{place}: must have exactly one of `query`, `picture` and `query_id`, got {' and '.join(given) or 'none'}."
+            f"{place}: must have exactly one of `query`, `image` and `query_id`, got {' and '.join(given) or 'none'}."
         )
     value = _id(row[given[0]], given[0], place)
     match given[0]:
@@ -198,13 +198,13 @@ def _query(row: _Row, folder: Path, place: str) -> LabelledQuery:
             if kind is None:
                 raise ConfigError(f"{place}: a `query_id` needs its `query_kind`, image or text.")
             return LabelledQuery(kind=kind, asset_id=value, relevant=())
-    picture = folder / value
+    image = folder / value
     # Who writes labels says what is sent to the API, and that shall be pictures that lie beside them.
-    if not is_within(str(picture), (str(folder.absolute()),)):
+    if not is_within(str(image), (str(folder.absolute()),)):
         raise ConfigError(f"{place}: picture must be a path below the folder of the file, got {value!r}.")
-    if not picture.is_file():
+    if not image.is_file():
         raise ConfigError(f"{place}: picture {value!r} is no file in {folder}.")
-    return LabelledQuery(kind="image", picture=picture, relevant=())
+    return LabelledQuery(kind="image", image=image, relevant=())
 
 
 def _relevant(row: _Row, here: str, place: str) -> Iterator[Relevant]:

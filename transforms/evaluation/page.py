@@ -14,7 +14,7 @@ def render_evaluation(document: Evaluation) -> str:
 
     Args:
         document: Of `pipelines.jobs.evaluate`; what stands in its lists of failures may have small pictures under
-            `picture`.
+            `image`.
 
     Raises:
         ImportError: Without matplotlib.

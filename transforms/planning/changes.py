@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from ...configs.errors import StoreError
 from ...index.storage.store import Store
-from ...index.vectors.paid import Keys, content_key, content_keys
+from ...index.vectors.reusable import Keys, content_key, content_keys
 from ...index.vectors.units import UnitRecord
 from ...index.versions.layout import unit_name
 from ...index.versions.manifest import Manifest
@@ -68,7 +68,7 @@ def count_changes(
                     .read(["asset_id", "content_sha256"], use_threads=False)
                     .to_pydict()
                 )
-            if base is not None and record.carried and record.kind not in known:
+            if base is not None and record.reused_rows and record.kind not in known:
                 known[record.kind] = _contents(store, base, record.kind)
             for name, content in zip(rows["asset_id"], rows["content_sha256"], strict=True):
                 previous = before.pop(name)

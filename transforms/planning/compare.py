@@ -75,7 +75,7 @@ def plan_schema(metadata: Mapping[str, str]) -> pa.Schema:
     return pa.schema([*reference_schema(metadata), *_PREVIOUS])
 
 
-def carried_schema(metadata: Mapping[str, str]) -> pa.Schema:
+def reused_schema(metadata: Mapping[str, str]) -> pa.Schema:
     """Rows of a row group that are taken over, and what their metadata is now."""
     struct = metadata_type(metadata)
     return pa.schema(
@@ -133,7 +133,7 @@ class Kept:
     """Of vectors, as named in the store."""
     group: int
     rows: pa.Table = field(repr=False)
-    """In the columns of `carried_schema`, by position."""
+    """In the columns of `reused_schema`, by position."""
 
 
 class Overlap(NamedTuple):
@@ -147,7 +147,7 @@ class Overlap(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doubled:
+class Duplicate:
     """An id that is not unique within its kind, and two of the places where it stands."""
 
     kind: str
@@ -208,21 +208,21 @@ class Comparison:
             sources: That the references come from.
             label: What the job calls them.
         """
-        doubled = self.doubled()
-        if doubled is None:
+        duplicate = self.duplicate()
+        if duplicate is None:
             return
         places: dict[str, None] = {}
-        for position, uri in zip(doubled.sources, doubled.uris, strict=True):
+        for position, uri in zip(duplicate.sources, duplicate.uris, strict=True):
             source = sources[position]
-            rows = places_of_id(source, doubled.asset_id, 2) if source.table else []
+            rows = places_of_id(source, duplicate.asset_id, 2) if source.table else []
             places |= {f"{label}[{position}] ({place})": None for place in rows or [uri or source.table or ""]}
         where = " and ".join(list(places)[:2])
         raise SourceError(
-            f"An id must be unique within its kind, but {doubled.kind} {doubled.asset_id!r} stands {doubled.times} "
-            f"times, in {where}; {of_count(doubled.ids, 'id is', 'ids are')} affected: nothing was sent."
+            f"An id must be unique within its kind, but {duplicate.kind} {duplicate.asset_id!r} stands {duplicate.times} "
+            f"times, in {where}; {of_count(duplicate.ids, 'id is', 'ids are')} affected: nothing was sent."
         )
 
-    def doubled(self) -> Doubled | None:
+    def duplicate(self) -> Duplicate | None:
         """The first id that two assets of a kind share; None when there is none."""
         found = self._db.execute(
             "SELECT kind, asset_id, count(*), count(*) OVER () FROM listed GROUP BY kind, asset_id HAVING count(*) > 1 "
@@ -236,7 +236,7 @@ class Comparison:
             [kind, asset_id],
         ).fetchall()
         sources, uris = zip(*places, strict=True)
-        return Doubled(kind=kind, asset_id=asset_id, times=times, ids=ids, sources=sources, uris=uris)
+        return Duplicate(kind=kind, asset_id=asset_id, times=times, ids=ids, sources=sources, uris=uris)
 
     def clear_base(self) -> None:
         """Compares with nothing: every reference is new."""
@@ -387,7 +387,7 @@ class Comparison:
 
     def kept(self) -> Iterator[Kept]:
         """The unchanged rows, a row group of the version in force at a time, in its order."""
-        schema = carried_schema(self._types)
+        schema = reused_schema(self._types)
         places = pa.schema([("kind", pa.string()), ("file", pa.int32()), ("row_group", pa.int32()), *schema])
         held: list[pa.Table] = []
         at: tuple[int, int] | None = None

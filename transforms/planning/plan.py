@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 
 from ...configs import SourceConfig
 from ...index.storage.store import Store
-from ...index.vectors.units import CarriedGroup
+from ...index.vectors.units import ReusedGroup
 from ...index.versions.layout import DEAD_LETTER_SCHEMA, run_folder
 from ..sources.files import PassedOver
 from ..sources.list_sources import list_references
-from .compare import DELETED_SCHEMA, Changes, Comparison, carried_schema, plan_schema
+from .compare import DELETED_SCHEMA, Changes, Comparison, reused_schema, plan_schema
 
 _LARGEST_UNIT = 4
 """A unit may grow to so many times its size, to keep references together that may be the same content."""
@@ -43,7 +43,7 @@ class Plan:
     """Of the Parquet file in the catalog."""
     units: tuple[Unit, ...]
     """What is to be read."""
-    carried: tuple[CarriedGroup, ...]
+    reused_groups: tuple[ReusedGroup, ...]
     """What is taken over unread."""
     changes: Changes
     base: str | None
@@ -54,11 +54,11 @@ def plan_name(version: str) -> str:
     return f"{run_folder(version)}/plan.parquet"
 
 
-def carried_name(version: str) -> str:
+def reused_name(version: str) -> str:
     return f"{run_folder(version)}/carried.parquet"
 
 
-def carried_dead_name(version: str) -> str:
+def reused_dead_name(version: str) -> str:
     return f"{run_folder(version)}/dead.parquet"
 
 
@@ -114,9 +114,9 @@ def cut_units(table: pa.Table, size: int) -> list[tuple[int, int]]:
     return cuts
 
 
-def unit_name(references: pa.Table, recipe: str) -> str:
+def unit_name(references: pa.Table, embedding_config_hash: str) -> str:
     """The hash of all that decides a unit's vectors: recipe and references, without their metadata."""
-    digest = hashlib.sha256(bytes.fromhex(recipe))
+    digest = hashlib.sha256(bytes.fromhex(embedding_config_hash))
     for name in ("asset_id", "kind", "uri", "fingerprint"):
         for value in references.column(name).to_pylist():
             data = (value or "").encode()
@@ -141,7 +141,7 @@ def iterate_units(references: Iterable[pa.Table], size: int) -> Iterator[pa.Tabl
 
 
 def write_plan(
-    store: Store, version: str, comparison: Comparison, *, recipe: str, unit_references: int, base: str | None
+    store: Store, version: str, comparison: Comparison, *, embedding_config_hash: str, unit_references: int, base: str | None
 ) -> Plan:
     """Cuts, names and stores what a run has to do, and says what it takes over.
 
@@ -149,7 +149,7 @@ def write_plan(
         store: The catalog.
         version: The new one; its run folder gets the files.
         comparison: Of the run's references with the version `base`.
-        recipe: What vectors are made with.
+        embedding_config_hash: What vectors are made with.
         unit_references: How many a unit has, about.
         base: The version whose rows are taken over, if there is one.
     """
@@ -164,31 +164,31 @@ def write_plan(
         for row_group, part in enumerate(iterate_units(comparison.todo(), unit_references)):
             units.append(
                 Unit(
-                    name=unit_name(part, recipe),
+                    name=unit_name(part, embedding_config_hash),
                     kind=part.column("kind")[0].as_py(),
                     row_group=row_group,
                     references=len(part),
                 )
             )
             writer.write_table(part, row_group_size=len(part))
-    carried = []
+    reused_groups = []
     if sum(changes.unchanged.values()):
         with (
-            store.open_write(carried_name(version)) as file,
-            pq.ParquetWriter(pa.PythonFile(file, mode="w"), carried_schema(types)) as writer,
+            store.open_write(reused_name(version)) as file,
+            pq.ParquetWriter(pa.PythonFile(file, mode="w"), reused_schema(types)) as writer,
         ):
             for row_group, kept in enumerate(comparison.kept()):
                 writer.write_table(kept.rows, row_group_size=len(kept.rows))
-                carried.append(
-                    CarriedGroup(
+                reused_groups.append(
+                    ReusedGroup(
                         kind=kept.kind, file=kept.file, group=kept.group, row_group=row_group, rows=len(kept.rows)
                     )
                 )
     if sum(changes.dead.values()):
-        _write_tables(store, carried_dead_name(version), comparison.dead_letters(), DEAD_LETTER_SCHEMA)
+        _write_tables(store, reused_dead_name(version), comparison.dead_letters(), DEAD_LETTER_SCHEMA)
     if sum(changes.deleted.values()):
         _write_tables(store, deleted_name(version), comparison.deleted_contents(), DELETED_SCHEMA)
-    return Plan(name=name, units=tuple(units), carried=tuple(carried), changes=changes, base=base)
+    return Plan(name=name, units=tuple(units), reused_groups=tuple(reused_groups), changes=changes, base=base)
 
 
 def _write_tables(store: Store, name: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:

@@ -11,7 +11,7 @@ from ...configs import EmbedConfig, PrepareConfig
 from ...configs.errors import ArgumentError, QueryError
 from ..epithre.client import Client, Refusal
 from ..epithre.packing import Item
-from ..sources.prepare import prepare_picture, prepare_text
+from ..sources.prepare import prepare_image, prepare_text
 from ..sources.unpreparable import Unpreparable
 
 _AT_ONCE = 512
@@ -84,7 +84,7 @@ def encode_query(client: Client, query: str | bytes | Path, prepare: PrepareConf
             kind, content = "text", prepare_text(query, prepare).encode()
         else:
             data = query.read_bytes() if isinstance(query, Path) else query
-            kind, content = "image", prepare_picture(data, prepare).content
+            kind, content = "image", prepare_image(data, prepare).content
     except Unpreparable as failure:
         sentence = f"{name} cannot be sent ({failure.reason.value}): {failure.detail}."
         raise QueryError(sentence, reason=failure.reason.value) from None

@@ -259,7 +259,7 @@ class Searcher:
         self._is_answered = False
         self._stopped, self._stopped_until = why, time.monotonic() + rest_s
         older, self._old_client = self._old_client, client  # others may be waiting for its answers
-        self._client = Client(self._embed, self._api_key, budget=client.budget)
+        self._client = Client(self._embed, self._api_key, rate_limiter=client.rate_limiter)
         if older is not None:
             await older.__aexit__(None, None, None)
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms
 
-from .picture_files import PictureFile
+from .image_files import OpenedImage
 
 SRGB = "srgb"
 """The step that colours were converted to sRGB."""
@@ -48,7 +48,7 @@ _Levels = npt.NDArray[Any]
 _Dtype = type[np.integer[Any]]
 
 
-def expected_steps(file: PictureFile) -> tuple[str, ...] | None:
+def expected_steps(file: OpenedImage) -> tuple[str, ...] | None:
     """The steps that `eight_bits` and `to_srgb` will take, from the header alone; None when only pixels can say."""
     image = file.image
     if image.mode in {"I", "F"} or _is_signed(file):
@@ -63,7 +63,7 @@ def expected_steps(file: PictureFile) -> tuple[str, ...] | None:
     return tuple(steps)
 
 
-def eight_bits(image: Image.Image, file: PictureFile) -> tuple[Image.Image, list[str]]:
+def eight_bits(image: Image.Image, file: OpenedImage) -> tuple[Image.Image, list[str]]:
     """A decoded picture with levels of eight bits, as `L`, `LA`, `RGB`, `RGBA`, `CMYK` or `LAB`, and the steps taken.
 
     Args:
@@ -94,7 +94,7 @@ def eight_bits(image: Image.Image, file: PictureFile) -> tuple[Image.Image, list
             return image.convert("RGBA" if has_alpha else "RGB"), steps
 
 
-def to_srgb(image: Image.Image, file: PictureFile) -> tuple[Image.Image, list[str]]:
+def to_srgb(image: Image.Image, file: OpenedImage) -> tuple[Image.Image, list[str]]:
     """What `eight_bits` gives, or a smaller copy of it, as sRGB in `RGB` or `RGBA`, and the steps taken."""
     alpha = image.getchannel("A") if image.mode in {"LA", "RGBA"} else None
     convert = _conversion(file, _colours_of(image.mode))
@@ -127,11 +127,11 @@ def _colours_of(mode: str) -> str:
 # Depth
 
 
-def _is_signed(file: PictureFile) -> bool:
+def _is_signed(file: OpenedImage) -> bool:
     return file.image.mode == "L" and file.tag(_SAMPLE_FORMAT) == _SIGNED
 
 
-def _sixteen_bit_range(file: PictureFile) -> tuple[int, int]:
+def _sixteen_bit_range(file: OpenedImage) -> tuple[int, int]:
     """What the file means by black and by white: 0 to 65,535, unless it says otherwise. Black is above white if so."""
     bits = file.tag(_BITS)
     white = (1 << bits) - 1 if isinstance(bits, int) and 8 < bits < 16 else 0xFFFF
@@ -141,12 +141,12 @@ def _sixteen_bit_range(file: PictureFile) -> tuple[int, int]:
     return (white, 0) if _is_inverted(file) else (0, white)
 
 
-def _is_inverted(file: PictureFile) -> bool:
+def _is_inverted(file: OpenedImage) -> bool:
     """Whether 0 is white. Pillow turns levels of up to eight bits round by itself."""
     return file.name == "tiff" and file.tag(_PHOTOMETRIC) == 0
 
 
-def _scaled(image: Image.Image, file: PictureFile) -> tuple[Image.Image, bool]:
+def _scaled(image: Image.Image, file: OpenedImage) -> tuple[Image.Image, bool]:
     """Grey levels as `L`, and whether that took more than leaving out the lower bits."""
     if image.mode.startswith("I;16"):
         black, white = _sixteen_bit_range(file)
@@ -219,7 +219,7 @@ def _by_strips(
     return result
 
 
-def _key_has_other_depth(file: PictureFile) -> bool:
+def _key_has_other_depth(file: OpenedImage) -> bool:
     """Whether a PNG's transparent level counts in its own bits, and the decoded levels in eight."""
     if file.name != "png" or "transparency" not in file.image.info:
         return False
@@ -227,7 +227,7 @@ def _key_has_other_depth(file: PictureFile) -> bool:
     return mode.startswith("I;16") or (mode == "L" and file.bits in {2, 4}) or (mode == "RGB" and file.bits == 16)
 
 
-def _with_depth_of_key(image: Image.Image, file: PictureFile) -> Image.Image:
+def _with_depth_of_key(image: Image.Image, file: OpenedImage) -> Image.Image:
     key = image.info["transparency"]
     if image.mode == "L":
         image.info["transparency"] = key * 0xFF // ((1 << file.bits) - 1)
@@ -239,7 +239,7 @@ def _with_depth_of_key(image: Image.Image, file: PictureFile) -> Image.Image:
 # Colour
 
 
-def _conversion(file: PictureFile, colours: str) -> Callable[[Image.Image], Image.Image] | None:
+def _conversion(file: OpenedImage, colours: str) -> Callable[[Image.Image], Image.Image] | None:
     """What makes sRGB of levels of `colours`; None where they are, or are taken for it."""
     convert = None if file.profile is None else _from_profile(file.profile, colours)
     if convert is not None or file.gamma is None or not 0.01 <= file.gamma <= 100 or colours not in {"L", "RGB"}:

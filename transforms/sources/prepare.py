@@ -18,7 +18,7 @@ from ...configs import PrepareConfig
 from ...index.versions.layout import Reason
 from .colours import SRGB, eight_bits, expected_steps, on_white, to_srgb
 from .effective import SMALLER, UPRIGHT, triggers, written
-from .picture_files import PictureFile, check_structure, check_time, load, open_picture
+from .image_files import OpenedImage, check_structure, check_time, load, open_image
 from .unpreparable import Unpreparable, words_of
 
 _UPRIGHT = {
@@ -39,7 +39,7 @@ _PLAIN_MODES = {"1", "L", "P", "RGB"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class PreparedImage:
     """A picture ready to be sent."""
 
     content: bytes
@@ -79,7 +79,7 @@ def prepare_text(data: bytes | str, settings: PrepareConfig) -> str:
     return text
 
 
-def prepare_picture(data: bytes, settings: PrepareConfig, *, smaller: bool = False) -> Picture:
+def prepare_image(data: bytes, settings: PrepareConfig, *, smaller: bool = False) -> PreparedImage:
     """Checks a picture and makes it fit to be sent, touching it only when something demands it.
 
     Args:
@@ -104,20 +104,20 @@ def prepare_picture(data: bytes, settings: PrepareConfig, *, smaller: bool = Fal
             load(file.image, deadline)
     else:
         check_structure(data, file.name)
-    return Picture(content=content, media_type=f"image/{file.name}", width=width, height=height, prepared=prepared)
+    return PreparedImage(content=content, media_type=f"image/{file.name}", width=width, height=height, prepared=prepared)
 
 
 def is_sent_as_ever(data: bytes, settings: PrepareConfig) -> bool:
     """Whether the second rules send what the first sent, by the header alone: no level is converted otherwise.
 
     Raises:
-        Unpreparable: As `prepare_picture`, as far as the header says.
+        Unpreparable: As `prepare_image`, as far as the header says.
     """
     file, _ = _opened(data, settings)
     return expected_steps(file) == ()
 
 
-def draw_picture(data: bytes, settings: PrepareConfig, max_pixels: int) -> Image.Image:
+def draw_image(data: bytes, settings: PrepareConfig, max_pixels: int) -> Image.Image:
     """A picture as people are shown it, which is as it is sent: upright, sRGB, on white, of at most so many pixels.
 
     No side is longer than a JPEG's may be.
@@ -137,14 +137,14 @@ def encoded_jpeg(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _opened(data: bytes, settings: PrepareConfig) -> tuple[PictureFile, float]:
+def _opened(data: bytes, settings: PrepareConfig) -> tuple[OpenedImage, float]:
     if not data:
         raise Unpreparable(Reason.EMPTY_FILE, "the file is empty")
     deadline = time.monotonic() + settings.decode_timeout_s
-    return open_picture(data, settings, deadline), deadline
+    return open_image(data, settings, deadline), deadline
 
 
-def _may_not_stay(file: PictureFile, size_bytes: int, settings: PrepareConfig) -> bool:
+def _may_not_stay(file: OpenedImage, size_bytes: int, settings: PrepareConfig) -> bool:
     """Whether something demands that the picture is re-encoded."""
     width, height = file.upright_size
     if file.orientation > 1 or file.is_heavy or triggers(file.name, size_bytes, width * height, settings):
@@ -157,8 +157,8 @@ def _may_not_stay(file: PictureFile, size_bytes: int, settings: PrepareConfig) -
 
 @contextlib.contextmanager
 def _turn(
-    file: PictureFile, deadline: float, data: bytes, settings: PrepareConfig
-) -> Iterator[tuple[PictureFile, float]]:
+    file: OpenedImage, deadline: float, data: bytes, settings: PrepareConfig
+) -> Iterator[tuple[OpenedImage, float]]:
     """When a picture may be decoded. A large one is opened anew: waiting for its turn is not the picture's fault."""
     width, height = file.image.size
     if width * height <= _LARGE_PIXELS:
@@ -169,7 +169,7 @@ def _turn(
 
 
 def _re_encoded(
-    file: PictureFile, max_pixels: int, deadline: float, settings: PrepareConfig
+    file: OpenedImage, max_pixels: int, deadline: float, settings: PrepareConfig
 ) -> tuple[bytes, list[str]]:
     """The picture within the caps in a format that is sent, and what was done."""
     full = file.upright_size  # a JPEG may be decoded at a half of it, and says so then
@@ -186,7 +186,7 @@ def _re_encoded(
     return content, [*steps, f"jpeg q{settings.jpeg_quality}" if target == "jpeg" else target]
 
 
-def _decoded(file: PictureFile, max_pixels: int, deadline: float) -> tuple[Image.Image, list[str]]:
+def _decoded(file: OpenedImage, max_pixels: int, deadline: float) -> tuple[Image.Image, list[str]]:
     """The picture as it looks, upright, as `RGB` or `RGBA` with at most so many pixels, and the steps of colours.
 
     Raises:
@@ -221,7 +221,7 @@ def _decoded(file: PictureFile, max_pixels: int, deadline: float) -> tuple[Image
 
 
 def _encoded_within(
-    image: Image.Image, file: PictureFile, deadline: float, settings: PrepareConfig
+    image: Image.Image, file: OpenedImage, deadline: float, settings: PrepareConfig
 ) -> tuple[bytes, tuple[int, int, str]]:
     """An upright picture as a file within the caps, its size and its format."""
     if settings.as_is == "plain":

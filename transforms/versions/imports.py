@@ -72,7 +72,7 @@ class VectorFolder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class Scan:
     """What a folder has to import."""
 
     folder: VectorFolder
@@ -129,14 +129,14 @@ def open_parquet(url: str, file: str, launched_in: str = "") -> Iterator[pq.Parq
         raise SourceError(f"{place} cannot be read as Parquet ({reason}): mend it and run again.") from error
 
 
-def survey_folder(
+def scan_folder(
     url: str,
     embedding: str | None = None,
     metadata: Mapping[str, str] | None = None,
     *,
     label: str = "--from",
     ids: Comparison | None = None,
-) -> Survey:
+) -> Scan:
     """Finds the files and their columns, counts the rows by kind, and proves that the ids are unique.
 
     Args:
@@ -166,12 +166,12 @@ def survey_folder(
                         f"{place} must have the columns of {place_of(url, files[0])}: {_other(first, schema)}."
                     )
                 groups += _look_through(file, number, place, listed)
-        doubled = listed.doubled()
-    if doubled is not None:
-        where = " and ".join(_row_of(str(uri)) for uri in doubled.uris)
+        duplicate = listed.duplicate()
+    if duplicate is not None:
+        where = " and ".join(_row_of(str(uri)) for uri in duplicate.uris)
         raise SourceError(
-            f"An id must be unique within its kind, but {doubled.kind} {doubled.asset_id!r} stands {doubled.times} "
-            f"times, in {where}; {of_count(doubled.ids, 'id is', 'ids are')} affected: mend it and run again."
+            f"An id must be unique within its kind, but {duplicate.kind} {duplicate.asset_id!r} stands {duplicate.times} "
+            f"times, in {where}; {of_count(duplicate.ids, 'id is', 'ids are')} affected: mend it and run again."
         )
     if first is None or not groups:
         raise ConfigError(f"{label} must name Parquet files with at least one row, got {url!r}, which have none.")
@@ -184,7 +184,7 @@ def survey_folder(
         columns=tuple(first.names),
         metadata=types,
     )
-    return Survey(folder=folder, groups=tuple(groups))
+    return Scan(folder=folder, groups=tuple(groups))
 
 
 def plan_imports(

@@ -11,15 +11,15 @@ import orjson
 from ...index.ann.build import BuiltIndex
 from ...index.publish.conservation import check_conservation
 from ...index.publish.dead_letters import DeadLetterSummary, write_dead_letters
-from ...index.publish.gates import judge
+from ...index.publish.gates import check_gates
 from ...index.publish.publish import how_it_ended, publish
 from ...index.publish.write_manifest import write_manifest
 from ...index.vectors.shards import ShardRecord
-from ...index.vectors.units import CarriedGroup, UnitRecord
+from ...index.vectors.units import ReusedGroup, UnitRecord
 from ...index.versions.layout import report_name, report_page_name, run_folder
 from ...index.versions.manifest import Counts, FileEntry, Manifest, ManifestDraft, read_manifest
 from ..planning.changes import UnitChanges, count_changes
-from ..planning.plan import carried_dead_name
+from ..planning.plan import reused_dead_name
 from ..reports.report import make_report, render_report
 from ..workers.progress import LaneProgress, read_progress
 from .imported_rows import imported_dead_name
@@ -32,7 +32,7 @@ class Outcome:
     """How a run ended: the version, and why a guard holds it back, if one does."""
 
     version: str
-    held_back: tuple[str, ...] = field(default=())
+    gate_failures: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Written:
     """All that the steps before have written or found."""
 
     units: tuple[UnitRecord, ...]
-    carried: tuple[CarriedGroup, ...]
+    reused_groups: tuple[ReusedGroup, ...]
     imported: tuple[ImportedGroup, ...]
     shards: tuple[ShardRecord, ...]
     indexes: tuple[BuiltIndex, ...]
@@ -53,7 +53,7 @@ class Written:
         indexes = [e for e in everything if isinstance(e, BuiltIndex)]
         return cls(
             units=tuple(e for e in everything if isinstance(e, UnitRecord)),
-            carried=tuple(e for e in everything if isinstance(e, CarriedGroup)),
+            reused_groups=tuple(e for e in everything if isinstance(e, ReusedGroup)),
             imported=tuple(e for e in everything if isinstance(e, ImportedGroup)),
             shards=tuple(e for e in everything if isinstance(e, ShardRecord)),
             indexes=tuple(sorted(indexes, key=lambda built: built.entry.kind)),
@@ -92,7 +92,7 @@ def complete_version(written: Written, setup: VersionSetup) -> Outcome:
         changes.assets,
         written.units,
         written.shards,
-        written.carried,
+        written.reused_groups,
         changes.dead,
         {kind: written.imported_rows(kind) for kind in changes.assets},
     )
@@ -102,28 +102,28 @@ def complete_version(written: Written, setup: VersionSetup) -> Outcome:
     gone, changed = Counter(changes.gone) + compared.lost, compared.changed if setup.contents_known else Counter()
     if setup.is_taken_over:
         gone, changed = Counter(), Counter()
-    held_back = judge(
+    gate_failures = check_gates(
         changes.assets,
         dead.per_kind,
         entries,
-        setup.guards,
+        setup.gates,
         setup.index.target_recall,
         setup.rows_before,
         gone=gone,
         changed=changed,
     )
     lanes = read_progress(setup.run)
-    manifest = _write_manifest(written, setup, dead, _count(written, setup, dead, compared), held_back, lanes)
+    manifest = _write_manifest(written, setup, dead, _count(written, setup, dead, compared), gate_failures, lanes)
     _write_report(written, setup, manifest, dead, lanes)
-    if not held_back:
+    if not gate_failures:
         publish(store, manifest, expected)
         store.delete(run_folder(version))
-    return Outcome(version=version, held_back=tuple(held_back))
+    return Outcome(version=version, gate_failures=tuple(gate_failures))
 
 
 def _gather_dead_letters(written: Written, setup: VersionSetup) -> _DeadLetters:
     version, changes = setup.run.version, setup.plan.changes
-    others = [carried_dead_name(version)] if sum(changes.dead.values()) else []
+    others = [reused_dead_name(version)] if sum(changes.dead.values()) else []
     others += [imported_dead_name(version, shard) for shard in written.rejected]
     file, summary = write_dead_letters(setup.run.store(), version, written.units, others)
     per_kind = {
@@ -155,8 +155,8 @@ def _count(written: Written, setup: VersionSetup, dead: _DeadLetters, compared: 
     return Counts(
         assets=sum(changes.assets.values()),
         per_kind={kind: changes.assets[kind] - dead.per_kind[kind] for kind in changes.assets},
-        embedded=sum(r.rows - r.carried for r in units if not r.reused),
-        reused=unchanged + taken_in + sum(r.rows if r.reused else r.carried for r in units),
+        embedded=sum(r.rows - r.reused_rows for r in units if not r.reused),
+        reused=unchanged + taken_in + sum(r.rows if r.reused else r.reused_rows for r in units),
         deduplicated=sum(r.deduplicated for r in units if not r.reused),
         dead=sum(dead.per_kind.values()),
         unchanged=unchanged,
@@ -176,7 +176,7 @@ def _write_manifest(
     setup: VersionSetup,
     dead: _DeadLetters,
     counts: Counts,
-    held_back: Sequence[str],
+    gate_failures: Sequence[str],
     lanes: Sequence[LaneProgress],
 ) -> Manifest:
     shards = written.shards
@@ -198,7 +198,7 @@ def _write_manifest(
         counts=counts,
         files=(*files, *([] if dead.file is None else [dead.file])),
         indexes=tuple(built.entry for built in written.indexes),
-        held_back=tuple(held_back),
+        gate_failures=tuple(gate_failures),
         prepare_rules=setup.prepare_rules,
         config=dict(setup.settings),
         timings_s=timings,

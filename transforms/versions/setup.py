@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...configs import CatalogConfig, EmbedConfig, GuardConfig, IndexConfig
+from ...configs import CatalogConfig, EmbedConfig, GateConfig, IndexConfig
 from ...index.versions.latest import Latest
 from ...index.versions.layout import PREPARE_RULES
 from ...index.versions.manifest import JobIdentity
@@ -21,7 +21,7 @@ class VersionSetup:
     embed: EmbedConfig
     """With what made the vectors, what limits the run, and the prices."""
     index: IndexConfig
-    guards: GuardConfig
+    gates: GateConfig
     metadata_types: Mapping[str, str]
     settings: Mapping[str, Any]
     """The config as it goes into the manifest."""

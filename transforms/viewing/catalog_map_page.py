@@ -42,7 +42,7 @@ def render_map(
     kinds: Sequence[str],
     places: npt.NDArray[np.float64],
     assets: pa.Table,
-    pictures: Sequence[str | None],
+    images: Sequence[str | None],
 ) -> str:
     """The page.
 
@@ -51,12 +51,12 @@ def render_map(
         kinds: Of each point.
         places: float64, (points, 2), from 0 to 1.
         assets: Ids, uris, texts and metadata of the points.
-        pictures: A data URL for each, or None.
+        images: A data URL for each, or None.
     """
     page = (
         page_environment(__package__)
         .get_template("catalog_map.html.j2")
-        .render(shown=shown, points=len(kinds), data=_in_script(_data(shown, kinds, places, assets, pictures)))
+        .render(shown=shown, points=len(kinds), data=_in_script(_data(shown, kinds, places, assets, images)))
     )
     # Only this script may run, whatever a text of strangers would smuggle in.
     script = page.partition("<script>")[2].partition("</script>")[0]
@@ -69,7 +69,7 @@ def _data(
     kinds: Sequence[str],
     places: npt.NDArray[np.float64],
     assets: pa.Table,
-    pictures: Sequence[str | None],
+    images: Sequence[str | None],
 ) -> dict[str, Any]:
     names = sorted(set(kinds))
     grid = np.rint(places * _GRID).astype(int)
@@ -89,7 +89,7 @@ def _data(
         "y": grid[:, 1].tolist(),
         "id": [visible(name) for name in assets.column("asset_id").to_pylist()],
         "text": [None if text is None else _clipped(text, _LONGEST_TEXT) for text in assets.column("text").to_pylist()],
-        "picture": list(pictures),
+        "image": list(images),
         "columns": columns,
     }
 

@@ -27,7 +27,7 @@ class Cell:
     asset_id: str
     score: float
     text: str | None = None
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     """None where it is a text, or not at hand."""
 
 
@@ -36,7 +36,7 @@ class SheetRow:
     """A query and its hits."""
 
     words: str
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     """The query itself, if it is one."""
     cells: Sequence[Cell]
 
@@ -48,7 +48,7 @@ def draw_sheet(rows: Sequence[SheetRow], caption: str) -> Image.Image:
     width = max(width, 2 * _MARGIN + 3 * CELL)
     line_height = CELL + _CAPTION + _GAP
     lines = [max(1, -(-len(row.cells) // columns)) for row in rows]
-    heads = [_HEAD if row.picture is None else _HEAD + 60 for row in rows]
+    heads = [_HEAD if row.image is None else _HEAD + 60 for row in rows]
     height = 2 * _MARGIN + 20 + sum(head + count * line_height for head, count in zip(heads, lines, strict=True))
     sheet = Image.new("RGB", (width, height), _GROUND)
     draw = ImageDraw.Draw(sheet)
@@ -56,8 +56,8 @@ def draw_sheet(rows: Sequence[SheetRow], caption: str) -> Image.Image:
     top = _MARGIN + 20
     for row, head, count in zip(rows, heads, lines, strict=True):
         left = _MARGIN
-        if row.picture is not None:
-            small = row.picture.copy()
+        if row.image is not None:
+            small = row.image.copy()
             small.thumbnail((head - 12, head - 12))
             sheet.paste(small, (left, top))
             left += small.width + 12
@@ -76,8 +76,8 @@ def draw_sheet(rows: Sequence[SheetRow], caption: str) -> Image.Image:
 def _draw_cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, place: tuple[int, int]) -> None:
     left, top = place
     draw.rounded_rectangle((left, top, left + CELL - 1, top + CELL + _CAPTION - 1), 8, _CARD, _LINE)
-    if cell.picture is not None:
-        small = cell.picture.copy()
+    if cell.image is not None:
+        small = cell.image.copy()
         small.thumbnail((CELL - 2, CELL - 2))
         sheet.paste(small, (left + (CELL - small.width) // 2, top + (CELL - small.height) // 2))
     else:

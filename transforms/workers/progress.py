@@ -59,12 +59,12 @@ class Throttle(Protocol):
 class ProgressWriter:
     """Writes how far a lane is, every second, and what was done when at its end."""
 
-    def __init__(self, run: RunFolder, lane: int, assets: int, meter: Meter, budget: Throttle) -> None:
+    def __init__(self, run: RunFolder, lane: int, assets: int, meter: Meter, rate_limiter: Throttle) -> None:
         self._store = run.store()
         self._name = _name(run, lane)
         self._assets = assets
         self._meter = meter
-        self._budget = budget
+        self._rate_limiter = rate_limiter
         self._started = time.monotonic()
         self._done = 0
         self._dead = 0
@@ -89,8 +89,8 @@ class ProgressWriter:
             dead=self._dead,
             elapsed_s=time.monotonic() - self._started,
             is_done=is_done,
-            throttled_s=self._budget.throttled_s,
-            limits=self._budget.limits,
+            throttled_s=self._rate_limiter.throttled_s,
+            limits=self._rate_limiter.limits,
             meter=self._meter.to_dict(),
         )
         if self._pause is not None and self._pause.until_s > time.time():

@@ -81,11 +81,11 @@ export const search = (body, signal) =>
     signal,
   });
 
-export function searchByPicture(file, options, signal) {
+export function searchByImage(file, options, signal) {
   const form = new FormData();
-  form.append("picture", file, file.name || "picture");
+  form.append("image", file, file.name || "image");
   form.append("options", json.stringify(options));
-  return askForJson("api/search/picture", { method: "POST", body: form, signal });
+  return askForJson("api/search/image", { method: "POST", body: form, signal });
 }
 
 export const asset = (kind, id, signal) =>

@@ -6,9 +6,9 @@ import { bytes, counted, find, heading, make, number, one } from "./dom.js";
 import * as filters from "./filters.js";
 import * as hits from "./hits.js";
 import * as keys from "./keys.js";
-import * as pictures from "./pictures.js";
+import * as images from "./images.js";
 import { showProblem } from "./problem.js";
-import { DEFAULT_K, NOTHING, fromHash, keepPicture, keptPicture, toHash } from "./state.js";
+import { DEFAULT_K, NOTHING, fromHash, keepImage, keptImage, toHash } from "./state.js";
 import { askForToken } from "./token.js";
 
 const LOOK_EVERY_MS = 20_000;
@@ -83,15 +83,15 @@ async function request({ query, ...asked }, signal) {
     options.merge = "quota";
     options.k = Math.min(rounds * kindsOf(asked).length, catalog.limits.max_k);
   }
-  if (!query.picture) return api.search({ ...query, ...options }, signal);
-  const file = keptPicture(query.picture);
+  if (!query.image) return api.search({ ...query, ...options }, signal);
+  const file = keptImage(query.image);
   if (file === null) throw new api.Problem("The picture of this search is not kept any more: drop it again.", { status: 404 });
   if (file.size > catalog.limits.max_upload_bytes)
     throw new api.Problem(
       `The picture has ${bytes(file.size)}, and this server takes at most ${bytes(catalog.limits.max_upload_bytes)}: make it smaller.`,
       { status: 413 },
     );
-  return api.searchByPicture(file, options, signal);
+  return api.searchByImage(file, options, signal);
 }
 
 function show(asked, answer) {
@@ -119,7 +119,7 @@ function show(asked, answer) {
 
 const inMs = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : `${number(Math.round(ms))} ms`);
 
-function searchByPicture(file) {
+function searchByImage(file) {
   if (catalog === null) return;
   if (!catalog.can_embed) {
     showProblem(new api.Problem("Pictures cannot be embedded here: start from an asset's id instead.", { status: 422 }));
@@ -127,7 +127,7 @@ function searchByPicture(file) {
     showProblem(new api.Problem(`“${file.name}” is no picture: choose a JPEG, PNG or WebP.`, { status: 415 }));
   } else {
     find("query").value = "";
-    go({ query: { picture: keepPicture(file) } });
+    go({ query: { image: keepImage(file) } });
   }
 }
 
@@ -162,9 +162,9 @@ function layOutState() {
   find("filters-count").hidden = state.where === null;
 }
 
-function layOutChip({ picture, asset }) {
-  const image = find("chip-picture");
-  const file = picture ? keptPicture(picture) : null;
+function layOutChip({ image, asset }) {
+  const image = find("chip-image");
+  const file = image ? keptImage(image) : null;
   image.hidden = true;
   image.onload = () => {
     image.hidden = false;
@@ -309,7 +309,7 @@ function listen() {
     hits.closeDetail();
   });
   find("keys-button").addEventListener("click", () => find("keys").showModal());
-  pictures.listen(searchByPicture);
+  images.listen(searchByImage);
   keys.listen({ moreLike, clear });
   hits.onMoreLike(moreLike);
   addEventListener("popstate", () => catalog !== null && comeBack());

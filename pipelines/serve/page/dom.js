@@ -25,7 +25,7 @@ export function icon(name) {
 export const find = (id) => document.getElementById(id);
 
 const NUMBERS = new Intl.NumberFormat("en");
-const KINDS = { image: ["picture", "pictures"], text: ["text", "texts"] };
+const KINDS = { image: ["image", "images"], text: ["text", "texts"] };
 
 export const number = (value) => NUMBERS.format(value);
 

@@ -65,7 +65,7 @@ function column(kind, hits, first) {
 
 function card(hit, position, best) {
   const open = make("button", { class: "open", type: "button", "data-position": position, tabindex: -1 });
-  if (hit.kind === "image") open.append(picture(hit));
+  if (hit.kind === "image") open.append(imageOf(hit));
   const words = hit.kind === "text" ? (hit.text ?? hit.asset_id) : hit.text || hit.asset_id;
   const caption = make("span", { class: "caption", dir: "auto" }, words);
   const line = make("span", { class: "line" });
@@ -80,9 +80,9 @@ function card(hit, position, best) {
   return make("li", { class: "hit", "data-kind": hit.kind, "data-id": hit.asset_id }, open, foot);
 }
 
-function picture(hit) {
+function imageOf(hit) {
   const frame = make("span", { class: "frame" });
-  const absent = () => frame.replaceChildren(icon("picture"), make("span", { class: "absent" }, "picture not at hand"));
+  const absent = () => frame.replaceChildren(icon("image"), make("span", { class: "absent" }, "picture not at hand"));
   if (!hit.thumbnail) {
     absent();
     return frame;
@@ -191,7 +191,7 @@ export function showInFull(position) {
   const hit = listed[position];
   asking.abort();
   asking = new AbortController();
-  const frame = find("detail-picture");
+  const frame = find("detail-image");
   frame.hidden = !hit.thumbnail;
   if (hit.thumbnail) {
     const image = make("img", { alt: hit.text || hit.asset_id });

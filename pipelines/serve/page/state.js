@@ -6,7 +6,7 @@ export const DEFAULT_K = 12;
 
 export const NOTHING = { query: null, kinds: null, k: DEFAULT_K, merge: null, where: null };
 /*
- * query: null | {text} | {asset: {kind, id}} | {picture: name under which `pictures` keeps the file}
+ * query: null | {text} | {asset: {kind, id}} | {image: name under which `images` keeps the file}
  * kinds: null is all; merge: null is side by side, each kind with its own best
  */
 
@@ -15,7 +15,7 @@ export function toHash(state) {
   const parts = new URLSearchParams();
   if (state.query?.text) parts.set("q", state.query.text);
   if (state.query?.asset) parts.set("like", `${state.query.asset.kind}:${state.query.asset.id}`);
-  if (state.query?.picture) parts.set("picture", state.query.picture);
+  if (state.query?.image) parts.set("image", state.query.image);
   if (state.kinds) parts.set("kinds", state.kinds.join(","));
   if (state.k !== DEFAULT_K) parts.set("k", state.k);
   if (state.merge) parts.set("merge", state.merge);
@@ -30,7 +30,7 @@ export function fromHash(hash, catalog) {
   const like = parts.get("like")?.match(/^([^:]+):(.*)$/s);
   if (parts.get("q")) state.query = { text: parts.get("q") };
   else if (like) state.query = { asset: { kind: like[1], id: like[2] } };
-  else if (parts.get("picture")) state.query = { picture: parts.get("picture") };
+  else if (parts.get("image")) state.query = { image: parts.get("image") };
   const kinds = parts.get("kinds")?.split(",").filter((kind) => kind in catalog.kinds) ?? [];
   if (kinds.length && kinds.length < Object.keys(catalog.kinds).length) state.kinds = kinds;
   const k = Number(parts.get("k"));
@@ -47,14 +47,14 @@ export function fromHash(hash, catalog) {
 }
 
 const KEPT = 20;
-const pictures = new Map();
+const images = new Map();
 
 /** Keeps a picture for the back button, as long as the page lives; returns its name in the address. */
-export function keepPicture(file) {
+export function keepImage(file) {
   const name = crypto.getRandomValues(new Uint32Array(1))[0].toString(36);
-  pictures.set(name, file);
-  if (pictures.size > KEPT) pictures.delete(pictures.keys().next().value);
+  images.set(name, file);
+  if (images.size > KEPT) images.delete(images.keys().next().value);
   return name;
 }
 
-export const keptPicture = (name) => pictures.get(name) ?? null;
+export const keptImage = (name) => images.get(name) ?? null;

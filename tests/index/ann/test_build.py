@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epithre_beam.configs import GuardConfig, IndexConfig
+from epithre_beam.configs import GateConfig, IndexConfig
 from epithre_beam.configs.errors import CatalogError
 from epithre_beam.index import Store
 from epithre_beam.index.ann.ask_files import ask_exactly
@@ -27,7 +27,7 @@ from epithre_beam.index.ann.exact import ExactIndexWriter
 from epithre_beam.index.ann.recall import recall_at
 from epithre_beam.index.ann.train import IndexTask, has_codes, rows_per_index, sample_rules, train_indexes
 from epithre_beam.index.ann.truth import Queries, Truth
-from epithre_beam.index.publish.gates import judge
+from epithre_beam.index.publish.gates import check_gates
 from epithre_beam.index.vectors.sample import SampleRule, asset_hashes
 from epithre_beam.index.vectors.shards import ShardRecord, ShardTask, iterate_tables, write_shard
 from epithre_beam.index.vectors.units import vectors_of
@@ -130,7 +130,7 @@ def test_the_exact_index_reaches_all_of_its_recall_in_every_direction(small: Any
         "image->text": 1.0,
         "text->text": 1.0,
     }
-    assert small.manifest.held_back == ()
+    assert small.manifest.gate_failures == ()
 
 
 @pytest.mark.parametrize("copies", [5, 200, 1000])
@@ -172,8 +172,8 @@ def test_an_index_file_of_other_rows_is_measured_as_it_is(small: Any, tmp_path: 
             writer = ExactIndexWriter(file, 16, len(vectors))
             writer.add(vectors[order])
             writer.finish()
-        (judged,) = ask_exactly(store, name, [truth], task, IndexConfig(recall_k=5))
-        recall[name] = float(np.nanmean(recall_at(judged, 5, 5)))
+        (rated,) = ask_exactly(store, name, [truth], task, IndexConfig(recall_k=5))
+        recall[name] = float(np.nanmean(recall_at(rated, 5, 5)))
     assert recall["right"] == 1.0
     assert recall["wrong"] < 0.2
 
@@ -261,7 +261,7 @@ def test_no_gate_holds_correct_vectors_back_however_unusual(make_catalog: Any, n
     vectors = unusual(name, rows)
     settings = CODED.model_copy(update={"target_recall": 1.0, "dimensions": (8, 32), "recall_queries": 30})
     made = make_catalog(vectors, rows_per_unit=200, rows_per_file=700, index=settings)
-    assert made.manifest.held_back == ()
+    assert made.manifest.gate_failures == ()
     for entry in made.manifest.indexes:
         assert entry.recall == {f"{query}->{entry.kind}": 1.0 for query in vectors}
         assert set(entry.ties) == set(entry.recall)
@@ -295,7 +295,7 @@ def test_a_file_that_was_stored_wrongly_is_held_back(make_catalog: Any, name: st
     settings = CODED.model_copy(update={"recall_queries": 30, "dimensions": (8, 32)})
     built = build_indexes(store, made.manifest.version, made.shards, 32, settings)
     entries = [one.entry for one in built]
-    reasons = judge(made.manifest.counts.per_kind, {}, entries, GuardConfig(), settings.target_recall)
+    reasons = check_gates(made.manifest.counts.per_kind, {}, entries, GateConfig(), settings.target_recall)
     assert any("index.target_recall is 0.95" in reason for reason in reasons)
     assert min(recall for entry in entries for recall in entry.recall.values()) < 0.5
 
@@ -325,9 +325,9 @@ def test_memory_that_is_too_small_is_an_error_that_says_how_much_is_needed(
     make_catalog: Any, draw_clustered: Draw
 ) -> None:
     little = CODED.model_copy(update={"build_memory_mb": 64})
-    with pytest.raises(CatalogError, match=r"index\.build_memory_mb must be at least \d+ .* got 64: raise it") as told:
+    with pytest.raises(CatalogError, match=r"index\.build_memory_mb must be at least \d+ .* got 64: raise it") as reported:
         make_catalog({"image": draw_clustered(1100, 16, 1)}, rows_per_unit=300, index=little)
-    least = int(str(told.value).split("at least ")[1].split()[0])
+    least = int(str(reported.value).split("at least ")[1].split()[0])
     enough = CODED.model_copy(update={"build_memory_mb": least})
     assert rows_per_index(16, enough) >= 10_000
     with pytest.raises(CatalogError):
@@ -394,7 +394,7 @@ print([one.entry.model_dump_json() for one in built])
 
 def test_the_same_inputs_give_the_same_bytes_with_one_thread_and_with_two(coded: Any, tmp_path: Path) -> None:
     """In processes of their own, so that nothing but the inputs and the seed can agree."""
-    told = []
+    reported = []
     for threads in ("1", "2"):
         store = Store(str(tmp_path / threads))
         for shard in coded.shards:
@@ -405,9 +405,9 @@ def test_the_same_inputs_give_the_same_bytes_with_one_thread_and_with_two(coded:
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         environment = {**os.environ, **dict.fromkeys(names, threads)}
         command = [sys.executable, "-c", BUILD_PROGRAM]
-        told.append(subprocess.run(command, input=sent, capture_output=True, check=True, env=environment).stdout)
-    assert told[0] == told[1]
-    assert coded.manifest.file(coded.index("image").codes[1]).sha256 in told[0].decode()
+        reported.append(subprocess.run(command, input=sent, capture_output=True, check=True, env=environment).stdout)
+    assert reported[0] == reported[1]
+    assert coded.manifest.file(coded.index("image").codes[1]).sha256 in reported[0].decode()
 
 
 def test_another_seed_gives_other_codes_and_the_same_vectors(coded: Any, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_each_rung_is_what_it_is_called(rung: Any, request: pytest.FixtureReques
         assert "IVF1," not in index.factory
     if " of 600" in name:
         assert index.factory.startswith(f"LT{name.split()[0]},IVF1,PQ")
-    assert rung.manifest.held_back == ()
+    assert rung.manifest.gate_failures == ()
 
 
 @pytest.mark.parametrize("k", [1, 10, 1000, 10_000])
@@ -229,7 +229,7 @@ def test_the_same_assets_in_another_order_of_rows_give_the_same_hits(
     vectors["image"][1000:1040] = vectors["image"][7]
     index = IndexConfig(exact_up_to_mb=0, training_rows=500, recall_queries=60)
     fresh = np.concatenate([draw_clustered(40, 24, 9), vectors["image"][5:10]])
-    told = []
+    reported = []
     for seed, rows_per_unit in ((None, 100), (2, 57)):
         orders = {
             kind: np.arange(len(rows)) if seed is None else np.random.default_rng(seed).permutation(len(rows))
@@ -244,7 +244,7 @@ def test_the_same_assets_in_another_order_of_rows_give_the_same_hits(
         )
         with made.open() as catalog:
             where = pc.field("metadata", "lang") == "id"
-            told.append(
+            reported.append(
                 [
                     [(hit.asset_id, hit.score) for hit in hits]
                     for condition in (None, where)
@@ -253,7 +253,7 @@ def test_the_same_assets_in_another_order_of_rows_give_the_same_hits(
                 ]
             )
         assert made.index("image").search_parameters
-    assert told[0] == told[1]
+    assert reported[0] == reported[1]
 
 
 # ---------------------------------------------------------------------------------------------------- threads

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from epithre_beam.index.ann.exact import as_stored
 from epithre_beam.index.ann.precision import error_bound
-from epithre_beam.index.ann.recall import NOT_FOUND, Judged, judge_answers, mean_recall, merge_judged, recall_at
+from epithre_beam.index.ann.recall import NOT_FOUND, Rated, rate_answers, mean_recall, merge_rated, recall_at
 from epithre_beam.index.ann.truth import Queries, Truth, merged_figures
 
 Floats = npt.NDArray[np.float32]
@@ -31,7 +31,7 @@ def truth_of(
     truth = Truth(queries, keep, is_same_kind=is_same_kind)
     for start in range(0, len(vectors), block):
         truth.add(queries.vectors @ vectors[start : start + block].T, first_row + start)
-    truth.settle()
+    truth.merge_pending()
     return truth
 
 
@@ -44,7 +44,7 @@ def recall_of(truth: Truth, found: Rows, k: int, scores: Floats | None = None) -
 
     given_scores = np.zeros(found.shape, np.float32) if scores is None else scores
     scores = given_scores
-    return float(np.nanmean(recall_at(judge_answers(truth, [found], k, stored), k, k)))
+    return float(np.nanmean(recall_at(rate_answers(truth, [found], k, stored), k, k)))
 
 
 def brute_force(vectors: Floats, queries: Floats, k: int) -> tuple[Rows, Floats]:
@@ -130,7 +130,7 @@ def test_the_exact_answers_do_not_depend_on_the_blocks(
             break
         truth.add(queries.vectors @ vectors[start : start + length].T, first_row + start)
         start += length
-    truth.settle()
+    truth.merge_pending()
     scores = queries.vectors.astype("f8") @ vectors.T.astype("f8")
     figures = truth.figures
     assert figures.mean == pytest.approx(scores.mean(), abs=1e-4)
@@ -170,21 +170,21 @@ def test_files_judged_apart_and_put_together_are_as_one(known: tuple[Floats, Row
     for first, last in ((0, cut), (cut, len(vectors))):
         truth = Truth(Queries(kind="image", rows=rows, vectors=vectors[rows]), 110, is_same_kind=True)
         truth.add(vectors[rows] @ vectors[first:last].T, first)
-        truth.settle()
+        truth.merge_pending()
         truths.append(truth)
         found.append(brute_force(vectors[first:last], vectors[rows], 11)[0] + first)
 
-    def judged(answers: list[Rows]) -> Any:
+    def rated(answers: list[Rows]) -> Any:
         parts = [
-            judge_answers(t, [a], 10, lambda _, r: np.full(len(r), -np.inf, np.float32))
+            rate_answers(t, [a], 10, lambda _, r: np.full(len(r), -np.inf, np.float32))
             for t, a in zip(truths, answers, strict=True)
         ]
-        return recall_at(merge_judged(parts), 10, 10)[0]
+        return recall_at(merge_rated(parts), 10, 10)[0]
 
-    assert judged(found).tolist() == [1.0] * len(rows)
+    assert rated(found).tolist() == [1.0] * len(rows)
     best, _ = brute_force(vectors, vectors[rows], 11)
     in_first = ((best < cut) & (best != rows[:, None])).sum(axis=1)
-    assert judged([found[0], np.full_like(found[1], -1)]) == pytest.approx(in_first / 10)
+    assert rated([found[0], np.full_like(found[1], -1)]) == pytest.approx(in_first / 10)
     figures = merged_figures(truths)
     assert (figures.mean, figures.std) == pytest.approx((whole.figures.mean, whole.figures.std), abs=1e-6)
     assert figures.histogram == whole.figures.histogram
@@ -193,18 +193,18 @@ def test_files_judged_apart_and_put_together_are_as_one(known: tuple[Floats, Row
 def test_ranks_are_places_in_the_answer_without_the_query_itself(known: tuple[Floats, Rows, Truth]) -> None:
     vectors, rows, truth = known
     found, _ = brute_force(vectors, vectors[rows], 50)
-    judged = judge_answers(truth, [found, found[:, :5]], 10, lambda _, r: np.zeros(len(r), np.float32))
+    rated = rate_answers(truth, [found, found[:, :5]], 10, lambda _, r: np.zeros(len(r), np.float32))
     for q in range(len(rows)):
-        places = dict(zip(truth.rows[q].tolist(), judged.ranks[0, q].tolist(), strict=False))
+        places = dict(zip(truth.rows[q].tolist(), rated.ranks[0, q].tolist(), strict=False))
         assert [places[row] for row in found[q, 1:].tolist()] == list(range(49))
-        assert sorted(place for place in judged.ranks[1, q].tolist() if place != NOT_FOUND) == list(range(4))
+        assert sorted(place for place in rated.ranks[1, q].tolist() if place != NOT_FOUND) == list(range(4))
 
 
 def test_a_query_without_any_answer_has_no_recall_to_count() -> None:
     """The only row of a kind, which may not find itself."""
     vectors = drawn(1, 8, 0)
     truth = truth_of(vectors, np.array([0]), 11)
-    assert np.isnan(recall_at(judge_answers(truth, [np.array([[0]])], 10, lambda _, r: r), 10, 10)).all()
+    assert np.isnan(recall_at(rate_answers(truth, [np.array([[0]])], 10, lambda _, r: r), 10, 10)).all()
 
 
 # ---------------------------------------------------------------------------------------------------- near ties
@@ -244,7 +244,7 @@ UNUSUAL = {
 }
 
 
-def ask_stored(vectors: Floats, stored: Floats, k: int, queries: int = 60, keep: int = 110) -> tuple[Judged, Rows]:
+def ask_stored(vectors: Floats, stored: Floats, k: int, queries: int = 60, keep: int = 110) -> tuple[Rated, Rows]:
     """A scan of stored vectors, judged, and its answers: the rows of the queries come first."""
     truth = truth_of(vectors, np.arange(queries), keep)
     scores = vectors[:queries] @ stored.T
@@ -255,26 +255,26 @@ def ask_stored(vectors: Floats, stored: Floats, k: int, queries: int = 60, keep:
         return np.asarray(scores[q, rows])
 
     truth.compare(of_stored)
-    return judge_answers(truth, [found], k, of_stored), found
+    return rate_answers(truth, [found], k, of_stored), found
 
 
 @pytest.mark.parametrize("k", [1, 3, 10])
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_a_scan_of_rounded_vectors_is_right_whatever_the_vectors(name: str, k: int) -> None:
     vectors = UNUSUAL[name]
-    judged, _ = ask_stored(vectors, as_stored(vectors), k)
-    assert recall_at(judged, k, k).tolist() == [[1.0] * 60]
+    rated, _ = ask_stored(vectors, as_stored(vectors), k)
+    assert recall_at(rated, k, k).tolist() == [[1.0] * 60]
 
 
 def test_answers_that_are_right_by_a_near_tie_are_told_from_the_best() -> None:
     vectors = near_duplicates(1500, 64, 3e-2)
-    judged, found = ask_stored(vectors, as_stored(vectors), 10)
+    rated, found = ask_stored(vectors, as_stored(vectors), 10)
     exact = vectors[:60].astype("f8") @ vectors.T.astype("f8")
     exact[np.arange(60), np.arange(60)] = -np.inf
     bars = -np.sort(-exact, axis=1)[:, 9:10]
     best = (np.take_along_axis(exact, found, 1) >= bars - 1e-6).mean()
     assert 0.2 < best < 0.9
-    assert mean_recall(recall_at(judged, 10, 10, with_ties=False)) == pytest.approx(best, abs=0.02)
+    assert mean_recall(recall_at(rated, 10, 10, with_ties=False)) == pytest.approx(best, abs=0.02)
 
 
 @pytest.mark.parametrize("name", ["random", "three of 256", "bits", "whole numbers"])
@@ -289,7 +289,7 @@ def test_the_tolerance_gives_little_away_where_vectors_can_be_told_apart(name: s
     scores[np.arange(60), np.arange(60)] = -np.inf
     found = np.argsort(-scores, axis=1, kind="stable")[:, :10]
     truth.compare(lambda q, rows: np.asarray(vectors[rows] @ vectors[q]))
-    half = mean_recall(recall_at(judge_answers(truth, [found], 10, lambda q, r: vectors[r] @ vectors[q]), 10, 10))
+    half = mean_recall(recall_at(rate_answers(truth, [found], 10, lambda q, r: vectors[r] @ vectors[q]), 10, 10))
     assert half < 0.62
     bars = -np.sort(-whole.scores, axis=1)[:, 9:10] - 1e-6
     is_near = (whole.scores >= bars - whole.tolerances[:, None]) & (whole.scores < bars)
@@ -310,9 +310,9 @@ def test_damage_is_no_rounding_and_excuses_nothing(damage: str) -> None:
     else:
         stored[::2] = np.nan
         stored = np.nan_to_num(stored, nan=-1.0)
-    judged, _ = ask_stored(vectors, stored, 10)
-    assert judged.tolerances.max() <= 2 * error_bound(64)
-    assert mean_recall(recall_at(judged, 10, 10)) < 0.8
+    rated, _ = ask_stored(vectors, stored, 10)
+    assert rated.tolerances.max() <= 2 * error_bound(64)
+    assert mean_recall(recall_at(rated, 10, 10)) < 0.8
 
 
 def test_a_row_that_is_stored_otherwise_is_not_found_though_its_number_is_right() -> None:
@@ -321,9 +321,9 @@ def test_a_row_that_is_stored_otherwise_is_not_found_though_its_number_is_right(
     truth = truth_of(vectors, np.array([0]), 110)
     nearest = truth.rows[0, np.argsort(-truth.scores[0])[:10]]
     stored[nearest[3]] *= 1.01
-    judged, found = ask_stored(vectors, stored, 10, queries=1)
+    rated, found = ask_stored(vectors, stored, 10, queries=1)
     assert set(found[0].tolist()) == set(nearest.tolist())
-    assert recall_at(judged, 10, 10)[0, 0] == pytest.approx(0.9)
+    assert recall_at(rated, 10, 10)[0, 0] == pytest.approx(0.9)
 
 
 @settings(max_examples=40, deadline=None)
@@ -349,6 +349,6 @@ def test_a_scan_is_right_however_alike_the_rows_and_in_however_many_files(
         scores = vectors[own] @ stored.T
         truth.compare(lambda q, r, scores=scores: np.asarray(scores[q, r]))
         order = chosen[np.argsort(-scores[:, chosen], axis=1, kind="stable")[:, : k + 1]]
-        parts.append(judge_answers(truth, [order], k, lambda q, r, scores=scores: np.asarray(scores[q, r])))
-    recalls = recall_at(merge_judged(parts), k, k)
+        parts.append(rate_answers(truth, [order], k, lambda q, r, scores=scores: np.asarray(scores[q, r])))
+    recalls = recall_at(merge_rated(parts), k, k)
     assert mean_recall(recalls) == 1.0

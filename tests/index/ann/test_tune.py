@@ -5,21 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epithre_beam.index.ann.recall import NOT_FOUND, Judged
+from epithre_beam.index.ann.recall import NOT_FOUND, Rated
 from epithre_beam.index.ann.tune import K_FACTORS, SHARES, FileShape, cost_us, operating_points, probed_cells, ties_at
 
 SHAPE = FileShape(rows=1_000_000, dimension=4000, code_dimension=256, cells=4000)
 K = 10
 
 
-def judged(places: list[float], queries: int = 200, *, seed: int = 0) -> Judged:
+def rated(places: list[float], queries: int = 200, *, seed: int = 0) -> Rated:
     """For each share of cells, the share of right rows that its cells hold; they stand at random among 3 x k."""
     rng = np.random.default_rng(seed)
     scores = np.tile(np.linspace(1, 0.5, K, dtype=np.float32), (queries, 1))
     drawn, ranks = rng.random((queries, K)), rng.integers(0, 3 * K, (queries, K))
     ways = [np.where(drawn < share, ranks, NOT_FOUND) for share in places]
     ways.append(np.tile(np.arange(K), (queries, 1)))
-    return Judged(scores=scores, ranks=np.array(ways, np.uint32), tolerances=np.zeros(queries, np.float32))
+    return Rated(scores=scores, ranks=np.array(ways, np.uint32), tolerances=np.zeros(queries, np.float32))
 
 
 def rising(least: float) -> list[float]:
@@ -36,7 +36,7 @@ def rising(least: float) -> list[float]:
 def test_points_are_sorted_by_cost_and_each_costs_more_for_a_reason(
     least: float, other: float, target: float, seed: int
 ) -> None:
-    directions = {"image->image": judged(rising(least), seed=seed), "text->image": judged(rising(other), seed=seed + 9)}
+    directions = {"image->image": rated(rising(least), seed=seed), "text->image": rated(rising(other), seed=seed + 9)}
     points, chosen = operating_points(directions, [SHAPE], K, target)
     costs = [point.cost_us for point in points]
     assert costs == sorted(costs)
@@ -52,7 +52,7 @@ def test_points_are_sorted_by_cost_and_each_costs_more_for_a_reason(
 
 
 def test_the_worst_direction_decides() -> None:
-    easy, hard = judged([1.0] * len(SHARES)), judged(rising(0.2))
+    easy, hard = rated([1.0] * len(SHARES)), rated(rising(0.2))
     alone, _ = operating_points({"image->image": easy}, [SHAPE], K, 0.95)
     _, chosen_alone = operating_points({"image->image": easy}, [SHAPE], K, 0.95)
     _, chosen = operating_points({"image->image": easy, "text->image": hard}, [SHAPE], K, 0.95)
@@ -64,19 +64,19 @@ def test_the_worst_direction_decides() -> None:
 
 
 def test_nothing_cheaper_would_have_reached_the_target_with_room_to_spare() -> None:
-    _, chosen = operating_points({"text->image": judged(rising(0.5))}, [SHAPE], K, 0.9)
-    _, easier = operating_points({"text->image": judged(rising(0.5))}, [SHAPE], K, 0.8)
+    _, chosen = operating_points({"text->image": rated(rising(0.5))}, [SHAPE], K, 0.9)
+    _, easier = operating_points({"text->image": rated(rising(0.5))}, [SHAPE], K, 0.8)
     assert easier.cost_us < chosen.cost_us
     assert 0.9 <= chosen.recall["text->image"] < 0.99
 
 
 def test_where_no_codes_reach_the_target_all_vectors_are_scanned() -> None:
-    _, chosen = operating_points({"text->image": judged([0.5] * len(SHARES))}, [SHAPE], K, 0.95)
+    _, chosen = operating_points({"text->image": rated([0.5] * len(SHARES))}, [SHAPE], K, 0.95)
     assert (chosen.cells_share, chosen.k_factor, chosen.recall) == (None, None, {"text->image": 1.0})
 
 
 def test_a_direction_without_any_answer_decides_nothing() -> None:
-    none = Judged(
+    none = Rated(
         scores=np.full((5, K), -np.inf, np.float32),
         ranks=np.full((len(SHARES) + 1, 5, K), NOT_FOUND),
         tolerances=np.zeros(5, np.float32),
@@ -102,13 +102,13 @@ def test_costs_grow_with_what_is_read() -> None:
     assert cost_us(without, K, 0.1, 10) == cost_us(without, K, None, None) == pytest.approx(2000)
 
 
-def near_ties(tolerance: float, queries: int = 50) -> Judged:
+def near_ties(tolerance: float, queries: int = 50) -> Rated:
     """Forty rows around the k-th that differ by 1e-6; the cheapest way gives the lower half of them, all give all."""
     scores = np.tile(0.9 - 2e-6 * np.arange(40, dtype=np.float32), (queries, 1))
     ranks = np.full((len(SHARES) + 1, queries, 40), NOT_FOUND, np.uint32)
     ranks[:-1, :, 20:] = np.arange(20)
     ranks[-1] = np.arange(40)
-    return Judged(scores=scores, ranks=ranks, tolerances=np.full(queries, tolerance, np.float32))
+    return Rated(scores=scores, ranks=ranks, tolerances=np.full(queries, tolerance, np.float32))
 
 
 def test_a_way_that_gives_near_ties_is_as_good_as_one_that_gives_the_best() -> None:
@@ -126,7 +126,7 @@ def test_a_way_that_gives_what_can_be_told_apart_is_not() -> None:
 
 
 def test_ties_without_any_answer_are_none() -> None:
-    empty = Judged(
+    empty = Rated(
         scores=np.full((2, K), -np.inf, np.float32),
         ranks=np.full((len(SHARES) + 1, 2, K), NOT_FOUND),
         tolerances=np.zeros(2, np.float32),

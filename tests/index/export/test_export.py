@@ -621,10 +621,10 @@ def test_a_version_that_is_pruned_meanwhile_is_exported_whole(own_copy: Any, tmp
 
 
 def test_progress_ends_at_the_whole(small: Any, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    export(small, tmp_path / "e", "faiss", progress=lambda done, total: told.append((done, total)))
-    assert told == sorted(told)
-    assert told[-1][0] == told[-1][1] > 0
+    reported: list[tuple[int, int]] = []
+    export(small, tmp_path / "e", "faiss", progress=lambda done, total: reported.append((done, total)))
+    assert reported == sorted(reported)
+    assert reported[-1][0] == reported[-1][1] > 0
 
 
 _PEAK = """

@@ -65,7 +65,7 @@ def test_what_the_user_says_is_done_and_the_rest_stays_the_users_too() -> None:
     said = {"base_url": "https://mine.example/v1", "api_key_env": "MINE"}
     embed = allowed_embed({"embed": {**GATEWAY, "allow_plain_http": True, "lanes": 1000}}, "c", said)
     assert (embed["base_url"], embed["api_key_env"]) == ("https://mine.example/v1", "MINE")
-    assert not {"allow_plain_http", "lanes", "budget", "redis_url"} & embed.keys()
+    assert not {"allow_plain_http", "lanes", "rate_limiter", "redis_url"} & embed.keys()
     assert embed["dimension"] == OWN["dimension"]
     with pytest.raises(UntrustedCatalogError, match=r"say so \(--api-key-env\)"):  # the address alone names no key
         allowed_embed({"embed": GATEWAY}, "c", {"base_url": "https://mine.example/v1"})
@@ -90,7 +90,7 @@ def test_what_a_job_of_this_user_does_its_catalog_may_ask_for() -> None:
                 {"kind": "image", "files": "photos/**/*.jpg"},
                 {"kind": "text", "files": "texts"},
             ],
-            "embed": {**GATEWAY, "budget": "redis", "redis_url": "redis://r/0", "redis_password_env": "R"},
+            "embed": {**GATEWAY, "rate_limiter": "redis", "redis_url": "redis://r/0", "redis_password_env": "R"},
             "index": {"queries": "queries.parquet"},
             "runner": "PrismRunner",
             "beam_options": ["--parallelism=4"],
@@ -107,7 +107,7 @@ def test_what_a_job_of_this_user_does_its_catalog_may_ask_for() -> None:
 
 def test_a_redis_that_was_not_allowed_is_not_asked_and_no_reason_to_fail(caplog: pytest.LogCaptureFixture) -> None:
     Trust().remember_job(CatalogConfig.model_validate({"catalog": "c", "embed": GATEWAY}))
-    redis = {"budget": "redis", "redis_url": "redis://theirs:6379/0", "redis_password_env": "DATABASE_PASSWORD"}
+    redis = {"rate_limiter": "redis", "redis_url": "redis://theirs:6379/0", "redis_password_env": "DATABASE_PASSWORD"}
     embed = allowed_embed({"embed": {**GATEWAY, **redis}}, "c", {})
     assert embed["base_url"] == GATEWAY["base_url"]
     assert not redis.keys() & embed.keys()

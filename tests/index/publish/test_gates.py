@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epithre_beam.configs import GuardConfig
-from epithre_beam.index.publish.gates import judge, judge_turnover
+from epithre_beam.configs import GateConfig
+from epithre_beam.index.publish.gates import check_gates, check_turnover
 from epithre_beam.index.versions.manifest import IndexEntry
 
 KINDS = ("image", "text")
@@ -35,16 +35,16 @@ def test_a_share_that_was_set_lets_through_exactly_that_share(total: int, data: 
     """In whole numbers: 29 of 100 are 29 %, whatever floating point makes of it."""
     edge = total * percent // 100
     dead = data.draw(st.integers(0, total) | st.integers(max(edge - 1, 0), min(edge + 1, total)))
-    reasons = judge({"text": total + 1}, {"text": dead}, [], GuardConfig(max_dead_share=percent / 100), 0.9)
-    held_back = Fraction(dead, total + 1) > Fraction(percent, 100)
-    assert bool(reasons) == held_back
+    reasons = check_gates({"text": total + 1}, {"text": dead}, [], GateConfig(max_dead_share=percent / 100), 0.9)
+    gate_failures = Fraction(dead, total + 1) > Fraction(percent, 100)
+    assert bool(reasons) == gate_failures
 
 
 @pytest.mark.parametrize(("percent", "total"), [(29, 100), (57, 100), (58, 100), (7, 100), (14, 50), (28, 25)])
 def test_a_share_that_is_just_reached_is_let_through(percent: int, total: int) -> None:
     dead = total * percent // 100
-    assert judge({"text": total}, {"text": dead}, [], GuardConfig(max_dead_share=percent / 100), 0.9) == []
-    assert judge({"text": total}, {"text": dead + 1}, [], GuardConfig(max_dead_share=percent / 100), 0.9) != []
+    assert check_gates({"text": total}, {"text": dead}, [], GateConfig(max_dead_share=percent / 100), 0.9) == []
+    assert check_gates({"text": total}, {"text": dead + 1}, [], GateConfig(max_dead_share=percent / 100), 0.9) != []
 
 
 @settings(max_examples=300)
@@ -57,47 +57,47 @@ def test_without_a_share_one_per_cent_or_five_up_to_a_half_are_let_through(
     total, lost = image + text, sum(dead.values())
     allowed = max(Fraction(total, 100), min(Fraction(5), Fraction(total, 2)))
     emptied = [kind for kind in KINDS if assets[kind] and dead[kind] == assets[kind]]
-    reasons = judge(assets, dead, [], GuardConfig(), 0.9)
+    reasons = check_gates(assets, dead, [], GateConfig(), 0.9)
     assert len(reasons) == (lost > allowed) + len(emptied)
     assert all(any(kind in reason for reason in reasons) for kind in emptied)
 
 
 def test_a_small_folder_with_a_stray_file_is_published_and_one_of_mostly_stray_files_is_not() -> None:
-    assert judge({"image": 3}, {"image": 1}, [], GuardConfig(), 0.9) == []
-    assert judge({"image": 10}, {"image": 5}, [], GuardConfig(), 0.9) == []
-    assert judge({"image": 10}, {"image": 6}, [], GuardConfig(), 0.9) != []
-    assert judge({"image": 5}, {"image": 3}, [], GuardConfig(), 0.9) != []
+    assert check_gates({"image": 3}, {"image": 1}, [], GateConfig(), 0.9) == []
+    assert check_gates({"image": 10}, {"image": 5}, [], GateConfig(), 0.9) == []
+    assert check_gates({"image": 10}, {"image": 6}, [], GateConfig(), 0.9) != []
+    assert check_gates({"image": 5}, {"image": 3}, [], GateConfig(), 0.9) != []
 
 
 def test_a_kind_that_lost_all_its_assets_holds_the_version_back_whatever_the_share() -> None:
-    reasons = judge({"image": 1000, "text": 2}, {"text": 2}, [], GuardConfig(max_dead_share=1.0), 0.9)
+    reasons = check_gates({"image": 1000, "text": 2}, {"text": 2}, [], GateConfig(max_dead_share=1.0), 0.9)
     assert reasons == ["none of the 2 text assets got a vector."]
 
 
 def test_each_direction_below_the_target_is_a_reason_with_both_figures() -> None:
     indexes = [index_of("image", image_image=0.95, text_image=0.949), index_of("text", image_text=0.2, text_text=1.0)]
-    assert judge({"image": 9, "text": 9}, {}, indexes, GuardConfig(), 0.95) == [
+    assert check_gates({"image": 9, "text": 9}, {}, indexes, GateConfig(), 0.95) == [
         "index.target_recall is 0.95, and text->image reached 0.949 at k=10.",
         "index.target_recall is 0.95, and image->text reached 0.2 at k=10.",
     ]
 
 
 def test_a_guards_sentence_names_the_setting_the_rule_and_the_figures() -> None:
-    assert judge({"image": 100, "text": 100}, {"image": 7}, [], GuardConfig(), 0.9) == [
+    assert check_gates({"image": 100, "text": 100}, {"image": 7}, [], GateConfig(), 0.9) == [
         (
-            "guards.max_dead_share allows 1% (in a small set 5, if no more than half), "
+            "gates.max_dead_share allows 1% (in a small set 5, if no more than half), "
             "and 7 of 200 assets (3.5%) got no vector."
         )
     ]
-    assert judge({"image": 100}, {"image": 7}, [], GuardConfig(max_dead_share=0.025), 0.9) == [
-        "guards.max_dead_share allows 2.50%, and 7 of 100 assets (7.0%) got no vector."
+    assert check_gates({"image": 100}, {"image": 7}, [], GateConfig(max_dead_share=0.025), 0.9) == [
+        "gates.max_dead_share allows 2.50%, and 7 of 100 assets (7.0%) got no vector."
     ]
 
 
 def test_nothing_lost_of_nothing_is_no_reason() -> None:
-    for guards in (GuardConfig(), GuardConfig(max_dead_share=0)):
-        assert judge({}, {}, [], guards, 0.9) == []
-        assert judge({"text": 0}, {"text": 0}, [], guards, 0.9) == []
+    for gates in (GateConfig(), GateConfig(max_dead_share=0)):
+        assert check_gates({}, {}, [], gates, 0.9) == []
+        assert check_gates({"text": 0}, {"text": 0}, [], gates, 0.9) == []
 
 
 # ---------------------------------------------------------------------------------------------------- turnover
@@ -114,25 +114,25 @@ def test_turnover_is_what_is_gone_or_has_another_content_as_a_share_of_all_rows(
 ) -> None:
     gone = {kind: data.draw(st.integers(0, rows)) for kind, rows in before.items()}
     changed = {kind: data.draw(st.integers(0, rows - gone[kind])) for kind, rows in before.items()}
-    guards = GuardConfig(max_turnover=None if percent is None else percent / 100)
-    reasons = judge_turnover(gone, changed, before, guards)
+    gates = GateConfig(max_turnover=None if percent is None else percent / 100)
+    reasons = check_turnover(gone, changed, before, gates)
     rows, replaced = sum(before.values()), sum(gone.values()) + sum(changed.values())
     allowed = Fraction(1, 2) if percent is None else Fraction(percent, 100)
     assert len(reasons) == (bool(rows) and Fraction(replaced, rows or 1) > allowed)
     for sentence in reasons:
         assert f"{sum(gone.values()):,} are gone and {sum(changed.values()):,} have another content" in sentence
         (enough,) = re.findall(r"--set guards\.max_turnover=([\d.]+) ", sentence)
-        assert judge_turnover(gone, changed, before, GuardConfig(max_turnover=float(enough))) == []
+        assert check_turnover(gone, changed, before, GateConfig(max_turnover=float(enough))) == []
 
 
 @pytest.mark.parametrize(("rows", "replaced", "held"), [(1, 1, 1), (2, 1, 0), (3, 2, 1), (12, 6, 0), (12, 7, 1)])
 def test_of_a_small_set_a_half_may_be_replaced_as_of_any(rows: int, replaced: int, held: int) -> None:
     for gone in range(replaced + 1):
         counts = {"text": gone}, {"text": replaced - gone}
-        assert len(judge_turnover(*counts, {"text": rows}, GuardConfig())) == held
+        assert len(check_turnover(*counts, {"text": rows}, GateConfig())) == held
 
 
 def test_turnover_is_one_reason_among_the_others() -> None:
-    reasons = judge({"text": 12}, {}, [], GuardConfig(), 0.9, {"text": 12}, gone={"text": 12}, changed={})
+    reasons = check_gates({"text": 12}, {}, [], GateConfig(), 0.9, {"text": 12}, gone={"text": 12}, changed={})
     assert len(reasons) == 1
-    assert reasons[0].startswith("guards.max_turnover allows 50% of the rows to be replaced, and of 12 rows")
+    assert reasons[0].startswith("gates.max_turnover allows 50% of the rows to be replaced, and of 12 rows")

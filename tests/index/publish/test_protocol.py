@@ -20,8 +20,8 @@ import pytest
 
 from epithre_beam.configs.errors import CatalogError, SwapConflictError
 from epithre_beam.index import Store, read_latest, read_manifest
-from epithre_beam.index.publish.publish import fence, judge_end, publish
-from epithre_beam.index.versions.holder import judge_holder
+from epithre_beam.index.publish.publish import fence, check_end, publish
+from epithre_beam.index.versions.holder import check_holder
 from epithre_beam.index.versions.latest import condemned_in, latest_bytes
 from epithre_beam.index.versions.layout import LATEST, manifest_name
 
@@ -120,12 +120,12 @@ class World:
     def promise_a_publication(self, version: str, by: By) -> None:
         if version not in self.manifests:
             raise Violation(f"{version} is published and is not whole")
-        in_force = None if self.latest is None else self.named[self.latest]
+        current_version = None if self.latest is None else self.named[self.latest]
         if by == "writer":
             if version in self.given_up:
                 raise Violation(f"{version} is published after its writer was told that it is not")
-            if self.manifests[version] != in_force:
-                raise Violation(f"{version} is published over {in_force}, which it does not know")
+            if self.manifests[version] != current_version:
+                raise Violation(f"{version} is published over {current_version}, which it does not know")
         self.history.append((version, by))
 
     def promise_always(self) -> None:
@@ -168,7 +168,7 @@ def take_lease(world: World, agent: int, host: str) -> Generator[None, None, boo
         is_dead = found.life != world.lives[found.agent]
         state: Any = "unknown" if found.host != host else "dead" if is_dead else "alive"
         then, now = (EPOCH + datetime.timedelta(seconds=s) for s in (found.renewed_s, world.now_s))
-        verdict = judge_holder(state, then, TTL_S, now)
+        verdict = check_holder(state, then, TTL_S, now)
         if verdict == "busy":
             return False
         if verdict == "watch":
@@ -202,12 +202,12 @@ def ended(world: World, version: str, expected: bytes | None) -> Generator[None,
             break
         name = world.manifests[name]
     began = None if expected is None else world.named[expected]
-    end = judge_end(version, expected, began, found, chain)
+    end = check_end(version, expected, began, found, chain)
     world.seen["published and followed"] += end == "published" and chain[0] != version
     return end
 
 
-def put_in_force(world: World, version: str, expected: bytes | None, by: By) -> Steps:
+def make_current(world: World, version: str, expected: bytes | None, by: By) -> Steps:
     """`publish`."""
     condemned = world.condemned(expected)
     if version in condemned:
@@ -249,7 +249,7 @@ def write(world: World, agent: int, host: str) -> Steps:
     if not world.rules.token_first:
         expected = world.latest
         yield
-    yield from put_in_force(world, version, expected, "writer")
+    yield from make_current(world, version, expected, "writer")
     yield
     give_back(world, agent)
 
@@ -270,7 +270,7 @@ def go_back(world: World, agent: int, host: str) -> Steps:
     if not world.rules.token_first:
         expected = world.latest
         yield
-    yield from put_in_force(world, version, expected, "operator")
+    yield from make_current(world, version, expected, "operator")
 
 
 def prune(world: World, agent: int, host: str) -> Steps:
@@ -443,7 +443,7 @@ def write_version(store: Store, rng: random.Random) -> tuple[bytes, str]:
     return latest.data, version
 
 
-def put_an_old_one_in_force(store: Store, rng: random.Random) -> str:
+def make_an_old_one_current(store: Store, rng: random.Random) -> str:
     """Returns the version; it may be one whose writer has not come to publish it."""
     latest = read_latest(store)
     assert latest is not None
@@ -475,7 +475,7 @@ def look(store: Store, rng: random.Random) -> bytes | None:
 def test_writers_an_operator_and_a_pruner_at_once_never_leave_a_pointer_to_nothing(tmp_path: Path) -> None:
     url = str(tmp_path)
     publish(Store(url), make_manifest(Store(url), "000001-first", None), None)
-    roles = [write_version, write_version, write_version, put_an_old_one_in_force, prune_some, look]
+    roles = [write_version, write_version, write_version, make_an_old_one_current, prune_some, look]
     with ThreadPoolExecutor(len(roles)) as pool:
         tasks = [pool.submit(attempt, role, url, seed, 60) for seed, role in enumerate(roles)]
         *writers, chosen, _, dangling = [task.result() for task in tasks]

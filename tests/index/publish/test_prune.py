@@ -50,7 +50,7 @@ class Shelf:
         *,
         previous: int | None = None,
         days: float = 100,
-        held_back: Sequence[str] = (),
+        gate_failures: Sequence[str] = (),
         files: int = 1,
     ) -> str:
         version = self.name(number)
@@ -74,7 +74,7 @@ class Shelf:
             counts=Counts(assets=0, per_kind={}, embedded=0, reused=0, deduplicated=0, dead=0),
             files=tuple(entries),
             indexes=(),
-            held_back=tuple(held_back),
+            gate_failures=tuple(gate_failures),
             config={},
             timings_s={},
         )
@@ -173,13 +173,13 @@ def test_a_rollback_does_not_let_prune_take_what_it_left(shelf: Shelf) -> None:
     """Also of a version that a guard held back and a person published, when a later try was held back again."""
     shelf.add(1)
     shelf.add(2, previous=1)
-    shelf.add(3, previous=2, held_back=["too many."])
+    shelf.add(3, previous=2, gate_failures=["too many."])
     for number in (1, 2, 3):
         shelf.publish(number)
     shelf.publish(2)
     shelf.publish(1)
-    shelf.add(4, previous=1, held_back=["too many."])
-    shelf.add(5, previous=1, held_back=["too many."])
+    shelf.add(4, previous=1, gate_failures=["too many."])
+    shelf.add(5, previous=1, gate_failures=["too many."])
     done = shelf.prune(1)
     assert shelf.numbers() == [1, 2, 3, 5]
     assert whys(done.deleted) == {shelf.name(4): "was held back, and a newer version stands for it"}
@@ -230,7 +230,7 @@ def test_a_version_younger_than_asked_for_stays_however_many_there_are(eight: Sh
 
 
 def test_what_a_guard_held_back_after_the_published_one_stays_until_somebody_decides(eight: Shelf) -> None:
-    eight.add(9, previous=6, held_back=["too many."])
+    eight.add(9, previous=6, gate_failures=["too many."])
     eight.add(10, previous=6)
     done = eight.prune(1)
     assert eight.numbers() == [6, 7, 8, 9, 10]
@@ -243,7 +243,7 @@ def test_what_a_guard_held_back_after_the_published_one_stays_until_somebody_dec
 def test_of_what_was_held_back_night_after_night_only_the_newest_stays(eight: Shelf) -> None:
     """Each try writes a draft; drafts take no place of versions that were in force."""
     for number in (9, 10, 11):
-        eight.add(number, previous=6, held_back=["too many."])
+        eight.add(number, previous=6, gate_failures=["too many."])
     done = eight.prune(4)
     assert eight.numbers() == [3, 6, 7, 8, 11]
     assert whys(done.deleted)[eight.name(9)] == "was held back, and a newer version stands for it"
@@ -442,8 +442,8 @@ def test_a_clock_that_is_wrong_makes_no_file_old(eight: Shelf, tmp_path: Path) -
         "from epithre_beam.index.publish.prune import PruneRules, prune\n"
         "print(len(prune(Store(sys.argv[1]), PruneRules(keep=9)).deleted))\n"
     )
-    told = subprocess.run([sys.executable, "-c", program, eight.store.url], check=True, stdout=subprocess.PIPE)
-    assert told.stdout == b"0\n"
+    reported = subprocess.run([sys.executable, "-c", program, eight.store.url], check=True, stdout=subprocess.PIPE)
+    assert reported.stdout == b"0\n"
     assert (eight.folder / "units/a.parquet").exists()
 
 
@@ -454,16 +454,16 @@ def test_a_clock_that_is_wrong_makes_no_file_old(eight: Shelf, tmp_path: Path) -
 def test_a_dry_run_says_what_is_then_done_and_a_second_prune_finds_nothing(shelf: Shelf, seed: int) -> None:
     rng = np.random.default_rng(seed)
     count = int(rng.integers(2, 12))
-    in_force = int(rng.integers(1, count + 1))
+    current_version = int(rng.integers(1, count + 1))
     for number in range(1, count + 1):
         previous = int(rng.integers(1, number)) if number > 1 else None
-        held_back = ["no."] if rng.random() < 0.3 else []
-        shelf.add(number, previous=previous, days=float(rng.uniform(0, 40)), held_back=held_back)
+        gate_failures = ["no."] if rng.random() < 0.3 else []
+        shelf.add(number, previous=previous, days=float(rng.uniform(0, 40)), gate_failures=gate_failures)
     for i in range(20):
         shelf.file(f"units/{i}.parquet", float(rng.uniform(0, 20)))
     shelf.file(f"versions/{shelf.name(count + 1)}/index/a.faiss", float(rng.uniform(0, 2)))
-    shelf.publish(in_force)
-    published = read_manifest(shelf.store, shelf.name(in_force))
+    shelf.publish(current_version)
+    published = read_manifest(shelf.store, shelf.name(current_version))
     keep = int(rng.integers(1, 5))
     rules = {"older_than_days": float(rng.uniform(0, 40))} if rng.random() < 0.5 else {}
 
@@ -474,7 +474,7 @@ def test_a_dry_run_says_what_is_then_done_and_a_second_prune_finds_nothing(shelf
     assert (done.deleted, done.kept) == (planned.deleted, planned.kept)
     assert shelf.size_bytes() == size - done.freed_bytes
     left = shelf.numbers()
-    assert in_force in left
+    assert current_version in left
     assert keep < 2 or published.previous is None or int(published.previous.split("-")[0]) in left
     assert len(left) >= min(keep, count)
     assert shelf.prune(keep, **rules).deleted == ()

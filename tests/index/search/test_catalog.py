@@ -434,7 +434,7 @@ def shuffled(make_catalog: Any, draw_vectors: Draw) -> Any:
     return made
 
 
-def told(results: list[list[Hit]]) -> list[list[tuple[Any, ...]]]:
+def reported(results: list[list[Hit]]) -> list[list[tuple[Any, ...]]]:
     """All that a hit says but its row."""
     return [[(h.asset_id, h.kind, h.uri, h.text, h.score, h.metadata) for h in hits] for hits in results]
 
@@ -450,7 +450,7 @@ def test_the_same_assets_give_the_same_hits_in_whatever_order_their_rows_stand(
     catalogs = [made.open() for made in shuffled]
     for k in (1, 2, 3, 5, 9, 10, 20, 39, 40, 41, 60, 61, 100, 500):
         found = [
-            told(catalog.search(queries, k, kinds=kinds, merge=merge, query_kind="text", where=where))
+            reported(catalog.search(queries, k, kinds=kinds, merge=merge, query_kind="text", where=where))
             for catalog in catalogs
         ]
         assert found[0] == found[1] == found[2]

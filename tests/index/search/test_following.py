@@ -518,7 +518,7 @@ def test_processes_forked_amid_searches_and_looks_search_and_follow_by_themselve
 
 def test_a_fork_holds_what_it_searches_though_its_parent_has_gone_on(catalog_of: Published) -> None:
     with following(catalog_of, hold_s=60, every_s=0.02) as catalog:
-        asked, told = multiprocessing.get_context("fork").Pipe()
+        asked, reported = multiprocessing.get_context("fork").Pipe()
         child = os.fork()
         if not child:
             with contextlib.suppress(BaseException):
@@ -530,6 +530,6 @@ def test_a_fork_holds_what_it_searches_though_its_parent_has_gone_on(catalog_of:
         try:
             wait_until(lambda: len(list((Path(catalog_of.store.url) / READERS).iterdir())) == 2)
         finally:
-            told.send("end")
+            reported.send("end")
             os.waitpid(child, 0)
         wait_until(lambda: len(list((Path(catalog_of.store.url) / READERS).iterdir())) == 1)

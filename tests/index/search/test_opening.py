@@ -205,16 +205,16 @@ def test_a_reader_whose_version_is_pruned_while_it_is_checked_opens_the_next(own
     manifest = own_copy.manifest.model_copy(update={"version": older, "files": tuple(files)})
     store.write(manifest_name(older), manifest.to_bytes())
 
-    def put_in_force(manifest: Manifest) -> None:
+    def make_current(manifest: Manifest) -> None:
         latest = read_latest(store)
         publish(store, manifest, latest.data if latest else None)
 
-    put_in_force(manifest)
+    make_current(manifest)
     with ThreadPoolExecutor(1) as pool:
         reader = pool.submit(open_catalog, own_copy.folder)
         while not any(str(index) == os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()):
             assert not reader.done()
-        put_in_force(own_copy.manifest)
+        make_current(own_copy.manifest)
         prune(store, PruneRules(keep=1))
         assert not (own_copy.folder / "versions" / older).exists()
         with reader.result(60) as catalog:

@@ -470,5 +470,5 @@ def test_verify_tells_of_a_strangers_files_too(forged: Forged) -> None:
 
     forged.replace(TEXT_VECTORS, scalar(faiss.METRIC_L2, FP16), without_parquet)
     store = Store(str(forged.folder))
-    told = [problem for verdict in verify_versions(store, forged.version) for problem in verdict.damage]
-    assert any("metric must be inner product, got L2" in problem for problem in told)
+    reported = [problem for verdict in verify_versions(store, forged.version) for problem in verdict.damage]
+    assert any("metric must be inner product, got L2" in problem for problem in reported)

@@ -25,5 +25,5 @@ def test_a_process_that_was_killed_does_not_run_though_nobody_waited_for_it() ->
 
 def test_every_process_of_a_machine_says_the_same_of_it() -> None:
     program = "from epithre_beam.index.storage.processes import machine; print(machine())"
-    told = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
-    assert told.stdout.strip() == machine()
+    reported = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
+    assert reported.stdout.strip() == machine()

@@ -52,13 +52,13 @@ def test_a_unit_gives_back_its_rows_in_order_and_bit_for_bit(
     dimension: int,
 ) -> None:
     store, vectors, assets = Store(str(tmp_path)), draw_vectors(rows, dimension), draw_assets("image", 5, rows)
-    write_unit(store, "u", assets, vectors, [], deduplicated=2, carried=1, recipe="abc")
+    write_unit(store, "u", assets, vectors, [], deduplicated=2, reused_rows=1, embedding_config_hash="abc")
     table = read_unit(store, "u")
     assert table.schema.equals(unit_schema(dimension))
     assert table.select(assets.column_names).equals(assets)
     found = np.array(table.column("embedding").to_pylist(), np.float32).reshape(rows, dimension)
     assert found.tobytes() == vectors.tobytes()
-    footer = UnitFooter(rows=rows, deduplicated=2, carried=1, recipe="abc")
+    footer = UnitFooter(rows=rows, deduplicated=2, reused_rows=1, embedding_config_hash="abc")
     assert read_unit_footer(store, "u") == footer
     assert store.names("") == ["units/u.parquet"]
 
@@ -148,12 +148,12 @@ def test_any_damaged_byte_of_a_unit_is_found_or_changes_nothing(
     rows = [{"asset_id": f"a{i}", "text": f"text {i}", "content_sha256": f"{i:064x}", **fixed} for i in range(4)]
     assets = pa.Table.from_pylist(rows, schema=pa.schema(asset_fields()))
     letter = DeadLetter(asset_id="x", kind="text", uri=None, stage="read", reason=Reason.MISSING, detail="")
-    write_unit(store, "u", assets, draw_vectors(4, 8), [letter], deduplicated=1, recipe="ab" * 32)
+    write_unit(store, "u", assets, draw_vectors(4, 8), [letter], deduplicated=1, embedding_config_hash="ab" * 32)
     files = {file: store.read(file) for file in store.names("units")}
 
     def read() -> object:
         footer = read_unit_footer(store, "u")
-        counts = footer and replace(footer, recipe="")  # another recipe is another unit's: it is not taken over
+        counts = footer and replace(footer, embedding_config_hash="")  # another recipe is another unit's: it is not taken over
         return counts and (counts, read_unit(store, "u"), read_unit_dead_letters(store, "u"))
 
     whole = read()

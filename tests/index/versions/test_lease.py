@@ -20,7 +20,7 @@ import pytest
 
 from epithre_beam.configs.errors import CatalogBusyError, LeaseLostError, SwapConflictError
 from epithre_beam.index import Store
-from epithre_beam.index.versions.holder import Holder, judge_holder, make_holder, read_holder, utc_now
+from epithre_beam.index.versions.holder import Holder, check_holder, make_holder, read_holder, utc_now
 from epithre_beam.index.versions.lease import LEASE, hold, release_all
 
 from ...s3_server import Proxy, S3Server, s3_store
@@ -303,9 +303,9 @@ def test_what_may_be_done_follows_from_life_and_age() -> None:
     now = utc_now()
     for age_s, verdict in ((0, "busy"), (299, "busy"), (300, "busy"), (301, "watch"), (1e6, "watch"), (-1, "watch")):
         then = now - datetime.timedelta(seconds=age_s)
-        assert judge_holder("unknown", then, 300, now) == verdict
-        assert judge_holder("alive", then, 300, now) == "busy"
-        assert judge_holder("dead", then, 300, now) == "free"
+        assert check_holder("unknown", then, 300, now) == verdict
+        assert check_holder("alive", then, 300, now) == "busy"
+        assert check_holder("dead", then, 300, now) == "free"
 
 
 # ---------------------------------------------------------------------------------------------------- keeping it

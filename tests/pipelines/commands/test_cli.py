@@ -114,13 +114,13 @@ def bomb() -> bytes:
 
 
 def test_bad_assets_become_dead_letters_with_the_reason_and_the_rest_is_published(place):
-    pictures = place.folder / "pictures"
-    whole = next(pictures.iterdir()).read_bytes()
-    (pictures / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (pictures / "bomb.jpg").write_bytes(bomb())
+    images = place.folder / "pictures"
+    whole = next(images.iterdir()).read_bytes()
+    (images / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (images / "bomb.jpg").write_bytes(bomb())
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PPM")
-    (pictures / "other.jpg").write_bytes(buffer.getvalue())
+    (images / "other.jpg").write_bytes(buffer.getvalue())
     with (place.folder / "texts.csv").open("a") as file:
         file.write(f"empty,,1\nlong,{'x' * 200},1\n")
     place.write_job(prepare__max_text_chars=100)
@@ -145,10 +145,10 @@ def test_bad_assets_become_dead_letters_with_the_reason_and_the_rest_is_publishe
 
 def test_a_guard_that_is_set_is_taken_as_it_is(place):
     (place.folder / "pictures" / "bad.jpg").write_text("no")
-    place.write_job(guards__max_dead_share=0.0)
+    place.write_job(gates__max_dead_share=0.0)
     done = place.cli("run", "job.yaml", "--quiet")
     assert done.returncode == 3
-    assert "guards.max_dead_share allows 0.00%" in done.stderr
+    assert "gates.max_dead_share allows 0.00%" in done.stderr
     assert "versions publish" in done.stderr
 
 
@@ -186,7 +186,7 @@ def test_a_second_run_on_one_catalog_is_refused_at_once_and_the_next_is_not(plac
 @pytest.mark.parametrize("damage", ["flipped", "cut"])
 def test_a_damaged_unit_is_noticed_and_done_anew(place, damage):
     (place.folder / "pictures" / "bad.jpg").write_bytes(b"not a picture")
-    assert place.cli("run", "job.yaml", "--set", "guards.max_dead_share=0").returncode == 3  # its units are kept
+    assert place.cli("run", "job.yaml", "--set", "gates.max_dead_share=0").returncode == 3  # its units are kept
     (unit,) = [p for p in place.catalog.glob("units/*") if pq.read_metadata(p).num_rows == 16][:1]
     data = bytearray(unit.read_bytes())
     data[len(data) // 2] ^= 0x40
@@ -318,14 +318,14 @@ def published(place):
 
 
 def test_search_prints_a_table_json_and_a_page(published):
-    picture = next((published.folder / "pictures").iterdir())
+    image = next((published.folder / "pictures").iterdir())
     done = published.cli(
-        "search", "catalog", "--text", "sepeda merah", "--image", picture, "-k", "3", "--json", "--html", "page.html"
+        "search", "catalog", "--text", "sepeda merah", "--image", image, "-k", "3", "--json", "--html", "page.html"
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)["results"]
     assert [len(result["hits"]) for result in results] == [3, 3]
-    assert results[1]["hits"][0]["asset_id"] == picture.name
+    assert results[1]["hits"][0]["asset_id"] == image.name
     page = (published.folder / "page.html").read_text()
     assert "sepeda merah" in page
     assert page.count("data:image/jpeg;base64,") >= 2

@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from ..conftest import Place, sentences, write_pictures, write_texts
+from ..conftest import Place, sentences, write_images, write_texts
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A catalog that a real run made. Only for reading."""
     place = Place(tmp_path_factory.mktemp("export"))
-    write_pictures(place.folder / "pictures", 20)
+    write_images(place.folder / "pictures", 20)
     write_texts(place.folder / "texts.csv", 30)
     place.write_job()
     done = place.cli("run", "job.yaml", "--quiet")

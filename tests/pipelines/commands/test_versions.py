@@ -12,20 +12,20 @@ from epithre_beam.index import Store, open_catalog, read_latest, read_manifest
 from epithre_beam.index.versions.layout import manifest_name
 from epithre_beam.index.versions.lease import hold
 
-from ..conftest import Place, write_pictures, write_texts
+from ..conftest import Place, write_images, write_texts
 
 
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory):
     """Three nightly runs, each on changed sources."""
     place = Place(tmp_path_factory.mktemp("nights"))
-    pictures = write_pictures(place.folder / "pictures", 20)
+    images = write_images(place.folder / "pictures", 20)
     write_texts(place.folder / "texts.csv", 30)
     place.write_job()
     runs = [place.cli("run", "job.yaml", "--quiet")]
     texts = (place.folder / "texts.csv").read_text().replace("text number 3,", "another text,").splitlines()
     (place.folder / "texts.csv").write_text("\n".join([*texts[:-1], "t900,new,1", "t901,newer,1"]) + "\n")
-    pictures[0].rename(place.folder / "pictures" / "renamed.jpg")
+    images[0].rename(place.folder / "pictures" / "renamed.jpg")
     runs.append(place.cli("run", "job.yaml", "--quiet"))
     texts = (place.folder / "texts.csv").read_text().replace("text number 5,5.5", "text number 5,99")
     (place.folder / "texts.csv").write_text(texts)
@@ -52,7 +52,7 @@ def said(done):
     return done.stdout
 
 
-def told(done):
+def reported(done):
     return json.loads(said(done))
 
 
@@ -64,7 +64,7 @@ def refused(done, code, *words):
         assert word in line, (word, line)
 
 
-def in_force(place):
+def current_version(place):
     latest = read_latest(Store(str(place.catalog)))
     assert latest is not None
     with open_catalog(place.catalog) as catalog:
@@ -83,7 +83,7 @@ def flip(path):
 
 def test_the_list_has_every_version_with_what_it_is(place):
     first, second, third = names(place)
-    rows = told(place.cli("versions", "list", "catalog", "--json"))
+    rows = reported(place.cli("versions", "list", "catalog", "--json"))
     assert [(row["version"], row["is_published"], row["previous"]) for row in rows] == [
         (first, False, None),
         (second, False, first),
@@ -105,13 +105,13 @@ def test_a_damaged_version_is_listed_as_damaged(place):
     first, _second, third = names(place)
     (place.catalog / manifest_name(first)).write_text("{")
     flip(place.catalog / manifest_name(third))
-    rows = told(place.cli("versions", "list", "catalog", "--json"))
+    rows = reported(place.cli("versions", "list", "catalog", "--json"))
     assert [row["damage"] is not None for row in rows] == [True, False, True]
     text = said(place.cli("versions", "list", "catalog"))
     assert f"  {first}  damaged" in text
     assert f"→ {third}  damaged" in text
     (place.catalog / manifest_name(third)).unlink()
-    assert "is missing" in told(place.cli("versions", "list", "catalog", "--json"))[2]["damage"]
+    assert "is missing" in reported(place.cli("versions", "list", "catalog", "--json"))[2]["damage"]
 
 
 def test_the_versions_are_listed_though_the_pointer_is_damaged_and_publish_mends_it(place):
@@ -122,7 +122,7 @@ def test_the_versions_are_listed_though_the_pointer_is_damaged_and_publish_mends
     refused(done, 1, "LATEST.json", "damaged", "versions publish")
     refused(place.cli("versions", "rollback", "catalog"), 1, "LATEST.json", "versions publish")
     assert said(place.cli("versions", "publish", "catalog", version)) == f"{version} is published.\n"
-    assert in_force(place) == version
+    assert current_version(place) == version
 
 
 # ---------------------------------------------------------------------------------------------------- verify
@@ -167,7 +167,7 @@ def test_all_versions_are_verified_at_once_and_a_damaged_one_does_not_hide_the_o
 
 def test_the_differences_of_two_nights_are_those_that_were_made(place):
     first, second, _third = names(place)
-    found = told(place.cli("versions", "diff", "catalog", first, second, "--json"))
+    found = reported(place.cli("versions", "diff", "catalog", first, second, "--json"))
     kinds = {kind["kind"]: kind for kind in found["kinds"]}
     counts = {kind: {k: v for k, v in it["counts"].items() if v} for kind, it in kinds.items()}
     assert counts == {"image": {"moved": 1}, "text": {"added": 2, "removed": 1, "changed": 1}}
@@ -183,11 +183,11 @@ def test_the_differences_of_two_nights_are_those_that_were_made(place):
 
 def test_without_names_the_published_version_is_compared_with_the_one_before_it(place):
     first, second, third = names(place)
-    found = told(place.cli("versions", "diff", "catalog", "--json"))
+    found = reported(place.cli("versions", "diff", "catalog", "--json"))
     assert (found["old"], found["new"]) == (second, third)
     assert found["settings"] == {"prepare.jpeg_quality": [92, 80]}
     assert found["kinds"][1]["samples"]["metadata"] == ["t005"]
-    assert found == told(place.cli("versions", "diff", "catalog", second, "--json"))
+    assert found == reported(place.cli("versions", "diff", "catalog", second, "--json"))
     text = said(place.cli("versions", "diff", "catalog"))
     assert "prepare.jpeg_quality: 92 → 80" in text
     assert "image: 20 → 20 assets; no difference" in text
@@ -207,14 +207,14 @@ def test_a_rollback_goes_to_the_version_that_was_in_force_before_and_no_further_
     assert (place.catalog / "LATEST.json").read_bytes() == before
     for target, current in ((second, third), (first, second)):
         assert said(place.cli("versions", "rollback", "catalog")) == f"{target} is published, in place of {current}.\n"
-        assert in_force(place) == target
+        assert current_version(place) == target
     refused(place.cli("versions", "rollback", "catalog"), 1, "no version before", first)
     refused(place.cli("versions", "rollback", "catalog", third), 2, third, "newer than the published one")
     refused(place.cli("versions", "rollback", "catalog", first), 2, "is the published one")
     said(place.cli("versions", "publish", "catalog", third))
-    assert in_force(place) == third
+    assert current_version(place) == third
     said(place.cli("versions", "rollback", "catalog", first))
-    assert in_force(place) == first
+    assert current_version(place) == first
 
 
 @pytest.mark.parametrize("command", ["rollback", "publish"])
@@ -223,7 +223,7 @@ def test_a_damaged_version_is_never_put_in_force(place, command):
     path = next((place.catalog / "versions" / second / "index").iterdir())
     flip(path)
     refused(place.cli("versions", command, "catalog", second), 1, path.name, "damaged")
-    assert in_force(place) == third
+    assert current_version(place) == third
 
 
 def test_a_version_of_an_older_release_whose_manifest_has_fewer_fields_can_be_put_in_force(place):
@@ -235,7 +235,7 @@ def test_a_version_of_an_older_release_whose_manifest_has_fewer_fields_can_be_pu
     path.write_text(json.dumps(raw))
     assert read_manifest(Store(str(place.catalog)), version).to_bytes() != path.read_bytes()
     said(place.cli("versions", "rollback", "catalog"))
-    assert in_force(place) == version
+    assert current_version(place) == version
     assert place.cli("versions", "verify", "catalog").returncode == 0
 
 
@@ -249,13 +249,13 @@ def test_a_prune_says_what_it_does_and_does_it(place):
         unit = place.catalog / "units" / f"{i}.parquet"
         unit.write_bytes(b"paid")
         os.utime(unit, (time.time() - days * 86_400,) * 2)
-    planned = told(place.cli("versions", "prune", "catalog", "--keep", "2", "--dry-run", "--json"))
+    planned = reported(place.cli("versions", "prune", "catalog", "--keep", "2", "--dry-run", "--json"))
     assert names(place) == [first, second, third]
     text = said(place.cli("versions", "prune", "catalog", "--keep", "2", "--dry-run"))
     assert f"delete: version {first}, " in text
     assert "delete: 2 units, 8 bytes: each is older than 7 days" in text
     assert re.search(r"\n[\d,]+ bytes would be freed\.\n$", text)
-    done = told(place.cli("versions", "prune", "catalog", "--keep", "2", "--json"))
+    done = reported(place.cli("versions", "prune", "catalog", "--keep", "2", "--json"))
     assert (done["dry_run"], planned["dry_run"]) == (False, True)
     assert {**done, "dry_run": True} == planned
     assert [piece["name"] for piece in done["deleted"] if piece["sort"] == "version"] == [first]

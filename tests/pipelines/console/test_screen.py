@@ -93,7 +93,7 @@ def hostile(place):
     def write(words):
         rows = [{"id": f"{HOSTILE}{i}", "text": f"{words} {HOSTILE}{i}", "price": HOSTILE} for i in range(3)]
         (place.folder / "t.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        done = place.cli("run", "job.yaml", "--set=guards.max_shrinkage=1", "--set=guards.max_turnover=1")
+        done = place.cli("run", "job.yaml", "--set=gates.max_shrinkage=1", "--set=gates.max_turnover=1")
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 

@@ -201,14 +201,14 @@ def test_too_many_dead_letters_hold_the_version_back(catalog, tmp_path, vectors)
     assert open_catalog(catalog).version == before
     held = read_manifest(Store(str(catalog)), report["version"])
     assert not list(find_damage(Store(str(catalog)), held))
-    report = import_vectors(str(catalog), str(tmp_path / "next"), ["guards.max_dead_share=0.1"])
+    report = import_vectors(str(catalog), str(tmp_path / "next"), ["gates.max_dead_share=0.1"])
     assert not report["held_back"]
     assert open_catalog(catalog).version == report["version"]
 
 
 def test_a_folder_without_any_good_vector_is_held_back(tmp_path):
     write_folder(tmp_path / "old", np.zeros((10, 16)))
-    report = import_vectors(str(tmp_path / "catalog"), str(tmp_path / "old"), ["guards.max_dead_share=1"])
+    report = import_vectors(str(tmp_path / "catalog"), str(tmp_path / "old"), ["gates.max_dead_share=1"])
     assert report["held_back"] == ["none of the 10 text assets got a vector."]
 
 
@@ -392,7 +392,7 @@ def test_unusual_vectors_are_published_and_stay_so_with_other_settings(tmp_path,
 
 def test_with_the_same_settings_nothing_is_written_unless_it_is_wanted(catalog):
     first = open_catalog(catalog).version
-    report = build_index(str(catalog), ["guards.max_dead_share=0.5"])
+    report = build_index(str(catalog), ["gates.max_dead_share=0.5"])
     assert report["unchanged"]
     assert report["version"] == first
     assert [path.name for path in (catalog / "versions").iterdir()] == [first]
@@ -438,9 +438,9 @@ def test_the_command_ends_with_the_codes_of_a_run(place, vectors):
     with hold(Store(str(catalog)), "run"):
         assert place.cli("index", "catalog", "--rebuild", key=None).returncode == 4
     write_folder(place.folder / "next", [None, *vectors[1:]])
-    done = place.cli("index", "catalog", "--from", "next", "--set", "guards.max_dead_share=0", key=None)
+    done = place.cli("index", "catalog", "--from", "next", "--set", "gates.max_dead_share=0", key=None)
     assert done.returncode == 3
-    assert "held back: guards.max_dead_share allows 0.00%" in done.stderr
+    assert "held back: gates.max_dead_share allows 0.00%" in done.stderr
     done = place.cli("index", "catalog", "--set", "embed.model=other", key=None)
     assert done.returncode == 2
     assert "embed.model: this cannot be changed without embedding again" in done.stderr

@@ -31,13 +31,13 @@ def test_the_job_is_built_and_dataflow_has_no_objection(place, monkeypatch):
     job = load_config(place.folder / "job.yaml")
     folder = RunFolder(url=job.catalog, version="v")
     with compare(job.sources, job.metadata_types) as comparison:
-        plan = write_plan(folder.store(), "v", comparison, recipe="00", unit_references=512, base=None)
-    lane = LaneSetup(run=folder, plan=plan.name, embed=job.embed, prepare=job.prepare, sources=job.sources, recipe="00")
+        plan = write_plan(folder.store(), "v", comparison, embedding_config_hash="00", unit_references=512, base=None)
+    lane = LaneSetup(run=folder, plan=plan.name, embed=job.embed, prepare=job.prepare, sources=job.sources, embedding_config_hash="00")
     setup = VersionSetup(
         run=folder,
         embed=job.embed,
         index=job.index,
-        guards=job.guards,
+        gates=job.gates,
         metadata_types=job.metadata_types,
         settings=public_settings(job),
         plan=plan,
@@ -49,7 +49,7 @@ def test_the_job_is_built_and_dataflow_has_no_objection(place, monkeypatch):
     runner = DataflowRunner()
     pipeline = beam.Pipeline(runner=runner, options=options)
     records = pipeline | "Units" >> beam.Create(plan.units) | "EmbedUnits" >> EmbedUnits(setup=lane)
-    begin = pipeline | "Carried" >> beam.Create((Begin(),))
+    begin = pipeline | "Reused" >> beam.Create((Begin(),))
     _ = (records, begin) | "Parts" >> beam.Flatten() | "WriteVersion" >> WriteVersion(setup=setup)
     result = pipeline.run()
     assert result.state == "DONE"
@@ -70,9 +70,9 @@ def test_the_job_is_built_and_dataflow_has_no_objection(place, monkeypatch):
         environment_version=version,
         proto_pipeline=graph,
     ).proto
-    told = json.loads(type(template).to_json(template))
-    (pool,) = told["workerPools"]
+    reported = json.loads(type(template).to_json(template))
+    (pool,) = reported["workerPools"]
     assert pool["machineType"] == "e2-standard-4"
     assert [image["containerImage"] for image in pool["sdkHarnessContainerImages"]] == [PLACES["IMAGE"]]
     assert pool["autoscalingSettings"]["maxNumWorkers"] == 4
-    assert told["tempStoragePrefix"].endswith("some-bucket/dataflow/tmp")
+    assert reported["tempStoragePrefix"].endswith("some-bucket/dataflow/tmp")

@@ -16,7 +16,7 @@ EXAMPLES = TOP / "examples"
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     place = Place(tmp_path_factory.mktemp("demo"))
-    done = place.cli("demo", "demo", "--pictures", "150", key=None)
+    done = place.cli("demo", "demo", "--images", "150", key=None)
     assert done.returncode == 0, done.stderr
     return place, done.stdout
 
@@ -56,8 +56,8 @@ def test_pattern_a_finds_pictures_by_a_description(demo):
 
 
 def test_pattern_b_finds_texts_by_a_picture(demo):
-    picture = next((demo[0].folder / "demo" / "pictures").glob("0000-*.jpg"))
-    lines = run_example(demo[0], "pattern_b_image_to_text.py", "demo/catalog", picture)
+    image = next((demo[0].folder / "demo" / "images").glob("0000-*.jpg"))
+    lines = run_example(demo[0], "pattern_b_image_to_text.py", "demo/catalog", image)
     assert "red bicycle" in lines[1] or "sepeda merah" in lines[1]
 
 

@@ -19,7 +19,7 @@ from epithre_beam.pipelines.jobs.evaluate import Question, evaluate
 
 from ...index.conftest import clustered_vectors, make
 from ..browser import PHONE, keep_screenshot, opened
-from ..conftest import Place, sentences, write_pictures, write_texts
+from ..conftest import Place, sentences, write_images, write_texts
 
 DIMENSION = 64
 ROWS = 1500
@@ -76,7 +76,7 @@ def known(tmp_path_factory):
 def embedded(tmp_path_factory):
     """24 pictures and 30 texts by the emulator's hash, where only the same text finds itself; one picture is none."""
     place = Place(tmp_path_factory.mktemp("embedded"))
-    write_pictures(place.folder / "pictures", 24)
+    write_images(place.folder / "pictures", 24)
     (place.folder / "pictures" / "none.jpg").write_text("no picture")
     texts = write_texts(place.folder / "texts.csv", 30)
     with (place.folder / "texts.csv").open("a") as file:
@@ -85,7 +85,7 @@ def embedded(tmp_path_factory):
     place.write_job()
     assert place.cli("run", "job.yaml").returncode == 0
     rows = [{"query": text, "relevant": name} for name, text in texts.items()]
-    rows += [{"picture": f"pictures/p{i:03d}.jpg", "relevant": f"t{i:03d}"} for i in range(10)]
+    rows += [{"image": f"pictures/p{i:03d}.jpg", "relevant": f"t{i:03d}"} for i in range(10)]
     rows += [{"query": HOSTILE, "relevant": "<b>evil</b>"}, {"query": "nothing " + HOSTILE, "relevant": "t000"}]
     write_pairs(place.folder / "pairs.jsonl", rows)
     return place
@@ -205,10 +205,10 @@ def test_sentences_and_pictures_are_embedded_by_the_catalogs_model(embedded):
     done = embedded.cli("evaluate", "catalog", "--pairs", "pairs.jsonl", "--json", "-k", "1,5")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    texts, pictures = (document["directions"][name] for name in ("text->text", "image->text"))
-    assert (texts["queries"], pictures["queries"]) == (32, 10)
+    texts, images = (document["directions"][name] for name in ("text->text", "image->text"))
+    assert (texts["queries"], images["queries"]) == (32, 10)
     assert texts["catalogs"][0]["index"]["recall@1"]["value"] == pytest.approx(31 / 32, abs=1e-6)
-    assert pictures["catalogs"][0]["exact"]["recall@5"]["value"] < 0.7  # a hash knows nothing of pictures
+    assert images["catalogs"][0]["exact"]["recall@5"]["value"] < 0.7  # a hash knows nothing of pictures
     assert texts["worst"][0]["query"]["text"] == "nothing " + HOSTILE
     assert texts["worst"][0]["cause"] == "model"
     assert texts["failing"] == 1
@@ -314,7 +314,7 @@ def test_a_wrong_option_is_named(embedded, arguments, words, capfd, monkeypatch)
 
     monkeypatch.chdir(embedded.folder)
     monkeypatch.setattr(sys, "argv", ["epithre-beam", "evaluate", "catalog", *arguments])
-    monkeypatch.setattr(cli, "_speaker", cli.Speaker())
+    monkeypatch.setattr(cli, "_speaker", cli.Reporter())
     assert cli.main() == 2
     (sentence,) = sentences(capfd.readouterr().err)
     assert words in sentence
@@ -322,7 +322,7 @@ def test_a_wrong_option_is_named(embedded, arguments, words, capfd, monkeypatch)
 
 def test_a_query_that_cannot_be_sent_is_named_with_its_line(embedded):
     (embedded.folder / "pictures" / "broken.jpg").write_bytes(b"GIF89a")
-    rows = [{"query": "x", "relevant": "t000"}, {"picture": "pictures/broken.jpg", "relevant": "t001"}]
+    rows = [{"query": "x", "relevant": "t000"}, {"image": "pictures/broken.jpg", "relevant": "t001"}]
     with pytest.raises(QueryError, match=r"some.jsonl line 2: the query 'broken.jpg' cannot be sent"):
         ask(embedded, rows)
 

@@ -18,7 +18,7 @@ from epithre_beam.configs.errors import CatalogError
 from epithre_beam.index import open_catalog
 
 from ..conftest import sentences
-from ..scene import Worker, found_in, open_scene, rows_in_force
+from ..scene import Worker, found_in, open_scene, current_rows
 
 pytestmark = pytest.mark.slow  # kills, full disks and damage, each with whole runs
 
@@ -90,7 +90,7 @@ def test_a_run_that_dies_at_any_write_leaves_a_whole_version_and_the_next_one_fi
     died = scene.run(catalog, at=at)
     assert died.returncode == -signal.SIGKILL, (at, died)
     is_published = at[0] in {"after rename LATEST.json", "after swap LATEST.json"} or " delete " in at[0]
-    assert rows_in_force(catalog) == scene.rows[is_published]
+    assert current_rows(catalog) == scene.rows[is_published]
     finished = {scene.digests[content]: 1 for content in finished_contents(catalog) if content in scene.digests}
     assert finished.items() <= scene.emulator.payments().items()
     is_held = (catalog / ".lease.json").exists()
@@ -100,16 +100,16 @@ def test_a_run_that_dies_at_any_write_leaves_a_whole_version_and_the_next_one_fi
     done = scene.run(catalog)
     assert done.returncode == 0, (at, done.stderr)
     assert time.monotonic() - began_s < 60  # the lease of a living holder would last 300 s
-    assert rows_in_force(catalog) == scene.rows[1]
-    paid = scene.emulator.payments()
-    assert finished.items() <= paid.items()
-    assert set(paid) == set(scene.digests.values())
+    assert current_rows(catalog) == scene.rows[1]
+    billed = scene.emulator.payments()
+    assert finished.items() <= billed.items()
+    assert set(billed) == set(scene.digests.values())
     assert not {name for name in files_of(catalog) if name.startswith((".lease.json", "runs/"))}
 
     assert (
         scene.command(catalog, "versions", "prune", catalog, "--older-than=0", "--units-older-than=0").returncode == 0
     )
-    assert rows_in_force(catalog) == scene.rows[1]
+    assert current_rows(catalog) == scene.rows[1]
     scene.stop_watching("01", "1")
     let_a_week_go_by(catalog)
     options = ("--keep=1", "--older-than=0", "--units-older-than=0")
@@ -132,16 +132,16 @@ def test_the_first_run_may_die_again_and_again_and_its_catalog_has_no_version_be
     finished = {}
     for at in instants:
         assert scene.run(catalog, at=at).returncode == -signal.SIGKILL, at
-        paid = scene.emulator.payments()
+        billed = scene.emulator.payments()
         for content in finished_contents(catalog):
-            finished.setdefault(content, paid[scene.all_digests[content]])
-    assert rows_in_force(catalog) == scene.rows[1]
+            finished.setdefault(content, billed[scene.all_digests[content]])
+    assert current_rows(catalog) == scene.rows[1]
     done = scene.run(catalog)
     assert done.returncode == 0, done.stderr
     assert done.report["status"] == "unchanged"
-    paid = scene.emulator.payments()
+    billed = scene.emulator.payments()
     assert finished.keys() == scene.all_digests.keys()
-    assert {scene.all_digests[content]: times for content, times in finished.items()} == paid
+    assert {scene.all_digests[content]: times for content, times in finished.items()} == billed
     scene.stop_watching(["nothing", "1"])
 
 
@@ -170,7 +170,7 @@ def assert_goes_on(scene, catalog):
     """The same command succeeds when the storage is well again."""
     done = scene.run(catalog)
     assert done.returncode == 0, done.stderr
-    assert rows_in_force(catalog) == scene.rows[1]
+    assert current_rows(catalog) == scene.rows[1]
     assert not {name for name in files_of(catalog) if name.startswith((".lease.json", "runs/"))}
 
 
@@ -191,7 +191,7 @@ def test_a_full_disk_is_told_and_the_next_run_with_room_finishes(scene, disk):
         (disk / "ballast").write_bytes(bytes(facts.f_frsize * (facts.f_bavail - left)))
         done = scene.run(catalog)
         assert_ends_with_a_sentence(done, catalog, "No space left on device")
-        assert rows_in_force(catalog) == scene.rows[0]
+        assert current_rows(catalog) == scene.rows[0]
         written = [place for place in list(PLACES)[:-1] if steps_at(done.steps, place)]
         places.add(written[-1] if written else "the lease")
         (disk / "ballast").unlink()
@@ -216,15 +216,15 @@ SAMPLE = "before open runs/<version>/sample/image-00000.parquet"
 LARGE_WRITES = [write for write in WRITES if "vectors" in write or "report" in write]
 
 
-def assert_no_failure_hurts(scene, catalog, *, deed, mend, reason, writes=WRITES, is_ordinary_user=False):
+def assert_no_failure_hurts(scene, catalog, *, deed, fix, reason, writes=WRITES, is_ordinary_user=False):
     """A run fails at each of these writes in turn, and the one after them finishes."""
     scene.watch(catalog)
     for write in writes:
         step = (steps_at(scene.steps, write)[0][0] if write in PLACES else write, 0)
         done = scene.run(catalog, at=step, deed=deed, is_ordinary_user=is_ordinary_user)
-        mend()
+        fix()
         assert_ends_with_a_sentence(done, catalog, reason)
-        assert rows_in_force(catalog) == scene.rows[0]
+        assert current_rows(catalog) == scene.rows[0]
     assert_goes_on(scene, catalog)
     scene.stop_watching("01")
 
@@ -234,7 +234,7 @@ def test_a_disk_that_fills_up_before_any_write(scene, disk):
         scene,
         scene.copy(disk),
         deed=["sh", "-c", f"cat /dev/zero > '{disk}/ballast' 2> /dev/null; true"],
-        mend=(disk / "ballast").unlink,
+        fix=(disk / "ballast").unlink,
         reason="No space left on device",
     )
 
@@ -244,7 +244,7 @@ def test_a_disk_that_becomes_read_only_before_any_write(scene, disk):
         scene,
         scene.copy(disk),
         deed=["mount", "-o", "remount,ro", str(disk)],
-        mend=lambda: subprocess.run(["mount", "-o", "remount,rw", disk], check=True),
+        fix=lambda: subprocess.run(["mount", "-o", "remount,rw", disk], check=True),
         reason="Read-only file system",
         # No file may be open for writing when a disk is made read-only: the sample is opened before the vectors.
         writes=[SAMPLE if "vectors" in write else write for write in WRITES],
@@ -254,21 +254,21 @@ def test_a_disk_that_becomes_read_only_before_any_write(scene, disk):
 def test_a_catalog_that_may_not_be_written_any_more_before_any_write(scene):
     catalog = scene.copy()
 
-    def mend():
+    def fix():
         for folder in [catalog, *(path for path in catalog.rglob("*") if path.is_dir())]:
             folder.chmod(0o755)
 
-    assert_no_failure_hurts(scene, catalog, deed="chmod", mend=mend, reason="Permission denied", is_ordinary_user=True)
+    assert_no_failure_hurts(scene, catalog, deed="chmod", fix=fix, reason="Permission denied", is_ordinary_user=True)
 
 
 def test_a_limit_on_the_size_of_files_that_a_large_write_reaches(scene):
     catalog = scene.copy()
     assert_no_failure_hurts(
-        scene, catalog, deed="limit", mend=lambda: None, reason="File too large", writes=LARGE_WRITES
+        scene, catalog, deed="limit", fix=lambda: None, reason="File too large", writes=LARGE_WRITES
     )
 
 
-def proven_files(catalog):
+def verified_files(catalog):
     """What a version consists of, as named in the catalog; the report is not proved."""
     return sorted(name for name in files_of(catalog) if "/report." not in name)
 
@@ -295,7 +295,7 @@ DAMAGED_PLACES = ("start", "middle", "end", "footer", "anywhere", "anywhere")
 def test_any_damaged_byte_is_found_by_verify_and_refused_by_a_reader_with_the_files_name(scene):
     catalog = scene.copy()
     rng = random.Random(21)
-    files = proven_files(catalog)
+    files = verified_files(catalog)
     assert len(files) == 11
     for name in files:
         path = catalog / name
@@ -338,7 +338,7 @@ def say_the_same(one, other):
 )
 def test_a_run_after_a_byte_was_damaged_makes_a_whole_version_all_the_same(scene, kind, places):
     rng = random.Random(22)
-    names = [name for name in proven_files(scene.base) if kind in name]
+    names = [name for name in verified_files(scene.base) if kind in name]
     assert names
     for name in names:
         for place in places:
@@ -347,7 +347,7 @@ def test_a_run_after_a_byte_was_damaged_makes_a_whole_version_all_the_same(scene
             scene.emulator.reset()
             done = scene.run(catalog)
             assert done.returncode == 0, (name, place, done.stderr)
-            assert rows_in_force(catalog) == scene.rows[1]
+            assert current_rows(catalog) == scene.rows[1]
             if kind in {"dead_letters/", ".faiss"}:
                 assert set(scene.emulator.payments()) == set(scene.digests.values())
             if kind == "manifest.json":
@@ -369,7 +369,7 @@ def test_a_run_on_a_damaged_pointer_says_what_to_do_and_does_nothing_else(scene)
     assert not scene.emulator.payments()
     assert files_of(catalog) == before
     assert scene.command(catalog, "versions", "publish", catalog, version.name).returncode == 0
-    assert rows_in_force(catalog) == scene.rows[0]
+    assert current_rows(catalog) == scene.rows[0]
     assert_goes_on(scene, catalog)
 
 
@@ -384,7 +384,7 @@ def test_units_of_a_run_that_died_and_were_damaged_are_done_anew(scene):
             damage(catalog / name, rng, "anywhere")
         done = scene.run(catalog)
         assert done.returncode == 0, done.stderr
-        assert rows_in_force(catalog) == scene.rows[1]
+        assert current_rows(catalog) == scene.rows[1]
         shutil.rmtree(catalog)
 
 
@@ -439,7 +439,7 @@ def test_a_clock_that_jumps_back_between_runs_does_not_reorder_versions(scene, c
     assert [row["version"] for row in rows if row["is_published"]] == versions[-1:]
     times = [row["created_at"] for row in rows]
     assert sorted(times) == [times[3], times[1], times[0], times[2]]
-    assert rows_in_force(catalog) == scene.rows[1]
+    assert current_rows(catalog) == scene.rows[1]
 
     assert scene.command(catalog, "versions", "rollback", catalog).returncode == 0
     assert [row["version"] for row in listed(scene, catalog) if row["is_published"]] == [versions[2]]
@@ -459,7 +459,7 @@ def test_a_clock_that_jumps_in_the_middle_of_a_run_changes_nothing_but_times(sce
     deed = ["sh", "-c", f"echo {days:+}d > '{clock.file}'"]
     done = scene.run(catalog, writer=clock.writer, at=steps_at(scene.steps, "a unit")[0], deed=deed)
     assert done.returncode == 0, done.stderr
-    assert rows_in_force(catalog) == scene.rows[1]
+    assert current_rows(catalog) == scene.rows[1]
     assert done.seconds < 60
     assert all(seconds >= 0 for seconds in done.report["timings_s"].values())
     report = next(iter((catalog / "versions" / done.report["version"]).glob("report.html"))).read_text()
@@ -481,4 +481,4 @@ def test_a_lease_from_the_future_does_not_hold_a_catalog_for_ever(scene, clock, 
     assert done.returncode == 0, done.stderr
     assert is_of_this_machine or done.seconds > 2  # who cannot look for the process watches the lease
     assert done.seconds < 60
-    assert rows_in_force(catalog) == scene.rows[1]
+    assert current_rows(catalog) == scene.rows[1]

@@ -23,7 +23,7 @@ from epithre_beam.pipelines.jobs.run import run
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 from epithre_beam.transforms.epithre.emulator.hash_model import content_digest
 
-from ..conftest import KEY, write_pictures
+from ..conftest import KEY, write_images
 
 pytestmark = pytest.mark.slow  # several nights a test
 
@@ -33,25 +33,25 @@ DIMENSION = 16
 class Night:
     """A folder of pictures and a table of texts that a seeded hand changes, and catalogs made of them."""
 
-    def __init__(self, folder: Path, emulator: Emulator, seed: int, pictures: int = 30, texts: int = 40) -> None:
+    def __init__(self, folder: Path, emulator: Emulator, seed: int, images: int = 30, texts: int = 40) -> None:
         self.folder = folder
         self.emulator = emulator
         self.rng = random.Random(seed)
         self.numbers = iter(range(10_000))
-        self.pictures = folder / "pictures"
-        self.pictures.mkdir(parents=True)
+        self.images = folder / "pictures"
+        self.images.mkdir(parents=True)
         self.texts: dict[str, list[str]] = {}
-        for _ in range(pictures):
-            self.add_picture()
+        for _ in range(images):
+            self.add_image()
         for _ in range(texts):
             self.add_text()
 
     # ------------------------------------------------------------------ what may happen in a day
 
-    def add_picture(self) -> Path:
+    def add_image(self) -> Path:
         number = next(self.numbers)
-        (path,) = write_pictures(self.folder / "drawn", 1, seed=number)
-        target = self.pictures / f"{'sub/' if number % 3 == 0 else ''}p{number:05d}.jpg"
+        (path,) = write_images(self.folder / "drawn", 1, seed=number)
+        target = self.images / f"{'sub/' if number % 3 == 0 else ''}p{number:05d}.jpg"
         target.parent.mkdir(exist_ok=True)
         shutil.move(path, target)
         return target
@@ -60,30 +60,30 @@ class Night:
         number = next(self.numbers)
         self.texts[f"t{number:05d}"] = [f"a text with the number {number}", str(number / 2)]
 
-    def some_picture(self) -> Path:
-        return self.rng.choice(sorted(self.pictures.rglob("*.jpg")))
+    def some_image(self) -> Path:
+        return self.rng.choice(sorted(self.images.rglob("*.jpg")))
 
     def some_text(self) -> str:
         return self.rng.choice(sorted(self.texts))
 
-    def edit_picture(self) -> None:
-        shutil.move(self.add_picture(), self.some_picture())
+    def edit_image(self) -> None:
+        shutil.move(self.add_image(), self.some_image())
 
-    def delete_picture(self) -> None:
-        self.some_picture().unlink()
+    def delete_image(self) -> None:
+        self.some_image().unlink()
 
-    def rename_picture(self) -> None:
-        path = self.some_picture()
-        path.rename(self.pictures / f"renamed{next(self.numbers)}.jpg")
+    def rename_image(self) -> None:
+        path = self.some_image()
+        path.rename(self.images / f"renamed{next(self.numbers)}.jpg")
 
-    def copy_picture(self) -> None:
-        shutil.copyfile(self.some_picture(), self.pictures / f"copy{next(self.numbers)}.jpg")
+    def copy_image(self) -> None:
+        shutil.copyfile(self.some_image(), self.images / f"copy{next(self.numbers)}.jpg")
 
-    def touch_picture(self) -> None:
-        os.utime(self.some_picture())
+    def touch_image(self) -> None:
+        os.utime(self.some_image())
 
-    def spoil_picture(self) -> None:
-        self.some_picture().write_bytes(b"no picture")
+    def spoil_image(self) -> None:
+        self.some_image().write_bytes(b"no picture")
 
     def edit_text(self) -> None:
         self.texts[self.some_text()][0] += f" edited {next(self.numbers)}"
@@ -108,8 +108,8 @@ class Night:
     def go_by(self, changes: int) -> None:
         """A day with so many seeded changes."""
         hands = [
-            self.add_picture, self.edit_picture, self.delete_picture, self.rename_picture, self.copy_picture,
-            self.touch_picture, self.spoil_picture, self.add_text, self.edit_text, self.edit_price, self.delete_text,
+            self.add_image, self.edit_image, self.delete_image, self.rename_image, self.copy_image,
+            self.touch_image, self.spoil_image, self.add_text, self.edit_text, self.edit_price, self.delete_text,
             self.rename_text, self.copy_text, self.shuffle_texts,
         ]  # fmt: skip
         for hand in self.rng.choices(hands, k=changes):
@@ -129,7 +129,7 @@ class Night:
                 {"kind": "text", "table": "texts.csv", "id": "id", "text": "text", "metadata": {"price": "double"}},
             ],
             "embed": {"base_url": self.emulator.base_url, "dimension": DIMENSION, "unit_references": 16},
-            "guards": {"max_dead_share": 0.9, "max_shrinkage": 0.9},
+            "gates": {"max_dead_share": 0.9, "max_shrinkage": 0.9},
             "index": {"recall_queries": 11},
         }
         for name, value in settings.items():
@@ -142,7 +142,7 @@ class Night:
 
     def contents(self) -> dict[str, tuple[str, bytes]]:
         """What can be embedded, by its digest."""
-        found = [("image", p.read_bytes()) for p in self.pictures.rglob("*.jpg")]
+        found = [("image", p.read_bytes()) for p in self.images.rglob("*.jpg")]
         found = [(kind, data) for kind, data in found if data != b"no picture"]
         found += [("text", text.encode()) for text, _ in self.texts.values()]
         return {content_digest(kind, data).hex(): (kind, data) for kind, data in found}
@@ -216,13 +216,13 @@ def test_night_after_night_equals_one_run_from_nothing(tmp_path, emulator, seed)
 def test_each_kind_of_change_is_counted_as_what_it_is(tmp_path, emulator):
     night = Night(tmp_path, emulator, 5)
     night.run()
-    paths = sorted(night.pictures.glob("*.jpg"))
-    paths[0].rename(night.pictures / "moved.jpg")
-    shutil.copyfile(paths[1], night.pictures / "copied.jpg")
+    paths = sorted(night.images.glob("*.jpg"))
+    paths[0].rename(night.images / "moved.jpg")
+    shutil.copyfile(paths[1], night.images / "copied.jpg")
     os.utime(paths[2])
-    shutil.move(night.add_picture(), paths[3])
+    shutil.move(night.add_image(), paths[3])
     paths[4].unlink()
-    night.add_picture()
+    night.add_image()
     names = sorted(night.texts)
     night.texts["moved"] = night.texts.pop(names[0])
     night.texts["copied"] = list(night.texts[names[1]])
@@ -276,7 +276,7 @@ def test_a_plan_says_that_every_vector_is_new_and_why(tmp_path, emulator):
 @pytest.mark.parametrize("dead", [3, 0])
 def test_dead_letters_that_are_the_assets_own_are_not_tried_again_until_they_change(tmp_path, emulator, dead):
     night = Night(tmp_path, emulator, 8)
-    for path in sorted(night.pictures.glob("*.jpg"))[:dead]:
+    for path in sorted(night.images.glob("*.jpg"))[:dead]:
         path.write_bytes(b"no picture")
     night.run()
     night.add_text()
@@ -286,28 +286,28 @@ def test_dead_letters_that_are_the_assets_own_are_not_tried_again_until_they_cha
     assert len(emulator.payments()) == 1
     if dead:
         assert night.run()["unchanged"]
-        shutil.move(night.add_picture(), min(night.pictures.glob("*.jpg")))
+        shutil.move(night.add_image(), min(night.images.glob("*.jpg")))
         assert night.run()["counts"]["dead"] == dead - 1
 
 
 def test_a_source_that_suddenly_lists_little_is_held_back_and_can_be_published(tmp_path, emulator):
-    night = Night(tmp_path, emulator, 9, pictures=30, texts=60)
+    night = Night(tmp_path, emulator, 9, images=30, texts=60)
     first = night.run()["version"]
     gone = dict(list(night.texts.items())[:25])
     night.texts = {name: value for name, value in night.texts.items() if name not in gone}
-    report = night.run(guards__max_shrinkage=0.2)
-    assert "guards.max_shrinkage allows a kind to lose 20.00%, and of 60 text rows" in report["held_back"][0]
+    report = night.run(gates__max_shrinkage=0.2)
+    assert "gates.max_shrinkage allows a kind to lose 20.00%, and of 60 text rows" in report["held_back"][0]
     assert open_catalog(tmp_path / "catalog").version == first
     night.texts |= gone
-    assert night.run(guards__max_shrinkage=0.2)["unchanged"]
+    assert night.run(gates__max_shrinkage=0.2)["unchanged"]
     night.texts = {name: value for name, value in night.texts.items() if name not in gone}
-    report = night.run(guards__max_shrinkage=0.5)
+    report = night.run(gates__max_shrinkage=0.5)
     assert not report["held_back"]
     assert not emulator.payments()
 
 
 def test_a_damaged_file_of_the_version_in_force_is_left_out_and_its_assets_are_read_again(tmp_path, emulator):
-    night = Night(tmp_path, emulator, 10, pictures=10, texts=1500)
+    night = Night(tmp_path, emulator, 10, images=10, texts=1500)
     night.run()
     catalog = tmp_path / "catalog"
     expected = rows_of(catalog)
@@ -319,7 +319,7 @@ def test_a_damaged_file_of_the_version_in_force_is_left_out_and_its_assets_are_r
     data = bytearray(path.read_bytes())
     data[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
     path.write_bytes(data)
-    night.add_picture()
+    night.add_image()
     report = night.run()
     store = Store(str(catalog))
     assert not list(find_damage(store, read_manifest(store, report["version"])))
@@ -362,7 +362,7 @@ def test_what_was_paid_for_before_a_failure_is_not_paid_again_though_everything_
     monkeypatch.setenv("EPITHRE_KEY", KEY)
     out_of_quota = Faults(quota_429=1.0, start_at_request=6)
     with Emulator(EmulatorSettings(dimension=DIMENSION, api_keys=(KEY,), faults=out_of_quota)) as emulator:
-        night = Night(tmp_path, emulator, 13, pictures=60, texts=60)
+        night = Night(tmp_path, emulator, 13, images=60, texts=60)
         with pytest.raises(EpithreBeamError):
             night.run(embed__batch_items=16, embed__max_concurrency=1)
         units = [path for path in (tmp_path / "catalog/units").iterdir() if ".dead." not in path.name]
@@ -370,10 +370,10 @@ def test_what_was_paid_for_before_a_failure_is_not_paid_again_though_everything_
         assert kept
         emulator.reset(faults=Faults())
         for _ in range(5):
-            night.add_picture()
+            night.add_image()
             night.add_text()
             night.delete_text()
-            night.delete_picture()
+            night.delete_image()
         report = night.run()
         contents = {hashlib.sha256(data).hexdigest(): digest for digest, (_, data) in night.contents().items()}
         assert not {contents[sha] for sha in kept & set(contents)} & set(emulator.payments())
@@ -410,8 +410,8 @@ def test_what_stood_in_an_older_version_is_not_paid_again_when_it_comes_back(tmp
     all_texts = dict(night.texts)
     night.texts = dict(list(all_texts.items())[:12])
     for _ in range(4):
-        assert night.run(guards__max_shrinkage=0.1)["held_back"]
-    assert not night.run(guards__max_shrinkage=1.0)["held_back"]
+        assert night.run(gates__max_shrinkage=0.1)["held_back"]
+    assert not night.run(gates__max_shrinkage=1.0)["held_back"]
     night.texts = all_texts
     night.run()
     assert not emulator.payments()
@@ -423,8 +423,8 @@ def test_a_plan_foresees_the_guard_against_shrinking(tmp_path, emulator):
     night = Night(tmp_path, emulator, 17)
     night.run()
     night.texts = dict(list(night.texts.items())[:10])
-    held = night.run(guards__max_shrinkage=0.5)["held_back"]
-    assert estimate(load_config(tmp_path / "job.yaml")).would_be_held_back_because == held
+    held = night.run(gates__max_shrinkage=0.5)["held_back"]
+    assert estimate(load_config(tmp_path / "job.yaml")).gate_failures == held
     assert "and of 40 text rows" in held[0]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ...transforms.epithre.answering import Told, answering, error, good
+from ...transforms.epithre.answering import CannedReply, answering, error, good
 from ..conftest import Place, write_texts
 
 KEY = "sk-ECHO/0123456789+abcdef"
@@ -34,17 +34,17 @@ def texts(tmp_path) -> Place:
 
 def write_job(place, server, **changes):
     table = {"kind": "text", "table": "texts.csv", "id": "id", "text": "text"}
-    options = {"embed__dimension": 64, "embed__max_sends": 2, "guards__max_dead_share": 1.0, **changes}
+    options = {"embed__dimension": 64, "embed__max_sends": 2, "gates__max_dead_share": 1.0, **changes}
     place.write_job(sources=[table], embed__base_url=server.base_url, **options)
 
 
 def echo(asked):
     if asked.method == "GET":
-        return Told(status=404, body=SAID.encode())
+        return CannedReply(status=404, body=SAID.encode())
     poisoned = [i for i, text in enumerate(asked.items) if text.endswith("7")]
     if poisoned:
         body = {"error": {"message": SAID, "code": KEY, "param": f"input[{poisoned[0]}]"}}
-        return Told(status=400, body=body)
+        return CannedReply(status=400, body=body)
     return good(asked)
 
 
@@ -71,8 +71,8 @@ def test_dead_letters_reports_and_log_lines_are_free_of_a_key_that_an_error_repe
 
 @pytest.mark.parametrize("status", [401, 402, 404, 429, 503])
 def test_what_ends_a_run_is_told_without_the_key(texts, status):
-    told = error(status, SAID, retry_after="9999")
-    with answering(lambda asked: told if asked.method == "POST" else Told(status=404)) as server:
+    reported = error(status, SAID, retry_after="9999")
+    with answering(lambda asked: reported if asked.method == "POST" else CannedReply(status=404)) as server:
         write_job(texts, server)
         done = texts.cli("run", "job.yaml", "--json", "--log-format", "json", key=KEY)
     assert done.returncode in {1, 2}
@@ -86,19 +86,19 @@ def test_a_pause_that_is_too_long_ends_a_run_with_when_to_run_again_and_keeps_wh
     def tired(asked):
         return error(429, "daily quota, try tomorrow", retry_after="3600") if asked.number >= 2 else good(asked)
 
-    with answering(lambda asked: tired(asked) if asked.method == "POST" else Told(status=404)) as server:
+    with answering(lambda asked: tired(asked) if asked.method == "POST" else CannedReply(status=404)) as server:
         write_job(texts, server, embed__unit_references=4, embed__max_concurrency=1, embed__batch_items=4)
         done = texts.cli("run", "job.yaml", "--json", key=KEY)
         assert done.returncode == 1
-        ending = json.loads(done.stdout)
-        assert (ending["status"], ending["code"], ending["retry_after_s"]) == ("stopped", "api_paused", 3600)
-        assert ending["retry_at"].endswith("+00:00")
+        outcome = json.loads(done.stdout)
+        assert (outcome["status"], outcome["code"], outcome["retry_after_s"]) == ("stopped", "api_paused", 3600)
+        assert outcome["retry_at"].endswith("+00:00")
         assert "the server asked for a pause of 3600 s (429: daily quota, try tomorrow)" in done.stderr
         assert "Run again after" in done.stderr
         assert server.count() == 3
     kept = len(list(texts.catalog.glob("units/*.parquet")))
     assert kept >= 1
-    with answering(lambda asked: good(asked) if asked.method == "POST" else Told(status=404)) as server:
+    with answering(lambda asked: good(asked) if asked.method == "POST" else CannedReply(status=404)) as server:
         write_job(texts, server, embed__unit_references=4)
         done = texts.cli("run", "job.yaml", "--json", key=KEY)
         assert done.returncode == 0, done.stderr

@@ -11,11 +11,11 @@ from epithre_beam.index import open_catalog
 from epithre_beam.pipelines.jobs.look import make_map
 from epithre_beam.transforms.viewing.catalog_map import align_kinds, draw_assets, project
 from epithre_beam.transforms.viewing.sheet import Cell, SheetRow, draw_sheet
-from epithre_beam.transforms.viewing.small_pictures import data_urls, shrink, small_pictures
+from epithre_beam.transforms.viewing.small_images import data_urls, shrink, small_images
 
 from ...index.conftest import clustered_vectors, make
 from ..browser import PHONE, keep_screenshot, opened
-from ..conftest import Place, sentences, write_pictures
+from ..conftest import Place, sentences, write_images
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">'
 HOSTILE_ID = '"><b onmouseover=alert(3)>id</b>'
@@ -25,7 +25,7 @@ HOSTILE_ID = '"><b onmouseover=alert(3)>id</b>'
 def place(tmp_path_factory):
     """24 pictures, 20 texts with metadata, among them what would run if it were believed."""
     found = Place(tmp_path_factory.mktemp("look"))
-    write_pictures(found.folder / "pictures", 24)
+    write_images(found.folder / "pictures", 24)
     lines = [f"t{i:03d},text number {i},{'en' if i % 3 else 'id'},{i}.5,2026-01-{i + 1:02d}" for i in range(20)]
     quoted = [f'"{cell.replace(chr(34), chr(34) * 2)}"' for cell in (HOSTILE_ID, HOSTILE, HOSTILE)]
     lines += [f"{','.join(quoted)},,"]
@@ -57,9 +57,9 @@ def card_of(page, sought):
 def test_the_map_shows_each_asset_with_its_picture_text_and_metadata(map_page):
     with opened(map_page) as page:
         page.locator("canvas[data-drawn='45']").wait_for()
-        picture = card_of(page, "p003.jpg")
-        assert "p003.jpg image" in picture.inner_text()
-        assert picture.locator("img").first.evaluate("image => image.complete && image.naturalWidth") > 20
+        image = card_of(page, "p003.jpg")
+        assert "p003.jpg image" in image.inner_text()
+        assert image.locator("img").first.evaluate("image => image.complete && image.naturalWidth") > 20
         text = card_of(page, "text number 7")
         assert text.locator("b").inner_text() == "t007"
         assert text.locator("dl").inner_text().split() == ["day", "2026-01-08", "lang", "en", "price", "7.5"]
@@ -215,21 +215,21 @@ def test_a_map_without_alignment_says_so(two_islands, tmp_path):
 def test_a_catalog_of_vectors_from_elsewhere_shows_no_files_of_this_machine(two_islands, tmp_path):
     make_map(str(two_islands.folder), tmp_path / "m.html", points=120, is_aligned=True, seed=0)
     data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "m.html").read_text("utf-8"), re.DOTALL)[1])
-    assert set(data["picture"]) == {None}
+    assert set(data["image"]) == {None}
 
 
 def test_small_pictures_come_in_order_until_a_page_is_full(tmp_path):
-    paths = write_pictures(tmp_path, 150)
+    paths = write_images(tmp_path, 150)
     reads = [None if number % 7 == 3 else path.read_bytes for number, path in enumerate(paths)]
     reads[5] = (tmp_path / "none.jpg").read_bytes
     reads[6] = lambda: b"no picture"
-    found = list(small_pictures(reads, 20))
-    assert [picture is None for picture in found] == [read is None or n in {5, 6} for n, read in enumerate(reads)]
+    found = list(small_images(reads, 20))
+    assert [image is None for image in found] == [read is None or n in {5, 6} for n, read in enumerate(reads)]
     alone = shrink(paths[100].read_bytes(), 20)
     assert max(alone.size) == 20
     assert found[100].tobytes() == alone.tobytes()
     urls = data_urls(reads, 20, 10**9)
-    assert [url is None for url in urls] == [picture is None for picture in found]
+    assert [url is None for url in urls] == [image is None for image in found]
     full = data_urls(reads, 20, sum(len(url or "") for url in urls[:70]))
     assert full == urls[:70] + [None] * 80
 
@@ -245,8 +245,8 @@ def test_a_sheet_lays_the_hits_out_as_a_picture_and_as_a_page(place):
         assert 1200 < sheet.width < 1500
         assert 500 < sheet.height < 800
         # The picture itself is its own best hit, and stands beside its query.
-        with Image.open(place.folder / "pictures" / "p005.jpg") as picture:
-            colour = np.asarray(picture, float).mean(axis=(0, 1))
+        with Image.open(place.folder / "pictures" / "p005.jpg") as image:
+            colour = np.asarray(image, float).mean(axis=(0, 1))
         first = np.asarray(sheet.convert("RGB").crop((24, sheet.height - 240, 224, sheet.height - 100)), float)
         assert np.abs(first[40:100, 80:120].mean(axis=(0, 1)) - colour).max() < 60
     with opened(place.folder / "sheet.html") as page:
@@ -260,7 +260,7 @@ def test_a_sheet_draws_whatever_there_is():
         Cell(asset_id="x" * 300, score=0.5, text=long),
         Cell(asset_id="\u202egpj.exe", score=-1.0, text="kata " + "ы" * 200),
         Cell(asset_id="gone.jpg", score=0.1),
-        *(Cell(asset_id=f"{i}", score=0.0, picture=Image.new("RGB", (i * 40 + 1, 90), "red")) for i in range(7)),
+        *(Cell(asset_id=f"{i}", score=0.0, image=Image.new("RGB", (i * 40 + 1, 90), "red")) for i in range(7)),
     ]
     sheet = draw_sheet([SheetRow(words=long, cells=cells), SheetRow(words="", cells=[])], "caption " * 100)
     assert sheet.width < 1800
@@ -290,7 +290,7 @@ def test_a_wrong_option_is_named(place, arguments, words, capfd, monkeypatch):
 
     monkeypatch.chdir(place.folder)
     monkeypatch.setattr(sys, "argv", ["epithre-beam", "look", "catalog", *arguments])
-    monkeypatch.setattr(cli, "_speaker", cli.Speaker())
+    monkeypatch.setattr(cli, "_speaker", cli.Reporter())
     assert cli.main() == 2
     (sentence,) = sentences(capfd.readouterr().err)
     assert words in sentence

@@ -22,7 +22,7 @@ from epithre_beam.pipelines.jobs.estimate import estimate
 from epithre_beam.pipelines.jobs.run import run
 from epithre_beam.transforms.planning.job_identity import identity_of
 
-from ..conftest import Place, sentences, write_pictures
+from ..conftest import Place, sentences, write_images
 
 pytestmark = pytest.mark.slow  # several runs a test
 
@@ -46,7 +46,7 @@ def write_job(folder: Path, catalog: Path, *tables: str, job: str | None = None,
     return path
 
 
-def write_picture_job(folder: Path, files: str) -> Path:
+def write_image_job(folder: Path, files: str) -> Path:
     path = folder / f"{files}.yaml"
     sources = [{"kind": "image", "files": files}]
     path.write_text(yaml.safe_dump({"catalog": "catalog", "sources": sources, "embed": EMBED}))
@@ -193,12 +193,12 @@ def test_an_ordinary_edit_is_the_same_job(shops: Shops, edit) -> None:
 def test_a_picture_of_the_same_name_and_another_size_is_another_picture(tmp_path: Path) -> None:
     """Cameras number their files alike."""
     for name, seed in (("a", 1), ("b", 2)):
-        write_pictures(tmp_path / name, 12, seed=seed)
+        write_images(tmp_path / name, 12, seed=seed)
     sizes = [{path.name: path.stat().st_size for path in (tmp_path / name).iterdir()} for name in ("a", "b")]
     assert sum(sizes[0][name] == size for name, size in sizes[1].items()) < 2
-    run(load_config(write_picture_job(tmp_path, "a")))
+    run(load_config(write_image_job(tmp_path, "a")))
     with pytest.raises(OtherJobError, match=r"lists [01] of its 12 assets"):
-        run(load_config(write_picture_job(tmp_path, "b")))
+        run(load_config(write_image_job(tmp_path, "b")))
     shutil.copytree(tmp_path / "a", tmp_path / "b", dirs_exist_ok=True, copy_function=shutil.copyfile)
     assert not run(load_config(tmp_path / "b.yaml"))["held_back"]
 
@@ -209,7 +209,7 @@ def test_a_name_keeps_a_catalog_whatever_the_sources_are_and_another_name_is_ano
     write_table(shops.folder / "a" / "products.csv", "a", 13)
     assert not shops.run("a")["held_back"]
     write_job(shops.folder / "b", shops.catalog, "products.csv", job="shop")
-    assert shops.run("b", "guards.max_turnover=1")["held_back"] == []
+    assert shops.run("b", "gates.max_turnover=1")["held_back"] == []
     assert ids_of(shops.catalog) == twelve("b")
     write_job(shops.folder / "b", shops.catalog, "products.csv", job="store")
     with pytest.raises(OtherJobError, match=r"belongs to the job shop \(.*, and this is the job store \("):
@@ -228,7 +228,7 @@ def test_a_catalog_of_an_older_release_takes_the_first_job_that_comes(shops: Sho
     data = orjson.dumps(raw)
     store.write(manifest_name(latest.version), data)
     store.write(LATEST, latest_bytes(latest.version, hashlib.sha256(data).hexdigest()))
-    assert shops.run("b", "guards.max_turnover=1")["held_back"] == []
+    assert shops.run("b", "gates.max_turnover=1")["held_back"] == []
     with pytest.raises(OtherJobError):
         shops.run("a")
 
@@ -258,7 +258,7 @@ def test_an_import_is_a_job_too_and_a_new_index_is_none(shops: Shops, tmp_path: 
     same, more, fewer = (write_vectors(tmp_path / f"{count}", "a", count) for count in (12, 15, 4))
     assert not import_vectors(catalog, same)["held_back"]  # the ids decide: contents are not known
     assert not import_vectors(catalog, more)["held_back"]
-    (reason,) = import_vectors(catalog, fewer, ["guards.max_shrinkage=1"])["held_back"]
+    (reason,) = import_vectors(catalog, fewer, ["gates.max_shrinkage=1"])["held_back"]
     assert "11 are gone and 0 have another content" in reason
     assert not import_vectors(catalog, str(tmp_path / "other"), adopt=True)["held_back"]
     assert ids_of(shops.catalog) == twelve("b")
@@ -277,15 +277,15 @@ def test_a_source_with_other_assets_in_the_same_place_is_held_back_and_let_throu
     document = json.loads(held.stdout)
     (reason,) = document["held_back"]
     assert "12 are gone and 0 have another content (100.0%)" in reason
-    assert "--set guards.max_turnover=1 " in reason
+    assert "--set gates.max_turnover=1 " in reason
     assert f"versions publish {shops.catalog} {document['version']}" in document["message"]
     assert ids_of(shops.catalog) == twelve("a")
-    assert estimate(load_config(job)).would_be_held_back_because == [reason]
+    assert estimate(load_config(job)).gate_failures == [reason]
     let = place.cli("versions", "publish", shops.catalog, document["version"])
     assert let.returncode == 0, let.stderr
     assert ids_of(shops.catalog) == twelve("other")
     write_table(shops.folder / "a" / "products.csv", "third")
-    assert place.cli("run", job, "--quiet", "--set", "guards.max_turnover=1").returncode == 0
+    assert place.cli("run", job, "--quiet", "--set", "gates.max_turnover=1").returncode == 0
     assert ids_of(shops.catalog) == twelve("third")
 
 
@@ -308,7 +308,7 @@ def test_a_re_embedding_is_no_turnover_but_other_assets_are_while_all_is_embedde
     assert report["every_vector_is_new_because"]
     (reason,) = report["held_back"]
     assert "12 are gone" in reason
-    assert estimate(load_config(shops.folder / "a" / "job.yaml")).would_be_held_back_because == [reason]
+    assert estimate(load_config(shops.folder / "a" / "job.yaml")).gate_failures == [reason]
 
 
 def test_another_preparation_is_no_turnover_and_other_assets_are_under_it_too(shops: Shops) -> None:
@@ -329,24 +329,24 @@ def test_other_metadata_everywhere_and_three_times_the_rows_are_no_turnover(shop
 def test_pictures_that_were_touched_or_moved_are_no_turnover_and_a_plan_says_what_it_cannot_know(
     tmp_path: Path,
 ) -> None:
-    write_pictures(tmp_path / "pictures", 12)
-    config = load_config(write_picture_job(tmp_path, "pictures"))
+    write_images(tmp_path / "pictures", 12)
+    config = load_config(write_image_job(tmp_path, "pictures"))
     run(config)
-    for picture in (tmp_path / "pictures").iterdir():
-        os.utime(picture, (1, 1))
+    for image in (tmp_path / "pictures").iterdir():
+        os.utime(image, (1, 1))
     plan = estimate(config)
-    assert plan.would_be_held_back_because == []
-    assert "0 are gone and 12 have another content" in plan.may_be_held_back_because[0]
+    assert plan.gate_failures == []
+    assert "0 are gone and 12 have another content" in plan.possible_gate_failures[0]
     assert run(config)["held_back"] == []
     (tmp_path / "pictures").rename(tmp_path / "photos")
-    config = load_config(write_picture_job(tmp_path, "photos"))
+    config = load_config(write_image_job(tmp_path, "photos"))
     report = run(config)
     assert (report["held_back"], report["counts"]["touched"]) == ([], 12)
-    write_pictures(tmp_path / "photos", 12, seed=7)
+    write_images(tmp_path / "photos", 12, seed=7)
     plan = estimate(config)
     (reason,) = run(config)["held_back"]
     assert "0 are gone and 12 have another content" in reason
-    assert [*plan.would_be_held_back_because, *plan.may_be_held_back_because] == [reason]
+    assert [*plan.gate_failures, *plan.possible_gate_failures] == [reason]
 
 
 def test_a_plan_says_that_the_run_would_be_refused(place: Place, shops: Shops) -> None:
@@ -355,4 +355,4 @@ def test_a_plan_says_that_the_run_would_be_refused(place: Place, shops: Shops) -
     assert "would be refused without --adopt" in " ".join(shown.stdout.split())
     document = json.loads(place.cli("plan", shops.folder / "b" / "job.yaml", "--json").stdout)
     assert f"{shops.folder}/b/products.csv" in document["another_job"]
-    assert "12 are gone" in document["would_be_held_back_because"][0]
+    assert "12 are gone" in document["gate_failures"][0]

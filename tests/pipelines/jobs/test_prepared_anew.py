@@ -22,7 +22,7 @@ from epithre_beam.pipelines.jobs.estimate import estimate
 from epithre_beam.pipelines.jobs.run import run
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Limits
 from epithre_beam.transforms.epithre.emulator.hash_model import content_digest, hash_vector
-from epithre_beam.transforms.sources.prepare import prepare_picture
+from epithre_beam.transforms.sources.prepare import prepare_image
 from epithre_beam.transforms.sources.unpreparable import Unpreparable
 
 from ...transforms.sources.drawn import rgb_profile, tiff
@@ -79,7 +79,7 @@ class Nights:
         gates = {"max_dead_share": 0.9, "max_shrinkage": 0.9}
         path.write_text(
             json.dumps(
-                {"catalog": catalog, "sources": sources, "embed": embed, "guards": gates, "prepare": dict(prepare)}
+                {"catalog": catalog, "sources": sources, "embed": embed, "gates": gates, "prepare": dict(prepare)}
             )
         )
         return path
@@ -89,7 +89,7 @@ class Nights:
         return run(load_config(self.job(prepare, catalog)))  # type: ignore[return-value]
 
     @property
-    def paid(self) -> set[str]:
+    def billed(self) -> set[str]:
         return set(self.emulator.payments())
 
     def sent(self, prepare: Mapping[str, Any] = {}) -> dict[str, bytes]:
@@ -97,7 +97,7 @@ class Nights:
         found = {}
         for path in sorted((self.folder / "pictures").iterdir()):
             try:
-                found[path.name] = prepare_picture(path.read_bytes(), PrepareConfig.model_validate(prepare)).content
+                found[path.name] = prepare_image(path.read_bytes(), PrepareConfig.model_validate(prepare)).content
             except Unpreparable:
                 continue
         return found
@@ -176,7 +176,7 @@ def test_a_catalog_of_the_first_rules_pays_for_what_they_sent_otherwise(nights: 
     assert plan.every_vector_is_new_because == []
     report = nights.run()
     sent = nights.sent()
-    assert nights.paid == digests({name: sent[name] for name in CHANGED})
+    assert nights.billed == digests({name: sent[name] for name in CHANGED})
     assert report["counts"]["prepared_anew"] == len(LOOKED_AT)
     assert report["counts"]["unchanged"] == 12 - len(LOOKED_AT)
     nights.assert_vectors_are_of(sent)
@@ -201,7 +201,7 @@ def test_an_index_that_is_built_anew_says_the_rules_of_its_rows(nights: Nights) 
     assert read_manifest(Store(str(nights.folder / "catalog")), report["version"]).prepare_rules == 1
     nights.run()
     sent = nights.sent()
-    assert nights.paid == digests({name: sent[name] for name in CHANGED})
+    assert nights.billed == digests({name: sent[name] for name in CHANGED})
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_another_setting_pays_for_the_pictures_that_it_sends_otherwise(nights: N
     assert all(f"prepare.{name} was " in " ".join(plan.prepared_anew) for name in settings if name != "formats")
     nights.run(settings)
     sent = nights.sent(settings)
-    assert nights.paid == digests(sent) - digests(before)
+    assert nights.billed == digests(sent) - digests(before)
     nights.assert_vectors_are_of(sent)
     assert nights.run(settings).get("unchanged")
     assert not nights.emulator.log

@@ -19,7 +19,7 @@ from epithre_beam.index.storage.store import Store
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults, Limits
 from epithre_beam.transforms.epithre.emulator.hash_model import content_digest, hash_vector
 
-from ..conftest import KEY, sentences, write_pictures, write_texts
+from ..conftest import KEY, sentences, write_images, write_texts
 
 pytestmark = pytest.mark.slow  # a run or several a test
 
@@ -136,14 +136,14 @@ def test_a_second_run_with_nothing_changed_asks_nothing_reads_nothing_and_writes
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         assert place.cli("run", "job.yaml").returncode == 0
-        paid = emulator.payments()
-        assert max(paid.values()) == 1
+        billed = emulator.payments()
+        assert max(billed.values()) == 1
         before = {path: path.stat().st_mtime_ns for path in place.catalog.rglob("*") if path.is_file()}
-        for picture in (place.folder / "pictures").iterdir():
-            content = picture.read_bytes()
-            facts = picture.stat()
-            picture.write_bytes(content[::-1])  # would be seen if it were read
-            os.utime(picture, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        for image in (place.folder / "pictures").iterdir():
+            content = image.read_bytes()
+            facts = image.stat()
+            image.write_bytes(content[::-1])  # would be seen if it were read
+            os.utime(image, ns=(facts.st_atime_ns, facts.st_mtime_ns))
         emulator.reset()
         done = place.cli("run", "job.yaml", "--json")
         assert done.returncode == 0, done.stderr
@@ -155,17 +155,17 @@ def test_a_second_run_with_nothing_changed_asks_nothing_reads_nothing_and_writes
 
 
 def test_the_same_content_is_sent_once(place):
-    pictures = sorted((place.folder / "pictures").iterdir())
+    images = sorted((place.folder / "pictures").iterdir())
     for i in range(10):
-        shutil.copyfile(pictures[0], place.folder / "pictures" / f"copy{i}.jpg")
+        shutil.copyfile(images[0], place.folder / "pictures" / f"copy{i}.jpg")
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         done = place.cli("run", "job.yaml", "--json")
-        paid = emulator.payments()
+        billed = emulator.payments()
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"]["deduplicated"] == 10
-    assert max(paid.values()) == 1
-    assert len(paid) == 90
+    assert max(billed.values()) == 1
+    assert len(billed) == 90
     assert_every_vector_is_on_its_own_asset(place)
 
 
@@ -177,10 +177,10 @@ def test_copies_beyond_what_a_unit_holds_are_sent_once_too(place):
     with serve(faults=Faults(latency_s=0.05)) as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         done = place.cli("run", "job.yaml", "--json")
-        paid = emulator.payments()
+        billed = emulator.payments()
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"]["deduplicated"] == 150
-    assert set(paid.values()) == {1}
+    assert set(billed.values()) == {1}
     assert_every_vector_is_on_its_own_asset(place)
 
 
@@ -196,7 +196,7 @@ def finished_contents(catalog: Path) -> set[str]:
 
 
 def test_a_run_killed_at_12_instants_is_finished_by_the_next_and_pays_nothing_twice_that_was_finished(place):
-    write_pictures(place.folder / "pictures", 260, seed=9, start=100)
+    write_images(place.folder / "pictures", 260, seed=9, start=100)
     rng = random.Random(4)
     finished: dict[str, int] = {}
     with serve(faults=Faults(latency_s=0.1)) as emulator:
@@ -213,25 +213,25 @@ def test_a_run_killed_at_12_instants_is_finished_by_the_next_and_pays_nothing_tw
             process.communicate()
             while emulator.stats()["in_service"]:  # what was in flight is answered
                 time.sleep(0.01)
-            paid = emulator.payments()
+            billed = emulator.payments()
             for digest in finished_contents(place.catalog) if place.catalog.exists() else ():
-                finished.setdefault(digest, paid[digest])
+                finished.setdefault(digest, billed[digest])
             if (place.catalog / "LATEST.json").exists():
                 assert not list(find_damage(Store(str(place.catalog)), open_catalog(place.catalog).manifest))
         done = place.cli("run", "job.yaml", "--json")
-        paid = emulator.payments()
+        billed = emulator.payments()
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"]["assets"] == 350
     assert_every_vector_is_on_its_own_asset(place)
     contents = [("image", p.read_bytes()) for p in (place.folder / "pictures").iterdir()]
     contents += [("text", f"text number {i}".encode()) for i in range(50)]
-    assert {content_digest(kind, content).hex() for kind, content in contents} == set(paid)
+    assert {content_digest(kind, content).hex() for kind, content in contents} == set(billed)
     assert finished
-    assert all(paid[digest] == count for digest, count in finished.items())
+    assert all(billed[digest] == count for digest, count in finished.items())
 
 
 def test_a_run_leaves_no_file_in_the_temporary_folder(place):
-    place.write_job(embed__budget="host")
+    place.write_job(embed__rate_limiter="host")
     temporary = place.folder / "temporary"
     temporary.mkdir()
     done = place.cli("run", "job.yaml", imports_itself=True, TMPDIR=str(temporary))
@@ -281,19 +281,19 @@ def test_the_limit_holds_by_the_servers_log_over_a_whole_job(place):
 @pytest.mark.core
 def test_what_an_earlier_version_has_is_not_paid_again_however_the_sources_change(place):
     """New, edited, renamed, deleted, copied: what is sent is exactly the distinct new contents."""
-    pictures = place.folder / "pictures"
+    images = place.folder / "pictures"
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         assert place.cli("run", "job.yaml").returncode == 0
-        names = sorted(p.name for p in pictures.iterdir())
+        names = sorted(p.name for p in images.iterdir())
         emulator.reset()
-        new = write_pictures(pictures, 3, seed=77, start=500)
-        (pictures / names[0]).rename(pictures / "renamed.jpg")
-        (pictures / names[1]).unlink()
-        shutil.copyfile(pictures / names[2], pictures / "copy.jpg")
-        os.utime(pictures / names[3])
-        edited = pictures / names[4]
-        edited.write_bytes(write_pictures(place.folder / "tmp", 1, seed=78)[0].read_bytes())
+        new = write_images(images, 3, seed=77, start=500)
+        (images / names[0]).rename(images / "renamed.jpg")
+        (images / names[1]).unlink()
+        shutil.copyfile(images / names[2], images / "copy.jpg")
+        os.utime(images / names[3])
+        edited = images / names[4]
+        edited.write_bytes(write_images(place.folder / "tmp", 1, seed=78)[0].read_bytes())
         lines = (place.folder / "texts.csv").read_text().splitlines()
         lines.insert(1, "t000a,a new text near the top,1")
         lines[10] = "t008,an edited text,2"
@@ -315,14 +315,14 @@ def test_what_an_earlier_version_has_is_not_paid_again_however_the_sources_chang
 @pytest.mark.parametrize(
     ("change", "paid"), [({"prepare__jpeg_quality": 80}, 0), ({"embed__model": "epithre-lyt"}, 90)]
 )
-def test_another_model_makes_every_vector_new_and_another_preparation_those_that_it_changes(place, change, paid):
+def test_another_model_makes_every_vector_new_and_another_preparation_those_that_it_changes(place, change, billed):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         assert place.cli("run", "job.yaml").returncode == 0
         emulator.reset()
         place.write_job(embed__base_url=emulator.base_url, **change)
         assert place.cli("run", "job.yaml").returncode == 0
-        assert len(emulator.payments()) == paid  # every picture here is sent as it is
+        assert len(emulator.payments()) == billed  # every picture here is sent as it is
 
 
 def test_a_failed_asset_of_the_moment_is_tried_again_and_the_others_are_not(place):
@@ -375,12 +375,12 @@ def test_a_guard_holds_a_bad_version_back_until_it_is_published_by_hand(place):
         path.write_bytes(b"not a picture")
     done = place.cli("run", "job.yaml")
     assert done.returncode == 3, done.stderr
-    assert "guards.max_dead_share" in done.stderr
+    assert "gates.max_dead_share" in done.stderr
     assert not (place.catalog / "LATEST.json").exists()
     version = next((place.catalog / "versions").iterdir()).name
     assert place.cli("versions", "publish", "catalog", version).returncode == 0
     assert len(open_catalog(place.catalog)) == 82
-    place.write_job(guards__max_dead_share=0.1)
+    place.write_job(gates__max_dead_share=0.1)
     assert place.cli("run", "job.yaml").returncode == 0
 
 
@@ -479,7 +479,7 @@ def test_a_folder_of_ones_own_pictures_works_without_a_flag(place):
     ]  # fmt: skip
     for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        source = write_pictures(place.folder / "tmp", 1, seed=i)[0]
+        source = write_images(place.folder / "tmp", 1, seed=i)[0]
         if name.endswith((".png", ".webp")):
             from PIL import Image
 
@@ -489,7 +489,7 @@ def test_a_folder_of_ones_own_pictures_works_without_a_flag(place):
     (folder / "a text.jpg").write_text("this is no picture")
     (folder / "empty.jpg").write_bytes(b"")
     with open(os.fsencode(folder) + b"/caf\xe9.jpg", "wb") as file:  # noqa: PTH123 - bytes that are no text
-        file.write(write_pictures(place.folder / "tmp", 1, seed=99)[0].read_bytes())
+        file.write(write_images(place.folder / "tmp", 1, seed=99)[0].read_bytes())
     place.write_job(sources=[{"kind": "image", "files": "my photos"}])
     done = place.cli("run", "job.yaml", "--json")
     assert done.returncode == 0, done.stderr
@@ -590,8 +590,8 @@ def test_what_a_report_tells_over_time_adds_up_to_its_totals(place):
         assert place.cli("run", "job.yaml").returncode == 0
     (path,) = place.catalog.glob("versions/*/report.json")
     report = json.loads(path.read_text())
-    told = {name: sum(counts) for name, counts in report["series"]["counts"].items()}
-    assert told == {
+    reported = {name: sum(counts) for name, counts in report["series"]["counts"].items()}
+    assert reported == {
         "assets": report["counts"]["assets"],
         "dead": 1,
         "items": report["api"]["items_embedded"],
@@ -599,24 +599,24 @@ def test_what_a_report_tells_over_time_adds_up_to_its_totals(place):
         "retries": sum(report["api"]["retries"].values()),
         "answers_429": 0,
     }
-    assert told["retries"] > 0
-    assert sum(report["histograms"]["latency_s"]["counts"]) == told["requests"] - told["retries"]
+    assert reported["retries"] > 0
+    assert sum(report["histograms"]["latency_s"]["counts"]) == reported["requests"] - reported["retries"]
     for kind, rows in report["counts"]["per_kind"].items():
         assert sum(report["histograms"]["norm_deviation"][kind]["counts"]) == rows
     assert set(report["histograms"]["scores"]) == set(report["recall"])
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("budget", ["host", "redis"])
-def test_the_limit_holds_over_three_lanes_in_processes_of_their_own(place, budget, redis_server):
+@pytest.mark.parametrize("rate_limiter", ["host", "redis"])
+def test_the_limit_holds_over_three_lanes_in_processes_of_their_own(place, rate_limiter, redis_server):
     with serve(limits=Limits(requests_per_minute=240), faults=Faults(latency_s=0.02)) as emulator:
         place.write_job(
             embed__base_url=emulator.base_url,
             embed__batch_items=4,
             embed__requests_per_minute=240,
-            embed__budget=budget,
+            embed__rate_limiter=rate_limiter,
             embed__lanes=3,
-            **({"embed__redis_url": redis_server.url} if budget == "redis" else {}),
+            **({"embed__redis_url": redis_server.url} if rate_limiter == "redis" else {}),
         )
         options = ("--direct_running_mode=multi_processing", "--direct_num_workers=3")
         done = place.cli("run", "job.yaml", "--json", "--", *options, timeout=170)
@@ -629,7 +629,7 @@ def test_the_limit_holds_over_three_lanes_in_processes_of_their_own(place, budge
 
 
 def test_a_run_without_its_redis_fails_with_a_sentence(place):
-    place.write_job(embed__budget="redis", embed__redis_url="redis://127.0.0.1:9/0")
+    place.write_job(embed__rate_limiter="redis", embed__redis_url="redis://127.0.0.1:9/0")
     done = place.cli("run", "job.yaml")
     assert done.returncode == 1
     assert "redis://127.0.0.1:9/0 cannot be reached" in done.stderr
@@ -676,9 +676,9 @@ def test_beams_metrics_have_what_was_sent(place, monkeypatch):
         folder = RunFolder(url=job.catalog, version="v")
         folder.begin()
         with compare(job.sources, job.metadata_types) as comparison:
-            plan = write_plan(folder.store(), "v", comparison, recipe="00", unit_references=16, base=None)
+            plan = write_plan(folder.store(), "v", comparison, embedding_config_hash="00", unit_references=16, base=None)
         setup = LaneSetup(
-            run=folder, plan=plan.name, embed=job.embed, prepare=job.prepare, sources=job.sources, recipe="00"
+            run=folder, plan=plan.name, embed=job.embed, prepare=job.prepare, sources=job.sources, embedding_config_hash="00"
         )
         pipeline = beam.Pipeline(runner="FnApiRunner")
         _ = pipeline | beam.Create(plan.units) | EmbedUnits(setup=setup)

@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from epithre_beam.pipelines.jobs.runner_errors import told_by
+from epithre_beam.pipelines.jobs.runner_errors import message_of
 
 PYTHON = """Pipeline job-001 failed in state FAILED: bundle inst003 stage-004 failed:Traceback (most recent call last):
   File "/usr/lib/python3.11/site-packages/apache_beam/runners/worker/sdk_worker.py", line 318, in _execute
@@ -47,15 +47,15 @@ CALL = """<_MultiThreadedRendezvous of RPC that terminated with:
     ],
 )  # fmt: skip
 def test_it_is_the_line_that_says_something(text, line):
-    assert told_by(RuntimeError(text)) == line
+    assert message_of(RuntimeError(text)) == line
 
 
 def test_it_is_short():
-    assert len(told_by(RuntimeError("words " * 1000))) == 300
+    assert len(message_of(RuntimeError("words " * 1000))) == 300
 
 
 def test_a_real_call_to_a_server_that_is_not_there_tells_why():
     with grpc.insecure_channel("localhost:1") as channel, pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary("/x/y")(b"", timeout=10)
-    assert told_by(caught.value).endswith("(UNAVAILABLE)")
-    assert len(told_by(caught.value)) > 30
+    assert message_of(caught.value).endswith("(UNAVAILABLE)")
+    assert len(message_of(caught.value)) > 30

@@ -187,21 +187,21 @@ def test_ids_choose_assets_and_unknown_ones_are_dead_letters_which_a_guard_count
     assert [(letter["asset_id"], letter["reason"]) for letter in letters] == [("image-9999", "missing")]
     assert (report["searched"], report["dead"], report["held_back"]) == (3, 1, [])
     (tmp_path / "wanted.csv").write_text("sku\nimage-7\nimage-3\nimage-250\n")
-    mended = search_batch(load_search_job(write_job(**job)))
-    assert not (tmp_path / "found" / mended["result"] / "dead_letters").exists()
+    fixed = search_batch(load_search_job(write_job(**job)))
+    assert not (tmp_path / "found" / fixed["result"] / "dead_letters").exists()
     (tmp_path / "wanted.csv").write_text("sku\nimage-9999\n")
     none = search_batch(load_search_job(write_job(**job)))
     assert none["held_back"][-1] == "the only image query got no vector."
     (tmp_path / "wanted.csv").write_text("sku\nimage-7\nimage-3\nimage-250\nimage-9999\n")
-    held = search_batch(load_search_job(write_job(**job, guards={"max_dead_share": 0.1}, output="other")))
-    assert held["held_back"] == ["guards.max_dead_share allows 10.00%, and 1 of 4 queries (25.0%) got no vector."]
+    held = search_batch(load_search_job(write_job(**job, gates={"max_dead_share": 0.1}, output="other")))
+    assert held["held_back"] == ["gates.max_dead_share allows 10.00%, and 1 of 4 queries (25.0%) got no vector."]
     assert not (tmp_path / "other" / "LATEST.json").exists()
 
 
 def test_a_text_that_cannot_be_sent_is_a_dead_letter_and_one_without_others_leaves_an_empty_result(place):
     assert place.cli("run", "job.yaml", "-q").returncode == 0
     (place.folder / "asked.jsonl").write_text('{"n": 1, "words": "  "}\n')
-    job = {"catalog": "catalog", "output": "found", "guards": {"max_dead_share": 1}}
+    job = {"catalog": "catalog", "output": "found", "gates": {"max_dead_share": 1}}
     job["queries"] = [{"kind": "text", "table": "asked.jsonl", "id": "n", "text": "words"}]
     (place.folder / "search.yaml").write_text(yaml.safe_dump(job))
     done = place.cli("search-batch", "search.yaml", "--json", "-q")
@@ -250,16 +250,16 @@ def test_what_is_wrong_with_the_output_is_said_of_the_output(write_job, tmp_path
         search_batch(load_search_job(write_job(output="file")))
     with (
         hold(Store(str(tmp_path / "found")), "run"),
-        pytest.raises(CatalogBusyError, match="holds the output ") as told,
+        pytest.raises(CatalogBusyError, match="holds the output ") as reported,
     ):
         search_batch(load_search_job(write_job()))
-    assert "catalog" not in str(told.value)
+    assert "catalog" not in str(reported.value)
     (tmp_path / "other" / "results").mkdir(parents=True)
     (tmp_path / "other" / "search-batch.json").touch()
     (tmp_path / "other" / "LATEST.json").mkdir()  # cannot be written, and that shows at the end
-    with pytest.raises(UnwritableError, match=r"^The output .* cannot be written") as told:
+    with pytest.raises(UnwritableError, match=r"^The output .* cannot be written") as reported:
         search_batch(load_search_job(write_job(output="other")))
-    assert "catalog" not in str(told.value)
+    assert "catalog" not in str(reported.value)
 
 
 def test_a_query_that_stands_twice_is_named_with_both_lines(place):
@@ -386,9 +386,9 @@ def test_the_ready_jobs_can_be_read_and_the_shipped_schema_is_that_of_the_progra
     ],
 )
 def test_a_wrong_job_is_told_in_a_sentence_and_nothing_is_written(changes, sentence, write_job, tmp_path):
-    with pytest.raises((ConfigError, ValueError)) as told:
+    with pytest.raises((ConfigError, ValueError)) as reported:
         search_batch(load_search_job(write_job(**changes)))
-    assert sentence in str(told.value)
+    assert sentence in str(reported.value)
     assert not list(tmp_path.glob("found/results/*"))
 
 

@@ -11,7 +11,7 @@ from epithre_beam.index import open_catalog
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 from epithre_beam.transforms.epithre.emulator.hash_model import hash_vector
 
-from ..conftest import KEY, write_pictures, write_texts
+from ..conftest import KEY, write_images, write_texts
 
 pytestmark = pytest.mark.slow  # several runs a test
 
@@ -30,7 +30,7 @@ def run_until_published(place, emulator, *options, most=60, limit=None):
     runs = 0
     while runs < most:
         runs += 1
-        before, paid = asked(emulator), len(emulator.payments())
+        before, billed = asked(emulator), len(emulator.payments())
         done = place.cli("run", "job.yaml", "--quiet", *options)
         if limit is not None:
             assert asked(emulator) - before <= limit
@@ -40,7 +40,7 @@ def run_until_published(place, emulator, *options, most=60, limit=None):
         assert "are embedded and kept" in done.stderr
         assert "run again to go on" in done.stderr
         assert not (place.catalog / "LATEST.json").exists()
-        assert len(emulator.payments()) > paid
+        assert len(emulator.payments()) > billed
     raise AssertionError(f"not published after {most} runs")
 
 
@@ -58,10 +58,10 @@ def test_no_run_passes_its_requests_and_together_they_send_each_content_once(pla
     with serve(faults=Faults(latency_s=0.02)) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=5)
         runs = run_until_published(place, emulator, "--max-requests", "9", limit=9)
-        paid = emulator.payments()
+        billed = emulator.payments()
     assert runs == 3  # some 22 requests of 5 or fewer in units of 16, 8 a run beside the greeting
-    assert len(paid) == 90
-    assert set(paid.values()) == {1}
+    assert len(billed) == 90
+    assert set(billed.values()) == {1}
     assert_all_right(place)
 
 
@@ -72,7 +72,7 @@ def test_sources_that_change_from_night_to_night_cost_nothing_twice(place):
         for night in range(20):
             if place.cli("run", "job.yaml", "--quiet", "--max-requests", "5").returncode == 0:
                 break
-            write_pictures(place.folder / "pictures", 1, seed=100 + night, start=200 + night)
+            write_images(place.folder / "pictures", 1, seed=100 + night, start=200 + night)
         assert 1 < night < 19
         assert len(emulator.payments()) == 90 + night
         assert set(emulator.payments().values()) == {1}
@@ -84,9 +84,9 @@ def test_retries_count_and_what_is_paid_twice_is_only_what_was_answered_broken(p
     with serve(faults=faults, seed=seed) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=5)
         run_until_published_with_faults(place, emulator)
-        paid = emulator.payments()
-    assert len(paid) == 90
-    assert set(paid.values()) == {1}
+        billed = emulator.payments()
+    assert len(billed) == 90
+    assert set(billed.values()) == {1}
     assert_all_right(place)
 
 
@@ -104,14 +104,14 @@ def run_until_published_with_faults(place, emulator):
 def test_the_limit_is_shared_by_lanes_and_never_passed_by_all_together(place):
     with serve(faults=Faults(latency_s=0.05)) as emulator:
         place.write_job(
-            embed__base_url=emulator.base_url, embed__batch_items=8, embed__lanes=3, embed__budget="host",
+            embed__base_url=emulator.base_url, embed__batch_items=8, embed__lanes=3, embed__rate_limiter="host",
             embed__max_requests=10,
         )  # fmt: skip
         options = ("--", "--direct_running_mode=multi_processing", "--direct_num_workers=3")
         run_until_published(place, emulator, *options, limit=10)
-        paid = emulator.payments()
-    assert len(paid) == 90
-    assert set(paid.values()) == {1}
+        billed = emulator.payments()
+    assert len(billed) == 90
+    assert set(billed.values()) == {1}
     assert_all_right(place)
 
 
@@ -188,7 +188,7 @@ def test_a_limit_of_nothing_publishes_only_what_is_paid_for(place):
 
 def test_retry_failed_keeps_to_the_limit_and_goes_on(place):
     with serve(faults=Faults(poison_marker="number 1", poison_names="param")) as emulator:
-        place.write_job(embed__base_url=emulator.base_url, guards__max_dead_share=0.5, embed__unit_references=64)
+        place.write_job(embed__base_url=emulator.base_url, gates__max_dead_share=0.5, embed__unit_references=64)
         assert place.cli("run", "job.yaml", "--quiet").returncode == 0
         emulator.reset(faults=Faults())
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=3, embed__unit_references=64)

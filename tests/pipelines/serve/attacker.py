@@ -14,12 +14,12 @@ import time
 
 _PAUSE_S = 0.1
 _HEAD = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
-_FORM = b'--b\r\nContent-Disposition: form-data; name="picture"; filename="p"\r\n\r\n\xff\xd8\xff' + bytes(20_000)
+_FORM = b'--b\r\nContent-Disposition: form-data; name="image"; filename="p"\r\n\r\n\xff\xd8\xff' + bytes(20_000)
 KINDS = {
     "idle": b"",
     "header": b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nX-Slow: ",
     "body": _HEAD % (b"/api/search", b"application/json", 1000) + b'{"text": "',
-    "form": _HEAD % (b"/api/search/picture", b"multipart/form-data; boundary=b", 500_000) + _FORM,
+    "form": _HEAD % (b"/api/search/image", b"multipart/form-data; boundary=b", 500_000) + _FORM,
     "chunks": b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n5\r\n{",
     "no reader": b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 40,

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from ..conftest import Place, write_pictures, write_texts
+from ..conftest import Place, write_images, write_texts
 
 DIMENSION = 64
 WITHOUT_API = ("--base-url", "https://api.example/v1")
@@ -40,9 +40,9 @@ class Served:
     def search(self, **asked):
         return self.client.post("/api/search", json=asked)
 
-    def search_picture(self, data, name="p.jpg", **options):
+    def search_image(self, data, name="p.jpg", **options):
         return self.client.post(
-            "/api/search/picture", files={"picture": (name, data)}, data={"options": json.dumps(options)}
+            "/api/search/image", files={"image": (name, data)}, data={"options": json.dumps(options)}
         )
 
     def connect(self, source="127.0.0.1"):
@@ -72,9 +72,9 @@ def serving(place: Place, *arguments, token=None, start=None, **environment) -> 
 def hashed(tmp_path_factory) -> Place:
     """A job of 12 pictures and 20 texts and its catalog, only for reading."""
     place = Place(tmp_path_factory.mktemp("hashed"))
-    write_pictures(place.folder / "pictures", 12)
+    write_images(place.folder / "pictures", 12)
     write_texts(place.folder / "texts.csv", 20)
-    place.write_job(guards__max_shrinkage=1.0)
+    place.write_job(gates__max_shrinkage=1.0)
     done = place.cli("run", "job.yaml", "--quiet")
     assert done.returncode == 0, done.stderr
     return place
@@ -88,7 +88,7 @@ def served(hashed) -> Iterator[Served]:
 
 
 @pytest.fixture
-def picture(hashed) -> bytes:
+def image(hashed) -> bytes:
     return (hashed.folder / "pictures" / "p003.jpg").read_bytes()
 
 

@@ -34,7 +34,7 @@ def test_a_vector_finds_what_the_catalog_finds_however_it_is_sent(served, catalo
     assert pairs(served.search(vector=[1000 * number for number in vector], k=5)) == found
 
 
-def test_a_sentence_and_a_picture_find_their_own_asset_first(served, picture):
+def test_a_sentence_and_a_picture_find_their_own_asset_first(served, image):
     answer = served.search(text="text number 3", k=3, kinds=["text"])
     assert pairs(answer)[0] == ("text", "t003", pytest.approx(1, abs=1e-3))
     body = answer.json()
@@ -43,7 +43,7 @@ def test_a_sentence_and_a_picture_find_their_own_asset_first(served, picture):
     first = body["hits"][0]
     assert (first["rank"], first["text"], first["metadata"]) == (1, "text number 3", {"price": 3.5})
     assert first["thumbnail"] is None
-    answer = served.search_picture(picture, k=2, kinds=["image"])
+    answer = served.search_image(image, k=2, kinds=["image"])
     assert pairs(answer)[0] == ("image", "p003.jpg", pytest.approx(1, abs=1e-3))
     assert answer.json()["hits"][0]["thumbnail"] == "/api/thumbnails/image?id=p003.jpg"
 
@@ -70,13 +70,13 @@ def test_kinds_conditions_merges_and_recall_are_those_of_the_catalog(served, cat
 
 
 def test_the_catalog_says_what_it_is(served, catalog):
-    told = served.client.get("/api/catalog").json()
-    assert told["version"] == catalog.version == served.version
-    assert told["kinds"] == {"image": 12, "text": 20}
-    assert told["metadata"] == {"price": "double"}
-    assert (told["dimension"], told["can_embed"]) == (DIMENSION, True)
-    assert told["merges"] == ["score", "quota", "standardised"]
-    assert told["limits"] == {
+    reported = served.client.get("/api/catalog").json()
+    assert reported["version"] == catalog.version == served.version
+    assert reported["kinds"] == {"image": 12, "text": 20}
+    assert reported["metadata"] == {"price": "double"}
+    assert (reported["dimension"], reported["can_embed"]) == (DIMENSION, True)
+    assert reported["merges"] == ["score", "quota", "standardised"]
+    assert reported["limits"] == {
         "max_k": 1000,
         "max_upload_bytes": 1_000_000,
         "max_text_chars": 32_000,
@@ -85,10 +85,10 @@ def test_the_catalog_says_what_it_is(served, catalog):
 
 
 def test_an_asset_is_shown_with_its_metadata(served):
-    told = served.client.get("/api/assets/text", params={"id": "t005"}).json()
-    assert (told["asset_id"], told["text"], told["metadata"]) == ("t005", "text number 5", {"price": 5.5})
-    told = served.client.get("/api/assets/image", params={"id": "p001.jpg"}).json()
-    assert (told["width"], told["height"], told["media_type"]) == (48, 36, "image/jpeg")
+    reported = served.client.get("/api/assets/text", params={"id": "t005"}).json()
+    assert (reported["asset_id"], reported["text"], reported["metadata"]) == ("t005", "text number 5", {"price": 5.5})
+    reported = served.client.get("/api/assets/image", params={"id": "p001.jpg"}).json()
+    assert (reported["width"], reported["height"], reported["media_type"]) == (48, 36, "image/jpeg")
 
 
 def test_health_and_metrics_say_how_it_is(served, vector):
@@ -110,7 +110,7 @@ def test_the_description_names_every_route_with_its_answers_and_errors(served):
     description = served.client.get("/openapi.json").json()
     assert set(description["paths"]) == {
         "/api/search",
-        "/api/search/picture",
+        "/api/search/image",
         "/api/catalog",
         "/api/assets/{kind}",
         "/api/thumbnails/image",

@@ -148,36 +148,36 @@ def test_a_proxy_that_is_trusted_has_the_bound_of_all(hashed):
             assert read_all(connection).startswith(b"HTTP/1.1 200")
 
 
-def test_bodies_have_a_bound_together_and_the_slowest_make_room(hashed, picture):
+def test_bodies_have_a_bound_together_and_the_slowest_make_room(hashed, image):
     settings = {"max_bodies_bytes": 1_000_000, "max_upload_bytes": 400_000}
-    head = b"POST /api/search/picture HTTP/1.1\r\nHost: localhost\r\nContent-Length: 400000\r\n"
+    head = b"POST /api/search/image HTTP/1.1\r\nHost: localhost\r\nContent-Length: 400000\r\n"
     head += b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
     with serving_with(hashed, **settings) as server, contextlib.ExitStack() as stack:
         slow = [stack.enter_context(server.connect()) for _ in range(5)]
         for connection in slow:
-            connection.sendall(head + b'--b\r\nContent-Disposition: form-data; name="picture"\r\n\r\n' + bytes(300_000))
-        told = read_all(slow[0])
-        assert told.startswith(b"HTTP/1.1 503")
-        assert b"retry-after: 1" in told.lower()
-        assert fault(server.search_picture(picture), 422)  # read to its end; this server embeds nothing
+            connection.sendall(head + b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + bytes(300_000))
+        reported = read_all(slow[0])
+        assert reported.startswith(b"HTTP/1.1 503")
+        assert b"retry-after: 1" in reported.lower()
+        assert fault(server.search_image(image), 422)  # read to its end; this server embeds nothing
 
 
 def test_who_waits_between_two_pieces_of_a_body_is_told_so(hashed):
     with serving_with(hashed, body_pause_s=0.3) as server, server.connect() as connection:
         connection.sendall(KINDS["body"])
-        told = read_all(connection)
-        assert told.startswith(b"HTTP/1.1 408")
-        assert b"connection: close" in told.lower()
+        reported = read_all(connection)
+        assert reported.startswith(b"HTTP/1.1 408")
+        assert b"connection: close" in reported.lower()
 
 
 def ask_live(connection):
     connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    told = b""
-    while not told.endswith(b"}"):
+    reported = b""
+    while not reported.endswith(b"}"):
         piece = connection.recv(65536)
-        assert piece, told
-        told += piece
-    assert told.startswith(b"HTTP/1.1 200")
+        assert piece, reported
+        reported += piece
+    assert reported.startswith(b"HTTP/1.1 200")
 
 
 def test_a_connection_is_kept_for_longer_than_a_header_may_take_and_not_for_ever(hashed):
@@ -221,14 +221,14 @@ def embedding(hashed):
         yield server
 
 
-def test_small_files_of_huge_pictures_are_refused_by_their_header(embedding, picture):
+def test_small_files_of_huge_pictures_are_refused_by_their_header(embedding, image):
     bombs = [png(60_000_000, 1, 1), png(1, 60_000_000, 0), png(9000, 9000, 2), webp(9000)]
     assert max(map(len, bombs)) < 200_000
     before = psutil.Process(embedding.process.pid).memory_info().rss
     with ThreadPoolExecutor(12) as pool:
-        asked = [pool.submit(embedding.search_picture, bomb, k=1 + i) for i, bomb in enumerate(bombs * 3)]
+        asked = [pool.submit(embedding.search_image, bomb, k=1 + i) for i, bomb in enumerate(bombs * 3)]
         assert embedding.search(text="a sentence meanwhile").status_code == 200
-        assert embedding.search_picture(picture).status_code == 200
+        assert embedding.search_image(image).status_code == 200
         for one in asked:
             assert "pixels" in fault(one.result(), 422)
     assert psutil.Process(embedding.process.pid).memory_info().rss - before < 200e6
@@ -257,14 +257,14 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("origin", FOREIGN)
-def test_a_page_of_another_origin_pays_for_nothing(embedding, picture, origin):
+def test_a_page_of_another_origin_pays_for_nothing(embedding, image, origin):
     """Browsers send Origin where they send no Sec-Fetch-Site: over plain http to a machine of the network."""
     embedding.emulator.reset()
     headers = {"origin": origin.encode()}
     client = embedding.client
     assert "another site" in fault(client.post("/api/search", json={"text": "paid?"}, headers=headers), 403)
-    form = {"files": {"picture": picture}, "headers": headers}
-    assert fault(client.post("/api/search/picture", **form), 403)
+    form = {"files": {"image": image}, "headers": headers}
+    assert fault(client.post("/api/search/image", **form), 403)
     assert fault(client.get("/api/thumbnails/image?id=p001.jpg", headers=headers), 403)
     assert embedding.emulator.payments() == {}
 
@@ -294,7 +294,7 @@ def test_a_name_that_was_allowed_may_ask_through_a_proxy_that_hides_it(hashed, v
 def test_a_body_that_is_encoded_is_refused_in_a_sentence(served, vector, encoding):
     headers = {"content-encoding": encoding, "content-type": "application/json"}
     body = zlib.compress(json.dumps({"vector": vector}).encode())
-    for path in ("/api/search", "/api/search/picture"):
+    for path in ("/api/search", "/api/search/image"):
         answer = served.client.post(path, content=body, headers=headers)
         assert "Content-Encoding" in fault(answer, 415)
         assert answer.headers["accept-encoding"] == "identity"

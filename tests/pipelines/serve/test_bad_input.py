@@ -36,20 +36,20 @@ def bomb(side):
     ],
 )
 def test_an_upload_that_is_no_picture_is_refused(served, data, words):
-    assert words in fault(served.search_picture(data), 422)
+    assert words in fault(served.search_image(data), 422)
 
 
 @pytest.mark.parametrize("value", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:1/x.jpg"])
 def test_a_path_or_an_address_instead_of_bytes_is_refused(served, value):
-    answer = served.client.post("/api/search/picture", data={"picture": value})
+    answer = served.client.post("/api/search/image", data={"image": value})
     assert "the file itself" in fault(answer, 422)
 
 
 @pytest.mark.parametrize(
     "options", ['{"k": 0}', "{", "[]", '{"k": 1e9}', '{"text": "x"}', '{"where": {"nope": 1}}', "\x00", '{"k": NaN}']
 )
-def test_wrong_options_beside_a_picture_are_refused(served, picture, options):
-    answer = served.client.post("/api/search/picture", files={"picture": picture}, data={"options": options})
+def test_wrong_options_beside_a_picture_are_refused(served, image, options):
+    answer = served.client.post("/api/search/image", files={"image": image}, data={"options": options})
     assert answer.status_code in {400, 422}
     assert fault(answer, answer.status_code)
 
@@ -160,7 +160,7 @@ def test_query_parameters_that_break_a_rule_are_told(served):
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_sent(served):
     """Its length is enough to know."""
-    for path in ("/api/search", "/api/search/picture"):
+    for path in ("/api/search", "/api/search/image"):
         with served.connect() as connection:
             lines = [
                 f"POST {path} HTTP/1.1",
@@ -175,9 +175,9 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_sent(served):
 
 
 def test_a_body_without_a_length_is_refused_while_it_is_read(served):
-    head = ["POST /api/search/picture HTTP/1.1", "Host: localhost", "Transfer-Encoding: chunked"]
+    head = ["POST /api/search/image HTTP/1.1", "Host: localhost", "Transfer-Encoding: chunked"]
     head += ["Content-Type: multipart/form-data; boundary=b", "", ""]
-    part = b'--b\r\nContent-Disposition: form-data; name="picture"; filename="p"\r\n\r\n'
+    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="p"\r\n\r\n'
     block = bytes(65_536)
     sent = 0
     with served.connect() as connection:
@@ -198,9 +198,9 @@ def test_a_body_without_a_length_is_refused_while_it_is_read(served):
 
 
 def test_a_picture_that_is_just_too_large_is_told_so_after_it_was_sent(served):
-    answer = served.search_picture(b"\xff\xd8\xff" + bytes(1_000_000))
+    answer = served.search_image(b"\xff\xd8\xff" + bytes(1_000_000))
     assert "1,000,000 bytes at most" in fault(answer, 413)
-    assert served.search_picture(bytes(1_900_000)).status_code == 413
+    assert served.search_image(bytes(1_900_000)).status_code == 413
 
 
 def test_a_form_that_is_none_is_refused(served):
@@ -214,7 +214,7 @@ def test_a_form_that_is_none_is_refused(served):
         ({"content-type": "application/json"}, b"{}"),
         ({}, b""),
     ):
-        answer = served.client.post("/api/search/picture", content=body, headers=headers)
+        answer = served.client.post("/api/search/image", content=body, headers=headers)
         assert answer.status_code in {400, 422}
         fault(answer, answer.status_code)
 
@@ -222,7 +222,7 @@ def test_a_form_that_is_none_is_refused(served):
 def test_a_picture_that_is_large_in_pixels_and_small_in_bytes_is_searched(served):
     buffer = io.BytesIO()
     Image.new("L", (6000, 4000)).save(buffer, "PNG")
-    assert served.search_picture(buffer.getvalue(), k=1).status_code == 200
+    assert served.search_image(buffer.getvalue(), k=1).status_code == 200
 
 
 def test_what_a_client_sends_is_not_reflected_as_markup(served):

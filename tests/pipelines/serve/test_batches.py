@@ -32,9 +32,9 @@ def test_of_those_that_wait_half_are_searched_in_a_call_but_few(tmp_path: Path, 
             assert [[hit.row for hit in hits] for hits in found] == [[hit.row for hit in hits] for hits in alone]
 
         asyncio.run(ask_at_once())
-    told = dict(line.rsplit(" ", 1) for line in metrics.exposition().decode().splitlines() if line[:1] != "#")
+    reported = dict(line.rsplit(" ", 1) for line in metrics.exposition().decode().splitlines() if line[:1] != "#")
     name = "epithre_beam_batch_queries"
-    assert float(told[f"{name}_sum"]) == queries
+    assert float(reported[f"{name}_sum"]) == queries
     # Those that came first did not wait for others.
-    assert float(told[f'{name}_bucket{{le="{most}.0"}}']) == float(told[f"{name}_count"])
-    assert 4 <= float(told[f"{name}_count"]) < queries
+    assert float(reported[f'{name}_bucket{{le="{most}.0"}}']) == float(reported[f"{name}_count"])
+    assert 4 <= float(reported[f"{name}_count"]) < queries

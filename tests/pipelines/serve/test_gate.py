@@ -109,10 +109,10 @@ def test_loopback_and_names_that_were_allowed_are_answered(served, guarded, get)
     assert get(served, "/health/ready", host="pictures.example").status_code == 400
 
 
-def test_a_page_of_another_site_may_not_ask(served, picture):
+def test_a_page_of_another_site_may_not_ask(served, image):
     for site in ("cross-site", "same-site"):
         headers = {"sec-fetch-site": site}
-        answer = served.client.post("/api/search/picture", files={"picture": picture}, headers=headers)
+        answer = served.client.post("/api/search/image", files={"image": image}, headers=headers)
         assert "another site" in fault(answer, 403)
         assert fault(served.client.get("/api/thumbnails/image?id=p001.jpg", headers=headers), 403)
     for site in ("same-origin", "none"):

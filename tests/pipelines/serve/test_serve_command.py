@@ -13,7 +13,7 @@ import pytest
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings
 
 from ...ports import free_port
-from ...transforms.epithre.answering import Told, answering, error, good
+from ...transforms.epithre.answering import CannedReply, answering, error, good
 from ..conftest import KEY, command, sentences
 from .conftest import DIMENSION, WITHOUT_API, fault, serving
 
@@ -85,7 +85,7 @@ def ask_from(server, address, **asked):
 def test_an_api_that_asks_for_a_pause_is_told_of_and_asked_again(hashed, vector):
     """Half a minute later or in a thousand years: sentences fail at once, all else is answered, and it is told."""
     (manifest,) = hashed.catalog.glob("versions/*/manifest.json")
-    models = Told(
+    models = CannedReply(
         body={"data": []}, headers={"x-emulator-fingerprint": json.loads(manifest.read_text())["model_fingerprint"]}
     )
 
@@ -105,10 +105,10 @@ def test_an_api_that_asks_for_a_pause_is_told_of_and_asked_again(hashed, vector)
             assert "asked again in" in fault(answered, 503)
             assert 1 <= int(answered.headers["retry-after"]) <= 6
         assert api.count() == 1
-        told = server.client.get("/health/ready")
-        assert told.status_code == 200
-        assert (told.json()["status"], told.json()["embedding_api"]) == ("degraded", "fails")
-        assert 1 <= told.json()["retry_after_s"] <= 6
+        reported = server.client.get("/health/ready")
+        assert reported.status_code == 200
+        assert (reported.json()["status"], reported.json()["embedding_api"]) == ("degraded", "fails")
+        assert 1 <= reported.json()["retry_after_s"] <= 6
         assert "epithre_beam_embedding_api_failing 1.0" in server.client.get("/metrics").text
         assert server.search(vector=vector).status_code == 200
         assert server.search(asset={"kind": "text", "id": "t001"}).status_code == 200

@@ -21,7 +21,7 @@ def two_versions(hashed, tmp_path_factory):
         shutil.copytree(hashed.folder / name, place.folder / name)
     texts = (hashed.folder / "texts.csv").read_text().splitlines()
     (place.folder / "texts.csv").write_text("\n".join(texts[:11]) + "\n")
-    place.write_job(guards__max_shrinkage=1.0)
+    place.write_job(gates__max_shrinkage=1.0)
     done = place.cli("run", "job.yaml", "--quiet")
     assert done.returncode == 0, done.stderr
     return place
@@ -78,6 +78,6 @@ def test_a_catalog_that_vanishes_is_served_on_and_told_to_prometheus(hashed, tmp
         (tmp_path / "gone").rename(place.catalog)
         wait_for(lambda: "epithre_beam_catalog_refresh_failing 0.0" in server.client.get("/metrics").text)
         assert server.stop() == 0
-        told = server.process.stderr.read()
-        assert told.count("there is no such folder") == told.count("stays at version") == 1  # not at every look
-        assert "Traceback" not in told
+        reported = server.process.stderr.read()
+        assert reported.count("there is no such folder") == reported.count("stays at version") == 1  # not at every look
+        assert "Traceback" not in reported

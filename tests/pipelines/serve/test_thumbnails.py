@@ -1,6 +1,6 @@
 """A thumbnail is made once, and of the asset's own bytes."""
 
-from ...transforms.viewing.test_picture_sources import as_jpeg, opened
+from ...transforms.viewing.test_image_sources import as_jpeg, opened
 from .conftest import fault
 
 

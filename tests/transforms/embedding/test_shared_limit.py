@@ -7,9 +7,9 @@ import pytest
 
 from epithre_beam.configs import EmbedConfig
 from epithre_beam.configs.errors import RateLimiterLostError
-from epithre_beam.transforms.embedding.host_ledger import HostLedger
-from epithre_beam.transforms.embedding.shared_limit import remove_shared_ledger, set_up_shared_ledger, shared_ledger
-from epithre_beam.transforms.epithre.rate_limit.redis_ledger import RedisLedger
+from epithre_beam.transforms.embedding.host_backend import HostBackend
+from epithre_beam.transforms.embedding.shared_limit import remove_shared_ledger, set_up_shared_backend, shared_backend
+from epithre_beam.transforms.epithre.rate_limit.redis_backend import RedisBackend
 
 from ...conftest import RedisServer
 from ...ports import free_port
@@ -17,15 +17,15 @@ from ...ports import free_port
 
 def test_a_lane_that_is_alone_shares_nothing() -> None:
     embed = EmbedConfig()
-    set_up_shared_ledger(embed, "run", 3)
-    assert shared_ledger(embed, "run", 3) is None
+    set_up_shared_backend(embed, "run", 3)
+    assert shared_backend(embed, "run", 3) is None
 
 
 def test_lanes_of_a_host_share_one_ledger_a_run_with_the_limits_of_the_job() -> None:
-    embed = EmbedConfig(budget="host", lanes=2, requests_per_minute=600, tokens_per_minute=None, timeout_s=7.0)
-    one, same, other = (shared_ledger(embed, run, 3) for run in ("a", "a", "b"))
-    assert isinstance(one, HostLedger)
-    assert isinstance(other, HostLedger)
+    embed = EmbedConfig(rate_limiter="host", lanes=2, requests_per_minute=600, tokens_per_minute=None, timeout_s=7.0)
+    one, same, other = (shared_backend(embed, run, 3) for run in ("a", "a", "b"))
+    assert isinstance(one, HostBackend)
+    assert isinstance(other, HostBackend)
     assert one == same
     assert one.name != other.name
     assert one.settings.limits == {"requests": 600}
@@ -33,18 +33,18 @@ def test_lanes_of_a_host_share_one_ledger_a_run_with_the_limits_of_the_job() -> 
 
 
 def test_what_the_launcher_spent_counts_for_every_lane_that_asks_redis(redis_server: RedisServer) -> None:
-    embed = EmbedConfig(budget="redis", redis_url=redis_server.url, lanes=2, requests_per_minute=3)
-    set_up_shared_ledger(embed, "run", 3)
+    embed = EmbedConfig(rate_limiter="redis", redis_url=redis_server.url, lanes=2, requests_per_minute=3)
+    set_up_shared_backend(embed, "run", 3)
     for run in ("run", "another run of the same key"):
-        ledger = shared_ledger(embed, run, 0)
-        assert isinstance(ledger, RedisLedger)
-        assert ledger.try_acquire({"requests": 1.0}).lease is None
+        backend = shared_backend(embed, run, 0)
+        assert isinstance(backend, RedisBackend)
+        assert backend.try_acquire({"requests": 1.0}).lease is None
 
 
 def test_a_redis_that_is_not_there_stops_the_run_before_its_lanes_begin() -> None:
-    embed = EmbedConfig(budget="redis", redis_url=f"redis://127.0.0.1:{free_port()}/0")
+    embed = EmbedConfig(rate_limiter="redis", redis_url=f"redis://127.0.0.1:{free_port()}/0")
     with pytest.raises(RateLimiterLostError, match="cannot be reached"):
-        set_up_shared_ledger(embed, "run", 0)
+        set_up_shared_backend(embed, "run", 0)
 
 
 @pytest.fixture
@@ -54,17 +54,17 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_ledger_of_a_host_leaves_no_file_after_its_run(temporary: Path) -> None:
-    embed = EmbedConfig(budget="host", lanes=2)
+    embed = EmbedConfig(rate_limiter="host", lanes=2)
     for run in ("first", "second"):
-        ledger = shared_ledger(embed, run, 0)
-        assert ledger is not None
-        assert ledger.try_acquire({"requests": 1.0}).lease is not None
+        backend = shared_backend(embed, run, 0)
+        assert backend is not None
+        assert backend.try_acquire({"requests": 1.0}).lease is not None
     (folder,) = temporary.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.suffix for path in folder.iterdir()} == {".address", ".lock"}
     remove_shared_ledger(embed, "first")
-    assert {path.stem for path in folder.iterdir()} == {f"epithre-beam-{embed.budget_name}-second"}
-    assert ledger.try_acquire({"requests": 1.0}).lease is not None  # another run's ledger is left alone
+    assert {path.stem for path in folder.iterdir()} == {f"epithre-beam-{embed.rate_limiter_name}-second"}
+    assert backend.try_acquire({"requests": 1.0}).lease is not None  # another run's ledger is left alone
     remove_shared_ledger(embed, "second")
     remove_shared_ledger(embed, "second")  # of another host, or removed before
     assert not list(folder.iterdir())
@@ -72,10 +72,10 @@ def test_a_ledger_of_a_host_leaves_no_file_after_its_run(temporary: Path) -> Non
 
 @pytest.mark.parametrize("made", ["writable by others", "a link", "a file"])
 def test_a_ledger_of_a_host_trusts_no_folder_that_others_may_write_to(temporary: Path, made: str) -> None:
-    embed = EmbedConfig(budget="host", lanes=2)
-    ledger = shared_ledger(embed, f"before {made}", 0)
-    assert ledger is not None
-    assert ledger.try_acquire({"requests": 1.0}).lease is not None
+    embed = EmbedConfig(rate_limiter="host", lanes=2)
+    backend = shared_backend(embed, f"before {made}", 0)
+    assert backend is not None
+    assert backend.try_acquire({"requests": 1.0}).lease is not None
     remove_shared_ledger(embed, f"before {made}")
     (folder,) = temporary.iterdir()
     folder.rmdir()
@@ -87,7 +87,7 @@ def test_a_ledger_of_a_host_trusts_no_folder_that_others_may_write_to(temporary:
     else:
         folder.mkdir()
         folder.chmod(0o777)
-    other = shared_ledger(embed, made, 0)
+    other = shared_backend(embed, made, 0)
     assert other is not None
     with pytest.raises(RateLimiterLostError, match="set TMPDIR"):
         other.try_acquire({"requests": 1.0})

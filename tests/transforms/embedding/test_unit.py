@@ -13,7 +13,7 @@ from PIL import Image
 
 from epithre_beam.configs import EmbedConfig, PrepareConfig, SourceConfig
 from epithre_beam.index import Store
-from epithre_beam.index.vectors.paid import PaidVectors
+from epithre_beam.index.vectors.reusable import ReusableVectors
 from epithre_beam.index.vectors.units import read_unit
 from epithre_beam.transforms.embedding.unit import ByteLimit, SentContents, UnitContext, embed_unit
 from epithre_beam.transforms.epithre.client import Client
@@ -32,7 +32,7 @@ class SlowReader(Reader):
         return super().read(reference)
 
 
-def pictures(folder, count):
+def images(folder, count):
     rng = np.random.default_rng(3)
     folder.mkdir()
     found = []
@@ -64,8 +64,8 @@ async def embed_all(units, embed, key, store, reader_class=Reader, memory=50_000
                 local_threads=local_threads,
                 bytes_in_flight=ByteLimit(memory),
                 sent=SentContents(1024),
-                paid=PaidVectors(store, [], ""),
-                recipe="",
+                reusable=ReusableVectors(store, [], ""),
+                embedding_config_hash="",
                 note_progress=lambda done, dead: None,
             )
             return await asyncio.gather(
@@ -79,7 +79,7 @@ async def embed_all(units, embed, key, store, reader_class=Reader, memory=50_000
 @pytest.mark.alone
 def test_slow_storage_and_a_slow_api_wait_side_by_side(tmp_path):
     """128 reads of 50 ms in two threads are 3.2 s, and 16 requests of 300 ms one after the other 4.8 s more."""
-    references = pictures(tmp_path / "pictures", 128)
+    references = images(tmp_path / "pictures", 128)
     settings_ = EmulatorSettings(dimension=32, faults=Faults(latency_s=0.3))
     with Emulator(settings_) as emulator:
         embed = EmbedConfig(base_url=emulator.base_url, dimension=32, batch_items=8, max_concurrency=16)
@@ -91,7 +91,7 @@ def test_slow_storage_and_a_slow_api_wait_side_by_side(tmp_path):
 
 
 def test_rows_are_in_the_order_of_the_references_with_their_own_vectors(tmp_path):
-    references = pictures(tmp_path / "pictures", 50)
+    references = images(tmp_path / "pictures", 50)
     with Emulator(EmulatorSettings(dimension=32, faults=Faults(latency_s=0.02, latency_jitter_s=0.02))) as emulator:
         embed = EmbedConfig(base_url=emulator.base_url, dimension=32, batch_items=3)
         store = Store(str(tmp_path / "c"))

@@ -30,7 +30,7 @@ class Asked:
 
 
 @dataclass
-class Told:
+class CannedReply:
     """What is answered. `body`: bytes, or what becomes JSON."""
 
     status: int = 200
@@ -59,20 +59,20 @@ class Hostile:
         return sum(asked.method == method for asked in self.asked)
 
 
-def good(asked: Asked, dimension: int = 64) -> Told:
+def good(asked: Asked, dimension: int = 64) -> CannedReply:
     """Unit vectors, all alike."""
     vector = np.eye(1, dimension, dtype=np.float32)[0].tolist()
-    return Told(body={"data": [{"index": i, "embedding": vector} for i in range(len(asked.items))]})
+    return CannedReply(body={"data": [{"index": i, "embedding": vector} for i in range(len(asked.items))]})
 
 
-def error(status: int, message: str, **headers: str) -> Told:
+def error(status: int, message: str, **headers: str) -> CannedReply:
     """An error in OpenAI's shape; `retry_after="3"` becomes a header."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Told(status=status, body={"error": {"message": message}}, headers=named)
+    return CannedReply(status=status, body={"error": {"message": message}}, headers=named)
 
 
 @contextlib.contextmanager
-def answering(answer: Callable[[Asked], Told]) -> Iterator[Hostile]:
+def answering(answer: Callable[[Asked], CannedReply]) -> Iterator[Hostile]:
     """Answers each request as `answer` says."""
     seen: list[Asked] = []
     lock = threading.Lock()
@@ -88,14 +88,14 @@ def answering(answer: Callable[[Asked], Told]) -> Iterator[Hostile]:
                 number = sum(one.method == self.command for one in seen)
                 asked = Asked(self.command, self.path, headers, body, number)
                 seen.append(asked)
-            told = answer(asked)
-            if told.raw is not None:
-                self.wfile.write(told.raw)
+            reported = answer(asked)
+            if reported.raw is not None:
+                self.wfile.write(reported.raw)
                 self.close_connection = True
                 return
-            data = told.body if isinstance(told.body, bytes) else json.dumps(told.body).encode()
-            self.send_response_only(told.status)  # without a date of its own
-            for name, value in told.headers.items():
+            data = reported.body if isinstance(reported.body, bytes) else json.dumps(reported.body).encode()
+            self.send_response_only(reported.status)  # without a date of its own
+            for name, value in reported.headers.items():
                 self.send_header(name, value)
             self.send_header("content-length", str(len(data)))
             self.end_headers()
@@ -117,6 +117,6 @@ def answering(answer: Callable[[Asked], Told]) -> Iterator[Hostile]:
             thread.join()
 
 
-def without_models(answer: Callable[[Asked], Told]) -> Callable[[Asked], Told]:
+def without_models(answer: Callable[[Asked], CannedReply]) -> Callable[[Asked], CannedReply]:
     """`answer` for every POST; 404 for a GET, as of a server that lists no models."""
-    return lambda asked: answer(asked) if asked.method == "POST" else Told(status=404)
+    return lambda asked: answer(asked) if asked.method == "POST" else CannedReply(status=404)

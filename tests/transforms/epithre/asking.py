@@ -24,12 +24,12 @@ def settings_for(emulator, **changes):
     return EmbedConfig(base_url=emulator.base_url, dimension=DIMENSION, **changes)
 
 
-def embed(emulator, contents, *, budget=None, key=None, sleep=quick, **changes):
+def embed(emulator, contents, *, rate_limiter=None, key=None, sleep=quick, **changes):
     """The results, and the client, closed, for its counts."""
 
     async def go():
         async with Client(
-            settings_for(emulator, **changes), key or emulator.api_key, seed=1, sleep=sleep, budget=budget and budget()
+            settings_for(emulator, **changes), key or emulator.api_key, seed=1, sleep=sleep, rate_limiter=rate_limiter and rate_limiter()
         ) as client:
             return await client.embed([client.encode("text", content) for content in contents]), client
 

@@ -84,17 +84,17 @@ def serve(respond: Respond) -> Iterator[Hostile]:
                 if items:
                     server.posts.append(items)
             sent = 0
-            told = respond(request)
-            if told is None:
+            reported = respond(request)
+            if reported is None:
                 self.close_connection = True
                 return
             with contextlib.suppress(OSError):
-                for piece in [told] if isinstance(told, bytes) else told:
+                for piece in [reported] if isinstance(reported, bytes) else reported:
                     if stopping.is_set():
                         break
                     self.connection.sendall(piece)
                     sent += len(piece)
-            self.close_connection = not isinstance(told, bytes)
+            self.close_connection = not isinstance(reported, bytes)
             with lock:
                 server.sent.append(sent)
 

@@ -9,7 +9,7 @@ from epithre_beam.configs.errors import ApiError
 from epithre_beam.transforms.epithre.client import Client, Refusal, RefusalReason
 from epithre_beam.transforms.epithre.emulator import Faults, Limits
 from epithre_beam.transforms.epithre.emulator.hash_model import hash_vector
-from epithre_beam.transforms.epithre.rate_limit.budget import Budget
+from epithre_beam.transforms.epithre.rate_limit.rate_limiter import RateLimiter
 
 from .asking import DIMENSION, assert_right, embed, serve, settings_for, texts
 
@@ -58,8 +58,8 @@ def test_a_storm_of_thousands_of_requests_within_a_limit_loses_nothing_and_never
     faults = Faults(**dict.fromkeys(FAULTS, 0.02), latency_s=0.01, latency_jitter_s=0.01, poison_marker="text 99")
     limits = Limits(requests_per_minute=800, window_s=1.0)
     with serve(faults=faults, limits=limits, seed=11) as emulator:
-        budget = lambda: Budget({"requests": 800}, window_s=1.0)  # noqa: E731
-        results, _ = embed(emulator, contents, batch_items=1, retry_share=1.0, max_sends=20, budget=budget)
+        rate_limiter = lambda: RateLimiter({"requests": 800}, window_s=1.0)  # noqa: E731
+        results, _ = embed(emulator, contents, batch_items=1, retry_share=1.0, max_sends=20, rate_limiter=rate_limiter)
         assert emulator.worst_window().requests <= 800
         assert not [a for a in emulator.log if a.status == 429 and not a.faults]
     assert_right(contents, results)
@@ -95,7 +95,7 @@ def test_the_configured_limit_holds_by_the_servers_own_log():
     limits = Limits(requests_per_minute=100, window_s=1.0)
     with serve(limits=limits, faults=Faults(latency_s=0.03, latency_jitter_s=0.03)) as emulator:
         results, client = embed(
-            emulator, contents, batch_items=1, budget=lambda: Budget({"requests": 100}, window_s=1.0)
+            emulator, contents, batch_items=1, rate_limiter=lambda: RateLimiter({"requests": 100}, window_s=1.0)
         )
         assert emulator.worst_window().requests <= 100
         assert not [a for a in emulator.log if a.status == 429]
@@ -106,7 +106,7 @@ def test_the_configured_limit_holds_by_the_servers_own_log():
 def test_an_unconfigured_limit_is_learned_from_the_servers_headers():
     with serve(limits=Limits(requests_per_minute=50_000)) as emulator:
         _, client = embed(emulator, texts(64))
-    assert client.budget.limits["requests"] == 50_000
+    assert client.rate_limiter.limits["requests"] == 50_000
 
 
 def test_images_are_sent_as_the_guide_says():
@@ -137,6 +137,6 @@ def test_a_key_is_in_no_repr_and_no_error():
 
         async def look():
             async with Client(settings_for(emulator), key) as client:
-                return repr(client) + repr(client.budget) + repr(client.meter)
+                return repr(client) + repr(client.rate_limiter) + repr(client.meter)
 
         assert key not in asyncio.run(look())

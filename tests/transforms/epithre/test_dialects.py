@@ -29,7 +29,7 @@ from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings
 from epithre_beam.transforms.epithre.emulator.hash_model import hash_vector
 from epithre_beam.transforms.epithre.probe import probe
 from epithre_beam.transforms.planning.plan import unit_name
-from epithre_beam.transforms.planning.recipe import recipe
+from epithre_beam.transforms.planning.embedding_config import embedding_config_hash
 from epithre_beam.transforms.query.embed_queries import embed_queries
 
 DIMENSION = 16
@@ -50,8 +50,8 @@ def mixture(name: str) -> list[Item]:
     texts = [("text", text.encode()) for text in TEXTS]
     if name == "openai":
         return texts
-    pictures = [("image", JPEG), ("image", PNG), ("image", WEBP), ("image", JPEG + b"2")]
-    return [item for pair in zip(texts, pictures, strict=True) for item in pair]
+    images = [("image", JPEG), ("image", PNG), ("image", WEBP), ("image", JPEG + b"2")]
+    return [item for pair in zip(texts, images, strict=True) for item in pair]
 
 
 # ------------------------------------------------------------------------------------------ the servers' halves
@@ -224,10 +224,10 @@ class Server:
 
 
 @contextmanager
-def serve(name: str, **told: Any) -> Iterator[Server]:
+def serve(name: str, **reported: Any) -> Iterator[Server]:
     """A provider's server on loopback; leaving it proves that all it was sent was right."""
     provider = PROVIDERS[name]
-    server = Server(**told)
+    server = Server(**reported)
 
     def respond(path: str, authorization: str | None, raw: bytes) -> Answer:
         assert path == provider.path
@@ -337,7 +337,7 @@ def test_the_documented_bodies_letter_by_letter() -> None:
     """As JSON; the models, texts and pictures are the only things that differ from the provider's page."""
     data = base64.b64encode(PNG).decode()
     text, url = {"type": "text", "text": "é"}, {"type": "image_url", "image_url": {"url": uri("png", PNG)}}
-    picture = {"type": "image_base64", "image_base64": uri("png", PNG)}
+    image = {"type": "image_base64", "image_base64": uri("png", PNG)}
     expected: dict[str, Any] = {
         "epithre": {"input": ["é", {"type": "image", "image": data}], "encoding_format": "base64"},
         "openai": {"input": ["é", "é"], "encoding_format": "base64"},
@@ -347,7 +347,7 @@ def test_the_documented_bodies_letter_by_letter() -> None:
             "normalized": True,
             "dimensions": DIMENSION,
         },
-        "voyage": {"inputs": [{"content": [text]}, {"content": [picture]}], "input_type": "document"},
+        "voyage": {"inputs": [{"content": [text]}, {"content": [image]}], "input_type": "document"},
         "cohere": {
             "input_type": "search_document",
             "embedding_types": ["float"],
@@ -424,7 +424,7 @@ def test_what_documents_are_embedded_as_makes_other_units() -> None:
             return []
 
     def named(name: str, **changes: Any) -> str:
-        return unit_name(NoReferences(), recipe(settings_for(name, **changes), PrepareConfig(), None))
+        return unit_name(NoReferences(), embedding_config_hash(settings_for(name, **changes), PrepareConfig(), None))
 
     assert len({named(name) for name in NAMES}) == len(NAMES)
     for name, default in (("voyage", "document"), ("cohere", "search_document")):
@@ -441,10 +441,10 @@ def test_a_pictures_media_type_is_read_from_its_bytes() -> None:
 def test_openai_takes_no_picture_and_says_so_before_anything_is_sent() -> None:
     with pytest.raises(ValueError, match="embeds texts only"):
         DIALECTS["openai"](settings_for("openai")).encode_item("image", PNG)
-    picture = (Path(__file__).parents[3] / "docs" / "results.png").read_bytes()
+    image = (Path(__file__).parents[3] / "docs" / "results.png").read_bytes()
     with serve("openai") as server:
         with pytest.raises(QueryError, match=r"Query 1 .* texts only"):
-            embed_queries(["a", picture], settings_for("openai", server.base_url), PrepareConfig(), KEY)
+            embed_queries(["a", image], settings_for("openai", server.base_url), PrepareConfig(), KEY)
         assert server.batches == []
 
 

@@ -14,7 +14,7 @@ from epithre_beam.configs.errors import ApiError
 from epithre_beam.transforms.epithre.client import Client, Refusal
 from epithre_beam.transforms.epithre.probe import probe
 
-from .answering import Told, answering, error
+from .answering import CannedReply, answering, error
 
 KEY = "Sk/ECHOED+0123456789_abcdef-Zz"
 DIMENSION = 64
@@ -72,7 +72,7 @@ def said_by(settings, count=2):
     return " ".join(f"{result} {result!r}" for result in results if isinstance(result, Refusal))
 
 
-def told_by_probe(server):
+def reported_by_probe(server):
     """What the probe has to say of the server, whether that is an error or not."""
     try:
         return str(probe(settings_for(server), KEY, pause_s=0.001))
@@ -110,7 +110,7 @@ BODIES = {
 @pytest.mark.parametrize("place", BODIES)
 @pytest.mark.parametrize("status", [403, 503])
 def test_no_place_of_an_error_answer_shows_the_key(place, status):
-    with answering(lambda _: Told(status=status, body=BODIES[place])) as server:
+    with answering(lambda _: CannedReply(status=status, body=BODIES[place])) as server:
         said = said_by(settings_for(server))
     assert said
     assert traces(said) == []
@@ -128,9 +128,9 @@ def test_no_place_of_an_error_answer_shows_the_key(place, status):
     ],
 )
 def test_no_answer_that_is_no_http_shows_the_key(raw, caplog):
-    with answering(lambda _: Told(raw=raw.encode())) as server:
+    with answering(lambda _: CannedReply(raw=raw.encode())) as server:
         said = said_by(settings_for(server))
-        said += told_by_probe(server)
+        said += reported_by_probe(server)
     assert said
     assert traces(said + caplog.text) == []
 
@@ -143,18 +143,18 @@ IN_A_200 = ["", 400, 401, 403, 404, 422, 429, 503]
 @pytest.mark.parametrize("code", IN_A_200)
 def test_no_error_in_a_200_shows_the_key(form, code, caplog):
     body = {"error": {"message": f"rejected: {FORMS[form]}", "code": code}}
-    with answering(lambda _: Told(body=body)) as server:
+    with answering(lambda _: CannedReply(body=body)) as server:
         said = said_by(settings_for(server))
-        words = said + told_by_probe(server)
+        words = said + reported_by_probe(server)
     assert "rejected" in said
     assert traces(words + caplog.text) == []
 
 
 @pytest.mark.parametrize("place", BODIES)
 def test_no_place_of_a_200_without_vectors_shows_the_key(place, caplog):
-    with answering(lambda _: Told(body=BODIES[place])) as server:
+    with answering(lambda _: CannedReply(body=BODIES[place])) as server:
         said = said_by(settings_for(server))
-        words = said + told_by_probe(server)
+        words = said + reported_by_probe(server)
     assert said
     assert traces(words + caplog.text) == []
 
@@ -163,7 +163,7 @@ def test_no_place_of_a_200_without_vectors_shows_the_key(place, caplog):
 @pytest.mark.parametrize("before", ["", "x" * (200 - len(KEY) // 2 - len('{"error":{"message":"'))])
 def test_no_long_error_in_a_200_shows_the_key(code, before):
     body = {"error": {"message": before + KEY + "x" * 270_000 + KEY, "code": code}}
-    with answering(lambda _: Told(body=body)) as server:
+    with answering(lambda _: CannedReply(body=body)) as server:
         said = said_by(settings_for(server), count=4)  # whose vectors may be longer than that
     assert "longer than 262,144 bytes" in said
     assert traces(said) == []
@@ -172,10 +172,10 @@ def test_no_long_error_in_a_200_shows_the_key(code, before):
 @pytest.mark.parametrize("named", [KEY, f"gzip, {KEY}", KEY.replace("+", ","), "x" * (80 - len(KEY) // 2) + KEY])
 @pytest.mark.parametrize("status", [200, 400, 401, 503])
 def test_no_name_of_a_compression_shows_the_key(named, status, caplog):
-    told = Told(status=status, body=b"{}", headers={"content-encoding": named})
-    with answering(lambda _: told) as server:
+    reported = CannedReply(status=status, body=b"{}", headers={"content-encoding": named})
+    with answering(lambda _: reported) as server:
         said = said_by(settings_for(server))
-        words = said + told_by_probe(server)
+        words = said + reported_by_probe(server)
     assert "compressed" in said
     assert traces(words + caplog.text) == []
 
@@ -184,7 +184,7 @@ def test_vectors_are_taken_as_they_came_even_where_their_base64_has_the_key():
     vector = np.full(DIMENSION, DIMENSION**-0.5, np.float32)
     encoded = base64.b64encode(vector.tobytes()).decode()
     data = {"data": [{"index": i, "embedding": encoded} for i in range(2)]}
-    with answering(lambda _: Told(body=data)) as server:
+    with answering(lambda _: CannedReply(body=data)) as server:
         results = embed(settings_for(server), key=encoded[20:40])
     np.testing.assert_array_equal(results, [vector, vector])
 
@@ -193,7 +193,7 @@ def test_vectors_are_taken_as_they_came_even_where_their_base64_has_the_key():
 def test_the_probe_shows_the_key_in_no_model_name_error_or_fingerprint(form):
     said = ""
     for answer in (
-        Told(body={"data": [{"id": FORMS[form]}, {"id": "other"}]}),
+        CannedReply(body={"data": [{"id": FORMS[form]}, {"id": "other"}]}),
         error(401, FORMS[form]),
         error(302, FORMS[form], location=f"https://elsewhere/{urllib.parse.quote(FORMS[form])}"),
         error(429, FORMS[form], retry_after="100000"),
@@ -201,8 +201,8 @@ def test_the_probe_shows_the_key_in_no_model_name_error_or_fingerprint(form):
         with answering(lambda _, answer=answer: answer) as server, pytest.raises(ApiError) as caught:
             probe(settings_for(server), KEY, pause_s=0.001)
         said += f" {caught.value} {caught.value.facts}"
-    told = Told(body={"data": []}, headers={"x-emulator-fingerprint": FORMS[form]})
-    with answering(lambda _: told) as server:
+    reported = CannedReply(body={"data": []}, headers={"x-emulator-fingerprint": FORMS[form]})
+    with answering(lambda _: reported) as server:
         said += f" {probe(settings_for(server), KEY)}"
     assert traces(said) == []
 

@@ -6,7 +6,7 @@ import pytest
 from epithre_beam.transforms.epithre.meter import Latencies, Timeline
 
 
-def told(timeline: Timeline) -> dict:
+def reported(timeline: Timeline) -> dict:
     return orjson.loads(orjson.dumps(timeline.to_dict()))  # as a progress file carries it
 
 
@@ -14,7 +14,7 @@ def test_a_timeline_loses_no_count_and_stays_short_however_long_it_runs():
     timeline = Timeline()
     for second in range(0, 40_000, 7):
         timeline.sample(1_800_000_000.0 + second, {"requests": second, "retries": second // 100})
-    data = told(timeline)
+    data = reported(timeline)
     assert 300 <= len(data["counts"]["requests"]) <= 600
     assert sum(data["counts"]["requests"]) == 39_998
     assert sum(data["counts"]["retries"]) == 399
@@ -33,13 +33,13 @@ def test_lanes_add_up_by_time_whatever_their_steps_are():
     for order in ((long, short), (short, long)):
         both = Timeline()
         for lane in order:
-            both.add(told(lane))
-        totals.append(told(both))
+            both.add(reported(lane))
+        totals.append(reported(both))
     assert totals[0] == totals[1]
     assert sum(totals[0]["counts"]["requests"]) == 999 + 990
     step = totals[0]["step_s"]
     counts = totals[0]["counts"]["requests"]
-    assert sum(counts) - sum(told(long)["counts"]["requests"]) == 990
+    assert sum(counts) - sum(reported(long)["counts"]["requests"]) == 990
     assert counts[int((1_000_504 - totals[0]["start_unix_s"]) // step)] > 50 * step  # where the short one was
 
 
@@ -49,8 +49,8 @@ def test_lanes_that_run_far_apart_stay_short_together():
         lane = Timeline()
         for second in range(20):
             lane.sample(start + second, {"requests": second})
-        both.add(told(lane))
-    data = told(both)
+        both.add(reported(lane))
+    data = reported(both)
     assert len(data["counts"]["requests"]) <= 600
     assert sum(data["counts"]["requests"]) == 38
 
@@ -59,12 +59,12 @@ def test_a_timeline_survives_a_clock_that_is_set():
     timeline = Timeline()
     for now in (100.0, 101.0, 99.0, 1_800_000_000.0, 1_800_000_001.0):
         timeline.sample(now, {"requests": int(now)})
-    assert len(told(timeline)["counts"]["requests"]) <= 600
-    assert sum(told(timeline)["counts"]["requests"]) == 1_800_000_001 - 100  # the first says where counting begins
+    assert len(reported(timeline)["counts"]["requests"]) <= 600
+    assert sum(reported(timeline)["counts"]["requests"]) == 1_800_000_001 - 100  # the first says where counting begins
 
 
 def test_what_was_never_sampled_is_empty():
-    assert told(Timeline())["counts"] == {}
+    assert reported(Timeline())["counts"] == {}
     assert Latencies().histogram() == {"edges": [], "counts": []}
 
 

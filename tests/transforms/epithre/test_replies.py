@@ -78,15 +78,15 @@ ANSWERS = JSON | st.fixed_dictionaries(
 )
 
 
-def rows_told(body, name):
+def rows_reported(body, name):
     """Which vector says of itself that it belongs in which row."""
     if name == "cohere":
         return list(enumerate(body["embeddings"]["float"]))
-    told = [(entry.get("index"), entry["embedding"]) for entry in body["data"]]
-    assert not any(isinstance(place, bool) for place, _ in told)
-    if all(place is None for place, _ in told):
-        return [(row, vector) for row, (_, vector) in enumerate(told)]
-    return [(int(float(place)), vector) for place, vector in told]
+    reported = [(entry.get("index"), entry["embedding"]) for entry in body["data"]]
+    assert not any(isinstance(place, bool) for place, _ in reported)
+    if all(place is None for place, _ in reported):
+        return [(row, vector) for row, (_, vector) in enumerate(reported)]
+    return [(int(float(place)), vector) for place, vector in reported]
 
 
 @settings(max_examples=400, deadline=None)
@@ -107,14 +107,14 @@ def test_any_json_is_good_vectors_in_their_own_rows_or_an_error(body, name, stat
             assert found.outcome.item is None or 0 <= found.outcome.item < count
         return
     assert status == 200
-    rows = rows_told(body, name)
+    rows = rows_reported(body, name)
     assert sorted(row for row, _ in rows) == list(range(count))
-    for row, told in rows:
-        if isinstance(told, str):
-            expected = np.frombuffer(base64.b64decode(told), "<f4").astype(np.float64)
+    for row, reported in rows:
+        if isinstance(reported, str):
+            expected = np.frombuffer(base64.b64decode(reported), "<f4").astype(np.float64)
         else:
-            assert all(type(number) in {int, float} for number in told)
-            expected = np.asarray(told, np.float64)
+            assert all(type(number) in {int, float} for number in reported)
+            expected = np.asarray(reported, np.float64)
         np.testing.assert_allclose(found.outcome[row], expected / np.linalg.norm(expected), atol=1e-5)
 
 
@@ -260,7 +260,7 @@ def test_limits_that_a_server_makes_up_neither_stop_nor_break_anything(value):
     with serve(lambda r: answer(200, good(r.items), headers)) as server:
         results, client, _ = embed(server)
     assert not any(isinstance(result, Refusal) for result in results)
-    assert client.budget.limits == {}
+    assert client.rate_limiter.limits == {}
 
 
 # -------------------------------------------------------------------------------------------- an error in a 200

@@ -13,7 +13,7 @@ from epithre_beam.transforms.epithre.client import Client, Refusal
 from epithre_beam.transforms.epithre.emulator import Faults, Limits
 from epithre_beam.transforms.epithre.probe import probe
 
-from .answering import Told, answering, error, good
+from .answering import CannedReply, answering, error, good
 from .asking import assert_right, embed, serve, texts
 
 
@@ -45,10 +45,10 @@ def test_retry_after_is_waited_for_in_every_form(form):
     assert not [r for r in results if isinstance(r, Refusal)]
 
 
-def ask(server, count=1, told=None, sleep=asyncio.sleep, **changes):
+def ask(server, count=1, reported=None, sleep=asyncio.sleep, **changes):
     """The results of `count` texts, a request each."""
     settings = EmbedConfig(base_url=server.base_url, dimension=64, batch_items=1, **changes)
-    options = {} if told is None else {"tell_pause": told.append}
+    options = {} if reported is None else {"tell_pause": reported.append}
 
     async def go():
         async with Client(settings, "sk-of-the-test", seed=1, sleep=sleep, **options) as client:
@@ -69,18 +69,18 @@ TOO_LONG = {
 }  # fmt: skip
 
 
-def in_a_200(told):
+def in_a_200(reported):
     """The same error as some gateways send it."""
-    return Told(body={"error": {**told.body["error"], "code": told.status}}, headers=told.headers)
+    return CannedReply(body={"error": {**reported.body["error"], "code": reported.status}}, headers=reported.headers)
 
 
-@pytest.mark.parametrize("wrap", [lambda told: told, in_a_200], ids=["as such", "in a 200"])
+@pytest.mark.parametrize("wrap", [lambda reported: reported, in_a_200], ids=["as such", "in a 200"])
 @pytest.mark.parametrize("status", [429, 500, 503])
 @pytest.mark.parametrize("form", TOO_LONG)
 def test_a_pause_longer_than_allowed_ends_at_once_with_when_to_come_back(form, status, wrap):
-    told = wrap(Told(status=status, body={"error": {"message": "daily quota, try tomorrow"}}, headers=TOO_LONG[form]))
+    reported = wrap(CannedReply(status=status, body={"error": {"message": "daily quota, try tomorrow"}}, headers=TOO_LONG[form]))
     before = time.time()
-    with answering(lambda _: told) as server:
+    with answering(lambda _: reported) as server:
         why = rf"\({status}: daily quota, try tomorrow\), longer than the 600 s"
         with pytest.raises(ApiPausedError, match=why) as said:
             ask(server, count=5)
@@ -114,35 +114,35 @@ def test_what_asked_for_no_pause_may_still_be_refused_for_good():
         ask(server)
 
 
-@pytest.mark.parametrize("wrap", [lambda told: told, in_a_200], ids=["as such", "in a 200"])
+@pytest.mark.parametrize("wrap", [lambda reported: reported, in_a_200], ids=["as such", "in a 200"])
 def test_a_pause_is_told_once_with_its_end_and_why(monkeypatch, wrap):
     monkeypatch.setattr(retries_module, "_WORTH_TELLING_S", 0.2)
-    told = []
+    reported = []
     with answering(
         lambda asked: good(asked) if asked.number >= 6 else wrap(error(503, "busy, come back", retry_after="0.4"))
     ) as server:
         before = time.time()
-        results = ask(server, count=6, told=told)
+        results = ask(server, count=6, reported=reported)
     assert all(isinstance(result, np.ndarray) for result in results)
-    assert 1 <= len(told) <= 2  # requests that were on their way together are one pause
-    assert told[0].asked_s == 0.4
-    assert before + 0.4 <= told[0].until_s <= time.time() + 0.4
-    sentence = str(told[0])
+    assert 1 <= len(reported) <= 2  # requests that were on their way together are one pause
+    assert reported[0].asked_s == 0.4
+    assert before + 0.4 <= reported[0].until_s <= time.time() + 0.4
+    sentence = str(reported[0])
     assert sentence.startswith("paused until ")
     assert sentence.endswith(": the server asked for 0 s (503: busy, come back)")
 
 
 def test_a_pause_that_is_everyday_is_not_told():
-    told = []
+    reported = []
     with answering(lambda asked: good(asked) if asked.number else error(429, "slow", retry_after="0.1")) as server:
-        ask(server, told=told)
-    assert told == []
+        ask(server, reported=reported)
+    assert reported == []
 
 
-@pytest.mark.parametrize("wrap", [lambda told: told, in_a_200], ids=["as such", "in a 200"])
+@pytest.mark.parametrize("wrap", [lambda reported: reported, in_a_200], ids=["as such", "in a 200"])
 def test_the_probe_keeps_a_pause_and_ends_where_it_is_too_long(wrap):
     def answer(asked):
-        return Told(body={"data": []}) if asked.number else wrap(error(429, "slow", retry_after="0.4"))
+        return CannedReply(body={"data": []}) if asked.number else wrap(error(429, "slow", retry_after="0.4"))
 
     with answering(answer) as server:
         started = time.monotonic()

@@ -42,7 +42,7 @@ def _missing(pairs):
     return pairs[:-1]
 
 
-def _doubled(pairs):
+def _duplicate(pairs):
     return [*pairs[:-1], AnswerEntry(0, pairs[-1].vector)]
 
 
@@ -75,7 +75,7 @@ def _zero(pairs):
 
 
 @pytest.mark.parametrize(
-    "spoil", [_missing, _doubled, _half_indexed, _beyond, _negative, _short, _nan, _infinite, _zero]
+    "spoil", [_missing, _duplicate, _half_indexed, _beyond, _negative, _short, _nan, _infinite, _zero]
 )
 def test_nothing_is_taken_from_a_broken_answer(spoil):
     with pytest.raises(BrokenAnswerError):
@@ -177,19 +177,19 @@ FORMATS = {
 @pytest.mark.parametrize("dimension", [8, 64, 1536, 4000])
 @pytest.mark.parametrize("form", FORMATS)
 def test_numbers_in_another_format_are_said_to_be_that_and_never_another_dimension(form, dimension, scale):
-    told = wrong([in_base64(FORMATS[form](unit(dimension, seed, scale))) for seed in range(3)], dimension)
-    assert told.dimension is None
-    assert f"{dimension} numbers in " in str(told)
-    assert form in str(told)
-    assert "float32" in told.remedy
+    reported = wrong([in_base64(FORMATS[form](unit(dimension, seed, scale))) for seed in range(3)], dimension)
+    assert reported.dimension is None
+    assert f"{dimension} numbers in " in str(reported)
+    assert form in str(reported)
+    assert "float32" in reported.remedy
 
 
 @pytest.mark.parametrize("make", [lambda v: v.astype(np.float32), np.sign, lambda v: 1.0 * (v == v.max())])
 def test_so_it_is_with_float64_that_has_few_digits(make):
     """Such bytes are plausible as float32 too, which would be noise."""
-    told = wrong([in_base64(make(unit(64, seed)).astype("<f8")) for seed in range(4)], 64)
-    assert told.dimension is None
-    assert "float64" in str(told)
+    reported = wrong([in_base64(make(unit(64, seed)).astype("<f8")) for seed in range(4)], 64)
+    assert reported.dimension is None
+    assert "float64" in str(reported)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3, 20.0])
@@ -197,25 +197,25 @@ def test_so_it_is_with_float64_that_has_few_digits(make):
 @pytest.mark.parametrize(("configured", "found"), [(1024, 1536), (4000, 1024), (1536, 8), (8, 4096), (64, 1000)])
 def test_another_dimension_is_advised_where_the_vectors_have_it(configured, found, form, scale):
     vectors = [unit(found, seed, scale).astype(np.float32) for seed in range(3)]
-    told = wrong([in_base64(v) if form == "base64" else v.tolist() for v in vectors], configured)
-    assert told.dimension == found
-    assert told.remedy is None
+    reported = wrong([in_base64(v) if form == "base64" else v.tolist() for v in vectors], configured)
+    assert reported.dimension == found
+    assert reported.remedy is None
 
 
 @pytest.mark.parametrize("form", ["base64", "list"])
 @pytest.mark.parametrize(("configured", "found"), [(768, 1536), (1536, 768), (4000, 1000)])
 def test_twice_or_half_as_many_true_numbers_are_advised(configured, found, form):
     vectors = [unit(found, seed).astype(np.float32) for seed in range(3)]
-    told = wrong([in_base64(v) if form == "base64" else v.tolist() for v in vectors], configured)
-    assert told.dimension == found
+    reported = wrong([in_base64(v) if form == "base64" else v.tolist() for v in vectors], configured)
+    assert reported.dimension == found
 
 
 @pytest.mark.parametrize("values", [[[]], [[], []], ["", ""]], ids=repr)
 def test_empty_vectors_are_said_to_be_empty(values):
-    told = wrong(values)
-    assert str(told) == "the vectors are empty"
-    assert told.dimension is None
-    assert told.remedy is not None
+    reported = wrong(values)
+    assert str(reported) == "the vectors are empty"
+    assert reported.dimension is None
+    assert reported.remedy is not None
 
 
 @pytest.mark.parametrize(
@@ -236,9 +236,9 @@ def test_empty_vectors_are_said_to_be_empty(values):
     ids=range(11),
 )
 def test_no_dimension_is_advised_that_would_give_no_vectors(values):
-    told = wrong(values)
-    assert told.dimension is None
-    assert f"must have {DIMENSION} dimensions" in str(told)
+    reported = wrong(values)
+    assert reported.dimension is None
+    assert f"must have {DIMENSION} dimensions" in str(reported)
 
 
 def test_many_lengths_are_told_in_few_words():

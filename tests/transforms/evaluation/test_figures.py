@@ -146,8 +146,8 @@ def test_one_query_and_equal_ones_have_intervals_of_no_width():
         assert (interval.value, interval.low, interval.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
-def subject(index, exact, settled=None):
-    figures = (index, exact, exact if settled is None else settled)
+def subject(index, exact, resolved=None):
+    figures = (index, exact, exact if resolved is None else resolved)
     return SubjectFigures(*({"recall@10": np.array(values)} for values in figures))
 
 
@@ -252,10 +252,10 @@ def test_a_list_of_ids_is_as_many_rows(tmp_path):
         pytest.param({"query": "  ", "relevant": "a"}, "text that is not empty", id="blank query"),
         pytest.param({"query_id": "y", "relevant": "a"}, "needs its `query_kind`", id="id without kind"),
         pytest.param({**OF_ASSET, "relevant": "y", "relevant_kind": "text"}, "itself", id="self"),
-        pytest.param({"picture": "none.jpg", "relevant": "a"}, "is no file", id="missing picture"),
-        pytest.param({"picture": "../secret.jpg", "relevant": "a"}, "below the folder", id="outside"),
-        pytest.param({"picture": "/etc/hostname", "relevant": "a"}, "below the folder", id="absolute"),
-        pytest.param({"picture": "link.jpg", "relevant": "a"}, "below the folder", id="a link outside"),
+        pytest.param({"image": "none.jpg", "relevant": "a"}, "is no file", id="missing picture"),
+        pytest.param({"image": "../secret.jpg", "relevant": "a"}, "below the folder", id="outside"),
+        pytest.param({"image": "/etc/hostname", "relevant": "a"}, "below the folder", id="absolute"),
+        pytest.param({"image": "link.jpg", "relevant": "a"}, "below the folder", id="a link outside"),
     ],
 )
 def test_a_row_that_is_wrong_is_named(tmp_path, row, words):

@@ -19,7 +19,7 @@ def lists(*queries):
     return Lists(scores=scores.astype(np.float32), rows=rows.astype(np.int64))
 
 
-def settled(exact, index, error):
+def resolved(exact, index, error):
     found = order_ties(lists(exact), lists(index), np.array([error], np.float32))
     return found.rows[0].tolist()
 
@@ -41,7 +41,7 @@ EXACT = [(1, 0.9), (2, 0.80004), (3, 0.80003), (4, 0.80002), (5, 0.7)]
     ],
 )
 def test_near_ties_stand_as_the_index_has_them(index, error, rows):
-    assert settled(EXACT, index, error) == rows
+    assert resolved(EXACT, index, error) == rows
 
 
 def test_scores_stay_in_order_and_are_the_indexs_where_it_was_followed():

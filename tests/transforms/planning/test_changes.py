@@ -94,7 +94,7 @@ def night(
         comparison.add_references(listed(references, {}))
         comparison.set_base(store, manifest, is_reusable=is_reusable, prepare=prepare)
         base = FIRST if is_reusable else None
-        plan = write_plan(store, TODAY, comparison, recipe="00", unit_references=7, base=base)
+        plan = write_plan(store, TODAY, comparison, embedding_config_hash="00", unit_references=7, base=base)
     has_deleted = bool(sum(plan.changes.deleted.values()))
     records = embed(store, plan, today)
     return plan, count_changes(store, TODAY, records, manifest if is_reusable else None, has_deleted=has_deleted)

@@ -56,7 +56,7 @@ def write_version(
     counts = Counts(assets=len(rows) + len(dead), per_kind={}, embedded=0, reused=0, deduplicated=0, dead=len(dead))
     draft = ManifestDraft(
         version=VERSION, previous=None, software="tests", model="m", model_fingerprint=None, dimension=1,
-        metadata_types=types, counts=counts, files=files, indexes=[], held_back=(), config={}, timings_s={},
+        metadata_types=types, counts=counts, files=files, indexes=[], gate_failures=(), config={}, timings_s={},
     )  # fmt: skip
     return write_manifest(store, draft)
 
@@ -126,13 +126,13 @@ def test_fates_are_those_of_brute_force_and_every_row_is_kept_once_in_order(
         )
 
     unchanged = [row for row in today if is_same(row, old.get((row["kind"], row["asset_id"])))]
-    settled = [
+    resolved = [
         row
         for row in today
         if is_same(row, failed.get((row["kind"], row["asset_id"])))
         and not Reason(failed[row["kind"], row["asset_id"]]["reason"]).is_transient
     ]
-    rest = [row for row in today if row not in unchanged and row not in settled]
+    rest = [row for row in today if row not in unchanged and row not in resolved]
     new = [row for row in rest if (row["kind"], row["asset_id"]) not in {**old, **failed}]
     with Comparison({}) as comparison:
         comparison.add_references(listed(today, {}))
@@ -149,7 +149,7 @@ def test_fates_are_those_of_brute_force_and_every_row_is_kept_once_in_order(
     assert {(row["kind"], row["asset_id"]) for row in todo} == {(row["kind"], row["asset_id"]) for row in rest}
     for row in todo:
         assert row["previous_sha256"] == old.get((row["kind"], row["asset_id"]), {}).get("content_sha256")
-    assert letters == [failed[key] for key in sorted((row["kind"], row["asset_id"]) for row in settled)]
+    assert letters == [failed[key] for key in sorted((row["kind"], row["asset_id"]) for row in resolved)]
     listed_ids = {(row["kind"], row["asset_id"]) for row in today}
     deleted = [row for key, row in old.items() if key not in listed_ids]
     assert sum(changes.deleted.values()) == len(deleted)

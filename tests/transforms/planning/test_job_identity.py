@@ -13,7 +13,7 @@ from epithre_beam.transforms.planning.compare import Overlap
 from epithre_beam.transforms.planning.job_identity import identity_of, identity_of_import, other_job
 
 TEXTS = {"kind": "text", "table": "a.csv", "id": "id", "text": "text"}
-PICTURES = {"kind": "image", "files": "pictures/**/*.jpg"}
+IMAGES = {"kind": "image", "files": "pictures/**/*.jpg"}
 
 
 def manifest(job: JobIdentity | None, rows: int = 100) -> Manifest:
@@ -40,8 +40,8 @@ def test_edits_that_leave_the_sources_where_they_are_need_no_look_at_the_assets(
     before = manifest(identity(tmp_path, TEXTS))
     edited = [
         identity(tmp_path, {**TEXTS, "metadata": {"price": "double"}}),
-        identity(tmp_path, TEXTS, PICTURES),
-        identity(tmp_path, PICTURES, TEXTS),
+        identity(tmp_path, TEXTS, IMAGES),
+        identity(tmp_path, IMAGES, TEXTS),
         identity(tmp_path, {**TEXTS, "text": "description", "id": "sku"}),
         identity(tmp_path, {**TEXTS, "table": str(tmp_path / "a.csv")}),
         identity(tmp_path, {**TEXTS, "table": f"file://{tmp_path}/a.csv"}),
@@ -61,7 +61,7 @@ def test_a_name_that_is_the_same_or_stands_on_one_side_only_refuses_nothing(
 
 def test_a_name_decides_whatever_the_sources_are(tmp_path: Path) -> None:
     before = manifest(identity(tmp_path, TEXTS, job="shop"))
-    assert other_job("c", before, identity(tmp_path / "b", PICTURES, job="shop"), never) is None
+    assert other_job("c", before, identity(tmp_path / "b", IMAGES, job="shop"), never) is None
     sentence = other_job("c", before, identity(tmp_path, TEXTS, job="other"), never)
     assert sentence == (
         f"c belongs to the job shop (text {tmp_path}/a.csv), and this is the job other (text {tmp_path}/a.csv)"

@@ -23,7 +23,7 @@ from epithre_beam.transforms.planning.plan import (
     unit_name,
     write_plan,
 )
-from epithre_beam.transforms.planning.recipe import recipe
+from epithre_beam.transforms.planning.embedding_config import embedding_config_hash
 
 from .rows import Row, as_table, image_row, text_row
 
@@ -136,9 +136,9 @@ def planned(folder: Path, sources: Sequence[dict[str, Any]], **embed: Any) -> tu
     config = RunConfig.model_validate(raw)
     store = Store(str(folder))
     with listed(config) as comparison:
-        made_with = recipe(config.embed, config.prepare, None)
+        made_with = embedding_config_hash(config.embed, config.prepare, None)
         size = config.embed.unit_references
-        return store, write_plan(store, "000001-x", comparison, recipe=made_with, unit_references=size, base=None)
+        return store, write_plan(store, "000001-x", comparison, embedding_config_hash=made_with, unit_references=size, base=None)
 
 
 def test_the_order_of_the_sources_does_not_change_the_units(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_plan_is_read_back_unit_by_unit_with_its_metadata(tmp_path: Path) -> N
             table = reader.read(unit.row_group)
             assert len(table) == unit.references
             assert set(table.column("kind").to_pylist()) == {unit.kind}
-            assert unit_name(table, recipe(EmbedConfig(), PrepareConfig(), None)) == unit.name
+            assert unit_name(table, embedding_config_hash(EmbedConfig(), PrepareConfig(), None)) == unit.name
             assert reader.read(unit.row_group, ["asset_id"]).to_pydict() == table.select(["asset_id"]).to_pydict()
             read += table.to_pylist()
     assert expected.to_pylist() == read

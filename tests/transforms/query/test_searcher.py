@@ -34,8 +34,8 @@ from epithre_beam.transforms.query import searcher as searcher_module
 from epithre_beam.transforms.query.searcher import Searcher
 
 from ...index.conftest import make, unit_vectors
-from ...pipelines.conftest import KEY, Place, write_pictures, write_texts
-from ..epithre.answering import Asked, Told, answering, error, good
+from ...pipelines.conftest import KEY, Place, write_images, write_texts
+from ..epithre.answering import Asked, CannedReply, answering, error, good
 
 DIMENSION = 64
 EQUALS = 20
@@ -54,14 +54,14 @@ class Scene:
     def requests(self) -> int:
         return len(self.emulator.log)
 
-    def picture(self, number: int = 0) -> Path:
+    def image(self, number: int = 0) -> Path:
         return self.place.folder / "pictures" / f"p{number:03d}.jpg"
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     place = Place(tmp_path_factory.mktemp("published"))
-    write_pictures(place.folder / "pictures", 20)
+    write_images(place.folder / "pictures", 20)
     write_texts(place.folder / "texts.csv", 30)
     with Emulator(EmulatorSettings(dimension=DIMENSION, api_keys=(KEY,))) as emulator:
         place.write_job(embed__base_url=emulator.base_url)
@@ -98,7 +98,7 @@ def plain(hits: list[Hit]) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("merge", ["score", "standardised"])
 def test_it_finds_what_the_command_line_finds(scene: Scene, merge: Any) -> None:
-    command = ("search", "catalog", "--text", "text number 3", "--image", scene.picture(), "-k", "7", "--json")
+    command = ("search", "catalog", "--text", "text number 3", "--image", scene.image(), "-k", "7", "--json")
     done = scene.place.cli(*command, "--merge", merge)
     assert done.returncode == 0, done.stderr
     expected = [
@@ -107,7 +107,7 @@ def test_it_finds_what_the_command_line_finds(scene: Scene, merge: Any) -> None:
     ]
 
     async def ask(searcher: Searcher) -> list[list[Hit]]:
-        return [await searcher.search(q, 7, merge=merge) for q in ("text number 3", scene.picture().read_bytes())]
+        return [await searcher.search(q, 7, merge=merge) for q in ("text number 3", scene.image().read_bytes())]
 
     assert [plain(hits) for hits in asked(scene, ask)] == expected
 
@@ -172,13 +172,13 @@ def test_a_version_that_is_pinned_is_the_one_that_is_searched(tmp_path: Path) ->
 
 
 def test_equal_queries_that_are_asked_together_are_sent_once(scene: Scene) -> None:
-    picture = scene.picture(3).read_bytes()
+    image = scene.image(3).read_bytes()
 
     async def ask(searcher: Searcher) -> None:
         scene.emulator.reset(faults=Faults(latency_s=0.2))
         found = await asyncio.gather(
             *(searcher.search("a red bicycle") for _ in range(EQUALS)),
-            *(searcher.search(bytes(bytearray(picture))) for _ in range(EQUALS)),
+            *(searcher.search(bytes(bytearray(image))) for _ in range(EQUALS)),
         )
         assert all(hits == found[0] for hits in found[:EQUALS])
         assert all(hits == found[-1] for hits in found[EQUALS:])
@@ -229,7 +229,7 @@ def test_nothing_is_paid_for_a_search_that_would_be_refused(scene: Scene) -> Non
     async def ask(searcher: Searcher) -> None:
         asset = ("image", searcher.catalog.asset("image", 0).asset_id)
         for options, sentence in wrong:
-            for query in ("a sentence", scene.picture().read_bytes(), asset, np.ones(DIMENSION, np.float32)):
+            for query in ("a sentence", scene.image().read_bytes(), asset, np.ones(DIMENSION, np.float32)):
                 with pytest.raises(ValueError, match=f"^{sentence}"):
                     await searcher.search(query, **options)  # type: ignore[arg-type]
         for query in (np.ones(3), np.full(DIMENSION, np.nan)):
@@ -349,7 +349,7 @@ def test_a_pause_that_the_api_asks_for_fails_queries_at_once_and_ends_whatever_w
     monkeypatch.setattr(searcher_module, "_PAUSE_S", 0.1)
     monkeypatch.setattr(searcher_module, "_LONGEST_REST_S", 1.5)
 
-    def answer(asked: Asked) -> Told:
+    def answer(asked: Asked) -> CannedReply:
         return error(429, "not today", retry_after=wait) if asked.number == 0 else good(asked, DIMENSION)
 
     async def main() -> None:
@@ -379,7 +379,7 @@ def test_a_pause_that_the_api_asks_for_fails_queries_at_once_and_ends_whatever_w
 def test_what_was_sent_before_the_api_asked_for_a_pause_does_not_end_it(scene: Scene) -> None:
     arrived, paused = threading.Event(), threading.Event()
 
-    def answer(asked: Asked) -> Told:
+    def answer(asked: Asked) -> CannedReply:
         if asked.items == ["slow"]:
             arrived.set()
             assert paused.wait(20)

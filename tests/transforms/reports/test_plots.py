@@ -117,8 +117,8 @@ def test_similarities_are_told_by_direction(draw_report):
     report, _ = draw_report()
     words = description(report, "scores")
     for direction, centre in (("image->image", 0.6), ("text->image", 0.2), ("text->text", 0.6)):
-        told = float(words.split(f"{direction} around ")[1].split(",")[0].rstrip("."))
-        assert abs(told - centre) < 0.02
+        reported = float(words.split(f"{direction} around ")[1].split(",")[0].rstrip("."))
+        assert abs(reported - centre) < 0.02
 
 
 def test_what_is_taken_over_at_once_does_not_hide_what_is_embedded(draw_report):

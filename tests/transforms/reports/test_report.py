@@ -134,7 +134,7 @@ def test_long_names_are_cut(draw_report):
 
 
 def test_sentences_of_guards_and_the_config_are_escaped(draw_report):
-    text = render_report(*draw_report(held_back=("<b>too many</b>",), config={"catalog": "<i>c</i>", "index": {}}))
+    text = render_report(*draw_report(gate_failures=("<b>too many</b>",), config={"catalog": "<i>c</i>", "index": {}}))
     assert "&lt;b&gt;too many" in text
     assert "&lt;i&gt;c" in text
     assert Page(text).headings[0] == "Held back"

@@ -13,9 +13,9 @@ from PIL import Image
 
 from epithre_beam.configs import PrepareConfig
 from epithre_beam.transforms.sources.colours import STEPS, eight_bits, expected_steps, to_srgb
-from epithre_beam.transforms.sources.picture_files import load, open_picture
-from epithre_beam.transforms.sources.prepare import draw_picture, prepare_picture
-from epithre_beam.transforms.viewing.small_pictures import shrink
+from epithre_beam.transforms.sources.image_files import load, open_image
+from epithre_beam.transforms.sources.prepare import draw_image, prepare_image
+from epithre_beam.transforms.viewing.small_images import shrink
 
 from .drawn import (
     PRIMARIES,
@@ -222,19 +222,19 @@ def furthest(one: Levels, other: npt.NDArray[np.generic]) -> int:
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_sent_as_it_looks(name: str) -> None:
     data, seen, steps = CASES[name]
-    picture = prepare_picture(data, SENT_AS_PNG)
-    with Image.open(io.BytesIO(picture.content)) as image:
+    prepared_image = prepare_image(data, SENT_AS_PNG)
+    with Image.open(io.BytesIO(prepared_image.content)) as image:
         assert furthest(np.asarray(image.convert("RGB")), seen) <= 3
-        if picture.prepared is not None:
+        if prepared_image.prepared is not None:
             assert image.info.get("icc_profile") is None
-    done = (picture.prepared or "").split(";")
+    done = (prepared_image.prepared or "").split(";")
     assert tuple(step for step in STEPS if step in done) == steps
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_shown_as_it_is_sent(name: str) -> None:
     data, seen, _ = CASES[name]
-    assert furthest(np.asarray(draw_picture(data, PrepareConfig(), 1 << 20)), seen) <= 3
+    assert furthest(np.asarray(draw_image(data, PrepareConfig(), 1 << 20)), seen) <= 3
     small = shrink(data, 64)
     assert small is not None
     assert furthest(np.asarray(small), seen) <= 3
@@ -243,8 +243,8 @@ def test_it_is_shown_as_it_is_sent(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_steps_are_foretold_by_the_header_or_left_open(name: str) -> None:
     data, _, steps = CASES[name]
-    foretold = expected_steps(open_picture(data, PrepareConfig(), time.monotonic() + 60))
-    assert foretold in {None, steps}
+    foreseen = expected_steps(open_image(data, PrepareConfig(), time.monotonic() + 60))
+    assert foreseen in {None, steps}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -252,10 +252,10 @@ def test_where_no_step_is_taken_the_first_rules_sent_the_same(name: str) -> None
     """So that their vectors may stay. Alpha was kept as it is, too."""
     data, _, steps = CASES[name]
     image = as_first_sent(data)
-    picture = prepare_picture(data, PrepareConfig(send_formats=("png",)), smaller=False)
-    if picture.prepared is None:
+    prepared_image = prepare_image(data, PrepareConfig(send_formats=("png",)), smaller=False)
+    if prepared_image.prepared is None:
         return
-    with Image.open(io.BytesIO(picture.content)) as sent:
+    with Image.open(io.BytesIO(prepared_image.content)) as sent:
         levels = np.asarray(sent)
     if not steps:
         assert image is not None
@@ -297,21 +297,21 @@ def test_a_turned_picture_with_a_profile_looks_as_it_looks(kind: str, orientatio
     data = saved(stored, kind, exif=exif, icc_profile=rgb_profile("p3", 2.2))
     seen = seen_through(upright, "p3", 2.2)
     for image in (
-        Image.open(io.BytesIO(prepare_picture(data, SENT_AS_PNG).content)),
-        draw_picture(data, PrepareConfig(), 1 << 20),
+        Image.open(io.BytesIO(prepare_image(data, SENT_AS_PNG).content)),
+        draw_image(data, PrepareConfig(), 1 << 20),
     ):
         middle = np.abs(np.asarray(image.convert("RGB"))[8::16, 8::16].astype(int) - seen[8::16, 8::16])
         assert middle.max() <= 3
-    assert prepare_picture(data, SENT_AS_PNG).width == 64
+    assert prepare_image(data, SENT_AS_PNG).width == 64
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(("tiff", "TIFF", "GIF", "BMP"))])
 def test_what_needs_no_change_is_sent_byte_for_byte_unless_only_what_is_plain_is(name: str) -> None:
     data, _, steps = CASES[name]
-    assert prepare_picture(data, PrepareConfig()).content == data
-    picture = prepare_picture(data, PrepareConfig(as_is="plain"))
+    assert prepare_image(data, PrepareConfig()).content == data
+    prepared_image = prepare_image(data, PrepareConfig(as_is="plain"))
     if steps or "rgba" in name or " la" in name or "16 bits" in name or "cmyk" in name:
-        assert picture.content != data
+        assert prepared_image.content != data
 
 
 def test_what_is_plain_is_sent_byte_for_byte_whatever_is_asked() -> None:
@@ -319,15 +319,15 @@ def test_what_is_plain_is_sent_byte_for_byte_whatever_is_asked() -> None:
         saved(COLOURS, "JPEG"), saved(COLOURS, "PNG"), saved(GREYS, "PNG"), saved(COLOURS, "WEBP"),
         saved(Image.fromarray(COLOURS).quantize(8), "PNG"), saved(COLOURS, "PNG", icc_profile=b"none"),
     ):  # fmt: skip
-        assert prepare_picture(data, PrepareConfig(as_is="plain")).content == data
+        assert prepare_image(data, PrepareConfig(as_is="plain")).content == data
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_what_moves_is_its_first_frame_where_only_what_is_plain_is_sent(kind: str) -> None:
     frames = [Image.fromarray(np.roll(COLOURS, i, axis=0)) for i in range(3)]
     data = saved(frames[0], kind, save_all=True, append_images=frames[1:])
-    picture = prepare_picture(data, PrepareConfig(as_is="plain", send_formats=("png", "webp")))
-    with Image.open(io.BytesIO(picture.content)) as image:
+    prepared_image = prepare_image(data, PrepareConfig(as_is="plain", send_formats=("png", "webp")))
+    with Image.open(io.BytesIO(prepared_image.content)) as image:
         assert getattr(image, "n_frames", 1) == 1
         assert furthest(np.asarray(image.convert("RGB")), COLOURS) <= 3
 
@@ -335,7 +335,7 @@ def test_what_moves_is_its_first_frame_where_only_what_is_plain_is_sent(kind: st
 def test_a_large_picture_is_converted_in_strips_and_comes_out_whole() -> None:
     levels = np.tile(np.linspace(0, 1, 5000, dtype="<f4"), (1700, 1))
     data = tiff(5000, 1700, [32], 1, levels.tobytes(), **FLOAT)
-    file = open_picture(data, PrepareConfig(), time.monotonic() + 60)
+    file = open_image(data, PrepareConfig(), time.monotonic() + 60)
     load(file.image, time.monotonic() + 60)
     image, steps = eight_bits(file.image, file)
     assert steps == ["levels"]
@@ -346,6 +346,6 @@ def test_a_large_picture_is_converted_in_strips_and_comes_out_whole() -> None:
 def test_many_greys_of_one_profile_cost_one_table() -> None:
     """A profile is read once, not once a picture."""
     data = saved(GREYS, "PNG", icc_profile=grey_profile(1.4))
-    first = prepare_picture(data, SENT_AS_PNG).content
-    assert {prepare_picture(data, SENT_AS_PNG).content for _ in range(3)} == {first}
-    assert zlib.crc32(first) == zlib.crc32(prepare_picture(data, SENT_AS_PNG).content)
+    first = prepare_image(data, SENT_AS_PNG).content
+    assert {prepare_image(data, SENT_AS_PNG).content for _ in range(3)} == {first}
+    assert zlib.crc32(first) == zlib.crc32(prepare_image(data, SENT_AS_PNG).content)

@@ -144,7 +144,7 @@ def test_a_dead_letter_is_tried_again_when_what_made_it_changes(reason: Reason, 
 def test_what_no_rule_could_decode_is_tried_once_by_the_next() -> None:
     assert why_again_dead(Reason.UNDECODABLE, PREPARE_RULES - 1, DEFAULTS, DEFAULTS) is not None
     assert why_again_dead(Reason.UNDECODABLE, PREPARE_RULES, DEFAULTS, DEFAULTS) is None
-    for reason in (Reason.EMPTY_FILE, Reason.NOT_A_PICTURE, Reason.REFUSED, Reason.NOT_UTF8, Reason.EMPTY_TEXT):
+    for reason in (Reason.EMPTY_FILE, Reason.NOT_AN_IMAGE, Reason.REFUSED, Reason.NOT_UTF8, Reason.EMPTY_TEXT):
         assert why_again_dead(reason, 1, DEFAULTS, DEFAULTS) is None
 
 

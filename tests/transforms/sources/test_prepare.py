@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from epithre_beam.configs import PrepareConfig
 from epithre_beam.index.versions.layout import Reason
-from epithre_beam.transforms.sources.prepare import Picture, prepare_picture, prepare_text
+from epithre_beam.transforms.sources.prepare import PreparedImage, prepare_image, prepare_text
 from epithre_beam.transforms.sources.unpreparable import Unpreparable
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow says what it finds odd, and goes on
@@ -55,16 +55,16 @@ def noise(seed: int, width: int, height: int, channels: int = 3) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8))
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(prepared_image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}) | options)
+    prepared_image.save(file, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}) | options)
     return file.getvalue()
 
 
-def turned(picture: Image.Image, orientation: int, kind: str) -> bytes:
+def turned(prepared_image: Image.Image, orientation: int, kind: str) -> bytes:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    stored = picture.transpose(TO_STORED[orientation]) if orientation in TO_STORED else picture
+    stored = prepared_image.transpose(TO_STORED[orientation]) if orientation in TO_STORED else prepared_image
     return encoded(stored, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
 
 
@@ -86,7 +86,7 @@ def distance(one: Pixels, other: Pixels) -> float:
 
 def refusal(data: bytes, settings: PrepareConfig = DEFAULTS) -> Unpreparable:
     with pytest.raises(Unpreparable) as caught:
-        prepare_picture(data, settings)
+        prepare_image(data, settings)
     assert caught.value.detail
     assert len(caught.value.detail) <= 200
     assert "\n" not in caught.value.detail
@@ -110,21 +110,21 @@ def png_chunk(name: bytes, data: bytes) -> bytes:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_gives_the_same_upright_picture(kind: str, orientation: int) -> None:
     upright = smooth(orientation)
-    picture = prepare_picture(turned(upright, orientation, kind), DEFAULTS)
-    assert (picture.width, picture.height) == upright.size
-    assert picture.media_type == f"image/{kind.lower()}"
-    assert distance(pixels(picture.content), np.asarray(upright)) < 4
-    assert ("upright" in (picture.prepared or "").split(";")) == (orientation > 1)
-    assert opened(picture.content).getexif().get(ORIENTATION, 1) == 1
+    prepared_image = prepare_image(turned(upright, orientation, kind), DEFAULTS)
+    assert (prepared_image.width, prepared_image.height) == upright.size
+    assert prepared_image.media_type == f"image/{kind.lower()}"
+    assert distance(pixels(prepared_image.content), np.asarray(upright)) < 4
+    assert ("upright" in (prepared_image.prepared or "").split(";")) == (orientation > 1)
+    assert opened(prepared_image.content).getexif().get(ORIENTATION, 1) == 1
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_upright_picture_is_downscaled_along_its_own_sides(orientation: int) -> None:
     upright = smooth(3, 400, 200)
-    picture = prepare_picture(turned(upright, orientation, "JPEG"), PrepareConfig(max_pixels=20_000))
-    assert (picture.width, picture.height) == (400, 200)
-    assert opened(picture.content).size == (200, 100)
-    assert distance(pixels(picture.content), np.asarray(upright.resize((200, 100), Image.Resampling.LANCZOS))) < 6
+    prepared_image = prepare_image(turned(upright, orientation, "JPEG"), PrepareConfig(max_pixels=20_000))
+    assert (prepared_image.width, prepared_image.height) == (400, 200)
+    assert opened(prepared_image.content).size == (200, 100)
+    assert distance(pixels(prepared_image.content), np.asarray(upright.resize((200, 100), Image.Resampling.LANCZOS))) < 6
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["before the pixels", "behind the pixels"])
@@ -134,9 +134,9 @@ def test_a_png_says_its_orientation_before_or_behind_its_pixels(behind: bool) ->
     chunk = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\x00\x00"))
     data = encoded(smooth(1).transpose(TO_STORED[6]), "PNG")
     at = data.index(b"IEND" if behind else b"IDAT") - 4
-    picture = prepare_picture(data[:at] + chunk + data[at:], DEFAULTS)
-    assert distance(pixels(picture.content), np.asarray(smooth(1))) == 0
-    assert (picture.width, picture.height) == (96, 64)
+    prepared_image = prepare_image(data[:at] + chunk + data[at:], DEFAULTS)
+    assert distance(pixels(prepared_image.content), np.asarray(smooth(1))) == 0
+    assert (prepared_image.width, prepared_image.height) == (96, 64)
 
 
 @pytest.mark.parametrize("shape", ["Landscape", "Portrait"])
@@ -144,14 +144,14 @@ def test_real_photographs_in_all_orientations_come_out_as_one(shape: str) -> Non
     if not PHOTOS.is_dir():
         pytest.skip(f"Landscape_1.jpg … of github.com/recurser/exif-orientation-examples are not in {PHOTOS}")
     settings = PrepareConfig(max_pixels=120_000)
-    pictures = [prepare_picture((PHOTOS / f"{shape}_{i}.jpg").read_bytes(), settings) for i in range(1, 9)]
-    assert len({(p.width, p.height) for p in pictures}) == 1
-    assert (pictures[0].width > pictures[0].height) == (shape == "Landscape")
-    upright = pixels(pictures[0].content)
-    for picture in pictures:
+    images = [prepare_image((PHOTOS / f"{shape}_{i}.jpg").read_bytes(), settings) for i in range(1, 9)]
+    assert len({(p.width, p.height) for p in images}) == 1
+    assert (images[0].width > images[0].height) == (shape == "Landscape")
+    upright = pixels(images[0].content)
+    for prepared_image in images:
         # Each photograph has the number of its orientation painted on it: nearly all pixels are the same, not all.
-        assert distance(pixels(picture.content), upright) < 12
-        assert np.corrcoef(pixels(picture.content).ravel(), upright.ravel())[0, 1] > 0.95
+        assert distance(pixels(prepared_image.content), upright) < 12
+        assert np.corrcoef(pixels(prepared_image.content).ravel(), upright.ravel())[0, 1] > 0.95
 
 
 @pytest.mark.parametrize(
@@ -168,8 +168,8 @@ def test_real_photographs_in_all_orientations_come_out_as_one(shape: str) -> Non
 )
 def test_hostile_exif_is_passed_over(exif: bytes) -> None:
     data = encoded(smooth(0), "JPEG", exif=exif)
-    assert prepare_picture(data, DEFAULTS).content == data
-    smaller = prepare_picture(data, DEFAULTS, smaller=True)
+    assert prepare_image(data, DEFAULTS).content == data
+    smaller = prepare_image(data, DEFAULTS, smaller=True)
     assert (smaller.width, smaller.height) == (96, 64)
 
 
@@ -180,8 +180,8 @@ def test_random_exif_never_crashes(seed: int) -> None:
         tail = draw.randbytes(draw.randrange(200))
         exif = b"Exif\x00\x00" + draw.choice([b"II*\x00\x08\x00\x00\x00", b"MM\x00*\x00\x00\x00\x08"]) + tail
         for smaller in (False, True):
-            picture = prepare_picture(encoded(smooth(0, 24, 16), "JPEG", exif=exif), DEFAULTS, smaller=smaller)
-            assert sorted((picture.width, picture.height)) == [16, 24]
+            prepared_image = prepare_image(encoded(smooth(0, 24, 16), "JPEG", exif=exif), DEFAULTS, smaller=smaller)
+            assert sorted((prepared_image.width, prepared_image.height)) == [16, 24]
 
 
 # Untouched or made fit
@@ -191,21 +191,21 @@ def test_random_exif_never_crashes(seed: int) -> None:
 def test_a_picture_that_demands_no_change_is_sent_byte_for_byte(kind: str) -> None:
     data = encoded(smooth(0), kind)
     for settings in (EVERY_FORMAT_IS_SENT, EVERY_FORMAT_IS_SENT.model_copy(update={"check": "decode"})):
-        picture = prepare_picture(data, settings)
-        assert picture.content == data
-        assert picture.prepared is None
-        assert (picture.media_type, picture.width, picture.height) == (f"image/{kind.lower()}", 96, 64)
+        prepared_image = prepare_image(data, settings)
+        assert prepared_image.content == data
+        assert prepared_image.prepared is None
+        assert (prepared_image.media_type, prepared_image.width, prepared_image.height) == (f"image/{kind.lower()}", 96, 64)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("wanted", ["jpeg", "png"])
 def test_a_format_that_is_not_sent_is_re_encoded_into_one_that_is(kind: str, wanted: str) -> None:
     settings = PrepareConfig(send_formats=("jpeg",) if wanted == "jpeg" else ("png",))
-    picture = prepare_picture(encoded(smooth(0), kind), settings)
-    assert opened(picture.content).format == wanted.upper()
-    assert picture.media_type == f"image/{kind.lower()}"  # of the original
-    assert (picture.prepared is None) == (kind.lower() == wanted)
-    assert distance(pixels(picture.content), np.asarray(smooth(0))) < 8
+    prepared_image = prepare_image(encoded(smooth(0), kind), settings)
+    assert opened(prepared_image.content).format == wanted.upper()
+    assert prepared_image.media_type == f"image/{kind.lower()}"  # of the original
+    assert (prepared_image.prepared is None) == (kind.lower() == wanted)
+    assert distance(pixels(prepared_image.content), np.asarray(smooth(0))) < 8
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -215,35 +215,35 @@ def test_whatever_the_caps_the_result_is_within_them_and_looks_alike(seed: int) 
     settings = PrepareConfig(max_pixels=draw.randrange(500, 100_000), max_image_bytes=draw.randrange(3_000, 60_000))
     original = smooth(seed, width, height) if seed % 2 else noise(seed, width, height)
     kind = draw.choice(FORMATS)
-    picture = prepare_picture(encoded(original, kind), settings)
-    small = opened(picture.content)
-    assert len(picture.content) <= settings.max_image_bytes
+    prepared_image = prepare_image(encoded(original, kind), settings)
+    small = opened(prepared_image.content)
+    assert len(prepared_image.content) <= settings.max_image_bytes
     assert small.size[0] * small.size[1] <= settings.max_pixels
-    assert (picture.width, picture.height) == original.size
+    assert (prepared_image.width, prepared_image.height) == original.size
     assert abs(small.size[0] / small.size[1] / (width / height) - 1) < 0.2
     if small.size != original.size:
-        assert f"downscaled {small.size[0]}x{small.size[1]}" in (picture.prepared or "").split(";")
-    again = prepare_picture(picture.content, settings)
-    assert again.content == picture.content  # what is prepared needs no preparation
+        assert f"downscaled {small.size[0]}x{small.size[1]}" in (prepared_image.prepared or "").split(";")
+    again = prepare_image(prepared_image.content, settings)
+    assert again.content == prepared_image.content  # what is prepared needs no preparation
 
 
 def test_smaller_quarters_the_pixels_of_a_picture_within_the_caps() -> None:
-    picture = prepare_picture(encoded(smooth(0), "PNG"), DEFAULTS, smaller=True)
-    assert opened(picture.content).size == (48, 32)
+    prepared_image = prepare_image(encoded(smooth(0), "PNG"), DEFAULTS, smaller=True)
+    assert opened(prepared_image.content).size == (48, 32)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1000, 1), (1, 3000), (17, 2000)])
 @pytest.mark.parametrize("kind", FORMATS)
 def test_thin_pictures_are_shrunk_to_no_less_than_a_pixel(kind: str, size: tuple[int, int]) -> None:
     data = encoded(noise(0, *size), kind)
-    assert min(opened(prepare_picture(data, DEFAULTS, smaller=True).content).size) >= 1
-    assert min(opened(prepare_picture(data, PrepareConfig(max_pixels=50)).content).size) >= 1
+    assert min(opened(prepare_image(data, DEFAULTS, smaller=True).content).size) >= 1
+    assert min(opened(prepare_image(data, PrepareConfig(max_pixels=50)).content).size) >= 1
 
 
 def test_a_picture_too_long_for_a_jpeg_is_shortened() -> None:
-    picture = prepare_picture(encoded(Image.new("RGB", (70_000, 10), "red"), "BMP"), DEFAULTS)
-    assert picture.width == 70_000
-    assert opened(picture.content).size[0] <= 65_500
+    prepared_image = prepare_image(encoded(Image.new("RGB", (70_000, 10), "red"), "BMP"), DEFAULTS)
+    assert prepared_image.width == 70_000
+    assert opened(prepared_image.content).size[0] <= 65_500
 
 
 def test_a_byte_cap_that_holds_no_picture_is_said() -> None:
@@ -267,8 +267,8 @@ def half_transparent() -> Image.Image:
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_alpha_is_kept_where_png_is_sent(mode: str) -> None:
     image = half_transparent().convert(mode) if mode != "P" else half_transparent().quantize(64)
-    picture = prepare_picture(encoded(image, "TIFF" if mode != "P" else "PNG"), DEFAULTS, smaller=True)
-    alpha = np.asarray(opened(picture.content).convert("RGBA"))[:, :, 3]
+    prepared_image = prepare_image(encoded(image, "TIFF" if mode != "P" else "PNG"), DEFAULTS, smaller=True)
+    alpha = np.asarray(opened(prepared_image.content).convert("RGBA"))[:, :, 3]
     assert alpha.shape == (40, 40)
     assert alpha[:, :16].mean() > 240
     assert alpha[:, 24:].mean() < 5
@@ -280,8 +280,8 @@ def test_alpha_is_kept_where_png_is_sent(mode: str) -> None:
     ids=["png is not sent", "png is too large"],
 )
 def test_where_alpha_cannot_be_kept_white_shows_through(settings: PrepareConfig) -> None:
-    picture = prepare_picture(encoded(half_transparent(), "PNG"), settings)
-    image = opened(picture.content)
+    prepared_image = prepare_image(encoded(half_transparent(), "PNG"), settings)
+    image = opened(prepared_image.content)
     assert image.format == "JPEG"
     assert np.asarray(image)[:, image.size[0] // 2 + 4 :].min() > 200
 
@@ -290,8 +290,8 @@ def test_where_alpha_cannot_be_kept_white_shows_through(settings: PrepareConfig)
 def test_sixteen_bits_of_grey_become_eight_and_keep_their_steps(kind: str, mode: str) -> None:
     ramp = np.linspace(0, 65_535, 64 * 64).astype(np.uint16).reshape(64, 64)
     image = Image.fromarray(ramp if mode == "I;16" else ramp.astype(np.int32))
-    picture = prepare_picture(encoded(image, kind), PrepareConfig(send_formats=("jpeg",)))
-    assert distance(pixels(picture.content)[:, :, 0], (ramp >> 8).astype(np.uint8)) < 2
+    prepared_image = prepare_image(encoded(image, kind), PrepareConfig(send_formats=("jpeg",)))
+    assert distance(pixels(prepared_image.content)[:, :, 0], (ramp >> 8).astype(np.uint8)) < 2
 
 
 STORED_MODES = {
@@ -307,8 +307,8 @@ STORED_MODES = {
 @pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in STORED_MODES.items() for mode in modes])
 def test_every_mode_that_a_format_stores_is_turned_into_a_jpeg(kind: str, mode: str) -> None:
     data = encoded(as_mode(smooth(0), mode), kind)
-    picture = prepare_picture(data, PrepareConfig(send_formats=("jpeg",), max_pixels=2000))
-    result = opened(picture.content)
+    prepared_image = prepare_image(data, PrepareConfig(send_formats=("jpeg",), max_pixels=2000))
+    result = opened(prepared_image.content)
     assert (result.format, result.mode) == ("JPEG", "RGB")
     if mode != "LAB":
         grey = np.asarray(smooth(0).convert("L").resize(result.size))
@@ -331,24 +331,24 @@ def as_mode(image: Image.Image, mode: str) -> Image.Image:
 def test_an_animation_is_its_first_frame(kind: str) -> None:
     frames = [smooth(seed) for seed in range(4)]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **({} if kind == "TIFF" else {"loop": 0}))
-    picture = prepare_picture(data, PrepareConfig(send_formats=("jpeg",)))
-    assert distance(pixels(picture.content), np.asarray(frames[0])) < 10
-    assert prepare_picture(data, EVERY_FORMAT_IS_SENT).content == data
+    prepared_image = prepare_image(data, PrepareConfig(send_formats=("jpeg",)))
+    assert distance(pixels(prepared_image.content), np.asarray(frames[0])) < 10
+    assert prepare_image(data, EVERY_FORMAT_IS_SENT).content == data
 
 
 def test_a_jpeg_with_a_second_picture_behind_it_is_a_jpeg() -> None:
     data = encoded(smooth(0), "MPO", save_all=True, append_images=[smooth(1)])
     assert Image.open(io.BytesIO(data)).format == "MPO"
-    picture = prepare_picture(data, DEFAULTS)
-    assert (picture.media_type, picture.content) == ("image/jpeg", data)
-    smaller = prepare_picture(data, DEFAULTS, smaller=True)
+    prepared_image = prepare_image(data, DEFAULTS)
+    assert (prepared_image.media_type, prepared_image.content) == ("image/jpeg", data)
+    smaller = prepare_image(data, DEFAULTS, smaller=True)
     assert distance(pixels(smaller.content), np.asarray(smooth(0).resize((48, 32)))) < 10
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_what_stands_behind_a_whole_picture_does_not_matter(kind: str) -> None:
     data = encoded(smooth(0), kind) + random.Random(0).randbytes(100_000).replace(b"\xff\xd9", b"")
-    assert prepare_picture(data, DEFAULTS).content == data
+    assert prepare_image(data, DEFAULTS).content == data
 
 
 # Hostile and broken
@@ -358,10 +358,10 @@ def test_what_stands_behind_a_whole_picture_does_not_matter(kind: str) -> None:
     ("data", "reason", "words"),
     [
         (b"", Reason.EMPTY_FILE, "empty"),
-        (b"\x00\x01", Reason.NOT_A_PICTURE, "no picture, it begins with 00 01"),
-        (b"hello, I am a text and called photo.jpg", Reason.NOT_A_PICTURE, "no picture"),
-        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', Reason.NOT_A_PICTURE, "no picture"),
-        (b"%PDF-1.7\n", Reason.NOT_A_PICTURE, "no picture, it begins with “%PDF-1.7”"),
+        (b"\x00\x01", Reason.NOT_AN_IMAGE, "no picture, it begins with 00 01"),
+        (b"hello, I am a text and called photo.jpg", Reason.NOT_AN_IMAGE, "no picture"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', Reason.NOT_AN_IMAGE, "no picture"),
+        (b"%PDF-1.7\n", Reason.NOT_AN_IMAGE, "no picture, it begins with “%PDF-1.7”"),
         (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", Reason.FORMAT_NOT_ALLOWED, "heic"),
         (b"\x00\x00\x00\x1cftypavif" + bytes(40), Reason.FORMAT_NOT_ALLOWED, "avif"),
         (b"\xff\xd8\xff", Reason.UNDECODABLE, "jpeg"),
@@ -410,7 +410,7 @@ def test_a_cut_off_picture_is_noticed_without_decoding_it(kind: str, thumbnail: 
 def test_decoding_finds_what_the_structure_hides() -> None:
     data = bytearray(encoded(noise(0, 60, 60), "PNG"))
     data[len(data) // 2] ^= 0xFF
-    assert prepare_picture(bytes(data), DEFAULTS).prepared is None
+    assert prepare_image(bytes(data), DEFAULTS).prepared is None
     assert refusal(bytes(data), PrepareConfig(check="decode")).reason is Reason.UNDECODABLE
 
 
@@ -448,7 +448,7 @@ def bombs() -> Mapping[str, bytes]:
 _CHILD = """
 import json, resource, sys, time
 from epithre_beam.configs import PrepareConfig
-from epithre_beam.transforms.sources.prepare import prepare_picture
+from epithre_beam.transforms.sources.prepare import prepare_image
 from epithre_beam.transforms.sources.unpreparable import Unpreparable
 from PIL import Image
 Image.init()
@@ -456,7 +456,7 @@ data = sys.stdin.buffer.read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
 try:
-    reason = str(prepare_picture(data, PrepareConfig(check="decode")).prepared)
+    reason = str(prepare_image(data, PrepareConfig(check="decode")).prepared)
 except Unpreparable as failure:
     reason = failure.reason.value
 seconds = time.perf_counter() - start
@@ -481,9 +481,9 @@ def test_a_bomb_is_refused_quickly_and_in_little_memory(name: str) -> None:
 def test_the_cap_on_claimed_pixels_is_the_configured_one() -> None:
     """Neither more nor less: Pillow has a cap of its own, for a process, at 179 million."""
     data = encoded(Image.new("1", (14_000, 13_500)), "PNG")  # 189 million
-    assert prepare_picture(data, PrepareConfig(max_decode_pixels=200_000_000)).width == 14_000
+    assert prepare_image(data, PrepareConfig(max_decode_pixels=200_000_000)).width == 14_000
     small = encoded(smooth(0, 30, 20), "PNG")
-    assert prepare_picture(small, PrepareConfig(max_decode_pixels=600)).content == small
+    assert prepare_image(small, PrepareConfig(max_decode_pixels=600)).content == small
     assert refusal(small, PrepareConfig(max_decode_pixels=599)).reason is Reason.TOO_MANY_PIXELS
 
 
@@ -501,7 +501,7 @@ def test_a_canvas_of_one_long_line_is_decoded_in_linear_time() -> None:
     data[24:30] = (10_000_000 - 1).to_bytes(3, "little") + (3 - 1).to_bytes(3, "little")
     start = time.process_time()
     settings = PrepareConfig(check="decode", max_pixels=50_000_000, max_side=10_000_000)
-    assert prepare_picture(bytes(data), settings).width == 10_000_000
+    assert prepare_image(bytes(data), settings).width == 10_000_000
     assert time.process_time() - start < 2
 
 
@@ -572,16 +572,16 @@ def test_damaged_files_are_prepared_or_refused_and_nothing_else(name: str) -> No
         settings, smaller = draw.choice(choices), draw.random() < 0.2
         start = time.process_time()
         with contextlib.suppress(Unpreparable):
-            assert_sound(prepare_picture(damage, settings, smaller=smaller), settings)
+            assert_sound(prepare_image(damage, settings, smaller=smaller), settings)
         assert time.process_time() - start < 5
 
 
-def assert_sound(picture: Picture, settings: PrepareConfig) -> None:
-    assert picture.width >= 1
-    assert picture.height >= 1
-    if picture.prepared is not None:
-        assert len(picture.content) <= settings.max_image_bytes
-        image = ImageOps.exif_transpose(opened(picture.content))
+def assert_sound(prepared_image: PreparedImage, settings: PrepareConfig) -> None:
+    assert prepared_image.width >= 1
+    assert prepared_image.height >= 1
+    if prepared_image.prepared is not None:
+        assert len(prepared_image.content) <= settings.max_image_bytes
+        image = ImageOps.exif_transpose(opened(prepared_image.content))
         assert image.size[0] * image.size[1] <= settings.max_pixels
 
 
@@ -633,7 +633,7 @@ def test_the_cap_on_texts_counts_characters_and_lets_the_last_one_in() -> None:
 @pytest.mark.parametrize("share", [1, 2, 3, 4, 7, 8, 16])
 def test_a_jpeg_that_is_decoded_at_a_part_of_its_size_says_that_it_was_downscaled(share: int) -> None:
     data = encoded(smooth(3, 320, 160), "JPEG")
-    picture = prepare_picture(data, PrepareConfig(max_pixels=320 * 160 // share**2))
-    assert (picture.width, picture.height) == (320, 160)
-    width, height = opened(picture.content).size
-    assert (picture.prepared or "").startswith(f"downscaled {width}x{height};") == (share > 1)
+    prepared_image = prepare_image(data, PrepareConfig(max_pixels=320 * 160 // share**2))
+    assert (prepared_image.width, prepared_image.height) == (320, 160)
+    width, height = opened(prepared_image.content).size
+    assert (prepared_image.prepared or "").startswith(f"downscaled {width}x{height};") == (share > 1)

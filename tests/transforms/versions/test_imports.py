@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from epithre_beam.transforms.versions.imports import survey_folder
+from epithre_beam.transforms.versions.imports import scan_folder
 
 pytestmark = pytest.mark.core
 
@@ -16,7 +16,7 @@ def test_a_relative_folder_starts_where_the_job_was_launched(tmp_path, monkeypat
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
     pq.write_table(pa.table({"id": ["a"], "kind": ["text"], "embedding": [[1.0, 0.0]]}), "old.parquet")
-    folder = pickle.dumps(survey_folder("old.parquet").folder)
+    folder = pickle.dumps(scan_folder("old.parquet").folder)
     monkeypatch.chdir(tmp_path / "there")
     found = pickle.loads(folder)
     assert found.place(0) == "old.parquet"

@@ -59,7 +59,7 @@ class Admission:
     """SHA-256 (hex) of kind and content of each item, in the order of the request."""
 
     @property
-    def paid(self) -> bool:
+    def billed(self) -> bool:
         """Admitted and answered 200, hence billed, even if the client got it mangled or not at all."""
         return self.decision == "admitted" and self.status == 200
 
@@ -202,7 +202,7 @@ def worst_window(log: Iterable[Admission], window_s: float) -> Weights:
 
 def payments(log: Iterable[Admission]) -> Counter[str]:
     """How often each item was billed, by the hex digest of its kind and content."""
-    return Counter(digest for record in log if record.paid for digest in record.digests)
+    return Counter(digest for record in log if record.billed for digest in record.digests)
 
 
 def go_duration(duration_ns: int) -> str:

@@ -124,7 +124,7 @@ def describe(attributes: Attributes, language: Language = "en") -> str:
     return " ".join(filter(None, (article, colour, texture, shape, place)))
 
 
-def draw_picture(rng: np.random.Generator, attributes: Attributes, size: int = 256) -> Image.Image:
+def draw_image(rng: np.random.Generator, attributes: Attributes, size: int = 256) -> Image.Image:
     """An RGB picture of `size` × `size` pixels; place, size, tilt and shades vary with the generator."""
     if size < 16:
         raise ValueError(f"size must be at least 16, got {size}")
@@ -141,13 +141,13 @@ def draw_picture(rng: np.random.Generator, attributes: Attributes, size: int = 2
     _TEXTURES[attributes.texture](pen, rng, _second_colour(attributes.colour))
     _SHAPES[attributes.shape](pen, attributes.colour)
     figure, mask = pen.paint.reduce(_OVERSAMPLING), pen.mask.reduce(_OVERSAMPLING)
-    picture = _ground(rng, attributes.ground, size)
+    image = _ground(rng, attributes.ground, size)
     shadow = Image.new("L", (size, size))
     shadow.paste(mask.point([value * 0.16 for value in range(256)]), (size // 90, size // 50))
     shadow = shadow.filter(ImageFilter.GaussianBlur(size / 60))
-    picture.paste((0, 0, 0), mask=shadow)
-    picture.paste(figure, mask=mask)
-    return picture
+    image.paste((0, 0, 0), mask=shadow)
+    image.paste(figure, mask=mask)
+    return image
 
 
 class _Pen:
@@ -418,13 +418,13 @@ def _ground(rng: np.random.Generator, ground: str, size: int) -> Image.Image:
         light = light + 3 * np.sin(2 * np.pi * (6 * y + 0.8 * np.sin(2 * np.pi * (x + rng.uniform()))))
     grain_size = 4.0 if ground in {"sand", "grass"} else 1.5
     pixels: npt.NDArray[np.float32] = shade + light[..., None] + rng.normal(0, grain_size, (size, size, 1))
-    picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    return _with_marks(rng, ground, picture)
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    return _with_marks(rng, ground, image)
 
 
-def _with_marks(rng: np.random.Generator, ground: str, picture: Image.Image) -> Image.Image:
+def _with_marks(rng: np.random.Generator, ground: str, image: Image.Image) -> Image.Image:
     """Stars, clouds, blades or flakes: small, so that the ground stays even."""
-    size = picture.width
+    size = image.width
     marks = Image.new("L", (size * 2, size * 2))
     on = ImageDraw.Draw(marks)
     fill, blur = (255, 255, 255), 0.0
@@ -447,5 +447,5 @@ def _with_marks(rng: np.random.Generator, ground: str, picture: Image.Image) -> 
     marks = marks.reduce(2)
     if blur:
         marks = marks.filter(ImageFilter.GaussianBlur(blur))
-    picture.paste(fill, mask=marks)
-    return picture
+    image.paste(fill, mask=marks)
+    return image

@@ -13,32 +13,32 @@ import numpy as np
 import numpy.typing as npt
 
 from .attributes import MAP_FILE, FittedMap, squash
-from .draw import draw_picture, sample_attributes
+from .draw import draw_image, sample_attributes
 from .lexicon import GROUPS
 from .measure import STATISTICS, measure
 
 Floats = npt.NDArray[np.float32]
 
-PICTURES = 5000
+IMAGES = 5000
 SEED = 1
 RIDGE = 10.0
 """The penalty on the squared weights; between 1 and 50 the held-out scores hardly move."""
 
 
-def drawn_examples(seed: int, pictures: int) -> tuple[Floats, Floats]:
+def drawn_examples(seed: int, images: int) -> tuple[Floats, Floats]:
     """Statistics and targets of freshly drawn, JPEG-encoded pictures.
 
     Returns:
         float32 (pictures, STATISTICS) and float32 (pictures, attributes), ones where an attribute holds.
     """
-    statistics = np.empty((pictures, STATISTICS), np.float32)
-    targets = np.zeros((pictures, sum(map(len, GROUPS.values()))), np.float32)
-    for row in range(pictures):
+    statistics = np.empty((images, STATISTICS), np.float32)
+    targets = np.zeros((images, sum(map(len, GROUPS.values()))), np.float32)
+    for row in range(images):
         rng = np.random.default_rng([seed, row])
         attributes = sample_attributes(rng)
         file = io.BytesIO()
         size = int(rng.choice([96, 128, 160, 256]))
-        draw_picture(rng, attributes, size).save(file, "JPEG", quality=int(rng.integers(70, 96)))
+        draw_image(rng, attributes, size).save(file, "JPEG", quality=int(rng.integers(70, 96)))
         statistics[row] = measure(file.getvalue()).statistics
         column = 0
         for group, values in GROUPS.items():
@@ -60,11 +60,11 @@ def fit(statistics: Floats, targets: Floats, ridge: float = RIDGE) -> FittedMap:
 def main(arguments: list[str] | None = None) -> None:
     """Draws, fits and writes; the same arguments give the same file."""
     parser = argparse.ArgumentParser(description="Fit the emulator's attributes model on drawn pictures.")
-    parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name(MAP_FILE))
     chosen = parser.parse_args(arguments)
-    fitted = fit(*drawn_examples(chosen.seed, chosen.pictures))
+    fitted = fit(*drawn_examples(chosen.seed, chosen.images))
     np.savez_compressed(chosen.out, allow_pickle=False, **fitted._asdict())
 
 

@@ -201,9 +201,9 @@ def _known_form(word: str) -> str:
     """The word itself, or what is left of a plural or a possessive when that is a word we know."""
     if word in _KNOWN_WORDS:
         return word
-    for ending in _ENDINGS:
-        if word.endswith(ending) and word[: -len(ending)] in _KNOWN_WORDS:
-            return word[: -len(ending)]
+    for outcome in _ENDINGS:
+        if word.endswith(outcome) and word[: -len(outcome)] in _KNOWN_WORDS:
+            return word[: -len(outcome)]
     return word
 
 
@@ -224,7 +224,7 @@ def _find(words: list[str]) -> Iterator[_Found]:
 def _moved_to_the_ground(words: list[str], found: list[_Found]) -> list[_Found]:
     """The same findings, with the colours that belong to the background put into the ground group."""
     starting = {item.start: item for item in found}
-    ending = {item.end: item for item in found}
+    outcome = {item.end: item for item in found}
     moved: set[_Found] = set()
     dropped: set[_Found] = set()
 
@@ -236,7 +236,7 @@ def _moved_to_the_ground(words: list[str], found: list[_Found]) -> list[_Found]:
     def preceding(position: int) -> _Found | None:
         while position and words[position - 1] in _FILLERS:
             position -= 1
-        return ending.get(position)
+        return outcome.get(position)
 
     def colours_a_shape(item: _Found | None) -> bool:
         while item is not None and item.group != "shape":

@@ -53,30 +53,30 @@ def measure(data: bytes) -> Measured:
 def _decode(data: bytes) -> tuple[npt.NDArray[np.uint8], float]:
     """uint8 (SIDE, SIDE, 3) sRGB, and width / height of the picture before it was squeezed."""
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            aspect = picture.width / picture.height
-            picture.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded at a fraction of its size
-            small = _as_rgb(picture).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            aspect = image.width / image.height
+            image.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded at a fraction of its size
+            small = _as_rgb(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
             return np.asarray(small), min(8.0, max(0.125, aspect))
     except Exception as error:  # a decoder fails in as many ways as there are formats
         raise ValueError(f"the bytes are no picture that can be decoded ({type(error).__name__})") from error
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
+def _as_rgb(image: Image.Image) -> Image.Image:
     """RGB, transparency over white, deep greys scaled by the range of their type."""
-    if picture.mode.startswith(("I", "F")):
-        values = np.nan_to_num(np.asarray(picture, np.float64))
-        top = 1.0 if picture.mode == "F" and values.max(initial=0.0) <= 1.0 else 255.0
-        if picture.mode.startswith("I"):
+    if image.mode.startswith(("I", "F")):
+        values = np.nan_to_num(np.asarray(image, np.float64))
+        top = 1.0 if image.mode == "F" and values.max(initial=0.0) <= 1.0 else 255.0
+        if image.mode.startswith("I"):
             top = 65535.0
         return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode == "LAB":
-        return picture.getchannel(0).convert("RGB")
-    if picture.mode in {"RGBA", "RGBa", "LA", "La", "PA"} or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+    if image.mode == "LAB":
+        return image.getchannel(0).convert("RGB")
+    if image.mode in {"RGBA", "RGBa", "LA", "La", "PA"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
 
 
 _LINEAR = np.array(

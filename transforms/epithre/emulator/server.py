@@ -120,7 +120,7 @@ class Emulator:
     def stats(self) -> dict[str, Any]:
         """Totals over the log, ready for JSON."""
         log = self.log
-        paid = [record for record in log if record.paid]
+        billed = [record for record in log if record.billed]
         return {
             "model": self.model.name,
             "fingerprint": self.model.fingerprint,
@@ -129,10 +129,10 @@ class Emulator:
             "statuses": Counter(str(record.status) for record in log),
             "reasons": Counter(record.reason for record in log if record.reason),
             "faults": Counter(fault for record in log for fault in record.faults),
-            "paid_requests": len(paid),
-            "paid_items": sum(record.items for record in paid),
-            "paid_tokens": sum(record.tokens for record in paid),
-            "paid_distinct_items": len({digest for record in paid for digest in record.digests}),
+            "billed_requests": len(billed),
+            "billed_items": sum(record.items for record in billed),
+            "billed_tokens": sum(record.tokens for record in billed),
+            "billed_distinct_items": len({digest for record in billed for digest in record.digests}),
             "body_bytes": sum(record.body_bytes for record in log),
             "answer_bytes": sum(record.answer_bytes for record in log),
             "in_service": self._gate.in_service,
@@ -207,7 +207,7 @@ class Emulator:
             answer = replace(answer, body=scrubber.body(answer.body))
         if answer.status == 413 and call.faults.html_413:
             answer = html_answer(413)
-        self._settle(call, answer)
+        self._resolve(call, answer)
         named = {"x-request-id": record.request_id, "x-emulator-fingerprint": self.model.fingerprint}
         return replace(answer, headers={**named, **answer.headers}), record
 
@@ -230,7 +230,7 @@ class Emulator:
             call.record.body_bytes = len(read_body(call.limits.max_body_bytes, False))
         raise refusal
 
-    def _settle(self, call: Call, answer: Answer) -> None:
+    def _resolve(self, call: Call, answer: Answer) -> None:
         """Give the place in service back and complete the record, before the first byte leaves.
 
         A client that has its answer may at once send the next request, or read the log.

@@ -273,10 +273,10 @@ def _measure(content: bytes, *, decode: bool, max_pixels: int | None) -> tuple[i
     from PIL import Image  # only for servers that look at pictures
 
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            size = picture.size
+        with Image.open(io.BytesIO(content)) as image:
+            size = image.size
             if decode and (max_pixels is None or size[0] * size[1] <= max_pixels):
-                picture.load()
+                image.load()
             return size
     except Exception as error:  # a hostile file makes a decoder raise whatever it likes
         raise ValueError("is not a picture that can be decoded") from error

@@ -16,12 +16,12 @@ import numpy as np
 import yaml
 from playwright.sync_api import Browser, Page
 
-from epithre_beam.transforms.epithre.emulator.draw import Attributes, describe, draw_picture, sample_attributes
+from epithre_beam.transforms.epithre.emulator.draw import Attributes, describe, draw_image, sample_attributes
 
 from ....ports import free_port
 from ...conftest import Place, command
 
-PICTURES = 56
+IMAGES = 56
 DIMENSION = 512
 HOSTILE_ID = "'\"><b>bold</b>&amp;<script>alert(1)</script>"
 HOSTILE_TEXT = (
@@ -47,22 +47,22 @@ def write_sources(folder: Path) -> Path:
     (folder / "pictures").mkdir(parents=True)
     cats = [Attributes(colour="grey", shape="cat", texture="plain", ground=g) for g in ("grass", "sand", "sunset")]
     drawn = [*_FIGURES, *cats]
-    while len(drawn) < PICTURES:
+    while len(drawn) < IMAGES:
         attributes = sample_attributes(rng)
         if (attributes.colour, attributes.shape) not in {(a.colour, a.shape) for a in _FIGURES}:
             drawn.append(attributes)
-    pictures, texts = [], []
+    images, texts = [], []
     for number, attributes in enumerate(drawn):
         name = f"{describe(attributes).removeprefix('a ').removeprefix('an ').replace(' ', '-')}-{number:02d}"
-        draw_picture(rng, attributes).save(folder / "pictures" / f"{name}.jpg", quality=88)
+        draw_image(rng, attributes).save(folder / "pictures" / f"{name}.jpg", quality=88)
         lang = "id" if number % 2 else "en"
         added = f"2026-{1 + number % 12:02d}-15"
         metadata = [lang, f"{5 + number * 2.5:.2f}", added, str(number % 4 == 0).lower()]
         is_hostile = attributes.shape == "crescent" and number < len(_FIGURES)
-        pictures.append([HOSTILE_ID if is_hostile else name, f"pictures/{name}.jpg", *metadata])
+        images.append([HOSTILE_ID if is_hostile else name, f"pictures/{name}.jpg", *metadata])
         texts.append([f"caption-{number:02d}", describe(attributes, "id" if number % 2 else "en"), *metadata])
     texts.append([HOSTILE_ID, HOSTILE_TEXT, HOSTILE_LANG, "1", "2026-01-01", "false"])
-    _write_table(folder / "pictures.csv", ["id", "uri", *_METADATA], pictures)
+    _write_table(folder / "pictures.csv", ["id", "uri", *_METADATA], images)
     _write_table(folder / "texts.csv", ["id", "text", *_METADATA], texts)
     return write_job(folder, "texts.csv")
 
@@ -184,7 +184,7 @@ class Visit:
             f" return ids.length && !document.querySelector('#results[aria-busy]') && ({condition}); }}",
         )
 
-    def wait_for_pictures(self) -> None:
+    def wait_for_images(self) -> None:
         """Until those in sight are loaded, and have faded in."""
         until(
             self.page,

@@ -34,9 +34,9 @@ def test_a_sentence_finds_pictures_and_texts_in_both_languages(visit, sentence, 
 def test_kinds_stand_side_by_side_and_one_may_be_chosen(visit):
     page = visit.open()
     visit.search("a blue fish")
-    pictures, texts = (page.locator(f".column[data-kind={kind}]").bounding_box() for kind in ("image", "text"))
-    assert pictures["x"] + pictures["width"] <= texts["x"]
-    assert abs(pictures["y"] - texts["y"]) < 2
+    images, texts = (page.locator(f".column[data-kind={kind}]").bounding_box() for kind in ("image", "text"))
+    assert images["x"] + images["width"] <= texts["x"]
+    assert abs(images["y"] - texts["y"]) < 2
     page.click("#kinds >> text=Texts")
     until(page, "document.querySelectorAll('.hit[data-kind=image]').length === 0")
     assert len(visit.ids("text")) == 12
@@ -59,19 +59,19 @@ def test_one_list_has_both_kinds_in_the_chosen_order_and_length(visit):
     assert len(visit.ids()) + len(visit.ids("text")) == 24
 
 
-def picture_of(scene, word):
+def image_of(scene, word):
     return next(iter(sorted((scene / "pictures").glob(f"{word}*.jpg"))))
 
 
 def test_a_chosen_picture_finds_itself_and_its_likes(visit, scene):
     page = visit.open()
-    picture = picture_of(scene, "red-bicycle")
-    with page.expect_response("**/api/search/picture"):
-        page.set_input_files("#file", picture)
-    visit.wait_for_hits(f"ids[0] === {picture.stem!r}")
+    image = image_of(scene, "red-bicycle")
+    with page.expect_response("**/api/search/image"):
+        page.set_input_files("#file", image)
+    visit.wait_for_hits(f"ids[0] === {image.stem!r}")
     assert all("red-bicycle" in found for found in visit.ids()[:4])
-    assert page.inner_text("#chip-words") == picture.name
-    until(page, "document.getElementById('chip-picture').naturalWidth > 0")
+    assert page.inner_text("#chip-words") == image.name
+    until(page, "document.getElementById('chip-image').naturalWidth > 0")
 
 
 GIVE = """([bytes, type, name]) => {
@@ -87,13 +87,13 @@ GIVE = """([bytes, type, name]) => {
 @pytest.mark.parametrize("way", ["drop", "paste"])
 def test_a_picture_that_is_dropped_or_pasted_is_searched_by(visit, scene, way):
     page = visit.open()
-    picture = picture_of(scene, "blue-fish")
-    given = [list(picture.read_bytes()), way, picture.name]
+    image = image_of(scene, "blue-fish")
+    given = [list(image.read_bytes()), way, image.name]
     if way == "drop":
-        page.evaluate(GIVE, [given[0], "dragover", picture.name])
+        page.evaluate(GIVE, [given[0], "dragover", image.name])
         assert page.locator("#drop").is_visible()
     page.evaluate(GIVE, given)
-    visit.wait_for_hits(f"ids[0] === {picture.stem!r}")
+    visit.wait_for_hits(f"ids[0] === {image.stem!r}")
     assert page.locator("#drop").is_hidden()
 
 
@@ -193,12 +193,12 @@ def test_the_address_brings_a_search_back_and_so_does_the_back_button(visit):
 
 def test_a_picture_comes_back_with_the_back_button(visit, scene):
     page = visit.open()
-    picture = picture_of(scene, "red-bicycle")
-    page.set_input_files("#file", picture)
-    visit.wait_for_hits(f"ids[0] === {picture.stem!r}")
+    image = image_of(scene, "red-bicycle")
+    page.set_input_files("#file", image)
+    visit.wait_for_hits(f"ids[0] === {image.stem!r}")
     visit.search("a blue fish")
     page.go_back()
-    visit.wait_for_hits(f"ids[0] === {picture.stem!r}")
+    visit.wait_for_hits(f"ids[0] === {image.stem!r}")
     page.reload()
     page.wait_for_selector("#problem:not([hidden])")
     assert "drop it again" in page.inner_text("#problem-words")
@@ -292,7 +292,7 @@ def test_a_phone_shows_one_kind_at_a_time(browser, server):
         assert page.locator(".column[data-kind=image]").is_hidden()
         assert page.locator(".column[data-kind=text]").is_visible()
         page.tap("#tabs >> text=Pictures")
-        visit.wait_for_pictures()
+        visit.wait_for_images()
         keep(page, "serve-phone")
 
 
@@ -305,7 +305,7 @@ def test_dark_follows_the_system_and_the_choice_is_kept(browser, server):
         page = visit.open("#q=an+orange+cat")
         visit.wait_for_hits("ids.length === 12")
         dark = paper(page)
-        visit.wait_for_pictures()
+        visit.wait_for_images()
         keep(page, "serve-dark")
         page.click("#theme-button")
         light = paper(page)
@@ -319,13 +319,13 @@ def test_a_screenshot_in_light_is_kept(visit):
     page = visit.open()
     keep(page, "serve-home")
     visit.search("an orange cat")
-    visit.wait_for_pictures()
+    visit.wait_for_images()
     assert page.locator(".frame.loaded").count() >= 4
     page.mouse.move(0, 0)
     page.evaluate("document.activeElement.blur()")
     keep(page, "serve-light")
     page.click(".open >> nth=2")
-    until(page, "document.querySelector('#detail-picture img')?.naturalWidth > 0")
+    until(page, "document.querySelector('#detail-image img')?.naturalWidth > 0")
     keep(page, "serve-detail")
     page.click("#detail-close")
     page.click("#filters-button")

@@ -266,7 +266,7 @@ def test_every_control_has_a_name_and_every_picture_an_alternative(visit):
         assert page.locator("img:not([alt])").count() == 0
     assert page.locator("html").get_attribute("lang") == "en"
     assert page.locator("h1").count() == 1
-    doubled = page.evaluate(
+    duplicate = page.evaluate(
         "(ids => ids.length - new Set(ids).size)([...document.querySelectorAll('[id]')].map(e => e.id))"
     )
-    assert doubled == 0
+    assert duplicate == 0

@@ -20,7 +20,7 @@ from epithre_beam.transforms.epithre.emulator.draw import (
     Attributes,
     Language,
     describe,
-    draw_picture,
+    draw_image,
     sample_attributes,
 )
 from epithre_beam.transforms.epithre.emulator.lexicon import GROUPS, attributes_of
@@ -36,9 +36,9 @@ TEXTURE_WORDS: dict[Language, dict[str, str]] = {
 }
 
 
-def encoded(picture: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+def encoded(drawing: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **({"quality": 90} if kind == "JPEG" else {}) | options)
+    drawing.save(file, kind, **({"quality": 90} if kind == "JPEG" else {}) | options)
     return file.getvalue()
 
 
@@ -56,17 +56,17 @@ def model() -> AttributesModel:
 
 @pytest.fixture(scope="module")
 def drawn() -> list[tuple[Attributes, Image.Image]]:
-    pictures = []
+    drawings = []
     for i in range(200):
         rng = np.random.default_rng([FRESH_SEED, i])
         attributes = sample_attributes(rng)
-        pictures.append((attributes, draw_picture(rng, attributes)))
-    return pictures
+        drawings.append((attributes, draw_image(rng, attributes)))
+    return drawings
 
 
 @pytest.fixture(scope="module")
 def vectors(model: AttributesModel, drawn: list[tuple[Attributes, Image.Image]]) -> Floats:
-    return np.array([model.embed_image(encoded(picture)) for _, picture in drawn])
+    return np.array([model.embed_image(encoded(drawing)) for _, drawing in drawn])
 
 
 def three_word_query(attributes: Attributes, language: Language, third: str) -> tuple[str, tuple[str, ...]]:
@@ -119,14 +119,14 @@ def test_the_demo_sentences_put_every_matching_picture_first(
     model: AttributesModel, sentences: tuple[str, str], wanted: dict[str, str]
 ) -> None:
     rng = np.random.default_rng(FRESH_SEED + 1)
-    pictures = []
+    drawings = []
     for i in range(80):
         attributes = sample_attributes(rng)
         values = vars(attributes) | (wanted if i < 8 else {})
         values |= {"ground": "sand"} if i < 8 and "ground" not in wanted else {}
-        pictures.append(Attributes(**values))
-    matrix = np.array([model.embed_image(encoded(draw_picture(rng, a))) for a in pictures])
-    hits = {i for i, a in enumerate(pictures) if all(getattr(a, g) == v for g, v in wanted.items())}
+        drawings.append(Attributes(**values))
+    matrix = np.array([model.embed_image(encoded(draw_image(rng, a))) for a in drawings])
+    hits = {i for i, a in enumerate(drawings) if all(getattr(a, g) == v for g, v in wanted.items())}
     for sentence in sentences:
         best = np.argsort(-(matrix @ model.embed_text(sentence)))[: len(hits)]
         assert set(best.tolist()) == hits
@@ -173,7 +173,7 @@ def test_the_two_languages_give_nearly_one_vector(model: AttributesModel) -> Non
 def test_the_same_bytes_give_the_same_vector_in_every_thread_and_instance(
     model: AttributesModel, drawn: list[tuple[Attributes, Image.Image]], vectors: Floats
 ) -> None:
-    files = [encoded(picture) for _, picture in drawn[:40]]
+    files = [encoded(drawing) for _, drawing in drawn[:40]]
     with ThreadPoolExecutor(16) as pool:
         again = list(pool.map(AttributesModel().embed_image, files * 3))
     assert np.array_equal(np.array(again), np.tile(vectors[:40], (3, 1)))
@@ -185,11 +185,11 @@ def test_reencoding_and_slight_resizing_hardly_move_a_picture(
     model: AttributesModel, drawn: list[tuple[Attributes, Image.Image]], vectors: Floats
 ) -> None:
     worst = 1.0
-    for (_, picture), vector in zip(drawn[:60], vectors[:60], strict=True):
-        side = picture.width
-        variants = [encoded(picture, quality=quality) for quality in (75, 85, 95)]
-        variants += [encoded(picture.resize((s, s)), quality=85) for s in (side * 9 // 10, side + 7)]
-        variants.append(encoded(picture, "PNG"))
+    for (_, drawing), vector in zip(drawn[:60], vectors[:60], strict=True):
+        side = drawing.width
+        variants = [encoded(drawing, quality=quality) for quality in (75, 85, 95)]
+        variants += [encoded(drawing.resize((s, s)), quality=85) for s in (side * 9 // 10, side + 7)]
+        variants.append(encoded(drawing, "PNG"))
         worst = min(worst, *(float(vector @ model.embed_image(variant)) for variant in variants))
     assert worst > 0.99
 
@@ -230,19 +230,19 @@ def test_any_mode_and_size_gives_a_unit_vector(
     model: AttributesModel, mode: str, kind: str, size: tuple[int, int]
 ) -> None:
     noise = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
+    drawing = Image.fromarray(noise)
     if mode == "I;16":
-        picture = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+        drawing = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
     elif mode == "LAB":
-        picture = Image.merge("LAB", picture.split())
+        drawing = Image.merge("LAB", drawing.split())
     else:
-        picture = picture.convert("P").convert(mode) if mode == "PA" else picture.convert(mode)
-    assert_unit(model.embed_image(encoded(picture, kind)), 4000)
+        drawing = drawing.convert("P").convert(mode) if mode == "PA" else drawing.convert(mode)
+    assert_unit(model.embed_image(encoded(drawing, kind)), 4000)
 
 
 def test_deep_greys_and_plain_greys_of_one_picture_come_out_alike(model: AttributesModel) -> None:
     rng = np.random.default_rng(4)
-    drawing = draw_picture(rng, Attributes(colour="black", shape="cat", texture="plain", ground="snow"))
+    drawing = draw_image(rng, Attributes(colour="black", shape="cat", texture="plain", ground="snow"))
     grey = drawing.convert("L")
     deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     assert model.embed_image(encoded(grey, "PNG")) @ model.embed_image(encoded(deep, "PNG")) > 0.999
@@ -256,7 +256,7 @@ def test_what_is_transparent_shows_white(model: AttributesModel) -> None:
     flat.paste((200, 20, 20), (20, 20, 44, 44))
     seen = model.embed_image(encoded(figure, "PNG"))
     assert seen @ model.embed_image(encoded(flat, "PNG")) > 0.999
-    other = draw_picture(rng, Attributes(colour="blue", shape="cat", texture="plain", ground="grass"))
+    other = draw_image(rng, Attributes(colour="blue", shape="cat", texture="plain", ground="grass"))
     assert seen @ model.embed_image(encoded(other)) < 0.5
 
 
@@ -283,8 +283,8 @@ def test_texts_outside_the_lexicon_still_differ(model: AttributesModel) -> None:
 @pytest.mark.parametrize("dimension", [8, 9, 100, 512, 1000, 4096, 5000])
 def test_every_dimension_from_eight_up_is_served(dimension: int) -> None:
     model = AttributesModel(dimension)
-    picture = draw_picture(np.random.default_rng(6), sample_attributes(np.random.default_rng(6)))
-    image, text = model.embed_image(encoded(picture)), model.embed_text("kucing oren")
+    drawing = draw_image(np.random.default_rng(6), sample_attributes(np.random.default_rng(6)))
+    image, text = model.embed_image(encoded(drawing)), model.embed_text("kucing oren")
     assert_unit(image, dimension)
     assert_unit(text, dimension)
     # The transform keeps inner products; how well depends on the room it has.
@@ -301,7 +301,7 @@ def test_fewer_than_eight_dimensions_are_refused() -> None:
 
 def test_a_picture_takes_milliseconds(model: AttributesModel, drawn: list[tuple[Attributes, Image.Image]]) -> None:
     """About 4 ms of a processor; the best of three rounds must stay below ten times that."""
-    files = [encoded(picture) for _, picture in drawn[:20]]
+    files = [encoded(drawing) for _, drawing in drawn[:20]]
     rounds = []
     for _ in range(3):
         start = time.process_time()
@@ -314,7 +314,7 @@ def test_a_picture_takes_milliseconds(model: AttributesModel, drawn: list[tuple[
 def test_a_drawing_is_a_function_of_the_generator() -> None:
     def draw() -> Image.Image:
         rng = np.random.default_rng(8)
-        return draw_picture(rng, sample_attributes(rng), 96)
+        return draw_image(rng, sample_attributes(rng), 96)
 
     assert draw().tobytes() == draw().tobytes()
     assert draw().size == (96, 96)
@@ -336,7 +336,7 @@ def test_an_unknown_value_is_refused_with_its_group() -> None:
 
 def test_refitting_with_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     for name in ("once", "twice"):
-        fit.main(["--pictures", "40", "--seed", "7", "--out", str(tmp_path / f"{name}.npz")])
+        fit.main(["--images", "40", "--seed", "7", "--out", str(tmp_path / f"{name}.npz")])
     once, twice = ((tmp_path / f"{name}.npz").read_bytes() for name in ("once", "twice"))
     assert once == twice
 

@@ -45,7 +45,7 @@ from epithre_beam.transforms.epithre.emulator.hash_model import content_digest, 
 MODULE = "epithre_beam.transforms.epithre.emulator"
 MODEL = "epithre-embed"
 DIMENSION = 64
-PICTURE = b"any bytes pass for a picture"
+IMAGE = b"any bytes pass for a picture"
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def client_of(emulator: Any, **options: Any) -> httpx.Client:
     return httpx.Client(base_url=emulator.base_url, headers=headers, timeout=10, **options)
 
 
-def image(data: bytes = PICTURE) -> dict[str, str]:
+def image(data: bytes = IMAGE) -> dict[str, str]:
     return {"type": "image", "image": base64.b64encode(data).decode()}
 
 
@@ -135,7 +135,7 @@ def test_the_official_client_embeds_mixed_input_in_either_encoding(calm: Emulato
     options = {} if encoding is None else {"encoding_format": encoding}
     answer = official.embeddings.create(model=MODEL, input=["kucing oren", image()], **options)
     assert (answer.model, answer.object, len(answer.data)) == (MODEL, "list", 2)
-    for entry, kind, content in zip(answer.data, ("text", "image"), (b"kucing oren", PICTURE), strict=True):
+    for entry, kind, content in zip(answer.data, ("text", "image"), (b"kucing oren", IMAGE), strict=True):
         value = entry.embedding
         got = np.frombuffer(base64.b64decode(value), "<f4") if isinstance(value, str) else np.array(value)
         assert got.shape == (4000,)
@@ -191,7 +191,7 @@ def test_a_data_uri_and_bare_base64_are_the_same_picture(client: httpx.Client) -
     bare = image()
     uri = {"type": "image", "image": f"data:image/jpeg;base64,{bare['image']}"}
     (_, first), (_, second) = vectors(embed(client, [bare, uri]))
-    assert first.tobytes() == second.tobytes() == hash_vector("image", PICTURE, 4000).tobytes()
+    assert first.tobytes() == second.tobytes() == hash_vector("image", IMAGE, 4000).tobytes()
 
 
 def test_a_single_string_is_one_item(client: httpx.Client) -> None:
@@ -361,14 +361,14 @@ def test_pictures_are_decoded_only_when_that_is_wanted() -> None:
         for broken in (b"no picture", whole[:-40]):
             refused = embed(client, ["a", image(broken)])
             assert (refused.status_code, error_of(refused)["param"]) == (400, "input[1]")
-        assert not emulator.log[1].paid
+        assert not emulator.log[1].billed
 
 
 def test_the_attributes_model_refuses_undecodable_pictures_by_name() -> None:
     with running(model="attributes", dimension=4000) as (emulator, client):
-        (_, text), (_, picture) = vectors(embed(client, ["lingkaran merah", image(png(96, 96))]))
-        assert text.shape == picture.shape == (4000,)
-        np.testing.assert_allclose([np.linalg.norm(text), np.linalg.norm(picture)], 1.0, atol=1e-3)
+        (_, text), (_, image_vector) = vectors(embed(client, ["lingkaran merah", image(png(96, 96))]))
+        assert text.shape == image_vector.shape == (4000,)
+        np.testing.assert_allclose([np.linalg.norm(text), np.linalg.norm(image_vector)], 1.0, atol=1e-3)
         refused = embed(client, ["a", image(b"no picture")])
         assert (refused.status_code, error_of(refused)["param"]) == (400, "input[1]")
         assert emulator.model.fingerprint in refused.headers["x-emulator-fingerprint"]
@@ -516,20 +516,20 @@ def test_retry_after_is_truthful_in_every_form(form: Any) -> None:
         refused = embed(client, "a")
         assert refused.status_code == 429
         assert error_of(refused)["code"] == "rate_limit_exceeded"
-        told = refused.headers.get("retry-after")
+        reported = refused.headers.get("retry-after")
         if form == "absent":
-            assert told is None
+            assert reported is None
             assert "retry-after-ms" not in refused.headers
             return
         if form == "date":
-            date, until = refused.headers["date"], str(told)
+            date, until = refused.headers["date"], str(reported)
             wait_s = (parsedate_to_datetime(until) - parsedate_to_datetime(date)).total_seconds()
         elif form == "milliseconds":
             wait_s = int(refused.headers["retry-after-ms"]) / 1000
         else:
-            assert told is not None
-            assert told.isdecimal() == (form == "seconds")
-            wait_s = float(told)
+            assert reported is not None
+            assert reported.isdecimal() == (form == "seconds")
+            wait_s = float(reported)
         first, _, third = (record.decided_ns or 0 for record in emulator.log)
         really_s = (first - third) / 1e9 + 0.8  # until the first request is out of the window
         longest_s = {"float": 0.01, "milliseconds": 0.01, "seconds": 1.0, "date": 2.0}[form]  # as it is rounded up
@@ -612,7 +612,7 @@ def test_the_log_tells_how_often_each_content_was_paid() -> None:
         embed(client, "")
         embed(client, ["c"])
         assert embed(client, ["d"]).status_code == 429
-        expected = {("text", b"a"): 3, ("text", b"b"): 1, ("image", PICTURE): 1, ("text", b"c"): 1}
+        expected = {("text", b"a"): 3, ("text", b"b"): 1, ("image", IMAGE): 1, ("text", b"c"): 1}
         assert emulator.payments() == {
             content_digest(kind, content).hex(): count for (kind, content), count in expected.items()
         }
@@ -643,7 +643,7 @@ def test_log_and_totals_are_served_and_reset_over_http() -> None:
         assert log[0]["digests"] == [content_digest("text", text).hex() for text in (b"a", b"b")]
         assert httpx.get(f"{emulator.url}/emulator/log?since=2").json() == log[2:]
         stats = httpx.get(f"{emulator.url}/emulator/stats").json()
-        assert (stats["paid_requests"], stats["paid_items"], stats["paid_distinct_items"]) == (2, 4, 2)
+        assert (stats["billed_requests"], stats["billed_items"], stats["billed_distinct_items"]) == (2, 4, 2)
         assert stats["worst_window"] == {"requests": 2, "items": 4, "tokens": 4}
         assert httpx.post(f"{emulator.url}/emulator/reset").json() == {"reset": True}
         assert emulator.log == []
@@ -750,7 +750,7 @@ def test_a_truncated_body_promises_more_than_it_sends() -> None:
         with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
             embed(client, "a")
         (record,) = emulator.log
-        assert (record.status, record.delivered, record.paid) == (200, False, True)
+        assert (record.status, record.delivered, record.billed) == (200, False, True)
 
 
 def test_out_of_order_answers_hold_the_right_vectors_at_the_right_index() -> None:
@@ -885,7 +885,7 @@ def test_a_process_serves_the_given_settings_until_it_is_closed() -> None:
         with client_of(process) as client:
             assert vectors(embed(client, "a"))[0][1].tobytes() == text_vector("a").tobytes()
             assert embed(client, "a").status_code == 429
-        assert httpx.get(f"{process.url}/emulator/stats").json()["paid_items"] == 1
+        assert httpx.get(f"{process.url}/emulator/stats").json()["billed_items"] == 1
     assert not process.is_running
     with pytest.raises(httpx.ConnectError):
         httpx.get(process.url)

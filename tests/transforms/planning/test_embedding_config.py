@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from epithre_beam.configs import CatalogConfig, EmbedConfig, PrepareConfig
 from epithre_beam.index import Manifest, Store
 from epithre_beam.transforms.planning.plan import unit_name
-from epithre_beam.transforms.planning.recipe import differences, first_recipe, recipe
+from epithre_beam.transforms.planning.embedding_config import differences, first_embedding_config_hash, embedding_config_hash
 from epithre_beam.transforms.versions.setup import public_settings
 
 from ...index.manifests import make_manifest
@@ -27,7 +27,7 @@ def named(
 ) -> str:
     prepare = PrepareConfig(**{k: v for k, v in settings.items() if k in PrepareConfig.model_fields})
     embed = EmbedConfig(**{k: v for k, v in settings.items() if k in EmbedConfig.model_fields})
-    return unit_name(as_table(rows, types), recipe(embed, prepare, server))
+    return unit_name(as_table(rows, types), embedding_config_hash(embed, prepare, server))
 
 
 def test_the_same_inputs_have_the_same_name() -> None:
@@ -44,7 +44,7 @@ def test_a_change_of_any_asset_changes_the_name(row: int, column: str) -> None:
     assert named(rows) != named(example_rows())
 
 
-FIRST_RECIPE = "77a3ae05820fb5d59e0d5b01584b3ea8f13550c24a5bbbdd0106f9a233e489a3"
+FIRST_HASH = "77a3ae05820fb5d59e0d5b01584b3ea8f13550c24a5bbbdd0106f9a233e489a3"
 """Of the default settings."""
 
 OTHER_PREPARATION: dict[str, Any] = {
@@ -150,7 +150,7 @@ def test_each_setting_that_decides_the_vectors_is_a_sentence_with_both_values(ch
 def test_a_setting_at_its_default_is_not_in_the_name() -> None:
     """A setting that a later release adds makes nothing new."""
     stated = PrepareConfig().model_dump()
-    assert recipe(EmbedConfig(), PrepareConfig(**stated), None) == recipe(EmbedConfig(), PrepareConfig(), None)
+    assert embedding_config_hash(EmbedConfig(), PrepareConfig(**stated), None) == embedding_config_hash(EmbedConfig(), PrepareConfig(), None)
 
 
 @pytest.mark.parametrize("change", [{name: value} for name, value in OTHER_PREPARATION.items()], ids=str)
@@ -165,9 +165,9 @@ def test_a_preparation_that_cannot_be_read_makes_all_new() -> None:
 
 def test_units_of_the_first_rules_are_known_by_the_hash_of_all_settings() -> None:
     """As releases wrote them in which all of `prepare` was hashed."""
-    assert first_recipe(EmbedConfig(), PrepareConfig(), None) == FIRST_RECIPE
-    assert first_recipe(EmbedConfig(), PrepareConfig(jpeg_quality=80), None) != FIRST_RECIPE
-    assert first_recipe(EmbedConfig(), PrepareConfig(max_side=5), None) == FIRST_RECIPE
+    assert first_embedding_config_hash(EmbedConfig(), PrepareConfig(), None) == FIRST_HASH
+    assert first_embedding_config_hash(EmbedConfig(), PrepareConfig(jpeg_quality=80), None) != FIRST_HASH
+    assert first_embedding_config_hash(EmbedConfig(), PrepareConfig(max_side=5), None) == FIRST_HASH
 
 
 def test_another_dialect_and_its_input_type_are_named() -> None:

@@ -1,4 +1,4 @@
-"""A pause that the API asked for is told once, on a terminal and in the log; test_endings tells of all else."""
+"""A pause that the API asked for is told once, on a terminal and in the log; test_outcomes tells of all else."""
 
 import io
 import logging
@@ -38,11 +38,11 @@ def test_a_pause_is_told_once_with_its_end_and_why(is_terminal, caplog):
         watch([lane()])
         for _ in range(5):  # two lanes that heard of it one after the other
             watch([lane(until_s), lane(until_s + 1)])
-    told = out.getvalue() if is_terminal else "\n".join(str(record.fields) for record in caplog.records)
+    reported = out.getvalue() if is_terminal else "\n".join(str(record.fields) for record in caplog.records)
     sentence = f"paused until {clock} "
-    assert told.count("paused until") == 1
-    assert sentence in told or "paused until 2" in told  # with a date, around midnight
-    assert "the server asked for 300 s (429: daily quota, try tomorrow)" in told
+    assert reported.count("paused until") == 1
+    assert sentence in reported or "paused until 2" in reported  # with a date, around midnight
+    assert "the server asked for 300 s (429: daily quota, try tomorrow)" in reported
     if not is_terminal:
         (record,) = [record for record in caplog.records if record.getMessage() == "paused"]
         assert record.levelno == logging.WARNING

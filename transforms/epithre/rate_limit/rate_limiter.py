@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ....configs.errors import RateLimiterLostError
-from .ledger import CUT, CUT_EVERY_S, WINDOW_S, Answer, Ledger, LedgerSettings, SharedLedger
+from .memory_backend import CUT, CUT_EVERY_S, WINDOW_S, Answer, MemoryBackend, RateLimiterSettings, RateLimiterBackend
 
 _START_CONCURRENCY = 8
 _LOST_PAUSE_S = 1.0
@@ -25,7 +25,7 @@ _REMOTE_POLL_S = 1.0
 """A shared ledger is asked again after about so long at the latest: others may have freed it meanwhile."""
 _FIRST_SPREAD_S = 0.004
 
-log = logging.getLogger("epithre_beam.budget")
+log = logging.getLogger("epithre_beam.rate_limiter")
 
 
 def next_wait_s(wait_s: float, refusals: int, rng: random.Random) -> float:
@@ -46,13 +46,13 @@ def next_wait_s(wait_s: float, refusals: int, rng: random.Random) -> float:
 
 @dataclass(eq=False)
 class Lease:
-    """The right to send one request. It ends by itself a window after `Budget.answered`."""
+    """The right to send one request. It ends by itself a window after `RateLimiter.answered`."""
 
     name: str
     is_answered: bool = field(default=False, init=False)
 
 
-class Budget:
+class RateLimiter:
     """Decides when a request may be sent. For one event loop; all the requests of a lane share one.
 
     Args:
@@ -62,7 +62,7 @@ class Budget:
         window_s: The minute; tests shorten it together with the server's.
         spent: Requests that were sent before this budget existed and may still count on the server.
         max_pause_s: The longest pause that a server may ask for, where the ledger is one of its own.
-        ledger: Shared with other lanes; absent: one of its own, in memory.
+        backend: Shared with other lanes; absent: one of its own, in memory.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class Budget:
         window_s: float = WINDOW_S,
         spent: int = 0,
         max_pause_s: float = 600.0,
-        ledger: SharedLedger | None = None,
+        backend: RateLimiterBackend | None = None,
     ) -> None:
         known = {name: float(limit) for name, limit in limits.items() if limit is not None}
-        settings = LedgerSettings(limits=known, window_s=window_s, spent=spent, max_pause_s=max_pause_s)
-        self._ledger = ledger or Ledger(settings, clock)
+        settings = RateLimiterSettings(limits=known, window_s=window_s, spent=spent, max_pause_s=max_pause_s)
+        self._backend = backend or MemoryBackend(settings, clock)
         self._is_limited = bool(known)
         self._learned: dict[str, float] = {}
         self._max_concurrency = max_concurrency
@@ -94,7 +94,7 @@ class Budget:
         self._latency_s: float | None = None
         self._best_latency_s = math.inf
         # One thread, so that what is told to a remote ledger arrives in order.
-        self._remote = ThreadPoolExecutor(1, thread_name_prefix="ledger") if self._ledger.is_remote else None
+        self._remote = ThreadPoolExecutor(1, thread_name_prefix="ledger") if self._backend.is_remote else None
         self._known_limits = known
         self.throttled_s = 0.0
         """Seconds that sending waited for the limit or for a pause; waiters that overlap count once."""
@@ -151,7 +151,7 @@ class Budget:
             return
         lease.is_answered = True
         self._in_flight -= 1
-        self._tell(self._ledger.answered, lease.name)
+        self._report(self._backend.answered, lease.name)
         if latency_s is not None:
             self._adapt(latency_s)
         self._changed.set()
@@ -163,7 +163,7 @@ class Budget:
         if now - self._cut_at >= min(CUT_EVERY_S, self._window_s):
             self._cut_at = now
             self._concurrency = max(1.0, min(self._concurrency, self._in_flight + 1.0) * CUT)
-        self._tell(self._ledger.slow_down, retry_after_s)
+        self._report(self._backend.slow_down, retry_after_s)
         self._changed.set()
 
     def learn(self, limits: Mapping[str, float]) -> None:
@@ -171,7 +171,7 @@ class Budget:
         new = {name: limit for name, limit in limits.items() if name not in self._known_limits and limit >= 1}
         if new and any(self._learned.get(name) != limit for name, limit in new.items()):
             self._learned.update(new)
-            self._tell(self._ledger.learn, new)
+            self._report(self._backend.learn, new)
             self._changed.set()
 
     def close(self) -> None:
@@ -181,12 +181,12 @@ class Budget:
 
     async def _ask(self, weights: Mapping[str, float]) -> Answer:
         if self._remote is None:
-            return self._ledger.try_acquire(weights)
+            return self._backend.try_acquire(weights)
         loop = asyncio.get_running_loop()
         lost_at: float | None = None
         while True:
             try:
-                answer = await loop.run_in_executor(self._remote, self._ledger.try_acquire, weights)
+                answer = await loop.run_in_executor(self._remote, self._backend.try_acquire, weights)
             except RateLimiterLostError as error:
                 now = self._clock()
                 if lost_at is None:
@@ -201,18 +201,18 @@ class Budget:
                     log.warning("The ledger is back after %.0f s.", self._clock() - lost_at)
                 return answer
 
-    def _tell(self, function: Callable[..., None], argument: Any) -> None:
+    def _report(self, function: Callable[..., None], argument: Any) -> None:
         """Tells the ledger. A remote one that does not hear of an answer keeps its lease longer, which is safe."""
         if self._remote is None:
             function(argument)
             return
 
-        def tell() -> None:
+        def report() -> None:
             with contextlib.suppress(RateLimiterLostError):
                 function(argument)
 
         with contextlib.suppress(RuntimeError):  # closed meanwhile
-            self._remote.submit(tell)
+            self._remote.submit(report)
 
     def _adapt(self, latency_s: float) -> None:
         """Additive increase of the concurrency, doubling a round trip at first, while latency does not suffer."""

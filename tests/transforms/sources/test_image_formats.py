@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from epithre_beam.index.versions.layout import Reason
-from epithre_beam.transforms.sources.picture_formats import picture_format
+from epithre_beam.transforms.sources.image_formats import image_format
 from epithre_beam.transforms.sources.unpreparable import Unpreparable
 
 ALL = ("jpeg", "png", "webp", "gif", "bmp", "tiff")
@@ -20,7 +20,7 @@ def saved(kind: str) -> bytes:
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_format_that_is_decoded_is_named(name: str) -> None:
-    assert picture_format(saved(name.upper()), ALL) == name
+    assert image_format(saved(name.upper()), ALL) == name
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_a_format_that_is_decoded_is_named(name: str) -> None:
 )  # fmt: skip
 def test_a_picture_of_another_format_is_refused_by_its_name(kind: str, name: str) -> None:
     with pytest.raises(Unpreparable, match=f"got {name}$") as caught:
-        picture_format(saved(kind), ALL)
+        image_format(saved(kind), ALL)
     assert caught.value.reason is Reason.FORMAT_NOT_ALLOWED
 
 
@@ -47,16 +47,16 @@ def test_a_picture_of_another_format_is_refused_by_its_name(kind: str, name: str
 )  # fmt: skip
 def test_and_so_by_its_first_bytes(data: bytes, name: str) -> None:
     with pytest.raises(Unpreparable, match=f"got {name}$"):
-        picture_format(data, ALL)
+        image_format(data, ALL)
 
 
 @pytest.mark.parametrize("data", [b"P5", b"P5 of a chapter", b"PNG", b"BNM", b"\x00\x00\x01\x01", b"%PDF-1.7"])
 def test_what_is_no_picture_is_not_called_one(data: bytes) -> None:
     with pytest.raises(Unpreparable) as caught:
-        picture_format(data, ALL)
-    assert caught.value.reason is Reason.NOT_A_PICTURE
+        image_format(data, ALL)
+    assert caught.value.reason is Reason.NOT_AN_IMAGE
 
 
 def test_a_format_that_the_job_leaves_out_is_refused_like_one_that_is_never_decoded() -> None:
     with pytest.raises(Unpreparable, match=r"prepare\.formats allows jpeg, got png"):
-        picture_format(saved("PNG"), ("jpeg",))
+        image_format(saved("PNG"), ("jpeg",))

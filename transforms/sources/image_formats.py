@@ -40,7 +40,7 @@ _TGA_END = b"TRUEVISION-XFILE.\x00"
 _PNM = re.compile(rb"P[1-6]\s+[\d#]|P7\n")
 
 
-def picture_format(data: bytes, allowed: Iterable[str]) -> str:
+def image_format(data: bytes, allowed: Iterable[str]) -> str:
     """A picture's format, when it is among those that are allowed.
 
     Raises:
@@ -55,7 +55,7 @@ def picture_format(data: bytes, allowed: Iterable[str]) -> str:
         name = _known_by_name(data)
     if name is not None:
         raise Unpreparable(Reason.FORMAT_NOT_ALLOWED, f"prepare.formats allows {', '.join(allowed)}, got {name}")
-    raise Unpreparable(Reason.NOT_A_PICTURE, f"the file is no picture, it begins with {_shown(data[:8])}")
+    raise Unpreparable(Reason.NOT_AN_IMAGE, f"the file is no picture, it begins with {_shown(data[:8])}")
 
 
 def _known_by_name(data: bytes) -> str | None:

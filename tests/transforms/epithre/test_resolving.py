@@ -49,7 +49,7 @@ def is_poison(item):
     return "poison" in item
 
 
-def assert_settled(contents, results, refused):
+def assert_resolved(contents, results, refused):
     assert [i for i, result in enumerate(results) if isinstance(result, Refusal)] == sorted(refused)
     for content, result in zip(contents, results, strict=True):
         if not isinstance(result, Refusal):
@@ -61,7 +61,7 @@ def test_an_item_at_which_the_server_fails_costs_itself_alone(position):
     contents = contents_with({position})
     with serve(failing_at(is_poison)) as server:
         results, client = embed(server, contents)
-    assert_settled(contents, results, [position])
+    assert_resolved(contents, results, [position])
     assert results[position].reason is RefusalReason.REFUSED  # the server was seen to work meanwhile: it is the item
     assert "unsupported value: NaN" in results[position].detail
     assert client.meter.requests == len(server.posts) <= 21
@@ -82,7 +82,7 @@ def test_items_at_which_it_fails_are_found_wherever_they_are_and_no_good_one_is_
     unlucky = refused - poisoned
     assert share > 0.05 or not unlucky
     assert all(Reason(results[i].reason.value).is_transient for i in unlucky)
-    assert_settled(contents, results, refused)
+    assert_resolved(contents, results, refused)
 
 
 def test_two_bad_items_far_apart_are_found_within_the_budget_of_retries(monkeypatch):
@@ -90,7 +90,7 @@ def test_two_bad_items_far_apart_are_found_within_the_budget_of_retries(monkeypa
     contents = contents_with({3, 37})
     with serve(failing_at(is_poison)) as server:
         results, client = embed(server, contents)
-    assert_settled(contents, results, [3, 37])
+    assert_resolved(contents, results, [3, 37])
     assert client.meter.requests <= 55
 
 
@@ -100,7 +100,7 @@ def test_a_bad_item_in_each_request_does_not_use_up_the_budget_of_retries(monkey
     contents = contents_with(poisoned, 400)
     with serve(failing_at(is_poison)) as server:
         results, _ = embed(server, contents, batch_items=16)
-    assert_settled(contents, results, poisoned)
+    assert_resolved(contents, results, poisoned)
     assert {results[i].reason for i in poisoned} == {RefusalReason.REFUSED}
 
 
@@ -113,7 +113,7 @@ def test_a_connection_that_breaks_at_one_item_costs_that_item_and_it_is_tried_ag
     contents = contents_with({11})
     with serve(failing_at(is_poison, failure)) as server:
         results, _ = embed(server, contents)
-    assert_settled(contents, results, [11])
+    assert_resolved(contents, results, [11])
     assert results[11].reason is RefusalReason.RETRIES_EXHAUSTED  # it may be the network's fault
     assert Reason(results[11].reason.value).is_transient
 
@@ -128,7 +128,7 @@ def test_an_item_that_takes_too_long_costs_that_item_alone():
     contents = contents_with({2}, 8)
     with serve(failing_at(is_poison, hang)) as server:
         results, client = embed(server, contents, timeout_s=0.4)
-    assert_settled(contents, results, [2])
+    assert_resolved(contents, results, [2])
     assert results[2].reason is RefusalReason.RETRIES_EXHAUSTED
     assert client.meter.retries["timeout"] >= 5
 
@@ -145,7 +145,7 @@ def test_a_bad_item_beside_one_that_is_refused_by_name():
     contents = contents_with({7})
     with serve(respond) as server:
         results, _ = embed(server, contents)
-    assert_settled(contents, results, [7, 30])
+    assert_resolved(contents, results, [7, 30])
     assert {results[i].reason for i in (7, 30)} == {RefusalReason.REFUSED}
 
 
@@ -193,7 +193,7 @@ def test_a_server_that_fails_at_random_loses_nothing_and_is_asked_little_more(se
     contents = texts(960)
     with serve(respond) as server:
         results, _ = embed(server, contents, batch_items=16, retry_share=1.0, max_sends=12)
-    assert_settled(contents, results, [])
+    assert_resolved(contents, results, [])
     assert len(server.posts) <= 3 * 60
 
 

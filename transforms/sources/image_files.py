@@ -18,7 +18,7 @@ from PIL import (
 
 from ...configs import PrepareConfig
 from ...index.versions.layout import Reason
-from .picture_formats import picture_format
+from .image_formats import image_format
 from .png_chunks import png_parts
 from .unpreparable import Unpreparable, words_of
 
@@ -40,7 +40,7 @@ _MOST_PROFILE_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureFile:
+class OpenedImage:
     """A picture whose header was read, with what the header says of how its levels are meant."""
 
     image: ImageFile.ImageFile
@@ -88,7 +88,7 @@ class PictureFile:
         return found[0] if isinstance(found, tuple) and found else found
 
 
-def open_picture(data: bytes, settings: PrepareConfig, deadline: float) -> PictureFile:
+def open_image(data: bytes, settings: PrepareConfig, deadline: float) -> OpenedImage:
     """Reads the header alone, with the one decoder at work, and checks what it claims.
 
     Args:
@@ -99,7 +99,7 @@ def open_picture(data: bytes, settings: PrepareConfig, deadline: float) -> Pictu
     Raises:
         Unpreparable: When it is no picture, of a format that is not allowed, broken, or larger than the caps.
     """
-    name = picture_format(data, settings.formats)
+    name = image_format(data, settings.formats)
     parts = png_parts(data, _MOST_PROFILE_BYTES) if name == "png" else None
     try:
         image = _DECODERS[name](_TimedFile(data if parts is None else parts.stream, deadline), "")
@@ -128,7 +128,7 @@ def open_picture(data: bytes, settings: PrepareConfig, deadline: float) -> Pictu
     # Pillow's raw decoder wants a whole line at once, and copies what it has with every block that it is short of.
     image.decodermaxblock = _JPEG_BLOCK_BYTES if name == "jpeg" else max(ImageFile.MAXBLOCK, width * 4)
     profile = image.info.get("icc_profile") if parts is None else parts.profile
-    return PictureFile(
+    return OpenedImage(
         image=image,
         name=name,
         orientation=1 if parts is not None and not parts.is_oriented else _orientation(image),

@@ -17,7 +17,7 @@ _PREPARE_OF_FIRST_RULES = (
 """What stood in the hash of a unit when all of `prepare` did."""
 
 
-def recipe(embed: EmbedConfig, prepare: PrepareConfig, fingerprint: str | None) -> str:
+def embedding_config_hash(embed: EmbedConfig, prepare: PrepareConfig, fingerprint: str | None) -> str:
     """The hash of all but the asset that decides a unit's vectors: model, request, preparation.
 
     Where the server is and how fast it may be asked is not part of it, nor is a setting at its default: a new one makes
@@ -26,12 +26,12 @@ def recipe(embed: EmbedConfig, prepare: PrepareConfig, fingerprint: str | None) 
     return _hash([_request(embed, fingerprint), prepare.model_dump(mode="json", exclude_defaults=True), PREPARE_RULES])
 
 
-def request_recipe(embed: EmbedConfig, fingerprint: str | None) -> str:
+def request_config_hash(embed: EmbedConfig, fingerprint: str | None) -> str:
     """The hash of model and request: units say it, and each of their rows says how it was prepared."""
     return _hash([_request(embed, fingerprint)])
 
 
-def first_recipe(embed: EmbedConfig, prepare: PrepareConfig, fingerprint: str | None) -> str:
+def first_embedding_config_hash(embed: EmbedConfig, prepare: PrepareConfig, fingerprint: str | None) -> str:
     """What units of the first rules of preparation say: their rows do not say the settings."""
     stated = prepare.model_dump(mode="json")
     return _hash([_request(embed, fingerprint), {name: stated[name] for name in _PREPARE_OF_FIRST_RULES}])

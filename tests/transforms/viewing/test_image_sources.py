@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from epithre_beam.index.local.trust import Trust, asks, asks_for_pictures
+from epithre_beam.index.local.trust import Trust, asks, asks_for_images
 from epithre_beam.index.search.hits import Asset
 from epithre_beam.transforms.sources.prepare import Unpreparable
-from epithre_beam.transforms.viewing.picture_sources import PictureSources
+from epithre_beam.transforms.viewing.image_sources import ImageSources
 
 
 def as_jpeg(side=400, seed=0, **options):
@@ -45,7 +45,7 @@ def asset_of(uri, data, **changes):
 def own_sources(config):
     """Of a catalog that a job of this user made."""
     Trust().add(asks(config))
-    return PictureSources(config, "catalog")
+    return ImageSources(config, "catalog")
 
 
 def sources_of(pattern, **prepare):
@@ -114,29 +114,29 @@ def test_nothing_outside_of_the_sources_is_read_even_of_the_right_content(tmp_pa
     with pytest.raises(Unpreparable, match="changed"):
         sources.thumbnail(asset_of(inside / "a.jpg", b"other"), 320)
     assert time.monotonic() - started < 30
-    imported = PictureSources({"catalog": "c"}, "c")
+    imported = ImageSources({"catalog": "c"}, "c")
     assert not imported
     with pytest.raises(Unpreparable):
         imported.thumbnail(asset_of(inside / "a.jpg", data), 320)
 
 
 def test_a_picture_in_a_tables_column_comes_from_its_row(tmp_path):
-    pictures = [as_jpeg(200, seed) for seed in range(3)]
-    pq.write_table(pa.table({"sku": ["a", "b", "c"], "jpeg": pa.array(pictures, pa.binary())}), tmp_path / "t.parquet")
+    images = [as_jpeg(200, seed) for seed in range(3)]
+    pq.write_table(pa.table({"sku": ["a", "b", "c"], "jpeg": pa.array(images, pa.binary())}), tmp_path / "t.parquet")
     shutil.copy(tmp_path / "t.parquet", tmp_path / "other.parquet")
     source = {"kind": "image", "table": str(tmp_path / "t.parquet"), "id": "sku", "bytes": "jpeg"}
     sources = own_sources({"sources": [source]})
-    asset = asset_of(f"{tmp_path}/t.parquet#row=1&column=jpeg", pictures[1])
+    asset = asset_of(f"{tmp_path}/t.parquet#row=1&column=jpeg", images[1])
     assert opened(sources.thumbnail(asset, 160)).size[0] < 250
     with pytest.raises(Unpreparable, match="changed"):
-        sources.thumbnail(asset_of(f"{tmp_path}/t.parquet#row=2&column=jpeg", pictures[1]), 160)
+        sources.thumbnail(asset_of(f"{tmp_path}/t.parquet#row=2&column=jpeg", images[1]), 160)
     for uri in (
         f"{tmp_path}/t.parquet#row=9&column=jpeg",
         f"{tmp_path}/t.parquet#row=x",
         f"{tmp_path}/no.parquet#row=1",
     ):
         with pytest.raises(Unpreparable):
-            sources.thumbnail(asset_of(uri, pictures[1]), 160)
+            sources.thumbnail(asset_of(uri, images[1]), 160)
 
 
 def test_the_caps_of_the_job_hold(tmp_path):
@@ -168,7 +168,7 @@ def test_a_table_is_believed_within_its_folder_or_where_it_says(tmp_path):
 def test_no_place_is_read_that_nobody_has_allowed(tmp_path, caplog):
     data = as_jpeg()
     (tmp_path / "a.jpg").write_bytes(data)
-    theirs = PictureSources({"sources": [{"kind": "image", "files": str(tmp_path)}, "no source", None]}, "catalog")
+    theirs = ImageSources({"sources": [{"kind": "image", "files": str(tmp_path)}, "no source", None]}, "catalog")
     assert not theirs
     with pytest.raises(Unpreparable, match="its place is not among"):
         theirs.read(asset_of(tmp_path / "a.jpg", data))
@@ -191,7 +191,7 @@ def test_a_strangers_catalog_does_not_widen_the_caps_of_pictures(tmp_path):
     source = {"kind": "image", "files": str(tmp_path / "*.png")}
     elsewhere = {"base_url": "https://elsewhere.example/v1"}  # which nobody has allowed
     config = {"sources": [source], "prepare": {"max_side": 1_000_000}, "embed": elsewhere}
-    Trust().add(asks_for_pictures(source))
+    Trust().add(asks_for_images(source))
     with pytest.raises(Unpreparable, match=r"prepare\.max_side allows 100000"):
-        PictureSources(config, "catalog").thumbnail(asset, 320)
+        ImageSources(config, "catalog").thumbnail(asset, 320)
     assert opened(own_sources(config).thumbnail(asset, 320)).size == (65_500, 1)

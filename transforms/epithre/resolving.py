@@ -52,7 +52,7 @@ class Refusal:
     attempts: int
 
 
-class Settling:
+class Resolver:
     """The items of one call on their way to a vector or a refusal each.
 
     Args:
@@ -85,11 +85,11 @@ class Settling:
         self.results: list[npt.NDArray[np.float32] | Refusal | None] = [None] * len(items)
         """A vector (float32, (dimension,), unit norm) or a refusal for each item that was settled."""
 
-    async def settle(self, pack: list[int]) -> None:
+    async def resolve(self, pack: list[int]) -> None:
         """Sends `pack` until each of its items has a vector or a refusal."""
-        await self._settle(pack)
+        await self._resolve(pack)
 
-    async def _settle(
+    async def _resolve(
         self, pack: list[int], *, failures: int = 0, proofs: int = 0, is_trial: bool = False
     ) -> ErrorAnswer | None:
         """Sends `pack` until each of its items has a result.
@@ -154,7 +154,7 @@ class Settling:
                 case Verdict.ITEM if outcome.item is not None and len(pack) > 1:
                     # Prose may count from one or mean something else: the item is asked alone before it is given up.
                     named = pack[outcome.item]
-                    await self._settle([named])
+                    await self._resolve([named])
                     pack = [i for i in pack if i != named]
                     if isinstance(self.results[named], np.ndarray):
                         await self._bisect(pack)
@@ -171,7 +171,7 @@ class Settling:
         """Sends both halves: the pack was too large, or its answers were broken."""
         self._meter.splits += 1
         for half in _halves(pack):
-            await self._settle(half)
+            await self._resolve(half)
 
     async def _bisect(self, pack: list[int]) -> None:
         """Finds the items that spoil a refused pack, which is known to hold one at least.
@@ -181,12 +181,12 @@ class Settling:
         while len(pack) > 1:
             self._meter.splits += 1
             first, second = _halves(pack)
-            await self._settle(first)
+            await self._resolve(first)
             if any(isinstance(self.results[i], Refusal) for i in first):
-                await self._settle(second)
+                await self._resolve(second)
                 return
             pack = second
-        await self._settle(pack)
+        await self._resolve(pack)
 
     async def _try_alone(self, pack: list[int], error: ErrorAnswer, failures: int) -> None:
         """Sends items of a pack alone, at which the server fails: once it serves one, the others are looked into.
@@ -200,7 +200,7 @@ class Settling:
                 break
             async with self._retries.turn:
                 await self._before_retry(error, self._retries.failed_tests, is_counted=False)
-                failed = await self._settle([item], is_trial=True)
+                failed = await self._resolve([item], is_trial=True)
                 self._retries.failed_tests = 0 if failed is None else self._retries.failed_tests + 1
             if failed is None:
                 await self._isolate([i for i in pack if i != item])
@@ -215,7 +215,7 @@ class Settling:
         are few. Where it fails at both, nothing is known, and of each half an item is tried alone again.
         """
         self._meter.splits += len(pack) > 1
-        trials = [(half, await self._settle(half, is_trial=True)) for half in _halves(pack)]
+        trials = [(half, await self._resolve(half, is_trial=True)) for half in _halves(pack)]
         failed = [(half, error) for half, error in trials if error is not None]
         for tried, error in failed:
             half = [i for i in tried if self.results[i] is None]
@@ -227,7 +227,7 @@ class Settling:
             if len(half) > 1:
                 await self._isolate(half, known)
             else:
-                await self._settle(half, failures=1, proofs=known)
+                await self._resolve(half, failures=1, proofs=known)
 
     async def _before_retry(self, error: ErrorAnswer, tries: int, *, is_counted: bool, may_test: bool = False) -> bool:
         reason = error.code or str(error.status)

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from epithre_beam.transforms.epithre.rate_limit.budget import Budget, next_wait_s
-from epithre_beam.transforms.epithre.rate_limit.ledger import Ledger, LedgerSettings
+from epithre_beam.transforms.epithre.rate_limit.rate_limiter import RateLimiter, next_wait_s
+from epithre_beam.transforms.epithre.rate_limit.memory_backend import MemoryBackend, RateLimiterSettings
 
 WINDOW_S = 1.5
 
 
-async def drive(budget, seconds, latency, weights=lambda i: (1, 1), workers=40):
+async def drive(rate_limiter, seconds, latency, weights=lambda i: (1, 1), workers=40):
     """Sends as fast as the budget allows; the instants at which a server could have counted, with weights."""
     counted = []
     serial = itertools.count()
@@ -22,13 +22,13 @@ async def drive(budget, seconds, latency, weights=lambda i: (1, 1), workers=40):
     async def work():
         while time.monotonic() < until:
             items, tokens = weights(next(serial))
-            lease = await budget.acquire(items=items, tokens=tokens)
+            lease = await rate_limiter.acquire(items=items, tokens=tokens)
             total = latency()
             early = random.Random(len(counted)).uniform(0, total)
             await asyncio.sleep(early)
             counted.append((time.monotonic(), items, tokens))
             await asyncio.sleep(total - early)
-            budget.answered(lease, latency_s=total)
+            rate_limiter.answered(lease, latency_s=total)
 
     await asyncio.gather(*(work() for _ in range(workers)))
     return sorted(counted)
@@ -53,8 +53,8 @@ def test_no_window_holds_more_requests_than_the_limit_and_most_of_it_is_used(see
     rng = random.Random(seed)
 
     async def go():
-        budget = Budget({"requests": 60}, window_s=WINDOW_S)
-        return await drive(budget, 3 * WINDOW_S, lambda: rng.uniform(0.005, 0.04))
+        rate_limiter = RateLimiter({"requests": 60}, window_s=WINDOW_S)
+        return await drive(rate_limiter, 3 * WINDOW_S, lambda: rng.uniform(0.005, 0.04))
 
     counted = asyncio.run(go())
     assert worst(counted, 0, WINDOW_S) <= 60
@@ -66,9 +66,9 @@ def test_items_and_tokens_are_limited_as_weights():
     rng = random.Random(5)
 
     async def go():
-        budget = Budget({"requests": 1000, "items": 300, "tokens": 5000}, window_s=WINDOW_S)
+        rate_limiter = RateLimiter({"requests": 1000, "items": 300, "tokens": 5000}, window_s=WINDOW_S)
         return await drive(
-            budget, 3 * WINDOW_S, lambda: rng.uniform(0, 0.03), lambda i: (1 + i % 20, 10 * (1 + i * 7 % 50))
+            rate_limiter, 3 * WINDOW_S, lambda: rng.uniform(0, 0.03), lambda i: (1 + i % 20, 10 * (1 + i * 7 % 50))
         )
 
     counted = asyncio.run(go())
@@ -78,8 +78,8 @@ def test_items_and_tokens_are_limited_as_weights():
 
 def test_sends_are_spread_over_the_minute_instead_of_leaving_in_one_burst():
     async def go():
-        budget = Budget({"requests": 100}, window_s=2.0)
-        return await drive(budget, 1.0, lambda: 0.001)
+        rate_limiter = RateLimiter({"requests": 100}, window_s=2.0)
+        return await drive(rate_limiter, 1.0, lambda: 0.001)
 
     counted = asyncio.run(go())
     first = [at for at, *_ in counted if at < counted[0][0] + 1.0]
@@ -88,14 +88,14 @@ def test_sends_are_spread_over_the_minute_instead_of_leaving_in_one_burst():
 
 def test_retry_after_pauses_everyone():
     async def go():
-        budget = Budget({"requests": 10_000}, window_s=WINDOW_S)
-        lease = await budget.acquire(items=1, tokens=1)
-        budget.answered(lease)
-        budget.slow_down(0.5)
+        rate_limiter = RateLimiter({"requests": 10_000}, window_s=WINDOW_S)
+        lease = await rate_limiter.acquire(items=1, tokens=1)
+        rate_limiter.answered(lease)
+        rate_limiter.slow_down(0.5)
         started = time.monotonic()
         for _ in range(5):
-            budget.answered(await budget.acquire(items=1, tokens=1))
-        return time.monotonic() - started, budget.throttled_s
+            rate_limiter.answered(await rate_limiter.acquire(items=1, tokens=1))
+        return time.monotonic() - started, rate_limiter.throttled_s
 
     waited, throttled = asyncio.run(go())
     assert waited >= 0.5
@@ -106,12 +106,12 @@ def test_a_refusal_only_ever_lowers_the_rate():
     def sent(refuse):
         """How many requests go in the first half of a window, by a clock of its own."""
         now, count = 0.0, 0
-        ledger = Ledger(LedgerSettings(limits={"requests": 200}, window_s=1.0), clock=lambda: now)
-        budget = Budget({"requests": 200}, window_s=1.0, clock=lambda: now, ledger=ledger)
+        backend = MemoryBackend(RateLimiterSettings(limits={"requests": 200}, window_s=1.0), clock=lambda: now)
+        rate_limiter = RateLimiter({"requests": 200}, window_s=1.0, clock=lambda: now, backend=backend)
         if refuse:
-            budget.slow_down(None)
+            rate_limiter.slow_down(None)
         while now < 0.5:
-            answer = ledger.try_acquire({"requests": 1.0})
+            answer = backend.try_acquire({"requests": 1.0})
             count += answer.lease is not None
             now += answer.wait_s
         return count
@@ -121,21 +121,21 @@ def test_a_refusal_only_ever_lowers_the_rate():
 
 def test_concurrency_is_never_above_its_cap_and_falls_on_refusals():
     async def go():
-        budget = Budget({}, max_concurrency=12)
+        rate_limiter = RateLimiter({}, max_concurrency=12)
         most = 0
 
         async def work():
             nonlocal most
             for _ in range(30):
-                lease = await budget.acquire(items=1, tokens=1)
-                most = max(most, budget.in_flight)
+                lease = await rate_limiter.acquire(items=1, tokens=1)
+                most = max(most, rate_limiter.in_flight)
                 await asyncio.sleep(0.002)
-                budget.answered(lease, latency_s=0.002)
+                rate_limiter.answered(lease, latency_s=0.002)
 
         await asyncio.gather(*(work() for _ in range(30)))
-        before = budget.concurrency
-        budget.slow_down(None)
-        return most, before, budget.concurrency
+        before = rate_limiter.concurrency
+        rate_limiter.slow_down(None)
+        return most, before, rate_limiter.concurrency
 
     most, before, after = asyncio.run(go())
     assert most <= 12
@@ -144,7 +144,7 @@ def test_concurrency_is_never_above_its_cap_and_falls_on_refusals():
 
 def test_a_stated_limit_is_learned_where_none_is_configured_and_only_there():
     async def go():
-        free, bound = Budget({}), Budget({"requests": 10})
+        free, bound = RateLimiter({}), RateLimiter({"requests": 10})
         free.learn({"requests": 60.0})
         bound.learn({"requests": 60.0, "tokens": 900.0})
         return free.limits, bound.limits
@@ -154,10 +154,10 @@ def test_a_stated_limit_is_learned_where_none_is_configured_and_only_there():
 
 def test_requests_that_were_sent_before_count():
     async def go():
-        budget = Budget({"requests": 3}, window_s=0.5, spent=2)
+        rate_limiter = RateLimiter({"requests": 3}, window_s=0.5, spent=2)
         started = time.monotonic()
-        await budget.acquire(items=1, tokens=1)
-        await budget.acquire(items=1, tokens=1)
+        await rate_limiter.acquire(items=1, tokens=1)
+        await rate_limiter.acquire(items=1, tokens=1)
         return time.monotonic() - started
 
     assert asyncio.run(go()) >= 0.5
@@ -165,20 +165,20 @@ def test_requests_that_were_sent_before_count():
 
 def test_one_request_heavier_than_the_whole_limit_goes_alone_instead_of_never():
     async def go():
-        budget = Budget({"tokens": 10}, window_s=0.3)
+        rate_limiter = RateLimiter({"tokens": 10}, window_s=0.3)
         for _ in range(2):
-            lease = await asyncio.wait_for(budget.acquire(items=1, tokens=50), 5)
-            budget.answered(lease)
+            lease = await asyncio.wait_for(rate_limiter.acquire(items=1, tokens=50), 5)
+            rate_limiter.answered(lease)
 
     asyncio.run(go())
 
 
 def test_an_abandoned_wait_lets_the_others_pass():
     async def go():
-        budget = Budget({"requests": 1}, window_s=0.3)
-        budget.answered(await budget.acquire(items=1, tokens=1))
-        first = asyncio.create_task(budget.acquire(items=1, tokens=1))
-        second = asyncio.create_task(budget.acquire(items=1, tokens=1))
+        rate_limiter = RateLimiter({"requests": 1}, window_s=0.3)
+        rate_limiter.answered(await rate_limiter.acquire(items=1, tokens=1))
+        first = asyncio.create_task(rate_limiter.acquire(items=1, tokens=1))
+        second = asyncio.create_task(rate_limiter.acquire(items=1, tokens=1))
         await asyncio.sleep(0.05)
         first.cancel()
         await asyncio.wait_for(second, 5)

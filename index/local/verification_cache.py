@@ -18,7 +18,7 @@ _TICK_S = 0.02
 _FORGOTTEN_S = 90 * 86_400.0
 
 
-class Marks:
+class VerificationCache:
     """Remembers each file's sha256 with what the kernel says of it; what has changed since is read again.
 
     The file's ctime is part of it: who writes to a file can set its mtime, but its ctime is set by the kernel alone.
@@ -40,7 +40,7 @@ class Marks:
             known = self._known(path, _facts(file.fileno()))
             if known is not None:
                 return known
-            before = _settled_facts(file.fileno())
+            before = _stable_facts(file.fileno())
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             self._write(path, file.fileno(), before, sha256)
         return sha256
@@ -60,14 +60,14 @@ class Marks:
         with contextlib.suppress(OSError):
             path = path.resolve()
             with path.open("rb") as file:
-                self._write(path, file.fileno(), _settled_facts(file.fileno()), sha256)
+                self._write(path, file.fileno(), _stable_facts(file.fileno()), sha256)
 
     def _known(self, path: Path, facts: dict[str, int]) -> str | None:
         if self._folder is None:
             return None
         try:
-            mark = orjson.loads(self._place(path).read_bytes())
-            return str(mark["sha256"]) if (mark["path"], mark["facts"]) == (str(path), facts) else None
+            entry = orjson.loads(self._place(path).read_bytes())
+            return str(entry["sha256"]) if (entry["path"], entry["facts"]) == (str(path), facts) else None
         except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
             return None
 
@@ -86,26 +86,26 @@ class Marks:
                 partial.replace(place)
             finally:
                 partial.unlink(missing_ok=True)
-            for mark in self._folder.iterdir():
-                if time.time() - mark.stat().st_mtime > _FORGOTTEN_S:
-                    mark.unlink(missing_ok=True)
+            for entry in self._folder.iterdir():
+                if time.time() - entry.stat().st_mtime > _FORGOTTEN_S:
+                    entry.unlink(missing_ok=True)
 
     def _place(self, path: Path) -> Path:
         assert self._folder is not None
         return self._folder / f"{hashlib.sha256(os.fsencode(path)).hexdigest()}.json"
 
 
-def marks_for(cache_folder: Path | None = None) -> Marks:
+def verification_cache_for(cache_folder: Path | None = None) -> VerificationCache:
     """The marks of this user. Where there is no folder to be trusted with them, nothing is remembered, and no error."""
     try:
-        return Marks(CACHE.make_private(CACHE.make_private(cache_folder or CACHE.path()) / "marks"))
+        return VerificationCache(CACHE.make_private(CACHE.make_private(cache_folder or CACHE.path()) / "marks"))
     except CatalogError:
-        return Marks(None)
+        return VerificationCache(None)
 
 
 def remember(path: Path, sha256: str) -> None:
     """Leaves a mark for a local file that has just been written and hashed: its first opening needs not read it."""
-    marks_for().remember(path, sha256)
+    verification_cache_for().remember(path, sha256)
 
 
 def _facts(descriptor: int) -> dict[str, int]:
@@ -119,7 +119,7 @@ def _facts(descriptor: int) -> dict[str, int]:
     }
 
 
-def _settled_facts(descriptor: int) -> dict[str, int]:
+def _stable_facts(descriptor: int) -> dict[str, int]:
     """The facts, not before a change from now on would show in them."""
     if abs(time.time_ns() - os.fstat(descriptor).st_ctime_ns) < _TICK_S * 1e9:
         time.sleep(_TICK_S)

@@ -8,7 +8,7 @@ from functools import partial
 from PIL import Image
 
 from ...configs import PrepareConfig
-from ..sources.prepare import draw_picture, encoded_jpeg
+from ..sources.prepare import draw_image, encoded_jpeg
 from ..sources.unpreparable import Unpreparable
 
 _CAPS = PrepareConfig()
@@ -24,19 +24,19 @@ Read = Callable[[], bytes]
 def shrink(data: bytes, pixels: int) -> Image.Image | None:
     """The picture in a file's bytes as it looks, as RGB, no side longer than `pixels`; None when it is none."""
     try:
-        small = draw_picture(data, _CAPS, (_DRAWN * pixels) ** 2)
+        small = draw_image(data, _CAPS, (_DRAWN * pixels) ** 2)
     except Unpreparable:
         return None
     small.thumbnail((pixels, pixels))
     return small
 
 
-def small_pictures(reads: Sequence[Read | None], pixels: int) -> Iterator[Image.Image | None]:
+def small_images(reads: Sequence[Read | None], pixels: int) -> Iterator[Image.Image | None]:
     """`shrink` of each, in order; None where there is nothing to read, or it is not at hand. Several are read at once.
 
     Who takes no more of them ends the reading.
     """
-    with ThreadPoolExecutor(_READERS, "picture") as pool:  # what takes time is a bucket's answer
+    with ThreadPoolExecutor(_READERS, "image") as pool:  # what takes time is a bucket's answer
         for first in range(0, len(reads), _AT_ONCE):
             yield from pool.map(partial(_small, pixels=pixels), reads[first : first + _AT_ONCE])
 
@@ -54,10 +54,10 @@ def data_url(image: Image.Image, quality: int = 70) -> str:
 
 
 def data_urls(reads: Sequence[Read | None], pixels: int, max_bytes: int) -> list[str | None]:
-    """`data_url` of `small_pictures`, until they take `max_bytes`; None for the others."""
+    """`data_url` of `small_images`, until they take `max_bytes`; None for the others."""
     found: list[str | None] = []
     left = max_bytes
-    for image in small_pictures(reads, pixels):
+    for image in small_images(reads, pixels):
         url = None if image is None else data_url(image)
         found.append(url)
         left -= len(url or "")

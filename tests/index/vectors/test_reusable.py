@@ -7,17 +7,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from epithre_beam.configs.errors import StoreError
-from epithre_beam.index.vectors.paid import PaidVectors, content_keys
+from epithre_beam.index.vectors.reusable import ReusableVectors, content_keys
 
 
 def test_every_content_of_a_version_is_found_with_its_vector(small: Any) -> None:
-    paid = PaidVectors(small.store, [small.manifest], recipe="")
+    reusable = ReusableVectors(small.store, [small.manifest], embedding_config_hash="")
     for shard in small.shards:
         for row in pq.read_table(small.folder / shard.file.name).to_pylist():
-            found = paid.find(shard.kind, row["content_sha256"])
+            found = reusable.find(shard.kind, row["content_sha256"])
             assert found is not None
             assert found.vector.tolist() == row["embedding"]
-    assert paid.find("image", "f" * 64) is None
+    assert reusable.find("image", "f" * 64) is None
 
 
 def test_a_table_of_assets_with_any_damaged_byte_is_not_read(own_copy: Any) -> None:
@@ -32,4 +32,4 @@ def test_a_table_of_assets_with_any_damaged_byte_is_not_read(own_copy: Any) -> N
         path.write_bytes(data)
         with pytest.raises(StoreError, match=index.assets):
             list(content_keys(own_copy.store, own_copy.manifest, index))
-        assert PaidVectors(own_copy.store, [own_copy.manifest], recipe="").find(index.kind, "0" * 64) is None
+        assert ReusableVectors(own_copy.store, [own_copy.manifest], embedding_config_hash="").find(index.kind, "0" * 64) is None

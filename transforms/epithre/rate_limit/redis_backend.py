@@ -1,4 +1,4 @@
-"""A ledger in Redis, for lanes on many machines. The same rules as `ledger.Ledger`, one script a call.
+"""A ledger in Redis, for lanes on many machines. The same rules as `backend.MemoryBackend`, one script a call.
 
 Redis runs a script alone, so what it reads and writes is one step for all workers, and its clock is the only one.
 A pause is written with the moment at which it was: whoever reads it keeps no more of it than its own settings allow,
@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from ....configs.errors import RateLimiterLostError
-from .ledger import (
+from .memory_backend import (
     BURST_S,
     CUT,
     CUT_EVERY_S,
@@ -24,7 +24,7 @@ from .ledger import (
     RECOVERY_A_MINUTE,
     WEIGHTS,
     Answer,
-    LedgerSettings,
+    RateLimiterSettings,
 )
 
 _FORGET_S = 86_400
@@ -123,7 +123,7 @@ return {'', '0'}
 )
 
 
-class RedisLedger:
+class RedisBackend:
     """A ledger that all who name the same Redis and the same `name` share. Picklable; connects where it is used.
 
     Args:
@@ -135,7 +135,7 @@ class RedisLedger:
 
     is_remote = True
 
-    def __init__(self, url: str, name: str, settings: LedgerSettings, *, password: str | None = None) -> None:
+    def __init__(self, url: str, name: str, settings: RateLimiterSettings, *, password: str | None = None) -> None:
         self._url = url
         self._name = name
         self._password = password
@@ -160,7 +160,7 @@ class RedisLedger:
         self._scripts: dict[str, Any] = {}
 
     def __repr__(self) -> str:
-        return f"RedisLedger({self._url!r}, {self._name!r})"  # never the password
+        return f"RedisBackend({self._url!r}, {self._name!r})"  # never the password
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_scripts": {}}  # connections stay where they were made

@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 from ...configs.errors import DamagedFileError
 from ...index.storage.store import Store
 from ...index.vectors.letters import iterate_letters
-from ...index.vectors.units import CarriedGroup, open_vectors
+from ...index.vectors.units import ReusedGroup, open_vectors
 from ...index.versions.files import check_file
 from ...index.versions.layout import DEAD_LETTER_SCHEMA, version_folder
 from ...index.versions.manifest import FileEntry, Manifest
-from ..planning.compare import Changes, carried_schema
-from ..planning.plan import Plan, PlanReader, carried_dead_name, carried_name, plan_name
+from ..planning.compare import Changes, reused_schema
+from ..planning.plan import Plan, PlanReader, reused_dead_name, reused_name, plan_name
 
 
-def plan_all_carried(store: Store, version: str, manifest: Manifest) -> Plan:
+def plan_all_reused(store: Store, version: str, manifest: Manifest) -> Plan:
     """Plans a version that has every row and every dead letter of another, as they are. No vector is read.
 
     Args:
@@ -31,24 +31,24 @@ def plan_all_carried(store: Store, version: str, manifest: Manifest) -> Plan:
         DamagedFileError: When a file of the other version cannot be read.
     """
     types = manifest.metadata_types
-    carried: list[CarriedGroup] = []
+    reused_groups: list[ReusedGroup] = []
     rows: Counter[str] = Counter()
     with (
-        store.open_write(carried_name(version)) as file,
-        pq.ParquetWriter(pa.PythonFile(file, mode="w"), carried_schema(types)) as writer,
+        store.open_write(reused_name(version)) as file,
+        pq.ParquetWriter(pa.PythonFile(file, mode="w"), reused_schema(types)) as writer,
     ):
         for entry in _entries(manifest, "vectors/"):
             for group, table in enumerate(_assets(store, manifest, entry)):
                 kind = table.column("kind")[0].as_py()
                 placed = table.append_column("position", pa.array(range(len(table)), pa.int32()))
-                writer.write_table(placed.select(carried_schema(types).names).cast(carried_schema(types)))
+                writer.write_table(placed.select(reused_schema(types).names).cast(reused_schema(types)))
                 name = f"{version_folder(manifest.version)}/{entry.name}"
-                carried.append(CarriedGroup(kind=kind, file=name, group=group, row_group=len(carried), rows=len(table)))
+                reused_groups.append(ReusedGroup(kind=kind, file=name, group=group, row_group=len(reused_groups), rows=len(table)))
                 rows[kind] += len(table)
     dead: Counter[str] = Counter()
     if manifest.counts.dead:
         with (
-            store.open_write(carried_dead_name(version)) as file,
+            store.open_write(reused_dead_name(version)) as file,
             pq.ParquetWriter(pa.PythonFile(file, mode="w"), DEAD_LETTER_SCHEMA) as writer,
         ):
             for letters in iterate_dead_letters(store, manifest):
@@ -65,7 +65,7 @@ def plan_all_carried(store: Store, version: str, manifest: Manifest) -> Plan:
         deleted={},
         other_metadata=0,
     )
-    return Plan(name=plan_name(version), units=(), carried=tuple(carried), changes=changes, base=manifest.version)
+    return Plan(name=plan_name(version), units=(), reused_groups=tuple(reused_groups), changes=changes, base=manifest.version)
 
 
 def iterate_dead_letters(store: Store, manifest: Manifest) -> Iterator[pa.Table]:
@@ -114,7 +114,7 @@ def _damage(store: Store, name: str, why: object) -> str:
     return f"{store.url}/{name} is damaged ({reason})."
 
 
-class CarriedRows:
+class ReusedRows:
     """Reads carried groups of one run, in their order. Use `with`: it keeps the last file open."""
 
     def __init__(self, store: Store, version: str) -> None:
@@ -125,20 +125,20 @@ class CarriedRows:
         self._name = ""
         self._file: Any = None
 
-    def __enter__(self) -> "CarriedRows":
+    def __enter__(self) -> "ReusedRows":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def read(self, group: CarriedGroup) -> pa.Table:
+    def read(self, group: ReusedGroup) -> pa.Table:
         """The rows of a group with all their columns, every page checked.
 
         Raises:
             DamagedFileError: When a page is damaged, or another asset stands where one was taken over from.
         """
         if self._rows is None:
-            self._rows = self._stack.enter_context(PlanReader(self._store, carried_name(self._version)))
+            self._rows = self._stack.enter_context(PlanReader(self._store, reused_name(self._version)))
         wanted = self._rows.read(group.row_group)
         try:
             table = self._open(group.file).read_row_group(group.group, use_threads=False)

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from ...transforms.batch_search.last_step import SearchReport
     from ...transforms.reports.report import Report
 
-_STATUS = {ExitCode.USAGE: "usage", ExitCode.HELD_BACK: "held_back", ExitCode.BUSY: "busy"}
+_STATUS = {ExitCode.USAGE: "usage", ExitCode.HELD_BY_GATE: "held_back", ExitCode.BUSY: "busy"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ending:
+class Outcome:
     """How a command ended."""
 
     exit_code: int
@@ -57,7 +57,7 @@ class Ending:
         return json_text({**first, **self.facts})
 
 
-def ending_of_report(report: "Report", catalog: str) -> Ending:
+def outcome_of_report(report: "Report", catalog: str) -> Outcome:
     """The ending of a run that wrote a version."""
     version, counts = report["version"], report["counts"]
     # What is drawn on the report's page is long, and stands in report.json.
@@ -66,10 +66,10 @@ def ending_of_report(report: "Report", catalog: str) -> Ending:
         sentences = [f"held back: {sentence}" for sentence in report["held_back"]]
         release = f"epithre-beam versions publish {catalog} {version}"
         sentences.append(f"The version is kept; after a look, `{release}` releases it.")
-        return ending_of_known(GateError("\n".join(sentences), **facts))
+        return outcome_of_known(GateError("\n".join(sentences), **facts))
     rows = sum(counts["per_kind"].values())
     if report.get("unchanged"):
-        return Ending(
+        return Outcome(
             exit_code=ExitCode.PUBLISHED,
             status="unchanged",
             message=f"Nothing changed: {version} stays in force with {of_count(rows, 'vector')}.",
@@ -80,16 +80,16 @@ def ending_of_report(report: "Report", catalog: str) -> Ending:
         sentence = f"{version} is published: {of_count(rows, 'vector')} from {imported['from']}"
         sentence += f", {imported['normalised']:,} of them normalised" if imported["normalised"] else ""
     sentence += f", {of_count(counts['dead'], 'dead letter')}." if counts["dead"] else "."
-    return Ending(exit_code=ExitCode.PUBLISHED, status="published", message=sentence, facts=facts)
+    return Outcome(exit_code=ExitCode.PUBLISHED, status="published", message=sentence, facts=facts)
 
 
-def ending_of_search(report: "SearchReport", output: str) -> Ending:
+def outcome_of_search(report: "SearchReport", output: str) -> Outcome:
     """The ending of a bulk search."""
     place, facts = f"{output.rstrip('/')}/{report['result']}", cast("dict[str, Any]", report)
     if report["held_back"]:
         sentences = [f"held back: {sentence}" for sentence in report["held_back"]]
         sentences.append(f"The hits are in {place} all the same, and {output}/LATEST.json does not name them.")
-        return ending_of_known(GateError("\n".join(sentences), **facts))
+        return outcome_of_known(GateError("\n".join(sentences), **facts))
     asked, found = of_count(report["searched"], "query", "queries"), of_count(report["hits"], "hit")
     sentence = f"{asked} found {found} in {report['version']}: {place}/hits"
     if cut_off := report.get("cut_off"):
@@ -98,50 +98,50 @@ def ending_of_search(report: "SearchReport", output: str) -> Ending:
     if not report["hits"] and report["search"]["where"] is not None:
         sentence += "; perhaps no asset of these kinds fulfils search.where"
     sentence += f", {of_count(report['dead'], 'dead letter')}." if report["dead"] else "."
-    return Ending(exit_code=ExitCode.PUBLISHED, status="searched", message=sentence, facts=facts)
+    return Outcome(exit_code=ExitCode.PUBLISHED, status="searched", message=sentence, facts=facts)
 
 
-def ending_of_error(error: Exception) -> Ending:
+def outcome_of_error(error: Exception) -> Outcome:
     """The ending that an error amounts to; one that nobody foresaw is a defect, with its traceback."""
     error = as_os_error(error, "The storage")  # a store's driver may raise where a file is read piece by piece
     if isinstance(error, EpithreBeamError):
-        return ending_of_known(error)
+        return outcome_of_known(error)
     if (usage := getattr(error, "format_message", None)) is not None:  # the command line's own errors
-        return Ending(exit_code=ExitCode.USAGE, status="usage", code="command_line", message=usage())
+        return Outcome(exit_code=ExitCode.USAGE, status="usage", code="command_line", message=usage())
     if isinstance(error, ImportError):
         message = broken_install(error) or _missing_package(error)
-        return Ending(exit_code=ExitCode.USAGE, status="usage", code="installation", message=message)
+        return Outcome(exit_code=ExitCode.USAGE, status="usage", code="installation", message=message)
     if isinstance(error, OSError):
         place = f" ({error.filename})" if error.filename else ""
         if error.errno == errno.ENOTDIR:
             message = f"A folder is needed where a file stands{place}: name another place."
-            return Ending(exit_code=ExitCode.USAGE, status="usage", code="storage", message=message)
+            return Outcome(exit_code=ExitCode.USAGE, status="usage", code="storage", message=message)
         message = f"The storage refused: {error.strerror or error}{place}; mend it, then do the same again."
-        return Ending(exit_code=ExitCode.FAILED, status="failed", code="storage", message=message)
-    return _ending_of_defect(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)).rstrip())
+        return Outcome(exit_code=ExitCode.FAILED, status="failed", code="storage", message=message)
+    return _outcome_of_defect(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)).rstrip())
 
 
-def ending_of_known(error: EpithreBeamError) -> Ending:
+def outcome_of_known(error: EpithreBeamError) -> Outcome:
     """The ending that an error of the library amounts to."""
     if isinstance(error, DefectError):
-        return _ending_of_defect(str(error), error.facts.get("traceback"))
+        return _outcome_of_defect(str(error), error.facts.get("traceback"))
     status = _STATUS.get(error.exit_code, "failed")
     if isinstance(error, (SpendingLimitError, ApiPausedError)):
         status = "stopped"
     elif isinstance(error, ApiRefusedError):
         status = "refused"
-    return Ending(exit_code=error.exit_code, status=status, code=error.code, message=str(error), facts=error.facts)
+    return Outcome(exit_code=error.exit_code, status=status, code=error.code, message=str(error), facts=error.facts)
 
 
-def _ending_of_defect(what: str, found_at: str | None) -> Ending:
+def _outcome_of_defect(what: str, found_at: str | None) -> Outcome:
     message = (
         f"{what}: this is a defect of epithre-beam, please report it with its traceback; what was finished is kept."
     )
     code = DefectError.code
-    return Ending(exit_code=ExitCode.FAILED, status="failed", code=code, message=message, traceback=found_at)
+    return Outcome(exit_code=ExitCode.FAILED, status="failed", code=code, message=message, traceback=found_at)
 
 
-def ending_of_signal(number: int, *, is_run: bool, more: Sequence[str] = ()) -> Ending:
+def outcome_of_signal(number: int, *, is_run: bool, more: Sequence[str] = ()) -> Outcome:
     """The ending of a command that was stopped; only one that writes a version or a result has something to keep.
 
     Args:
@@ -151,7 +151,7 @@ def ending_of_signal(number: int, *, is_run: bool, more: Sequence[str] = ()) -> 
     """
     word = "Terminated" if number == signal.SIGTERM else "Interrupted"
     what = ": units that were finished are kept, run again to go on." if is_run else "."
-    return Ending(exit_code=128 + number, status="terminated", message=" ".join([word + what, *more]))
+    return Outcome(exit_code=128 + number, status="terminated", message=" ".join([word + what, *more]))
 
 
 def _missing_package(error: ImportError) -> str:
@@ -167,7 +167,7 @@ def _missing_package(error: ImportError) -> str:
 
 
 @dataclass
-class Speaker:
+class Reporter:
     """Says how a command ended: once, whatever ends it."""
 
     as_json: bool = False
@@ -180,36 +180,36 @@ class Speaker:
     """Whether what the command has finished is kept when it is stopped."""
     is_over: bool = field(default=False, init=False)
 
-    def end(self, ending: Ending, *, has_sentence: bool = True) -> None:
+    def end(self, outcome: Outcome, *, has_sentence: bool = True) -> None:
         """Says it, and nothing after it. Safe in a signal's handler: it takes no lock that the program may hold.
 
         Args:
-            ending: How the command ended.
+            outcome: How the command ended.
             has_sentence: Whether standard error is still to be told in words.
         """
         if self.is_over:
             return
         self.is_over = True
         if self.as_json:
-            _write(1, hidden(ending.document, self.secrets))
-        if not ending.exit_code:
+            _write(1, hidden(outcome.document, self.secrets))
+        if not outcome.exit_code:
             return
         has_sentence = has_sentence and self.log_format is not LogFormat.JSON
         if self.log_format is not None:
-            level = logging.WARNING if ending.status == "held_back" else logging.ERROR
+            level = logging.WARNING if outcome.status == "held_back" else logging.ERROR
             # Where the sentence follows, the line does not say it too.
-            fields = {"exit_code": int(ending.exit_code), "message": None if has_sentence else ending.message}
+            fields = {"exit_code": int(outcome.exit_code), "message": None if has_sentence else outcome.message}
             fields |= {
                 name: value
-                for name, value in ending.facts.items()
+                for name, value in outcome.facts.items()
                 if name in {"version", "spent", "assets", "retry_at"}
             }
-            fields |= {"code": ending.code, "traceback": None if has_sentence else ending.traceback}
-            _write(2, line_of(ending.status, level, fields))
-        if has_sentence and ending.traceback is not None:
-            _write(2, hidden(ending.traceback, self.secrets))
+            fields |= {"code": outcome.code, "traceback": None if has_sentence else outcome.traceback}
+            _write(2, line_of(outcome.status, level, fields))
+        if has_sentence and outcome.traceback is not None:
+            _write(2, hidden(outcome.traceback, self.secrets))
         if has_sentence:
-            lines = hidden(ending.message, self.secrets).split("\n")
+            lines = hidden(outcome.message, self.secrets).split("\n")
             _write(2, "\n".join(f"epithre-beam: {line}" for line in lines))
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from epithre_beam.configs import PrepareConfig
 from epithre_beam.index.versions.layout import Reason
-from epithre_beam.transforms.sources.picture_files import open_picture
-from epithre_beam.transforms.sources.prepare import prepare_picture
+from epithre_beam.transforms.sources.image_files import open_image
+from epithre_beam.transforms.sources.prepare import prepare_image
 from epithre_beam.transforms.sources.unpreparable import Unpreparable
 
 from .drawn import chunk, iccp, png, rgb_profile, tiff
@@ -30,7 +30,7 @@ data = sys.stdin.buffer.read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.process_time()
 try:
-    said = str(prepare.prepare_picture(data, PrepareConfig(send_formats=("jpeg",), max_pixels=1000)).prepared)
+    said = str(prepare.prepare_image(data, PrepareConfig(send_formats=("jpeg",), max_pixels=1000)).prepared)
 except Unpreparable as failure:
     said = failure.reason.value
 megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -73,7 +73,7 @@ def test_a_longer_side_than_the_cap_is_refused_by_the_header(kind: str, width: i
     nothing = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     data = nothing if kind == "png" else claims(width, height, kind)
     with pytest.raises(Unpreparable, match=r"prepare\.max_side allows 100000 pixels, got") as caught:
-        prepare_picture(data, DEFAULTS)
+        prepare_image(data, DEFAULTS)
     assert caught.value.reason is Reason.TOO_MANY_PIXELS
 
 
@@ -112,9 +112,9 @@ def test_a_picture_with_much_text_or_a_strange_profile_is_sent(send: tuple[str, 
     ):
         for settings in (PrepareConfig.model_validate({"send_formats": send, "check": check}) for check in CHECKS):
             data = png(8, 8, 8, 0, GREYS, extra)
-            picture = prepare_picture(data, settings)
-            assert len(picture.content) < 1000  # what others refuse to unpack is not sent to them
-            with Image.open(io.BytesIO(prepare_picture(data, PrepareConfig(send_formats=("jpeg",))).content)) as image:
+            opened_image = prepare_image(data, settings)
+            assert len(opened_image.content) < 1000  # what others refuse to unpack is not sent to them
+            with Image.open(io.BytesIO(prepare_image(data, PrepareConfig(send_formats=("jpeg",))).content)) as image:
                 assert image.size == (8, 8)
 
 
@@ -124,7 +124,7 @@ CHECKS = ("structure", "decode")
 def test_a_tiff_that_no_decoder_here_reads_right_is_a_dead_letter() -> None:
     """Pillow would make other colours of it and say nothing."""
     with pytest.raises(Unpreparable, match="YCbCr") as caught:
-        prepare_picture(tiff(2, 2, [8, 8, 8], 6, bytes([200, 128, 128] * 4), tag530=("H", [1, 1])), DEFAULTS)
+        prepare_image(tiff(2, 2, [8, 8, 8], 6, bytes([200, 128, 128] * 4), tag530=("H", [1, 1])), DEFAULTS)
     assert caught.value.reason is Reason.UNDECODABLE
 
 
@@ -133,7 +133,7 @@ def test_a_tag_of_a_strange_type_does_no_harm(number: int) -> None:
     for value in (("d", [float("nan")]), ("I", [0] * 50), b"", bytes(300)):
         data = tiff(8, 8, [16], 1, bytes(128), **{f"tag{number}": value})
         try:
-            prepare_picture(data, DEFAULTS)
+            prepare_image(data, DEFAULTS)
         except Unpreparable as failure:
             assert failure.reason in {Reason.UNDECODABLE, Reason.TOO_MANY_PIXELS}  # noqa: PT017
 
@@ -141,10 +141,10 @@ def test_a_tag_of_a_strange_type_does_no_harm(number: int) -> None:
 def test_what_the_header_says_of_the_levels_is_read() -> None:
     deadline = time.monotonic() + 60
     profile = rgb_profile("p3", 2.2)
-    file = open_picture(png(8, 8, 8, 0, GREYS, iccp(profile)), DEFAULTS, deadline)
+    file = open_image(png(8, 8, 8, 0, GREYS, iccp(profile)), DEFAULTS, deadline)
     assert (file.name, file.bits, file.profile, file.gamma, file.has_frames) == ("png", 8, profile, None, False)
     deep = tiff(8, 8, [16], 0, bytes(128), tag281=("H", [4095]), tag34675=profile)
-    file = open_picture(deep, DEFAULTS, deadline)
+    file = open_image(deep, DEFAULTS, deadline)
     assert (file.tag(262), file.tag(281), file.profile) == (0, 4095, profile)
     assert file.tag(60_000) is None
 
@@ -152,4 +152,4 @@ def test_what_the_header_says_of_the_levels_is_read() -> None:
 def test_a_png_with_a_broken_profile_or_text_is_sent_as_it_is() -> None:
     for extra in (chunk(b"iCCP", b"x\0\0no deflated bytes"), chunk(b"zTXt", b"a\0\0none"), chunk(b"iTXt", b"a\0\1")):
         data = png(8, 8, 8, 0, GREYS, extra)
-        assert prepare_picture(data, DEFAULTS).content == data
+        assert prepare_image(data, DEFAULTS).content == data

@@ -12,7 +12,7 @@ import pytest
 
 from epithre_beam.configs.errors import CatalogError
 from epithre_beam.index.local.local_files import local_files
-from epithre_beam.index.local.marks import Marks, marks_for, remember
+from epithre_beam.index.local.verification_cache import VerificationCache, verification_cache_for, remember
 from epithre_beam.index.local.private import CACHE
 from epithre_beam.index.storage.store import Store
 from epithre_beam.index.versions.manifest import FileEntry
@@ -41,7 +41,7 @@ def place_of(store: Store, entry: FileEntry) -> Path:
     return store.local_path(f"versions/{VERSION}/{entry.name}")
 
 
-def prove(store: Store, *entries: FileEntry, verify: bool = True) -> dict[str, Path]:
+def open_files(store: Store, *entries: FileEntry, verify: bool = True) -> dict[str, Path]:
     with local_files(store, VERSION, entries, verify=verify) as paths:
         return paths
 
@@ -70,9 +70,9 @@ def flip(path: Path, at: int = 0) -> None:
 def test_a_big_file_is_read_at_its_first_opening_only(store: Store, cache: Path) -> None:
     entry = make(store, "big", bytes(BIG_BYTES))
     began = bytes_read()
-    assert prove(store, entry) == {"big": place_of(store, entry)}
+    assert open_files(store, entry) == {"big": place_of(store, entry)}
     first = bytes_read() - began
-    prove(store, entry)
+    open_files(store, entry)
     second = bytes_read() - began - first
     assert first >= BIG_BYTES
     assert second < 100_000
@@ -83,22 +83,22 @@ def test_what_its_writer_has_hashed_is_not_read_at_all(store: Store, cache: Path
     entry = make(store, "big", bytes(BIG_BYTES))
     remember(place_of(store, entry), entry.sha256)
     began = bytes_read()
-    prove(store, entry)
+    open_files(store, entry)
     assert bytes_read() - began < 100_000
     remember(place_of(store, entry), "0" * 64)
     with pytest.raises(CatalogError, match=f"must have sha256 {entry.sha256}, got {'0' * 64}"):
-        prove(store, entry)
+        open_files(store, entry)
 
 
 def test_a_path_by_a_link_or_from_here_is_the_same_file(
     store: Store, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = make(store, "a", b"content")
-    prove(store, entry)
+    open_files(store, entry)
     (tmp_path / "link").symlink_to(tmp_path / "catalog")
     monkeypatch.chdir(tmp_path)
     for url in ("link", "catalog", str(tmp_path / "link")):
-        prove(Store(url), entry)
+        open_files(Store(url), entry)
     assert len(list((cache / "marks").iterdir())) == 1
 
 
@@ -110,35 +110,35 @@ def test_a_flipped_byte_is_noticed_though_size_and_mtime_are_the_same(store: Sto
     random = np.random.default_rng(3)
     for i in range(40):
         entry = make(store, str(i), random.bytes(200))
-        prove(store, entry)
+        open_files(store, entry)
         flip(place_of(store, entry), int(random.integers(200)))
         with pytest.raises(CatalogError, match=f"versions/v1/{i} must have sha256 {entry.sha256}, got .*damaged"):
-            prove(store, entry)
+            open_files(store, entry)
         flip(place_of(store, entry), 0)
         remember(place_of(store, entry), entry.sha256)
         flip(place_of(store, entry), 1)
         with pytest.raises(CatalogError, match=r"damaged\.$"):
-            prove(store, entry)
+            open_files(store, entry)
 
 
 def test_a_file_in_the_place_of_another_is_noticed(store: Store, cache: Path, tmp_path: Path) -> None:
     entry = make(store, "a", b"content")
-    prove(store, entry)
+    open_files(store, entry)
     before = place_of(store, entry).stat()
     (tmp_path / "other").write_bytes(b"CONTENT")
     os.utime(tmp_path / "other", ns=(before.st_atime_ns, before.st_mtime_ns))
     (tmp_path / "other").replace(place_of(store, entry))
     with pytest.raises(CatalogError, match=r"damaged\.$"):
-        prove(store, entry)
+        open_files(store, entry)
 
 
 @pytest.mark.parametrize("change", ["gone", "empty", "no JSON", "not its form", "another file's"])
 def test_a_damaged_mark_costs_a_reading_and_nothing_else(store: Store, cache: Path, change: str) -> None:
     entry, other = make(store, "a", b"content"), make(store, "b", b"another")
-    prove(store, entry)
+    open_files(store, entry)
     (mark,) = (cache / "marks").iterdir()
     good = mark.read_bytes()
-    prove(store, other)
+    open_files(store, other)
     (others,) = set((cache / "marks").iterdir()) - {mark}
     if change == "gone":
         mark.unlink()
@@ -150,7 +150,7 @@ def test_a_damaged_mark_costs_a_reading_and_nothing_else(store: Store, cache: Pa
             "another file's": others.read_bytes(),
         }
         mark.write_bytes(contents[change])
-    prove(store, entry)
+    open_files(store, entry)
     assert mark.read_bytes() == good
 
 
@@ -158,7 +158,7 @@ def test_a_file_that_is_written_to_while_it_is_read_is_not_remembered(tmp_path: 
     path = tmp_path / "growing"
     path.write_bytes(bytes(50_000_000))
     (tmp_path / "marks").mkdir()
-    marks = Marks(tmp_path / "marks")
+    verification_cache = VerificationCache(tmp_path / "marks")
     over = threading.Event()
 
     def write() -> None:
@@ -168,11 +168,11 @@ def test_a_file_that_is_written_to_while_it_is_read_is_not_remembered(tmp_path: 
 
     thread = threading.Thread(target=write)
     thread.start()
-    marks.sha256(path)
+    verification_cache.sha256(path)
     over.set()
     thread.join()
-    assert marks.known(path) is None
-    assert marks.sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest() == marks.known(path)
+    assert verification_cache.known(path) is None
+    assert verification_cache.sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest() == verification_cache.known(path)
 
 
 @pytest.mark.parametrize("verify", [True, False])
@@ -180,45 +180,45 @@ def test_what_is_missing_or_of_another_length_is_told_either_way(store: Store, c
     entry = make(store, "a", b"content")
     place_of(store, entry).write_bytes(b"content and more")
     with pytest.raises(CatalogError, match="versions/v1/a must have 7 bytes, got 16: the file is damaged"):
-        prove(store, entry, verify=verify)
+        open_files(store, entry, verify=verify)
     place_of(store, entry).unlink()
     with pytest.raises(CatalogError, match=r"versions/v1/a is missing\.$"):
-        prove(store, entry, verify=verify)
+        open_files(store, entry, verify=verify)
 
 
 def test_without_verifying_no_content_is_read_and_no_mark_left(store: Store, cache: Path) -> None:
     entry = make(store, "a", b"content")
     place_of(store, entry).write_bytes(b"CONTENT")
-    assert prove(store, entry, verify=False) == {"a": place_of(store, entry)}
+    assert open_files(store, entry, verify=False) == {"a": place_of(store, entry)}
     assert not cache.exists()
 
 
 def test_of_several_files_the_damaged_one_is_named(store: Store, cache: Path) -> None:
     entries = [make(store, str(i), bytes([i]) * 1000) for i in range(20)]
-    assert list(prove(store, *entries)) == [entry.name for entry in entries]
+    assert list(open_files(store, *entries)) == [entry.name for entry in entries]
     flip(place_of(store, entries[13]))
     with pytest.raises(CatalogError, match="versions/v1/13 must have sha256"):
-        prove(store, *entries)
+        open_files(store, *entries)
 
 
 # ---------------------------------------------------------------------------------------------------- the folder
 
 
 def test_old_marks_go(store: Store, cache: Path) -> None:
-    prove(store, make(store, "a", b"content"))
+    open_files(store, make(store, "a", b"content"))
     (old,) = (cache / "marks").iterdir()
     left = cache / "marks" / "left.partial"
     left.write_bytes(b"")
     for path in (old, left):
         os.utime(path, (time.time(), time.time() - 91 * 86_400))
-    prove(store, make(store, "b", b"another"))
+    open_files(store, make(store, "b", b"another"))
     assert not old.exists()
     assert not left.exists()
     assert len(list((cache / "marks").iterdir())) == 1
 
 
 def test_marks_lie_where_nobody_else_can_look(store: Store, cache: Path) -> None:
-    prove(store, make(store, "a", b"content"))
+    open_files(store, make(store, "a", b"content"))
     assert [stat.S_IMODE(path.stat().st_mode) for path in (cache, cache / "marks")] == [0o700, 0o700]
 
 
@@ -235,15 +235,15 @@ def test_where_no_folder_is_to_be_trusted_every_opening_reads_and_none_fails(
             pytest.skip("only root may give a folder to another user: run it as root")
         folder = cache
         entry = make(store, "a", b"content")
-        prove(store, entry)  # a mark that would hold
+        open_files(store, entry)  # a mark that would hold
         if why == "others may write to it":
             cache.chmod(0o777)
         else:
             os.chown(cache, 12345, -1)
     entry = make(store, "b", b"another")
     remember(place_of(store, entry), "0" * 64)
-    assert prove(store, entry) == {"b": place_of(store, entry)}
-    assert marks_for(folder).known(place_of(store, entry)) is None
+    assert open_files(store, entry) == {"b": place_of(store, entry)}
+    assert verification_cache_for(folder).known(place_of(store, entry)) is None
     assert not folder.exists() or len(list((folder / "marks").iterdir())) == 1
 
 

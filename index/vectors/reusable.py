@@ -29,7 +29,7 @@ Keys = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaidVector:
+class ReusableVector:
     """A vector and what is known of the picture or text that it was paid for."""
 
     vector: npt.NDArray[np.float32]
@@ -64,7 +64,7 @@ class _Contents:
         self.starts = np.cumsum([0, *self.sizes])[:-1].astype(np.int64)
 
 
-class PaidVectors:
+class ReusableVectors:
     """Looks contents up in versions and unit files. 16 bytes of memory a row, and a few row groups; thread-safe.
 
     A file that turns out damaged is treated as if it were not there: its contents are embedded anew.
@@ -74,7 +74,7 @@ class PaidVectors:
         self,
         store: Store,
         manifests: Sequence[Manifest],
-        recipe: str,
+        embedding_config_hash: str,
         of_first_rules: Mapping[str, PrepareConfig] | None = None,
     ) -> None:
         """Reads what contents there are.
@@ -82,7 +82,7 @@ class PaidVectors:
         Args:
             store: The catalog.
             manifests: Of the versions whose vectors may be taken over.
-            recipe: Of the units that may: what runs paid for that ended before they wrote a version.
+            embedding_config_hash: Of the units that may: what runs paid for that ended before they wrote a version.
             of_first_rules: Recipes of units whose rows do not say with which settings they were prepared, and these.
         """
         self._store = store
@@ -91,15 +91,15 @@ class PaidVectors:
         self._lock = threading.Lock()
         for manifest in manifests:
             self._add_version(manifest)
-        self._add_units({**(of_first_rules or {}), recipe: None})
+        self._add_units({**(of_first_rules or {}), embedding_config_hash: None})
         for contents in self._contents.values():
             contents.sort()
 
-    def find(self, kind: str, content_sha256: str) -> PaidVector | None:
+    def find(self, kind: str, content_sha256: str) -> ReusableVector | None:
         """The vector of an asset of this kind and content, if there is one."""
         return next(self.find_all(kind, content_sha256), None)
 
-    def find_all(self, kind: str, content_sha256: str) -> Iterator[PaidVector]:
+    def find_all(self, kind: str, content_sha256: str) -> Iterator[ReusableVector]:
         """The vectors of assets of this kind and content, those of the version in force first; any number of them."""
         contents = self._contents.get(kind)
         if contents is None:
@@ -119,7 +119,7 @@ class PaidVectors:
             found = values.drop_columns(["embedding"]).to_pylist()[0]
             if found.pop("content_sha256") == content_sha256:  # only the first 64 bits were compared so far
                 vector = np.array(values.column("embedding").chunk(0).flatten(), np.float32)
-                yield PaidVector(vector=vector, settings=contents.settings[group], **found)
+                yield ReusableVector(vector=vector, settings=contents.settings[group], **found)
 
     def _add_version(self, manifest: Manifest) -> None:
         prefix = version_folder(manifest.version)
@@ -142,28 +142,28 @@ class PaidVectors:
                 contents.sizes += sizes
                 contents.parts += parts
 
-    def _add_units(self, recipes: Mapping[str, PrepareConfig | None]) -> None:
+    def _add_units(self, config_hashes: Mapping[str, PrepareConfig | None]) -> None:
         names = [name for name in self._store.names(UNITS) if is_unit(name)]
         with ThreadPoolExecutor(_READERS) as pool:
-            for name, found in zip(names, pool.map(lambda name: self._unit_keys(name, recipes), names), strict=True):
+            for name, found in zip(names, pool.map(lambda name: self._unit_keys(name, config_hashes), names), strict=True):
                 if found is not None:
-                    kind, keys, recipe = found
+                    kind, keys, embedding_config_hash = found
                     contents = self._contents.setdefault(kind, _Contents())
                     contents.groups.append((name, 0))
-                    contents.settings.append(recipes[recipe])
+                    contents.settings.append(config_hashes[embedding_config_hash])
                     contents.sizes.append(len(keys))
                     contents.parts.append(keys)
 
-    def _unit_keys(self, name: str, recipes: Mapping[str, PrepareConfig | None]) -> tuple[str, Keys, str] | None:
+    def _unit_keys(self, name: str, config_hashes: Mapping[str, PrepareConfig | None]) -> tuple[str, Keys, str] | None:
         try:
             footer = read_unit_footer(self._store, name.removeprefix(f"{UNITS}/").removesuffix(".parquet"))
-            if footer is None or footer.recipe not in recipes or not footer.rows:
+            if footer is None or footer.embedding_config_hash not in config_hashes or not footer.rows:
                 return None
             with self._store.open_read(name) as file:
                 table = _read_group(open_vectors(file), 0, ["kind", "content_sha256"])
         except (pa.ArrowException, OSError, KeyError):
             return None
-        return table.column("kind")[0].as_py(), _keys(table.column("content_sha256")), footer.recipe
+        return table.column("kind")[0].as_py(), _keys(table.column("content_sha256")), footer.embedding_config_hash
 
     def _group(self, name: str, number: int) -> pa.Table:
         with self._lock:

@@ -1,6 +1,6 @@
 """How fast unchanged rows go from one version's file to the next: the figures of decision 009.
 
-    python benchmarks/carry.py [--groups 48] [--folder DIR]
+    python benchmarks/reuse.py [--groups 48] [--folder DIR]
 
 One file of 4000 dimensions, 2 % of each row group dropped; MB/s of vectors, each line by itself.
 """
@@ -47,7 +47,7 @@ def main() -> None:
         store = Store(name)
         write_tables(store, "base.parquet", tables(options.groups), schema)
 
-        def carried() -> Iterator[pa.Table]:
+        def reused_groups() -> Iterator[pa.Table]:
             with store.open_read("base.parquet") as handle:
                 file = open_vectors(handle)
                 for group in range(file.num_row_groups):
@@ -55,9 +55,9 @@ def main() -> None:
 
         for attempt in range(4):
             started = time.monotonic()
-            rows = sum(map(len, carried()))
+            rows = sum(map(len, reused_groups()))
             read = time.monotonic()
-            entry = write_tables(store, f"{attempt}.parquet", carried(), schema)
+            entry = write_tables(store, f"{attempt}.parquet", reused_groups(), schema)
             written = time.monotonic()
             assert entry.rows == rows
             store.delete(f"{attempt}.parquet")

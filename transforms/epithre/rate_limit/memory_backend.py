@@ -6,8 +6,8 @@ and answer; if it counts it within (x, x + 60], the lease covers x + 60. So ever
 at one instant, and there are at most as many as the limit allows, whatever the network does. On top, sends are
 paced, so that the limit is spread over the minute instead of leaving in one burst.
 
-A `Ledger` lives in one process. Others share one between the processes of a host
-(`transforms.embedding.host_ledger`) or between machines (`redis_ledger`), with the same rules.
+A `MemoryBackend` lives in one process. Others share one between the processes of a host
+(`transforms.embedding.host_backend`) or between machines (`redis_backend`), with the same rules.
 """
 
 import heapq
@@ -32,7 +32,7 @@ WEIGHTS = ("requests", "items", "tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LedgerSettings:
+class RateLimiterSettings:
     """What a ledger enforces. The same on all that share one."""
 
     limits: Mapping[str, float]
@@ -59,7 +59,7 @@ class Answer:
     wait_s: float = 0.0
 
 
-class SharedLedger(Protocol):
+class RateLimiterBackend(Protocol):
     """What the budget asks of a ledger, wherever it lives."""
 
     is_remote: bool
@@ -83,7 +83,7 @@ class _Lease(NamedTuple):
     weights: Mapping[str, float]
 
 
-class _Ending(NamedTuple):
+class _LeaseEnd(NamedTuple):
     """When a lease may end: one that was answered ends later, and has a second of these."""
 
     at: float
@@ -91,10 +91,10 @@ class _Ending(NamedTuple):
 
 
 @dataclass
-class Ledger:
+class MemoryBackend:
     """The ledger in memory. Its methods may be called from any thread."""
 
-    settings: LedgerSettings
+    settings: RateLimiterSettings
     clock: Callable[[], float] = time.monotonic
     is_remote: bool = field(default=False, init=False)
 
@@ -102,7 +102,7 @@ class Ledger:
         self._limits = dict(self.settings.limits)
         self._used = dict.fromkeys(WEIGHTS, 0.0)
         self._leases: dict[str, _Lease] = {}
-        self._ending: list[_Ending] = []
+        self._lease_ends: list[_LeaseEnd] = []
         self._serial = 0
         self._next_at = self._pause_until = self._cut_at = -math.inf
         self._factor, self._factor_at = 1.0, self.clock()
@@ -119,7 +119,7 @@ class Ledger:
             for name, limit in self._limits.items():
                 # One request heavier than the whole limit could never go: it goes when nothing else counts.
                 if self._used[name] + min(weights.get(name, 0.0), limit) > limit:
-                    wait = max(wait, self._ending[0].at - now)
+                    wait = max(wait, self._lease_ends[0].at - now)
             return Answer(None, wait) if wait > 0 else Answer(self._take(weights, now))
 
     def answered(self, lease: str) -> None:
@@ -127,7 +127,7 @@ class Ledger:
             if lease in self._leases:
                 ends_at = self.clock() + self.settings.window_s + MARGIN_S
                 self._leases[lease] = _Lease(ends_at, self._leases[lease].weights)
-                heapq.heappush(self._ending, _Ending(ends_at, lease))
+                heapq.heappush(self._lease_ends, _LeaseEnd(ends_at, lease))
 
     def slow_down(self, retry_after_s: float | None) -> None:
         with self._lock:
@@ -151,13 +151,13 @@ class Ledger:
             self._used[name] += weight
         ends_at = now + self.settings.hold_s + self.settings.window_s
         self._leases[lease] = _Lease(ends_at, weights)
-        heapq.heappush(self._ending, _Ending(ends_at, lease))
+        heapq.heappush(self._lease_ends, _LeaseEnd(ends_at, lease))
         self._next_at = max(self._next_at, now - BURST_S) + self._interval_s(weights, now)
         return lease
 
     def _end_leases(self, now: float) -> None:
-        while self._ending:
-            ends_at, lease = self._ending[0]
+        while self._lease_ends:
+            ends_at, lease = self._lease_ends[0]
             current = self._leases.get(lease)
             if current is not None and current.ends_at == ends_at:
                 if ends_at > now:
@@ -166,7 +166,7 @@ class Ledger:
                     self._used[name] -= weight
                 del self._leases[lease]
             # Otherwise the lease was answered since, and stands further on with its new end.
-            heapq.heappop(self._ending)
+            heapq.heappop(self._lease_ends)
 
     def _interval_s(self, weights: Mapping[str, float], now: float) -> float:
         """Seconds of the window that this request takes up."""

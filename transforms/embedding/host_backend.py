@@ -15,9 +15,9 @@ from typing import Any
 from apache_beam.utils.multi_process_shared import MultiProcessShared
 
 from ...configs.errors import RateLimiterLostError
-from ..epithre.rate_limit.ledger import Answer, Ledger, LedgerSettings
+from ..epithre.rate_limit.memory_backend import Answer, MemoryBackend, RateLimiterSettings
 
-_log = logging.getLogger("epithre_beam.budget")
+_log = logging.getLogger("epithre_beam.rate_limiter")
 
 
 def private_folder() -> Path:
@@ -45,7 +45,7 @@ def private_folder() -> Path:
 
 
 @dataclass
-class HostLedger:
+class HostBackend:
     """Asks the host's ledger of this name; made anew in each process.
 
     The process that keeps the ledger may die, and the count with it. Whoever asked that ledger before tells its
@@ -54,7 +54,7 @@ class HostLedger:
     """
 
     name: str
-    settings: LedgerSettings
+    settings: RateLimiterSettings
     is_remote: bool = True
 
     def __post_init__(self) -> None:
@@ -103,15 +103,15 @@ class HostLedger:
                 )
                 proxy = made.acquire()
                 if self._asked is not None:
-                    self._tell_successor(proxy)
+                    self._inform_successor(proxy)
                 self._proxy, self._pid, self._asked = proxy, os.getpid(), proxy.name()
             return getattr(self._proxy, method)(*arguments)
         except (OSError, EOFError) as error:
             self._proxy = None
             raise RateLimiterLostError(f"The host's ledger {self.name} is gone ({type(error).__name__}).") from None
 
-    def _tell_successor(self, ledger: Any) -> None:
-        pause_s = ledger.take_over(self._asked, self._learned, self.settings.hold_s + self.settings.window_s)
+    def _inform_successor(self, backend: Any) -> None:
+        pause_s = backend.take_over(self._asked, self._learned, self.settings.hold_s + self.settings.window_s)
         if pause_s > 0:
             until = time.strftime("%H:%M:%S", time.localtime(time.time() + pause_s))
             _log.warning(
@@ -125,13 +125,13 @@ class HostLedger:
 class _Made:
     """Makes the ledger in the process that keeps it."""
 
-    settings: LedgerSettings
+    settings: RateLimiterSettings
 
-    def __call__(self) -> "_PlainLedger":
-        return _PlainLedger(self.settings)
+    def __call__(self) -> "_PlainBackend":
+        return _PlainBackend(self.settings)
 
 
-class _PlainLedger(Ledger):
+class _PlainBackend(MemoryBackend):
     """A ledger whose methods take and give plain values, which cross to other processes."""
 
     def __post_init__(self) -> None:

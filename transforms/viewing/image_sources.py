@@ -11,10 +11,10 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from ...configs import PrepareConfig, SourceConfig
-from ...index.local.trust import Trust, allowed_prepare, asks_for_pictures, picture_sources
+from ...index.local.trust import Trust, allowed_prepare, asks_for_images, image_sources
 from ...index.search.hits import Asset
 from ...index.versions.layout import Reason
-from ..sources.prepare import draw_picture, encoded_jpeg
+from ..sources.prepare import draw_image, encoded_jpeg
 from ..sources.reading import Reader
 from ..sources.references import Reference, local_path
 from ..sources.unpreparable import Unpreparable
@@ -28,7 +28,7 @@ _CELL = re.compile(r"#row=\d{1,12}&column=")
 _log = logging.getLogger(__name__)
 
 
-class PictureSources:
+class ImageSources:
     """The sources of pictures of the job that made a version; any thread may read from them.
 
     A picture is given if its uri lies within the sources that the manifest names, links resolved, and if its bytes are
@@ -43,8 +43,8 @@ class PictureSources:
             catalog: Its address.
         """
         self._sources: list[SourceConfig] = []
-        for raw in picture_sources(config):
-            if refused := Trust().refused(asks_for_pictures(raw), catalog):
+        for raw in image_sources(config):
+            if refused := Trust().refused(asks_for_images(raw), catalog):
                 _log.warning("%s", _not_shown(catalog, refused))
                 continue
             try:
@@ -99,7 +99,7 @@ class PictureSources:
             Unpreparable: As `read`, and when the picture cannot be decoded.
         """
         # What is written beside the pixels, such as where they were taken, stays here.
-        return encoded_jpeg(draw_picture(self.read(asset), self._prepare, size * size), _QUALITY)
+        return encoded_jpeg(draw_image(self.read(asset), self._prepare, size * size), _QUALITY)
 
 
 def _not_shown(catalog: str, refused: Sequence[str]) -> str:

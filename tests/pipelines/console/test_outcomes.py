@@ -98,9 +98,9 @@ def test_a_catalog_that_is_held_is_told_and_a_signal_too(place):
     assert first.returncode == 143
     found = json.loads(output)
     assert (found["exit_code"], found["status"]) == (143, "terminated")
-    told = [json.loads(line) for line in errors.splitlines()]
-    assert told[-1]["event"] == "terminated"
-    assert "kept" in told[-1]["message"]
+    reported = [json.loads(line) for line in errors.splitlines()]
+    assert reported[-1]["event"] == "terminated"
+    assert "kept" in reported[-1]["message"]
 
 
 def wait_for(condition, timeout_s=30):
@@ -131,18 +131,18 @@ def test_log_lines_tell_each_thing_that_happens_in_its_order(place):
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=4)
         done = place.cli("run", "job.yaml", "--log-format", "json")
     assert done.returncode == 0, done.stderr
-    told = events(done)
-    names = [event["event"] for event in told if event["event"] != "progress"]
+    reported = events(done)
+    names = [event["event"] for event in reported if event["event"] != "progress"]
     assert names == [
         "started", "planned", "embedded", "indexed", "indexed", "retries", "dead_letters", "published",
     ]  # fmt: skip
-    by_name = {event["event"]: event for event in told}
+    by_name = {event["event"]: event for event in reported}
     assert by_name["planned"]["assets"] == {"image": 41, "text": 50}
     assert by_name["embedded"]["done"] == 91
     assert by_name["retries"]["count"] == sum(by_name["retries"]["by_reason"].values()) > 0
     assert by_name["dead_letters"]["assets"] == ["image new\nline \u202e.jpg"]
     assert by_name["published"]["embedded"] == 90
-    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{3}Z", event["time"]) for event in told)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{3}Z", event["time"]) for event in reported)
     assert KEY not in done.stderr
 
 
@@ -166,10 +166,10 @@ def test_progress_is_told_as_often_as_asked(place):
     with serve(faults=Faults(latency_s=0.5)) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=4, embed__max_concurrency=2)
         done = place.cli("run", "job.yaml", "--log-format", "json", "--progress-every", "1")
-    told = [event for event in events(done) if event["event"] == "progress"]
-    assert 3 <= len(told) <= 12
-    assert [event["done"] for event in told] == sorted(event["done"] for event in told)
-    assert any(event.get("left_s") for event in told)
+    reported = [event for event in events(done) if event["event"] == "progress"]
+    assert 3 <= len(reported) <= 12
+    assert [event["done"] for event in reported] == sorted(event["done"] for event in reported)
+    assert any(event.get("left_s") for event in reported)
 
 
 def test_quiet_says_nothing_unless_something_is_wrong(place):
@@ -206,5 +206,5 @@ def test_before_a_worker_says_so_progress_has_what_was_planned(caplog):
         events.expect(100)
         for lanes in ([], [lane], [lane, {**lane, "assets": 60}]):
             events(lanes)
-    told = [(record.fields["stage"], record.fields["done"], record.fields["total"]) for record in caplog.records]
-    assert told == [("starting", 0, 100), ("embedding", 4, 100), ("embedding", 8, 100)]
+    reported = [(record.fields["stage"], record.fields["done"], record.fields["total"]) for record in caplog.records]
+    assert reported == [("starting", 0, 100), ("embedding", 4, 100), ("embedding", 8, 100)]
