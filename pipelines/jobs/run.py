@@ -18,7 +18,7 @@ from ...index.versions.layout import report_name, unit_dead_letters_name, unit_n
 from ...index.versions.manifest import read_manifest
 from ...transforms.embedding.endpoint import Endpoint, open_endpoint
 from ...transforms.embedding.lane import LaneSetup
-from ...transforms.embedding.shared_limit import set_up_shared_backend
+from ...transforms.embedding.shared_limit import remove_shared_ledger, set_up_shared_backend
 from ...transforms.planning.compare import Comparison
 from ...transforms.planning.job_identity import identity_of, other_job
 from ...transforms.planning.plan import Plan, Unit, write_plan
@@ -198,6 +198,7 @@ class _Launch:
         )
         self.units.extend(plan.units)
         self.runner.run(held.run, _wiring(setup, lane, plan), config.runner, config.beam_options)
+        remove_shared_ledger(lane.embed, lane.run.version)
         report: Report = orjson.loads(store.read(report_name(held.run.version)))
         if not report["held_back"]:
             _collect(store, self.units)

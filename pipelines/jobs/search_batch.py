@@ -40,7 +40,7 @@ from ...transforms.batch_search.query_blocks import (
 )
 from ...transforms.embedding.endpoint import open_endpoint
 from ...transforms.embedding.lane import LaneSetup
-from ...transforms.embedding.shared_limit import set_up_shared_backend
+from ...transforms.embedding.shared_limit import remove_shared_ledger, set_up_shared_backend
 from ...transforms.epithre.dialects import DIALECTS
 from ...transforms.planning.plan import Plan, write_plan
 from ...transforms.planning.embedding_config import first_embedding_config_hash, embedding_config_hash, request_config_hash
@@ -201,6 +201,8 @@ class _Launch:
             runner.expect(sum(unit.references for unit in plan.units))
         log_event("planned", queries=dict(self._asked), blocks=len(blocks), searched=self._searched.version)
         runner.run(run, _wiring(setup, lane, plan, blocks), config.runner)
+        if lane is not None:
+            remove_shared_ledger(lane.embed, lane.run.version)
         try:
             return self._publish(setup, plan)
         except OSError as error:
