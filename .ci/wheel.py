@@ -88,7 +88,7 @@ def try_source_distribution(archive: Path, folder: Path) -> None:
     where = run(programs / "python", "-c", "import epithre_beam as e; print(e.__file__)", cwd=folder)
     assert where.startswith(str(folder / "oldest")), where
     beam = run(programs / "python", "-c", "import apache_beam; print(apache_beam.__version__)", cwd=folder).strip()
-    jobs = os.environ.get("JOBS", "2")
+    jobs = os.environ.get("JOBS", "2")  # the other tests run meanwhile
     tests = run(programs / "pytest", "-q", "-n", jobs, "--dist", "loadfile", "-m", "core", "tests", cwd=tree)
     print(f"source distribution, Beam {beam}: {tests.splitlines()[-1]}")
 

@@ -59,6 +59,7 @@ def test_the_kinds_stand_apart(spectrum: str) -> None:
     assert image @ image - image @ text > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_texts_ask_for_pictures_harder_than_pictures_do(spectrum: str) -> None:
     """Fewer of their true neighbours lie in the cells nearest to the query."""

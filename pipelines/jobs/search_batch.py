@@ -41,7 +41,7 @@ from ...transforms.batch_search.query_blocks import (
 )
 from ...transforms.embedding.endpoint import open_endpoint
 from ...transforms.embedding.lane import LaneSetup
-from ...transforms.embedding.shared_limit import set_up_shared_backend
+from ...transforms.embedding.shared_limit import remove_shared_ledger, set_up_shared_backend
 from ...transforms.epithre.dialects import DIALECTS
 from ...transforms.planning.embedding_config import (
     embedding_config_hash,
@@ -206,6 +206,8 @@ class _Launch:
             runner.expect(sum(unit.references for unit in plan.units))
         log_event("planned", queries=dict(self._asked), blocks=len(blocks), searched=self._searched.version)
         runner.run(run, _wiring(setup, lane, plan, blocks), config.runner)
+        if lane is not None:
+            remove_shared_ledger(lane.embed, lane.run.version)
         try:
             return self._publish(setup, plan)
         except OSError as error:

@@ -53,7 +53,7 @@ class Engine:
 def file_of(name: str) -> Path:
     path = engines_folder() / name
     if not path.exists():
-        raise Missing(f"{path} is not there: `make test-engines` fetches it where it can be had")
+        raise Missing(f"{path} is missing: `make test-engines` fetches it where it is available")
     return path
 
 

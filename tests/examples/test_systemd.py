@@ -56,6 +56,7 @@ def test_what_no_try_would_change_is_not_tried_again():
     assert service["Service", "SuccessExitStatus"] == ["4 143"]
 
 
+@pytest.mark.slow
 def test_its_commands_run_and_prune(place, environment):
     service = settings_of("epithre-beam.service")
     variables = dict(value.split("=", 1) for value in service["Service", "Environment"])

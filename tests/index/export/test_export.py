@@ -535,7 +535,7 @@ def test_a_full_disk_is_a_sentence_and_the_next_export_with_room_is_whole(small:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("a disk can be mounted by root only")
+        pytest.skip("only root may mount a file system: run it as root")
     try:
         (disk / "ballast").write_bytes(bytes(40_000))
         for form in FORMS:
@@ -637,7 +637,8 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_number_of_assets(draw_vectors: Any, tmp_path: Path) -> None:
     peaks = []
     for rows in (33_000, 66_000):  # two batches of assets, and three

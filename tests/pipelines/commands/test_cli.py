@@ -206,7 +206,6 @@ def test_ctrl_c_ends_at_once_and_says_that_the_work_is_kept(place):
         deadline = time.monotonic() + 30
         while not emulator.log and time.monotonic() < deadline:
             time.sleep(0.05)
-        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -101,6 +101,7 @@ def shares_found(known, version, ask):
                 yield right, answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_the_indexs_error_is_told_from_the_models(known, kind):
     """The labels are the exact neighbours: the model makes no error, so that all that is missing is the index's."""

@@ -53,6 +53,7 @@ def card_of(page, sought):
     return page.locator("#card")
 
 
+@pytest.mark.slow
 def test_the_map_shows_each_asset_with_its_picture_text_and_metadata(map_page):
     with opened(map_page) as page:
         page.locator("canvas[data-drawn='45']").wait_for()

@@ -22,6 +22,8 @@ from epithre_beam.pipelines.jobs.build_index import import_vectors
 from epithre_beam.pipelines.jobs.launch import Runner
 from epithre_beam.pipelines.jobs.search_batch import search_batch
 
+pytestmark = pytest.mark.slow  # a run or several a test
+
 _DIMENSION = 16
 _ROWS = 300
 

@@ -127,6 +127,7 @@ def test_bytes_in_flight_never_exceed_the_bound_and_everyone_gets_a_turn(sizes, 
     assert held == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="peak memory of a child is read with wait4")
 def test_a_slow_api_does_not_fill_memory(tmp_path):
     """90 MB of pictures wait for a server that takes its time; 20 MB may be in flight."""

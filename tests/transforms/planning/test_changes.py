@@ -112,6 +112,7 @@ def replaced(before: list[Row], today: list[Row]) -> tuple[Counter[str], Counter
     return gone, changed
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(nights(), st.booleans())
 def test_what_is_replaced_is_what_brute_force_finds_whether_or_not_vectors_are_reused(
