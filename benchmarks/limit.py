@@ -388,7 +388,7 @@ def part_d(repetitions: int = 200, rate: int = 3000) -> dict[str, float]:
     texts = [text_of(number).encode() for number in range(BATCH)]
     pictures = [rng.bytes(200_000) for _ in range(BATCH)]
     # What `batch_bytes` really lets into one request: a body of 4 MB instead of one of 17 MB.
-    fitting = pictures[: len(client.pack([client.encode("image", picture) for picture in pictures])[0])]
+    fitting = pictures[: len(client._packer.pack([client.encode("image", picture) for picture in pictures])[0])]
 
     def encode(kind: str, contents: list[bytes]) -> bytes:
         return client._dialect.body([client.encode(kind, content).piece for content in contents])
