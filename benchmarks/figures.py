@@ -31,6 +31,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
+_BUSY = 0.5
+"""The load from which on a machine is not idle."""
 _FIGURE = re.compile(r"<!-- figure: (?P<name>[\w.]+) -->(?P<text>.*?)<!-- /figure -->", re.DOTALL)
 _BLOCK = re.compile(r"<!-- results: (?P<name>\w+) -->\n(?P<text>.*?)<!-- /results -->", re.DOTALL)
 _MARK = re.compile(r"<!-- /?(?:figure|results)\b")
@@ -120,6 +122,11 @@ class Recording:
             self._problem = "this is no git repository"
         elif changed:
             self._problem = f"{', '.join(changed[:3])} {'is' if len(changed) == 1 else 'are'} not committed"
+        load = self._machine["load_before"]
+        if load >= _BUSY:
+            print(
+                f"{name}: the load is {load}, so seconds and memory are not those of an idle machine", file=sys.stderr
+            )
         if self._problem:
             print(f"{name}: {self._problem}, so the result will not be stored", file=sys.stderr, flush=True)
 
@@ -254,7 +261,7 @@ def _to_markdown(benchmark: Benchmark, result: Mapping[str, Any] | None) -> str:
 def _measured(benchmark: Benchmark, result: Mapping[str, Any]) -> str:
     date, machine = datetime.date.fromisoformat(result["date"]), result["machine"]
     load = machine["load_before"]
-    shared = f"which other work shared (load {load} before the run)" if load >= 0.5 else "which did nothing else"
+    shared = f"which other work shared (load {load} before the run)" if load >= _BUSY else "which did nothing else"
     arguments = ", ".join(f"{key}={value}" for key, value in result["arguments"].items())
     return (
         f"Measured on {date.day} {date:%B %Y} by `{benchmark.command}`{f' ({arguments})' if arguments else ''} on "
