@@ -124,9 +124,7 @@ class Recording:
             self._problem = f"{', '.join(changed[:3])} {'is' if len(changed) == 1 else 'are'} not committed"
         load = self._machine["load_before"]
         if load >= _BUSY:
-            print(
-                f"{name}: the load is {load}, so seconds and memory are not those of an idle machine", file=sys.stderr
-            )
+            print(f"{name}: the load is {load}, so seconds are not those of an idle machine", file=sys.stderr)
         if self._problem:
             print(f"{name}: {self._problem}, so the result will not be stored", file=sys.stderr, flush=True)
 
@@ -254,6 +252,8 @@ def _to_markdown(benchmark: Benchmark, result: Mapping[str, Any] | None) -> str:
     if rows:
         parts.append(Table(columns, rows).to_markdown())
     for title, table in result["tables"].items():
+        if not table["rows"]:
+            continue
         parts += [f"{title}:", Table(table["columns"], table["rows"]).to_markdown()]
     return "\n\n".join(parts)
 

@@ -164,6 +164,26 @@ def test_results_that_are_not_stored_say_what_to_run() -> None:
     assert "9 MB/s" not in filled
 
 
+@pytest.mark.parametrize("rows", [[], [["1", "9"]]])
+def test_results_show_tables_that_have_rows(rows: list[list[str]]) -> None:
+    stored = {**result(), "tables": {"Passes": {"columns": ["pass", "MB/s"], "rows": rows}}}
+    one = benchmark(figures={"speed": SPEED}, tables=["Passes"])
+    filled = figures.fill("<!-- results: one -->\n<!-- /results -->\n", {"one": stored}, {"one": one})
+    assert ("Passes:\n\n| pass | MB/s |\n| --- | --- |\n| 1 | 9 |" in filled) == bool(rows)
+    assert ("Passes" in filled) == bool(rows)
+
+
+def test_a_benchmark_prints_its_figures_and_stores_them_or_says_why_not(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "carry.py"), "--groups", "1", "--results", str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(r"vectors read and selected, median of four passes: [\d,]+ MB/s", ran.stdout)
+    path = tmp_path / "carry.json"
+    if path.exists():
+        assert json.loads(path.read_text("utf-8"))["arguments"] == {"groups": 1}
+    else:
+        assert "not stored, since" in ran.stderr
+
+
 # Recording and status, in a repository of their own
 
 
