@@ -367,7 +367,7 @@ def test_the_ready_jobs_can_be_read_and_the_shipped_schema_is_that_of_the_progra
     [
         ({"vectors": None}, "the config must have queries: at least one entry in `queries`, `vectors` or `assets`"),
         ({"search": {"k": 0}}, "search.k must be at least 1, got 0"),
-        ({"search": {"kind": "image"}}, "search.kind is not a known key: did you mean 'kinds'"),
+        ({"search": {"kind": "image"}}, "search.kind is not a known key. Did you mean 'kinds'"),
         (
             {"search": {"metadata": ["colour"]}},
             "search.metadata must name metadata columns of the catalog (lang, price)",
@@ -379,7 +379,7 @@ def test_the_ready_jobs_can_be_read_and_the_shipped_schema_is_that_of_the_progra
         ({"assets": [{"ids": "x.csv"}]}, "has `ids` and must name their `kind`"),
         ({"embed": {"model": "other"}}, "embed.model must be left away, or be that of the catalog, 'elsewhere'"),
         ({"embed": {"dimension": 8}}, "embed.dimension must be left away"),
-        ({"embed": {"batch_itms": 8}}, "embed.batch_itms is not a known key: did you mean 'batch_items'?"),
+        ({"embed": {"batch_itms": 8}}, "embed.batch_itms is not a known key. Did you mean 'batch_items'?"),
         ({"embed": {"api_key": "k"}}, "embed.api_key must not stand in a config"),
     ],
 )
