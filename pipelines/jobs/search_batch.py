@@ -23,6 +23,7 @@ from ...index.local.trust import allowed_embed, allowed_prepare
 from ...index.search.merge import check_merge
 from ...index.search.where import parse_where
 from ...index.storage.store import Store
+from ...index.versions.history import find_version
 from ...index.versions.latest import Latest, published_manifest
 from ...index.versions.layout import UNITS, DeadLetter, assets_schema
 from ...index.versions.manifest import Manifest, read_manifest
@@ -95,7 +96,10 @@ def _mark(output: Store) -> Latest | None:
 def _searched(job: SearchJob) -> Manifest:
     """The manifest of the version that is searched, which must have what the job asks for."""
     store = Store(job.catalog)
-    manifest = published_manifest(store) if job.version is None else read_manifest(store, job.version)
+    if job.version is None:
+        manifest = published_manifest(store)
+    else:
+        manifest = read_manifest(store, find_version(store, job.version))
     kinds = [entry.kind for entry in manifest.indexes]
     for kind in job.search.kinds or ():
         if kind not in kinds:

@@ -397,7 +397,7 @@ def test_vectors_of_another_length_are_refused(write_job, tmp_path):
 
 
 def test_a_catalog_that_is_not_there_and_one_that_is_damaged_are_told(write_job, tmp_path):
-    with pytest.raises(CatalogError, match="has no published version"):
+    with pytest.raises(CatalogError, match="there is no catalog here"):
         search_batch(load_search_job(write_job(catalog=str(tmp_path / "nothing"))))
     broken = make_catalog(tmp_path / "v", tmp_path / "broken")
     index = next(broken.glob("versions/*/index/text-*.faiss"))
