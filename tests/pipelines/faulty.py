@@ -205,7 +205,7 @@ class Watcher:
         self.problems = []
 
     def look(self):
-        from epithre_beam.configs.errors import CatalogError
+        from epithre_beam.configs.errors import CatalogError, NoCatalogError
         from epithre_beam.index import open_catalog
         from epithre_beam.index.publish.verify import find_damage
         from epithre_beam.index.storage.store import Store

@@ -48,7 +48,7 @@ def test_a_name_or_its_beginning_names_a_version_and_the_newest_are_listed_where
     for wrong in ("3", "", "../003-x", "020"):
         with pytest.raises(UnknownVersionError, match=f"has no version '{wrong}'. It has {named} and 2 older"):
             find_version(store, wrong)
-    with pytest.raises(UnknownVersionError, match="2 versions begin with '01': 010-x, 011-x. Give more of the name"):
+    with pytest.raises(UnknownVersionError, match=r"2 versions begin with '01': 010-x, 011-x\. Give more"):
         find_version(store, "01")
 
 
