@@ -6,6 +6,7 @@ import io
 import itertools
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -25,6 +26,7 @@ from ...configs.search_schema import SearchJob
 from ...index.versions.lease import release_all
 from ..console.documents import json_text
 from ..console.endings import Speaker, ending_of_error, ending_of_report, ending_of_search, ending_of_signal
+from ..console.help import Commands
 from ..console.logs import EVENTS, LogFormat, set_format, tell
 from ..console.options import (
     Adopt,
@@ -56,10 +58,12 @@ if TYPE_CHECKING:
     from ..console.progress import Watch
 
 app = typer.Typer(
+    cls=Commands,
     help="Embed pictures and texts with epithre-embed, keep them as Parquet, search them with FAISS.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # whose tables cut off what a narrow terminal has no room for
 )
 app.add_typer(versions, name="versions")
 
@@ -112,14 +116,15 @@ def main() -> int:
         signal.signal(number, _stopped)
     _speaker.as_json = _wants_document(sys.argv[1:])
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, terminal_width=shutil.get_terminal_size().columns - 1)
     except Exception as error:
         if _stopping is not None:
             _stopping.join()  # the job failed because it was cancelled; the process ends there
         ending = ending_of_error(error)
-        if is_usage := hasattr(error, "show"):
-            error.show()  # a wrong command line, in the words of its parser
-        _speaker.end(ending, has_sentence=not is_usage)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]  # the help page, which is the answer
+            _speaker.end(ending, has_sentence=False)
+        _speaker.end(ending)
         return int(ending.exit_code)
     return code if isinstance(code, int) else 0
 

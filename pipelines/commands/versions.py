@@ -17,9 +17,15 @@ from ...index.versions.latest import nothing_published, published_manifest, read
 from ...index.versions.layout import LATEST
 from ...index.versions.manifest import read_manifest
 from ..console.documents import json_text
+from ..console.help import Commands
 from ..console.options import CatalogUrl, DryRun, Json
 
-versions = typer.Typer(help="List, verify, compare, publish and prune a catalog's versions.", no_args_is_help=True)
+versions = typer.Typer(
+    cls=Commands,
+    help="List, verify, compare, publish and prune a catalog's versions.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @versions.command("list")
