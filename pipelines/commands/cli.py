@@ -248,7 +248,7 @@ def _run(
 ) -> int:
     _begin(voice)
     job = _load(path, overrides)
-    options = _beam_options(beam_options)
+    options = _beam_options(beam_options, job.runner, job.beam_options)
     secrets = [os.environ.get(name or "", "").strip() for name in (job.embed.api_key_env, job.embed.redis_password_env)]
     _speaker.secrets = secrets
     set_format(voice.lines or LogFormat.TEXT, secrets)
@@ -436,7 +436,7 @@ def search_batch(
     voice = Voice(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
     _begin(voice)
     job = load_search_job(config, [*(set_ or ()), *_limits(max_requests, max_cost)])
-    options = _beam_options(beam_options)
+    options = _beam_options(beam_options, job.runner)
     names = (job.embed.get("api_key_env", "EPITHRE_KEY"), job.embed.get("redis_password_env"))
     _speaker.secrets = [os.environ.get(str(name or ""), "").strip() for name in names]
     set_format(voice.lines or LogFormat.TEXT, _speaker.secrets)
@@ -512,10 +512,14 @@ def _load(path: Path, overrides: Sequence[str] | None) -> RunConfig:
     return load_config(path, overrides or ())
 
 
-def _beam_options(options: Sequence[str] | None) -> list[str]:
+def _beam_options(options: Sequence[str] | None, runner: str = "", of_job: Sequence[str] = ()) -> list[str]:
     for option in options or []:
         if not option.startswith("--"):
             raise ConfigError(f"Beam's options follow `--` and begin with two dashes, got {option!r}.")
+    if options and runner:  # before anything is read or sent; those of a job alone are parsed when Beam is needed
+        from ..jobs.beam_options import parsed_options
+
+        parsed_options([f"--runner={runner}", *of_job, *options])
     return list(options or [])
 
 
