@@ -64,7 +64,7 @@ def test_what_nobody_knows_is_named_with_its_place(place):
     done = place.cli("index", "catalog", "--set", "indx.target_recall=0.9")
     assert_one_sentence(done, 2, "--set indx.target_recall: this is not a known key.", "Here index,")
     place.write_job(sources=[{"kind": "text", "table": "pictures", "id": "id", "text": "text"}])
-    assert_one_sentence(place.cli("plan", "job.yaml"), 2, "sources[0].table", "it is a folder: name its tables")
+    assert_one_sentence(place.cli("plan", "job.yaml"), 2, "sources[0].table", "is a folder. Name its tables")
     assert_one_sentence(
         place.cli("demo", "/proc/demo"),
         2,

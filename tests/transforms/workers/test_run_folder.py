@@ -27,7 +27,7 @@ def test_a_file_that_cannot_be_written_is_told_with_what_the_user_calls_the_fold
     full = OSError(errno.ENOSPC, "No space left on device", "/found/part")
     assert str(RunFolder(url="/found", version="v", label="output").unwritable(full)) == (
         "output '/found' cannot be written (No space left on device: /found/part). "
-        "what was finished is kept, run again when it can."
+        "What was finished is kept; run again when it can be written."
     )
     bare = OSError("the bucket is gone")
     assert "catalog 'b://c' cannot be written (the bucket is gone). " in str(
