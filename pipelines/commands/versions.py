@@ -260,7 +260,7 @@ def _put_in_force(store: Store, version: str, expected: bytes | None, *, dry_run
     publish(store, manifest, expected)
     latest = read_latest(store)
     if latest is None or latest.version != version:
-        raise CatalogError(f"Another run published {latest and latest.version} at the same time: look, and try again.")
+        raise CatalogError(f"Another run published {latest and latest.version} at the same time. Try again.")
 
 
 def _print(text: str) -> None:

@@ -169,8 +169,7 @@ class Runner:
             pipeline = beam.Pipeline(runner=process_runner() if has_processes else None, options=options)
         except (ValueError, ImportError, AttributeError) as error:  # nothing has begun
             why = told_by(error).partition(" Valid values")[0].rstrip(".")
-            rule = "runner must be one that Beam can start with its options"
-            raise ConfigError(f"{rule}, got {runner!r}: {why}.") from error
+            raise ConfigError(f"runner: Beam cannot start {runner!r} with these options ({why}).") from error
         wire(pipeline)
         pages = _RunnersErrors()
         try:

@@ -140,17 +140,16 @@ def _check_output(url: str, output: Store) -> None:
     except (FileNotFoundError, NotADirectoryError):
         found = []
     if [str(path).rstrip("/") for path in found] == [output.path("")]:
-        raise ConfigError(f"output must be a folder, got {url!r}, which is a file: name another place.")
+        raise ConfigError(f"output: {url!r} is a file. Name a folder.")
     names = sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
     if MARK in names:
         return
     other = next((name for name in names if not name.startswith(".")), None)
     if "versions" in names:
-        raise ConfigError(f"output must be a folder of its own, got {url!r}, which is a catalog: name one elsewhere.")
+        raise ConfigError(f"output: {url!r} is a catalog. Name a folder of its own for the results.")
     if other is not None:
         raise ConfigError(
-            f"output must be a new or empty folder, or one that search-batch made, got {url!r}, which has {other!r} in "
-            "it."
+            f"output: {url!r} has {other!r} in it, which search-batch did not make. Name a new or empty folder."
         )
 
 

@@ -60,7 +60,7 @@ def test_what_nobody_knows_is_named_with_its_place(place):
     place.write_job(catalog="s3x://bucket/catalog")
     assert_one_sentence(place.cli("plan", "job.yaml"), 2, "s3x://bucket/catalog must be a path, or a URL")
     place.write_job(runner="Nonsense")
-    assert_one_sentence(place.cli("run", "job.yaml"), 2, "runner must be", "got 'Nonsense'")
+    assert_one_sentence(place.cli("run", "job.yaml"), 2, "runner: Beam cannot start 'Nonsense'")
     done = place.cli("index", "catalog", "--set", "indx.target_recall=0.9")
     assert_one_sentence(done, 2, "--set indx.target_recall: this is not a known key.", "Here index,")
     place.write_job(sources=[{"kind": "text", "table": "pictures", "id": "id", "text": "text"}])

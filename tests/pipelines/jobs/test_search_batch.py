@@ -244,7 +244,7 @@ def test_what_is_wrong_with_the_output_is_said_of_the_output(write_job, tmp_path
     for place in ("file/found", "/proc/found"):
         with pytest.raises(ConfigError, match=r"^output '.*' cannot be written \("):
             search_batch(load_search_job(write_job(output=place)))
-    with pytest.raises(ConfigError, match=r"^output must be a folder, got .*, which is a file"):
+    with pytest.raises(ConfigError, match=r"^output: .* is a file\. Name a folder"):
         search_batch(load_search_job(write_job(output="file")))
     with (
         hold(Store(str(tmp_path / "found")), "run"),
