@@ -115,7 +115,7 @@ def main() -> None:
         run(base / "python", "-c", _READ, folder / "demo" / "catalog", cwd=folder)
         assert "versions" in run(base / "epithre-beam", "--help", cwd=folder)
         for command, sentence in (
-            (("search", "nothing", "--text", "a"), "has no published version"),
+            (("search", "nothing", "--text", "a"), "there is no catalog here"),
             (("run", "demo/job.yaml"), "install epithre-beam[beam]"),
             (("serve", "demo/catalog"), "install epithre-beam[serve]"),
         ):

@@ -2,13 +2,13 @@
 
     python benchmarks/lanes.py [--limits 600,6000,60000] [--lanes 1,10,100,1000] [--seconds 180] [--measure-redis]
 
-The rules are those of the program: the `MemoryBackend` in `transforms/epithre/rate_limit/memory_backend.py` on a simulated clock,
-which the script in Redis follows line by line, and the waits of `RateLimiter` (`next_wait_s`). Time is simulated: a call
-takes `--rtt` and waits for its turn, since Redis does one at a time (`--call-us`, which `--measure-redis` measures on
-a redis-server of its own); a request takes 0.2 to 1.5 s, and the server counts it somewhere on its way. Every lane
-always has something to send. For each number of lanes: the share of the limit that was reached after the
-first window, the most requests in any 60 s as a share of the limit (above 100 % would be a breach), calls a second,
-how busy Redis is, and the requests of the luckiest and the unluckiest lane.
+The rules are those of the program: the `MemoryBackend` in `transforms/epithre/rate_limit/memory_backend.py` on a
+simulated clock, which the script in Redis follows line by line, and the waits of `RateLimiter` (`next_wait_s`). Time
+is simulated: a call takes `--rtt` and waits for its turn, since Redis does one at a time (`--call-us`, which
+`--measure-redis` measures on a redis-server of its own); a request takes 0.2 to 1.5 s, and the server counts it
+somewhere on its way. Every lane always has something to send. For each number of lanes: the share of the limit that
+was reached after the first window, the most requests in any 60 s as a share of the limit (above 100 % would be a
+breach), calls a second, how busy Redis is, and the requests of the luckiest and the unluckiest lane.
 """
 
 import argparse

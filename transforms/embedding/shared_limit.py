@@ -48,7 +48,7 @@ def set_up_shared_backend(embed: EmbedConfig, run: str, requests_spent: int) -> 
         backend.create(spent=requests_spent)
 
 
-def remove_shared_ledger(embed: EmbedConfig, run: str) -> None:
+def remove_shared_backend(embed: EmbedConfig, run: str) -> None:
     """Removes what a shared ledger left on this host, after a run that succeeded: its lanes ask no more."""
     if embed.rate_limiter == "host":
         from .host_backend import HostBackend

@@ -121,13 +121,13 @@ def test_an_index_of_other_rows_than_its_assets_is_refused(own_copy: Any) -> Non
 def test_where_nothing_is_published_nothing_is_opened(tmp_path: Path) -> None:
     (tmp_path / "begun" / "versions").mkdir(parents=True)
     for folder, why in (
-        (tmp_path / "begun", r".*LATEST\.json is missing"),
-        (tmp_path, "this folder is no catalog"),
-        (tmp_path / "absent", "there is no such folder"),
+        (tmp_path / "begun", r"has no published version: LATEST\.json is missing"),
+        (tmp_path, "there is no catalog here, the folder has no `versions`"),
+        (tmp_path / "absent", "there is no catalog here, the folder does not exist"),
     ):
-        with pytest.raises(CatalogError, match=rf"has no published version: {why}"):
+        with pytest.raises(CatalogError, match=why):
             open_catalog(folder)
-    with pytest.raises(CatalogError, match="has no version 'v7'"):
+    with pytest.raises(CatalogError, match="there is no catalog here"):
         open_catalog(tmp_path, version="v7")
 
 
@@ -140,7 +140,7 @@ def test_a_remote_catalog_gives_the_same_hits_from_the_cache(small: Any, tmp_pat
         assert opened.search(queries, k=20) == local.search(queries, k=20)
         remote.delete("")
         assert opened.search(queries, k=20) == local.search(queries, k=20)
-    with pytest.raises(CatalogError, match="has no published version"):
+    with pytest.raises(CatalogError, match="there is no catalog here"):
         open_catalog(remote.url, cache_folder=tmp_path / "cache")
 
 

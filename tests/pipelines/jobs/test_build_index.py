@@ -423,7 +423,7 @@ def test_vectors_that_were_cut_to_float16_do_not_become_float32(catalog):
 
 
 def test_a_catalog_without_a_version_has_nothing_to_build_from(tmp_path):
-    with pytest.raises(CatalogError, match="has no published version"):
+    with pytest.raises(CatalogError, match="there is no catalog here"):
         build_index(str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 

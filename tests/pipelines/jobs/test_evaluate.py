@@ -304,7 +304,11 @@ def test_what_became_a_dead_letter_counts_as_not_found_and_is_said(embedded):
         pytest.param(["--pairs", "pairs.jsonl", "-k", "0"], "-k must be whole numbers from 1 to 100", id="k of 0"),
         pytest.param(["--pairs", "pairs.jsonl", "-k", "5,x"], "-k must be", id="k of x"),
         pytest.param(["--pairs", "pairs.jsonl", "-k", "101"], "-k must be", id="k beyond"),
-        pytest.param(["--pairs", "pairs.jsonl", "--html", "nowhere/x.html"], "--html must be a file", id="no folder"),
+        pytest.param(
+            ["--pairs", "pairs.jsonl", "--html", "nowhere/x.html"],
+            "--html 'nowhere/x.html' cannot be written",
+            id="no folder",
+        ),
         pytest.param(["--pairs", "pairs.jsonl", "--merge", "sum"], "--merge must be", id="merge"),
         pytest.param(["--pairs", "pairs.jsonl", "--confidence", "95"], "--confidence must be", id="confidence"),
     ],

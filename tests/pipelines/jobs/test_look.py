@@ -281,6 +281,7 @@ def test_a_sheet_draws_whatever_there_is():
         pytest.param(["--map", "m.html", "--points", "0"], "--points must be from 1 to 20000", id="points"),
         pytest.param(["--map", "m.html", "--seed", "-1"], "--seed must be", id="seed"),
         pytest.param(["--map", "nowhere/m.html", "--points", "9"], "nowhere/m.html", id="no folder"),
+        pytest.param(["--map", "/proc/m.html"], "--map '/proc/m.html' cannot be written (No such", id="unwritable"),
     ],
 )
 def test_a_wrong_option_is_named(place, arguments, words, capfd, monkeypatch):

@@ -75,7 +75,7 @@ def test_a_configured_limit_waits_until_nothing_of_the_old_count_counts_and_says
     assert "nothing is sent until" in caplog.text
 
 
-def test_limits_that_the_server_stated_are_told_to_the_next_ledger_and_waited_for(keeper):
+def test_limits_that_the_server_stated_are_told_to_the_next_backend_and_waited_for(keeper):
     backend = HostBackend(f"test-{secrets.token_hex(4)}", settings())
     process = keeper(backend)
     backend.learn({"requests": 600.0})

@@ -8,7 +8,7 @@ import pytest
 from epithre_beam.configs import EmbedConfig
 from epithre_beam.configs.errors import RateLimiterLostError
 from epithre_beam.transforms.embedding.host_backend import HostBackend
-from epithre_beam.transforms.embedding.shared_limit import remove_shared_ledger, set_up_shared_backend, shared_backend
+from epithre_beam.transforms.embedding.shared_limit import remove_shared_backend, set_up_shared_backend, shared_backend
 from epithre_beam.transforms.epithre.rate_limit.redis_backend import RedisBackend
 
 from ...conftest import RedisServer
@@ -21,7 +21,7 @@ def test_a_lane_that_is_alone_shares_nothing() -> None:
     assert shared_backend(embed, "run", 3) is None
 
 
-def test_lanes_of_a_host_share_one_ledger_a_run_with_the_limits_of_the_job() -> None:
+def test_lanes_of_a_host_share_one_count_per_run_with_the_limits_of_the_job() -> None:
     embed = EmbedConfig(rate_limiter="host", lanes=2, requests_per_minute=600, tokens_per_minute=None, timeout_s=7.0)
     one, same, other = (shared_backend(embed, run, 3) for run in ("a", "a", "b"))
     assert isinstance(one, HostBackend)
@@ -53,7 +53,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_ledger_of_a_host_leaves_no_file_after_its_run(temporary: Path) -> None:
+def test_the_rate_limiter_of_a_host_leaves_no_file_after_its_run(temporary: Path) -> None:
     embed = EmbedConfig(rate_limiter="host", lanes=2)
     for run in ("first", "second"):
         backend = shared_backend(embed, run, 0)
@@ -62,21 +62,21 @@ def test_a_ledger_of_a_host_leaves_no_file_after_its_run(temporary: Path) -> Non
     (folder,) = temporary.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.suffix for path in folder.iterdir()} == {".address", ".lock"}
-    remove_shared_ledger(embed, "first")
+    remove_shared_backend(embed, "first")
     assert {path.stem for path in folder.iterdir()} == {f"epithre-beam-{embed.rate_limiter_name}-second"}
     assert backend.try_acquire({"requests": 1.0}).lease is not None  # another run's ledger is left alone
-    remove_shared_ledger(embed, "second")
-    remove_shared_ledger(embed, "second")  # of another host, or removed before
+    remove_shared_backend(embed, "second")
+    remove_shared_backend(embed, "second")  # of another host, or removed before
     assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("made", ["writable by others", "a link", "a file"])
-def test_a_ledger_of_a_host_trusts_no_folder_that_others_may_write_to(temporary: Path, made: str) -> None:
+def test_the_rate_limiter_of_a_host_trusts_no_folder_that_others_may_write_to(temporary: Path, made: str) -> None:
     embed = EmbedConfig(rate_limiter="host", lanes=2)
     backend = shared_backend(embed, f"before {made}", 0)
     assert backend is not None
     assert backend.try_acquire({"requests": 1.0}).lease is not None
-    remove_shared_ledger(embed, f"before {made}")
+    remove_shared_backend(embed, f"before {made}")
     (folder,) = temporary.iterdir()
     folder.rmdir()
     if made == "a file":

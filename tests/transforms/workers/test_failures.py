@@ -61,7 +61,7 @@ def test_an_error_of_the_storage_is_told_as_one_with_the_file(run: RunFolder) ->
     note_failure(run, caught.value)
     found = failure_of(run)
     assert isinstance(found, UnwritableError)
-    assert f"The catalog {run.url} cannot be written (No such file or directory: {run.url}/no/such)" in str(found)
+    assert f"catalog {run.url!r} cannot be written (No such file or directory: {run.url}/no/such)" in str(found)
 
 
 def test_any_other_exception_is_a_defect_with_the_workers_own_traceback(run: RunFolder) -> None:

@@ -26,10 +26,10 @@ def test_runs_of_one_catalog_have_folders_of_their_own(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_told_with_what_the_user_calls_the_folder_and_why() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "/found/part")
     assert str(RunFolder(url="/found", version="v", label="output").unwritable(full)) == (
-        "The output /found cannot be written (No space left on device: /found/part): "
-        "what was finished is kept, run again when it can."
+        "output '/found' cannot be written (No space left on device: /found/part). "
+        "What was finished is kept; run again when it can be written."
     )
     bare = OSError("the bucket is gone")
-    assert "The catalog b://c cannot be written (the bucket is gone): " in str(
+    assert "catalog 'b://c' cannot be written (the bucket is gone). " in str(
         RunFolder(url="b://c", version="v").unwritable(bare)
     )

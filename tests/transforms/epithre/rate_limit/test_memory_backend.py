@@ -243,7 +243,7 @@ def test_losing_redis_pauses_the_budget_with_a_message_and_it_goes_on_afterwards
     assert "is back after" in caplog.text
 
 
-def test_a_ledger_travels_in_a_pipeline_and_shows_no_password(redis_server):
+def test_a_rate_limiter_travels_in_a_pipeline_and_shows_no_password(redis_server):
     backend = RedisBackend(redis_server.url, "test", SETTINGS, password="secret-word")
     assert "secret-word" not in repr(backend)
     host = pickle.loads(pickle.dumps(HostBackend("x", SETTINGS)))
