@@ -161,11 +161,11 @@ class PageFolder:
         path.write_text(block.text, "utf-8")
 
 
-def environment() -> dict[str, str]:
-    """That of this process, with the installed commands first; a key is set, for nothing is sent to the real API."""
-    installed = str(Path(sys.executable).parent)
+def environment(programs: Path | None = None) -> dict[str, str]:
+    """That of this process, with `programs` and the installed ones first; nothing is sent to the real API."""
+    first = [str(programs)] if programs else []
     return os.environ | {
-        "PATH": f"{installed}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([*first, str(Path(sys.executable).parent), os.environ["PATH"]]),
         "EPITHRE_KEY": "no-key",
         "COLUMNS": "140",
         "MPLBACKEND": "agg",

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from .forked_command import ForkedCommand
 from .page_folder import PageFolder, environment
 from .pages import USER_PAGES, Block, blocks_of, name_of
 
@@ -52,9 +53,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("programs")
+    command = ForkedCommand(folder)
+    yield folder
+    command.close()
+
+
 @pytest.fixture
-def page_folder(data: Path, tmp_path: Path) -> Iterator[PageFolder]:
-    folder = PageFolder(shutil.copytree(data, tmp_path / "page"), environment())
+def page_folder(data: Path, programs: Path, tmp_path: Path) -> Iterator[PageFolder]:
+    folder = PageFolder(shutil.copytree(data, tmp_path / "page"), environment(programs))
     yield folder
     folder.close()
 
