@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
 
-    cli("demo", "demo", "--pictures", str(IMAGES))
+    cli("demo", "demo", "--images", str(IMAGES))
     for name in ("job.yaml", "captions.csv"):
         shutil.copy(folder / "demo" / name, folder)
     for name, copy in (("catalog", "catalog"), ("pictures", "pictures"), ("pictures", "photos")):
