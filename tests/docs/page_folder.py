@@ -31,9 +31,9 @@ _TIMEOUT_S = 150
 
 
 class PageFolder:
-    """Runs blocks. Files, exported variables and servers of a block stay for the next ones of its page.
+    """Runs blocks; files, exported variables and servers of a block remain for the next ones of its page.
 
-    Differences to a reader's folder: ports are free ones, and a job without an address of its own asks the emulator.
+    Unlike in a reader's folder, ports are free ones, and a job without an address uses the emulator.
     """
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
@@ -64,7 +64,7 @@ class PageFolder:
             case "json":
                 json.loads(block.text)
             case other:
-                raise AssertionError(f"{block}: no block of {other!r} can be run; say `<!-- not run: WHY -->` before it")
+                raise AssertionError(f"{block}: {other!r} cannot be run; put `<!-- not run: WHY -->` before it")
 
     def _run(self, command: list[str], block: Block) -> None:
         done = subprocess.run(

@@ -8,6 +8,7 @@ and a block that is not run must say why, which none of them checks.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -78,7 +79,7 @@ def anchors_of(page: Path) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
     anchors: set[str] = set()
     tokens = _tokens(page)
-    for heading, inline in zip(tokens, tokens[1:], strict=False):
+    for heading, inline in pairwise(tokens):
         if heading.type == "heading_open":
             words = "".join(c.content for c in inline.children or () if c.type in {"text", "code_inline"})
             slug = re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-")
