@@ -1,10 +1,11 @@
-"""`epithre-beam` as a program that a shell finds, in processes forked from one that has imported everything.
+"""`epithre-beam` for a shell, in processes forked from one that has imported everything.
 
 Each command of a page would import for a second or more. The program sends its arguments, folder, environment and
 standard streams to that process, waits for the forked one, and ends as it ended.
 """
 
 import json
+import os
 import socket
 import sys
 import threading
@@ -58,7 +59,7 @@ class ForkedCommand:
                 # The forked process says its number and its end on the connection itself.
                 self._preloaded.pass_on(json.loads(data), *streams, connection.fileno())
             for stream in streams:
-                socket.close(stream)
+                os.close(stream)
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)

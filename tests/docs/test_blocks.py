@@ -72,6 +72,8 @@ def has_own_job(blocks: list[Block]) -> bool:
     return any(block.text.startswith("# job.yaml\n") for block in blocks)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # a page has a dozen commands, and the first one makes the data of all
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_blocks_of_a_page_run_in_order(page: Path, page_folder: PageFolder) -> None:
     blocks = [block for block in blocks_of(page) if block.reason is None]
