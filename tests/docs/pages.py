@@ -95,6 +95,8 @@ def prose_of(page: Path) -> Iterator[tuple[int, str]]:
     for token in _inline(page):
         assert token.map is not None
         words = "".join(
-            " " if c.type in {"softbreak", "hardbreak", "code_inline"} else c.content for c in token.children or ()
+            c.content if c.type == "text" else " "
+            for c in token.children or ()
+            if not c.type.endswith(("_open", "_close"))
         )
         yield token.map[0] + 1, words

@@ -18,9 +18,6 @@ from .pages import USER_PAGES, Block, blocks_of, name_of
 
 IMAGES = 60
 RUNNABLE = {"bash", "text", "python", "yaml", "json"}
-ELSEWHERE = {"docs/performance.md", "docs/scaling.md"}
-"""Pages of figures, whose blocks are benchmarks of minutes and more."""
-PAGES = [page for page in USER_PAGES if name_of(page) not in ELSEWHERE]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +71,7 @@ def has_own_job(blocks: list[Block]) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # a page has a dozen commands, and the first one makes the data of all
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", USER_PAGES, ids=name_of)
 def test_the_blocks_of_a_page_run_in_order(page: Path, page_folder: PageFolder) -> None:
     blocks = [block for block in blocks_of(page) if block.reason is None]
     if has_own_job(blocks):
@@ -83,7 +80,7 @@ def test_the_blocks_of_a_page_run_in_order(page: Path, page_folder: PageFolder) 
         page_folder.run(block)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", USER_PAGES, ids=name_of)
 def test_a_block_has_a_language_that_is_run_or_says_why_it_is_not(page: Path) -> None:
     silent = [str(b) for b in blocks_of(page) if b.reason is None and b.language not in RUNNABLE]
     assert silent == [], "put `<!-- not run: WHY -->` right before it, or name a language"
