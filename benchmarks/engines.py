@@ -42,7 +42,7 @@ catalog: {catalog}
 sources:
   - {{kind: image, files: "{folder}/images/**/*.jpg"}}
   - {{kind: text, table: {folder}/texts.csv, id: id, text: text}}
-embed: {{base_url: {url}, dimension: {dimension}, lanes: {lanes}, budget: {budget}}}
+embed: {{base_url: {url}, dimension: {dimension}, lanes: {lanes}, rate_limiter: {rate_limiter}}}
 prepare: {prepare}
 """
 

@@ -62,7 +62,7 @@ def test_what_nobody_knows_is_named_with_its_place(place):
     place.write_job(runner="Nonsense")
     assert_one_sentence(place.cli("run", "job.yaml"), 2, "runner must be", "got 'Nonsense'")
     done = place.cli("index", "catalog", "--set", "indx.target_recall=0.9")
-    assert_one_sentence(done, 2, "--set indx.target_recall: this is not a known key; index, guards, runner can be set")
+    assert_one_sentence(done, 2, "--set indx.target_recall: this is not a known key; index, gates, runner can be set")
     place.write_job(sources=[{"kind": "text", "table": "pictures", "id": "id", "text": "text"}])
     assert_one_sentence(place.cli("plan", "job.yaml"), 2, "sources[0].table", "it is a folder: name its tables")
     assert_one_sentence(place.cli("demo", "/proc/demo"), 2, "FOLDER must be a folder that can be made and written")
