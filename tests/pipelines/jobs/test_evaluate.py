@@ -313,7 +313,7 @@ def test_a_wrong_option_is_named(embedded, arguments, words, capfd, monkeypatch)
 
     monkeypatch.chdir(embedded.folder)
     monkeypatch.setattr(sys, "argv", ["epithre-beam", "evaluate", "catalog", *arguments])
-    monkeypatch.setattr(cli, "_speaker", cli.Reporter())
+    monkeypatch.setattr(cli, "_reporter", cli.Reporter())
     assert cli.main() == 2
     (sentence,) = sentences(capfd.readouterr().err)
     assert words in sentence

@@ -289,7 +289,7 @@ def test_a_wrong_option_is_named(place, arguments, words, capfd, monkeypatch):
 
     monkeypatch.chdir(place.folder)
     monkeypatch.setattr(sys, "argv", ["epithre-beam", "look", "catalog", *arguments])
-    monkeypatch.setattr(cli, "_speaker", cli.Reporter())
+    monkeypatch.setattr(cli, "_reporter", cli.Reporter())
     assert cli.main() == 2
     (sentence,) = sentences(capfd.readouterr().err)
     assert words in sentence
