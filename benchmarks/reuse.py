@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     add_results_option(parser)
     options = parser.parse_args()
-    recording = Recording.start("carry", options)
+    recording = Recording.start("reuse", options)
     schema = vector_schema(_DIMENSION, {})
     kept = pa.array(np.flatnonzero(np.random.default_rng(1).random(ROWS_PER_GROUP) > 0.02))
     size_mb = options.groups * len(kept) * _DIMENSION * 4 / 1e6

@@ -26,7 +26,7 @@ from epithre_beam.transforms.sources.references import reference_schema
 SPEEDS = {
     "reference_us": ("µs to list a reference and compare it with the current version", "incremental.reference_us"),
     "embed_a_second": ("assets a second that one lane reads, checks, sends and decodes", "main_job.embed_a_second"),
-    "write_mb_s": ("MB a second that one worker reuses or writes as Parquet", "carry.write_mb_s"),
+    "write_mb_s": ("MB a second that one worker reuses or writes as Parquet", "reuse.write_mb_s"),
     "index_us": ("µs to build a row of the index, two cores", "index.build_us"),
     "resident_b": ("bytes of memory that a row takes while it is searched", "index.resident_b"),
 }

@@ -174,10 +174,10 @@ def test_results_show_tables_that_have_rows(rows: list[list[str]]) -> None:
 
 
 def test_a_benchmark_prints_its_figures_and_stores_them_or_says_why_not(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "carry.py"), "--groups", "1", "--results", str(tmp_path)]
+    command = [sys.executable, str(BENCHMARKS / "reuse.py"), "--groups", "1", "--results", str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert re.search(r"vectors read and selected, median of four passes: [\d,]+ MB/s", ran.stdout)
-    path = tmp_path / "carry.json"
+    path = tmp_path / "reuse.json"
     if path.exists():
         assert json.loads(path.read_text("utf-8"))["arguments"] == {"groups": 1}
     else:

@@ -68,7 +68,7 @@ def run_demo(folder: Path, images: int, console: Screen) -> None:
     if images < len(_CERTAIN):
         raise ConfigError(f"--images must be at least {len(_CERTAIN)}, got {images}.")
     started = time.monotonic()
-    console.print(f"drawing {images} pictures in {folder}/pictures", highlight=False)
+    console.print(f"drawing {images} pictures in {folder}/images", highlight=False)
     try:
         job = write_inputs(folder, images, seed=7)
     except OSError as error:
