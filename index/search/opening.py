@@ -162,9 +162,11 @@ def _open_version(
         entries = [manifest.file(name) for index in manifest.indexes for name in index.names]
         with local_files(store, version, entries, verify=options.verify, cache_folder=options.cache_folder) as paths:
             indexes = {entry.kind: _open_index(manifest, entry, paths) for entry in manifest.indexes}
-    except BaseException:
+    except BaseException as error:
         if hold is not None:
             hold.release()
+        if isinstance(error, FileNotFoundError):  # pruned between the check of a file and its opening
+            raise CatalogError(f"{error.filename or f'{store.url}, version {version}: a file'} is missing.") from error
         raise
     return OpenVersion(manifest, indexes, hold)
 

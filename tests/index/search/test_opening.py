@@ -1,6 +1,8 @@
 """A damaged catalog is never opened, and a whole version always is, whatever is published and pruned meanwhile."""
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -229,6 +231,38 @@ def test_a_file_that_vanishes_is_named(own_copy: Any) -> None:
         for verify in (True, False):
             with pytest.raises(CatalogError, match=f"{path.name} is missing"):
                 open_catalog(own_copy.folder, version=version, verify=verify)
+        path.write_bytes(before)
+
+
+_PRUNED_AFTER_CHECK = """
+import os, sys
+from pathlib import Path
+from epithre_beam.errors import CatalogError
+from epithre_beam.index import open_catalog
+
+opened = []
+
+def prune_at_second(event, arguments):
+    if event == "open" and str(arguments[0]) == sys.argv[2]:
+        opened.append(event)
+        if len(opened) == 2:
+            os.unlink(sys.argv[2])
+
+sys.addaudithook(prune_at_second)
+try:
+    open_catalog(sys.argv[1])
+except CatalogError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_is_pruned_after_its_check_is_named(own_copy: Any) -> None:
+    for path in own_copy.files()[2:]:
+        before = path.read_bytes()
+        command = [sys.executable, "-c", _PRUNED_AFTER_CHECK, str(own_copy.folder), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert path.name in done.stdout, done.stderr
+        assert "is missing" in done.stdout or "No such file" in done.stdout
         path.write_bytes(before)
 
 
