@@ -326,7 +326,7 @@ def test_memory_that_is_too_small_is_an_error_that_says_how_much_is_needed(
 ) -> None:
     little = CODED.model_copy(update={"build_memory_mb": 64})
     with pytest.raises(
-        CatalogError, match=r"index\.build_memory_mb must be at least \d+ .* got 64: raise it"
+        CatalogError, match=r"index\.build_memory_mb must be at least \d+ .* got 64\. Raise it"
     ) as reported:
         make_catalog({"image": draw_clustered(1100, 16, 1)}, rows_per_unit=300, index=little)
     least = int(str(reported.value).split("at least ")[1].split()[0])
@@ -462,7 +462,7 @@ def test_a_row_that_is_no_unit_vector_stops_the_build(
 
 def test_files_of_another_dimension_stop_the_build(make_shards: Any) -> None:
     shards, store = make_shards((20,))
-    with pytest.raises(CatalogError, match=r"The text vectors must have 9 numbers, those of row \d+ ff\. have 8"):
+    with pytest.raises(CatalogError, match=r"The text vectors must have 9 dimensions, got 8 from row \d+\."):
         build_indexes(store, "v", shards, 9, IndexConfig())
 
 

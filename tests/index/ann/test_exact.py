@@ -118,7 +118,7 @@ def test_more_rows_than_were_announced_or_of_another_width_are_refused() -> None
 def test_fewer_rows_than_were_announced_are_told_at_the_end() -> None:
     writer = ExactIndexWriter(HashingWriter(io.BytesIO()), 8, 3)
     writer.add(drawn(2, 8))
-    with pytest.raises(StoreError, match="lacks 1 of its rows"):
+    with pytest.raises(StoreError, match="1 rows are missing"):
         writer.finish()
 
 

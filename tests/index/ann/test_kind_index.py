@@ -212,7 +212,7 @@ def test_a_reader_chooses_the_cheapest_point_that_reaches_the_recall_it_names(ru
             "cells_share": index.search_parameters.get("cells_share"),
             "k_factor": index.search_parameters.get("k_factor"),
         }
-        with pytest.raises(ValueError, match=r"recall must be at most what the image index reached, .* got 1\.5"):
+        with pytest.raises(ValueError, match=r"recall must be at most .*, which the image index reached, got 1\.5"):
             opened.point(1.5)
 
 

@@ -104,5 +104,5 @@ def test_a_damaged_sample_is_named_with_what_to_do(own_copy: Any) -> None:
     data = bytearray(own_copy.store.read(name))
     data[len(data) // 4] ^= 0x10
     own_copy.store.write(name, bytes(data))
-    with pytest.raises(StoreError, match=rf"{name}, which this run wrote, cannot be read: .*; run again\."):
+    with pytest.raises(StoreError, match=rf"{name}: this run's sample cannot be read \(.*\)\. Run again\."):
         read_sample(own_copy.store, "image", [(name, rows)], 10)
