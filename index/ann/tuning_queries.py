@@ -34,8 +34,9 @@ def read_queries(url: str, dimension: int) -> dict[str, npt.NDArray[np.float32]]
         kinds = np.array(table.column("kind").to_pylist())
         vectors = np.array(table.column("embedding").to_pylist(), np.float32)
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
         raise CatalogError(
-            f"index.queries: {url} cannot be read ({error}). It must be a Parquet file, or a folder of Parquet files, "
+            f"index.queries: {url} cannot be read ({reason}). It must be a Parquet file, or a folder of Parquet files, "
             f"with the columns `kind` and `embedding` of {dimension} numbers."
         ) from error
     if unknown := sorted({str(kind) for kind in kinds} - set(KINDS)):

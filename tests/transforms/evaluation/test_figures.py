@@ -161,13 +161,13 @@ def compared(index, exact, other=None):
 def test_the_words_tell_the_models_error_from_the_indexs():
     lossless = " ".join(say_direction(compared([1.0] * 30 + [0.0] * 10, [1.0] * 30 + [0.0] * 10), [10], ["c"]))
     assert "75.0 % is among the first 10" in lossless
-    assert "25.0 % the model ranks lower" in lossless
-    assert "The index finds as much" in lossless
+    assert "the model ranks the other 25.0 % lower" in lossless
+    assert "The index finds the same share" in lossless
     lossy = " ".join(say_direction(compared([1.0] * 20 + [0.0] * 20, [1.0] * 40), [10], ["c"]))
     assert "all is among" in lossy
     assert "it loses 50.0 points" in lossy
-    assert "say little" not in lossy
-    assert "12 queries say little" in " ".join(say_direction(compared([1.0] * 12, [1.0] * 12), [10], ["c"]))
+    assert "too few" not in lossy
+    assert "12 queries are too few" in " ".join(say_direction(compared([1.0] * 12, [1.0] * 12), [10], ["c"]))
 
 
 def test_near_ties_are_no_loss_and_the_words_say_so():
@@ -182,7 +182,7 @@ def test_near_ties_are_no_loss_and_the_words_say_so():
 
 def test_the_words_name_the_better_catalog_only_where_the_queries_show_one():
     better = say_direction(compared([0.0] * 40, [0.0] * 40, [1.0] * 30 + [0.0] * 10), [10], ["a", "b"])
-    assert any("By what a search gives, b is better in recall@10, by 75.0 points" in sentence for sentence in better)
+    assert any("With the index, b is better in recall@10, by 75.0 points" in sentence for sentence in better)
     worse = say_direction(compared([1.0] * 40, [1.0] * 40, [0.0] * 40), [10], ["a", "b"])
     assert any("a is better in recall@10, by 100.0 points (100.0 to 100.0)" in sentence for sentence in worse)
     rng = np.random.default_rng(2)
@@ -238,9 +238,9 @@ def test_a_list_of_ids_is_as_many_rows(tmp_path):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        pytest.param({"query": "x"}, "relevant must be the id", id="no relevant"),
-        pytest.param({"query": "x", "relevant": []}, "relevant must be the id", id="no ids"),
-        pytest.param({"query": "x", "relevant": ["a", ""]}, "relevant must be text", id="an empty id"),
+        pytest.param({"query": "x"}, "relevant must be an asset id", id="no relevant"),
+        pytest.param({"query": "x", "relevant": []}, "relevant must be an asset id", id="no ids"),
+        pytest.param({"query": "x", "relevant": ["a", ""]}, "relevant must be a non-empty text", id="an empty id"),
         pytest.param({"query": "x", "relevant": "a", "grade": -1}, "grade must be a number of at least 0", id="grade"),
         pytest.param({"query": "x", "relevant": "a", "grade": "nan"}, "grade must be", id="NaN"),
         pytest.param({"query": "x", "relevant": "a", "grade": True}, "grade must be", id="truth"),
@@ -249,10 +249,10 @@ def test_a_list_of_ids_is_as_many_rows(tmp_path):
         pytest.param({"query": "x", "relevant": ["a", "b"], "grade": [1]}, "one for each of the 2 ids", id="lengths"),
         pytest.param({"query": "x", "query_id": "y", "relevant": "a"}, "exactly one of", id="two queries"),
         pytest.param({"relevant": "a", "grade": 1, "query": None}, "exactly one of", id="no query"),
-        pytest.param({"query": "  ", "relevant": "a"}, "text that is not empty", id="blank query"),
-        pytest.param({"query_id": "y", "relevant": "a"}, "needs its `query_kind`", id="id without kind"),
+        pytest.param({"query": "  ", "relevant": "a"}, "non-empty text", id="blank query"),
+        pytest.param({"query_id": "y", "relevant": "a"}, "needs a query_kind", id="id without kind"),
         pytest.param({**OF_ASSET, "relevant": "y", "relevant_kind": "text"}, "itself", id="self"),
-        pytest.param({"image": "none.jpg", "relevant": "a"}, "is no file", id="missing picture"),
+        pytest.param({"image": "none.jpg", "relevant": "a"}, "no such file", id="missing image"),
         pytest.param({"image": "../secret.jpg", "relevant": "a"}, "below the folder", id="outside"),
         pytest.param({"image": "/etc/hostname", "relevant": "a"}, "below the folder", id="absolute"),
         pytest.param({"image": "link.jpg", "relevant": "a"}, "below the folder", id="a link outside"),
@@ -269,21 +269,23 @@ def test_a_row_that_is_wrong_is_named(tmp_path, row, words):
 
 
 def test_a_pair_that_stands_there_twice_is_named_with_both_lines(tmp_path):
-    with pytest.raises(ConfigError, match=r"line 5.*'a.jpg' stands in line 2"):
+    with pytest.raises(ConfigError, match=r"line 5.*'a.jpg' is a duplicate of line 2"):
         read_labels(write(tmp_path, "pairs.csv", [*ROWS, ROWS[0]]))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        pytest.param("a.csv", "", "at least one row", id="empty csv"),
-        pytest.param("a.csv", "query,relevant\n", "at least one row", id="head only"),
-        pytest.param("a.jsonl", "\n\n", "at least one row", id="empty jsonl"),
+        pytest.param("a.csv", "", "has no rows", id="empty csv"),
+        pytest.param("a.csv", "query,relevant\n", "has no rows", id="head only"),
+        pytest.param("a.jsonl", "\n\n", "has no rows", id="empty jsonl"),
         pytest.param("a.csv", "query,right\nx,a\n", "column `relevant`", id="no relevant column"),
         pytest.param("a.csv", "relevant,grade\nx,1\n", "one of `query`", id="no query column"),
-        pytest.param("a.csv", 'query,relevant\n\n"x\ny",a\nx,a,b\n', "a.csv line 5: has more cells", id="ragged"),
-        pytest.param("a.jsonl", "[1]\n", "must be an object", id="no object"),
-        pytest.param("a.jsonl", "\n{\n", "line 2: cannot be read as jsonl", id="no json"),
+        pytest.param(
+            "a.csv", 'query,relevant\n\n"x\ny",a\nx,a,b\n', "a.csv line 5: 3 cells, but the header has 2", id="ragged"
+        ),
+        pytest.param("a.jsonl", "[1]\n", "must be a JSON object", id="no object"),
+        pytest.param("a.jsonl", "\n{\n", "line 2: invalid JSON", id="no json"),
         pytest.param("a.parquet", "PAR1", "cannot be read as parquet", id="no parquet"),
         pytest.param("a.txt", "x", ".csv, .jsonl or .parquet", id="suffix"),
         pytest.param("none.csv", None, "No such file", id="missing"),
@@ -316,7 +318,7 @@ def test_whole_numbers_are_ids_as_well(tmp_path):
 def test_a_column_that_is_spelt_wrongly_is_named_and_not_passed_over(tmp_path, name):
     path = tmp_path / "pairs.csv"
     path.write_text(f"query,relevant,{name}\ncat,a,1\n")
-    with pytest.raises(ConfigError, match=f"the column '{name}' is not known. Did you mean"):
+    with pytest.raises(ConfigError, match=f"unknown column '{name}'. Did you mean"):
         read_labels(path)
     for other in (tmp_path / "pairs.jsonl", tmp_path / "pairs.parquet"):
         row = {"query": "cat", "relevant": "a", name: 1}
@@ -331,8 +333,8 @@ def test_a_column_that_is_spelt_wrongly_is_named_and_not_passed_over(tmp_path, n
 def test_a_known_column_that_stands_twice_is_named_and_others_are_told(tmp_path, caplog):
     path = tmp_path / "pairs.csv"
     path.write_text("query,relevant,grade,grade\ncat,a,1,0\n")
-    with pytest.raises(ConfigError, match="the column 'grade' stands twice"):
+    with pytest.raises(ConfigError, match="duplicate column 'grade'"):
         read_labels(path)
     path.write_text("query,relevant,note\ncat,a,fine\n")
     assert len(read_labels(path)) == 1
-    assert "not used: 'note'" in caplog.text
+    assert "ignored columns: 'note'" in caplog.text

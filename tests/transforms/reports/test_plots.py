@@ -86,14 +86,14 @@ def test_the_largest_report_is_drawn_small(draw_report, run_a_lane):
 def test_a_steady_run_at_its_limit_is_drawn_at_the_limit(draw_report):
     report, _ = draw_report()
     report["series"] = {"start_unix_s": 0.0, "step_s": 0.25, "counts": {"requests": [5, 0] * 240}}
-    assert description(report, "requests") == "At most 600 requests within 60 s, where the limit is 600."
+    assert description(report, "requests") == "At most 600 requests within 60 s; the limit is 600."
 
 
 def test_a_run_of_two_seconds_is_held_against_the_pace(draw_report, run_a_lane):
     report, _ = draw_report(lanes=[run_a_lane(1, 2)])
     plots = draw_plots(report)
-    assert "pace of the limit, 600" in plots["requests"].svg
-    assert "seconds since embedding began" in plots["throughput"].svg
+    assert "rate of the limit, 600" in plots["requests"].svg
+    assert "seconds since the start of embedding" in plots["throughput"].svg
 
 
 @pytest.mark.parametrize(("seconds", "unit"), [(60, "seconds"), (600, "minutes"), (40_000, "hours")])
@@ -104,7 +104,7 @@ def test_time_is_told_in_a_unit_that_fits(draw_report, seconds, unit):
     report["series"] = {"start_unix_s": 0.0, "step_s": seconds / 500, "counts": counts}
     plots = draw_plots(report)
     for name in ("throughput", "requests", "retries"):
-        assert f"{unit} since embedding began" in plots[name].svg
+        assert f"{unit} since the start of embedding" in plots[name].svg
 
 
 def test_nothing_is_drawn_where_there_is_nothing_to_see(draw_report):
@@ -127,4 +127,4 @@ def test_what_is_taken_over_at_once_does_not_hide_what_is_embedded(draw_report):
     counts["assets"][0] += 1_000_000
     assert "vectors from the API" in description(report, "throughput")
     counts["items"] = [0] * len(counts["items"])
-    assert "assets taken over" in description(report, "throughput")
+    assert "assets reused" in description(report, "throughput")

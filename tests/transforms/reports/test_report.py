@@ -14,7 +14,7 @@ from epithre_beam.transforms.reports.report import render_report
 
 ORDER = [
     "Published",
-    "Against the last version",
+    "Changes since the previous version",
     "Requests",
     "Dead letters",
     "Vectors and search",
@@ -137,7 +137,7 @@ def test_sentences_of_guards_and_the_config_are_escaped(draw_report):
     text = render_report(*draw_report(gate_failures=("<b>too many</b>",), config={"catalog": "<i>c</i>", "index": {}}))
     assert "&lt;b&gt;too many" in text
     assert "&lt;i&gt;c" in text
-    assert Page(text).headings[0] == "Held back"
+    assert Page(text).headings[0] == "Held by a gate"
 
 
 def test_a_count_that_the_page_does_not_know_is_shown_by_its_name(draw_report):
@@ -151,7 +151,7 @@ def test_a_count_that_the_page_does_not_know_is_shown_by_its_name(draw_report):
 def test_a_run_in_which_nothing_was_sent_and_no_index_was_built_has_a_page(draw_report):
     report, manifest = draw_report(lanes=[], indexes=(), files=(), timings_s={"embed": 0.0, "total": 1.0})
     text = render_report(report, manifest)
-    for sentence in ("Nothing was sent.", "None: every asset has its vector.", "No index was built."):
+    for sentence in ("No requests were sent.", "None. Every asset has a vector.", "No index was built."):
         assert sentence in text
     assert {"throughput", "requests", "latency", "retries", "dead", "scores", "norms", "recall"}.isdisjoint(
         svg.get("aria-labelledby").split("-")[0] for svg in svgs(text)
@@ -178,7 +178,7 @@ def test_a_drawing_that_fails_costs_the_plots_and_not_the_page(draw_report):
     report, manifest = draw_report()
     report["histograms"]["latency_s"] = {"edges": [0.1], "counts": [1, 2, 3]}
     text = render_report(report, manifest)
-    assert "The plots are missing, because they could not be drawn" in text
+    assert "The plots are missing because they could not be drawn" in text
     assert not svgs(text)
     for figure in ("image-&gt;text", "image vectors", "0.9900", "index image", "assets listed"):
         assert figure in text
@@ -246,7 +246,7 @@ def with_ties(manifest, ties):
     ("ties", "sentence"),
     [
         pytest.param(0.297, "near tie: image->image 29.7 %, text->image 29.7 %", id="some"),
-        pytest.param(0.0, "No answer is right by such a near tie alone.", id="none"),
+        pytest.param(0.0, "No answer is right only by a near tie.", id="none"),
     ],
 )
 def test_the_share_of_near_ties_is_told(draw_report, ties, sentence):
