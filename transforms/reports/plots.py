@@ -227,12 +227,12 @@ _PLOTS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], Drawing | None]]
     ),
     "throughput": (
         "Throughput",
-        "A constant rate is good. Gaps are pauses that the server requested, or slow sources.",
+        "A constant rate is good; gaps are pauses that the server requested, or slow sources.",
         _throughput,
     ),
     "requests": (
         "Requests and the limit",
-        "The line may reach the limit but never exceeds it. If it stays far below, something else slows the run down.",
+        "The line may reach the limit but never exceeds it; if it stays far below, something else slows the run down.",
         _requests,
     ),
     "latency": (
@@ -242,7 +242,7 @@ _PLOTS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], Drawing | None]]
     ),
     "retries": (
         "Retries and refusals",
-        "A few at the start are normal. If they continue, the limit is set too high or the server fails.",
+        "A few at the start are normal; if they continue, the limit is set too high or the server fails.",
         _retries,
     ),
     "dead": (
@@ -267,12 +267,12 @@ _PLOTS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], Drawing | None]]
     ),
     "sizes": (
         "Sizes of the files",
-        "Searching an index takes about its size in memory. Vectors are read only when a version is built.",
+        "Searching an index takes about its size in memory; vectors are read only when a version is built.",
         _sizes,
     ),
     "timings": (
         "Seconds by stage",
-        "Optimise the longest stage first. The total also includes time outside of the stages.",
+        "Optimise the longest stage first; the total also includes time outside of the stages.",
         _timings,
     ),
 }
