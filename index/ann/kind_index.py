@@ -174,17 +174,17 @@ class KindIndex:
         pending, width = np.arange(len(vectors) if available else 0), min(k + 1, available)
         with _threads_for(len(vectors), is_forked=os.getpid() != self._process):
             while len(pending):
-                goes_on = np.zeros(len(pending), bool)
+                has_more_ties = np.zeros(len(pending), bool)
                 step = max(_FOUND_AT_ONCE // width, 1)
                 for first in range(0, len(pending), step):
                     part = pending[first : first + step]
                     found_scores, found_rows = self._best(vectors[part], width, matching, point)
                     if width < available:
                         ties = (found_scores[:, -1] == found_scores[:, k - 1]) & (found_rows[:, -1] >= 0)
-                        goes_on[first : first + step] = ties
+                        has_more_ties[first : first + step] = ties
                     self._order_ties(found_scores, found_rows, k)
                     scores[part], rows[part] = found_scores[:, :k], found_rows[:, :k]
-                pending, width = pending[goes_on], min(width * _WIDEN, available)
+                pending, width = pending[has_more_ties], min(width * _WIDEN, available)
         return scores, rows
 
     def join(

@@ -194,9 +194,8 @@ def _check_lists(header: _Header, cells: int, rows: int, block_bytes: int) -> No
     """Checks each list: the number of rows, the ids, the size of the codes, and the codes in blocks of whole words."""
     count_words = (len(header.data) - header.at) // 8
     words = np.frombuffer(header.data, "<i8", count_words, header.at)
-    numbers = memoryview(header.data)[header.at : header.at + 8 * count_words].cast(
-        "q"
-    )  # fast access for thousands of cells
+    # A memoryview, because it is faster than numpy for single numbers of thousands of cells.
+    numbers = memoryview(header.data)[header.at : header.at + 8 * count_words].cast("q")
     starts, counts = np.empty(cells, np.int64), np.empty(cells, np.int64)
     left, at = rows, 0
     for cell in range(cells):
@@ -216,7 +215,7 @@ def _check_lists(header: _Header, cells: int, rows: int, block_bytes: int) -> No
     is_there = np.zeros(rows, bool)
     is_there[ids[(ids >= 0) & (ids < rows)]] = True
     if not is_there.all():
-        header.refuse("row ids", "each row exactly once", f"no id {int(np.argmin(is_there))}")
+        header.refuse("row ids", "complete and unique", f"no id {int(np.argmin(is_there))}")
 
 
 def _shown(value: object) -> str:

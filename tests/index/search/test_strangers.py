@@ -366,7 +366,7 @@ def test_a_row_of_codes_that_there_is_none_of_or_twice_is_refused(forged: Forged
     first = data.index(b"ilbl") + 44
     for row in (1050, -1, 2**62, struct.unpack_from("<q", data, first + 8)[0]):
         forged.replace(CODES, with_number(data, first, "<q", row))
-        refused(forged, r"row ids must be each row exactly once, got no id \d+")
+        refused(forged, r"row ids must be complete and unique, got no id \d+")
 
 
 def text_assets(forged: Forged) -> pa.Table:
