@@ -88,7 +88,7 @@ def _curves(document: Evaluation) -> Drawing:
 _PLOTS = {
     "recall": (
         "Recall by index and by exact search",
-        "Hollow: exact search. Filled: the index. The gap between them is the index error, that to 1 the model error.",
+        "Hollow: exact search; filled: the index. Their distance is the index error; the rest to 1 is the model error.",
         _recall,
     ),
     "curves": (

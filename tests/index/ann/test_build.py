@@ -302,7 +302,7 @@ def test_wrongly_stored_file_is_held_by_a_gate(make_catalog: Any, name: str, row
     assert min(recall for entry in entries for recall in entry.recall.values()) < 0.5
 
 
-# ---------------------------------------------------------------------------------------------------- the ladder
+# ---------------------------------------------------------------------------------------------------- codes or scan
 
 
 def test_has_codes_depends_on_rows_and_size() -> None:
@@ -348,7 +348,7 @@ def test_index_file_rows_fit_in_memory(dimension: int, mb: int, widest: int) -> 
     assert rows_per_index(dimension, settings.model_copy(update={"rows_per_index": 7})) == 7
 
 
-# ---------------------------------------------------------------------------------------------------- laws
+# ---------------------------------------------------------------------------------------------------- invariants
 
 
 @pytest.fixture(scope="module")
@@ -439,7 +439,7 @@ def test_operating_points_reach_their_recall_and_the_target(coded: Any) -> None:
     assert set(index.recall) == {"image->image", "text->image"}
 
 
-# ---------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------------------- invalid input
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, 0.0, 0.5, 3.0], ids=str)
