@@ -62,7 +62,7 @@ class ApiFigures(TypedDict):
     bytes_up: int
     bytes_down: int
     retries: dict[str, int]
-    """By reason."""
+    """The number of retries by reason."""
     answers_429: int
     renormalised: int
     throttled_s: float
@@ -105,14 +105,14 @@ class Report(TypedDict):
     counts: CountFigures
     dead_letters: DeadLetterFigures
     recall: dict[str, float]
-    """By direction."""
+    """Recall by direction."""
     ties: dict[str, float]
     """By direction, the share of answers that `recall` counts as near ties: they score below the k-th best by less than
     the stored precision. Empty when the version does not record it."""
     recall_k: int | None
     target_recall: float | None
     bytes: dict[str, int]
-    """By file."""
+    """Size by file."""
     sizes: dict[str, FileFigures]
     timings_s: dict[str, float]
     api: ApiFigures

@@ -53,5 +53,5 @@ def test_error_names_a_missing_or_truncated_file(own_copy):
 
 def test_raises_if_rows_and_assets_differ_in_number(small, draw_vectors):
     ids = small.assets["image"].column("asset_id").slice(0, 60)
-    with pytest.raises(CatalogError, match="60 image assets and 61 vectors"):
+    with pytest.raises(CatalogError, match="60 image assets but 61 vectors"):
         nearest_stored(small.store, small.manifest, "image", ids, draw_vectors(1, 16, 5), 3)
