@@ -1,4 +1,4 @@
-"""The catalog: vectors as Parquet, one FAISS index a kind, and how to open and search them without Beam."""
+"""The catalog: vectors as Parquet, one FAISS index per kind, and functions to open and search it without Beam."""
 
 from ..configs.errors import CatalogError, StoreError
 from .search.catalog import Catalog

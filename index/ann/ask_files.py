@@ -1,4 +1,4 @@
-"""Asks an index file as it is stored, and finds out which of the exact answers it gives."""
+"""Searches a stored index file and measures which of the exact answers it returns."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from .tune import K_FACTORS, SHARES, FileShape, probed_cells
 
 @contextlib.contextmanager
 def stored_rows(store: Store, name: str, task: IndexTask, dimension: int) -> Iterator[ReadRows]:
-    """Gives rows of a stored file of vectors, by their numbers in their kind: float32, (rows, dimension)."""
+    """Returns a function that reads rows of a stored vector file by row number: float32, (rows, dimension)."""
     with store.open_read(name) as file:
         yield lambda rows: read_rows(file, dimension, rows - task.first_row)
 
@@ -32,16 +32,16 @@ def ask_codes(
     shape: FileShape,
     settings: IndexConfig,
 ) -> list[Rated]:
-    """Asks the stored codes in all ways; the last way is the exact scan, as far as the best rows go.
+    """Searches the stored codes with each share of cells; the last way is the exact scan, limited to the best rows.
 
     Args:
         store: The catalog.
-        codes_name: Of the file of codes.
-        truths: Compared with their stored scores.
-        stored: For each truth.
-        task: Which rows the file has.
-        shape: Of the file.
-        settings: With k.
+        codes_name: Name of the codes file.
+        truths: The exact answers, already compared with their stored scores.
+        stored: The stored scores of each truth.
+        task: The rows of the file.
+        shape: The shape of the file.
+        settings: The index settings, with `recall_k`.
     """
     k = settings.recall_k
     width = min(K_FACTORS[-1] * k + 1, shape.rows)
@@ -55,7 +55,7 @@ def ask_codes(
                     continue
                 found = search_codes(index, truth.queries.vectors, width, probed_cells(share, shape.cells))
                 answers.append(np.where(found >= 0, found + task.first_row, -1))
-            # What a scan of the file gives first: the best rows by what is stored of them.
+            # The first results of a scan of the file: the best rows by their stored scores.
             places = np.argsort(-np.where(truth.rows >= 0, truth.stored, -np.inf), axis=1, kind="stable")
             answers.append(np.take_along_axis(truth.rows, places, axis=1))
             rated.append(rate_answers(truth, answers, k, scores))
@@ -65,7 +65,7 @@ def ask_codes(
 def ask_exactly(
     store: Store, name: str, truths: Sequence[Truth], task: IndexTask, settings: IndexConfig
 ) -> list[Rated]:
-    """Scans the stored file. A reader maps it whole; here memory must not grow with it."""
+    """Scans the stored file block by block, so that memory does not grow with the file."""
     k = settings.recall_k
     queries = np.concatenate([truth.queries.vectors for truth in truths])
     with store.open_read(name) as file:
@@ -82,7 +82,7 @@ def ask_exactly(
 
 
 def _scores_found(found: npt.NDArray[np.int64], of_found: npt.NDArray[np.float32], other: StoredScores) -> StoredScores:
-    """The stored scores of rows that a scan has given already; those of others are asked for."""
+    """The stored scores of rows that a scan has returned; `other` reads the scores of the remaining rows."""
 
     def scores(q: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         order = np.argsort(found[q])

@@ -1,8 +1,8 @@
-"""From a version's Parquet files to its indexes: train, add file by file, choose how to ask them, measure.
+"""Builds a version's indexes from its Parquet files: train, add rows file by file, measure, choose search parameters.
 
-Three steps that a runner may spread over workers. `train_indexes` (train.py) looks at a sample and says what is to be
-built. `add_rows` streams the rows of one index file past once: what it holds of each is its projection and its code,
-the vectors go to disk as fp16. `finish_index` puts the files of a kind together, and chooses by measured recall.
+A runner may distribute the three steps over workers. `train_indexes` (train.py) reads a sample and returns the files to
+build. `add_rows` streams the rows of one index file once: it keeps the projection and the code of each row in memory
+and writes the vectors to disk as fp16. `finish_index` combines the files of a kind and chooses by measured recall.
 """
 
 import time
@@ -40,23 +40,23 @@ _CHEAP_K_FACTOR = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Direction:
-    """What an index file answered to queries of one kind."""
+    """The measured answers of an index file to queries of one kind."""
 
     query_kind: str
     rated: Rated
     truth: Truth
-    """Without its rows: how the scores are distributed."""
+    """The score distribution only, without rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AddedRows:
-    """An index file that was built."""
+    """A built index file."""
 
     kind: str
     number: int
     shape: FileShape
     vectors: FileEntry
-    """As named in the store."""
+    """Named as in the store."""
     codes: FileEntry | None
     directions: tuple[Direction, ...]
     norms: Distribution
@@ -65,7 +65,7 @@ class AddedRows:
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenAssets:
-    """A kind's table of assets that was written."""
+    """The written assets table of a kind."""
 
     kind: str
     file: FileEntry
@@ -73,19 +73,19 @@ class WrittenAssets:
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltIndex:
-    """A kind's index and the files that it consists of."""
+    """The index of a kind and its files."""
 
     entry: IndexEntry
     files: tuple[FileEntry, ...]
     seconds: float
-    """Spent on its files, together."""
+    """Total build time of its files."""
 
 
 def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settings: IndexConfig) -> AddedRows:
-    """Builds one index file: the vectors as fp16 and, where the task says so, their codes; and asks it.
+    """Builds one index file (vectors as fp16 and, if the task asks for them, codes) and measures its recall.
 
     Raises:
-        CatalogError: When a row is no unit vector of that dimension.
+        CatalogError: When a row is not a unit vector of that dimension.
     """
     started = time.monotonic()
     model = Model.read(store, version)
@@ -96,7 +96,7 @@ def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settin
     projected = np.empty((rows, len(axes)), np.float16)
     hashes = np.empty(rows if task.with_codes else 0, np.uint64)
     norms = norms_distribution()
-    # One product for the axes and all queries: the wider it is, the faster.
+    # One product for the axes and all queries: a wide product is faster than several narrow ones.
     sides = np.concatenate([axes, *(queries.vectors for queries in model.queries)]).T
     name = index_name(version, task.kind, task.number, task.count)
     with store.open_write(name) as file:
@@ -155,9 +155,9 @@ def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settin
 
 
 def _blocks(tables: Iterable[pa.Table], dimension: int) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
-    """Asset ids, if they are there, and vectors, float32, (rows, dimension), valid until the next ones are taken.
+    """Yields asset ids, if present, and vectors (float32, (rows, dimension)) that are valid until the next block.
 
-    Longer than a row group: the threads of a matrix product wait for each other at its end.
+    Blocks are longer than a row group because the threads of a matrix product wait for each other at its end.
     """
     buffer = np.empty((_BLOCK_ROWS, dimension), np.float32)
     asset_ids: list[str] = []
@@ -165,7 +165,7 @@ def _blocks(tables: Iterable[pa.Table], dimension: int) -> Iterator[tuple[list[s
     for table in tables:
         vectors = vectors_of(table)
         if vectors.shape[1] != dimension:
-            raise CatalogError(f"all vectors must have {dimension} dimensions, got {vectors.shape[1]}.")
+            raise CatalogError(f"All vectors must have {dimension} dimensions, got {vectors.shape[1]}.")
         names = table.column("asset_id").to_pylist() if "asset_id" in table.schema.names else []
         while len(vectors):
             taken = min(len(vectors), _BLOCK_ROWS - held)
@@ -194,7 +194,7 @@ def _figures_only(truth: Truth) -> Truth:
 def _build_best(
     held: Projected, truths: Sequence[Truth], stored: Sequence[StoredScores], task: IndexTask, settings: IndexConfig
 ) -> tuple[Any, FileShape]:
-    """The codes of the fewest dimensions whose candidates keep the recall, in cells if there are many rows."""
+    """Builds the codes with the fewest dimensions that keep the recall, divided into cells if there are many rows."""
     rows, dimension = len(held.vectors), held.axes.shape[1]
     sizes = [size for size in code_dimensions(dimension, settings) if size <= len(held.axes)]
     coded = fewest_dimensions(held, truths, stored, sizes, _CHEAP_K_FACTOR, task.first_row, settings)
@@ -203,7 +203,7 @@ def _build_best(
 
 
 def write_assets(store: Store, version: str, task: AssetsTask) -> WrittenAssets:
-    """Writes a kind's table of assets: its rows without their vectors, in their order."""
+    """Writes the assets table of a kind: its rows in order, without the vectors."""
     with store.open_read(task.shards[0].file.name) as handle:
         schema = pq.read_schema(handle)
     schema = schema.remove(schema.get_field_index("embedding"))
@@ -222,7 +222,7 @@ def write_assets(store: Store, version: str, task: AssetsTask) -> WrittenAssets:
 
 
 def finish_index(version: str, added: Sequence[AddedRows], assets: WrittenAssets, settings: IndexConfig) -> BuiltIndex:
-    """Puts the files of a kind together and chooses how they are asked."""
+    """Combines the files of a kind into one index and chooses its search parameters."""
     added = sorted(added, key=lambda part: part.number)
     kind, k = assets.kind, settings.recall_k
     shapes = [part.shape for part in added]
@@ -272,14 +272,14 @@ def finish_index(version: str, added: Sequence[AddedRows], assets: WrittenAssets
 
 
 def _codes_factory(shape: FileShape) -> str:
-    """As `faiss.index_factory` would have it, but for the transform, which has no bias."""
+    """The `faiss.index_factory` string, except that the transform has no bias."""
     return f"LT{shape.code_dimension},IVF{shape.cells},PQ{shape.code_dimension}x4fs"
 
 
 def build_indexes(
     store: Store, version: str, shards: Sequence[ShardRecord], dimension: int, settings: IndexConfig
 ) -> list[BuiltIndex]:
-    """All three steps, one after the other."""
+    """Runs all three steps in sequence."""
     added, assets = [], {}
     for task in train_indexes(store, version, shards, dimension, settings):
         if isinstance(task, AssetsTask):
@@ -294,5 +294,5 @@ def build_indexes(
 
 def _entry(store: Store, name: str, file: HashingWriter, rows: int) -> FileEntry:
     if store.is_local:
-        remember(store.local_path(name), file.sha256)  # who opens it on this machine need not hash it again
+        remember(store.local_path(name), file.sha256)  # a reader on this machine does not hash it again
     return FileEntry(name=name, size_bytes=file.size_bytes, sha256=file.sha256, rows=rows)

@@ -1,8 +1,8 @@
-"""The codes of an index file: vectors projected to a few hundred dimensions, 4 bits each, in cells.
+"""The codes of an index file: vectors projected to a few hundred dimensions, 4 bits per dimension, divided into cells.
 
-A stock FAISS file: a linear transform without bias, then an IVF of fast-scan product codes, one dimension a code
-(André et al. 2017, arXiv 1704.07355). Small files have one cell, and all of it is scanned. The codes only propose
-candidates; their scores come from the vectors in fp16.
+The file is a stock FAISS index: a linear transform without bias, then an IVF of fast-scan product codes with one code
+per dimension (André et al. 2017, arXiv 1704.07355). Small files have one cell, which is scanned as a whole. The codes
+only select candidates; the fp16 vectors give the scores.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from .stored_header import check_codes, mapped
 
 BITS = 4
 LEAST_ROWS = 1024
-"""Fewer rows cannot train codes, and are scanned exactly in a moment."""
+"""Fewer rows cannot train codes, and an exact scan of them is fast."""
 _ROUTED_ROWS = 20_000
 _POINTS_PER_CELL = 32
 _CELL_ITERATIONS = 6
@@ -33,47 +33,47 @@ _START_POINTS = 257
 
 
 def cells_for(rows: int) -> int:
-    """How many cells an index file of so many rows has."""
+    """The number of cells of an index file with `rows` rows."""
     return 1 if rows < _ROUTED_ROWS else int(4 * rows**0.5)
 
 
 def bytes_a_row(dimensions: Sequence[int]) -> int:
-    """What building the codes of one row takes in memory, at most."""
+    """The maximum memory per row, in bytes, while codes are built."""
     widest = max(dimensions)
-    # Projected as fp16; codes three times (as made, in the lists of two indexes); id twice, hash, order and cell.
+    # fp16 projection; codes three times (built, and in the lists of two indexes); id twice, hash, order and cell.
     return 2 * widest + 3 * (widest // 2) + 6 * 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Projected:
-    """The rows of an index file on the catalog's axes."""
+    """The rows of an index file, projected to the catalog's axes."""
 
     vectors: npt.NDArray[np.float16]
     """(rows, axes), in the order of the file."""
     order: npt.NDArray[np.int64]
-    """The rows by the hashes of their ids: whatever their history, the same assets train and stand in one order."""
+    """Row positions sorted by the hash of their ids, so that training and order depend on the assets only."""
     axes: npt.NDArray[np.float32]
     """(axes, dimension)."""
     seed: int
 
     def turned(self, rows: slice | npt.NDArray[np.int64], dimension: int, turn: npt.NDArray[np.float32]) -> Any:
-        """Rows as they are coded: float32, (rows, dimension)."""
+        """The rotated rows that are coded: float32, (rows, dimension)."""
         return self.vectors[rows, :dimension].astype(np.float32) @ turn.T
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coded:
-    """Rows in codes of one dimension each."""
+    """Rows as codes, one code per dimension."""
 
     dimension: int
     centroids: npt.NDArray[np.float32]
     """(dimension, 16), ascending: the value that each code stands for."""
     codes: npt.NDArray[np.uint8]
-    """(rows, dimension / 2): two codes a byte, the first in the lower half."""
+    """(rows, dimension / 2): two codes per byte, the first in the lower half."""
 
 
 def code_rows(projected: Projected, dimension: int) -> Coded:
-    """Turns the first `dimension` axes by a random rotation, and codes each dimension by 4 bits."""
+    """Applies a random rotation to the first `dimension` axes and codes each dimension with 4 bits."""
     rows = len(projected.vectors)
     turn = rotation(dimension, projected.seed)
     centroids = train_centroids(projected.turned(projected.order[:_TRAINING_ROWS], dimension, turn))
@@ -90,9 +90,9 @@ def code_rows(projected: Projected, dimension: int) -> Coded:
 
 
 def train_centroids(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The 16 values that stand for each dimension with the least squared error: Lloyd's algorithm on a line.
+    """Finds the 16 values per dimension with the least squared error, with Lloyd's algorithm in one dimension.
 
-    FAISS' own training starts at random, takes far longer and ends no better (`test_codes.py` compares the errors).
+    The training of FAISS starts at random, takes far longer and is no better (`test_codes.py` compares the errors).
 
     Args:
         vectors: float32, (rows, dimension).
@@ -106,8 +106,8 @@ def train_centroids(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]
     for column in range(dimension):
         values = np.sort(vectors[:, column]).astype(np.float64)
         sums = np.concatenate([[0.0], np.cumsum(values)])
-        # The best values stand as densely as the third root of the density (Panter and Dite 1951): a start near to
-        # them, that of equal shares stops far away from what the tails need.
+        # The density of the optimal values is the third root of the data's density (Panter and Dite 1951). A start
+        # near the optimum matters: a start with equal shares stops far from the values that the tails need.
         points = values[places]
         lengths = np.concatenate([[0.0], np.cumsum(np.diff(points) ** (2 / 3))])
         middle = np.interp((np.arange(_CENTROIDS) + 0.5) / _CENTROIDS * lengths[-1], lengths, points)
@@ -121,7 +121,7 @@ def train_centroids(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]
 
 
 def _table(centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """The nearest centroid of every fp16 number, for each dimension: one look instead of 16 comparisons."""
+    """The nearest centroid of every fp16 number, per dimension: one table lookup replaces 16 comparisons."""
     bits = np.arange(1 << 16, dtype=np.uint16)
     numbers = bits.view(np.float16).astype(np.float32)
     ascending = np.argsort(np.nan_to_num(numbers, nan=np.inf), kind="stable")
@@ -137,12 +137,12 @@ def _table(centroids: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
 
 
 def build_codes(projected: Projected, coded: Coded, cells: int) -> Any:
-    """An index of codes whose ids are row positions.
+    """Builds a FAISS index of codes whose ids are row positions.
 
     Args:
         projected: The rows.
         coded: Their codes.
-        cells: 1, or as many as there shall be.
+        cells: The number of cells, at least 1.
     """
     rows, dimension = len(projected.vectors), coded.dimension
     turn = rotation(dimension, projected.seed)
@@ -171,7 +171,7 @@ def build_codes(projected: Projected, coded: Coded, cells: int) -> Any:
     plain.ntotal = rows
     fast = faiss.IndexIVFPQFastScan(plain)
     coarse.this.disown()
-    fast.own_fields = True  # the centres go with it
+    fast.own_fields = True  # the index owns the centres
     transform = faiss.LinearTransform(projected.axes.shape[1], dimension, False)
     faiss.copy_array_to_vector((turn @ projected.axes[:dimension]).ravel(), transform.A)
     transform.is_trained = True
@@ -197,7 +197,7 @@ def _train_cells(
 
 
 def search_codes(index: Any, queries: npt.NDArray[np.float32], width: int, probed: int) -> npt.NDArray[np.int64]:
-    """Rows int64, (queries, width), in the order of their codes' scores, -1 where there are fewer."""
+    """Returns rows, int64, (queries, width), in the order of their codes' scores; -1 where there are fewer."""
     cells = faiss.IVFSearchParameters(nprobe=probed)  # type: ignore[call-arg]
     parameters = faiss.SearchParametersPreTransform(index_params=cells)  # type: ignore[call-arg]
     _, rows = index.search(queries, width, params=parameters)
@@ -205,23 +205,23 @@ def search_codes(index: Any, queries: npt.NDArray[np.float32], width: int, probe
 
 
 def write_codes(index: Any, write: Callable[[bytes], Any]) -> None:
-    """Writes the stock file, piece by piece."""
+    """Writes the stock FAISS file in pieces."""
     writer = faiss.PyCallbackIOWriter(write)  # type: ignore[attr-defined]
     faiss.write_index(index, writer)
 
 
 @contextlib.contextmanager
 def open_codes(store: Store, name: str, dimension: int, rows: int) -> Iterator[Any]:
-    """A file of codes as it is stored: mapped on a local disk, else read into memory.
+    """Opens a stored codes file: mapped from a local disk, otherwise read into memory.
 
     Args:
         store: The catalog.
-        name: Of the file.
-        dimension: Of the vectors that are coded.
-        rows: Of the file of vectors.
+        name: Name of the file.
+        dimension: Dimension of the coded vectors.
+        rows: Number of rows in the vector file.
 
     Raises:
-        CatalogError: When it is not what `write_codes` writes, of so many rows.
+        CatalogError: When the file is not one that `write_codes` writes, with `rows` rows.
         RuntimeError: When FAISS cannot read it.
     """
     place = f"{store.url}/{name}"

@@ -1,8 +1,8 @@
-"""The exact index: every vector as fp16, scanned whole by stock FAISS.
+"""The exact index: all vectors as fp16, scanned by stock FAISS.
 
-FAISS holds an index in memory until it is written. At 8 kB a vector that would make memory grow with the catalog,
-so the file is written here, row by row, in FAISS' own format: header and codes come from FAISS (its rounding of
-ties to fp16 is not numpy's), and only the two counts are filled in. `check_format` compares on every build.
+FAISS keeps an index in memory until it writes it. At 8 kB per vector, memory would grow with the catalog, so this
+module writes the file row by row in the FAISS format: header and codes come from FAISS (it rounds ties to fp16
+differently from numpy), and only the two counts are filled in. `check_format` verifies the format on every build.
 """
 
 import io
@@ -21,13 +21,13 @@ FACTORY = "SQfp16"
 
 _SEARCH_ROWS = 2048
 _COUNT = slice(8, 16)
-"""Where `ntotal` stands: after the four-character code and the int32 dimension."""
+"""The bytes of `ntotal`: after the four-character code and the int32 dimension."""
 
 
 class ExactIndexWriter:
-    """Writes `IndexScalarQuantizer(dimension, QT_fp16, METRIC_INNER_PRODUCT)` of a known number of rows.
+    """Writes `IndexScalarQuantizer(dimension, QT_fp16, METRIC_INNER_PRODUCT)` with a known number of rows.
 
-    Memory is that of one block of rows, whatever their number.
+    Memory is one block of rows, regardless of their number.
     """
 
     def __init__(self, file: HashingWriter, dimension: int, rows: int) -> None:
@@ -41,7 +41,7 @@ class ExactIndexWriter:
         """Appends rows: float32, (n, dimension)."""
         if vectors.ndim != 2 or vectors.shape[1] != self._dimension or len(vectors) > self._left:
             raise ValueError(
-                f"the index takes {self._left} more rows of {self._dimension}, got an array of {vectors.shape}"
+                f"vectors must have at most {self._left} rows of {self._dimension}, got shape {vectors.shape}"
             )
         self._left -= len(vectors)
         if len(vectors):
@@ -49,27 +49,27 @@ class ExactIndexWriter:
 
     def finish(self) -> None:
         if self._left:
-            raise StoreError(f"the index file lacks {self._left} of its rows")
+            raise StoreError(f"The index file is incomplete: {self._left} rows are missing.")
 
 
 def search_stored(
     file: IO[bytes], queries: npt.NDArray[np.float32], k: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Searches a stored index a block of rows at a time, so that memory stays that of a block.
+    """Searches a stored index block by block, so that memory is one block of rows.
 
-    Each block is decoded by FAISS as it stands in the file, so what is judged is what was stored; one matrix product
-    for many queries is some ten times faster than the scan that a reader does.
+    FAISS decodes each block from the file, so the search measures the stored vectors. One matrix product for many
+    queries is about ten times faster than the scan that a reader does.
 
     Args:
         file: The index file, open at its start.
         queries: float32, (n, dimension).
-        k: Neighbours for each.
+        k: Number of neighbours per query.
 
     Returns:
         Scores float32 and rows int64, both (n, k) or narrower when there are fewer rows, best first.
 
     Raises:
-        StoreError: When the file is not the index that FAISS would write.
+        StoreError: When the file is not in the format that FAISS writes.
     """
     dimension = queries.shape[1]
     block = empty_index(dimension)
@@ -80,7 +80,7 @@ def search_stored(
         count = min(_SEARCH_ROWS, rows - first)
         codes = np.frombuffer(file.read(count * dimension * 2), np.uint8)
         if len(codes) != count * dimension * 2:
-            raise StoreError("the stored index ends before its last row")
+            raise StoreError("The stored index ends before its last row.")
         rows_found = block.sa_decode(codes.reshape(count, dimension * 2))
         scores, found = faiss.knn(queries, rows_found, min(k, count), metric=faiss.METRIC_INNER_PRODUCT)
         scores = np.concatenate([best_scores, scores], axis=1)
@@ -91,10 +91,10 @@ def search_stored(
 
 
 def read_header(file: IO[bytes], dimension: int) -> int:
-    """How many rows a stored index has; `file` then stands at the first of its codes.
+    """Returns the number of rows of a stored index and leaves `file` at its first code.
 
     Raises:
-        StoreError: When the file is not the index that FAISS would write.
+        StoreError: When the file is not in the format that FAISS writes.
     """
     try:
         return check_vectors_header(file, "the stored index", dimension)
@@ -103,18 +103,18 @@ def read_header(file: IO[bytes], dimension: int) -> int:
 
 
 class StoredRows:
-    """The codes of index files as they stand, one file after the other."""
+    """Reads the stored codes of several index files in sequence."""
 
     def __init__(self, files: Iterable[IO[bytes]], dimension: int) -> None:
         self._row_bytes = 2 * dimension
         self._files = [(file, read_header(file, dimension)) for file in files]
         self.rows = sum(rows for _, rows in self._files)
-        """Of all files."""
+        """The total of all files."""
         self._next = iter(self._files)
         self._file, self._left = next(self._next, (io.BytesIO(), 0))
 
     def read(self, count: int) -> bytes:
-        """The next `count` rows, or those that are left."""
+        """Returns the next `count` rows, or the remaining ones."""
         pieces: list[bytes] = []
         while count:
             while not self._left:
@@ -129,10 +129,10 @@ class StoredRows:
 
 
 def read_rows(file: IO[bytes], dimension: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Rows of a stored index, decoded by FAISS as they stand: float32, (rows, dimension).
+    """Reads rows of a stored index, decoded by FAISS: float32, (rows, dimension).
 
     Raises:
-        StoreError: When the file is not the index that FAISS would write, or ends before a row.
+        StoreError: When the file is not in the format that FAISS writes, or ends before a row.
     """
     file.seek(0)
     read_header(file, dimension)
@@ -142,26 +142,26 @@ def read_rows(file: IO[bytes], dimension: int, rows: npt.NDArray[np.int64]) -> n
         file.seek(begin + int(rows[place]) * size)
         data = file.read(size)
         if len(data) != size:
-            raise StoreError("the stored index ends before its last row")
+            raise StoreError("The stored index ends before its last row.")
         codes[place] = np.frombuffer(data, np.uint8)
     vectors: npt.NDArray[np.float32] = empty_index(dimension).sa_decode(codes)
     return vectors
 
 
 def encode(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """The codes of vectors as an index file holds them: uint8, (rows, 2 x dimension)."""
+    """Encodes vectors as in an index file: uint8, (rows, 2 x dimension)."""
     codes: npt.NDArray[np.uint8] = empty_index(vectors.shape[1]).sa_encode(np.ascontiguousarray(vectors, np.float32))
     return codes
 
 
 def as_stored(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Vectors as an index file gives them back: float32, of the same shape."""
+    """Returns the vectors as an index file would decode them: float32, same shape."""
     found: npt.NDArray[np.float32] = empty_index(vectors.shape[1]).sa_decode(encode(vectors))
     return found
 
 
 def check_format(dimension: int) -> None:
-    """Raises StoreError when this FAISS would write another file than `ExactIndexWriter` does."""
+    """Raises StoreError when the installed FAISS writes a different file than `ExactIndexWriter`."""
     vectors = np.random.default_rng(0).standard_normal((3, dimension)).astype(np.float32)
     ours = _Bytes()
     writer = ExactIndexWriter(HashingWriter(ours), dimension, len(vectors))  # type: ignore[arg-type]
@@ -171,13 +171,13 @@ def check_format(dimension: int) -> None:
     index.add(vectors)
     if bytes(ours.data) != faiss.serialize_index(index).tobytes():
         raise StoreError(
-            f"faiss {faiss.__version__} writes fp16 indexes in a format that this release does not know: "
-            "install the faiss-cpu of constraints.txt"
+            f"faiss {faiss.__version__} writes fp16 indexes in a format that this release does not support. "
+            "Install the faiss-cpu version in constraints.txt."
         )
 
 
 def index_header(dimension: int, rows: int) -> bytes:
-    """What a stored index of so many rows begins with; its codes follow, row by row, and nothing else."""
+    """The header of a stored index with `rows` rows; only the codes follow it, row by row."""
     header = bytearray(faiss.serialize_index(empty_index(dimension)).tobytes())
     header[_COUNT] = rows.to_bytes(8, "little")
     header[-8:] = (rows * dimension * 2).to_bytes(8, "little")
@@ -187,7 +187,7 @@ def index_header(dimension: int, rows: int) -> bytes:
 def empty_index(dimension: int) -> Any:
     """`IndexScalarQuantizer(dimension, QT_fp16, METRIC_INNER_PRODUCT)` without rows."""
     index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-    index.is_trained = True  # fp16 has nothing to train
+    index.is_trained = True  # fp16 needs no training
     return index
 
 

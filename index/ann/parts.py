@@ -1,4 +1,4 @@
-"""Some of a version's index files, opened alone: what a worker needs that searches its share of a large catalog."""
+"""Opens a subset of a version's index files, for a worker that searches its share of a large catalog."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from .kind_index import IndexPaths, KindIndex
 
 @dataclass(frozen=True, kw_only=True)
 class IndexPart:
-    """An index file, with its codes."""
+    """An index file with its codes."""
 
     kind: str
     number: int
-    """Among the files of its kind."""
+    """Its position among the files of its kind."""
     first_row: int
     rows: int
     size_bytes: int
 
 
 def index_parts(manifest: Manifest, kinds: Iterable[str]) -> list[IndexPart]:
-    """The index files of some kinds, in the order of their rows."""
+    """Returns the index files of some kinds, in the order of their rows."""
     found = []
     for entry in manifest.indexes:
         if entry.kind not in kinds:
@@ -38,7 +38,7 @@ def index_parts(manifest: Manifest, kinds: Iterable[str]) -> list[IndexPart]:
 
 
 def group_parts(parts: Iterable[IndexPart], max_bytes: int) -> list[tuple[IndexPart, ...]]:
-    """Neighbours of one kind that are opened together; a file that is larger than the bound goes alone."""
+    """Groups adjacent files of one kind up to `max_bytes`; a larger file forms its own group."""
     groups: list[list[IndexPart]] = []
     for part in parts:
         last = groups[-1] if groups else []
@@ -50,7 +50,7 @@ def group_parts(parts: Iterable[IndexPart], max_bytes: int) -> list[tuple[IndexP
 
 
 def open_parts(url: str, version: str, parts: Sequence[IndexPart], cache_folder: Path | None = None) -> KindIndex:
-    """Opens neighbouring files of one kind, and the table of all its assets.
+    """Opens adjacent files of one kind and the table of all its assets.
 
     Raises:
         CatalogError: When a file is missing, damaged or of a newer format.
@@ -63,7 +63,7 @@ def open_parts(url: str, version: str, parts: Sequence[IndexPart], cache_folder:
 
 
 def open_assets(url: str, version: str, cache_folder: Path | None = None) -> dict[str, KindIndex]:
-    """The tables of all assets, by kind, without vectors: what has been found is looked up in them."""
+    """Opens the assets tables of all kinds, without vectors, to look up the assets of found rows."""
     store = Store(url)
     manifest = read_manifest(store, version)
     return {entry.kind: _open(store, manifest, entry, [], 0, cache_folder) for entry in manifest.indexes}

@@ -1,4 +1,4 @@
-"""Recall: which of the right rows an index gives, and how many of the first k they are."""
+"""Recall: the share of the k right rows that an index returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,28 +14,28 @@ NOT_FOUND = np.iinfo(np.uint32).max
 
 @dataclass(frozen=True, kw_only=True)
 class Rated:
-    """At which place an index file lists the rows that may be right, for some ways to ask it."""
+    """The ranks of the possibly right rows in the answers of an index file, for several ways to search it."""
 
     scores: npt.NDArray[np.float32]
     """(queries, rows): exact inner products, minus infinity where there is no row."""
     ranks: npt.NDArray[np.uint32]
-    """(ways, queries, rows), from 0, the query itself not counted; NOT_FOUND."""
+    """(ways, queries, rows): from 0, the query itself not counted; NOT_FOUND for a missing row."""
     tolerances: npt.NDArray[np.float32]
-    """(queries,): scores that are closer to each other cannot be told apart by the stored vectors."""
+    """(queries,): the stored vectors cannot distinguish scores that are closer than this."""
 
 
 def rate_answers(truth: Truth, answers: Sequence[npt.NDArray[np.int64]], k: int, stored_scores: StoredScores) -> Rated:
-    """Looks the exact answers up in what an index file answered.
+    """Finds the ranks of the exact answers in the answers of an index file.
 
-    Near ties are common: a catalog may hold a thousand copies of one placeholder picture, or texts that differ by one
-    number. So a row counts when its exact score is within the tolerance of the k-th. Where all that are kept are that
-    close there may be more such rows than were kept; what the index answered then counts by its stored score.
+    Near ties are common: a catalog may hold a thousand copies of one placeholder image, or texts that differ by one
+    number. A row is therefore right when its exact score is within the tolerance of the k-th. When all kept rows are
+    that close, more such rows may exist than were kept; the rows that the index returned then count by stored score.
 
     Args:
-        truth: The exact answers from this file, with what `Truth.compare` was told of their stored scores.
-        answers: For each way to ask, rows int64, (queries, width), best first, -1 where there are fewer.
-        k: That recall is measured at.
-        stored_scores: Asked for rows that are not kept.
+        truth: The exact answers from this file, after `Truth.compare` has filled in their stored scores.
+        answers: For each way to search, rows int64, (queries, width), best first, -1 where there are fewer.
+        k: The k that recall is measured at.
+        stored_scores: Returns the stored scores of rows that are not kept.
     """
     truth.merge_pending()
     kept, scores = truth.rows, truth.scores
@@ -43,7 +43,7 @@ def rate_answers(truth: Truth, answers: Sequence[npt.NDArray[np.int64]], k: int,
     errors, is_other = compare_scores(scores, truth.stored, dimension)
     descending = np.sort(scores, axis=1)[:, ::-1]
     bars, least = descending[:, min(k, scores.shape[1]) - 1], descending[:, -1]
-    # A row that is not kept scores at most `least`; stored, it may reach the bar less what was measured.
+    # A row that is not kept scores at most `least`; its stored score may still reach the bar minus the measured error.
     crowded = np.isfinite(least) & (least + error_bound(dimension) >= bars - errors)
     more: dict[int, npt.NDArray[np.int64]] = {}
     for q in np.flatnonzero(crowded).tolist():
@@ -63,7 +63,9 @@ def rate_answers(truth: Truth, answers: Sequence[npt.NDArray[np.int64]], k: int,
     for way, answer in enumerate(answers):
         for q in range(len(kept)):
             ranks[way, q] = _places(answer[q], kept[q], int(own[q]))
-    ranks[:, :, : truth.keep][:, is_other] = NOT_FOUND  # a row that is stored otherwise, whatever its code says
+    ranks[:, :, : truth.keep][:, is_other] = (
+        NOT_FOUND  # the stored vector is a different one, so its code does not count
+    )
     return Rated(scores=scores, ranks=ranks, tolerances=2 * errors)
 
 
@@ -77,7 +79,7 @@ def _places(answer: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], own: int
 
 
 def merge_rated(parts: Sequence[Rated]) -> Rated:
-    """The files of an index as one: each gives its best, so that a row's place in its own file decides."""
+    """Merges the files of an index: each returns its own best rows, so a row keeps its rank in its own file."""
     ways = max(len(part.ranks) for part in parts)
     ranks = [np.concatenate([p.ranks, np.repeat(p.ranks[-1:], ways - len(p.ranks), axis=0)]) for p in parts]
     return Rated(
@@ -88,13 +90,13 @@ def merge_rated(parts: Sequence[Rated]) -> Rated:
 
 
 def recall_at(rated: Rated, k: int, width: int, *, with_ties: bool = True) -> npt.NDArray[np.float64]:
-    """The share of k right rows that stand among the first `width` answers: (ways, queries).
+    """Returns the share of k right rows among the first `width` answers: (ways, queries).
 
-    Right is a row whose score is at most the tolerance below the k-th, as in the recall of ann-benchmarks, which
+    A row is right when its score is at most the tolerance below the k-th, as in the recall of ann-benchmarks, which
     allows a distance of (1 + epsilon) times the k-th (Aumüller, Bernhardsson and Faithfull 2020, section 2.2). Without
-    ties only the k best rows are right, and those with the same score as the k-th.
+    ties, only the k best rows and those with the same score as the k-th are right.
 
-    NaN for a query that has no answer at all.
+    The share is NaN for a query without any answer.
     """
     scores = np.sort(rated.scores, axis=1)[:, ::-1]
     possible = np.minimum(np.isfinite(scores).sum(axis=1), k)
@@ -109,6 +111,6 @@ def recall_at(rated: Rated, k: int, width: int, *, with_ties: bool = True) -> np
 
 
 def mean_recall(recalls: npt.NDArray[np.float64]) -> float:
-    """Over the queries that have an answer; 1 where none has."""
+    """Returns the mean over the queries that have an answer, or 1 when none has."""
     recalls = recalls[~np.isnan(recalls)]
     return float(recalls.mean()) if len(recalls) else 1.0

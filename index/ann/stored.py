@@ -1,4 +1,4 @@
-"""The stored vectors of a version, read through and compared exactly: what an index is judged against."""
+"""Exact search over the stored vectors of a version: the reference for an index."""
 
 from collections.abc import Iterator
 
@@ -15,11 +15,11 @@ from ..versions.manifest import Manifest
 from .truth import TIE_CANDIDATES
 
 _EQUAL = 5e-7
-"""A matrix product gives equal vectors scores that differ by so much, depending on where they stand."""
+"""The scores of equal vectors differ by up to this, depending on their position in a matrix product."""
 
 
 def stored_vectors(store: Store, manifest: Manifest, kind: str) -> Iterator[npt.NDArray[np.float32]]:
-    """The vectors of a kind as they came from the API, in the order of its rows, a row group at a time.
+    """Reads the vectors of a kind as the API returned them, in the order of the rows, one row group at a time.
 
     Yields:
         float32, (rows of the group, dimension).
@@ -36,27 +36,27 @@ def stored_vectors(store: Store, manifest: Manifest, kind: str) -> Iterator[npt.
                     yield vectors_of(file.read_row_group(group, columns=["embedding"], use_threads=False))
         except (pa.ArrowException, OSError, StoreError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise CatalogError(f"{store.url}/{prefix}/{name} cannot be read as vectors: {reason}.") from error
+            raise CatalogError(f"{store.url}/{prefix}/{name}: the vectors cannot be read: {reason}.") from error
 
 
 def nearest_stored(
     store: Store, manifest: Manifest, kind: str, asset_ids: pa.ChunkedArray, queries: npt.NDArray[np.float32], k: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """The best of all rows of a kind, by every stored vector; memory is that of a row group and of the answers.
+    """Finds the best rows of a kind by all its stored vectors; memory is one row group and the answers.
 
     Args:
-        store: Of the catalog.
-        manifest: Of the version.
-        kind: That is searched.
-        asset_ids: The ids of its rows: equal scores stand in their order, as `Catalog.search` has them.
+        store: The store of the catalog.
+        manifest: The manifest of the version.
+        kind: The kind to search.
+        asset_ids: The ids of its rows. Equal scores are in their order, as in `Catalog.search`.
         queries: float32, (queries, dimension).
-        k: Rows for each.
+        k: Number of rows per query.
 
     Returns:
         Scores float32 and rows int64, both (queries, k) or narrower when there are fewer rows, best first.
 
     Raises:
-        CatalogError: When a file is missing or damaged, or the files have other rows than the table of assets.
+        CatalogError: When a file is missing or damaged, or the number of rows differs from the table of assets.
     """
     keep = k + TIE_CANDIDATES
     scores, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
@@ -70,8 +70,8 @@ def nearest_stored(
         first += len(vectors)
     if first != len(asset_ids):
         raise CatalogError(
-            f"{store.url} version {manifest.version} has {len(asset_ids)} {kind} assets and {first} vectors: they must "
-            "agree (`epithre-beam versions verify` says what is damaged)."
+            f"{store.url} version {manifest.version} has {len(asset_ids)} {kind} assets but {first} vectors. "
+            "Run `epithre-beam versions verify` to find the damaged file."
         )
     _order_equal(scores, rows, asset_ids, k)
     return scores[:, :k], rows[:, :k]
@@ -80,7 +80,7 @@ def nearest_stored(
 def _order_equal(
     scores: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], asset_ids: pa.ChunkedArray, k: int
 ) -> None:
-    """Puts rows of equal scores in the order of their asset ids, in place, as far as the first k go."""
+    """Sorts rows with equal scores by asset id, in place, within the first k results."""
     equal = scores[:, :-1] - scores[:, 1:] <= _EQUAL
     for q in np.flatnonzero(equal[:, :k].any(axis=1)):
         edges = np.flatnonzero(np.diff(equal[q], prepend=False, append=False)).reshape(-1, 2)

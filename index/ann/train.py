@@ -1,4 +1,4 @@
-"""What all indexes of a catalog share, fitted to a sample, and which index files are to be built."""
+"""Fits what all indexes of a catalog share to a sample, and plans which index files to build."""
 
 import io
 import math
@@ -26,7 +26,7 @@ from .tuning_queries import read_queries
 
 _MB = 1_000_000
 _FIXED_MB = 640
-"""What a worker takes that builds an index file of no rows: Python with its libraries, and blocks of rows."""
+"""The fixed memory of a worker that builds an index file: Python with its libraries, and blocks of rows."""
 _LEAST_ROWS_PER_FILE = 10_000
 _SAMPLE_K_FACTOR = 5
 
@@ -54,7 +54,7 @@ class AssetsTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What `train_indexes` left for the next steps."""
+    """The result of `train_indexes` that the next steps read."""
 
     axes: npt.NDArray[np.float32]
     queries: tuple[Queries, ...]
@@ -68,52 +68,54 @@ class Model:
 
 
 def has_codes(rows: int, dimension: int, settings: IndexConfig) -> bool:
-    """Whether a kind of so many rows is not simply scanned."""
+    """Whether a kind with `rows` rows needs codes; smaller ones are scanned exactly."""
     return rows >= LEAST_ROWS and rows * dimension * 2 > settings.exact_up_to_mb * _MB
 
 
 def sample_rules(rows: Mapping[str, int], dimension: int, settings: IndexConfig) -> dict[str, SampleRule]:
-    """Which rows are to be kept aside when the Parquet files are written, by kind."""
+    """The rules, by kind, for the rows to sample while the Parquet files are written."""
     wanted = settings.recall_queries
     if any(has_codes(count, dimension, settings) for count in rows.values()):
-        wanted += settings.training_rows  # every kind has a say in the axes
+        wanted += settings.training_rows  # the axes are fitted to all kinds
     return {kind: SampleRule.for_rows(count, wanted, settings.seed) for kind, count in rows.items()}
 
 
 def rows_per_index(dimension: int, settings: IndexConfig) -> int:
-    """How many rows an index file may have, by the settings and the memory.
+    """Returns the maximum rows of an index file, limited by the settings and by memory.
 
     Raises:
-        CatalogError: When `build_memory_mb` is too little to build any.
+        CatalogError: When `build_memory_mb` is too small for any index file.
     """
     widest = code_dimensions(dimension, settings)
-    # Axes and queries, their products with a row group, and what trains the axes.
+    # Axes and queries, their products with a row group, and the training rows of the axes.
     fixed_mb = _FIXED_MB + (4 * dimension * (2 * settings.training_rows + 2 * dimension) + 4 * 512 * dimension) / _MB
     each = bytes_a_row(widest)
     least_mb = math.ceil(fixed_mb + _LEAST_ROWS_PER_FILE * each / _MB)
     if settings.build_memory_mb < least_mb:
         raise CatalogError(
-            f"index.build_memory_mb must be at least {least_mb} to build an index of {dimension} dimensions with "
-            f"training_rows {settings.training_rows}, got {settings.build_memory_mb}: raise it, or exact_up_to_mb."
+            f"index.build_memory_mb must be at least {least_mb} for an index of {dimension} dimensions with "
+            f"index.training_rows {settings.training_rows}, got {settings.build_memory_mb}. "
+            "Raise it or index.exact_up_to_mb."
         )
     return min(settings.rows_per_index, int((settings.build_memory_mb - fixed_mb) * _MB / each))
 
 
 def code_dimensions(dimension: int, settings: IndexConfig) -> list[int]:
-    """What vectors may be projected to, ascending."""
+    """The dimensions that vectors may be projected to, ascending."""
     return sorted({min(size, dimension) for size in settings.dimensions})
 
 
 def train_indexes(
     store: Store, version: str, shards: Sequence[ShardRecord], dimension: int, settings: IndexConfig
 ) -> list[IndexTask | AssetsTask]:
-    """Fits the axes of the catalog, draws the queries, and says what is to be built.
+    """Fits the axes of the catalog, draws the queries, and returns the files to build.
 
-    The queries are rows that train nothing. What was fitted is left in the run's folder for the next steps.
+    The queries are rows that are not used for training. The fitted model is written to the run's folder for the next
+    steps.
 
     Raises:
-        CatalogError: When the settings leave too little memory, the file of queries is none, or a row is no unit
-            vector of that dimension.
+        CatalogError: When the settings leave too little memory, the file of queries is invalid, or a row is not a
+            unit vector of that dimension.
     """
     check_format(dimension)
     rows = {kind: sum(s.rows for s in _of_kind(shards, kind)) for kind in sorted({s.kind for s in shards})}
@@ -167,7 +169,7 @@ def train_indexes(
 
 
 def _grouped(shards: Sequence[ShardRecord], limit: int) -> Iterator[list[ShardRecord]]:
-    """Consecutive files in groups of about the same number of rows, each at most `limit` if its files allow it."""
+    """Groups consecutive files into about equal numbers of rows, each at most `limit` if the files allow it."""
     total = sum(s.rows for s in shards)
     count = max(1, math.ceil(total / limit))
     group: list[ShardRecord] = []
@@ -190,10 +192,10 @@ def fewest_dimensions(
     first_row: int,
     settings: IndexConfig,
 ) -> Coded:
-    """The codes of the smallest of `sizes` with which the right rows are among k x `k_factor` candidates.
+    """Codes the rows in the smallest of `sizes` with which the right rows are among k x `k_factor` candidates.
 
-    All codes are scanned for it, and must leave room for what scanning some cells will lose: half of what the target
-    allows. Where no size does, the last is taken, and more candidates will have to be scored.
+    The test scans all codes and allows half of the loss that the target permits; the other half is for scanning only
+    some of the cells. If no size is sufficient, the last one is used, and searches must score more candidates.
     """
     rows, k = len(held.vectors), settings.recall_k
     width = min(k_factor * k, rows)
@@ -216,17 +218,17 @@ def _axes_needed(
     queries: Sequence[Queries],
     settings: IndexConfig,
 ) -> int:
-    """How many of the axes the indexes will use, as far as a sample can tell.
+    """Estimates from a sample how many of the axes the indexes will use.
 
-    With fewer candidates than will be scored: among all rows, the best lie closer together than in a sample. Where it
-    tells too few, recall is kept by scoring more candidates, as measured then.
+    The estimate uses fewer candidates than a search scores, because the best of all rows are closer together than the
+    best of a sample. If the estimate is too low, the measured recall makes searches score more candidates.
     """
     needed = 0
     sizes = code_dimensions(axes.shape[1], settings)
     for kind, sample in samples.items():
         truths, scores = [], []
         for asked in queries:
-            # The sample has rows of its own, none of which is a query.
+            # Row numbers in the sample differ from those of the queries, and no query is in the sample.
             held_out = Queries(kind=asked.kind, rows=np.full(len(asked.rows), -1), vectors=asked.vectors)
             truth = Truth(held_out, settings.recall_k + TIE_CANDIDATES, is_same_kind=asked.kind == kind)
             truth.add(asked.vectors @ sample.vectors.T, 0)

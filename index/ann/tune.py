@@ -1,4 +1,4 @@
-"""Which way of asking an index is the cheapest that keeps the recall."""
+"""Chooses the cheapest search parameters of an index that keep the recall."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from ..versions.manifest import OperatingPoint
 from .recall import Rated, mean_recall, recall_at
 
 SHARES = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 3 / 64, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
-"""Of the cells, those that are scanned: the ways that are tried, and after them all vectors without codes."""
+"""The shares of cells that are tried; after them, a scan of all vectors without codes."""
 K_FACTORS = (2, 3, 5, 10, 20, 50, 100)
 _TARGETS = (0.8, 0.9, 0.95, 0.99)
 _ERRORS = 2.0
 
-# Rates of one core, roughly: they only have to be right in proportion.
+# Approximate rates of one core; only their ratios matter.
 _SCANNED_BYTES_A_US = 20_000
 _REFINED_BYTES_A_US = 4_000
 _ROUTING_FLOPS_A_US = 40_000
@@ -23,23 +23,23 @@ _ROUTING_FLOPS_A_US = 40_000
 
 @dataclass(frozen=True, kw_only=True)
 class FileShape:
-    """What a query of an index file costs depends on."""
+    """The properties of an index file that determine the cost of a query."""
 
     rows: int
     dimension: int
-    """Of the vectors."""
+    """Dimension of the vectors."""
     code_dimension: int = 0
     """0: the file has no codes."""
     cells: int = 1
 
 
 def probed_cells(share: float, cells: int) -> int:
-    """How many of a file's cells a share of them is."""
+    """The number of cells that a share of a file's cells amounts to, at least 1."""
     return min(cells, max(1, round(share * cells)))
 
 
 def cost_us(shape: FileShape, k: int, share: float | None, k_factor: float | None) -> float:
-    """What a query costs, by what it reads."""
+    """Estimates the cost of a query in microseconds, from the bytes it reads."""
     if share is None or k_factor is None or not shape.code_dimension:
         return shape.rows * shape.dimension * 2 / _REFINED_BYTES_A_US
     routed = 2 * shape.code_dimension * (shape.dimension + (shape.cells if shape.cells > 1 else 0))
@@ -51,17 +51,17 @@ def cost_us(shape: FileShape, k: int, share: float | None, k_factor: float | Non
 def operating_points(
     rated: Mapping[str, Rated], shapes: Sequence[FileShape], k: int, target: float
 ) -> tuple[list[OperatingPoint], OperatingPoint]:
-    """The cheapest ways to reach several recalls, and the one for `target`.
+    """Returns the cheapest operating points for several recalls, and the one for `target`.
 
-    A way counts as reaching a recall when, in every direction, what was measured exceeds it by two standard errors:
-    it is chosen among many by the same queries, and other queries must reach it too. If none does, one that reaches
-    it as measured is taken, and if none does that, all vectors are scanned.
+    A point reaches a recall when the measured recall exceeds it by two standard errors in every direction: the point
+    is selected from many with the same queries, and other queries must reach the recall too. If no point does, one
+    that reaches the recall as measured is used; if there is none, all vectors are scanned.
 
     Args:
-        rated: By direction; its ways are `SHARES`, then the exact scan.
-        shapes: Of the files.
-        k: That recall is measured at.
-        target: The recall to be reached in every direction.
+        rated: The ratings by direction; the ways are `SHARES`, then the exact scan.
+        shapes: The shapes of the files.
+        k: The k that recall is measured at.
+        target: The recall to reach in every direction.
     """
     all_found: list[tuple[OperatingPoint, float]] = []
     tried: list[tuple[float | None, int | None]] = [(share, factor) for share in SHARES for factor in K_FACTORS]
@@ -89,7 +89,7 @@ def operating_points(
 
 
 def ties_at(rated: Mapping[str, Rated], k: int, point: OperatingPoint) -> dict[str, float]:
-    """The share of the right answers, by direction, that are near ties: lower than the k-th by less than fp16 tells."""
+    """The share of right answers, by direction, that are near ties: below the k-th by less than the fp16 precision."""
     way = -1 if point.cells_share is None else SHARES.index(point.cells_share)
     width = k if point.k_factor is None else int(k * point.k_factor)
     ties = {}

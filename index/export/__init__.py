@@ -1,1 +1,1 @@
-"""A version as other tools want it: stock FAISS files, clip-retrieval, pgvector."""
+"""Exports of a version for other tools: stock FAISS, clip-retrieval, pgvector."""

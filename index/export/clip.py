@@ -1,7 +1,7 @@
-"""For clip-retrieval: a folder that its `clip-retrieval back` opens.
+"""The clip-retrieval export: a folder that `clip-retrieval back` opens.
 
-Its server keeps one table of metadata for a folder, whose rows are those of its `image.index` and of its `text.index`
-alike. Our kinds have rows of their own, so each kind becomes an index of its own name in `indices_paths.json`.
+The server keeps one metadata table per folder, shared by its `image.index` and `text.index`. Each of our kinds has its
+own rows, so each kind becomes a separate index in `indices_paths.json`, named after the kind.
 """
 
 import urllib.parse
@@ -20,11 +20,11 @@ INDICES = "indices_paths.json"
 _ROWS_PER_BATCH = 1024
 _COLUMNS = ("asset_id", "url", "image_path", "caption", "uri", "metadata")
 _SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in _COLUMNS])
-"""Its server sends values as JSON and looks at `image_path` as a path: strings, and never null."""
+"""The server sends values as JSON and opens `image_path` as a path, so all columns are strings without nulls."""
 
 
 def write_clip_kind(folder: ExportFolder, source: KindSource) -> dict[str, Any]:
-    """Writes `<kind>/<kind>.index` and the metadata of its rows. Returns how the index is asked."""
+    """Writes `<kind>/<kind>.index` and the metadata of its rows. Returns the search parameters of the index."""
     with folder.file(f"{source.kind}/{source.kind}.index", source.entry.rows) as file:
         facts = write_stock_index(file, source)
     with (
@@ -38,7 +38,7 @@ def write_clip_kind(folder: ExportFolder, source: KindSource) -> dict[str, Any]:
 
 
 def write_clip_indices(folder: ExportFolder, kinds: list[str]) -> None:
-    """Writes the file that the server begins with. What it would fetch from elsewhere is switched off."""
+    """Writes the configuration file of the server. Everything that the server would download is disabled."""
     indices = {
         kind: {
             "indice_folder": kind,
@@ -73,7 +73,7 @@ def _metadata(table: pa.Table) -> pa.Table:
 
 
 def _path(uri: str | None) -> str:
-    """The file that a uri of this machine names; empty for all others."""
+    """The path of a local `file://` URI or absolute path; empty for other URIs."""
     if not uri:
         return ""
     if uri.startswith("file://"):

@@ -1,8 +1,8 @@
-"""Exports: a version of a catalog as other tools want it, in a folder of its own.
+"""Exports a version of a catalog to a folder in the format of another tool.
 
-Three forms: `faiss` (a stock index and a table a kind), `clip-retrieval` (a folder for its server) and `pgvector`
-(files for PostgreSQL's COPY). Every file of the catalog that is read is proved first. The folder has a mark,
-`export.json`, which says that the export is whole only when it is.
+There are three formats: `faiss` (a stock index and a table per kind), `clip-retrieval` (a folder for its server) and
+`pgvector` (files for PostgreSQL's COPY). Every catalog file is verified before it is read. The folder contains
+`export.json`, whose field `complete` is true only when the export is complete.
 """
 
 import contextlib
@@ -43,21 +43,21 @@ def export_catalog(
 
     Args:
         store: The catalog.
-        folder: New or empty, or with an export that was not finished, which is then begun anew.
-        form: For what.
-        kinds: Absent: all that the version has.
-        version: Its name, or the beginning of it; absent: the published one.
-        overwrite: Whether a finished export in the folder is replaced.
-        cache_folder: For files of a remote catalog; see `open_catalog`.
-        progress: Is told now and then how many bytes of the catalog were read, and of about how many.
+        folder: A new or empty folder, or one with an unfinished export, which starts over.
+        form: The format of the export.
+        kinds: The kinds to export. Default: all kinds of the version.
+        version: The name of the version, or its prefix. Default: the published version.
+        overwrite: Whether to replace a finished export in the folder.
+        cache_folder: The cache for files of a remote catalog; see `open_catalog`.
+        progress: Called from time to time with the bytes read so far and the approximate total.
 
     Returns:
-        What `export.json` says: form, catalog, version, the figures of each kind, the files with their sha256.
+        The content of `export.json`: form, catalog, version, the figures of each kind, the files with their sha256.
 
     Raises:
         CatalogError: When there is nothing to export, or a file of the catalog is missing or damaged.
-        StoreError: When the folder cannot be written, or another export took it.
-        ArgumentError: When an argument is not as it must be, or the folder is somebody else's.
+        StoreError: When the folder cannot be written, or another export has taken it.
+        ArgumentError: When an argument is invalid, or the folder contains other files.
     """
     if form not in FORMS:
         raise ArgumentError(f"to must be one of {', '.join(FORMS)}, got {form!r}.")
@@ -114,19 +114,19 @@ def _chosen(manifest: Manifest, kinds: Collection[str]) -> list[IndexEntry]:
         if kind not in KINDS:
             raise ArgumentError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
         if kind not in there:
-            raise ArgumentError(f"kind must be one that version {manifest.version} has assets of, got {kind!r}.")
+            raise ArgumentError(f"kind {kind!r}: version {manifest.version} has no assets of this kind.")
     if not there:
-        raise CatalogError(f"Version {manifest.version} has no assets, so there is nothing to export.")
+        raise CatalogError(f"Version {manifest.version} has no assets to export.")
     return [entry for kind, entry in sorted(there.items()) if not kinds or kind in kinds]
 
 
 def _check_place(store: Store, folder: Store) -> None:
-    """What is in a catalog's folder is the catalog's own, and `versions prune` may delete it."""
+    """Refuses a folder inside the catalog, where `versions prune` may delete files."""
     if type(store.fs) is not type(folder.fs):
         return
     catalog, place = store.path("").rstrip("/"), folder.path("").rstrip("/")
     if place == catalog or place.startswith(f"{catalog}/"):
-        raise ArgumentError(f"{folder.url} must not be in the catalog {store.url}: name a folder elsewhere.")
+        raise ArgumentError(f"{folder.url} must not be in the catalog {store.url}. Choose a folder outside of it.")
 
 
 def _opened(
@@ -136,7 +136,7 @@ def _opened(
     held: contextlib.ExitStack,
     advance: Callable[[int], None],
 ) -> KindSource:
-    """Opened before anything is written: what is open stays readable, even if the version is pruned meanwhile."""
+    """Opens all files before anything is written: open files stay readable if the version is pruned meanwhile."""
     return KindSource(
         entry=entry,
         dimension=manifest.dimension,

@@ -1,4 +1,4 @@
-"""The folder that an export is written into, and the mark on it: whose it is, what is in it, whether it is whole."""
+"""The target folder of an export and its mark file, which records the owner, the files and whether it is complete."""
 
 import contextlib
 import errno
@@ -20,11 +20,11 @@ _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{12}\.partial")
 
 
 class ExportFolder:
-    """Takes the files of one export. Before each file the mark names it, so that whoever starts anew knows what is his.
+    """Writes the files of one export. The mark lists each file before it is written, so that a restart can remove it.
 
     Args:
         store: The folder.
-        about: What the export is, for the mark.
+        about: The description of the export, for the mark.
     """
 
     def __init__(self, store: Store, about: Mapping[str, Any]) -> None:
@@ -36,29 +36,29 @@ class ExportFolder:
         self._files: list[FileEntry] = []
 
     def begin(self, *, overwrite: bool = False) -> None:
-        """Makes the folder this export's own. What a killed export left in it is removed.
+        """Claims the folder for this export and removes the files of a killed export.
 
         Args:
-            overwrite: Whether a finished export in it may be replaced.
+            overwrite: Whether to replace a finished export in the folder.
 
         Raises:
-            ArgumentError: When the folder has anything that is not an export's.
-            StoreError: When another export began in it at this moment.
+            ArgumentError: When the folder contains files that do not belong to an export.
+            StoreError: When another export started in the folder at the same time.
         """
         url = self._store.url
         if self._store.size("") is not None:
-            raise ArgumentError(f"{url} must be a new or an empty folder, and it is a file: name another.")
+            raise ArgumentError(f"{url} is a file. Choose a new or empty folder.")
         before = _read(self._store)
         old = None if before is None else _parsed(before)
         if before is None:
             others = [file.name for file in self._store.listing() if file.name != _LOCK]
             if others:
-                raise ArgumentError(f"{url} must be a new or an empty folder, and {others[0]} is in it: name another.")
+                raise ArgumentError(f"{url} is not empty (it contains {others[0]}). Choose a new or empty folder.")
         elif old is None:
-            raise ArgumentError(f"{url}/{MARK} is no mark of an export, so nothing there is replaced: name another.")
+            raise ArgumentError(f"{url}/{MARK} was not written by an export. Choose a new or empty folder.")
         elif old["complete"] and not overwrite:
             raise ArgumentError(
-                f"{url} has a finished export, of version {old.get('version')}: --overwrite replaces it."
+                f"{url} contains a finished export of version {old.get('version')}. Use --overwrite to replace it."
             )
         self._mark = before
         self._write_mark(complete=False, files=[] if old is None else old["files"])
@@ -68,10 +68,10 @@ class ExportFolder:
 
     @contextlib.contextmanager
     def file(self, name: str, rows: int | None = None) -> Iterator[HashingWriter]:
-        """A file of the export, which exists whole after the block or not at all.
+        """Opens a file of the export for writing; after the block it exists completely or not at all.
 
         Raises:
-            StoreError: When there is no room for it, or another export has taken the folder.
+            StoreError: When the disk is full, or another export has taken the folder.
         """
         self._begun.append(name)
         self._write_mark(complete=False)
@@ -84,12 +84,12 @@ class ExportFolder:
             file.write(text.encode())
 
     def finish(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Marks the export as whole, and returns what the mark says."""
+        """Marks the export as complete and returns the content of the mark."""
         self._about |= facts
         return self._write_mark(complete=True, files=[file.model_dump() for file in self._files])
 
     def _write_mark(self, *, complete: bool, files: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-        """A file that is only begun is in the mark by its name alone."""
+        """Writes the mark; a file that is not finished is listed with its name only."""
         if files is None:
             files = [{"name": name} for name in self._begun]
         mark = {"epithre_beam_export": _FORMAT, "complete": complete, "nonce": self._nonce, **self._about}
@@ -101,7 +101,9 @@ class ExportFolder:
             with self._reporting_full_disk(MARK):
                 self._store.swap(MARK, self._mark, data)
         except SwapConflictError as error:
-            raise StoreError(f"{self._store.url} was taken by another export since this one began.") from error
+            raise StoreError(
+                f"{self._store.url}: another export has started in this folder. Use one folder per export."
+            ) from error
         self._mark = data
         return mark
 
@@ -114,11 +116,11 @@ class ExportFolder:
                 raise
             place = f"{self._store.url}/{name}"
             raise StoreError(
-                f"{place} cannot be written ({error.strerror}): make room, then do the same again."
+                f"{place} cannot be written ({error.strerror}). Free disk space, then run the export again."
             ) from error
 
     def _remove(self, names: set[str]) -> None:
-        """Deletes an older export's files, and what it had begun of them. The names only choose among what is there."""
+        """Deletes the files of an older export, also partial ones. Only files found in the folder are deleted."""
         for file in self._store.listing():
             folder, _, base = file.name.rpartition("/")
             begun = _PARTIAL.fullmatch(base)
@@ -136,7 +138,7 @@ def _read(store: Store) -> bytes | None:
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:
-    """None when it is not what `ExportFolder` writes."""
+    """The content of the mark; None when `ExportFolder` did not write it."""
     try:
         mark = orjson.loads(data)
         known = mark["epithre_beam_export"] == _FORMAT and isinstance(mark["complete"], bool)

@@ -1,7 +1,7 @@
-"""A kind of a version as an export reads it: its assets and its vectors, in the order of their rows.
+"""The source of an export: the assets and vectors of one kind of a version, in the order of their rows.
 
-All of it comes from the files of the index, which hold the vectors as fp16, the very ones that scores are made of.
-Nothing is mapped, and no step holds more than a batch of assets and a block of vectors.
+Everything comes from the index files, which hold the fp16 vectors that scores are computed from. Nothing is
+memory-mapped, and no step holds more than a batch of assets and a block of vectors.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ _BLOCK_BYTES = 1 << 22
 
 @dataclass(frozen=True, kw_only=True)
 class KindSource:
-    """The open files of a kind; each is read once, from its start to its end."""
+    """The open files of a kind; each is read once, from start to end."""
 
     entry: IndexEntry
     dimension: int
@@ -33,7 +33,7 @@ class KindSource:
     vectors: Sequence[IO[bytes]]
     codes: Sequence[IO[bytes] | None]
     advance: Callable[[int], None] = lambda _: None
-    """Is told how many bytes were read since it was told the last time."""
+    """Called with the number of bytes read since the last call."""
 
     @property
     def kind(self) -> str:
@@ -44,14 +44,14 @@ class KindSource:
         return assets_schema(self.types)
 
     def tables(self) -> Iterator[pa.Table]:
-        """The assets, some thousands of rows at a time."""
+        """Reads the assets, a few thousand rows at a time."""
         for batch in iterate_assets(self.assets, self.entry.assets, self.types, self.entry.rows):
             table = pa.Table.from_batches([batch])
             self.advance(table.nbytes)
             yield table
 
     def encoded(self, file: IO[bytes]) -> Iterator[bytes]:
-        """All that is left in a file of the source, in blocks."""
+        """Reads the rest of a file of the source, in blocks."""
         while block := file.read(_BLOCK_BYTES):
             self.advance(len(block))
             yield block
@@ -61,7 +61,7 @@ class KindSource:
 
 
 class Rows:
-    """The rows of a kind with their vectors, one after the other."""
+    """Reads the rows of a kind with their vectors, in sequence."""
 
     def __init__(self, source: KindSource) -> None:
         self._source = source
@@ -72,15 +72,15 @@ class Rows:
         self._codes = StoredRows(source.vectors, source.dimension)
 
     def take(self, count: int) -> tuple[pa.Table, npt.NDArray[np.float16]]:
-        """The next rows, at most `count` and at least one: assets, and float16, (rows, dimension).
+        """Returns the next rows, at most `count` and at least one: assets and vectors (float16, (rows, dimension)).
 
         Raises:
-            StoreError: When the assets and the vectors are not equally many, or there are no more.
+            StoreError: When the numbers of assets and vectors differ, or no rows are left.
         """
         if self._held is None or not len(self._held):
             self._held = next(self._tables, None)
         if self._held is None:
-            raise StoreError(f"the {self._source.kind} assets end before their last row")
+            raise StoreError(f"The {self._source.kind} assets end before their last row.")
         table = self._held.slice(0, count)
         self._held = self._held.slice(len(table))
         return table, self._vectors(len(table))
@@ -88,6 +88,6 @@ class Rows:
     def _vectors(self, count: int) -> npt.NDArray[np.float16]:
         data = self._codes.read(count)
         if len(data) != count * 2 * self._source.dimension:
-            raise StoreError(f"the {self._source.kind} vectors end before their last row")
+            raise StoreError(f"The {self._source.kind} vectors end before their last row.")
         self._source.advance(len(data))
         return np.frombuffer(data, "<f2").reshape(count, self._source.dimension)

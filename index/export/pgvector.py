@@ -1,7 +1,7 @@
-"""For PostgreSQL with pgvector: files for `COPY … WITH (FORMAT binary)`, and the SQL around them.
+"""The pgvector export: files for PostgreSQL's `COPY … WITH (FORMAT binary)`, and SQL scripts to load them.
 
-The vectors are fp16 as they stand in the index, so that `halfvec` holds them to the last bit. The binary format has no
-escapes; what PostgreSQL's `text` cannot hold, the character NUL, becomes U+FFFD.
+The vectors are the fp16 vectors of the index, which `halfvec` stores exactly. The binary format has no escapes; the
+character NUL, which PostgreSQL's `text` cannot store, becomes U+FFFD.
 """
 
 import struct
@@ -31,7 +31,7 @@ _DAYS_TO_2000 = 10_957
 _US_TO_2000 = _DAYS_TO_2000 * 86_400_000_000
 
 _SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
-"""Each table has them, so that no column of a user's can be called so, whatever quotes stand around it."""
+"""System columns of every table; a user column cannot have these names, not even quoted."""
 _RESERVED = frozenset({
     "all", "analyse", "analyze", "and", "any", "array", "as", "asc", "asymmetric", "authorization", "binary",
     "both", "case", "cast", "check", "collate", "collation", "column", "concurrently", "constraint", "create",
@@ -45,12 +45,12 @@ _RESERVED = frozenset({
     "trailing", "true", "union", "unique", "user", "using", "variadic", "verbose", "when", "where", "window",
     "with",
 })  # fmt: skip
-"""PostgreSQL 18's key words that are reserved, functions and types among them."""
+"""The reserved key words of PostgreSQL 18, including those that can be functions or types."""
 _ASSET_COLUMNS = ("asset_id", "uri", "text", "content_sha256", "media_type", "size_bytes", "width", "height")
 
 
 def write_pgvector_kind(folder: ExportFolder, source: KindSource) -> dict[str, Any]:
-    """Writes the COPY files of a kind. Returns what `write_sql` needs to know of them."""
+    """Writes the COPY files of a kind. Returns the facts about them that `write_sql` needs."""
     columns = _columns(source)
     rows, copies, table_name = source.rows(), [], f"{source.kind}_assets"
     count = max(1, -(-source.entry.rows // ROWS_PER_FILE))
@@ -85,7 +85,7 @@ def write_sql(folder: ExportFolder, kinds: dict[str, dict[str, Any]], dimension:
         if dimension <= _MOST_INDEXED_DIMENSIONS:
             indexes.append(f"CREATE INDEX ON {table} USING hnsw (embedding halfvec_ip_ops);")
         else:
-            indexes.append(f"-- pgvector indexes halfvec of up to {_MOST_INDEXED_DIMENSIONS} dimensions: no index.")
+            indexes.append(f"-- No index: pgvector indexes halfvec with at most {_MOST_INDEXED_DIMENSIONS} dimensions.")
         indexes.append(f"ANALYZE {table};")
     folder.write("schema.sql", "\n".join(schema) + "\n")
     folder.write("load.sql", "\n".join([*load, "COMMIT;", "\\ir indexes.sql"]) + "\n")
@@ -93,19 +93,21 @@ def write_sql(folder: ExportFolder, kinds: dict[str, dict[str, Any]], dimension:
 
 
 def check_for_pgvector(source_dimension: int, metadata_types: dict[str, str]) -> None:
-    """Raises ArgumentError when PostgreSQL could not hold it."""
+    """Raises ArgumentError when PostgreSQL cannot store the vectors or the metadata columns."""
     if source_dimension > _MOST_DIMENSIONS:
-        raise ArgumentError(f"pgvector holds vectors of up to {_MOST_DIMENSIONS} dimensions, got {source_dimension}.")
+        raise ArgumentError(
+            f"pgvector stores vectors of at most {_MOST_DIMENSIONS} dimensions, got {source_dimension}."
+        )
     for name, column in _renamed(metadata_types).items():
         if not name or "\0" in name or len(column.encode()) > _LONGEST_NAME:
             raise ArgumentError(
-                f"PostgreSQL's columns have names of 1 to {_LONGEST_NAME} bytes without NUL, and a metadata column is "
-                f"{name[:80]!r}: give it another name in the job."
+                f"metadata column {name[:80]!r}: PostgreSQL column names must have 1 to {_LONGEST_NAME} bytes and no "
+                "NUL. Rename the column in the job."
             )
 
 
 _Column = tuple[str, tuple[str, ...], pa.DataType]
-"""Its name in PostgreSQL, where it is in the table of assets, and its type there. The first column is the key."""
+"""The name in PostgreSQL, and the path and type in the table of assets. The first column is the primary key."""
 
 
 def _columns(source: KindSource) -> list[_Column]:
@@ -119,10 +121,10 @@ def _columns(source: KindSource) -> list[_Column]:
 
 
 def _renamed(names: Iterable[str]) -> dict[str, str]:
-    """What the columns of metadata are called, by their names in the catalog.
+    """The PostgreSQL names of the metadata columns, by their names in the catalog.
 
-    One may be called as a column of ours or of PostgreSQL's own is, or by a word that means something else in a query:
-    `SELECT user` is answered, by the name of who asks.
+    A metadata column may have the name of one of our columns, of a system column, or of a reserved word: `SELECT user`,
+    for example, returns the name of the database user.
     """
     taken = {*_ASSET_COLUMNS, "embedding", *_SYSTEM_COLUMNS, *_RESERVED}
     renamed = {}
@@ -136,7 +138,7 @@ def _renamed(names: Iterable[str]) -> dict[str, str]:
 
 
 def _write_rows(file: HashingWriter, table: pa.Table, columns: list[_Column], vectors: npt.NDArray[np.float16]) -> int:
-    """Writes rows, each a count of fields and then each field's length and bytes. Returns how many NULs it replaced."""
+    """Writes rows: a field count, then the length and bytes of each field. Returns the number of replaced NULs."""
     nuls = 0
     fields = []
     for _, path, kind in columns:

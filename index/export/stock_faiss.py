@@ -1,8 +1,8 @@
-"""For stock FAISS: one file a kind that searches well as it is opened, and beside it the assets of its rows.
+"""The stock FAISS export: one index file per kind that needs no further settings, and the assets of its rows.
 
-A kind whose index is one file with codes becomes an `IndexRefine`: the codes propose candidates and the fp16 vectors,
-which are in the same file, score them. Its two settings are stored in it. Every other kind becomes the exact index.
-Either file is put together from files that are there, byte by byte, so that memory is that of a block.
+A kind whose index is one file with codes becomes an `IndexRefine`: the codes select candidates and the fp16 vectors in
+the same file score them. Both search parameters are stored in the file. Every other kind becomes an exact index.
+Both are assembled from the bytes of existing files, so memory is one block.
 """
 
 import struct
@@ -22,13 +22,13 @@ from .folder import ExportFolder
 from .kind_source import KindSource
 
 _LIST = 100
-"""Stock tools ask for lists of any length by the settings that are stored: they are those of a list of this length."""
+"""Stock tools use the stored search parameters for any k; the parameters are chosen for this k."""
 _LEAST_FACTOR = 10.0
-_ADVICE = "install the faiss-cpu of constraints.txt"
+_ADVICE = "Install the faiss-cpu version in constraints.txt."
 
 
 def write_faiss(folder: ExportFolder, source: KindSource) -> dict[str, Any]:
-    """Writes `<kind>.faiss` and `<kind>.parquet`, whose rows are those of the index. Returns how it is asked."""
+    """Writes `<kind>.faiss` and `<kind>.parquet`, with the same rows. Returns the search parameters of the index."""
     with folder.file(f"{source.kind}.faiss", source.entry.rows) as file:
         facts = write_stock_index(file, source)
     with (
@@ -41,14 +41,14 @@ def write_faiss(folder: ExportFolder, source: KindSource) -> dict[str, Any]:
 
 
 def write_stock_index(file: HashingWriter, source: KindSource) -> dict[str, Any]:
-    """Writes the one file that stock `faiss.read_index` opens: inner product, ids are row positions.
+    """Writes one file that stock `faiss.read_index` opens: metric inner product, ids are row positions.
 
     Returns:
-        `factory`, and of an index with codes the `nprobe` and `k_factor` that are stored in it: those of its most
-        thorough operating point, widened for lists of 100.
+        `factory` and, for an index with codes, the stored `nprobe` and `k_factor`: those of its most thorough
+        operating point, increased for k = 100.
 
     Raises:
-        StoreError: When a file of the source, or this FAISS, has another format.
+        StoreError: When a file of the source, or the installed FAISS, uses another format.
     """
     rows = 0
     for vectors in source.vectors:
@@ -88,7 +88,7 @@ def _write_vectors(file: HashingWriter, source: KindSource) -> None:
 
 
 def _refine_frame(dimension: int, rows: int, k_factor: float) -> tuple[bytes, bytes]:
-    """What stands before the two parts of a stored `IndexRefine`, and behind them."""
+    """The bytes of a stored `IndexRefine` before and after its two parts."""
     part = empty_index(dimension)
     other = empty_index(dimension)
     refine = faiss.IndexRefine(part, other)
@@ -97,27 +97,29 @@ def _refine_frame(dimension: int, rows: int, k_factor: float) -> tuple[bytes, by
     stored, end = faiss.serialize_index(part).tobytes(), np.float32(k_factor).tobytes()
     header = bytearray(whole[: len(whole) - 2 * len(stored) - len(end)])
     if whole != bytes(header) + stored + stored + end or header[8:16] != bytes(8):
-        raise StoreError(f"faiss {faiss.__version__} writes IndexRefine in a format that is not known here: {_ADVICE}")
+        raise StoreError(
+            f"faiss {faiss.__version__} writes IndexRefine in a format that this release does not support. {_ADVICE}"
+        )
     header[8:16] = rows.to_bytes(8, "little")
     return bytes(header), end
 
 
 _HEADER = struct.Struct("<4siqqq?i")
-"""Of any stored index: its name, dimension, rows, two numbers that mean nothing, is it trained, the metric."""
+"""The header of any stored index: type name, dimension, rows, two unused numbers, is trained, metric."""
 
 
 def find_nprobe(codes: IO[bytes]) -> tuple[int, int]:
-    """Where a file of codes has its `nprobe`, 8 bytes, and how many cells it has.
+    """Returns the position of `nprobe` (8 bytes) in a codes file, and its number of cells.
 
     Raises:
-        StoreError: When it is not the file that `codes.write_codes` writes.
+        StoreError: When the file is not one that `codes.write_codes` writes.
     """
     codes.seek(0)
     outer, *_ = _unpack(codes, _HEADER)
     (transforms,) = _unpack(codes, struct.Struct("<i"))
     transform, _has_bias = _unpack(codes, struct.Struct("<4s?"))
     if (outer, transforms, transform) != (b"IxPT", 1, b"LTra"):
-        raise StoreError(f"a file of codes begins with {outer!r}, {transforms} and {transform!r}: {_ADVICE}")
+        raise StoreError(f"The codes file has an unknown header ({outer!r}, {transforms}, {transform!r}). {_ADVICE}")
     for _ in ("matrix", "bias"):
         (numbers,) = _unpack(codes, struct.Struct("<q"))
         codes.seek(4 * numbers, 1)
@@ -126,12 +128,12 @@ def find_nprobe(codes: IO[bytes]) -> tuple[int, int]:
     place = codes.tell() + 8
     cells, nprobe = _unpack(codes, struct.Struct("<qq"))
     if not inner.startswith(b"Iw") or not 1 <= nprobe <= cells:
-        raise StoreError(f"a file of codes holds {inner!r} of {cells} cells, {nprobe} of them scanned: {_ADVICE}")
+        raise StoreError(f"The codes file has an unknown index ({inner!r}, cells {cells}, nprobe {nprobe}). {_ADVICE}")
     return place, cells
 
 
 def _unpack(file: IO[bytes], form: struct.Struct) -> tuple[Any, ...]:
     data = file.read(form.size)
     if len(data) != form.size:
-        raise StoreError(f"a file of codes ends too early: {_ADVICE}")
+        raise StoreError(f"The codes file ends too early. {_ADVICE}")
     return form.unpack(data)

@@ -1,1 +1,1 @@
-"""Vectors as Parquet: units, shards, samples kept aside, and what was paid for before."""
+"""Vectors as Parquet: units, shards, samples and reusable vectors."""

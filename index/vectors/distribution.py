@@ -1,4 +1,4 @@
-"""How values that stream past are distributed: fixed bins, so that memory does not grow with their number."""
+"""Distributions of streamed values in fixed bins, so that memory does not grow with their number."""
 
 from dataclasses import dataclass, field
 
@@ -12,12 +12,12 @@ _BINS = 2048
 _MOST_BINS_KEPT = 128
 _LEAST_DEVIATION = 1e-10
 NORM_TOLERANCE = 2e-3
-"""Vectors are stored as they came when their norm is within 1e-3 of 1; as float16 they may lose half of that again."""
+"""Vectors are stored unchanged when their norm is within 1e-3 of 1; float16 may add another half of that."""
 
 
 @dataclass(kw_only=True)
 class Distribution:
-    """Counts in fine bins between `low` and `high`; what lies beyond counts in the first or the last."""
+    """Counts in fine bins between `low` and `high`; values outside count in the first or the last bin."""
 
     low: float
     high: float
@@ -27,24 +27,24 @@ class Distribution:
         self._counts = np.zeros(_BINS, np.int64)
 
     def add(self, values: npt.NDArray[np.floating]) -> None:
-        """Counts values of any shape. What is no number or minus infinity is left out."""
-        # In the values' own precision: a million scores are not copied into something twice as large.
+        """Counts values of any shape. NaN and infinite values are ignored."""
+        # In the precision of the values, to avoid a copy of a million scores at twice the size.
         scale = _BINS / (self.high - self.low)
         positions = np.floor(values.ravel() * values.dtype.type(scale)) - values.dtype.type(self.low * scale)
         finite = positions[np.isfinite(positions)].clip(0, _BINS - 1).astype(np.int32)
         self._counts += np.bincount(finite, minlength=_BINS)
 
     def merge(self, other: "Distribution") -> None:
-        """Adds the counts of another one with the same bins."""
+        """Adds the counts of another distribution with the same bins."""
         self._counts += other._counts  # noqa: SLF001 - of the same class
 
     def histogram(self) -> Histogram | None:
-        """The counts where there are any, neighbouring bins put together until they are few; None without values."""
+        """Returns the counts of the occupied range, with adjacent bins merged until few remain; None without values."""
         counts = self._counts
         filled = np.flatnonzero(counts)
         if not len(filled):
             return None
-        # Always pairs, counted from `low`: the bins of two distributions then fit into each other.
+        # Always merge pairs counted from `low`, so that the bins of two distributions are aligned.
         while filled[-1] - filled[0] >= _MOST_BINS_KEPT:
             counts = counts.reshape(-1, 2).sum(axis=1)
             filled = np.flatnonzero(counts)
@@ -57,18 +57,18 @@ class Distribution:
 
 
 def scores_distribution() -> Distribution:
-    """Of inner products of unit vectors."""
+    """A distribution for inner products of unit vectors."""
     return Distribution(low=-1.0, high=1.0)
 
 
 def norms_distribution() -> Distribution:
-    """Of `norm_deviations`."""
+    """A distribution for `norm_deviations`."""
     return Distribution(low=-10.0, high=0.0)
 
 
 def norm_deviations(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """log10 of how far each row's norm is from 1, at least -10: (rows,)."""
-    # Summed in float64: at 4000 dimensions float32 would be off by more than the norms are.
+    """Returns log10 of the distance of each row's norm from 1, at least -10: float64, (rows,)."""
+    # Summed in float64: at 4000 dimensions the float32 error would exceed the deviation of the norms.
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     deviations: npt.NDArray[np.float64] = np.log10(np.maximum(np.abs(norms - 1.0), _LEAST_DEVIATION))
     return deviations
@@ -77,23 +77,23 @@ def norm_deviations(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]
 def checked_deviations(
     vectors: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], kind: str, dimension: int
 ) -> npt.NDArray[np.float64]:
-    """How far norms are from 1; a row that is no unit vector would win every search, or none, or poison the axes.
+    """Returns `norm_deviations` and refuses rows that are not unit vectors, which would distort searches and axes.
 
     Raises:
-        CatalogError: With the first such row.
+        CatalogError: When the dimension is wrong or a row is not a unit vector; names the first such row.
     """
     if vectors.shape[1] != dimension:
         raise CatalogError(
-            f"The {kind} vectors must have {dimension} numbers, those of row {rows[0]} ff. have {vectors.shape[1]}: "
-            "vectors of another model need a catalog of their own."
+            f"The {kind} vectors must have {dimension} dimensions, got {vectors.shape[1]} from row {rows[0]}. "
+            "Use a separate catalog for vectors of another model."
         )
-    with np.errstate(invalid="ignore"):  # of infinity
+    with np.errstate(invalid="ignore"):  # from infinite values
         deviations = norm_deviations(vectors)
     bad = np.flatnonzero(~(deviations <= np.log10(NORM_TOLERANCE)))
     if len(bad):
         norm = np.linalg.norm(vectors[bad[0]].astype(np.float64))
         raise CatalogError(
-            f"The vector of {kind} row {rows[bad[0]]} must have the norm 1, got {norm:.6g}: what was read is damaged, "
-            "or was never checked; `epithre-beam versions verify` names a damaged file."
+            f"The vector of {kind} row {rows[bad[0]]} must have the norm 1, got {norm:.6g}. The input is damaged or "
+            "was never checked. Run `epithre-beam versions verify` to find a damaged file."
         )
     return deviations

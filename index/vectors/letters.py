@@ -1,4 +1,4 @@
-"""Reads the dead letters of a version, also those that an earlier release wrote."""
+"""Reads the dead letters of a version, including those of earlier releases."""
 
 from collections.abc import Iterator
 from typing import IO
@@ -11,10 +11,10 @@ from ..versions.layout import DEAD_LETTER_SCHEMA, KINDS, Reason
 
 
 def iterate_letters(file: IO[bytes], batch_rows: int = 65_536) -> Iterator[pa.Table]:
-    """The rows of a file of dead letters, in the columns of today; an earlier release wrote fewer.
+    """Reads a file of dead letters in the current columns; earlier releases wrote fewer columns.
 
     Raises:
-        pa.ArrowInvalid: When its columns are not those of dead letters, or a kind or reason is none.
+        pa.ArrowInvalid: When the columns are not those of dead letters, or a kind or reason is invalid.
     """
     try:
         opened = pq.ParquetFile(file, page_checksum_verification=True)

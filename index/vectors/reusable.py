@@ -1,4 +1,4 @@
-"""Vectors that were paid for earlier, found by what was embedded: the same content is never paid again."""
+"""Finds reusable vectors by the content that was embedded, so that the same content is not sent again."""
 
 import threading
 from collections import OrderedDict
@@ -30,7 +30,7 @@ Keys = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, kw_only=True)
 class ReusableVector:
-    """A vector and what is known of the picture or text that it was paid for."""
+    """A reusable vector and the stored facts about the image or text it was made from."""
 
     vector: npt.NDArray[np.float32]
     """float32, (dimension,), unit norm."""
@@ -39,17 +39,17 @@ class ReusableVector:
     height: int | None
     prepared: str | None
     settings: PrepareConfig | None
-    """That it was prepared with; None where `prepared` says all."""
+    """The settings it was prepared with; None when `prepared` contains everything."""
 
 
 @dataclass
 class _Contents:
-    """What there is of one kind: the rows of all its row groups, one behind the other."""
+    """The known contents of one kind: the rows of all its row groups, in sequence."""
 
     groups: list[tuple[str, int]] = field(default_factory=list)
     """(file, row group)"""
     settings: list[PrepareConfig | None] = field(default_factory=list)
-    """Of each row group."""
+    """One for each row group."""
     sizes: list[int] = field(default_factory=list)
     parts: list[Keys] = field(default_factory=list)
     keys: Keys = field(default_factory=lambda: np.empty(0, np.uint64))
@@ -65,9 +65,9 @@ class _Contents:
 
 
 class ReusableVectors:
-    """Looks contents up in versions and unit files. 16 bytes of memory a row, and a few row groups; thread-safe.
+    """Looks up contents in versions and unit files. Thread-safe; needs 16 bytes per row and a few row groups.
 
-    A file that turns out damaged is treated as if it were not there: its contents are embedded anew.
+    A damaged file is treated as missing: its contents are embedded again.
     """
 
     def __init__(
@@ -77,13 +77,15 @@ class ReusableVectors:
         embedding_config_hash: str,
         of_first_rules: Mapping[str, PrepareConfig] | None = None,
     ) -> None:
-        """Reads what contents there are.
+        """Reads the keys of all available contents.
 
         Args:
             store: The catalog.
-            manifests: Of the versions whose vectors may be taken over.
-            embedding_config_hash: Of the units that may: what runs paid for that ended before they wrote a version.
-            of_first_rules: Recipes of units whose rows do not say with which settings they were prepared, and these.
+            manifests: The manifests of the versions whose vectors may be reused.
+            embedding_config_hash: The hash of the units that may be reused, from runs that stopped before they wrote
+                a version.
+            of_first_rules: Embedding config hashes of units whose rows do not record their prepare settings, with
+                these settings.
         """
         self._store = store
         self._contents: dict[str, _Contents] = {}
@@ -96,11 +98,11 @@ class ReusableVectors:
             contents.sort()
 
     def find(self, kind: str, content_sha256: str) -> ReusableVector | None:
-        """The vector of an asset of this kind and content, if there is one."""
+        """Returns the vector of an asset of this kind and content, or None."""
         return next(self.find_all(kind, content_sha256), None)
 
     def find_all(self, kind: str, content_sha256: str) -> Iterator[ReusableVector]:
-        """The vectors of assets of this kind and content, those of the version in force first; any number of them."""
+        """Returns all vectors of assets of this kind and content, those of the current version first."""
         contents = self._contents.get(kind)
         if contents is None:
             return
@@ -117,7 +119,7 @@ class ReusableVectors:
                 continue
             values = table.slice(row - int(contents.starts[group]), 1)
             found = values.drop_columns(["embedding"]).to_pylist()[0]
-            if found.pop("content_sha256") == content_sha256:  # only the first 64 bits were compared so far
+            if found.pop("content_sha256") == content_sha256:  # the keys compare only the first 64 bits
                 vector = np.array(values.column("embedding").chunk(0).flatten(), np.float32)
                 yield ReusableVector(vector=vector, settings=contents.settings[group], **found)
 
@@ -180,12 +182,12 @@ class ReusableVectors:
 
 
 def content_keys(store: Store, manifest: Manifest, index: IndexEntry) -> Iterator[Keys]:
-    """The first 64 bits of the content of each row of a kind, by batch.
+    """Yields the first 64 bits of the content hash of each row of a kind, batch by batch.
 
     Raises:
-        CatalogError: When the table of assets is not the kind's.
-        pa.ArrowInvalid: When a row's content has no sha256.
-        StoreError: When the table of assets is missing or damaged: who reads one that is not proved may crash.
+        CatalogError: When the table of assets does not belong to the kind.
+        pa.ArrowInvalid: When a row has no valid content sha256.
+        StoreError: When the table of assets is missing or damaged; reading an unverified table may crash.
     """
     problem = check_file(store, manifest.version, manifest.file(index.assets))
     if problem:
@@ -204,7 +206,7 @@ def _keys(column: pa.Array | pa.ChunkedArray) -> Keys:
     try:
         return np.array([content_key(s) for s in column.to_pylist()], np.uint64)
     except (ValueError, TypeError) as error:
-        raise pa.ArrowInvalid(f"a content has no sha256: {error}") from error
+        raise pa.ArrowInvalid(f"content_sha256 is not a sha256: {error}") from error
 
 
 def content_key(content_sha256: str) -> np.uint64:

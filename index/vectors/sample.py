@@ -1,8 +1,8 @@
-"""Rows drawn by the hashes of their ids, kept aside while a version's files are written.
+"""Samples rows by the hashes of their ids while a version's files are written.
 
-Who trains or measures needs rows from everywhere in the catalog. Once these are in Parquet, a few rows of every row
-group cost as much reading as all of them, so they are kept aside when they pass anyway. The draw depends on ids only:
-the same assets are drawn whatever the history of the catalog, in which rows change their places.
+Training and measuring need rows from the whole catalog. In Parquet, reading a few rows of every row group costs as much
+as reading all rows, so the sample is stored separately while the rows are written. The draw depends on ids only: the
+same assets are drawn regardless of the history of the catalog, which changes the positions of rows.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from ..storage.store import Store
 from .units import vectors_of
 
 _SPARE = 1.25
-"""More rows are kept aside than wanted, for the hashes of ids are spread by chance."""
+"""More rows are sampled than wanted, because the hashes of ids are randomly distributed."""
 _SPARE_ROWS = 64
 _ROWS_PER_GROUP = 256
 _HASHES = 1 << 64
@@ -28,19 +28,19 @@ _HASHES = 1 << 64
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRule:
-    """Which rows of a kind are kept aside: those whose hash is below `share` of all hashes."""
+    """The rule for the sample of a kind: rows whose hash is below `share` of the hash range."""
 
     seed: int = 0
     share: float = 1.0
 
     @classmethod
     def for_rows(cls, rows: int, wanted: int, seed: int) -> "SampleRule":
-        """A rule that, of `rows`, keeps `wanted` or a few more, all but certainly."""
+        """Returns a rule that almost certainly samples at least `wanted` of `rows`, and few more."""
         return cls(seed=seed, share=min(1.0, (_SPARE * wanted + _SPARE_ROWS) / max(rows, 1)))
 
 
 def asset_hashes(asset_ids: Iterable[str], seed: int) -> npt.NDArray[np.uint64]:
-    """A number for each id, as good as random: uint64, (ids,)."""
+    """Returns a pseudo-random number for each id: uint64, (ids,)."""
     prefix = hashlib.blake2b(f"{seed}\0".encode(), digest_size=8)
     digests = bytearray()
     for asset_id in asset_ids:
@@ -54,14 +54,14 @@ def asset_hashes(asset_ids: Iterable[str], seed: int) -> npt.NDArray[np.uint64]:
 def keep_sample(
     store: Store, name: str, tables: Iterable[pa.Table], vectors: pa.Field, rule: SampleRule
 ) -> Iterator[Iterator[pa.Table]]:
-    """Gives the same tables, and keeps rows of them aside as they pass; memory is that of a few hundred rows.
+    """Passes the tables through and writes a sample of their rows; memory is a few hundred rows.
 
     Args:
         store: The catalog.
-        name: Of the file to keep them in, which is there after the block.
-        tables: Rows of a version's file, in its order.
+        name: The name of the sample file, which exists after the block.
+        tables: The rows of a version's file, in order.
         vectors: The column of vectors.
-        rule: Which rows.
+        rule: The rule that selects the rows.
     """
     schema = pa.schema([pa.field("hash", pa.uint64()), pa.field("row", pa.int64()), vectors])
 
@@ -98,7 +98,7 @@ def keep_sample(
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Rows of a kind, those of the lowest hashes first."""
+    """Sampled rows of a kind, in ascending order of their hashes."""
 
     kind: str
     rows: npt.NDArray[np.int64]
@@ -107,18 +107,18 @@ class Sample:
     """float32, (rows, dimension)."""
 
     def without(self, first: int) -> "Sample":
-        """The rows after the first ones."""
+        """Returns the sample without its first `first` rows."""
         return Sample(kind=self.kind, rows=self.rows[first:], vectors=self.vectors[first:])
 
 
 def read_sample(store: Store, kind: str, files: Sequence[tuple[str, int]], count: int) -> Sample:
-    """Up to `count` rows of a kind, those whose ids have the lowest hashes.
+    """Reads up to `count` rows of a kind whose ids have the lowest hashes.
 
     Args:
         store: The catalog.
-        kind: Of the rows.
-        files: Of each file of vectors, in order: the sample kept of it, and its rows.
-        count: How many.
+        kind: The kind of the rows.
+        files: For each vector file, in order: the name of its sample file and its number of rows.
+        count: The maximum number of rows.
 
     Raises:
         StoreError: When a sample cannot be read.
@@ -160,5 +160,5 @@ def _opened(store: Store, name: str) -> Iterator[pq.ParquetFile]:
     try:
         with store.open_read(name) as handle:
             yield pq.ParquetFile(handle, pre_buffer=False, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:  # Arrow raises the last for a page that is damaged
-        raise StoreError(f"{store.url}/{name}, which this run wrote, cannot be read: {error}; run again.") from error
+    except (pa.ArrowException, OSError) as error:  # Arrow raises OSError for a damaged page
+        raise StoreError(f"{store.url}/{name}: this run's sample cannot be read ({error}). Run again.") from error

@@ -1,6 +1,6 @@
-"""The Parquet files of a version: which rows go into which, and how they are written and read again.
+"""The Parquet files of a version: planning, writing and reading.
 
-Everything streams: a block is a row group, and no step holds more than a few of them, so memory does not grow with
+Everything is streamed: a block is a row group, and no step holds more than a few of them, so memory does not grow with
 the catalog.
 """
 
@@ -22,37 +22,38 @@ from .sample import SampleRule, keep_sample
 from .units import ReusedGroup, UnitRecord, parquet_writer
 
 ROWS_PER_GROUP = 512
-"""Of a version's Parquet files, whatever pieces the rows come from: years of small changes leave no small groups."""
+"""The row group size of a version's Parquet files. It is independent of the input pieces, so that small changes do not
+accumulate small row groups."""
 _READ_AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """One Parquet file to write: which rows, in which order."""
+    """One Parquet file to write, with its rows in order."""
 
     kind: str
     shard: int
     shards: int
     parts: tuple[ReusedGroup | UnitRecord, ...]
     rule: SampleRule = field(default_factory=SampleRule)
-    """Which of its rows are kept aside."""
+    """The rule for the sample of its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """A Parquet file that was written."""
+    """A written Parquet file."""
 
     kind: str
     shard: int
     file: FileEntry
     sample: str
-    """The file of rows that were kept aside, as named in the store."""
+    """The name of the sample file in the store."""
     seconds: float = 0.0
-    """That writing it took."""
+    """The time it took to write."""
     dead: int = 0
-    """Rows of vectors from elsewhere that are not in it, for they are no good."""
+    """Imported rows that were left out because they are invalid."""
     normalised: int = 0
-    """Rows of such vectors whose norm was put right."""
+    """Imported rows whose vectors were normalised."""
 
     def with_import(self, *, dead: int, normalised: int) -> "ShardRecord":
         return replace(self, dead=dead, normalised=normalised)
@@ -65,7 +66,7 @@ class ShardRecord:
 def plan_shards(
     parts: Iterable[ReusedGroup | UnitRecord], rows_per_file: int, rules: Mapping[str, SampleRule] | None = None
 ) -> list[ShardTask]:
-    """Lays old rows in their order, then units in that of their names, into files of about `rows_per_file` rows."""
+    """Distributes reused rows in their order, then units by name, over files of about `rows_per_file` rows."""
     tasks = []
     ordered = sorted(parts, key=_place)
     for kind in sorted({part.kind for part in ordered}):
@@ -96,7 +97,7 @@ def _place(part: ReusedGroup | UnitRecord) -> tuple[int, str, int]:
 def write_tables(
     store: Store, name: str, tables: Iterable[pa.Table], schema: pa.Schema, rows_per_group: int = ROWS_PER_GROUP
 ) -> FileEntry:
-    """Writes a Parquet file of vectors in row groups of one size; the next rows are read meanwhile."""
+    """Writes a Parquet file of vectors in row groups of equal size while a thread reads the next rows."""
     rows = 0
     with store.open_write(name) as file, parquet_writer(file, schema) as writer:
         for table in _in_groups(read_ahead(tables), schema, rows_per_group):
@@ -114,7 +115,7 @@ def write_shard(
     schema: pa.Schema,
     rows_per_group: int = ROWS_PER_GROUP,
 ) -> ShardRecord:
-    """Writes the rows of a task, and keeps some of them aside."""
+    """Writes the rows of a task and a sample of them."""
     started = time.monotonic()
     name = vectors_name(version, task.kind, task.shard, task.shards)
     sample = sample_name(version, task.kind, task.shard)
@@ -124,7 +125,7 @@ def write_shard(
 
 
 def _in_groups(tables: Iterable[pa.Table], schema: pa.Schema, size: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `size`, the last one smaller."""
+    """Regroups the rows into tables of `size` rows; the last one may be smaller."""
     held: list[pa.Table] = []
     count = 0
     for table in tables:
@@ -139,7 +140,7 @@ def _in_groups(tables: Iterable[pa.Table], schema: pa.Schema, size: int) -> Iter
 
 
 def read_ahead(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same tables, read by a thread of its own while the ones before are written."""
+    """Yields the same tables, read ahead by a separate thread."""
     ready: queue.Queue[pa.Table | BaseException | None] = queue.Queue(_READ_AHEAD)
     stopped = threading.Event()
 
@@ -150,7 +151,7 @@ def read_ahead(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
                 _offer(ready, table, stopped)
                 if stopped.is_set():
                     return
-        except BaseException as error:  # handed to the caller's thread, which raises it
+        except BaseException as error:  # raised in the caller's thread
             last = error
         _offer(ready, last, stopped)
 
@@ -177,7 +178,7 @@ def _offer(ready: queue.Queue[Any], value: Any, stopped: threading.Event) -> Non
 def iterate_tables(
     store: Store, shards: Sequence[ShardRecord], columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """The rows of Parquet files, a row group at a time, or some of their columns."""
+    """Reads the rows of Parquet files, or some of their columns, one row group at a time."""
     for shard in shards:
         with store.open_read(shard.file.name) as handle:
             file = pq.ParquetFile(handle, pre_buffer=False)

@@ -1,7 +1,7 @@
-"""Unit files: the vectors of one unit of work, written once and complete if they exist.
+"""Unit files: the vectors of one work unit, written once; a file that exists is complete.
 
-A unit's vectors are paid for. Its file's name is a hash of all that decides them, so that a run which finds the
-file need not ask the API again, whether it is a retried bundle, the run after a kill, or tomorrow's.
+The file name is a hash of everything that determines the vectors. A run that finds the file does not send the unit to
+the API again: this holds for a retried bundle, for a run after a crash, and for later runs.
 """
 
 import zlib
@@ -33,61 +33,61 @@ from ..versions.stored_names import UNIT_FOOTER, from_stored, to_stored
 
 _FOOTER = b"epithre_beam.unit"
 _MOST_GROUP_BYTES = 4_000_000_000
-"""Of a row group in memory. Ours have some 512 rows, whose texts and metadata may be long."""
+"""The limit for a row group in memory. Ours have about 512 rows, whose texts and metadata may be long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitRecord:
-    """What a finished unit amounts to; small, for it crosses the runner's shuffle."""
+    """The counts of a finished unit; small, because it passes through the runner's shuffle."""
 
     unit: str
     kind: str
     row_group: int
-    """Where the unit's references stand in the run's plan."""
+    """The row group of the unit's references in the run's plan."""
     rows: int
     dead: int
     deduplicated: int
-    """Rows whose content another row of the unit has, and which were therefore not sent."""
+    """Rows that were not sent because another row of the unit has the same content."""
     reused_rows: int = 0
-    """Rows whose content was paid for earlier, and which were therefore not sent."""
+    """Rows that were not sent because a vector of the same content was reused."""
     not_sent: int = 0
-    """References that a spending limit kept from being sent. What else the unit has is kept."""
+    """References that were not sent because of a spending limit. The other rows of the unit are kept."""
     reused: bool
-    """Whether the unit was found finished, so that this run paid nothing for it."""
+    """Whether the unit was already finished, so that this run sent nothing for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitFooter:
-    """What a finished unit says of itself in its file. Earlier releases wrote fewer of these."""
+    """The counts in the footer of a finished unit's file. Earlier releases wrote fewer of them."""
 
     rows: int
     dead: int = 0
     deduplicated: int = 0
     reused_rows: int = 0
     transient: int = 0
-    """Of the dead ones: those that the next run tries again by itself."""
+    """Dead letters with a transient failure, which the next run retries."""
     embedding_config_hash: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReusedGroup:
-    """Rows of one row group of the version before that are taken over as they are."""
+    """Rows of one row group of the previous version that are reused unchanged."""
 
     kind: str
     file: str
-    """Of vectors, as named in the store."""
+    """The vector file, named as in the store."""
     group: int
     """The row group in it."""
     row_group: int
-    """The row group of the run's file of carried rows that says which rows, and what their metadata is now."""
+    """The row group in the run's file of reused rows that lists the rows and their current metadata."""
     rows: int
 
 
 def parquet_writer(file: HashingWriter, schema: pa.Schema) -> pq.ParquetWriter:
-    """A writer for tables with vectors: nothing is gained by compressing or indexing 4000 random floats a row.
+    """Opens a Parquet writer for tables with vectors, whose vector column is not compressed or indexed.
 
     Measured at 4000 dimensions: zstd saves 8 % of the bytes and costs most of the speed; dictionaries and
-    statistics on the vector column cost time and memory only.
+    statistics on the vector column only cost time and memory.
     """
     columns = [f.name for f in schema if f.name not in {"embedding", "metadata"}]
     columns += [f"metadata.{f.name}" for f in schema.field("metadata").type] if "metadata" in schema.names else []
@@ -113,17 +113,17 @@ def write_unit(
     reused_rows: int = 0,
     embedding_config_hash: str = "",
 ) -> None:
-    """Writes a unit's dead letters, then its vectors, whose file marks the unit as done.
+    """Writes a unit's dead letters, then its vectors; the vector file marks the unit as finished.
 
     Args:
         store: The catalog.
         unit: The unit's name.
-        assets: The rows in the columns of `layout.asset_fields()`.
+        assets: The rows, with the columns of `layout.asset_fields()`.
         vectors: float32, (rows, dimension), unit norm.
-        dead_letters: The references that have no row.
-        deduplicated: How many rows were not sent because another had their content.
-        reused_rows: How many were not sent because their content was paid for earlier.
-        embedding_config_hash: What the vectors were made with, so that other runs know whether they may take them over.
+        dead_letters: The references without a row.
+        deduplicated: Number of rows not sent because another row has the same content.
+        reused_rows: Number of rows not sent because a vector of the same content was reused.
+        embedding_config_hash: The hash of the settings that made the vectors; other runs reuse only equal ones.
     """
     rows, dimension = vectors.shape
     footer = UnitFooter(
@@ -146,23 +146,23 @@ def write_unit(
     table = pa.Table.from_arrays([*assets.columns, pa.chunked_array([column])], schema=schema)
     with store.open_write(unit_name(unit)) as file, parquet_writer(file, schema) as writer:
         writer.write_table(table, row_group_size=max(rows, 1))
-    # Arrow's allocator keeps what threads free; at 8 MB a unit that would add up over a run.
+    # Arrow's allocator keeps freed memory; at 8 MB per unit this would accumulate during a run.
     pa.default_memory_pool().release_unused()
 
 
 def open_vectors(file: IO[bytes], manifest: Manifest | None = None, entry: FileEntry | None = None) -> Any:
-    """A Parquet file of vectors, of a unit or a version, whose pages are checked as they are read.
+    """Opens a Parquet file of vectors, of a unit or a version; page checksums are verified on read.
 
-    Its footer has no checksum, and a byte that changes there can make truth values of floats: so the columns must be
-    those that are written.
+    The footer has no checksum, and a changed byte there can turn floats into booleans. The columns must therefore be
+    exactly those that `write_unit` and `write_tables` write.
 
     Args:
-        file: Open and seekable.
-        manifest: Of the version whose file it is: its dimension and its metadata are compared.
-        entry: Of the file in it: its rows are compared.
+        file: The file, open and seekable.
+        manifest: The manifest of the version that the file belongs to; dimension and metadata columns are compared.
+        entry: The entry of the file in the manifest; the number of rows is compared.
 
     Raises:
-        pa.ArrowInvalid: When it is damaged, or not the file that the manifest means.
+        pa.ArrowInvalid: When the file is damaged or does not match the manifest.
     """
     try:
         opened = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
@@ -186,24 +186,24 @@ def open_vectors(file: IO[bytes], manifest: Manifest | None = None, entry: FileE
 
 
 def _check_sizes(metadata: pq.FileMetaData) -> None:
-    """Raises pa.ArrowInvalid when the row groups are not those of so many rows, or would take a great deal of memory.
+    """Raises pa.ArrowInvalid when the row groups do not add up to the file's rows or need too much memory.
 
-    A page states its own length once more, which Arrow believes: up to 2 GB each.
+    Each page also states its own length, up to 2 GB, which Arrow trusts.
     """
     rows = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         rows += group.num_rows
         if group.num_rows < 0 or not 0 <= group.total_byte_size <= _MOST_GROUP_BYTES:
-            raise pa.ArrowInvalid(f"its row group {number} is said to take {group.total_byte_size} bytes in memory")
+            raise pa.ArrowInvalid(f"its row group {number} states a size of {group.total_byte_size} bytes in memory")
     if rows != metadata.num_rows:
-        raise pa.ArrowInvalid(f"its row groups have {rows} rows, and the file {metadata.num_rows}")
+        raise pa.ArrowInvalid(f"its row groups have {rows} rows, but the file has {metadata.num_rows}")
 
 
 def read_unit_footer(store: Store, unit: str) -> UnitFooter | None:
-    """What a finished unit amounts to; None when it is not finished.
+    """Reads the counts of a finished unit; None when it is not finished.
 
-    A file that is no unit's, or is damaged, cut off by a disk that lied, say, counts as not finished: it is done anew.
+    A damaged or truncated file, or one that is not a unit file, counts as not finished: the unit is embedded again.
     """
     if store.size(unit_name(unit)) is None:
         return None
@@ -211,7 +211,7 @@ def read_unit_footer(store: Store, unit: str) -> UnitFooter | None:
         with store.open_read(unit_name(unit)) as file:
             metadata = pq.read_metadata(file)
         found: dict[str, Any] = dict(orjson.loads((metadata.metadata or {})[_FOOTER]))
-    except (pa.ArrowException, KeyError, ValueError, TypeError):  # of text that is none, too
+    except (pa.ArrowException, KeyError, ValueError, TypeError):  # ValueError also covers invalid UTF-8
         return None
     except OSError as error:
         if _is_of_the_storage(error):
@@ -227,15 +227,15 @@ def read_unit_footer(store: Store, unit: str) -> UnitFooter | None:
 
 
 def _is_of_the_storage(error: OSError) -> bool:
-    """Arrow, too, raises OSError, for a footer that it cannot read; the system's have a number."""
+    """Whether the storage raised the error: Arrow also raises OSError for a bad footer, but without an errno."""
     return error.errno is not None
 
 
 def read_unit(store: Store, unit: str) -> pa.Table:
-    """A finished unit's rows, every page checked.
+    """Reads a finished unit's rows and verifies every page.
 
     Raises:
-        DamagedFileError: When the file is damaged. It is removed, so that the unit is done anew.
+        DamagedFileError: When the file is damaged. It is removed, so that the next run embeds the unit again.
     """
     try:
         with store.open_read(unit_name(unit)) as file:
@@ -250,10 +250,10 @@ def read_unit_dead_letters(store: Store, unit: str) -> list[DeadLetter]:
 
 
 def read_dead_letter_table(store: Store, unit: str) -> pa.Table:
-    """A finished unit's dead letters, every page checked.
+    """Reads a finished unit's dead letters and verifies every page.
 
     Raises:
-        DamagedFileError: When the file is damaged. The unit is removed, so that it is done anew.
+        DamagedFileError: When the file is damaged. The unit is removed, so that the next run embeds it again.
     """
     try:
         with store.open_read(unit_dead_letters_name(unit)) as file:
@@ -266,11 +266,11 @@ def read_dead_letter_table(store: Store, unit: str) -> pa.Table:
 
 
 def _discard(store: Store, unit: str, name: str, error: Exception) -> NoReturn:
-    """Removes a unit one of whose files is damaged: without its vectors it is not finished."""
+    """Removes a unit that has a damaged file: without its vector file it is not finished."""
     if isinstance(error, OSError) and _is_of_the_storage(error):
         raise error
     store.delete(unit_name(unit))
-    message = f"{store.url}/{name} is damaged, its unit was removed: run again, its assets are embedded anew."
+    message = f"{store.url}/{name} is damaged and its unit was removed. Run again to embed its assets again."
     raise DamagedFileError(message, file=name) from error
 
 
@@ -279,7 +279,7 @@ def dead_letter_table(letters: Sequence[DeadLetter]) -> pa.Table:
 
 
 def vectors_of(table: pa.Table) -> npt.NDArray[np.float32]:
-    """The embedding column as float32, (rows, dimension), C-contiguous; a view where Arrow allows."""
+    """Returns the embedding column as float32, (rows, dimension), C-contiguous; a view where Arrow allows it."""
     column = table.column("embedding").combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from epithre_beam.transforms.epithre.dialects import DIALECTS
 
 from ..transforms.epithre import test_replies as replies
-from .rate_limiter import fuzz, fuzzing
+from .budget import fuzz, fuzzing
 
 pytestmark = fuzzing
 

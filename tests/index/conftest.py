@@ -1,4 +1,4 @@
-"""Small catalogs, written by our own code from seeded vectors, with what they must hold beside them."""
+"""Small catalogs, written by our own code from seeded vectors, with their expected contents."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,9 +40,9 @@ def unit_vectors(rows: int, dimension: int, seed: int = 0) -> Floats:
 
 
 def clustered_vectors(rows: int, dimension: int, seed: int, gap: float = 0.3) -> Floats:
-    """float32, (rows, dimension), unit norm: what models give, more or less.
+    """float32, (rows, dimension), unit norm, similar to the vectors of real models.
 
-    All kinds have the same clusters; the strength of the axes falls, and each seed has an offset of its own.
+    All kinds have the same clusters; the variance of the axes decreases, and each seed has its own offset.
     """
     strengths = np.arange(1, dimension + 1) ** -0.5
     centres = np.random.default_rng(dimension).standard_normal((40, dimension)) * strengths
@@ -54,12 +54,12 @@ def clustered_vectors(rows: int, dimension: int, seed: int, gap: float = 0.3) ->
 
 
 def asset_rows(kind: str, start: int, rows: int) -> pa.Table:
-    """Assets numbered from `start`, in the columns that a unit file has."""
+    """Assets numbered from `start`, with the columns of a unit file."""
     return numbered_rows(kind, range(start, start + rows))
 
 
 def numbered_rows(kind: str, numbers: Sequence[int]) -> pa.Table:
-    """Assets of these numbers, in the columns that a unit file has."""
+    """Assets with these numbers, with the columns of a unit file."""
     rows = len(numbers)
     image = kind == "image"
     columns = {
@@ -86,7 +86,7 @@ def metadata_of(table: pa.Table) -> pa.Array:
 
 
 def unit_of(kind: str, i: int) -> str:
-    """A unit's name: a hash, so that the order of names is not the order in which units are made."""
+    """A unit name that is a hash, so that the order of names differs from the order of creation."""
     return hashlib.sha256(f"{kind}{i}".encode()).hexdigest()[:16]
 
 
@@ -99,7 +99,7 @@ def write_units(
     dead: int = 0,
     numbers: Sequence[int] | None = None,
 ) -> list[UnitRecord]:
-    """Cuts `vectors` into unit files; the first of them has `dead` dead letters. `numbers` are those of the assets."""
+    """Splits `vectors` into unit files; the first has `dead` dead letters. `numbers` are the asset numbers."""
     numbers = range(len(vectors)) if numbers is None else numbers
     records = []
     for i, start in enumerate(range(0, len(vectors), rows_per_unit)):
@@ -140,7 +140,7 @@ def write_shards(
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A catalog that was made, and the rows that it must hold, in their order."""
+    """A catalog, and its expected rows in order."""
 
     folder: Path
     store: Store
@@ -177,7 +177,7 @@ def make(
     previous: str | None = None,
     numbers: Mapping[str, Sequence[int]] | None = None,
 ) -> Made:
-    """Makes and publishes a version of the given vectors, by every step of a run but the reading and the asking."""
+    """Makes and publishes a version of the given vectors, with all steps of a run except reading and embedding."""
     assets_of = {kind: range(len(rows)) if numbers is None else numbers[kind] for kind, rows in vectors.items()}
     store = Store(str(folder))
     dimension = next(iter(vectors.values())).shape[1]
@@ -248,7 +248,7 @@ def make(
 
 @pytest.fixture(scope="session")
 def make_catalog(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made]:
-    """`make` in a folder of its own."""
+    """`make` in a new folder."""
 
     def made(vectors: Mapping[str, Floats], **settings: Any) -> Made:
         return make(tmp_path_factory.mktemp("catalog") / "c", vectors, **settings)
@@ -258,13 +258,13 @@ def make_catalog(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Made
 
 @pytest.fixture(scope="session")
 def small(make_catalog: Callable[..., Made]) -> Made:
-    """61 pictures and 45 texts in 16 dimensions, in several units, files and row groups. Only for reading."""
+    """61 images and 45 texts in 16 dimensions, in several units, files and row groups. Read-only."""
     return make_catalog({"image": unit_vectors(61, 16, 1), "text": unit_vectors(45, 16, 2)}, dead=2)
 
 
 @pytest.fixture
 def own_copy(make_catalog: Callable[..., Made]) -> Made:
-    """A catalog to be damaged."""
+    """A catalog that a test may damage."""
     vectors = {"image": unit_vectors(20, 8, 1), "text": unit_vectors(9, 8, 2)}
     return make_catalog(vectors, rows_per_unit=5, rows_per_file=8, dead=1)
 
@@ -301,12 +301,12 @@ def draw_assets() -> Callable[..., pa.Table]:
 
 @pytest.fixture(scope="session")
 def add_version() -> Callable[..., Made]:
-    """`make` in a folder that is given: another version of a catalog."""
+    """`make` in a given folder, to add a version to a catalog."""
     return make
 
 
 def publish_texts(store: Store, types: dict[str, str], columns: dict[str, Any], vectors: Any, index: Any) -> None:
-    """Publishes a version of texts with these columns; those that are not given are null or the same for all."""
+    """Publishes a version of texts with these columns; other columns are null or constant."""
     version, (rows, dimension) = "000001-20250102T030405Z-abcdef", vectors.shape
     schema = vector_schema(dimension, types)
     embedding = schema.field("embedding").type

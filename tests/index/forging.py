@@ -1,4 +1,4 @@
-"""A stranger's catalog: a copy of a golden one, changed, with every sha256 made true again."""
+"""A forged catalog: a modified copy of a golden catalog with all sha256 values recomputed."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ Manifest = dict[str, Any]
 
 
 class Forged:
-    """A catalog in a folder, whose only version may be changed at will."""
+    """A catalog in a folder whose only version a test may modify."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,12 +33,12 @@ class Forged:
         return self.version_folder / name
 
     def manifest(self) -> Manifest:
-        """As it was at first, whatever was changed since."""
+        """The original manifest, without later changes."""
         read: Manifest = orjson.loads(self._manifest)
         return read
 
     def write(self, manifest: bytes | Manifest) -> None:
-        """Puts a manifest in force."""
+        """Makes a manifest the current one."""
         data = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
         self.path("manifest.json").write_bytes(data)
         self.write_latest({"version": self.version, "manifest_sha256": hashlib.sha256(data).hexdigest()})
@@ -47,15 +47,15 @@ class Forged:
         (self.folder / "LATEST.json").write_bytes(json.dumps(latest).encode())
 
     def change(self, change: Callable[[Manifest], object]) -> None:
-        """Changes what the manifest was at first."""
+        """Applies a change to the original manifest and writes it."""
         manifest = self.manifest()
         change(manifest)
         self.write(manifest)
 
     def replace(self, name: str, data: bytes, change: Callable[[Manifest], object] = lambda _: None) -> None:
-        """Puts other bytes in a file's place, and says so in the manifest."""
+        """Replaces the bytes of a file and updates the manifest."""
         path = self.path(name)
-        path.unlink()  # whoever has mapped the old one keeps it
+        path.unlink()  # a process that has mapped the old file keeps it
         path.write_bytes(data)
 
         def say(manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Versions that hold nothing, for who tests how they are published."""
+"""Empty versions for tests of publishing."""
 
 from epithre_beam.index import Manifest, Store, read_latest
 from epithre_beam.index.publish.publish import publish
@@ -7,7 +7,7 @@ from epithre_beam.index.versions.manifest import Counts
 
 
 def make_manifest(store: Store, version: str, previous: str | None) -> Manifest:
-    """Writes the manifest of a version that holds nothing."""
+    """Writes the manifest of an empty version."""
     manifest = Manifest(
         version=version,
         previous=previous,
@@ -36,7 +36,7 @@ def latest_of(store: Store) -> bytes:
 
 
 def publish_new(store: Store, version: str, previous: str | None) -> bytes:
-    """What LATEST.json holds after it."""
+    """Publishes a new version and returns the content of LATEST.json."""
     expected = None if previous is None else latest_of(store)
     publish(store, make_manifest(store, version, previous), expected)
     return latest_of(store)

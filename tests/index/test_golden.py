@@ -1,4 +1,4 @@
-"""Catalogs of every format that was ever written are opened and give the hits that they gave (golden/write.py)."""
+"""Catalogs of every released format can be opened and return the same hits (golden/write.py)."""
 
 import shutil
 from pathlib import Path
@@ -13,10 +13,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.mark.parametrize(("name", "form", "counts"), [("v1", 1, [40, 25]), ("v2", 2, [2100, 40])])
-def test_a_catalog_of_each_format_gives_the_hits_that_it_gave(
-    tmp_path: Path, name: str, form: int, counts: list[int]
-) -> None:
-    """Whatever the path it is copied to, and proved by every sha256."""
+def test_catalog_of_each_format_returns_the_same_hits(tmp_path: Path, name: str, form: int, counts: list[int]) -> None:
+    """The catalog is copied to another path and every sha256 is verified."""
     shutil.copytree(GOLDEN / name, tmp_path / "c")
     queries = np.load(GOLDEN / name / "queries.npy")
     with open_catalog(tmp_path / "c") as catalog:
@@ -29,7 +27,7 @@ def test_a_catalog_of_each_format_gives_the_hits_that_it_gave(
                 np.testing.assert_allclose([hit.score for hit in hits], [score for _, score in stored], atol=1e-6)
 
 
-def test_the_golden_catalog_of_today_has_codes_in_several_files() -> None:
+def test_current_golden_catalog_has_codes_in_several_files() -> None:
     with open_catalog(GOLDEN / "v2") as catalog:
         image, text = sorted(catalog.manifest.indexes, key=lambda index: index.kind)
         assert len(image.files) == len(image.codes) == 2

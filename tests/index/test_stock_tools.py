@@ -1,4 +1,4 @@
-"""Whoever has pyarrow, DuckDB, Polars or FAISS reads a catalog without this library."""
+"""pyarrow, DuckDB, Polars and FAISS can read a catalog without this library."""
 
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,15 @@ def vector_files(made: Any, kind: str) -> list[Path]:
 
 @pytest.mark.parametrize("kind", ["image", "text"])
 @pytest.mark.parametrize("read", [of_pyarrow, of_duckdb, of_polars], ids=lambda read: read.__name__[3:])
-def test_each_tool_reads_the_same_rows_and_bit_for_bit_the_same_vectors(small: Any, read: Any, kind: str) -> None:
+def test_each_tool_reads_the_same_rows_and_vectors(small: Any, read: Any, kind: str) -> None:
     rows, vectors = read(vector_files(small, kind))
     assert rows == small.assets[kind].select(COLUMNS).to_pylist()
     assert vectors.dtype == np.float32
     assert vectors.tobytes() == small.vectors[kind].tobytes()
 
 
-def test_all_kinds_together_are_one_table(small: Any) -> None:
-    """A glob over the whole folder: the columns are the same in every file."""
+def test_all_kinds_can_be_read_as_one_table(small: Any) -> None:
+    """Reads a glob over the whole folder; all files have the same columns."""
     pattern = str(small.folder / "versions" / small.manifest.version / "vectors" / "*.parquet")
     with duckdb.connect() as connection:
         counts = dict(connection.sql(f"select kind, count(*) from '{pattern}' group by kind").fetchall())
@@ -69,7 +69,7 @@ def test_all_kinds_together_are_one_table(small: Any) -> None:
     assert ds.dataset(str(Path(pattern).parent)).count_rows() == 106
 
 
-def test_a_tool_filters_by_metadata(small: Any) -> None:
+def test_tools_can_filter_by_metadata(small: Any) -> None:
     expected = [a["asset_id"] for a in small.assets["text"].to_pylist() if a["metadata"]["lang"] == "id"]
     files = vector_files(small, "text")
     field = pl.col("metadata").struct.field("lang")
@@ -79,7 +79,7 @@ def test_a_tool_filters_by_metadata(small: Any) -> None:
         assert [name for (name,) in found.fetchall()] == expected
 
 
-def test_the_embedding_is_a_list_of_fixed_size_of_unit_norm(small: Any) -> None:
+def test_embedding_is_a_fixed_size_list_of_unit_norm(small: Any) -> None:
     for kind in small.vectors:
         for file in vector_files(small, kind):
             schema = pq.read_schema(file)
@@ -93,7 +93,7 @@ def test_the_embedding_is_a_list_of_fixed_size_of_unit_norm(small: Any) -> None:
 
 @pytest.mark.parametrize("flags", [0, faiss.IO_FLAG_MMAP, faiss.IO_FLAG_MMAP_IFC], ids=["read", "mmap", "mmap_ifc"])
 def test_stock_faiss_and_arrow_search_without_this_library(small: Any, flags: int) -> None:
-    """Rows of the index are rows of the assets."""
+    """Index rows and asset rows have the same positions."""
     folder = small.folder / "versions" / small.manifest.version / "index"
     for kind, vectors in small.vectors.items():
         index = faiss.read_index(str(folder / f"{kind}-00000-of-00001.faiss"), flags)
@@ -109,7 +109,7 @@ def test_polars_reads_the_assets(small: Any) -> None:
     assert frame["asset_id"].to_list() == small.assets["text"].column("asset_id").to_pylist()
 
 
-def test_dead_letters_are_a_table_too(small: Any) -> None:
+def test_dead_letters_can_be_read_as_a_table(small: Any) -> None:
     file = small.folder / "versions" / small.manifest.version / "dead_letters" / "dead-00000-of-00001.parquet"
     with duckdb.connect() as connection:
         counts = connection.read_parquet(str(file)).aggregate("kind, reason, count(*)").fetchall()

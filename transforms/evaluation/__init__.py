@@ -1,1 +1,1 @@
-"""What a catalog is worth by labelled queries."""
+"""Evaluation of a catalog with labelled queries."""

@@ -1,10 +1,10 @@
-"""What an evaluation says, as its JSON document has it."""
+"""The JSON document of an evaluation."""
 
 from typing import Literal, NotRequired, TypedDict
 
 
 class IntervalFigures(TypedDict):
-    """A mean over queries, and where it would lie if other queries of the same sort had been asked."""
+    """A mean over queries with its confidence interval."""
 
     value: float
     low: float
@@ -12,13 +12,13 @@ class IntervalFigures(TypedDict):
 
 
 Intervals = dict[str, IntervalFigures]
-"""By the name of the figure, such as `recall@10`."""
+"""Intervals by the name of the figure, such as `recall@10`."""
 
 
 class CatalogFigures(TypedDict):
-    """What a catalog finds by its index and by exact search, and what the index loses.
+    """The figures of a catalog by its index and by exact search, and the loss of the index.
 
-    The loss leaves near ties out: where stored scores cannot tell two assets apart, either may stand first.
+    The loss excludes near ties: assets whose stored scores are indistinguishable may be in any order.
     """
 
     index: Intervals
@@ -27,29 +27,29 @@ class CatalogFigures(TypedDict):
 
 
 class Difference(TypedDict):
-    """The second catalog less the first."""
+    """The figures of the second catalog minus those of the first."""
 
     index: Intervals
     exact: Intervals
 
 
 class ComparedFigures(TypedDict):
-    """One direction, for one catalog or two."""
+    """The figures of one direction, for one or two catalogs."""
 
     catalogs: list[CatalogFigures]
     difference: NotRequired[Difference]
-    """Where there are two catalogs."""
+    """Only with two catalogs."""
 
 
 class Thing(TypedDict):
-    """An asset or a query, as a person would name it."""
+    """An asset or a query, described for people."""
 
     asset_id: str | None
     kind: str
     text: str | None
     uri: str | None
     image: NotRequired[str | None]
-    """A small one as a data URL, on the page alone."""
+    """A small image as a data URL, only on the page."""
 
 
 class FoundThing(Thing):
@@ -64,32 +64,32 @@ Cause = Literal["dead letter", "index", "model"]
 
 
 class Failure(TypedDict):
-    """A query that does not find all that is right."""
+    """A query that does not find all relevant assets."""
 
     query: Thing
     place: str
-    """In the file of pairs."""
+    """Its place in the file of pairs."""
     relevant: list[Thing]
-    """The first of them."""
+    """The first relevant assets."""
     relevant_count: int
     found: list[FoundThing]
-    """The first of them."""
+    """The first hits."""
     ndcg: float
     rank_index: int | None
-    """Of the first right asset, from 1; None where there is none."""
+    """The rank of the first relevant asset, from 1; None when it was not found."""
     rank_exact: int | None
     cause: Cause
 
 
 class DirectionFigures(ComparedFigures):
-    """All that is said of one direction, such as `text->image`."""
+    """All figures of one direction, such as `text->image`."""
 
     queries: int
     relevant: int
     dead: list[int]
-    """Of each catalog: labelled assets without a vector."""
+    """For each catalog, the number of labelled assets without a vector."""
     curve: list[float]
-    """Recall of exact search, by the length of the list."""
+    """Recall of exact search, by the length of the result list."""
     failing: int
     worst: list[Failure]
     words: list[str]
@@ -105,7 +105,7 @@ class PairsFigures(TypedDict):
 
 
 class CatalogFacts(TypedDict):
-    """A catalog that was judged."""
+    """An evaluated catalog."""
 
     url: str
     version: str
@@ -115,7 +115,7 @@ class CatalogFacts(TypedDict):
 
 
 class Evaluation(TypedDict):
-    """The whole document."""
+    """The complete document."""
 
     pairs: PairsFigures
     ks: list[int]

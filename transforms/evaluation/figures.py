@@ -1,7 +1,7 @@
-"""How well a catalog answers labelled queries: recall, MRR and nDCG of its index and of exact search, with intervals.
+"""Recall, MRR and nDCG of labelled queries, by index and by exact search, with confidence intervals.
 
-Exact search shows what the model and the labels make possible; what the index gives less than that is its own error,
-but for near ties (`near_ties.py`).
+Exact search shows what the model and the labels allow. The difference to the index is the error of the index, except
+for near ties (`near_ties.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from ...index.storage.store import Store
 from .document import CatalogFigures, ComparedFigures, IntervalFigures, Intervals
 
 DEPTH = 100
-"""So far down the lists of exact search are looked at."""
+"""The length of the result lists of exact search."""
 RESAMPLES = 2000
 _SEED = 20
 _RESAMPLED_AT_ONCE = 4_000_000
@@ -29,23 +29,23 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is right for some queries among the rows of one kind, or of all: arrays with an entry for each pair."""
+    """The relevant rows of some queries, in one kind or all kinds: arrays with one entry per labelled pair."""
 
     queries: int
     query: Rows
     """Positions from 0 to `queries`; each query has a pair with a grade above 0."""
     rows: Rows
-    """-1 for an asset without a vector, which nothing can find."""
+    """-1 for an asset without a vector, which no search can find."""
     grades: Floats
 
     def __post_init__(self) -> None:
         if len(np.unique(self.query[self.grades > 0])) != self.queries:
-            raise ValueError("each query needs an asset with a grade above 0")
+            raise ValueError("each query must have an asset with a grade above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean over queries, and where it would lie if other queries of the same sort had been asked."""
+    """A mean over queries with its confidence interval."""
 
     value: float
     low: float
@@ -56,24 +56,25 @@ class Interval:
 
 
 def score_lists(found: Rows, wanted: Wanted, ks: Sequence[int]) -> dict[str, Floats]:
-    """The figures of each query, by name.
+    """Computes the figures of each query, by name.
 
-    `recall@k`: the share of its relevant assets among the first k; `mrr@k`, of the greatest k: one over the place of
-    the first relevant one, 0 where it comes later; `ndcg@k`: the grades, each over log2(place + 1), summed and divided
-    by the same sum of the best order possible (Järvelin and Kekäläinen 2002, with gains as they are).
+    `recall@k` is the share of the relevant assets among the first k. `mrr@k`, for the greatest k only, is the
+    reciprocal rank of the first relevant asset, or 0 if it is not among the first k. `ndcg@k` is the sum of the grades,
+    each divided by log2(rank + 1), divided by the same sum for the best possible order (Järvelin and Kekäläinen 2002,
+    with the grades as gains).
 
     Args:
-        found: Rows int64, (queries, width), best first; -1 where a list is at its end.
-        wanted: What is right.
-        ks: Lengths of list, in rising order.
+        found: Rows int64, (queries, width), best first; -1 after the end of a list.
+        wanted: The relevant rows.
+        ks: The list lengths, ascending.
 
     Returns:
-        float64, (queries,), each.
+        For each figure, float64, (queries,).
     """
     gains = _gains(found, wanted)
     relevant = np.bincount(wanted.query[wanted.grades > 0], minlength=wanted.queries)
     discounts = 1 / np.log2(np.arange(2, max(*ks, found.shape[1], 2) + 2))
-    # The best order possible: all grades of a query, the highest first.
+    # The best possible order: all grades of a query, the highest first.
     order = np.lexsort((-wanted.grades, wanted.query))
     query, grades = wanted.query[order], wanted.grades[order]
     places = np.arange(len(query)) - np.searchsorted(query, query)
@@ -91,7 +92,7 @@ def score_lists(found: Rows, wanted: Wanted, ks: Sequence[int]) -> dict[str, Flo
 
 
 def score_by_length(found: Mapping[int, Rows], wanted: Wanted) -> dict[str, Floats]:
-    """`score_lists` of lists that were asked for at each length, by their length in rising order."""
+    """Computes `score_lists` of lists that were searched separately for each length, in ascending order of length."""
     parts = [score_lists(rows, wanted, [k]) for k, rows in found.items()]
     last = next(reversed(found))
     figures = {name: values for part in parts for name, values in part.items()}
@@ -100,7 +101,7 @@ def score_by_length(found: Mapping[int, Rows], wanted: Wanted) -> dict[str, Floa
 
 
 def first_ranks(found: Rows, wanted: Wanted) -> Rows:
-    """The place of each query's first relevant asset, from 1; 0 where none was found."""
+    """Returns the rank of each query's first relevant asset, from 1; 0 when none was found."""
     right = _gains(found, wanted) > 0
     return (
         np.where(right.any(axis=1), right.argmax(axis=1) + 1, 0) if found.shape[1] else np.zeros(len(found), np.int64)
@@ -108,14 +109,14 @@ def first_ranks(found: Rows, wanted: Wanted) -> Rows:
 
 
 def recall_curve(found: Rows, wanted: Wanted) -> Floats:
-    """The mean recall after each place: float64, (width,)."""
+    """Returns the mean recall at each rank: float64, (width,)."""
     relevant = np.bincount(wanted.query[wanted.grades > 0], minlength=wanted.queries)
     curve: Floats = (np.cumsum(_gains(found, wanted) > 0, axis=1) / relevant[:, None]).mean(axis=0)
     return curve
 
 
 def _gains(found: Rows, wanted: Wanted) -> Floats:
-    """The grade of each row that was found, (queries, width); 0 for one that is not labelled."""
+    """The grade of each found row, (queries, width); 0 for a row without a label."""
     alive = wanted.rows >= 0
     stride = int(max(found.max(initial=0), wanted.rows.max(initial=0))) + 1
     keys = wanted.query[alive] * stride + wanted.rows[alive]
@@ -129,14 +130,14 @@ def _gains(found: Rows, wanted: Wanted) -> Floats:
 
 
 def mean_intervals(values: Floats, confidence: float, *, seed: int = _SEED) -> list[Interval]:
-    """The mean of each column with the interval of a percentile bootstrap over rows.
+    """Computes the mean of each column with the interval of a percentile bootstrap over the rows.
 
-    The same rows are drawn for all columns: the column of a difference so has the interval of *paired* values.
+    The same rows are drawn for all columns, so the interval of a column of differences is that of *paired* values.
 
     Args:
         values: float64, (queries, figures).
-        confidence: The share of bootstrap means that lies within, such as 0.95.
-        seed: Of the draws.
+        confidence: The share of bootstrap means inside the interval, such as 0.95.
+        seed: The seed of the draws.
     """
     queries = len(values)
     rng = np.random.default_rng(seed)
@@ -157,7 +158,7 @@ def mean_intervals(values: Floats, confidence: float, *, seed: int = _SEED) -> l
 
 @dataclass(frozen=True, kw_only=True)
 class Lists:
-    """What was found for all queries: scores float32 and rows int64, both (queries, width), -1 at the end of a list."""
+    """The results of all queries: scores float32 and rows int64, both (queries, width), -1 after the end of a list."""
 
     scores: npt.NDArray[np.float32]
     rows: Rows
@@ -165,7 +166,7 @@ class Lists:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A catalog that is judged, and the queries as its model sees them."""
+    """An evaluated catalog, and the queries embedded by its model."""
 
     url: str
     catalog: Catalog
@@ -173,16 +174,16 @@ class Subject:
     """float32, (queries, dimension)."""
     query_kinds: Sequence[str]
     own_rows: Rows
-    """Of queries that are assets: their rows, which are not to be found; -1 for others."""
+    """The rows of queries that are assets, which must not count as hits; -1 for other queries."""
 
 
 def search_index(subject: Subject, kind: Any, k: int) -> Lists:
-    """The best k of a kind for all queries, as a search for k gives them: for longer lists an index works harder."""
+    """Searches the index for the best k rows of a kind. An index searches more cells for a larger k."""
     lists = _no_lists(subject, k)
     if kind not in subject.catalog.kinds:
         return lists
     own = _own_rows(subject, kind)
-    for of_sort in (own < 0, own >= 0):  # an asset finds itself as well
+    for of_sort in (own < 0, own >= 0):  # an asset also finds itself, so it needs one more result
         if of_sort.any():
             asked = k + int(own[of_sort][0] >= 0)
             found = subject.catalog.find_rows(subject.vectors[of_sort], asked, kind=kind)
@@ -192,7 +193,7 @@ def search_index(subject: Subject, kind: Any, k: int) -> Lists:
 
 
 def search_exactly(subject: Subject, kind: Any) -> Lists:
-    """The best `DEPTH` of a kind for all queries, by comparing them with every stored vector."""
+    """Finds the best `DEPTH` rows of a kind for all queries by comparing them with every stored vector."""
     catalog = subject.catalog
     if kind not in catalog.kinds:
         return _no_lists(subject, DEPTH)
@@ -211,7 +212,7 @@ def _no_lists(subject: Subject, width: int) -> Lists:
 
 
 def _without(own: Rows, scores: npt.NDArray[np.float32], rows: Rows, width: int) -> Lists:
-    """Lists of one length in which no query finds itself."""
+    """Removes each query from its own list and cuts all lists to one length."""
     missing = max(0, width + 1 - rows.shape[1])
     scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
     rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
@@ -221,13 +222,13 @@ def _without(own: Rows, scores: npt.NDArray[np.float32], rows: Rows, width: int)
 
 
 def row_offsets(catalog: Catalog) -> dict[str, int]:
-    """Where the rows of each kind begin when all kinds are counted through."""
+    """Returns the first row of each kind when the rows of all kinds are numbered consecutively."""
     sizes = [len(catalog.assets(kind)) for kind in catalog.kinds]  # type: ignore[arg-type]
     return dict(zip(catalog.kinds, np.cumsum([0, *sizes]).tolist(), strict=False))
 
 
 def merge_lists(subject: Subject, lists: Mapping[str, Lists], merge: Merge) -> Lists:
-    """One list for each query out of those of all kinds, as long as they are; rows are counted through all kinds."""
+    """Merges the lists of all kinds into one list of the same length; rows are numbered over all kinds."""
     kinds = list(lists)
     wide = next(iter(lists.values())).rows.shape[1]
     entries = {entry.kind: entry for entry in subject.catalog.manifest.indexes if entry.kind in lists}
@@ -247,24 +248,24 @@ def merge_lists(subject: Subject, lists: Mapping[str, Lists], merge: Merge) -> L
 
 @dataclass(frozen=True)
 class SubjectFigures:
-    """The figures of a catalog in one direction, by their names, as `score_lists` gives them."""
+    """The figures of a catalog in one direction, by name, from `score_lists`."""
 
     index: Mapping[str, Floats]
     exact: Mapping[str, Floats]
     resolved: Mapping[str, Floats]
-    """Of exact search with near ties as the index has them: what the index gives less is its own error."""
+    """Figures of exact search with near ties in the order of the index; the difference is the index error."""
 
 
 def compare_figures(subjects: Sequence[SubjectFigures], confidence: float) -> ComparedFigures:
-    """Figures of one direction with their intervals, for one catalog or two.
+    """Computes the figures of one direction with their intervals, for one or two catalogs.
 
     Args:
         subjects: One for each catalog.
-        confidence: Of the intervals.
+        confidence: The confidence level of the intervals.
 
     Returns:
-        `catalogs`, a list of {"index", "exact", "index_error"}; with two also `difference`, {"index", "exact"}, the
-        second less the first. Each has intervals by the figure's name.
+        `catalogs`, a list of {"index", "exact", "index_error"}; with two catalogs also `difference`, {"index",
+        "exact"}, the second minus the first. Each has intervals by the name of the figure.
     """
     names = list(subjects[0].index)
     columns: dict[tuple[int, str], Mapping[str, Floats]] = {}

@@ -1,4 +1,4 @@
-"""Where labelled assets stand in the catalogs that are judged: ids become kinds and rows."""
+"""Finds the kinds and rows of labelled assets in the evaluated catalogs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ Rows = npt.NDArray[np.int64]
 
 
 class NamedCatalog(NamedTuple):
-    """A catalog that is judged, and its address."""
+    """An evaluated catalog and its URL."""
 
     url: str
     catalog: Catalog
 
 
 class Direction(NamedTuple):
-    """Which kind asks, and which is sought."""
+    """The kind of the queries and the kind that is searched."""
 
     query_kind: str
     kind: str | None
@@ -43,7 +43,7 @@ class Direction(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedLabels:
-    """Labelled queries, and their pairs with the rows that they are in each catalog."""
+    """Labelled queries, and their pairs with the rows in each catalog."""
 
     queries: tuple[LabelledQuery, ...]
     pair_query: Rows
@@ -55,10 +55,10 @@ class PlacedLabels:
     own_rows: tuple[Rows, ...]
     """For each catalog, the rows of the queries that are assets; -1 for other queries."""
     dropped: int
-    """Pairs that were left out."""
+    """The number of dropped pairs."""
 
     def directions(self) -> Iterator[Direction]:
-        """Each kind of query with each kind that something is right of."""
+        """Yields each query kind with each kind that has a relevant asset."""
         kinds = np.array([query.kind for query in self.queries])[self.pair_query]
         right = self.grades > 0
         for query_kind in KINDS:
@@ -67,12 +67,12 @@ class PlacedLabels:
                     yield Direction(query_kind, kind)
 
     def wanted(self, number: int, direction: Direction, catalog: Catalog) -> tuple[Rows, Wanted]:
-        """What is right in one direction: the positions of its queries, and their pairs.
+        """Returns the positions of the queries of one direction, and their relevant rows.
 
         Args:
-            number: Of the catalog.
-            direction: Where all kinds are sought, their rows are counted through.
-            catalog: That the number stands for.
+            number: The position of the catalog.
+            direction: The direction. If it covers all kinds, their rows are numbered consecutively.
+            catalog: The catalog at this position.
         """
         query_kind, kind = direction
         rows = self.rows[number]
@@ -82,7 +82,7 @@ class PlacedLabels:
         chosen = np.array([query.kind == query_kind for query in self.queries])[self.pair_query]
         if kind is not None:
             chosen &= self.pair_kind == kind
-        # A query with nothing but grades of 0 in this direction says nothing of it.
+        # A query with only grades of 0 in this direction measures nothing.
         positions = np.unique(self.pair_query[chosen & (self.grades > 0)])
         chosen &= np.isin(self.pair_query, positions)
         query = np.searchsorted(positions, self.pair_query[chosen])
@@ -95,12 +95,13 @@ def place_labels(
     """Finds the labelled assets in all catalogs.
 
     Args:
-        queries: As they were read.
-        catalogs: That are judged.
-        drop_unknown: Leave out what is not in every catalog, instead of refusing the file.
+        queries: The queries from `read_labels`.
+        catalogs: The evaluated catalogs.
+        drop_unknown: Drop pairs that are not in every catalog instead of refusing the file.
 
     Raises:
-        ConfigError: When an id is unknown, is of two kinds and the file does not say which, or nothing is left.
+        ConfigError: When an id is unknown, when an id belongs to two kinds and the file does not name one, or when no
+            pairs are left.
     """
     pairs = [(number, label) for number, query in enumerate(queries) for label in query.relevant]
     labels = [label for _, label in pairs]
@@ -126,7 +127,7 @@ def place_labels(
     left = np.unique(query[keep & (grades > 0)])
     keep &= np.isin(query, left)
     if not len(left):
-        raise ConfigError("Of the labelled pairs none is left whose query and asset are in every catalog.")
+        raise ConfigError("--pairs: no labelled pair has its query and its asset in every catalog.")
     return PlacedLabels(
         queries=tuple(queries[number] for number in left.tolist()),
         pair_query=np.searchsorted(left, query[keep]),
@@ -139,7 +140,7 @@ def place_labels(
 
 
 _Found = Mapping[str, Mapping[str, int]]
-"""By kind and id, the row, or _DEAD."""
+"""The row, or _DEAD, by kind and id."""
 
 
 def _find(url: str, catalog: Catalog, ids: Sequence[str]) -> _Found:
@@ -155,7 +156,7 @@ def _find(url: str, catalog: Catalog, ids: Sequence[str]) -> _Found:
                         for letter in table.filter(asked).to_pylist():
                             found[letter["kind"]][letter["asset_id"]] = _DEAD
             except pa.ArrowInvalid as error:
-                raise CatalogError(f"{store.url}/{name} cannot be read as dead letters: {error}.") from error
+                raise CatalogError(f"{store.url}/{name}: the dead letters cannot be read: {error}.") from error
     for kind in catalog.kinds:
         column = catalog.assets(kind).column("asset_id")  # type: ignore[arg-type]
         rows = pc.index_in(pa.array(ids, pa.string()), value_set=column).to_pylist()
@@ -170,21 +171,21 @@ def _kind_of(label: Relevant, known: Sequence[_Found]) -> str | None:
     kinds = [kind for kind in KINDS if any(label.asset_id in found[kind] for found in known)]
     if len(kinds) > 1:
         raise ConfigError(
-            f"--pairs, {label.place}: relevant {label.asset_id!r} is the id of an image and of a text: "
-            "say which is meant in a column `relevant_kind`."
+            f"--pairs, {label.place}: relevant {label.asset_id!r} is the id of an image and of a text. "
+            "Add a column `relevant_kind`."
         )
     return kinds[0] if kinds else None
 
 
 def _refuse_duplicates(pairs: Sequence[tuple[int, Relevant]], kinds: Sequence[str | None]) -> None:
-    """A pair may stand there twice, once with its kind and once without."""
+    """Refuses pairs that occur twice, for example once with and once without the kind."""
     first: dict[tuple[int, str, str | None], Relevant] = {}
     for (number, label), kind in zip(pairs, kinds, strict=True):
         earlier = first.setdefault((number, label.asset_id, kind), label)
         if earlier is not label:
             raise ConfigError(
-                f"--pairs, {label.place}: relevant {label.asset_id!r} is in {earlier.place} already, for the same "
-                "query: each pair must be there once."
+                f"--pairs, {label.place}: relevant {label.asset_id!r} is a duplicate of {earlier.place} for the same "
+                "query. Remove one of them."
             )
 
 
@@ -205,13 +206,13 @@ def _refuse_unknown(
             shown = ", ".join(f"{label.asset_id!r} ({label.place})" for label in unknown[:_SHOWN])
             more = "" if len(unknown) <= _SHOWN else f" and {len(unknown) - _SHOWN} more"
             raise ConfigError(
-                f"relevant must be the ids of assets, and {url} has neither vector nor dead letter of {shown}{more}: "
-                "mend them, or leave such pairs out with --drop-unknown."
+                f"--pairs: {url} has neither a vector nor a dead letter of relevant {shown}{more}. "
+                "Correct the ids, or use --drop-unknown to drop such pairs."
             )
         for query, row in zip(queries, of_queries.tolist(), strict=True):
             if query.asset_id is not None and row < 0:
-                why = "is a dead letter" if row == _DEAD else "is not there"
+                why = "is a dead letter in" if row == _DEAD else "does not exist in"
                 raise ConfigError(
-                    f"--pairs, {query.place}: query_id must be an asset that has a vector, and the {query.kind} "
-                    f"{query.asset_id!r} {why} in {url}: mend it, or leave such pairs out with --drop-unknown."
+                    f"--pairs, {query.place}: query_id: the {query.kind} {query.asset_id!r} {why} {url}. "
+                    "Use an asset with a vector, or use --drop-unknown to drop such pairs."
                 )

@@ -1,4 +1,4 @@
-"""Labelled pairs: a file that says which assets are right for which query, read and checked."""
+"""Reads and checks labelled pairs: a file that lists the relevant assets of each query."""
 
 import csv
 import difflib
@@ -31,20 +31,20 @@ _Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Relevant:
-    """An asset that is right for a query."""
+    """A labelled asset of a query."""
 
     asset_id: str
     kind: AssetKind | None
-    """None: the file does not say; it is the kind that has the id."""
+    """None when the file does not name it; the kind that has the id is then used."""
     grade: float
-    """How right it is; 0: it was looked at and is not."""
+    """The relevance; 0 means judged as not relevant."""
     place: str = field(compare=False)
-    """Where the file has it: `line 7`, or `row 6` of Parquet."""
+    """Its place in the file: `line 7`, or `row 6` in Parquet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledQuery:
-    """A query and what is right for it: a sentence, a picture's file, or an asset of the catalog."""
+    """A query (a text, an image file, or an asset of the catalog) and its labelled assets."""
 
     kind: AssetKind
     text: str | None = None
@@ -54,26 +54,26 @@ class LabelledQuery:
 
     @property
     def place(self) -> str:
-        """Where the file has it first."""
+        """Its first place in the file."""
         return self.relevant[0].place
 
     @property
     def words(self) -> str:
-        """What a person calls it."""
+        """The query in readable form."""
         if self.text is not None:
             return self.text
         return self.image.name if self.image is not None else str(self.asset_id)
 
 
 def read_labels(path: Path) -> tuple[LabelledQuery, ...]:
-    """Reads a csv, jsonl or parquet file; rows of the same query are put together, in the order of the file.
+    """Reads a csv, jsonl or parquet file and groups the rows of the same query, in the order of the file.
 
-    Columns: `query` (a sentence), `image` (a file in the folder of this file, or below it) or `query_kind` and
-    `query_id` (an asset); `relevant`, an id or, except in csv, a list of them; `relevant_kind`; `grade`, at least 0.
-    A row that names several ids may have one kind and one grade for all, or as many as ids.
+    Columns: `query` (a text), `image` (a file in or below the folder of this file), or `query_kind` and `query_id`
+    (an asset); `relevant`, an id or, except in csv, a list of ids; `relevant_kind`; `grade`, at least 0. A row with
+    several ids has either one kind and one grade for all ids, or one for each id.
 
     Raises:
-        ConfigError: With the place, the rule and the value.
+        ConfigError: When the file cannot be read or a value is invalid; names the place, the rule and the value.
     """
     try:
         rows = list(_rows(path))
@@ -83,13 +83,13 @@ def read_labels(path: Path) -> tuple[LabelledQuery, ...]:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"--pairs {str(path)!r} cannot be read as {_format(path)}: {reason}.") from error
     if not rows:
-        raise ConfigError(f"--pairs {str(path)!r} has no rows.")
+        raise ConfigError(f"--pairs {str(path)!r} has no rows. Add at least one.")
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     _check_names(names, path)
     if "relevant" not in names or not set(_QUERY_COLUMNS) & set(names):
         raise ConfigError(
-            f"--pairs {str(path)!r} must have a column `relevant`, and one of `query`, `image` and `query_id`; "
-            f"it has {', '.join(map(str, names))}."
+            f"--pairs {str(path)!r} must have a column `relevant` and one of `query`, `image` and `query_id`, "
+            f"got {', '.join(map(str, names))}."
         )
     found: dict[tuple[str, ...], LabelledQuery] = {}
     relevant: dict[tuple[str, ...], dict[tuple[str, str | None], Relevant]] = {}
@@ -100,43 +100,46 @@ def read_labels(path: Path) -> tuple[LabelledQuery, ...]:
         found.setdefault(key, query)
         for label in labels:
             if (label.asset_id, label.kind) == (query.asset_id, query.kind):
-                raise ConfigError(f"{place}: the asset {query.asset_id!r} is asked for itself, which is never a hit.")
+                raise ConfigError(
+                    f"{place}: the query {query.asset_id!r} is labelled relevant for itself, but a query is never its "
+                    "own hit. Remove the pair."
+                )
             first = relevant.setdefault(key, {}).setdefault((label.asset_id, label.kind), label)
             if first is not label:
                 raise ConfigError(
-                    f"{place}: the pair of {query.words!r} and {label.asset_id!r} stands in {first.place} already: "
-                    "each pair must be there once."
+                    f"{place}: the pair of {query.words!r} and {label.asset_id!r} is a duplicate of {first.place}. "
+                    "Remove one of them."
                 )
     return tuple(_whole(query, tuple(relevant.get(key, {}).values()), path) for key, query in found.items())
 
 
 def _check_names(names: Sequence[Any], path: Path) -> None:
-    """Raises ConfigError for a name that is likely meant for a column that is known: it would be passed over."""
+    """Raises ConfigError for a name that is probably a misspelt known column, which would otherwise be ignored."""
     other = [str(name) for name in names if name not in _COLUMNS]
     known = {re.sub(r"[\W_]", "", column): column for column in _COLUMNS}
     for name in other:
         close = difflib.get_close_matches(re.sub(r"[\W_]", "", name.lower()), known, n=1, cutoff=0.8)
         if close:
             raise ConfigError(
-                f"--pairs {str(path)!r}: the column {name!r} is not known. Did you mean {known[close[0]]!r}? If not, "
-                "give it another name."
+                f"--pairs {str(path)!r}: unknown column {name!r}. Did you mean {known[close[0]]!r}? "
+                "If not, rename the column."
             )
     if any(name.strip() for name in other):
-        _log.warning("--pairs %r: not used: %s", str(path), ", ".join(map(repr, other)))
+        _log.warning("--pairs %r: ignored columns: %s", str(path), ", ".join(map(repr, other)))
 
 
 def _check_once(names: Sequence[str], path: Path) -> None:
-    """Raises ConfigError for a known column that stands twice: one would be taken for the other."""
+    """Raises ConfigError for a known column that occurs twice."""
     for name in names:
         if name in _COLUMNS and names.count(name) > 1:
-            raise ConfigError(f"--pairs {str(path)!r}: the column {name!r} stands twice. Leave one of them out.")
+            raise ConfigError(f"--pairs {str(path)!r}: duplicate column {name!r}. Remove one of them.")
 
 
 def _whole(query: LabelledQuery, relevant: tuple[Relevant, ...], path: Path) -> LabelledQuery:
     if not any(label.grade > 0 for label in relevant):
         raise ConfigError(
-            f"{path}: the query {query.words!r} has no asset with a grade above 0: without one that is relevant "
-            "nothing can be measured."
+            f"{path}: the query {query.words!r} has no asset with a grade above 0. Label at least one relevant asset, "
+            "or remove the query."
         )
     return LabelledQuery(
         kind=query.kind, text=query.text, image=query.image, asset_id=query.asset_id, relevant=relevant
@@ -148,7 +151,7 @@ def _format(path: Path) -> str:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, _Row]]:
-    """(place, row) of each row that is not blank."""
+    """Yields (place, row) for each row that is not blank."""
     match _format(path):
         case "csv":
             with path.open(newline="", encoding="utf-8-sig") as file:
@@ -157,7 +160,7 @@ def _rows(path: Path) -> Iterator[tuple[str, _Row]]:
                 _check_once(names, path)
                 for line, cells in rows:
                     if len(cells) > len(names):
-                        raise ConfigError(f"{path} line {line}: has more cells than the file has columns.")
+                        raise ConfigError(f"{path} line {line}: {len(cells)} cells, but the header has {len(names)}.")
                     yield f"line {line}", {n: c or None for n, c in itertools.zip_longest(names, cells)}
         case "jsonl":
             with path.open("rb") as lines:
@@ -165,10 +168,10 @@ def _rows(path: Path) -> Iterator[tuple[str, _Row]]:
                     try:
                         value = orjson.loads(text)
                     except orjson.JSONDecodeError as error:
-                        why = f"{error.msg}, at its character {error.colno}"
-                        raise ConfigError(f"{path} line {number}: cannot be read as jsonl: {why}.") from None
+                        why = f"{error.msg} at character {error.colno}"
+                        raise ConfigError(f"{path} line {number}: invalid JSON: {why}.") from None
                     if not isinstance(value, dict):
-                        raise ConfigError(f"{path} line {number}: must be an object, got {str(value)[:60]!r}.")
+                        raise ConfigError(f"{path} line {number}: must be a JSON object, got {str(value)[:60]!r}.")
                     yield f"line {number}", value
         case "parquet":
             names = pq.read_schema(path).names
@@ -178,7 +181,7 @@ def _rows(path: Path) -> Iterator[tuple[str, _Row]]:
                 table = pq.read_table(path, columns=columns, use_threads=False)
                 yield from ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
             else:
-                yield "", dict.fromkeys(names)  # the caller says which are missing
+                yield "", dict.fromkeys(names)  # the caller reports the missing columns
         case other:
             raise ConfigError(f"--pairs must be a file ending in .csv, .jsonl or .parquet, got {other!r} ({path}).")
 
@@ -187,7 +190,7 @@ def _query(row: _Row, folder: Path, place: str) -> LabelledQuery:
     given = [name for name in _QUERY_COLUMNS if row.get(name) is not None]
     if len(given) != 1:
         raise ConfigError(
-            f"{place}: must have exactly one of `query`, `image` and `query_id`, got {' and '.join(given) or 'none'}."
+            f"{place}: set exactly one of `query`, `image` and `query_id`, got {' and '.join(given) or 'none'}."
         )
     value = _id(row[given[0]], given[0], place)
     match given[0]:
@@ -196,14 +199,14 @@ def _query(row: _Row, folder: Path, place: str) -> LabelledQuery:
         case "query_id":
             kind = _kind(row.get("query_kind"), "query_kind", place)
             if kind is None:
-                raise ConfigError(f"{place}: a `query_id` needs its `query_kind`, image or text.")
+                raise ConfigError(f"{place}: query_id needs a query_kind. Set it to image or text.")
             return LabelledQuery(kind=kind, asset_id=value, relevant=())
     image = folder / value
-    # Who writes labels says what is sent to the API, and that shall be pictures that lie beside them.
+    # The author of the labels chooses which files are sent to the API: allow only files in the same folder or below.
     if not is_within(str(image), (str(folder.absolute()),)):
-        raise ConfigError(f"{place}: picture must be a path below the folder of the file, got {value!r}.")
+        raise ConfigError(f"{place}: image must be a path below the folder of the file, got {value!r}.")
     if not image.is_file():
-        raise ConfigError(f"{place}: picture {value!r} is no file in {folder}.")
+        raise ConfigError(f"{place}: image: no such file {value!r} in {folder}.")
     return LabelledQuery(kind="image", image=image, relevant=())
 
 
@@ -211,7 +214,7 @@ def _relevant(row: _Row, here: str, place: str) -> Iterator[Relevant]:
     value = row.get("relevant")
     ids: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
     if value is None or not ids:
-        raise ConfigError(f"{place}: relevant must be the id of an asset, or a list of ids, got {value!r}.")
+        raise ConfigError(f"{place}: relevant must be an asset id or a list of ids, got {value!r}.")
     kinds = _as_many(row.get("relevant_kind"), ids, "relevant_kind", place)
     grades = _as_many(row.get("grade"), ids, "grade", place)
     for one, kind, grade in zip(ids, kinds, grades, strict=True):
@@ -227,9 +230,7 @@ def _as_many(value: Any, ids: Sequence[Any], name: str, place: str) -> Sequence[
     if not isinstance(value, (list, tuple)):
         return [value] * len(ids)
     if len(value) != len(ids):
-        raise ConfigError(
-            f"{place}: {name} must be one value, or one for each of the {len(ids)} ids, got {len(value)}."
-        )
+        raise ConfigError(f"{place}: {name} must be one value or {len(ids)} values, one for each id, got {len(value)}.")
     return value
 
 
@@ -237,7 +238,7 @@ def _id(value: Any, name: str, place: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{place}: {name} must be text that is not empty, got {value!r}.")
+        raise ConfigError(f"{place}: {name} must be a non-empty text, got {value!r}.")
     return value
 
 

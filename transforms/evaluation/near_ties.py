@@ -1,8 +1,8 @@
-"""Exact search in the order that the index gives to what its stored vectors cannot tell apart.
+"""Sorts near ties of exact search in the order of the index.
 
-Texts that differ by one number have scores that differ by less than rounding to fp16 moves them. Which of them stands
-first is no error of the index, and the exact order says nothing of the model either. So rows that tie within the
-tolerance of `index/ann/precision.py` stand in the lists of exact search as they stand in those of the index.
+Texts that differ by one number have scores that differ by less than the fp16 rounding error. Their order is neither an
+error of the index nor a property of the model. Rows that tie within the tolerance of `index/ann/precision.py` are
+therefore put into the order of the index in the lists of exact search.
 """
 
 import numpy as np
@@ -13,12 +13,12 @@ from .figures import Lists, Subject
 
 
 def rounding_errors(subject: Subject, kind: str, exact: Lists) -> npt.NDArray[np.float32]:
-    """How far the stored vectors move the scores of the best rows at most, float32, (queries,).
+    """Measures the largest rounding error of the best rows' scores, per query: float32, (queries,).
 
     Args:
         subject: The catalog.
-        kind: Of the rows.
-        exact: What exact search found.
+        kind: The kind of the rows.
+        exact: The results of exact search.
     """
     stored = np.full(exact.scores.shape, np.nan, np.float32)
     for q, rows in enumerate(exact.rows):
@@ -31,15 +31,15 @@ def rounding_errors(subject: Subject, kind: str, exact: Lists) -> npt.NDArray[np
 
 
 def order_ties(exact: Lists, index: Lists, errors: npt.NDArray[np.float32]) -> Lists:
-    """The lists of exact search, as long as they are, with near ties in the order of the index.
+    """Returns the lists of exact search, at the same length, with near ties in the order of the index.
 
-    A row of the index comes next if its exact score is at most twice the error below the best that is left; one that
-    exact search did not list has a stored score only, which may be once the error too high.
+    A row of the index is next if its exact score is at most twice the error below the best remaining row. A row that
+    exact search did not list has only a stored score, which may be too high by the error.
 
     Args:
-        exact: Of all queries.
-        index: Of the same queries, no longer than the exact ones.
-        errors: `rounding_errors`.
+        exact: The lists of exact search.
+        index: The lists of the index for the same queries, not longer than the exact ones.
+        errors: The result of `rounding_errors`.
     """
     scores, rows = exact.scores.copy(), exact.rows.copy()
     width = index.rows.shape[1]
@@ -63,7 +63,7 @@ def order_ties(exact: Lists, index: Lists, errors: npt.NDArray[np.float32]) -> L
 def _merge(
     exact: list[tuple[int, float]], found: list[tuple[int, float, float]], tolerance: float
 ) -> list[tuple[int, float]]:
-    """(row, score) of both; `found` has (row, score, exact score), and comes first where it is as good."""
+    """Merges both lists into (row, score); rows of `found` (row, score, exact score) are first when equally good."""
     placed: dict[int, float] = {}
     at = 0
     for row, score in exact:

@@ -1,4 +1,4 @@
-"""The page of an evaluation: figures with intervals, plots, and the queries that fail; one file that opens offline."""
+"""The HTML page of an evaluation: figures with intervals, plots and failing queries, in one self-contained file."""
 
 from ..reports.pages import page_environment
 from ..reports.plots import Plot
@@ -10,14 +10,13 @@ _ROW_IN = 0.42
 
 
 def render_evaluation(document: Evaluation) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
-        document: Of `pipelines.jobs.evaluate`; what stands in its lists of failures may have small pictures under
-            `image`.
+        document: The document from `pipelines.jobs.evaluate`; its failures may contain small images under `image`.
 
     Raises:
-        ImportError: Without matplotlib.
+        ImportError: When matplotlib is not installed.
     """
     plots = {}
     for name, (title, caption, draw) in _PLOTS.items():
@@ -29,7 +28,7 @@ def render_evaluation(document: Evaluation) -> str:
 
 
 def _recall(document: Evaluation) -> Drawing:
-    """Points with their intervals: exact search hollow, the index filled, one catalog above the other."""
+    """Points with intervals: exact search hollow, the index filled, one catalog above the other."""
     name = f"recall@{document['ks'][-1]}"
     directions = list(document["directions"])
     count = len(document["catalogs"])
@@ -67,7 +66,7 @@ def _recall(document: Evaluation) -> Drawing:
 
 
 def _curves(document: Evaluation) -> Drawing:
-    """How recall grows with the list: a line for exact search, a dot for each length that the index was asked for."""
+    """Recall by list length: a line for exact search, a dot for each length searched with the index."""
     figure, axes = make_axes(2.9)
     words = []
     for (direction, figures), (ink, line) in zip(document["directions"].items(), LINES * 2, strict=False):
@@ -88,13 +87,13 @@ def _curves(document: Evaluation) -> Drawing:
 
 _PLOTS = {
     "recall": (
-        "What is found, and what could be",
-        "Hollow is exact search, filled the index: between them lies the index's error, right of both the model's.",
+        "Recall by index and by exact search",
+        "Hollow: exact search; filled: the index. Their distance is the index error; the rest to 1 is the model error.",
         _recall,
     ),
     "curves": (
-        "How recall grows with the list",
-        "Lines are exact search, dots the index. A line that still climbs has the right assets, only too far down.",
+        "Recall by list length",
+        "Lines: exact search. Dots: the index. If a line still rises, the model ranks relevant assets too low.",
         _curves,
     ),
 }

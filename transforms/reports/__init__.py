@@ -1,1 +1,1 @@
-"""What happened in a run, as JSON and as a page with plots."""
+"""The report of a run, as JSON and as an HTML page with plots."""

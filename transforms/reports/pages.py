@@ -1,4 +1,4 @@
-"""Pages for people: templates, and text of strangers as it may stand in them."""
+"""HTML templates, and a filter for untrusted text in them."""
 
 import importlib.resources
 import re
@@ -12,10 +12,10 @@ _LONGEST_SHOWN = 300
 
 
 def page_environment(package: str) -> jinja2.Environment:
-    """Templates in which whatever is put into a page is escaped.
+    """Creates a template environment that escapes all values.
 
     Args:
-        package: That has the templates; those of this package can be included in them.
+        package: The package with the templates; they can include templates of this package.
     """
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([_loader(package), _loader(__package__)]),
@@ -45,9 +45,9 @@ def _loader(package: str) -> jinja2.BaseLoader:
 
 
 def visible(text: str) -> str:
-    """Text of strangers as it may stand on a page: short, and without characters that turn or hide what follows.
+    """Shortens untrusted text and escapes characters that reorder or hide the text after them.
 
-    Letters of right-to-left scripts stay as they are; only marks that override the order of others are spelled out.
+    Letters of right-to-left scripts are kept; only control and formatting characters are escaped.
     """
     shown = text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
     return re.sub(
@@ -58,5 +58,5 @@ def visible(text: str) -> str:
 
 
 def _spelled(character: str) -> str:
-    # Joiners are part of how some scripts and emoji are written.
+    # Some scripts and emoji need joiners.
     return character if character in "\u200c\u200d" else f"\\u{ord(character):04x}"

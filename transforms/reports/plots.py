@@ -1,4 +1,4 @@
-"""The plots of a run's report, drawn from `report.json` alone. A plot that would be empty is not drawn."""
+"""Draws the plots of a run's report from `report.json`. Empty plots are omitted."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -32,19 +32,19 @@ _MOST_SCORE_BINS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """A drawing, and a sentence that says what to look for in it."""
+    """A plot, and a sentence that explains how to read it."""
 
     title: str
     caption: str
     svg: str
-    """An element for the middle of an HTML page."""
+    """An inline element for an HTML page."""
 
 
 def draw_plots(report: Mapping[str, Any]) -> dict[str, Plot]:
-    """Draws what the report has figures for.
+    """Draws all plots that the report has figures for.
 
     Raises:
-        ImportError: Without matplotlib.
+        ImportError: When matplotlib is not installed.
     """
     plots = {}
     for name, (title, caption, draw) in _PLOTS.items():
@@ -64,18 +64,18 @@ def _throughput(report: Mapping[str, Any]) -> Drawing | None:
     steps = _steps(report, "assets", "items")
     if steps is None or not any(steps.counts["assets"]):
         return None
-    # What is taken over is finished in a moment: one spike, beside which nothing else could be seen.
-    name, label = ("items", "vectors from the API") if any(steps.counts["items"]) else ("assets", "assets taken over")
+    # Reused assets finish at once: a single spike that would hide everything else.
+    name, label = ("items", "vectors from the API") if any(steps.counts["items"]) else ("assets", "assets reused")
     rate = steps.counts[name] / steps.step_s
     figure, axes = make_axes()
     axes.stairs(rate, steps.edges, fill=True, color=FIRST, alpha=0.45, label=label)
-    axes.set_ylabel("a second")
+    axes.set_ylabel("per second")
     count_in_whole_numbers(axes)
     _finish_time(axes, steps)
     total, lasted = int(steps.counts[name].sum()), steps.step_s * len(rate)
     return Drawing(
         figure=figure,
-        description=f"{total:,} {label} in {of_duration(lasted)}: {total / lasted:,.0f} a second on average, "
+        description=f"{total:,} {label} in {of_duration(lasted)}: {total / lasted:,.0f} per second on average, "
         f"{rate.max():,.0f} at most.",
     )
 
@@ -85,7 +85,7 @@ def _requests(report: Mapping[str, Any]) -> Drawing | None:
     if steps is None or not any(steps.counts["requests"]):
         return None
     limit = report["api"]["limits"].get("requests")
-    # What the limit is about: how many requests the sixty seconds before each moment hold.
+    # The limit applies to the number of requests in the preceding 60 seconds.
     width = max(1, round(60 / steps.step_s))
     sums = np.convolve(steps.counts["requests"], np.ones(width))[: len(steps.counts["requests"])]
     sums *= 60 / (width * steps.step_s)
@@ -94,15 +94,15 @@ def _requests(report: Mapping[str, Any]) -> Drawing | None:
     description = f"At most {of_count(round(sums.max()), 'request')} within 60 s"
     if limit is not None:
         lasted = steps.step_s * len(sums)
-        # A run too short to come near the limit is held against the pace that the limit sets.
-        begins, word = (limit, "limit") if lasted >= 60 else (0.0, "pace of the limit,")
+        # A run of less than a minute cannot reach the limit: compare it with the rate that the limit allows.
+        begins, word = (limit, "limit") if lasted >= 60 else (0.0, "rate of the limit,")
         ends = limit * min(lasted, 60) / 60
         label = f"{word} {limit:,.0f}"
         axes.plot(steps.edges[[0, -1]], [begins, ends], color=ALARM, linestyle="dashed", linewidth=1.3, label=label)
-        description += f", where the limit is {limit:,.0f}"
+        description += f"; the limit is {limit:,.0f}"
     axes.margins(y=0.08)
     axes.set_ylim(0)
-    axes.set_ylabel("requests a minute")
+    axes.set_ylabel("requests per minute")
     _finish_time(axes, steps)
     return Drawing(figure=figure, description=description + ".")
 
@@ -156,7 +156,7 @@ def _scores(report: Mapping[str, Any]) -> Drawing | None:
     histograms = report["histograms"]["scores"]
     if not histograms:
         return None
-    # One width for all, or a finely counted direction would look lower than the others.
+    # Use one width for all: a direction with finer bins would look lower than the others.
     width = max(h["edges"][1] - h["edges"][0] for h in histograms.values())
     reach = max(h["edges"][-1] for h in histograms.values()) - min(h["edges"][0] for h in histograms.values())
     while reach / width > _MOST_SCORE_BINS:
@@ -165,17 +165,17 @@ def _scores(report: Mapping[str, Any]) -> Drawing | None:
     words = []
     for (direction, histogram), (ink, line) in zip(histograms.items(), itertools.cycle(LINES), strict=False):
         edges, counts = _widened(np.array(histogram["edges"]), np.array(histogram["counts"]), width)
-        # Lines from middle to middle: four flights of stairs over each other cannot be told apart.
+        # Lines between the bin centres: four overlapping step plots would be hard to distinguish.
         shares = np.pad(counts / counts.sum(), 1)
         middles = edges[0] + (np.arange(len(shares)) - 0.5) * width
         axes.plot(middles, shares, color=ink, linestyle=line, linewidth=1.6, label=direction)
         middle = float((counts * (edges[:-1] + edges[1:]) / 2).sum() / counts.sum())
-        words.append(f"{direction} around {middle:.2f}")
+        words.append(f"{direction} {middle:.2f}")
     axes.set_xlabel("inner product of a query and a row")
     axes.set_ylabel("share of pairs")
     axes.set_ylim(0)
     add_legend(axes, columns=2)
-    return Drawing(figure=figure, description=f"Inner products lie, by direction: {', '.join(words)}.")
+    return Drawing(figure=figure, description=f"Mean inner product by direction: {', '.join(words)}.")
 
 
 def _norms(report: Mapping[str, Any]) -> Drawing | None:
@@ -221,58 +221,58 @@ def _timings(report: Mapping[str, Any]) -> Drawing | None:
 
 _PLOTS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], Drawing | None]]] = {
     "changes": (
-        "What became of the assets",
-        "In a run on schedule most is taken over and little is new, changed, gone or without a vector.",
+        "Assets by outcome",
+        "In a scheduled run, most assets are reused and few are new, changed, deleted or without a vector.",
         _changes,
     ),
     "throughput": (
         "Throughput",
-        "A steady height is good; gaps are pauses that the server asked for, or sources that were slow to read.",
+        "A constant rate is good; gaps are pauses that the server requested, or slow sources.",
         _throughput,
     ),
     "requests": (
         "Requests and the limit",
-        "The line may touch the limit and never crosses it; far below it, something else holds the run up.",
+        "The line may reach the limit but never exceeds it; if it stays far below, something else slows the run down.",
         _requests,
     ),
     "latency": (
         "Latency of requests",
-        "A second hill or a p99 far from the p50 says that some requests waited in the server.",
+        "A second peak, or a p99 far from the p50, means that some requests waited in the server.",
         _latency,
     ),
     "retries": (
         "Retries and refusals",
-        "A few at the start are the limit being found; a steady stream: it is set too high, or the server fails.",
+        "A few at the start are normal; if they continue, the limit is set too high or the server fails.",
         _retries,
     ),
     "dead": (
         "Dead letters by reason",
-        "What stands at the top is worth mending first; samples of each are below.",
+        "Fix the most frequent reason first; samples of each reason are below.",
         _dead,
     ),
     "scores": (
         "Similarity by direction",
-        "How far apart the hills stand is the modality gap: where they do, scores of two kinds do not compare.",
+        "The distance between the peaks is the modality gap: if it is large, scores of two kinds are not comparable.",
         _scores,
     ),
     "norms": (
         "Norms of the stored vectors",
-        "All should be within 1e-6, or 1e-3 where vectors are stored as float16: the inner product is a cosine then.",
+        "All should be within 1e-6 of 1, or 1e-3 for vectors stored as float16, so that the inner product is a cosine.",
         _norms,
     ),
     "recall": (
         "Recall by direction",
-        "Every bar must reach the target; one that does not holds the version back.",
+        "Every bar must reach the target; otherwise a gate holds the version.",
         _recall,
     ),
     "sizes": (
         "Sizes of the files",
-        "An index takes as many bytes of memory where it is searched; vectors are read when a version is built.",
+        "Searching an index takes about its size in memory; vectors are read only when a version is built.",
         _sizes,
     ),
     "timings": (
         "Seconds by stage",
-        "The longest bar is where a faster run is to be had; the total has what is not a stage as well.",
+        "Optimise the longest stage first; the total also includes time outside of the stages.",
         _timings,
     ),
 }
@@ -288,7 +288,7 @@ class _Steps:
 
 
 def _steps(report: Mapping[str, Any], *names: str, most: int | None = _MOST_STEPS_SHOWN) -> _Steps | None:
-    """Series of the report, put together into few enough steps to be seen; None when there are none."""
+    """Merges series of the report into at most `most` steps; None when there are none."""
     series = report["series"]
     counts = {name: np.array(series["counts"].get(name, []), np.float64) for name in names}
     length = max(len(values) for values in counts.values())
@@ -309,7 +309,7 @@ def _steps(report: Mapping[str, Any], *names: str, most: int | None = _MOST_STEP
 def _thinned(
     edges: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], most: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Neighbouring bins put together until there are at most so many."""
+    """Merges adjacent bins until at most `most` remain."""
     factor = -(-len(counts) // most)
     groups = np.arange(0, len(counts), factor)
     return np.append(edges[:-1][groups], edges[-1]), np.add.reduceat(counts, groups)
@@ -318,7 +318,7 @@ def _thinned(
 def _widened(
     edges: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], width: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Equal bins put together into bins of `width`, a multiple of theirs, that begin at multiples of it."""
+    """Merges equal bins into bins of `width`, a multiple of theirs, that start at multiples of `width`."""
     positions = np.floor((edges[:-1] + edges[1:]) / 2 / width).astype(int)
     low, high = positions[0], positions[-1] + 1
     wide = np.zeros(high - low, np.int64)
@@ -328,5 +328,5 @@ def _widened(
 
 def _finish_time(axes: "Axes", steps: _Steps) -> None:
     axes.set_xlim(0, steps.edges[-1])
-    axes.set_xlabel(f"{steps.unit} since embedding began")
+    axes.set_xlabel(f"{steps.unit} since the start of embedding")
     add_legend(axes)

@@ -1,4 +1,4 @@
-"""The report of a run: `report.json` for programs, `report.html` for people, one file that opens offline."""
+"""The report of a run: `report.json` for programs and `report.html`, one self-contained file, for people."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -43,14 +43,14 @@ class CountFigures(TypedDict):
 
 
 class DeadLetterFigures(TypedDict):
-    """Dead letters counted by reason, with a few of each."""
+    """The number of dead letters by reason, with samples of each."""
 
     by_reason: dict[str, int]
     samples: dict[str, list[LetterRow]]
 
 
 class ApiFigures(TypedDict):
-    """What was asked of the API."""
+    """The requests to the API."""
 
     requests: int
     items_sent: int
@@ -58,46 +58,46 @@ class ApiFigures(TypedDict):
     tokens_estimated: int
     tokens_billed: int
     cost: float | None
-    """At the configured prices; None when there are none."""
+    """At the configured prices; None without prices."""
     bytes_up: int
     bytes_down: int
     retries: dict[str, int]
-    """By reason."""
+    """The number of retries by reason."""
     answers_429: int
     renormalised: int
     throttled_s: float
     latency_s: dict[str, float | None]
-    """p50, p95, p99; None when nothing was answered."""
+    """p50, p95, p99; None when no request was answered."""
     limits: dict[str, float]
-    """A minute, by name."""
+    """The limits per minute, by name."""
     utilisation: float | None
-    """Share of the limit that was used; None where a run was too short to tell."""
+    """The used share of the limit; None for a run that was too short to measure it."""
 
 
 class FileFigures(TypedDict):
-    """Files put together by what they are."""
+    """The number and size of files of one purpose."""
 
     files: int
     bytes: int
 
 
 class Histograms(TypedDict):
-    """For the plots: {"edges", "counts"}, with one edge more than counts."""
+    """The histograms of the plots: {"edges", "counts"}, with one more edge than counts."""
 
     latency_s: HistogramFigures
-    """Of requests that were answered with vectors."""
+    """Latencies of requests that returned vectors."""
     scores: dict[str, HistogramFigures]
-    """By direction, of inner products of sampled queries with all rows."""
+    """Inner products of sampled queries with all rows, by direction."""
     norm_deviation: dict[str, HistogramFigures]
-    """By kind, of the distance of the stored vectors' norms from 1."""
+    """Distances of the stored vectors' norms from 1, by kind."""
 
 
 ImportedFigures = TypedDict("ImportedFigures", {"from": str, "rows": int, "normalised": int})
-"""What came from a folder of vectors."""
+"""The vectors imported from a folder."""
 
 
 class Report(TypedDict):
-    """What happened in a run: the content of `report.json`."""
+    """The content of `report.json`."""
 
     version: str
     previous: str | None
@@ -105,43 +105,43 @@ class Report(TypedDict):
     counts: CountFigures
     dead_letters: DeadLetterFigures
     recall: dict[str, float]
-    """By direction."""
+    """Recall by direction."""
     ties: dict[str, float]
-    """By direction, the share of the answers that `recall` counts as near ties: they score lower than the k-th best by
-    less than the stored precision can tell. Empty where the version does not say."""
+    """By direction, the share of answers that `recall` counts as near ties: they score below the k-th best by less than
+    the stored precision. Empty when the version does not record it."""
     recall_k: int | None
     target_recall: float | None
     bytes: dict[str, int]
-    """By file."""
+    """Size by file."""
     sizes: dict[str, FileFigures]
     timings_s: dict[str, float]
     api: ApiFigures
     series: TimelineFigures
-    """What was done when: `assets` (finished, with or without a vector), `dead`, `items` (vectors from the API),
-    `requests`, `retries`, `answers_429`. All lanes are added up, in at most 600 steps."""
+    """Counts over time: `assets` (finished, with or without a vector), `dead`, `items` (vectors from the API),
+    `requests`, `retries`, `answers_429`. The sum of all lanes, in at most 600 steps."""
     histograms: Histograms
     unchanged: NotRequired[bool]
-    """Nothing changed, and nothing was written: the report is of the version that stays in force."""
+    """Nothing changed and nothing was written: the report describes the current version."""
     imported: NotRequired[ImportedFigures]
     every_vector_is_new_because: NotRequired[list[str]]
-    """Why no vector of the version in force could be taken over; added by the launcher."""
+    """The reasons why no vector of the current version could be reused; added by the launcher."""
 
 
 def make_report(
     manifest: Manifest, dead: DeadLetterSummary, lanes: Sequence[LaneProgress], embed: EmbedConfig
 ) -> Report:
-    """What happened in a run.
+    """Makes the report of a run.
 
     Args:
-        manifest: Of the version that it wrote.
+        manifest: The manifest of the version that the run wrote.
         dead: The dead letters by reason, with samples.
-        lanes: What the lanes last said of themselves.
-        embed: With the prices.
+        lanes: The last reported progress of the lanes.
+        embed: The embedding settings, with the prices.
     """
     meter, timeline = Meter(), Timeline()
     for lane in lanes:
         meter.add(lane["meter"])
-        if "series" in lane:  # a lane that was lost has not said its last word
+        if "series" in lane:  # a lost lane has not reported its series
             timeline.add(lane["series"])
     embed_s = manifest.timings_s["embed"]
     limit = next((lane["limits"].get("requests") for lane in lanes if lane["limits"].get("requests")), None)
@@ -198,7 +198,7 @@ def make_report(
 def unchanged_report(
     manifest: Manifest, rows: int, dead_letters: Iterable[pa.Table], embed: EmbedConfig, seconds: float
 ) -> Report:
-    """The report of a run that found nothing changed and wrote nothing: of the version that stays in force."""
+    """Makes the report of a run that found no changes and wrote nothing; it describes the current version."""
     letters = DeadLetterSummary()
     for table in dead_letters:
         for letter in table.to_pylist():
@@ -213,7 +213,7 @@ def unchanged_report(
         dead=dead,
         unchanged=rows,
     )
-    # What a guard held back and a person then published is in force by that person's word.
+    # A version that was held by a gate and then published by a person is accepted: do not report its gate failures.
     update = {"counts": counts, "gate_failures": (), "timings_s": {"embed": 0.0, "total": round(seconds, 3)}}
     report = make_report(manifest.model_copy(update=update), letters, [], embed)
     report["unchanged"] = True
@@ -227,7 +227,7 @@ def _histogram(histogram: Histogram, *, is_log10: bool = False) -> HistogramFigu
 
 
 def _sizes(manifest: Manifest) -> dict[str, FileFigures]:
-    """Files and bytes by kind and purpose: `image vectors`, `image index`, `image assets`, `dead letters`."""
+    """Counts files and bytes by kind and purpose: `image vectors`, `image index`, `image assets`, `dead letters`."""
     sizes: dict[str, FileFigures] = {}
     for entry in manifest.files:
         folder, _, name = entry.name.rpartition("/")
@@ -240,15 +240,15 @@ def _sizes(manifest: Manifest) -> dict[str, FileFigures]:
 
 
 def render_report(report: Report, manifest: Manifest) -> str:
-    """The report as one HTML page, with plots where they can be drawn: a run never fails for its pictures."""
+    """Renders the report as one HTML page. A failure to draw the plots is logged and does not fail the run."""
     plots: dict[str, Plot] = {}
     trouble = None
     try:
         plots = draw_plots(report)
     except ImportError:
-        trouble = "The plots are missing, because matplotlib is not installed where the run ended."
+        trouble = "The plots are missing because matplotlib is not installed on the machine that wrote the report."
     except Exception as error:
-        trouble = f"The plots are missing, because they could not be drawn ({type(error).__name__}: {error})."
+        trouble = f"The plots are missing because they could not be drawn ({type(error).__name__}: {error})."
     if trouble:
         log.warning("%s The figures are in report.json.", trouble)
     environment = page_environment(__package__)

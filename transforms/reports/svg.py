@@ -1,7 +1,7 @@
-"""What the plots of a report are drawn on: small figures in the page's own colours, as SVG for the middle of a page.
+"""Draws plots as inline SVG in the colours of the page.
 
-matplotlib is imported when something is drawn, never before: it takes 0.3 s and 45 MB. Its cache of fonts goes where
-it always goes, or into a temporary folder where no home can be written.
+matplotlib is imported only when something is drawn, because it takes 0.3 s and 45 MB. Its font cache is in the usual
+place, or in a temporary folder when the home folder is not writable.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ _ON_THE_PAGE = {
     "#000006": "var(--fourth)",
     "#000007": "var(--alarm)",
 }
-"""What is drawn in a colour of the left has that of the right on the page, which knows light and dark."""
+"""Each drawn colour is replaced on the page by the CSS colour, which supports light and dark mode."""
 TEXT, FAINT, FIRST, SECOND, THIRD, FOURTH, ALARM = _ON_THE_PAGE
 LINES = ((FIRST, "solid"), (SECOND, "dashed"), (THIRD, "dashdot"), (FOURTH, "dotted"))
-"""Colours with a dash of their own, for who does not tell colours apart."""
+"""Each colour has its own dash pattern, for readers who cannot distinguish the colours."""
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -62,7 +62,7 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure, and its figures in words for who does not see it."""
+    """A figure and its text description for screen readers."""
 
     figure: "Figure"
     description: str
@@ -70,8 +70,8 @@ class Drawing:
 
 @contextlib.contextmanager
 def drawing(name: str) -> Iterator[None]:
-    """Draws in the report's style as long as the block runs, with ids that depend on nothing but `name`."""
-    # Where matplotlib keeps its cache is no news in the middle of a run.
+    """Applies the report's style inside the block, with SVG ids that depend only on `name`."""
+    # Suppress matplotlib's log lines about its cache during a run.
     log = logging.getLogger("matplotlib")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -93,7 +93,7 @@ def make_axes(height_in: float = 2.5) -> tuple["Figure", "Axes"]:
 
 
 def draw_bars(values: Mapping[str, float], words: Mapping[str, str], ink: str, *, most: float = 0.0) -> Drawing:
-    """Lying bars, the first at the top, each with its words beside it. The axis reaches `most` at least."""
+    """Draws horizontal bars, the first at the top, each with its label. The axis reaches at least `most`."""
     figure, axes = make_axes(0.5 + _BAR_IN * len(values))
     names = [textwrap.shorten(name, 40, placeholder="…") for name in values]
     bars = axes.barh(range(len(values)), list(values.values()), 0.62, color=ink, alpha=0.75)
@@ -109,7 +109,7 @@ def draw_bars(values: Mapping[str, float], words: Mapping[str, str], ink: str, *
 
 
 def add_legend(axes: "Axes", columns: int = 3) -> None:
-    """Above the drawing, where it covers nothing."""
+    """Adds a legend above the plot, where it does not cover anything."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, handlelength=1.8)
 
 
@@ -121,7 +121,7 @@ def count_in_whole_numbers(axes: "Axes") -> None:
 
 
 def use_log_axis(axes: "Axes", low: float, high: float, say: Callable[[float], str]) -> None:
-    """A logarithmic x axis with round values, as many as fit."""
+    """Sets a logarithmic x axis with as many round tick values as fit."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_xscale("log")
@@ -138,9 +138,9 @@ def use_log_axis(axes: "Axes", low: float, high: float, say: Callable[[float], s
 
 
 def to_svg(name: str, title: str, drawn: Drawing) -> str:
-    """The figure as an element of an HTML page.
+    """Returns the figure as an inline SVG element for an HTML page.
 
-    It has ids of its own, the page's colours and font, a title and a description, and points nowhere.
+    It has unique ids, the page's colours and font, a title and a description, and no external references.
     """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 

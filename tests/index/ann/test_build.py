@@ -1,4 +1,4 @@
-"""What is built holds every row in its order, its recall is measured on what was stored, and bad rows are refused."""
+"""An index holds every row in order, its recall is measured on the stored files, and invalid rows are refused."""
 
 import io
 import os
@@ -37,13 +37,13 @@ Floats = npt.NDArray[np.float32]
 Draw = Callable[..., Floats]
 
 CODED = IndexConfig(exact_up_to_mb=0, training_rows=256, recall_queries=40)
-"""Codes for every kind that has rows enough."""
+"""Codes for every kind with enough rows."""
 
 
 # ---------------------------------------------------------------------------------------------------- the files
 
 
-def test_the_same_rows_in_the_same_units_give_the_same_bytes(make_catalog: Any, draw_vectors: Draw) -> None:
+def test_equal_units_give_equal_bytes(make_catalog: Any, draw_vectors: Draw) -> None:
     vectors = {"image": draw_vectors(50, 8, 1), "text": draw_vectors(30, 8, 2)}
     one, other = make_catalog(vectors, dead=2), make_catalog(vectors, dead=2)
     assert one.manifest.files == other.manifest.files
@@ -53,7 +53,7 @@ def test_the_same_rows_in_the_same_units_give_the_same_bytes(make_catalog: Any, 
 
 @settings(max_examples=12, deadline=None)
 @given(rows=st.integers(1, 90), rows_per_unit=st.integers(1, 40), rows_per_file=st.integers(1, 60))
-def test_no_cut_into_units_and_files_loses_or_changes_a_row(
+def test_splitting_into_units_and_files_keeps_all_rows(
     make_catalog: Any, draw_vectors: Draw, rows: int, rows_per_unit: int, rows_per_file: int
 ) -> None:
     vectors = draw_vectors(rows, 8)
@@ -66,7 +66,7 @@ def test_no_cut_into_units_and_files_loses_or_changes_a_row(
         assert len(catalog) == rows
 
 
-def test_an_index_of_4000_dimensions_is_as_faiss_writes_it(make_catalog: Any, draw_vectors: Draw) -> None:
+def test_index_of_4000_dimensions_equals_that_of_faiss(make_catalog: Any, draw_vectors: Draw) -> None:
     made = make_catalog({"image": draw_vectors(70, 4000)}, recall_queries=20)
     index = faiss.IndexScalarQuantizer(4000, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     index.train(made.vectors["image"])
@@ -81,7 +81,7 @@ def test_an_index_of_4000_dimensions_is_as_faiss_writes_it(make_catalog: Any, dr
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=12),
     limit=st.integers(1, 100),
 )
-def test_index_files_have_whole_parquet_files_in_order_and_no_more_rows_than_allowed(
+def test_index_files_hold_whole_parquet_files_within_the_limit(
     tmp_path_factory: pytest.TempPathFactory, make_shards: Any, sizes: list[int], limit: int
 ) -> None:
     shards = make_shards(tuple(sizes))
@@ -102,7 +102,7 @@ def test_index_files_have_whole_parquet_files_in_order_and_no_more_rows_than_all
 
 @pytest.fixture(scope="module")
 def make_shards(tmp_path_factory: pytest.TempPathFactory, draw_vectors: Draw, draw_assets: Any) -> Any:
-    """Parquet files of so many rows each, with their samples; and the store that has them."""
+    """Parquet files with these numbers of rows and their samples, and the store that contains them."""
 
     def made(sizes: tuple[int, ...]) -> tuple[list[ShardRecord], Store]:
         store = Store(str(tmp_path_factory.mktemp("shards")))
@@ -123,7 +123,7 @@ def make_shards(tmp_path_factory: pytest.TempPathFactory, draw_vectors: Draw, dr
 # ---------------------------------------------------------------------------------------------------- recall
 
 
-def test_the_exact_index_reaches_all_of_its_recall_in_every_direction(small: Any) -> None:
+def test_exact_index_has_full_recall_in_every_direction(small: Any) -> None:
     assert {d: r for entry in small.manifest.indexes for d, r in entry.recall.items()} == {
         "image->image": 1.0,
         "text->image": 1.0,
@@ -134,10 +134,10 @@ def test_the_exact_index_reaches_all_of_its_recall_in_every_direction(small: Any
 
 
 @pytest.mark.parametrize("copies", [5, 200, 1000])
-def test_equal_rows_do_not_spoil_the_recall(make_catalog: Any, draw_vectors: Draw, copies: int) -> None:
-    """A catalog may hold a thousand copies of one placeholder picture, and which of them are returned is all the same.
+def test_equal_rows_do_not_reduce_recall(make_catalog: Any, draw_vectors: Draw, copies: int) -> None:
+    """A catalog may hold a thousand copies of one placeholder image, and any of them is a right answer.
 
-    With fewer copies than the candidates that are kept, with more, and with nothing else.
+    Tested with fewer copies than kept candidates, with more, and with copies only.
     """
     same = np.repeat(draw_vectors(1, 16, 3), copies, axis=0)
     for vectors in (same, np.concatenate([draw_vectors(300, 16, 4), same])):
@@ -148,7 +148,9 @@ def test_equal_rows_do_not_spoil_the_recall(make_catalog: Any, draw_vectors: Dra
 @pytest.mark.parametrize(
     "rows", [{"image": 1}, {"text": 1}, {"image": 1, "text": 1}, {"image": 3, "text": 2}, {"text": 11}], ids=str
 )
-def test_fewer_rows_than_k_are_built_and_searched(make_catalog: Any, draw_vectors: Draw, rows: dict[str, int]) -> None:
+def test_index_with_fewer_rows_than_k_can_be_searched(
+    make_catalog: Any, draw_vectors: Draw, rows: dict[str, int]
+) -> None:
     made = make_catalog({kind: draw_vectors(n, 8, i) for i, (kind, n) in enumerate(rows.items())}, index=CODED)
     for kind in rows:
         assert made.index(kind).recall == {f"{query}->{kind}": 1.0 for query in rows}
@@ -156,8 +158,8 @@ def test_fewer_rows_than_k_are_built_and_searched(make_catalog: Any, draw_vector
         assert [len(hits) for hits in catalog.search(draw_vectors(2, 8), k=10)] == [min(sum(rows.values()), 10)] * 2
 
 
-def test_an_index_file_of_other_rows_is_measured_as_it_is(small: Any, tmp_path: Path) -> None:
-    """The guard's figures come from the file that was stored: of a file with shuffled rows they are low."""
+def test_recall_is_measured_on_the_stored_file(small: Any, tmp_path: Path) -> None:
+    """The figures for the gates come from the stored file: a file with shuffled rows has low recall."""
     vectors = np.concatenate([small.vectors["image"], np.roll(small.vectors["image"], 1, axis=1)] * 8)
     truth = Truth(Queries(kind="image", rows=np.arange(40), vectors=vectors[:40]), 15, is_same_kind=True)
     truth.add(vectors[:40] @ vectors.T, 0)
@@ -178,7 +180,7 @@ def test_an_index_file_of_other_rows_is_measured_as_it_is(small: Any, tmp_path: 
     assert recall["wrong"] < 0.2
 
 
-def test_an_index_tells_how_its_scores_and_norms_are_distributed(small: Any) -> None:
+def test_index_records_score_and_norm_distributions(small: Any) -> None:
     for index in small.manifest.indexes:
         assert index.norms is not None
         assert sum(index.norms.counts) == index.rows
@@ -197,7 +199,7 @@ def unit(vectors: npt.NDArray[np.floating]) -> Floats:
 
 
 def unusual(name: str, rows: int) -> dict[str, Floats]:
-    """Correct vectors that few would think of."""
+    """Correct but unusual vectors."""
     rng = np.random.default_rng(rows)
     drawn = rng.standard_normal((rows, 32))
     match name:
@@ -256,8 +258,8 @@ UNUSUAL = (
 
 @pytest.mark.parametrize("rows", [1, 11, 150, 1200])
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_no_gate_holds_correct_vectors_back_however_unusual(make_catalog: Any, name: str, rows: int) -> None:
-    """With the whole recall as the target; k rows, one more, and so many that they have codes."""
+def test_no_gate_holds_unusual_but_correct_vectors(make_catalog: Any, name: str, rows: int) -> None:
+    """The target recall is 1; tested with k rows, k + 1 rows, and enough rows for codes."""
     vectors = unusual(name, rows)
     settings = CODED.model_copy(update={"target_recall": 1.0, "dimensions": (8, 32), "recall_queries": 30})
     made = make_catalog(vectors, rows_per_unit=200, rows_per_file=700, index=settings)
@@ -272,7 +274,7 @@ def test_no_gate_holds_correct_vectors_back_however_unusual(make_catalog: Any, n
 
 
 class FaultyStore(Store):
-    """A disk that gives other bytes back than it was given: in files of vectors, the rows of the second half first."""
+    """A store that returns wrong bytes: the two halves of the rows in a vector file are swapped."""
 
     def open_read(self, name: str) -> Any:
         file = super().open_read(name)
@@ -289,7 +291,7 @@ class FaultyStore(Store):
 
 @pytest.mark.parametrize("rows", [150, 1200])
 @pytest.mark.parametrize("name", ["the same in both kinds", "sparse", "one text and many pictures"])
-def test_a_file_that_was_stored_wrongly_is_held_back(make_catalog: Any, name: str, rows: int) -> None:
+def test_wrongly_stored_file_is_held_by_a_gate(make_catalog: Any, name: str, rows: int) -> None:
     made = make_catalog(unusual(name, rows), rows_per_unit=200, rows_per_file=700)
     store = FaultyStore(str(made.folder))
     settings = CODED.model_copy(update={"recall_queries": 30, "dimensions": (8, 32)})
@@ -300,10 +302,10 @@ def test_a_file_that_was_stored_wrongly_is_held_back(make_catalog: Any, name: st
     assert min(recall for entry in entries for recall in entry.recall.values()) < 0.5
 
 
-# ---------------------------------------------------------------------------------------------------- the ladder
+# ---------------------------------------------------------------------------------------------------- codes or scan
 
 
-def test_few_rows_are_scanned_and_more_have_codes_by_the_space_that_they_take() -> None:
+def test_has_codes_depends_on_rows_and_size() -> None:
     settings = IndexConfig(exact_up_to_mb=8)
     assert not has_codes(1000, 4000, settings)
     assert has_codes(LEAST_ROWS, 4000, settings)
@@ -312,7 +314,7 @@ def test_few_rows_are_scanned_and_more_have_codes_by_the_space_that_they_take() 
     assert has_codes(100_001, 40, settings)
 
 
-def test_more_rows_are_kept_aside_where_axes_are_to_be_fitted() -> None:
+def test_more_rows_are_sampled_when_axes_are_fitted() -> None:
     settings = IndexConfig(exact_up_to_mb=1, training_rows=6000, recall_queries=100)
     exact = sample_rules({"image": 100_000, "text": 100_000}, 4, settings)
     coded = sample_rules({"image": 100_000, "text": 10}, 4000, settings)
@@ -321,12 +323,10 @@ def test_more_rows_are_kept_aside_where_axes_are_to_be_fitted() -> None:
     assert coded["text"].share == 1.0
 
 
-def test_memory_that_is_too_small_is_an_error_that_says_how_much_is_needed(
-    make_catalog: Any, draw_clustered: Draw
-) -> None:
+def test_error_names_the_required_build_memory(make_catalog: Any, draw_clustered: Draw) -> None:
     little = CODED.model_copy(update={"build_memory_mb": 64})
     with pytest.raises(
-        CatalogError, match=r"index\.build_memory_mb must be at least \d+ .* got 64: raise it"
+        CatalogError, match=r"index\.build_memory_mb must be at least \d+ .* got 64\. Raise it"
     ) as reported:
         make_catalog({"image": draw_clustered(1100, 16, 1)}, rows_per_unit=300, index=little)
     least = int(str(reported.value).split("at least ")[1].split()[0])
@@ -334,24 +334,26 @@ def test_memory_that_is_too_small_is_an_error_that_says_how_much_is_needed(
     assert rows_per_index(16, enough) >= 10_000
     with pytest.raises(CatalogError):
         rows_per_index(16, CODED.model_copy(update={"build_memory_mb": least - 1}))
-    make_catalog({"image": draw_clustered(1000, 16, 1)}, rows_per_unit=300, index=little)  # scanned: needs none
+    make_catalog(
+        {"image": draw_clustered(1000, 16, 1)}, rows_per_unit=300, index=little
+    )  # scanned: needs no memory for codes
 
 
 @settings(max_examples=50)
 @given(dimension=st.integers(1, 4000), mb=st.integers(1500, 100_000), widest=st.sampled_from([128, 256, 512]))
-def test_an_index_file_has_no_more_rows_than_memory_holds(dimension: int, mb: int, widest: int) -> None:
+def test_index_file_rows_fit_in_memory(dimension: int, mb: int, widest: int) -> None:
     settings = IndexConfig(build_memory_mb=mb, rows_per_index=10**9, dimensions=(128, widest))
     rows = rows_per_index(dimension, settings)
     assert rows * bytes_a_row([min(128, dimension), min(widest, dimension)]) <= mb * 1e6
     assert rows_per_index(dimension, settings.model_copy(update={"rows_per_index": 7})) == 7
 
 
-# ---------------------------------------------------------------------------------------------------- laws
+# ---------------------------------------------------------------------------------------------------- invariants
 
 
 @pytest.fixture(scope="module")
 def coded(make_catalog: Any, draw_clustered: Draw) -> Any:
-    """Pictures in two index files with codes, and texts that are scanned. Only for reading."""
+    """Images in two index files with codes, and scanned texts. Read-only."""
     vectors = {"image": draw_clustered(2600, 24, 1), "text": draw_clustered(150, 24, 2)}
     index = CODED.model_copy(update={"rows_per_index": 1400, "dimensions": (16, 24)})
     return make_catalog(vectors, rows_per_unit=100, rows_per_file=650, index=index)
@@ -363,8 +365,8 @@ def built_again(coded: Any, store: Store, reverse: bool = False) -> list[Any]:
     return build_indexes(store, coded.manifest.version, shards, 24, index)
 
 
-def test_a_remote_store_gets_the_same_files(small: Any, coded: Any) -> None:
-    """Exact ones and codes; whatever order the Parquet files are told in."""
+def test_remote_store_gets_the_same_files(small: Any, coded: Any) -> None:
+    """Exact indexes and codes, independent of the order of the Parquet files."""
     for made, dimension in ((small, 16), (coded, 24)):
         remote = Store("memory://built")
         for shard in made.shards:
@@ -394,8 +396,8 @@ print([one.entry.model_dump_json() for one in built])
 """
 
 
-def test_the_same_inputs_give_the_same_bytes_with_one_thread_and_with_two(coded: Any, tmp_path: Path) -> None:
-    """In processes of their own, so that nothing but the inputs and the seed can agree."""
+def test_bytes_do_not_depend_on_thread_count(coded: Any, tmp_path: Path) -> None:
+    """Runs in separate processes, so that they share only the inputs and the seed."""
     reported = []
     for threads in ("1", "2"):
         store = Store(str(tmp_path / threads))
@@ -412,7 +414,7 @@ def test_the_same_inputs_give_the_same_bytes_with_one_thread_and_with_two(coded:
     assert coded.manifest.file(coded.index("image").codes[1]).sha256 in reported[0].decode()
 
 
-def test_another_seed_gives_other_codes_and_the_same_vectors(coded: Any, tmp_path: Path) -> None:
+def test_seed_changes_codes_but_not_vectors(coded: Any, tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     for shard in coded.shards:
         for name in (shard.file.name, shard.sample):
@@ -425,7 +427,7 @@ def test_another_seed_gives_other_codes_and_the_same_vectors(coded: Any, tmp_pat
         assert found[codes.split("/")[-1]] != coded.manifest.file(codes).sha256
 
 
-def test_every_operating_point_reaches_its_recall_and_the_chosen_one_the_target(coded: Any) -> None:
+def test_operating_points_reach_their_recall_and_the_target(coded: Any) -> None:
     index = coded.index("image")
     points = index.operating_points
     assert [p.cost_us for p in points] == sorted(p.cost_us for p in points)
@@ -437,16 +439,16 @@ def test_every_operating_point_reaches_its_recall_and_the_chosen_one_the_target(
     assert set(index.recall) == {"image->image", "text->image"}
 
 
-# ---------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------------------- invalid input
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, 0.0, 0.5, 3.0], ids=str)
 @pytest.mark.parametrize("settings", [CODED, IndexConfig(recall_queries=40)], ids=["codes", "exact"])
 @pytest.mark.parametrize("place", ["drawn", "not drawn"])
-def test_a_row_that_is_no_unit_vector_stops_the_build(
+def test_build_stops_at_a_row_without_unit_norm(
     tmp_path: Path, draw_clustered: Draw, draw_assets: Any, number: float, settings: IndexConfig, place: str
 ) -> None:
-    """It would poison the axes, all scores of its block, or win every search."""
+    """Such a row would distort the axes or all scores of its block, or win every search."""
     vectors = draw_clustered(1100, 8, 1)
     table, rule = draw_assets("image", 0, 1100), SampleRule(share=0.5)
     is_drawn = asset_hashes(table.column("asset_id").to_pylist(), 0) < np.uint64(1 << 63)
@@ -460,17 +462,15 @@ def test_a_row_that_is_no_unit_vector_stops_the_build(
         build_indexes(store, "v", [shard], 8, settings)
 
 
-def test_files_of_another_dimension_stop_the_build(make_shards: Any) -> None:
+def test_build_stops_at_files_of_another_dimension(make_shards: Any) -> None:
     shards, store = make_shards((20,))
-    with pytest.raises(CatalogError, match=r"The text vectors must have 9 numbers, those of row \d+ ff\. have 8"):
+    with pytest.raises(CatalogError, match=r"The text vectors must have 9 dimensions, got 8 from row \d+\."):
         build_indexes(store, "v", shards, 9, IndexConfig())
 
 
 @pytest.mark.parametrize("others", [0, 500])
 @pytest.mark.parametrize("copies", [1100, 2000])
-def test_copies_go_through_codes_and_stay_right(
-    make_catalog: Any, draw_clustered: Draw, copies: int, others: int
-) -> None:
+def test_copies_are_found_through_codes(make_catalog: Any, draw_clustered: Draw, copies: int, others: int) -> None:
     same = np.repeat(draw_clustered(1, 16, 3), copies, axis=0)
     vectors = np.concatenate([draw_clustered(others, 16, 4), same])
     made = make_catalog(
@@ -488,10 +488,10 @@ def test_copies_go_through_codes_and_stay_right(
                 assert hits == sorted(hits, key=lambda hit: (-hit.score, hit.asset_id))
 
 
-def test_nothing_but_copies_in_cells_is_found_by_every_query(
+def test_only_copies_in_cells_are_found_by_every_query(
     make_catalog: Any, draw_vectors: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All rows stand in one cell of many, and a query may be near to the empty ones."""
+    """All rows are in one of many cells, and a query may be closer to the empty cells."""
     monkeypatch.setattr("epithre_beam.index.ann.codes._ROUTED_ROWS", 1024)
     same = np.repeat(draw_vectors(1, 16, 3), 1100, axis=0)
     made = make_catalog({"image": same}, rows_per_unit=200, rows_per_file=900, index=CODED)
@@ -502,10 +502,8 @@ def test_nothing_but_copies_in_cells_is_found_by_every_query(
             assert [len(hits) for hits in catalog.search(queries, k)] == [k] * len(queries)
 
 
-def test_a_target_of_all_is_reached_by_the_exact_scan_where_codes_do_not(
-    make_catalog: Any, draw_clustered: Draw
-) -> None:
-    """What lies between a scan and the whole recall is rounding to fp16, and that is no error."""
+def test_exact_scan_reaches_full_recall_if_codes_do_not(make_catalog: Any, draw_clustered: Draw) -> None:
+    """A scan loses recall only by fp16 rounding, which does not count as an error."""
     settings = CODED.model_copy(update={"target_recall": 1.0, "dimensions": (2,)})
     made = make_catalog({"image": draw_clustered(3000, 64, 1)}, rows_per_unit=300, rows_per_file=900, index=settings)
     index = made.index("image")
@@ -514,7 +512,7 @@ def test_a_target_of_all_is_reached_by_the_exact_scan_where_codes_do_not(
     assert 0 <= index.ties["image->image"] < 0.05
 
 
-def test_a_kind_without_rows_is_not_there(make_catalog: Any, draw_clustered: Draw) -> None:
+def test_kind_without_rows_has_no_index(make_catalog: Any, draw_clustered: Draw) -> None:
     made = make_catalog(
         {"image": draw_clustered(1100, 8, 1), "text": draw_clustered(0, 8, 2)}, rows_per_unit=300, index=CODED
     )
@@ -536,7 +534,7 @@ url, shards, settings = pickle.loads(sys.stdin.buffer.read())
 
 def own_memory():
     found = process.memory_info()
-    return found.rss - getattr(found, "shared", 0)  # a mapped file is not ours to answer for
+    return found.rss - getattr(found, "shared", 0)  # mapped files do not count
 
 process, done = psutil.Process(), threading.Event()
 peak = before = own_memory()
@@ -575,8 +573,8 @@ def wide(tmp_path_factory: pytest.TempPathFactory, draw_vectors: Draw, draw_asse
 
 @pytest.mark.slow
 @pytest.mark.parametrize("with_codes", [False, True], ids=["exact", "codes"])
-def test_the_memory_of_a_build_is_that_of_what_it_holds_of_each_row(wide: Any, with_codes: bool) -> None:
-    """Eight times the rows: an exact index takes no more than before, one with codes what it says it takes a row."""
+def test_build_memory_grows_only_by_the_codes_per_row(wide: Any, with_codes: bool) -> None:
+    """With eight times the rows, an exact index needs no more memory; codes need the stated bytes per row."""
     store, shards = wide
     settings = {"recall_queries": 20, "training_rows": 256, "dimensions": (64, 128)}
     settings["exact_up_to_mb"] = 0 if with_codes else 1e6

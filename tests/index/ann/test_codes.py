@@ -1,4 +1,4 @@
-"""Codes are those that stock FAISS would give, and a stock FAISS reads and searches the file."""
+"""Codes equal those of stock FAISS, and stock FAISS reads and searches the file."""
 
 import io
 from collections.abc import Callable
@@ -40,12 +40,12 @@ def projected_of(vectors: Floats, order: npt.NDArray[np.int64] | None = None) ->
 
 
 def squared_error(values: Floats, centroids: Floats) -> float:
-    """Of each dimension's nearest centroids, in all."""
+    """The total squared error to the nearest centroids of each dimension."""
     return float((np.abs(values[:, :, None] - centroids[None]).min(axis=2) ** 2).sum())
 
 
 @pytest.mark.parametrize("shape", ["normal", "heavy", "lopsided", "few values"])
-def test_centroids_have_no_more_squared_error_than_those_of_faiss(shape: str) -> None:
+def test_centroids_have_no_more_squared_error_than_faiss(shape: str) -> None:
     rng = np.random.default_rng(2)
     values = {
         "normal": rng.standard_normal((3000, 4)),
@@ -62,7 +62,7 @@ def test_centroids_have_no_more_squared_error_than_those_of_faiss(shape: str) ->
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16])
-def test_fewer_rows_than_centroids_train_centroids_without_error(rows: int) -> None:
+def test_fewer_rows_than_centroids_can_be_trained(rows: int) -> None:
     values = np.random.default_rng(2).standard_normal((rows, 4)).astype(np.float32)
     centroids = train_centroids(values)
     assert np.isfinite(centroids).all()
@@ -70,7 +70,7 @@ def test_fewer_rows_than_centroids_train_centroids_without_error(rows: int) -> N
 
 
 @pytest.mark.parametrize("dimension", [32, 31, 16])
-def test_codes_are_those_of_faiss_but_for_values_on_a_boundary(vectors: Floats, dimension: int) -> None:
+def test_codes_equal_those_of_faiss_except_on_boundaries(vectors: Floats, dimension: int) -> None:
     projected = projected_of(vectors)
     coded = code_rows(projected, dimension)
     quantiser = faiss.ProductQuantizer(dimension, dimension, 4)
@@ -90,15 +90,15 @@ def test_codes_are_those_of_faiss_but_for_values_on_a_boundary(vectors: Floats, 
     assert gap[differ].max(initial=0) < 1e-5
 
 
-def test_equal_rows_have_equal_codes_and_no_spread_is_no_error() -> None:
+def test_equal_rows_have_equal_codes() -> None:
     same = np.full((1100, 8), 8**-0.5, np.float32)
     coded = code_rows(projected_of(np.pad(same, ((0, 0), (0, 40)))), 8)
     assert np.isfinite(coded.centroids).all()
     assert (coded.codes == coded.codes[0]).all()
 
 
-def test_the_same_assets_in_another_order_of_rows_have_the_same_codes(vectors: Floats) -> None:
-    """The order that trains goes by the hashes of ids, which a row takes along."""
+def test_codes_do_not_depend_on_row_order(vectors: Floats) -> None:
+    """The training order follows the hashes of ids, which do not depend on row positions."""
     hashes = np.random.default_rng(5).permutation(len(vectors))
     moved = np.random.default_rng(6).permutation(len(vectors))
     axes = fit_axes([vectors], 32, 0)
@@ -115,7 +115,7 @@ def test_the_same_assets_in_another_order_of_rows_have_the_same_codes(vectors: F
 
 
 @pytest.mark.parametrize("cells", [1, 40])
-def test_ids_are_positions_of_rows_each_once_and_next_to_what_is_like_them(vectors: Floats, cells: int) -> None:
+def test_ids_are_row_positions_each_once(vectors: Floats, cells: int) -> None:
     projected = projected_of(vectors)
     index = build_codes(projected, code_rows(projected, 32), cells)
     assert (index.ntotal, index.d) == (len(vectors), 48)
@@ -126,9 +126,7 @@ def test_ids_are_positions_of_rows_each_once_and_next_to_what_is_like_them(vecto
 
 
 @pytest.mark.parametrize("cells", [1, 40])
-def test_a_stored_file_is_searched_by_stock_faiss_with_the_same_results(
-    vectors: Floats, tmp_path: Path, cells: int
-) -> None:
+def test_stock_faiss_searches_a_stored_file_with_equal_results(vectors: Floats, tmp_path: Path, cells: int) -> None:
     projected = projected_of(vectors)
     index = build_codes(projected, code_rows(projected, 32), cells)
     with (tmp_path / "codes.faiss").open("wb") as file:
@@ -158,7 +156,7 @@ def test_a_stored_file_is_searched_by_stock_faiss_with_the_same_results(
     remote.delete("")
 
 
-def test_the_same_rows_give_the_same_bytes(vectors: Floats) -> None:
+def test_equal_rows_give_equal_bytes(vectors: Floats) -> None:
     written = []
     for _ in range(2):
         projected, buffer = projected_of(vectors), io.BytesIO()
@@ -167,7 +165,7 @@ def test_the_same_rows_give_the_same_bytes(vectors: Floats) -> None:
     assert written[0] == written[1]
 
 
-def test_a_selector_lets_nothing_else_through(vectors: Floats) -> None:
+def test_search_returns_only_selected_rows(vectors: Floats) -> None:
     projected = projected_of(vectors)
     index: Any = build_codes(projected, code_rows(projected, 32), 40)
     allowed = np.flatnonzero(np.random.default_rng(1).random(len(vectors)) < 0.05)
@@ -177,5 +175,5 @@ def test_a_selector_lets_nothing_else_through(vectors: Floats) -> None:
     assert (found[:, len(allowed) :] == -1).all()
 
 
-def test_few_rows_have_one_cell_and_many_about_four_times_their_root() -> None:
+def test_cells_for_returns_one_cell_or_four_times_the_root() -> None:
     assert [cells_for(rows) for rows in (1024, 19_999, 20_000, 1_000_000)] == [1, 1, 565, 4000]

@@ -1,4 +1,4 @@
-"""The exact index is stock FAISS, byte for byte, however its rows arrive."""
+"""The exact index equals that of stock FAISS byte for byte, independent of the blocks of rows."""
 
 import io
 from pathlib import Path
@@ -26,7 +26,7 @@ def drawn(rows: int, dimension: int) -> Floats:
 
 
 def stock(vectors: Floats) -> bytes:
-    """What FAISS itself writes of these vectors."""
+    """The bytes that FAISS writes for these vectors."""
     index = faiss.IndexScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     index.train(vectors)
     index.add(vectors)
@@ -34,7 +34,7 @@ def stock(vectors: Floats) -> bytes:
 
 
 def ours(vectors: Floats, blocks: list[int]) -> bytes:
-    """What we write when the rows come in blocks that end before these rows."""
+    """The bytes that we write when the rows arrive in blocks that end before these rows."""
     buffer = io.BytesIO()
     writer = ExactIndexWriter(HashingWriter(buffer), vectors.shape[1], len(vectors))
     for start, end in zip([0, *blocks], [*blocks, len(vectors)], strict=True):
@@ -45,13 +45,13 @@ def ours(vectors: Floats, blocks: list[int]) -> bytes:
 
 @pytest.mark.parametrize("dimension", DIMENSIONS)
 @pytest.mark.parametrize("rows", [n for n in COUNTS if n])
-def test_the_bytes_are_those_of_faiss(rows: int, dimension: int) -> None:
+def test_bytes_equal_those_of_faiss(rows: int, dimension: int) -> None:
     vectors = drawn(rows, dimension)
     assert ours(vectors, []) == stock(vectors)
 
 
 @pytest.mark.parametrize("dimension", DIMENSIONS)
-def test_an_index_of_no_rows_is_the_one_of_faiss(dimension: int) -> None:
+def test_empty_index_equals_that_of_faiss(dimension: int) -> None:
     index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     index.is_trained = True
     assert ours(np.empty((0, dimension), np.float32), []) == faiss.serialize_index(index).tobytes()
@@ -59,8 +59,8 @@ def test_an_index_of_no_rows_is_the_one_of_faiss(dimension: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(dimension=st.integers(1, 40), rows=st.integers(1, 60), data=st.data())
-def test_the_bytes_do_not_depend_on_the_blocks(dimension: int, rows: int, data: st.DataObject) -> None:
-    """Empty blocks, single rows and odd sizes included."""
+def test_bytes_do_not_depend_on_blocks(dimension: int, rows: int, data: st.DataObject) -> None:
+    """Includes empty blocks, single rows and odd sizes."""
     blocks = sorted(data.draw(st.lists(st.integers(0, rows), max_size=6)))
     vectors = drawn(rows, dimension)
     assert ours(vectors, blocks) == stock(vectors)
@@ -68,13 +68,13 @@ def test_the_bytes_do_not_depend_on_the_blocks(dimension: int, rows: int, data: 
 
 @settings(max_examples=60, deadline=None)
 @given(values=st.lists(st.floats(width=32, allow_nan=False, min_value=-70000, max_value=70000), min_size=8, max_size=8))
-def test_every_value_is_rounded_as_faiss_rounds_it(values: list[float]) -> None:
-    """Ties, subnormals and what is too great for fp16 included."""
+def test_values_are_rounded_like_in_faiss(values: list[float]) -> None:
+    """Includes ties, subnormals and values too large for fp16."""
     vectors = np.array([values], np.float32)
     assert ours(vectors, []) == stock(vectors)
 
 
-def test_ties_between_two_fp16_values_are_rounded_as_faiss_rounds_them() -> None:
+def test_fp16_ties_are_rounded_like_in_faiss() -> None:
     halves = np.arange(0x2C00, 0x3C00, dtype=np.uint16).view(np.float16).astype(np.float32)
     ties = ((halves[:-1] + halves[1:]) / 2)[: 4095 // 8 * 8].reshape(-1, 8)
     assert ours(ties, [3, 100]) == stock(ties)
@@ -82,7 +82,7 @@ def test_ties_between_two_fp16_values_are_rounded_as_faiss_rounds_them() -> None
 
 @pytest.mark.parametrize("flags", [0, faiss.IO_FLAG_MMAP, faiss.IO_FLAG_MMAP_IFC], ids=["read", "mmap", "mmap_ifc"])
 @pytest.mark.parametrize(("rows", "dimension"), [(500, 32), (40, 4000)])
-def test_stock_faiss_opens_it_and_finds_what_numpy_finds(tmp_path: Path, flags: int, rows: int, dimension: int) -> None:
+def test_stock_faiss_finds_the_same_rows_as_numpy(tmp_path: Path, flags: int, rows: int, dimension: int) -> None:
     vectors = drawn(rows, dimension)
     path = tmp_path / "i.faiss"
     path.write_bytes(ours(vectors, [rows // 3]))
@@ -96,7 +96,7 @@ def test_stock_faiss_opens_it_and_finds_what_numpy_finds(tmp_path: Path, flags: 
 
 
 @pytest.mark.parametrize("flags", [0, faiss.IO_FLAG_MMAP_IFC])
-def test_an_index_of_no_rows_opens_and_finds_nothing(tmp_path: Path, flags: int) -> None:
+def test_empty_index_opens_and_finds_nothing(tmp_path: Path, flags: int) -> None:
     path = tmp_path / "i.faiss"
     path.write_bytes(ours(np.empty((0, 8), np.float32), []))
     index = faiss.read_index(str(path), flags)
@@ -104,7 +104,7 @@ def test_an_index_of_no_rows_opens_and_finds_nothing(tmp_path: Path, flags: int)
     assert (index.search(drawn(2, 8), 3)[1] == -1).all()
 
 
-def test_more_rows_than_were_announced_or_of_another_width_are_refused() -> None:
+def test_writer_refuses_extra_rows_and_other_dimensions() -> None:
     buffer = io.BytesIO()
     writer = ExactIndexWriter(HashingWriter(buffer), 8, 3)
     writer.add(drawn(2, 8))
@@ -115,14 +115,14 @@ def test_more_rows_than_were_announced_or_of_another_width_are_refused() -> None
     assert buffer.getvalue() == written
 
 
-def test_fewer_rows_than_were_announced_are_told_at_the_end() -> None:
+def test_writer_raises_for_missing_rows_at_the_end() -> None:
     writer = ExactIndexWriter(HashingWriter(io.BytesIO()), 8, 3)
     writer.add(drawn(2, 8))
-    with pytest.raises(StoreError, match="lacks 1 of its rows"):
+    with pytest.raises(StoreError, match="1 rows are missing"):
         writer.finish()
 
 
-def test_the_format_is_the_one_this_release_knows() -> None:
+def test_installed_faiss_writes_the_supported_format() -> None:
     for dimension in DIMENSIONS:
         check_format(dimension)
     assert FACTORY == "SQfp16"

@@ -1,4 +1,4 @@
-"""The bound of a rounded score holds for the worst vectors, is nearly reached by them, and nothing else is rounding."""
+"""The error bound of rounded scores holds for all vectors and is close to the worst case."""
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,14 @@ def unit(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
 
 
 def moved(queries: npt.NDArray[np.float32], rows: npt.NDArray[np.float32]) -> Doubles:
-    """By how much rounding moves each score, without the rounding of the sums."""
+    """The change of each score by rounding, without the rounding of the sums."""
     moves: Doubles = np.abs(queries.astype("f8") @ (as_stored(rows).astype("f8") - rows).T)
     return moves
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 3, 64, 768, 4000])
-def test_no_direction_of_rounding_crosses_the_bound(dimension: int) -> None:
-    """Of numbers that are all alike, which round the same way, and of numbers without a sign."""
+def test_uniform_rounding_stays_within_the_bound(dimension: int) -> None:
+    """Equal numbers, which round in the same direction, and numbers without a sign."""
     rng = np.random.default_rng(dimension)
     for rows in (np.ones((1, dimension)), np.abs(rng.standard_normal((200, dimension))), rng.random((200, dimension))):
         assert moved(unit(rows), unit(rows)).max() <= error_bound(dimension)
@@ -35,20 +35,20 @@ def test_no_direction_of_rounding_crosses_the_bound(dimension: int) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(numbers=arrays(np.float64, (6, 5), elements=st.floats(-1, 1)), power=st.integers(0, 30))
-def test_no_vectors_cross_the_bound(numbers: Doubles, power: int) -> None:
-    """Also not where most numbers are below what fp16 can hold in full."""
+def test_all_vectors_stay_within_the_bound(numbers: Doubles, power: int) -> None:
+    """Includes vectors whose numbers are mostly subnormal in fp16."""
     numbers[:, 1:] *= 2.0**-power
     numbers[np.linalg.norm(numbers, axis=1) < 1e-6, 0] = 1
     vectors = unit(numbers)
     assert moved(vectors, vectors).max() <= error_bound(5)
 
 
-def test_the_bound_is_not_far_from_what_the_worst_vectors_do() -> None:
-    row = np.array([[1 + 2.0**-11 * 0.999, 0]], np.float32)  # its norm is one that is stored as it came
+def test_bound_is_close_to_the_worst_case() -> None:
+    row = np.array([[1 + 2.0**-11 * 0.999, 0]], np.float32)  # a norm that is stored unchanged
     assert 0.9 * error_bound(2) < moved(row, row).max() < error_bound(2)
 
 
-def test_the_greatest_error_of_each_query_is_told_and_what_no_rounding_explains_is_left_out() -> None:
+def test_compare_scores_excludes_differences_beyond_rounding() -> None:
     exact = np.array([[0.9, 0.8, 0.7], [0.9, 0.8, -np.inf], [0.5, 0.4, 0.3], [-np.inf] * 3], np.float32)
     stored = np.array([[0.9001, 0.8, 0.6998], [np.nan, 0.8, np.nan], [0.9, -np.inf, np.inf], [np.nan] * 3], np.float32)
     errors, is_other = compare_scores(exact, stored, 64)
@@ -56,7 +56,7 @@ def test_the_greatest_error_of_each_query_is_told_and_what_no_rounding_explains_
     assert is_other.tolist() == [[False] * 3, [False] * 3, [True] * 3, [False] * 3]
 
 
-def test_nothing_looked_at_is_no_error() -> None:
+def test_unread_scores_have_no_error() -> None:
     errors, is_other = compare_scores(np.empty((3, 0), np.float32), np.empty((3, 0), np.float32), 8)
     assert errors.tolist() == [0, 0, 0]
     assert is_other.shape == (3, 0)

@@ -1,4 +1,4 @@
-"""The axes keep what tells rows apart, of all kinds, and not what tells the kinds apart."""
+"""The axes keep the differences between rows of all kinds, not the difference between kinds."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ Draw = Callable[..., Floats]
 
 
 def recall_of(axes: Floats, queries: Floats, vectors: Floats, bias: Floats | None = None) -> float:
-    """Of the ten best, those among the first thirty by projected scores; with a bias both sides are shifted first."""
+    """The share of the ten best among the first thirty by projected scores; a bias shifts both sides first."""
     shift = np.zeros(vectors.shape[1], np.float32) if bias is None else bias
     projected = ((queries - shift) @ axes.T) @ ((vectors - shift) @ axes.T).T
     exact = queries @ vectors.T
@@ -25,7 +25,7 @@ def recall_of(axes: Floats, queries: Floats, vectors: Floats, bias: Floats | Non
 
 
 @pytest.mark.parametrize(("rows", "dimension", "count"), [(500, 64, 16), (20, 64, 40), (1, 16, 8), (300, 16, 16)])
-def test_axes_are_orthonormal_even_where_there_are_fewer_rows_than_axes(
+def test_axes_are_orthonormal_with_fewer_rows_than_axes(
     draw_clustered: Draw, rows: int, dimension: int, count: int
 ) -> None:
     axes = fit_axes([draw_clustered(rows, dimension, 1), draw_clustered(3, dimension, 2)], count, 0)
@@ -33,12 +33,12 @@ def test_axes_are_orthonormal_even_where_there_are_fewer_rows_than_axes(
     np.testing.assert_allclose(axes @ axes.T, np.eye(count), atol=1e-4)
 
 
-def test_equal_rows_have_axes_though_they_have_no_variance() -> None:
+def test_equal_rows_without_variance_have_axes() -> None:
     axes = fit_axes([np.full((50, 16), 0.25, np.float32)], 8, 0)
     np.testing.assert_allclose(axes @ axes.T, np.eye(8), atol=1e-4)
 
 
-def test_axes_are_the_principal_ones_strongest_first(draw_clustered: Draw) -> None:
+def test_axes_are_the_principal_axes_strongest_first(draw_clustered: Draw) -> None:
     samples = [draw_clustered(2000, 64, 1), draw_clustered(2000, 64, 2)]
     axes = fit_axes(samples, 12, 0)
     centred = [sample - sample.mean(axis=0) for sample in samples]
@@ -49,18 +49,18 @@ def test_axes_are_the_principal_ones_strongest_first(draw_clustered: Draw) -> No
     assert kept.sum() >= 0.999 * np.einsum("ij,jk,ik->", exact, covariance, exact)
 
 
-def test_a_gap_between_the_kinds_takes_no_axis(draw_clustered: Draw) -> None:
-    """However wide it is, its direction is as little among the axes as without it."""
+def test_gap_between_kinds_takes_no_axis(draw_clustered: Draw) -> None:
+    """The direction of a gap of any width is no more among the axes than without the gap."""
     one, other = draw_clustered(800, 64, 1), draw_clustered(800, 64, 2)
     gap = np.zeros(64, np.float32)
-    gap[63] = 1.0  # where there is hardly any variance
+    gap[63] = 1.0  # a direction with hardly any variance
     axes = fit_axes([one + 3 * gap, other - 3 * gap], 12, 0)
     assert float(np.linalg.norm(axes @ gap)) < 0.2
     joint = fit_axes([np.concatenate([one + 3 * gap, other - 3 * gap])], 12, 0)
     assert float(np.linalg.norm(joint @ gap)) > 0.99
 
 
-def test_each_kind_has_its_say_however_few_rows_it_has(draw_clustered: Draw) -> None:
+def test_small_kind_keeps_its_axes(draw_clustered: Draw) -> None:
     many = np.zeros((3000, 32), np.float32)
     few = np.zeros((100, 32), np.float32)
     rng = np.random.default_rng(0)
@@ -70,8 +70,8 @@ def test_each_kind_has_its_say_however_few_rows_it_has(draw_clustered: Draw) -> 
     assert (np.linalg.norm(axes[:, [*range(4), *range(20, 24)]], axis=0) > 0.99).all()
 
 
-def test_a_bias_would_lose_what_the_projection_keeps() -> None:
-    """Under inner product a shifted query asks for something else: the trap that a trained PCA of FAISS falls into."""
+def test_projection_without_bias_keeps_more_recall() -> None:
+    """Under inner product, a shifted query gives a different order; the trained PCA of FAISS shifts queries."""
     rng = np.random.default_rng(3)
     strengths = np.arange(1, 129) ** -0.5
     centres = rng.standard_normal((100, 128)) * strengths
@@ -102,7 +102,7 @@ def test_a_bias_would_lose_what_the_projection_keeps() -> None:
     assert stock < ours - 0.1
 
 
-def test_the_stored_transform_has_no_bias_and_is_a_rotation_of_the_axes(draw_clustered: Draw) -> None:
+def test_stored_transform_is_a_rotation_of_the_axes_without_bias(draw_clustered: Draw) -> None:
     vectors = draw_clustered(1100, 48, 1)
     axes = fit_axes([vectors], 16, 0)
     projected = Projected(vectors=(vectors @ axes.T).astype(np.float16), order=np.arange(1100), axes=axes, seed=0)
@@ -112,10 +112,12 @@ def test_the_stored_transform_has_no_bias_and_is_a_rotation_of_the_axes(draw_clu
     assert not transform.have_bias
     assert transform.b.size() == 0
     matrix = faiss.vector_to_array(transform.A).reshape(16, 48)
-    np.testing.assert_allclose(matrix.T @ matrix, axes.T @ axes, atol=1e-5)  # inner products are those of the axes
+    np.testing.assert_allclose(
+        matrix.T @ matrix, axes.T @ axes, atol=1e-5
+    )  # the inner products equal those of the axes
 
 
-def test_a_rotation_is_one_and_spreads_the_variance(draw_clustered: Draw) -> None:
+def test_rotation_is_orthogonal_and_distributes_variance(draw_clustered: Draw) -> None:
     turn = rotation(64, 0)
     np.testing.assert_allclose(turn @ turn.T, np.eye(64), atol=1e-6)
     assert turn.tobytes() == rotation(64, 0).tobytes() != rotation(64, 1).tobytes()

@@ -1,4 +1,4 @@
-"""Exact answers are exact however the rows arrive, and recall is the share of them that an index gives."""
+"""Exact answers do not depend on the blocks of rows, and recall is the share of them that an index returns."""
 
 import itertools
 from typing import Any
@@ -26,7 +26,7 @@ def drawn(rows: int, dimension: int, seed: int) -> Floats:
 def truth_of(
     vectors: Floats, own: Rows, keep: int, block: int = 77, *, first_row: int = 0, is_same_kind: bool = True
 ) -> Truth:
-    """The exact answers to rows of `vectors`, found block by block."""
+    """The exact answers to rows of `vectors`, computed block by block."""
     queries = Queries(kind="image", rows=own + first_row, vectors=vectors[own])
     truth = Truth(queries, keep, is_same_kind=is_same_kind)
     for start in range(0, len(vectors), block):
@@ -36,7 +36,7 @@ def truth_of(
 
 
 def recall_of(truth: Truth, found: Rows, k: int, scores: Floats | None = None) -> float:
-    """The recall of one way to ask; `scores` are those that the index says."""
+    """The recall of one way to search; `scores` are those that the index reports."""
 
     def stored(q: int, rows: Rows) -> Any:
         assert scores is not None
@@ -55,53 +55,53 @@ def brute_force(vectors: Floats, queries: Floats, k: int) -> tuple[Rows, Floats]
 
 @pytest.fixture(scope="module")
 def known() -> tuple[Floats, Rows, Truth]:
-    """Two thousand rows, sixty queries from among them, and their exact answers, found in odd blocks."""
+    """Two thousand rows, sixty of them as queries, and their exact answers, computed in blocks of odd sizes."""
     vectors = drawn(2000, 32, 6)
     rows = np.sort(np.random.default_rng(7).choice(2000, 60, replace=False)).astype(np.int64)
     return vectors, rows, truth_of(vectors, rows, 110)
 
 
-def test_right_answers_have_a_recall_of_one(known: tuple[Floats, Rows, Truth]) -> None:
+def test_right_answers_have_recall_one(known: tuple[Floats, Rows, Truth]) -> None:
     vectors, rows, truth = known
     found, scores = brute_force(vectors, vectors[rows], 11)
     assert recall_of(truth, found, 10, scores) == 1.0
 
 
 @pytest.mark.parametrize("wrong", range(0, 11, 2))
-def test_the_recall_is_the_share_of_right_answers(known: tuple[Floats, Rows, Truth], wrong: int) -> None:
+def test_recall_is_the_share_of_right_answers(known: tuple[Floats, Rows, Truth], wrong: int) -> None:
     vectors, rows, truth = known
     found, scores = brute_force(vectors, vectors[rows], 1500)
     kept = [*range(11 - wrong), *range(1400, 1400 + wrong)]  # the first is the query itself
     assert recall_of(truth, found[:, kept], 10, scores[:, kept]) == pytest.approx((10 - wrong) / 10)
 
 
-def test_an_index_of_shuffled_rows_has_hardly_any_recall_though_its_scores_are_right(
+def test_shuffled_rows_with_right_scores_have_low_recall(
     known: tuple[Floats, Rows, Truth],
 ) -> None:
-    """The scores that an index reports say nothing about the rows it names."""
+    """The reported scores are right although the row ids are wrong."""
     vectors, rows, truth = known
     order = np.random.default_rng(8).permutation(len(vectors))
     found, scores = brute_force(vectors[order], vectors[rows], 11)
     assert recall_of(truth, found, 10, scores) < 0.1
 
 
-def test_rows_that_are_shifted_by_one_have_hardly_any_recall(known: tuple[Floats, Rows, Truth]) -> None:
+def test_rows_shifted_by_one_have_low_recall(known: tuple[Floats, Rows, Truth]) -> None:
     vectors, rows, truth = known
     found, scores = brute_force(vectors, vectors[rows], 11)
     assert recall_of(truth, (found + 1) % len(vectors), 10, scores) < 0.1
 
 
-def test_no_answers_have_no_recall(known: tuple[Floats, Rows, Truth]) -> None:
+def test_empty_answers_have_recall_zero(known: tuple[Floats, Rows, Truth]) -> None:
     _, rows, truth = known
     assert recall_of(truth, np.full((len(rows), 11), -1), 10) == 0.0
 
 
-def test_a_query_that_finds_only_itself_again_and_again_has_no_recall(known: tuple[Floats, Rows, Truth]) -> None:
+def test_query_that_only_finds_itself_has_recall_zero(known: tuple[Floats, Rows, Truth]) -> None:
     _, rows, truth = known
     assert recall_of(truth, np.repeat(rows[:, None], 11, axis=1), 10) == 0.0
 
 
-def test_one_right_row_said_ten_times_counts_once(known: tuple[Floats, Rows, Truth]) -> None:
+def test_repeated_right_row_counts_once(known: tuple[Floats, Rows, Truth]) -> None:
     vectors, rows, truth = known
     found, scores = brute_force(vectors, vectors[rows], 2)
     again = np.repeat(found[:, 1:], 10, axis=1)
@@ -116,7 +116,7 @@ def test_one_right_row_said_ten_times_counts_once(known: tuple[Floats, Rows, Tru
     first_row=st.sampled_from([0, 1000]),
     blocks=st.lists(st.integers(1, 60), min_size=1, max_size=6),
 )
-def test_the_exact_answers_do_not_depend_on_the_blocks(
+def test_exact_answers_do_not_depend_on_blocks(
     rows: int, keep: int, is_same_kind: bool, first_row: int, blocks: list[int]
 ) -> None:
     rng = np.random.default_rng([rows, keep])
@@ -148,8 +148,8 @@ def test_the_exact_answers_do_not_depend_on_the_blocks(
 
 
 @pytest.mark.parametrize("copies", [5, 120, 1000])
-def test_whichever_of_equal_rows_are_returned_they_are_right_and_lower_ones_are_wrong(copies: int) -> None:
-    """More copies than candidates are kept of: the last of them, which were never kept, count like the first."""
+def test_any_of_equal_rows_is_right_and_lower_rows_are_wrong(copies: int) -> None:
+    """There are more copies than kept candidates: copies that were not kept count like the others."""
     vectors = np.zeros((2000, 8), np.float32)
     vectors[:, 1] = 1
     vectors[:copies] = np.eye(8, dtype=np.float32)[0]
@@ -163,8 +163,8 @@ def test_whichever_of_equal_rows_are_returned_they_are_right_and_lower_ones_are_
 
 
 @pytest.mark.parametrize("cut", [1, 300, 1000, 1999])
-def test_files_judged_apart_and_put_together_are_as_one(known: tuple[Floats, Rows, Truth], cut: int) -> None:
-    """Right answers of each file make right answers of all; a file that finds nothing loses what it has."""
+def test_merged_ratings_of_files_equal_one_rating(known: tuple[Floats, Rows, Truth], cut: int) -> None:
+    """Right answers of each file are right overall; a file that finds nothing loses its share."""
     vectors, rows, whole = known
     truths, found = [], []
     for first, last in ((0, cut), (cut, len(vectors))):
@@ -190,7 +190,7 @@ def test_files_judged_apart_and_put_together_are_as_one(known: tuple[Floats, Row
     assert figures.histogram == whole.figures.histogram
 
 
-def test_ranks_are_places_in_the_answer_without_the_query_itself(known: tuple[Floats, Rows, Truth]) -> None:
+def test_ranks_exclude_the_query_itself(known: tuple[Floats, Rows, Truth]) -> None:
     vectors, rows, truth = known
     found, _ = brute_force(vectors, vectors[rows], 50)
     rated = rate_answers(truth, [found, found[:, :5]], 10, lambda _, r: np.zeros(len(r), np.float32))
@@ -200,8 +200,8 @@ def test_ranks_are_places_in_the_answer_without_the_query_itself(known: tuple[Fl
         assert sorted(place for place in rated.ranks[1, q].tolist() if place != NOT_FOUND) == list(range(4))
 
 
-def test_a_query_without_any_answer_has_no_recall_to_count() -> None:
-    """The only row of a kind, which may not find itself."""
+def test_query_without_answers_does_not_count() -> None:
+    """The query is the only row of its kind and must not find itself."""
     vectors = drawn(1, 8, 0)
     truth = truth_of(vectors, np.array([0]), 11)
     assert np.isnan(recall_at(rate_answers(truth, [np.array([[0]])], 10, lambda _, r: r), 10, 10)).all()
@@ -245,7 +245,7 @@ UNUSUAL = {
 
 
 def ask_stored(vectors: Floats, stored: Floats, k: int, queries: int = 60, keep: int = 110) -> tuple[Rated, Rows]:
-    """A scan of stored vectors, judged, and its answers: the rows of the queries come first."""
+    """The rating and the answers of a scan of stored vectors; the first rows are the queries."""
     truth = truth_of(vectors, np.arange(queries), keep)
     scores = vectors[:queries] @ stored.T
     scores[np.arange(queries), np.arange(queries)] = -np.inf
@@ -260,13 +260,13 @@ def ask_stored(vectors: Floats, stored: Floats, k: int, queries: int = 60, keep:
 
 @pytest.mark.parametrize("k", [1, 3, 10])
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_a_scan_of_rounded_vectors_is_right_whatever_the_vectors(name: str, k: int) -> None:
+def test_scan_of_rounded_vectors_has_full_recall(name: str, k: int) -> None:
     vectors = UNUSUAL[name]
     rated, _ = ask_stored(vectors, as_stored(vectors), k)
     assert recall_at(rated, k, k).tolist() == [[1.0] * 60]
 
 
-def test_answers_that_are_right_by_a_near_tie_are_told_from_the_best() -> None:
+def test_recall_without_ties_counts_only_the_best() -> None:
     vectors = near_duplicates(1500, 64, 3e-2)
     rated, found = ask_stored(vectors, as_stored(vectors), 10)
     exact = vectors[:60].astype("f8") @ vectors.T.astype("f8")
@@ -278,12 +278,12 @@ def test_answers_that_are_right_by_a_near_tie_are_told_from_the_best() -> None:
 
 
 @pytest.mark.parametrize("name", ["random", "three of 256", "bits", "whole numbers"])
-def test_the_tolerance_gives_little_away_where_vectors_can_be_told_apart(name: str) -> None:
-    """An index that lacks half of the rows, and one that takes the next best answers."""
+def test_tolerance_hardly_raises_recall_of_distinct_vectors(name: str) -> None:
+    """Tested with an index that lacks half of the rows, and one that returns the next best answers."""
     vectors = UNUSUAL[name]
     whole, _ = ask_stored(vectors, as_stored(vectors), 10)
     lacking = as_stored(vectors)
-    lacking[::2] = -lacking[::2]  # no row that is asked for
+    lacking[::2] = -lacking[::2]  # no longer near any query
     truth = truth_of(vectors, np.arange(60), 110)
     scores = vectors[:60] @ lacking.T
     scores[np.arange(60), np.arange(60)] = -np.inf
@@ -297,8 +297,8 @@ def test_the_tolerance_gives_little_away_where_vectors_can_be_told_apart(name: s
 
 
 @pytest.mark.parametrize("damage", ["others", "scaled", "coarse", "not a number"])
-def test_damage_is_no_rounding_and_excuses_nothing(damage: str) -> None:
-    """A tolerance that is measured must not grow with what is wrong."""
+def test_damage_does_not_widen_the_tolerance(damage: str) -> None:
+    """The measured tolerance must not grow with damaged vectors."""
     vectors = UNUSUAL["random"]
     stored = as_stored(vectors)
     if damage == "others":
@@ -315,7 +315,7 @@ def test_damage_is_no_rounding_and_excuses_nothing(damage: str) -> None:
     assert mean_recall(recall_at(rated, 10, 10)) < 0.8
 
 
-def test_a_row_that_is_stored_otherwise_is_not_found_though_its_number_is_right() -> None:
+def test_row_with_another_stored_vector_does_not_count() -> None:
     vectors = UNUSUAL["random"]
     stored = as_stored(vectors)
     truth = truth_of(vectors, np.array([0]), 110)
@@ -335,10 +335,10 @@ def test_a_row_that_is_stored_otherwise_is_not_found_though_its_number_is_right(
     files=st.integers(1, 3),
     seed=st.integers(0, 9),
 )
-def test_a_scan_is_right_however_alike_the_rows_and_in_however_many_files(
+def test_scan_of_near_ties_over_files_has_full_recall(
     rows: int, dimension: int, power: int, k: int, files: int, seed: int
 ) -> None:
-    """Near ties by the hundred, more than are kept, that cross the borders of files."""
+    """Hundreds of near ties, more than are kept, distributed over several files."""
     rng = np.random.default_rng([seed, rows, dimension])
     vectors = unit(np.eye(dimension)[0] + 10.0**-power * rng.standard_normal((rows, dimension)))
     stored, own = as_stored(vectors), np.arange(min(rows, 10))

@@ -1,4 +1,4 @@
-"""Exact search over stored vectors finds what a whole matrix product finds, and equal scores by their ids."""
+"""Exact search over stored vectors equals a full matrix product, with equal scores sorted by id."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from epithre_beam.index import Store
 from epithre_beam.index.ann.stored import nearest_stored, stored_vectors
 
 
-def test_vectors_come_in_the_order_of_the_rows(small):
+def test_stored_vectors_are_in_row_order(small):
     for kind, expected in small.vectors.items():
         found = list(stored_vectors(small.store, small.manifest, kind))
         assert len(found) > 2
@@ -16,7 +16,7 @@ def test_vectors_come_in_the_order_of_the_rows(small):
 
 
 @pytest.mark.parametrize("k", [1, 7, 100])
-def test_the_best_are_those_of_a_matrix_product(small, draw_vectors, k):
+def test_nearest_stored_equals_a_matrix_product(small, draw_vectors, k):
     queries = draw_vectors(9, 16, 5)
     ids = small.assets["image"].column("asset_id")
     scores, rows = nearest_stored(small.store, small.manifest, "image", ids, queries, k)
@@ -26,8 +26,8 @@ def test_the_best_are_those_of_a_matrix_product(small, draw_vectors, k):
     np.testing.assert_allclose(scores, np.take_along_axis(products, order, 1), atol=1e-6)
 
 
-def test_equal_scores_stand_in_the_order_of_their_ids_as_a_search_has_them(make_catalog, draw_vectors):
-    """Copies lie in several row groups, and more of them than are asked for."""
+def test_equal_scores_are_sorted_by_id_like_in_search(make_catalog, draw_vectors):
+    """The copies are in several row groups and more than k."""
     vectors = np.concatenate([draw_vectors(30, 16, 1), np.tile(draw_vectors(1, 16, 2), (40, 1))])
     order = np.random.default_rng(3).permutation(len(vectors))
     made = make_catalog({"text": vectors[order]})
@@ -40,7 +40,7 @@ def test_equal_scores_stand_in_the_order_of_their_ids_as_a_search_has_them(make_
     assert (np.sort(rows[0]) == np.sort(expected[0])).all()
 
 
-def test_a_file_that_is_missing_or_cut_is_named(own_copy):
+def test_error_names_a_missing_or_truncated_file(own_copy):
     path = min((own_copy.folder / "versions" / own_copy.manifest.version / "vectors").glob("image-*"))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -51,7 +51,7 @@ def test_a_file_that_is_missing_or_cut_is_named(own_copy):
         list(stored_vectors(Store(str(own_copy.folder)), own_copy.manifest, "image"))
 
 
-def test_another_number_of_rows_than_of_assets_is_told(small, draw_vectors):
+def test_raises_if_rows_and_assets_differ_in_number(small, draw_vectors):
     ids = small.assets["image"].column("asset_id").slice(0, 60)
-    with pytest.raises(CatalogError, match="60 image assets and 61 vectors"):
+    with pytest.raises(CatalogError, match="60 image assets but 61 vectors"):
         nearest_stored(small.store, small.manifest, "image", ids, draw_vectors(1, 16, 5), 3)

@@ -1,4 +1,4 @@
-"""The way that is chosen is the cheapest that keeps the recall in every direction, with room for other queries."""
+"""The chosen operating point is the cheapest that keeps the recall in every direction, with a margin."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ K = 10
 
 
 def rated(places: list[float], queries: int = 200, *, seed: int = 0) -> Rated:
-    """For each share of cells, the share of right rows that its cells hold; they stand at random among 3 x k."""
+    """For each share of cells, the share of right rows in these cells; their ranks are random among 3 x k."""
     rng = np.random.default_rng(seed)
     scores = np.tile(np.linspace(1, 0.5, K, dtype=np.float32), (queries, 1))
     drawn, ranks = rng.random((queries, K)), rng.integers(0, 3 * K, (queries, K))
@@ -33,9 +33,7 @@ def rising(least: float) -> list[float]:
     target=st.sampled_from([0.0, 0.5, 0.9, 0.95, 0.99, 1.0]),
     seed=st.integers(0, 5),
 )
-def test_points_are_sorted_by_cost_and_each_costs_more_for_a_reason(
-    least: float, other: float, target: float, seed: int
-) -> None:
+def test_points_are_unique_and_sorted_by_cost(least: float, other: float, target: float, seed: int) -> None:
     directions = {"image->image": rated(rising(least), seed=seed), "text->image": rated(rising(other), seed=seed + 9)}
     points, chosen = operating_points(directions, [SHAPE], K, target)
     costs = [point.cost_us for point in points]
@@ -51,7 +49,7 @@ def test_points_are_sorted_by_cost_and_each_costs_more_for_a_reason(
         assert point.k_factor in (*K_FACTORS, None)
 
 
-def test_the_worst_direction_decides() -> None:
+def test_worst_direction_determines_the_point() -> None:
     easy, hard = rated([1.0] * len(SHARES)), rated(rising(0.2))
     alone, _ = operating_points({"image->image": easy}, [SHAPE], K, 0.95)
     _, chosen_alone = operating_points({"image->image": easy}, [SHAPE], K, 0.95)
@@ -63,19 +61,19 @@ def test_the_worst_direction_decides() -> None:
     assert alone
 
 
-def test_nothing_cheaper_would_have_reached_the_target_with_room_to_spare() -> None:
+def test_no_cheaper_point_reaches_the_target() -> None:
     _, chosen = operating_points({"text->image": rated(rising(0.5))}, [SHAPE], K, 0.9)
     _, easier = operating_points({"text->image": rated(rising(0.5))}, [SHAPE], K, 0.8)
     assert easier.cost_us < chosen.cost_us
     assert 0.9 <= chosen.recall["text->image"] < 0.99
 
 
-def test_where_no_codes_reach_the_target_all_vectors_are_scanned() -> None:
+def test_all_vectors_are_scanned_if_codes_miss_the_target() -> None:
     _, chosen = operating_points({"text->image": rated([0.5] * len(SHARES))}, [SHAPE], K, 0.95)
     assert (chosen.cells_share, chosen.k_factor, chosen.recall) == (None, None, {"text->image": 1.0})
 
 
-def test_a_direction_without_any_answer_decides_nothing() -> None:
+def test_direction_without_answers_is_ignored() -> None:
     none = Rated(
         scores=np.full((5, K), -np.inf, np.float32),
         ranks=np.full((len(SHARES) + 1, 5, K), NOT_FOUND),
@@ -88,12 +86,12 @@ def test_a_direction_without_any_answer_decides_nothing() -> None:
 
 @settings(max_examples=60)
 @given(share=st.floats(1e-6, 1), cells=st.integers(1, 10_000))
-def test_of_any_share_at_least_one_cell_is_scanned_and_never_more_than_there_are(share: float, cells: int) -> None:
+def test_probed_cells_is_between_one_and_all_cells(share: float, cells: int) -> None:
     assert 1 <= probed_cells(share, cells) <= cells
     assert probed_cells(1.0, cells) == cells
 
 
-def test_costs_grow_with_what_is_read() -> None:
+def test_cost_grows_with_bytes_read() -> None:
     costs = [cost_us(SHAPE, K, share, 10) for share in SHARES]
     assert costs == sorted(costs)
     assert [cost_us(SHAPE, K, 1.0, f) for f in K_FACTORS] == sorted(cost_us(SHAPE, K, 1.0, f) for f in K_FACTORS)
@@ -103,7 +101,7 @@ def test_costs_grow_with_what_is_read() -> None:
 
 
 def near_ties(tolerance: float, queries: int = 50) -> Rated:
-    """Forty rows around the k-th that differ by 1e-6; the cheapest way gives the lower half of them, all give all."""
+    """Forty rows around the k-th that differ by 1e-6; the cheapest way finds the lower half, the others find all."""
     scores = np.tile(0.9 - 2e-6 * np.arange(40, dtype=np.float32), (queries, 1))
     ranks = np.full((len(SHARES) + 1, queries, 40), NOT_FOUND, np.uint32)
     ranks[:-1, :, 20:] = np.arange(20)
@@ -111,21 +109,21 @@ def near_ties(tolerance: float, queries: int = 50) -> Rated:
     return Rated(scores=scores, ranks=ranks, tolerances=np.full(queries, tolerance, np.float32))
 
 
-def test_a_way_that_gives_near_ties_is_as_good_as_one_that_gives_the_best() -> None:
+def test_near_ties_count_as_right_answers() -> None:
     found = {"text->text": near_ties(1e-4)}
     _, chosen = operating_points(found, [SHAPE], K, 1.0)
     assert (chosen.cells_share, chosen.k_factor) == (SHARES[0], K_FACTORS[0])
     assert ties_at(found, K, chosen) == {"text->text": 1.0}
 
 
-def test_a_way_that_gives_what_can_be_told_apart_is_not() -> None:
+def test_distinguishable_rows_do_not_count_as_ties() -> None:
     found = {"text->text": near_ties(1e-6)}
     _, chosen = operating_points(found, [SHAPE], K, 0.95)
     assert chosen.cells_share is None
     assert ties_at(found, K, chosen) == {"text->text": 0.0}
 
 
-def test_ties_without_any_answer_are_none() -> None:
+def test_ties_without_answers_are_zero() -> None:
     empty = Rated(
         scores=np.full((2, K), -np.inf, np.float32),
         ranks=np.full((len(SHARES) + 1, 2, K), NOT_FOUND),

@@ -1,4 +1,4 @@
-"""Queries from a file are read by kind and in unit norm, and a file that has none is refused with a sentence."""
+"""Queries from a file are grouped by kind and normalised; an invalid file is refused with one sentence."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def write(path: Path, kinds: list[Any], vectors: Any, **others: Any) -> Path:
     return path
 
 
-def test_each_kind_has_its_own_queries_in_order_and_in_unit_norm(tmp_path: Path) -> None:
+def test_queries_are_grouped_by_kind_and_normalised(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((40, 8)) * 7
     kinds = ["image" if i % 3 else "text" for i in range(40)]
     write(tmp_path / "q.parquet", kinds, vectors, note=["x"] * 40)
@@ -29,7 +29,7 @@ def test_each_kind_has_its_own_queries_in_order_and_in_unit_norm(tmp_path: Path)
         np.testing.assert_allclose(queries, own / np.linalg.norm(own, axis=1, keepdims=True), atol=1e-6)
 
 
-def test_a_kind_without_queries_is_left_out_and_of_many_the_first_are_taken(tmp_path: Path) -> None:
+def test_first_queries_are_used_and_empty_kinds_omitted(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((MOST_QUERIES + 5, 4))
     found = read_queries(str(write(tmp_path / "q.parquet", ["text"] * len(vectors), vectors)), 4)
     assert list(found) == ["text"]
@@ -37,7 +37,7 @@ def test_a_kind_without_queries_is_left_out_and_of_many_the_first_are_taken(tmp_
     np.testing.assert_allclose(found["text"], expected, atol=1e-6)
 
 
-def test_a_folder_is_the_parquet_files_in_it(tmp_path: Path) -> None:
+def test_folder_of_parquet_files_is_read(tmp_path: Path) -> None:
     write(tmp_path / "b.parquet", ["text"], [[0, 1]])
     write(tmp_path / "a.parquet", ["text"], [[1, 0]])
     (tmp_path / "README").write_text("no queries")
@@ -47,27 +47,27 @@ def test_a_folder_is_the_parquet_files_in_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kinds", "vectors", "sentence"),
     [
-        (["audio"], [[1, 0]], r"kinds among \('image', 'text'\), got 'audio'"),
-        ([None], [[1, 0]], r"kinds among \('image', 'text'\), got 'None'"),
-        (["text"], [[1, 0, 0]], r"vectors of 2 numbers, got \(3,\)"),
-        (["text", "text"], [[1, 0], [1]], "cannot be read so"),
-        (["text", "text"], [[1, 0], [0, 0]], "finite vectors other than zero; row 1 of"),
-        (["text", "text"], [[float("nan"), 0], [0, 1]], "finite vectors other than zero; row 0 of"),
-        ([], [], "vectors of 2 numbers"),
+        (["audio"], [[1, 0]], r"kind must be one of image, text, got 'audio'"),
+        ([None], [[1, 0]], r"kind must be one of image, text, got 'None'"),
+        (["text"], [[1, 0, 0]], r"vectors must have 2 dimensions, got shape \(3,\)"),
+        (["text", "text"], [[1, 0], [1]], "cannot be read"),
+        (["text", "text"], [[1, 0], [0, 0]], "row 1 of .* is zero or not finite"),
+        (["text", "text"], [[float("nan"), 0], [0, 1]], "row 0 of .* is zero or not finite"),
+        ([], [], "vectors must have 2 dimensions"),
     ],
     ids=str,
 )
-def test_what_is_no_file_of_queries_is_refused_with_what_is_wrong(
+def test_invalid_query_file_is_refused_with_the_reason(
     tmp_path: Path, kinds: list[Any], vectors: Any, sentence: str
 ) -> None:
-    with pytest.raises(CatalogError, match=rf"^index\.queries must .*{sentence}"):
+    with pytest.raises(CatalogError, match=rf"^index\.queries: .*{sentence}"):
         read_queries(str(write(tmp_path / "q.parquet", kinds, vectors)), 2)
 
 
-def test_a_file_that_is_missing_damaged_or_without_the_columns_is_refused(tmp_path: Path) -> None:
+def test_missing_damaged_or_incomplete_query_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
     pq.write_table(pa.table({"kind": ["text"]}), tmp_path / "other.parquet")
     (tmp_path / "empty").mkdir()
     for name in ("gone.parquet", "damaged.parquet", "other.parquet", "empty"):
-        with pytest.raises(CatalogError, match=rf"columns `kind` and `embedding` of 2 numbers: .*/{name} cannot be"):
+        with pytest.raises(CatalogError, match=rf"/{name} cannot be read .*`kind` and `embedding` of 2 numbers"):
             read_queries(str(tmp_path / name), 2)

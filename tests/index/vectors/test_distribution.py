@@ -1,4 +1,4 @@
-"""Distributions that are counted while rows stream past."""
+"""Distributions of streamed values."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def edges(histogram) -> np.ndarray:
 
 
 @pytest.mark.parametrize("spread", [0.001, 0.02, 0.3])
-def test_it_counts_what_numpy_counts_in_the_same_bins(spread):
+def test_counts_equal_those_of_numpy(spread):
     values = np.clip(np.random.default_rng(3).normal(0.2, spread, 20_000), -0.999, 0.999).astype(np.float32)
     distribution = scores_distribution()
     for block in np.array_split(values, 7):
@@ -27,7 +27,7 @@ def test_it_counts_what_numpy_counts_in_the_same_bins(spread):
     assert np.array_equal(np.histogram(values, edges(found))[0], found.counts)
 
 
-def test_the_order_of_the_values_does_not_matter():
+def test_counts_do_not_depend_on_order():
     values = np.random.default_rng(4).uniform(-1, 1, 1000)
     one, other = scores_distribution(), scores_distribution()
     one.add(values)
@@ -35,7 +35,7 @@ def test_the_order_of_the_values_does_not_matter():
     assert one.histogram() == other.histogram()
 
 
-def test_bins_of_two_distributions_fit_into_each_other():
+def test_bins_of_two_distributions_are_aligned():
     narrow, wide = scores_distribution(), scores_distribution()
     narrow.add(np.array([0.5, 0.51]))
     wide.add(np.array([-0.8, 0.9]))
@@ -45,7 +45,7 @@ def test_bins_of_two_distributions_fit_into_each_other():
     assert ((fine[0] - coarse[0]) / step) == int((fine[0] - coarse[0]) / step)
 
 
-def test_what_is_no_number_is_left_out_and_what_lies_beyond_is_kept():
+def test_invalid_numbers_are_ignored_and_outliers_counted():
     distribution = Distribution(low=-1.0, high=1.0)
     assert distribution.histogram() is None
     distribution.add(np.array([np.nan, -np.inf, np.inf, 1.0000002, -1.5, 0.0], np.float32))
@@ -53,7 +53,7 @@ def test_what_is_no_number_is_left_out_and_what_lies_beyond_is_kept():
     assert (found.low, found.high, sum(found.counts)) == (-1.0, 1.0, 3)
 
 
-def test_norms_of_unit_vectors_deviate_by_less_than_a_millionth_at_any_dimension():
+def test_unit_norms_deviate_by_less_than_one_millionth():
     vectors = np.random.default_rng(5).standard_normal((200, 4000)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     distribution = norms_distribution()

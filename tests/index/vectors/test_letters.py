@@ -1,4 +1,4 @@
-"""Dead letters are read as they were written, by an earlier release too, and others are refused in words."""
+"""Dead letters are read unchanged, also those of an earlier release; invalid files are refused with a message."""
 
 import io
 from typing import Any
@@ -25,11 +25,11 @@ def read(table: pa.Table, batch_rows: int = 4) -> pa.Table:
     return pa.concat_tables(iterate_letters(io.BytesIO(buffer.getvalue()), batch_rows))
 
 
-def test_letters_are_read_as_they_were_written() -> None:
+def test_dead_letters_are_read_unchanged() -> None:
     assert read(LETTERS).equals(LETTERS)
 
 
-def test_letters_of_an_earlier_release_have_no_fingerprint() -> None:
+def test_dead_letters_of_an_earlier_release_have_no_fingerprint() -> None:
     assert read(LETTERS.drop_columns(["fingerprint"])).column("fingerprint").null_count == 6
 
 
@@ -44,7 +44,7 @@ def test_letters_of_an_earlier_release_have_no_fingerprint() -> None:
         ({"asset_id": None}, "it lacks the column asset_id"),
     ],
 )
-def test_what_is_no_letter_is_refused(change: dict[str, Any], match: str) -> None:
+def test_invalid_dead_letters_are_refused(change: dict[str, Any], match: str) -> None:
     table = LETTERS
     for name, values in change.items():
         table = table.drop_columns([name])

@@ -1,4 +1,4 @@
-"""Vectors that were paid for earlier are found by content, and only in files that are whole."""
+"""Reusable vectors are found by content, and only in undamaged files."""
 
 import random
 from typing import Any
@@ -10,7 +10,7 @@ from epithre_beam.configs.errors import StoreError
 from epithre_beam.index.vectors.reusable import ReusableVectors, content_keys
 
 
-def test_every_content_of_a_version_is_found_with_its_vector(small: Any) -> None:
+def test_find_returns_the_vector_of_every_content(small: Any) -> None:
     reusable = ReusableVectors(small.store, [small.manifest], embedding_config_hash="")
     for shard in small.shards:
         for row in pq.read_table(small.folder / shard.file.name).to_pylist():
@@ -20,8 +20,8 @@ def test_every_content_of_a_version_is_found_with_its_vector(small: Any) -> None
     assert reusable.find("image", "f" * 64) is None
 
 
-def test_a_table_of_assets_with_any_damaged_byte_is_not_read(own_copy: Any) -> None:
-    """Who follows an offset of a damaged Arrow table may read memory that is not his and crash."""
+def test_damaged_assets_table_is_not_read(own_copy: Any) -> None:
+    """Following an offset of a damaged Arrow table may read invalid memory and crash."""
     rng = random.Random(2)
     index = own_copy.manifest.indexes[0]
     path = own_copy.store.local_path(f"versions/{own_copy.manifest.version}/{index.assets}")

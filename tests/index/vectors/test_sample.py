@@ -1,4 +1,4 @@
-"""Which rows are drawn depends on ids alone, not on where the rows stand."""
+"""The sampled rows depend on ids only, not on row positions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,26 +26,22 @@ def files_of(made: Any, kind: str) -> list[tuple[str, int]]:
 
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(1, 80))
-def test_what_is_drawn_are_rows_of_the_catalog_each_with_its_own_vector(small: Any, count: int) -> None:
+def test_sampled_rows_have_their_own_vectors(small: Any, count: int) -> None:
     for kind, vectors in small.vectors.items():
         sample = read_sample(small.store, kind, files_of(small, kind), count)
         assert len(sample.rows) == len(set(sample.rows.tolist())) == min(count, len(vectors))
         np.testing.assert_array_equal(sample.vectors, vectors[sample.rows])
         most = read_sample(small.store, kind, files_of(small, kind), 1000)
-        np.testing.assert_array_equal(sample.rows, most.rows[:count])  # more are the same and others
+        np.testing.assert_array_equal(sample.rows, most.rows[:count])  # a larger sample contains the smaller one
 
 
-def test_what_is_drawn_comes_from_all_over_a_kinds_files(
-    make_catalog: Any, draw_vectors: Callable[..., Floats]
-) -> None:
+def test_sample_comes_from_all_files_of_a_kind(make_catalog: Any, draw_vectors: Callable[..., Floats]) -> None:
     made = make_catalog({"image": draw_vectors(600, 8)}, rows_per_unit=5, rows_per_file=50, recall_queries=5)
     rows = read_sample(made.store, "image", files_of(made, "image"), 100).rows
     assert len(set(rows // 50)) == 12
 
 
-def test_the_same_assets_are_drawn_wherever_their_rows_stand_and_however_they_are_cut(
-    make_catalog: Any, draw_vectors: Callable[..., Floats]
-) -> None:
+def test_sample_does_not_depend_on_row_order_or_files(make_catalog: Any, draw_vectors: Callable[..., Floats]) -> None:
     vectors, order = draw_vectors(200, 8), np.random.default_rng(1).permutation(200)
     one = make_catalog({"text": vectors}, rows_per_unit=20, rows_per_file=90)
     other = make_catalog({"text": vectors[order]}, numbers={"text": order.tolist()}, rows_per_unit=7, rows_per_file=31)
@@ -58,7 +54,7 @@ def test_the_same_assets_are_drawn_wherever_their_rows_stand_and_however_they_ar
     assert drawn[0].vectors.tobytes() == drawn[1].vectors.tobytes()
 
 
-def test_hashes_are_spread_evenly_and_differ_by_seed() -> None:
+def test_hashes_are_uniform_and_differ_by_seed() -> None:
     ids = [f"picture {i}" for i in range(20_000)]
     one, other = (asset_hashes(ids, seed) for seed in (0, 1))
     assert (one.dtype, one.shape, len(set(one.tolist()))) == (np.dtype("u8"), (20_000,), 20_000)
@@ -69,15 +65,15 @@ def test_hashes_are_spread_evenly_and_differ_by_seed() -> None:
 
 
 @pytest.mark.parametrize(("rows", "wanted"), [(1, 100), (99, 100), (1000, 100), (100_000, 6100), (5_000_000, 6100)])
-def test_a_rule_keeps_what_is_wanted_or_a_few_more(rows: int, wanted: int) -> None:
-    """Six standard deviations of the number kept lie between it and what is wanted."""
+def test_rule_samples_the_wanted_rows_or_a_few_more(rows: int, wanted: int) -> None:
+    """The expected number is six standard deviations above the wanted number."""
     rule = SampleRule.for_rows(rows, wanted, 0)
     kept = rule.share * rows
     assert rule.share == 1.0 or kept - 6 * kept**0.5 > wanted * 0.95
     assert kept <= 1.25 * wanted + 64
 
 
-def test_what_passes_is_what_came_and_only_rows_of_low_hashes_are_kept(
+def test_keep_sample_passes_tables_and_keeps_low_hashes(
     tmp_path: Path, draw_vectors: Callable[..., Floats], draw_assets: Callable[..., pa.Table]
 ) -> None:
     store, schema, vectors = Store(str(tmp_path)), unit_schema(8), draw_vectors(900, 8)
@@ -99,10 +95,10 @@ def test_what_passes_is_what_came_and_only_rows_of_low_hashes_are_kept(
     np.testing.assert_array_equal(sample.vectors, vectors[sample.rows % 900])
 
 
-def test_a_damaged_sample_is_named_with_what_to_do(own_copy: Any) -> None:
+def test_error_names_a_damaged_sample(own_copy: Any) -> None:
     (name, rows), *_ = files_of(own_copy, "image")
     data = bytearray(own_copy.store.read(name))
     data[len(data) // 4] ^= 0x10
     own_copy.store.write(name, bytes(data))
-    with pytest.raises(StoreError, match=rf"{name}, which this run wrote, cannot be read: .*; run again\."):
+    with pytest.raises(StoreError, match=rf"{name}: this run's sample cannot be read \(.*\)\. Run again\."):
         read_sample(own_copy.store, "image", [(name, rows)], 10)

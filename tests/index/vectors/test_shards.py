@@ -1,4 +1,4 @@
-"""A version's Parquet files hold every row once, in an order and in row groups that only its inputs decide."""
+"""A version's Parquet files hold every row once; order and row groups depend on the inputs only."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ def record(kind: str, unit: str, rows: int) -> UnitRecord:
     rows_per_file=st.integers(1, 100),
     rng=st.randoms(use_true_random=False),
 )
-def test_a_plan_lays_every_unit_once_in_order_of_names_into_files_of_about_the_size(
+def test_plan_distributes_each_unit_once_in_name_order(
     sizes: list[tuple[str, int]], rows_per_file: int, rng: random.Random
 ) -> None:
     records = [record(kind, f"{i:03d}", rows) for i, (kind, rows) in enumerate(sizes)]
@@ -49,7 +49,7 @@ def test_a_plan_lays_every_unit_once_in_order_of_names_into_files_of_about_the_s
             assert rows >= rows_per_file or i == len(files) - 1
 
 
-def test_vectors_assets_and_index_have_the_same_rows_in_the_same_order(small: Any) -> None:
+def test_vectors_assets_and_index_have_the_same_row_order(small: Any) -> None:
     for kind, vectors in small.vectors.items():
         shards = [shard for shard in small.shards if shard.kind == kind]
         assert len(shards) > 1
@@ -67,7 +67,7 @@ def test_vectors_assets_and_index_have_the_same_rows_in_the_same_order(small: An
         np.testing.assert_array_equal(codes, vectors.astype(np.float16).astype(np.float32))
 
 
-def test_row_groups_have_one_size_whatever_the_pieces(
+def test_row_groups_have_one_size(
     draw_vectors: Callable[..., Floats], draw_assets: Callable[..., pa.Table], tmp_path: Path
 ) -> None:
     store = Store(str(tmp_path))
@@ -90,7 +90,7 @@ def test_row_groups_have_one_size_whatever_the_pieces(
     assert pq.read_table(tmp_path / "some.parquet").equals(pa.concat_tables(pieces))
 
 
-def test_an_error_of_the_reader_is_the_writers(draw_assets: Callable[..., pa.Table], tmp_path: Path) -> None:
+def test_reader_error_is_raised_in_the_writer(draw_assets: Callable[..., pa.Table], tmp_path: Path) -> None:
     def tables() -> Iterator[pa.Table]:
         yield draw_assets("text", 0, 3)
         raise OSError("the disk is gone")

@@ -1,4 +1,4 @@
-"""A unit file gives back what was written, and exists only when it is complete."""
+"""A unit file returns the written rows and exists only when it is complete."""
 
 import random
 import uuid
@@ -44,7 +44,7 @@ LETTERS = st.builds(
 
 
 @pytest.mark.parametrize(("rows", "dimension"), [(0, 8), (1, 8), (7, 64), (3, 4000)])
-def test_a_unit_gives_back_its_rows_in_order_and_bit_for_bit(
+def test_unit_returns_its_rows_unchanged(
     tmp_path: Path,
     draw_vectors: Callable[..., Floats],
     draw_assets: Callable[..., pa.Table],
@@ -63,18 +63,18 @@ def test_a_unit_gives_back_its_rows_in_order_and_bit_for_bit(
     assert store.names("") == ["units/u.parquet"]
 
 
-def test_a_unit_is_one_row_group(
+def test_unit_has_one_row_group(
     tmp_path: Path, draw_vectors: Callable[..., Floats], draw_assets: Callable[..., pa.Table]
 ) -> None:
-    """Whoever streams units holds one of them."""
+    """A reader that streams units holds one unit in memory."""
     write_unit(Store(str(tmp_path)), "u", draw_assets("text", 0, 700), draw_vectors(700, 8), [], deduplicated=0)
     assert pq.read_metadata(tmp_path / "units" / "u.parquet").num_row_groups == 1
 
 
-def test_the_layout_of_the_array_does_not_matter(
+def test_unit_bytes_do_not_depend_on_array_layout(
     tmp_path: Path, draw_vectors: Callable[..., Floats], draw_assets: Callable[..., pa.Table]
 ) -> None:
-    """Same values, same bytes: columns first, every second row, big-endian, double."""
+    """Equal values give equal bytes: column-major, every second row, big-endian, double."""
     store, assets, vectors = Store(str(tmp_path)), draw_assets("text", 0, 6), draw_vectors(6, 8)
     forms = [
         np.asfortranarray(vectors),
@@ -89,7 +89,7 @@ def test_the_layout_of_the_array_does_not_matter(
 
 @settings(max_examples=40, deadline=None)
 @given(letters=st.lists(LETTERS, max_size=6))
-def test_dead_letters_come_back_as_they_went_and_the_footer_counts_them(letters: list[DeadLetter]) -> None:
+def test_dead_letters_are_returned_unchanged_and_counted(letters: list[DeadLetter]) -> None:
     store = Store(f"memory://{uuid.uuid4().hex}")
     write_unit(
         store, "u", pa.schema(list(unit_schema(8))[:-1]).empty_table(), np.empty((0, 8), "f4"), letters, deduplicated=0
@@ -106,19 +106,19 @@ def test_dead_letters_come_back_as_they_went_and_the_footer_counts_them(letters:
     store.delete("")
 
 
-def test_an_unfinished_unit_has_no_footer(tmp_path: Path, draw_vectors: Callable[..., Floats]) -> None:
-    """The dead letters are written first: without the vectors they say nothing."""
+def test_unfinished_unit_has_no_footer(tmp_path: Path, draw_vectors: Callable[..., Floats]) -> None:
+    """The dead letters are written first; without the vector file the unit is unfinished."""
     store = Store(str(tmp_path))
     assert read_unit_footer(store, "u") is None
     letter = DeadLetter(asset_id="a", kind="text", uri=None, stage="read", reason=Reason.MISSING, detail="")
-    wrong = pa.table({"a": [1]})  # so that the vectors cannot be written
+    wrong = pa.table({"a": [1]})  # makes writing the vectors fail
     with pytest.raises((pa.ArrowInvalid, ValueError)):
         write_unit(store, "u", wrong, draw_vectors(1, 8), [letter], deduplicated=0)
     assert store.names("") == ["units/u.dead.parquet"]
     assert read_unit_footer(store, "u") is None
 
 
-def test_writing_a_unit_again_gives_the_same_bytes(
+def test_writing_a_unit_twice_gives_equal_bytes(
     tmp_path: Path, cut_units: Callable[..., list[UnitRecord]], draw_vectors: Callable[..., Floats]
 ) -> None:
     stores = [Store(str(tmp_path / name)) for name in "ab"]
@@ -130,8 +130,8 @@ def test_writing_a_unit_again_gives_the_same_bytes(
 
 
 @given(number=st.integers(1, 999_998))
-def test_a_new_version_sorts_after_the_one_before(number: int) -> None:
-    previous = f"{number:06d}-99991231T235959Z-ffffff"  # a clock that was wrong
+def test_new_version_sorts_after_the_previous_one(number: int) -> None:
+    previous = f"{number:06d}-99991231T235959Z-ffffff"  # from a wrong clock
     version = next_version(previous)
     assert version > previous
     assert version != next_version(previous)
@@ -139,10 +139,10 @@ def test_a_new_version_sorts_after_the_one_before(number: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["units/u.parquet", "units/u.dead.parquet"])
-def test_any_damaged_byte_of_a_unit_is_found_or_changes_nothing(
+def test_damaged_unit_byte_is_detected_or_harmless(
     tmp_path: Path, draw_vectors: Callable[..., Floats], name: str
 ) -> None:
-    """A footer has no checksum of its own: what it says is checked otherwise."""
+    """The Parquet footer has no checksum, so its content is checked in other ways."""
     store = Store(str(tmp_path))
     fixed = {"kind": "text", "fingerprint": "f", "media_type": "text/plain", "size_bytes": 6}
     rows = [{"asset_id": f"a{i}", "text": f"text {i}", "content_sha256": f"{i:064x}", **fixed} for i in range(4)]
@@ -155,7 +155,7 @@ def test_any_damaged_byte_of_a_unit_is_found_or_changes_nothing(
         footer = read_unit_footer(store, "u")
         counts = footer and replace(
             footer, embedding_config_hash=""
-        )  # another recipe is another unit's: it is not taken over
+        )  # another embedding config hash: the unit is not reused
         return counts and (counts, read_unit(store, "u"), read_unit_dead_letters(store, "u"))
 
     whole = read()
@@ -178,8 +178,8 @@ def test_any_damaged_byte_of_a_unit_is_found_or_changes_nothing(
     assert named == {name}
 
 
-def test_a_file_of_vectors_is_compared_with_the_manifest_that_lists_it(own_copy: Any) -> None:
-    """Dimension, metadata columns and rows; a page that says more than its bytes is Arrow's to find."""
+def test_vector_file_must_match_the_manifest(own_copy: Any) -> None:
+    """Checks dimension, metadata columns and rows; Arrow detects a page that is longer than its bytes."""
     manifest = own_copy.manifest
     entry = next(file for file in manifest.files if file.name.startswith("vectors/text-"))
     name = f"versions/{manifest.version}/{entry.name}"

@@ -46,7 +46,7 @@ def test_a_person_is_told_what_was_written_and_a_program_gets_the_mark(made, tmp
     ("words", "code", "sentence"),
     [
         (["catalog", "new", "--to", "csv"], 2, "to must be one of faiss, clip-retrieval, pgvector, got 'csv'."),
-        (["catalog", "pictures", "--to", "faiss"], 2, "pictures must be a new or an empty folder, and p000.jpg is in"),
+        (["catalog", "pictures", "--to", "faiss"], 2, "pictures is not empty (it contains p000.jpg). Choose a new"),
         (["catalog", "new", "--to", "faiss", "--version", "7"], 2, "catalog has no version '7'"),
         (["catalog", "job.yaml/new", "--to", "faiss"], 2, "' cannot be written ("),
         (["catalog", "/proc/new", "--to", "faiss"], 2, "' cannot be written ("),

@@ -1,4 +1,4 @@
-"""The figures are those that others compute, and labels that say nothing clear are refused with their row."""
+"""The figures equal those of reference implementations, and invalid labels are refused with their row."""
 
 import json
 
@@ -27,7 +27,7 @@ KS = (1, 3, 10)
 
 
 def drawn(seed, queries=40, rows=60, width=25):
-    """Lists without doubles, some of them short, and graded labels, some of assets that nothing can find."""
+    """Lists without duplicates, some of them short, and graded labels, some of assets without a vector."""
     rng = np.random.default_rng(seed)
     found = np.array([rng.permutation(rows)[:width] for _ in range(queries)])
     found[rng.random(found.shape) < 0.02] = -1
@@ -42,7 +42,7 @@ def drawn(seed, queries=40, rows=60, width=25):
 
 
 def naive(found, wanted, ks):
-    """The definitions as they stand in books, a query and a place at a time."""
+    """The textbook definitions, one query and one rank at a time."""
     figures = {f"recall@{k}": [] for k in ks} | {f"mrr@{ks[-1]}": []} | {f"ndcg@{k}": [] for k in ks}
     for q in range(wanted.queries):
         of_query = wanted.query == q
@@ -60,7 +60,7 @@ def naive(found, wanted, ks):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_figures_are_those_of_the_definitions(seed):
+def test_figures_follow_the_definitions(seed):
     found, wanted = drawn(seed)
     computed, expected = score_lists(found, wanted, KS), naive(found, wanted, KS)
     assert list(computed) == list(expected)
@@ -69,7 +69,7 @@ def test_figures_are_those_of_the_definitions(seed):
 
 
 @pytest.mark.parametrize("k", [1, 5, 30])
-def test_ndcg_is_that_of_scikit_learn(k):
+def test_ndcg_equals_that_of_scikit_learn(k):
     rng = np.random.default_rng(k)
     queries, rows = 12, 30
     grades = rng.integers(0, 4, (queries, rows)).astype(float)
@@ -82,7 +82,7 @@ def test_ndcg_is_that_of_scikit_learn(k):
     np.testing.assert_allclose(ours, theirs)
 
 
-def test_the_order_of_labels_does_not_matter():
+def test_figures_do_not_depend_on_label_order():
     found, wanted = drawn(9)
     order = np.random.default_rng(1).permutation(len(wanted.query))
     parts = {"query": wanted.query[order], "rows": wanted.rows[order], "grades": wanted.grades[order]}
@@ -91,7 +91,7 @@ def test_the_order_of_labels_does_not_matter():
         np.testing.assert_allclose(shuffled[name], values)
 
 
-def test_a_perfect_list_has_nothing_but_ones_and_an_empty_one_nothing_but_zeros():
+def test_perfect_list_scores_one_and_empty_list_zero():
     wanted = Wanted(queries=1, query=np.zeros(2, int), rows=np.array([4, 7]), grades=np.array([2.0, 1.0]))
     assert {float(one[0]) for one in score_lists(np.array([[4, 7, 1]]), wanted, (2, 5)).values()} == {1.0}
     assert {float(one[0]) for one in score_lists(np.array([[-1, -1]]), wanted, (2, 5)).values()} == {0.0}
@@ -100,7 +100,7 @@ def test_a_perfect_list_has_nothing_but_ones_and_an_empty_one_nothing_but_zeros(
     assert recall_curve(np.array([[4, 3, 7]]), wanted).tolist() == [0.5, 0.5, 1.0]
 
 
-def test_what_has_no_vector_lowers_the_figures():
+def test_asset_without_vector_lowers_the_figures():
     alive = Wanted(queries=1, query=np.zeros(2, int), rows=np.array([0, 1]), grades=np.ones(2))
     dead = Wanted(queries=1, query=np.zeros(2, int), rows=np.array([0, -1]), grades=np.ones(2))
     found = np.array([[0, 1]])
@@ -108,7 +108,7 @@ def test_what_has_no_vector_lowers_the_figures():
     assert score_lists(found, dead, [2])["ndcg@2"] < score_lists(found, alive, [2])["ndcg@2"]
 
 
-def test_intervals_are_those_of_scipys_bootstrap():
+def test_intervals_equal_those_of_scipy():
     values = np.random.default_rng(3).beta(2, 5, 200)
     (ours,) = mean_intervals(values[:, None], 0.9)
     theirs = bootstrap(
@@ -121,7 +121,7 @@ def test_intervals_are_those_of_scipys_bootstrap():
 
 
 def test_intervals_of_a_difference_are_paired():
-    """Two catalogs whose answers rise and fall together differ by a little, and that is seen."""
+    """A small difference between two catalogs with correlated answers is significant."""
     rng = np.random.default_rng(4)
     first = rng.random(300)
     second = first + 0.01 + 0.001 * rng.standard_normal(300)
@@ -131,7 +131,7 @@ def test_intervals_of_a_difference_are_paired():
     assert 0.009 < difference.low < difference.value < difference.high < 0.011
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
+def test_intervals_have_the_stated_coverage():
     rng = np.random.default_rng(5)
     inside = 0
     for seed in range(200):
@@ -140,7 +140,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     assert 168 <= inside <= 195
 
 
-def test_one_query_and_equal_ones_have_intervals_of_no_width():
+def test_single_or_equal_queries_have_zero_width_intervals():
     for values in (np.array([[0.25]]), np.full((50, 1), 0.25)):
         (interval,) = mean_intervals(values, 0.95)
         assert (interval.value, interval.low, interval.high) == pytest.approx((0.25, 0.25, 0.25))
@@ -158,19 +158,19 @@ def compared(index, exact, other=None):
     return {"queries": len(index), "relevant": len(index), "dead": [0] * (1 + len(two)), **found}
 
 
-def test_the_words_tell_the_models_error_from_the_indexs():
+def test_sentences_separate_model_error_and_index_error():
     lossless = " ".join(say_direction(compared([1.0] * 30 + [0.0] * 10, [1.0] * 30 + [0.0] * 10), [10], ["c"]))
-    assert "75.0 % is among the first 10" in lossless
-    assert "25.0 % the model ranks lower" in lossless
-    assert "The index finds as much" in lossless
+    assert "finds 75.0 % of the relevant assets among the first 10" in lossless
+    assert "the model ranks the other 25.0 % lower" in lossless
+    assert "The index finds the same share" in lossless
     lossy = " ".join(say_direction(compared([1.0] * 20 + [0.0] * 20, [1.0] * 40), [10], ["c"]))
-    assert "all is among" in lossy
+    assert "finds all of the relevant assets among" in lossy
     assert "it loses 50.0 points" in lossy
-    assert "say little" not in lossy
-    assert "12 queries say little" in " ".join(say_direction(compared([1.0] * 12, [1.0] * 12), [10], ["c"]))
+    assert "too few" not in lossy
+    assert "12 queries are too few" in " ".join(say_direction(compared([1.0] * 12, [1.0] * 12), [10], ["c"]))
 
 
-def test_near_ties_are_no_loss_and_the_words_say_so():
+def test_sentences_do_not_count_near_ties_as_loss():
     exact, index = [1.0] * 40, [1.0] * 30 + [0.0] * 10
     figures = compare_figures([subject(index, exact, index)], 0.95)
     assert figures["catalogs"][0]["index_error"]["recall@10"] == {"value": 0, "low": 0, "high": 0}
@@ -180,15 +180,15 @@ def test_near_ties_are_no_loss_and_the_words_say_so():
     assert "The index finds 75.0 % and loses nothing: the difference is near ties" in words
 
 
-def test_the_words_name_the_better_catalog_only_where_the_queries_show_one():
+def test_sentences_name_a_significantly_better_catalog_only():
     better = say_direction(compared([0.0] * 40, [0.0] * 40, [1.0] * 30 + [0.0] * 10), [10], ["a", "b"])
-    assert any("By what a search gives, b is better in recall@10, by 75.0 points" in sentence for sentence in better)
+    assert any("With the index, b is better in recall@10, by 75.0 points" in sentence for sentence in better)
     worse = say_direction(compared([1.0] * 40, [1.0] * 40, [0.0] * 40), [10], ["a", "b"])
     assert any("a is better in recall@10, by 100.0 points (100.0 to 100.0)" in sentence for sentence in worse)
     rng = np.random.default_rng(2)
     first, second = rng.random(40), rng.random(40)
     none = say_direction(compared(first, first, second), [10], ["a", "b"])
-    assert sum("no difference" in sentence for sentence in none) == 2
+    assert sum("no significant difference" in sentence for sentence in none) == 2
 
 
 OF_ASSET = {"query_id": "y", "query_kind": "text"}
@@ -212,7 +212,7 @@ def write(folder, name, rows):
     return path
 
 
-def test_all_formats_say_the_same(tmp_path):
+def test_all_formats_give_the_same_labels(tmp_path):
     read = [read_labels(write(tmp_path, f"pairs.{name}", ROWS)) for name in ("csv", "jsonl", "parquet")]
     assert read[0] == read[1] == read[2]
     assert [query.words for query in read[0]] == ["sepeda merah", "an orange cat"]
@@ -224,7 +224,7 @@ def test_all_formats_say_the_same(tmp_path):
     assert places == [["line 2", "line 3"], ["line 1", "line 3"], ["row 1", "row 2"]]
 
 
-def test_a_list_of_ids_is_as_many_rows(tmp_path):
+def test_list_of_ids_equals_separate_rows(tmp_path):
     listed = [{"query": "x", "relevant": ["a", "b"], "relevant_kind": "image", "grade": [2, 1]}]
     rows = [{"query": "x", "relevant": name, "relevant_kind": "image", "grade": g} for name, g in (("a", 2), ("b", 1))]
     for name in ("one.jsonl", "one.parquet"):
@@ -238,27 +238,27 @@ def test_a_list_of_ids_is_as_many_rows(tmp_path):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        pytest.param({"query": "x"}, "relevant must be the id", id="no relevant"),
-        pytest.param({"query": "x", "relevant": []}, "relevant must be the id", id="no ids"),
-        pytest.param({"query": "x", "relevant": ["a", ""]}, "relevant must be text", id="an empty id"),
+        pytest.param({"query": "x"}, "relevant must be an asset id", id="no relevant"),
+        pytest.param({"query": "x", "relevant": []}, "relevant must be an asset id", id="no ids"),
+        pytest.param({"query": "x", "relevant": ["a", ""]}, "relevant must be a non-empty text", id="an empty id"),
         pytest.param({"query": "x", "relevant": "a", "grade": -1}, "grade must be a number of at least 0", id="grade"),
         pytest.param({"query": "x", "relevant": "a", "grade": "nan"}, "grade must be", id="NaN"),
         pytest.param({"query": "x", "relevant": "a", "grade": True}, "grade must be", id="truth"),
         pytest.param({"query": "x", "relevant": "a", "grade": 0}, "no asset with a grade above 0", id="nothing right"),
         pytest.param({"query": "x", "relevant": "a", "relevant_kind": "video"}, "image or text", id="kind"),
-        pytest.param({"query": "x", "relevant": ["a", "b"], "grade": [1]}, "one for each of the 2 ids", id="lengths"),
+        pytest.param({"query": "x", "relevant": ["a", "b"], "grade": [1]}, "2 values, one for each id", id="lengths"),
         pytest.param({"query": "x", "query_id": "y", "relevant": "a"}, "exactly one of", id="two queries"),
         pytest.param({"relevant": "a", "grade": 1, "query": None}, "exactly one of", id="no query"),
-        pytest.param({"query": "  ", "relevant": "a"}, "text that is not empty", id="blank query"),
-        pytest.param({"query_id": "y", "relevant": "a"}, "needs its `query_kind`", id="id without kind"),
+        pytest.param({"query": "  ", "relevant": "a"}, "non-empty text", id="blank query"),
+        pytest.param({"query_id": "y", "relevant": "a"}, "needs a query_kind", id="id without kind"),
         pytest.param({**OF_ASSET, "relevant": "y", "relevant_kind": "text"}, "itself", id="self"),
-        pytest.param({"image": "none.jpg", "relevant": "a"}, "is no file", id="missing picture"),
+        pytest.param({"image": "none.jpg", "relevant": "a"}, "no such file", id="missing image"),
         pytest.param({"image": "../secret.jpg", "relevant": "a"}, "below the folder", id="outside"),
         pytest.param({"image": "/etc/hostname", "relevant": "a"}, "below the folder", id="absolute"),
         pytest.param({"image": "link.jpg", "relevant": "a"}, "below the folder", id="a link outside"),
     ],
 )
-def test_a_row_that_is_wrong_is_named(tmp_path, row, words):
+def test_error_names_an_invalid_row(tmp_path, row, words):
     folder = tmp_path / "labels"
     folder.mkdir()
     (tmp_path / "secret.jpg").write_bytes(b"x")
@@ -268,28 +268,30 @@ def test_a_row_that_is_wrong_is_named(tmp_path, row, words):
     assert "line 3" in str(raised.value) or "'x'" in str(raised.value)
 
 
-def test_a_pair_that_stands_there_twice_is_named_with_both_lines(tmp_path):
-    with pytest.raises(ConfigError, match=r"line 5.*'a.jpg' stands in line 2"):
+def test_error_names_both_lines_of_a_duplicate_pair(tmp_path):
+    with pytest.raises(ConfigError, match=r"line 5.*'a.jpg' is a duplicate of line 2"):
         read_labels(write(tmp_path, "pairs.csv", [*ROWS, ROWS[0]]))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        pytest.param("a.csv", "", "at least one row", id="empty csv"),
-        pytest.param("a.csv", "query,relevant\n", "at least one row", id="head only"),
-        pytest.param("a.jsonl", "\n\n", "at least one row", id="empty jsonl"),
+        pytest.param("a.csv", "", "has no rows", id="empty csv"),
+        pytest.param("a.csv", "query,relevant\n", "has no rows", id="head only"),
+        pytest.param("a.jsonl", "\n\n", "has no rows", id="empty jsonl"),
         pytest.param("a.csv", "query,right\nx,a\n", "column `relevant`", id="no relevant column"),
         pytest.param("a.csv", "relevant,grade\nx,1\n", "one of `query`", id="no query column"),
-        pytest.param("a.csv", 'query,relevant\n\n"x\ny",a\nx,a,b\n', "a.csv line 5: has more cells", id="ragged"),
-        pytest.param("a.jsonl", "[1]\n", "must be an object", id="no object"),
-        pytest.param("a.jsonl", "\n{\n", "line 2: cannot be read as jsonl", id="no json"),
+        pytest.param(
+            "a.csv", 'query,relevant\n\n"x\ny",a\nx,a,b\n', "a.csv line 5: 3 cells, but the header has 2", id="ragged"
+        ),
+        pytest.param("a.jsonl", "[1]\n", "must be a JSON object", id="no object"),
+        pytest.param("a.jsonl", "\n{\n", "line 2: invalid JSON", id="no json"),
         pytest.param("a.parquet", "PAR1", "cannot be read as parquet", id="no parquet"),
         pytest.param("a.txt", "x", ".csv, .jsonl or .parquet", id="suffix"),
         pytest.param("none.csv", None, "No such file", id="missing"),
     ],
 )
-def test_a_file_that_is_wrong_is_named(tmp_path, name, content, words):
+def test_error_names_an_invalid_file(tmp_path, name, content, words):
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=words) as raised:
@@ -298,13 +300,13 @@ def test_a_file_that_is_wrong_is_named(tmp_path, name, content, words):
     assert "\n" not in str(raised.value)
 
 
-def test_bytes_that_are_no_text_are_named(tmp_path):
+def test_error_names_a_file_with_invalid_text(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"query,relevant\n\xff\xfe,a\n")
     with pytest.raises(ConfigError, match="cannot be read as csv"):
         read_labels(tmp_path / "a.csv")
 
 
-def test_whole_numbers_are_ids_as_well(tmp_path):
+def test_integers_are_valid_ids(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"query": "x", "relevant": [7, "8"]}))
     assert [one.asset_id for one in read_labels(path)[0].relevant] == ["7", "8"]
@@ -313,10 +315,10 @@ def test_whole_numbers_are_ids_as_well(tmp_path):
 @pytest.mark.parametrize(
     "name", ["grades", "Grade", " grade", "grad", "relevant kind", "relevance", "query kind", "query_id "]
 )
-def test_a_column_that_is_spelt_wrongly_is_named_and_not_passed_over(tmp_path, name):
+def test_misspelt_column_is_refused(tmp_path, name):
     path = tmp_path / "pairs.csv"
     path.write_text(f"query,relevant,{name}\ncat,a,1\n")
-    with pytest.raises(ConfigError, match=f"the column '{name}' is not known. Did you mean"):
+    with pytest.raises(ConfigError, match=f"unknown column '{name}'. Did you mean"):
         read_labels(path)
     for other in (tmp_path / "pairs.jsonl", tmp_path / "pairs.parquet"):
         row = {"query": "cat", "relevant": "a", name: 1}
@@ -324,15 +326,15 @@ def test_a_column_that_is_spelt_wrongly_is_named_and_not_passed_over(tmp_path, n
             other.write_bytes(orjson.dumps(row))
         else:
             pq.write_table(pa.Table.from_pylist([row]), other)
-        with pytest.raises(ConfigError, match="is not known"):
+        with pytest.raises(ConfigError, match="unknown column"):
             read_labels(other)
 
 
-def test_a_known_column_that_stands_twice_is_named_and_others_are_told(tmp_path, caplog):
+def test_duplicate_column_is_refused_and_unknown_ones_logged(tmp_path, caplog):
     path = tmp_path / "pairs.csv"
     path.write_text("query,relevant,grade,grade\ncat,a,1,0\n")
-    with pytest.raises(ConfigError, match="the column 'grade' stands twice"):
+    with pytest.raises(ConfigError, match="duplicate column 'grade'"):
         read_labels(path)
     path.write_text("query,relevant,note\ncat,a,fine\n")
     assert len(read_labels(path)) == 1
-    assert "not used: 'note'" in caplog.text
+    assert "ignored columns: 'note'" in caplog.text

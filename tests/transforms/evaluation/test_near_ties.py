@@ -1,4 +1,4 @@
-"""Exact lists take the index's order of what cannot be told apart, and keep their own of everything else."""
+"""Near ties of exact search get the order of the index; all other rows keep their order."""
 
 import numpy as np
 import pytest
@@ -40,11 +40,11 @@ EXACT = [(1, 0.9), (2, 0.80004), (3, 0.80003), (4, 0.80002), (5, 0.7)]
         pytest.param([(-1, -np.inf)], 2e-5, [1, 2, 3, 4, 5], id="nothing"),
     ],
 )
-def test_near_ties_stand_as_the_index_has_them(index, error, rows):
+def test_near_ties_follow_the_order_of_the_index(index, error, rows):
     assert resolved(EXACT, index, error) == rows
 
 
-def test_scores_stay_in_order_and_are_the_indexs_where_it_was_followed():
+def test_scores_stay_sorted_and_follow_the_index():
     found = order_ties(lists(EXACT), lists([(1, 0.90001), (4, 0.80005), (2, 0.80003)]), np.array([2e-5], np.float32))
     assert found.scores[0, :3] == pytest.approx([0.90001, 0.80005, 0.80003])
     assert (np.diff(found.scores[0]) <= 0).all()
@@ -57,7 +57,7 @@ def test_scores_stay_in_order_and_are_the_indexs_where_it_was_followed():
     width=st.integers(1, 25),
     seed=st.integers(0, 99),
 )
-def test_no_row_is_lost_doubled_or_moved_further_than_the_tolerance(scores, error, width, seed):
+def test_rows_move_only_within_the_tolerance(scores, error, width, seed):
     rng = np.random.default_rng(seed)
     exact = np.sort(np.array(scores, np.float32) * 1e-3)[::-1]
     stored = exact + rng.uniform(-error, error, len(exact)) * 1e-3
@@ -69,13 +69,13 @@ def test_no_row_is_lost_doubled_or_moved_further_than_the_tolerance(scores, erro
     )
     rows = found.rows[0]
     assert sorted(rows.tolist()) == list(range(len(exact)))
-    assert rows[: len(order)].tolist() == order.tolist()  # a scan's own order is always one of near ties
+    assert rows[: len(order)].tolist() == order.tolist()  # a scan only reorders near ties
     assert (exact[rows] >= np.sort(exact)[::-1] - 2 * error * 1e-3 - 2e-6).all()
 
 
 @pytest.mark.parametrize("rows", [1, 40, 400])
 @pytest.mark.parametrize("k", [1, 5, 50])
-def test_an_index_that_scans_everything_loses_nothing_however_alike_the_rows(tmp_path, rows, k):
+def test_scanning_index_loses_nothing_with_near_ties(tmp_path, rows, k):
     rng = np.random.default_rng(rows)
     vectors = 1 + 1e-3 * rng.standard_normal((rows + 5, 64))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The report: complete for programs, safe and readable for people, whatever a run left behind."""
+"""The report is complete for programs, and safe and readable for people."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ from epithre_beam.transforms.reports.report import render_report
 
 ORDER = [
     "Published",
-    "Against the last version",
+    "Changes since the previous version",
     "Requests",
     "Dead letters",
     "Vectors and search",
@@ -57,7 +57,7 @@ def page(draw_report) -> str:
     return render_report(*draw_report(letters=tuple({"asset_id": f"a{i}", "reason": "empty_file"} for i in range(9))))
 
 
-def test_the_page_asks_nobody_for_anything(page):
+def test_page_has_no_external_references(page):
     read = Page(page)
     assert not {"script", "link", "iframe", "object", "img", "base", "form", "foreignobject"} & set(read.tags)
     pointing = {"src", "srcset", "href", "xlink:href", "action", "data", "poster", "style"}
@@ -71,12 +71,12 @@ def test_the_page_asks_nobody_for_anything(page):
     assert "http" not in page
 
 
-def test_sections_stand_in_their_order_and_the_page_is_small(page):
+def test_page_is_small_and_its_sections_are_in_order(page):
     assert Page(page).headings == ORDER
     assert len(page.encode()) < 200_000
 
 
-def test_drawings_are_well_formed_told_in_words_and_do_not_share_ids(page):
+def test_plots_are_well_formed_described_and_have_unique_ids(page):
     drawings = svgs(page)
     assert len(drawings) == 11
     ids = [value for _, key, value in Page(page).attributes if key == "id"]
@@ -92,7 +92,7 @@ def test_drawings_are_well_formed_told_in_words_and_do_not_share_ids(page):
     assert set(pointed_at) <= set(ids)
 
 
-def test_drawings_take_every_colour_from_the_page(page):
+def test_plots_use_only_colours_of_the_page(page):
     for svg in svgs(page):
         for element in svg.iter():
             for colour in re.findall(r"(?:fill|stroke|color): *([^;]+)", element.get("style", "")):
@@ -100,14 +100,14 @@ def test_drawings_take_every_colour_from_the_page(page):
             assert not {"fill", "stroke"} & set(element.attrib)
 
 
-def test_each_drawing_has_a_caption_of_one_sentence(page):
+def test_each_plot_has_a_caption_of_one_sentence(page):
     captions = re.findall(r"<figcaption><b>(.*?)</b> (.*?)</figcaption>", page)
     assert len(captions) == 11
     assert all(sentence.endswith(".") and sentence.count(". ") == 0 for _, sentence in captions)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_what_assets_are_called_cannot_change_the_page(draw_report, hostile):
+def test_asset_names_cannot_change_the_page(draw_report, hostile):
     letters = (
         {"asset_id": hostile, "reason": "not_a_picture"},
         {"uri": f"s3://b/{hostile}", "reason": "not_a_picture"},
@@ -121,26 +121,26 @@ def test_what_assets_are_called_cannot_change_the_page(draw_report, hostile):
     assert not set(BIDI) & set(text)
 
 
-def test_right_to_left_names_stay_as_they_are_and_cannot_turn_what_stands_beside_them(draw_report):
+def test_right_to_left_names_cannot_reorder_other_text(draw_report):
     name = "صورة קטן हिन्दी 👩\u200d🎨"
     text = render_report(*draw_report(letters=({"asset_id": name},)))
     assert f"<bdi>{name}</bdi>" in text
 
 
-def test_long_names_are_cut(draw_report):
+def test_long_names_are_shortened(draw_report):
     text = render_report(*draw_report(letters=({"asset_id": "x" * 10_000, "detail": "é" * 10_000},)))
     assert "x" * 301 not in text
     assert "x" * 300 + "…" in text
 
 
-def test_sentences_of_guards_and_the_config_are_escaped(draw_report):
+def test_gate_messages_and_config_are_escaped(draw_report):
     text = render_report(*draw_report(gate_failures=("<b>too many</b>",), config={"catalog": "<i>c</i>", "index": {}}))
     assert "&lt;b&gt;too many" in text
     assert "&lt;i&gt;c" in text
-    assert Page(text).headings[0] == "Held back"
+    assert Page(text).headings[0] == "Held by a gate"
 
 
-def test_a_count_that_the_page_does_not_know_is_shown_by_its_name(draw_report):
+def test_unknown_count_is_shown_by_its_name(draw_report):
     report, manifest = draw_report()
     report["counts"]["brought_back"] = 4321
     text = render_report(report, manifest)
@@ -148,17 +148,17 @@ def test_a_count_that_the_page_does_not_know_is_shown_by_its_name(draw_report):
     assert text.count("4,321") >= 2  # in the drawing and in the table
 
 
-def test_a_run_in_which_nothing_was_sent_and_no_index_was_built_has_a_page(draw_report):
+def test_page_of_a_run_without_requests_and_index(draw_report):
     report, manifest = draw_report(lanes=[], indexes=(), files=(), timings_s={"embed": 0.0, "total": 1.0})
     text = render_report(report, manifest)
-    for sentence in ("Nothing was sent.", "None: every asset has its vector.", "No index was built."):
+    for sentence in ("No requests were sent.", "None. Every asset has a vector.", "No index was built."):
         assert sentence in text
     assert {"throughput", "requests", "latency", "retries", "dead", "scores", "norms", "recall"}.isdisjoint(
         svg.get("aria-labelledby").split("-")[0] for svg in svgs(text)
     )
 
 
-def test_a_version_of_an_older_release_has_a_page(draw_report):
+def test_page_of_a_version_of_an_older_release(draw_report):
     _, manifest = draw_report()
     old = [
         index.model_copy(
@@ -174,17 +174,17 @@ def test_a_version_of_an_older_release_has_a_page(draw_report):
     assert "Similarity by direction" not in text
 
 
-def test_a_drawing_that_fails_costs_the_plots_and_not_the_page(draw_report):
+def test_failing_plot_does_not_fail_the_page(draw_report):
     report, manifest = draw_report()
     report["histograms"]["latency_s"] = {"edges": [0.1], "counts": [1, 2, 3]}
     text = render_report(report, manifest)
-    assert "The plots are missing, because they could not be drawn" in text
+    assert "The plots are missing because they could not be drawn" in text
     assert not svgs(text)
     for figure in ("image-&gt;text", "image vectors", "0.9900", "index image", "assets listed"):
         assert figure in text
 
 
-def test_without_matplotlib_the_page_says_so(draw_report, tmp_path):
+def test_page_reports_missing_matplotlib(draw_report, tmp_path):
     report, manifest = draw_report()
     (tmp_path / "report.json").write_bytes(orjson.dumps([report, manifest.model_dump()]))
     program = (
@@ -200,7 +200,7 @@ def test_without_matplotlib_the_page_says_so(draw_report, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_the_figures_of_a_run_add_up(draw_report, run_a_lane):
+def test_figures_of_a_run_add_up(draw_report, run_a_lane):
     lanes = [run_a_lane(1, 100), run_a_lane(2, 700, start=1_800_000_031.0), run_a_lane(3, 1)]
     report, _ = draw_report(lanes=lanes)
     counts, api = report["series"]["counts"], report["api"]
@@ -231,7 +231,7 @@ def test_the_figures_of_a_run_add_up(draw_report, run_a_lane):
     assert orjson.loads(orjson.dumps(report)) == report
 
 
-def test_a_lane_that_was_lost_leaves_no_series_and_does_no_harm(draw_report, run_a_lane):
+def test_lost_lane_is_omitted_from_the_series(draw_report, run_a_lane):
     lost = {name: value for name, value in run_a_lane(1, 10).items() if name != "series"}
     report, manifest = draw_report(lanes=[lost, run_a_lane(2, 10)])
     assert report["api"]["requests"] == 2 * sum(report["series"]["counts"]["requests"])
@@ -246,17 +246,17 @@ def with_ties(manifest, ties):
     ("ties", "sentence"),
     [
         pytest.param(0.297, "near tie: image->image 29.7 %, text->image 29.7 %", id="some"),
-        pytest.param(0.0, "No answer is right by such a near tie alone.", id="none"),
+        pytest.param(0.0, "No answer is right only by a near tie.", id="none"),
     ],
 )
-def test_the_share_of_near_ties_is_told(draw_report, ties, sentence):
+def test_page_shows_the_share_of_near_ties(draw_report, ties, sentence):
     _, manifest = draw_report()
     report, manifest = draw_report(indexes=with_ties(manifest, ties))
     assert report["ties"] == dict.fromkeys(report["recall"], ties)
     assert sentence in Page(render_report(report, manifest)).text
 
 
-def test_a_version_that_says_nothing_of_ties_has_a_page_without_them(draw_report):
+def test_page_of_a_version_without_ties_omits_them(draw_report):
     report, manifest = draw_report()
     assert report["ties"] == {}
     assert (
