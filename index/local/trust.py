@@ -77,7 +77,8 @@ def image_sources(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def asks_for_images(source: Mapping[str, Any]) -> list[str]:
     places = [source.get("files") or source.get("table"), *(source.get("within") or ())]
-    return [f"read images in {' and '.join(map(_quoted, places))}"]
+    # Permissions are stored by the hash of this text, so it must not change.
+    return [f"read pictures in {' and '.join(map(_quoted, places))}"]
 
 
 def asks_for_runner(config: Mapping[str, Any]) -> list[str]:

@@ -390,7 +390,7 @@ def test_hashing_writer_counts_bytes_not_elements() -> None:
     assert file.size_bytes == 24
 
 
-# ---------------------------------------------------------------------------------------------------- the object
+# ---------------------------------------------------------------------------------------------------- Store objects
 
 
 def test_pickled_store_reads_the_same_files(tmp_path: Path) -> None:

@@ -275,7 +275,7 @@ def test_an_unwritable_catalog_is_named(place):
     assert_one_sentence(
         place.cli("index", "file", "--from", "none"), 2, "catalog must be a folder that can be made and"
     )
-    assert_one_sentence(place.cli("search", "file", "--text", "x"), 2, "file is a file: a catalog is a folder")
+    assert_one_sentence(place.cli("search", "file", "--text", "x"), 2, "file is a file. Give the folder of a catalog")
 
 
 def test_a_place_where_no_folder_can_be_made_is_usage_and_one_that_was_written_before_is_a_failing_storage(place):
@@ -306,9 +306,9 @@ def test_a_catalog_that_is_not_there_is_told(place):
         ("versions", "list", "catalog"),
         ("versions", "verify", "catalog"),
     ):
-        assert_one_sentence(place.cli(*command), 1, "catalog has no published version: there is no such folder.")
+        assert_one_sentence(place.cli(*command), 1, "catalog has no published version: the folder does not exist.")
     done = place.cli("search", "pictures", "--text", "x")
-    assert_one_sentence(done, 1, "pictures has no published version: this folder is no catalog")
+    assert_one_sentence(done, 1, "pictures has no published version: the folder is not a catalog")
 
 
 @pytest.fixture
