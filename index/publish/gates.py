@@ -45,7 +45,7 @@ def check_gates(
     lost, total = sum(dead.values()), sum(assets.values())
     if gates.max_dead_share is None:
         too_many = lost > max(_DEFAULT_DEAD_SHARE * total, min(_DEAD_LET_THROUGH, total / 2))
-        rule = f"{_DEFAULT_DEAD_SHARE:.0%} (in a small set {_DEAD_LET_THROUGH}, if no more than half)"
+        rule = f"{_DEFAULT_DEAD_SHARE:.0%} (or {_DEAD_LET_THROUGH} in a small set, up to half of it)"
     else:
         too_many = lost > 0 and lost / total > gates.max_dead_share  # not the product, which rounds: 0.29 * 100 < 29
         rule = f"{gates.max_dead_share:.2%}"
@@ -74,7 +74,7 @@ def check_shrinkage(rows: Mapping[str, int], before: Mapping[str, int], gates: G
         lost = old - rows.get(kind, 0)
         if gates.max_shrinkage is None:
             too_many = lost > max(_DEFAULT_SHRINKAGE * old, min(_ROWS_LET_GO, old / 2))
-            rule = f"{_DEFAULT_SHRINKAGE:.0%} (in a small set {_ROWS_LET_GO}, if no more than half)"
+            rule = f"{_DEFAULT_SHRINKAGE:.0%} (or {_ROWS_LET_GO} in a small set, up to half of it)"
         else:
             too_many = lost > 0 and lost / old > gates.max_shrinkage
             rule = f"{gates.max_shrinkage:.2%}"

@@ -170,7 +170,7 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
                     for sort, sentence in _row_problems(table, ids, codes):
                         if sort not in reported:
                             reported.add(sort)
-                            yield f"{prefix}/{name}, row group {group} (rows {row} ff. of {index.kind}): {sentence}"
+                            yield f"{prefix}/{name}, row group {group} (from row {row} of {index.kind}): {sentence}"
                     row += len(table)
 
 

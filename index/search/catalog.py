@@ -253,7 +253,7 @@ class Catalog:
 def _check_queries(vectors: npt.ArrayLike, dimension: int) -> npt.NDArray[np.float32]:
     try:
         numbers = np.asarray(vectors)
-        if np.iscomplexobj(numbers):  # numpy would drop the imaginary parts
+        if np.iscomplexobj(numbers):  # NumPy would drop the imaginary parts
             raise TypeError("got complex numbers")
         with np.errstate(over="ignore"):  # overflow becomes infinity, which is refused below
             queries = np.ascontiguousarray(numbers, np.float32)
@@ -278,7 +278,7 @@ def _check_k(k: int) -> int:
 def _check_rows(rows: npt.ArrayLike, index: KindIndex) -> npt.NDArray[np.int64]:
     try:
         numbers = np.asarray(rows)
-    except ValueError:  # lists of several lengths
+    except ValueError:  # nested lists of different lengths
         raise ArgumentError(f"rows must be whole numbers in one dimension, got {rows!r:.80}.") from None
     if numbers.ndim != 1 or (numbers.size and not np.issubdtype(numbers.dtype, np.integer)):
         raise ArgumentError(f"rows must be whole numbers in one dimension, got {rows!r:.80}.")

@@ -131,7 +131,7 @@ def _open_published(store: Store, options: _Options) -> OpenVersion:
         try:
             return _open_version(store, latest.version, latest.manifest_sha256, options)
         except CatalogError:
-            # Another version was published, and this one pruned, since LATEST.json was read?
+            # Retry only if another version was published since LATEST.json was read: this one may be pruned.
             if not tries_left or _published(store).version == latest.version:
                 raise
     raise AssertionError("the last try returns or raises")

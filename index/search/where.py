@@ -302,7 +302,7 @@ def _time(value: Any, _kind: Any) -> _Asked:
 
 
 _TYPES: tuple[tuple[Callable[[Any], bool], _Type], ...] = (
-    (pa.types.is_string, _Type(rule="a text", convert=_text)),
+    (pa.types.is_string, _Type(rule="a string", convert=_text)),
     (pa.types.is_integer, _Type(rule="a whole number", convert=_whole)),
     (pa.types.is_floating, _Type(rule="a number", convert=_number)),
     (pa.types.is_boolean, _Type(rule="true or false", convert=_truth, is_ordered=False)),

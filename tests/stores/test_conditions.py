@@ -44,7 +44,7 @@ def first_write(what: str) -> Callable[[str, dict[str, str]], str]:
 
 def test_a_file_is_created_once_and_swapped_only_from_what_it_holds(store: Store) -> None:
     store.create("a", b"one")
-    with pytest.raises(FileExistsError, match="a exists"):
+    with pytest.raises(FileExistsError, match="a already exists"):
         store.create("a", b"two")
     for expected in (None, b"", b"two"):
         with pytest.raises(SwapConflictError, match="a: another run changed it"):

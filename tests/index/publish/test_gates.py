@@ -83,7 +83,7 @@ def test_each_direction_below_the_target_recall_is_a_reason() -> None:
 def test_reason_names_setting_rule_and_numbers() -> None:
     assert check_gates({"image": 100, "text": 100}, {"image": 7}, [], GateConfig(), 0.9) == [
         (
-            "gates.max_dead_share allows 1% (in a small set 5, if no more than half), "
+            "gates.max_dead_share allows 1% (or 5 in a small set, up to half of it), "
             "but 7 of 200 assets (3.5%) got no vector."
         )
     ]

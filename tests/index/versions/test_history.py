@@ -25,17 +25,17 @@ def test_empty_catalog_has_no_versions(store: Store) -> None:
 
 def test_folders_with_a_manifest_are_versions(store: Store) -> None:
     publish_new(store, "2-b", None)
-    make_manifest(store, "3-held-back", "2-b")
+    make_manifest(store, "3-held-by-gate", "2-b")
     make_manifest(store, "1-a", None)
     store.write(f"{version_folder('4-unfinished')}/vectors/text.parquet", b"x")
-    assert existing_versions(store) == ["1-a", "2-b", "3-held-back"]
+    assert existing_versions(store) == ["1-a", "2-b", "3-held-by-gate"]
     found = list_versions(store, read_latest(store))
     assert [(info.version, info.is_published) for info in found] == [
         ("1-a", False),
         ("2-b", True),
-        ("3-held-back", False),
+        ("3-held-by-gate", False),
     ]
-    assert [info.manifest and info.manifest.version for info in found] == ["1-a", "2-b", "3-held-back"]
+    assert [info.manifest and info.manifest.version for info in found] == ["1-a", "2-b", "3-held-by-gate"]
 
 
 def test_damaged_version_is_listed_with_the_reason(store: Store) -> None:
@@ -73,5 +73,5 @@ def test_version_before_is_the_previous_of_the_published(store: Store) -> None:
     with pytest.raises(CatalogError, match="has no version before 1-a, its first version"):
         version_before(store)
     publish_new(store, "2-b", "1-a")
-    make_manifest(store, "3-held-back", "2-b")
+    make_manifest(store, "3-held-by-gate", "2-b")
     assert version_before(store) == "1-a"
