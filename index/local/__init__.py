@@ -1,1 +1,1 @@
-"""Files of a version as verified paths on the local disk, brought from remote stores where that is needed."""
+"""Files of a version as verified local paths, downloaded from remote stores if needed."""

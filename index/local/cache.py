@@ -1,14 +1,14 @@
-"""The cache of remote files on this disk: by their sha256, proved, within a bound, one user's and all his processes'.
+"""The local cache of remote files: verified, named by sha256, limited in size, shared by all processes of a user.
 
-    files/<sha256[:2]>/<sha256>            whole and proved, read-only
-    files/<sha256[:2]>/<sha256>.partial    being downloaded, or left behind by a process that was killed
-    files/<sha256[:2]>/<sha256>.lock       held by whoever downloads it
-    files/<sha256[:2]>/<sha256>.used       its mtime is the last opening; all who are opening the file share its lock
-    marks/                                 what is remembered of proved files (marks.py)
-    .room.lock                             held while room is made, so that two do not take the same
+    files/<sha256[:2]>/<sha256>            complete and verified, read-only
+    files/<sha256[:2]>/<sha256>.partial    being downloaded, or left by a killed process
+    files/<sha256[:2]>/<sha256>.lock       locked by the process that downloads the file
+    files/<sha256[:2]>/<sha256>.used       mtime is the last use; processes that open the file share its lock
+    marks/                                 the verification cache (verification_cache.py)
+    .room.lock                             locked while space is freed, so that two processes do not use the same space
 
-The locks are the kernel's: a process that dies lets go of them. Nobody waits in a circle: who holds `.used` waits for
-`.lock`, who holds that for `.room.lock`, and who holds that takes `.used` only where nobody else has it.
+The kernel releases the locks of a process that dies. The order of locks prevents deadlocks: `.used`, then `.lock`, then
+`.room.lock`. A process that holds `.room.lock` takes `.used` only without waiting.
 """
 
 import contextlib
@@ -37,16 +37,16 @@ from .verification_cache import VerificationCache
 BOUND_VARIABLE = "EPITHRE_BEAM_CACHE_MB"
 _FILES_AT_ONCE = 4
 _DOWNLOADS = 2
-"""What was damaged on its way is not damaged again."""
+"""Downloads of a file until its sha256 matches: the second repairs a transfer error."""
 
 _log = logging.getLogger(__name__)
 
 
 class FileCache:
-    """Files of remote stores on this disk, each there once for all processes of this user."""
+    """Files of remote stores on the local disk, shared by all processes of a user."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Raises CatalogError when the folder cannot be made, or others could put files there."""
+        """Raises CatalogError if the folder cannot be created, or other users can write to it."""
         self._folder = CACHE.make_private(folder)
         self._max_bytes = max_bytes
         self._files = CACHE.make_private(folder / "files")
@@ -56,12 +56,12 @@ class FileCache:
     def hold(
         self, store: Store, version: str, entries: Sequence[FileEntry], *, verify: bool
     ) -> Iterator[dict[str, Path]]:
-        """Paths by name, as `local_files` gives them; until the block ends no process deletes them."""
+        """Yield paths by name, like `local_files`. No process deletes them until the block ends."""
         wanted = {entry.sha256: entry for entry in entries}
         self._check(store, version, wanted.values())
         with contextlib.ExitStack() as uses:
             try:
-                # All before the first download: making room must not delete what is wanted next.
+                # Lock all before the first download, so that freeing space does not delete files needed next.
                 for sha256 in wanted:
                     self._place(sha256).parent.mkdir(mode=0o700, exist_ok=True)
                     uses.callback(_unlock, _lock(self._place(sha256, ".used"), is_shared=True))
@@ -69,8 +69,8 @@ class FileCache:
                 self._fetch_all(store, version, wanted.values(), verify=verify)
             except OSError as error:
                 raise CatalogError(
-                    f"The cache {self._folder} cannot be written ({error.strerror or error}): make room on its disk, "
-                    f"or name another folder by {CACHE.variable}."
+                    f"The cache {self._folder} cannot be written ({error.strerror or error}). Free space on its disk, "
+                    f"or set {CACHE.variable} to another folder."
                 ) from error
             yield {entry.name: self._place(entry.sha256) for entry in entries}
 
@@ -78,18 +78,18 @@ class FileCache:
         for entry in entries:
             if not re.fullmatch("[0-9a-f]{64}", entry.sha256):  # it becomes a path
                 raise CatalogError(
-                    f"{store.url}/{file_name(version, entry)} must have a sha256 of 64 hex digits in its manifest, "
-                    f"got {entry.sha256[:80]!r}: the manifest is damaged."
+                    f"{store.url}/{file_name(version, entry)} must have a sha256 of 64 hex digits in the manifest, "
+                    f"got {entry.sha256[:80]!r}. The manifest is damaged."
                 )
         total = sum(entry.size_bytes for entry in entries)
         if total > self._max_bytes:
             raise CatalogError(
-                f"{store.url}, version {version}, needs {total} bytes of the cache {self._folder}, which may hold "
-                f"{self._max_bytes}: set {BOUND_VARIABLE} to {math.ceil(total / 1e6)} or more."
+                f"{store.url}: version {version} needs {total} bytes of the cache {self._folder}, which is limited to "
+                f"{self._max_bytes} bytes. Set {BOUND_VARIABLE} to {math.ceil(total / 1e6)} or more."
             )
 
     def _fetch_all(self, store: Store, version: str, entries: Iterable[FileEntry], *, verify: bool) -> None:
-        """Some files at a time; the first failure stops the others and is raised."""
+        """Fetch several files at a time. The first failure stops the others and is raised."""
         with Downloads(store) as downloads, ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="cache") as pool:
             futures = [
                 pool.submit(self._fetch, downloads, file_name(version, entry), entry, verify=verify)
@@ -106,22 +106,22 @@ class FileCache:
                 downloads.stop()
 
     def _fetch(self, downloads: Downloads, name: str, entry: FileEntry, *, verify: bool) -> None:
-        """Sees to it that the file is there."""
+        """Download the file unless it is cached."""
         path = self._place(entry.sha256)
         if _is_whole(path, entry, self._verification_cache.known if verify else None):
             return
         with _alone(self._place(entry.sha256, ".lock"), downloads.stopped):
             if _is_whole(path, entry, self._verification_cache.sha256 if verify else None):
-                return  # another process was faster, or only the mark was void
+                return  # another process downloaded it, or only its entry in the verification cache was outdated
             if path.exists():
-                _log.warning("%s is damaged and is downloaded anew.", path)
+                _log.warning("%s is damaged. Downloading it again.", path)
                 path.unlink()
             self._download(downloads, name, entry)
 
     def _download(self, downloads: Downloads, name: str, entry: FileEntry) -> None:
         path, partial = self._place(entry.sha256), self._place(entry.sha256, ".partial")
         downloads.check(name, entry.size_bytes)
-        _log.info("%s/%s is downloaded, %d bytes.", downloads.url, name, entry.size_bytes)
+        _log.info("%s/%s: downloading %d bytes.", downloads.url, name, entry.size_bytes)
         for _ in range(_DOWNLOADS):
             descriptor = self._begin(partial, entry.size_bytes)
             try:
@@ -129,7 +129,9 @@ class FileCache:
                 if found == entry.sha256:
                     os.fsync(descriptor)
                     os.fchmod(descriptor, 0o444)
-                    with FileLock(self._folder / ".room.lock"):  # who counts sees it under one name or the other
+                    with FileLock(
+                        self._folder / ".room.lock"
+                    ):  # so that a process that counts sees the file under exactly one name
                         partial.replace(path)
                     self._verification_cache.remember(path, found)
                     return
@@ -137,12 +139,12 @@ class FileCache:
                 os.close(descriptor)
                 partial.unlink(missing_ok=True)
         raise CatalogError(
-            f"{downloads.url}/{name} must have sha256 {entry.sha256}, got {found} in each of {_DOWNLOADS} downloads: "
-            "the file is damaged."
+            f"{downloads.url}/{name} must have sha256 {entry.sha256}, got {found} in each of {_DOWNLOADS} downloads. "
+            "The file is damaged."
         )
 
     def _begin(self, partial: Path, size_bytes: int) -> int:
-        """An empty file that has its full length already, so that others who make room count it."""
+        """Create the partial file with its full length, so that other processes count it when they free space."""
         partial.unlink(missing_ok=True)  # a killed process may have left it
         with FileLock(self._folder / ".room.lock"):
             self._make_room(size_bytes)
@@ -156,7 +158,7 @@ class FileCache:
         return descriptor
 
     def _make_room(self, size_bytes: int) -> None:
-        """Deletes what killed processes left, and as many of the files that were not used for longest as it takes."""
+        """Delete leftovers of killed processes and, as needed, the least recently used files."""
         stored = self._stored()
         total = sum(content.size_bytes for content in stored.values())
         free = shutil.disk_usage(self._folder).free
@@ -171,12 +173,12 @@ class FileCache:
             if bound < self._max_bytes:
                 raise OSError(errno.ENOSPC, f"{size_bytes} bytes are needed, {free} are free")
             raise CatalogError(
-                f"The cache {self._folder} may hold {self._max_bytes} bytes, and with what other processes are opening "
-                f"has no room for {size_bytes} more: try again, or raise {BOUND_VARIABLE}."
+                f"The cache {self._folder} is limited to {self._max_bytes} bytes. Other processes are using its files, "
+                f"so there is no space for {size_bytes} bytes more. Try again, or increase {BOUND_VARIABLE}."
             )
 
     def _stored(self) -> dict[str, "_Stored"]:
-        """What there is of each content, by its sha256."""
+        """List the cached contents by sha256."""
         stored: dict[str, _Stored] = {}
         for path in self._files.glob("*/*"):
             sha256, _, part = path.name.partition(".")
@@ -190,7 +192,7 @@ class FileCache:
         return stored
 
     def _evict(self, sha256: str) -> bool:
-        """Deletes all that there is of a content, unless a process is opening or downloading it."""
+        """Delete all files of a content, unless a process is opening or downloading it."""
         try:
             descriptor = _lock(self._place(sha256, ".used"), is_shared=False)
         except BlockingIOError:
@@ -214,7 +216,7 @@ class _Stored:
 
 
 def file_name(version: str, entry: FileEntry) -> str:
-    """A file's name in the store."""
+    """Return the name of a file in the store."""
     return f"{version_folder(version)}/{entry.name}"
 
 
@@ -227,7 +229,7 @@ def _is_whole(path: Path, entry: FileEntry, sha256_of: Callable[[Path], str | No
 
 @contextlib.contextmanager
 def _alone(place: Path, stopped: Event) -> Iterator[None]:
-    """Waits for the lock for as long as it takes, unless it is told to stop."""
+    """Wait for the lock without a time limit. Raises CancelledError once `stopped` is set."""
     lock = FileLock(place)
     while True:
         try:
@@ -243,12 +245,12 @@ def _alone(place: Path, stopped: Event) -> Iterator[None]:
 
 
 def _lock(place: Path, *, is_shared: bool) -> int:
-    """Locks a file, which is made if it is not there, and gives its descriptor.
+    """Lock a file and return its descriptor. The file is created if it does not exist.
 
     Raises:
-        BlockingIOError: When it is not to be shared and somebody has it.
+        BlockingIOError: If `is_shared` is False and another process holds the lock.
     """
-    import fcntl  # only POSIX has it, and the cache is only there
+    import fcntl  # POSIX only, like the cache
 
     while True:
         descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o600)
@@ -261,11 +263,11 @@ def _lock(place: Path, *, is_shared: bool) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # it was deleted before it was locked: another may lock the next one
+        os.close(descriptor)  # it was deleted before it was locked: another process may lock its successor
 
 
 def _unlock(descriptor: int) -> None:
     import fcntl
 
-    fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that was forked off has the descriptor too
+    fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked process has the descriptor too
     os.close(descriptor)

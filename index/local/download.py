@@ -1,4 +1,4 @@
-"""Copies files of a remote store to the disk, many ranges at once, and hashes them as they come."""
+"""Download files of a remote store in parallel ranges, and hash them on arrival."""
 
 import hashlib
 import os
@@ -12,14 +12,14 @@ from ..storage.store import Store
 
 _READERS = 8
 RANGE_BYTES = 8_000_000
-"""Memory is _READERS times this and some copies of it, whatever the number and the size of the files."""
+"""Memory is a small multiple of _READERS times this, whatever the number and size of the files."""
 _WAITS_S = (0.2, 0.8, 3.2)
 _BLOCK_BYTES = 1 << 20
 _Answer = TypeVar("_Answer")
 
 
 class Downloads:
-    """Downloads from one store; its files share the connections. Use `with`; any thread may download."""
+    """Downloads from one store over shared connections. Use it with `with`. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -34,7 +34,7 @@ class Downloads:
         self._readers.shutdown()
 
     def stop(self) -> None:
-        """What is under way ends with CancelledError, when the requests that are on their way have been answered."""
+        """Stop all downloads. They raise CancelledError when their pending requests are answered."""
         self.stopped.set()
 
     @property
@@ -42,20 +42,20 @@ class Downloads:
         return self._store.url
 
     def check(self, name: str, size_bytes: int) -> None:
-        """Raises CatalogError when there is no such file, or it has another length; StoreError without an answer."""
+        """Raise CatalogError if the file is missing or has another length, StoreError if the store does not answer."""
         found = self._ask(name, lambda: self._store.size(name))
         if found is None:
             raise CatalogError(f"{self.url}/{name} is missing.")
         if found != size_bytes:
-            raise CatalogError(f"{self.url}/{name} must have {size_bytes} bytes, got {found}: the file is damaged.")
+            raise CatalogError(f"{self.url}/{name} must have {size_bytes} bytes, got {found}. The file is damaged.")
 
     def download(self, name: str, size_bytes: int, descriptor: int) -> str:
-        """Writes a file of the store into an open one, and gives the sha256 of what then stands there.
+        """Download a file of the store into an open file. Return the sha256 of the written bytes, in hex.
 
         Raises:
-            CatalogError: When the store has no such file.
-            StoreError: When it does not give it, also when asked again.
-            OSError: When it cannot be written.
+            CatalogError: If the store has no such file.
+            StoreError: If the store does not deliver it, also after retries.
+            OSError: If the local file cannot be written.
         """
         starts = range(0, size_bytes, RANGE_BYTES)
         ends = [min(start + RANGE_BYTES, size_bytes) for start in starts]
@@ -72,7 +72,7 @@ class Downloads:
         finally:
             for piece in pieces:
                 piece.cancel()
-            wait(pieces)  # nobody may write to a descriptor that is another file's by then
+            wait(pieces)  # a late write could hit a descriptor that is reused for another file
         return digest.hexdigest()
 
     def _copy(self, name: str, start: int, end: int, descriptor: int) -> None:
@@ -83,11 +83,11 @@ class Downloads:
             start, rest = start + written, rest[written:]
 
     def _ask(self, name: str, question: Callable[[], _Answer]) -> _Answer:
-        """The store's answer, asked for up to four times, for every store has errors of its own.
+        """Call `question` up to four times and return its result. Any error is retried, since drivers differ.
 
         Raises:
-            CatalogError: When there is no such file.
-            StoreError: When there is no answer, or it is refused.
+            CatalogError: If there is no such file.
+            StoreError: If the store does not answer or refuses.
         """
         failure: Exception | None = None
         for wait_s in (0.0, *_WAITS_S):
@@ -103,13 +103,13 @@ class Downloads:
             except Exception as error:
                 failure = error
         reported = f"{type(failure).__name__}: {failure}"[:200]
-        raise StoreError(f"{self.url}/{name} cannot be read ({reported}): try again.") from failure
+        raise StoreError(f"{self.url}/{name} cannot be read ({reported}). Try again.") from failure
 
 
 def _read_range(fs: Any, path: str, start: int, end: int) -> bytes:
     data = bytes(fs.cat_file(path, start=start, end=end))
     if len(data) > end - start:
-        raise StoreError(f"it must answer requests for ranges, and sends {len(data)} bytes for {end - start}")
+        raise StoreError(f"the store must support range requests, but sent {len(data)} bytes instead of {end - start}")
     if len(data) < end - start:
-        raise EOFError(f"it sends {len(data)} bytes for {end - start}")
+        raise EOFError(f"the store sent {len(data)} bytes instead of {end - start}")
     return data

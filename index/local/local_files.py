@@ -1,4 +1,4 @@
-"""A version's files as local paths, each proved to be what the manifest says."""
+"""Local paths of the files of a version, verified against the manifest."""
 
 import contextlib
 import os
@@ -28,27 +28,27 @@ def local_files(
     cache_folder: Path | None = None,
     max_bytes: int | None = None,
 ) -> Iterator[dict[str, Path]]:
-    """The local paths of a version's files, by their names in the manifest.
+    """Yield the local paths of a version's files, by their names in the manifest.
 
-    Open or map them within the block. After it, what came from a remote store may be deleted to make room for another;
-    what is mapped by then stays readable. Files of a local store are left alone.
+    Open or map the files within the block. After the block, cached files of a remote store may be deleted to free
+    space; files that are mapped stay readable. Files of a local store are never deleted.
 
     Args:
         store: The catalog.
-        version: Its version.
-        entries: The files, as the manifest has them.
-        verify: Compare every file with its sha256; what `VerificationCache` remembers of it counts. Without it only
-            presence and length are compared, but a download always with its sha256.
-        cache_folder: Absent: what EPITHRE_BEAM_CACHE names, or the system's place for this user's caches.
-        max_bytes: What the cache may hold. Absent: EPITHRE_BEAM_CACHE_MB millions, or 64 GB.
+        version: The version.
+        entries: The files, as listed in the manifest.
+        verify: Compare the sha256 of every file, using the `VerificationCache`. With False, only existence and length
+            are compared; downloads are always compared by sha256.
+        cache_folder: Folder of the cache. Default: EPITHRE_BEAM_CACHE, or the user's cache folder of the system.
+        max_bytes: Size limit of the cache. Default: EPITHRE_BEAM_CACHE_MB in megabytes, or 64 GB.
 
     Raises:
-        CatalogError: When a file is missing or damaged, or the cache cannot be used or has no room.
-        StoreError: When a remote store does not answer.
+        CatalogError: If a file is missing or damaged, or the cache is unusable or full.
+        StoreError: If a remote store does not answer.
     """
     if store.is_local:
         verification_cache = verification_cache_for(cache_folder) if verify else None
-        with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="prove") as pool:
+        with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="verify") as pool:
             list(pool.map(lambda entry: _verify(store, version, entry, verification_cache), entries))
         yield {entry.name: store.local_path(file_name(version, entry)) for entry in entries}
         return
@@ -66,13 +66,13 @@ def _verify(store: Store, version: str, entry: FileEntry, verification_cache: Ve
         except OSError as error:
             raise CatalogError(f"{store.url}/{name} cannot be read ({error.strerror}).") from error
         if found != entry.sha256:
-            problem = f"{store.url}/{name} must have sha256 {entry.sha256}, got {found}: the file is damaged."
+            problem = f"{store.url}/{name} must have sha256 {entry.sha256}, got {found}. The file is damaged."
     if problem is not None:
         raise CatalogError(problem)
 
 
 def _bound_bytes() -> int:
-    """Raises CatalogError when the environment says something else than a number."""
+    """Return the size limit of the cache. Raises CatalogError if the environment variable is not a number."""
     text = os.environ.get(BOUND_VARIABLE, "").strip()
     if not text:
         return _BOUND_BYTES

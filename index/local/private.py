@@ -1,4 +1,4 @@
-"""Folders of this user's own: nobody else can have put there what is found in them."""
+"""Private folders of the user that other users cannot write to."""
 
 import os
 from pathlib import Path
@@ -10,19 +10,19 @@ _NAME = "epithre-beam"
 
 
 class UserFolder(NamedTuple):
-    """A place that this user has for one purpose."""
+    """A private folder of the user for one purpose."""
 
     what: str
-    """As errors call it."""
+    """Its name in error messages."""
     variable: str
-    """The environment variable that names another."""
+    """The environment variable that sets another folder."""
     kind: Literal["cache", "config"]
 
     def path(self) -> Path:
-        """What the variable names, or the system's place for it.
+        """Return the folder from the environment variable, or the system's default.
 
         Raises:
-            CatalogError: When this user has no such place.
+            CatalogError: If there is no default, since the user has no home folder.
         """
         if named := os.environ.get(self.variable, "").strip():
             return Path(named).expanduser().absolute()
@@ -30,35 +30,39 @@ class UserFolder(NamedTuple):
 
         find = {"cache": platformdirs.user_cache_dir, "config": platformdirs.user_config_dir}[self.kind]
         folder = Path(find(_NAME))
-        if not folder.is_absolute():  # no home: it would be made in whatever folder this process runs in
+        if not folder.is_absolute():  # no home: it would be created in the working directory
             raise CatalogError(
-                f"The {self.what} must have a folder, but this user has no home: name one by {self.variable}."
+                f"There is no folder for the {self.what}: the user has no home folder. Set {self.variable} to a folder."
             )
         return folder
 
     def make_private(self, folder: Path) -> Path:
-        """Makes a folder, this one or below it, unless it is there.
+        """Create this folder, or one below it, if it does not exist. Return the folder.
 
         Raises:
-            CatalogError: When it cannot be made, is another user's, or others may write to it.
+            CatalogError: If it cannot be created, belongs to another user, or is writable by others.
         """
-        advice = f"name a folder of your own by {self.variable}"
+        advice = f"set {self.variable} to a folder of your own"
         if os.name != "posix":
-            raise CatalogError(f"The {self.what} {folder} needs the owners and locks of a POSIX system, got {os.name}.")
+            raise CatalogError(
+                f"The {self.what} {folder} needs a POSIX system with file owners and locks, got {os.name}."
+            )
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = folder.stat()
         except OSError as error:
-            raise CatalogError(f"The {self.what} {folder} cannot be made ({error.strerror}): {advice}.") from error
+            raise CatalogError(
+                f"The {self.what} {folder} cannot be created ({error.strerror}). To fix it, {advice}."
+            ) from error
         if found.st_uid != os.geteuid():
             raise CatalogError(
-                f"The {self.what} {folder} must be owned by user {os.geteuid()}, got {found.st_uid}, who could put "
-                f"anything into it: {advice}."
+                f"The {self.what} {folder} must be owned by user {os.geteuid()}, got {found.st_uid}, who could write "
+                f"any file to it. To fix it, {advice}."
             )
         if found.st_mode & 0o022:
             raise CatalogError(
-                f"The {self.what} {folder} must be writable by its owner alone, got mode {found.st_mode & 0o777:o}: "
-                f"`chmod go-w` it, or {advice}."
+                f"The {self.what} {folder} must be writable by its owner only, got mode {found.st_mode & 0o777:o}. "
+                f"Run `chmod go-w` on it, or {advice}."
             )
         return folder
 

@@ -1,8 +1,8 @@
-"""What catalogs may ask of this user: where a key is sent, and which places are read for them.
+"""What a catalog may request from the user: where to send the API key, and which places to read.
 
-A manifest names the API that made its vectors, the variable with its key, and the sources of its pictures. It may come
-from anybody, so none of it is done unless the provider itself is meant, the user says so with the command, or it has
-been allowed: by running a job that does the same, or by `epithre-beam trust CATALOG`.
+A manifest names the API that made its vectors, the variable with the key, and the sources of its images. It may come
+from an untrusted party. A request is therefore only followed if it is for the provider itself, is given on the command
+line, or was allowed before: by running a job with the same settings, or with `epithre-beam trust CATALOG`.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from ...configs.schema import EMULATOR
 from .private import TRUST
 
 CATALOGS_VARIABLE = "EPITHRE_BEAM_TRUSTED_CATALOGS"
-"""Catalogs that may ask for anything, by their addresses, with spaces between them: for containers."""
+"""Addresses of fully trusted catalogs, separated by spaces. For containers."""
 
 _DEFAULTS = EmbedConfig()
 _RUNNER = str(CatalogConfig.model_fields["runner"].default)
@@ -30,17 +30,17 @@ _HARMLESS = (
     "dialect", "model", "dimension", "input_type", "emulator_model", "batch_items", "batch_bytes", "batch_tokens",
     "requests_per_minute", "items_per_minute", "tokens_per_minute", "timeout_s", "max_sends", "retry_share",
 )  # fmt: skip
-"""Settings of `embed` that send nothing anywhere and take nothing from others."""
+"""Settings of `embed` that are safe to use from an untrusted manifest."""
 _CAPS = ("max_file_bytes", "max_decode_pixels", "max_side", "decode_timeout_s", "max_text_chars")
-"""Settings of `prepare` that refuse and change nothing: a stranger's may be lower, and no higher."""
+"""Limits in `prepare` that only reject assets. An untrusted manifest may lower them, but not raise them."""
 
 _log = logging.getLogger(__name__)
 
 
 def asks(config: Mapping[str, Any]) -> list[str]:
-    """What a catalog asks of those who use it, by the config in its manifest: a sentence each, after "it asks to".
+    """Return what the config in a catalog's manifest requests. Each item completes "the catalog asks to …".
 
-    What every catalog may have is not among them: the provider's own address with its own key, and the emulator.
+    The provider's own address with its default key variable, and the emulator, are always allowed and not listed.
     """
     return [
         *asks_for_key(_section(config, "embed")),
@@ -52,6 +52,7 @@ def asks(config: Mapping[str, Any]) -> list[str]:
 
 
 def asks_for_key(embed: Mapping[str, Any]) -> list[str]:
+    """Return the request to send an API key, if any."""
     address = embed.get("base_url", _DEFAULTS.base_url)
     variable = embed.get("api_key_env", _DEFAULTS.api_key_env)
     if address == EMULATOR or (address, variable) == (_DEFAULTS.base_url, _DEFAULTS.api_key_env):
@@ -60,6 +61,7 @@ def asks_for_key(embed: Mapping[str, Any]) -> list[str]:
 
 
 def asks_for_count(embed: Mapping[str, Any]) -> list[str]:
+    """Return the request to use a Redis rate limiter, if any."""
     if embed.get("redis_url") is None:
         return []
     password = embed.get("redis_password_env")
@@ -68,13 +70,14 @@ def asks_for_count(embed: Mapping[str, Any]) -> list[str]:
 
 
 def image_sources(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The sources of pictures in the config of a manifest, as they stand there."""
+    """Return the image sources in the config of a manifest, unchanged."""
     sources = config.get("sources") or ()
     return [raw for raw in sources if isinstance(raw, Mapping) and raw.get("kind") == "image"]
 
 
 def asks_for_images(source: Mapping[str, Any]) -> list[str]:
     places = [source.get("files") or source.get("table"), *(source.get("within") or ())]
+    # Permissions are stored by the hash of this text, so it must not change.
     return [f"read pictures in {' and '.join(map(_quoted, places))}"]
 
 
@@ -89,25 +92,25 @@ def asks_for_queries(index: Mapping[str, Any]) -> list[str]:
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A section of a manifest's config; what is none is told when the config is checked."""
+    """Return a section of a manifest's config, or {} if it is missing or invalid; validation reports it later."""
     found = config.get(name)
     return found if isinstance(found, Mapping) else {}
 
 
 def _quoted(value: Any) -> str:
-    """Unlike any other value, and without anything that a terminal obeys."""
+    """Quote a value unambiguously and without terminal control characters."""
     return json.dumps(value, default=str)
 
 
 class Trust:
-    """What this user has allowed; what cannot be read has not been."""
+    """The requests that the user has allowed. An unreadable entry counts as not allowed."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """`folder`: absent: what EPITHRE_BEAM_TRUST names, or the system's place for this user's settings."""
+        """`folder` defaults to EPITHRE_BEAM_TRUST, or the user's settings folder of the system."""
         self._named = folder
 
     def allows(self, ask: str, catalog: str) -> bool:
-        """Whether a catalog at this address may have what it asks for."""
+        """Whether the catalog at this address may have the request."""
         named = os.environ.get(CATALOGS_VARIABLE, "").split()
         if _place_of(catalog) in map(_place_of, named):
             return True
@@ -116,19 +119,19 @@ class Trust:
         return False
 
     def allows_all(self, config: Mapping[str, Any], catalog: str) -> bool:
-        """Whether all that a manifest's config asks for is allowed, and it asks for something at all."""
+        """Whether a manifest's config requests something and all of it is allowed."""
         wanted = asks(config)
         return bool(wanted) and not self.refused(wanted, catalog)
 
     def refused(self, wanted: Iterable[str], catalog: str) -> list[str]:
-        """Of what a catalog asks for: what it may not have."""
+        """Return the requests that are not allowed."""
         return [ask for ask in wanted if not self.allows(ask, catalog)]
 
     def add(self, wanted: Iterable[str]) -> None:
-        """Allows this from now on, whatever catalog asks for it.
+        """Allow these requests from now on, for all catalogs.
 
         Raises:
-            CatalogError: When it cannot be remembered.
+            CatalogError: If they cannot be stored.
         """
         for ask in wanted:
             file = self._file(ask)
@@ -142,17 +145,17 @@ class Trust:
                 partial.unlink(missing_ok=True)
 
     def remember_job(self, config: CatalogConfig, before: Mapping[str, Any] | None = None) -> None:
-        """Allows what a job of this user's says, so that the catalog it makes may ask for it; no error if it cannot.
+        """Allow the requests of the user's own job, so that its catalog may make them. Does not raise.
 
         Args:
-            config: Of the job.
-            before: Of the manifest that the job goes on from: what that asks for is not the user's word.
+            config: The config of the job.
+            before: The config of the previous version's manifest. Its requests are not allowed by this call.
         """
         known = set() if before is None else set(asks(before))
         try:
             self.add(ask for ask in asks(config.model_dump(mode="json")) if ask not in known)
         except CatalogError as error:
-            _log.info("What the job allows is not remembered: %s", error)
+            _log.info("The permissions of the job could not be stored: %s", error)
 
     def _file(self, ask: str) -> Path:
         folder = TRUST.make_private(self._named or TRUST.path())
@@ -160,24 +163,24 @@ class Trust:
 
 
 def allowed_embed(config: Mapping[str, Any], catalog: str, said: Mapping[str, Any]) -> dict[str, Any]:
-    """The `embed` section that queries of a catalog are sent with, as plain data.
+    """Return the `embed` section for queries of a catalog, as plain data.
 
-    What the manifest says counts in full where all that it asks for is allowed. Otherwise the address and the key's
-    variable are the user's or the provider's, and of the rest only what does no harm.
+    The manifest's section is used in full if all its requests are allowed. Otherwise the address and the key variable
+    come from the user or the provider, and only safe settings are used from the manifest.
 
     Args:
-        config: Of the manifest.
-        catalog: Its address.
-        said: What the user says for this command, which goes before the manifest.
+        config: The config of the manifest.
+        catalog: The address of the catalog.
+        said: The user's settings for this command. They override the manifest.
 
     Raises:
-        UntrustedCatalogError: When the manifest wants a key sent to where nobody but itself says.
+        UntrustedCatalogError: If only the manifest requests that a key is sent to an address.
     """
     stated, trust = dict(_section(config, "embed")), Trust()
     refused = trust.refused((*asks_for_key(stated), *asks_for_count(stated)), catalog)
     if not refused:
         if "base_url" in said and not asks_for_key(stated):
-            stated.pop("allow_plain_http", None)  # nobody has allowed it: a stranger may say the same
+            stated.pop("allow_plain_http", None)  # it was not allowed: an untrusted manifest can set it too
         return {**stated, **said}
     address = said.get("base_url", stated.get("base_url", _DEFAULTS.base_url))
     variable = said.get("api_key_env", stated.get("api_key_env", _DEFAULTS.api_key_env))
@@ -190,33 +193,33 @@ def allowed_embed(config: Mapping[str, Any], catalog: str, said: Mapping[str, An
     if missing:
         raise _untrusted(asks_for_key({"base_url": address, "api_key_env": variable}), catalog, missing)
     for ask in trust.refused(asks_for_count(stated), catalog):
-        _log.warning("%s asks to %s, which is not allowed: its requests are counted apart.", catalog, ask)
+        _log.warning("%s asks to %s, which is not allowed. Its requests are counted separately.", catalog, ask)
     kept = {name: stated[name] for name in _HARMLESS if name in stated}
     return {**kept, "base_url": address, "api_key_env": variable, **said}
 
 
 def allowed_prepare(config: Mapping[str, Any], catalog: str) -> dict[str, Any]:
-    """The `prepare` section that queries of a catalog are prepared with: a stranger's caps are no wider than ours."""
+    """Return the `prepare` section for queries of a catalog. Untrusted limits are capped at the defaults."""
     stated = dict(_section(config, "prepare"))
     if Trust().allows_all(config, catalog):
         return stated
     for name in _CAPS:
         ours = getattr(PrepareConfig(), name)
-        with contextlib.suppress(KeyError, TypeError):  # what is no number is refused when it is checked
+        with contextlib.suppress(KeyError, TypeError):  # validation rejects other types later
             stated[name] = min(stated[name], ours)
     return stated
 
 
 def check_rebuild(before: Mapping[str, Any], config: CatalogConfig, catalog: str) -> None:
-    """Refuses to rebuild a catalog in a way, or with queries, that its manifest alone asks for.
+    """Refuse to rebuild a catalog with a runner or queries that only its manifest requests.
 
     Args:
         before: The config of the manifest.
-        config: That the catalog is rebuilt with: the manifest's, and what the user says.
-        catalog: Its address.
+        config: The config of the rebuild: the manifest's, with the user's settings.
+        catalog: The address of the catalog.
 
     Raises:
-        UntrustedCatalogError: With what the manifest asks for.
+        UntrustedCatalogError: If the rebuild uses a request of the manifest that is not allowed.
     """
     now = config.model_dump(mode="json")
     wanted = {*asks_for_runner(now), *asks_for_queries(now["index"])}
@@ -226,14 +229,14 @@ def check_rebuild(before: Mapping[str, Any], config: CatalogConfig, catalog: str
 
 
 def _untrusted(refused: Sequence[str], catalog: str, options: Sequence[str]) -> UntrustedCatalogError:
-    says = f"say so ({' and '.join(options)}), or " if options else ""
+    says = f"set {' and '.join(options)}, or " if options else ""
     return UntrustedCatalogError(
-        f"{catalog} asks to {', and to '.join(refused)}, which nobody here has allowed. If that is right, {says}"
-        f"allow it: epithre-beam trust {shlex.quote(catalog)}.",
+        f"{catalog} asks to {', and to '.join(refused)}, which is not allowed. If you trust it, {says}"
+        f"run `epithre-beam trust {shlex.quote(catalog)}`.",
         asks=list(refused),
     )
 
 
 def _place_of(catalog: str) -> str:
-    """One spelling of a catalog's address."""
+    """Normalise the address of a catalog."""
     return catalog.rstrip("/") if "://" in catalog else os.path.abspath(Path(catalog).expanduser())  # noqa: PTH100 - links stay

@@ -1,4 +1,4 @@
-"""What was proved of local files once, so that the next opening of eight gigabytes costs a look at their metadata."""
+"""The verification cache: sha256 of unchanged local files, so that opening them again needs only their metadata."""
 
 import contextlib
 import hashlib
@@ -14,26 +14,27 @@ from ...configs.errors import CatalogError
 from .private import CACHE
 
 _TICK_S = 0.02
-"""Two changes of a file within one tick of the kernel's clock, 10 ms at most, have the same times."""
+"""Longer than a tick of the kernel clock (10 ms at most): two changes within one tick have the same times."""
 _FORGOTTEN_S = 90 * 86_400.0
+"""Age at which entries are deleted."""
 
 
 class VerificationCache:
-    """Remembers each file's sha256 with what the kernel says of it; what has changed since is read again.
+    """Stores the sha256 of each file with its metadata. A file whose metadata has changed is read again.
 
-    The file's ctime is part of it: who writes to a file can set its mtime, but its ctime is set by the kernel alone.
-    What a disk loses without a write is not noticed; `versions verify` reads everything, whatever is remembered.
+    The metadata includes the ctime, which only the kernel can set; a program can set the mtime. Corruption on the disk
+    without a write is not detected; `versions verify` reads all files and ignores this cache.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        """`folder`: this user's own (`UserFolder.make_private`); None: nothing is remembered."""
+        """`folder` is a private folder of the user (`UserFolder.make_private`). With None, nothing is stored."""
         self._folder = folder
 
     def sha256(self, path: Path) -> str:
-        """The sha256 of a file in hex: what is remembered of it, if that still holds, or else by reading it all.
+        """Return the sha256 of a file in hex, from the cache if the file is unchanged, else by reading it.
 
         Raises:
-            OSError: When it cannot be read.
+            OSError: If the file cannot be read.
         """
         path = path.resolve()
         with path.open("rb") as file:
@@ -46,16 +47,17 @@ class VerificationCache:
         return sha256
 
     def known(self, path: Path) -> str | None:
-        """What is remembered of a file, if that still holds. Never reads the file."""
+        """Return the cached sha256 of a file if the file is unchanged, else None. Never reads the content."""
         path = path.resolve()
         with contextlib.suppress(OSError), path.open("rb") as file:
             return self._known(path, _facts(file.fileno()))
         return None
 
     def remember(self, path: Path, sha256: str) -> None:
-        """What `sha256` would leave behind, for a file whose writer has hashed it; that nobody wrote since is his word.
+        """Store the sha256 of a file that the caller has just written and hashed.
 
-        No error if it cannot be written: the file is read again when it is opened.
+        The caller must know that the file has not changed since. Does not raise if the entry cannot be written: the
+        file is then read again when it is opened.
         """
         with contextlib.suppress(OSError):
             path = path.resolve()
@@ -74,10 +76,10 @@ class VerificationCache:
     def _write(self, path: Path, descriptor: int, facts: dict[str, int], sha256: str) -> None:
         if self._folder is None:
             return
-        with contextlib.suppress(OSError):  # a full or read-only disk: it will be read again
-            os.fsync(descriptor)  # or a mark could outlive a power cut that its file does not
+        with contextlib.suppress(OSError):  # a full or read-only disk: the file will be read again
+            os.fsync(descriptor)  # else the entry could survive a power failure that the file does not
             if _facts(descriptor) != facts:
-                return  # somebody writes to it
+                return  # the file is being written
             place = self._place(path)
             partial = place.with_name(f"{uuid.uuid4().hex}.partial")
             content: dict[str, Any] = {"path": str(path), "facts": facts, "sha256": sha256}
@@ -96,7 +98,7 @@ class VerificationCache:
 
 
 def verification_cache_for(cache_folder: Path | None = None) -> VerificationCache:
-    """The marks of this user. Where there is no folder to be trusted with them, nothing is remembered, and no error."""
+    """Return the verification cache of the user. Without a safe folder for it, nothing is stored."""
     try:
         return VerificationCache(CACHE.make_private(CACHE.make_private(cache_folder or CACHE.path()) / "marks"))
     except CatalogError:
@@ -104,7 +106,7 @@ def verification_cache_for(cache_folder: Path | None = None) -> VerificationCach
 
 
 def remember(path: Path, sha256: str) -> None:
-    """Leaves a mark for a local file that has just been written and hashed: its first opening needs not read it."""
+    """Store the sha256 of a local file that was just written and hashed, so that opening it does not read it."""
     verification_cache_for().remember(path, sha256)
 
 
@@ -120,7 +122,7 @@ def _facts(descriptor: int) -> dict[str, int]:
 
 
 def _stable_facts(descriptor: int) -> dict[str, int]:
-    """The facts, not before a change from now on would show in them."""
+    """Return the metadata, after waiting until any later change would be visible in it."""
     if abs(time.time_ns() - os.fstat(descriptor).st_ctime_ns) < _TICK_S * 1e9:
         time.sleep(_TICK_S)
     return _facts(descriptor)

@@ -1,1 +1,1 @@
-"""From finished files to a published version, and what is done with versions afterwards."""
+"""Publish finished files as a version, and verify, compare and prune versions."""

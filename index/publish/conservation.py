@@ -1,4 +1,4 @@
-"""Assets in = vectors + dead letters: what is checked before anything is published."""
+"""The check before publishing that assets in = vectors + dead letters."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,18 +15,18 @@ def check_conservation(
     reused_dead: Mapping[str, int] | None = None,
     imported: Mapping[str, int] | None = None,
 ) -> None:
-    """Assets in = vectors + dead letters, for each kind, old ones and new ones together.
+    """Check that assets in = vectors + dead letters for each kind, over new and reused assets.
 
     Args:
-        planned: Assets by kind.
-        records: Of the units.
-        shards: The files that were written.
-        reused_groups: Rows of the version before.
-        reused_dead: Its dead letters that are taken over, by kind.
-        imported: Rows of vectors from elsewhere, by kind; the shards say which of them are dead.
+        planned: Number of assets by kind.
+        records: Records of the units.
+        shards: Records of the written files.
+        reused_groups: Rows reused from the previous version.
+        reused_dead: Number of dead letters reused from the previous version, by kind.
+        imported: Number of imported vectors by kind. The shards count the rejected ones as dead.
 
     Raises:
-        CatalogError: When an asset was lost or doubled on the way; nothing may be published then.
+        CatalogError: If an asset was lost or duplicated. Nothing may be published then.
     """
     old_dead = reused_dead or {}
     kinds = {
@@ -46,6 +46,6 @@ def check_conservation(
         stored = sum(s.file.rows or 0 for s in shards if s.kind == kind)
         if assets != rows + dead or stored != rows:
             raise CatalogError(
-                f"{assets} {kind} assets must become as many vectors and dead letters, got {rows} vectors "
-                f"({stored} of them stored) and {dead} dead letters: nothing was published, please report this."
+                f"{assets} {kind} assets must give {assets} vectors and dead letters, got {rows} vectors "
+                f"({stored} stored) and {dead} dead letters. Nothing was published. Please report this bug."
             )

@@ -1,4 +1,4 @@
-"""The dead letters of a version: gathered from its units into one file, and counted by reason."""
+"""The dead letters of a version: collected from its units into one file, and counted by reason."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ _SAMPLES = 5
 
 
 class DeadLetterSummary:
-    """Dead letters counted by reason, with a few of each to look at."""
+    """Dead letters counted by reason, with a few samples of each."""
 
     def __init__(self) -> None:
         self.by_reason: Counter[str] = Counter()
@@ -31,13 +31,13 @@ class DeadLetterSummary:
 def write_dead_letters(
     store: Store, version: str, records: Sequence[UnitRecord], others: Sequence[str] = ()
 ) -> tuple[FileEntry | None, DeadLetterSummary]:
-    """Gathers dead letters into the version's own file; (None, …) when there are none.
+    """Write all dead letters into the version's file. Return (None, summary) if there are none.
 
     Args:
         store: The catalog.
-        version: Where the file goes.
+        version: The version that the file belongs to.
         records: The units of the run.
-        others: Files of letters that are no units', such as those taken over from the version before.
+        others: Files with further dead letters, such as those reused from the previous version.
     """
     summary = DeadLetterSummary()
     units = [record.unit for record in sorted(records, key=lambda record: record.unit) if record.dead]

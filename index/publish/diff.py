@@ -1,8 +1,8 @@
-"""What differs between two versions: which assets came, went, changed or moved, and which settings.
+"""Compare two versions: added, removed, changed and moved assets, and changed settings.
 
-Only the tables of assets are read, never a vector. Of each row 32 bytes stay in memory, and some 50 are needed while
-two versions are compared: its place, and hashes of its id and content (64 bits: among a million, two are alike once
-in 37 million times), metadata and uri (32 bits: only compared between rows of the same id).
+Only the tables of assets are read, no vectors. Each row takes 32 bytes of memory, about 50 during the comparison: its
+position, 64-bit hashes of its id and content (probability of a collision among a million rows: 1 in 37 million), and
+32-bit hashes of its metadata and uri (compared only between rows with the same id).
 """
 
 import hashlib
@@ -27,45 +27,45 @@ Hashes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int64]
 
 CHANGES = ("added", "removed", "moved", "changed", "metadata", "relocated")
-"""Of an asset: only the new version has it; only the old one; its content is there under another id; another content
-under the same id; the same content with other metadata; the same with another uri."""
+"""In this order: only in the new version; only in the old version; same content under a new id; new content under the
+same id; same content with other metadata; same content with another uri."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KindDiff:
-    """The differences of one kind. An asset counts once, but for `relocated`, which says nothing of its metadata."""
+    """The differences of one kind. An asset counts once, except that `relocated` is independent of `metadata`."""
 
     kind: str
     old_rows: int
     new_rows: int
     counts: Mapping[str, int]
-    """For each of `CHANGES`. `old_rows` + added - removed = `new_rows`."""
+    """Number of assets for each of `CHANGES`. `old_rows` + added - removed = `new_rows`."""
     samples: Mapping[str, tuple[str, ...]]
-    """Some ids of each; of a move the old and the new one, as `old → new`."""
+    """Some ids for each of `CHANGES`; `old → new` for a moved asset."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VersionDiff:
-    """All that differs between two versions."""
+    """All differences between two versions."""
 
     old: str
     new: str
     kinds: tuple[KindDiff, ...]
     settings: Mapping[str, tuple[Any, Any]]
-    """Model, dimension, preparation, index and metadata columns: the values that differ, old and new."""
+    """Changed values (old, new) of model, dimension, preparation, index and metadata columns."""
 
 
 def diff_versions(store: Store, old: Manifest, new: Manifest, *, samples: int = 10) -> VersionDiff:
-    """Compares two versions of a catalog.
+    """Compare two versions of a catalog.
 
     Args:
         store: The catalog.
-        old: One version.
-        new: The other.
-        samples: At most so many ids of each change.
+        old: Manifest of the old version.
+        new: Manifest of the new version.
+        samples: Maximum number of sample ids per change.
 
     Raises:
-        CatalogError: When a table of assets is missing or damaged.
+        CatalogError: If a table of assets is missing or damaged.
     """
     kinds = []
     for kind in sorted({index.kind for index in (*old.indexes, *new.indexes)}):
@@ -84,7 +84,7 @@ def diff_versions(store: Store, old: Manifest, new: Manifest, *, samples: int = 
 
 
 class _Side:
-    """One kind's assets in one version, as hashes, in the order of the ids' hashes: no matter how the rows stand."""
+    """The assets of one kind in one version as hashes, sorted by the hash of the id."""
 
     def __init__(self, store: Store, manifest: Manifest, kind: str) -> None:
         self._store = store
@@ -106,7 +106,7 @@ class _Side:
                 found["metadata"][part] = _hashes(map(_metadata_text, metadata), 4)
                 found["uris"][part] = _hashes((uri or "" for uri in batch.column("uri").to_pylist()), 4)
                 first = part.stop
-        # One after the other: at no time is more than one of them there twice.
+        # One after the other, so that only one array at a time exists twice in memory.
         self.rows: Places = np.argsort(found["ids"], kind="stable")
         self.ids: Hashes = found.pop("ids")[self.rows]
         self.contents: Hashes = found.pop("contents")[self.rows]
@@ -114,7 +114,7 @@ class _Side:
         self.uris: npt.NDArray[np.uint32] = found.pop("uris")[self.rows]
 
     def names(self, places: Places) -> list[str]:
-        """The asset ids at some places."""
+        """Return the asset ids at the given places."""
         rows = self.rows[places]
         names: dict[int, str] = {}
         first = 0
@@ -136,7 +136,7 @@ class _Side:
 
 
 def _compare(old: _Side, new: _Side) -> dict[str, tuple[Places, Places]]:
-    """For each change the places in the old and in the new version; of what is only in one, none in the other."""
+    """Return the places in the old and in the new version for each change; empty where a version lacks the asset."""
     nothing: Places = np.empty(0, np.int64)
     at = np.searchsorted(old.ids, new.ids)
     in_both = np.zeros(len(new.ids), bool)
@@ -164,7 +164,7 @@ def _compare(old: _Side, new: _Side) -> dict[str, tuple[Places, Places]]:
 
 
 def _pair(old: Hashes, new: Hashes) -> tuple[Places, Places]:
-    """Places of equal values, each place in at most one pair: of three copies and two, two pairs."""
+    """Pair places with equal values, each place at most once: three copies and two copies give two pairs."""
     old_order, new_order = np.argsort(old, kind="stable"), np.argsort(new, kind="stable")
     old, new = old[old_order], new[new_order]
     first = np.searchsorted(old, new, "left")
@@ -186,7 +186,7 @@ def _hashes(values: Iterable[str], size_bytes: int) -> npt.NDArray[np.unsignedin
 
 
 def _metadata_text(values: Mapping[str, Any] | None) -> str:
-    """Absent and null are the same: a new column changes only the rows that have a value in it."""
+    """Serialise metadata without nulls, so that a new column changes only the rows with a value in it."""
     present = {name: value for name, value in (values or {}).items() if value is not None}
     return orjson.dumps(present, option=orjson.OPT_SORT_KEYS).decode()
 

@@ -1,4 +1,4 @@
-"""The gates: why a version should not be published by itself."""
+"""The gates: checks that stop a version from being published automatically."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,18 +26,18 @@ def check_gates(
     changed: Mapping[str, int] | None = None,
     noun: tuple[str, str] = ("asset", "assets"),
 ) -> list[str]:
-    """The reasons, one sentence each, why this version should not be published by itself.
+    """Return the reasons why this version should not be published automatically, one sentence each.
 
     Args:
-        assets: By kind, all that were listed.
-        dead: By kind, those without a vector.
-        indexes: With their recall.
+        assets: Listed assets by kind.
+        dead: Assets without a vector by kind.
+        indexes: The indexes with their measured recall.
         gates: The allowed shares.
-        target_recall: For every direction.
-        before: Rows by kind of the version in force; None when there is none.
-        gone: Rows by kind that the version in force has and this one has not.
-        changed: Rows by kind that have another content than there.
-        noun: What is judged, one and many of them.
+        target_recall: Required recall in every direction.
+        before: Rows of the current version by kind; None if there is no current version.
+        gone: Rows of the current version by kind that this version lacks.
+        changed: Rows by kind whose content differs from the current version.
+        noun: What the messages count, in singular and plural.
     """
     one, many = noun
     reasons = check_shrinkage({kind: n - dead.get(kind, 0) for kind, n in assets.items()}, before or {}, gates)
@@ -45,13 +45,13 @@ def check_gates(
     lost, total = sum(dead.values()), sum(assets.values())
     if gates.max_dead_share is None:
         too_many = lost > max(_DEFAULT_DEAD_SHARE * total, min(_DEAD_LET_THROUGH, total / 2))
-        rule = f"{_DEFAULT_DEAD_SHARE:.0%} (in a small set {_DEAD_LET_THROUGH}, if no more than half)"
+        rule = f"{_DEFAULT_DEAD_SHARE:.0%} (or {_DEAD_LET_THROUGH} in a small set, up to half of it)"
     else:
-        too_many = lost > 0 and lost / total > gates.max_dead_share  # the product would be off: 0.29 * 100 < 29
+        too_many = lost > 0 and lost / total > gates.max_dead_share  # not the product, which rounds: 0.29 * 100 < 29
         rule = f"{gates.max_dead_share:.2%}"
     if too_many:
         reasons.append(
-            f"gates.max_dead_share allows {rule}, and {lost} of {total} {many} ({lost / total:.1%}) got no vector."
+            f"gates.max_dead_share allows {rule}, but {lost} of {total} {many} ({lost / total:.1%}) got no vector."
         )
     reasons += [
         f"none of the {count} {kind} {many} got a vector." if count > 1 else f"the only {kind} {one} got no vector."
@@ -60,7 +60,7 @@ def check_gates(
     ]
     for index in indexes:
         reasons += [
-            f"index.target_recall is {target_recall:g}, and {direction} reached {recall:.5g} at k={index.recall_k}."
+            f"index.target_recall is {target_recall:g}, but {direction} reached {recall:.5g} at k={index.recall_k}."
             for direction, recall in index.recall.items()
             if recall < target_recall
         ]
@@ -68,19 +68,19 @@ def check_gates(
 
 
 def check_shrinkage(rows: Mapping[str, int], before: Mapping[str, int], gates: GateConfig) -> list[str]:
-    """Which kinds would have too few rows, a sentence each, compared with those of the version in force."""
+    """Return a sentence for each kind that loses too many rows compared with the current version."""
     reasons = []
     for kind, old in before.items():
         lost = old - rows.get(kind, 0)
         if gates.max_shrinkage is None:
             too_many = lost > max(_DEFAULT_SHRINKAGE * old, min(_ROWS_LET_GO, old / 2))
-            rule = f"{_DEFAULT_SHRINKAGE:.0%} (in a small set {_ROWS_LET_GO}, if no more than half)"
+            rule = f"{_DEFAULT_SHRINKAGE:.0%} (or {_ROWS_LET_GO} in a small set, up to half of it)"
         else:
             too_many = lost > 0 and lost / old > gates.max_shrinkage
             rule = f"{gates.max_shrinkage:.2%}"
         if too_many:
             reasons.append(
-                f"gates.max_shrinkage allows a kind to lose {rule}, and of {old} {kind} rows in the version in force "
+                f"gates.max_shrinkage allows a kind to lose {rule}, but of {old} {kind} rows in the current version "
                 f"{rows.get(kind, 0)} are left ({lost / old:.1%} less)."
             )
     return reasons
@@ -89,15 +89,15 @@ def check_shrinkage(rows: Mapping[str, int], before: Mapping[str, int], gates: G
 def check_turnover(
     gone: Mapping[str, int], changed: Mapping[str, int], before: Mapping[str, int], gates: GateConfig
 ) -> list[str]:
-    """Whether too much of the current version would be replaced: one sentence, or none.
+    """Return one sentence if too many rows of the current version would be replaced, else an empty list.
 
-    What the other guards let through in a small set is no more than half of it, which is what is let through here of
-    any set.
+    This gate needs no exception for small sets: its default, half of the rows, is the most that the other gates allow
+    in a small set.
 
     Args:
-        gone: By kind, rows of the current version whose id is not there any more, or has no vector now.
-        changed: By kind, rows of the current version whose id has another content.
-        before: By kind, the rows of the current version.
+        gone: Rows of the current version by kind whose id is gone or has no vector now.
+        changed: Rows of the current version by kind whose id has another content.
+        before: Rows of the current version by kind.
         gates: The allowed share.
     """
     old, lost, other = (sum(counts.values()) for counts in (before, gone, changed))
@@ -108,8 +108,8 @@ def check_turnover(
     rule = f"{allowed:.0%}" if gates.max_turnover is None else f"{allowed:.2%}"
     enough = min(1.0, math.ceil(share * 100) / 100)
     sentence = (
-        f"gates.max_turnover allows {rule} of the rows to be replaced, and of {of_count(old, 'row')} in the current "
-        f"version {lost:,} are gone and {other:,} have another content ({share:.1%}). If this is meant, a run with "
-        f"--set gates.max_turnover={enough:g} publishes it."
+        f"gates.max_turnover allows {rule} of the rows to be replaced, but of {of_count(old, 'row')} in the current "
+        f"version {lost:,} are gone and {other:,} have another content ({share:.1%}). If this is intended, run with "
+        f"--set gates.max_turnover={enough:g} to publish it."
     )
     return [sentence]

@@ -1,8 +1,8 @@
-"""Deletes what a catalog no longer needs: old versions, units, and what killed runs left behind.
+"""Prune a catalog: delete old versions, old units and leftovers of killed runs.
 
-What makes it safe beside runs and readers: the catalog is held, so that no run is under way; what will go is listed,
-then condemned in LATEST.json, so that nobody publishes it from then on; and a version loses its manifest first, so
-that what is half deleted is never taken for whole.
+Pruning is safe while runs and readers are active. Prune holds the lease, so no run is active. It lists the versions to
+delete and condemns them in LATEST.json, so no process publishes them afterwards. It deletes the manifest of a version
+first, so a partly deleted version never looks complete.
 """
 
 import contextlib
@@ -33,16 +33,16 @@ Sort = Literal["version", "unfinished version", "unit", "run", "partial file", "
 
 @dataclass(frozen=True, kw_only=True)
 class PruneRules:
-    """What is old enough to go."""
+    """What prune may delete."""
 
     keep: int = 3
-    """How many versions stay: the published one, the one before it, then the newest."""
+    """Number of versions to keep: the published one, the one before it, then the newest."""
     older_than_days: float | None = None
-    """Versions younger than this stay, however many there are."""
+    """Keep all versions younger than this number of days."""
     units_older_than_days: float = 7.0
-    """Of units: they hold what was paid for and, after a killed run, may stand in no version yet."""
+    """Keep units younger than this number of days. After a killed run, units may hold vectors that no version has."""
     drop: tuple[str, ...] = ()
-    """Versions that go whatever the other rules say; what is newer than the published one goes in no other way."""
+    """Versions to delete regardless of the other rules. The only way to delete one newer than the published version."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -54,19 +54,19 @@ class PruneRules:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Something that is deleted or kept as a whole, and why."""
+    """A group of files that is deleted or kept together, and the reason."""
 
     sort: Sort
     name: str
     files: tuple[str, ...]
-    """In the order in which they are deleted."""
+    """In the order of deletion."""
     size_bytes: int
     why: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """What goes and what stays: as it is planned, or as it was done."""
+    """Deleted and kept pieces, as planned or as done."""
 
     published: str | None
     deleted: tuple[Piece, ...]
@@ -78,16 +78,16 @@ class Pruning:
 
 
 def prune(store: Store, rules: PruneRules, *, dry_run: bool = False) -> Pruning:
-    """Deletes what `rules` let go; or, as a dry run, only says what that is.
+    """Delete what `rules` allow. With `dry_run`, only return what would be deleted.
 
     Raises:
-        CatalogBusyError: When a run, or another prune, holds the catalog.
-        CatalogError: When there is no catalog, or LATEST.json or the published manifest is damaged: what is old may
-            then still be needed.
-        SwapConflictError: When a version that should go was published meanwhile; nothing was deleted then.
+        CatalogBusyError: If a run or another prune holds the catalog.
+        CatalogError: If there is no catalog, or LATEST.json or the published manifest is damaged. Old versions may
+            still be needed then.
+        SwapConflictError: If a version to delete was published in the meantime. Nothing was deleted.
     """
     if not any(store.names(folder) for folder in ("versions", "units", "runs")):
-        raise CatalogError(f"{store.url} has neither versions nor units: there is no catalog at this path.")
+        raise CatalogError(f"{store.url} is not a catalog: it has neither versions nor units. Check the path.")
     with hold(store, "prune") as lease:
         planned = _plan(store, rules)
         if dry_run:
@@ -113,7 +113,7 @@ def _plan(store: Store, rules: PruneRules) -> Pruning:
             versions, _folders(files, "versions"), held, stores_now_s, nothing_published=latest is None
         ),
         *_decide_units(files, rules, stores_now_s),
-        *(Decided(True, _piece("run", run, its, "is over")) for run, its in _folders(files, "runs").items()),
+        *(Decided(True, _piece("run", run, its, "has ended")) for run, its in _folders(files, "runs").items()),
     ]
     going = {name for goes, piece in decided if goes for name in piece.files}
     leftovers = [file for file in files if file.name not in going]
@@ -126,19 +126,21 @@ def _plan(store: Store, rules: PruneRules) -> Pruning:
 
 
 def _check_drop(store: Store, rules: PruneRules, versions: Sequence[VersionInfo]) -> None:
-    """Raises ArgumentError when a version that is named is not there, or is the published one."""
+    """Raise ArgumentError if a version in `drop` does not exist or is published."""
     for version in rules.drop:
         info = next((info for info in versions if info.version == version), None)
         if info is None:
-            raise ArgumentError(f"--drop {version}: {store.url} has no such version. `versions list` shows them.")
+            raise ArgumentError(
+                f"--drop {version}: {store.url} has no such version. Run `versions list` to see all versions."
+            )
         if info.is_published:
-            raise ArgumentError(f"--drop {version}: this is the published version. Publish another one first.")
+            raise ArgumentError(f"--drop {version}: the version is published. Publish another one first.")
 
 
 def _carry_out(store: Store, planned: Pruning, lease: Lease) -> Pruning:
     versions = [piece for piece in planned.deleted if piece.sort in {"version", "unfinished version"}]
     if fence(store, [piece.name for piece in versions]) is None and versions:
-        raise CatalogError(f"{store.url} has no published version any more: nothing was deleted.")
+        raise CatalogError(f"{store.url} has no published version any more. Nothing was deleted.")
     deleted, kept = [], list(planned.kept)
     for piece in planned.deleted:
         lease.check()
@@ -157,9 +159,10 @@ def _carry_out(store: Store, planned: Pruning, lease: Lease) -> Pruning:
 
 
 def _delete_version(store: Store, version: str) -> str | None:
-    """Deletes a version unless somebody reads it, whom it returns.
+    """Delete a version unless a reader holds it. Return that reader, or None after the deletion.
 
-    Looked up before and after the manifest goes: who holds a version and then finds its manifest is seen here.
+    Holds are read before and after the deletion of the manifest, since a reader first writes its hold and then reads
+    the manifest: a reader that found the manifest is seen by the second check.
     """
     if reader := read_holds(store).readers.get(version):
         return reader
@@ -171,18 +174,18 @@ def _delete_version(store: Store, version: str) -> str | None:
 
 
 def _remove_empty_folders(store: Store) -> None:
-    """On a disk, what a prune left that was killed between the last file of a version and its folder."""
+    """Remove empty version folders that a killed prune left on a local disk."""
     if not store.is_local:
         return
     for version in store.local_path("versions").glob("*"):
         if _VERSION.fullmatch(version.name) and version.is_dir():
             for folder in [*sorted(version.rglob("*/"), reverse=True), version]:
-                with contextlib.suppress(OSError):  # it has files
+                with contextlib.suppress(OSError):  # it is not empty
                     folder.rmdir()
 
 
 class Decided(NamedTuple):
-    """A piece, and whether it goes."""
+    """A piece, and whether prune deletes it."""
 
     goes: bool
     piece: Piece
@@ -201,7 +204,7 @@ def _decide_versions(
     if published is not None and published.damage is not None:
         raise CatalogError(f"{published.damage} Nothing is pruned while the published version is damaged.")
     previous = published.manifest.previous if published and published.manifest else None
-    # A version that a guard held back and nobody published is a draft: each try writes one, the newest says it all.
+    # An unpublished version that is held by a gate is a draft. Every attempt writes one; only the newest matters.
     named = {v.manifest.previous for v in versions if v.manifest is not None}
     drafts = [
         v.version
@@ -225,13 +228,13 @@ def _decide_versions(
         if info.version in condemned or info.version in rules.drop:
             return None
         if info.version == previous and info.version in among:
-            return "was in force before the published one, for `versions rollback`"
+            return "is the previous version, for `versions rollback`"
         if info.version > published.version and info.manifest is None:
             return f"is newer than the published one and cannot be read: {info.damage}"
         if info.version == max(drafts, default="") > published.version and info.manifest is not None:
-            return f"is held back and newer than the published one: {' '.join(info.manifest.gate_failures)}"
+            return f"is held by a gate and newer than the published one: {' '.join(info.manifest.gate_failures)}"
         if info.version > published.version and info.version not in drafts:
-            return f"is newer than the published one, and stays until `--drop {info.version}` names it"
+            return f"is newer than the published one; use `--drop {info.version}` to delete it"
         if info.version in among:
             return f"is among the newest {rules.keep}"
         if rules.older_than_days is not None and not _is_older(_made_s(info), rules.older_than_days, now_s):
@@ -243,9 +246,9 @@ def _decide_versions(
         kept = why_kept(info)
         gone = f"is not among the newest {rules.keep}"
         if info.version in drafts:
-            gone = "was held back, and a newer version stands for it"
+            gone = "was held by a gate and is replaced by a newer version"
         if info.version in rules.drop:
-            gone = "was named"
+            gone = "is named by --drop"
         if info.version in condemned:
             gone = "was condemned by a prune that did not finish"
         decided.append(
@@ -262,7 +265,7 @@ def _decide_unfinished(
     *,
     nothing_published: bool,
 ) -> list[Decided]:
-    """Folders without a manifest: of runs that were killed, and of versions that were half deleted."""
+    """Decide on folders without a manifest, left by killed runs or by a killed prune."""
     known = {info.version for info in versions}
     decided = []
     for version, its in folders.items():
@@ -274,13 +277,13 @@ def _decide_unfinished(
         elif nothing_published:
             kept = "is kept while no version is published"
         elif not all(_is_older(file.modified_s, 1, now_s) for file in its):
-            kept = "has no manifest, and is younger than a day"
+            kept = "has no manifest and is younger than a day"
         decided.append(Decided(kept is None, _piece("unfinished version", version, its, kept or "has no manifest")))
     return decided
 
 
 def _decide_units(files: Sequence[StoredFile], rules: PruneRules, now_s: float) -> list[Decided]:
-    """A unit's vectors go before its dead letters: they are the mark that both are there."""
+    """Decide on units. Vectors are deleted before dead letters, since the vectors mark a unit as complete."""
     units: dict[str, list[StoredFile]] = {}
     for file in files:
         if match := _UNIT.fullmatch(file.name):
@@ -301,10 +304,10 @@ def _decide_leftovers(
     for file in files:
         if _PARTIAL.fullmatch(file.name):
             goes = _is_older(file.modified_s, 1, now_s)
-            why = f"was not finished, and is {'older' if goes else 'younger'} than a day"
+            why = f"is not finished and is {'older' if goes else 'younger'} than a day"
             writer = writer_of(file.name) if is_local else "unknown"
             if writer == "dead":
-                goes, why = True, "was not finished, and its process is dead"
+                goes, why = True, "is not finished and its process is dead"
             elif writer == "alive":
                 goes, why = False, "is being written"
             decided.append(Decided(goes, _piece("partial file", file.name, [file], why)))
@@ -314,7 +317,7 @@ def _decide_leftovers(
 
 
 def _folders(files: Sequence[StoredFile], top: str) -> dict[str, list[StoredFile]]:
-    """The files below each folder of `top`."""
+    """Group files by their folder below `top`."""
     folders: dict[str, list[StoredFile]] = {}
     for file in files:
         parts = file.name.split("/")
@@ -335,5 +338,5 @@ def _made_s(info: VersionInfo) -> float | None:
 
 
 def _is_older(modified_s: float | None, days: float, now_s: float) -> bool:
-    """Of what the storage tells no age, none is old."""
+    """Whether a file is older than `days`. A file of unknown age never is."""
     return modified_s is not None and now_s - modified_s > days * _DAY_S

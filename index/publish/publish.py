@@ -1,4 +1,4 @@
-"""Publishing: the one write that puts a version in force, and what became of it when its answer was lost."""
+"""Publishing: the write that makes a version current, and its outcome when the answer is lost."""
 
 import hashlib
 import itertools
@@ -13,22 +13,22 @@ from ..versions.manifest import Manifest, read_manifest
 
 
 def publish(store: Store, manifest: Manifest, expected: bytes | None) -> None:
-    """Writes the manifest's name into LATEST.json, if that still holds `expected`.
+    """Make a version current by writing it into LATEST.json, if that file still holds `expected`.
 
-    `expected` is LATEST.json as it was before anything of the version was written or, for a version that exists
-    already, verified: what prune deletes is then never published.
+    Read `expected` before writing the first file of the version or, for an existing version, before verifying it. A
+    version that prune deletes is then never published.
 
     Raises:
-        CatalogError: When the version's manifest is not there.
-        SwapConflictError: When another run has published since, or prune has condemned the version.
-        SwapUnknownError: When it cannot be found out whether the version is published.
+        CatalogError: If the manifest of the version is missing.
+        SwapConflictError: If another run has published since, or prune has condemned the version.
+        SwapUnknownError: If the outcome is unknown: the version may or may not be published.
     """
     version = manifest.version
     condemned = condemned_in(expected)
     if version in condemned:
-        raise SwapConflictError(f"{store.url} has condemned version {version}, prune is deleting it: choose another.")
+        raise SwapConflictError(f"{store.url}: prune is deleting version {version}. Choose another version.")
     try:
-        # What is stored: an older release wrote fewer fields into its manifests than this one would.
+        # Hash the stored bytes: this release would write more fields than an older one did.
         digest = hashlib.sha256(store.read(manifest_name(version))).hexdigest()
     except FileNotFoundError as error:
         raise CatalogError(f"{store.url} has no version {version!r}: {manifest_name(version)} is missing.") from error
@@ -39,39 +39,42 @@ def publish(store: Store, manifest: Manifest, expected: bytes | None) -> None:
         is_refused = isinstance(error, SwapConflictError) and error.is_certain
         if end == "unknown" and not is_refused:
             raise SwapUnknownError(
-                f"It is not known whether version {version} was published in {store.url}: nothing was deleted; "
-                "`epithre-beam versions list` shows it when the store answers again."
+                f"{store.url}: it is unknown whether version {version} was published. Nothing was deleted. "
+                "When the store answers again, run `epithre-beam versions list` to check."
             ) from error
         if end != "published":
-            raise SwapConflictError(f"{store.url}/{LATEST} was changed by another run since this one began.") from error
+            raise SwapConflictError(
+                f"{store.url}/{LATEST}: another run changed it after this run started. Run again."
+            ) from error
 
 
 def _left(expected: bytes | None, version: str) -> list[str]:
-    """Newer versions that were in force, the one that `version` takes the place of among them."""
+    """Return versions newer than `version` that were current, including the one that it replaces."""
     parsed = None if expected is None else parse_latest(expected)
     names = [*left_in(expected), *([] if parsed is None else [parsed["version"]])]
     return [name for name in names if name > version]
 
 
 def fence(store: Store, condemned: Sequence[str] = ()) -> bytes | None:
-    """Swaps LATEST.json onto itself, so that no run that read it before can publish, and condemns versions.
+    """Rewrite LATEST.json with condemned versions, so that no run that read the old content can publish.
 
-    Only condemned versions may be deleted afterwards: who reads LATEST.json from now on refuses to publish them, who
-    read it before is refused. Names stay condemned, whatever is published meanwhile, until their manifest is gone.
+    Only condemned versions may be deleted afterwards: a run that reads the new LATEST.json does not publish them, and
+    a run that read the old one fails to swap it. A name stays condemned, also after further publications, until its
+    manifest is gone.
 
     Returns:
-        The new content; None when nothing is published, and then no version may be deleted.
+        The new content. None if nothing is published; no version may be deleted then.
 
     Raises:
-        SwapConflictError: When a condemned version is the one in force, or another run was faster.
-        SwapUnknownError: When the storage does not tell; nothing may be deleted.
+        SwapConflictError: If a condemned version is current, or another run changed LATEST.json first.
+        SwapUnknownError: If the outcome of the write is unknown. Nothing may be deleted then.
     """
     latest = read_latest(store)
     if latest is None:
         return None
     expected, version, digest = latest
     if version in condemned:
-        raise SwapConflictError(f"{store.url} has published version {version} in the meantime: it must not be deleted.")
+        raise SwapConflictError(f"{store.url}: version {version} was published in the meantime. It was not deleted.")
     earlier = [name for name in condemned_in(expected) if store.size(manifest_name(name)) is not None]
     left = [name for name in left_in(expected) if name not in condemned]
     data = latest_bytes(version, digest, [*earlier, *condemned], left)
@@ -83,41 +86,41 @@ End = Literal["published", "conflict", "unknown"]
 
 
 def how_it_ended(store: Store, version: str, expected: bytes | None) -> End:
-    """What became of an attempt to publish `version` over `expected` whose answer was lost or was a refusal."""
+    """Find the outcome of an attempt to publish `version` over `expected` that got no answer or was refused."""
     began = None if expected is None else parse_latest(expected)
     try:
         latest = read_latest(store)
         chain: Iterable[str | None] = () if latest is None else _ancestry(store, latest.version)
         if expected is not None and began is None:
-            chain = itertools.islice(chain, 1)  # without a beginning, what is older may be older than the attempt
+            chain = itertools.islice(chain, 1)  # without `began`, older versions may predate the attempt
         found = None if latest is None else latest.data
         return check_end(version, expected, None if began is None else began["version"], found, chain)
-    except Exception:  # whatever a store's driver raises: what cannot be read is not known
+    except Exception:  # drivers of stores raise any type; without an answer the outcome is unknown
         return "unknown"
 
 
 def check_end(
     version: str, expected: bytes | None, began: str | None, found: bytes | None, chain: Iterable[str | None]
 ) -> End:
-    """Decides from what LATEST.json holds now.
+    """Decide the outcome from the content of LATEST.json.
 
     Args:
-        version: What was to be published.
-        expected: What LATEST.json held when the attempt began.
-        began: The version that `expected` names; None when there was none, or it was damaged.
-        found: What it holds now.
-        chain: The version in force, its `previous`, and so on; None where one is gone and its own is not known.
+        version: The version to publish.
+        expected: Content of LATEST.json when the attempt began.
+        began: The version in `expected`; None if there was none or it was damaged.
+        found: Content of LATEST.json now.
+        chain: The current version, its `previous` and so on; None where a version is gone and its `previous` unknown.
     """
     if found == expected:
-        return "unknown"  # a request that is under way may still change it
+        return "unknown"  # a pending request may still change it
     for name in chain:
         if name == version:
             return "published"
         if name is None:
             return "unknown"
         if name == began:
-            break  # what is older was not published by this attempt
-    # Contents never return, so that a request that is still under way will be refused.
+            break  # older versions were not published by this attempt
+    # The file never holds the same content twice, so a pending request will be refused.
     return "conflict"
 
 

@@ -1,6 +1,6 @@
-"""Proves a version: every file is there, whole and the one that was written, and they agree with each other.
+"""Verify a version: every file exists, matches its sha256, and agrees with the other files.
 
-Everything streams: memory is that of one row group of vectors, whatever the size of the version.
+Files are streamed: memory is bounded by one row group of vectors, whatever the size of the version.
 """
 
 import contextlib
@@ -29,20 +29,20 @@ from ..versions.manifest import IndexEntry, Manifest, read_manifest
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was found of a version, or of LATEST.json itself."""
+    """The result of verifying a version, or LATEST.json itself."""
 
     version: str | None
-    """None: LATEST.json, or the catalog."""
+    """None for LATEST.json or the catalog."""
     files: int = 0
     size_bytes: int = 0
     damage: tuple[str, ...] = ()
 
 
 def verify_versions(store: Store, version: str | None = None, *, every: bool = False) -> Iterator[Verdict]:
-    """Verifies LATEST.json and the published version, a named one, or every one.
+    """Verify LATEST.json, and the published version, the version `version`, or all versions (`every`).
 
     Raises:
-        CatalogError: When there is nothing to verify.
+        CatalogError: If there is nothing to verify.
     """
     published: Latest | None = None
     try:
@@ -69,21 +69,21 @@ def verify_versions(store: Store, version: str | None = None, *, every: bool = F
 
 
 def _read_latest_strictly(store: Store) -> Latest | None:
-    """LATEST.json, if it is as it was written to the last byte. Raises CatalogError when it is not."""
+    """Read LATEST.json. Raises CatalogError if any byte differs from what was written."""
     latest = read_latest(store)
     if latest is None:
         return None
-    # Its values are proved already; a changed space or line end hurts nobody, but shows that something writes there.
+    # Its values are verified already. Changed white space is harmless, but shows that something else writes the file.
     if orjson.dumps(orjson.loads(latest.data), option=orjson.OPT_INDENT_2) + b"\n" != latest.data:
         raise CatalogError(
-            f"{store.url}/{LATEST} is not as it was written: the file is damaged; "
-            f"`epithre-beam versions publish {store.url} {latest.version}` writes it anew."
+            f"{store.url}/{LATEST}: the file was modified after it was written. "
+            f"Run `epithre-beam versions publish {store.url} {latest.version}` to write it again."
         )
     return latest
 
 
 def find_damage(store: Store, manifest: Manifest) -> Iterator[str]:
-    """Reads every byte of a version and yields a sentence for each thing that is wrong."""
+    """Read every byte of a version and yield one sentence for each problem."""
     damaged = set()
     for entry in manifest.files:
         problem = check_file(store, manifest.version, entry)
@@ -93,10 +93,10 @@ def find_damage(store: Store, manifest: Manifest) -> Iterator[str]:
     listed = {entry.name: entry for entry in manifest.files}
     for index in manifest.indexes:
         names = [name for name in index.names if name not in listed]
-        yield from (f"The {index.kind} index needs {name}, which the manifest does not list." for name in names)
+        yield from (f"The {index.kind} index needs {name}, but the manifest does not list it." for name in names)
         vectors = sorted(name for name in listed if name.startswith(f"vectors/{index.kind}-"))
         if names or damaged & {*index.names, *vectors}:
-            continue  # what is known to be damaged is not compared
+            continue  # damaged files are not compared
         try:
             yield from _disagreements(store, manifest, index, vectors)
         except (pa.ArrowException, CatalogError, StoreError, OSError, RuntimeError, UnicodeDecodeError) as error:
@@ -108,7 +108,7 @@ def _miscounts(store: Store, manifest: Manifest, damaged: set[str]) -> Iterator[
     rows = {index.kind: index.rows for index in manifest.indexes}
     for kind, count in manifest.counts.per_kind.items():
         if rows.get(kind, 0) != count:
-            yield f"The manifest counts {count} {kind} assets, and their index has {rows.get(kind, 0)} rows."
+            yield f"The manifest counts {count} {kind} assets, but their index has {rows.get(kind, 0)} rows."
     letters = [entry for entry in manifest.files if entry.name.startswith("dead_letters/")]
     if damaged & {entry.name for entry in letters}:
         return
@@ -122,11 +122,11 @@ def _miscounts(store: Store, manifest: Manifest, damaged: set[str]) -> Iterator[
             yield f"{store.url}/{name} cannot be read as dead letters: {' '.join(str(error).split())[:200]}."
             return
     if dead != manifest.counts.dead:
-        yield f"The manifest counts {manifest.counts.dead} dead letters, and {dead} are stored."
+        yield f"The manifest counts {manifest.counts.dead} dead letters, but {dead} are stored."
 
 
 def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors: list[str]) -> Iterator[str]:
-    """Goes through vectors, assets and index of a kind side by side, row by row; at most a sentence of each sort."""
+    """Compare vectors, assets and index of a kind row by row; yield at most one sentence for each sort of problem."""
     prefix = version_folder(manifest.version)
     stored = 0
     for name in vectors:
@@ -141,7 +141,7 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
         with store.open_read(f"{prefix}/{part.vectors}") as file:
             rows = read_header(file, manifest.dimension)
         with open_codes(store, f"{prefix}/{part.codes}", manifest.dimension, rows):
-            pass  # what is opened is as it must be
+            pass  # opening checks the codes
     place = f"{prefix}/{index.assets}"
     with store.open_read(place) as assets_file, contextlib.ExitStack() as stack:
         listed = count_assets(assets_file, f"{store.url}/{place}")
@@ -149,9 +149,12 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
         codes = StoredRows(files, manifest.dimension)
         coded = codes.rows
         if stored != index.rows:
-            yield f"The {index.kind} index has {index.rows} rows, and its vectors are {stored}."
+            yield f"The {index.kind} index has {index.rows} rows, but {stored} vectors are stored."
         if listed != index.rows or coded != index.rows:
-            yield f"The {index.kind} index has {index.rows} rows, its table of assets {listed} and its file {coded}."
+            yield (
+                f"The {index.kind} index has {index.rows} rows, but its table of assets has {listed} and its files "
+                f"have {coded}."
+            )
         if not stored == listed == coded:
             return
         reported: set[str] = set()
@@ -162,12 +165,12 @@ def _disagreements(store: Store, manifest: Manifest, index: IndexEntry, vectors:
             with store.open_read(f"{prefix}/{name}") as handle:
                 file = open_vectors(handle, manifest, manifest.file(name))
                 for group in range(file.num_row_groups):
-                    # Arrow's own threads may still hold a Python buffer when the interpreter ends, which kills it.
+                    # Arrow's threads may hold a Python buffer when the interpreter exits, which crashes it.
                     table = file.read_row_group(group, columns=["asset_id", "embedding"], use_threads=False)
                     for sort, sentence in _row_problems(table, ids, codes):
                         if sort not in reported:
                             reported.add(sort)
-                            yield f"{prefix}/{name}, row group {group} (rows {row} ff. of {index.kind}): {sentence}"
+                            yield f"{prefix}/{name}, row group {group} (from row {row} of {index.kind}): {sentence}"
                     row += len(table)
 
 
@@ -175,10 +178,10 @@ def _row_problems(table: pa.Table, ids: "_Ids", codes: StoredRows) -> Iterator[t
     names, listed = table.column("asset_id").to_pylist(), ids.take(len(table))
     if names != listed:
         i = next(i for i, (one, other) in enumerate(zip(names, listed, strict=True)) if one != other)
-        yield "ids", f"the vector of {names[i]!r} stands where the table of assets has {listed[i]!r}."
+        yield "ids", f"the vector of {names[i]!r} is in the row where the table of assets has {listed[i]!r}."
     vectors = vectors_of(table)
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    off = np.flatnonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE))  # so that NaN is off, too
+    off = np.flatnonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE))  # negated, so that NaN counts as off
     if len(off):
         yield "norm", f"the vector of {names[off[0]]!r} must have the norm 1, got {norms[off[0]]:.6g}."
     if codes.read(len(vectors)) != encode(vectors).tobytes():
@@ -186,7 +189,7 @@ def _row_problems(table: pa.Table, ids: "_Ids", codes: StoredRows) -> Iterator[t
 
 
 class _Ids:
-    """The ids of an assets file in the order of its rows, a batch in memory at a time."""
+    """The ids of an assets file in row order, with one batch in memory at a time."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
         self._batches = batches

@@ -1,4 +1,4 @@
-"""Writes a version's manifest, the last file of its folder."""
+"""Write the manifest of a version, the last file of its folder."""
 
 import datetime
 import secrets
@@ -12,10 +12,10 @@ from ..versions.manifest import Manifest, ManifestDraft, disagreement
 
 
 def write_manifest(store: Store, draft: ManifestDraft) -> Manifest:
-    """Writes the manifest of a version. The draft's `files` are named as in the store.
+    """Write the manifest of a version. The draft's `files` have their full names in the store.
 
     Raises:
-        CatalogError: When it contradicts itself, so that nobody would open it.
+        CatalogError: If the manifest contradicts itself. Readers would refuse it.
     """
     prefix = version_folder(draft.version) + "/"
     files = [file.model_copy(update={"name": file.name.removeprefix(prefix)}) for file in draft.files]
@@ -32,7 +32,8 @@ def write_manifest(store: Store, draft: ManifestDraft) -> Manifest:
     )
     if (problem := disagreement(manifest)) is not None:
         raise CatalogError(
-            f"{store.url}, version {draft.version}: {problem}. Nothing was published, please report this."
+            f"{store.url}: the manifest of version {draft.version} contradicts itself: {problem}. "
+            "Nothing was published. Please report this bug."
         )
     store.write(manifest_name(draft.version), manifest.to_bytes())
     return manifest

@@ -1,1 +1,1 @@
-"""Opens a catalog and searches it: numpy in, hits out."""
+"""Open and search a catalog: NumPy vectors in, hits out."""

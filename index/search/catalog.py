@@ -1,4 +1,4 @@
-"""A version of a catalog, open for searching: numpy in, hits out, nothing of Beam."""
+"""An open catalog version that takes NumPy queries and returns hits. Does not import Beam."""
 
 import contextlib
 import weakref
@@ -23,9 +23,9 @@ MAX_K = 10_000
 
 
 class OpenVersion:
-    """A version's mapped files. Whoever has it can go on searching, whatever is closed or swapped meanwhile.
+    """The mapped files of one version. A search that uses it can finish after the catalog is closed or swapped.
 
-    Its memory and its hold are let go of when nobody has it any more: the last search that began with it, perhaps.
+    Its memory and its hold are released with the last reference, for example when the last running search ends.
     """
 
     def __init__(self, manifest: Manifest, indexes: Mapping[str, KindIndex], hold: VersionHold | None = None) -> None:
@@ -35,23 +35,23 @@ class OpenVersion:
         self._let_go = None if hold is None else weakref.finalize(self, hold.release)  # also when the process ends
 
     def let_go(self) -> None:
-        """Ends the hold, if there is one. Again, it does nothing."""
+        """Release the hold, if there is one. Repeated calls do nothing."""
         if self._let_go is not None:
             self._let_go()
 
     def chosen(self, kinds: Sequence[AssetKind] | AssetKind | None) -> dict[str, KindIndex]:
-        """Raises ArgumentError for a kind that there is none of, and for no kind."""
+        """Return the indexes of `kinds` (None: all). Raises ArgumentError for an unknown kind or an empty list."""
         if kinds is None:
             self._check_open()
             return self.indexes
         named = list(kinds) if isinstance(kinds, Iterable) and not isinstance(kinds, str) else [kinds]
         chosen: dict[str, KindIndex] = {kind: self.one(kind, "kinds") for kind in named}
         if not chosen:
-            raise ArgumentError(f"kinds must be some of {tuple(self.indexes)}, got {kinds!r}: leave it out for all.")
+            raise ArgumentError(f"kinds must be some of {tuple(self.indexes)}, got {kinds!r}. Omit it for all kinds.")
         return chosen
 
     def one(self, kind: AssetKind, argument: str = "kind") -> KindIndex:
-        """Raises ArgumentError for a kind that there is none of."""
+        """Return the index of a kind. Raises ArgumentError for an unknown kind."""
         self._check_open()
         if not isinstance(kind, str) or kind not in self.indexes:
             raise ArgumentError(f"{argument} must be among {tuple(self.indexes)}, got {kind!r}.")
@@ -59,18 +59,18 @@ class OpenVersion:
 
     def _check_open(self) -> None:
         if not self.indexes:
-            raise ArgumentError("This catalog is closed, or has no assets.")
+            raise ArgumentError("The catalog is closed or has no assets.")
 
 
 class Catalog:
-    """A version of a catalog, open for searching. Thread-safe; use `with`, or `close()` when done.
+    """An open catalog version for searching. Thread-safe. Use it with `with`, or call `close()`.
 
-    A process that was forked off may go on with what its parent opened.
+    A forked process can use the catalog that its parent opened.
     """
 
     def __init__(self, store: Store, opened: OpenVersion) -> None:
         self._store = store
-        # Every method reads it once: what a search began with, it ends with.
+        # Every method reads it once, so that a search uses one version from start to end.
         self._opened = opened
 
     def __repr__(self) -> str:
@@ -85,64 +85,68 @@ class Catalog:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the mapped files, and of the hold. A search after it raises ArgumentError; one under way ends."""
+        """Release the mapped files and the hold. Running searches finish; later ones raise ArgumentError."""
         opened, self._opened = self._opened, OpenVersion(self._opened.manifest, {})
         opened.let_go()
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator["Catalog"]:
-        """One version for several calls, also of a catalog that follows what is published."""
+        """Use one version for several calls, also in a catalog that follows new versions."""
         yield self
 
     @property
     def manifest(self) -> Manifest:
+        """The manifest of the open version."""
         return self._now().manifest
 
     @property
     def url(self) -> str:
-        """The path or URL of the catalog, with all its versions."""
+        """The path or URL of the catalog folder."""
         return self._store.url
 
     @property
     def version(self) -> str:
+        """The name of the open version."""
         return self.manifest.version
 
     @property
     def dimension(self) -> int:
+        """The length of the vectors."""
         return self.manifest.dimension
 
     @property
     def metadata_types(self) -> Mapping[str, str]:
-        """The declared metadata columns and their types, as a job spells them; the same for all kinds."""
+        """The declared metadata columns and their types, as spelt in a job. All kinds share them."""
         return self.manifest.metadata_types
 
     @property
     def kinds(self) -> tuple[str, ...]:
+        """The kinds that have an index."""
         return tuple(self._now().indexes)
 
     def __len__(self) -> int:
         return sum(len(index.assets) for index in self._now().indexes.values())
 
     def assets(self, kind: AssetKind) -> pa.Table:
-        """The assets of a kind in the order of their rows: id, uri, text, metadata and so on, without vectors."""
+        """Return the assets of a kind in row order, with id, uri, text, metadata and so on, but no vectors."""
         return self._now().one(kind).assets
 
     def find_asset(self, kind: AssetKind, asset_id: str) -> int | None:
-        """The row of an asset; None when this version has no such asset.
+        """Return the row of an asset, or None if this version does not have the asset.
 
-        All ids are read, in milliseconds a million. At the hundredth time they are put in order, at 4 bytes a row, and
-        from then on the answer takes microseconds.
+        The first 99 calls scan all ids, which takes milliseconds per million rows. The hundredth call sorts them (4
+        bytes per row of memory); later calls take microseconds.
 
         Raises:
-            ArgumentError: When the catalog has no such kind.
+            ArgumentError: If the catalog has no such kind.
         """
         return self._now().one(kind).row_of(asset_id)
 
     def asset(self, kind: AssetKind, row: int) -> Asset:
-        """What the catalog says of the asset of a row.
+        """Return the asset in a row.
 
         Raises:
-            ArgumentError: When there is no such kind or row.
+            ArgumentError: If there is no such kind or row.
         """
         index = self._now().one(kind)
         (row,) = _check_rows([row], index).tolist()
@@ -158,10 +162,10 @@ class Catalog:
         )
 
     def vectors(self, kind: AssetKind, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """The stored vectors of some rows, float32 (len(rows), dimension), unit norm up to the rounding to fp16.
+        """Return the stored vectors of rows: float32, (len(rows), dimension), unit norm up to fp16 rounding.
 
         Raises:
-            ArgumentError: When there is no such kind or row.
+            ArgumentError: If there is no such kind or row.
         """
         index = self._now().one(kind)
         return index.vectors(_check_rows(rows, index))
@@ -177,26 +181,26 @@ class Catalog:
         query_kind: AssetKind | None = None,
         recall: float | None = None,
     ) -> list[list[Hit]]:
-        """Finds the assets with the greatest inner product.
+        """Find the assets with the greatest inner product.
 
         Args:
-            vectors: Queries, float32-like, (n, dimension) or (dimension,), of unit norm if scores are to be cosines.
-            k: Hits for each query, 1 to 10,000; fewer come back where fewer assets match.
-            kinds: Which kinds to look in; absent: all the catalog has.
-            where: A condition on the columns of `assets(kind)`, such as `pc.field("metadata", "lang") == "id"`.
-            merge: How hits of several kinds are put in one order. `score`: by inner product as it is, which favours
-                the query's own kind; `quota`: the kinds take turns; `standardised`: by the score in standard
-                deviations above the mean of its direction, as measured when the catalog was built.
-            query_kind: What the queries are; `standardised` needs it.
-            recall: The least that the search shall have reached when the catalog was built, in every direction: the
-                cheapest of the operating points in the manifest is used. Absent: `index.target_recall` of the job.
+            vectors: Queries, float32-like, (n, dimension) or (dimension,). With unit norm, scores are cosines.
+            k: Hits per query, 1 to 10,000. Fewer are returned if fewer assets match.
+            kinds: Kinds to search. Default: all kinds of the catalog.
+            where: Filter on the columns of `assets(kind)`, such as `pc.field("metadata", "lang") == "id"`.
+            merge: How to order hits of several kinds. `score`: by inner product, which favours the query's own kind;
+                `quota`: alternately from each kind; `standardised`: by the number of standard deviations above the
+                mean score of the direction, as measured when the catalog was built.
+            query_kind: Kind of the queries, `image` or `text`. Required by `standardised`.
+            recall: Minimum recall measured at build time in every direction. The cheapest operating point in the
+                manifest that reaches it is used. Default: `index.target_recall` of the job.
 
         Returns:
-            A list of hits for each query, best first; equal scores by kind, then by asset id. Versions that hold the
-            same assets so give the same hits (but for `row`), however they came about.
+            A list of hits per query, best first. Equal scores are ordered by kind, then by asset id. Versions with
+            the same assets therefore return the same hits, except for `row`.
 
         Raises:
-            ArgumentError: With the argument, the rule and the value.
+            ArgumentError: If an argument is invalid. The message names the argument, the rule and the value.
         """
         opened = self._now()
         queries = _check_queries(vectors, opened.manifest.dimension)
@@ -221,14 +225,16 @@ class Catalog:
         where: pc.Expression | None = None,
         recall: float | None = None,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """`search` in one kind, for many queries or long lists: rows of `assets(kind)` instead of hits.
+        """Search one kind and return rows of `assets(kind)` instead of hits. Use it for many queries or large k.
+
+        The arguments are those of `search`.
 
         Returns:
-            Scores float32 and rows int64, both (n, k), best first, or narrower where fewer assets match; -1 for a row
-            that is not there.
+            Scores (float32) and rows (int64), both (n, k), best first. The arrays are narrower if fewer assets match;
+            missing hits have row -1.
 
         Raises:
-            ArgumentError: With the argument, the rule and the value.
+            ArgumentError: If an argument is invalid. The message names the argument, the rule and the value.
         """
         opened = self._now()
         index = opened.one(kind)
@@ -240,28 +246,26 @@ class Catalog:
         return self._now().indexes
 
     def _now(self) -> OpenVersion:
-        """The version in force."""
+        """Return the current version."""
         return self._opened
 
 
 def _check_queries(vectors: npt.ArrayLike, dimension: int) -> npt.NDArray[np.float32]:
     try:
         numbers = np.asarray(vectors)
-        if np.iscomplexobj(numbers):  # numpy would drop the imaginary parts
-            raise TypeError("got complex ones")
-        with np.errstate(over="ignore"):  # what is too great becomes infinite, and is refused below
+        if np.iscomplexobj(numbers):  # NumPy would drop the imaginary parts
+            raise TypeError("got complex numbers")
+        with np.errstate(over="ignore"):  # overflow becomes infinity, which is refused below
             queries = np.ascontiguousarray(numbers, np.float32)
     except (ValueError, TypeError) as error:
-        raise ArgumentError(f"vectors must be numbers of shape (n, {dimension}): {error}.") from None
+        raise ArgumentError(f"vectors must be numbers with the shape (n, {dimension}): {error}.") from None
     if queries.ndim == 1:
         queries = queries[None]
     if queries.ndim != 2 or queries.shape[1] != dimension:
         raise ArgumentError(f"vectors must have the shape (n, {dimension}), got {np.shape(vectors)}.")
     if not np.isfinite(queries).all():
         row, at = np.argwhere(~np.isfinite(queries))[0].tolist()
-        raise ArgumentError(
-            f"vectors must be finite, got NaN or infinity: number {at + 1} of vector {row + 1} is {queries[row, at]}."
-        )
+        raise ArgumentError(f"vectors must be finite, got {queries[row, at]} as number {at + 1} of vector {row + 1}.")
     return queries
 
 
@@ -274,7 +278,7 @@ def _check_k(k: int) -> int:
 def _check_rows(rows: npt.ArrayLike, index: KindIndex) -> npt.NDArray[np.int64]:
     try:
         numbers = np.asarray(rows)
-    except ValueError:  # lists of several lengths
+    except ValueError:  # nested lists of different lengths
         raise ArgumentError(f"rows must be whole numbers in one dimension, got {rows!r:.80}.") from None
     if numbers.ndim != 1 or (numbers.size and not np.issubdtype(numbers.dtype, np.integer)):
         raise ArgumentError(f"rows must be whole numbers in one dimension, got {rows!r:.80}.")

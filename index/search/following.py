@@ -1,4 +1,4 @@
-"""A catalog that goes over to every newly published version, without failing a search."""
+"""A catalog that switches to every newly published version without failing a search."""
 
 import contextlib
 import logging
@@ -15,18 +15,18 @@ from ..versions.manifest import Manifest
 from .catalog import Catalog, OpenVersion
 
 _LONGEST_PAUSE_S = 600.0
-"""Between two openings of a version that was refused: each may read, or download, all of it."""
+"""Longest pause between two attempts to open a refused version. Each attempt may read or download all of it."""
 
 _log = logging.getLogger(__name__)
 
 
 class FollowingCatalog(Catalog):
-    """The version in force of a catalog, whatever is published while it is open. Thread-safe.
+    """A catalog that always searches the current version, also after a new one is published. Thread-safe.
 
-    A daemon thread looks at LATEST.json, opens a new version beside the old one and swaps them. Each call is answered
-    by one version; several calls by the same one within `pinned()`. The memory and the hold of the old version are let
-    go of when the last search in it is over. When the new version cannot be read, is damaged, or was made by another
-    model, the old one stays in force, a warning says so once, and it is tried again.
+    A daemon thread reads LATEST.json, opens a new version while the old one is in use, and swaps them. Each call uses
+    one version; within `pinned()` several calls use the same one. The memory and the hold of the old version are
+    released when its last search ends. If the new version is unreadable, damaged or made by another model, the old
+    one stays current, a warning is logged once, and opening is retried.
     """
 
     def __init__(
@@ -50,27 +50,27 @@ class FollowingCatalog(Catalog):
         self._refusals = 0
         self._refused_until = 0.0
         self.last_refresh_error: str | None = None
-        """Why the version in force is not the published one, in a sentence; None when the last look found no fault."""
+        """Why the current version is not the published one, in one sentence. None after a successful refresh."""
         self._end: weakref.finalize[[], FollowingCatalog] | None = None
         self._start(first_wait_s=every_s)
 
     def close(self) -> None:
-        """Ends the following, and lets go of the mapped files and of the hold, as `Catalog.close` does."""
+        """Stop following, and release the mapped files and the hold like `Catalog.close`."""
         with self._swapping:
             self._is_closed = True
             super().close()
-        if self._pid == os.getpid():  # a fork that never searched has no thread to end
+        if self._pid == os.getpid():  # a forked process that never searched has no thread to stop
             self._over.set()
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[Catalog]:
-        """The version in force as a catalog of its own, which stays what it is until the block ends."""
+        """Use the current version as a separate catalog that does not change until the block ends."""
         yield Catalog(self._store, self._now())
 
     def refresh(self) -> bool:
-        """Looks for a new version now, or after the look that is under way. Returns whether it swapped.
+        """Check for a new version now, or after a check that is running. Return whether the version changed.
 
-        It raises nothing: what went wrong is in `last_refresh_error`.
+        Does not raise. `last_refresh_error` has the reason of a failure.
         """
         return self._look(is_asked=True)
 
@@ -78,7 +78,7 @@ class FollowingCatalog(Catalog):
         if self._pid != os.getpid():
             with self._swapping:
                 if self._pid != os.getpid() and not self._is_closed:
-                    # A fork has its parent's memory and none of its threads; nor does the parent's hold stay for it.
+                    # A forked process has its parent's memory but not its threads, and the parent may release its hold.
                     self._is_copy = self._opened.is_held
                     self._start(first_wait_s=0.0)
         return self._opened
@@ -86,7 +86,7 @@ class FollowingCatalog(Catalog):
     def _start(self, first_wait_s: float) -> None:
         self._pid = os.getpid()
         if self._end is not None:
-            self._end.detach()  # the parent's event: a thread that is not here may have left it locked
+            self._end.detach()  # the parent's event: a thread that the fork did not copy may have left it locked
         self._over = threading.Event()
         self._end = weakref.finalize(self, self._over.set)
         follow = (weakref.ref(self), self._over, first_wait_s, self._every_s)
@@ -98,10 +98,10 @@ class FollowingCatalog(Catalog):
                 return False
             try:
                 return self._swap_if_new(is_asked=is_asked)
-            except Exception as error:  # whatever a store's driver raises: the version in force is not to blame
+            except Exception as error:  # drivers raise any type; the current version still works
                 reported = str(error) or type(error).__name__
                 if reported != self.last_refresh_error:
-                    _log.warning("%s stays at version %s: %s", self._store.url, self._opened.manifest.version, reported)
+                    _log.warning("%s: keeping version %s. %s", self._store.url, self._opened.manifest.version, reported)
                 self.last_refresh_error = reported
                 return False
 
@@ -128,14 +128,14 @@ class FollowingCatalog(Catalog):
             self._refused, self.last_refresh_error, self._is_copy = None, None, False
             self._opened = new
         if version != old.manifest.version:
-            _log.info("%s is now at version %s.", self._store.url, version)
+            _log.info("%s: switched to version %s.", self._store.url, version)
         return version != old.manifest.version
 
 
 def _follow(
     followed: "weakref.ref[FollowingCatalog]", over: threading.Event, first_wait_s: float, every_s: float
 ) -> None:
-    """Looks until the catalog is closed, or nobody has it any more."""
+    """Check for new versions until the catalog is closed or garbage-collected."""
     wait_s = first_wait_s
     while not over.wait(wait_s):
         wait_s = every_s

@@ -1,4 +1,4 @@
-"""What a catalog says of its assets, and of those that a search found."""
+"""Assets of a catalog and hits of a search."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,17 +7,17 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hit:
-    """An asset that was found."""
+    """An asset that a search found."""
 
     asset_id: str
     kind: str
     uri: str | None
     text: str | None
     score: float
-    """Inner product with the query: the cosine, since both have unit norm. With the merge `standardised` still
-    the inner product; only the order is by the standardised score."""
+    """Inner product with the query. It is the cosine, since both have unit norm. The merge `standardised` changes
+    only the order, not the score."""
     row: int
-    """Position among the rows of its kind."""
+    """Row number within its kind."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -28,11 +28,11 @@ class Asset:
     asset_id: str
     kind: str
     row: int
-    """Position among the rows of its kind, in this version."""
+    """Row number within its kind, in this version."""
     uri: str | None
     text: str | None
     content_sha256: str
-    """Of the original bytes, in hex."""
+    """SHA-256 of the original bytes, in hex."""
     media_type: str | None
     size_bytes: int | None
     width: int | None

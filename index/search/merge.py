@@ -1,4 +1,4 @@
-"""Puts the best of each kind in one order, for many queries at once."""
+"""Merge the hits of several kinds into one order, for many queries at once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ Merge = Literal["score", "quota", "standardised"]
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """The hits of many queries; arrays of (queries, width), best first."""
+    """The hits of many queries, as arrays of shape (queries, width), best first."""
 
     scores: npt.NDArray[np.float32]
     kinds: npt.NDArray[np.int8]
-    """Positions in the mapping that was merged."""
+    """Position of the kind in the merged mapping."""
     rows: npt.NDArray[np.int64]
-    """Of `assets(kind)`; -1 where a query has fewer hits, and then in all columns to the right."""
+    """Rows of `assets(kind)`. -1 in the last columns of a query with fewer hits."""
 
 
 def check_merge(
     merge: str, entries: Mapping[str, IndexEntry], query_kind: str | None
 ) -> Mapping[str, tuple[float, float]]:
-    """The mean and standard deviation that `standardised` takes off each kind's scores; (0, 1) for other merges.
+    """Return the mean and standard deviation of each kind's scores for `standardised`; (0, 1) for other merges.
 
     Raises:
-        ArgumentError: When `merge` is none, or lacks what it needs.
+        ArgumentError: If `merge` is unknown, or `standardised` lacks `query_kind` or the score figures.
     """
     if not isinstance(merge, str) or merge not in {"score", "quota", "standardised"}:
         raise ArgumentError(f"merge must be 'score', 'quota' or 'standardised', got {merge!r}.")
@@ -40,14 +40,14 @@ def check_merge(
     if merge != "standardised":
         return dict.fromkeys(entries, (0.0, 1.0))
     if query_kind is None:
-        raise ArgumentError("merge='standardised' needs query_kind='image' or 'text': the gap depends on it.")
+        raise ArgumentError("merge='standardised' needs query_kind. Set it to 'image' or 'text'.")
     figures = {}
     for kind, entry in entries.items():
         found = entry.scores.get(f"{query_kind}->{kind}")
         if found is None:
             raise ArgumentError(
-                f"merge='standardised' needs the figures of {query_kind}->{kind}, which this catalog lacks: "
-                f"it has no {query_kind} assets."
+                f"merge='standardised' needs the score figures of {query_kind}->{kind}, but the catalog has no "
+                f"{query_kind} assets. Use another merge."
             )
         figures[kind] = (found.mean, found.std or 1.0)
     return figures
@@ -59,16 +59,16 @@ def merge_kinds(
     merge: Merge,
     figures: Sequence[tuple[float, float]],
 ) -> Merged:
-    """Merges the scores and rows of each kind, which are in order themselves.
+    """Merge the scores and rows of each kind. Each kind is already sorted, best first.
 
     Args:
-        found: Of each kind, scores float32 and rows int64, (queries, width); -1 for a row that is not there.
-        k: Hits for each query at most.
-        merge: `score`: by inner product; `quota`: the kinds take turns; `standardised`: by standard deviations above
-            the mean. Equal ones by inner product, then kind, then as they stand.
-        figures: Mean and standard deviation of each kind's scores.
+        found: Per kind, scores (float32) and rows (int64), both (queries, width); row -1 for a missing hit.
+        k: Maximum number of hits per query.
+        merge: `score`: by inner product; `quota`: alternately from each kind; `standardised`: by standard deviations
+            above the mean. Ties are ordered by inner product, then by kind, then by input order.
+        figures: Per kind, mean and standard deviation of the scores.
     """
-    if len(found) == 1:  # in order already, by whatever merge
+    if len(found) == 1:  # already sorted, whatever the merge
         only, places = found[0]
         return Merged(scores=only[:, :k], kinds=np.zeros(places[:, :k].shape, np.int8), rows=places[:, :k])
     queries = len(found[0][0])
@@ -84,7 +84,7 @@ def merge_kinds(
         deviations = np.repeat([std for _, std in figures], widths)
         keys = -(scores.astype(np.float64) - means) / deviations
     keys[rows < 0] = np.inf
-    # Both sorts keep the order of what is equal, and so kind and rank decide at last.
+    # Both sorts are stable, so ties are ordered by kind and then by rank.
     order = np.argsort(-scores, axis=1, kind="stable")
     order = np.take_along_axis(order, np.argsort(np.take_along_axis(keys, order, 1), axis=1, kind="stable"), 1)
     order = order[:, :k]

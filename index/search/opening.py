@@ -1,4 +1,4 @@
-"""Opens a catalog: what LATEST.json names, or a named version, brought to this machine and verified."""
+"""Open a catalog: download the published or a named version if needed, and verify it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,32 +55,32 @@ def open_catalog(
     hold_s: float | None = None,
     cache_folder: str | Path | None = None,
 ) -> Catalog:
-    """Opens a catalog's published version, or a named one, for searching.
+    """Open the published version of a catalog, or a named one, for searching.
 
     Args:
-        url: The catalog's path or fsspec URL. What a search needs of a remote one is brought into a cache on a local
-            disk, which all processes of this user share; the vectors as Parquet are not.
-        follow: Go over to every version that is published from now on, without failing a search (`FollowingCatalog`).
-        follow_every_s: How often LATEST.json is looked at for that.
-        version: Its name, or the beginning of it that no other shares; absent: the one that LATEST.json names.
-        verify: Compare every file that is opened with its sha256 in the manifest. It is remembered, so that a file
-            is read for it once and not again before it changes. Without it a damaged file may give wrong results in
-            silence.
-        storage_options: For fsspec.
-        hold_s: Keep the version from being pruned while it is open: a file in `readers/` says so, which is renewed,
-            removed by `close()`, and void this long after the process has died. Absent: nothing is written. What is
-            mapped already stays readable on a local disk either way; what is opened later, such as vectors, does not.
-        cache_folder: For what is remembered and for files of remote catalogs. Absent: what EPITHRE_BEAM_CACHE names,
-            or the system's place for this user's caches. EPITHRE_BEAM_CACHE_MB bounds it; 64 GB if it is not set.
+        url: Path or fsspec URL of the catalog. Index files of a remote catalog are downloaded into a local cache that
+            all processes of the user share. The Parquet vectors are not downloaded.
+        follow: Switch to every newly published version without failing a search (see `FollowingCatalog`).
+        follow_every_s: Seconds between two reads of LATEST.json. Used with `follow` only.
+        version: Name of the version to open, or a unique prefix. Default: the version in LATEST.json.
+        verify: Compare the sha256 of every opened file with the manifest. The verification cache stores the result,
+            so an unchanged file is read only once. With False, a damaged file can give wrong results without an error.
+        storage_options: Options for fsspec.
+        hold_s: Protect the version from `versions prune` while it is open. A file in `readers/` records the hold: it
+            is renewed, removed by `close()`, and expires this many seconds after the process dies. Default: no hold.
+            Without a hold, files that are already mapped stay readable on a local disk, but files that are opened
+            later, such as vectors, may be gone.
+        cache_folder: Folder of the verification cache and of files of remote catalogs. Default: EPITHRE_BEAM_CACHE,
+            or the user's cache folder of the system. EPITHRE_BEAM_CACHE_MB limits its size (default: 64 GB).
 
     Raises:
-        CatalogError: When there is nothing published, or a file is missing, damaged or of a newer format.
-            `NoCatalogError` where there is no catalog, `UnknownVersionError` where it has no such version.
-        ArgumentError: When an argument is of a wrong type, `url` is a file, `hold_s` or `follow_every_s` is not
-            positive, or a named version shall be followed.
+        CatalogError: If nothing is published, or a file is missing, damaged or has a newer format.
+            `NoCatalogError` if there is no catalog, `UnknownVersionError` if it has no such version.
+        ArgumentError: If an argument has a wrong type, `url` is a file, `hold_s` or `follow_every_s` is not positive,
+            or `follow` and `version` are both given.
     """
     for name, value, types, rule in (
-        ("url", url, (str, Path), "a path or an address"),
+        ("url", url, (str, Path), "a path or a URL"),
         ("version", version, (str, NoneType), "a version's name"),
         ("storage_options", storage_options, (dict, NoneType), "a dict"),
         ("cache_folder", cache_folder, (str, Path, NoneType), "a path"),
@@ -92,7 +92,9 @@ def open_catalog(
         if (seconds is not None or is_needed) and not (is_number and 0 < seconds < float("inf")):  # type: ignore[operator]
             raise ArgumentError(f"{name} must be a positive number of seconds, got {seconds!r}.")
     if follow and version is not None:
-        raise ArgumentError(f"follow=True goes with what LATEST.json names, got version={version!r}: give one of them.")
+        raise ArgumentError(
+            f"follow=True cannot be combined with a version, got version={version!r}. Omit one of them."
+        )
     options = _Options(verify=verify, hold_s=hold_s, cache_folder=None if cache_folder is None else Path(cache_folder))
     store = Store(str(url), storage_options)
     try:
@@ -104,8 +106,8 @@ def open_catalog(
     except (CatalogError, StoreError):
         raise
     except NotADirectoryError:
-        raise ArgumentError(f"{store.url} is a file: a catalog is a folder.") from None
-    except Exception as error:  # whatever a store's driver raises
+        raise ArgumentError(f"{store.url} is a file. Give the folder of a catalog.") from None
+    except Exception as error:  # drivers of stores raise any type
         if store.is_local:
             raise
         raise CatalogError(f"{store.url} cannot be read ({type(error).__name__}: {error}).") from error
@@ -122,7 +124,7 @@ def open_catalog(
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    """How versions are opened."""
+    """Options for opening versions."""
 
     verify: bool
     hold_s: float | None
@@ -135,7 +137,7 @@ def _open_published(store: Store, options: _Options) -> OpenVersion:
         try:
             return _open_version(store, latest.version, latest.manifest_sha256, options)
         except CatalogError:
-            # Another version was published, and this one pruned, since LATEST.json was read?
+            # Retry only if another version was published since LATEST.json was read: this one may be pruned.
             if not tries_left or _published(store).version == latest.version:
                 raise
     raise AssertionError("the last try returns or raises")
@@ -158,7 +160,7 @@ def _open_version(
     try:
         if options.hold_s is not None:
             hold = _hold(store, version, options.hold_s)
-            read_manifest(store, version, sha256)  # what was whole when the hold stood, stays so
+            read_manifest(store, version, sha256)  # a version that is complete after the hold was written stays so
         entries = [manifest.file(name) for index in manifest.indexes for name in index.names]
         with local_files(store, version, entries, verify=options.verify, cache_folder=options.cache_folder) as paths:
             indexes = {entry.kind: _open_index(manifest, entry, paths) for entry in manifest.indexes}
@@ -172,11 +174,11 @@ def _open_version(
 
 
 def _check_alike(store: Store, manifest: Manifest, like: Manifest) -> None:
-    """Who searches now has vectors of one model; those of another would find anything, in silence."""
+    """Raise CatalogError if another model made the version: its vectors would give random hits without an error."""
     for name, had, has in like.made_by.differences(manifest.made_by):
         raise CatalogError(
-            f"{store.url}, version {manifest.version}, has {name} {has!r} and not {had!r}, with which it was "
-            "opened: queries of the one cannot be compared with vectors of the other, open the catalog anew."
+            f"{store.url}: version {manifest.version} has {name} {has!r}, but the open version has {had!r}. "
+            "Their vectors cannot be compared. Open the catalog again."
         )
 
 
@@ -185,7 +187,7 @@ def _hold(store: Store, version: str, hold_s: float) -> VersionHold:
         return VersionHold(store, version, hold_s)
     except (OSError, StoreError) as error:
         raise CatalogError(
-            f"{store.url}/{READERS} cannot be written ({error}): allow it, or open the catalog without hold_s."
+            f"{store.url}/{READERS}: cannot write ({error}). Allow it, or open the catalog without hold_s."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Conditions on assets as data: JSON in the manner of MongoDB becomes an Arrow expression."""
+"""Filters on assets: parse MongoDB-style JSON into an Arrow expression."""
 
 import datetime
 import decimal
@@ -19,10 +19,10 @@ from ...configs.errors import ArgumentError
 MAX_DEPTH = 10
 MAX_TERMS = 100
 MAX_VALUES = 1000
-"""In a list of `$in` or `$nin`."""
+"""Values in a list of `$in` or `$nin`."""
 
 _DIGITS = 400
-"""More than a number of any column has."""
+"""More digits than a number of any column has."""
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "$eq": lambda field, value: field == value,
     "$gt": lambda field, value: field > value,
@@ -33,29 +33,29 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 _ORDERED = ("$gt", "$gte", "$lt", "$lte")
 _ABOVE = {"$gt": "$gt", "$gte": "$gt", "$lt": "$lte", "$lte": "$lte"}
 _BELOW = {"$gt": "$gte", "$gte": "$gte", "$lt": "$lt", "$lte": "$lt"}
-"""What an operator means for the nearest value of the column when the one that is asked lies above or below it."""
+"""The operator to apply to the nearest value of the column if the given value lies above or below it."""
 _OPERATORS = ("$eq", "$ne", *_ORDERED, "$in", "$nin", "$exists", "$not")
 
 
 def parse_where(condition: str | Mapping[str, Any], schema: pa.Schema) -> pc.Expression:
-    """A condition such as `{"lang": "id", "price": {"$lt": 10}}` as an expression for `Catalog.search`.
+    """Parse a condition such as `{"lang": "id", "price": {"$lt": 10}}` into an expression for `Catalog.search`.
 
-    Operators on a column are `$eq $ne $gt $gte $lt $lte $in $nin $exists $not`, on conditions `$and $or $not`; several
-    keys must all hold. A name is a metadata column or, where there is none of that name, another column of the asset.
-    Dates and times are ISO strings; a time without a zone is UTC. From Python, dates, times, `Decimal` and values of
-    numpy mean what they do in JSON. A number that no value of the column can have, such as 3000000000 where they have
-    32 bits, is compared as any other. What an asset has no value for is equal to null alone: `$ne`, `$nin` and `$not`
-    match it, comparisons do not; NaN is equal to nothing.
+    Column operators are `$eq $ne $gt $gte $lt $lte $in $nin $exists $not`; condition operators are `$and $or $not`.
+    Several keys in one object are combined with AND. A name is a metadata column or, if there is no such metadata
+    column, another column of the asset. Dates and times are ISO strings; a time without a zone is UTC. Python dates,
+    times, `Decimal` and NumPy values are accepted too. A number outside the range of the column, such as 3000000000
+    for 32-bit integers, is compared like any other number. A missing value equals null only: `$ne`, `$nin` and `$not`
+    match it, comparisons do not. NaN equals nothing.
 
     Args:
         condition: A mapping, or its JSON.
-        schema: Of `Catalog.assets(kind)`: all kinds of a catalog have the same columns.
+        schema: The schema of `Catalog.assets(kind)`. All kinds of a catalog have the same columns.
 
     Returns:
         An expression that is true or false for every row, never null.
 
     Raises:
-        ArgumentError: With the place, the rule and the value.
+        ArgumentError: If the condition is invalid. The message has the place, the rule and the value.
     """
     if isinstance(condition, str):
         try:
@@ -66,16 +66,16 @@ def parse_where(condition: str | Mapping[str, Any], schema: pa.Schema) -> pc.Exp
 
 
 class _Asked(NamedTuple):
-    """The value of a column's type that is nearest to one that is asked for."""
+    """The value of a column's type that is nearest to a given value."""
 
     value: Any
     side: int = 0
-    """1: what is asked lies above it, and no value of the type is equal to it; -1: below it."""
+    """1: the given value lies above it and has no exact value of the type; -1: below; 0: exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Type:
-    """What the values of a column are."""
+    """How the values of a column are named, converted and compared."""
 
     rule: str
     convert: Callable[[Any, pa.DataType], _Asked]
@@ -89,16 +89,16 @@ class _Column:
     type: _Type
 
     def asked(self, value: Any, place: str) -> _Asked:
-        """With an Arrow scalar for its value."""
+        """Convert a given value; the result holds an Arrow scalar."""
         try:
             found = self.type.convert(value, self.arrow_type)
             return found._replace(value=pa.scalar(found.value, self.arrow_type))
-        except (ValueError, OverflowError, pa.ArrowException):  # a ValueError of an ISO string too
+        except (ValueError, OverflowError, pa.ArrowException):  # an invalid ISO string is a ValueError too
             raise _wrong(place, self.type.rule, value) from None
 
 
 class _Parser:
-    """One condition; it counts the terms."""
+    """Parses one condition and counts its terms."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._columns = _columns(schema)
@@ -112,7 +112,7 @@ class _Parser:
         for key, value in condition.items():
             part = self._part(key, value, f"{place}.{key}", depth)
             found = part if found is None else found & part
-        return pc.scalar(True) if found is None else found  # the last: nothing is asked
+        return pc.scalar(True) if found is None else found  # an empty condition matches every row
 
     def _part(self, key: Any, value: Any, place: str, depth: int) -> pc.Expression:
         if key in {"$and", "$or"}:
@@ -169,7 +169,9 @@ class _Parser:
                 return ~self._operators(column, value, place, depth + 1)
             case str() if name in _ORDERED:
                 if not column.type.is_ordered:
-                    raise ArgumentError(f"{place} must be $eq or $ne, the column's values are {column.type.rule}.")
+                    raise ArgumentError(
+                        f"{place} must be $eq or $ne, since the column's values are {column.type.rule}."
+                    )
                 value, side = column.asked(value, place)
                 name = name if not side else (_ABOVE if side > 0 else _BELOW)[name]
                 return column.field.is_valid() & _COMPARISONS[name](column.field, value)
@@ -191,7 +193,7 @@ class _Parser:
         asked = [column.asked(value, f"{place}[{i}]") for i, value in enumerate(values) if value is not None]
         wanted = [one.value.as_py() for one in asked if not one.side]
         if pa.types.is_floating(column.arrow_type) and 0.0 in wanted:
-            wanted += [0.0, -0.0]  # equal, and not the same to Arrow's table of hashes
+            wanted += [0.0, -0.0]  # equal, but Arrow's hash table tells them apart
         found = column.field.is_valid() & column.field.isin(pa.array(wanted, column.arrow_type))
         return column.field.is_null() | found if any(value is None for value in values) else found
 
@@ -202,7 +204,7 @@ class _Parser:
 
 
 def _columns(schema: pa.Schema) -> dict[str, _Column]:
-    """The columns that may be named, metadata first."""
+    """Return the columns that a condition can name, metadata first."""
     found: dict[str, _Column] = {}
     place = schema.get_field_index("metadata")
     for field in schema.field(place).type if place >= 0 else ():
@@ -222,27 +224,29 @@ def _type_of(kind: pa.DataType) -> _Type | None:
 
 
 class _UnlikeError(ValueError):
-    """A value is not what its column has."""
+    """A value does not have the type of its column."""
 
 
 def _text(value: Any, _kind: Any = None) -> _Asked:
     if not isinstance(value, str):
         raise _UnlikeError
-    value.encode()  # half of a surrogate pair is no text
+    value.encode()  # a lone surrogate cannot be encoded
     return _Asked(str(value))
 
 
 def _exact(value: Any) -> int | float:
-    """A number of Python, numpy or `decimal` as a whole one, or else as the nearest float.
+    """Convert a number of Python, NumPy or `decimal` to an int if it is whole, else to the nearest float.
 
     Raises:
-        _UnlikeError: When it is none, or not finite.
+        _UnlikeError: If it is not a number or not finite.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, decimal.Decimal)):
         raise _UnlikeError
-    number: Any = value  # which all of these can be made into
+    number: Any = value  # all of these can be converted
     if isinstance(value, decimal.Decimal) and value.is_finite() and value.adjusted() > _DIGITS:
-        number = decimal.Decimal(10**_DIGITS).copy_sign(value)  # 1e999999999 would take all memory, and is as far away
+        number = decimal.Decimal(10**_DIGITS).copy_sign(
+            value
+        )  # 1e999999999 would take all memory and compares the same
     elif not isinstance(value, numbers.Integral) and not math.isfinite(value):
         raise _UnlikeError
     whole = int(number)
@@ -298,7 +302,7 @@ def _time(value: Any, _kind: Any) -> _Asked:
 
 
 _TYPES: tuple[tuple[Callable[[Any], bool], _Type], ...] = (
-    (pa.types.is_string, _Type(rule="a text", convert=_text)),
+    (pa.types.is_string, _Type(rule="a string", convert=_text)),
     (pa.types.is_integer, _Type(rule="a whole number", convert=_whole)),
     (pa.types.is_floating, _Type(rule="a number", convert=_number)),
     (pa.types.is_boolean, _Type(rule="true or false", convert=_truth, is_ordered=False)),
@@ -309,7 +313,7 @@ _TYPES: tuple[tuple[Callable[[Any], bool], _Type], ...] = (
 
 def _check_depth(place: str, depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise ArgumentError(f"where must be at most {MAX_DEPTH} objects deep, got a deeper one at {place}.")
+        raise ArgumentError(f"where must be at most {MAX_DEPTH} objects deep, got more at {place}.")
 
 
 def _wrong(place: str, rule: str, value: Any) -> ArgumentError:

@@ -1,1 +1,1 @@
-"""Bytes and locks: whole files on any file system, compare-and-swap, what a fork must begin anew."""
+"""Storage: atomic files on any file system, compare-and-swap, and locks that survive a fork."""

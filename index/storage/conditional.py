@@ -1,39 +1,40 @@
-"""Writes that an object store does only on a condition: that there is no such object, or that it is still the one seen.
+"""Conditional writes of object stores: only if the object does not exist, or only if it is unchanged.
 
-Here stands what differs between the stores; `Store.swap` is the protocol over it. A store without conditional writes
-here gets the two steps of `Store.swap`, compare and write.
+This module has the differences between the stores; `Store.swap` is the protocol on top. For other stores, `Store.swap`
+compares and writes in two steps.
 """
 
 from typing import Any
 
 
 def has_conditions(fs: Any) -> bool:
-    """Whether this file system's conditional writes are known here: those of S3, GCS and Azure."""
+    """Whether this module supports conditional writes of the file system: S3, GCS and Azure."""
     return _family(fs) is not None
 
 
 def tag_of(fs: Any, path: str) -> str | None:
-    """What the store calls this state of the object (etag or generation), or None when there is no such object.
+    """Return the etag or generation of an object, or None if there is no such object.
 
     Raises:
-        OSError: When the store does not say; other errors of its driver pass through.
+        OSError: If the store does not answer. Other errors of its driver are not converted.
     """
     try:
-        if _family(fs) == "gcs":  # in one request; its `info` asks in two whether it is an object or a prefix of some
+        if _family(fs) == "gcs":  # one request; `info` of gcsfs sends two, for an object and for a prefix
             bucket, name, _ = fs.split_path(path)
             return str(fs.call("GET", "b/{}/o/{}", bucket, name, json_out=True)["generation"])
         return str(fs.info(path)["ETag" if _family(fs) == "s3" else "etag"])
-    except (FileNotFoundError, KeyError):  # a prefix of other objects has no tag and is no object
+    except (FileNotFoundError, KeyError):  # a prefix of other objects has no tag
         return None
 
 
 def write_if(fs: Any, path: str, data: bytes, tag: str | None) -> None:
-    """One request that writes the object if it still has this `tag`; None: if there is no such object.
+    """Write the object in one request if it still has this `tag`, or with None if it does not exist.
 
-    Any error may hide a write that was done: an answer is lost, the client asks again, and is refused. Read back.
+    After any error, read the object back: the write may have succeeded. For example, the answer is lost, the client
+    retries, and the store refuses the retry.
     """
     if not data:
-        raise ValueError(f"{path} must not be empty: some clients write an empty object without its condition.")
+        raise ValueError(f"{path}: the data must not be empty. Some clients write empty objects without the condition.")
     match _family(fs):
         case "gcs":
             _write_gcs(fs, path, data, tag)
@@ -48,7 +49,7 @@ def write_if(fs: Any, path: str, data: bytes, tag: str | None) -> None:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the store says that the condition did not hold, and not that it was away, busy or forbidden."""
+    """Whether the store refused the write because of the condition, and not for another reason."""
     response = getattr(error.__cause__, "response", None)
     reported = response.get("Error", {}) if isinstance(response, dict) else {}
     codes = {str(reported.get("Code", "")), str(getattr(error, "status_code", ""))}
@@ -56,14 +57,14 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def _family(fs: Any) -> str | None:
-    """Which store's words this file system's driver speaks."""
+    """Return the store family of a file system, or None for others."""
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     families = {"s3": "s3", "gs": "gcs", "abfs": "azure"}
     return next((family for name, family in families.items() if name in protocols), None)
 
 
 def _write_gcs(fs: Any, path: str, data: bytes, tag: str | None) -> None:
-    """The request of gcsfs itself, with the condition: it knows creation, and has no name for a swap."""
+    """Send the upload request of gcsfs with a condition, since gcsfs supports creation but no swap."""
     bucket, name, _ = fs.split_path(path)
     fs.call(
         "POST",

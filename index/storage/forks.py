@@ -1,4 +1,4 @@
-"""A lock that a process which was forked off never finds locked by a thread that it does not have."""
+"""A lock that is free in a forked process, even if a thread of the parent held it."""
 
 import os
 import threading
@@ -9,7 +9,7 @@ _locks: "weakref.WeakSet[ForkedLock]" = weakref.WeakSet()
 
 
 class ForkedLock:
-    """A lock for `with`; in a process that was forked off it is free, whoever held it at the fork."""
+    """A lock for `with`. It is free in a forked process, even if it was held at the fork."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,7 +24,7 @@ class ForkedLock:
         self._lock.release()
 
     def renew(self) -> None:
-        """Nobody may hold it: right after a fork, the one thread there is does not."""
+        """Replace the lock. Only for use right after a fork, when no thread holds it."""
         self._lock = threading.Lock()
 
 

@@ -1,7 +1,7 @@
-"""Names of files that are being written. They say which process writes, so that what a dead one left is known at once.
+"""Names of partial files. They contain the id of the writing process, so leftovers of dead processes are recognised.
 
-A name is `.NAME.<12 hex digits>.partial`: 6 digits of the process id, 2 drawn, and 4 of a hash of both and of the
-machine, without which an id means nothing.
+A name is `.NAME.<12 hex digits>.partial`: 6 digits of the process id, 2 random digits, and 4 digits of a hash of both
+and of the machine, since a process id is only valid on its machine.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ Writer = Literal["alive", "dead", "unknown"]
 
 
 def partial_name(name: str) -> str:
-    """A name for a file that this process writes and then renames to `name`; it may be taken already."""
+    """Return a name for a file that this process writes and then renames to `name`. It may already exist."""
     process, drawn = f"{os.getpid():06x}", secrets.token_hex(1)
     if os.getpid() > _LARGEST_ID or os.name != "posix":
         return f".{name}.{secrets.token_hex(6)}.partial"
@@ -27,10 +27,10 @@ def partial_name(name: str) -> str:
 
 
 def writer_of(name: str) -> Writer:
-    """Whether the process that writes a partial file lives, as far as this machine can prove it.
+    """Return whether the process that writes a partial file is running, as far as this machine can tell.
 
-    Unknown: it was on another machine, in another container, or before the machine was started. One that has the id
-    of a dead writer counts as the writer.
+    "unknown" means another machine, another container, or a time before the last boot. If another process has the id
+    of a dead writer, the writer counts as alive.
     """
     found = _PARTIAL.fullmatch(name.rpartition("/")[2])
     if found is None or _check(found[1], found[2]) != found[3] or os.name != "posix":

@@ -1,4 +1,4 @@
-"""Processes of this machine: which one this is, and whether another still lives."""
+"""Identity of this machine, and state of its processes."""
 
 import os
 import uuid
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def machine() -> str:
-    """The boot of this machine and the space of its process ids: only where both are the same does an id mean anything.
+    """Return the boot id and the namespace of process ids. Process ids are only comparable where both are the same.
 
-    Two containers may share a host's name and boot, but a process id of one means nothing in the other.
+    Two containers may share host name and boot, but not their process ids.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
@@ -18,7 +18,7 @@ def machine() -> str:
 
 
 def started(process: int) -> str | None:
-    """When a process started, in clock ticks since the boot; None where the system does not say."""
+    """Return the start time of a process in clock ticks since boot; None if the system does not report it."""
     try:
         return _stat(process)[19]
     except (OSError, IndexError):
@@ -26,13 +26,13 @@ def started(process: int) -> str | None:
 
 
 def is_running(process: int) -> bool:
-    """Whether there is a process with this id; one that was killed and not yet waited for is not."""
+    """Whether a process with this id is running. A zombie is not."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        pass  # it is there, and another user's
+        pass  # it exists and belongs to another user
     try:
         return _stat(process)[0] not in {"Z", "X"}
     except (OSError, IndexError):
@@ -40,5 +40,5 @@ def is_running(process: int) -> bool:
 
 
 def _stat(process: int) -> list[str]:
-    """The fields of /proc/<pid>/stat from the third on: the second, a name, may hold spaces and parentheses."""
+    """Return the fields of /proc/<pid>/stat from the third on. The second, a name, may have spaces and parentheses."""
     return Path(f"/proc/{process}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()

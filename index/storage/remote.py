@@ -1,4 +1,4 @@
-"""Object stores through fsspec's drivers: how they are connected, what their errors say, and listings page by page."""
+"""Object stores through fsspec drivers: connections, conversion of errors, and paged listings."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from ...configs.scrubbing import without_credentials
 
 _S3_ATTEMPTS = 4
 _DRIVERS = ("adlfs.", "aiobotocore.", "aiohttp.", "azure.", "botocore.", "gcsfs.", "google.auth.", "requests.", "s3fs.")
-"""Packages whose errors are a store's, also where they are no OSError."""
+"""Packages whose errors are storage errors, even if they are not an OSError."""
 _REFUSALS = {
     "ClientAuthenticationError",
     "CredentialRetrievalError",
@@ -28,21 +28,21 @@ _REFUSALS = {
     "UnauthorizedSSOTokenError",
 }
 _BARE = ("unable to connect to account", "Bad Request: ", "Forbidden: ")
-"""How messages begin that drivers give to errors without a type of their own."""
+"""Prefixes of messages that drivers raise without a specific error type."""
 
 
 def connect(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """The fsspec file system of `url`, without its listing caches and with bounded retries, and the path on it.
+    """Return the fsspec file system of `url`, without listing caches and with limited retries, and the path on it.
 
-    A failing request is asked again three to seven times within half a minute, by one layer: s3fs and botocore would
-    otherwise each repeat the other's repetitions, and Azure's client would wait for a minute and a half.
+    A failing request is retried three to seven times within 30 s, by one layer only. By default, the retries of s3fs
+    and botocore would multiply, and the Azure client would wait for 90 s.
 
     Raises:
-        ImportError: When the store's driver is not installed.
-        PermissionError: When there are no credentials to connect with.
-        ArgumentError: When nobody knows the protocol.
+        ImportError: If the driver of the store is not installed.
+        PermissionError: If there are no credentials.
+        ArgumentError: If fsspec does not know the protocol.
     """
-    # Listing caches have returned files that are gone and sizes that were.
+    # Listing caches have returned deleted files and outdated sizes.
     options = {"use_listings_cache": False, **options}
     _choose_gcsfs()
     is_s3 = fsspec.core.split_protocol(url)[0] in {"s3", "s3a"}
@@ -57,9 +57,7 @@ def connect(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     except ValueError as error:
         if not str(error).startswith("Protocol not known"):
             raise
-        raise ArgumentError(
-            f"{url} must be a path, or a URL of a protocol that fsspec knows, got another one."
-        ) from error
+        raise ArgumentError(f"{url} must be a path, or a URL with a protocol that fsspec supports.") from error
     if is_ours:
         fs.retries = 2
     configuration = getattr(getattr(fs, "service_client", None), "_config", None)
@@ -69,27 +67,27 @@ def connect(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
 
 
 def driver_class(protocol: str) -> Any:
-    """The class of a protocol's file systems. Imports the driver, and connects to nothing.
+    """Return the file system class of a protocol. Imports the driver, but does not connect.
 
     Raises:
-        ImportError: When it is not installed.
-        ValueError: When nobody knows the protocol.
+        ImportError: If the driver is not installed.
+        ValueError: If fsspec does not know the protocol.
     """
     _choose_gcsfs()
     return fsspec.get_filesystem_class(protocol)
 
 
 def _choose_gcsfs() -> None:
-    """Before gcsfs is imported: without its way of asking over gRPC what sort of bucket each is.
+    """Disable the gRPC lookup of bucket types in gcsfs. Call it before gcsfs is imported.
 
-    No fork survives it, and emulators never answer.
+    The lookup breaks after a fork, and emulators do not answer it.
     """
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 @contextlib.contextmanager
 def storage_errors(place: str) -> Iterator[None]:
-    """Errors of a store's driver leave as OSErrors of one sentence that names the `place`; all others pass."""
+    """Convert driver errors to OSErrors with a one-sentence message that names `place`. Others are not changed."""
     try:
         yield
     except Exception as error:
@@ -100,16 +98,16 @@ def storage_errors(place: str) -> Iterator[None]:
 
 
 def as_os_error(error: Exception, place: str) -> Exception:
-    """A driver's error as an OSError: PermissionError, FileNotFoundError or a plain one. Any other error as it is."""
+    """Convert a driver error to PermissionError, FileNotFoundError or OSError. Return any other error unchanged."""
     text = str(error)
     if isinstance(error, (EpithreBeamError, FileNotFoundError, FileExistsError, PermissionError, ImportError)):
         return error
-    # Some drivers wrap what their client raised in an error without a type of its own.
+    # Some drivers wrap the error of their client in a generic error.
     known = [e for e in (error.__cause__, error) if f"{type(e).__module__}.".startswith(_DRIVERS)]
     if not known and not text.startswith(_BARE):
         return error
     statuses = {str(getattr(e, "status_code", "") or getattr(e, "code", "")) for e in known}
-    words = without_credentials(f"{type(error).__name__}: {text.splitlines()[0] if text else 'no more was said'}")[:200]
+    words = without_credentials(f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}")[:200]
     place = without_credentials(place)
     if (
         statuses & {"401", "403"}
@@ -117,45 +115,45 @@ def as_os_error(error: Exception, place: str) -> Exception:
         or text.startswith(("unable to connect to account", "Forbidden: "))
     ):
         return PermissionError(
-            f"{place} was refused ({words}): give credentials that may use it where the cloud's own tools look for them"
+            f"{place}: access was refused ({words}). Provide credentials where the cloud's own tools look for them"
         )
     if "404" in statuses:
-        return FileNotFoundError(f"{place} is not there ({words}): the bucket or container must exist")
+        return FileNotFoundError(f"{place} does not exist ({words}). Create the bucket or container first")
     return error if isinstance(error, OSError) else OSError(f"{place} cannot be used now ({words})")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """A piece of a listing, in the order of names."""
+    """One page of a listing, sorted by name."""
 
     files: list[tuple[str, dict[str, Any]]]
-    """Path and what the store says of it: size, and etag or time."""
+    """Path and details of each file: size, and etag or time."""
     folders: list[str]
-    """Paths that are prefixes of others; only where a listing stops at them."""
+    """Paths of folders; empty in a flat listing."""
     token: str | None
-    """Asks for the next page; None when this is the last."""
+    """Token of the next page; None on the last page."""
 
 
 def has_pages(fs: Any) -> bool:
-    """Whether this file system's listings can be had in pages here. Others give one dictionary of everything."""
+    """Whether `list_page` supports this file system. Others return the whole listing at once."""
     return _page_of(fs) is not None and not getattr(fs, "version_aware", False)
 
 
 def list_page(fs: Any, folder: str, token: str | None = None, *, is_flat: bool = True) -> Page:
-    """One page of what is below `folder`, in one request.
+    """List one page of the files below `folder`, in one request.
 
     Args:
-        fs: A file system that `has_pages`.
+        fs: A file system with `has_pages(fs)`.
         folder: A bucket or container, or a path in it.
-        token: Of the page before; None: the first.
-        is_flat: Whether all below it is listed, and not only what stands in the folder itself.
+        token: Token from the previous page; None for the first page.
+        is_flat: Whether to list all files below the folder, and not only its direct content.
 
     Raises:
-        OSError: When the store does not answer; FileNotFoundError when it has no such bucket.
+        OSError: If the store does not answer; FileNotFoundError if it has no such bucket.
     """
     asked = _page_of(fs)
     if asked is None:
-        raise ValueError(f"{type(fs).__name__} gives no pages.")
+        raise ValueError(f"{type(fs).__name__} does not support paged listings.")
     bucket, name, *_ = fs.split_path(folder)
     prefix = f"{name.rstrip('/')}/" if name.strip("/") else ""
     with storage_errors(folder):
@@ -218,7 +216,7 @@ async def _azure_page(fs: Any, bucket: str, prefix: str, token: str | None, deli
     files: list[tuple[str, dict[str, Any]]] = []
     folders: list[str] = []
     async with fs.service_client.get_container_client(bucket) as container:
-        # Each item takes ten kilobytes while a page is read; a page may have five thousand.
+        # An item takes 10 kB while a page is read, and a page may have 5000 items.
         what: dict[str, Any] = {"name_starts_with": prefix, "include": ["metadata"], "results_per_page": 1000}
         items = container.walk_blobs(delimiter=delimiter, **what) if delimiter else container.list_blobs(**what)
         pages = items.by_page(token)
@@ -232,6 +230,6 @@ async def _azure_page(fs: Any, bucket: str, prefix: str, token: str | None, deli
 
 
 def _is_azure_folder(item: Any) -> bool:
-    """Accounts with a hierarchy list their folders as empty files with a mark."""
+    """Whether a blob is a folder. Accounts with a hierarchical namespace list folders as marked empty files."""
     metadata = {name.lower(): value for name, value in (item.metadata or {}).items()}
     return item.name.endswith("/") or "true" in {metadata.get("hdi_isfolder"), metadata.get("is_directory")}

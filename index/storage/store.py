@@ -1,7 +1,7 @@
-"""The only place where a catalog's files are read and written.
+"""All I/O on the files of a catalog.
 
-A `Store` is a folder on any fsspec file system. It gives what the catalog's protocol needs and no more: whole
-files that appear at once or not at all, creation with one winner, and a compare-and-swap for the pointer.
+A `Store` is a folder on any fsspec file system. It provides what the catalog's protocol needs: files that appear
+atomically, exclusive creation, and compare-and-swap for the pointer.
 """
 
 import contextlib
@@ -34,14 +34,14 @@ _ATTEMPTS = 4
 _DELETERS = 8
 _HASHED_APART_BYTES = 1 << 16
 _HASHED_LATER = 4
-"""Pieces that may wait to be hashed, some megabytes together."""
+"""Maximum number of pieces waiting to be hashed, some megabytes in total."""
 _MEMORY = threading.RLock()
 _OUTSIDE = frozenset({"", ".", ".."})
-"""What no part of a file's name may be."""
+"""Invalid parts of a file name."""
 
 
 class Store:
-    """A folder on a file system, local or remote. Picklable; the connection is made where it is used."""
+    """A folder on a local or remote file system. Picklable; it connects on first use."""
 
     def __init__(self, url: str, storage_options: dict[str, Any] | None = None) -> None:
         self.url = url.rstrip("/") or "/"
@@ -61,7 +61,7 @@ class Store:
 
     @property
     def fs(self) -> Any:
-        """The fsspec file system. A process that was forked makes its own: connections do not survive a fork."""
+        """The fsspec file system. A forked process creates its own, since connections do not survive a fork."""
         if self._fs is None or self._pid != os.getpid():
             self._fs, _ = connect(self.url, {"skip_instance_cache": True, **self._options})
             self._pid = os.getpid()
@@ -72,47 +72,47 @@ class Store:
         return isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """The full path of a file in this store, as its file system spells it.
+        """Return the full path of a file, as its file system spells it.
 
         Raises:
-            StoreError: When the name is none of a file in this store: it would leave the folder.
+            StoreError: If the name is invalid or leads out of the folder.
         """
         parts = name.removesuffix("/").replace(os.sep, "/").split("/") if name else []
         if _OUTSIDE.intersection(parts) or "\0" in name:
-            raise StoreError(f"{self.url}: {name!r:.100} is not the name of a file in it. Nothing was read or written.")
+            raise StoreError(f"{self.url}: invalid file name {name!r:.100}. Nothing was read or written.")
         return f"{self._root}/{name}" if name else self._root
 
     def _confined(self, name: str) -> str:
-        """`path`, which on a local disk leads to a place within the store, links followed, and to no device or pipe.
+        """Return `path(name)`. On a local disk, check that it stays in the store after links are followed.
 
-        What lies in the folder may be a stranger's: a link could show files from elsewhere, or have them deleted.
+        The folder may be untrusted: a link could expose or delete files outside it. Devices and pipes are refused too.
 
         Raises:
-            StoreError: When it leads elsewhere.
+            StoreError: If the path leads out of the store, or to a device, pipe or socket.
         """
         path = self.path(name)
         if not self.is_local:
             return path
         root, found = os.path.realpath(self._root), os.path.realpath(path)
         if found != root and not found.startswith(os.path.join(root, "")):  # noqa: PTH118 - for a root that is `/` too
-            raise StoreError(f"{self._place(name)} leads out of the folder, to {found}: nothing there is used.")
-        with contextlib.suppress(OSError):  # what is not there is for the caller to find
+            raise StoreError(f"{self._place(name)} is a link out of the folder, to {found}. It is not used.")
+        with contextlib.suppress(OSError):  # the caller handles a missing file
             mode = Path(found).stat().st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise StoreError(f"{self._place(name)} must be a file, and it is a device, a pipe or a socket.")
+                raise StoreError(f"{self._place(name)} must be a file, got a device, pipe or socket.")
         return path
 
     def _place(self, name: str) -> str:
         return f"{self.url}/{name}" if name else self.url
 
     def local_path(self, name: str) -> Path:
-        """Raises StoreError when the store is not on a local disk."""
+        """Return the local path of a file. Raises StoreError if the store is not on a local disk."""
         if not self.is_local:
-            raise StoreError(f"{self.url} is not on a local disk, so {name} has no local path.")
+            raise StoreError(f"{self.url} is not on a local disk: {name} has no local path.")
         return Path(self._confined(name))
 
     def size(self, name: str) -> int | None:
-        """The file's size in bytes, or None when there is no such file. Every other failure raises."""
+        """Return the size of a file in bytes, or None if it does not exist. Other failures raise."""
         try:
             with storage_errors(self._place(name)):
                 info = self.fs.info(self._confined(name))
@@ -121,27 +121,27 @@ class Store:
         return None if info["type"] == "directory" else int(info["size"])
 
     def read(self, name: str, max_bytes: int | None = None) -> bytes:
-        """A whole file.
+        """Read a whole file.
 
         Raises:
-            FileNotFoundError: When there is no such file.
-            StoreError: When it has more than `max_bytes`: nothing is read then.
+            FileNotFoundError: If there is no such file.
+            StoreError: If it has more than `max_bytes`. It is not read then.
         """
         if max_bytes is not None and (size := self.size(name) or 0) > max_bytes:
-            raise StoreError(f"{self._place(name)} must have at most {max_bytes} bytes, got {size}: it is not read.")
+            raise StoreError(f"{self._place(name)} must have at most {max_bytes} bytes, got {size}. It was not read.")
         with storage_errors(self._place(name)):
             return bytes(self.fs.cat_file(self._confined(name)))
 
     def open_read(self, name: str) -> IO[bytes]:
-        """A seekable file of bytes."""
+        """Open a file for reading bytes. The file is seekable."""
         with storage_errors(self._place(name)):
             return self.fs.open(self._confined(name), "rb")  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def open_write(self, name: str) -> Iterator["HashingWriter"]:
-        """A file that exists whole after the block, or not at all when the block raises."""
+        """Open a file for writing. It appears completely after the block, or not at all if the block raises."""
         path = self.path(name)
-        if isinstance(self.fs, MemoryFileSystem):  # its files appear when they are opened
+        if isinstance(self.fs, MemoryFileSystem):  # its files would appear when opened
             buffer = io.BytesIO()
             yield HashingWriter(buffer)
             self.fs.pipe_file(path, buffer.getvalue())
@@ -154,7 +154,7 @@ class Store:
                 except BaseException:
                     with contextlib.suppress(Exception):
                         handle.discard()
-                    handle.closed = True  # or its finaliser would upload what there is
+                    handle.closed = True  # else its finaliser would upload the partial content
                     raise
                 handle.close()
             return
@@ -173,33 +173,33 @@ class Store:
             raise
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a whole file at once, over an older one."""
+        """Write a whole file, replacing an existing one."""
         with self.open_write(name) as file:
             file.write(data)
 
     def create(self, name: str, data: bytes) -> None:
-        """Writes a file that must not be there yet. Of several who try, one wins; a reader sees it whole or not at all.
+        """Create a file atomically. If several writers try, exactly one succeeds.
 
         Raises:
-            FileExistsError: When there is one; its content is not this `data`.
-            SwapUnknownError: When the storage does not tell.
+            FileExistsError: If the file exists with other content.
+            SwapUnknownError: If the outcome is unknown.
         """
         try:
             self.swap(name, None, data)
         except SwapConflictError as error:
-            raise FileExistsError(f"{self.url}/{name} exists.") from error
+            raise FileExistsError(f"{self.url}/{name} already exists.") from error
 
     def swap(self, name: str, expected: bytes | None, data: bytes) -> None:
-        """Writes the file only when it still holds `expected` (None: only when there is none).
+        """Write the file only if it still holds `expected`, or with None only if it does not exist.
 
-        On a local disk a lock file serialises the writers, in memory a lock of the process. On S3 and Azure the write
-        is conditional on the etag, on GCS on the generation. On any other file system the check and the write are two
-        steps: runs must not share a catalog there. `data` must be unlike all that the file ever held, by a nonce: only
-        so can a lost answer be told from a lost race, and an etag from its own return.
+        On a local disk a lock file serialises writers; in memory, a lock of the process. On S3 and Azure the write is
+        conditional on the etag, on GCS on the generation. On other file systems, comparison and write are two steps,
+        so runs must not share a catalog there. `data` must contain a nonce, so that the file never holds the same
+        content twice. Otherwise a lost answer could not be distinguished from a lost race.
 
         Raises:
-            SwapConflictError: When the file holds something else.
-            SwapUnknownError: When the storage does not tell, and may yet write it.
+            SwapConflictError: If the file holds something else.
+            SwapUnknownError: If the outcome is unknown. The storage may still write the file.
         """
         if has_conditions(self.fs):
             self._swap_if(name, expected, data)
@@ -209,7 +209,7 @@ class Store:
             self.write(name, data)
 
     def delete_if(self, name: str, expected: bytes) -> bool:
-        """Deletes the file if it holds `expected`. On an object store these are two steps: for courtesy, not safety."""
+        """Delete the file if it holds `expected`. Not atomic on an object store, so do not rely on it for safety."""
         with self._alone(name):
             if self._found(name) != expected:
                 return False
@@ -217,12 +217,12 @@ class Store:
             return True
 
     def probe(self) -> None:
-        """Proves on a small object that the store keeps its conditions: some accept them and do not look at them.
+        """Verify with a small object that the store enforces conditions, since some stores ignore them.
 
-        Only for stores whose conditional writes are used; on a local disk there is nothing to prove.
+        Does nothing for file systems without conditional writes.
 
         Raises:
-            StoreError: When a second creation or a stale swap is not refused, or it cannot be found out.
+            StoreError: If the store does not refuse a second creation or a stale swap, or cannot be tested.
         """
         if not has_conditions(self.fs):
             return
@@ -233,7 +233,7 @@ class Store:
             tag = tag_of(self.fs, self.path(name))
             self._must_refuse("a second creation", name, third, None)
             self.swap(name, first, second)
-            self._must_refuse("a write over a version that is gone", name, third, tag)
+            self._must_refuse("a write over an outdated object", name, third, tag)
         finally:
             with contextlib.suppress(Exception):
                 self.delete(name)
@@ -245,12 +245,12 @@ class Store:
             if is_refusal(error) and self.read(name) != data:
                 return
             raise StoreError(
-                f"{self.url} must be able to refuse {what}, and it could not be tried "
-                f"({_describe(error)}): nothing was written there, try again."
+                f"{self.url}: could not test whether the store refuses {what} ({_describe(error)}). "
+                "Nothing was written. Try again."
             ) from error
         raise StoreError(
-            f"{self.url} must refuse {what}, but does it: two runs could destroy each other's work there, so nothing "
-            "was written; use a store with conditional writes (If-None-Match, If-Match)."
+            f"{self.url}: the store does not refuse {what}, so two runs could overwrite each other. Nothing was "
+            "written. Use a store with conditional writes (If-None-Match, If-Match)."
         )
 
     def _swap_if(self, name: str, expected: bytes | None, data: bytes) -> None:
@@ -258,7 +258,7 @@ class Store:
         for attempt in range(_ATTEMPTS + 1):
             time.sleep(0.2 * attempt)
             try:
-                # The tag before the content: the other way round, a write between the two would be written over.
+                # Read the tag before the content. Otherwise a write between the two would be overwritten.
                 tag = tag_of(self.fs, self.path(name))
                 found = self._found(name)
             except Exception as error:
@@ -269,7 +269,7 @@ class Store:
                 failure = error
                 continue
             if failure is not None and found == data:
-                return  # done, and only the answer was lost; or the client asked again and was refused by its own write
+                return  # written: the answer was lost, or a retry of the client was refused because of its first write
             try:
                 self._compare(name, found, expected)
             except SwapConflictError as error:
@@ -284,17 +284,18 @@ class Store:
                 if failure is None and (
                     isinstance(reported, PermissionError) or (tag is None and isinstance(reported, FileNotFoundError))
                 ):
-                    raise reported from error.__cause__  # not allowed, or no such bucket: certainly not written
+                    raise reported from error.__cause__  # forbidden, or no such bucket: certainly not written
                 failure = error
             else:
                 return
         raise SwapUnknownError(
-            f"It is not known whether {self.url}/{name} was written ({_describe(failure)}): look at it before going on."
+            f"{self.url}/{name}: it is unknown whether the file was written ({_describe(failure)}). "
+            "Check it before you continue."
         ) from failure
 
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:
-        """Nobody else compares and writes this file meanwhile: true on a local disk and in memory, not elsewhere."""
+        """Lock the file against other writers. Effective on a local disk and in memory only."""
         if self.is_local:
             folder, _, base = name.rpartition("/")
             lock = Path(self._confined(f"{folder}/.{base.lstrip('.')}.lock".lstrip("/")))
@@ -315,10 +316,10 @@ class Store:
 
     def _compare(self, name: str, found: bytes | None, expected: bytes | None) -> None:
         if found != expected:
-            raise SwapConflictError(f"{self.url}/{name} was changed by another run since this one began.")
+            raise SwapConflictError(f"{self.url}/{name}: another run changed it after this run started. Run again.")
 
     def names(self, folder: str) -> list[str]:
-        """The files below `folder`, as names in this store, sorted. Partial files are not among them."""
+        """Return the names of the files below `folder`, sorted, without hidden and partial files."""
         if self.is_local:
             return [name for name, _ in self._walk(folder) if not name.rpartition("/")[2].startswith(".")]
         root = self._root.rstrip("/") + "/"
@@ -332,7 +333,7 @@ class Store:
         )
 
     def _walk(self, folder: str) -> list[tuple[str, os.stat_result]]:
-        """The files below a folder on a local disk, sorted; links to folders are not followed and not among them."""
+        """Return the files below a local folder, sorted. Links to folders are not followed and not listed."""
         folder = folder.removesuffix("/")
         top = self._confined(folder)
         if Path(top).is_file():
@@ -342,12 +343,12 @@ class Store:
             inner = os.path.relpath(here, top).replace(os.sep, "/")
             prefix = "/".join(part for part in (folder, inner) if part not in {"", "."})
             for name in names:
-                with contextlib.suppress(FileNotFoundError):  # deleted since
+                with contextlib.suppress(FileNotFoundError):  # deleted in the meantime
                     found.append((f"{prefix}/{name}".lstrip("/"), Path(here, name).lstat()))
         return sorted(found)
 
     def listing(self, folder: str = "") -> list["StoredFile"]:
-        """Every file below `folder` with its size and age, hidden and partial ones too, sorted by name."""
+        """Return all files below `folder` with size and age, including hidden and partial files, sorted by name."""
         if self.is_local:
             return [
                 StoredFile(name=name, size_bytes=found.st_size, modified_s=found.st_mtime)
@@ -367,7 +368,7 @@ class Store:
         return sorted(files, key=lambda file: file.name)
 
     def delete(self, name: str) -> None:
-        """Deletes a file or a folder with all that is in it; one that is gone already is no error."""
+        """Delete a file, or a folder with its content. Does nothing if it does not exist."""
         with contextlib.suppress(FileNotFoundError), storage_errors(self._place(name)):
             if self.is_local:
                 self._confined(name.rpartition("/")[0])
@@ -375,9 +376,9 @@ class Store:
                 if path.is_symlink() or not path.is_dir():
                     path.unlink()
                 else:
-                    shutil.rmtree(path)  # which follows no link
+                    shutil.rmtree(path)  # does not follow links
                 return
-            # Drivers take `[`, `*` and `?` in a name that they delete for a pattern: each file is named to them.
+            # Drivers treat `[`, `*` and `?` in names to delete as patterns, so each file is deleted by its own name.
             with ThreadPoolExecutor(_DELETERS) as pool:
                 list(pool.map(self._delete_file, self.fs.find(self.path(name))))
 
@@ -387,7 +388,7 @@ class Store:
 
 
 def _begin(target: Path) -> tuple[Path, IO[bytes]]:
-    """A new partial file for `target`, opened."""
+    """Create and open a new partial file for `target`."""
     while True:
         partial = target.with_name(partial_name(target.name))
         with contextlib.suppress(FileExistsError):  # threads of a process may draw the same name
@@ -396,16 +397,16 @@ def _begin(target: Path) -> tuple[Path, IO[bytes]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredFile:
-    """A file as the storage lists it."""
+    """A file in a listing of the storage."""
 
     name: str
     size_bytes: int
     modified_s: float | None
-    """time.time() of its last change by the storage's clock; None where it does not say."""
+    """Unix time of the last change by the storage's clock; None if the storage does not report it."""
 
 
 def _modified_s(info: dict[str, Any]) -> float | None:
-    """Every file system has its own name for it, and its own form."""
+    """Return the time of the last change. File systems differ in its name and type."""
     for key in ("mtime", "LastModified", "last_modified", "updated", "created"):
         value = info.get(key)
         if isinstance(value, datetime.datetime):
@@ -418,9 +419,9 @@ def _modified_s(info: dict[str, Any]) -> float | None:
 
 
 class HashingWriter:
-    """A file for writing that knows its length and sha256. Only ever appends, so that any store can take it.
+    """A file for writing that counts its bytes and computes its sha256. Append-only, so any store supports it.
 
-    What is written must not be changed afterwards: large pieces are hashed by a thread of their own.
+    Do not modify a buffer after writing it: large buffers are hashed later, in a separate thread.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -437,7 +438,7 @@ class HashingWriter:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="sha256")
         if self._thread is None:
             self._sha256.update(data)
-        else:  # small pieces too, for the order matters
+        else:  # small pieces too, to keep the order
             self._hashing.append(self._thread.submit(self._sha256.update, data))
         self._file.write(data)
         while len(self._hashing) > _HASHED_LATER:
@@ -453,7 +454,7 @@ class HashingWriter:
             self._hashing.clear()
         return self._sha256.hexdigest()
 
-    # What pyarrow asks of a file object that it writes to.
+    # Required by pyarrow of a file object for writing.
     def tell(self) -> int:
         return self.size_bytes
 
@@ -461,7 +462,7 @@ class HashingWriter:
         self._file.flush()
 
     def close(self) -> None:
-        self.closed = True  # the store closes the file itself, once it is known to be whole
+        self.closed = True  # the store closes the file itself, once it is complete
 
     def writable(self) -> bool:
         return True
@@ -474,12 +475,12 @@ class HashingWriter:
 
 
 def _describe(error: BaseException | None) -> str:
-    """An error in a few words; some drivers' messages are pages."""
+    """Describe an error in at most 200 characters, since some messages are very long."""
     return f"{type(error).__name__}: {error}"[:200]
 
 
 def sha256_of(file: IO[bytes]) -> str:
-    """The sha256 of all that is left in `file`, in hex."""
+    """Return the sha256 of the rest of `file`, in hex."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)

@@ -1,1 +1,1 @@
-"""The protocol of a catalog: names on disk, manifest, `LATEST.json`, history, lease, readers."""
+"""The protocol of a catalog: names on disk, manifest, `LATEST.json`, history, lease and reader holds."""

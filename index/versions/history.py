@@ -1,4 +1,4 @@
-"""What versions a catalog has: which one is in force, which was before it, and what each amounts to."""
+"""The versions of a catalog: their size and state, the current one and the one before it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ _NAMED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class VersionInfo:
-    """A version that has a manifest, or that LATEST.json names."""
+    """A version that has a manifest or is named in LATEST.json."""
 
     version: str
     is_published: bool
     size_bytes: int
-    """Of all that lies in its folder."""
+    """Total size of all files in its folder."""
     modified_s: float | None
-    """When its newest file was written, by the storage's clock; None where that does not say."""
+    """Time of its newest file, as Unix time of the storage's clock; None if the storage does not report it."""
     manifest: Manifest | None
     damage: str | None
-    """Why there is no `manifest`, in a sentence."""
+    """Why `manifest` is None, in one sentence."""
 
 
 def existing_versions(store: Store) -> list[str]:
-    """The versions that have a manifest, published or not, oldest first."""
+    """Return the versions that have a manifest, published or not, oldest first."""
     names = (name.split("/") for name in store.names("versions"))
     return [parts[1] for parts in names if len(parts) == 3 and parts[2] == "manifest.json" and is_version(parts[1])]
 
@@ -68,11 +68,11 @@ def _named(versions: Sequence[str]) -> str:
 
 
 def list_versions(store: Store, published: Latest | None) -> list[VersionInfo]:
-    """All versions, oldest first; their manifests are read, their other files only listed.
+    """Return all versions, oldest first. Reads the manifests and lists the other files.
 
     Args:
         store: The catalog.
-        published: LATEST.json; None where nothing is published, or it is damaged.
+        published: LATEST.json; None if nothing is published or it is damaged.
     """
     sizes: dict[str, int] = {}
     times: dict[str, list[float]] = {}
@@ -106,12 +106,12 @@ def list_versions(store: Store, published: Latest | None) -> list[VersionInfo]:
 
 
 def version_before(store: Store) -> str:
-    """The version that was in force when the published one was made.
+    """Return the version that was current when the published one was made.
 
     Raises:
-        CatalogError: When there is none, or nothing is published.
+        CatalogError: If there is none, or nothing is published.
     """
     manifest = published_manifest(store)
     if manifest.previous is None:
-        raise CatalogError(f"{store.url} has no version before {manifest.version}, which is its first.")
+        raise CatalogError(f"{store.url} has no version before {manifest.version}, its first version.")
     return manifest.previous

@@ -1,4 +1,4 @@
-"""What a catalog's lease says of its holder, and whether that process still lives."""
+"""The holder recorded in a lease, and whether its process is still running."""
 
 import datetime
 import os
@@ -19,7 +19,7 @@ Verdict = Literal["busy", "free", "watch"]
 
 
 class Holder(BaseModel):
-    """The content of the lease's file. Times are of the holder's wall clock."""
+    """The content of the lease file. Times are from the holder's wall clock."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -29,9 +29,9 @@ class Holder(BaseModel):
     process: Annotated[int, Field(strict=True, gt=0, lt=2**31)]
     host: Text
     machine: Text
-    """The boot of a machine and the space of process ids: only where both are the same does `process` mean anything."""
+    """Boot id of the machine and namespace of process ids. `process` is only meaningful where both are the same."""
     started: Text | None
-    """When the process started, as the system counts: ids are used again. None where the system does not say."""
+    """Start time of the process in the system's units, since ids are reused. None if the system does not report it."""
     acquired_at: AwareDatetime
     renewed_at: AwareDatetime
     ttl_s: Annotated[float, Field(ge=0, le=_LONGEST_TTL_S)]
@@ -46,10 +46,11 @@ class Holder(BaseModel):
         return self.model_copy(update={"renewals": self.renewals + 1, "renewed_at": utc_now()})
 
     def state(self, held: Container[str]) -> State:
-        """Whether the holder's process lives, as far as this machine can prove it.
+        """Return whether the holder's process is running, as far as this machine can tell.
 
         Args:
-            held: The nonces of what this very process holds: what it could not give back must not shut it out.
+            held: Nonces of the leases that this process holds. A lease of this process that is not among them could
+                not be released earlier and counts as dead.
         """
         if (self.host, self.machine) != (socket.gethostname(), machine()) or os.name != "posix":
             return "unknown"
@@ -58,12 +59,12 @@ class Holder(BaseModel):
         if self.started is None:
             return "unknown"
         if self.started != started(self.process):
-            return "dead"  # the id is another process's now
+            return "dead"  # another process has the id now
         return "dead" if self.process == os.getpid() and self.nonce not in held else "alive"
 
 
 def make_holder(purpose: str, nonce: str, ttl_s: float) -> Holder:
-    """This process, now."""
+    """Return a holder for this process, acquired now."""
     now = utc_now()
     return Holder(
         nonce=nonce,
@@ -80,7 +81,7 @@ def make_holder(purpose: str, nonce: str, ttl_s: float) -> Holder:
 
 
 def read_holder(data: bytes | None) -> Holder | None:
-    """None when the content is no lease that this release wrote."""
+    """Parse a lease file. Return None if the content is not a valid lease."""
     try:
         return None if data is None else Holder.model_validate_json(data)
     except ValidationError:
@@ -88,10 +89,10 @@ def read_holder(data: bytes | None) -> Holder | None:
 
 
 def check_holder(state: State, renewed_at: datetime.datetime, ttl_s: float, now: datetime.datetime) -> Verdict:
-    """What somebody who finds a lease may do: go away, take it over, or watch it for a full ttl first."""
+    """Decide what to do about an existing lease: give up, take it over, or watch it for a full ttl first."""
     if state != "unknown":
         return "busy" if state == "alive" else "free"
-    # A time in the future is a clock that is wrong: it proves nothing, and would do so for as long as it is.
+    # A renewal in the future means a wrong clock. It must not block the catalog until that time.
     return "busy" if 0 <= (now - renewed_at).total_seconds() <= ttl_s else "watch"
 
 

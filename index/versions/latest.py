@@ -1,4 +1,4 @@
-"""`LATEST.json`: which version is in force."""
+"""`LATEST.json`: the pointer to the current version."""
 
 import contextlib
 import hashlib
@@ -16,19 +16,19 @@ from .values import MAX_SMALL_BYTES, is_sha256, is_version
 
 
 class Latest(NamedTuple):
-    """LATEST.json as it stands."""
+    """The content of LATEST.json."""
 
     data: bytes
-    """The file itself: it is swapped against this."""
+    """The raw bytes, the expected content for the next swap."""
     version: str
     manifest_sha256: str
 
 
 def read_latest(store: Store) -> Latest | None:
-    """None when nothing is published.
+    """Read LATEST.json. Return None if nothing is published.
 
     Raises:
-        CatalogError: When the file is not what this library writes.
+        CatalogError: If the file is damaged.
     """
     try:
         data = store.read(LATEST, max_bytes=MAX_SMALL_BYTES)
@@ -37,17 +37,17 @@ def read_latest(store: Store) -> Latest | None:
     latest = parse_latest(data)
     if latest is None:
         raise CatalogError(
-            f"{store.url}/{LATEST} must hold a version and a manifest_sha256, but it is damaged: "
-            "`epithre-beam versions publish` names a version anew."
+            f"{store.url}/{LATEST} must have a version and a manifest_sha256. The file is damaged. "
+            "Run `epithre-beam versions publish` to write it again."
         )
     return Latest(data, latest["version"], latest["manifest_sha256"])
 
 
 def published_manifest(store: Store) -> Manifest:
-    """The manifest of the version in force, verified.
+    """Read and verify the manifest of the current version.
 
     Raises:
-        CatalogError: When nothing is published, or the manifest or LATEST.json is damaged.
+        CatalogError: If nothing is published, or the manifest or LATEST.json is damaged.
     """
     latest = read_latest(store)
     if latest is None:
@@ -59,9 +59,9 @@ _CHECK_PLACE = "Check the path; `epithre-beam run` makes a catalog."
 
 
 def nothing_published(store: Store) -> CatalogError:
-    """Where LATEST.json is missing: there is no such folder, it is no catalog, or all its versions are held back."""
-    why = f"{LATEST} is missing. `epithre-beam versions list` shows the versions that a gate holds."
-    with contextlib.suppress(Exception):  # a store that does not tell what it has
+    """Return the error for a missing LATEST.json: no such folder, not a catalog, or no version passed the gates."""
+    why = f"{LATEST} is missing. Run `epithre-beam versions list` to see versions held by a gate."
+    with contextlib.suppress(Exception):  # a store that cannot list the folder
         try:
             found = store.fs.ls(store.path(""), detail=False)
         except FileNotFoundError:
@@ -74,13 +74,13 @@ def nothing_published(store: Store) -> CatalogError:
 
 
 def latest_bytes(version: str, manifest_sha256: str, condemned: Iterable[str] = (), left: Iterable[str] = ()) -> bytes:
-    """A content for LATEST.json that the file never held before, and that shows when a byte of it is changed.
+    """Make a new content for LATEST.json. A nonce makes it unique, a checksum detects changes.
 
     Args:
-        version: The version in force.
-        manifest_sha256: Of its manifest.
+        version: The current version.
+        manifest_sha256: The sha256 of its manifest.
         condemned: Versions that are being deleted.
-        left: Newer versions that were in force and were left for an older one.
+        left: Newer versions that were current before a rollback to an older one.
     """
     latest: dict[str, Any] = {
         "version": version,
@@ -95,19 +95,19 @@ def latest_bytes(version: str, manifest_sha256: str, condemned: Iterable[str] = 
 
 
 def condemned_in(latest: bytes | None) -> tuple[str, ...]:
-    """The versions that this LATEST.json names as being deleted; they may never be published again."""
+    """Return the versions that LATEST.json lists as being deleted. They may never be published again."""
     parsed = None if latest is None else parse_latest(latest)
     return () if parsed is None else tuple(parsed.get("condemned", ()))
 
 
 def left_in(latest: bytes | None) -> tuple[str, ...]:
-    """The versions that this LATEST.json says were in force and are newer than the one that is."""
+    """Return the versions in LATEST.json that were current and are newer than the current one."""
     parsed = None if latest is None else parse_latest(latest)
     return () if parsed is None else tuple(parsed.get("left", ()))
 
 
 def parse_latest(data: bytes) -> dict[str, Any] | None:
-    """None when it is damaged. Earlier releases wrote the first two fields only."""
+    """Parse LATEST.json. Return None if it is damaged. Earlier releases wrote only the first two fields."""
     try:
         latest = orjson.loads(data)
         if not is_version(latest["version"]) or not is_sha256(latest["manifest_sha256"]):

@@ -1,18 +1,18 @@
-"""The catalog on disk: names of files, and the columns of its Parquet and Arrow tables.
+"""The catalog on disk: file names, and the columns of its Parquet and Arrow tables.
 
 ```
 LATEST.json                                       {"version", "manifest_sha256", "condemned", "left", "nonce", "check"}
-.lease.json                                       who holds the catalog; there only while somebody does
+.lease.json                                       the process that holds the catalog; absent if none does
 versions/<version>/manifest.json
 versions/<version>/vectors/image-00000-of-00004.parquet
-versions/<version>/index/image-00000-of-00001.faiss         every vector as fp16, for exact scores
-versions/<version>/index/image-00000-of-00001.codes.faiss   4-bit codes that propose candidates; not in small sets
+versions/<version>/index/image-00000-of-00001.faiss         all vectors as fp16, for exact scores
+versions/<version>/index/image-00000-of-00001.codes.faiss   4-bit codes that propose candidates; absent in small sets
 versions/<version>/index/image-assets.arrow
 versions/<version>/dead_letters/dead-00000-of-00001.parquet
 versions/<version>/report.json, report.html
-units/<unit>.parquet, units/<unit>.dead.parquet   what was paid for and no published version has yet
-runs/<version>/                                   the plan and progress of a run under way; removed at its end
-readers/<version>.<nonce>.json                    versions that open readers hold, with the time until when
+units/<unit>.parquet, units/<unit>.dead.parquet   embedded, and not yet in a published version
+runs/<version>/                                   the plan and progress of an active run; removed at its end
+readers/<version>.<nonce>.json                    a version that an open reader holds, with the expiry time
 ```
 """
 
@@ -28,7 +28,7 @@ import pyarrow as pa
 
 FORMAT_VERSION = 2
 PREPARE_RULES = 2
-"""How pictures are prepared (transforms/sources/effective.py). 1: colours and levels by Pillow's own conversions."""
+"""Version of the image preparation rules (transforms/sources/effective.py). 1 used Pillow's own conversions."""
 LATEST = "LATEST.json"
 RUNS = "runs"
 UNITS = "units"
@@ -47,7 +47,7 @@ _METADATA_TYPES: dict[str, pa.DataType] = {
 
 
 class Reason(StrEnum):
-    """Why an asset has no vector. The list is closed: a report counts by it."""
+    """Why an asset has no vector. The list is closed, since reports count by it."""
 
     MISSING = "missing"
     UNREADABLE = "unreadable"
@@ -71,7 +71,7 @@ class Reason(StrEnum):
 
     @property
     def is_transient(self) -> bool:
-        """Whether the next run should try again by itself: nothing says that the asset is at fault."""
+        """Whether the next run retries the asset, since the asset itself may be fine."""
         return self in {
             Reason.MISSING,
             Reason.UNREADABLE,
@@ -83,7 +83,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class DeadLetter:
-    """An asset that got no vector, and why. `detail` is short and holds neither payload nor secret."""
+    """An asset without a vector, and the reason. `detail` is short and has no payload or secret."""
 
     asset_id: str
     kind: str
@@ -93,11 +93,11 @@ class DeadLetter:
     detail: str
     attempts: int = 0
     fingerprint: str | None = None
-    """Of the reference: while it stays the same, a fault that is the asset's own stays too."""
+    """Fingerprint of the source. While it is unchanged, a permanent failure is not retried."""
 
 
 class LetterRow(TypedDict):
-    """A dead letter as its file has it."""
+    """A dead letter as a row of its file."""
 
     asset_id: str
     kind: str
@@ -110,12 +110,12 @@ class LetterRow(TypedDict):
 
 
 def metadata_type(types: Mapping[str, str]) -> pa.StructType | None:
-    """The struct of the declared metadata columns; None when there are none (Parquet has no empty struct)."""
+    """Return the struct of the declared metadata columns; None without columns (Parquet has no empty struct)."""
     return pa.struct([(name, _METADATA_TYPES[kind]) for name, kind in types.items()]) if types else None
 
 
 def asset_fields() -> list[pa.Field]:
-    """The columns that say what an asset is, without its metadata and its vector."""
+    """Return the columns of an asset without its metadata and vector."""
     return [
         pa.field("asset_id", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
@@ -132,23 +132,25 @@ def asset_fields() -> list[pa.Field]:
 
 
 def embedding_field(dimension: int, vector_type: str = "float32") -> pa.Field:
+    """Return the `embedding` column, a fixed-size list of float32 or float16."""
     item = pa.field("item", {"float32": pa.float32(), "float16": pa.float16()}[vector_type], nullable=False)
     return pa.field("embedding", pa.list_(item, dimension), nullable=False)
 
 
 def unit_schema(dimension: int) -> pa.Schema:
-    """A unit's rows. Metadata is not among them: it may change without a vector being paid again."""
+    """Return the columns of a unit. Without metadata, since metadata can change while the vector is reused."""
     return pa.schema([*asset_fields(), embedding_field(dimension)])
 
 
 def vector_schema(dimension: int, metadata: Mapping[str, str], vector_type: str = "float32") -> pa.Schema:
+    """Return the columns of the vectors of a version."""
     struct = metadata_type(metadata)
     extra = [] if struct is None else [pa.field("metadata", struct)]
     return pa.schema([*asset_fields(), *extra, embedding_field(dimension, vector_type)])
 
 
 def assets_schema(metadata: Mapping[str, str]) -> pa.Schema:
-    """The rows of `<kind>-assets.arrow`: the vector rows without their vectors, in the order of the index."""
+    """Return the columns of `<kind>-assets.arrow`: the vector rows without vectors, in the order of the index."""
     struct = metadata_type(metadata)
     return pa.schema([*asset_fields(), *([] if struct is None else [pa.field("metadata", struct)])])
 
@@ -168,7 +170,7 @@ DEAD_LETTER_SCHEMA = pa.schema(
 
 
 def next_version(previous: str | None) -> str:
-    """A new version's name. It sorts after `previous` whatever the clock says, and no two runs share one."""
+    """Return a unique name for a new version. It sorts after `previous` whatever the clock says."""
     before = re.match(r"[0-9]{1,12}(?=-)", previous or "")
     number = int(before[0]) + 1 if before else 1
     now = datetime.datetime.now(datetime.UTC)
@@ -220,7 +222,7 @@ def unit_dead_letters_name(unit: str) -> str:
 
 
 def is_unit(name: str) -> bool:
-    """Whether a file of the units' folder holds vectors."""
+    """Whether a file in the `units` folder holds vectors."""
     return name.endswith(".parquet") and not name.endswith(_DEAD_SUFFIX)
 
 

@@ -1,7 +1,7 @@
-"""The lease: one run or prune at a time holds a catalog, and what a dead one held is free again.
+"""The lease: only one run or prune holds a catalog at a time. The lease of a dead process can be taken over.
 
-It keeps two runs from doing the same work twice. That nothing is lost even when two believe that they hold the
-catalog is the swap of `LATEST.json` (`manifest.py`).
+It prevents two runs from doing the same work. If two runs still believe that they hold the catalog, the swap of
+`LATEST.json` (`index/publish/publish.py`) prevents lost data.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ LEASE = ".lease.json"
 
 _log = logging.getLogger(__name__)
 _held: dict[str, "Lease"] = {}
-"""What this process holds, by nonce."""
+"""The leases of this process, by nonce."""
 
 
 class _Place(NamedTuple):
-    """What is held."""
+    """The folder that a lease holds."""
 
     store: Store
     label: str
@@ -36,7 +36,7 @@ class _Place(NamedTuple):
 
 
 class Lease:
-    """A catalog that this process holds. Made by `hold`."""
+    """A lease that this process holds on a catalog. Created by `hold`."""
 
     def __init__(self, place: _Place, holder: Holder, renew_s: float) -> None:
         self.holder = holder
@@ -51,26 +51,26 @@ class Lease:
 
     @property
     def is_lost(self) -> bool:
-        """Whether somebody else may hold the catalog by now."""
+        """Whether another process may hold the catalog by now."""
         return self._is_taken or time.monotonic() - self._renewed_s > self.holder.ttl_s
 
     def check(self) -> None:
-        """Raises LeaseLostError when somebody else may hold the catalog by now."""
+        """Raise LeaseLostError if another process may hold the catalog by now."""
         if self._is_taken:
-            raise LeaseLostError(f"Another run has taken over the {self._place}: run again when it has ended.")
+            raise LeaseLostError(f"Another run has taken over the {self._place}. Run again when it has ended.")
         if self.is_lost:
             raise LeaseLostError(
-                f"The hold on the {self._place} could not be renewed for {self.holder.ttl_s:g} s: "
-                "run again when the storage answers."
+                f"The lease on the {self._place} could not be renewed for {self.holder.ttl_s:g} s. "
+                "Run again when the storage answers."
             )
 
     def take(self, found: bytes | None) -> None:
-        """Writes the lease in the place of what was `found`, and renews it from then on.
+        """Write the lease over `found` and start renewing it.
 
         Raises:
-            SwapConflictError: When somebody else was faster.
+            SwapConflictError: If another process was faster.
         """
-        _held[self.holder.nonce] = self  # before the write: another thread that finds it must know whose it is
+        _held[self.holder.nonce] = self  # before the write, so that other threads recognise the lease as ours
         try:
             self._store.swap(LEASE, found, self._token)
         except BaseException:
@@ -79,23 +79,23 @@ class Lease:
         threading.Thread(target=self._renew_on, name="lease", daemon=True).start()
 
     def release(self, timeout_s: float = 60.0) -> None:
-        """Gives the catalog back if it is still held. Where the storage does not answer, the lease ends by itself."""
+        """Release the catalog if it is still held. If the storage does not answer, the lease expires."""
         if os.getpid() != self.holder.process:
-            return  # a fork's copy of what its parent holds
+            return  # a forked process has a copy of its parent's lease
         self._over.set()
         is_ours = self._lock.acquire(timeout=timeout_s)
         try:
             if is_ours and not self.is_lost:
                 self._give_back()
-        except Exception as error:  # drivers raise what they like, and the run itself is over
-            _log.warning("The hold on %s could not be given back (%s): it ends by itself.", self._store.url, error)
+        except Exception as error:  # drivers raise any type, and the run itself has ended
+            _log.warning("%s: the lease could not be released (%s). It expires by itself.", self._store.url, error)
         finally:
             _held.pop(self.holder.nonce, None)
             if is_ours:
                 self._lock.release()
 
     def _give_back(self) -> None:
-        # Read first: a renewal whose answer was lost has written what this object does not know of.
+        # Read first: a renewal whose answer was lost may have written a newer token.
         data = _found(self._store)
         found = read_holder(data)
         if data is not None and found is not None and found.nonce == self.holder.nonce:
@@ -110,9 +110,9 @@ class Lease:
                 try:
                     self._renew()
                     wait_s = self._renew_s
-                except Exception as error:  # a storage that is away for a while must not end the run
+                except Exception as error:  # a short outage of the storage must not end the run
                     wait_s = self._renew_s / 4
-                    _log.info("The hold on %s could not be renewed: %s", self._store.url, error)
+                    _log.info("%s: the lease could not be renewed: %s", self._store.url, error)
 
     def _renew(self) -> None:
         began_s = time.monotonic()
@@ -127,7 +127,7 @@ class Lease:
                 self._is_taken = True
                 _log.warning("Another run has taken over the %s.", self._place)
                 return
-            holder, data, began_s = there, found, self._renewed_s  # an earlier renewal, which seemed to fail
+            holder, data, began_s = there, found, self._renewed_s  # an earlier renewal that seemed to fail
         self.holder, self._token, self._renewed_s = holder, data, began_s
 
 
@@ -135,21 +135,21 @@ class Lease:
 def hold(
     store: Store, purpose: str, *, label: str = "catalog", ttl_s: float = 300.0, renew_s: float = 30.0
 ) -> Iterator[Lease]:
-    """Holds the catalog for as long as the block runs, and renews the lease meanwhile.
+    """Hold the catalog while the block runs, and renew the lease.
+
+    The lease of a dead process on this machine is taken over at once. A lease from another machine that was not
+    renewed for its ttl by the wall clock is watched for another ttl, and taken over if it does not change.
 
     Args:
-        store: The catalog, or another folder that one run at a time may write.
-        purpose: What holds it, for others to read: `run`, `prune`.
-        label: What the user calls the folder.
-        ttl_s: How long the lease lasts when it is not renewed.
-        renew_s: How often it is renewed.
-
-    A holder on this machine whose process is dead is replaced at once. A lease from elsewhere that by the wall clock
-    has not been renewed for its ttl is watched for another ttl on the own clock, and replaced if nothing happens to it.
+        store: The catalog, or another folder that only one run at a time may write.
+        purpose: What the holder does, for messages to other processes: `run`, `prune`.
+        label: Name of the folder in messages.
+        ttl_s: Time after the last renewal until the lease expires.
+        renew_s: Time between two renewals.
 
     Raises:
-        CatalogBusyError: When another process, or another thread of this one, holds it.
-        StoreError: When the storage does not keep the conditions that all of this rests on.
+        CatalogBusyError: If another process, or another thread of this process, holds it.
+        StoreError: If the storage does not support conditional writes reliably.
     """
     store.probe()
     lease = _acquire(_Place(store, label), purpose, ttl_s, renew_s)
@@ -160,8 +160,8 @@ def hold(
 
 
 def release_all(timeout_s: float = 2.0) -> None:
-    """Gives back all that this process holds, within `timeout_s`: for a signal's handler, before the process ends."""
-    # In threads of their own: what the handler has interrupted may have the locks that this needs.
+    """Release all leases of this process within `timeout_s`. For signal handlers, before the process exits."""
+    # In separate threads: the interrupted code may hold the locks that this needs.
     threads = [threading.Thread(target=x.release, args=(timeout_s,), daemon=True) for x in list(_held.values())]
     for thread in threads:
         thread.start()
@@ -191,11 +191,11 @@ def _acquire(place: _Place, purpose: str, ttl_s: float, renew_s: float) -> Lease
 
 
 def _watch(place: _Place, found: bytes, there: Holder | None, ttl_s: float) -> bytes | None:
-    """Sees the lease unchanged for a full ttl and returns it, to be swapped against; None when it was given back."""
+    """Wait until the lease is unchanged for a full ttl and return it. Return None if it is released."""
     _log.warning(
-        "The %s is held by %s, which did not renew its hold in time: watching it for %g s before taking over.",
+        "The %s is held by %s, which did not renew its lease in time. Watching it for %g s before taking over.",
         place,
-        there or "somebody whose lease cannot be read",
+        there or "an unknown process (its lease cannot be read)",
         ttl_s,
     )
     deadline_s = time.monotonic() + ttl_s
@@ -218,10 +218,8 @@ def _found(store: Store) -> bytes | None:
 
 def _busy(place: _Place, holder: Holder | None) -> CatalogBusyError:
     if holder is None:
-        return CatalogBusyError(f"Another run holds the {place}: wait until it has ended.")
-    advice = "wait until it has ended."
+        return CatalogBusyError(f"Another run holds the {place}. Wait until it has ended.")
+    advice = "Wait until it has ended."
     if holder.state(_held) != "alive":
-        advice = (
-            f"wait until it has ended; if it is dead, it is replaced {holder.ttl_s:g} s after its last sign of life."
-        )
-    return CatalogBusyError(f"Another {holder.purpose} holds the {place} ({holder}): {advice}")
+        advice = f"Wait until it has ended. If it is dead, its lease expires {holder.ttl_s:g} s after the last renewal."
+    return CatalogBusyError(f"Another {holder.purpose} holds the {place} ({holder}). {advice}")

@@ -1,4 +1,4 @@
-"""The manifest: what a version holds, each file by its length and sha256."""
+"""The manifest: the content of a version, with the length and sha256 of each file."""
 
 import hashlib
 from collections import Counter
@@ -45,7 +45,7 @@ class _Part(BaseModel):
 
 
 class FileEntry(_Part):
-    """A file of the version: its name below the version's folder, its length and its sha256 in hex."""
+    """A file of the version: its name below the version folder, its length and its sha256 in hex."""
 
     name: FileName
     size_bytes: Size
@@ -54,7 +54,7 @@ class FileEntry(_Part):
 
 
 class Histogram(_Part):
-    """How many values fell into each of `counts` equal bins between `low` and `high`."""
+    """Number of values in each of the equal-width bins between `low` and `high`."""
 
     low: Number
     high: Number
@@ -67,57 +67,58 @@ class ScoreFigures(_Part):
     mean: Number
     std: NotNegative
     histogram: Histogram | None = None
-    """Of the same inner products, without those of a query with itself; absent in older versions."""
+    """Histogram of the same inner products, without those of a query with itself. Absent in older versions."""
 
 
 class OperatingPoint(_Part):
-    """A way to ask an index, and the recall that was measured with it."""
+    """Search parameters of an index, with the measured recall."""
 
     cells_share: Share | None = None
-    """Of the cells of each file, those that are scanned; None: all vectors are scanned, without codes."""
+    """Share of the cells of each file to scan. None: all vectors are scanned, without codes."""
     k_factor: Factor | None = None
-    """So many times k candidates are scored by their vectors."""
+    """Candidates that are scored by their vectors, as a multiple of k."""
     recall: dict[Direction, Share]
     cost_us: NotNegative
-    """What a query costs by a model of a common machine: to compare points with each other."""
+    """Estimated cost of a query on a common machine, for comparing operating points."""
 
 
 class IndexFile(NamedTuple):
-    """One file of an index, by the names that the manifest has."""
+    """One file of an index and its codes, by their names in the manifest."""
 
     vectors: str
     codes: str | None
 
 
 class IndexEntry(_Part):
-    """The FAISS index of one kind and what was measured of it. A direction is `text->image`: query kind first."""
+    """The FAISS index of one kind and its measurements. A direction has the query kind first: `text->image`."""
 
     kind: Kind
     files: Annotated[tuple[FileName, ...], Field(min_length=1)]
-    """Every vector as fp16, stock `IndexScalarQuantizer`, in the order of the rows."""
+    """All vectors as fp16 in row order, each file a standard FAISS `IndexScalarQuantizer`."""
     codes: tuple[FileName | None, ...] = ()
-    """For each file its codes, stock `IndexPreTransform`, ids are positions in the file; empty or None: it has none."""
+    """The codes of each file, a standard FAISS `IndexPreTransform` with positions in the file as ids. None or empty:
+    no codes."""
     assets: FileName
     rows: Count
     factory: Text
     search_parameters: dict[SearchParameter, Factor] = Field(default_factory=dict)
-    """The operating point that is used unless another is asked for; empty: all vectors are scanned."""
+    """The default operating point. Empty: all vectors are scanned."""
     operating_points: Annotated[tuple[OperatingPoint, ...], Field(max_length=1000)] = ()
     """Cheapest first."""
     resident_bytes: Size
     recall_k: Annotated[Count, Field(ge=1)]
     recall: dict[Direction, Share]
-    """The share of right answers. Right is a row that no stored score tells from the k-th best."""
+    """Share of correct hits. A row is correct if its stored score is not below that of the k-th best."""
     ties: dict[Direction, Share] = Field(default_factory=dict)
-    """Of `recall`, the share that is right by that alone: rows below the k-th best; absent in older versions."""
+    """Part of `recall` that is due to ties: rows ranked below the k-th best. Absent in older versions."""
     scores: dict[Direction, ScoreFigures]
     norms: Histogram | None = None
-    """How far the stored vectors' norms are from 1: log10 of the deviation; absent in older versions."""
+    """Histogram of log10 of the deviation of the stored norms from 1. Absent in older versions."""
 
     @model_validator(mode="before")
     @classmethod
     def _of_format_1(cls, value: Any) -> Any:
-        """An index was one file then."""
+        """Convert format 1, where an index was one file."""
         if isinstance(value, dict) and "file" in value and "files" not in value:
             return {**value, "files": (value["file"],)}
         return value
@@ -132,18 +133,18 @@ class IndexEntry(_Part):
 
     @property
     def parts(self) -> tuple[IndexFile, ...]:
-        """Each file with its codes."""
+        """The index files with their codes."""
         pairs = zip(self.files, self.codes or (None,) * len(self.files), strict=True)
         return tuple(IndexFile(vectors, codes) for vectors, codes in pairs)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All files that a search opens."""
+        """The names of all files that a search opens."""
         return (*(name for part in self.parts for name in part if name is not None), self.assets)
 
 
 class Difference(NamedTuple):
-    """A value in which two things differ."""
+    """A value that differs between two sets of vectors."""
 
     name: str
     ours: Any
@@ -151,11 +152,11 @@ class Difference(NamedTuple):
 
 
 class MadeBy(NamedTuple):
-    """What vectors were made by. Only those that were made alike can be compared with each other."""
+    """The origin of vectors. Only vectors of the same origin can be compared."""
 
     model: str
     model_fingerprint: str | None
-    """Of an emulator; None for the API itself."""
+    """Fingerprint of an emulator; None for the API."""
     dimension: int
 
     @property
@@ -163,59 +164,59 @@ class MadeBy(NamedTuple):
         return self.model_fingerprint or self.model
 
     def differences(self, other: "MadeBy") -> list[Difference]:
-        """In what vectors made by the other differ from those made by this one; empty when they can be compared."""
+        """Return the values that differ from another origin. Empty if the vectors can be compared."""
         pairs = zip(self._fields, self, other, strict=True)
         return [Difference(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
 
 
 class Counts(_Part):
-    """Where a version's assets come from: `assets` = `embedded` + `reused` + `dead`.
+    """Counts of a version's assets: `assets` = `embedded` + `reused` + `dead`.
 
-    `unchanged`, `touched`, `prepared_anew`, `changed`, `moved`, `copied` and `new` say the same rows otherwise, by
-    comparison with the version before: they too add up to `embedded` + `reused`.
+    `unchanged`, `touched`, `prepared_anew`, `changed`, `moved`, `copied` and `new` count the same rows by comparison
+    with the previous version. They also add up to `embedded` + `reused`.
     """
 
     assets: Count
     per_kind: dict[Kind, Count]
-    """Rows, without dead letters."""
+    """Rows by kind, without dead letters."""
     embedded: Count
-    """Rows whose vector this run paid for."""
+    """Rows embedded by this run."""
     reused: Count
-    """Rows whose vector was there already."""
+    """Rows whose vector was reused."""
     deduplicated: Count
-    """Of the embedded ones: rows that share the vector of another with the same content."""
+    """Embedded rows that share the vector of another row with the same content."""
     dead: Count
     unchanged: Count = 0
-    """Rows whose id, place and fingerprint are what they were: not even read."""
+    """Rows with the same id, place and fingerprint. Not read."""
     touched: Count = 0
-    """Rows with another fingerprint or place and the same content: read, not sent."""
+    """Rows with another fingerprint or place but the same content. Read, not sent."""
     prepared_anew: Count = 0
-    """Rows whose asset is what it was, but may be prepared otherwise today: read, and sent again if it is."""
+    """Rows with an unchanged asset whose preparation may have changed. Read, and sent only if it has."""
     changed: Count = 0
-    """Rows with the id of an old one and another content."""
+    """Rows with an existing id and new content."""
     moved: Count = 0
-    """Rows with a new id and the content of an asset that is gone."""
+    """Rows with a new id and the content of a removed asset."""
     copied: Count = 0
-    """Rows with a new id and the content of an asset that is still there."""
+    """Rows with a new id and the content of an existing asset."""
     new: Count = 0
-    """Rows with a new id and a new content."""
+    """Rows with a new id and new content."""
     other_metadata: Count = 0
-    """Of the unchanged ones: rows whose metadata differs."""
+    """Unchanged rows whose metadata differs."""
     deleted: Count = 0
-    """Rows of the version before whose id is gone; a moved asset's old id is one of them."""
+    """Rows of the previous version whose id is gone, including the old ids of moved assets."""
 
 
 class JobIdentity(_Part):
-    """Which job a catalog belongs to: its name if it has one, and where its sources are."""
+    """The job that a catalog belongs to: its name, if any, and its sources."""
 
     name: Text | None = None
-    """The job's own `job:`; None when it has none."""
+    """The value of `job:`; None if the job has none."""
     sources: tuple[LongText, ...] = ()
-    """A kind and a place each, such as `text /srv/shop/products.csv`; `vectors` and a folder for an import."""
+    """Kind and place of each source, such as `text /srv/shop/products.csv`; `vectors` and a folder for an import."""
 
 
 class ManifestDraft(_Part):
-    """What is known of a version before its manifest is written."""
+    """The fields of a manifest that are known before it is written."""
 
     version: VersionName
     previous: VersionName | None
@@ -230,18 +231,18 @@ class ManifestDraft(_Part):
     gate_failures: Annotated[
         tuple[LongText, ...], Field(validation_alias=GATE_FAILURES, serialization_alias=GATE_FAILURES)
     ] = ()
-    """Why a guard did not let this version be published by itself."""
+    """Why a gate held this version, one sentence each."""
     prepare_rules: PrepareRules = 1
-    """The rules that its pictures were prepared by, or looked at (layout.PREPARE_RULES)."""
+    """Version of the image preparation rules that were applied (layout.PREPARE_RULES)."""
     config: Config
     timings_s: dict[Text, Number]
     job: JobIdentity | None = None
-    """Of the run that wrote the version, or of the one before where only the index was built anew; absent in versions
-    that an older release wrote."""
+    """The job of the run that wrote the version, or of the previous version if only the index was rebuilt. Absent in
+    versions of older releases."""
 
 
 class Manifest(ManifestDraft):
-    """All that a reader needs to open a version and to know what it is."""
+    """Everything a reader needs to open and describe a version."""
 
     format_version: Annotated[Count, Field(ge=1, le=FORMAT_VERSION)] = FORMAT_VERSION
     created_at: Instant
@@ -251,30 +252,31 @@ class Manifest(ManifestDraft):
 
     @property
     def made_by(self) -> MadeBy:
+        """The origin of the vectors."""
         return MadeBy(self.model, self.model_fingerprint, self.dimension)
 
     def to_bytes(self) -> bytes:
         return orjson.dumps(self.model_dump(by_alias=True), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
 
     def file(self, name: str) -> FileEntry:
-        """Raises CatalogError when the version has no such file."""
+        """Return the entry of a file. Raises CatalogError if the manifest does not list it."""
         for entry in self.files:
             if entry.name == name:
                 return entry
-        raise CatalogError(f"the manifest of version {self.version} lists no file {name!r}.")
+        raise CatalogError(f"The manifest of version {self.version} does not list the file {name!r}.")
 
 
 def disagreement(manifest: Manifest) -> str | None:
-    """What a manifest says twice and not alike, in a few words: names, and the rows of files, kinds and the version."""
+    """Describe the first contradiction in a manifest, in names or in row counts. Return None if there is none."""
     rows = {file.name: file.rows for file in manifest.files}
     if len(rows) != len(manifest.files):
         twice = sorted(name for name, times in Counter(file.name for file in manifest.files).items() if times > 1)
         return f"it lists {twice[0]!r} more than once"
     if len({index.kind for index in manifest.indexes}) != len(manifest.indexes):
-        return f"it has more than one index of a kind, {[index.kind for index in manifest.indexes]}"
+        return f"it has more than one index of a kind (kinds: {[index.kind for index in manifest.indexes]})"
     for name, times in Counter(name for index in manifest.indexes for name in index.names).items():
         if name not in rows:
-            return f"it lists no file {name!r}, which an index needs"
+            return f"it does not list the file {name!r}, which an index needs"
         if times > 1:
             return f"its indexes use {name!r} {times} times"
     for what, wanted, found in _sums(manifest, rows):
@@ -284,7 +286,7 @@ def disagreement(manifest: Manifest) -> str | None:
 
 
 def _sums(manifest: Manifest, rows: Mapping[str, int | None]) -> Iterator[tuple[str, int, list[int | None]]]:
-    """What it is, the rows that it must have together, and those that its parts have, as far as they are known."""
+    """Yield a label, the expected total of rows, and the known row counts of the parts."""
     for index in manifest.indexes:
         yield f"{index.kind} index", index.rows, [rows[name] for name in index.files]
         yield f"{index.kind} table of assets", index.rows, [rows[index.assets]]
@@ -301,15 +303,17 @@ def _sums(manifest: Manifest, rows: Mapping[str, int | None]) -> Iterator[tuple[
 
 
 def read_manifest(store: Store, version: str, sha256: str | None = None) -> Manifest:
-    """Reads a version's manifest and, given its `sha256`, proves it.
+    """Read and validate the manifest of a version. Verify it against `sha256` if given.
 
-    Nothing in it is taken on trust: every name, number and list is as this library writes it, or it is refused.
+    The manifest may come from an untrusted catalog, so every name, number and list is validated.
 
     Raises:
-        CatalogError: When it is missing, damaged, another version's, or of a format that this release does not know.
+        CatalogError: If it is missing, damaged, of another version, or has a format that this release does not know.
     """
     if not is_version(version):
-        raise CatalogError(f"{store.url} has no version {version!r:.80}: versions are named such as 000001-….")
+        raise CatalogError(
+            f"{store.url} has no version {version!r:.80}. Names of versions look like 000001-20250102T030405Z-abcdef."
+        )
     name = manifest_name(version)
     try:
         data = store.read(name, max_bytes=MAX_MANIFEST_BYTES)
@@ -317,25 +321,25 @@ def read_manifest(store: Store, version: str, sha256: str | None = None) -> Mani
         raise CatalogError(f"{store.url} has no version {version!r}: {name} is missing.") from error
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
-        raise CatalogError(f"{store.url}/{name} must have sha256 {sha256}, got {found}: the file is damaged.")
+        raise CatalogError(f"{store.url}/{name} must have sha256 {sha256}, got {found}. The file is damaged.")
     try:
         raw = orjson.loads(data)
         form = raw["format_version"]
         if isinstance(form, int) and form > FORMAT_VERSION:
             raise CatalogError(
-                f"{store.url}/{name} has format {form}; this release reads up to {FORMAT_VERSION}: "
-                "install a newer epithre-beam."
+                f"{store.url}/{name} has format {form}, but this release reads formats up to {FORMAT_VERSION}. "
+                "Install a newer epithre-beam."
             )
         manifest = Manifest.model_validate(raw)
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise CatalogError(f"{store.url}/{name} is no manifest that can be read: the file is damaged.") from error
+        raise CatalogError(f"{store.url}/{name} is not a valid manifest. The file is damaged.") from error
     except ValidationError as error:
         raise CatalogError(
-            f"{store.url}/{name} is no manifest that can be read ({wrong_value(error)}): the file is damaged, or "
+            f"{store.url}/{name} is not a valid manifest ({wrong_value(error)}). The file is damaged, or "
             "epithre-beam did not write it."
-        ) from None  # pydantic's own error repeats every value
+        ) from None  # the pydantic error would repeat every value
     if manifest.version != version:
-        raise CatalogError(f"{store.url}/{name} is the manifest of version {manifest.version}: the file is damaged.")
+        raise CatalogError(f"{store.url}/{name} is the manifest of version {manifest.version}. The file is damaged.")
     if (problem := disagreement(manifest)) is not None:
         raise CatalogError(f"{store.url}/{name} contradicts itself: {problem}. The file is damaged.")
     return manifest

@@ -1,7 +1,7 @@
-"""A reader's hold: a small file that says which version is being read, so that `versions prune` leaves it alone.
+"""Reader holds: small files that name the versions being read, so that `versions prune` keeps them.
 
-It is a courtesy between processes whose clocks agree: whoever writes none can read just as well, and what is pruned
-under him is a CatalogError with the file's name.
+Holds are optional and need synchronised clocks. A reader without a hold works too; if its version is pruned, it gets a
+CatalogError with the name of the missing file.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from .values import MAX_SMALL_BYTES, Text, VersionName
 
 
 class VersionHold:
-    """Keeps a version from being pruned until `release()`, or until `hold_s` after this process has died."""
+    """Protects a version from prune until `release()`, or until `hold_s` seconds after the process dies."""
 
     def __init__(self, store: Store, version: str, hold_s: float) -> None:
-        """Writes the file; a daemon thread renews it three times in `hold_s`.
+        """Write the file, and start a daemon thread that renews it three times per `hold_s`.
 
         Raises:
-            OSError: When it cannot be written: a reader may lack the permission.
+            OSError: If it cannot be written, for example without write permission.
         """
         self.name = reader_name(version, secrets.token_hex(8))
         self._store = store
@@ -40,10 +40,10 @@ class VersionHold:
         threading.Thread(target=self._renew, name="catalog-hold", daemon=True).start()
 
     def release(self) -> None:
-        """Removes the file. Again, or in a process that was forked off, it does nothing."""
+        """Remove the file. Repeated calls, and calls in a forked process, do nothing."""
         if self._pid == os.getpid() and not self._over.is_set():
             self._over.set()
-            with contextlib.suppress(OSError, StoreError):  # it expires by itself
+            with contextlib.suppress(OSError, StoreError):  # the hold expires by itself
                 self._store.delete(self.name)
 
     def _write(self) -> None:
@@ -57,7 +57,7 @@ class VersionHold:
 
     def _renew(self) -> None:
         while not self._over.wait(self._hold_s / 3):
-            with contextlib.suppress(OSError, StoreError):  # the next turn may succeed
+            with contextlib.suppress(OSError, StoreError):  # the next renewal may succeed
                 self._write()
         if self._over.is_set():  # released while this thread wrote
             with contextlib.suppress(OSError, StoreError):
@@ -65,7 +65,7 @@ class VersionHold:
 
 
 class _Hold(BaseModel):
-    """The content of a hold's file."""
+    """The content of a hold file."""
 
     version: VersionName
     expires_at: AwareDatetime
@@ -73,16 +73,16 @@ class _Hold(BaseModel):
 
 
 class Holds(NamedTuple):
-    """What readers keep from being pruned."""
+    """The holds in a catalog."""
 
     readers: dict[str, str]
-    """A holder in words, by the version."""
+    """Description of a reader by version."""
     void: list[str]
-    """Files that hold nothing any more."""
+    """Expired or invalid hold files."""
 
 
 def read_holds(store: Store) -> Holds:
-    """The versions that are held by readers."""
+    """Read all holds of a catalog."""
     held: dict[str, str] = {}
     expired = []
     for name in store.names(READERS):
@@ -94,6 +94,6 @@ def read_holds(store: Store) -> Holds:
         except FileNotFoundError:
             continue
         except (ValidationError, StoreError):
-            pass  # ours appear whole: this one says nothing that could be kept to
+            pass  # holds are written atomically, so an invalid file is not a hold
         expired.append(name)
     return Holds(held, expired)

@@ -1,7 +1,7 @@
-"""What the values in a catalog's JSON files may be: a catalog may be a stranger's, and none is used unchecked.
+"""Validation of the values in a catalog's JSON files. A catalog may be untrusted, so every value is checked.
 
-Names that become paths or columns have a pattern, kinds and types of columns are closed sets, numbers are JSON numbers
-(never true or false) within bounds that no catalog of this library comes near.
+Names that become paths or columns must match a pattern. Kinds and column types are closed sets. Numbers are JSON
+numbers (never true or false) within bounds far beyond those of any real catalog.
 """
 
 import datetime
@@ -16,11 +16,11 @@ from ...configs.schema import MetadataType, check_metadata_name
 from .layout import KINDS
 
 MAX_MANIFEST_BYTES = 32_000_000
-"""Some 150,000 files, which at 50,000 rows each are seven billion vectors. Parsed, it takes up to twenty times this."""
+"""About 150,000 files, or seven billion vectors at 50,000 rows per file. Parsed, it takes up to 20 times the memory."""
 MAX_SMALL_BYTES = 1_000_000
-"""Of LATEST.json, the lease and a reader's hold."""
+"""Limit of LATEST.json, the lease and a reader hold."""
 MAX_COLUMNS = 10_000
-"""Of metadata."""
+"""Limit of metadata columns."""
 _MAX_DEPTH = 32
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]{0,100}")
 _PLAIN = re.compile(r"[\w>-]{1,80}")
@@ -29,29 +29,29 @@ _SECTIONS = ("embed", "prepare", "index", "gates")
 
 
 def is_version(name: Any) -> bool:
-    """Whether it may be a version's name, which is a folder's: 000001-20250102T030405Z-abcdef."""
+    """Whether `name` is a valid version name, such as 000001-20250102T030405Z-abcdef. It is also a folder name."""
     return isinstance(name, str) and _VERSION.fullmatch(name) is not None
 
 
 def is_sha256(text: Any) -> bool:
-    """Whether it is a sha256 in hex, as this library writes it."""
+    """Whether `text` is a sha256 in lower-case hex."""
     return isinstance(text, str) and _SHA256.fullmatch(text) is not None
 
 
 def wrong_value(error: ValidationError) -> str:
-    """The first thing that is wrong, in a few words."""
+    """Describe the first invalid value of a validation error."""
     first = error.errors(include_url=False)[0]
     parts = (str(part) for part in first["loc"] if part != "[key]")
-    place = ".".join(part if _PLAIN.fullmatch(part) else f"{part!r:.80}" for part in parts)  # keys are a stranger's too
+    place = ".".join(part if _PLAIN.fullmatch(part) else f"{part!r:.80}" for part in parts)  # keys are untrusted too
     reason = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":  # it has the value already
+    if first["type"] == "value_error":  # its message has the value already
         return f"{place}: {reason}" if place else reason
     return f"{place}: {reason}, got {first['input']!r:.80}"
 
 
 def _checked_version(name: str) -> str:
     if not is_version(name):
-        raise ValueError(f"must be a version's name such as 000001-20250102T030405Z-abcdef, got {name!r:.80}")
+        raise ValueError(f"must be a version name such as 000001-20250102T030405Z-abcdef, got {name!r:.80}")
     return name
 
 
@@ -61,18 +61,18 @@ def _checked_instant(text: str) -> str:
     except ValueError:
         time = None
     if time is None or time.tzinfo is None or not 1970 <= time.year <= 9998:
-        raise ValueError(f"must be a time with its zone, in ISO format, got {text!r:.80}")
+        raise ValueError(f"must be an ISO time with a time zone, got {text!r:.80}")
     return text
 
 
 def _checked_config(config: dict[str, Any]) -> dict[str, Any]:
-    """With the keys of today: the one place where the config of an older release's version gets them."""
+    """Validate a config and rename the keys of older releases. The only place that renames them."""
     config = with_current_keys(config)
     for name in _SECTIONS:
         if not isinstance(config.get(name, {}), dict):
-            raise ValueError(f"must have an object as {name}, got {config[name]!r:.80}")  # noqa: TRY004 - pydantic's
+            raise ValueError(f"{name} must be an object, got {config[name]!r:.80}")  # noqa: TRY004 - pydantic's
     if not isinstance(config.get("sources", []), (list, tuple)):
-        raise ValueError(f"must have a list as sources, got {config['sources']!r:.80}")  # noqa: TRY004 - pydantic's
+        raise ValueError(f"sources must be a list, got {config['sources']!r:.80}")  # noqa: TRY004 - pydantic's
     level: list[Any] = [config]
     for _ in range(_MAX_DEPTH):
         level = [inner for value in level for inner in _inside(value)]
@@ -87,7 +87,7 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def _one_of(*names: str) -> AfterValidator:
-    """Of a text: it must be one of a closed set."""
+    """Return a validator for strings of a closed set."""
 
     def check(name: str) -> str:
         if name not in names:
@@ -108,7 +108,7 @@ FileName = Annotated[
     str,
     StringConstraints(max_length=250, pattern=r"^[0-9A-Za-z][0-9A-Za-z_.-]*(/[0-9A-Za-z][0-9A-Za-z_.-]*){0,4}$"),
 ]
-"""Folders and files of plain characters, none of which begins with a dot."""
+"""Up to five path parts of plain characters, none starting with a dot."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(max_length=1000)]
 LongText = Annotated[str, StringConstraints(max_length=100_000)]
@@ -116,9 +116,9 @@ Instant = Annotated[str, AfterValidator(_checked_instant)]
 Count = Annotated[int, Field(strict=True, ge=0, le=10**12)]
 Size = Annotated[int, Field(strict=True, ge=0, le=10**18)]
 PrepareRules = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
-"""A later release may know later ones than this."""
+"""A later release may have later rules."""
 Dimension = Annotated[int, Field(strict=True, ge=1, le=65_536)]
-"""As far as a job can ask for it."""
+"""The same bounds as in a job."""
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e15, le=1e15)]
 NotNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1e15)]
 Share = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1)]

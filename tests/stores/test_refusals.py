@@ -93,7 +93,7 @@ def test_without_credentials_it_is_said_that_they_are_missing(tmp_path: Path) ->
         done = Desk(tmp_path).cli("versions", "list", f"{protocol}://{BUCKET}/catalog")
         assert done.returncode == 1
         (sentence,) = sentences(done.stderr)
-        assert "give credentials that may use it" in sentence
+        assert "Provide credentials where" in sentence
 
 
 def test_a_bucket_that_is_not_there_is_told_as_that(place: Place, tmp_path: Path) -> None:

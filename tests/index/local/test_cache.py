@@ -1,4 +1,4 @@
-"""What is opened is what the manifest says, whatever was damaged or killed on its way; the cache keeps its bound."""
+"""Opened files match the manifest despite damage and killed processes, and the cache keeps its size limit."""
 
 import contextlib
 import hashlib
@@ -48,7 +48,7 @@ with local_files(s3_store(port, folder), "v1", entries, cache_folder=cache) as p
     print(json.dumps(found), flush=True)
     sys.stdin.readline()
 """
-"""Opens when it is told to, says what it found, and lets go when it is told to."""
+"""Opens the files after a line on stdin, prints their sha256, and releases them after the next line."""
 
 
 def content(size_bytes: int, seed: int = 1) -> bytes:
@@ -60,7 +60,7 @@ def entry_of(name: str, data: bytes) -> FileEntry:
 
 
 def stored(store: Store, files: dict[str, bytes]) -> list[FileEntry]:
-    """Writes a version's files and tells what a manifest says of them."""
+    """Write the files of a version. Return their manifest entries."""
     for name, data in files.items():
         store.write(f"versions/{VERSION}/{name}", data)
     return [entry_of(name, data) for name, data in files.items()]
@@ -72,7 +72,7 @@ def read(store: Store, entries: Sequence[FileEntry], cache: Path, **options: Any
 
 
 def cached(cache: Path) -> set[str]:
-    """The contents that are there whole or in part; a part has its suffix."""
+    """Return the names of complete and partial files in the cache."""
     return {path.name for path in cache.glob("files/*/*") if path.suffix in {"", ".partial"}}
 
 
@@ -98,7 +98,7 @@ def folder() -> str:
 
 @pytest.fixture
 def origin(s3_server: S3Server, folder: str) -> Store:
-    """The catalog without the proxy: to write it."""
+    """The catalog without the proxy, for writing."""
     return s3_store(s3_server.port, folder)
 
 
@@ -168,9 +168,7 @@ def opener(folder: str, cache: Path) -> Iterator[Callable[[int, Sequence[FileEnt
 SIZES = {"empty": 0, "byte": 1, "small.arrow": 70_000, "one": RANGE_BYTES, "more": RANGE_BYTES + 1, "big": 20_000_000}
 
 
-def test_what_is_opened_is_what_was_stored_and_is_downloaded_once(
-    origin: Store, remote: Store, proxy: Proxy, cache: Path
-) -> None:
+def test_files_are_downloaded_once_and_unchanged(origin: Store, remote: Store, proxy: Proxy, cache: Path) -> None:
     files = {name: content(size, size) for name, size in SIZES.items()}
     entries = stored(origin, files)
     assert read(remote, entries, cache) == files
@@ -186,7 +184,7 @@ def test_what_is_opened_is_what_was_stored_and_is_downloaded_once(
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 
-def test_big_files_are_read_by_several_ranges_at_once_that_bound_the_memory(
+def test_large_files_are_downloaded_in_bounded_parallel_ranges(
     origin: Store, remote: Store, proxy: Proxy, cache: Path
 ) -> None:
     entries = stored(origin, {"a": content(2 * RANGE_BYTES + 1), "b": content(4 * RANGE_BYTES + 1, 2)})
@@ -216,16 +214,14 @@ def test_big_files_are_read_by_several_ranges_at_once_that_bound_the_memory(
     assert len(seen) == 3 + 5
 
 
-def test_one_content_under_two_names_is_downloaded_once(
-    origin: Store, remote: Store, proxy: Proxy, cache: Path
-) -> None:
+def test_duplicate_content_is_downloaded_once(origin: Store, remote: Store, proxy: Proxy, cache: Path) -> None:
     entries = stored(origin, {"a": content(1000), "b": content(1000)})
     assert read(remote, entries, cache) == {"a": content(1000), "b": content(1000)}
     assert proxy.requests.count("GET") == 1
 
 
 def nth_get(what: str, *numbers: int, also: Callable[[], None] = lambda: None) -> Callable[[str, dict[str, str]], str]:
-    """These GETs, counted from 0, meet `what`; all else passes."""
+    """Return a fault that applies `what` to these GETs, counted from 0."""
     lock, seen = threading.Lock(), [0]
 
     def fault(method: str, headers: dict[str, str]) -> str:
@@ -242,9 +238,7 @@ def nth_get(what: str, *numbers: int, also: Callable[[], None] = lambda: None) -
     return fault
 
 
-def test_what_is_damaged_on_its_way_is_downloaded_again(
-    origin: Store, remote: Store, proxy: Proxy, cache: Path
-) -> None:
+def test_transfer_damage_is_downloaded_again(origin: Store, remote: Store, proxy: Proxy, cache: Path) -> None:
     data = content(RANGE_BYTES + 10)
     entries = stored(origin, {"a": data})
     proxy.fault = nth_get("damage", 1)
@@ -253,9 +247,7 @@ def test_what_is_damaged_on_its_way_is_downloaded_again(
     assert cached(cache) == names_of(*entries)
 
 
-def test_a_damaged_object_is_refused_and_leaves_nothing(
-    origin: Store, remote: Store, proxy: Proxy, cache: Path
-) -> None:
+def test_damaged_object_is_refused_and_not_cached(origin: Store, remote: Store, proxy: Proxy, cache: Path) -> None:
     (entry,) = stored(origin, {"a": content(5000)})
     other = content(5000, 2)
     stored(origin, {"a": other})
@@ -267,7 +259,7 @@ def test_a_damaged_object_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("change", [-1, 1, 700])
-def test_an_object_of_another_length_is_refused_before_it_is_read(
+def test_object_with_a_wrong_length_is_not_downloaded(
     origin: Store, remote: Store, proxy: Proxy, cache: Path, change: int
 ) -> None:
     (entry,) = stored(origin, {"a": content(5000)})
@@ -278,7 +270,7 @@ def test_an_object_of_another_length_is_refused_before_it_is_read(
 
 
 @pytest.mark.parametrize("moment", ["before", "meanwhile"])
-def test_an_object_that_vanishes_is_named_and_leaves_nothing(
+def test_missing_object_is_named_and_not_cached(
     origin: Store, remote: Store, proxy: Proxy, cache: Path, moment: str
 ) -> None:
     entries = stored(origin, {"a": content(2 * RANGE_BYTES + 1)})
@@ -293,16 +285,14 @@ def test_an_object_that_vanishes_is_named_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("what", ["error", "lose answer", "lose request"])
-def test_passing_failures_are_outlived(origin: Store, remote: Store, proxy: Proxy, cache: Path, what: str) -> None:
+def test_transient_failures_are_retried(origin: Store, remote: Store, proxy: Proxy, cache: Path, what: str) -> None:
     files = {"a": content(2 * RANGE_BYTES + 1), "b": content(100)}
     entries = stored(origin, files)
     proxy.fault = nth_get(what, 0, 2, 3)
     assert read(remote, entries, cache) == files
 
 
-def test_the_first_failure_stops_what_else_is_under_way(
-    origin: Store, remote: Store, proxy: Proxy, cache: Path
-) -> None:
+def test_first_failure_stops_other_downloads(origin: Store, remote: Store, proxy: Proxy, cache: Path) -> None:
     data = content(RANGE_BYTES * 3)
     entries = [entry_of("gone", b"gone"), *stored(origin, {f"{i}": data[: len(data) - i] for i in range(4)})]
     ranges: list[str] = []
@@ -311,7 +301,7 @@ def test_the_first_failure_stops_what_else_is_under_way(
     def fault(method: str, headers: dict[str, str]) -> str:
         if "Range" in headers:
             ranges.append(headers["Range"])
-            never.wait(1)  # by then it is known that the other is missing
+            never.wait(1)  # long enough to find out that the other file is missing
         return "pass"
 
     proxy.fault = fault
@@ -322,7 +312,7 @@ def test_the_first_failure_stops_what_else_is_under_way(
 
 
 class FileServer:
-    """Serves one content by HTTP, with or without ranges, or nothing but failures."""
+    """Serves one content over HTTP, with or without ranges, or only failures."""
 
     def __init__(self, data: bytes, way: str) -> None:
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -358,11 +348,11 @@ class FileServer:
     ("way", "error"),
     [
         ("ranges", None),
-        ("whole", "it must answer requests for ranges"),
-        ("failures", "cannot be read .*503.*try again"),
+        ("whole", "the store must support range requests"),
+        ("failures", "cannot be read .*503.*Try again"),
     ],
 )
-def test_over_http_a_file_is_opened_or_it_is_said_why_not(cache: Path, way: str, error: str | None) -> None:
+def test_http_server_is_read_or_refused_with_the_reason(cache: Path, way: str, error: str | None) -> None:
     data = content(RANGE_BYTES + 5)
     server = FileServer(data, way)
     try:
@@ -380,10 +370,7 @@ def test_over_http_a_file_is_opened_or_it_is_said_why_not(cache: Path, way: str,
 
 
 @pytest.mark.slow
-@pytest.mark.slow
-def test_of_ten_processes_one_downloads_and_all_open(
-    origin: Store, proxy: Proxy, opener: Callable[..., Opener]
-) -> None:
+def test_one_of_ten_processes_downloads_for_all(origin: Store, proxy: Proxy, opener: Callable[..., Opener]) -> None:
     entries = stored(origin, {"a": content(2 * RANGE_BYTES + 1), "b": content(100_000), "c": content(10)})
     openers = [opener(proxy.port, entries) for _ in range(PROCESSES)]
     for one in openers:
@@ -396,7 +383,7 @@ def test_of_ten_processes_one_downloads_and_all_open(
 
 
 @pytest.mark.slow
-def test_what_a_killed_process_left_is_replaced(
+def test_partial_file_of_a_killed_process_is_replaced(
     origin: Store, remote: Store, proxy: Proxy, cache: Path, opener: Callable[..., Opener]
 ) -> None:
     data = content(3 * RANGE_BYTES)
@@ -419,7 +406,7 @@ def test_what_a_killed_process_left_is_replaced(
     assert cached(cache) == names_of(*entries)
 
 
-def test_what_killed_processes_left_takes_no_room(memory: Store, cache: Path) -> None:
+def test_partial_files_of_killed_processes_use_no_space(memory: Store, cache: Path) -> None:
     entries = stored(memory, {"a": content(1000), "b": content(1000, 2)})
     read(memory, entries[:1], cache, max_bytes=2000)
     left = cache / "files" / "ff" / f"{'f' * 64}.partial"
@@ -430,9 +417,7 @@ def test_what_killed_processes_left_takes_no_room(memory: Store, cache: Path) ->
 
 
 @pytest.mark.slow
-def test_a_process_that_waits_for_another_takes_over_when_that_one_dies(
-    origin: Store, proxy: Proxy, opener: Callable[..., Opener]
-) -> None:
+def test_waiting_process_takes_over_from_a_dead_one(origin: Store, proxy: Proxy, opener: Callable[..., Opener]) -> None:
     entries = stored(origin, {"a": content(1000)})
     under_way, never = threading.Event(), threading.Event()
 
@@ -451,10 +436,10 @@ def test_a_process_that_waits_for_another_takes_over_when_that_one_dies(
     other.end()
 
 
-# ---------------------------------------------------------------------------------------------------- the bound
+# ---------------------------------------------------------------------------------------------------- size limit
 
 
-def test_what_was_not_used_for_longest_goes_first(memory: Store, cache: Path) -> None:
+def test_least_recently_used_file_is_evicted_first(memory: Store, cache: Path) -> None:
     a, b, c, d, e = stored(memory, {name: content(1000, ord(name)) for name in "abcde"})
     for entry in (a, b, c):
         read(memory, [entry], cache, max_bytes=3000)
@@ -463,10 +448,12 @@ def test_what_was_not_used_for_longest_goes_first(memory: Store, cache: Path) ->
     assert cached(cache) == names_of(a, c, d)
     read(memory, [c, e], cache, max_bytes=3000)
     assert cached(cache) == names_of(c, d, e)
-    assert {path.name.partition(".")[0] for path in cache.glob("files/*/*")} == names_of(c, d, e)  # no file of others
+    assert {path.name.partition(".")[0] for path in cache.glob("files/*/*")} == names_of(
+        c, d, e
+    )  # no other files are left
 
 
-def test_any_history_stays_within_the_bound(memory: Store, cache: Path) -> None:
+def test_cache_never_exceeds_its_size_limit(memory: Store, cache: Path) -> None:
     random = np.random.default_rng(7)
     entries = stored(memory, {str(i): content(int(random.integers(1, 2000)), i) for i in range(12)})
     for _ in range(60):
@@ -478,8 +465,8 @@ def test_any_history_stays_within_the_bound(memory: Store, cache: Path) -> None:
         assert sum(path.stat().st_size for path in cache.glob("files/*/*")) <= 5000
 
 
-def test_many_at_once_who_take_each_others_room_read_what_they_asked_for(memory: Store, cache: Path) -> None:
-    """The bound is just what they can hold together, so that nobody is refused; each has locks of its own."""
+def test_concurrent_readers_share_a_tight_cache(memory: Store, cache: Path) -> None:
+    """The limit is exactly what all threads hold together, so none is refused. Each has its own locks."""
     entries = stored(memory, {str(i): content(1000, i) for i in range(24)})
 
     def open_some(seed: int) -> None:
@@ -496,8 +483,8 @@ def test_many_at_once_who_take_each_others_room_read_what_they_asked_for(memory:
     assert not any(name.endswith(".partial") for name in cached(cache))
 
 
-def test_making_room_spares_what_is_opened_with_it(memory: Store, cache: Path) -> None:
-    """The oldest file is wanted again, together with one that needs room."""
+def test_eviction_keeps_files_of_the_same_request(memory: Store, cache: Path) -> None:
+    """The oldest file is requested together with a file that needs space."""
     a, b, c = stored(memory, {name: content(1000, ord(name)) for name in "abc"})
     read(memory, [a], cache, max_bytes=2000)
     read(memory, [b], cache, max_bytes=2000)
@@ -509,7 +496,7 @@ def test_making_room_spares_what_is_opened_with_it(memory: Store, cache: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["let go", "killed"])
-def test_what_another_process_is_opening_stays_until_it_lets_go(
+def test_files_held_by_another_process_are_not_evicted(
     origin: Store, remote: Store, proxy: Proxy, cache: Path, opener: Callable[..., Opener], end: str
 ) -> None:
     a, b, c = stored(origin, {name: content(1000, ord(name)) for name in "abc"})
@@ -518,8 +505,10 @@ def test_what_another_process_is_opening_stays_until_it_lets_go(
     assert a.sha256 in other.line()
     read(remote, [b], cache, max_bytes=2000)
     read(remote, [c], cache, max_bytes=2000)
-    assert cached(cache) == names_of(a, c)  # b is younger, and went
-    with pytest.raises(CatalogError, match=f"may hold 1500 bytes.* no room for 1000 more.*{BOUND_VARIABLE}"):
+    assert cached(cache) == names_of(a, c)  # b is younger, but was evicted
+    with pytest.raises(
+        CatalogError, match=f"is limited to 1500 bytes.* no space for 1000 bytes more.*{BOUND_VARIABLE}"
+    ):
         read(remote, [b], cache, max_bytes=1500)
     assert a.sha256 in cached(cache)
     if end == "killed":
@@ -530,7 +519,7 @@ def test_what_another_process_is_opening_stays_until_it_lets_go(
     assert cached(cache) == names_of(b)
 
 
-def test_what_is_mapped_stays_readable_when_it_is_deleted(memory: Store, cache: Path) -> None:
+def test_mapped_file_stays_readable_after_eviction(memory: Store, cache: Path) -> None:
     a, b = stored(memory, {"a": content(9000), "b": content(9000, 2)})
     with local_files(memory, VERSION, [a], cache_folder=cache, max_bytes=9000) as paths, paths["a"].open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -539,13 +528,14 @@ def test_what_is_mapped_stays_readable_when_it_is_deleted(memory: Store, cache: 
     assert mapped[:] == content(9000)
 
 
-def test_a_version_greater_than_the_bound_is_refused_before_anything_is_asked(
+def test_version_larger_than_the_limit_is_refused_without_requests(
     origin: Store, remote: Store, proxy: Proxy, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entries = stored(origin, {"a": content(900_000), "b": content(900_000, 2)})
     monkeypatch.setenv(BOUND_VARIABLE, "1")
     rule = (
-        f"needs 1800000 bytes of the cache {re.escape(str(cache))}, which may hold 1000000: set {BOUND_VARIABLE} to 2"
+        f"needs 1800000 bytes of the cache {re.escape(str(cache))}, which is limited to 1000000 bytes. "
+        f"Set {BOUND_VARIABLE} to 2"
     )
     with pytest.raises(CatalogError, match=rule):
         read(remote, entries, cache)
@@ -555,9 +545,7 @@ def test_a_version_greater_than_the_bound_is_refused_before_anything_is_asked(
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "１"])
-def test_a_bound_that_is_none_is_refused(
-    memory: Store, cache: Path, monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
+def test_invalid_size_limit_raises(memory: Store, cache: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv(BOUND_VARIABLE, value)
     with pytest.raises(
         CatalogError, match=f"{BOUND_VARIABLE} must be a whole number of megabytes above 0, got '{value}'"
@@ -576,26 +564,28 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_a_file_for_which_the_disk_has_no_room_is_not_begun(
+def test_file_too_large_for_the_disk_is_not_downloaded(
     origin: Store, remote: Store, proxy: Proxy, small_disk: Path
 ) -> None:
     old, big = stored(origin, {"old": content(1_000_000), "big": content(5_000_000)})
     read(remote, [old], small_disk / "cache")
     asked = proxy.requests.count("GET")
-    with pytest.raises(CatalogError, match=r"cannot be written \(5000000 bytes are needed, \d+ are free\): make room"):
+    with pytest.raises(
+        CatalogError, match=r"cannot be written \(5000000 bytes are needed, \d+ are free\)\. Free space"
+    ):
         read(remote, [big], small_disk / "cache")
     assert proxy.requests.count("GET") == asked
     assert cached(small_disk / "cache") == names_of(old)
 
 
-def test_older_files_go_where_the_disk_is_smaller_than_the_bound(origin: Store, small_disk: Path) -> None:
+def test_older_files_are_evicted_if_the_disk_is_small(origin: Store, small_disk: Path) -> None:
     old, new = stored(origin, {"old": content(2_500_000), "new": content(2_500_000, 2)})
     read(origin, [old], small_disk / "cache")
     read(origin, [new], small_disk / "cache")
     assert cached(small_disk / "cache") == names_of(new)
 
 
-def test_a_disk_that_fills_up_meanwhile_is_told_and_nothing_is_left(
+def test_disk_full_during_download_raises_and_leaves_nothing(
     origin: Store, remote: Store, proxy: Proxy, small_disk: Path
 ) -> None:
     entries = stored(origin, {"a": content(3_000_000)})
@@ -604,7 +594,7 @@ def test_a_disk_that_fills_up_meanwhile_is_told_and_nothing_is_left(
         (small_disk / "other").write_bytes(bytes(2_000_000))
 
     proxy.fault = nth_get("pass", 0, also=fill)
-    with pytest.raises(CatalogError, match=r"cannot be written \(No space left on device\): make room on its disk"):
+    with pytest.raises(CatalogError, match=r"cannot be written \(No space left on device\)\. Free space on its disk"):
         read(remote, entries, small_disk / "cache")
     assert cached(small_disk / "cache") == set()
     (small_disk / "other").unlink()
@@ -614,7 +604,7 @@ def test_a_disk_that_fills_up_meanwhile_is_told_and_nothing_is_left(
 # ---------------------------------------------------------------------------------------------------- trust
 
 
-def test_a_cached_file_that_was_changed_is_downloaded_anew_though_size_and_mtime_are_the_same(
+def test_changed_cached_file_with_same_size_and_mtime_is_replaced(
     origin: Store, remote: Store, proxy: Proxy, cache: Path
 ) -> None:
     (entry,) = stored(origin, {"a": content(5000)})
@@ -631,7 +621,7 @@ def test_a_cached_file_that_was_changed_is_downloaded_anew_though_size_and_mtime
     assert stat.S_IMODE(path.stat().st_mode) == 0o444
 
 
-def test_a_cached_file_whose_mark_is_gone_is_read_and_not_downloaded(
+def test_cached_file_missing_in_the_verification_cache_is_not_downloaded(
     origin: Store, remote: Store, proxy: Proxy, cache: Path
 ) -> None:
     (entry,) = stored(origin, {"a": content(5000)})
@@ -643,7 +633,7 @@ def test_a_cached_file_whose_mark_is_gone_is_read_and_not_downloaded(
     assert len(list((cache / "marks").iterdir())) == 1
 
 
-def test_a_truncated_cached_file_is_downloaded_anew_also_without_verifying(memory: Store, cache: Path) -> None:
+def test_truncated_cached_file_is_replaced_even_unverified(memory: Store, cache: Path) -> None:
     (entry,) = stored(memory, {"a": content(5000)})
     read(memory, [entry], cache)
     path = place_of(cache, entry)
@@ -653,7 +643,7 @@ def test_a_truncated_cached_file_is_downloaded_anew_also_without_verifying(memor
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder to another user: run it as root")
-def test_a_cache_of_another_user_is_refused(memory: Store, cache: Path) -> None:
+def test_cache_of_another_user_is_refused(memory: Store, cache: Path) -> None:
     (entry,) = stored(memory, {"a": content(5000)})
     read(memory, [entry], cache)
     os.chown(cache, 12345, -1)
@@ -666,33 +656,35 @@ def test_a_cache_of_another_user_is_refused(memory: Store, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777, 0o1777])
-def test_a_cache_that_others_may_write_to_is_refused(memory: Store, cache: Path, mode: int) -> None:
+def test_cache_writable_by_others_is_refused(memory: Store, cache: Path, mode: int) -> None:
     cache.mkdir()
     cache.chmod(mode)
-    with pytest.raises(CatalogError, match=f"writable by its owner alone, got mode {mode & 0o777:o}: `chmod go-w`"):
+    with pytest.raises(CatalogError, match=f"writable by its owner only, got mode {mode & 0o777:o}. Run `chmod go-w`"):
         read(memory, [], cache)
 
 
-def test_a_cache_in_a_folder_for_everybody_is_ones_own(memory: Store, tmp_path: Path) -> None:
+def test_cache_in_a_shared_folder_is_private(memory: Store, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp").chmod(0o1777)
     entries = stored(memory, {"a": content(5000)})
     assert read(memory, entries, tmp_path / "tmp" / "cache") == {"a": content(5000)}
 
 
-def test_a_cache_that_cannot_be_made_is_told(memory: Store, tmp_path: Path) -> None:
+def test_cache_that_cannot_be_created_raises(memory: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(CatalogError, match=r"file/cache cannot be made \(Not a directory\): name a folder of your own"):
+    with pytest.raises(
+        CatalogError, match=r"file/cache cannot be created \(Not a directory\)\. To fix it, set .* to a folder"
+    ):
         read(memory, [], tmp_path / "file" / "cache")
 
 
 @pytest.mark.parametrize("sha256", ["", "../../../../etc/passwd", "A" * 64, "0" * 63, "0" * 64 + "\n"])
-def test_a_sha256_that_is_none_never_becomes_a_path(memory: Store, cache: Path, sha256: str) -> None:
+def test_invalid_sha256_never_becomes_a_path(memory: Store, cache: Path, sha256: str) -> None:
     with pytest.raises(CatalogError, match="v1/a must have a sha256 of 64 hex digits"):
         read(memory, [FileEntry.model_construct(name="a", size_bytes=1, sha256=sha256)], cache)
 
 
-def test_what_the_caller_raises_passes_through(memory: Store, cache: Path) -> None:
+def test_exception_of_the_caller_is_not_wrapped(memory: Store, cache: Path) -> None:
     entries = stored(memory, {"a": content(10)})
     held = FileCache(cache, 1000).hold(memory, VERSION, entries, verify=True)
     with pytest.raises(OSError, match="the caller's own"), held:

@@ -1,4 +1,4 @@
-"""What a catalog asks for is allowed by a job of the same user, by name, or not at all."""
+"""Requests of a catalog are allowed by a job of the same user, by the environment, or not at all."""
 
 import os
 import re
@@ -33,7 +33,7 @@ def config(**embed: Any) -> dict[str, Any]:
     return {"embed": {**OWN, **embed}}
 
 
-def test_the_providers_own_address_with_its_own_key_and_the_emulator_ask_for_nothing() -> None:
+def test_provider_and_emulator_need_no_permission() -> None:
     assert asks({}) == asks(config()) == asks(config(base_url="emulator")) == []
     assert allowed_embed(config(), "c", {}) == OWN
 
@@ -50,30 +50,30 @@ def test_the_providers_own_address_with_its_own_key_and_the_emulator_ask_for_not
     ],
     ids=str,
 )  # fmt: skip
-def test_any_other_address_or_variable_is_the_users_to_say(stated: dict[str, Any], options: str) -> None:
+def test_other_address_or_key_variable_needs_permission(stated: dict[str, Any], options: str) -> None:
     with pytest.raises(UntrustedCatalogError) as caught:
         allowed_embed(config(**stated), "their catalog", {})
     message = str(caught.value)
     assert message.startswith("their catalog asks to send the key in ")
     assert all(str(value) in message for value in stated.values() if value is not True)
-    assert f"say so ({options})" in message
+    assert f"set {options}, or " in message
     assert "epithre-beam trust 'their catalog'" in message
     assert caught.value.exit_code == 2
 
 
-def test_what_the_user_says_is_done_and_the_rest_stays_the_users_too() -> None:
+def test_user_settings_override_and_unsafe_settings_are_dropped() -> None:
     said = {"base_url": "https://mine.example/v1", "api_key_env": "MINE"}
     embed = allowed_embed({"embed": {**GATEWAY, "allow_plain_http": True, "lanes": 1000}}, "c", said)
     assert (embed["base_url"], embed["api_key_env"]) == ("https://mine.example/v1", "MINE")
     assert not {"allow_plain_http", "lanes", "rate_limiter", "redis_url"} & embed.keys()
     assert embed["dimension"] == OWN["dimension"]
-    with pytest.raises(UntrustedCatalogError, match=r"say so \(--api-key-env\)"):  # the address alone names no key
+    with pytest.raises(UntrustedCatalogError, match=r"set --api-key-env, or "):  # an address alone names no key
         allowed_embed({"embed": GATEWAY}, "c", {"base_url": "https://mine.example/v1"})
-    with pytest.raises(UntrustedCatalogError, match=r"say so \(--base-url\)"):
+    with pytest.raises(UntrustedCatalogError, match=r"set --base-url, or "):
         allowed_embed({"embed": GATEWAY}, "c", {"api_key_env": "MINE"})
 
 
-def test_a_stranger_does_not_allow_plain_http_for_the_users_own_address() -> None:
+def test_untrusted_manifest_cannot_allow_plain_http() -> None:
     said = {"base_url": "http://mine.example/v1"}
     assert "allow_plain_http" not in allowed_embed(config(allow_plain_http=True), "c", said)
     own = {**GATEWAY, "base_url": "http://gateway.example/v1", "allow_plain_http": True}
@@ -81,7 +81,7 @@ def test_a_stranger_does_not_allow_plain_http_for_the_users_own_address() -> Non
     assert allowed_embed({"embed": own}, "c", said)["allow_plain_http"] is True
 
 
-def test_what_a_job_of_this_user_does_its_catalog_may_ask_for() -> None:
+def test_catalog_may_request_what_a_job_of_the_user_does() -> None:
     job = RunConfig.model_validate(
         {
             "catalog": "c",
@@ -105,17 +105,17 @@ def test_what_a_job_of_this_user_does_its_catalog_may_ask_for() -> None:
     check_rebuild(stated, job, "c")
 
 
-def test_a_redis_that_was_not_allowed_is_not_asked_and_no_reason_to_fail(caplog: pytest.LogCaptureFixture) -> None:
+def test_untrusted_redis_is_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     Trust().remember_job(CatalogConfig.model_validate({"catalog": "c", "embed": GATEWAY}))
     redis = {"rate_limiter": "redis", "redis_url": "redis://theirs:6379/0", "redis_password_env": "DATABASE_PASSWORD"}
     embed = allowed_embed({"embed": {**GATEWAY, **redis}}, "c", {})
     assert embed["base_url"] == GATEWAY["base_url"]
     assert not redis.keys() & embed.keys()
     assert "redis://theirs:6379/0" in caplog.text
-    assert "counted apart" in caplog.text
+    assert "counted separately" in caplog.text
 
 
-def test_a_catalog_that_the_environment_names_may_ask_for_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_catalogs_named_in_the_environment_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CATALOGS_VARIABLE, f"s3://bucket/catalog/ {os.getcwd()}/here")  # noqa: PTH109
     for catalog in ("s3://bucket/catalog", "here", "./here/"):
         assert allowed_embed({"embed": GATEWAY}, catalog, {}) == GATEWAY
@@ -124,7 +124,7 @@ def test_a_catalog_that_the_environment_names_may_ask_for_anything(monkeypatch: 
             allowed_embed({"embed": GATEWAY}, catalog, {})
 
 
-def test_a_rebuild_takes_no_runner_options_or_queries_from_a_stranger() -> None:
+def test_rebuild_refuses_untrusted_runner_options_and_queries() -> None:
     for change in (
         {"runner": "PortableRunner"},
         {"beam_options": ["--setup_file=/tmp/x.py"]},
@@ -133,14 +133,14 @@ def test_a_rebuild_takes_no_runner_options_or_queries_from_a_stranger() -> None:
         stated = {"catalog": "c", **change}
         with pytest.raises(UntrustedCatalogError, match=r"^c asks to (run|read queries)"):
             check_rebuild(stated, CatalogConfig.model_validate(stated), "c")
-    # What the user sets instead is the user's word, whatever else the manifest has.
+    # Settings of the user are allowed, whatever the manifest has.
     stated = {"catalog": "c", "runner": "PortableRunner", "beam_options": ["--sdk_location=x"]}
     with pytest.raises(UntrustedCatalogError, match="sdk_location"):
         check_rebuild(stated, CatalogConfig.model_validate({**stated, "runner": "FnApiRunner"}), "c")
     check_rebuild({"runner": "Other"}, CatalogConfig.model_validate({"catalog": "c"}), "c")
 
 
-def test_the_caps_of_a_stranger_are_no_wider_than_the_defaults() -> None:
+def test_untrusted_limits_are_capped_at_the_defaults() -> None:
     wide = {"max_file_bytes": 10**15, "max_decode_pixels": 10**15, "decode_timeout_s": 1e9, "max_text_chars": 10**12}
     wide |= {"max_side": 10**9}
     found = allowed_prepare({"prepare": {**wide, "max_pixels": 5}}, "c")
@@ -155,13 +155,13 @@ def test_the_caps_of_a_stranger_are_no_wider_than_the_defaults() -> None:
 
 
 @given(st.text(), st.text())
-def test_two_asks_are_one_only_if_they_ask_for_the_same(one: str, other: str) -> None:
+def test_requests_are_equal_only_for_equal_values(one: str, other: str) -> None:
     a, b = (asks({"embed": {**GATEWAY, "base_url": text}}) for text in (one, other))
     assert (a == b) == (one == other)
     assert not re.search("[\x00-\x1f\x7f-\x9f]", "".join(a))
 
 
-def test_a_folder_that_others_may_write_to_allows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trust_folder_writable_by_others_allows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = asks({"embed": GATEWAY})
     Trust().add(ask)
     assert Trust().allows(ask[0], "c")

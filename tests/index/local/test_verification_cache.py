@@ -1,4 +1,4 @@
-"""A file is read once and then known, and whatever happens to it since is noticed."""
+"""A file is read once, and any later change to it is detected."""
 
 import hashlib
 import os
@@ -47,12 +47,12 @@ def open_files(store: Store, *entries: FileEntry, verify: bool = True) -> dict[s
 
 
 def bytes_read() -> int:
-    """What this process has read so far, from wherever."""
+    """Return the number of bytes that this process has read so far."""
     return int(Path("/proc/self/io").read_text("ascii").split()[1])
 
 
 def flip(path: Path, at: int = 0) -> None:
-    """Changes one byte, and sets the times back as whoever wants to hide it could."""
+    """Change one byte and reset the times, as an attacker could."""
     before = path.stat()
     with path.open("r+b") as file:
         file.seek(at)
@@ -63,11 +63,11 @@ def flip(path: Path, at: int = 0) -> None:
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
-# ---------------------------------------------------------------------------------------------------- remembered
+# ---------------------------------------------------------------------------------------------------- hits
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what a process reads")
-def test_a_big_file_is_read_at_its_first_opening_only(store: Store, cache: Path) -> None:
+def test_file_is_read_only_when_first_opened(store: Store, cache: Path) -> None:
     entry = make(store, "big", bytes(BIG_BYTES))
     began = bytes_read()
     assert open_files(store, entry) == {"big": place_of(store, entry)}
@@ -79,7 +79,7 @@ def test_a_big_file_is_read_at_its_first_opening_only(store: Store, cache: Path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what a process reads")
-def test_what_its_writer_has_hashed_is_not_read_at_all(store: Store, cache: Path) -> None:
+def test_file_hashed_by_its_writer_is_not_read(store: Store, cache: Path) -> None:
     entry = make(store, "big", bytes(BIG_BYTES))
     remember(place_of(store, entry), entry.sha256)
     began = bytes_read()
@@ -90,7 +90,7 @@ def test_what_its_writer_has_hashed_is_not_read_at_all(store: Store, cache: Path
         open_files(store, entry)
 
 
-def test_a_path_by_a_link_or_from_here_is_the_same_file(
+def test_links_and_relative_paths_share_an_entry(
     store: Store, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = make(store, "a", b"content")
@@ -102,11 +102,11 @@ def test_a_path_by_a_link_or_from_here_is_the_same_file(
     assert len(list((cache / "marks").iterdir())) == 1
 
 
-# ---------------------------------------------------------------------------------------------------- void
+# ---------------------------------------------------------------------------------------------------- invalidation
 
 
-def test_a_flipped_byte_is_noticed_though_size_and_mtime_are_the_same(store: Store, cache: Path) -> None:
-    """Also in the very moment after the file was written and proved, when the clock has hardly moved."""
+def test_changed_byte_with_same_size_and_mtime_is_detected(store: Store, cache: Path) -> None:
+    """This includes changes right after the file was written and verified, within a tick of the clock."""
     random = np.random.default_rng(3)
     for i in range(40):
         entry = make(store, str(i), random.bytes(200))
@@ -121,7 +121,7 @@ def test_a_flipped_byte_is_noticed_though_size_and_mtime_are_the_same(store: Sto
             open_files(store, entry)
 
 
-def test_a_file_in_the_place_of_another_is_noticed(store: Store, cache: Path, tmp_path: Path) -> None:
+def test_replaced_file_is_detected(store: Store, cache: Path, tmp_path: Path) -> None:
     entry = make(store, "a", b"content")
     open_files(store, entry)
     before = place_of(store, entry).stat()
@@ -133,7 +133,7 @@ def test_a_file_in_the_place_of_another_is_noticed(store: Store, cache: Path, tm
 
 
 @pytest.mark.parametrize("change", ["gone", "empty", "no JSON", "not its form", "another file's"])
-def test_a_damaged_mark_costs_a_reading_and_nothing_else(store: Store, cache: Path, change: str) -> None:
+def test_damaged_entry_causes_one_read_only(store: Store, cache: Path, change: str) -> None:
     entry, other = make(store, "a", b"content"), make(store, "b", b"another")
     open_files(store, entry)
     (mark,) = (cache / "marks").iterdir()
@@ -154,7 +154,7 @@ def test_a_damaged_mark_costs_a_reading_and_nothing_else(store: Store, cache: Pa
     assert mark.read_bytes() == good
 
 
-def test_a_file_that_is_written_to_while_it_is_read_is_not_remembered(tmp_path: Path) -> None:
+def test_file_written_during_hashing_is_not_cached(tmp_path: Path) -> None:
     path = tmp_path / "growing"
     path.write_bytes(bytes(50_000_000))
     (tmp_path / "marks").mkdir()
@@ -180,24 +180,24 @@ def test_a_file_that_is_written_to_while_it_is_read_is_not_remembered(tmp_path: 
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_what_is_missing_or_of_another_length_is_told_either_way(store: Store, cache: Path, verify: bool) -> None:
+def test_missing_or_resized_file_raises_even_unverified(store: Store, cache: Path, verify: bool) -> None:
     entry = make(store, "a", b"content")
     place_of(store, entry).write_bytes(b"content and more")
-    with pytest.raises(CatalogError, match="versions/v1/a must have 7 bytes, got 16: the file is damaged"):
+    with pytest.raises(CatalogError, match=r"versions/v1/a must have 7 bytes, got 16\. The file is damaged"):
         open_files(store, entry, verify=verify)
     place_of(store, entry).unlink()
     with pytest.raises(CatalogError, match=r"versions/v1/a is missing\.$"):
         open_files(store, entry, verify=verify)
 
 
-def test_without_verifying_no_content_is_read_and_no_mark_left(store: Store, cache: Path) -> None:
+def test_unverified_open_reads_and_stores_nothing(store: Store, cache: Path) -> None:
     entry = make(store, "a", b"content")
     place_of(store, entry).write_bytes(b"CONTENT")
     assert open_files(store, entry, verify=False) == {"a": place_of(store, entry)}
     assert not cache.exists()
 
 
-def test_of_several_files_the_damaged_one_is_named(store: Store, cache: Path) -> None:
+def test_damaged_file_among_several_is_named(store: Store, cache: Path) -> None:
     entries = [make(store, str(i), bytes([i]) * 1000) for i in range(20)]
     assert list(open_files(store, *entries)) == [entry.name for entry in entries]
     flip(place_of(store, entries[13]))
@@ -208,7 +208,7 @@ def test_of_several_files_the_damaged_one_is_named(store: Store, cache: Path) ->
 # ---------------------------------------------------------------------------------------------------- the folder
 
 
-def test_old_marks_go(store: Store, cache: Path) -> None:
+def test_old_entries_are_deleted(store: Store, cache: Path) -> None:
     open_files(store, make(store, "a", b"content"))
     (old,) = (cache / "marks").iterdir()
     left = cache / "marks" / "left.partial"
@@ -221,13 +221,13 @@ def test_old_marks_go(store: Store, cache: Path) -> None:
     assert len(list((cache / "marks").iterdir())) == 1
 
 
-def test_marks_lie_where_nobody_else_can_look(store: Store, cache: Path) -> None:
+def test_cache_folders_are_private(store: Store, cache: Path) -> None:
     open_files(store, make(store, "a", b"content"))
     assert [stat.S_IMODE(path.stat().st_mode) for path in (cache, cache / "marks")] == [0o700, 0o700]
 
 
 @pytest.mark.parametrize("why", ["it cannot be made", "others may write to it", "it is another user's"])
-def test_where_no_folder_is_to_be_trusted_every_opening_reads_and_none_fails(
+def test_unsafe_folder_disables_the_cache_without_errors(
     store: Store, cache: Path, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if why == "it cannot be made":
@@ -239,7 +239,7 @@ def test_where_no_folder_is_to_be_trusted_every_opening_reads_and_none_fails(
             pytest.skip("only root may give a folder to another user: run it as root")
         folder = cache
         entry = make(store, "a", b"content")
-        open_files(store, entry)  # a mark that would hold
+        open_files(store, entry)  # a valid entry
         if why == "others may write to it":
             cache.chmod(0o777)
         else:
@@ -251,7 +251,7 @@ def test_where_no_folder_is_to_be_trusted_every_opening_reads_and_none_fails(
     assert not folder.exists() or len(list((folder / "marks").iterdir())) == 1
 
 
-def test_the_folder_is_the_named_one_or_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_comes_from_the_environment_or_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE.variable, str(tmp_path / "named"))
     assert CACHE.path() == tmp_path / "named"
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""A count that differs anywhere between the plan and what is stored is found."""
+"""The conservation check finds any difference between the planned and the stored counts."""
 
 import pytest
 from hypothesis import given
@@ -28,20 +28,20 @@ UNITS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 9), st.integer
 
 
 def totals(records: list[UnitRecord]) -> tuple[dict[str, int], list[ShardRecord]]:
-    """What was planned, and what is stored, when nothing is lost."""
+    """Return the planned counts and the shards of a run without losses."""
     kinds = {record.kind for record in records}
     planned = {kind: sum(r.rows + r.dead for r in records if r.kind == kind) for kind in kinds}
     return planned, [shard(kind, sum(r.rows for r in records if r.kind == kind)) for kind in kinds]
 
 
 @given(drawn=UNITS)
-def test_assets_that_became_vectors_and_dead_letters_pass(drawn: list[tuple[str, int, int]]) -> None:
+def test_complete_counts_pass(drawn: list[tuple[str, int, int]]) -> None:
     records = [unit(kind, str(i), rows, dead) for i, (kind, rows, dead) in enumerate(drawn)]
     check_conservation(*(totals(records)[0], records, totals(records)[1]))
 
 
 @given(drawn=UNITS, change=st.sampled_from(["planned", "rows", "dead", "stored"]), by=st.sampled_from([-1, 1, 1000]))
-def test_a_count_that_differs_anywhere_raises(drawn: list[tuple[str, int, int]], change: str, by: int) -> None:
+def test_any_different_count_raises(drawn: list[tuple[str, int, int]], change: str, by: int) -> None:
     records = [unit(kind, str(i), rows, dead) for i, (kind, rows, dead) in enumerate(drawn)]
     planned, shards = totals(records)
     first = records[0]
@@ -53,11 +53,11 @@ def test_a_count_that_differs_anywhere_raises(drawn: list[tuple[str, int, int]],
         records[0] = unit(first.kind, first.unit, first.rows, first.dead + by)
     else:
         shards.append(shard(first.kind, by))
-    with pytest.raises(CatalogError, match=f"{first.kind} assets must become as many vectors and dead letters"):
+    with pytest.raises(CatalogError, match=f"{first.kind} assets must give .* vectors and dead letters"):
         check_conservation(planned, records, shards)
 
 
-def test_a_unit_that_comes_twice_or_not_at_all_raises() -> None:
+def test_duplicate_or_missing_unit_raises() -> None:
     records = [unit("text", "a", 5), unit("text", "b", 3)]
     planned, shards = totals(records)
     for wrong in ([*records, records[0]], records[:1], []):
@@ -65,9 +65,9 @@ def test_a_unit_that_comes_twice_or_not_at_all_raises() -> None:
             check_conservation(planned, wrong, shards)
 
 
-def test_rows_of_a_kind_that_nobody_planned_raise() -> None:
+def test_rows_of_an_unplanned_kind_raise() -> None:
     planned, shards = totals([unit("image", "a", 5)])
-    with pytest.raises(CatalogError, match="0 text assets must become"):
+    with pytest.raises(CatalogError, match="0 text assets must give"):
         check_conservation(planned, [unit("image", "a", 5), unit("text", "b", 1)], [*shards, shard("text", 1)])
-    with pytest.raises(CatalogError, match="0 text assets must become"):
+    with pytest.raises(CatalogError, match="0 text assets must give"):
         check_conservation(planned, [unit("image", "a", 5)], [*shards, shard("text", 1)])

@@ -1,4 +1,4 @@
-"""A version's dead letters are those of its units, all of them and in a fixed order, and counted."""
+"""The dead letters of a version are those of its units, in a fixed order, and counted."""
 
 import io
 import uuid
@@ -16,7 +16,7 @@ from .records import unit
 
 @settings(max_examples=30, deadline=None)
 @given(reasons=st.lists(st.lists(st.sampled_from(Reason), max_size=12), max_size=5))
-def test_a_versions_dead_letters_are_those_of_its_units_in_order_of_their_names(reasons: list[list[Reason]]) -> None:
+def test_dead_letters_are_those_of_the_units_sorted_by_unit(reasons: list[list[Reason]]) -> None:
     store = Store(f"memory://{uuid.uuid4().hex}")
     letters = {
         f"u{i}": [

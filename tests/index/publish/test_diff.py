@@ -1,4 +1,4 @@
-"""Two versions differ in exactly the assets and settings in which they were made to differ, however rows stand."""
+"""A diff reports exactly the changed assets and settings, regardless of row order."""
 
 import hashlib
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def write_version(
     types: dict[str, str] | None = None,
     **settings: Any,
 ) -> Manifest:
-    """A version of tables of assets alone: nothing else is read."""
+    """Write a version with tables of assets only, since a diff reads nothing else."""
     types = TYPES if types is None else types
     schema, files, indexes = assets_schema(types), [], []
     for kind, rows in assets.items():
@@ -114,7 +114,7 @@ A, B, C = (Asset(name, f"content of {name}") for name in "abc")
         ([A, B], [A, replace(B, lang=None)], {"metadata": 1}, {"metadata": ("b",)}),
         ([A, B], [A, replace(B, uri="/elsewhere")], {"relocated": 1}, {"relocated": ("b",)}),
         ([A, B], [A, replace(B, uri="/x", price=2.0, content="c")], {"changed": 1}, {"changed": ("b",)}),
-        # A copy is new while the first is still there, and a swap is two changes.
+        # A copy counts as added while the original exists; a swap counts as two changes.
         ([A], [A, replace(A, asset_id="z")], {"added": 1}, {"added": ("z",)}),
         (
             [A, B],
@@ -122,7 +122,7 @@ A, B, C = (Asset(name, f"content of {name}") for name in "abc")
             {"changed": 2},
             {"changed": ("a", "b")},
         ),
-        # Of three copies two find a new name.
+        # Two of three copies are paired with new names.
         (
             [replace(A, asset_id=f"a{i}") for i in range(3)],
             [replace(A, asset_id=f"z{i}") for i in range(2)],
@@ -134,7 +134,7 @@ A, B, C = (Asset(name, f"content of {name}") for name in "abc")
         ([], [], {}, {}),
     ],
 )
-def test_each_change_is_told_as_what_it_is(
+def test_each_change_is_classified(
     store: Store, old: list[Asset], new: list[Asset], counts: dict[str, int], samples: dict[str, tuple[str, ...]] | None
 ) -> None:
     found = compare(store, old, new)
@@ -145,7 +145,7 @@ def test_each_change_is_told_as_what_it_is(
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_random_history_is_told_as_plain_sets_tell_it(store: Store, seed: int) -> None:
+def test_random_changes_match_a_plain_python_diff(store: Store, seed: int) -> None:
     rng = np.random.default_rng(seed)
     old = [Asset(f"é{i}", f"{rng.integers(60)}", price=float(rng.integers(3))) for i in range(100)]
     new = [
@@ -190,14 +190,14 @@ def test_a_random_history_is_told_as_plain_sets_tell_it(store: Store, seed: int)
     assert compare(store, old, new, samples=3).samples == shuffled.samples
 
 
-def test_samples_are_limited_and_counts_are_not(store: Store) -> None:
+def test_samples_are_limited_but_counts_are_not(store: Store) -> None:
     found = compare(store, [], [Asset(f"t{i:02d}", "same") for i in range(50)], samples=4)
     assert found.counts["added"] == 50
     assert len(found.samples["added"]) == 4
     assert compare(store, [], [A], samples=0).samples == dict.fromkeys(CHANGES, ())
 
 
-def test_kinds_are_compared_each_with_itself_and_one_may_be_new(store: Store) -> None:
+def test_kinds_are_compared_separately_and_may_be_new(store: Store) -> None:
     old = write_version(store, "v1", {"image": [A, B]})
     new = write_version(store, "v2", {"image": [B], "text": [A]})
     image, text = diff_versions(store, old, new).kinds
@@ -205,7 +205,7 @@ def test_kinds_are_compared_each_with_itself_and_one_may_be_new(store: Store) ->
     assert (text.kind, counted(text), text.old_rows) == ("text", {"added": 1}, 0)
 
 
-def test_a_new_metadata_column_changes_only_the_rows_that_have_a_value_in_it(store: Store) -> None:
+def test_new_metadata_column_changes_only_rows_with_a_value(store: Store) -> None:
     old = write_version(store, "v1", {"text": [A, replace(B, price=None)]}, types={"lang": "string"})
     new = write_version(store, "v2", {"text": [A, replace(B, price=None)]})
     found = diff_versions(store, old, new)
@@ -216,7 +216,7 @@ def test_a_new_metadata_column_changes_only_the_rows_that_have_a_value_in_it(sto
     assert counted(diff_versions(store, bare, full).kinds[0]) == {}
 
 
-def test_settings_that_differ_are_told_with_both_values(store: Store) -> None:
+def test_changed_settings_are_reported_with_both_values(store: Store) -> None:
     config = {"prepare": {"max_pixels": 10, "formats": ["png"]}, "index": {"seed": 0}, "embed": {"batch_items": 3}}
     other = {"prepare": {"max_pixels": 20, "formats": ["png"]}, "index": {"seed": 1}, "embed": {"batch_items": 4}}
     old = write_version(store, "v1", {"text": [A]}, config=config)
@@ -231,7 +231,7 @@ def test_settings_that_differ_are_told_with_both_values(store: Store) -> None:
     }
 
 
-def test_a_damaged_table_is_told_and_not_compared(store: Store) -> None:
+def test_damaged_table_raises(store: Store) -> None:
     old = write_version(store, "v1", {"text": [A, B]})
     name = assets_name("v1", "text")
     whole = store.read(name)
@@ -245,13 +245,13 @@ def test_a_damaged_table_is_told_and_not_compared(store: Store) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_table_of_other_rows_than_the_manifest_says_is_told(store: Store, rows: int) -> None:
+def test_table_with_a_wrong_row_count_raises(store: Store, rows: int) -> None:
     old = write_version(store, "v1", {"text": [A, B]})
     wrong = old.model_copy(update={"indexes": (old.indexes[0].model_copy(update={"rows": rows}),)})
     with pytest.raises(CatalogError, match=rf"must have {rows} rows, got"):
         diff_versions(store, wrong, old)
 
 
-def test_a_real_catalog_is_compared_with_itself(small: Any) -> None:
+def test_catalog_does_not_differ_from_itself(small: Any) -> None:
     found = diff_versions(small.store, small.manifest, small.manifest)
     assert [(kind.kind, kind.old_rows, counted(kind)) for kind in found.kinds] == [("image", 61, {}), ("text", 45, {})]

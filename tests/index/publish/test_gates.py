@@ -1,4 +1,4 @@
-"""A version is held back by exactly the shares and recalls that its job sets, and a sentence says why."""
+"""Gates hold a version exactly at the shares and recalls of the job, and give a reason."""
 
 import re
 from fractions import Fraction
@@ -31,8 +31,8 @@ def index_of(kind: str, **recall: float) -> IndexEntry:
 
 @settings(max_examples=400)
 @given(total=st.integers(1, 3000), data=st.data(), percent=st.integers(0, 100))
-def test_a_share_that_was_set_lets_through_exactly_that_share(total: int, data: st.DataObject, percent: int) -> None:
-    """In whole numbers: 29 of 100 are 29 %, whatever floating point makes of it."""
+def test_configured_share_is_exact(total: int, data: st.DataObject, percent: int) -> None:
+    """29 of 100 are exactly 29 %, despite floating-point rounding."""
     edge = total * percent // 100
     dead = data.draw(st.integers(0, total) | st.integers(max(edge - 1, 0), min(edge + 1, total)))
     reasons = check_gates({"text": total + 1}, {"text": dead}, [], GateConfig(max_dead_share=percent / 100), 0.9)
@@ -41,7 +41,7 @@ def test_a_share_that_was_set_lets_through_exactly_that_share(total: int, data: 
 
 
 @pytest.mark.parametrize(("percent", "total"), [(29, 100), (57, 100), (58, 100), (7, 100), (14, 50), (28, 25)])
-def test_a_share_that_is_just_reached_is_let_through(percent: int, total: int) -> None:
+def test_share_equal_to_the_limit_passes(percent: int, total: int) -> None:
     dead = total * percent // 100
     assert check_gates({"text": total}, {"text": dead}, [], GateConfig(max_dead_share=percent / 100), 0.9) == []
     assert check_gates({"text": total}, {"text": dead + 1}, [], GateConfig(max_dead_share=percent / 100), 0.9) != []
@@ -49,9 +49,7 @@ def test_a_share_that_is_just_reached_is_let_through(percent: int, total: int) -
 
 @settings(max_examples=300)
 @given(image=st.integers(0, 900), text=st.integers(0, 900), data=st.data())
-def test_without_a_share_one_per_cent_or_five_up_to_a_half_are_let_through(
-    image: int, text: int, data: st.DataObject
-) -> None:
+def test_default_dead_share_allows_one_per_cent_or_five(image: int, text: int, data: st.DataObject) -> None:
     assets = {"image": image, "text": text}
     dead = {kind: data.draw(st.integers(0, count) | st.integers(0, min(count, 12))) for kind, count in assets.items()}
     total, lost = image + text, sum(dead.values())
@@ -62,39 +60,39 @@ def test_without_a_share_one_per_cent_or_five_up_to_a_half_are_let_through(
     assert all(any(kind in reason for reason in reasons) for kind in emptied)
 
 
-def test_a_small_folder_with_a_stray_file_is_published_and_one_of_mostly_stray_files_is_not() -> None:
+def test_small_sets_pass_with_at_most_half_dead() -> None:
     assert check_gates({"image": 3}, {"image": 1}, [], GateConfig(), 0.9) == []
     assert check_gates({"image": 10}, {"image": 5}, [], GateConfig(), 0.9) == []
     assert check_gates({"image": 10}, {"image": 6}, [], GateConfig(), 0.9) != []
     assert check_gates({"image": 5}, {"image": 3}, [], GateConfig(), 0.9) != []
 
 
-def test_a_kind_that_lost_all_its_assets_holds_the_version_back_whatever_the_share() -> None:
+def test_kind_without_any_vector_always_holds_the_version() -> None:
     reasons = check_gates({"image": 1000, "text": 2}, {"text": 2}, [], GateConfig(max_dead_share=1.0), 0.9)
     assert reasons == ["none of the 2 text assets got a vector."]
 
 
-def test_each_direction_below_the_target_is_a_reason_with_both_figures() -> None:
+def test_each_direction_below_the_target_recall_is_a_reason() -> None:
     indexes = [index_of("image", image_image=0.95, text_image=0.949), index_of("text", image_text=0.2, text_text=1.0)]
     assert check_gates({"image": 9, "text": 9}, {}, indexes, GateConfig(), 0.95) == [
-        "index.target_recall is 0.95, and text->image reached 0.949 at k=10.",
-        "index.target_recall is 0.95, and image->text reached 0.2 at k=10.",
+        "index.target_recall is 0.95, but text->image reached 0.949 at k=10.",
+        "index.target_recall is 0.95, but image->text reached 0.2 at k=10.",
     ]
 
 
-def test_a_guards_sentence_names_the_setting_the_rule_and_the_figures() -> None:
+def test_reason_names_setting_rule_and_numbers() -> None:
     assert check_gates({"image": 100, "text": 100}, {"image": 7}, [], GateConfig(), 0.9) == [
         (
-            "gates.max_dead_share allows 1% (in a small set 5, if no more than half), "
-            "and 7 of 200 assets (3.5%) got no vector."
+            "gates.max_dead_share allows 1% (or 5 in a small set, up to half of it), "
+            "but 7 of 200 assets (3.5%) got no vector."
         )
     ]
     assert check_gates({"image": 100}, {"image": 7}, [], GateConfig(max_dead_share=0.025), 0.9) == [
-        "gates.max_dead_share allows 2.50%, and 7 of 100 assets (7.0%) got no vector."
+        "gates.max_dead_share allows 2.50%, but 7 of 100 assets (7.0%) got no vector."
     ]
 
 
-def test_nothing_lost_of_nothing_is_no_reason() -> None:
+def test_empty_sets_pass() -> None:
     for gates in (GateConfig(), GateConfig(max_dead_share=0)):
         assert check_gates({}, {}, [], gates, 0.9) == []
         assert check_gates({"text": 0}, {"text": 0}, [], gates, 0.9) == []
@@ -109,7 +107,7 @@ def test_nothing_lost_of_nothing_is_no_reason() -> None:
     percent=st.none() | st.integers(0, 100),
     data=st.data(),
 )
-def test_turnover_is_what_is_gone_or_has_another_content_as_a_share_of_all_rows(
+def test_turnover_is_the_share_of_gone_and_changed_rows(
     before: dict[str, int], percent: int | None, data: st.DataObject
 ) -> None:
     gone = {kind: data.draw(st.integers(0, rows)) for kind, rows in before.items()}
@@ -126,13 +124,13 @@ def test_turnover_is_what_is_gone_or_has_another_content_as_a_share_of_all_rows(
 
 
 @pytest.mark.parametrize(("rows", "replaced", "held"), [(1, 1, 1), (2, 1, 0), (3, 2, 1), (12, 6, 0), (12, 7, 1)])
-def test_of_a_small_set_a_half_may_be_replaced_as_of_any(rows: int, replaced: int, held: int) -> None:
+def test_turnover_allows_half_in_small_sets_too(rows: int, replaced: int, held: int) -> None:
     for gone in range(replaced + 1):
         counts = {"text": gone}, {"text": replaced - gone}
         assert len(check_turnover(*counts, {"text": rows}, GateConfig())) == held
 
 
-def test_turnover_is_one_reason_among_the_others() -> None:
+def test_turnover_gives_one_reason() -> None:
     reasons = check_gates({"text": 12}, {}, [], GateConfig(), 0.9, {"text": 12}, gone={"text": 12}, changed={})
     assert len(reasons) == 1
-    assert reasons[0].startswith("gates.max_turnover allows 50% of the rows to be replaced, and of 12 rows")
+    assert reasons[0].startswith("gates.max_turnover allows 50% of the rows to be replaced, but of 12 rows")

@@ -1,9 +1,9 @@
-"""A model of how a catalog is published and pruned: the rules hold in every order of steps, and each is needed.
+"""A model of publishing and pruning: the rules hold for every order of steps, and each rule is needed.
 
-Three writers, an operator who puts older versions in force, and a pruner take turns at random, a step on the store
-at a time. They crash anywhere, their requests are refused, lost, or done long after they were given up, and clocks
-run on while they sleep, so that leases end and two hold the catalog at once. What is decided from what was read is
-decided by the functions of the library.
+Three writers, an operator who rolls back to older versions, and a pruner take turns at random, one store operation at a
+time. They crash anywhere. Their requests are refused, lost, or executed long after they were given up. Clocks continue
+during sleep, so leases expire and two processes hold the catalog at once. The decisions are made by the functions of
+the library.
 """
 
 import datetime
@@ -35,28 +35,28 @@ Answer = Literal["done", "refused", "lost"]
 By = Literal["writer", "operator", "pruner"]
 
 
-class Violation(AssertionError):  # noqa: N818 - what it is
-    """A promise was broken."""
+class Violation(AssertionError):  # noqa: N818 - not an error of the library
+    """A guarantee was violated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """The rules of the protocol; each can be broken."""
+    """The rules of the protocol. Each can be switched off."""
 
     swap: bool = True
-    """LATEST is written on a condition, not after a look."""
+    """LATEST is written conditionally, not after a separate read."""
     nonce: bool = True
-    """No content of LATEST returns."""
+    """LATEST never has the same content twice."""
     fence: bool = True
-    """The pruner swaps LATEST onto itself before it deletes."""
+    """The pruner rewrites LATEST before it deletes."""
     condemn: bool = True
-    """The fence names what will go."""
+    """The fence lists the versions to delete."""
     token_first: bool = True
-    """LATEST is read before anything that is decided from it."""
+    """LATEST is read before any decision that depends on it."""
     unknown: bool = True
-    """An end that is not known is not told as a failure."""
+    """An unknown outcome is not reported as a failure."""
     chain: bool = True
-    """How an attempt ended is read from the versions before the one in force."""
+    """The outcome of an attempt is read from the ancestors of the current version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,21 +75,21 @@ class World:
     now_s: int = 0
     latest: bytes | None = None
     named: dict[bytes, str] = field(default_factory=dict)
-    """Which version a content of LATEST names."""
+    """The version named by a content of LATEST."""
     manifests: dict[str, str | None] = field(default_factory=dict)
-    """The versions that are whole, each with its previous one."""
+    """The complete versions, each with its previous one."""
     lease: Lease | None = None
     under_way: list[tuple[bytes | None, bytes, "By"]] = field(default_factory=list)
-    """Requests that nobody waits for any more: expected, data, from whom."""
+    """Pending requests that their senders gave up: expected, data, sender."""
     history: list[tuple[str, "By"]] = field(default_factory=list)
-    """What was put in force, and by whom."""
+    """The published versions and their publishers."""
     given_up: set[str] = field(default_factory=set)
     won: set[bytes | None] = field(default_factory=set)
     lives: dict[int, int] = field(default_factory=dict)
     numbers: int = 0
     seen: Counter[str] = field(default_factory=Counter)
 
-    # The steps that a store does at once.
+    # Atomic operations of the store.
 
     def apply(self, expected: bytes | None, data: bytes, by: By) -> bool:
         if self.rules.swap and self.latest != expected:
@@ -100,7 +100,7 @@ class World:
         return True
 
     def request(self, expected: bytes | None, data: bytes, by: By) -> Answer:
-        """A conditional write over a network."""
+        """Write conditionally over an unreliable network."""
         fate = self.rng.random()
         if fate < 0.12:
             if fate < 0.05:
@@ -115,15 +115,15 @@ class World:
             late = self.under_way.pop(self.rng.randrange(len(self.under_way)))
             self.seen["done late" if self.apply(*late) else "refused late"] += 1
 
-    # The promises.
+    # The guarantees.
 
     def promise_a_publication(self, version: str, by: By) -> None:
         if version not in self.manifests:
-            raise Violation(f"{version} is published and is not whole")
+            raise Violation(f"{version} is published but incomplete")
         current_version = None if self.latest is None else self.named[self.latest]
         if by == "writer":
             if version in self.given_up:
-                raise Violation(f"{version} is published after its writer was told that it is not")
+                raise Violation(f"{version} is published after its writer got a conflict")
             if self.manifests[version] != current_version:
                 raise Violation(f"{version} is published over {current_version}, which it does not know")
         self.history.append((version, by))
@@ -133,19 +133,19 @@ class World:
             raise Violation(f"LATEST names {self.named[self.latest]}, which was deleted")
 
     def promise_the_truth(self, end: str, version: str, expected: bytes | None) -> None:
-        """What a writer is told of its version. An operator may have put it in force before the writer came to it."""
+        """Check the outcome that a writer gets. An operator may have published the version before the writer."""
         at = next((i for i, entry in enumerate(self.history) if entry == (version, "writer")), None)
         if end == "published":
             if all(name != version for name, _ in self.history):
-                raise Violation(f"{version} is not published, but its writer was told that it is")
+                raise Violation(f"{version} is not published, but its writer got published")
             if at is not None and expected in self.won:
-                raise Violation("two were told that they have published from the same state")
+                raise Violation("two writers published from the same state")
             self.won |= set() if at is None else {expected}
         if end == "conflict":
             self.given_up.add(version)
-            # Unless it was taken out of force again, which is as good as not being published.
+            # A later rollback by the operator has the same effect as a conflict.
             if at is not None and all(by == "writer" for _, by in self.history[at + 1 :]):
-                raise Violation(f"{version} is published, but its writer was told that it is not")
+                raise Violation(f"{version} is published, but its writer got a conflict")
 
     def content(self, version: str, condemned: Iterable[str]) -> bytes:
         if self.rules.nonce:
@@ -187,7 +187,7 @@ def take_lease(world: World, agent: int, host: str) -> Generator[None, None, boo
 
 
 def ended(world: World, version: str, expected: bytes | None) -> Generator[None, None, str]:
-    """`how_it_ended`, with a step between any two reads."""
+    """Model `how_it_ended`, with a step between any two reads."""
     found = world.latest
     yield
     chain: list[str | None] = []
@@ -208,7 +208,7 @@ def ended(world: World, version: str, expected: bytes | None) -> Generator[None,
 
 
 def make_current(world: World, version: str, expected: bytes | None, by: By) -> Steps:
-    """`publish`."""
+    """Model `publish`."""
     condemned = world.condemned(expected)
     if version in condemned:
         world.seen["refused as condemned"] += 1
@@ -217,7 +217,7 @@ def make_current(world: World, version: str, expected: bytes | None, by: By) -> 
     if not world.rules.swap:
         if world.latest != expected:
             return
-        yield  # a look, and then the write
+        yield  # a read, then the write
     answer = world.request(expected, data, by)
     yield
     if answer == "done":
@@ -255,7 +255,7 @@ def write(world: World, agent: int, host: str) -> Steps:
 
 
 def go_back(world: World, agent: int, host: str) -> Steps:
-    """An operator puts a version in force that exists. No lease is asked for: a run must not stand in the way."""
+    """An operator publishes an existing version. This needs no lease, so that a run does not block it."""
     for _ in range(world.rng.randrange(100)):
         yield
     expected = world.latest
@@ -264,7 +264,7 @@ def go_back(world: World, agent: int, host: str) -> Steps:
         return
     version = world.rng.choice(list(world.manifests))
     yield
-    if version not in world.manifests:  # it is verified, which takes its time
+    if version not in world.manifests:  # the verification takes time
         return
     yield
     if not world.rules.token_first:
@@ -301,7 +301,7 @@ def prune(world: World, agent: int, host: str) -> Steps:
             return
     for version in goes:
         yield
-        renew(world, agent)  # whether it is still held does not matter
+        renew(world, agent)  # it does not matter whether the lease is still held
         if world.manifests.pop(version, None) is not None:
             world.seen["deleted"] += 1
     give_back(world, agent)
@@ -331,7 +331,7 @@ ROLES: tuple[tuple[Callable[[World, int, str], Steps], str], ...] = (
 
 
 def explore(seed: int, rules: Rules, steps: int) -> Counter[str]:
-    """Plays one history of so many steps; raises Violation."""
+    """Simulate one history of `steps` steps. Raises Violation."""
     rng = random.Random(seed)
     world = World(rules, rng, lives=dict.fromkeys(range(len(ROLES)), 0))
     agents = [role(world, i, host) for i, (role, host) in enumerate(ROLES)]
@@ -347,7 +347,7 @@ def explore(seed: int, rules: Rules, steps: int) -> Counter[str]:
             i = rng.randrange(len(ROLES))
             if step < asleep_until[i]:
                 continue
-            if dice > 0.97:  # a machine that is suspended, a request that hangs
+            if dice > 0.97:  # a suspended machine or a hanging request
                 asleep_until[i] = step + rng.choice((20, 100, 300))
                 continue
             is_over = dice < 0.065
@@ -368,7 +368,7 @@ def explore(seed: int, rules: Rules, steps: int) -> Counter[str]:
 
 
 @pytest.mark.slow
-def test_no_order_of_steps_breaks_a_promise() -> None:
+def test_no_order_of_steps_violates_a_guarantee() -> None:
     seen: Counter[str] = Counter()
     for seed in range(5000):
         seen += explore(seed, Rules(), 1000)
@@ -389,19 +389,19 @@ def test_no_order_of_steps_breaks_a_promise() -> None:
         "conflict after an answer that was refused",
         "published and followed",
     ):
-        assert seen[what] > 5, (what, seen)  # the model does what it says
+        assert seen[what] > 5, (what, seen)  # the model covers these events
 
 
 @pytest.mark.parametrize(
     ("broken", "promise"),
     [
         ("swap", "which it does not know|from the same state|deleted"),
-        ("nonce", "after its writer was told|from the same state|deleted|not whole"),
-        ("fence", "deleted|not whole"),
-        ("condemn", "deleted|not whole"),
-        ("token_first", "which it does not know|deleted|not whole"),
-        ("unknown", "after its writer was told"),
-        ("chain", "was told that it is not"),
+        ("nonce", "after its writer got|from the same state|deleted|incomplete"),
+        ("fence", "deleted|incomplete"),
+        ("condemn", "deleted|incomplete"),
+        ("token_first", "which it does not know|deleted|incomplete"),
+        ("unknown", "after its writer got"),
+        ("chain", "its writer got a conflict"),
     ],
 )
 def test_each_rule_is_needed(broken: str, promise: str) -> None:
@@ -418,11 +418,11 @@ def first_violation(seed: int, rules: Rules) -> str | None:
     return None
 
 
-# ---------------------------------------------------------------------------------------------------- the code itself
+# ---------------------------------------------------------------------------------------------------- the real code
 
 
 def attempt(step: Callable[[Store, random.Random], Any], url: str, seed: int, times: int) -> list[Any]:
-    """What the step returns when it comes through, so many times as it is tried."""
+    """Run the step `times` times and return the results of the attempts that succeed."""
     rng, done = random.Random(seed), []
     for _ in range(times):
         try:
@@ -435,7 +435,7 @@ def attempt(step: Callable[[Store, random.Random], Any], url: str, seed: int, ti
 
 
 def write_version(store: Store, rng: random.Random) -> tuple[bytes, str]:
-    """Returns what it has published over, and its version."""
+    """Publish a new version. Return the replaced LATEST.json and the new version."""
     latest = read_latest(store)
     assert latest is not None
     version = f"{int(latest.version.split('-')[0]) + 1:06d}-{rng.getrandbits(64):016x}"
@@ -444,7 +444,7 @@ def write_version(store: Store, rng: random.Random) -> tuple[bytes, str]:
 
 
 def make_an_old_one_current(store: Store, rng: random.Random) -> str:
-    """Returns the version; it may be one whose writer has not come to publish it."""
+    """Publish any existing version and return it. Its writer may not have published it yet."""
     latest = read_latest(store)
     assert latest is not None
     version = rng.choice(store.names("versions")).split("/")[1]
@@ -463,7 +463,7 @@ def prune_some(store: Store, rng: random.Random) -> None:
 
 
 def look(store: Store, rng: random.Random) -> bytes | None:
-    """LATEST.json, when it names a version that is not there, and still did when that was seen."""
+    """Return LATEST.json if it names a missing version and does not change during the check."""
     before = store.read(LATEST)
     latest = read_latest(store)
     assert latest is not None
@@ -472,7 +472,7 @@ def look(store: Store, rng: random.Random) -> bytes | None:
     return None
 
 
-def test_writers_an_operator_and_a_pruner_at_once_never_leave_a_pointer_to_nothing(tmp_path: Path) -> None:
+def test_concurrent_processes_never_leave_a_dangling_latest_json(tmp_path: Path) -> None:
     url = str(tmp_path)
     publish(Store(url), make_manifest(Store(url), "000001-first", None), None)
     roles = [write_version, write_version, write_version, make_an_old_one_current, prune_some, look]
@@ -480,7 +480,7 @@ def test_writers_an_operator_and_a_pruner_at_once_never_leave_a_pointer_to_nothi
         tasks = [pool.submit(attempt, role, url, seed, 60) for seed, role in enumerate(roles)]
         *writers, chosen, _, dangling = [task.result() for task in tasks]
     assert dangling == []
-    # A writer whose version the operator has put in force is told that it is published, whoever was first.
+    # A writer whose version the operator published gets "published" in any order.
     published_over = [over for writer in writers for over, version in writer if version not in chosen]
     assert len(published_over) == len(set(published_over)) > 10
     latest = read_latest(Store(url))

@@ -1,4 +1,4 @@
-"""Prune deletes what nobody needs, keeps what somebody may, and leaves a whole catalog wherever it is cut off."""
+"""Prune deletes unneeded files, keeps the others, and leaves a valid catalog wherever it is killed."""
 
 import contextlib
 import datetime
@@ -33,7 +33,7 @@ DAY_S = 86_400
 
 @dataclass
 class Shelf:
-    """A catalog whose versions hold nothing but a file each."""
+    """A catalog whose versions have only a manifest and a few small files."""
 
     store: Store
 
@@ -99,7 +99,7 @@ class Shelf:
             os.utime(found, (time.time() - days * DAY_S,) * 2)
 
     def numbers(self) -> list[int]:
-        """The versions that have a manifest, every one of them whole."""
+        """Return the versions that have a manifest, after verifying each."""
         found = sorted(path.parent.name for path in self.folder.glob("versions/*/manifest.json"))
         for version in found:
             assert list(find_damage(self.store, read_manifest(self.store, version))) == []
@@ -109,7 +109,7 @@ class Shelf:
         return prune(self.store, PruneRules(keep=keep, **rules), dry_run=dry_run)  # type: ignore[arg-type]
 
     def size_bytes(self) -> int:
-        """Of all but the two files that prune itself writes."""
+        """Return the size of all files except those that prune itself writes."""
         return sum(f.size_bytes for f in self.store.listing() if f.name != "LATEST.json" and ".lock" not in f.name)
 
 
@@ -120,7 +120,7 @@ def shelf(tmp_path: Path) -> Shelf:
 
 @pytest.fixture
 def six(shelf: Shelf) -> Shelf:
-    """Versions 1 to 6, the newest in force since the third."""
+    """Versions 1 to 6. Version 6 is current, its previous version is 3."""
     for number in range(1, 7):
         shelf.add(number, previous={6: 3}.get(number, number - 1 or None), days=100 - 10 * number)
     shelf.publish(6)
@@ -129,7 +129,7 @@ def six(shelf: Shelf) -> Shelf:
 
 @pytest.fixture
 def eight(shelf: Shelf) -> Shelf:
-    """Versions 1 to 8, the sixth in force since the third."""
+    """Versions 1 to 8. Version 6 is current, its previous version is 3."""
     for number in range(1, 9):
         shelf.add(number, previous={6: 3}.get(number, number - 1 or None), days=100 - 10 * number)
     shelf.publish(6)
@@ -147,9 +147,7 @@ def whys(pieces: Sequence[object]) -> dict[str, str]:
     ("keep", "left"),
     [(1, [6]), (2, [3, 6]), (3, [3, 5, 6]), (4, [3, 4, 5, 6]), (5, [2, 3, 4, 5, 6]), (9, [1, 2, 3, 4, 5, 6])],
 )
-def test_the_published_version_stays_then_the_one_before_it_then_the_newest(
-    six: Shelf, keep: int, left: list[int]
-) -> None:
+def test_prune_keeps_the_published_then_the_previous_then_the_newest(six: Shelf, keep: int, left: list[int]) -> None:
     six.prune(keep)
     assert six.numbers() == left
     latest = read_latest(six.store)
@@ -158,19 +156,19 @@ def test_the_published_version_stays_then_the_one_before_it_then_the_newest(
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 4])
-def test_what_is_newer_than_the_published_version_stays_until_it_is_named(eight: Shelf, keep: int) -> None:
+def test_newer_versions_stay_until_named_by_drop(eight: Shelf, keep: int) -> None:
     done = eight.prune(keep)
     assert {7, 8} <= set(eight.numbers())
     assert {eight.name(7), eight.name(8)} <= set(whys(done.kept))
     assert all(f"--drop {name}" in whys(eight.prune(1).kept)[name] for name in (eight.name(7), eight.name(8)))
     assert eight.numbers() == [6, 7, 8]
     dropped = eight.prune(1, drop=(eight.name(8),))
-    assert whys(dropped.deleted) == {eight.name(8): "was named"}
+    assert whys(dropped.deleted) == {eight.name(8): "is named by --drop"}
     assert eight.numbers() == [6, 7]
 
 
-def test_a_rollback_does_not_let_prune_take_what_it_left(shelf: Shelf) -> None:
-    """Also of a version that a guard held back and a person published, when a later try was held back again."""
+def test_prune_keeps_versions_left_by_a_rollback(shelf: Shelf) -> None:
+    """This includes a version that was held by a gate and published by hand, when a later one is held again."""
     shelf.add(1)
     shelf.add(2, previous=1)
     shelf.add(3, previous=2, gate_failures=["too many."])
@@ -182,7 +180,7 @@ def test_a_rollback_does_not_let_prune_take_what_it_left(shelf: Shelf) -> None:
     shelf.add(5, previous=1, gate_failures=["too many."])
     done = shelf.prune(1)
     assert shelf.numbers() == [1, 2, 3, 5]
-    assert whys(done.deleted) == {shelf.name(4): "was held back, and a newer version stands for it"}
+    assert whys(done.deleted) == {shelf.name(4): "was held by a gate and is replaced by a newer version"}
     fence(shelf.store)
     shelf.prune(1)
     assert shelf.numbers() == [1, 2, 3, 5]
@@ -191,8 +189,8 @@ def test_a_rollback_does_not_let_prune_take_what_it_left(shelf: Shelf) -> None:
     assert shelf.numbers() == [5]
 
 
-def test_a_version_that_is_named_stays_while_it_is_published_or_read(eight: Shelf) -> None:
-    for name, why in ((eight.name(6), "is the published version"), (eight.name(9), "has no such version")):
+def test_dropped_version_stays_while_published_or_read(eight: Shelf) -> None:
+    for name, why in ((eight.name(6), "the version is published"), (eight.name(9), "has no such version")):
         with pytest.raises(ArgumentError, match=f"--drop {name}: .*{why}"):
             eight.prune(1, drop=(name,))
     holder = VersionHold(eight.store, eight.name(7), 60)
@@ -204,8 +202,8 @@ def test_a_version_that_is_named_stays_while_it_is_published_or_read(eight: Shel
     assert eight.numbers() == [1, 2, 4, 5, 6, 8]
 
 
-def test_empty_folders_of_a_version_that_was_deleted_go_and_nobody_elses_do(eight: Shelf) -> None:
-    """A prune that is killed may leave them: no listing of files shows them."""
+def test_empty_folders_of_deleted_versions_are_removed(eight: Shelf) -> None:
+    """A killed prune may leave them, and no listing of files shows them."""
     left = eight.folder / "versions" / f"000000-{eight.name(1).partition('-')[2]}"
     (left / "index").mkdir(parents=True)
     (eight.folder / "versions" / "mine").mkdir()
@@ -216,40 +214,40 @@ def test_empty_folders_of_a_version_that_was_deleted_go_and_nobody_elses_do(eigh
     assert (eight.folder / "versions" / "mine").exists()
 
 
-def test_a_newer_version_that_was_condemned_goes(eight: Shelf) -> None:
-    """It may be half deleted already, and nobody can publish it any more."""
+def test_condemned_newer_version_is_deleted(eight: Shelf) -> None:
+    """It may be partly deleted already, and can never be published."""
     fence(eight.store, [eight.name(8)])
     eight.prune(9)
     assert eight.numbers() == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_version_younger_than_asked_for_stays_however_many_there_are(eight: Shelf) -> None:
+def test_versions_younger_than_older_than_days_stay(eight: Shelf) -> None:
     done = eight.prune(1, older_than_days=55)
     assert eight.numbers() == [5, 6, 7, 8]
     assert whys(done.kept)[eight.name(5)] == "is younger than 55 days"
 
 
-def test_what_a_guard_held_back_after_the_published_one_stays_until_somebody_decides(eight: Shelf) -> None:
+def test_version_held_by_a_gate_stays_while_newer_than_the_published(eight: Shelf) -> None:
     eight.add(9, previous=6, gate_failures=["too many."])
     eight.add(10, previous=6)
     done = eight.prune(1)
     assert eight.numbers() == [6, 7, 8, 9, 10]
-    assert whys(done.kept)[eight.name(9)] == "is held back and newer than the published one: too many."
+    assert whys(done.kept)[eight.name(9)] == "is held by a gate and newer than the published one: too many."
     eight.publish(9)
     eight.prune(1)
     assert eight.numbers() == [9, 10]
 
 
-def test_of_what_was_held_back_night_after_night_only_the_newest_stays(eight: Shelf) -> None:
-    """Each try writes a draft; drafts take no place of versions that were in force."""
+def test_only_the_newest_version_held_by_a_gate_stays(eight: Shelf) -> None:
+    """Each attempt writes a draft. Drafts do not count among the versions to keep."""
     for number in (9, 10, 11):
         eight.add(number, previous=6, gate_failures=["too many."])
     done = eight.prune(4)
     assert eight.numbers() == [3, 6, 7, 8, 11]
-    assert whys(done.deleted)[eight.name(9)] == "was held back, and a newer version stands for it"
+    assert whys(done.deleted)[eight.name(9)] == "was held by a gate and is replaced by a newer version"
 
 
-def test_a_version_that_is_read_stays_and_goes_when_its_reader_has_gone(eight: Shelf) -> None:
+def test_version_held_by_a_reader_stays_until_released(eight: Shelf) -> None:
     holder = VersionHold(eight.store, eight.name(2), 60)
     done = eight.prune(1)
     assert eight.numbers() == [2, 6, 7, 8]
@@ -260,7 +258,7 @@ def test_a_version_that_is_read_stays_and_goes_when_its_reader_has_gone(eight: S
     assert not list((eight.folder / READERS).iterdir())
 
 
-def test_an_expired_hold_is_collected_and_keeps_nothing(eight: Shelf) -> None:
+def test_expired_hold_is_deleted_and_protects_nothing(eight: Shelf) -> None:
     eight.file(f"{READERS}/{eight.name(1)}.x.json", 1, b'{"expires_at": "2020-01-01T00:00:00+00:00"}')
     done = eight.prune(1)
     assert eight.numbers() == [6, 7, 8]
@@ -270,7 +268,7 @@ def test_an_expired_hold_is_collected_and_keeps_nothing(eight: Shelf) -> None:
     assert not list((eight.folder / READERS).iterdir())
 
 
-def test_while_nothing_is_published_no_version_goes(shelf: Shelf) -> None:
+def test_no_version_is_deleted_if_nothing_is_published(shelf: Shelf) -> None:
     for number in range(1, 6):
         shelf.add(number)
     shelf.file(f"versions/{shelf.name(7)}/vectors/x.bin", 50)
@@ -281,7 +279,7 @@ def test_while_nothing_is_published_no_version_goes(shelf: Shelf) -> None:
     assert not unit.exists()
 
 
-def test_where_the_published_version_is_damaged_nothing_goes(eight: Shelf) -> None:
+def test_nothing_is_deleted_if_the_published_version_is_damaged(eight: Shelf) -> None:
     before = eight.store.names("")
     manifest = eight.folder / manifest_name(eight.name(6))
     whole = manifest.read_bytes()
@@ -295,8 +293,8 @@ def test_where_the_published_version_is_damaged_nothing_goes(eight: Shelf) -> No
     assert eight.store.names("") == before
 
 
-def test_a_version_that_cannot_be_read_is_no_fatal_matter(eight: Shelf) -> None:
-    """One that is older goes with its age, one that is newer stays to be looked at; neither counts among the kept."""
+def test_unreadable_versions_do_not_stop_prune(eight: Shelf) -> None:
+    """An older one is deleted, a newer one stays. Neither counts among the versions to keep."""
     for number in (7, 5):
         (eight.folder / manifest_name(eight.name(number))).write_bytes(b"{")
     done = eight.prune(3)
@@ -304,18 +302,18 @@ def test_a_version_that_cannot_be_read_is_no_fatal_matter(eight: Shelf) -> None:
     assert "cannot be read" in whys(done.kept)[eight.name(7)]
 
 
-def test_where_there_is_no_catalog_nothing_is_written(tmp_path: Path) -> None:
+def test_prune_raises_and_writes_nothing_outside_a_catalog(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"x")
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(CatalogError, match="there is no catalog at this path"):
+        with pytest.raises(CatalogError, match="is not a catalog"):
             prune(Store(str(folder)), PruneRules())
     assert [path.name for path in tmp_path.rglob("*")] == ["photo.jpg"]
 
 
-# ---------------------------------------------------------------------------------------------------- the rest
+# ---------------------------------------------------------------------------------------------------- leftovers
 
 
-def test_units_go_by_their_age_the_vectors_with_their_dead_letters(eight: Shelf) -> None:
+def test_units_are_deleted_by_age_with_their_dead_letters(eight: Shelf) -> None:
     for i, days in enumerate((0, 3, 6.9, 7.1, 30)):
         eight.file(f"units/{i}.parquet", days)
         eight.file(f"units/{i}.dead.parquet", days)
@@ -335,7 +333,7 @@ def test_units_go_by_their_age_the_vectors_with_their_dead_letters(eight: Shelf)
     assert sorted(path.name for path in (eight.folder / "units").iterdir()) == ["notes.txt"]
 
 
-def test_what_killed_runs_left_behind_goes_when_it_is_old(eight: Shelf) -> None:
+def test_old_leftovers_of_killed_runs_are_deleted(eight: Shelf) -> None:
     partial = ".x.parquet.0123456789ab.partial"
     gone = [
         eight.file(f"versions/{eight.name(4)[:-1]}0/vectors/image.parquet", 2),
@@ -377,7 +375,7 @@ WRITTEN = ["LATEST.json", ".lease.json", "versions/{6}/vectors/x.parquet", "unit
 
 @contextlib.contextmanager
 def writers(shelf: Shelf, names: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that have written all of a file and are about to rename it."""
+    """Start processes that have written a file and are about to rename it."""
     with contextlib.ExitStack() as stack:
         found = []
         for name in names:
@@ -395,8 +393,8 @@ def partials(shelf: Shelf) -> list[Path]:
     return sorted(shelf.folder.rglob(".*.partial"))
 
 
-def test_what_a_killed_process_was_writing_goes_at_once_and_what_a_living_one_writes_never(eight: Shelf) -> None:
-    """SIGKILL between the write and the rename, wherever the store writes; the living are older than any age."""
+def test_partial_files_are_deleted_only_if_their_writer_is_dead(eight: Shelf) -> None:
+    """SIGKILL comes between write and rename. Files of living writers are kept, even if they are old."""
     before = sorted(eight.store.listing(), key=lambda file: file.name)
     with writers(eight, WRITTEN) as processes:
         for path in partials(eight):
@@ -409,7 +407,7 @@ def test_what_a_killed_process_was_writing_goes_at_once_and_what_a_living_one_wr
             process.kill()
             process.wait()
             done = eight.prune(9)
-            assert [piece.why for piece in done.deleted] == ["was not finished, and its process is dead"]
+            assert [piece.why for piece in done.deleted] == ["is not finished and its process is dead"]
             assert len(partials(eight)) == len(WRITTEN) - number - 1
         processes[-1].communicate(b"", timeout=60)
     assert partials(eight) == []
@@ -420,8 +418,8 @@ def test_what_a_killed_process_was_writing_goes_at_once_and_what_a_living_one_wr
     }
 
 
-def test_a_partial_file_of_another_machine_goes_by_its_age_on_the_clock_of_the_store(eight: Shelf) -> None:
-    """Its process id means nothing here. The lease that prune has just written says what time it is there."""
+def test_partial_files_of_other_machines_are_deleted_by_age(eight: Shelf) -> None:
+    """Their process ids are meaningless here. The lease that prune has just written gives the time of the store."""
     young = eight.file(".LATEST.json.0123456789ab.partial", 0.9)
     old = eight.file("units/.x.parquet.0123456789ab.partial", 1.1)
     done = eight.prune(9)
@@ -430,8 +428,8 @@ def test_a_partial_file_of_another_machine_goes_by_its_age_on_the_clock_of_the_s
     assert not old.exists()
 
 
-def test_a_clock_that_is_wrong_makes_no_file_old(eight: Shelf, tmp_path: Path) -> None:
-    """The machine that prunes is three days ahead of the store, whose clock the files' times are of."""
+def test_wrong_local_clock_deletes_nothing(eight: Shelf, tmp_path: Path) -> None:
+    """The local clock is three days ahead of the store's clock, which sets the times of files."""
     eight.file(".LATEST.json.0123456789ab.partial", 0.5)
     eight.file("units/a.parquet", 5)
     program = (
@@ -447,11 +445,11 @@ def test_a_clock_that_is_wrong_makes_no_file_old(eight: Shelf, tmp_path: Path) -
     assert (eight.folder / "units/a.parquet").exists()
 
 
-# ---------------------------------------------------------------------------------------------------- what holds always
+# ---------------------------------------------------------------------------------------------------- invariants
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_dry_run_says_what_is_then_done_and_a_second_prune_finds_nothing(shelf: Shelf, seed: int) -> None:
+def test_dry_run_predicts_prune_and_second_prune_does_nothing(shelf: Shelf, seed: int) -> None:
     rng = np.random.default_rng(seed)
     count = int(rng.integers(2, 12))
     current_version = int(rng.integers(1, count + 1))
@@ -481,7 +479,7 @@ def test_a_dry_run_says_what_is_then_done_and_a_second_prune_finds_nothing(shelf
     assert sorted(before) == sorted([*shelf.store.names(""), *(name for piece in done.deleted for name in piece.files)])
 
 
-def test_a_prune_beside_a_run_is_refused_and_changes_nothing(eight: Shelf) -> None:
+def test_prune_during_a_run_raises_and_changes_nothing(eight: Shelf) -> None:
     before = eight.store.names("")
     with hold(eight.store, "run"):
         for dry_run in (True, False):
@@ -490,10 +488,10 @@ def test_a_prune_beside_a_run_is_refused_and_changes_nothing(eight: Shelf) -> No
     assert eight.store.names("") == before
     eight.prune(1)
     with hold(eight.store, "run"):
-        pass  # it is given back
+        pass  # the lease is released
 
 
-def test_who_read_the_pointer_before_a_prune_cannot_publish_after_it_what_is_gone_nor_anything_else(
+def test_run_that_read_latest_before_a_prune_cannot_publish(
     eight: Shelf,
 ) -> None:
     latest = read_latest(eight.store)
@@ -506,10 +504,10 @@ def test_who_read_the_pointer_before_a_prune_cannot_publish_after_it_what_is_gon
     assert eight.numbers() == [3, 6, 7, 8]
 
 
-def test_a_condemned_version_is_never_published_and_the_next_prune_deletes_it(eight: Shelf) -> None:
-    """The state in which a prune leaves a catalog that is killed after its fence."""
+def test_condemned_version_is_deleted_by_the_next_prune(eight: Shelf) -> None:
+    """This is the state after a prune that was killed after its fence."""
     fence(eight.store, [eight.name(1), eight.name(8)])
-    with pytest.raises(SwapConflictError, match="condemned"):
+    with pytest.raises(SwapConflictError, match="prune is deleting version"):
         eight.publish(8)
     done = eight.prune(9)
     assert eight.numbers() == [2, 3, 4, 5, 6, 7]
@@ -533,7 +531,7 @@ prune(Store(sys.argv[1]), PruneRules(keep=2))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8])
-def test_a_prune_that_is_killed_leaves_whole_versions_and_the_next_one_finishes(shelf: Shelf, share: float) -> None:
+def test_killed_prune_leaves_complete_versions_and_the_next_finishes(shelf: Shelf, share: float) -> None:
     count = 40
     for number in range(1, count + 1):
         shelf.add(number, previous=number - 1 or None, files=20)
@@ -546,15 +544,15 @@ def test_a_prune_that_is_killed_leaves_whole_versions_and_the_next_one_finishes(
     process.stdout.readline()
     process.stdin.write("\n")
     process.stdin.flush()
-    # Versions go from the oldest on: one file that is gone says how far it is, and asking for it takes microseconds.
+    # Versions are deleted from the oldest on, so one missing file shows the progress. The check takes microseconds.
     sign = shelf.folder / manifest_name(shelf.name(1 + int(share * (count - 2))))
     while sign.exists() and process.poll() is None:
         pass
     process.kill()
     process.communicate()
-    left = shelf.numbers()  # every version with a manifest is whole
+    left = shelf.numbers()  # every version with a manifest is complete
     assert {count - 1, count} <= set(left)
-    assert share == 0.8 or len(left) > 2  # it was killed in the middle
+    assert share == 0.8 or len(left) > 2  # killed in the middle
     shelf.prune(2)
     assert shelf.numbers() == [count - 1, count]
     assert len(list((shelf.folder / "versions").iterdir())) == 2
@@ -577,7 +575,7 @@ def held(store: Store, version: str) -> Iterator[None]:
     hold.release()
 
 
-def test_a_remote_catalog_is_pruned_too(eight: Shelf, remote: Store) -> None:
+def test_remote_catalog_is_pruned(eight: Shelf, remote: Store) -> None:
     for name in eight.store.names(""):
         remote.write(name, eight.store.read(name))
     remote.write("units/a.parquet", b"young")
@@ -599,12 +597,12 @@ def test_a_remote_catalog_is_pruned_too(eight: Shelf, remote: Store) -> None:
         ({"units_older_than_days": float("nan")}, "--units-older-than must be a number of days"),
     ],
 )
-def test_a_wrong_rule_is_a_value_error_with_its_value(rules: dict[str, float], sentence: str) -> None:
+def test_invalid_rule_raises_with_its_value(rules: dict[str, float], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         PruneRules(**rules)  # type: ignore[arg-type]
 
 
-def test_what_is_pruned_can_be_told_as_json(eight: Shelf) -> None:
+def test_pruning_is_json_serialisable(eight: Shelf) -> None:
     from dataclasses import asdict
 
     document = json.loads(json.dumps(asdict(eight.prune(1))))

@@ -1,4 +1,4 @@
-"""A version is published once, over what its run saw, and never when it was condemned in the meantime."""
+"""A version is published only over the LATEST.json that its run read, and never if it is condemned."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path))
 
 
-def test_a_version_is_published_only_over_what_was_there_when_its_run_began(own_copy: Any) -> None:
+def test_publish_needs_the_latest_json_that_the_run_read(own_copy: Any) -> None:
     latest = read_latest(own_copy.store)
     assert latest is not None
     began, version, _ = latest
@@ -31,15 +31,15 @@ def test_a_version_is_published_only_over_what_was_there_when_its_run_began(own_
         own_copy.store.write(manifest_name(manifest.version), manifest.to_bytes())
     publish(own_copy.store, next_one, began)
     for expected in (began, None):
-        with pytest.raises(SwapConflictError, match=r"LATEST\.json was changed by another run"):
+        with pytest.raises(SwapConflictError, match=r"LATEST\.json: another run changed it"):
             publish(own_copy.store, other, expected)
     latest = read_latest(own_copy.store)
     assert latest is not None
     assert latest.version == "000002-a"
 
 
-def test_the_pointer_never_holds_the_same_content_twice(store: Store) -> None:
-    """To B and back to A: who read the first A is refused all the same."""
+def test_latest_json_never_has_the_same_content_twice(store: Store) -> None:
+    """From A to B and back to A: a run that read the first A is refused."""
     first = publish_new(store, "1-a", None)
     publish_new(store, "2-b", "1-a")
     again = make_manifest(store, "1-a", None)
@@ -52,34 +52,34 @@ def test_the_pointer_never_holds_the_same_content_twice(store: Store) -> None:
         publish(store, make_manifest(store, "3-c", "1-a"), first)
 
 
-def test_a_damaged_pointer_is_mended_by_publishing(store: Store) -> None:
+def test_publishing_repairs_a_damaged_latest_json(store: Store) -> None:
     publish_new(store, "1-a", None)
     store.write(LATEST, b"{")
     publish(store, make_manifest(store, "1-a", None), b"{")
     assert json.loads(latest_of(store))["version"] == "1-a"
 
 
-# ---------------------------------------------------------------------------------------------------- how it ended
+# ---------------------------------------------------------------------------------------------------- outcome
 
 
-def test_an_attempt_is_judged_by_what_is_in_force_and_what_came_before_it(store: Store) -> None:
+def test_outcome_is_read_from_the_current_version_and_its_ancestors(store: Store) -> None:
     first = publish_new(store, "1-a", None)
-    assert how_it_ended(store, "2-b", first) == "unknown"  # it may be under way
+    assert how_it_ended(store, "2-b", first) == "unknown"  # the request may be pending
     second = publish_new(store, "2-b", "1-a")
     assert how_it_ended(store, "2-b", first) == "published"
     publish_new(store, "3-c", "2-b")
     assert how_it_ended(store, "2-b", first) == "published"
     assert how_it_ended(store, "2-x", first) == "conflict"
-    assert how_it_ended(store, "1-a", second) == "conflict"  # a way back to 1-a that came too late
+    assert how_it_ended(store, "1-a", second) == "conflict"  # a rollback to 1-a that came too late
     store.delete(manifest_name("2-b"))
-    assert how_it_ended(store, "2-b", first) == "published"  # still named by what follows it
-    assert how_it_ended(store, "2-x", first) == "unknown"  # it may have come before what was pruned
+    assert how_it_ended(store, "2-b", first) == "published"  # still the previous version of 3-c
+    assert how_it_ended(store, "2-x", first) == "unknown"  # it may be older than the pruned version
     store.write(LATEST, b"{")
     assert how_it_ended(store, "2-b", first) == "unknown"
 
 
-def test_a_way_back_that_loses_its_race_is_not_taken_for_done(store: Store) -> None:
-    """The version that it leads to is an ancestor of whatever won."""
+def test_rollback_that_loses_the_race_raises(store: Store) -> None:
+    """The target of the rollback is an ancestor of the version that won."""
     publish_new(store, "1-a", None)
     second = publish_new(store, "2-b", "1-a")
     publish_new(store, "3-c", "2-b")
@@ -87,8 +87,8 @@ def test_a_way_back_that_loses_its_race_is_not_taken_for_done(store: Store) -> N
         publish(store, make_manifest(store, "1-a", None), second)
 
 
-def test_a_refusal_stays_a_refusal_where_the_past_was_pruned(store: Store) -> None:
-    """Nothing was sent, so that nothing can be unknown."""
+def test_refusal_is_certain_even_if_ancestors_are_pruned(store: Store) -> None:
+    """Nothing was sent, so the outcome cannot be unknown."""
     first = publish_new(store, "1-a", None)
     publish_new(store, "2-b", "1-a")
     publish_new(store, "3-c", "2-b")
@@ -100,12 +100,12 @@ def test_a_refusal_stays_a_refusal_where_the_past_was_pruned(store: Store) -> No
 # ---------------------------------------------------------------------------------------------------- the fence
 
 
-def test_where_nothing_is_published_there_is_no_fence(store: Store) -> None:
+def test_fence_does_nothing_if_nothing_is_published(store: Store) -> None:
     assert fence(store) is None
     assert store.names("") == []
 
 
-def test_a_fence_changes_nothing_but_keeps_out_who_read_before_it(store: Store) -> None:
+def test_fence_refuses_runs_that_read_before_it(store: Store) -> None:
     before = publish_new(store, "1-a", None)
     after = fence(store)
     assert after == latest_of(store) != before
@@ -117,7 +117,7 @@ def test_a_fence_changes_nothing_but_keeps_out_who_read_before_it(store: Store) 
     publish(store, make_manifest(store, "2-b", "1-a"), after)
 
 
-def test_a_condemned_version_is_never_published_again_whatever_is_published_meanwhile(store: Store) -> None:
+def test_condemned_version_is_never_published_again(store: Store) -> None:
     publish_new(store, "1-a", None)
     publish_new(store, "2-b", "1-a")
     fence(store, ["1-a"])
@@ -125,11 +125,11 @@ def test_a_condemned_version_is_never_published_again_whatever_is_published_mean
     fence(store, ["2-b"])
     assert condemned_in(latest_of(store)) == ("1-a", "2-b")
     for version in ("1-a", "2-b"):
-        with pytest.raises(SwapConflictError, match=f"has condemned version {version}"):
+        with pytest.raises(SwapConflictError, match=f"prune is deleting version {version}"):
             publish(store, make_manifest(store, version, None), latest_of(store))
 
 
-def test_names_of_what_is_gone_are_forgotten(store: Store) -> None:
+def test_fence_drops_names_of_deleted_versions(store: Store) -> None:
     publish_new(store, "1-a", None)
     publish_new(store, "2-b", "1-a")
     fence(store, ["1-a"])
@@ -137,8 +137,8 @@ def test_names_of_what_is_gone_are_forgotten(store: Store) -> None:
     assert condemned_in(fence(store)) == ()
 
 
-def test_the_version_in_force_cannot_be_condemned(store: Store) -> None:
+def test_current_version_cannot_be_condemned(store: Store) -> None:
     before = publish_new(store, "1-a", None)
-    with pytest.raises(SwapConflictError, match="must not be deleted"):
+    with pytest.raises(SwapConflictError, match="was published in the meantime"):
         fence(store, ["1-a"])
     assert latest_of(store) == before

@@ -1,4 +1,4 @@
-"""A search finds what numpy finds, and never what a condition excludes."""
+"""A search returns the same hits as NumPy, and never rows that a condition excludes."""
 
 import functools
 import operator
@@ -28,16 +28,16 @@ Draw = Callable[..., Floats]
 
 
 FP16 = 3e-4
-"""How far a score from fp16 codes may be from the exact one."""
+"""Maximum difference between a score from fp16 vectors and the exact score."""
 
 
 def exact_scores(made: Any, query: Floats, kinds: tuple[str, ...]) -> dict[tuple[str, int], float]:
-    """Every row's inner product with the query, by numpy."""
+    """Return the inner product of every row with the query, computed by NumPy."""
     return {(k, row): float(s) for k in kinds for row, s in enumerate(made.vectors[k] @ query)}
 
 
 def assert_best(made: Any, hits: list[Hit], scores: dict[tuple[str, int], float], k: int) -> None:
-    """The hits are the k best of `scores`, best first, each with its own score and its own asset."""
+    """Check that the hits are the k best of `scores`, best first, each with its own score and asset."""
     best = sorted(scores.values(), reverse=True)[:k]
     assert len(hits) == len(best)
     np.testing.assert_allclose([hit.score for hit in hits], best, atol=FP16)
@@ -61,7 +61,7 @@ def assert_own_asset(made: Any, hit: Hit) -> None:
 
 @pytest.fixture(scope="module")
 def gap(make_catalog: Any, draw_vectors: Draw) -> Any:
-    """A catalog whose kinds stand apart, as those of a model with a modality gap do."""
+    """A catalog with a gap between the kinds, like that of a model with a modality gap."""
 
     def apart(vectors: Floats, sign: float) -> Floats:
         moved = vectors.copy()
@@ -72,12 +72,12 @@ def gap(make_catalog: Any, draw_vectors: Draw) -> Any:
     return make_catalog(vectors, recall_queries=100)
 
 
-# ---------------------------------------------------------------------------------------------------- the best
+# ---------------------------------------------------------------------------------------------------- search
 
 
 @pytest.mark.parametrize("kinds", [("image",), ("text",), ("image", "text"), ("text", "image"), None, "text"], ids=str)
 @pytest.mark.parametrize("k", [1, 10, 50, 10_000])
-def test_a_search_finds_what_numpy_finds(small: Any, draw_vectors: Draw, kinds: Any, k: int) -> None:
+def test_search_returns_the_same_hits_as_numpy(small: Any, draw_vectors: Draw, kinds: Any, k: int) -> None:
     queries = np.concatenate([draw_vectors(10, 16, 3), small.vectors["image"][:5], small.vectors["text"][:5]])
     asked = ("image", "text") if kinds is None else (kinds,) if isinstance(kinds, str) else kinds
     with small.open() as catalog:
@@ -85,7 +85,7 @@ def test_a_search_finds_what_numpy_finds(small: Any, draw_vectors: Draw, kinds: 
             assert_best(small, hits, exact_scores(small, query, asked), k)
 
 
-def test_a_search_in_4000_dimensions_finds_what_numpy_finds(make_catalog: Any, draw_vectors: Draw) -> None:
+def test_search_in_4000_dimensions_returns_the_same_hits_as_numpy(make_catalog: Any, draw_vectors: Draw) -> None:
     made = make_catalog({"image": draw_vectors(60, 4000, 1), "text": draw_vectors(40, 4000, 2)}, recall_queries=10)
     queries = draw_vectors(5, 4000, 3)
     with made.open() as catalog:
@@ -101,8 +101,8 @@ def test_every_row_finds_itself_first(small: Any) -> None:
             assert [hits[0].score for hits in found] == pytest.approx([1.0] * len(vectors), abs=FP16)
 
 
-def test_the_form_of_the_queries_does_not_matter(small: Any, draw_vectors: Draw) -> None:
-    """One row, lists, doubles, strides: the same hits."""
+def test_search_accepts_all_array_forms(small: Any, draw_vectors: Draw) -> None:
+    """One row, lists, doubles and strided arrays return the same hits."""
     queries = draw_vectors(4, 16, 3)
     with small.open() as catalog:
         expected = catalog.search(queries, 5)
@@ -116,7 +116,7 @@ def test_the_form_of_the_queries_does_not_matter(small: Any, draw_vectors: Draw)
 # ---------------------------------------------------------------------------------------------------- the merges
 
 
-def test_by_score_the_querys_own_kind_comes_first_where_there_is_a_gap(gap: Any) -> None:
+def test_merge_by_score_favours_the_kind_of_the_query(gap: Any) -> None:
     with gap.open() as catalog:
         for kind, vectors in gap.vectors.items():
             kinds = [hit.kind for hits in catalog.search(vectors[:20], 10) for hit in hits]
@@ -124,7 +124,7 @@ def test_by_score_the_querys_own_kind_comes_first_where_there_is_a_gap(gap: Any)
 
 
 @pytest.mark.parametrize("k", [1, 2, 9, 10])
-def test_by_quota_the_kinds_take_turns_each_with_its_best(gap: Any, k: int) -> None:
+def test_merge_by_quota_alternates_between_kinds(gap: Any, k: int) -> None:
     queries = gap.vectors["image"][:8]
     with gap.open() as catalog:
         own = {kind: catalog.search(queries, k, kinds=kind) for kind in gap.vectors}
@@ -137,7 +137,7 @@ def test_by_quota_the_kinds_take_turns_each_with_its_best(gap: Any, k: int) -> N
                 assert chosen == alone[q][: len(chosen)]
 
 
-def test_by_quota_a_small_kind_leaves_its_turns_to_the_other(make_catalog: Any, draw_vectors: Draw) -> None:
+def test_merge_by_quota_fills_up_with_the_other_kind(make_catalog: Any, draw_vectors: Draw) -> None:
     made = make_catalog({"image": draw_vectors(30, 8, 1), "text": draw_vectors(2, 8, 2)})
     with made.open() as catalog:
         kinds = [hit.kind for hit in catalog.search(draw_vectors(1, 8, 3), 10, merge="quota")[0]]
@@ -145,7 +145,7 @@ def test_by_quota_a_small_kind_leaves_its_turns_to_the_other(make_catalog: Any, 
 
 
 @pytest.mark.parametrize("query_kind", ["image", "text"])
-def test_standardised_orders_by_standard_deviations_above_the_mean(gap: Any, query_kind: Any) -> None:
+def test_merge_standardised_orders_by_standard_deviations_above_the_mean(gap: Any, query_kind: Any) -> None:
     queries = gap.vectors[query_kind][:10]
     figures = {kind: gap.index(kind).scores[f"{query_kind}->{kind}"] for kind in gap.vectors}
     with gap.open() as catalog:
@@ -156,20 +156,20 @@ def test_standardised_orders_by_standard_deviations_above_the_mean(gap: Any, que
             standard = {key: (s - figures[key[0]].mean) / figures[key[0]].std for key, s in exact.items()}
             best = sorted(standard.values(), reverse=True)[:20]
             np.testing.assert_allclose([standard[hit.kind, hit.row] for hit in hits], best, atol=0.01)
-            assert {hit.kind for hit in hits} == {"image", "text"}  # the gap is gone
+            assert {hit.kind for hit in hits} == {"image", "text"}  # no gap any more
             for hit in hits:
                 assert hit.score == pytest.approx(exact[hit.kind, hit.row], abs=FP16)
 
 
-def test_the_figures_are_those_of_all_pairs(gap: Any) -> None:
-    """All rows were queries when this catalog was built."""
+def test_score_figures_cover_all_pairs(gap: Any) -> None:
+    """This catalog was built with all rows as queries."""
     for kind, vectors in gap.vectors.items():
         for query_kind, queries in gap.vectors.items():
             scores, figures = queries @ vectors.T, gap.index(kind).scores[f"{query_kind}->{kind}"]
             assert (figures.mean, figures.std) == pytest.approx((scores.mean(), scores.std()), abs=1e-4)
 
 
-def test_merges_agree_where_there_is_one_kind(small: Any, draw_vectors: Draw) -> None:
+def test_merges_agree_for_a_single_kind(small: Any, draw_vectors: Draw) -> None:
     queries = draw_vectors(4, 16, 5)
     with small.open() as catalog:
         expected = catalog.search(queries, 7, kinds="text")
@@ -211,10 +211,10 @@ CONDITIONS: st.SearchStrategy[Condition] = st.one_of(
 
 @settings(max_examples=80, deadline=None)
 @given(conditions=st.lists(CONDITIONS, min_size=1, max_size=3), k=st.sampled_from([1, 5, 200]))
-def test_a_condition_gives_the_best_of_the_rows_that_meet_it_and_no_other(
+def test_condition_returns_the_best_matching_rows_only(
     small: Any, draw_vectors: Draw, conditions: list[Condition], k: int
 ) -> None:
-    """Conditions joined by `&`; where a value is absent, a condition on it is not met."""
+    """Conditions are joined by `&`. A condition on a missing value does not match."""
     where = functools.reduce(operator.and_, (expression for expression, _ in conditions))
     meets = {
         (kind, row)
@@ -231,7 +231,7 @@ def test_a_condition_gives_the_best_of_the_rows_that_meet_it_and_no_other(
 
 
 @pytest.mark.parametrize("merge", ["score", "quota", "standardised"])
-def test_a_condition_holds_in_every_merge(small: Any, draw_vectors: Draw, merge: Any) -> None:
+def test_condition_applies_in_every_merge(small: Any, draw_vectors: Draw, merge: Any) -> None:
     where = (pc.field("metadata", "lang") == "en") | (pc.field("metadata", "price").is_null())
     with small.open() as catalog:
         for hits in catalog.search(draw_vectors(5, 16, 8), 30, where=where, merge=merge, query_kind="text"):
@@ -252,7 +252,7 @@ def test_a_condition_holds_in_every_merge(small: Any, draw_vectors: Draw, merge:
     ],
     ids=str,
 )
-def test_what_is_no_condition_is_a_value_error_with_the_columns(small: Any, draw_vectors: Draw, where: Any) -> None:
+def test_invalid_condition_raises_and_lists_the_columns(small: Any, draw_vectors: Draw, where: Any) -> None:
     with (
         small.open() as catalog,
         pytest.raises(ValueError, match=r"where must be a condition on .*'asset_id'.*") as caught,
@@ -278,17 +278,17 @@ def test_what_is_no_condition_is_a_value_error_with_the_columns(small: Any, draw
         ({"vectors": []}, r"vectors must have the shape \(n, 16\), got \(0,\)"),
         ({"vectors": 1.0}, r"vectors must have the shape \(n, 16\), got \(\)"),
         ({"vectors": None}, "vectors must"),
-        ({"vectors": "a sentence"}, r"vectors must be numbers of shape \(n, 16\)"),
-        ({"vectors": [[1.0] * 16, [1.0]]}, r"vectors must be numbers of shape \(n, 16\)"),
-        ({"vectors": np.full((1, 16), 1j)}, r"vectors must be numbers of shape \(n, 16\): got complex ones"),
-        ({"vectors": np.full((1, 16), np.nan)}, "vectors must be finite, got NaN or infinity"),
-        ({"vectors": np.diag([1] * 15 + [np.inf])[9:]}, "vectors must be finite, .*: number 16 of vector 7 is inf"),
-        ({"vectors": np.full((1, 16), np.inf)}, "vectors must be finite, got NaN or infinity"),
-        ({"vectors": np.full((1, 16), 1e300)}, "vectors must be finite, got NaN or infinity"),
+        ({"vectors": "a sentence"}, r"vectors must be numbers with the shape \(n, 16\)"),
+        ({"vectors": [[1.0] * 16, [1.0]]}, r"vectors must be numbers with the shape \(n, 16\)"),
+        ({"vectors": np.full((1, 16), 1j)}, r"vectors must be numbers with the shape \(n, 16\): got complex numbers"),
+        ({"vectors": np.full((1, 16), np.nan)}, "vectors must be finite, got nan as number 1 of vector 1"),
+        ({"vectors": np.diag([1] * 15 + [np.inf])[9:]}, "vectors must be finite, got inf as number 16 of vector 7"),
+        ({"vectors": np.full((1, 16), np.inf)}, "vectors must be finite, got inf"),
+        ({"vectors": np.full((1, 16), 1e300)}, "vectors must be finite, got inf"),
         ({"kinds": "audio"}, r"kinds must be among \('image', 'text'\), got 'audio'"),
         ({"kinds": ("image", "audio")}, r"kinds must be among \('image', 'text'\), got 'audio'"),
-        ({"kinds": ()}, r"kinds must be some of \('image', 'text'\), got \(\): leave it out for all"),
-        ({"kinds": iter(())}, r"kinds must be some of \('image', 'text'\), got <.*>: leave it out for all"),
+        ({"kinds": ()}, r"kinds must be some of \('image', 'text'\), got \(\)\. Omit it for all kinds"),
+        ({"kinds": iter(())}, r"kinds must be some of \('image', 'text'\), got <.*>\. Omit it for all kinds"),
         ({"kinds": 5}, r"kinds must be among \('image', 'text'\), got 5"),
         ({"kinds": [["image"]]}, r"kinds must be among \('image', 'text'\), got \['image'\]"),
         ({"kinds": [None]}, r"kinds must be among \('image', 'text'\), got None"),
@@ -301,13 +301,13 @@ def test_what_is_no_condition_is_a_value_error_with_the_columns(small: Any, draw
         ({"merge": None}, "merge must be 'score', 'quota' or 'standardised', got None"),
         ({"query_kind": "video"}, "query_kind must be 'image' or 'text', got 'video'"),
         ({"merge": "best"}, "merge must be 'score', 'quota' or 'standardised', got 'best'"),
-        ({"merge": "standardised"}, "merge='standardised' needs query_kind='image' or 'text'"),
+        ({"merge": "standardised"}, "merge='standardised' needs query_kind\\. Set it to 'image' or 'text'"),
         ({"merge": "standardised", "query_kind": "audio"}, "query_kind must be 'image' or 'text', got 'audio'"),
     ],
     ids=lambda value: "" if isinstance(value, str) else repr(value).partition(" object at ")[0][:40],
 )
 @pytest.mark.filterwarnings("error")
-def test_a_wrong_argument_is_a_value_error_with_argument_rule_and_value(
+def test_search_raises_for_invalid_arguments_with_rule_and_value(
     small: Any, draw_vectors: Draw, arguments: dict[str, Any], sentence: str
 ) -> None:
     with small.open() as catalog, pytest.raises(ValueError, match=f"^{sentence}.*\\.$"):
@@ -333,32 +333,32 @@ def test_a_wrong_argument_is_a_value_error_with_argument_rule_and_value(
         (lambda c: c.vectors("image", [0.0]), "rows must be whole numbers in one dimension"),
     ],
 )
-def test_a_wrong_argument_of_any_other_call_is_told_as_one(small: Any, call: Any, sentence: str) -> None:
+def test_other_methods_raise_for_invalid_arguments(small: Any, call: Any, sentence: str) -> None:
     with small.open() as catalog, pytest.raises(ArgumentError, match=f"^{sentence}.*\\.$"):
         call(catalog)
 
 
-def test_a_closed_catalog_says_so(small: Any, draw_vectors: Draw) -> None:
+def test_closed_catalog_raises(small: Any, draw_vectors: Draw) -> None:
     with small.open() as catalog:
         assert len(catalog) == 106
-    catalog.close()  # again is no error
+    catalog.close()  # a second call is no error
     for call in (lambda: catalog.search(draw_vectors(1, 16)), lambda: catalog.assets("image")):
-        with pytest.raises(ValueError, match="This catalog is closed"):
+        with pytest.raises(ValueError, match="The catalog is closed"):
             call()
     assert (len(catalog), catalog.kinds) == (0, ())
 
 
-def test_a_catalog_of_one_kind_lacks_the_other(make_catalog: Any, draw_vectors: Draw) -> None:
+def test_catalog_with_one_kind_raises_for_the_other(make_catalog: Any, draw_vectors: Draw) -> None:
     made = make_catalog({"text": draw_vectors(12, 8)})
     with made.open() as catalog:
         assert catalog.kinds == ("text",)
         with pytest.raises(ValueError, match=r"kinds must be among \('text',\), got 'image'\."):
             catalog.search(draw_vectors(1, 8), kinds="image")
-        with pytest.raises(ValueError, match="needs the figures of image->text"):
+        with pytest.raises(ValueError, match="needs the score figures of image->text"):
             catalog.search(draw_vectors(1, 8), merge="standardised", query_kind="image")
 
 
-def test_an_open_catalog_says_what_it_is(small: Any) -> None:
+def test_open_catalog_has_version_kinds_and_repr(small: Any) -> None:
     with small.open() as catalog:
         assert catalog.version == small.manifest.version
         assert (catalog.dimension, catalog.kinds, len(catalog)) == (16, ("image", "text"), 106)
@@ -370,7 +370,7 @@ def test_an_open_catalog_says_what_it_is(small: Any) -> None:
 # ---------------------------------------------------------------------------------------------------- threads
 
 
-def test_many_threads_get_the_same_answers(small: Any, draw_vectors: Draw) -> None:
+def test_search_is_thread_safe(small: Any, draw_vectors: Draw) -> None:
     queries = draw_vectors(40, 16, 3)
     where = pc.field("metadata", "lang") == "id"
     with small.open() as catalog:
@@ -385,7 +385,7 @@ def test_many_threads_get_the_same_answers(small: Any, draw_vectors: Draw) -> No
             assert all(pool.map(ask, range(64)))
 
 
-def test_a_search_under_way_is_answered_though_the_catalog_is_closed(small: Any, draw_vectors: Draw) -> None:
+def test_close_does_not_break_running_searches(small: Any, draw_vectors: Draw) -> None:
     queries = draw_vectors(40, 16, 3)
     catalog = small.open()
     expected = catalog.search(queries, 10)
@@ -414,7 +414,7 @@ def test_a_search_under_way_is_answered_though_the_catalog_is_closed(small: Any,
 
 @pytest.fixture(scope="module")
 def shuffled(make_catalog: Any, draw_vectors: Draw) -> Any:
-    """The same assets, many of them exact copies, in three orders of rows."""
+    """The same assets, many of them duplicates, in three row orders."""
     copies = {"image": [60, 9, 3, *[1] * 20], "text": [40, 20, 2, *[1] * 10]}
     vectors = {
         kind: np.repeat(draw_vectors(len(counts), 24, seed), counts, axis=0)
@@ -428,23 +428,21 @@ def shuffled(make_catalog: Any, draw_vectors: Draw) -> Any:
                 {kind: rows[orders[kind]] for kind, rows in vectors.items()},
                 numbers={kind: order.tolist() for kind, order in orders.items()},
                 rows_per_unit=rows_per_unit,
-                recall_queries=200,  # all of them: a sample, and with it `standardised`, would depend on the order
+                recall_queries=200,  # all rows: a sample, and thus `standardised`, would depend on the order
             )
         )
     return made
 
 
 def reported(results: list[list[Hit]]) -> list[list[tuple[Any, ...]]]:
-    """All that a hit says but its row."""
+    """Return all fields of each hit except the row."""
     return [[(h.asset_id, h.kind, h.uri, h.text, h.score, h.metadata) for h in hits] for hits in results]
 
 
 @pytest.mark.parametrize("merge", ["score", "quota", "standardised"])
 @pytest.mark.parametrize("kinds", [("image",), ("text", "image")], ids=str)
 @pytest.mark.parametrize("where", [None, pc.field("metadata", "lang") == "id"], ids=["all", "where"])
-def test_the_same_assets_give_the_same_hits_in_whatever_order_their_rows_stand(
-    shuffled: Any, draw_vectors: Draw, merge: Any, kinds: Any, where: Any
-) -> None:
+def test_hits_do_not_depend_on_row_order(shuffled: Any, draw_vectors: Draw, merge: Any, kinds: Any, where: Any) -> None:
     vectors = shuffled[0].vectors
     queries = np.concatenate([draw_vectors(6, 24, 9), vectors["image"][:10], vectors["text"][:10]])
     catalogs = [made.open() for made in shuffled]
@@ -456,9 +454,7 @@ def test_the_same_assets_give_the_same_hits_in_whatever_order_their_rows_stand(
         assert found[0] == found[1] == found[2]
 
 
-def test_equal_scores_stand_in_the_order_of_kind_and_id_and_k_cuts_them_in_that_order(
-    shuffled: Any, draw_vectors: Draw
-) -> None:
+def test_equal_scores_are_ordered_by_kind_then_id_for_any_k(shuffled: Any, draw_vectors: Draw) -> None:
     queries = np.concatenate([draw_vectors(3, 24, 9), shuffled[0].vectors["image"][:8]])
     with shuffled[0].open() as catalog:
         for every, k in [(hits, k) for hits in [catalog.search(queries, 1000)] for k in (1, 7, 30, 59, 60, 90)]:
@@ -468,7 +464,7 @@ def test_equal_scores_stand_in_the_order_of_kind_and_id_and_k_cuts_them_in_that_
             assert catalog.search(queries, k) == [hits[:k] for hits in every]
 
 
-def test_a_catalog_of_nothing_but_copies_is_searched_by_id(make_catalog: Any, draw_vectors: Draw) -> None:
+def test_hits_of_duplicates_are_ordered_by_id(make_catalog: Any, draw_vectors: Draw) -> None:
     order = np.random.default_rng(3).permutation(300)
     made = make_catalog({"text": np.repeat(draw_vectors(1, 8, 1), 300, axis=0)}, numbers={"text": order.tolist()})
     with made.open() as catalog:
@@ -480,7 +476,7 @@ def test_a_catalog_of_nothing_but_copies_is_searched_by_id(make_catalog: Any, dr
 # ---------------------------------------------------------------------------------------------------- single assets
 
 
-def test_every_asset_is_found_by_its_id_with_what_the_catalog_says_of_it(small: Any) -> None:
+def test_every_asset_is_found_by_id_with_its_fields(small: Any) -> None:
     with small.open() as catalog:
         for kind, table in small.assets.items():
             for row, asset in enumerate(table.to_pylist()):
@@ -502,25 +498,25 @@ def test_every_asset_is_found_by_its_id_with_what_the_catalog_says_of_it(small: 
         assert catalog.url == str(small.folder)
 
 
-def test_ids_of_any_script_are_found_alike_however_often_they_are_asked_for(draw_vectors: Any, tmp_path: Path) -> None:
+def test_find_asset_handles_any_unicode_id_before_and_after_sorting(draw_vectors: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     letters = list("aZ0 é\u00ad漢\uffff\U0001f600\U0010ffff")
     ids = list({"".join(rng.choice(letters, rng.integers(1, 6))) for _ in range(300)})
     absent = [f"{name}{letter}" for name in ids for letter in ("", *letters) if f"{name}{letter}" not in set(ids)]
     publish_texts(Store(str(tmp_path)), {}, {"asset_id": ids}, draw_vectors(len(ids), 8), IndexConfig())
     with open_catalog(tmp_path) as catalog:
-        for _ in range(3):  # the ids are put in order at the hundredth
+        for _ in range(3):  # the hundredth call sorts the ids
             assert [catalog.find_asset("text", name) for name in ids] == list(range(len(ids)))
             assert {catalog.find_asset("text", name) for name in (*absent, "\ud800", None)} == {None}  # type: ignore[arg-type]
 
 
-def test_an_id_that_no_asset_has_is_no_row(small: Any) -> None:
+def test_find_asset_returns_none_for_unknown_ids(small: Any) -> None:
     with small.open() as catalog:
         for wrong in ("image 1", "", "text 00001", "image 00001 ", "\ud800", "x" * 100_000, None, 3):
             assert catalog.find_asset("image", wrong) is None  # type: ignore[arg-type]
 
 
-def test_stored_vectors_come_in_the_order_of_the_rows_asked_for(small: Any) -> None:
+def test_vectors_are_returned_in_requested_order(small: Any) -> None:
     rng = np.random.default_rng(0)
     with small.open() as catalog:
         for kind, vectors in small.vectors.items():
@@ -543,7 +539,7 @@ def test_stored_vectors_come_in_the_order_of_the_rows_asked_for(small: Any) -> N
     ],
     ids=str,
 )
-def test_a_row_that_is_not_there_is_a_value_error(small: Any, rows: Any, sentence: str) -> None:
+def test_invalid_rows_raise(small: Any, rows: Any, sentence: str) -> None:
     with small.open() as catalog:
         with pytest.raises(ValueError, match=f"^{sentence}"):
             catalog.vectors("image", rows)

@@ -1,4 +1,4 @@
-"""Damaged index files are refused where they are verified, and kill nobody where they are not."""
+"""Damaged index files are refused, and without verification never crash the process."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ places = [*range(54), *range(54, 120, 3), *rng.integers(120, len(good), 60).toli
 for at in places:
     damaged = bytearray(good)
     damaged[at] ^= 1 << int(rng.integers(8))
-    os.unlink(path)  # whoever has mapped the old one keeps it
+    os.unlink(path)  # existing mappings keep the old file
     with open(path, "wb") as file:
         file.write(damaged)
     try:
@@ -57,10 +57,10 @@ def path_of(copy: Path, name: str) -> Path:
     return version / name
 
 
-def test_no_changed_bit_of_codes_kills_the_process_of_a_reader_that_does_not_verify(copy: Path) -> None:
-    """It opens and gives rows that there are, or says that the file is damaged.
+def test_flipped_bits_in_codes_never_crash_an_unverified_reader(copy: Path) -> None:
+    """The catalog opens and returns existing rows, or reports that the file is damaged.
 
-    Bytes 46 to 53 are left alone: the length of the first array, which FAISS believes, and takes that much memory.
+    Bytes 46 to 53 are not changed: they are the length of the first array, and FAISS allocates that much memory.
     """
     command = [sys.executable, "-c", PROGRAM, str(copy), str(path_of(copy, CODES)), "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -69,7 +69,7 @@ def test_no_changed_bit_of_codes_kills_the_process_of_a_reader_that_does_not_ver
 
 
 @pytest.mark.parametrize("name", [CODES, "index/image-00000-of-00002.faiss"])
-def test_a_file_that_ends_early_is_refused_and_unverified_too(copy: Path, name: str) -> None:
+def test_truncated_file_is_refused_even_unverified(copy: Path, name: str) -> None:
     path = path_of(copy, name)
     whole = path.read_bytes()
     for length in (0, 10, 200, len(whole) // 2, len(whole) - 1):
@@ -79,18 +79,18 @@ def test_a_file_that_ends_early_is_refused_and_unverified_too(copy: Path, name: 
                 open_catalog(copy, verify=verify)
 
 
-def test_one_changed_byte_of_codes_is_refused_with_the_files_name(copy: Path) -> None:
+def test_changed_byte_in_codes_is_refused_with_the_file_name(copy: Path) -> None:
     path = path_of(copy, CODES)
     whole = path.read_bytes()
     for at in np.random.default_rng(1).integers(0, len(whole), 10).tolist():
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
-        with pytest.raises(CatalogError, match=rf"{path.name} must have sha256 .* the file is damaged"):
+        with pytest.raises(CatalogError, match=rf"{path.name} must have sha256 .* The file is damaged"):
             open_catalog(copy)
     path.write_bytes(whole)
     open_catalog(copy).close()
 
 
-def test_codes_of_another_file_in_the_place_of_these_are_refused(copy: Path) -> None:
+def test_codes_of_another_file_are_refused(copy: Path) -> None:
     other = path_of(copy, CODES.replace("00000-of", "00001-of"))
     shutil.copyfile(other, path_of(copy, CODES))
     with pytest.raises(CatalogError, match="must have sha256"):
@@ -100,8 +100,8 @@ def test_codes_of_another_file_in_the_place_of_these_are_refused(copy: Path) -> 
     assert any(CODES in sentence for sentence in find_damage(store, read_manifest(store, version.name)))
 
 
-def test_codes_of_other_rows_than_the_vectors_are_refused_even_where_the_manifest_agrees(copy: Path) -> None:
-    """A manifest that names a scanned kind's vectors beside the codes of another."""
+def test_codes_shared_by_two_indexes_are_refused(copy: Path) -> None:
+    """The manifest combines the vectors of a scanned kind with the codes of another kind."""
     store = Store(str(copy))
     (version,) = (path.name for path in (copy / "versions").iterdir())
     manifest = read_manifest(store, version)
@@ -113,9 +113,9 @@ def test_codes_of_other_rows_than_the_vectors_are_refused_even_where_the_manifes
         open_catalog(copy, version=version)
 
 
-def test_an_index_of_a_newer_format_is_refused_with_what_to_do(copy: Path) -> None:
+def test_newer_format_is_refused_with_advice(copy: Path) -> None:
     name = manifest_name(next((copy / "versions").iterdir()).name)
     raw = orjson.loads((copy / name).read_bytes())
     (copy / name).write_bytes(orjson.dumps({**raw, "format_version": 3}))
-    with pytest.raises(CatalogError, match=r"has format 3; .* install a newer epithre-beam"):
+    with pytest.raises(CatalogError, match=r"has format 3, .* Install a newer epithre-beam"):
         open_catalog(copy, version=raw["version"])

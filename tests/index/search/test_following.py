@@ -1,4 +1,4 @@
-"""A catalog that follows: no search fails or sees two versions, and of an old version nothing is left behind."""
+"""A following catalog: no search fails or sees two versions, and old versions leave no resources."""
 
 import contextlib
 import gc
@@ -40,7 +40,7 @@ DIMENSION = 16
 
 
 def numbers_of(version: str) -> range:
-    """The numbers of a version's assets; no other version has one of them."""
+    """Return the numbers of a version's assets. No other version has any of them."""
     first = int(version[:6]) * 1000
     return range(first, first + 60)
 
@@ -51,7 +51,7 @@ def versions_in(hits: Any) -> set[int]:
 
 @pytest.fixture(scope="module")
 def two(make_catalog: Any, add_version: Any, draw_vectors: Any) -> Any:
-    """A catalog of two versions without a common asset. Only to be copied."""
+    """A catalog of two versions without common assets. Only for copying."""
 
     def drawn(seed: int) -> dict[str, Floats]:
         return {"image": draw_vectors(60, DIMENSION, seed), "text": draw_vectors(60, DIMENSION, seed + 1)}
@@ -63,7 +63,7 @@ def two(make_catalog: Any, add_version: Any, draw_vectors: Any) -> Any:
 
 
 class Published:
-    """A catalog of its own, of which now the one and now the other version is in force."""
+    """A private catalog that switches between two current versions."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -75,7 +75,7 @@ class Published:
         return NAMES[number]
 
     def change_manifest(self, number: int, **changes: Any) -> Manifest:
-        """Another manifest, published with its own sha256."""
+        """Write a changed manifest for a version."""
         manifest = read_manifest(self.store, NAMES[number]).model_copy(update=changes)
         self.store.write(manifest_name(manifest.version), manifest.to_bytes())
         return manifest
@@ -109,7 +109,7 @@ def mapped_files(folder: str) -> set[str]:
 
 @contextlib.contextmanager
 def searching(catalog: FollowingCatalog, threads: int, ask: Callable[[], None]) -> Iterator[Callable[[], int]]:
-    """So many threads ask without a pause, and none of them fails; the number of questions so far."""
+    """Call `ask` in `threads` threads without a pause and check that none fails. Yields a call counter."""
     over, asked = threading.Event(), [0] * threads
 
     def go_on(thread: int) -> None:
@@ -131,7 +131,7 @@ def searching(catalog: FollowingCatalog, threads: int, ask: Callable[[], None]) 
 # ---------------------------------------------------------------------------------------------------- swapping
 
 
-def test_every_search_finds_what_one_version_holds_while_they_are_swapped(catalog_of: Published) -> None:
+def test_each_search_sees_one_version_during_swaps(catalog_of: Published) -> None:
     asked, where = queries(), pc.field("size_bytes") > 0
     expected = []
     for name in NAMES:
@@ -152,7 +152,7 @@ def test_every_search_finds_what_one_version_holds_while_they_are_swapped(catalo
     assert seen == {0, 1}
 
 
-def test_several_calls_within_a_pin_are_answered_by_one_version(catalog_of: Published) -> None:
+def test_calls_within_a_pin_use_one_version(catalog_of: Published) -> None:
     def ask() -> None:
         with catalog.pinned() as version:
             name = version.version
@@ -172,12 +172,12 @@ def test_several_calls_within_a_pin_are_answered_by_one_version(catalog_of: Publ
             wait_until(lambda before=before: count() > before)  # type: ignore[misc]
 
 
-def test_a_pin_of_a_catalog_that_does_not_follow_is_the_catalog(two: Any) -> None:
+def test_pin_of_a_plain_catalog_is_the_catalog_itself(two: Any) -> None:
     with two.open() as catalog, catalog.pinned() as version:
         assert version is catalog
 
 
-def test_an_old_version_is_let_go_of_when_its_last_search_is_over(catalog_of: Published) -> None:
+def test_old_version_is_released_after_its_last_search(catalog_of: Published) -> None:
     folder = catalog_of.store.url
     with following(catalog_of) as catalog:
         with catalog.pinned() as version:
@@ -193,7 +193,7 @@ def test_an_old_version_is_let_go_of_when_its_last_search_is_over(catalog_of: Pu
     assert mapped_files(folder) == set()
 
 
-def test_twenty_swaps_leave_no_more_maps_descriptors_or_threads_than_one(catalog_of: Published) -> None:
+def test_swaps_leak_no_maps_descriptors_or_threads(catalog_of: Published) -> None:
     def counted() -> tuple[int, int, int]:
         maps = Path("/proc/self/maps").read_text().count(catalog_of.store.url)
         return maps, len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
@@ -205,25 +205,25 @@ def test_twenty_swaps_leave_no_more_maps_descriptors_or_threads_than_one(catalog
             catalog.search(queries())
             if swap == 0:
                 wait_until(lambda: len(read_holds(catalog_of.store).readers) == 1)
-                time.sleep(0.05)  # the thread of the hold that was released
+                time.sleep(0.05)  # let the thread of the released hold end
                 first = counted()
         wait_until(lambda: counted() <= first)
         assert list(read_holds(catalog_of.store).readers) == [catalog.version]
 
 
-def test_a_new_version_is_there_within_the_interval(catalog_of: Published, caplog: pytest.LogCaptureFixture) -> None:
+def test_new_version_is_used_within_the_interval(catalog_of: Published, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "epithre_beam")
     with following(catalog_of, every_s=0.2) as catalog:
         for number in (1, 0):
             name = catalog_of.put(number)
             wait_until(lambda name=name: catalog.version == name)  # type: ignore[misc]
         assert not catalog.refresh()
-        catalog_of.put(0)  # LATEST.json is another file, and names the same version
+        catalog_of.put(0)  # LATEST.json changes, but names the same version
         assert not catalog.refresh()
     assert [record.getMessage().rsplit(" ", 1)[1] for record in caplog.records] == [f"{NAMES[1]}.", f"{NAMES[0]}."]
 
 
-def test_a_catalog_in_a_bucket_is_followed_too_and_by_a_fork(two: Any, s3_server: S3Server, tmp_path: Path) -> None:
+def test_follow_works_in_a_bucket_and_in_a_fork(two: Any, s3_server: S3Server, tmp_path: Path) -> None:
     store = s3_store(s3_server.port, secrets.token_hex(8))
     for name in two.store.names(""):
         store.write(name, two.store.read(name))
@@ -243,7 +243,7 @@ def test_a_catalog_in_a_bucket_is_followed_too_and_by_a_fork(two: Any, s3_server
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-# ---------------------------------------------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------------------------------------------- failures
 
 
 def damage_latest(published: Published) -> None:
@@ -270,18 +270,27 @@ def another(published: Published, **changes: Any) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Published], None], str]] = {
     "LATEST is missing": (lambda published: published.store.delete(LATEST), r"LATEST\.json is missing"),
-    "LATEST is damaged": (damage_latest, r"LATEST\.json must hold a version"),
+    "LATEST is damaged": (damage_latest, r"LATEST\.json must have a version"),
     "LATEST names nothing": (name_nothing, r"manifest\.json is missing"),
     "the index is damaged": (damage_index, r"\.faiss must have sha256"),
-    "a newer format": (lambda published: another(published, format_version=99), "has format 99; this release reads"),
-    "another model": (lambda published: another(published, model="m2"), "has model 'm2' and not 'a model'"),
+    "a newer format": (
+        lambda published: another(published, format_version=99),
+        "has format 99, but this release reads",
+    ),
+    "another model": (
+        lambda published: another(published, model="m2"),
+        "has model 'm2', but the open version has 'a model'",
+    ),
     "another emulator": (lambda published: another(published, model_fingerprint="e"), "has model_fingerprint 'e'"),
-    "another dimension": (lambda published: another(published, dimension=8), "has dimension 8 and not 16"),
+    "another dimension": (
+        lambda published: another(published, dimension=8),
+        "has dimension 8, but the open version has 16",
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_cannot_be_opened_leaves_the_old_version_in_force_and_is_told_once(
+def test_unreadable_version_keeps_the_old_one_and_is_logged_once(
     catalog_of: Published, fault: str, caplog: pytest.LogCaptureFixture, two: Any
 ) -> None:
     break_it, sentence = FAULTS[fault]
@@ -305,8 +314,8 @@ def test_what_cannot_be_opened_leaves_the_old_version_in_force_and_is_told_once(
         assert versions_in(catalog.search(queries())) == {2}
 
 
-def test_a_version_that_was_refused_is_not_read_again_at_every_look_but_another_is(catalog_of: Published) -> None:
-    """Each reading may be gigabytes."""
+def test_refused_version_is_retried_with_a_backoff(catalog_of: Published) -> None:
+    """Opening a version may read gigabytes."""
     damage_index(catalog_of)
     damaged = catalog_of.store.read(LATEST)
     catalog_of.put(0)
@@ -321,17 +330,17 @@ def test_a_version_that_was_refused_is_not_read_again_at_every_look_but_another_
         catalog._open_like = count
         catalog_of.store.write(LATEST, damaged)
         wait_until(lambda: catalog.last_refresh_error is not None)
-        time.sleep(1.0)  # twenty looks
+        time.sleep(1.0)  # time for twenty checks
         assert 2 <= len(opened) <= 5
         assert catalog.last_refresh_error is not None
         before = len(opened)
-        assert not catalog.refresh()  # who asks is answered
+        assert not catalog.refresh()  # an explicit refresh always retries
         assert len(opened) == before + 1
         catalog_of.put(0)
         wait_until(lambda: catalog.last_refresh_error is None)
 
 
-def test_a_version_that_is_searched_is_kept_from_pruning_and_released_when_it_is_not_any_more(
+def test_hold_protects_the_searched_version_until_the_swap(
     catalog_of: Published,
 ) -> None:
     catalog_of.put(1)
@@ -347,9 +356,7 @@ def test_a_version_that_is_searched_is_kept_from_pruning_and_released_when_it_is
     assert read_holds(catalog_of.store) == ({}, [])
 
 
-def test_a_catalog_that_vanishes_is_searched_on_and_says_so_and_is_followed_when_it_is_back(
-    catalog_of: Published, two: Any
-) -> None:
+def test_deleted_catalog_stays_searchable_and_is_followed_when_restored(catalog_of: Published, two: Any) -> None:
     with following(catalog_of, hold_s=0.3, every_s=0.05) as catalog:
         expected = catalog.search(queries())
         Path(catalog_of.store.url).rename(catalog_of.store.url + ".gone")
@@ -359,15 +366,15 @@ def test_a_catalog_that_vanishes_is_searched_on_and_says_so_and_is_followed_when
         assert catalog.search(queries()) == expected
         rows = np.arange(60)
         np.testing.assert_allclose(catalog.vectors("image", rows), two.vectors["image"], atol=1e-3)
-        shutil.copytree(two.folder, catalog_of.store.url, dirs_exist_ok=True)  # the hold may have made it anew
+        shutil.copytree(two.folder, catalog_of.store.url, dirs_exist_ok=True)  # the hold may have created it again
         wait_until(lambda: catalog.version == NAMES[1])
         assert catalog.last_refresh_error is None
 
 
-# ---------------------------------------------------------------------------------------------------- the end
+# ---------------------------------------------------------------------------------------------------- closing
 
 
-def test_a_search_under_way_is_answered_though_the_catalog_is_closed(catalog_of: Published) -> None:
+def test_close_does_not_break_running_searches(catalog_of: Published) -> None:
     catalog = following(catalog_of, every_s=0.01)
     expected = catalog.search(queries())
     answered = [0] * 4
@@ -396,7 +403,7 @@ def test_a_search_under_way_is_answered_though_the_catalog_is_closed(catalog_of:
     )
 
 
-def test_a_version_that_is_opened_while_the_catalog_is_closed_is_not_kept(catalog_of: Published) -> None:
+def test_version_opened_during_close_is_released(catalog_of: Published) -> None:
     catalog = following(catalog_of, hold_s=60)
     really, begun, may_go_on = catalog._open_like, threading.Event(), threading.Event()
 
@@ -410,14 +417,14 @@ def test_a_version_that_is_opened_while_the_catalog_is_closed_is_not_kept(catalo
     with ThreadPoolExecutor(1) as pool:
         looking = pool.submit(catalog.refresh)
         begun.wait(20)
-        catalog.close()  # does not wait for it
+        catalog.close()  # does not wait for the refresh
         may_go_on.set()
         assert not looking.result(20)
     assert mapped_files(catalog_of.store.url) == set()
     assert read_holds(catalog_of.store) == ({}, [])
 
 
-def test_a_catalog_that_nobody_has_any_more_is_let_go_of(catalog_of: Published) -> None:
+def test_garbage_collected_catalog_releases_its_resources(catalog_of: Published) -> None:
     catalog = following(catalog_of, every_s=0.05, hold_s=60)
     threads = [thread for thread in threading.enumerate() if thread.name == "catalog-follow"]
     del catalog
@@ -432,11 +439,11 @@ def test_a_catalog_that_nobody_has_any_more_is_let_go_of(catalog_of: Published) 
     [
         ({"follow_every_s": 0}, "follow_every_s must be a positive number of seconds, got 0"),
         ({"follow_every_s": float("nan")}, "follow_every_s must be a positive number of seconds, got nan"),
-        ({"version": NAMES[0]}, "follow=True goes with what LATEST.json names, got version="),
+        ({"version": NAMES[0]}, "follow=True cannot be combined with a version, got version="),
     ],
     ids=str,
 )
-def test_what_cannot_be_followed_is_a_value_error(two: Any, options: Any, sentence: str) -> None:
+def test_invalid_follow_arguments_raise(two: Any, options: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}"):
         open_catalog(two.folder, follow=True, **options)
 
@@ -498,8 +505,8 @@ sys.exit(max(codes))
 """
 
 
-def test_processes_forked_amid_searches_and_looks_search_and_follow_by_themselves(catalog_of: Published) -> None:
-    """Whatever lock a thread of the parent held at the fork."""
+def test_forked_processes_search_and_follow_on_their_own(catalog_of: Published) -> None:
+    """The threads of the parent may hold any lock at the fork."""
     children = 12
     command = [sys.executable, "-W", "ignore", "-c", FORK_PROGRAM, catalog_of.store.url, *NAMES, str(children)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -516,7 +523,7 @@ def test_processes_forked_amid_searches_and_looks_search_and_follow_by_themselve
     assert read_holds(catalog_of.store).readers == {}
 
 
-def test_a_fork_holds_what_it_searches_though_its_parent_has_gone_on(catalog_of: Published) -> None:
+def test_fork_holds_its_own_version(catalog_of: Published) -> None:
     with following(catalog_of, hold_s=60, every_s=0.02) as catalog:
         asked, reported = multiprocessing.get_context("fork").Pipe()
         child = os.fork()

@@ -1,4 +1,4 @@
-"""Hits of several kinds come in the order that is asked for, for all queries at once."""
+"""Merging orders the hits of several kinds as requested, for all queries at once."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from epithre_beam.index.search.merge import merge_kinds
 
 
 def naive(found, k, merge, figures):
-    """A query at a time, by sorting tuples."""
+    """Merge one query at a time by sorting tuples."""
     lists = []
     for q in range(len(found[0][0])):
         entries = []
@@ -31,11 +31,11 @@ def naive(found, k, merge, figures):
     widths=st.lists(st.integers(0, 6), min_size=1, max_size=3),
     k=st.integers(1, 12),
 )
-def test_the_order_is_that_of_sorting_each_query_by_itself(seed, merge, widths, k):
+def test_merge_equals_sorting_each_query(seed, merge, widths, k):
     rng = np.random.default_rng(seed)
     queries, found = 4, []
     for width in widths:
-        # Few different scores, so that many are equal; some rows are not there, the last ones of a query.
+        # Few different scores, so that many are equal. Some of the last rows of a query are missing.
         scores = -np.sort(-rng.integers(0, 4, (queries, width)) / np.float32(4), axis=1).astype(np.float32)
         rows = np.stack([rng.permutation(width) for _ in range(queries)]).astype(np.int64).reshape(queries, width)
         rows[np.arange(width) >= rng.integers(0, width + 1, queries)[:, None]] = -1

@@ -1,4 +1,4 @@
-"""A damaged catalog is never opened, and a whole version always is, whatever is published and pruned meanwhile."""
+"""A damaged catalog never opens; a valid one always does, also while versions are published and pruned."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ Draw = Callable[..., Floats]
 
 
 def flip(path: Path, at: int, mask: int = 0x01) -> bytes:
-    """Changes one byte; returns what the file was."""
+    """Change one byte. Return the original content."""
     before = path.read_bytes()
     changed = bytearray(before)
     changed[at] ^= mask
@@ -37,7 +37,7 @@ def flip(path: Path, at: int, mask: int = 0x01) -> bytes:
     return before
 
 
-def test_one_changed_byte_in_any_file_that_is_read_is_refused_with_the_files_name(own_copy: Any) -> None:
+def test_changed_byte_in_any_file_is_refused_with_the_file_name(own_copy: Any) -> None:
     rng = np.random.default_rng(0)
     others = own_copy.files()[1:]
     assert len(others) == 5
@@ -51,8 +51,8 @@ def test_one_changed_byte_in_any_file_that_is_read_is_refused_with_the_files_nam
     own_copy.open().close()
 
 
-def test_no_changed_bit_of_the_pointer_opens_anything(own_copy: Any) -> None:
-    """Every bit of LATEST.json: the version it names then does not exist, or is not the one that was meant."""
+def test_flipped_bit_in_latest_json_is_refused(own_copy: Any) -> None:
+    """Each bit of LATEST.json is flipped. It then names a missing version or another one."""
     latest = own_copy.files()[0]
     for at in range(latest.stat().st_size):
         for bit in range(8):
@@ -64,7 +64,7 @@ def test_no_changed_bit_of_the_pointer_opens_anything(own_copy: Any) -> None:
 
 
 @pytest.mark.parametrize("change", ["missing", "shorter", "longer", "empty"])
-def test_a_file_that_is_missing_or_of_another_length_is_refused_with_its_name(own_copy: Any, change: str) -> None:
+def test_missing_or_resized_file_is_refused_with_its_name(own_copy: Any, change: str) -> None:
     for path in own_copy.files():
         before = path.read_bytes()
         if change == "missing":
@@ -78,41 +78,41 @@ def test_a_file_that_is_missing_or_of_another_length_is_refused_with_its_name(ow
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", '"x"', "{}", '{"version": "v"}', "\xff", "{", '{"version": 1}'])
-def test_a_pointer_of_another_form_is_refused_with_its_name(own_copy: Any, content: str) -> None:
+def test_malformed_latest_json_is_refused_with_its_name(own_copy: Any, content: str) -> None:
     own_copy.files()[0].write_bytes(content.encode("latin-1"))
-    with pytest.raises(CatalogError, match=r"LATEST\.json must hold a version and a manifest_sha256"):
+    with pytest.raises(CatalogError, match=r"LATEST\.json must have a version and a manifest_sha256"):
         own_copy.open()
 
 
 @pytest.mark.parametrize(
     "content", ["[]", "3", "null", '"x"', "{}", '{"format_version": 1}', "{", '{"format_version": "a"}']
 )
-def test_a_manifest_of_another_form_is_refused_with_its_name(own_copy: Any, content: str) -> None:
-    """Even for a reader that names the version, and so has no sha256 to compare."""
+def test_malformed_manifest_is_refused_with_its_name(own_copy: Any, content: str) -> None:
+    """Also if the reader names the version, so that there is no sha256 to compare."""
     name = manifest_name(own_copy.manifest.version)
     own_copy.store.write(name, content.encode())
     with pytest.raises(CatalogError, match=name):
         open_catalog(own_copy.folder, version=own_copy.manifest.version)
 
 
-def test_a_manifest_that_does_not_list_its_index_is_refused(own_copy: Any) -> None:
+def test_manifest_without_its_index_file_is_refused(own_copy: Any) -> None:
     shorter = own_copy.manifest.model_copy(update={"files": ()})
     own_copy.store.write(manifest_name(shorter.version), shorter.to_bytes())
-    with pytest.raises(CatalogError, match=r"lists no file 'index/image-00000-of-00001\.faiss'"):
+    with pytest.raises(CatalogError, match=r"does not list the file 'index/image-00000-of-00001\.faiss'"):
         open_catalog(own_copy.folder, version=shorter.version)
 
 
-def test_a_catalog_of_a_newer_format_is_refused_with_what_to_do(own_copy: Any) -> None:
+def test_newer_format_is_refused_with_advice(own_copy: Any) -> None:
     latest = read_latest(own_copy.store)
     newer = own_copy.manifest.model_copy(update={"format_version": 3})
     own_copy.store.write(manifest_name(newer.version), newer.to_bytes())
     publish(own_copy.store, newer, latest.data if latest else None)
-    with pytest.raises(CatalogError, match=r"manifest\.json has format 3; .* install a newer epithre-beam\."):
+    with pytest.raises(CatalogError, match=r"manifest\.json has format 3, .* Install a newer epithre-beam\."):
         own_copy.open()
 
 
-def test_an_index_of_other_rows_than_its_assets_is_refused(own_copy: Any) -> None:
-    """Each file is whole, but they do not belong together."""
+def test_index_with_the_assets_of_another_kind_is_refused(own_copy: Any) -> None:
+    """Each file is valid, but they do not belong together."""
     image, text = own_copy.manifest.indexes
     mixed = own_copy.manifest.model_copy(update={"indexes": (image.model_copy(update={"assets": text.assets}), text)})
     own_copy.store.write(manifest_name(mixed.version), mixed.to_bytes())
@@ -120,7 +120,7 @@ def test_an_index_of_other_rows_than_its_assets_is_refused(own_copy: Any) -> Non
         open_catalog(own_copy.folder, version=mixed.version)
 
 
-def test_where_nothing_is_published_nothing_is_opened(tmp_path: Path) -> None:
+def test_open_raises_if_nothing_is_published(tmp_path: Path) -> None:
     (tmp_path / "begun" / "versions").mkdir(parents=True)
     for folder, why in (
         (tmp_path / "begun", r"has no published version: LATEST\.json is missing"),
@@ -133,7 +133,7 @@ def test_where_nothing_is_published_nothing_is_opened(tmp_path: Path) -> None:
         open_catalog(tmp_path, version="v7")
 
 
-def test_a_remote_catalog_gives_the_same_hits_from_the_cache(small: Any, tmp_path: Path) -> None:
+def test_remote_catalog_returns_the_same_hits_from_the_cache(small: Any, tmp_path: Path) -> None:
     remote = Store("memory://remote-catalog")
     for name in small.store.names(""):
         remote.write(name, small.store.read(name))
@@ -146,20 +146,20 @@ def test_a_remote_catalog_gives_the_same_hits_from_the_cache(small: Any, tmp_pat
         open_catalog(remote.url, cache_folder=tmp_path / "cache")
 
 
-def test_a_version_is_opened_by_its_name_too(small: Any, draw_vectors: Draw) -> None:
+def test_version_is_opened_by_name(small: Any, draw_vectors: Draw) -> None:
     queries = draw_vectors(3, 16, 3)
     with small.open() as one, open_catalog(str(small.folder), version=small.manifest.version, verify=False) as other:
         assert one.manifest == other.manifest
         assert one.search(queries) == other.search(queries)
 
 
-# ---------------------------------------------------------------------------------------------------- versions that go
+# ---------------------------------------------------------------------------------------------------- pruned versions
 
 
-def test_a_reader_sees_whole_versions_only_while_others_are_published_and_pruned(
+def test_readers_see_complete_versions_during_publish_and_prune(
     tmp_path: Path, make_catalog: Any, draw_vectors: Draw
 ) -> None:
-    """Without a version's name there is always one to open: the one that was in force, or the next."""
+    """Without a version name, one can always be opened: the current version or the next."""
     names = [f"{i:06d}-20250102T030405Z-aaaaaa" for i in range(1, 16)]
     made = [make_catalog({"text": draw_vectors(40, 8, i)}, version=name) for i, name in enumerate(names)]
     store = Store(str(tmp_path / "c"))
@@ -194,8 +194,8 @@ def test_a_reader_sees_whole_versions_only_while_others_are_published_and_pruned
     assert [path.name for path in (tmp_path / "c" / "versions").iterdir()] == [names[-1]]
 
 
-def test_a_reader_whose_version_is_pruned_while_it_is_checked_opens_the_next(own_copy: Any) -> None:
-    """The older version has so large an index that it goes before its reader is through with it."""
+def test_reader_opens_the_next_version_if_its_own_is_pruned(own_copy: Any) -> None:
+    """The index of the older version is so large that it is pruned while the reader verifies it."""
     store, older = own_copy.store, "000000-20250101T000000Z-aaaaaa"
     index = own_copy.folder / "versions" / older / own_copy.index("image").files[0]
     index.parent.mkdir(parents=True)
@@ -223,7 +223,7 @@ def test_a_reader_whose_version_is_pruned_while_it_is_checked_opens_the_next(own
             assert catalog.version == own_copy.manifest.version
 
 
-def test_a_file_that_vanishes_is_named(own_copy: Any) -> None:
+def test_missing_file_is_named(own_copy: Any) -> None:
     version = own_copy.manifest.version
     for path in own_copy.files()[2:]:
         before = path.read_bytes()
@@ -266,7 +266,7 @@ def test_a_file_that_is_pruned_after_its_check_is_named(own_copy: Any) -> None:
         path.write_bytes(before)
 
 
-def test_files_that_are_no_index_and_no_table_are_named_even_unverified(own_copy: Any) -> None:
+def test_zeroed_files_are_refused_by_name_even_unverified(own_copy: Any) -> None:
     for path in own_copy.files()[2:]:
         before = path.read_bytes()
         path.write_bytes(bytes(len(before)))
@@ -278,9 +278,9 @@ def test_files_that_are_no_index_and_no_table_are_named_even_unverified(own_copy
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"url": None}, "url must be a path or an address, got None"),
-        ({"url": ""}, "url must be a path or an address, got ''"),
-        ({"url": 5}, "url must be a path or an address, got 5"),
+        ({"url": None}, "url must be a path or a URL, got None"),
+        ({"url": ""}, "url must be a path or a URL, got ''"),
+        ({"url": 5}, "url must be a path or a URL, got 5"),
         ({"version": 3}, "version must be a version's name, got 3"),
         ({"version": ""}, "version must be a version's name, got ''"),
         ({"storage_options": 5}, "storage_options must be a dict, got 5"),
@@ -293,12 +293,12 @@ def test_files_that_are_no_index_and_no_table_are_named_even_unverified(own_copy
     ],
     ids=str,
 )
-def test_a_wrong_argument_is_told_by_its_name(small: Any, arguments: dict[str, Any], sentence: str) -> None:
+def test_invalid_argument_raises_with_its_name(small: Any, arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ArgumentError, match=f"^{sentence}"):
         open_catalog(**{"url": small.store.url, **arguments})
 
 
-def test_a_file_is_no_catalog(tmp_path: Path) -> None:
+def test_open_raises_for_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ArgumentError, match="file is a file: a catalog is a folder"):
+    with pytest.raises(ArgumentError, match=r"file is a file\. Give the folder of a catalog"):
         open_catalog(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""A stranger's catalog, whose every sha256 is true, is refused in words: nothing in it is taken on trust."""
+"""An untrusted catalog with invalid content but correct sha256 values is refused with a clear error."""
 
 import io
 import os
@@ -34,7 +34,7 @@ def forged(tmp_path: Path) -> Forged:
 
 
 def refused(forged: Forged, match: str) -> None:
-    """Opening it is an error, verified or not."""
+    """Check that opening raises, with and without verification."""
     for verify in (True, False):
         with pytest.raises(CatalogError, match=match):
             open_catalog(forged.folder, verify=verify)
@@ -80,9 +80,9 @@ NUMBERS = [-1, 1.5, 1e30, float("nan"), float("inf"), True, "5", None, 10**30, [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kind_is_one_of_two_and_nothing_is_exported_under_another(forged: Forged, tmp_path: Path, kind: Any) -> None:
+def test_unknown_kind_is_refused_and_not_exported(forged: Forged, tmp_path: Path, kind: Any) -> None:
     forged.change(set_kind(kind))
-    refused(forged, r"manifest\.json is no manifest that can be read")
+    refused(forged, r"manifest\.json is not a valid manifest")
     before = sorted(tmp_path.iterdir())
     for form in FORMS:
         with pytest.raises(CatalogError):
@@ -90,8 +90,8 @@ def test_a_kind_is_one_of_two_and_nothing_is_exported_under_another(forged: Forg
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_what_a_stranger_wrote_is_shown_as_it_would_be_typed(forged: Forged) -> None:
-    """A key of an object too: no line break and no escape reaches the message, and a long one is cut."""
+def test_untrusted_text_is_escaped_and_cut_in_messages(forged: Forged) -> None:
+    """This includes keys of objects. No line break or escape sequence reaches the message."""
     for name in ("x\n\\! id\x1b[2J", "y" * 5000):
         forged.change(set_kind(name))
         for verify in (True, False):
@@ -102,16 +102,16 @@ def test_what_a_stranger_wrote_is_shown_as_it_would_be_typed(forged: Forged) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_name_of_a_file_leaves_the_version(forged: Forged, name: str) -> None:
+def test_file_names_outside_the_version_are_refused(forged: Forged, name: str) -> None:
     def everywhere(manifest: dict[str, Any]) -> None:
         (entry,) = [entry for entry in manifest["files"] if entry["name"] == ASSETS]
         entry["name"] = name
         manifest["indexes"][1]["assets"] = name
 
     forged.change(everywhere)
-    refused(forged, r"no manifest that can be read \(files\.\d+\.name: ")
+    refused(forged, r"not a valid manifest \(files\.\d+\.name: ")
     forged.change(set_in("indexes", 1, "assets", value=name))
-    refused(forged, r"no manifest that can be read \(indexes\.1\.assets: ")
+    refused(forged, r"not a valid manifest \(indexes\.1\.assets: ")
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -130,11 +130,11 @@ def test_no_name_of_a_file_leaves_the_version(forged: Forged, name: str) -> None
         ("indexes", 0, "scores", "text->image", "std"),
     ],
 )
-def test_numbers_are_numbers_within_bounds(forged: Forged, path: tuple[str | int, ...], number: Any) -> None:
+def test_numbers_out_of_bounds_are_refused(forged: Forged, path: tuple[str | int, ...], number: Any) -> None:
     if number == 1.5 and path[-1] in {"k_factor", "std"}:
         return
     forged.change(set_in(*path, value=number))
-    refused(forged, r"no manifest that can be read|has format")
+    refused(forged, r"not a valid manifest|has format")
 
 
 @pytest.mark.parametrize(
@@ -142,11 +142,11 @@ def test_numbers_are_numbers_within_bounds(forged: Forged, path: tuple[str | int
     [
         (set_in("metric", value="L2"), r"\(metric: "),
         (set_in("metric", value="inner_product\n"), r"\(metric: "),
-        (set_in("version", value="../x"), r"\(version: must be a version's name"),
+        (set_in("version", value="../x"), r"\(version: must be a version name"),
         (set_in("version", value="000009-other"), r"is the manifest of version 000009-other"),
-        (set_in("previous", value="../../x"), r"\(previous: must be a version's name"),
-        (set_in("created_at", value="yesterday"), r"\(created_at: must be a time"),
-        (set_in("created_at", value="0001-01-01T00:00:00"), r"\(created_at: must be a time"),
+        (set_in("previous", value="../../x"), r"\(previous: must be a version name"),
+        (set_in("created_at", value="yesterday"), r"\(created_at: must be an ISO time"),
+        (set_in("created_at", value="0001-01-01T00:00:00"), r"\(created_at: must be an ISO time"),
         (
             set_in("metadata_types", value={"a": "int); DROP TABLE x; --"}),
             r"\(metadata_types\.a: must be one of string",
@@ -155,15 +155,15 @@ def test_numbers_are_numbers_within_bounds(forged: Forged, path: tuple[str | int
         (set_in("metadata_types", value={"a" * 1001: "int"}), r"must have metadata columns of at most 1000 characters"),
         (set_in("files", 0, "sha256", value="../../../etc/passwd"), r"\(files\.0\.sha256: "),
         (set_in("files", 0, "sha256", value="A" * 64), r"\(files\.0\.sha256: "),
-        (set_in("config", value={"embed": []}), r"\(config: must have an object as embed"),
-        (set_in("config", value={"sources": {}}), r"\(config: must have a list as sources"),
+        (set_in("config", value={"embed": []}), r"\(config: embed must be an object"),
+        (set_in("config", value={"sources": {}}), r"\(config: sources must be a list"),
         (set_in("indexes", 0, "files", value=[]), r"\(indexes\.0\.files: "),
         (set_in("indexes", 0, "codes", value=[CODES]), r"\(indexes\.0: must have as many codes as files"),
         (set_in("indexes", 0, "search_parameters", value={"recall": 1}), r"search_parameters"),
         (set_in("indexes", 0, "recall", value={"a->b": 1}), r"must be one of image->image"),
         (lambda m: m["files"].append(m["files"][0]), r"contradicts itself: it lists 'index/image-.*' more than once"),
         (lambda m: m["indexes"].append(m["indexes"][0]), r"contradicts itself: it has more than one index of a kind"),
-        (lambda m: m["files"].pop(0), r"contradicts itself: it lists no file 'index/image-"),
+        (lambda m: m["files"].pop(0), r"contradicts itself: it does not list the file 'index/image-"),
         (set_in("indexes", 1, "rows", value=41), r"contradicts itself: the text index must have 41 rows, got 40"),
         (
             set_in("counts", "per_kind", "text", value=41),
@@ -177,12 +177,12 @@ def test_numbers_are_numbers_within_bounds(forged: Forged, path: tuple[str | int
         (set_in("indexes", 0, "files", value=[VECTORS, VECTORS]), r"contradicts itself: its indexes use "),
     ],
 )
-def test_each_text_and_list_is_one_that_this_library_writes(forged: Forged, change: Change, match: str) -> None:
+def test_invalid_texts_and_lists_are_refused(forged: Forged, change: Change, match: str) -> None:
     forged.change(change)
     refused(forged, match)
 
 
-def test_json_that_is_deep_long_or_no_object_is_refused_before_it_takes_memory(forged: Forged) -> None:
+def test_deep_long_or_malformed_json_is_refused(forged: Forged) -> None:
     deep: Any = []
     for _ in range(100):
         deep = [deep]
@@ -190,9 +190,9 @@ def test_json_that_is_deep_long_or_no_object_is_refused_before_it_takes_memory(f
     refused(forged, r"must be at most 32 objects and lists deep")
     for data in (b"[" * 5000 + b"]" * 5000, b"[]", b"1", b"", b"\xff", b'{"format_version": 2}', b"{}"):
         forged.write(data)
-        refused(forged, r"no manifest that can be read")
+        refused(forged, r"not a valid manifest")
     with forged.path("manifest.json").open("r+b") as file:
-        file.truncate(MAX_MANIFEST_BYTES + 1)  # and no byte of it on the disk
+        file.truncate(MAX_MANIFEST_BYTES + 1)  # a sparse file without data on the disk
     for verify in (True, False):
         with pytest.raises(StoreError, match=r"manifest\.json must have at most 32000000 bytes, got 32000001"):
             open_catalog(forged.folder, verify=verify)
@@ -212,18 +212,18 @@ def test_json_that_is_deep_long_or_no_object_is_refused_before_it_takes_memory(f
         None,
     ],
 )
-def test_what_is_in_force_is_named_as_versions_are(forged: Forged, latest: Any) -> None:
+def test_invalid_latest_json_is_refused(forged: Forged, latest: Any) -> None:
     forged.write_latest(latest)
-    refused(forged, r"LATEST\.json must hold a version and a manifest_sha256")
+    refused(forged, r"LATEST\.json must have a version and a manifest_sha256")
 
 
 @pytest.mark.parametrize("version", ["../..", "", "/", "a/b", "a\0b", "..", "x" * 200])
-def test_a_version_that_is_asked_for_is_a_name_and_no_path(forged: Forged, version: str) -> None:
+def test_requested_version_must_not_be_a_path(forged: Forged, version: str) -> None:
     with pytest.raises((CatalogError, ValueError), match=r"has no version|version must be"):
         open_catalog(forged.folder, version=version)
 
 
-def test_names_of_columns_that_spreadsheets_have_are_good(forged: Forged, tmp_path: Path) -> None:
+def test_column_names_of_spreadsheets_are_accepted(forged: Forged, tmp_path: Path) -> None:
     names = {"Price\n(IDR)": "int", "ärger ✓ 价格": "double", "": "bool", 'a"b': "string", "a.b\t'c'": "date"}
     table = pa.ipc.open_file(forged.path(ASSETS).read_bytes()).read_all()
     for name in (ASSETS, "index/image-assets.arrow"):
@@ -253,12 +253,12 @@ def arrow_bytes(table: pa.Table, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_link_out_of_the_catalog_is_not_followed_and_one_within_is(forged: Forged, tmp_path: Path) -> None:
+def test_links_are_followed_within_the_catalog_only(forged: Forged, tmp_path: Path) -> None:
     path, outside = forged.path(ASSETS), tmp_path / "outside.arrow"
     shutil.move(path, outside)
     path.symlink_to(outside)
     for verify in (True, False):
-        with pytest.raises(StoreError, match=r"text-assets\.arrow leads out of the folder"):
+        with pytest.raises(StoreError, match=r"text-assets\.arrow is a link out of the folder"):
             open_catalog(forged.folder, verify=verify)
     path.unlink()
     shutil.move(outside, forged.folder / "elsewhere")
@@ -271,15 +271,15 @@ def test_a_link_out_of_the_catalog_is_not_followed_and_one_within_is(forged: For
 
 @pytest.fixture
 def near() -> Iterator[Path]:
-    """A folder whose path is short enough for a socket's."""
+    """A folder with a path short enough for a socket."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         yield Path(folder)
 
 
 @pytest.mark.parametrize("name", ["LATEST.json", "manifest.json", ASSETS, TEXT_VECTORS])
 @pytest.mark.parametrize("what", ["pipe", "socket", "device"])
-def test_what_is_no_file_is_not_opened(near: Path, name: str, what: str) -> None:
-    """A pipe would be waited for, and a device has no end."""
+def test_pipes_sockets_and_devices_are_not_opened(near: Path, name: str, what: str) -> None:
+    """Reading a pipe would block, and a device may be endless."""
     forged = Forged(near / "c")
     path = forged.folder / name if name == "LATEST.json" else forged.path(name)
     path.unlink()
@@ -296,7 +296,7 @@ def test_what_is_no_file_is_not_opened(near: Path, name: str, what: str) -> None
         else:
             path.symlink_to("/dev/zero")
         for verify in (True, False):
-            with pytest.raises((StoreError, CatalogError), match=r"is a device, a pipe or a socket|leads out of the"):
+            with pytest.raises((StoreError, CatalogError), match=r"got a device, pipe or socket|is a link out of the"):
                 open_catalog(forged.folder, verify=verify)
 
 
@@ -340,8 +340,8 @@ OTHER_VECTORS: list[tuple[Callable[[], bytes], str]] = [
 
 
 @pytest.mark.parametrize("number", range(len(OTHER_VECTORS)))
-def test_another_index_in_the_place_of_the_vectors_is_told_with_what_was_expected(forged: Forged, number: int) -> None:
-    """An index of L2 would give the worst first, other dimensions an assertion of FAISS'."""
+def test_wrong_index_file_is_refused_with_the_expected_value(forged: Forged, number: int) -> None:
+    """An L2 index would return the worst hits first; another dimension would fail an assertion in FAISS."""
     make, match = OTHER_VECTORS[number]
     forged.replace(TEXT_VECTORS, make())
     refused(forged, rf"text-00000-of-00001\.faiss:? .*{match}" if "early" not in match else match)
@@ -355,13 +355,13 @@ def with_number(data: bytes, at: int, form: str, value: int) -> bytes:
 
 @pytest.mark.parametrize("size", [2**62, 2**40, -1, 2**31, 385, 0])
 @pytest.mark.parametrize("name", [CODES, TEXT_VECTORS])
-def test_a_length_that_is_not_true_takes_no_memory(forged: Forged, name: str, size: int) -> None:
+def test_wrong_array_length_allocates_no_memory(forged: Forged, name: str, size: int) -> None:
     at = 46 if name == CODES else 73
     forged.replace(name, with_number(forged.path(name).read_bytes(), at, "<q", size))
     refused(forged, r"faiss: (values of the transform|bytes of all rows|transform's input) must be |ends too early")
 
 
-def test_a_row_of_codes_that_there_is_none_of_or_twice_is_refused(forged: Forged) -> None:
+def test_invalid_or_duplicate_row_in_codes_is_refused(forged: Forged) -> None:
     data = forged.path(CODES).read_bytes()
     first = data.index(b"ilbl") + 44
     for row in (1050, -1, 2**62, struct.unpack_from("<q", data, first + 8)[0]):
@@ -391,14 +391,14 @@ OTHER_ASSETS: list[tuple[Callable[[pa.Table], bytes], str]] = [
 
 
 @pytest.mark.parametrize("number", range(len(OTHER_ASSETS)))
-def test_another_table_in_the_place_of_the_assets_is_told(forged: Forged, number: int) -> None:
+def test_wrong_table_of_assets_is_refused(forged: Forged, number: int) -> None:
     make, match = OTHER_ASSETS[number]
     forged.replace(ASSETS, make(text_assets(forged)))
     refused(forged, rf"text-assets\.arrow cannot be opened as a table of assets: .*({match})")
 
 
-def test_texts_that_lie_outside_of_their_bytes_are_refused_unverified_too(forged: Forged) -> None:
-    """Arrow would read whatever stands there, or end the process."""
+def test_text_offsets_out_of_range_are_refused_even_unverified(forged: Forged) -> None:
+    """Arrow would read other memory or crash."""
     data = forged.path(ASSETS).read_bytes()
     places = (
         np.cumsum([0, *(len(x) for x in text_assets(forged).column("asset_id").to_pylist())]).astype("<i4").tobytes()
@@ -409,7 +409,7 @@ def test_texts_that_lie_outside_of_their_bytes_are_refused_unverified_too(forged
         refused(forged, "texts of asset_id are outside of its bytes|Offset|offset")
 
 
-def test_a_text_that_is_no_utf8_is_told_when_its_row_is_read(forged: Forged) -> None:
+def test_invalid_utf8_raises_when_the_row_is_read(forged: Forged) -> None:
     text = next(text for text in text_assets(forged).column("text").to_pylist() if text)
     data = forged.path(ASSETS).read_bytes()
     at = data.index(text.encode())
@@ -420,8 +420,8 @@ def test_a_text_that_is_no_utf8_is_told_when_its_row_is_read(forged: Forged) -> 
             _ = [catalog.asset("text", row) for row in rows]
 
 
-def test_prune_deletes_nothing_outside_whatever_is_linked_or_named(forged: Forged, tmp_path: Path) -> None:
-    """Names in JSON, and links in the place of folders and files."""
+def test_prune_deletes_nothing_outside_the_catalog(forged: Forged, tmp_path: Path) -> None:
+    """JSON files name outside paths, and links replace folders and files."""
     outside = tmp_path / "outside"
     outside.mkdir()
     mine = [outside / name for name in ("a.parquet", "manifest.json", "x.json", ".a.0123456789ab.partial")]
@@ -430,7 +430,7 @@ def test_prune_deletes_nothing_outside_whatever_is_linked_or_named(forged: Forge
         os.utime(path, (0, 0))
     for folder in ("units", "readers", "runs"):
         (forged.folder / folder).symlink_to(outside)
-    with pytest.raises(StoreError, match="leads out of the folder"):
+    with pytest.raises(StoreError, match="is a link out of the folder"):
         prune(Store(str(forged.folder)), PruneRules(units_older_than_days=0))
     for folder in ("units", "readers", "runs"):
         (forged.folder / folder).unlink()
@@ -447,7 +447,7 @@ def test_prune_deletes_nothing_outside_whatever_is_linked_or_named(forged: Forge
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "a//x", ".", "..", "a/./x", "a\0"])
-def test_a_store_has_no_name_outside_of_its_folder(tmp_path: Path, name: str) -> None:
+def test_store_refuses_names_outside_its_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "x").write_bytes(b"mine")
     for store in (Store(str(tmp_path / "c")), Store("memory://c")):
         store.write("a/y", b"")
@@ -459,12 +459,12 @@ def test_a_store_has_no_name_outside_of_its_folder(tmp_path: Path, name: str) ->
             lambda name, store=store: store.write(name, b""),
             lambda name, store=store: store.create(name, b""),
         ):
-            with pytest.raises(StoreError, match="is not the name of a file in it"):
+            with pytest.raises(StoreError, match="invalid file name"):
                 use(name)
     assert (tmp_path / "x").read_bytes() == b"mine"
 
 
-def test_verify_tells_of_a_strangers_files_too(forged: Forged) -> None:
+def test_verify_reports_invalid_untrusted_files(forged: Forged) -> None:
     def without_parquet(manifest: dict[str, Any]) -> None:
         manifest["files"] = [entry for entry in manifest["files"] if not entry["name"].startswith("vectors/")]
 

@@ -1,4 +1,4 @@
-"""A condition as data selects the rows that a plain reading of it selects, and what is no condition is refused."""
+"""A parsed condition selects the same rows as a plain Python check, and invalid conditions are refused."""
 
 import datetime
 import decimal
@@ -71,13 +71,13 @@ def rows(draw):
     row["asset_id"] = draw(CELLS["asset_id"])
     row["width"] = draw(st.none() | CELLS["width"])
     row["metadata"] = draw(
-        st.none() | st.fixed_dictionaries({name: st.none() | CELLS[name] for name in TYPES})  # a null struct as well
+        st.none() | st.fixed_dictionaries({name: st.none() | CELLS[name] for name in TYPES})  # includes a null struct
     )
     return row
 
 
 def plain(name, operand):
-    """What an operand is in plain Python: a whole number, or else a float; a moment in microseconds."""
+    """Convert an operand to plain Python: an int if whole, else a float; a time in microseconds."""
     if operand is None or name in {"lang", "asset_id"}:
         return operand
     if name == "sold":
@@ -128,7 +128,7 @@ def conditions():
 
 
 def matches(condition, row) -> bool:
-    """What the condition says, in plain Python."""
+    """Evaluate the condition in plain Python."""
     return all(holds(key, value, row) for key, value in condition.items())
 
 
@@ -172,7 +172,7 @@ def operator_holds(name, key, cell, value) -> bool:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(rows(), max_size=8), conditions())
-def test_a_condition_selects_what_a_plain_reading_of_it_selects(drawn, condition):
+def test_condition_selects_the_same_rows_as_plain_python(drawn, condition):
     table = pa.Table.from_pylist(
         [{**row, "row": i} for i, row in enumerate(drawn)], SCHEMA.append(pa.field("row", pa.int64()))
     )
@@ -185,7 +185,7 @@ def test_a_condition_selects_what_a_plain_reading_of_it_selects(drawn, condition
     try:
         text = orjson.dumps(condition)
     except TypeError:
-        return  # of numpy or decimal, or longer than JSON's numbers here
+        return  # has NumPy or decimal values, or numbers too long for orjson
     check(text.decode(), orjson.loads(text))
 
 
@@ -205,7 +205,7 @@ def test_a_condition_selects_what_a_plain_reading_of_it_selects(drawn, condition
     ],
     ids=str,
 )
-def test_a_number_that_no_value_can_have_is_compared_as_any_other(condition, found):
+def test_out_of_range_numbers_are_compared_like_others(condition, found):
     rows = [{"width": 640, "metadata": {"price": -0.0}}, {"width": None, "metadata": None}]
     table = pa.Table.from_pylist(
         [{**row, "row": i} for i, row in enumerate(rows)], SCHEMA.append(pa.field("row", pa.int64()))
@@ -231,17 +231,17 @@ def test_a_number_that_no_value_can_have_is_compared_as_any_other(condition, fou
         ({"at": np.datetime64("NaT")}, "where.at must be a time such as"),
         ({"stock": decimal.Decimal("1.5")}, "where.stock must be a whole number, got Decimal('1.5')."),
         ({"stock": 1.5}, "where.stock must be a whole number, got 1.5."),
-        ({"lang": 5}, "where.lang must be a text, got 5."),
-        ({"lang": "\ud800"}, "where.lang must be a text, got '\\ud800'."),
-        ({"lang": ["id", "en"]}, "where.lang must be a text, got ['id', 'en']."),
+        ({"lang": 5}, "where.lang must be a string, got 5."),
+        ({"lang": "\ud800"}, "where.lang must be a string, got '\\ud800'."),
+        ({"lang": ["id", "en"]}, "where.lang must be a string, got ['id', 'en']."),
         ({"sold": "yes"}, "where.sold must be true or false, got 'yes'."),
-        ({"sold": {"$lt": True}}, "where.sold.$lt must be $eq or $ne, the column's values are true or false."),
+        ({"sold": {"$lt": True}}, "where.sold.$lt must be $eq or $ne, since the column's values are true or false."),
         ({"day": "30.1.2026"}, "where.day must be a date such as '2026-01-31', got '30.1.2026'."),
         ({"at": {"$gte": "noon"}}, "where.at.$gte must be a time such as"),
         ({"lang": {}}, "where.lang must be a value or an object of operators"),
         ({"lang": {"$regex": "^i"}}, "where.lang.$regex must be an operator among $eq, $ne"),
         ({"lang": {"$in": "id"}}, "where.lang.$in must be a list of values, got 'id'."),
-        ({"lang": {"$in": ["id", 5]}}, "where.lang.$in[1] must be a text, got 5."),
+        ({"lang": {"$in": ["id", 5]}}, "where.lang.$in[1] must be a string, got 5."),
         ({"lang": {"$nin": ["x"] * (MAX_VALUES + 1)}}, "where.lang.$nin must have at most 1000 values, got 1001."),
         ({"lang": {"$exists": "yes"}}, "where.lang.$exists must be true or false, got 'yes'."),
         ({"lang": {"$not": "id"}}, "where.lang.$not must be an object of operators, got 'id'."),
@@ -253,7 +253,7 @@ def test_a_number_that_no_value_can_have_is_compared_as_any_other(condition, fou
         ({1: 2}, "where.1 must be a column, $and, $or or $not, got 1."),
     ],
 )
-def test_what_is_no_condition_is_refused_with_its_place_the_rule_and_the_value(condition, sentence):
+def test_invalid_condition_raises_with_place_rule_and_value(condition, sentence):
     with pytest.raises(ValueError, match=r"^where") as caught:
         parse_where(condition, SCHEMA)
     assert str(caught.value).startswith(sentence)
@@ -267,7 +267,7 @@ def nested(depth):
 
 
 @pytest.mark.parametrize("as_text", [False, True])
-def test_a_condition_may_not_be_deeper_than_its_bound(as_text):
+def test_too_deep_conditions_raise(as_text):
     parse_where(nested(MAX_DEPTH), SCHEMA)
     for depth in (MAX_DEPTH + 1, 5000):
         condition = '{"$not":' * (depth - 1) + "{}" + "}" * (depth - 1) if as_text else nested(depth)
@@ -275,7 +275,7 @@ def test_a_condition_may_not_be_deeper_than_its_bound(as_text):
             parse_where(condition, SCHEMA)
 
 
-def test_a_metadata_column_goes_before_an_asset_column_of_its_name():
+def test_metadata_column_hides_asset_column_of_the_same_name():
     schema = assets_schema({"width": "string"})
     row = dict.fromkeys(schema.names, "") | {"size_bytes": 1, "width": 640, "height": 1, "metadata": {"width": "wide"}}
     table = pa.Table.from_pylist([row], schema)
@@ -283,15 +283,15 @@ def test_a_metadata_column_goes_before_an_asset_column_of_its_name():
     assert len(table.filter(parse_where({"height": 1}, schema))) == 1
 
 
-def test_times_are_compared_as_moments_whatever_their_zone():
+def test_times_are_compared_across_time_zones():
     rows = [{"at": TIMES[0]}]
     table = pa.Table.from_arrays([pa.array(rows, SCHEMA.field("metadata").type)], names=["metadata"])
     for time in ("2026-01-30T12:00:00Z", "2026-01-30T19:00:00+07:00", "2026-01-30T12:00:00", "2026-01-30 12:00"):
         assert len(table.filter(parse_where({"at": time}, SCHEMA))) == 1, time
 
 
-def test_long_lists_that_differ_in_one_value_are_not_taken_for_each_other(small):
-    """A catalog remembers which rows a condition left."""
+def test_long_lists_that_differ_in_one_value_give_different_hits(small):
+    """A catalog caches the matching rows of a condition."""
     with open_catalog(small.folder) as catalog:
         everything = [f"image {i:05d}" for i in range(61)]
         for gone in (30, 31):

@@ -1,4 +1,4 @@
-"""A lock keeps threads apart, and a process that is forked off never finds it held."""
+"""A forked lock excludes other threads, and is always free in a forked process."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ if not child:
             pass
     os._exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-assert not lock._lock.acquire(blocking=False)  # here it is held still
+assert not lock._lock.acquire(blocking=False)  # still held in the parent
 is_over.set()
 thread.join()
 with lock:
@@ -36,14 +36,14 @@ with lock:
 """
 
 
-def test_a_lock_that_a_thread_holds_at_a_fork_is_free_in_the_child_and_held_in_the_parent() -> None:
+def test_lock_held_at_a_fork_is_free_in_the_child() -> None:
     done = subprocess.run(
         [sys.executable, "-c", HELD_AT_THE_FORK], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_of_many_threads_one_holds_it() -> None:
+def test_one_thread_holds_the_lock_at_a_time() -> None:
     lock, inside, most = ForkedLock(), 0, 0
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""What is said of processes is what the system says of them."""
+"""The state of processes matches the operating system."""
 
 import os
 import subprocess
@@ -7,12 +7,12 @@ import sys
 from epithre_beam.index.storage.processes import is_running, machine, started
 
 
-def test_this_process_runs_and_has_started_once() -> None:
+def test_this_process_runs_and_has_a_fixed_start_time() -> None:
     assert is_running(os.getpid())
     assert started(os.getpid()) == started(os.getpid())
 
 
-def test_a_process_that_was_killed_does_not_run_though_nobody_waited_for_it() -> None:
+def test_zombie_process_is_not_running() -> None:
     with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process:
         assert is_running(process.pid)
         process.kill()
@@ -23,7 +23,7 @@ def test_a_process_that_was_killed_does_not_run_though_nobody_waited_for_it() ->
         assert started(process.pid) is None
 
 
-def test_every_process_of_a_machine_says_the_same_of_it() -> None:
+def test_machine_is_the_same_in_every_process() -> None:
     program = "from epithre_beam.index.storage.processes import machine; print(machine())"
     reported = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
     assert reported.stdout.strip() == machine()

@@ -1,4 +1,4 @@
-"""What a store's driver raises leaves as one of few errors; what is said already is not said again."""
+"""Driver errors are converted to a few OSErrors; errors of this package are not converted again."""
 
 import pytest
 
@@ -13,25 +13,27 @@ class NoCredentialsError(Exception):
 NoCredentialsError.__module__ = "botocore.exceptions"
 
 
-def test_a_drivers_refusal_is_a_permission_error_with_advice() -> None:
+def test_driver_refusal_becomes_a_permission_error_with_advice() -> None:
     found = as_os_error(NoCredentialsError("Unable to locate credentials"), "s3://b/x")
     assert isinstance(found, PermissionError)
-    assert str(found).startswith("s3://b/x was refused (NoCredentialsError: Unable to locate credentials): give")
+    assert str(found).startswith(
+        "s3://b/x: access was refused (NoCredentialsError: Unable to locate credentials). Provide"
+    )
 
 
-def test_an_error_of_ours_that_a_driver_caused_is_left_as_it_is() -> None:
+def test_error_of_this_package_is_not_converted() -> None:
     with pytest.raises(StoreError) as caught:
         raise StoreError("s3://b/x was refused.") from NoCredentialsError("Unable to locate credentials")
     assert as_os_error(caught.value, "The storage") is caught.value
 
 
-def test_a_bug_is_no_error_of_the_storage() -> None:
+def test_bug_is_not_converted() -> None:
     bug = KeyError("row")
     assert as_os_error(bug, "The storage") is bug
 
 
 @pytest.mark.parametrize("code", ["403", "404", "500"])
-def test_a_drivers_error_shows_no_signature_of_the_url_that_it_quotes(code: str) -> None:
+def test_driver_error_hides_signatures_in_urls(code: str) -> None:
     error = NoSuchThingError("403, message='Forbidden', url='https://me:hidden@h/c/p.jpg?sv=1&sig=hidden%2F&se=2'")
     error.code = code
     found = as_os_error(error, "https://h/c/p.jpg?X-Amz-Signature=hidden&x=1")

@@ -1,4 +1,4 @@
-"""On S3, where nothing is answered, or only the second time. What holds on every store: `stores/test_conditions.py`."""
+"""Lost and delayed answers on S3. `stores/test_conditions.py` tests all stores."""
 
 import re
 import secrets
@@ -25,7 +25,7 @@ def proxy(s3_server: S3Server) -> Iterator[Proxy]:
 
 
 def first_write(what: str) -> Any:
-    """The first PUT meets `what`, all else passes."""
+    """Return a fault that applies `what` to the first PUT."""
     left = [what]
     lock = threading.Lock()
 
@@ -38,8 +38,8 @@ def first_write(what: str) -> Any:
 
 @pytest.mark.parametrize("attempts", [1, 3], ids=["asked once", "asked again by the client"])
 @pytest.mark.parametrize("what", ["lose answer", "lose request", "error"])
-def test_a_write_whose_answer_is_lost_is_done_once_and_told_as_done(proxy: Proxy, what: str, attempts: int) -> None:
-    """The client asks again by itself and is refused by its own first write: that is no lost race."""
+def test_write_with_a_lost_answer_succeeds_once(proxy: Proxy, what: str, attempts: int) -> None:
+    """The retry of the client is refused because of its own first write. That is not a lost race."""
     store = s3_store(proxy.port, secrets.token_hex(8), attempts=attempts)
     proxy.fault = first_write(what)
     store.create("a", b"one")
@@ -48,11 +48,11 @@ def test_a_write_whose_answer_is_lost_is_done_once_and_told_as_done(proxy: Proxy
     assert store.read("a") == b"two"
 
 
-def test_when_nothing_is_answered_nothing_is_claimed(proxy: Proxy) -> None:
+def test_write_without_answers_has_an_unknown_outcome(proxy: Proxy) -> None:
     store = s3_store(proxy.port, secrets.token_hex(8))
     store.create("a", b"one")
     proxy.fault = lambda method, headers: "error" if method == "PUT" else "pass"
-    store.swap("a", b"one", b"two")  # told as failures, but it can be read
+    store.swap("a", b"one", b"two")  # the answers are failures, but the object can be read
     began = []
 
     def silent_after_the_write(method: str, headers: dict[str, str]) -> str:
@@ -60,24 +60,24 @@ def test_when_nothing_is_answered_nothing_is_claimed(proxy: Proxy) -> None:
         return "error" if "PUT" in began else "pass"
 
     proxy.fault = silent_after_the_write
-    with pytest.raises(SwapUnknownError, match=re.escape(f"{store.url}/a was written")):
+    with pytest.raises(SwapUnknownError, match=re.escape(f"{store.url}/a: it is unknown whether the file was written")):
         store.swap("a", b"two", b"three")
     proxy.fault = lambda method, headers: "lose request" if method == "PUT" else "pass"
     store.fs.retries = 1
-    with pytest.raises(SwapUnknownError, match="It is not known whether"):
+    with pytest.raises(SwapUnknownError, match="it is unknown whether"):
         store.swap("a", b"three", b"four")
     proxy.fault = lambda method, headers: "pass"
     assert store.read("a") == b"three"
 
 
-def test_a_bucket_that_is_not_there_is_told_as_that(s3_server: S3Server) -> None:
+def test_missing_bucket_raises_file_not_found(s3_server: S3Server) -> None:
     store = s3_store(s3_server.port, "x")
     store.url = "s3://no-such-bucket/x"
     with pytest.raises(FileNotFoundError):
         store.create("a", b"x")
 
 
-def test_a_probe_that_is_not_answered_does_not_pass(proxy: Proxy) -> None:
+def test_probe_without_an_answer_raises(proxy: Proxy) -> None:
     store = s3_store(proxy.port, secrets.token_hex(8))
     seen = []
 
@@ -86,14 +86,12 @@ def test_a_probe_that_is_not_answered_does_not_pass(proxy: Proxy) -> None:
         return "error" if method == "PUT" and seen.count("PUT") == 2 else "pass"
 
     proxy.fault = fail_the_second_write
-    with pytest.raises(StoreError, match="could not be tried"):
+    with pytest.raises(StoreError, match="could not test whether the store refuses"):
         store.probe()
 
 
-def test_a_version_that_was_published_unheard_and_followed_by_another_is_published(
-    proxy: Proxy, s3_server: S3Server
-) -> None:
-    """The answer is lost, and the next run is faster than the question how it ended."""
+def test_publication_with_a_lost_answer_is_found_in_the_ancestors(proxy: Proxy, s3_server: S3Server) -> None:
+    """The answer is lost, and another run publishes before the outcome is checked."""
     folder = secrets.token_hex(8)
     store, other = s3_store(proxy.port, folder), s3_store(s3_server.port, folder)
     publish(store, make_manifest(store, "000001-a", None), None)
@@ -106,7 +104,7 @@ def test_a_version_that_was_published_unheard_and_followed_by_another_is_publish
         if method == "PUT":
             seen.append(method)
             return "error"
-        if len(seen) == 1:  # the first look after the write
+        if len(seen) == 1:  # the first read after the write
             seen.append("followed")
             now = read_latest(other)
             assert now is not None
@@ -120,7 +118,7 @@ def test_a_version_that_was_published_unheard_and_followed_by_another_is_publish
     assert after[1] == "000003-c"
 
 
-def test_a_publication_that_cannot_be_settled_deletes_nothing_and_says_so(proxy: Proxy) -> None:
+def test_publication_with_unknown_outcome_deletes_nothing(proxy: Proxy) -> None:
     store = s3_store(proxy.port, secrets.token_hex(8))
     manifest = make_manifest(store, "000001-a", None)
     seen = []
@@ -130,7 +128,7 @@ def test_a_publication_that_cannot_be_settled_deletes_nothing_and_says_so(proxy:
         return "error" if "PUT" in seen else "pass"
 
     proxy.fault = silent_after_the_write
-    with pytest.raises(SwapUnknownError, match=r"not known whether version 000001-a was published .*nothing was del"):
+    with pytest.raises(SwapUnknownError, match=r"unknown whether version 000001-a was published\. Nothing was deleted"):
         publish(store, manifest, None)
     proxy.fault = lambda method, headers: "pass"
     assert store.names("") == [LATEST, "versions/000001-a/manifest.json"]

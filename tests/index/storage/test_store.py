@@ -1,4 +1,4 @@
-"""A file is there whole or not at all, a swap has one winner, and a store tells nothing of its credentials."""
+"""Files appear atomically, a swap has one winner, and a store never shows its credentials."""
 
 import errno
 import gc
@@ -42,7 +42,7 @@ class GivenUpError(Exception):
 
 
 def write_half(store: Store, name: str) -> None:
-    """Begins a file and gives up."""
+    """Start to write a file, then raise."""
     with store.open_write(name) as file:
         file.write(b"half of it")
         raise GivenUpError
@@ -55,11 +55,11 @@ def write_half_a_table(store: Store, name: str) -> None:
         raise GivenUpError
 
 
-# ---------------------------------------------------------------------------------------------------- whole files
+# ---------------------------------------------------------------------------------------------------- atomic files
 
 
 @pytest.mark.parametrize("old", [None, b"", b"old content"], ids=["absent", "empty", "old"])
-def test_a_write_that_raises_leaves_what_was(store: Store, old: bytes | None) -> None:
+def test_failed_write_keeps_the_old_content(store: Store, old: bytes | None) -> None:
     if old is not None:
         store.write("a/b.bin", old)
     with pytest.raises(GivenUpError):
@@ -70,7 +70,7 @@ def test_a_write_that_raises_leaves_what_was(store: Store, old: bytes | None) ->
         assert store.read("a/b.bin") == old
 
 
-def test_a_file_is_not_seen_before_it_is_whole(store: Store) -> None:
+def test_file_is_invisible_until_complete(store: Store) -> None:
     store.write("a", b"old")
     with store.open_write("a") as file:
         file.write(b"new " * 100_000)
@@ -80,15 +80,15 @@ def test_a_file_is_not_seen_before_it_is_whole(store: Store) -> None:
     assert store.read("a") == b"new " * 100_000
 
 
-def test_a_parquet_writer_that_fails_half_way_leaves_no_file(store: Store) -> None:
+def test_failed_parquet_writer_leaves_no_file(store: Store) -> None:
     with pytest.raises(GivenUpError):
         write_half_a_table(store, "t.parquet")
     assert store.size("t.parquet") is None
 
 
 @pytest.mark.parametrize("moment", ["during", "before the end"])
-def test_a_process_killed_in_the_middle_of_a_write_leaves_the_old_content(tmp_path: Path, moment: str) -> None:
-    """SIGKILL: no handler and no `finally` of the child gets to run."""
+def test_killed_writer_keeps_the_old_content(tmp_path: Path, moment: str) -> None:
+    """After SIGKILL, no handler and no `finally` of the child runs."""
     store = Store(str(tmp_path / "c"))
     store.write("f.bin", b"old")
     program = (
@@ -111,12 +111,12 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_the_old_content(tmp_pa
     assert child.returncode == -signal.SIGKILL
     assert store.read("f.bin") == b"old"
     assert store.names("") == ["f.bin"]
-    assert len(list((tmp_path / "c").iterdir())) == 2  # the partial file is there, and is never taken for a file
+    assert len(list((tmp_path / "c").iterdir())) == 2  # the partial file exists, but is not listed
     store.write("f.bin", b"new")
     assert store.read("f.bin") == b"new"
 
 
-def test_writers_of_one_name_never_mix(tmp_path: Path) -> None:
+def test_concurrent_writers_of_one_name_do_not_mix(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     contents = [bytes([i]) * 200_000 for i in range(RACERS)]
 
@@ -132,7 +132,7 @@ def test_writers_of_one_name_never_mix(tmp_path: Path) -> None:
 
 
 class UploadingFile(AbstractBufferedFile):
-    """As on an object store: blocks go up as they come, and the last one makes the file appear."""
+    """Uploads blocks like an object store; the file appears with the last block."""
 
     def _initiate_upload(self) -> None:
         self.blocks = b""
@@ -158,8 +158,8 @@ class UploadingFileSystem(AbstractFileSystem):
         return UploadingFile(self, path, mode, **options)
 
 
-def test_an_upload_that_raises_is_never_finished_not_even_by_the_garbage_collector() -> None:
-    """Buffered files of fsspec upload what they have when they are collected, unless they are told not to."""
+def test_failed_upload_is_never_completed() -> None:
+    """By default, buffered files of fsspec upload their content when they are garbage-collected."""
     fsspec.register_implementation("uploading", UploadingFileSystem, clobber=True)
     store = Store("uploading://bucket")
     with store.open_write("whole") as file:
@@ -173,10 +173,10 @@ def test_an_upload_that_raises_is_never_finished_not_even_by_the_garbage_collect
 # ---------------------------------------------------------------------------------------------------- swap
 
 
-def test_a_swap_succeeds_exactly_when_the_file_is_as_expected(store: Store) -> None:
+def test_swap_succeeds_only_with_the_expected_content(store: Store) -> None:
     store.swap("LATEST", None, b"one")
     for expected in (None, b"", b"two", b"one "):
-        with pytest.raises(SwapConflictError, match="LATEST was changed by another run"):
+        with pytest.raises(SwapConflictError, match="LATEST: another run changed it"):
             store.swap("LATEST", expected, b"other")
         assert store.read("LATEST") == b"one"
     store.swap("LATEST", b"one", b"two")
@@ -185,7 +185,7 @@ def test_a_swap_succeeds_exactly_when_the_file_is_as_expected(store: Store) -> N
 
 
 def race(url: str, number: int, start: object) -> bool:
-    """Whether this racer won: each wants to replace `old` by its own number."""
+    """Try to replace `old` with the own number. Return whether it succeeded."""
     start.wait()  # type: ignore[attr-defined]
     try:
         Store(url).swap("LATEST", b"old", str(number).encode())
@@ -194,7 +194,7 @@ def race(url: str, number: int, start: object) -> bool:
     return True
 
 
-def test_of_racing_processes_exactly_one_wins_a_swap(tmp_path: Path) -> None:
+def test_one_of_racing_processes_wins_a_swap(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     context = multiprocessing.get_context("fork")
     for _ in range(5):
@@ -214,7 +214,7 @@ def test_of_racing_processes_exactly_one_wins_a_swap(tmp_path: Path) -> None:
         assert store.read("LATEST") == str(won[0]).encode()
 
 
-def test_of_racing_threads_exactly_one_wins_each_swap_and_no_change_is_lost(store: Store) -> None:
+def test_racing_threads_lose_no_swap(store: Store) -> None:
     store.write("n", b"0")
 
     def count_up(_: int) -> int:
@@ -233,10 +233,10 @@ def test_of_racing_threads_exactly_one_wins_each_swap_and_no_change_is_lost(stor
     assert store.read("n") == b"80"
 
 
-def test_a_file_is_created_only_where_there_is_none(store: Store) -> None:
+def test_create_raises_if_the_file_exists(store: Store) -> None:
     store.create("a/b", b"one")
     for content in (b"one", b"two"):
-        with pytest.raises(FileExistsError, match="a/b exists"):
+        with pytest.raises(FileExistsError, match="a/b already exists"):
             store.create("a/b", content)
     assert store.read("a/b") == b"one"
     store.delete("a/b")
@@ -244,7 +244,7 @@ def test_a_file_is_created_only_where_there_is_none(store: Store) -> None:
     assert store.names("") == ["a/b"]
 
 
-def test_of_racing_threads_one_creates_and_a_reader_sees_all_of_it(store: Store) -> None:
+def test_one_of_racing_threads_creates_a_complete_file(store: Store) -> None:
     contents = [bytes([65 + i]) * 300_000 for i in range(RACERS)]
     for turn in range(5):
         name, start = f"turn {turn}", threading.Barrier(RACERS + 1)
@@ -275,7 +275,7 @@ def create_alone(url: str, number: int) -> bool:
     return True
 
 
-def test_of_racing_processes_one_creates_in_each_round(tmp_path: Path) -> None:
+def test_one_of_racing_processes_creates_the_file(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     rounds = 10
     starts = [context.Barrier(4) for _ in range(rounds)]
@@ -297,7 +297,7 @@ def test_of_racing_processes_one_creates_in_each_round(tmp_path: Path) -> None:
         assert Store(str(tmp_path / str(i))).read("lease") == str(winner).encode()
 
 
-def test_a_file_is_deleted_only_while_it_holds_what_is_expected(store: Store) -> None:
+def test_delete_if_needs_the_expected_content(store: Store) -> None:
     store.write("a", b"mine")
     assert not store.delete_if("a", b"other")
     assert store.read("a") == b"mine"
@@ -306,28 +306,28 @@ def test_a_file_is_deleted_only_while_it_holds_what_is_expected(store: Store) ->
     assert store.size("a") is None
 
 
-def test_where_no_conditions_are_sent_there_is_nothing_to_probe(store: Store) -> None:
+def test_probe_does_nothing_without_conditional_writes(store: Store) -> None:
     store.probe()
     assert store.names("") == []
 
 
-# ---------------------------------------------------------------------------------------------------- looking
+# ---------------------------------------------------------------------------------------------------- reading
 
 
-def test_a_size_is_none_only_for_an_absent_file(store: Store) -> None:
+def test_size_is_none_only_for_missing_files(store: Store) -> None:
     store.write("folder/empty", b"")
     store.write("folder/seven", b"1234567")
     assert store.size("folder/empty") == 0
     assert store.size("folder/seven") == 7
     assert store.size("absent") is None
     assert store.size("absent/file") is None
-    assert store.size("folder") is None  # a folder is no file
+    assert store.size("folder") is None  # a folder is not a file
     with pytest.raises(FileNotFoundError):
         store.read("absent")
 
 
-def test_a_size_that_cannot_be_found_out_raises(tmp_path: Path) -> None:
-    """Taking a failure for absence would make a run pay again for what it has."""
+def test_size_raises_for_other_failures(tmp_path: Path) -> None:
+    """A failure must not look like a missing file, or a run would embed again."""
     store = Store(str(tmp_path))
     (tmp_path / "loop").symlink_to("loop2")
     (tmp_path / "loop2").symlink_to("loop")
@@ -338,7 +338,7 @@ def test_a_size_that_cannot_be_found_out_raises(tmp_path: Path) -> None:
         assert caught.value.errno == number
 
 
-def test_names_are_the_whole_files_below_a_folder_in_order(store: Store) -> None:
+def test_names_lists_files_below_a_folder_in_order(store: Store) -> None:
     for name in ("b/2", "b/1", "a", "b/c/3", "ba"):
         store.write(name, b"x")
     assert store.names("b") == ["b/1", "b/2", "b/c/3"]
@@ -347,7 +347,7 @@ def test_names_are_the_whole_files_below_a_folder_in_order(store: Store) -> None
     assert store.names("a") == ["a"]
 
 
-def test_names_pass_over_partial_and_hidden_files(tmp_path: Path) -> None:
+def test_names_skips_partial_and_hidden_files(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     store.write("units/u.parquet", b"x")
     (tmp_path / "units" / ".u.parquet.0123.partial").write_bytes(b"half")
@@ -358,7 +358,7 @@ def test_names_pass_over_partial_and_hidden_files(tmp_path: Path) -> None:
     assert store.names("") == ["units/u.parquet", "units/v.parquet"]
 
 
-def test_deleting_takes_files_and_folders_and_forgives_what_is_gone(store: Store) -> None:
+def test_delete_removes_files_and_folders_and_ignores_missing(store: Store) -> None:
     for name in ("runs/1/a", "runs/1/b", "runs/2"):
         store.write(name, b"x")
     store.delete("runs/1")
@@ -370,7 +370,7 @@ def test_deleting_takes_files_and_folders_and_forgives_what_is_gone(store: Store
 
 @settings(max_examples=50, deadline=None)
 @given(chunks=st.lists(st.binary(max_size=300), max_size=10))
-def test_what_is_written_is_read_with_its_length_and_sha256(chunks: list[bytes]) -> None:
+def test_written_data_is_read_back_with_length_and_sha256(chunks: list[bytes]) -> None:
     store = Store(f"memory://{uuid.uuid4().hex}")
     with store.open_write("f") as file:
         for i, chunk in enumerate(chunks):
@@ -384,16 +384,16 @@ def test_what_is_written_is_read_with_its_length_and_sha256(chunks: list[bytes])
     store.delete("f")
 
 
-def test_a_hashing_writer_counts_bytes_and_not_elements() -> None:
+def test_hashing_writer_counts_bytes_not_elements() -> None:
     file = HashingWriter(io.BytesIO())
     assert file.write(memoryview(bytes(24)).cast("d")) == 24
     assert file.size_bytes == 24
 
 
-# ---------------------------------------------------------------------------------------------------- the object
+# ---------------------------------------------------------------------------------------------------- Store objects
 
 
-def test_a_pickled_store_reads_the_same_files(tmp_path: Path) -> None:
+def test_pickled_store_reads_the_same_files(tmp_path: Path) -> None:
     store = Store(str(tmp_path), {"auto_mkdir": True})
     store.write("f", b"x")
     again = pickle.loads(pickle.dumps(store))
@@ -401,13 +401,13 @@ def test_a_pickled_store_reads_the_same_files(tmp_path: Path) -> None:
     assert again.url == store.url
 
 
-def test_a_repr_shows_the_url_and_never_the_options() -> None:
+def test_repr_shows_the_url_but_not_the_options() -> None:
     store = Store("memory://bucket/c", {"secret": "s3cr3t"})
     assert repr(store) == "Store('memory://bucket/c')"
     assert "s3cr3t" not in f"{store} {store!r}"
 
 
-def test_a_forked_process_makes_its_own_connection(tmp_path: Path) -> None:
+def test_forked_process_creates_its_own_connection(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     before = store.fs
     assert store.fs is before
@@ -421,14 +421,14 @@ def test_a_forked_process_makes_its_own_connection(tmp_path: Path) -> None:
     os.close(writer)
 
 
-def test_only_a_local_store_has_local_paths(tmp_path: Path) -> None:
+def test_local_path_raises_for_remote_stores(tmp_path: Path) -> None:
     assert Store(str(tmp_path)).local_path("a/b") == tmp_path / "a" / "b"
     assert Store(f"file://{tmp_path}/").local_path("a") == tmp_path / "a"
     with pytest.raises(StoreError, match="memory://c is not on a local disk"):
         Store("memory://c").local_path("a")
 
 
-def test_a_relative_url_is_a_folder_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_url_is_resolved_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Store("c").write("f", b"x")
     assert Store(str(tmp_path / "c")).names("") == ["f"]

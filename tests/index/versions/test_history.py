@@ -1,4 +1,4 @@
-"""All versions of a catalog are told, oldest first, those that are damaged or held back too."""
+"""All versions of a catalog are listed, oldest first, including damaged ones and ones held by a gate."""
 
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,24 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path))
 
 
-def test_a_catalog_without_versions_has_none(store: Store) -> None:
+def test_empty_catalog_has_no_versions(store: Store) -> None:
     assert existing_versions(store) == []
     assert list_versions(store, None) == []
 
 
-def test_what_has_a_manifest_is_a_version_published_or_not_and_what_has_none_is_not(store: Store) -> None:
+def test_folders_with_a_manifest_are_versions(store: Store) -> None:
     publish_new(store, "2-b", None)
-    make_manifest(store, "3-held-back", "2-b")
+    make_manifest(store, "3-held-by-gate", "2-b")
     make_manifest(store, "1-a", None)
     store.write(f"{version_folder('4-unfinished')}/vectors/text.parquet", b"x")
-    assert existing_versions(store) == ["1-a", "2-b", "3-held-back"]
+    assert existing_versions(store) == ["1-a", "2-b", "3-held-by-gate"]
     found = list_versions(store, read_latest(store))
     assert [(info.version, info.is_published) for info in found] == [
         ("1-a", False),
         ("2-b", True),
-        ("3-held-back", False),
+        ("3-held-by-gate", False),
     ]
-    assert [info.manifest and info.manifest.version for info in found] == ["1-a", "2-b", "3-held-back"]
+    assert [info.manifest and info.manifest.version for info in found] == ["1-a", "2-b", "3-held-by-gate"]
 
 
 def test_a_name_or_its_beginning_names_a_version_and_the_newest_are_listed_where_it_does_not(store: Store) -> None:
@@ -58,19 +58,21 @@ def test_where_there_is_no_catalog_no_version_is_named(tmp_path: Path) -> None:
             find_version(Store(str(folder)), "1")
 
 
-def test_a_damaged_version_is_told_with_why(store: Store) -> None:
+def test_damaged_version_is_listed_with_the_reason(store: Store) -> None:
     publish_new(store, "1-a", None)
     publish_new(store, "2-b", "1-a")
     store.write(manifest_name("1-a"), b"{")
     latest = read_latest(store)
-    store.write(manifest_name("2-b"), make_manifest(store, "2-b", None).to_bytes())  # whole, but not the published one
+    store.write(
+        manifest_name("2-b"), make_manifest(store, "2-b", None).to_bytes()
+    )  # valid, but not the published manifest
     older, newer = list_versions(store, latest)
     assert (older.manifest, newer.manifest) == (None, None)
-    assert "is no manifest that can be read" in (older.damage or "")
+    assert "is not a valid manifest" in (older.damage or "")
     assert "must have sha256" in (newer.damage or "")
 
 
-def test_a_published_version_that_is_gone_is_told_too(store: Store) -> None:
+def test_missing_published_version_is_listed(store: Store) -> None:
     publish_new(store, "1-a", None)
     store.delete(version_folder("1-a"))
     (found,) = list_versions(store, read_latest(store))
@@ -78,7 +80,7 @@ def test_a_published_version_that_is_gone_is_told_too(store: Store) -> None:
     assert "is missing" in (found.damage or "")
 
 
-def test_a_versions_size_is_that_of_all_its_files(own_copy: Any) -> None:
+def test_size_of_a_version_includes_all_its_files(own_copy: Any) -> None:
     version = own_copy.manifest.version
     files = [path for path in (own_copy.folder / "versions" / version).rglob("*") if path.is_file()]
     (found,) = list_versions(own_copy.store, read_latest(own_copy.store))
@@ -86,10 +88,10 @@ def test_a_versions_size_is_that_of_all_its_files(own_copy: Any) -> None:
     assert found.modified_s == pytest.approx(max(path.stat().st_mtime for path in files))
 
 
-def test_the_version_before_is_the_one_that_the_published_one_followed(store: Store) -> None:
+def test_version_before_is_the_previous_of_the_published(store: Store) -> None:
     publish_new(store, "1-a", None)
-    with pytest.raises(CatalogError, match="has no version before 1-a, which is its first"):
+    with pytest.raises(CatalogError, match="has no version before 1-a, its first version"):
         version_before(store)
     publish_new(store, "2-b", "1-a")
-    make_manifest(store, "3-held-back", "2-b")
+    make_manifest(store, "3-held-by-gate", "2-b")
     assert version_before(store) == "1-a"

@@ -1,4 +1,4 @@
-"""What LATEST.json says is read, of earlier releases too, and a changed byte of it shows."""
+"""LATEST.json is read, also from earlier releases, and any changed field is detected."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path))
 
 
-def test_a_pointer_of_an_earlier_release_is_read_and_swapped(store: Store) -> None:
+def test_latest_json_of_an_earlier_release_is_read_and_swapped(store: Store) -> None:
     old = b'{\n  "version": "1-a",\n  "manifest_sha256": "%s"\n}\n' % (b"0" * 64)
     store.write(LATEST, old)
     assert read_latest(store) == (old, "1-a", "0" * 64)
@@ -26,11 +26,11 @@ def test_a_pointer_of_an_earlier_release_is_read_and_swapped(store: Store) -> No
     assert json.loads(latest_of(store))["version"] == "2-b"
 
 
-def test_a_pointer_with_a_field_missing_or_changed_is_damaged(store: Store) -> None:
+def test_missing_or_changed_field_in_latest_json_raises(store: Store) -> None:
     latest = json.loads(publish_new(store, "1-a", None))
     for name in latest:
         for value in (None, "other", ["other"]):
             changed = {k: v for k, v in latest.items() if k != name} | ({} if value is None else {name: value})
             store.write(LATEST, json.dumps(changed).encode())
-            with pytest.raises(CatalogError, match=r"LATEST\.json must hold a version and a manifest_sha256"):
+            with pytest.raises(CatalogError, match=r"LATEST\.json must have a version and a manifest_sha256"):
                 read_latest(store)

@@ -1,4 +1,4 @@
-"""One holder at a time; a dead one is replaced, at once where it can be proved and after a ttl where it cannot."""
+"""Only one process holds a catalog. A dead holder is replaced at once on its machine, else after a ttl."""
 
 import contextlib
 import datetime
@@ -60,7 +60,7 @@ def holder_of(store: Store) -> Holder:
 
 
 def write_lease(store: Store, **changes: Any) -> bytes:
-    """The lease of a process on another machine, renewed a second ago, but for the `changes`."""
+    """Write the lease of a process on another machine, renewed a second ago, with `changes`."""
     then = utc_now() - datetime.timedelta(seconds=1)
     elsewhere = {"host": "elsewhere", "machine": "other", "process": 7, "started": "1", "renewed_at": then}
     data = make_holder("run", "theirs", TTL_S).model_copy(update=elsewhere | changes).to_bytes()
@@ -69,7 +69,7 @@ def write_lease(store: Store, **changes: Any) -> bytes:
 
 
 def assert_busy(store: Store, *words: str) -> None:
-    """Refused, and at once."""
+    """Check that a second hold is refused at once."""
     began = time.monotonic()
     with pytest.raises(CatalogBusyError) as caught, hold(store, "run", ttl_s=60):
         pass
@@ -81,14 +81,14 @@ def assert_busy(store: Store, *words: str) -> None:
 # ---------------------------------------------------------------------------------------------------- one at a time
 
 
-def test_a_lease_is_held_until_the_block_ends_however_it_ends(store: Store) -> None:
+def test_lease_is_held_until_the_block_ends_or_raises(store: Store) -> None:
     with hold(store, "prune") as lease:
         found = holder_of(store)
         assert found == lease.holder
         assert (found.purpose, found.process) == ("prune", os.getpid())
-        assert store.names("") == []  # it is no file of the catalog
+        assert store.names("") == []  # the lease is not a file of the catalog
         lease.check()
-        assert_busy(store, f"Another prune holds the catalog {store.url} (process {os.getpid()} on ", "wait until")
+        assert_busy(store, f"Another prune holds the catalog {store.url} (process {os.getpid()} on ", "Wait until")
         with ThreadPoolExecutor(1) as pool:
             pool.submit(assert_busy, store).result()
     assert store.size(LEASE) is None
@@ -97,17 +97,17 @@ def test_a_lease_is_held_until_the_block_ends_however_it_ends(store: Store) -> N
     assert store.size(LEASE) is None
 
 
-def test_a_store_in_memory_is_held_by_one_thread_at_a_time() -> None:
+def test_store_in_memory_is_held_by_one_thread() -> None:
     store = Store("memory://lease/catalog")
     with hold(store, "run"):
         assert_busy(store)
     assert store.size(LEASE) is None
 
 
-def test_a_live_process_is_named_and_not_disturbed(store: Store) -> None:
+def test_running_holder_is_named_and_keeps_its_lease(store: Store) -> None:
     with holding_process(store) as process:
         before = store.read(LEASE)
-        assert_busy(store, "Another run holds the catalog", f"process {process.pid} on ", "wait until it has ended.")
+        assert_busy(store, "Another run holds the catalog", f"process {process.pid} on ", "Wait until it has ended.")
         assert store.read(LEASE) == before
         process.communicate(timeout=20)  # its block ends
     assert store.size(LEASE) is None
@@ -123,8 +123,8 @@ def count_up(url: str, times: int) -> None:
 
 
 @pytest.mark.parametrize("leftover", [False, True], ids=["free", "of a dead process"])
-def test_of_racing_processes_and_threads_one_holds_at_a_time(store: Store, leftover: bool) -> None:
-    """Reading, adding and writing are three steps: two at a time would lose some of the sum."""
+def test_racing_processes_and_threads_hold_one_at_a_time(store: Store, leftover: bool) -> None:
+    """Read, add and write are three steps, so two concurrent holders would lose counts."""
     store.write("n", b"0")
     if leftover:
         with holding_process(store) as process:
@@ -142,7 +142,7 @@ def test_of_racing_processes_and_threads_one_holds_at_a_time(store: Store, lefto
     assert store.size(LEASE) is None
 
 
-def test_a_fork_neither_renews_nor_releases_what_its_parent_holds(store: Store) -> None:
+def test_fork_neither_renews_nor_releases_the_lease_of_its_parent(store: Store) -> None:
     with hold(store, "run") as lease:
         if not (child := os.fork()):
             with contextlib.suppress(BaseException):
@@ -155,11 +155,11 @@ def test_a_fork_neither_renews_nor_releases_what_its_parent_holds(store: Store) 
         assert holder_of(store) == lease.holder
 
 
-# ---------------------------------------------------------------------------------------------------- the dead
+# ---------------------------------------------------------------------------------------------------- dead holders
 
 
 @pytest.mark.parametrize("is_reaped", [True, False], ids=["gone", "zombie"])
-def test_a_killed_process_is_replaced_at_once_again_and_again(store: Store, is_reaped: bool) -> None:
+def test_killed_holder_is_replaced_at_once(store: Store, is_reaped: bool) -> None:
     for _ in range(3):
         with holding_process(store) as process:
             os.kill(process.pid, signal.SIGKILL)
@@ -170,11 +170,11 @@ def test_a_killed_process_is_replaced_at_once_again_and_again(store: Store, is_r
                     continue
             began = time.monotonic()
             with hold(store, "run") as lease:
-                assert time.monotonic() - began < 60  # and not the ttl of 300 s
+                assert time.monotonic() - began < 60  # far less than the ttl of 300 s
                 assert holder_of(store) == lease.holder
 
 
-def test_a_process_id_that_is_used_again_is_not_its_holder(store: Store) -> None:
+def test_reused_process_id_is_not_the_holder(store: Store) -> None:
     with holding_process(store) as process:
         real = holder_of(store)
         store.write(LEASE, real.model_copy(update={"started": "12345"}).to_bytes())
@@ -183,7 +183,7 @@ def test_a_process_id_that_is_used_again_is_not_its_holder(store: Store) -> None
         process.kill()
 
 
-def test_what_this_process_could_not_give_back_does_not_shut_it_out(store: Store) -> None:
+def test_unreleased_lease_of_this_process_does_not_block_it(store: Store) -> None:
     store.write(LEASE, make_holder("run", "of an earlier run", 300).to_bytes())
     with hold(store, "run"):
         pass
@@ -194,16 +194,16 @@ def test_what_this_process_could_not_give_back_does_not_shut_it_out(store: Store
     [{"host": "elsewhere"}, {"machine": "the same boot/another container"}, {"started": None}],
     ids=["host", "container", "no start"],
 )
-def test_a_process_that_cannot_be_seen_from_here_is_not_taken_for_dead(store: Store, changes: dict[str, Any]) -> None:
+def test_holder_outside_this_machine_is_not_considered_dead(store: Store, changes: dict[str, Any]) -> None:
     dead = make_holder("run", "theirs", 300).model_copy(update={"process": os.getpid(), **changes})
     store.write(LEASE, dead.to_bytes())
-    assert_busy(store, "if it is dead, it is replaced 300 s after its last sign of life")
+    assert_busy(store, "If it is dead, its lease expires 300 s after the last renewal")
 
 
-# ---------------------------------------------------------------------------------------------------- elsewhere
+# ---------------------------------------------------------------------------------------------------- other machines
 
 
-def test_a_holder_elsewhere_that_renewed_within_its_ttl_is_not_disturbed(store: Store) -> None:
+def test_remote_holder_within_its_ttl_keeps_its_lease(store: Store) -> None:
     before = write_lease(store, ttl_s=100.0)
     assert_busy(store, "process 7 on elsewhere")
     assert store.read(LEASE) == before
@@ -216,7 +216,7 @@ EXPIRED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("changes", EXPIRED.values(), ids=EXPIRED)
-def test_an_expired_holder_elsewhere_is_watched_for_a_ttl_and_then_replaced(
+def test_expired_remote_holder_is_watched_for_a_ttl_then_replaced(
     store: Store, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     write_lease(store, **changes)
@@ -225,11 +225,11 @@ def test_an_expired_holder_elsewhere_is_watched_for_a_ttl_and_then_replaced(
         assert time.monotonic() - began >= TTL_S
         assert holder_of(store) == lease.holder
     assert "process 7 on elsewhere" in caplog.text
-    assert "watching it for 0.6 s" in caplog.text
+    assert "Watching it for 0.6 s" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"nonce": "x"}', b"\xff\x00"])
-def test_a_lease_that_cannot_be_read_is_watched_for_the_own_ttl(store: Store, content: bytes) -> None:
+def test_unreadable_lease_is_watched_for_the_callers_ttl(store: Store, content: bytes) -> None:
     store.write(LEASE, content)
     began = time.monotonic()
     with hold(store, "run", ttl_s=TTL_S):
@@ -240,22 +240,22 @@ def test_a_lease_that_cannot_be_read_is_watched_for_the_own_ttl(store: Store, co
     "changes",
     [
         *({field: []} for field in Holder.model_fields),
-        {"process": 0},  # it and those below mean groups of processes
+        {"process": 0},  # 0 and negative ids mean process groups
         {"process": -1},
-        {"ttl_s": 1e9},  # nobody would wait for it
+        {"ttl_s": 1e9},  # an absurdly long wait
         {"ttl_s": -1},
         {"renewed_at": "2026-11-22T00:00:00"},  # without a zone it cannot be compared
     ],
     ids=str,
 )
-def test_a_lease_with_a_value_of_another_kind_is_not_read(changes: dict[str, Any]) -> None:
+def test_lease_with_an_invalid_value_is_not_read(changes: dict[str, Any]) -> None:
     raw = json.loads(make_holder("run", "n", 1).to_bytes())
     assert read_holder(json.dumps(raw).encode()) is not None
     assert read_holder(json.dumps(raw | changes).encode()) is None
 
 
-def test_a_holder_that_shows_life_while_it_is_watched_keeps_its_catalog(store: Store) -> None:
-    """Its clock is behind; its token moves."""
+def test_holder_that_renews_while_watched_keeps_its_lease(store: Store) -> None:
+    """Its clock is slow, but its token changes."""
     data = write_lease(store, ttl_s=5.0, renewed_at=utc_now() - datetime.timedelta(hours=1))
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(lambda: hold(store, "run").__enter__())
@@ -270,7 +270,7 @@ def test_a_holder_that_shows_life_while_it_is_watched_keeps_its_catalog(store: S
     assert store.read(LEASE) == after != data
 
 
-def test_a_catalog_that_is_given_back_while_it_is_watched_is_free(store: Store) -> None:
+def test_lease_released_while_watched_is_free(store: Store) -> None:
     data = write_lease(store, ttl_s=20.0, renewed_at=utc_now() - datetime.timedelta(hours=1))
     timer = threading.Timer(0.2, store.delete_if, (LEASE, data))
     timer.start()
@@ -280,7 +280,7 @@ def test_a_catalog_that_is_given_back_while_it_is_watched_is_free(store: Store) 
     timer.join()
 
 
-def test_of_two_who_watch_the_same_dead_lease_one_takes_it(store: Store) -> None:
+def test_one_of_several_watchers_takes_the_lease(store: Store) -> None:
     write_lease(store)
     start, ends = threading.Barrier(4), threading.Barrier(4)
 
@@ -299,7 +299,7 @@ def test_of_two_who_watch_the_same_dead_lease_one_takes_it(store: Store) -> None
     assert store.size(LEASE) is None
 
 
-def test_what_may_be_done_follows_from_life_and_age() -> None:
+def test_verdict_follows_from_state_and_age() -> None:
     now = utc_now()
     for age_s, verdict in ((0, "busy"), (299, "busy"), (300, "busy"), (301, "watch"), (1e6, "watch"), (-1, "watch")):
         then = now - datetime.timedelta(seconds=age_s)
@@ -308,7 +308,7 @@ def test_what_may_be_done_follows_from_life_and_age() -> None:
         assert check_holder("dead", then, 300, now) == "free"
 
 
-# ---------------------------------------------------------------------------------------------------- keeping it
+# ---------------------------------------------------------------------------------------------------- renewal
 
 
 def wait_until(condition: Any, timeout_s: float = 20) -> None:
@@ -318,7 +318,7 @@ def wait_until(condition: Any, timeout_s: float = 20) -> None:
         time.sleep(0.01)
 
 
-def test_a_lease_is_renewed_for_as_long_as_it_is_held(store: Store) -> None:
+def test_lease_is_renewed_while_held(store: Store) -> None:
     with hold(store, "run", ttl_s=0.5, renew_s=0.05) as lease:
         wait_until(lambda: holder_of(store).renewals >= 20)
         assert not lease.is_lost
@@ -327,7 +327,7 @@ def test_a_lease_is_renewed_for_as_long_as_it_is_held(store: Store) -> None:
     assert store.size(LEASE) is None
 
 
-def test_a_holder_whose_lease_was_taken_over_learns_of_it_and_leaves_the_new_one_alone(store: Store) -> None:
+def test_holder_detects_a_takeover_and_keeps_the_new_lease(store: Store) -> None:
     with hold(store, "run", renew_s=0.05) as lease:
         while True:
             with contextlib.suppress(SwapConflictError):
@@ -340,16 +340,14 @@ def test_a_holder_whose_lease_was_taken_over_learns_of_it_and_leaves_the_new_one
     assert store.read(LEASE) == theirs
 
 
-def test_a_lease_that_somebody_deleted_is_lost(store: Store) -> None:
+def test_deleted_lease_is_lost(store: Store) -> None:
     with hold(store, "run", renew_s=0.05) as lease:
         store.delete(LEASE)
         wait_until(lambda: lease.is_lost)
     assert store.size(LEASE) is None
 
 
-def test_a_storage_that_is_away_for_a_while_costs_the_lease_and_not_the_run(
-    s3_server: S3Server, tmp_path: Path
-) -> None:
+def test_storage_outage_loses_the_lease_but_not_the_run(s3_server: S3Server, tmp_path: Path) -> None:
     proxy = Proxy(s3_server.port)
     store = s3_store(proxy.port, tmp_path.name)
     with hold(store, "run", ttl_s=1.0, renew_s=0.1) as lease:
@@ -358,12 +356,12 @@ def test_a_storage_that_is_away_for_a_while_costs_the_lease_and_not_the_run(
         with pytest.raises(LeaseLostError, match="could not be renewed for 1 s"):
             lease.check()
         proxy.fault = lambda method, headers: "pass"
-        wait_until(lambda: not lease.is_lost)  # nobody has taken it meanwhile
+        wait_until(lambda: not lease.is_lost)  # no other process has taken it
     assert store.size(LEASE) is None
     proxy.close()
 
 
-def test_a_renewal_whose_answer_is_lost_is_no_loss(s3_server: S3Server, tmp_path: Path) -> None:
+def test_renewal_with_a_lost_answer_keeps_the_lease(s3_server: S3Server, tmp_path: Path) -> None:
     proxy = Proxy(s3_server.port)
     store = s3_store(proxy.port, tmp_path.name)
     with hold(store, "run", ttl_s=60, renew_s=0.05) as lease:
@@ -379,7 +377,7 @@ def test_a_renewal_whose_answer_is_lost_is_no_loss(s3_server: S3Server, tmp_path
     proxy.close()
 
 
-def test_giving_everything_back_takes_no_longer_than_it_may(s3_server: S3Server, tmp_path: Path) -> None:
+def test_release_all_respects_its_timeout(s3_server: S3Server, tmp_path: Path) -> None:
     proxy = Proxy(s3_server.port)
     store = s3_store(proxy.port, tmp_path.name)
     silent = threading.Event()
@@ -392,12 +390,12 @@ def test_giving_everything_back_takes_no_longer_than_it_may(s3_server: S3Server,
         proxy.fault = say_nothing
         began = time.monotonic()
         release_all(timeout_s=0.5)
-        assert time.monotonic() - began < 15  # and not the half minute of the silence
+        assert time.monotonic() - began < 15  # less than the 30 s without an answer
         silent.set()
     proxy.close()
 
 
-def test_giving_everything_back_frees_the_catalog_for_anybody(store: Store) -> None:
+def test_release_all_frees_the_catalog(store: Store) -> None:
     with hold(store, "run"):
         release_all()
         assert store.size(LEASE) is None

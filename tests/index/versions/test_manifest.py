@@ -1,4 +1,4 @@
-"""A manifest is read as it was written, and says in what two versions' vectors differ."""
+"""A manifest is read unchanged, and reports how the vectors of two versions differ."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from epithre_beam.index.versions.layout import manifest_name
 from epithre_beam.index.versions.manifest import MadeBy
 
 
-def test_a_manifest_is_read_as_it_was_written_and_unknown_keys_are_passed_over(own_copy: Any) -> None:
+def test_manifest_is_read_unchanged_and_unknown_keys_are_ignored(own_copy: Any) -> None:
     version = own_copy.manifest.version
     assert read_manifest(own_copy.store, version) == own_copy.manifest
     raw = {**orjson.loads(own_copy.manifest.to_bytes()), "added_later": 1}
@@ -19,7 +19,7 @@ def test_a_manifest_is_read_as_it_was_written_and_unknown_keys_are_passed_over(o
     assert read_manifest(own_copy.store, version) == own_copy.manifest
 
 
-def test_a_manifest_without_rules_of_preparation_is_of_the_first_rules(
+def test_manifest_without_prepare_rules_has_version_1(
     own_copy: Any,
 ) -> None:
     version, raw = own_copy.manifest.version, orjson.loads(own_copy.manifest.to_bytes())
@@ -35,7 +35,7 @@ def test_a_manifest_without_rules_of_preparation_is_of_the_first_rules(
             rules_of({"prepare_rules": wrong})
 
 
-def test_vectors_that_were_made_alike_differ_in_nothing_and_others_in_what_is_named() -> None:
+def test_differences_lists_model_fingerprint_and_dimension() -> None:
     made_by = MadeBy("m", None, 64)
     assert made_by.differences(MadeBy("m", None, 64)) == []
     assert made_by.differences(MadeBy("m", "emulator", 64)) == [("model_fingerprint", None, "emulator")]
@@ -46,7 +46,7 @@ def test_vectors_that_were_made_alike_differ_in_nothing_and_others_in_what_is_na
     ]
 
 
-def test_a_version_is_made_by_the_emulator_where_there_was_one_and_else_by_the_model(own_copy: Any) -> None:
+def test_made_by_names_the_emulator_or_the_model(own_copy: Any) -> None:
     assert own_copy.manifest.made_by == MadeBy("a model", None, 8)
     assert own_copy.manifest.made_by.name == "a model"
     assert own_copy.manifest.model_copy(update={"model_fingerprint": "emulator"}).made_by.name == "emulator"

@@ -1,4 +1,4 @@
-"""A reader that asks for it holds its version: nobody prunes it until it is closed, dropped, or dead for a while."""
+"""A hold protects a version from prune until it is released, garbage-collected or expired."""
 
 import datetime
 import gc
@@ -42,9 +42,9 @@ def wait_until(holds_now: Any) -> None:
         time.sleep(0.02)
 
 
-def test_a_hold_names_its_version_while_the_catalog_is_open_and_goes_when_it_is_closed(own_copy: Any) -> None:
+def test_hold_exists_while_the_catalog_is_open(own_copy: Any) -> None:
     with own_copy.open():
-        assert holds(own_copy) == []  # a reader that asks for nothing writes nothing
+        assert holds(own_copy) == []  # without hold_s, a reader writes nothing
     with open_catalog(own_copy.folder, hold_s=60) as one, open_catalog(own_copy.folder, hold_s=60):
         assert len(holds(own_copy)) == 2
         held, void = read_holds(own_copy.store)
@@ -52,10 +52,10 @@ def test_a_hold_names_its_version_while_the_catalog_is_open_and_goes_when_it_is_
         assert f"process {os.getpid()}" in held[own_copy.manifest.version]
         assert void == []
     assert holds(own_copy) == []
-    one.close()  # again is no error
+    one.close()  # a second call is no error
 
 
-def test_a_hold_is_renewed_and_ends_with_the_catalog_that_nobody_closed(own_copy: Any) -> None:
+def test_hold_is_renewed_until_the_catalog_is_garbage_collected(own_copy: Any) -> None:
     catalog = open_catalog(own_copy.folder, hold_s=0.3)
     (path,) = holds(own_copy)
     first = expiry(path)
@@ -66,7 +66,7 @@ def test_a_hold_is_renewed_and_ends_with_the_catalog_that_nobody_closed(own_copy
     wait_until(lambda: not holds(own_copy))
 
 
-def test_a_catalog_that_is_refused_is_not_held(own_copy: Any) -> None:
+def test_failed_open_leaves_no_hold(own_copy: Any) -> None:
     path = own_copy.files()[-1]
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CatalogError, match=path.name):
@@ -77,19 +77,19 @@ def test_a_catalog_that_is_refused_is_not_held(own_copy: Any) -> None:
 
 
 @pytest.mark.parametrize("hold_s", [0, -1, float("nan"), float("inf")])
-def test_a_hold_must_be_a_positive_number_of_seconds(own_copy: Any, hold_s: float) -> None:
+def test_invalid_hold_s_raises(own_copy: Any, hold_s: float) -> None:
     with pytest.raises(ValueError, match="hold_s must be a positive number of seconds"):
         open_catalog(own_copy.folder, hold_s=hold_s)
 
 
-def test_where_nothing_may_be_written_a_hold_is_refused_in_a_sentence_and_reading_is_not(own_copy: Any) -> None:
+def test_hold_raises_if_readers_is_not_writable(own_copy: Any) -> None:
     (own_copy.folder / READERS).write_bytes(b"no folder")
-    with pytest.raises(CatalogError, match=r"readers cannot be written .*: allow it, or open .* without hold_s"):
+    with pytest.raises(CatalogError, match=r"readers: cannot write .*\. Allow it, or open .* without hold_s"):
         open_catalog(own_copy.folder, hold_s=60)
     own_copy.open().close()
 
 
-def test_a_process_that_ends_lets_go_and_one_that_is_killed_holds_until_its_time_is_over(own_copy: Any) -> None:
+def test_exit_releases_a_hold_and_kill_lets_it_expire(own_copy: Any) -> None:
     command = [sys.executable, "-c", OPEN, str(own_copy.folder)]
     assert subprocess.run([*command, "60", "0"], check=True, capture_output=True).stdout == b"open\n"
     assert holds(own_copy) == []
@@ -103,7 +103,7 @@ def test_a_process_that_ends_lets_go_and_one_that_is_killed_holds_until_its_time
     assert len(read_holds(own_copy.store).void) == 1
 
 
-def test_a_child_that_was_forked_does_not_end_its_parents_hold(own_copy: Any) -> None:
+def test_fork_does_not_release_the_hold_of_its_parent(own_copy: Any) -> None:
     hold = VersionHold(own_copy.store, "v", 60)
     child = os.fork()
     if child == 0:
@@ -116,7 +116,7 @@ def test_a_child_that_was_forked_does_not_end_its_parents_hold(own_copy: Any) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"expires_at": 3}', b'{"expires_at": "2999-01-01T00:00:00"}'])
-def test_a_file_that_is_no_hold_holds_nothing(tmp_path: Path, content: bytes) -> None:
+def test_invalid_hold_file_is_void(tmp_path: Path, content: bytes) -> None:
     store = Store(str(tmp_path))
     store.write(f"{READERS}/v.1.json", content)
     assert read_holds(store) == ({}, [f"{READERS}/v.1.json"])

@@ -1,4 +1,4 @@
-"""Names on disk stay what they were, whatever code calls them."""
+"""Names on disk do not change when names in code do."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from epithre_beam.index.versions.stored_names import UNIT_FOOTER, from_stored, t
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 
-def test_a_manifest_keeps_the_name_of_its_field() -> None:
+def test_manifest_keeps_its_stored_field_name() -> None:
     path = next(iter(sorted(GOLDEN.glob("**/versions/*/manifest.json"))))
     stored = {**orjson.loads(path.read_bytes()), "held_back": ["too few rows."]}
     manifest = Manifest.model_validate(stored)
@@ -28,7 +28,7 @@ def test_a_manifest_keeps_the_name_of_its_field() -> None:
     assert Manifest.model_validate_json(manifest.to_bytes()) == manifest
 
 
-def test_a_units_footer_keeps_its_names(tmp_path: Path) -> None:
+def test_unit_footer_keeps_its_stored_names(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     assets = pa.table([pa.array([], field.type) for field in asset_fields()], names=[f.name for f in asset_fields()])
     vectors = np.empty((0, 8), np.float32)
@@ -42,5 +42,5 @@ def test_a_units_footer_keeps_its_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [{}, {"rows": 1}, {"rows": 1, "reused_rows": 2, "embedding_config_hash": "x"}])
-def test_names_go_to_disk_and_back(values: dict[str, object]) -> None:
+def test_from_stored_reverses_to_stored(values: dict[str, object]) -> None:
     assert from_stored(to_stored(values, UNIT_FOOTER), UNIT_FOOTER) == values

@@ -277,7 +277,7 @@ def test_an_unwritable_catalog_is_named(place):
     for command in ("run", "plan"):
         assert_one_sentence(place.cli(command, "job.yaml"), 2, f"{place.folder}/file/catalog")
     assert_one_sentence(place.cli("index", "file", "--from", "none"), 2, "catalog '", "' cannot be written (")
-    assert_one_sentence(place.cli("search", "file", "--text", "x"), 2, "file is a file: a catalog is a folder")
+    assert_one_sentence(place.cli("search", "file", "--text", "x"), 2, "file is a file. Give the folder of a catalog")
 
 
 def test_a_place_where_no_folder_can_be_made_is_usage_and_one_that_was_written_before_is_a_failing_storage(place):

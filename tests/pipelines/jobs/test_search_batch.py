@@ -194,7 +194,7 @@ def test_ids_choose_assets_and_unknown_ones_are_dead_letters_which_a_guard_count
     assert none["held_back"][-1] == "the only image query got no vector."
     (tmp_path / "wanted.csv").write_text("sku\nimage-7\nimage-3\nimage-250\nimage-9999\n")
     held = search_batch(load_search_job(write_job(**job, gates={"max_dead_share": 0.1}, output="other")))
-    assert held["held_back"] == ["gates.max_dead_share allows 10.00%, and 1 of 4 queries (25.0%) got no vector."]
+    assert held["held_back"] == ["gates.max_dead_share allows 10.00%, but 1 of 4 queries (25.0%) got no vector."]
     assert not (tmp_path / "other" / "LATEST.json").exists()
 
 

@@ -29,7 +29,7 @@ def refused(done, code, *words):
 
 def test_wrong_usage_ends_with_2_and_a_missing_catalog_with_1(hashed, tmp_path):
     catalog = hashed.catalog
-    refused(hashed.cli("serve", tmp_path / "none"), 1, "there is no such folder")
+    refused(hashed.cli("serve", tmp_path / "none"), 1, "the folder does not exist")
     done = hashed.cli("serve", catalog, "--token-env", "SHORT", SHORT="hunter2")
     refused(done, 2, "SHORT", "at least 16")
     assert "hunter2" not in done.stderr
