@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from .rate_limiter import fuzz, fuzzing
+from .budget import fuzz, fuzzing
 from .worker import make_catalog
 
 pytestmark = fuzzing

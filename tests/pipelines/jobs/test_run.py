@@ -620,7 +620,7 @@ def test_a_run_without_its_redis_fails_with_a_sentence(place):
     place.write_job(embed__rate_limiter="redis", embed__redis_url="redis://127.0.0.1:9/0")
     done = place.cli("run", "job.yaml")
     assert done.returncode == 1
-    assert "redis://127.0.0.1:9/0 cannot be reached" in done.stderr
+    assert "redis://127.0.0.1:9/0: the rate limiter cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
 
 
