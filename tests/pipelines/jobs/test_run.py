@@ -301,7 +301,7 @@ def test_what_an_earlier_version_has_is_not_paid_again_however_the_sources_chang
 
 
 @pytest.mark.parametrize(
-    ("change", "paid"), [({"prepare__jpeg_quality": 80}, 0), ({"embed__model": "epithre-lyt"}, 90)]
+    ("change", "billed"), [({"prepare__jpeg_quality": 80}, 0), ({"embed__model": "epithre-lyt"}, 90)]
 )
 def test_another_model_makes_every_vector_new_and_another_preparation_those_that_it_changes(place, change, billed):
     with serve() as emulator:
