@@ -91,8 +91,8 @@ def test_retry_after_pauses_all_requests():
         rate_limiter = RateLimiter({"requests": 10_000}, window_s=WINDOW_S)
         lease = await rate_limiter.acquire(items=1, tokens=1)
         rate_limiter.answered(lease)
-        rate_limiter.slow_down(0.5)
         started = time.monotonic()
+        rate_limiter.slow_down(0.5)
         for _ in range(5):
             rate_limiter.answered(await rate_limiter.acquire(items=1, tokens=1))
         return time.monotonic() - started, rate_limiter.throttled_s
