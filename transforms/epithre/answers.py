@@ -1,4 +1,4 @@
-"""What an answer says beside its vectors: an error and what to do about it, what it bills, which limits there are."""
+"""Parse the parts of an answer other than its vectors: errors, token usage, rate limits and retry delays."""
 
 import datetime
 import email.utils
@@ -18,23 +18,23 @@ from ...configs.scrubbing import Scrubber
 
 
 class Verdict(Enum):
-    """What to do with an answer that is no 200."""
+    """What to do with an answer whose status is not 200."""
 
     RETRY = "retry"
-    """Later, the same: the server or the way to it failed."""
+    """Send the same request later: the server or the network failed."""
     ITEM = "item"
-    """One item is at fault, and the server says which."""
+    """One item is invalid, and the server says which."""
     BATCH = "batch"
-    """Something in the request is at fault, and the server does not say what."""
+    """The request is invalid, and the server does not say which item."""
     TOO_LARGE = "too_large"
     """The request has too many items, bytes or tokens."""
     STOP = "stop"
-    """No request will ever succeed: key, quota, model, address."""
+    """No request can succeed: the key, the quota, the model or the address is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorAnswer:
-    """An error of the API, read."""
+    """A parsed error of the API."""
 
     verdict: Verdict
     status: int
@@ -42,12 +42,12 @@ class ErrorAnswer:
     message: str
     item: int | None = None
     is_certain: bool = False
-    """Whether `item` was given as data; prose may count from one, or mean another number."""
+    """Whether `item` comes from a structured field. A number in prose may count from 1 or mean something else."""
     retry_after_s: float | None = None
 
     @property
     def may_be_an_item(self) -> bool:
-        """Whether the server, or what stands before it, may have failed at one of the items."""
+        """Whether one of the items may have made the server, or a proxy in front of it, fail."""
         return self.verdict is Verdict.RETRY and self.status not in _RETRY_STATUS
 
     def __str__(self) -> str:
@@ -76,22 +76,22 @@ _STATUS_OF_CODES = (
     (re.compile(r"(?i)time.?out|deadline"), 504),
     (re.compile(r"(?i)server.?error|internal|upstream|bad.?gateway"), 502),
 )
-"""What gateways call a status in an error that they send in a 200."""
+"""Names that gateways use for a status when they send an error with status 200."""
 _MOST_LIMIT = 1e12
-"""A greater limit than this is none, and would only serve to overflow a sum."""
+"""A stated limit above this value is ignored: it limits nothing and could overflow a sum."""
 _SECRET = re.compile(r"(?i)(bearer\s+|sk-|key[=: ]+)\S+")
 
 
 def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int) -> ErrorAnswer:
-    """Reads an error in the shape that OpenAI's API gave the field, or whatever a proxy says instead.
+    """Parse an error in OpenAI's format, in another provider's format, or from a proxy.
 
-    Other providers answer `{"message":…}` or `{"detail":…}`; FastAPI's `detail` is a list of what it found where.
+    Other providers answer `{"message":…}` or `{"detail":…}`; FastAPI's `detail` is a list of validation errors.
 
     Args:
-        status: Of the answer.
-        headers: Of the answer, looked up in lower case.
-        body: JSON, HTML or nothing.
-        count: Items in the request.
+        status: HTTP status of the answer.
+        headers: Headers of the answer, looked up in lower case.
+        body: JSON, HTML or empty.
+        count: Number of items in the request.
     """
     code = kind = message = param = ""
     parsed = _loads(body)
@@ -108,7 +108,7 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int)
     elif isinstance(error, str):
         message = error
     else:
-        message = "a page that is no JSON" if body.lstrip()[:1] == b"<" else "an answer that is no JSON object"
+        message = "an HTML page instead of JSON" if body.lstrip()[:1] == b"<" else "the answer is not a JSON object"
     message = short(message)
     named = _PARAM_ITEM.match(param)
     prose = named or _PROSE_ITEM.search(message)
@@ -138,14 +138,14 @@ def read_error(status: int, headers: Mapping[str, str], body: bytes, count: int)
 
 
 def status_inside(body: bytes) -> int | None:
-    """The status of an error that came in a 200, as gateways send them.
+    """Return the status of an error that a gateway sent with status 200.
 
     Args:
-        body: Of an answer that holds no good vectors.
+        body: Body of an answer without valid vectors.
 
     Returns:
-        400 to 599 where the error names it, as a number or by a usual name; 200: an error that names none; None: the
-        answer is no error.
+        400 to 599 if the error names a status, as a number or by a usual name; 200 for an error that names none; None
+        if the answer is not an error.
     """
     parsed = _loads(body)
     if not isinstance(parsed, dict):
@@ -165,14 +165,14 @@ def status_inside(body: bytes) -> int | None:
 
 
 def read_tokens(claims: Sequence[object], most: int) -> tuple[int, bool]:
-    """What an answer bills.
+    """Return the number of tokens that an answer bills.
 
     Args:
-        claims: The numbers of its `usage` that add up to the bill, whatever they are; None: it gave none.
-        most: Tokens that the request can have had.
+        claims: Unchecked values of the answer's `usage` that add up to the billed tokens; None for a missing value.
+        most: Upper bound of the tokens in the request.
 
     Returns:
-        Tokens, from 0 to `most`; and whether all that the answer says of them can be true.
+        Tokens, from 0 to `most`; and whether all the values are plausible.
     """
     tokens, is_plausible = 0, True
     for claim in claims:
@@ -186,11 +186,11 @@ def read_tokens(claims: Sequence[object], most: int) -> tuple[int, bool]:
 
 
 def read_transport_error(error: Exception, scrubber: Scrubber) -> ErrorAnswer:
-    """An exchange that ended without an answer, in the same terms as one that ended with an error.
+    """Describe a request that ended without an answer as an `ErrorAnswer`.
 
     Args:
-        error: As the HTTP client raised it; one of the protocol quotes what was sent or received.
-        scrubber: Knows the key.
+        error: Exception of the HTTP client. A protocol error may quote what was sent or received.
+        scrubber: Removes the API key.
     """
     is_timeout = isinstance(error, (httpx.TimeoutException, TimeoutError))
     words = "no answer in time" if is_timeout else short(scrubber.text(str(error))) or type(error).__name__
@@ -198,31 +198,35 @@ def read_transport_error(error: Exception, scrubber: Scrubber) -> ErrorAnswer:
 
 
 def refusal_of(error: ErrorAnswer, settings: EmbedConfig) -> ApiRefusedError:
-    """What an answer amounts to after which no request will ever succeed."""
+    """Return the exception for an answer after which no request can succeed."""
     where = settings.base_url
     if (error.status in {401, 403} and error.code not in _QUOTA_CODES) or error.code == "invalid_api_key":
         return RefusedKeyError(
-            f"{where} refused the key ({error}): check the environment variable {settings.api_key_env}, which "
-            "embed.api_key_env names."
+            f"{where}: the server refused the API key ({error}). Check the environment variable "
+            f"{settings.api_key_env} (embed.api_key_env)."
         )
     if error.status == 402 or error.code in _QUOTA_CODES:
         return SpentQuotaError(
-            f"{where} says that the quota is used up ({error}): waiting does not help, raise it and run again."
+            f"{where}: the quota is used up ({error}). Raise the quota and run again; waiting does not help."
         )
     if 300 <= error.status < 400:
         return WrongAddressError(
-            f"{where} redirects elsewhere ({error}), and the key does not follow: change embed.base_url."
+            f"{where}: the server redirects to another address ({error}), and the API key is not sent there. "
+            "Change embed.base_url."
         )
-    said = f"{where} does not serve embed.model {settings.model!r} at this address ({error}): check both."
+    message = (
+        f"{where}: this address does not serve embed.model {settings.model!r} ({error}). "
+        "Check embed.base_url and embed.model."
+    )
     if error.code == "model_not_found" or _UNKNOWN_MODEL.search(error.message):
-        return UnknownModelError(said)
-    return WrongAddressError(said)
+        return UnknownModelError(message)
+    return WrongAddressError(message)
 
 
 def _read_detail(found: list[Any]) -> tuple[str, str]:
-    """FastAPI's list as a message, and the item's position in the manner of OpenAI's `param` if it names just one.
+    """Return the message of FastAPI's `detail` list, and the item's position in the form of OpenAI's `param`.
 
-    Where it names several it is the request that it does not understand, and no item is at fault.
+    A list that names several positions means that the request is malformed; then no item is named.
     """
     message = ""
     params = set()
@@ -238,16 +242,16 @@ def _read_detail(found: list[Any]) -> tuple[str, str]:
 
 
 def short(text: str) -> str:
-    """A server's words fit for a log: one line, short, and nothing in them that looks like a key."""
+    """Shorten a server's text for a log: one line, at most 200 characters, without anything that looks like a key."""
     text = _SECRET.sub(r"\1***", " ".join(text.split()))
     return text if len(text) <= 200 else text[:197] + "..."
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from `retry-after-ms` or `retry-after` as a number or an HTTP date; None when not told.
+    """Return the seconds to wait, from `retry-after-ms` or `retry-after` (a number or an HTTP date); None if absent.
 
-    A date is read against the answer's own `date`, because the two clocks need not agree. Whatever it says is finite:
-    30 years at most, which can be added to any clock.
+    A date is compared with the answer's own `date`, because the clocks of client and server may differ. The result is
+    at most 30 years, so that it can be added to any clock.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
@@ -264,7 +268,7 @@ def read_retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _moment(text: str | None) -> datetime.datetime | None:
-    """An HTTP date, with its zone; None where it is none."""
+    """Parse an HTTP date, with its time zone; None if it is invalid."""
     try:
         moment = email.utils.parsedate_to_datetime(text or "")
     except (ValueError, TypeError, OverflowError):
@@ -273,7 +277,7 @@ def _moment(text: str | None) -> datetime.datetime | None:
 
 
 def read_limits(headers: Mapping[str, str]) -> dict[str, float]:
-    """The limits a minute that a server states in `x-ratelimit-limit-…`, by name."""
+    """Return the limits per minute that a server states in `x-ratelimit-limit-…`, by name."""
     found = {name: _number(headers.get(f"x-ratelimit-limit-{name}")) for name in ("requests", "tokens", "items")}
     return {name: value for name, value in found.items() if value is not None and 1 <= value <= _MOST_LIMIT}
 
@@ -287,7 +291,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _words(value: object) -> str:
-    """A field of an error as text. Errors within errors are looked into a little; what else it is has no words."""
+    """Return a field of an error as text: a string, a number, or the message of a nested error; otherwise empty."""
     if isinstance(value, str):
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The circuit breaker: after failures in a row, or an answer that is final, no further request is sent."""
+"""A circuit breaker: after consecutive failures or a final refusal, no further request is sent."""
 
 import datetime
 import time
@@ -17,7 +17,7 @@ _BROKEN_ANSWERS = 3
 
 
 class CircuitBreaker:
-    """Learns from outcomes whether any further request makes sense. Once open it stays so.
+    """Decides from the outcomes of requests whether to send further ones. Once open, it stays open.
 
     Args:
         settings: The `embed` section of a config, for messages.
@@ -37,16 +37,16 @@ class CircuitBreaker:
 
     @property
     def is_outage(self) -> bool:
-        """Whether nothing has succeeded for so long that waiting for a success makes no sense."""
+        """Whether no request has succeeded for 15 s, so that waiting for a success is pointless."""
         return time.monotonic() - self._succeeded_at > _OUTAGE_S
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing has succeeded for a little while."""
+        """Whether no request has succeeded for 2 s."""
         return time.monotonic() - self._succeeded_at > _QUIET_S
 
     def check(self) -> None:
-        """Raises ApiError when no request may be sent any more."""
+        """Raise ApiError if the breaker is open."""
         if self._error is not None:
             raise self._error
 
@@ -56,51 +56,51 @@ class CircuitBreaker:
         self._succeeded_at = time.monotonic()
 
     def refused(self, answer: ErrorAnswer) -> NoReturn:
-        """An answer after which no request will ever succeed. Raises ApiRefusedError."""
+        """Open after an answer that no request can succeed. Raises ApiRefusedError."""
         self._open(refusal_of(answer, self._settings))
 
     def asked_to_pause(self, answer: ErrorAnswer, pause_s: float) -> NoReturn:
-        """An answer that asks for a longer pause than is waited for. Raises ApiPausedError."""
+        """Open after an answer that asks for a longer pause than the settings allow. Raises ApiPausedError."""
         self._open(paused_error(answer, pause_s, self._settings))
 
     def answered_badly(self, error: BrokenAnswerError, started: float) -> None:
-        """A 200 without one good vector for each item. Raises ApiError when it opens."""
+        """Count a 200 without one valid vector per item. Raises ApiError when the breaker opens."""
         self.failed(str(error), started, is_patient=True)
         if self._good_answers or self._failures < _BROKEN_ANSWERS:
             return
         if error.remedy is not None:
             where = f"{self._settings.base_url}, model {self._settings.model!r}"
-            self._open(UnusableVectorsError(f"{where}: the API answers no usable vectors: {error}. {error.remedy}."))
+            self._open(UnusableVectorsError(f"{where}: the API returns no usable vectors ({error}). {error.remedy}."))
         if error.dimension is not None:
             self._open(
                 WrongDimensionError(
-                    f"embed.dimension is {self._settings.dimension}, but {self._settings.base_url} answers vectors of "
-                    f"{error.dimension} dimensions: set embed.dimension={error.dimension}, or another model."
+                    f"embed.dimension: {self._settings.base_url} returns vectors of dimension {error.dimension}, not "
+                    f"{self._settings.dimension}. Set embed.dimension={error.dimension} or choose another model."
                 )
             )
 
     def failed(self, what: str, started: float, *, is_patient: bool) -> None:
-        """Counts failures in a row. Requests that overlapped failed together and count as one.
+        """Count consecutive failures. Requests that overlapped in time count as one failure.
 
         Args:
-            what: The failure, in a few words.
+            what: A short description of the failure.
             started: time.monotonic() when the request was sent.
-            is_patient: Whether they count only when they last: the server may come back.
+            is_patient: Whether the breaker opens only if the failures last 15 s, because the server may recover.
 
         Raises:
-            ApiError: When it opens.
+            ApiError: When the breaker opens.
         """
         now = time.monotonic()
         if started >= self._failed_at:
             self._failures += 1
             self._failed_at = now
-        # Where others were served, a stretch of bad assets is likelier than a server that wants none at all.
+        # After some good answers, a run of bad assets is more likely than a server that refuses everything.
         most = _FAILURES_IN_A_ROW if is_patient or not self._good_answers else 3 * _FAILURES_IN_A_ROW
         if self._failures >= most and (not is_patient or now - self._succeeded_at >= _OUTAGE_S):
             self._open(
                 ApiError(
-                    f"{self._settings.base_url} failed {self._failures} times in a row without a success "
-                    f"(last: {what}): what was embedded so far is kept, run again when the server works."
+                    f"{self._settings.base_url}: {self._failures} requests in a row failed (last: {what}). The vectors "
+                    "embedded so far are kept. Run again when the server works."
                 )
             )
 
@@ -110,13 +110,13 @@ class CircuitBreaker:
 
 
 def paused_error(answer: ErrorAnswer, pause_s: float, settings: EmbedConfig) -> ApiPausedError:
-    """What an answer amounts to that asks for a longer pause than the settings allow."""
+    """Return the exception for an answer that asks for a longer pause than the settings allow."""
     retry_at = time.time() + pause_s
     moment = datetime.datetime.fromtimestamp(retry_at, datetime.UTC).isoformat(timespec="seconds")
     return ApiPausedError(
-        f"{settings.base_url}: the server asked for a pause of {pause_s:.0f} s ({answer}), longer than the "
-        f"{settings.max_retry_after_s:g} s that are waited for (in a job: embed.max_retry_after_s). "
-        f"What was finished is kept. Run again after {of_moment(retry_at)}.",
+        f"{settings.base_url}: the server asked for a pause of {pause_s:.0f} s ({answer}), longer than the limit of "
+        f"{settings.max_retry_after_s:g} s (in a job: embed.max_retry_after_s). "
+        f"Finished work is kept. Run again after {of_moment(retry_at)}.",
         retry_at=moment,
         retry_after_s=pause_s,
     )

@@ -1,7 +1,7 @@
-"""The client: items in, a vector or a refusal for each out, whatever the network and the server do.
+"""The embedding client: sends items and returns a vector or a refusal for each.
 
-Every request takes a lease of the budget, retries too. What each answer means stands in `answers`; what is done
-about it in `resolver`, and what is learned from it here, in `_note`.
+Every request, retries included, takes a lease from the rate limiter. `answers` interprets each answer, `resolving`
+acts on it, and `_note` below updates the limits and the circuit breaker.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from .retries import ReportPause, Retries, log_pause
 from .vectors import BrokenAnswerError
 
 IMAGE_TOKENS = 1000
-"""What a picture is thought to be in tokens: the provider states no tokeniser."""
+"""The estimated tokens of an image; the provider publishes no tokeniser."""
 _BILL_POLL_S = 0.02
 
 __all__ = ["IMAGE_TOKENS", "Client", "Refusal", "RefusalReason", "limits_of"]
@@ -41,19 +41,19 @@ log = logging.getLogger("epithre_beam.client")
 
 
 class Client:
-    """Embeds items within the budget. Make it, use it and close it on one event loop.
+    """Embeds items within the rate limits. Create, use and close it on one event loop.
 
     Args:
         settings: The `embed` section of a config.
-        api_key: Sent as a bearer token, and shown nowhere.
-        rate_limiter: Absent: one of its own, from the settings.
-        meter: Counts; absent: one of its own.
-        seed: Of the jitter.
-        sleep: Waits; tests may make it shorter.
-        report_pause: Is told of a pause that the server asks for, before it is kept.
+        api_key: Sent as a bearer token; never logged or shown.
+        rate_limiter: By default a new one, made from the settings.
+        meter: Counts requests, items and tokens; by default a new one.
+        seed: Seed of the retry jitter.
+        sleep: Waits for a number of seconds; tests may shorten it.
+        report_pause: Called before a pause that the server asks for.
 
     Raises:
-        ConfigError: When the environment names a proxy or certificates that cannot be used.
+        ConfigError: If the environment names a proxy or certificates that cannot be used.
     """
 
     def __init__(
@@ -92,8 +92,8 @@ class Client:
         self._tokens_factor = 1.0
         self._has_warned_of_bill = False
         self.is_spent = False
-        """Whether a request was held back because the settings allow no more; none is sent after it."""
-        options = self._way.client_options()  # once: reading certificates takes longer than a request
+        """Whether the spending limits of the settings stopped a request; no further request is sent."""
+        options = self._way.client_options()  # once, because reading certificates takes longer than a request
 
         def connection() -> httpx.AsyncClient:
             return httpx.AsyncClient(
@@ -123,28 +123,28 @@ class Client:
         await self._connections.close()
 
     def encode(self, kind: str, content: bytes, *, is_query: bool = False) -> Item:
-        """An item from UTF-8 text or a picture's file. Any thread may call it.
+        """Encode UTF-8 text or an image file as an item. Thread-safe.
 
         Args:
             kind: `text` or `image`.
-            content: UTF-8 text, or the bytes of a picture's file.
-            is_query: Whether it will be searched with, not searched for; some providers embed the two differently.
+            content: UTF-8 text, or the bytes of an image file.
+            is_query: Whether the item is a search query, not a document; some providers embed the two differently.
 
         Raises:
-            ValueError: When the provider embeds no items of that kind.
+            ValueError: If the provider does not embed items of this kind.
         """
-        # The provider states no tokeniser: four bytes a token for text, a flat figure for a picture.
+        # The provider publishes no tokeniser: assume 4 bytes per token of text and a constant for an image.
         tokens = -(-len(content) // 4) if kind == "text" else IMAGE_TOKENS
         return Item(piece=self._dialect.encode_item(kind, content), tokens=tokens, is_query=is_query)
 
     async def embed(self, items: Sequence[Item]) -> list[npt.NDArray[np.float32] | Refusal]:
-        """Embeds items, in as many requests as they need.
+        """Embed items, in as many requests as needed.
 
         Returns:
             For each item, in order, its vector (float32, (dimension,), unit norm) or its refusal.
 
         Raises:
-            ApiError: When no request will succeed any more.
+            ApiError: If no further request can succeed.
         """
         resolver = Resolver(
             items,
@@ -159,18 +159,18 @@ class Client:
                 for pack in self._packer.pack(items):
                     group.create_task(resolver.resolve(pack))
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # the first is the cause, the others were cancelled with it
+            raise errors.exceptions[0] from None  # the first one is the cause; the other tasks were cancelled
         return [result for result in resolver.results if result is not None]
 
     async def _send(self, batch: Sequence[Item]) -> Outcome | None:
-        """One request within the budget: checked vectors, or what was wrong; None when it may not be paid any more."""
+        """Send one request within the rate limits; None if the spending limits allow no further request."""
         tokens = sum(item.tokens for item in batch)
         if self.is_spent:
             return None
         lease = await self.rate_limiter.acquire(items=len(batch), tokens=tokens)
         try:
-            may_send = await self._may_send(len(batch), tokens)  # from its answer to the counting nothing is awaited
-            # Another request may have learned, while this one waited, that none will succeed.
+            may_send = await self._may_send(len(batch), tokens)  # no await between this check and the counting below
+            # While this request waited, another one may have opened the breaker.
             self._breaker.check()
             if not may_send:
                 return None
@@ -178,8 +178,8 @@ class Client:
             self.meter.requests += 1
             self.meter.items_sent += len(batch)
             self.meter.tokens_estimated += tokens
-            tokens_thought = round(tokens * self._tokens_factor)
-            self.meter.tokens_spent += tokens_thought
+            tokens_expected = round(tokens * self._tokens_factor)
+            self.meter.tokens_spent += tokens_expected
             self.meter.bytes_up += len(body)
             started = time.monotonic()
             self._on_the_way += 1
@@ -193,7 +193,7 @@ class Client:
                 self.meter.bytes_down += len(reply.content)
                 outcome, billed = self._read(reply, len(batch), tokens)
                 if billed:
-                    self.meter.tokens_spent += billed - tokens_thought
+                    self.meter.tokens_spent += billed - tokens_expected
                     self._tokens_factor = max(self._tokens_factor, billed / max(tokens, 1))
             finally:
                 self._on_the_way -= 1
@@ -208,10 +208,10 @@ class Client:
             self.rate_limiter.answered(lease)
 
     async def _may_send(self, items: int, tokens: int) -> bool:
-        """Whether one more request is within what the settings let a run spend.
+        """Whether one more request stays within the spending limits of the settings.
 
-        What is on its way counts as estimated, with the highest factor by which an answer's bill exceeded it; it may
-        turn out cheaper, so a request that does not fit waits for it.
+        Requests in flight count with their estimate, times the highest factor by which a bill exceeded its estimate.
+        They may turn out cheaper, so a request that does not fit waits for their answers.
         """
         while not self.is_spent:
             if self._settings.may_send(
@@ -227,7 +227,7 @@ class Client:
         return False
 
     def _read(self, reply: Reply, count: int, tokens: int) -> tuple[Outcome, int]:
-        """What a reply to `count` items, about `tokens`, means; and the tokens that it bills."""
+        """Return the outcome of a reply to `count` items (about `tokens` tokens), and the tokens that it bills."""
         if limits := read_limits(reply.headers):
             self.rate_limiter.learn(limits)
         read = read_reply_to(
@@ -241,8 +241,8 @@ class Client:
         if not read.is_bill_plausible and not self._has_warned_of_bill:
             self._has_warned_of_bill = True
             log.warning(
-                "%s: the tokens that it bills for %d items (about %d tokens) cannot be true. They count as estimated, "
-                "or as 1,000 times that at most. Said once.",
+                "%s: the billed tokens for %d items (about %d tokens) are not plausible. The estimate is counted, or "
+                "at most 1,000 times the estimate. This warning appears once.",
                 self._settings.base_url,
                 count,
                 tokens,
@@ -254,7 +254,7 @@ class Client:
         return self._to_show(read.outcome), read.tokens
 
     def _to_show(self, outcome: Outcome) -> Outcome:
-        """The outcome, with no key in its words, whoever said them."""
+        """Return the outcome with the API key removed from its messages."""
         if isinstance(outcome, ErrorAnswer):
             return error_to_show(outcome, self._scrubber, self._way)
         if isinstance(outcome, BrokenAnswerError):
@@ -263,7 +263,7 @@ class Client:
         return outcome
 
     def _note(self, outcome: Outcome, started: float, count: int, size: int) -> None:
-        """Learns from an outcome: caps, the rate, and whether to go on at all. Raises ApiError when not."""
+        """Update the request sizes, the rate and the breaker. Raises ApiError if no further request can succeed."""
         if isinstance(outcome, np.ndarray):
             self._breaker.succeeded()
             self._packer.grow()
@@ -280,15 +280,15 @@ class Client:
             case Verdict.RETRY:
                 self._retries.slow_down(outcome)
                 self._breaker.failed(str(outcome), started, is_patient=True)
-            # Where every request has one item, nothing else would tell a server that wants none from a bad asset.
+            # If every request has one item, only this count detects a server that refuses everything.
             case Verdict.BATCH if count > 1 or self._packer.items.most == 1:
                 self._breaker.failed(str(outcome), started, is_patient=False)
             case _:
-                pass  # the server works, and says precisely what it does not want
+                pass  # the server works and names the item that it refuses
 
 
 def limits_of(settings: EmbedConfig) -> dict[str, float | None]:
-    """The configured limits a minute, by the names of the budget's weights."""
+    """Return the configured limits per minute, by the names that the rate limiter uses."""
     return {
         "requests": settings.requests_per_minute,
         "items": settings.items_per_minute,

@@ -1,4 +1,4 @@
-"""Connections to the API, kept and used again."""
+"""Connections to the API, kept open and reused."""
 
 from collections.abc import Callable
 
@@ -8,15 +8,15 @@ from .bodies import Reply, read_reply
 
 
 class Connections:
-    """One HTTP client for each connection, the last used first.
+    """A pool with one HTTP client per connection; the most recently used client is taken first.
 
     One client with a pool would be shorter, but httpcore's pool (1.0.9) compares every idle connection with every
-    other, twice a request, and asks each socket for its state. At 6,000 requests a minute a short stall leaves enough
-    idle ones that the pool then takes a whole core, which is itself a stall: throughput fell to a fifth of the limit
-    and stayed there. Here a request costs the same however many connections there are.
+    other one twice per request, and polls each socket. At 6,000 requests per minute, a short stall leaves so many idle
+    connections that the pool uses a whole core; throughput fell to a fifth of the limit and did not recover. Here the
+    cost of a request does not depend on the number of connections.
 
     Args:
-        make: A client. Its own pool will hold one connection, or two for the moment in which a broken one is replaced.
+        make: Creates a client. Its own pool holds one connection, or briefly two while a broken one is replaced.
     """
 
     def __init__(self, make: Callable[[], httpx.AsyncClient]) -> None:
@@ -25,12 +25,12 @@ class Connections:
         self._all: list[httpx.AsyncClient] = []
 
     async def post(self, path: str, content: bytes, *, most_bytes: int) -> Reply:
-        """Sends, and reads the answer.
+        """Send a request and read the answer.
 
         Args:
-            path: Below the client's base URL.
-            content: Of the request.
-            most_bytes: Of a good answer's body; of a longer one no more is read, and its connection is closed.
+            path: Path relative to the client's base URL.
+            content: Body of the request.
+            most_bytes: Maximum size of the answer's body. Reading stops there and the connection is closed.
         """
         if self._idle:
             client = self._idle.pop()

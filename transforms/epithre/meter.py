@@ -1,4 +1,4 @@
-"""What the client did, counted: plain numbers that cost nothing to keep and add up over lanes."""
+"""Counters of the client's requests, items, tokens and latencies; those of several lanes can be added."""
 
 import math
 from collections import Counter
@@ -12,14 +12,14 @@ _MOST_STEPS = 600
 
 
 class Histogram(TypedDict):
-    """Counts between edges, of which there is one more; both are empty where there is nothing."""
+    """Counts per bin; `edges` has one element more than `counts`. Both are empty if there is no data."""
 
     edges: list[float]
     counts: list[int]
 
 
 class TimelineFigures(TypedDict):
-    """Counts over time, as lists of equal length, a number a step."""
+    """Counts over time: lists of equal length, with one number per step."""
 
     start_unix_s: float
     step_s: float
@@ -27,7 +27,7 @@ class TimelineFigures(TypedDict):
 
 
 class MeterFigures(TypedDict):
-    """What a meter has counted, as plain data."""
+    """The counts of a meter as plain data."""
 
     requests: int
     items_sent: int
@@ -54,7 +54,7 @@ class Latencies:
         self.bins[round(math.log(max(seconds, 1e-6)) / _GROWTH)] += 1
 
     def percentile(self, share: float) -> float | None:
-        """Seconds below which `share` of the latencies lie, to within 5 %; None when there are none."""
+        """Return the seconds below which `share` of the latencies lie, within 5 %; None if there are none."""
         left = share * self.bins.total()
         for position, count in sorted(self.bins.items()):
             left -= count
@@ -63,7 +63,7 @@ class Latencies:
         return None
 
     def histogram(self) -> Histogram:
-        """`edges` in seconds, one more than `counts`; both empty when there are no latencies."""
+        """Return the bins; `edges` are in seconds."""
         if not self.bins:
             return {"edges": [], "counts": []}
         positions = range(min(self.bins), max(self.bins) + 1)
@@ -74,9 +74,9 @@ class Latencies:
 
 
 class Timeline:
-    """Counts over time, by name, in equal steps. A step doubles before there are more than 600 of them.
+    """Counts over time, by name, in equal steps. The step doubles when there would be more than 600 of them.
 
-    Steps are aligned to the epoch, so that those of lanes that began at different times add up.
+    Steps are aligned to the epoch, so that timelines of lanes that started at different times can be added.
     """
 
     def __init__(self) -> None:
@@ -85,11 +85,11 @@ class Timeline:
         self._last_reported: dict[str, int] = {}
 
     def sample(self, now_s: float, totals: Mapping[str, int]) -> None:
-        """Counts what `totals` grew by since the last sample, the first of which only says what they were before.
+        """Count the growth of `totals` since the last sample. The first sample only sets the starting point.
 
         Args:
-            now_s: When, in seconds since the epoch.
-            totals: Numbers that only grow, by name.
+            now_s: Current time in seconds since the epoch.
+            totals: Numbers that never decrease, by name.
         """
         growth = {name: total - self._last_reported.get(name, total) for name, total in totals.items()}
         self._steps.setdefault(int(now_s // self._step_s), Counter()).update(growth)
@@ -97,7 +97,7 @@ class Timeline:
         self._fit()
 
     def to_dict(self) -> TimelineFigures:
-        """Plain data for a progress file."""
+        """Return plain data for a progress file."""
         if not self._steps:
             return {"start_unix_s": 0.0, "step_s": self._step_s, "counts": {}}
         first, last = min(self._steps), max(self._steps)
@@ -107,7 +107,7 @@ class Timeline:
         return {"start_unix_s": first * self._step_s, "step_s": self._step_s, "counts": counts}
 
     def add(self, data: TimelineFigures) -> None:
-        """Adds what `to_dict` gave, of another lane."""
+        """Add the `to_dict` data of another lane."""
         while self._step_s < data["step_s"]:
             self._double()
         for name, counts in data["counts"].items():
@@ -129,7 +129,7 @@ class Timeline:
 
 @dataclass
 class Meter:
-    """Counts of one lane. `retries` and `failures` are by reason."""
+    """Counts of one lane. `retries` are by reason."""
 
     requests: int = 0
     items_sent: int = 0
@@ -137,7 +137,7 @@ class Meter:
     tokens_estimated: int = 0
     tokens_billed: int = 0
     tokens_spent: int = 0
-    """Of all that was sent: as billed where the server said so, as estimated otherwise."""
+    """Tokens of all requests: the billed tokens if the server states them, otherwise the estimate."""
     bytes_up: int = 0
     bytes_down: int = 0
     answers_429: int = 0
@@ -147,13 +147,13 @@ class Meter:
     latencies: Latencies = field(default_factory=Latencies)
 
     def to_dict(self) -> MeterFigures:
-        """Plain data for a progress file."""
+        """Return plain data for a progress file."""
         counts = {name: value for name, value in vars(self).items() if isinstance(value, int)}
         bins = {str(position): count for position, count in sorted(self.latencies.bins.items())}
         return cast("MeterFigures", {**counts, "retries": dict(self.retries), "latency_bins": bins})
 
     def add(self, data: MeterFigures) -> None:
-        """Adds what `to_dict` gave, of another lane."""
+        """Add the `to_dict` data of another lane."""
         self.retries.update(data["retries"])
         self.latencies.bins.update({int(position): count for position, count in data["latency_bins"].items()})
         for name, value in data.items():

@@ -1,4 +1,4 @@
-"""Packs items into requests that the server takes: caps that are configured, and lowered when it refuses."""
+"""Pack items into requests. Size limits start at the configured values and are lowered when the server refuses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _LARGE_BODY_BYTES = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """An item ready to be sent: its JSON, how many tokens it is thought to be, and whether it asks or is asked for."""
+    """An encoded item: its JSON, its estimated tokens, and whether it is a search query."""
 
     piece: bytes
     tokens: int
@@ -20,7 +20,7 @@ class Item:
 
 @dataclass
 class Cap:
-    """A limit of the server that is learned: halved when it refuses, raised again slowly, up to the setting."""
+    """A learned limit of the server: halved when the server refuses, then raised slowly up to the setting."""
 
     most: int
     now: int = 0
@@ -39,17 +39,17 @@ class Cap:
         self.successes += 1
         if self.successes >= _CAP_RECOVERY_SUCCESSES and self.now < self.most:
             self.successes = 0
-            # Never again quite as large as what was refused.
+            # Stay below the size that the server refused.
             highest = self.most if self.refused is None else min(self.most, self.refused - 1)
             self.now = max(self.now, min(highest, self.now + max(1, self.now // 10)))
 
 
 class Packer:
-    """Cuts items into requests, by items, bytes and tokens.
+    """Splits items into requests, by items, bytes and tokens.
 
     Args:
         settings: The `embed` section of a config.
-        overhead_bytes: Of a request's body, whatever items it has.
+        overhead_bytes: Length of a request's body without its items.
     """
 
     def __init__(self, settings: EmbedConfig, overhead_bytes: int) -> None:
@@ -62,9 +62,9 @@ class Packer:
         )
 
     def pack(self, items: Sequence[Item]) -> list[list[int]]:
-        """Cuts items, in their order, into requests that fit: positions in `items`, a list a request.
+        """Split items, in order, into requests that fit: one list of positions in `items` per request.
 
-        No request has both queries and documents.
+        No request contains both queries and documents.
         """
         packs: list[list[int]] = []
         size = tokens = 0
@@ -85,12 +85,12 @@ class Packer:
         return packs
 
     def grow(self) -> None:
-        """A request succeeded."""
+        """Record a successful request."""
         self.items.grow()
         self.bytes.grow()
 
     def shrink(self, items: int, size_bytes: int, status: int) -> None:
-        """A request was too large. The server does not say in what; bytes are the likelier limit of a large body."""
+        """Record a request that was too large. For a 413 on a large body, bytes are the more likely limit."""
         if status == 413 and size_bytes > _LARGE_BODY_BYTES:
             self.bytes.shrink(size_bytes)
         else:

@@ -1,4 +1,4 @@
-"""Asks a server who it is, before anything is read or paid."""
+"""Check the server, the API key and the model before a run starts."""
 
 import asyncio
 import contextlib
@@ -28,9 +28,9 @@ from .retries import log_pause, report_long_pause
 _FINGERPRINT = "x-emulator-fingerprint"
 _FINGERPRINTS = re.compile(r"emulator-[A-Za-z0-9_.-]{1,100}")
 _LATER_STATUS = {407, 408, 409, 425, 429}
-"""Refusals that say nothing of `/models`: of a proxy (407), or for now."""
+"""Refusals that do not concern `/models`: from a proxy (407), or transient."""
 _OTHER_SCHEME = re.compile(rb"(?i)\bhttps\b|\bssl\b|\btls\b")
-"""What servers of https say to a request over plain http."""
+"""What https servers answer to a request over plain http."""
 _MODELS_NAMED = 30
 _LONGEST_NAME = 10_000
 
@@ -39,10 +39,10 @@ log = logging.getLogger("epithre_beam.client")
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What a server said of itself before the run began."""
+    """The result of a probe."""
 
     requests: int
-    """How many requests it took to ask."""
+    """Number of requests that the probe sent."""
     emulator: str | None
     """The fingerprint of an emulator's model; None for any other server."""
 
@@ -50,21 +50,22 @@ class Probe:
 def probe(
     settings: EmbedConfig, api_key: str, *, tries: int = 3, pause_s: float = 0.5, longest_pause_s: float | None = None
 ) -> Probe:
-    """Asks `/models` before anything is read or paid: is the server there, the key good, the model known?
+    """Request `/models` before a run starts, to check that the server is up, the key is valid and the model exists.
 
-    The guide does not promise that endpoint. So a server that refuses it (any 4xx that is not about the key) or answers
-    something else is taken at its word later; and so is one whose provider does not answer every good key there.
+    The API's guide does not promise that endpoint. If a server refuses it (any 4xx that is not about the key) or
+    answers something else, or if the provider does not allow it for every valid key, the probe succeeds without a check
+    of the model.
 
     Args:
         settings: The `embed` section of a config.
-        api_key: Sent as a bearer token, and shown nowhere.
-        tries: How often to ask at most.
-        pause_s: Between the first two; the later ones are longer.
-        longest_pause_s: That the server may ask for; absent: as the settings say.
+        api_key: Sent as a bearer token; never logged or shown.
+        tries: Maximum number of requests.
+        pause_s: Pause after the first failed request, in seconds; later pauses are longer.
+        longest_pause_s: Longest pause that the server may ask for, in seconds; by default as in the settings.
 
     Raises:
-        ApiError: With what is wrong and what to do.
-        ConfigError: When the environment names a proxy or certificates that cannot be used.
+        ApiError: If no run can succeed; the message says what is wrong and what to do.
+        ConfigError: If the environment names a proxy or certificates that cannot be used.
     """
     if longest_pause_s is not None:
         settings = settings.model_copy(update={"max_retry_after_s": min(longest_pause_s, settings.max_retry_after_s)})
@@ -98,8 +99,8 @@ def probe(
         last = str(error)
         time.sleep(max(pause_s * attempt, _asked_pause_s(error, settings)))
     raise ApiError(
-        f"embed.base_url {settings.base_url} does not answer ({last}, asked {tries} times): "
-        "check the address and the network, or use `embed.base_url: emulator` to try without a server."
+        f"embed.base_url: {settings.base_url} does not answer ({last}; tried {tries} times). "
+        "Check the address and the network, or set `embed.base_url: emulator` to try without a server."
     )
 
 
@@ -110,7 +111,7 @@ def _check_scheme(settings: EmbedConfig, way: Way) -> None:
 
 
 def _asked_pause_s(answer: ErrorAnswer, settings: EmbedConfig) -> float:
-    """How long the server asks to be left alone. Raises ApiPausedError when that is longer than is waited for."""
+    """Return the pause that the server asks for. Raises ApiPausedError if the settings do not allow it."""
     asked_s = answer.retry_after_s or 0.0
     if asked_s > settings.max_retry_after_s:
         raise paused_error(answer, asked_s, settings)
@@ -119,7 +120,7 @@ def _asked_pause_s(answer: ErrorAnswer, settings: EmbedConfig) -> float:
 
 
 def _ask(settings: EmbedConfig, api_key: str, options: Mapping[str, Any]) -> Reply:
-    """One request. It ends in time whatever the server does, which httpx promises only for each piece of an answer."""
+    """Send one request. The timeout covers the whole answer; httpx's own timeouts cover only each chunk."""
     timeout_s = min(10.0, settings.timeout_s)
     headers = {"authorization": f"Bearer {api_key}", "accept-encoding": ACCEPTED}
 
@@ -135,25 +136,26 @@ def _ask(settings: EmbedConfig, api_key: str, options: Mapping[str, Any]) -> Rep
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(ask())
-    with ThreadPoolExecutor(1) as thread:  # a notebook's loop runs in this one
+    with ThreadPoolExecutor(1) as thread:  # in a notebook, this thread already runs an event loop
         return thread.submit(asyncio.run, ask()).result()
 
 
 def _check_model(reply: Reply, settings: EmbedConfig, scrubber: Scrubber) -> None:
-    """Raises UnknownModelError when a 200 is a list of models without the asked one; another is nothing to go by."""
+    """Raise UnknownModelError if a 200 lists models but not the configured one; ignore any other body."""
     if reply.problem is not None:
-        log.warning("%s/models: %s. Whether it serves the model is not known.", settings.base_url, reply.problem)
+        log.warning("%s/models: %s. The model is not checked.", settings.base_url, reply.problem)
         return
     models: set[str] = set()
     with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
         models = {entry["id"] for entry in orjson.loads(reply.content)["data"] if isinstance(entry["id"], str)}
     if models and settings.model not in models:
-        # Names are searched for the key before they are cut, and that takes a second for each million characters.
+        # The scrubber takes about 1 s per million characters, so long names are dropped first.
         shown = [name for name in sorted(models) if len(name) <= _LONGEST_NAME][:_MODELS_NAMED]
         names = ", ".join(short(scrubber.text(name)) for name in shown) or "others"
         more = f" and {len(models) - len(shown):,} more" if shown and len(models) > len(shown) else ""
         raise UnknownModelError(
-            f"embed.model {settings.model!r} is not served by {settings.base_url}, which has {names}{more}."
+            f"embed.model: {settings.base_url} does not serve the model {settings.model!r}. "
+            f"Choose one of its models: {names}{more}."
         )
 
 

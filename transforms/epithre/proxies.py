@@ -1,7 +1,7 @@
-"""The way to the API: which proxy of the environment, if any, and how an HTTP client is told to take it.
+"""Choose the proxy for the API from the environment, and configure an HTTP client to use it.
 
-Addresses of this machine are asked directly, whatever the environment says: a proxy elsewhere cannot reach them, and
-would be handed a key that leaves this machine over plain http. All others are asked as httpx would.
+Addresses of this machine never use a proxy: a proxy on another machine cannot reach them, and the API key would leave
+this machine over plain http. For all other addresses, the rules are those of httpx.
 """
 
 import ipaddress
@@ -21,41 +21,41 @@ from ...configs.schema import is_loopback
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How requests get to an address."""
+    """How requests reach an address: directly or through a proxy."""
 
     proxy: str | None = field(repr=False)
-    """Its URL, which may carry a password; None: none is used."""
+    """URL of the proxy, which may contain a password; None if no proxy is used."""
     words: str
-    """` through the proxy http://proxy:3128 (from HTTPS_PROXY)`, to stand behind an address; empty without one."""
+    """Suffix for messages, such as ` through the proxy http://proxy:3128 (from HTTPS_PROXY)`; empty without a proxy."""
     answers_itself: bool
-    """Whether an answer may be the proxy's own: over plain http it reads and writes them, keys as well."""
+    """Whether an answer may come from the proxy: over plain http it can read and write answers and keys."""
 
     def client_options(self) -> dict[str, Any]:
-        """Arguments of an httpx client that takes this way and nothing else from the environment but certificates.
+        """Return httpx client arguments for this proxy; only certificates are still read from the environment.
 
         Raises:
-            ConfigError: When a file of certificates that the environment names cannot be read.
+            ConfigError: If a certificate file that the environment names cannot be read.
         """
         try:
             tls = httpx.create_ssl_context()  # obeys SSL_CERT_FILE and SSL_CERT_DIR
         except OSError as error:
             named = next((name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), "certifi")
             raise ConfigError(
-                f"{named}: the certificates cannot be read ({error.strerror or error}): name a file "
-                "of them in PEM, or unset the variable."
+                f"{named}: the certificates cannot be read ({error.strerror or error}). "
+                "Set it to a PEM file, or unset the variable."
             ) from error
         return {"proxy": self.proxy, "trust_env": False, "verify": tls}
 
 
 def way_to(base_url: str) -> Way:
-    """The way to an API, by the environment's `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` in either case.
+    """Choose the proxy from `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, in upper or lower case.
 
     Raises:
-        ConfigError: When the proxy's address is none that can be used.
+        ConfigError: If the proxy's address is invalid.
     """
     parts = urlsplit(base_url)
     host = (parts.hostname or "").removesuffix(".")
-    proxies = urllib.request.getproxies()  # of the system too, where it has settings of that kind
+    proxies = urllib.request.getproxies()  # includes the proxy settings of macOS and Windows
     scheme = next((name for name in (parts.scheme, "all") if proxies.get(name)), None)
     stays_here = is_loopback(base_url) or host.endswith(".localhost") or host in {"0.0.0.0", "::"}  # noqa: S104
     if scheme is None or stays_here or _is_excepted(base_url, proxies):
@@ -66,18 +66,18 @@ def way_to(base_url: str) -> Way:
         httpx.HTTPTransport(proxy=proxy, verify=False).close()
     except (ValueError, httpx.InvalidURL):
         raise ConfigError(
-            f"{source}: {shown!r} is not the address of a proxy. Set it to one such as http://proxy:3128, or unset it."
+            f"{source}: {shown!r} is not a proxy address. Set it to an address such as http://proxy:3128, or unset it."
         ) from None
     except ImportError:
         raise ConfigError(
-            f"{source}: the proxy {shown} speaks SOCKS. Install httpx[socks], or use an http proxy."
+            f"{source}: the proxy {shown} is a SOCKS proxy. Install httpx[socks], or use an http proxy."
         ) from None
     words = f" through the proxy {shown} (from {source})"
     return Way(proxy=proxy, words=words, answers_itself=parts.scheme == "http")
 
 
 def _is_excepted(url: str, proxies: Mapping[str, str]) -> bool:
-    """Whether `NO_PROXY` names the address, by httpx's rules: hosts, domains with all below, `.domain`, `*`."""
+    """Whether `NO_PROXY` matches the address, by httpx's rules: hosts, domains with subdomains, `.domain`, `*`."""
     asked = httpx.URL(url)
     for name in map(str.strip, proxies.get("no", "").split(",")):
         if name == "*":
@@ -117,6 +117,6 @@ def _without_user(proxy: str) -> str:
 
 
 def _variable(scheme: str) -> str:
-    """Whence Python's `getproxies` has a proxy: the name in lower case wins."""
+    """Return the variable that `getproxies` reads for this scheme: the lower-case name wins."""
     found = sorted(name for name in os.environ if name.lower() == f"{scheme}_proxy")
     return found[-1] if found else "the system's settings"

@@ -1,4 +1,4 @@
-"""What a reply means: good vectors and what they cost, or what is wrong. Whatever came, nothing is raised."""
+"""Interpret a reply as checked vectors with their billed tokens, or as an error. Nothing here raises."""
 
 from dataclasses import dataclass, replace
 
@@ -14,37 +14,37 @@ from .proxies import Way
 from .vectors import BrokenAnswerError, check_vectors
 
 Outcome = npt.NDArray[np.float32] | BrokenAnswerError | ErrorAnswer
-"""Checked vectors, float32, (items, dimension), unit norm, in the order of the request; or what was wrong."""
+"""Checked vectors, float32, (items, dimension), unit norm, in the order of the request; or an error."""
 
 _MOST_TIMES_ESTIMATED = 1000
-"""A bill's tokens at most, as a multiple of the estimate: a picture may be 100 times what it is thought to be."""
+"""The highest plausible bill, as a multiple of the estimate; an image may cost 100 times its estimate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyRead:
-    """A reply that was read and checked."""
+    """A parsed and checked reply."""
 
     outcome: Outcome
     renormalised: int = 0
-    """How many vectors had another norm than 1."""
+    """Number of vectors whose norm was not 1."""
     tokens: int = 0
-    """That it bills; 0: it says nothing of use."""
+    """Billed tokens; 0 if the reply states none."""
     is_bill_plausible: bool = True
-    """Whether what it says of its bill can be true."""
+    """Whether the billed tokens are plausible."""
 
 
 def read_reply_to(
     dialect: Dialect, reply: Reply, *, count: int, dimension: int, tokens: int, scrubber: Scrubber
 ) -> ReplyRead:
-    """Reads the reply to a request. An error is read without the key; vectors are read as they came.
+    """Parse the reply to a request. The API key is removed from errors.
 
     Args:
-        dialect: That the request was in.
-        reply: As it came.
-        count: Items in the request.
-        dimension: That every vector must have.
-        tokens: Of the request, estimated; a bill of a thousand times as many is not believed.
-        scrubber: Knows the key.
+        dialect: Dialect of the request.
+        reply: The reply as received.
+        count: Number of items in the request.
+        dimension: Required dimension of every vector.
+        tokens: Estimated tokens of the request; a bill of more than 1,000 times as many is not plausible.
+        scrubber: Removes the API key.
     """
     if reply.status_code != httpx.codes.OK or reply.problem is not None:
         error = error_in(dialect, reply, count, scrubber)
@@ -59,15 +59,15 @@ def read_reply_to(
 
 
 def error_in(dialect: Dialect, reply: Reply, count: int, scrubber: Scrubber) -> ErrorAnswer | None:
-    """The error that a reply is; None: it is none, or nothing to go by.
+    """Return the error that a reply contains; None if it contains none or cannot be interpreted.
 
-    In a 200, as gateways send them, it is what it would be with the status that it names; 200 where it names none.
+    A gateway may send an error with status 200: then the result has the status that the error names, or 200.
 
     Args:
-        dialect: That the request was in.
-        reply: No 200, or one without what was asked for. Of either no more words are read than an error needs.
-        count: Items in the request.
-        scrubber: Knows the key.
+        dialect: Dialect of the request.
+        reply: A reply whose status is not 200, or a 200 without the expected content.
+        count: Number of items in the request.
+        scrubber: Removes the API key.
     """
     status = reply.status_code
     if status == httpx.codes.OK:
@@ -87,7 +87,7 @@ def error_in(dialect: Dialect, reply: Reply, count: int, scrubber: Scrubber) -> 
 
 
 def error_to_show(error: ErrorAnswer, scrubber: Scrubber, way: Way) -> ErrorAnswer:
-    """An error without the key, if escapes within escapes had hidden it, and with the proxy that was on the way."""
+    """Return the error with the API key removed, even from nested escapes, and with the name of the proxy."""
     message = scrubber.text(error.message)
     if not error.status or way.answers_itself:
         message += way.words
@@ -101,6 +101,6 @@ def _broken_or_error(
     if error is None:
         return broken
     if error.status == httpx.codes.OK and error.verdict is Verdict.BATCH:
-        # Nothing in it can be relied on, so no item is given up for good.
-        return BrokenAnswerError(f"an error in a 200: {error.message or error.code or 'without words'}")
+        # Such an answer is not reliable enough to refuse an item permanently.
+        return BrokenAnswerError(f"an error with status 200: {error.message or error.code or 'no message'}")
     return error

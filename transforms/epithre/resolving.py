@@ -1,9 +1,11 @@
-"""What is done about each answer, until every item of a request has a vector or a refusal.
+"""Act on each answer until every item of a request has a vector or a refusal.
 
-A request that fails is sent again; one that is too large, or whose answers are broken, in halves; one that is refused
-is halved until the item at fault stands alone. So is one at which the server fails (5xx, no answer) again and again,
-but only while it serves other items of the same request: one item is sent alone to find that out. During an outage none
-is served, and no more is sent than the retries of each request.
+- A failed request is sent again.
+- A request that is too large, or whose answers are broken, is split in halves.
+- A refused request is bisected until the invalid item is alone.
+- A request at which the server fails repeatedly (5xx, no answer) is bisected too, but only if the server serves other
+  items of the same request: one item is sent alone to test that. During an outage no item is served, and nothing
+  beyond the retries of each request is sent.
 """
 
 import itertools
@@ -23,13 +25,13 @@ from .vectors import BrokenAnswerError
 
 _BROKEN_SENDS = 3
 _WHOLE_SENDS = 3
-"""How often a request fails as a whole before single items of it are tried."""
+"""Number of failures of a whole request before single items of it are sent."""
 _ALONE_SENDS = 3
-"""How many of the sends of a request are left for single items."""
+"""Number of sends of a request that are reserved for single items."""
 _PROOFS = 3
-"""How often the server fails at the half with an item and serves the other, until the item is what it fails at."""
+"""Number of times the server must fail at one half and serve the other before an item counts as the cause."""
 _PASSING = {0, 502, 503, 504}
-"""Failures of the way to a server, or of its day: they prove nothing against an item."""
+"""Transient failures of the network or the server: they never count as evidence against an item."""
 
 
 class RefusalReason(StrEnum):
@@ -40,12 +42,12 @@ class RefusalReason(StrEnum):
     BROKEN_ANSWER = "broken_answer"
     RETRIES_EXHAUSTED = "retries_exhausted"
     NOT_SENT = "not_sent"
-    """The run had sent what it may."""
+    """The run reached its spending limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """An item that got no vector: why, in the server's own words, and after how many sends."""
+    """An item without a vector: the reason, the server's message, and the number of sends."""
 
     reason: RefusalReason
     detail: str
@@ -53,15 +55,15 @@ class Refusal:
 
 
 class Resolver:
-    """The items of one call on their way to a vector or a refusal each.
+    """Finds a vector or a refusal for each item of one call.
 
     Args:
-        items: All of them; packs are positions in them.
-        send: One request within the budget; None when it may not be paid any more.
-        retries: Says when a retry may be sent.
-        is_spent: Whether nothing may be sent any more.
+        items: All items; a pack is a list of positions in them.
+        send: Sends one request; returns None if the spending limits allow no further request.
+        retries: Decides when a retry may be sent.
+        is_spent: Whether the spending limits are reached.
         meter: Counts splits.
-        max_sends: Of one request, or of an item while nothing is served.
+        max_sends: Maximum number of sends of a request, or of an item while the server serves nothing.
     """
 
     def __init__(
@@ -83,22 +85,22 @@ class Resolver:
         self._whole_sends = max(1, min(_WHOLE_SENDS, max_sends - _ALONE_SENDS))
         self._sends = [0] * len(items)
         self.results: list[npt.NDArray[np.float32] | Refusal | None] = [None] * len(items)
-        """A vector (float32, (dimension,), unit norm) or a refusal for each item that was settled."""
+        """A vector (float32, (dimension,), unit norm) or a refusal for each resolved item."""
 
     async def resolve(self, pack: list[int]) -> None:
-        """Sends `pack` until each of its items has a vector or a refusal."""
+        """Send `pack` until each of its items has a vector or a refusal."""
         await self._resolve(pack)
 
     async def _resolve(
         self, pack: list[int], *, failures: int = 0, proofs: int = 0, is_trial: bool = False
     ) -> ErrorAnswer | None:
-        """Sends `pack` until each of its items has a result.
+        """Send `pack` until each of its items has a result.
 
         Args:
             pack: Positions of items.
-            failures: How often the server has failed at it.
-            proofs: How often it served other items and failed at these.
-            is_trial: When the server fails at it, that is returned, and what is not settled is left so.
+            failures: Number of times the server failed at this pack.
+            proofs: Number of times the server served other items and failed at these.
+            is_trial: Whether a failure of the server is returned instead of retried, leaving items unresolved.
         """
         broken = 0
         while pack:
@@ -152,7 +154,7 @@ class Resolver:
                     self._refuse([named], RefusalReason.REFUSED, str(outcome))
                     pack = [i for i in pack if i != named]
                 case Verdict.ITEM if outcome.item is not None and len(pack) > 1:
-                    # Prose may count from one or mean something else: the item is asked alone before it is given up.
+                    # A number in prose may count from 1 or mean something else: send the item alone before refusing it.
                     named = pack[outcome.item]
                     await self._resolve([named])
                     pack = [i for i in pack if i != named]
@@ -168,15 +170,15 @@ class Resolver:
         return None
 
     async def _split(self, pack: list[int]) -> None:
-        """Sends both halves: the pack was too large, or its answers were broken."""
+        """Send both halves, because the pack was too large or its answers were broken."""
         self._meter.splits += 1
         for half in _halves(pack):
             await self._resolve(half)
 
     async def _bisect(self, pack: list[int]) -> None:
-        """Finds the items that spoil a refused pack, which is known to hold one at least.
+        """Find the invalid items of a refused pack, which contains at least one.
 
-        When the first half is good, the second must hold the culprit and is halved again without being asked.
+        If the first half is valid, the second contains an invalid item and is split without being sent.
         """
         while len(pack) > 1:
             self._meter.splits += 1
@@ -189,11 +191,11 @@ class Resolver:
         await self._resolve(pack)
 
     async def _try_alone(self, pack: list[int], error: ErrorAnswer, failures: int) -> None:
-        """Sends items of a pack alone, at which the server fails: once it serves one, the others are looked into.
+        """Send single items of a pack at which the server fails; if one is served, isolate the failing items.
 
-        If it serves none, all are given up: for now, since it may be the server that is at fault. Of all packs, one
-        does this at a time, and the more slowly the more often nothing is served; so it needs no place in the retry
-        budget, which a server that fails at an item of each request would use up.
+        If none is served, all items are refused as transient failures, because the server may be the cause. Only one
+        pack does this at a time, and the delay grows with each failure. So these sends do not count in the retry
+        budget, which a server that fails at one item of every request would use up.
         """
         for item in itertools.cycle(self._retries.random.sample(pack, len(pack))):
             if failures >= self._max_sends:
@@ -209,10 +211,10 @@ class Resolver:
         self._give_up(pack, error, proofs=0)
 
     async def _isolate(self, pack: list[int], proofs: int = 0) -> None:
-        """Finds the items at which a server fails that serves others: sends both halves, and looks into what failed.
+        """Find the items at which a working server fails: send both halves, and continue with the failed ones.
 
-        Where one half is served, retries of the other do not count in the budget of retries: the server works, and they
-        are few. Where it fails at both, nothing is known, and of each half an item is tried alone again.
+        If one half is served, retries of the other do not count in the retry budget: the server works, and they are
+        few. If both halves fail, the cause is unknown, and single items of each half are sent again.
         """
         self._meter.splits += len(pack) > 1
         trials = [(half, await self._resolve(half, is_trial=True)) for half in _halves(pack)]
@@ -236,7 +238,7 @@ class Resolver:
         )
 
     def _give_up(self, pack: list[int], error: ErrorAnswer, proofs: int) -> None:
-        """The server failed at these items until the end."""
+        """Refuse the items after the last send failed."""
         if proofs >= _PROOFS and error.status not in _PASSING and error.may_be_an_item:
             self._refuse(pack, RefusalReason.REFUSED, f"{error} (alone, while others were served)")
         else:

@@ -1,7 +1,4 @@
-"""What follows a 429 and other passing refusals: all requests slow down, and each is sent again after a wait.
-
-How long each waits, and how many retries there may be beside the requests that are none.
-"""
+"""Slow down after a 429 or another transient failure, and limit the delay and the share of retries."""
 
 import asyncio
 import logging
@@ -22,29 +19,29 @@ _LONGEST_JITTER_S = 30.0
 _FIRST_JITTER_S = 0.5
 _POLL_S = 0.1
 _SLOWER = {0, 408, 429, 503}
-"""Statuses after which all requests slow down; 0: no answer came."""
+"""Statuses after which all requests slow down; 0 means that no answer came."""
 _WORTH_REPORTING_S = 10.0
-"""A shorter pause is everyday within a limit a minute."""
+"""Shorter pauses are normal with a limit per minute."""
 
 log = logging.getLogger("epithre_beam.pause")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pause:
-    """A pause that the server asked for, and that is kept."""
+    """A pause that the server asked for."""
 
     until_s: float
     """Seconds since the epoch."""
     asked_s: float
     why: str
-    """The answer, in a few words."""
+    """Short text of the answer."""
 
     def __str__(self) -> str:
         return of_pause(self.until_s, self.asked_s, self.why)
 
 
 ReportPause = Callable[[Pause], None]
-"""Is told of each pause that a person would wonder at."""
+"""Called for each pause long enough to report."""
 
 
 def log_pause(pause: Pause) -> None:
@@ -52,7 +49,7 @@ def log_pause(pause: Pause) -> None:
 
 
 def report_long_pause(answer: ErrorAnswer, pause_s: float, report: ReportPause) -> float:
-    """Tells of a pause that a person would wonder at; returns its end, seconds since the epoch."""
+    """Report a pause of 10 s or more; return its end in seconds since the epoch."""
     until_s = time.time() + pause_s
     if pause_s >= _WORTH_REPORTING_S:
         report(Pause(until_s=until_s, asked_s=pause_s, why=str(answer)))
@@ -60,17 +57,17 @@ def report_long_pause(answer: ErrorAnswer, pause_s: float, report: ReportPause) 
 
 
 class Retries:
-    """Waits before a retry, as the server asks plus jitter that doubles, and for a place in the retry budget.
+    """Delays retries: the pause that the server asks for, plus exponential jitter, within a retry budget.
 
     Args:
-        share: Retries as a share of all requests at most; the first 20 are free.
-        longest_pause_s: That a server may ask for.
+        share: Maximum share of retries among all requests; the first 20 retries are free.
+        longest_pause_s: Longest pause that a server may ask for, in seconds.
         meter: Counts requests and retries.
-        rate_limiter: What slows down.
-        breaker: Says when waiting makes no sense any more.
-        seed: Of the jitter.
-        sleep: Waits; tests may make it shorter.
-        report_pause: Is told of a pause before it is kept.
+        rate_limiter: The limiter to slow down.
+        breaker: Reports when waiting is pointless.
+        seed: Seed of the jitter.
+        sleep: Waits for a number of seconds; tests may shorten it.
+        report_pause: Called before a long pause.
     """
 
     def __init__(
@@ -93,18 +90,18 @@ class Retries:
         self.random = random.Random(seed)
         self._uncounted = 0
         self.turn = asyncio.Lock()
-        """Held by the one request at a time that finds out whether the server works at all."""
+        """Held by the one request at a time that tests whether the server works."""
         self.failed_tests = 0
-        """Of these, in a row."""
+        """Number of consecutive failed tests."""
         self._sleep = sleep
         self._report_pause = report_pause
         self._last_reported_until_s = 0.0
 
     def slow_down(self, answer: ErrorAnswer) -> None:
-        """Slows all requests down after a 429 or another answer that says so, for as long as it asks.
+        """Slow down all requests after a 429 or another overload answer, for as long as the server asks.
 
         Raises:
-            ApiPausedError: When it asks for a longer pause than is waited for: asking earlier is no use to anybody.
+            ApiPausedError: If the server asks for a longer pause than the settings allow.
         """
         if answer.status == 429:
             self._meter.answers_429 += 1
@@ -115,7 +112,7 @@ class Retries:
             return
         if pause_s > self._longest_pause_s:
             self._breaker.asked_to_pause(answer, pause_s)
-        # Requests that were on their way together are answered alike: one line tells of them all.
+        # Concurrent requests get similar answers; report the pause once.
         if time.time() + pause_s >= self._last_reported_until_s + _WORTH_REPORTING_S:
             self._last_reported_until_s = report_long_pause(answer, pause_s, self._report_pause)
 
@@ -129,19 +126,19 @@ class Retries:
         is_counted: bool = True,
         may_test: bool = False,
     ) -> bool:
-        """Returns when the retry may be sent, and counts it.
+        """Wait until the retry may be sent, and count it.
 
         Args:
-            reason: What is retried, for the report.
-            tries: How often it was sent.
-            retry_after_s: As the server asked.
-            is_spent: Whether nothing is sent any more, so that nothing need be waited for.
-            is_counted: Whether it needs a place in the retry budget; not where it is known that the server works.
-            may_test: Whether the caller can find out, with a smaller request, if the server works.
+            reason: Reason of the retry, for the report.
+            tries: Number of times the request was sent.
+            retry_after_s: Pause that the server asked for, in seconds.
+            is_spent: Whether the spending limits are reached, so that waiting is pointless.
+            is_counted: Whether the retry counts in the retry budget; False if the server is known to work.
+            may_test: Whether the caller can test with a smaller request if the server works.
 
         Returns:
-            Whether it may be sent. False: the retry budget is used up, and nothing was served for a while, so that only
-            a test can make sure that it is no outage.
+            Whether the retry may be sent. False: the retry budget is used up and no request succeeded for a while, so
+            the caller must test whether there is an outage.
         """
         jitter_s = self.random.uniform(0, min(_LONGEST_JITTER_S, _FIRST_JITTER_S * 2**tries))
         await self._sleep(max(retry_after_s or 0.0, 0.0) + jitter_s)
@@ -152,7 +149,7 @@ class Retries:
             if may_test and self._breaker.is_quiet:
                 return False
             if self._breaker.is_open or self._breaker.is_outage:
-                break  # the failures in a row decide
+                break  # the circuit breaker decides
             await self._sleep(_POLL_S)
         self._meter.retries[reason] += 1
         return True

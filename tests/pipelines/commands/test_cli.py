@@ -73,7 +73,7 @@ def test_what_nobody_knows_is_named_with_its_place(place):
     )
     for settings, words in (("texts.csv", "must be a mapping"), ("job.yaml", "catalog: Extra inputs"), ("x", "x")):
         done = place.cli("emulator", "--port", "0", "--settings", settings)
-        assert_one_sentence(done, 2, "wrong settings", words)
+        assert_one_sentence(done, 2, "invalid settings", words)
 
 
 def test_a_missing_key_variable_is_named(place):
@@ -241,7 +241,7 @@ def test_a_refused_key_is_told_without_the_key(place):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         done = place.cli("run", "job.yaml", key="sk-wrong-987654321")
-    assert_one_sentence(done, 2, "refused the key", "embed.api_key_env")
+    assert_one_sentence(done, 2, "refused the API key", "embed.api_key_env")
     assert "987654321" not in done.stderr
 
 
@@ -259,7 +259,13 @@ def test_a_server_that_is_not_there_is_named(place):
 def test_answers_of_another_dimension_stop_the_run_and_say_which(place):
     with Emulator(EmulatorSettings(dimension=32, api_keys=(KEY,))) as emulator:
         place.write_job(embed__base_url=emulator.base_url)
-        assert_one_sentence(place.cli("run", "job.yaml"), 2, "embed.dimension is 64", "embed.dimension=32")
+        assert_one_sentence(
+            place.cli("run", "job.yaml"),
+            2,
+            "embed.dimension: ",
+            "vectors of dimension 32, not 64",
+            "embed.dimension=32",
+        )
     assert not (place.catalog / "LATEST.json").exists()
 
 

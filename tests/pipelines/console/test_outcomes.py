@@ -72,7 +72,7 @@ def test_a_failure_is_told_and_so_is_a_limit_that_was_reached(place):
         place.write_job(embed__base_url=emulator.base_url)
         found = document(place.cli("run", "job.yaml", "--json"))
         assert (found["exit_code"], found["status"], found["code"]) == (2, "refused", "key_refused")
-        assert "refused the key" in found["message"]
+        assert "refused the API key" in found["message"]
         emulator.reset(faults=Faults())
         found = document(place.cli("run", "job.yaml", "--json", "--max-requests", "3"))
     assert (found["exit_code"], found["status"], found["code"]) == (1, "stopped", "spending_limit")

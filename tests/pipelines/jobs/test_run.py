@@ -313,7 +313,7 @@ def test_what_an_earlier_version_has_is_not_paid_again_however_the_sources_chang
 
 
 @pytest.mark.parametrize(
-    ("change", "paid"), [({"prepare__jpeg_quality": 80}, 0), ({"embed__model": "epithre-lyt"}, 90)]
+    ("change", "billed"), [({"prepare__jpeg_quality": 80}, 0), ({"embed__model": "epithre-lyt"}, 90)]
 )
 def test_another_model_makes_every_vector_new_and_another_preparation_those_that_it_changes(place, change, billed):
     with serve() as emulator:
@@ -632,7 +632,7 @@ def test_a_run_without_its_redis_fails_with_a_sentence(place):
     place.write_job(embed__rate_limiter="redis", embed__redis_url="redis://127.0.0.1:9/0")
     done = place.cli("run", "job.yaml")
     assert done.returncode == 1
-    assert "redis://127.0.0.1:9/0 cannot be reached" in done.stderr
+    assert "redis://127.0.0.1:9/0: the rate limiter cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""A small server on loopback that answers as a test says, for APIs and proxies that no emulator would be."""
+"""A small server on loopback with scripted answers, for APIs and proxies that the emulator does not cover."""
 
 import contextlib
 import json
@@ -13,16 +13,16 @@ import numpy as np
 
 @dataclass
 class Asked:
-    """A request as it came."""
+    """A received request."""
 
     method: str
     target: str
-    """The path, or all of the URL where a proxy is asked."""
+    """The path, or the whole URL in a request to a proxy."""
     headers: dict[str, str]
     """By their names in lower case."""
     body: bytes
     number: int
-    """Counts the requests of this method, from 0."""
+    """Number among the requests of this method, from 0."""
 
     @property
     def items(self) -> list[Any]:
@@ -31,18 +31,18 @@ class Asked:
 
 @dataclass
 class CannedReply:
-    """What is answered. `body`: bytes, or what becomes JSON."""
+    """An answer. `body` is bytes, or a value that is sent as JSON."""
 
     status: int = 200
     body: Any = b""
     headers: dict[str, str] = field(default_factory=dict)
     raw: bytes | None = None
-    """Instead of everything above: what goes over the wire."""
+    """The bytes to send instead of everything above."""
 
 
 @dataclass
 class Hostile:
-    """A server under way."""
+    """A running server."""
 
     port: int
     asked: list[Asked]
@@ -60,20 +60,20 @@ class Hostile:
 
 
 def good(asked: Asked, dimension: int = 64) -> CannedReply:
-    """Unit vectors, all alike."""
+    """A valid answer with equal unit vectors."""
     vector = np.eye(1, dimension, dtype=np.float32)[0].tolist()
     return CannedReply(body={"data": [{"index": i, "embedding": vector} for i in range(len(asked.items))]})
 
 
 def error(status: int, message: str, **headers: str) -> CannedReply:
-    """An error in OpenAI's shape; `retry_after="3"` becomes a header."""
+    """An error in OpenAI's format; `retry_after="3"` becomes a header."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return CannedReply(status=status, body={"error": {"message": message}}, headers=named)
 
 
 @contextlib.contextmanager
 def answering(answer: Callable[[Asked], CannedReply]) -> Iterator[Hostile]:
-    """Answers each request as `answer` says."""
+    """Answer each request with the result of `answer`."""
     seen: list[Asked] = []
     lock = threading.Lock()
 
@@ -94,7 +94,7 @@ def answering(answer: Callable[[Asked], CannedReply]) -> Iterator[Hostile]:
                 self.close_connection = True
                 return
             data = reported.body if isinstance(reported.body, bytes) else json.dumps(reported.body).encode()
-            self.send_response_only(reported.status)  # without a date of its own
+            self.send_response_only(reported.status)  # sends no date header
             for name, value in reported.headers.items():
                 self.send_header(name, value)
             self.send_header("content-length", str(len(data)))
@@ -118,5 +118,5 @@ def answering(answer: Callable[[Asked], CannedReply]) -> Iterator[Hostile]:
 
 
 def without_models(answer: Callable[[Asked], CannedReply]) -> Callable[[Asked], CannedReply]:
-    """`answer` for every POST; 404 for a GET, as of a server that lists no models."""
+    """`answer` for every POST; 404 for a GET, like a server that lists no models."""
     return lambda asked: answer(asked) if asked.method == "POST" else CannedReply(status=404)

@@ -1,4 +1,4 @@
-"""An emulator, and a client that asks it for vectors."""
+"""An emulator, and a client that embeds texts with it."""
 
 import asyncio
 
@@ -25,7 +25,7 @@ def settings_for(emulator, **changes):
 
 
 def embed(emulator, contents, *, rate_limiter=None, key=None, sleep=quick, **changes):
-    """The results, and the client, closed, for its counts."""
+    """The results, and the closed client for its counts."""
 
     async def go():
         async with Client(
@@ -45,7 +45,7 @@ def serve(**settings):
 
 
 def assert_right(contents, results):
-    """Every item has a result, and every vector is the one of its own content."""
+    """Check that every item has a result and every vector belongs to its content."""
     assert len(results) == len(contents)
     for content, result in zip(contents, results, strict=True):
         if not isinstance(result, Refusal):

@@ -1,4 +1,4 @@
-"""Servers over HTTP that answer whatever a test says, byte by byte."""
+"""HTTP servers whose answers a test scripts byte by byte."""
 
 import base64
 import contextlib
@@ -19,23 +19,23 @@ DIMENSION = 64
 
 @dataclass(frozen=True)
 class Request:
-    """What a server was asked."""
+    """A received request."""
 
     path: str
     headers: Any
     items: list[Any]
     """The texts of `input`; empty for a GET."""
     number: int
-    """Of the POSTs, from 0."""
+    """Number among the POSTs, from 0."""
 
 
 Respond = Callable[[Request], "bytes | Iterable[bytes] | None"]
-"""A request to the raw bytes of its answer, as a whole or in pieces; None: the connection is closed without a word."""
+"""Maps a request to the bytes of its answer, whole or in pieces; None closes the connection without an answer."""
 
 
 @dataclass
 class Hostile:
-    """What a server was asked, and how many bytes of its answers it got rid of."""
+    """The items of the requests that a server received, and the number of bytes that it sent per answer."""
 
     base_url: str
     posts: list[list[Any]] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Hostile:
 
 
 def answer(status: int, body: bytes | dict[str, Any], headers: dict[str, str] | None = None) -> bytes:
-    """A whole HTTP answer. The content-length is right unless `headers` has another."""
+    """A whole HTTP answer. The content-length is correct unless `headers` overrides it."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = {"content-length": str(len(content)), **(headers or {})}
     head = f"HTTP/1.1 {status} Said\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n"
@@ -55,7 +55,7 @@ def vector_of(text: str) -> np.ndarray:
 
 
 def good(items: list[Any], **more: Any) -> dict[str, Any]:
-    """The body of a good answer, in base64."""
+    """The body of a valid answer, with vectors in base64."""
     data = [
         {"index": i, "embedding": base64.b64encode(vector_of(item).tobytes()).decode()} for i, item in enumerate(items)
     ]
@@ -63,7 +63,7 @@ def good(items: list[Any], **more: Any) -> dict[str, Any]:
 
 
 def serves(request: Request) -> bytes:
-    """A good answer; 404 to a GET, as of a server without a list of models."""
+    """A valid answer; 404 for a GET, like a server without a list of models."""
     return answer(200, good(request.items)) if request.items else answer(404, b"{}")
 
 

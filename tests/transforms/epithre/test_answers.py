@@ -1,4 +1,4 @@
-"""An error is read as what it is, whatever shape it has."""
+"""Errors, limits and retry delays are parsed from answers in any format."""
 
 import email.utils
 
@@ -46,7 +46,7 @@ def error_body(**fields):
         (302, {}, Verdict.STOP, None),
     ],
 )
-def test_each_error_gets_its_verdict(status, fields, verdict, item):
+def test_read_error_gives_the_verdict_and_the_item(status, fields, verdict, item):
     error = read_error(status, {}, error_body(**fields), 64)
     assert (error.verdict, error.item) == (verdict, item)
 
@@ -54,7 +54,7 @@ def test_each_error_gets_its_verdict(status, fields, verdict, item):
 @pytest.mark.parametrize(
     "body", [b"", b"<html>502</html>", b"[1,2]", b'"x"', b'{"error":"no"}', b'{"detail":[1]}', b"\xff"]
 )
-def test_no_body_is_too_strange_to_be_read(body):
+def test_read_error_accepts_any_body(body):
     assert read_error(502, {}, body, 1).verdict is Verdict.RETRY
     assert read_error(413, {}, body, 2).verdict is Verdict.TOO_LARGE
 
@@ -77,12 +77,12 @@ def test_retry_after_is_read_in_every_form(headers, seconds):
     assert read_retry_after(headers) == seconds
 
 
-def test_stated_limits_are_read_and_nonsense_is_not():
+def test_read_limits_ignores_invalid_values():
     headers = {"x-ratelimit-limit-requests": "600", "x-ratelimit-limit-tokens": "x", "x-ratelimit-limit-items": "0"}
     assert read_limits(headers) == {"requests": 600.0}
 
 
-def test_a_servers_words_are_short_and_keep_no_key():
+def test_short_truncates_text_and_removes_keys():
     assert "sk-abc" not in short("Incorrect API key provided: sk-abc123 for Bearer xyz")
     assert "xyz" not in short("header was Bearer xyz")
     assert len(short("a" * 5000)) <= 200
@@ -95,7 +95,7 @@ WAIT = st.one_of(HEADER, st.floats().map(repr), st.integers().map(str), st.datet
 
 @given(wait=WAIT, milliseconds=st.none() | WAIT, date=st.none() | WAIT)
 @settings(max_examples=500)
-def test_a_wait_is_a_finite_number_of_seconds_or_none_whatever_a_server_says(wait, milliseconds, date):
+def test_read_retry_after_returns_finite_seconds_or_none(wait, milliseconds, date):
     headers = {"retry-after": wait, "retry-after-ms": milliseconds, "date": date}
     seconds = read_retry_after({name: value for name, value in headers.items() if value is not None})
     assert seconds is None or 0 <= seconds <= 30 * 365 * 86_400
@@ -109,7 +109,7 @@ def test_a_wait_is_a_finite_number_of_seconds_or_none_whatever_a_server_says(wai
         ("Fri, 31 Dec 99999999999999999999 23:59:59 GMT", None), ("Fri, 31 Dec 1999 23:59:59 GMT", 0),
     ],
 )  # fmt: skip
-def test_a_wait_is_read_as_it_was_meant_and_no_longer_than_a_clock_can_count(wait, seconds):
+def test_read_retry_after_caps_the_wait_at_30_years(wait, seconds):
     assert read_retry_after({"retry-after": wait}) == seconds
     if seconds is not None and wait in {"1000000000", "3600", "-5", "0"}:
         assert read_retry_after({"retry-after-ms": str(float(wait) * 1000)}) == pytest.approx(seconds)

@@ -1,4 +1,4 @@
-"""Of an answer no more is read than its request can need, compressed or not, and a slow one ends in time."""
+"""Answers are read up to a size limit, compressed or not, and slow answers time out."""
 
 import asyncio
 import functools
@@ -26,15 +26,15 @@ HEAD = "HTTP/1.1 {status} Said\r\ntransfer-encoding: chunked\r\n{more}\r\n"
 
 
 def chunks(piece, *, status=200, more=""):
-    """An answer that never ends, in pieces."""
+    """An endless answer, in chunks."""
     yield HEAD.format(status=status, more=more).encode()
     while True:
         yield b"%x\r\n%s\r\n" % (len(piece), piece)
 
 
-@functools.cache  # so that it is made before memory is measured
+@functools.cache  # created before the memory is measured
 def bomb(megabytes, *encodings, status=200):
-    """Zeros that are small on the wire."""
+    """Zeros that compress to a small body."""
     if encodings[0] == "deflate":
         squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)  # without the header, as many servers send it
     else:
@@ -46,7 +46,7 @@ def bomb(megabytes, *encodings, status=200):
 
 
 def embed(server, count=2, **changes):
-    """The results, the client, and the most memory that Python had meanwhile, in bytes."""
+    """The results, the client, and Python's peak memory in bytes."""
 
     async def go():
         settings = EmbedConfig(base_url=server.base_url, dimension=DIMENSION, **{"max_sends": 1, **changes})
@@ -68,11 +68,11 @@ def embed(server, count=2, **changes):
         (lambda: answer(200, b" " * 30 * MEGABYTE), "longer than the"),
         (lambda: bomb(100, "gzip"), "longer than the"),
         (lambda: bomb(100, "deflate"), "longer than the"),
-        (lambda: bomb(100, "gzip", "gzip"), "compressed as 'gzip, gzip'"),
-        (lambda: answer(200, b"\x28\xb5\x2f\xfd" * 100, {"content-encoding": "zstd"}), "compressed as 'zstd'"),
-        (lambda: answer(200, b"{}", {"content-encoding": "gzip"}), "says that it is gzip, and is not"),
-        (lambda: answer(200, b"\xff{}", {"content-encoding": "deflate"}), "says that it is deflate, and is not"),
-        (lambda: answer(200, gzip.compress(b"{}")[:-9], {"content-encoding": "gzip"}), "ends too early"),
+        (lambda: bomb(100, "gzip", "gzip"), "content-encoding 'gzip, gzip'"),
+        (lambda: answer(200, b"\x28\xb5\x2f\xfd" * 100, {"content-encoding": "zstd"}), "content-encoding 'zstd'"),
+        (lambda: answer(200, b"{}", {"content-encoding": "gzip"}), "is not valid gzip"),
+        (lambda: answer(200, b"\xff{}", {"content-encoding": "deflate"}), "is not valid deflate"),
+        (lambda: answer(200, gzip.compress(b"{}")[:-9], {"content-encoding": "gzip"}), "answer is incomplete"),
         (lambda: answer(200, b'{"data":[' + b'{"index":0,"embedding":""},' * 10**6 + b"{}]}"), "longer than the"),
     ],
     ids=[
@@ -88,7 +88,7 @@ def embed(server, count=2, **changes):
         "a-million",
     ],
 )
-def test_a_good_answer_that_is_longer_than_it_can_need_to_be_is_broken(make, words):
+def test_a_too_long_or_undecodable_answer_is_broken(make, words):
     whole, piece = make(), b" " * MEGABYTE
     with serve(lambda _: whole or chunks(piece)) as server:
         results, _, most = embed(server)
@@ -99,7 +99,7 @@ def test_a_good_answer_that_is_longer_than_it_can_need_to_be_is_broken(make, wor
 
 @pytest.mark.parametrize("status", [400, 401, 404, 500])
 @pytest.mark.parametrize("form", ["endless", "gzip"])
-def test_an_error_without_end_is_read_a_little_and_means_what_its_status_does(status, form):
+def test_an_endless_error_is_truncated_and_keeps_its_status(status, form):
     words = b'{"error":{"message":"these are the words", "more": "'
 
     squeezed = answer(status, gzip.compress(words + b"0" * 50 * MEGABYTE), {"content-encoding": "gzip"})
@@ -111,7 +111,9 @@ def test_an_error_without_end_is_read_a_little_and_means_what_its_status_does(st
 
     with serve(respond) as server:
         if status in {401, 404}:
-            with pytest.raises(ApiError, match=f"{status}.*longer than the {MOST_ERROR_BYTES:,} bytes.*the words"):
+            with pytest.raises(
+                ApiError, match=f"{status}.*longer than the limit of {MOST_ERROR_BYTES:,} bytes.*the words"
+            ):
                 embed(server)
             return
         results, client, most = embed(server)
@@ -124,7 +126,7 @@ def test_an_error_without_end_is_read_a_little_and_means_what_its_status_does(st
 
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "identity", "GZIP", ""])
 @pytest.mark.parametrize("is_chunked", [False, True])
-def test_good_answers_are_read_however_they_are_sent(encoding, is_chunked):
+def test_answers_are_read_in_any_encoding_and_transfer(encoding, is_chunked):
     def respond(request):
         assert request.headers["accept-encoding"] == "gzip, deflate"
         body = json.dumps(good(request.items)).encode()
@@ -153,8 +155,8 @@ def test_good_answers_are_read_however_they_are_sent(encoding, is_chunked):
 
 @pytest.mark.parametrize("name", DIALECTS)
 @pytest.mark.parametrize(("items", "dimension"), [(5, 8), (8, 4000), (1, 65_536)])
-def test_no_honest_answer_is_longer_than_that(name, items, dimension):
-    """Lists of float64, indented, with the request repeated in escapes: nobody sends more."""
+def test_most_answer_bytes_covers_every_valid_answer(name, items, dimension):
+    """The longest answer: indented lists of float64, with the request repeated in escapes."""
     numbers = [-1.2345678901234567e-300] * dimension
     text = "語" * 500
     settings = EmbedConfig(
@@ -171,12 +173,12 @@ def test_no_honest_answer_is_longer_than_that(name, items, dimension):
     assert len(json.dumps(body, indent=2)) <= most_answer_bytes(len(pieces), dimension, len(request))
 
 
-def test_an_answer_of_a_larger_model_is_read_and_its_dimension_advised():
+def test_the_error_for_a_larger_model_names_its_dimension():
     def respond(request):
         vector = np.random.default_rng(0).standard_normal(4096)
         return answer(200, {"data": [{"embedding": vector.tolist()} for _ in request.items]})
 
-    with serve(respond) as server, pytest.raises(ApiError, match=r"set embed\.dimension=4096"):
+    with serve(respond) as server, pytest.raises(ApiError, match=r"Set embed\.dimension=4096"):
         embed(server)
 
 
@@ -188,7 +190,7 @@ def drip(first):
 
 
 @pytest.mark.parametrize("first", [b"HTTP/1.1 200 OK\r\ncontent-length: 60000\r\n\r\n", b"HTTP/1.1 200 OK\r\nx: "])
-def test_an_answer_that_drips_ends_in_time(first):
+def test_a_dripping_answer_times_out(first):
     started = time.monotonic()
     with serve(lambda _: drip(first)) as server:
         results, client, _ = embed(server, timeout_s=0.5)
@@ -212,7 +214,7 @@ def headers():
 
 
 @pytest.mark.parametrize("respond", [hints, headers])
-def test_heads_without_end_are_failures_too(respond):
+def test_endless_headers_are_failures(respond):
     with serve(lambda _: respond()) as server:
         results, _, most = embed(server, timeout_s=0.5)
         with pytest.raises(ApiError, match="does not answer"):
@@ -222,7 +224,7 @@ def test_heads_without_end_are_failures_too(respond):
 
 
 @pytest.mark.parametrize("form", ["gzip", "endless"])
-def test_a_list_of_models_without_end_is_not_read_to_it_and_the_server_taken_at_its_word(form, caplog):
+def test_an_endless_list_of_models_is_truncated_and_ignored(form, caplog):
     def respond(request):
         if request.items:
             return serves(request)
@@ -238,6 +240,6 @@ def test_a_list_of_models_without_end_is_not_read_to_it_and_the_server_taken_at_
             tracemalloc.stop()
         results, _, _ = embed(server)
     assert probed.emulator is None
-    assert f"longer than the {MOST_MODELS_BYTES:,} bytes" in caplog.text
+    assert f"longer than the limit of {MOST_MODELS_BYTES:,} bytes" in caplog.text
     assert most < 4 * MOST_MODELS_BYTES
     assert not any(isinstance(result, Refusal) for result in results)

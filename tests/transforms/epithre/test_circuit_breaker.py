@@ -1,4 +1,4 @@
-"""What waiting cannot mend stops the run after few requests, and an outage makes no dead letters."""
+"""Permanent errors stop the run after few requests, and an outage makes no dead letters."""
 
 import base64
 
@@ -16,15 +16,15 @@ from .asking import embed, serve, texts
 @pytest.mark.parametrize(
     ("faults", "words"),
     [
-        ({"refuse_all": 401}, "refused the key"),
-        ({"refuse_all": 403}, "refused the key"),
+        ({"refuse_all": 401}, "refused the API key"),
+        ({"refuse_all": 403}, "refused the API key"),
         ({"refuse_all": 402}, "quota"),
         ({"quota_429": 1.0}, "quota"),
-        ({"refuse_all": 400}, "failed 10 times in a row"),
+        ({"refuse_all": 400}, "10 requests in a row failed"),
         ({"wrong_dimension": 0.0}, "embed.model"),
     ],
 )
-def test_what_waiting_cannot_mend_stops_the_run_after_few_requests(faults, words):
+def test_a_permanent_error_stops_the_run_after_few_requests(faults, words):
     model = "no-such-model" if "wrong_dimension" in faults else "epithre-embed"
     with serve(faults=Faults(**faults)) as emulator:
         with pytest.raises(ApiError, match=words):
@@ -32,12 +32,12 @@ def test_what_waiting_cannot_mend_stops_the_run_after_few_requests(faults, words
         assert len(emulator.log) <= 120
 
 
-def test_another_dimension_than_configured_stops_the_run_and_says_which():
+def test_a_wrong_dimension_stops_the_run_and_names_the_right_one():
     with Emulator(EmulatorSettings(dimension=32)) as emulator, pytest.raises(ApiError, match=r"embed\.dimension=32"):
         embed(emulator, texts(640))
 
 
-def test_an_outage_stops_the_run_instead_of_making_dead_letters(monkeypatch):
+def test_an_outage_stops_the_run_without_dead_letters(monkeypatch):
     monkeypatch.setattr(circuit_breaker, "_OUTAGE_S", 2.0)
     with serve(faults=Faults(refuse_all=500)) as emulator, pytest.raises(ApiError, match="in a row"):
         embed(emulator, texts(640), max_sends=1000)
@@ -55,7 +55,7 @@ def test_an_outage_stops_the_run_instead_of_making_dead_letters(monkeypatch):
     ],
     ids=["empty list", "empty text", "float64", "float16", "int8", "a byte too many"],
 )
-def test_vectors_that_are_none_stop_the_run_in_words_that_advise_no_dimension(form, words):
+def test_unusable_vectors_stop_the_run_without_advising_a_dimension(form, words):
     def respond(request):
         entries = [{"index": i, "embedding": form(hostile.vector_of(item))} for i, item in enumerate(request.items)]
         return hostile.answer(200, {"data": entries})

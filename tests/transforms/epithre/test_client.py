@@ -1,4 +1,4 @@
-"""Items in, a vector or a refusal for each out, against a real server with every fault it has."""
+"""The client returns a vector or a refusal for each item, against a real server with all its faults."""
 
 import asyncio
 
@@ -31,7 +31,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_alone_loses_nothing_and_puts_no_vector_on_a_wrong_item(fault):
+def test_no_single_fault_loses_or_misplaces_a_vector(fault):
     contents = texts(320)
     with serve(faults=Faults(**{fault: FAULTS[fault]})) as emulator:
         results, client = embed(emulator, contents, batch_items=16, retry_share=1.0)
@@ -42,7 +42,7 @@ def test_each_fault_alone_loses_nothing_and_puts_no_vector_on_a_wrong_item(fault
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_storm_of_all_faults_at_once_loses_nothing(seed):
+def test_all_faults_together_lose_no_item(seed):
     contents = texts(1200)
     faults = Faults(**dict.fromkeys(FAULTS, 0.04), poison_marker="text 77", poison_names=("nowhere", "param")[seed % 2])
     with serve(faults=faults, seed=seed) as emulator:
@@ -53,7 +53,7 @@ def test_a_storm_of_all_faults_at_once_loses_nothing(seed):
 
 
 @pytest.mark.slow
-def test_a_storm_of_thousands_of_requests_within_a_limit_loses_nothing_and_never_exceeds_it():
+def test_thousands_of_faulty_requests_lose_no_item_and_keep_the_limit():
     contents = texts(2000)
     faults = Faults(**dict.fromkeys(FAULTS, 0.02), latency_s=0.01, latency_jitter_s=0.01, poison_marker="text 99")
     limits = Limits(requests_per_minute=800, window_s=1.0)
@@ -64,14 +64,14 @@ def test_a_storm_of_thousands_of_requests_within_a_limit_loses_nothing_and_never
         assert not [a for a in emulator.log if a.status == 429 and not a.faults]
     assert_right(contents, results)
     refused = {i: r for i, r in enumerate(results) if isinstance(r, Refusal)}
-    # Three broken answers in a row are a dead letter, and among 2000 items that may happen to one or two.
+    # Three broken answers in a row make a dead letter, which may happen to a few of 2,000 items.
     unlucky = {i for i, r in refused.items() if r.reason is RefusalReason.BROKEN_ANSWER}
     assert set(refused) - unlucky == {99, *range(990, 1000)}
     assert len(unlucky) <= 5
 
 
 @pytest.mark.parametrize(("names", "most"), [("param", 2), ("prose", 3), ("nowhere", 14)])
-def test_one_poisoned_item_of_64_costs_few_requests_and_only_itself(names, most):
+def test_one_poisoned_item_costs_few_requests_and_no_other_item(names, most):
     for position in (0, 31, 63):
         contents = texts(64)
         contents[position] = b"poison"
@@ -83,14 +83,14 @@ def test_one_poisoned_item_of_64_costs_few_requests_and_only_itself(names, most)
         assert client.meter.requests <= most
 
 
-def test_a_single_item_that_is_too_large_is_refused_as_such():
+def test_a_too_large_item_is_refused_as_too_large():
     with serve(limits=Limits(max_body_bytes=500)) as emulator:
         results, _ = embed(emulator, [b"x" * 2000, b"short"])
     assert results[0].reason is RefusalReason.TOO_LARGE
     assert isinstance(results[1], np.ndarray)
 
 
-def test_the_configured_limit_holds_by_the_servers_own_log():
+def test_the_configured_limit_holds_in_the_servers_log():
     contents = texts(400)
     limits = Limits(requests_per_minute=100, window_s=1.0)
     with serve(limits=limits, faults=Faults(latency_s=0.03, latency_jitter_s=0.03)) as emulator:
@@ -103,13 +103,13 @@ def test_the_configured_limit_holds_by_the_servers_own_log():
     assert client.meter.answers_429 == 0
 
 
-def test_an_unconfigured_limit_is_learned_from_the_servers_headers():
+def test_an_unconfigured_limit_is_learned_from_headers():
     with serve(limits=Limits(requests_per_minute=50_000)) as emulator:
         _, client = embed(emulator, texts(64))
     assert client.rate_limiter.limits["requests"] == 50_000
 
 
-def test_images_are_sent_as_the_guide_says():
+def test_images_are_sent_in_the_documented_format():
     content = bytes(range(256)) * 10
     with serve() as emulator:
 
@@ -121,14 +121,14 @@ def test_images_are_sent_as_the_guide_says():
     np.testing.assert_allclose(vector, hash_vector("image", b"\xff\xd8\xff" + content, DIMENSION), atol=1e-5)
 
 
-def test_texts_of_any_script_and_control_characters_arrive_unchanged():
+def test_texts_in_any_script_arrive_unchanged():
     contents = ["kucing oren tidur", "日本語", '🚲\n\t"\\', "\u0000\u2028", "é" * 500]
     with serve() as emulator:
         results, _ = embed(emulator, [text.encode() for text in contents])
     assert_right([text.encode() for text in contents], results)
 
 
-def test_a_key_is_in_no_repr_and_no_error():
+def test_no_repr_and_no_error_contains_the_key():
     key = "sk-very-secret-1234567890"
     with serve() as emulator:
         with pytest.raises(ApiError) as caught:

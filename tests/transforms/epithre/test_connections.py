@@ -1,4 +1,4 @@
-"""A connection is used again, the last one first, and none is lost."""
+"""Connections are reused, the most recent one first, and none is lost."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ def of(serve):
     return Connections(make), made
 
 
-def test_as_many_are_made_as_are_in_use_at_once_and_then_used_again():
+def test_connections_are_created_on_demand_and_reused():
     async def serve(request):
         await asyncio.sleep(0.01)
         return httpx.Response(200, content=body(request.url.path.encode()))
@@ -41,7 +41,7 @@ def test_as_many_are_made_as_are_in_use_at_once_and_then_used_again():
     assert all(client.is_closed for client in made)
 
 
-def test_a_failed_or_cancelled_request_gives_its_connection_back():
+def test_a_failed_or_cancelled_request_returns_its_connection():
     async def serve(request):
         if request.content == b"fail":
             raise httpx.ConnectError("refused")

@@ -1,4 +1,4 @@
-"""Each dialect against a small server of its own, which takes no other JSON and answers in its provider's shape."""
+"""Each dialect against a small server that accepts only its provider's JSON and answers in its format."""
 
 import asyncio
 import base64
@@ -46,7 +46,7 @@ TEXTS = ["kucing oren tidur", "日本語 🚲", 'a "quoted"\n\\ line\u2028', "x"
 
 
 def mixture(name: str) -> list[Item]:
-    """Texts and pictures in turns; texts alone for a dialect that knows no pictures."""
+    """Texts and images in turns; only texts for a dialect without images."""
     texts = [("text", text.encode()) for text in TEXTS]
     if name == "openai":
         return texts
@@ -54,7 +54,7 @@ def mixture(name: str) -> list[Item]:
     return [item for pair in zip(texts, images, strict=True) for item in pair]
 
 
-# ------------------------------------------------------------------------------------------ the servers' halves
+# ------------------------------------------------------------------------------------------ the servers
 
 
 def uri(kind: str, content: bytes) -> str:
@@ -62,7 +62,7 @@ def uri(kind: str, content: bytes) -> str:
 
 
 def from_uri(text: str) -> bytes:
-    """A data URI's bytes; its media type must be the one of the bytes."""
+    """The bytes of a data URI; its media type must match the bytes."""
     head, _, data = text.partition(";base64,")
     content = base64.b64decode(data, validate=True)
     kind = {JPEG[:3]: "jpeg", PNG[:3]: "png", WEBP[:3]: "webp"}[content[:3]]
@@ -71,7 +71,7 @@ def from_uri(text: str) -> bytes:
 
 
 def only(mapping: dict[str, Any], *keys: str) -> list[Any]:
-    """The values of a mapping that has these keys and no others."""
+    """The values of a mapping that has exactly these keys."""
     assert sorted(mapping) == sorted(keys)
     return [mapping[key] for key in keys]
 
@@ -150,7 +150,7 @@ def read_vllm(body: dict[str, Any]) -> list[Item]:
 
 
 def in_data(vectors: Sequence[np.ndarray], *, as_base64: bool, seed: int) -> dict[str, Any]:
-    """OpenAI's shape, in an order that only the indexes tell."""
+    """OpenAI's format, in random order with indexes."""
     forms = [base64.b64encode(v.tobytes()).decode() if as_base64 else v.tolist() for v in vectors]
     data = [{"object": "embedding", "index": i, "embedding": form} for i, form in enumerate(forms)]
     random.Random(seed).shuffle(data)
@@ -171,7 +171,7 @@ def error_openai(message: str, item: int | None = None) -> Any:
 
 
 def error_detail(message: str, item: int | None = None) -> Any:
-    """FastAPI's own when an item is named; the provider's sentence when none is."""
+    """FastAPI's format if an item is named, otherwise the provider's."""
     if item is None:
         return {"detail": message}
     place = ["body", "inputs", item, "content", 0]
@@ -209,7 +209,7 @@ PROVIDERS = {
 
 @dataclass
 class Server:
-    """What a server saw, and what it is told to answer before it answers well."""
+    """The requests that a server received, and the faults that it answers first."""
 
     base_url: str = ""
     batches: list[list[Item]] = field(default_factory=list)
@@ -218,14 +218,14 @@ class Server:
     poison: bytes | None = None
     names_poison: bool = True
     wrong: list[str] = field(default_factory=list)
-    """What was not as it must be; empty at the end."""
+    """Requests in a wrong format; must be empty at the end."""
     input_type: str | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @contextmanager
 def serve(name: str, **reported: Any) -> Iterator[Server]:
-    """A provider's server on loopback; leaving it proves that all it was sent was right."""
+    """A provider's server on loopback; on exit it checks that all requests had the right format."""
     provider = PROVIDERS[name]
     server = Server(**reported)
 
@@ -292,7 +292,7 @@ def settings_for(name: str, base_url: str = "http://127.0.0.1:1/v1", **changes: 
 def embed(
     name: str, server: Server, items: Sequence[Item], *, is_query: bool = False, **changes: Any
 ) -> tuple[list[Any], Client]:
-    """The results, and the client for its counts. Its jitter is made short, the pauses that a server asks for not."""
+    """The results, and the client for its counts. The client's own waits are shortened; the rate limiter's are not."""
 
     async def quick(_: float) -> None:
         await asyncio.sleep(0.001)
@@ -307,22 +307,22 @@ def embed(
 
 
 def assert_right(items: Sequence[Item], results: Sequence[Any], refused: Sequence[int] = ()) -> None:
-    """Every vector is that of its own item, and only these items are refused."""
+    """Check that every vector belongs to its item and that only the items `refused` are refused."""
     assert [i for i, result in enumerate(results) if isinstance(result, Refusal)] == list(refused)
     for (kind, content), result in zip(items, results, strict=True):
         if not isinstance(result, Refusal):
             np.testing.assert_allclose(result, hash_vector(kind, content, DIMENSION), atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------- what is sent
+# ------------------------------------------------------------------------------------------------- requests
 
 
-def test_every_dialect_has_a_module_a_name_in_the_config_and_a_server_here() -> None:
+def test_every_dialect_has_a_config_name_and_a_test_server() -> None:
     assert set(NAMES) == set(DIALECTS) == set(PROVIDERS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_json_is_the_providers_and_every_vector_lands_on_its_own_item(name: str) -> None:
+def test_requests_have_the_providers_format_and_vectors_match_their_items(name: str) -> None:
     items = mixture(name) * 5
     with serve(name) as server:
         results, client = embed(name, server, items, batch_items=7)
@@ -333,8 +333,8 @@ def test_the_json_is_the_providers_and_every_vector_lands_on_its_own_item(name: 
     assert client.meter.renormalised == 0
 
 
-def test_the_documented_bodies_letter_by_letter() -> None:
-    """As JSON; the models, texts and pictures are the only things that differ from the provider's page."""
+def test_bodies_equal_the_documented_ones() -> None:
+    """The bodies equal the providers' documentation except for the models, texts and images."""
     data = base64.b64encode(PNG).decode()
     text, url = {"type": "text", "text": "é"}, {"type": "image_url", "image_url": {"url": uri("png", PNG)}}
     image = {"type": "image_base64", "image_base64": uri("png", PNG)}
@@ -368,7 +368,7 @@ def test_the_documented_bodies_letter_by_letter() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_body_is_never_longer_than_it_was_packed_for(name: str) -> None:
+def test_no_body_exceeds_batch_bytes(name: str) -> None:
     rng = random.Random(7)
     items = [("text", rng.choice(TEXTS).encode() * rng.randrange(1, 30)) for _ in range(200)]
     dialect = DIALECTS[name](settings_for(name))
@@ -387,7 +387,7 @@ def test_a_body_is_never_longer_than_it_was_packed_for(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "document", "query"), [("voyage", "document", "query"), ("cohere", "search_document", "search_query")]
 )
-def test_documents_and_queries_are_told_apart(name: str, document: str, query: str) -> None:
+def test_documents_and_queries_have_their_own_input_types(name: str, document: str, query: str) -> None:
     items = mixture(name)
     for input_type, is_query, changes in (
         (document, False, {}),
@@ -408,14 +408,14 @@ def test_no_request_mixes_queries_and_documents() -> None:
     assert asyncio.run(pack()) == [[0, 1], [2, 3], [4, 5], [6], [7]]
 
 
-def test_searching_embeds_queries_as_queries() -> None:
+def test_embed_queries_uses_the_query_input_type() -> None:
     for name, query in (("voyage", "query"), ("cohere", "search_query")):
         with serve(name, input_type=query) as server:
             vectors = embed_queries(["kucing"], settings_for(name, server.base_url), PrepareConfig(), KEY)
         np.testing.assert_allclose(vectors[0], hash_vector("text", b"kucing", DIMENSION), atol=1e-5)
 
 
-def test_what_documents_are_embedded_as_makes_other_units() -> None:
+def test_unit_names_depend_on_dialect_and_input_type() -> None:
     class NoReferences:
         def column(self, _: str) -> "NoReferences":
             return self
@@ -431,14 +431,14 @@ def test_what_documents_are_embedded_as_makes_other_units() -> None:
         assert named(name) == named(name, input_type=default) != named(name, input_type="clustering")
 
 
-def test_a_pictures_media_type_is_read_from_its_bytes() -> None:
+def test_media_type_is_read_from_the_first_bytes() -> None:
     known = {b"GIF89a": "image/gif", b"BM12": "image/bmp", b"II*\0": "image/tiff", b"MM\0*": "image/tiff"}
     known |= {JPEG: "image/jpeg", PNG: "image/png", WEBP: "image/webp"}
     assert {content: media_type(content).decode() for content in known} == known
     assert media_type(b"RIFF....WAVE") == media_type(b"") == b"application/octet-stream"
 
 
-def test_openai_takes_no_picture_and_says_so_before_anything_is_sent() -> None:
+def test_openai_refuses_images_before_sending_a_request() -> None:
     with pytest.raises(ValueError, match="embeds texts only"):
         DIALECTS["openai"](settings_for("openai")).encode_item("image", PNG)
     image = (Path(__file__).parents[3] / "docs" / "results.png").read_bytes()
@@ -448,17 +448,17 @@ def test_openai_takes_no_picture_and_says_so_before_anything_is_sent() -> None:
         assert server.batches == []
 
 
-def test_a_vllm_body_of_two_items_is_never_made() -> None:
-    with pytest.raises(ValueError, match="one item, not 2"):
+def test_a_vllm_body_of_two_items_raises() -> None:
+    with pytest.raises(ValueError, match="one item, got 2"):
         DIALECTS["vllm"](settings_for("vllm")).body([b"{}", b"{}"])
 
 
-# ------------------------------------------------------------------------------------------------- what comes back
+# ------------------------------------------------------------------------------------------------- answers
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("names_poison", [True, False])
-def test_one_bad_item_costs_itself_alone(name: str, names_poison: bool) -> None:
+def test_one_invalid_item_is_refused_alone(name: str, names_poison: bool) -> None:
     items = [*mixture(name), ("text", b"poisoned"), *mixture(name)]
     bad = len(mixture(name))
     with serve(name, poison=b"poisoned", names_poison=names_poison) as server:
@@ -471,15 +471,15 @@ def test_one_bad_item_costs_itself_alone(name: str, names_poison: bool) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_refused_key_stops_the_run_in_the_servers_words(name: str) -> None:
+def test_a_refused_key_stops_the_run_with_the_servers_message(name: str) -> None:
     fault = (401, {}, PROVIDERS[name].error("no such key here"))
-    with serve(name, faults=[fault] * 20) as server, pytest.raises(ApiError, match=r"refused the key.*no such key"):
+    with serve(name, faults=[fault] * 20) as server, pytest.raises(ApiError, match=r"refused the API key.*no such key"):
         embed(name, server, mixture(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("headers", [{"retry-after": "0.3"}, {"retry-after-ms": "300"}])
-def test_too_many_requests_are_waited_for_as_told(name: str, headers: dict[str, str]) -> None:
+def test_a_429_is_retried_after_the_requested_pause(name: str, headers: dict[str, str]) -> None:
     items = mixture(name)[:1]
     fault = (429, headers, PROVIDERS[name].error("slow down, please"))
     with serve(name, faults=[fault]) as server:
@@ -492,12 +492,12 @@ def test_too_many_requests_are_waited_for_as_told(name: str, headers: dict[str, 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("page", [b"<html>413 Request Entity Too Large</html>", None])
-def test_too_large_a_request_is_halved_and_too_large_an_item_refused_as_such(name: str, page: bytes | None) -> None:
+def test_a_too_large_request_is_halved_and_a_too_large_item_refused(name: str, page: bytes | None) -> None:
     items = mixture(name)
     fault = (413, {}, page or PROVIDERS[name].error("the request is too large"))
     with serve(name, faults=[fault]) as server:
         results, _ = embed(name, server, items)
-    if name == "vllm":  # one item a request: whichever came first
+    if name == "vllm":  # one item per request: the first one is refused
         refused = [i for i, result in enumerate(results) if isinstance(result, Refusal)]
         assert len(refused) == 1
     else:
@@ -511,7 +511,7 @@ def test_too_large_a_request_is_halved_and_too_large_an_item_refused_as_such(nam
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("answer", [{}, [], {"data": [{}]}, {"data": None, "embeddings": {"float": 1}}, b"{"])
-def test_an_answer_in_another_shape_is_asked_for_again_and_never_believed(name: str, answer: Any) -> None:
+def test_a_malformed_answer_is_retried(name: str, answer: Any) -> None:
     items = mixture(name)[:2]
     with serve(name, faults=[(200, {}, answer)]) as server:
         results, client = embed(name, server, items)
@@ -519,7 +519,7 @@ def test_an_answer_in_another_shape_is_asked_for_again_and_never_believed(name: 
     assert client.meter.retries["broken_answer"] == 1
 
 
-def test_a_vector_too_few_without_indexes_is_noticed() -> None:
+def test_a_missing_vector_without_indexes_is_detected() -> None:
     items = mixture("cohere")
     short = in_cohere([hash_vector(*item, DIMENSION) for item in items[:-1]])
     with serve("cohere", faults=[(200, {}, short)]) as server:
@@ -528,7 +528,7 @@ def test_a_vector_too_few_without_indexes_is_noticed() -> None:
     assert client.meter.retries["broken_answer"] == 1
 
 
-def test_coheres_used_up_month_stops_the_run_and_its_minute_does_not() -> None:
+def test_coheres_monthly_limit_stops_the_run_but_the_minutely_does_not() -> None:
     items = mixture("cohere")
     minute, month = (
         (429, {}, error_cohere(f"You are using a Trial key, which is limited to {calls}."))
@@ -541,11 +541,11 @@ def test_coheres_used_up_month_stops_the_run_and_its_minute_does_not() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_server_that_refuses_everything_stops_the_run_instead_of_making_dead_letters(name: str) -> None:
+def test_a_server_that_refuses_everything_stops_the_run(name: str) -> None:
     items = mixture(name) * 100
     fault = (400, {}, PROVIDERS[name].error("this server embeds nothing"))
     with serve(name, faults=[fault] * 10_000) as server:
-        with pytest.raises(ApiError, match="failed 10 times in a row"):
+        with pytest.raises(ApiError, match="10 requests in a row failed"):
             embed(name, server, items, max_concurrency=4)
         assert len(server.batches) <= 120
 
@@ -558,14 +558,14 @@ def test_a_server_that_refuses_everything_stops_the_run_instead_of_making_dead_l
         "Model: x does not exist",
     ],
 )
-def test_an_unknown_model_stops_the_run_in_every_shape(message: str) -> None:
+def test_an_unknown_model_stops_the_run_in_every_format(message: str) -> None:
     for provider in PROVIDERS.values():
         error = read_error(400, {}, json.dumps(provider.error(message)).encode(), 4)
         assert error.verdict is Verdict.STOP
         assert error.message == message
 
 
-def test_a_format_that_the_model_does_not_take_is_the_items_fault_and_not_the_models() -> None:
+def test_an_unsupported_image_format_is_not_an_unknown_model() -> None:
     for message in ("image format gif is not supported by the model", "the model cannot read this, not supported"):
         assert read_error(400, {}, json.dumps({"detail": message}).encode(), 4).verdict is Verdict.BATCH
 
@@ -584,7 +584,7 @@ def test_a_format_that_the_model_does_not_take_is_the_items_fault_and_not_the_mo
         ([], None),
     ],
 )
-def test_fastapis_list_names_an_item_only_when_it_names_one(places: list[Any], item: int | None) -> None:
+def test_a_fastapi_error_names_an_item_only_if_it_is_unique(places: list[Any], item: int | None) -> None:
     body = {"detail": [{"type": "x", "loc": place, "msg": "Input should be a valid string"} for place in places]}
     error = read_error(422, {}, json.dumps(body).encode(), 4)
     assert (error.item, error.is_certain and error.item is not None) == (item, item is not None)
@@ -595,12 +595,12 @@ def test_fastapis_list_names_an_item_only_when_it_names_one(places: list[Any], i
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_greeting_believes_a_refusal_only_where_every_good_key_may_ask(name: str) -> None:
-    """The servers here answer 403 to `GET /models`, as OpenAI does to a key restricted to embeddings."""
+def test_probe_ignores_a_403_from_dialects_that_restrict_models(name: str) -> None:
+    """These servers answer 403 to `GET /models`, like OpenAI for a key restricted to embeddings."""
     with serve(name) as server:
         settings = settings_for(name, server.base_url)
         if name in {"epithre", "vllm"}:
-            with pytest.raises(ApiError, match="refused the key"):
+            with pytest.raises(ApiError, match="refused the API key"):
                 probe(settings, KEY)
         else:
             assert probe(settings, KEY).emulator is None
@@ -608,13 +608,13 @@ def test_greeting_believes_a_refusal_only_where_every_good_key_may_ask(name: str
         probe(settings, KEY, pause_s=0.01)
 
 
-def test_the_emulator_is_found_out_in_the_openai_dialect_too() -> None:
+def test_probe_detects_the_emulator_in_the_openai_dialect() -> None:
     with Emulator(EmulatorSettings(dimension=DIMENSION)) as emulator:
         settings = EmbedConfig(dialect="openai", base_url=emulator.base_url, dimension=DIMENSION)
         assert probe(settings, emulator.api_key).emulator == emulator.model.fingerprint
 
 
-SOURCES = [{"kind": "text", "files": "texts/*.txt"}, {"kind": "image", "files": "pictures/*.jpg"}]
+SOURCES = [{"kind": "text", "files": "texts/*.txt"}, {"kind": "image", "files": "images/*.jpg"}]
 
 
 def refusal(sources: Any = (SOURCES[0],), **settings: Any) -> str:
@@ -623,7 +623,7 @@ def refusal(sources: Any = (SOURCES[0],), **settings: Any) -> str:
     return str(caught.value)
 
 
-def test_pictures_in_a_dialect_of_texts_are_refused_in_a_sentence() -> None:
+def test_images_in_a_text_only_dialect_are_a_config_error() -> None:
     own = {"base_url": "https://host/v1", "model": "m", "api_key_env": "K"}
     assert refusal(SOURCES, dialect="openai", **own) == (
         "the config has images in sources[1], but embed.dialect 'openai' embeds texts only."
@@ -632,13 +632,13 @@ def test_pictures_in_a_dialect_of_texts_are_refused_in_a_sentence() -> None:
     parse_config({"catalog": "c", "sources": SOURCES, "embed": {"dialect": "jina", **own}})
 
 
-def test_an_unknown_dialect_is_answered_with_the_known_ones() -> None:
+def test_the_error_for_an_unknown_dialect_lists_the_known_ones() -> None:
     message = refusal(dialect="voyag")
     assert all(repr(name) in message for name in NAMES)
     assert message.endswith("Did you mean 'voyage'?")
 
 
-def test_epithres_address_model_and_key_are_nobody_elses_defaults() -> None:
+def test_epithres_defaults_do_not_apply_to_other_dialects() -> None:
     assert refusal(dialect="cohere") == (
         "embed has dialect 'cohere' and must say its own `base_url`, `model`, `api_key_env`: "
         "the defaults are Epithre's."
@@ -647,7 +647,7 @@ def test_epithres_address_model_and_key_are_nobody_elses_defaults() -> None:
     EmbedConfig(dialect="vllm", base_url="http://localhost:8000/v1")
 
 
-def test_settings_that_a_dialect_does_not_know_are_refused() -> None:
+def test_settings_that_a_dialect_does_not_support_are_refused() -> None:
     assert "goes with the dialects voyage and cohere, not with 'epithre'" in refusal(input_type="document")
     assert "the emulator speaks only epithre and openai" in refusal(dialect="jina", base_url="emulator")
     assert settings_for("vllm", batch_items=64).items_per_request == 1

@@ -1,4 +1,4 @@
-"""What the client did, counted in constant memory, and added up over lanes."""
+"""Counts take constant memory and can be added over lanes."""
 
 import orjson
 import pytest
@@ -7,10 +7,10 @@ from epithre_beam.transforms.epithre.meter import Latencies, Timeline
 
 
 def reported(timeline: Timeline) -> dict:
-    return orjson.loads(orjson.dumps(timeline.to_dict()))  # as a progress file carries it
+    return orjson.loads(orjson.dumps(timeline.to_dict()))  # as stored in a progress file
 
 
-def test_a_timeline_loses_no_count_and_stays_short_however_long_it_runs():
+def test_a_long_timeline_keeps_all_counts_and_stays_short():
     timeline = Timeline()
     for second in range(0, 40_000, 7):
         timeline.sample(1_800_000_000.0 + second, {"requests": second, "retries": second // 100})
@@ -23,7 +23,7 @@ def test_a_timeline_loses_no_count_and_stays_short_however_long_it_runs():
     assert data["counts"]["requests"][3] == pytest.approx(128, abs=7)
 
 
-def test_lanes_add_up_by_time_whatever_their_steps_are():
+def test_timelines_with_different_steps_are_added_by_time():
     long, short = Timeline(), Timeline()
     for second in range(1000):
         long.sample(1_000_000.0 + second, {"requests": second})
@@ -40,10 +40,10 @@ def test_lanes_add_up_by_time_whatever_their_steps_are():
     step = totals[0]["step_s"]
     counts = totals[0]["counts"]["requests"]
     assert sum(counts) - sum(reported(long)["counts"]["requests"]) == 990
-    assert counts[int((1_000_504 - totals[0]["start_unix_s"]) // step)] > 50 * step  # where the short one was
+    assert counts[int((1_000_504 - totals[0]["start_unix_s"]) // step)] > 50 * step  # the steps of the short one
 
 
-def test_lanes_that_run_far_apart_stay_short_together():
+def test_the_sum_of_distant_timelines_stays_short():
     both = Timeline()
     for start in (0.0, 90_000.0):
         lane = Timeline()
@@ -55,20 +55,22 @@ def test_lanes_that_run_far_apart_stay_short_together():
     assert sum(data["counts"]["requests"]) == 38
 
 
-def test_a_timeline_survives_a_clock_that_is_set():
+def test_a_timeline_tolerates_clock_changes():
     timeline = Timeline()
     for now in (100.0, 101.0, 99.0, 1_800_000_000.0, 1_800_000_001.0):
         timeline.sample(now, {"requests": int(now)})
     assert len(reported(timeline)["counts"]["requests"]) <= 600
-    assert sum(reported(timeline)["counts"]["requests"]) == 1_800_000_001 - 100  # the first says where counting begins
+    assert (
+        sum(reported(timeline)["counts"]["requests"]) == 1_800_000_001 - 100
+    )  # the first sample sets the starting point
 
 
-def test_what_was_never_sampled_is_empty():
+def test_an_empty_meter_has_empty_figures():
     assert reported(Timeline())["counts"] == {}
     assert Latencies().histogram() == {"edges": [], "counts": []}
 
 
-def test_the_bins_of_latencies_hold_them():
+def test_the_histogram_contains_all_latencies():
     latencies = Latencies()
     for seconds in (0.01, 0.011, 0.2, 3.0):
         latencies.add(seconds)

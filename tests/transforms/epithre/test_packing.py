@@ -1,4 +1,4 @@
-"""Requests stay below what a server takes: its caps are learned, and recover up to what was refused."""
+"""Requests stay within the server's size limits, which are learned and recover to just below the refused size."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +11,7 @@ from epithre_beam.transforms.epithre.packing import Cap, Item, Packer
 from .asking import assert_right, embed, serve, texts
 
 
-def test_caps_of_the_server_are_learned_and_not_run_into_again_and_again():
+def test_limits_of_the_server_are_learned_and_rarely_exceeded():
     contents = texts(1000)
     with serve(limits=Limits(max_inputs=20, max_body_bytes=700)) as emulator:
         results, client = embed(emulator, contents)
@@ -21,7 +21,7 @@ def test_caps_of_the_server_are_learned_and_not_run_into_again_and_again():
     assert refused <= 0.5 * client.meter.requests
 
 
-def test_a_learned_cap_recovers_up_to_what_was_refused():
+def test_a_learned_limit_recovers_to_just_below_the_refused_size():
     cap = Cap(64)
     cap.shrink(64)
     assert cap.now == 32
@@ -42,10 +42,8 @@ ITEMS = st.lists(
 
 
 @given(ITEMS, st.integers(1, 9), st.integers(50, 200))
-def test_every_item_is_in_one_request_in_order_and_none_is_larger_than_it_may_be(
-    items: list[Item], most: int, tokens: int
-) -> None:
-    """An item that is too large by itself goes alone: the server is asked, and its answer decides."""
+def test_pack_keeps_order_and_size_limits(items: list[Item], most: int, tokens: int) -> None:
+    """An item that is too large on its own is sent alone, and the server decides."""
     packer = Packer(EmbedConfig(batch_items=most, batch_bytes=1024, batch_tokens=tokens), 100)
     packs = packer.pack(items)
     assert [i for pack in packs for i in pack] == list(range(len(items)))

@@ -1,4 +1,4 @@
-"""A server is known, or refused with a sentence, before anything is read or paid."""
+"""The probe checks server, key and model before a run starts."""
 
 import asyncio
 
@@ -12,13 +12,13 @@ from . import hostile
 from .asking import embed, serve, settings_for, texts
 
 
-def test_greeting_finds_the_emulator_out_and_refuses_early_what_cannot_work():
+def test_probe_detects_the_emulator_and_rejects_wrong_settings():
     with serve() as emulator:
         probed = probe(settings_for(emulator), emulator.api_key)
         assert probed.emulator == emulator.model.fingerprint
-        with pytest.raises(ApiError, match="refused the key"):
+        with pytest.raises(ApiError, match="refused the API key"):
             probe(settings_for(emulator), "wrong")
-        with pytest.raises(ApiError, match="'epithre-embde' is not served"):
+        with pytest.raises(ApiError, match="does not serve the model 'epithre-embde'"):
             probe(settings_for(emulator, model="epithre-embde"), emulator.api_key)
         gone = settings_for(emulator)
     with pytest.raises(ApiError, match="does not answer"):
@@ -31,14 +31,14 @@ def ask(server, **changes):
 
 
 def to_get(status, body, headers=None):
-    """A server that answers so to `/models` and embeds."""
+    """A server that gives this answer to `/models` and embeds."""
     said = hostile.answer(status, body, headers)
     return hostile.serve(lambda request: hostile.serves(request) if request.items else said)
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 406, 410, 422, 451, 501])
 @pytest.mark.parametrize("body", [{"error": {"message": "listing models is disabled"}}, b"<html>no</html>", b""])
-def test_a_server_that_does_not_list_its_models_is_taken_at_its_word(status, body):
+def test_probe_accepts_a_server_without_a_list_of_models(status, body):
     with to_get(status, body) as server:
         assert ask(server).requests == 1
         server.api_key = "key"
@@ -47,9 +47,9 @@ def test_a_server_that_does_not_list_its_models_is_taken_at_its_word(status, bod
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
-def test_a_server_that_cannot_answer_is_asked_again_and_its_words_are_shown(status):
-    said = to_get(status, {"error": {"message": "the database is being mended"}})
-    words = rf"does not answer \({status}: the database is being mended, asked 3 times"
+def test_probe_retries_and_then_shows_the_servers_message(status):
+    said = to_get(status, {"error": {"message": "the database is being repaired"}})
+    words = rf"does not answer \({status}: the database is being repaired; tried 3 times"
     with said as server, pytest.raises(ApiError, match=words):
         ask(server)
 
@@ -65,7 +65,7 @@ def test_a_server_that_cannot_answer_is_asked_again_and_its_words_are_shown(stat
         (200, {"error": {"message": "as I say", "code": 402}}, SpentQuotaError),
     ],
 )
-def test_a_refusal_of_the_key_is_one_in_every_shape(status, body, error):
+def test_probe_raises_for_a_refusal_in_every_format(status, body, error):
     with to_get(status, body) as server, pytest.raises(error, match="as I say"):
         ask(server)
 
@@ -87,12 +87,12 @@ def test_a_refusal_of_the_key_is_one_in_every_shape(status, body, error):
     ],
     ids=range(11),
 )
-def test_a_list_that_is_none_says_nothing(body):
+def test_probe_ignores_an_invalid_list_of_models(body):
     with to_get(200, body) as server:
         assert ask(server).emulator is None
 
 
-def test_many_models_are_named_in_few_words():
+def test_the_error_for_an_unknown_model_lists_few_models():
     models = [{"id": f"model-{i:05}" + "x" * 5000} for i in range(1000)]
     with to_get(200, {"data": models}) as server, pytest.raises(UnknownModelError) as caught:
         ask(server)
@@ -106,12 +106,12 @@ def test_many_models_are_named_in_few_words():
     [("emulator-hash-1-64", True), ("x" * 20_000, False), ("emulator-\x1b[31m", False), ("emulator-a b", False)],
     ids=["true", "long", "escape", "blank"],
 )
-def test_only_what_looks_like_an_emulators_fingerprint_is_taken_for_one(said, taken):
+def test_only_a_valid_fingerprint_identifies_an_emulator(said, taken):
     with to_get(200, {"data": []}, {"x-emulator-fingerprint": said}) as server:
         assert ask(server).emulator == (said if taken else None)
 
 
-def test_a_server_is_asked_from_within_an_event_loop_too():
+def test_probe_works_inside_an_event_loop():
     async def go(server):
         return ask(server)
 

@@ -1,4 +1,4 @@
-"""No proxy of the environment is between us and this machine; elsewhere httpx's own rules hold, and errors name it."""
+"""Local addresses never use a proxy; for others the rules of httpx apply, and errors name the proxy."""
 
 import asyncio
 import ssl
@@ -43,7 +43,7 @@ def no_proxies(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"])
-def test_no_spelling_of_this_machine_is_asked_through_a_proxy_and_all_others_are(monkeypatch, name):
+def test_only_loopback_addresses_bypass_the_proxy(monkeypatch, name):
     monkeypatch.setenv(name, "http://proxy.example:3128")
     assert [url for url in LOOPBACK if way_to(url).proxy] == []
     scheme = name.lower().removesuffix("_proxy")
@@ -73,14 +73,14 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize("proxies", PROXIES, ids=str)
-def test_the_proxy_is_the_one_that_httpx_would_take(monkeypatch, proxies):
+def test_the_proxy_is_the_one_that_httpx_chooses(monkeypatch, proxies):
     for name, value in proxies.items():
         monkeypatch.setenv(name, value)
     for exceptions in EXCEPTIONS:
         monkeypatch.setenv("NO_PROXY", exceptions)
         with httpx.Client(verify=False) as client:
             for url in ADDRESSES:
-                pool = client._transport_for_url(httpx.URL(url))._pool  # httpx tells it in no other way
+                pool = client._transport_for_url(httpx.URL(url))._pool  # httpx has no public way to get it
                 taken = getattr(pool, "_proxy_url", None)
                 expected = None if taken is None else (taken.host.decode(), taken.port)
                 ours = way_to(url).proxy
@@ -90,7 +90,7 @@ def test_the_proxy_is_the_one_that_httpx_would_take(monkeypatch, proxies):
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1"])
-def test_a_server_on_this_machine_is_asked_itself_and_the_proxy_sees_nothing(monkeypatch, name, host):
+def test_no_request_to_a_local_server_reaches_the_proxy(monkeypatch, name, host):
     with answering(lambda _: error(401, "no")) as proxy, serve() as emulator:
         monkeypatch.setenv(name, proxy.url)
         emulator_url = emulator.base_url.replace("127.0.0.1", host)
@@ -110,7 +110,7 @@ def ask(settings):
     return asyncio.run(go())
 
 
-def test_what_a_proxy_answers_over_plain_http_names_it_without_its_password(monkeypatch):
+def test_an_error_over_plain_http_names_the_proxy_without_its_password(monkeypatch):
     settings = EmbedConfig(base_url="http://api.test/v1", allow_plain_http=True, dimension=DIMENSION, max_sends=1)
     with answering(lambda asked: error(404 if asked.method == "GET" else 401, "ask the desk")) as proxy:
         monkeypatch.setenv("http_proxy", f"http://me:hidden@127.0.0.1:{proxy.port}")
@@ -124,7 +124,7 @@ def test_what_a_proxy_answers_over_plain_http_names_it_without_its_password(monk
     assert all(asked.headers["proxy-authorization"].startswith("Basic ") for asked in proxy.asked)
 
 
-def test_a_proxy_that_wants_a_password_is_no_server_without_a_list_of_models(monkeypatch):
+def test_probe_fails_if_the_proxy_requires_a_password(monkeypatch):
     settings = EmbedConfig(base_url="http://api.test/v1", allow_plain_http=True, dimension=DIMENSION)
     with answering(lambda _: error(407, "who are you")) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
@@ -133,7 +133,7 @@ def test_a_proxy_that_wants_a_password_is_no_server_without_a_list_of_models(mon
 
 
 @pytest.mark.parametrize("answer", ["refused", "forbidden"])
-def test_a_way_that_ends_at_the_proxy_is_told_with_its_name_and_the_key_stays_here(monkeypatch, answer):
+def test_a_proxy_failure_names_the_proxy_and_does_not_leak_the_key(monkeypatch, answer):
     settings = EmbedConfig(base_url="https://api.test/v1", dimension=DIMENSION, max_sends=1)
     with answering(lambda _: error(403, "not from here")) as proxy:
         port = proxy.port if answer == "forbidden" else free_port()
@@ -148,15 +148,15 @@ def test_a_way_that_ends_at_the_proxy_is_told_with_its_name_and_the_key_stays_he
 
 
 @pytest.mark.parametrize("proxy", ["htp://me:hidden@proxy:3128", "http://proxy:port", "socks5://me:hidden@proxy:1080"])
-def test_a_variable_that_names_no_proxy_is_wrong_usage_in_a_sentence(monkeypatch, proxy):
+def test_an_invalid_proxy_variable_raises_config_error(monkeypatch, proxy):
     monkeypatch.setenv("ALL_PROXY", proxy)
-    with pytest.raises(ConfigError, match=r"^ALL_PROXY: .*proxy.*\. .*(Set|Install)|speaks SOCKS") as said:
+    with pytest.raises(ConfigError, match=r"^ALL_PROXY: .*proxy.*\. .*(Set|Install)|is a SOCKS proxy") as said:
         Client(EmbedConfig(dimension=DIMENSION), KEY)
     assert "hidden" not in str(said.value)
 
 
 @pytest.mark.parametrize("url", ["https://localhost:1/v1", "https://api.test/v1"])
-def test_certificates_come_from_where_the_environment_says_also_without_a_proxy(monkeypatch, tmp_path, url):
+def test_certificates_are_read_from_the_environment_without_a_proxy(monkeypatch, tmp_path, url):
     first = Path(certifi.where()).read_text().partition("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----\n"
     (tmp_path / "one.pem").write_text(first[first.index("-----BEGIN") :])
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "one.pem"))

@@ -1,4 +1,4 @@
-"""Whatever JSON comes, in any dialect: good vectors in the right rows, or what is wrong, and nothing else."""
+"""Any JSON, in any dialect, gives valid vectors in the right rows or an error."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ from .asking import quick
 from .hostile import DIMENSION, answer, good, serve, vector_of
 
 FEW = 4
-"""Dimensions of the vectors that are drawn."""
+"""Dimension of the generated vectors."""
 
 
 def dialect(name="epithre"):
@@ -43,7 +43,7 @@ def read(body, count, name="epithre", status=200, headers=None, tokens=10, dimen
     )
 
 
-# ------------------------------------------------------------------------------------------------ any JSON at all
+# ------------------------------------------------------------------------------------------------ arbitrary JSON
 
 NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats()
 JSON = st.recursive(
@@ -79,7 +79,7 @@ ANSWERS = JSON | st.fixed_dictionaries(
 
 
 def rows_reported(body, name):
-    """Which vector says of itself that it belongs in which row."""
+    """Pairs of row and vector, as the answer states them."""
     if name == "cohere":
         return list(enumerate(body["embeddings"]["float"]))
     reported = [(entry.get("index"), entry["embedding"]) for entry in body["data"]]
@@ -91,7 +91,7 @@ def rows_reported(body, name):
 
 @settings(max_examples=400, deadline=None)
 @given(ANSWERS, st.sampled_from(["cohere", "epithre", "openai"]), st.sampled_from([200, 200, 200, 400, 429, 500]))
-def test_any_json_is_good_vectors_in_their_own_rows_or_an_error(body, name, status):
+def test_any_json_gives_correct_vectors_or_an_error(body, name, status):
     raw = orjson.dumps(body)
     body = orjson.loads(raw)
     data = body.get("data") if isinstance(body, dict) else None
@@ -120,7 +120,7 @@ def test_any_json_is_good_vectors_in_their_own_rows_or_an_error(body, name, stat
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=60), st.sampled_from(sorted(DIALECTS)), st.integers(200, 599))
-def test_any_bytes_are_an_error(body, name, status):
+def test_arbitrary_bytes_give_an_error(body, name, status):
     assert isinstance(read(body, 2, name, status=status).outcome, (BrokenAnswerError, ErrorAnswer))
 
 
@@ -146,7 +146,7 @@ DEEP = b"[" * 900 + b"]" * 900
     ],
     ids=range(11),
 )
-def test_deep_and_long_json_is_an_error_and_quickly(body, status, name):
+def test_deep_or_long_json_gives_a_short_error(body, status, name):
     found = read(body, 2, name, status=status).outcome
     assert isinstance(found, (BrokenAnswerError, ErrorAnswer))
     assert len(str(found)) < 1000
@@ -162,7 +162,7 @@ HEADERS = st.one_of(
 
 @settings(max_examples=200, deadline=None)
 @given(HEADERS, HEADERS)
-def test_any_header_is_a_limit_in_bounds_or_none(value, date):
+def test_limits_and_waits_from_headers_are_bounded(value, date):
     names = ("requests", "tokens", "items")
     found = read_limits({f"x-ratelimit-limit-{name}": value for name in names})
     assert all(1 <= limit <= 1e12 for limit in found.values())
@@ -171,7 +171,7 @@ def test_any_header_is_a_limit_in_bounds_or_none(value, date):
         assert wait is None or 0 <= wait < math.inf
 
 
-# ------------------------------------------------------------------------------------------- what an answer bills
+# ------------------------------------------------------------------------------------------- billed tokens
 
 
 def body_with(usage, name="epithre"):
@@ -186,7 +186,7 @@ TOO_MUCH = [10**18, 1e30, 1e308, 10_001]
 
 
 @pytest.mark.parametrize("claim", NOT_TRUE, ids=repr)
-def test_a_bill_that_is_no_number_takes_no_vector_away_and_bills_nothing(claim):
+def test_an_invalid_bill_counts_zero_tokens_and_keeps_the_vectors(claim):
     for usage in ({"total_tokens": claim}, claim if not isinstance(claim, dict) else "x"):
         found = read(body_with(usage), 2)
         assert found.outcome.shape == (2, FEW)
@@ -195,7 +195,7 @@ def test_a_bill_that_is_no_number_takes_no_vector_away_and_bills_nothing(claim):
 
 
 @pytest.mark.parametrize("claim", [*NOT_TRUE, *TOO_MUCH], ids=repr)
-def test_so_it_is_in_cohere(claim):
+def test_an_invalid_cohere_bill_is_implausible(claim):
     for units in ({"input_tokens": claim}, {"image_tokens": claim}, {"input_tokens": 5, "image_tokens": claim}):
         found = read(body_with({"billed_units": units}, "cohere"), 2, "cohere")
         assert found.outcome.shape == (2, FEW)
@@ -204,7 +204,7 @@ def test_so_it_is_in_cohere(claim):
 
 
 @pytest.mark.parametrize("claim", TOO_MUCH, ids=repr)
-def test_a_bill_of_more_than_a_request_can_be_is_cut(claim):
+def test_a_too_large_bill_is_capped(claim):
     found = read(body_with({"total_tokens": claim}), 2, tokens=10)
     assert (found.tokens, found.is_bill_plausible) == (10_000, False)
 
@@ -213,7 +213,7 @@ def test_a_bill_of_more_than_a_request_can_be_is_cut(claim):
     ("usage", "tokens"),
     [(None, 0), ({}, 0), ({"total_tokens": None}, 0), ({"total_tokens": 0}, 0), ({"total_tokens": 12.7}, 12)],
 )
-def test_a_bill_that_says_little_is_believed(usage, tokens):
+def test_a_missing_or_small_bill_is_plausible(usage, tokens):
     found = read(body_with(usage), 2)
     assert (found.tokens, found.is_bill_plausible) == (tokens, True)
 
@@ -234,7 +234,7 @@ def embed(server, count=6, **changes):
 
 
 @pytest.mark.parametrize("claim", [-(10**9), 1e30, "unknown", True, None, [], {"total": 3}], ids=repr)
-def test_the_bill_never_goes_down_and_a_wrong_one_is_told_of_once(claim, caplog):
+def test_spent_tokens_never_decrease_and_a_wrong_bill_is_logged_once(claim, caplog):
     caplog.set_level(logging.WARNING, "epithre_beam.client")
     with serve(lambda r: answer(200, good(r.items, usage={"total_tokens": claim}))) as server:
         results, client, bills = embed(server)
@@ -247,7 +247,7 @@ def test_the_bill_never_goes_down_and_a_wrong_one_is_told_of_once(claim, caplog)
     assert len(caplog.records) == (claim is not None)
 
 
-def test_a_negative_bill_buys_no_more_than_the_run_may_spend():
+def test_a_negative_bill_does_not_extend_the_spending_limit():
     with serve(lambda r: answer(200, good(r.items, usage={"total_tokens": -(10**6)}))) as server:
         results, client, _ = embed(server, 20, price_per_million_tokens=1e6, max_cost=10.0)
     assert client.meter.tokens_spent <= 10
@@ -255,7 +255,7 @@ def test_a_negative_bill_buys_no_more_than_the_run_may_spend():
 
 
 @pytest.mark.parametrize("value", ["1e308", "nan", "-1", "0.0001", "9" * 3000, "all of them"])
-def test_limits_that_a_server_makes_up_neither_stop_nor_break_anything(value):
+def test_invalid_limit_headers_are_ignored(value):
     headers = {f"x-ratelimit-limit-{name}": value for name in ("requests", "tokens", "items")}
     with serve(lambda r: answer(200, good(r.items), headers)) as server:
         results, client, _ = embed(server)
@@ -263,7 +263,7 @@ def test_limits_that_a_server_makes_up_neither_stop_nor_break_anything(value):
     assert client.rate_limiter.limits == {}
 
 
-# -------------------------------------------------------------------------------------------- an error in a 200
+# -------------------------------------------------------------------------------------------- errors with status 200
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_limits_that_a_server_makes_up_neither_stop_nor_break_anything(value):
         ({"error": {"message": "m", "param": "input[1]"}}, Verdict.ITEM, 200),
         ({"error": {"message": "too many inputs"}}, Verdict.TOO_LARGE, 200),
         ({"error": {"message": "m", "code": 413}}, Verdict.TOO_LARGE, 413),
-        # Nothing in these says what to do: tried again, and given up for now.
+        # These name no status: retried, then a transient failure.
         ({"error": {"message": "m"}}, None, None),
         ({"error": "m"}, None, None),
         ({"error": {"message": "m", "code": 7}}, None, None),
@@ -305,31 +305,31 @@ def test_limits_that_a_server_makes_up_neither_stop_nor_break_anything(value):
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",
 )
 @pytest.mark.parametrize("name", DIALECTS)
-def test_an_error_in_a_200_is_what_its_own_status_says(body, verdict, status, name):
+def test_an_error_with_status_200_is_handled_like_its_own_status(body, verdict, status, name):
     found = read(body, 3, name).outcome
     words = "model x" if "model x" in str(body) else "too many" if "too many" in str(body) else "m"
     assert words in str(found)
     if verdict is None:
         assert isinstance(found, BrokenAnswerError)
-        assert str(found) == "an error in a 200: m"
+        assert str(found) == "an error with status 200: m"
     else:
         assert (found.verdict, found.status) == (verdict, status)
 
 
 @pytest.mark.parametrize("error", [None, "", {}, [], 0, False])
-def test_good_vectors_are_taken_whatever_stands_beside_them(error):
+def test_valid_vectors_are_accepted_next_to_other_fields(error):
     found = read(body_with({"total_tokens": 3}) | {"error": error, "code": 500, "message": "hello"}, 2)
     assert found.outcome.shape == (2, FEW)
 
 
-def test_good_vectors_beside_an_error_are_taken():
+def test_valid_vectors_are_accepted_next_to_an_error():
     assert read(body_with({}) | {"error": {"message": "m", "code": 502}}, 2).outcome.shape == (2, FEW)
 
 
 OUT = {"message": "upstream provider is out of capacity", "code": 502}
 
 
-def test_a_gateways_errors_are_sent_again_and_cost_nothing():
+def test_a_gateways_errors_are_retried():
     def respond(request):
         error = {"message": "slow down, please", "code": 429} if request.number % 2 else OUT
         return answer(200, {"error": error} if request.number < 4 else good(request.items))
@@ -341,7 +341,7 @@ def test_a_gateways_errors_are_sent_again_and_cost_nothing():
     assert client.meter.retries.total() == 4
 
 
-def test_the_gateways_words_stand_in_the_refusal():
+def test_the_refusal_contains_the_gateways_message():
     with serve(lambda _: answer(200, {"error": OUT})) as server:
         results, _, _ = embed(server, 1)
     assert results[0].reason is RefusalReason.RETRIES_EXHAUSTED
@@ -349,7 +349,7 @@ def test_the_gateways_words_stand_in_the_refusal():
     with serve(lambda _: answer(200, {"error": {"message": "the cat sat on it"}})) as server:
         results, _, _ = embed(server, 1)
     assert results[0].reason is RefusalReason.BROKEN_ANSWER
-    assert results[0].detail == "an error in a 200: the cat sat on it"
+    assert results[0].detail == "an error with status 200: the cat sat on it"
 
 
 @pytest.mark.parametrize(
@@ -362,14 +362,14 @@ def test_the_gateways_words_stand_in_the_refusal():
         ("model_not_found", UnknownModelError),
     ],
 )
-def test_an_error_in_a_200_that_waiting_cannot_mend_stops_the_run(code, error):
+def test_a_permanent_error_with_status_200_stops_the_run(code, error):
     with serve(lambda _: answer(200, {"error": {"message": "as I say", "code": code}})) as server:
         with pytest.raises(error, match="as I say"):
             embed(server)
         assert len(server.posts) == 1
 
 
-def test_an_outage_behind_a_gateway_gives_nothing_up_for_good():
+def test_an_outage_behind_a_gateway_is_transient():
     with serve(lambda _: answer(200, {"error": OUT})) as server:
         results, _, _ = embed(server, 3)
     assert {result.reason for result in results} == {RefusalReason.RETRIES_EXHAUSTED}

@@ -1,4 +1,4 @@
-"""One item at which a server fails costs itself alone, and an outage costs nothing for good."""
+"""Only the item at which a server fails is refused, and an outage refuses nothing permanently."""
 
 import random
 import time
@@ -20,7 +20,7 @@ NAN = {"error": {"message": "failed to encode response: json: unsupported value:
 
 
 class _Address:
-    """What `asking.embed` wants of a server."""
+    """The attributes of a server that `asking.embed` needs."""
 
     api_key = "key-of-the-test"
 
@@ -33,7 +33,7 @@ def embed(server, contents, **changes):
 
 
 def failing_at(is_poison, failure=lambda: answer(500, NAN)):
-    """A server that fails at each request with such an item, and serves all others."""
+    """A server that fails at each request with such an item and serves all others."""
 
     def respond(request):
         return failure() if any(map(is_poison, request.items)) else answer(200, good(request.items))
@@ -57,12 +57,12 @@ def assert_resolved(contents, results, refused):
 
 
 @pytest.mark.parametrize("position", [0, 1, 20, 39, 40])
-def test_an_item_at_which_the_server_fails_costs_itself_alone(position):
+def test_only_the_failing_item_is_refused(position):
     contents = contents_with({position})
     with serve(failing_at(is_poison)) as server:
         results, client = embed(server, contents)
     assert_resolved(contents, results, [position])
-    assert results[position].reason is RefusalReason.REFUSED  # the server was seen to work meanwhile: it is the item
+    assert results[position].reason is RefusalReason.REFUSED  # the server served other items meanwhile
     assert "unsupported value: NaN" in results[position].detail
     assert client.meter.requests == len(server.posts) <= 21
     assert client.meter.retries.total() <= 12
@@ -70,7 +70,7 @@ def test_an_item_at_which_the_server_fails_costs_itself_alone(position):
 
 @pytest.mark.parametrize("count", [2, 3, 5, 17, 64])
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
-def test_items_at_which_it_fails_are_found_wherever_they_are_and_no_good_one_is_given_up_for_good(count, share):
+def test_all_failing_items_are_found_and_no_other_is_refused_permanently(count, share):
     rng = random.Random(count)
     poisoned = set(rng.sample(range(count), max(1, round(share * count))))
     contents = contents_with(poisoned, count)
@@ -78,15 +78,15 @@ def test_items_at_which_it_fails_are_found_wherever_they_are_and_no_good_one_is_
         results, _ = embed(server, contents, retry_share=1.0)
     refused = {i for i, result in enumerate(results) if isinstance(result, Refusal)}
     assert poisoned <= refused
-    # Three that are tried alone may all be bad where many are: then it looks like an outage.
+    # With many bad items, the three items sent alone may all be bad: then it looks like an outage.
     unlucky = refused - poisoned
     assert share > 0.05 or not unlucky
     assert all(Reason(results[i].reason.value).is_transient for i in unlucky)
     assert_resolved(contents, results, refused)
 
 
-def test_two_bad_items_far_apart_are_found_within_the_budget_of_retries(monkeypatch):
-    monkeypatch.setattr(circuit_breaker, "_OUTAGE_S", 3600.0)  # a wait for the budget would never end
+def test_two_distant_failing_items_are_found_within_the_retry_budget(monkeypatch):
+    monkeypatch.setattr(circuit_breaker, "_OUTAGE_S", 3600.0)  # a wait for the retry budget would never end
     contents = contents_with({3, 37})
     with serve(failing_at(is_poison)) as server:
         results, client = embed(server, contents)
@@ -94,7 +94,7 @@ def test_two_bad_items_far_apart_are_found_within_the_budget_of_retries(monkeypa
     assert client.meter.requests <= 55
 
 
-def test_a_bad_item_in_each_request_does_not_use_up_the_budget_of_retries(monkeypatch):
+def test_a_failing_item_per_request_does_not_exhaust_the_retry_budget(monkeypatch):
     monkeypatch.setattr(circuit_breaker, "_OUTAGE_S", 3600.0)
     poisoned = set(range(5, 400, 16))
     contents = contents_with(poisoned, 400)
@@ -109,16 +109,16 @@ def test_a_bad_item_in_each_request_does_not_use_up_the_budget_of_retries(monkey
     [lambda: None, lambda: answer(502, b"<html>Bad Gateway</html>"), lambda: answer(503, {}), lambda: answer(504, b"")],
     ids=["closed", "502", "503", "504"],
 )
-def test_a_connection_that_breaks_at_one_item_costs_that_item_and_it_is_tried_again(failure):
+def test_a_gateway_failure_at_one_item_is_transient_for_that_item(failure):
     contents = contents_with({11})
     with serve(failing_at(is_poison, failure)) as server:
         results, _ = embed(server, contents)
     assert_resolved(contents, results, [11])
-    assert results[11].reason is RefusalReason.RETRIES_EXHAUSTED  # it may be the network's fault
+    assert results[11].reason is RefusalReason.RETRIES_EXHAUSTED  # the network may be the cause
     assert Reason(results[11].reason.value).is_transient
 
 
-def test_an_item_that_takes_too_long_costs_that_item_alone():
+def test_only_the_item_that_times_out_is_refused():
     def hang():
         yield b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n"
         while True:
@@ -133,7 +133,7 @@ def test_an_item_that_takes_too_long_costs_that_item_alone():
     assert client.meter.retries["timeout"] >= 5
 
 
-def test_a_bad_item_beside_one_that_is_refused_by_name():
+def test_a_failing_item_and_a_named_item_are_both_refused():
     def respond(request):
         if any(map(is_poison, request.items)):
             return answer(500, NAN)
@@ -150,7 +150,7 @@ def test_a_bad_item_beside_one_that_is_refused_by_name():
 
 
 @pytest.mark.parametrize("max_sends", [1, 2, 3, 6])
-def test_an_outage_costs_no_more_requests_than_the_sends_that_are_allowed(max_sends):
+def test_an_outage_sends_at_most_max_sends_requests(max_sends):
     with serve(lambda _: answer(500, NAN)) as server:
         results, _ = embed(server, contents_with(set()), max_sends=max_sends)
     assert len(server.posts) == max_sends
@@ -159,8 +159,8 @@ def test_an_outage_costs_no_more_requests_than_the_sends_that_are_allowed(max_se
 
 
 @pytest.mark.parametrize("down", [(3, 9), (5, 20), (9, 60)])
-def test_an_outage_that_begins_amid_the_search_gives_up_no_good_item_for_good(down):
-    """From the first request of `down` to the last, everything fails; the bad item does before and after too."""
+def test_an_outage_during_the_search_refuses_no_valid_item_permanently(down):
+    """All requests in the range `down` fail; the bad item always fails."""
 
     def respond(request):
         is_down = down[0] <= request.number < down[1]
@@ -175,7 +175,7 @@ def test_an_outage_that_begins_amid_the_search_gives_up_no_good_item_for_good(do
     assert len(server.posts) <= 80
 
 
-def test_an_outage_of_many_requests_opens_the_breaker_and_few_are_sent(monkeypatch):
+def test_an_outage_opens_the_breaker_after_few_requests(monkeypatch):
     monkeypatch.setattr(circuit_breaker, "_OUTAGE_S", 1.0)
     with serve(lambda _: answer(500, NAN)) as server:
         with pytest.raises(ApiError, match=r"in a row.*unsupported value"):
@@ -184,7 +184,7 @@ def test_an_outage_of_many_requests_opens_the_breaker_and_few_are_sent(monkeypat
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_server_that_fails_at_random_loses_nothing_and_is_asked_little_more(seed):
+def test_random_failures_lose_nothing_and_cost_few_extra_requests(seed):
     rng = random.Random(seed)
 
     def respond(request):
@@ -197,7 +197,7 @@ def test_a_server_that_fails_at_random_loses_nothing_and_is_asked_little_more(se
     assert len(server.posts) <= 3 * 60
 
 
-def test_a_server_that_fails_at_random_condemns_no_single_item():
+def test_random_failures_refuse_no_item_permanently():
     rng = random.Random(1)
 
     def respond(request):
@@ -210,7 +210,7 @@ def test_a_server_that_fails_at_random_condemns_no_single_item():
     assert {result.reason for result in refused} == {RefusalReason.RETRIES_EXHAUSTED}
 
 
-def test_the_search_stops_where_the_run_has_spent_what_it_may():
+def test_the_search_stops_at_the_spending_limit():
     contents = contents_with({40})
     with serve(failing_at(is_poison)) as server:
         results, _ = embed(server, contents, max_requests=8)

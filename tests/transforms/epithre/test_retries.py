@@ -1,4 +1,4 @@
-"""What failed is sent again, no sooner than the server asks and at little cost."""
+"""Failed requests are retried, not earlier than the server asks, and at little cost."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from .answering import CannedReply, answering, error, good
 from .asking import assert_right, embed, serve, texts
 
 
-def test_a_hanging_server_costs_a_timeout_and_a_retry():
+def test_a_hanging_request_times_out_and_is_retried():
     contents = texts(32)
     with serve(faults=Faults(hang=1.0, hang_s=20, stop_at_request=1)) as emulator:
         started = time.monotonic()
@@ -27,7 +27,7 @@ def test_a_hanging_server_costs_a_timeout_and_a_retry():
     assert client.meter.retries["timeout"] == 1
 
 
-def test_ten_percent_random_failures_cost_at_most_fifteen_percent_more_requests():
+def test_ten_percent_failures_cost_at_most_fifteen_percent_more_requests():
     contents = texts(6000)
     with serve(faults=Faults(rate_429=0.05, error_500=0.05), seed=3) as emulator:
         results, client = embed(emulator, contents, batch_items=4)
@@ -36,7 +36,7 @@ def test_ten_percent_random_failures_cost_at_most_fifteen_percent_more_requests(
 
 
 @pytest.mark.parametrize("form", ["seconds", "float", "date", "milliseconds", "absent"])
-def test_retry_after_is_waited_for_in_every_form(form):
+def test_the_client_waits_for_retry_after_in_every_form(form):
     limits = Limits(requests_per_minute=5, window_s=1.0, retry_after=form, send_headers=False)
     contents = texts(8)
     with serve(limits=limits) as emulator:
@@ -46,9 +46,9 @@ def test_retry_after_is_waited_for_in_every_form(form):
 
 
 def ask(server, count=1, reported=None, sleep=asyncio.sleep, **changes):
-    """The results of `count` texts, a request each."""
+    """The results of `count` texts, one request each."""
     settings = EmbedConfig(base_url=server.base_url, dimension=64, batch_items=1, **changes)
-    options = {} if reported is None else {"tell_pause": reported.append}
+    options = {} if reported is None else {"report_pause": reported.append}
 
     async def go():
         async with Client(settings, "sk-of-the-test", seed=1, sleep=sleep, **options) as client:
@@ -70,37 +70,37 @@ TOO_LONG = {
 
 
 def in_a_200(reported):
-    """The same error as some gateways send it."""
+    """The same error with status 200, as some gateways send it."""
     return CannedReply(body={"error": {**reported.body["error"], "code": reported.status}}, headers=reported.headers)
 
 
 @pytest.mark.parametrize("wrap", [lambda reported: reported, in_a_200], ids=["as such", "in a 200"])
 @pytest.mark.parametrize("status", [429, 500, 503])
 @pytest.mark.parametrize("form", TOO_LONG)
-def test_a_pause_longer_than_allowed_ends_at_once_with_when_to_come_back(form, status, wrap):
+def test_a_too_long_pause_raises_at_once_with_the_retry_time(form, status, wrap):
     reported = wrap(
         CannedReply(status=status, body={"error": {"message": "daily quota, try tomorrow"}}, headers=TOO_LONG[form])
     )
     before = time.time()
     with answering(lambda _: reported) as server:
-        why = rf"\({status}: daily quota, try tomorrow\), longer than the 600 s"
+        why = rf"\({status}: daily quota, try tomorrow\), longer than the limit of 600 s"
         with pytest.raises(ApiPausedError, match=why) as said:
             ask(server, count=5)
         asked = server.count()
-    assert asked <= 5  # those that were on their way together
+    assert asked <= 5  # the concurrent requests
     assert said.value.retry_after_s > 600
     assert said.value.facts["retry_at"] > time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(before + 600))
     assert "Run again after" in str(said.value)
 
 
 @pytest.mark.parametrize("wait", ["inf", "1e999", "-3", "nan", "soon", "Fri, 31 Dec 99999999999999999999 0:0:0 GMT"])
-def test_a_wait_that_is_none_is_not_waited_for(wait):
+def test_an_invalid_retry_after_is_ignored(wait):
     with answering(lambda asked: good(asked) if asked.number else error(429, "slow", retry_after=wait)) as server:
         (vector,) = ask(server, sleep=lambda _: asyncio.sleep(0))
     assert isinstance(vector, np.ndarray)
 
 
-def test_the_longest_pause_is_a_setting_and_0_waits_for_none():
+def test_the_longest_pause_is_configurable_down_to_zero():
     with answering(lambda asked: good(asked) if asked.number else error(429, "slow", retry_after="0.3")) as server:
         started = time.monotonic()
         (vector,) = ask(server, max_retry_after_s=0.3)
@@ -110,15 +110,15 @@ def test_the_longest_pause_is_a_setting_and_0_waits_for_none():
         ask(server, max_retry_after_s=0)
 
 
-def test_what_asked_for_no_pause_may_still_be_refused_for_good():
-    """A refusal that no waiting helps is that, whatever it asks for."""
+def test_a_permanent_refusal_with_retry_after_stays_permanent():
+    """Waiting does not help against a refused key, whatever the header says."""
     with answering(lambda _: error(401, "no", retry_after="100000")) as server, pytest.raises(RefusedKeyError):
         ask(server)
 
 
 @pytest.mark.parametrize("wrap", [lambda reported: reported, in_a_200], ids=["as such", "in a 200"])
-def test_a_pause_is_told_once_with_its_end_and_why(monkeypatch, wrap):
-    monkeypatch.setattr(retries_module, "_WORTH_TELLING_S", 0.2)
+def test_a_pause_is_reported_once_with_its_end_and_reason(monkeypatch, wrap):
+    monkeypatch.setattr(retries_module, "_WORTH_REPORTING_S", 0.2)
     reported = []
     with answering(
         lambda asked: good(asked) if asked.number >= 6 else wrap(error(503, "busy, come back", retry_after="0.4"))
@@ -126,7 +126,7 @@ def test_a_pause_is_told_once_with_its_end_and_why(monkeypatch, wrap):
         before = time.time()
         results = ask(server, count=6, reported=reported)
     assert all(isinstance(result, np.ndarray) for result in results)
-    assert 1 <= len(reported) <= 2  # requests that were on their way together are one pause
+    assert 1 <= len(reported) <= 2  # concurrent requests count as one pause
     assert reported[0].asked_s == 0.4
     assert before + 0.4 <= reported[0].until_s <= time.time() + 0.4
     sentence = str(reported[0])
@@ -134,7 +134,7 @@ def test_a_pause_is_told_once_with_its_end_and_why(monkeypatch, wrap):
     assert sentence.endswith(": the server asked for 0 s (503: busy, come back)")
 
 
-def test_a_pause_that_is_everyday_is_not_told():
+def test_a_short_pause_is_not_reported():
     reported = []
     with answering(lambda asked: good(asked) if asked.number else error(429, "slow", retry_after="0.1")) as server:
         ask(server, reported=reported)
@@ -142,7 +142,7 @@ def test_a_pause_that_is_everyday_is_not_told():
 
 
 @pytest.mark.parametrize("wrap", [lambda reported: reported, in_a_200], ids=["as such", "in a 200"])
-def test_the_probe_keeps_a_pause_and_ends_where_it_is_too_long(wrap):
+def test_probe_waits_for_a_pause_and_raises_if_too_long(wrap):
     def answer(asked):
         return CannedReply(body={"data": []}) if asked.number else wrap(error(429, "slow", retry_after="0.4"))
 
@@ -153,6 +153,6 @@ def test_the_probe_keeps_a_pause_and_ends_where_it_is_too_long(wrap):
         assert time.monotonic() - started >= 0.4
     with answering(lambda _: wrap(error(429, "tomorrow", retry_after="30"))) as server:
         settings = EmbedConfig(base_url=server.base_url, dimension=64)
-        with pytest.raises(ApiPausedError, match=r"429: tomorrow\), longer than the 5 s"):
+        with pytest.raises(ApiPausedError, match=r"429: tomorrow\), longer than the limit of 5 s"):
             probe(settings, "sk-of-the-test", longest_pause_s=5.0)
         assert server.count("GET") == 1

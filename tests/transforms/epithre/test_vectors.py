@@ -1,4 +1,4 @@
-"""No vector is taken on faith, and none comes to stand on another row."""
+"""Every vector is checked and put in the right row."""
 
 import base64
 
@@ -25,7 +25,7 @@ def entries(count, seed=0):
 
 
 @given(st.permutations(range(7)))
-def test_vectors_come_back_in_the_order_of_the_request_whatever_the_answers_order(order):
+def test_vectors_are_returned_in_the_order_of_the_request(order):
     vectors, pairs = entries(7)
     found, renormalised = check_vectors([pairs[i] for i in order], 7, DIMENSION)
     np.testing.assert_array_equal(found, vectors)
@@ -77,19 +77,19 @@ def _zero(pairs):
 @pytest.mark.parametrize(
     "spoil", [_missing, _duplicate, _half_indexed, _beyond, _negative, _short, _nan, _infinite, _zero]
 )
-def test_nothing_is_taken_from_a_broken_answer(spoil):
+def test_a_broken_answer_raises(spoil):
     with pytest.raises(BrokenAnswerError):
         check_vectors(spoil(entries(4)[1]), 4, DIMENSION)
 
 
-def test_a_vector_off_its_norm_is_normalised_and_counted():
+def test_an_unnormalised_vector_is_normalised_and_counted():
     vectors, pairs = entries(4)
     found, renormalised = check_vectors([*pairs[:3], AnswerEntry(3, pairs[3].vector * 7)], 4, DIMENSION)
     np.testing.assert_allclose(found, vectors, atol=1e-6)
     assert renormalised == 1
 
 
-def test_a_common_wrong_dimension_is_reported_as_such():
+def test_a_common_wrong_dimension_is_reported():
     with pytest.raises(BrokenAnswerError) as caught:
         check_vectors([AnswerEntry(0, np.ones(8, np.float32)), AnswerEntry(1, np.ones(8, np.float32))], 2, DIMENSION)
     assert caught.value.dimension == 8
@@ -121,14 +121,14 @@ def test_vectors_are_read_from_base64_and_from_lists():
     ],
     ids=str,
 )
-def test_indexes_that_are_no_numbers_or_not_those_of_the_request_are_refused(places):
+def test_invalid_indexes_raise(places):
     vectors, _ = entries(4)
     with pytest.raises(BrokenAnswerError, match="the indexes of the answer"):
         check_vectors([AnswerEntry(place, vector) for place, vector in zip(places, vectors, strict=True)], 4, DIMENSION)
 
 
 @pytest.mark.parametrize("places", [[3.0, 0, 2, 1], ["3", "0", "2", "1"], [3, "0", 2.0, 1]], ids=str)
-def test_indexes_that_are_written_as_other_numbers_are_those_numbers(places):
+def test_indexes_are_accepted_as_floats_and_strings(places):
     vectors, _ = entries(4)
     found, _ = check_vectors([AnswerEntry(*pair) for pair in zip(places, vectors, strict=True)], 4, DIMENSION)
     np.testing.assert_array_equal(found, vectors[[1, 3, 2, 0]])
@@ -137,12 +137,12 @@ def test_indexes_that_are_written_as_other_numbers_are_those_numbers(places):
 @pytest.mark.parametrize(
     "value", [None, 3, {"a": 1}, "abc", ["x"], "%%%", [True] * 16, [1.0] * 15 + ["1"], [[1.0] * 16]]
 )
-def test_what_is_no_vector_is_a_broken_answer(value):
+def test_an_invalid_vector_raises(value):
     with pytest.raises(BrokenAnswerError):
         check_vectors([AnswerEntry(0, read_vector(value))], 1, DIMENSION)
 
 
-# ------------------------------------------------------------------------ what is said of vectors of another length
+# ------------------------------------------------------------------------ errors for vectors of a wrong length
 
 
 def unit(dimension, seed=0, scale=1.0):
@@ -155,7 +155,7 @@ def in_base64(array):
 
 
 def wrong(values, dimension=DIMENSION):
-    """What is said of vectors, all in the form that they would come in, where `dimension` is configured."""
+    """The error for these received values if `dimension` is configured."""
     with pytest.raises(BrokenAnswerError) as caught:
         check_vectors([read_entry(i, value) for i, value in enumerate(values)], len(values), dimension)
     return caught.value
@@ -176,7 +176,7 @@ FORMATS = {
 @pytest.mark.parametrize("scale", [1.0, 20.0])
 @pytest.mark.parametrize("dimension", [8, 64, 1536, 4000])
 @pytest.mark.parametrize("form", FORMATS)
-def test_numbers_in_another_format_are_said_to_be_that_and_never_another_dimension(form, dimension, scale):
+def test_the_error_names_another_number_format_and_no_dimension(form, dimension, scale):
     reported = wrong([in_base64(FORMATS[form](unit(dimension, seed, scale))) for seed in range(3)], dimension)
     assert reported.dimension is None
     assert f"{dimension} numbers in " in str(reported)
@@ -185,8 +185,8 @@ def test_numbers_in_another_format_are_said_to_be_that_and_never_another_dimensi
 
 
 @pytest.mark.parametrize("make", [lambda v: v.astype(np.float32), np.sign, lambda v: 1.0 * (v == v.max())])
-def test_so_it_is_with_float64_that_has_few_digits(make):
-    """Such bytes are plausible as float32 too, which would be noise."""
+def test_float64_with_few_digits_is_detected(make):
+    """Such bytes are also plausible as float32, but would be noise."""
     reported = wrong([in_base64(make(unit(64, seed)).astype("<f8")) for seed in range(4)], 64)
     assert reported.dimension is None
     assert "float64" in str(reported)
@@ -195,7 +195,7 @@ def test_so_it_is_with_float64_that_has_few_digits(make):
 @pytest.mark.parametrize("scale", [1.0, 0.3, 20.0])
 @pytest.mark.parametrize("form", ["base64", "list"])
 @pytest.mark.parametrize(("configured", "found"), [(1024, 1536), (4000, 1024), (1536, 8), (8, 4096), (64, 1000)])
-def test_another_dimension_is_advised_where_the_vectors_have_it(configured, found, form, scale):
+def test_the_error_names_the_dimension_of_plausible_vectors(configured, found, form, scale):
     vectors = [unit(found, seed, scale).astype(np.float32) for seed in range(3)]
     reported = wrong([in_base64(v) if form == "base64" else v.tolist() for v in vectors], configured)
     assert reported.dimension == found
@@ -204,14 +204,14 @@ def test_another_dimension_is_advised_where_the_vectors_have_it(configured, foun
 
 @pytest.mark.parametrize("form", ["base64", "list"])
 @pytest.mark.parametrize(("configured", "found"), [(768, 1536), (1536, 768), (4000, 1000)])
-def test_twice_or_half_as_many_true_numbers_are_advised(configured, found, form):
+def test_the_error_names_twice_or_half_the_dimension(configured, found, form):
     vectors = [unit(found, seed).astype(np.float32) for seed in range(3)]
     reported = wrong([in_base64(v) if form == "base64" else v.tolist() for v in vectors], configured)
     assert reported.dimension == found
 
 
 @pytest.mark.parametrize("values", [[[]], [[], []], ["", ""]], ids=repr)
-def test_empty_vectors_are_said_to_be_empty(values):
+def test_the_error_names_empty_vectors(values):
     reported = wrong(values)
     assert str(reported) == "the vectors are empty"
     assert reported.dimension is None
@@ -221,7 +221,7 @@ def test_empty_vectors_are_said_to_be_empty(values):
 @pytest.mark.parametrize(
     "values",
     [
-        [[0.5] * 7],  # no embed.dimension can be less than 8
+        [[0.5] * 7],  # embed.dimension is at least 8
         [[0.5]],
         [[0.5] * 15, [0.5] * 17],
         [[0.5] * 15, []],
@@ -235,18 +235,18 @@ def test_empty_vectors_are_said_to_be_empty(values):
     ],
     ids=range(11),
 )
-def test_no_dimension_is_advised_that_would_give_no_vectors(values):
+def test_the_error_names_no_dimension_for_implausible_vectors(values):
     reported = wrong(values)
     assert reported.dimension is None
     assert f"must have {DIMENSION} dimensions" in str(reported)
 
 
-def test_many_lengths_are_told_in_few_words():
+def test_the_error_for_many_lengths_is_short():
     assert len(str(wrong([[0.5] * (i + 20) for i in range(64)]))) < 120
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 30, 63])
-def test_bytes_that_are_no_whole_number_of_floats_are_said_to_be_so(size):
-    with pytest.raises(BrokenAnswerError, match=rf"has {size} bytes, no multiple of the 4 of a float32") as caught:
+def test_a_partial_float_raises(size):
+    with pytest.raises(BrokenAnswerError, match=rf"has {size} bytes, not a multiple of 4 \(float32\)") as caught:
         read_vector(base64.b64encode(bytes(size)).decode())
     assert "float32" in caught.value.remedy

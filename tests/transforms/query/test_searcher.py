@@ -324,10 +324,10 @@ def test_where_the_api_answers_nobody_queries_fail_at_once_and_after_a_while_it_
         known = await searcher.search("known")
         for _ in range(3):  # more than there are clients
             scene.emulator.reset(faults=Faults(refuse_all=401))
-            with pytest.raises(ApiError, match="refused the key"):
+            with pytest.raises(ApiError, match="refused the API key"):
                 await searcher.search("new")
             before = scene.requests
-            with pytest.raises(ApiError, match="refused the key"):
+            with pytest.raises(ApiError, match="refused the API key"):
                 await searcher.search("another")
             assert scene.requests == before
             assert await searcher.search("known") == known
@@ -428,7 +428,7 @@ def test_a_catalog_whose_queries_cannot_be_embedded_is_refused_before_anything_i
     with pytest.raises(ConfigError, match="environment variable NO_KEY, which is not set"):
         asked(scene, nothing, api_key_env="NO_KEY")
     monkeypatch.setenv("EPITHRE_KEY", "wrong")
-    with pytest.raises(ApiError, match="refused the key"):
+    with pytest.raises(ApiError, match="refused the API key"):
         asked(scene, nothing)
 
 

@@ -1,16 +1,16 @@
-"""How each provider's embedding endpoint is spoken to: one small module a dialect.
+"""Request and answer formats of the embedding providers, one small module per dialect.
 
-A dialect is three functions: items to a request's body, an answer's body to (index, vector) pairs, and an error
-to what should be done about it. Everything else (budget, retries, checks) is the client's and shared.
+A dialect builds a request's body from items, reads (index, vector) pairs from an answer's body, and interprets errors.
+The client does everything else (rate limits, retries, checks) for all dialects.
 
-A dialect's path follows `embed.base_url`, which ends with the API's version:
+A dialect's path is appended to `embed.base_url`, which ends with the API's version:
 
 - `epithre`: `https://api.epithre.com/v1`; texts and images.
 - `openai`: `https://api.openai.com/v1`; texts only.
 - `jina`: `https://api.jina.ai/v1`; texts and images.
-- `voyage`: `https://api.voyageai.com/v1`; texts and images, documents apart from queries.
-- `cohere`: `https://api.cohere.com/v2`; texts and images, documents apart from queries.
-- `vllm`: your server's, such as `http://localhost:8000/v1`; texts and images, one a request.
+- `voyage`: `https://api.voyageai.com/v1`; texts and images; separate input types for documents and queries.
+- `cohere`: `https://api.cohere.com/v2`; texts and images; separate input types for documents and queries.
+- `vllm`: your own server, such as `http://localhost:8000/v1`; texts and images, one item per request.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,36 +28,36 @@ from .voyage import VoyageDialect
 
 
 class Dialect(Protocol):
-    """What the client asks of a dialect, which is made from the `embed` section of a config."""
+    """The interface of a dialect, which is created from the `embed` section of a config."""
 
     path: str
-    """Below the base URL."""
+    """Path below the base URL."""
     lists_models: bool
-    """Whether `GET /models` is there for every good key, and names every model that may be asked for."""
+    """Whether `GET /models` works with every valid key and lists every model."""
     document_type: str | None
-    """What a request calls its items when they are no queries; None where a provider does not tell the two apart."""
+    """The input type of documents in a request; None if the provider has no input types."""
     query_type: str | None
-    """What it calls them when they are."""
+    """The input type of queries in a request; None if the provider has no input types."""
     overhead_bytes: int
-    """Length of a body without items, at most; each item adds its own length and one."""
+    """Maximum length of a body without items; each item adds its own length plus one."""
 
     def encode_item(self, kind: str, content: bytes) -> bytes:
-        """An item as the JSON that stands for it in a request. `content`: UTF-8 text, or a picture's file.
+        """Encode an item as JSON. `content` is UTF-8 text or the bytes of an image file.
 
-        Raises ValueError when the provider embeds no items of that kind.
+        Raises ValueError if the provider does not embed items of this kind.
         """
 
     def body(self, pieces: Sequence[bytes], *, is_query: bool = False) -> bytes:
-        """A request's body from encoded items, which are all queries or all none."""
+        """Build a request's body from encoded items, either all queries or all documents."""
 
     def vectors(self, body: bytes) -> tuple[list[AnswerEntry], list[object]]:
-        """An answer's vectors as they came, float32, (dimension,), and what it says that it bills, for `read_tokens`.
+        """Read an answer's vectors (float32, (dimension,)) and its billed tokens, unchecked, for `read_tokens`.
 
-        Raises BrokenAnswerError when the body is no such answer.
+        Raises BrokenAnswerError if the body has another format.
         """
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ErrorAnswer:
-        """An error answer, read."""
+        """Parse an error answer."""
 
 
 DIALECTS: dict[str, Callable[[EmbedConfig], Dialect]] = {

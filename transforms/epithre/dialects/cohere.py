@@ -1,4 +1,4 @@
-"""Cohere's dialect: documents differ from queries, and the answer is a list in order, without indexes."""
+"""Cohere's dialect: separate input types for documents and queries; answers are in order, without indexes."""
 
 import re
 from collections.abc import Mapping
@@ -38,11 +38,11 @@ class CohereDialect(OpenAIShape):
             entries = [read_entry(None, vector) for vector in answer["embeddings"]["float"]]
             return entries, claims_of(answer, ("meta", "billed_units"), ("input_tokens", "image_tokens"))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise BrokenAnswerError(f"the answer is no list of embeddings ({type(error).__name__})") from None
+            raise BrokenAnswerError(f"the answer is not a list of embeddings ({type(error).__name__})") from None
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ErrorAnswer:
         error = super().error(status, headers, body, count)
         if status == 429 and _MONTHLY.search(error.message):
-            # A trial key's calls for the month are used up: the same status as a minute's, but waiting is no help.
+            # A trial key used up its monthly calls: the status is that of the limit per minute, but waiting is useless.
             return replace(error, verdict=Verdict.STOP, code="insufficient_quota")
         return error

@@ -1,4 +1,4 @@
-"""Epithre's own dialect: OpenAI's shape, with images as items beside the texts."""
+"""Epithre's dialect: OpenAI's format, with images as items in addition to texts."""
 
 import orjson
 

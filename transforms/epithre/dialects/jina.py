@@ -1,4 +1,4 @@
-"""Jina's dialect: OpenAI's shape, but every item is an object, and the dimension is asked for."""
+"""Jina's dialect: OpenAI's format, but every item is an object and the request states the dimension."""
 
 import orjson
 

@@ -1,4 +1,4 @@
-"""OpenAI's dialect, which most servers of text models speak too. Texts only."""
+"""OpenAI's dialect, which most servers of text models also support. Texts only."""
 
 import orjson
 
@@ -10,7 +10,7 @@ from .shape import OpenAIShape, text_json
 class OpenAIDialect(OpenAIShape):
     """`POST /embeddings`, texts as strings. Base URL: `https://api.openai.com/v1`."""
 
-    # OpenAI lists its models, but not to a key that was restricted to embeddings.
+    # OpenAI lists its models, but not for a key that is restricted to embeddings.
     lists_models = False
 
     def __init__(self, settings: EmbedConfig) -> None:
@@ -21,5 +21,5 @@ class OpenAIDialect(OpenAIShape):
 
     def encode_item(self, kind: str, content: bytes) -> bytes:
         if kind != "text":
-            raise ArgumentError("embed.dialect is 'openai', which embeds texts only")
+            raise ArgumentError("embed.dialect: 'openai' embeds texts only. Choose another dialect for images.")
         return text_json(content)

@@ -1,4 +1,4 @@
-"""What most providers share: a body joined from the items' JSON, answers and errors in OpenAI's shape."""
+"""The parts that most dialects share: bodies joined from the items' JSON, answers and errors in OpenAI's format."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,38 +24,38 @@ _MAGIC = (
 
 
 def text_json(content: bytes) -> bytes:
-    """UTF-8 text as a JSON string."""
+    """Encode UTF-8 text as a JSON string."""
     return orjson.dumps(content.decode())
 
 
 def base64_json(content: bytes) -> bytes:
-    """A picture's file as a JSON string of its base64, which needs no escaping."""
+    """Encode an image file as a JSON string of its base64, which needs no escaping."""
     return b"".join((b'"', b64encode(content), b'"'))
 
 
 def data_uri_json(content: bytes) -> bytes:
-    """A picture's file as a JSON string of a data URI, its media type judged by its first bytes."""
+    """Encode an image file as a JSON string of a data URI; the first bytes determine the media type."""
     return b"".join((b'"data:', media_type(content), b";base64,", b64encode(content), b'"'))
 
 
 def media_type(content: bytes) -> bytes:
-    """The media type of a picture's file; of bytes that are none that is known, `application/octet-stream`."""
+    """Return the media type of an image file; `application/octet-stream` for an unknown format."""
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return b"image/webp"
     return next((name for magic, name in _MAGIC if content.startswith(magic)), b"application/octet-stream")
 
 
 def content_json(kind: str, content: bytes) -> bytes:
-    """An item as a block of a chat message: `{"type":"text",…}` or `{"type":"image_url",…}` with a data URI."""
+    """Encode an item as a block of a chat message: `{"type":"text",…}` or `{"type":"image_url",…}` (data URI)."""
     if kind == "text":
         return b"".join((b'{"type":"text","text":', text_json(content), b"}"))
     return b"".join((b'{"type":"image_url","image_url":{"url":', data_uri_json(content), b"}}"))
 
 
 def claims_of(answer: Mapping[str, Any], path: Sequence[str], names: Sequence[str]) -> list[object]:
-    """What an answer says that it bills, unchecked: the fields `names` of the object at `path`.
+    """Return the billed tokens that an answer states, unchecked: the fields `names` of the object at `path`.
 
-    What stands at the path and is no object is given as it is, for whoever checks; None: nothing is said.
+    A value at `path` that is not an object is returned as the only element: `read_tokens` rejects it, and ignores None.
     """
     found: Any = answer
     for name in path:
@@ -68,12 +68,12 @@ def claims_of(answer: Mapping[str, Any], path: Sequence[str], names: Sequence[st
 class OpenAIShape:
     """`POST /embeddings` with a list of items, answered by `data[].index` and `data[].embedding`.
 
-    A dialect is made of it by saying what stands before and after the items, and what an item is.
+    A dialect derives from it and supplies the bytes around the items and the encoding of an item.
 
     Args:
-        head: A body's bytes before its items.
-        tail: And after them.
-        query_tail: After items that are queries, where the provider tells queries from documents.
+        head: The bytes of a body before its items.
+        tail: The bytes after the items.
+        query_tail: The bytes after items that are queries; by default `tail`.
     """
 
     path = "/embeddings"
@@ -88,7 +88,7 @@ class OpenAIShape:
         self.overhead_bytes = len(head) + max(len(tail), len(self._query_tail))
 
     def body(self, pieces: Sequence[bytes], *, is_query: bool = False) -> bytes:
-        # Joined by hand: a JSON encoder would read all the megabytes again.
+        # Joined without a JSON encoder, which would process all the megabytes again.
         return b"".join((self._head, b",".join(pieces), self._query_tail if is_query else self._tail))
 
     def vectors(self, body: bytes) -> tuple[list[AnswerEntry], list[object]]:
@@ -97,7 +97,7 @@ class OpenAIShape:
             entries = [read_entry(entry.get("index"), entry["embedding"]) for entry in answer["data"]]
             return entries, claims_of(answer, ("usage",), ("total_tokens",))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise BrokenAnswerError(f"the answer is no list of embeddings ({type(error).__name__})") from None
+            raise BrokenAnswerError(f"the answer is not a list of embeddings ({type(error).__name__})") from None
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> ErrorAnswer:
         return read_error(status, headers, body, count)

@@ -1,4 +1,4 @@
-"""The dialect of a vLLM server with a multimodal model: a chat message in, one vector out."""
+"""The dialect of a vLLM server with a multimodal model: one vector per chat message."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from .shape import OpenAIShape, content_json
 
 
 class VllmDialect(OpenAIShape):
-    """`POST /embeddings`, an item as a message's content. Base URL: the server's, such as `http://localhost:8000/v1`.
+    """`POST /embeddings`, an item as a message's content. Base URL: your server, such as `http://localhost:8000/v1`.
 
-    A request has one item, whatever `embed.batch_items` says: `EmbedConfig.items_per_request` sees to that.
+    A request has one item, whatever the value of `embed.batch_items` (see `EmbedConfig.items_per_request`).
     """
 
     lists_models = True
@@ -27,6 +27,6 @@ class VllmDialect(OpenAIShape):
 
     def body(self, pieces: Sequence[bytes], *, is_query: bool = False) -> bytes:
         if len(pieces) != 1:
-            # A message of several items is embedded as one thing, and no check of the answer would tell.
-            raise ValueError(f"a request in the vllm dialect holds one item, not {len(pieces)}")
+            # The server embeds a message of several items as one vector, and no check of the answer detects that.
+            raise ValueError(f"a request in the vllm dialect must have one item, got {len(pieces)}")
         return super().body(pieces, is_query=is_query)

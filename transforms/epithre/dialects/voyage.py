@@ -1,4 +1,4 @@
-"""Voyage's multimodal dialect: an item is a list of contents, and documents differ from queries."""
+"""Voyage's multimodal dialect: an item is a list of contents; separate input types for documents and queries."""
 
 import orjson
 

@@ -1,9 +1,9 @@
-"""The embedding API on loopback: an embedded default, and a peer for tests that can be told to misbehave.
+"""An emulator of the embedding API on loopback, to try the package without a server and to inject faults in tests.
 
     with Emulator(EmulatorSettings(model="attributes")) as emulator:
         client = openai.OpenAI(base_url=emulator.base_url, api_key=emulator.api_key)
 
-Its vectors come from a hash or from a small lexicon, never from the real model; every answer says so.
+Its vectors come from a hash or from a small lexicon, not from the real model; every answer carries its fingerprint.
 """
 
 from .process import EmulatorProcess, start_emulator_process

@@ -1,6 +1,6 @@
-"""`python -m epithre_beam.transforms.epithre.emulator`: serve until told to stop.
+"""`python -m epithre_beam.transforms.epithre.emulator`: serve until stopped.
 
-One line of JSON on standard output, {"base_url": …, "api_key": …}, says that it is ready.
+When it is ready, it writes one line of JSON to standard output: {"base_url": …, "api_key": …}.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _PARENT_POLL_S = 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT, or until the parent is gone; 2 for settings that are wrong."""
+    """Serve until SIGTERM or SIGINT, or until the parent process ends; return 2 for invalid settings."""
     options = _parser().parse_args(arguments)
     try:
         settings = _settings(options)
     except (ValueError, yaml.YAMLError, OSError, TypeError) as error:
-        sys.stderr.write(f"epithre-beam: wrong settings: {_reason(error)}.\n")
+        sys.stderr.write(f"epithre-beam: invalid settings: {_reason(error)}.\n")
         return 2
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.exit_with_parent:
             _stop_with_parent(stop)
         while not stop.wait(_PARENT_POLL_S):
-            pass  # woken now and then, so that signals are seen on every platform
+            pass  # wake up regularly, so that signals are handled on every platform
     return 0
 
 
@@ -54,13 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, help="0: any free port")
     parser.add_argument("--model", choices=("hash", "attributes"))
     parser.add_argument(
-        "--exit-with-parent", action="store_true", help="stop when standard input ends or the parent is gone"
+        "--exit-with-parent", action="store_true", help="stop when standard input or the parent process ends"
     )
     return parser
 
 
 def _settings(options: argparse.Namespace) -> EmulatorSettings:
-    """The file's settings, with what the command line says on top."""
+    """Read the settings from the file; command-line options override them."""
     text = ""
     if options.settings == "-":
         text = sys.stdin.buffer.readline().decode()
@@ -76,22 +76,22 @@ def _settings(options: argparse.Namespace) -> EmulatorSettings:
 
 
 def _reason(error: Exception) -> str:
-    """On one line, and without the addresses that pydantic adds."""
+    """Format an error on one line, without the URLs that pydantic adds."""
     if isinstance(error, ValidationError):
         return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
     return " ".join(str(error).split())
 
 
 def _stop_with_parent(stop: threading.Event) -> None:
-    """Set `stop` once standard input ends.
+    """Set `stop` when standard input or the parent process ends.
 
-    The parent's number is watched as well: a process that the parent forked holds the pipe open too, and
-    would keep the emulator alive after the parent's death.
+    Watching the pipe is not enough: another process that the parent forked holds the pipe open too and would keep the
+    emulator alive after the parent's end.
     """
     parent = os.getppid()
 
     def watch_input() -> None:
-        # The file descriptor, not sys.stdin: a daemon thread inside a buffered read upsets the exit.
+        # Read the file descriptor, not sys.stdin: a daemon thread in a buffered read can crash the interpreter's exit.
         while os.read(0, 4096):
             pass
         stop.set()

@@ -1,7 +1,7 @@
-"""Who is let in, and the record of it: the sliding window, the log, and what the log proves.
+"""Admission of requests: the sliding window, the log, and checks computed from the log.
 
-Times are integer nanoseconds of the monotonic clock, so that the gate and the proof over its log
-compare the same numbers exactly.
+Times are integer nanoseconds of the monotonic clock, so that the gate and the checks of its log compare exactly the
+same numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Reason = Literal["concurrency", "requests", "items", "tokens"]
 
 
 class Weights(NamedTuple):
-    """What one request, or one window of requests, weighs."""
+    """The weights of one request or of one window of requests."""
 
     requests: int
     items: int
@@ -28,28 +28,28 @@ class Weights(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Admission:
-    """One request as the server saw it; filled in while it is served, complete once it is answered."""
+    """The record of one request; it is filled in while the request is served and complete once it is answered."""
 
     serial: int
-    """Counts all requests, from 0."""
+    """Number among all requests, from 0."""
     number: int | None = None
-    """Counts embeddings requests, from 0: what its faults were drawn from."""
+    """Number among the embeddings requests, from 0; its faults are drawn from it."""
     request_id: str
     method: str
     path: str
     arrived_ns: int
-    """When the request's head had been read."""
+    """Time when the request's head was read."""
     decided_ns: int | None = None
-    """When the gate admitted or refused it: after the body was read, for items and tokens are in it."""
+    """Time when the gate admitted or refused it, after the body, which has the items, was read."""
     decision: Literal["unmetered", "admitted", "refused"] = "unmetered"
-    """`unmetered`: it never reached the gate (not an embeddings request, or not a valid one)."""
+    """`unmetered`: it did not reach the gate (not an embeddings request, or an invalid one)."""
     reason: str | None = None
-    """Why it was not answered 200: the limit that refused it, or the error's code."""
+    """Why the status is not 200: the limit that refused it, or the error's code."""
     status: int | None = None
     """None: still in service, or the connection was closed without an answer."""
     answered_ns: int | None = None
     delivered: bool = False
-    """The whole answer was handed to the network."""
+    """Whether the whole answer was passed to the network."""
     faults: tuple[str, ...] = ()
     items: int = 0
     tokens: int = 0
@@ -60,12 +60,12 @@ class Admission:
 
     @property
     def billed(self) -> bool:
-        """Admitted and answered 200, hence billed, even if the client got it mangled or not at all."""
+        """Whether it was admitted and answered with 200, even if the client did not receive the whole answer."""
         return self.decision == "admitted" and self.status == 200
 
 
 class Verdict(NamedTuple):
-    """The gate's answer: admitted when `reason` is None, else refused for at least `wait_ns`."""
+    """The gate's decision: admitted if `reason` is None, otherwise refused for at least `wait_ns`."""
 
     decided_ns: int
     reason: Reason | None
@@ -73,17 +73,17 @@ class Verdict(NamedTuple):
 
 
 class Gate:
-    """A strict sliding window over requests, items and tokens, and a cap on requests in service.
+    """A strict sliding window over requests, items and tokens, and a limit of concurrent requests.
 
-    A request arriving at t is admitted if, with it, no limit is exceeded by what was admitted in
-    (t - window, t]. Refused requests weigh nothing.
+    A request that arrives at t is admitted if the requests admitted in (t - window, t], including it, exceed no limit.
+    Refused requests do not count.
     """
 
     def __init__(self, limits: Limits, *, concurrency_wait_s: float = 0.1) -> None:
         self._limits = limits
         self._caps = (limits.requests_per_minute, limits.items_per_minute, limits.tokens_per_minute)
         self._window_ns = round(limits.window_s * 1e9)
-        # When a place in service frees is not known; the usual service time is the best guess.
+        # The time until another request ends is unknown; the usual service time is the best estimate.
         self._concurrency_wait_ns = round(concurrency_wait_s * 1e9)
         self._lock = threading.Lock()
         self._admitted: deque[tuple[int, Weights]] = deque()
@@ -92,9 +92,9 @@ class Gate:
         self._peak_in_service = 0
 
     def admit(self, weight: Weights) -> Verdict:
-        """Decide now. An admitted request must be given back with `release`."""
+        """Admit or refuse a request now. Call `release` when an admitted request is complete."""
         with self._lock:
-            # The clock is read under the lock: decisions are then in the order of their times.
+            # Read the clock under the lock, so that the order of decisions is the order of their times.
             now = time.monotonic_ns()
             self._expire(now)
             refusal = self._refusal(now, weight)
@@ -119,7 +119,7 @@ class Gate:
         return self._peak_in_service
 
     def oversized(self, weight: Weights) -> Reason | None:
-        """The limit that this request exceeds all by itself, so that no waiting would help."""
+        """Return the limit that this request exceeds on its own, so that waiting is useless."""
         names: tuple[Reason, ...] = ("requests", "items", "tokens")
         for name, cap, own in zip(names, self._caps, weight, strict=True):
             if cap is not None and own > cap:
@@ -127,7 +127,7 @@ class Gate:
         return None
 
     def headers(self) -> dict[str, str]:
-        """The `x-ratelimit-*` headers as of now; a reset is the time until everything is free again."""
+        """Return the current `x-ratelimit-*` headers; a reset is the time until the window is empty."""
         if not self._limits.send_headers:
             return {}
         with self._lock:
@@ -174,13 +174,13 @@ class Gate:
             excess -= weight[position]
             if excess <= 0:
                 return admitted_ns + self._window_ns - now
-        return self._window_ns  # heavier than the limit itself: `oversized` has refused it before
+        return self._window_ns  # not reached: `oversized` refuses a request heavier than the limit
 
 
 def worst_window(log: Iterable[Admission], window_s: float) -> Weights:
-    """The most that was admitted during any `window_s` seconds, each of the three weights by itself.
+    """Return the maximum that was admitted during any `window_s` seconds, for each of the three weights.
 
-    It reads only the log, not the gate, so it proves the gate as well as the client in front of it.
+    It reads only the log, not the gate, so it checks the gate as well as the client.
     """
     window_ns = round(window_s * 1e9)
     admitted = sorted(
@@ -201,12 +201,12 @@ def worst_window(log: Iterable[Admission], window_s: float) -> Weights:
 
 
 def payments(log: Iterable[Admission]) -> Counter[str]:
-    """How often each item was billed, by the hex digest of its kind and content."""
+    """Return how often each item was billed, by the hex digest of its kind and content."""
     return Counter(digest for record in log if record.billed for digest in record.digests)
 
 
 def go_duration(duration_ns: int) -> str:
-    """A duration as Go prints it, to the next millisecond: "6m0s", "1.5s", "20ms", "0s"."""
+    """Format a duration like Go, rounded up to milliseconds: "6m0s", "1.5s", "20ms", "0s"."""
     milliseconds = max(0, -(-duration_ns // 1_000_000))
     if milliseconds == 0:
         return "0s"

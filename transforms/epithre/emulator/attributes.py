@@ -1,12 +1,12 @@
-"""The emulator's cross-modal model: a picture and a sentence that name the same things come out close.
+"""The emulator's cross-modal model: an image and a sentence about the same things have similar vectors.
 
-Both sides are brought to the same scores, one block for each group of `lexicon.GROUPS`: a sentence through a
-lexicon, a picture through one linear map over its measurements, fitted once on drawn pictures (`fit.py`) and
-shipped beside this module. To these shared scores each side adds a part of its own (its words, its colour
-layout), which the other side does not have, so that texts differ among themselves and pictures too. The whole
-is spread over all dimensions by a randomised Hadamard transform, which keeps inner products.
+Texts and images are mapped to the same scores, one block for each group of `lexicon.GROUPS`: a sentence by a lexicon,
+an image by a linear map of its measurements, which was fitted once on drawn images (`fit.py`) and is shipped next to
+this module. In addition to these shared scores, a text has its words and an image its colour layout, so that texts
+differ from each other, and images too. A randomised Hadamard transform, which preserves inner products, spreads the
+result over all dimensions.
 
-It is no stand-in for a real model: it knows its lexicon, and one figure on an even ground.
+It does not replace a real model: it knows only its lexicon, and images of one figure on an even ground.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from .measure import STATISTICS, measure
 Floats = npt.NDArray[np.float32]
 
 CODE_VERSION = 1
-"""Raised by whoever changes what a picture or a text comes out as; part of the fingerprint."""
+"""Increase it with every change that changes vectors; part of the fingerprint."""
 
 MAP_FILE = "attributes.npz"
 
 SQUASH = 3.0
-"""Standardised measurements saturate at this many deviations: a photograph is far from any drawing."""
+"""Standardised measurements saturate at this many deviations, because photographs are far from drawings."""
 
 _SHARED_SHARE = 0.8
 _SHARPNESS = 6.0
@@ -37,7 +37,7 @@ _WEIGHTS: Mapping[str, float] = {"colour": 1.0, "shape": 1.1, "texture": 0.6, "g
 _WORD_BUCKETS = 512
 _LAYOUT_SIZE = 50
 _SHARED_SIZE = sum(len(values) for values in GROUPS.values())
-# Where each part stands before the transform: the words' part and the layout's never overlap.
+# Offsets of the parts before the transform; those of the words and the layout do not overlap.
 _WORDS_AT = _SHARED_SIZE
 _LAYOUT_AT = _WORDS_AT + _WORD_BUCKETS + 1
 _LENGTH = _LAYOUT_AT + _LAYOUT_SIZE + 1
@@ -45,7 +45,7 @@ _SEED = 20_110_404
 
 
 class FittedMap(NamedTuple):
-    """The shipped arrays: squash((statistics - mean) / deviation), with a one behind, times `weights`."""
+    """The shipped arrays of the map: squash((statistics - mean) / deviation), with a 1 appended, times `weights`."""
 
     mean: Floats
     """float32, (STATISTICS,)"""
@@ -56,30 +56,30 @@ class FittedMap(NamedTuple):
 
 
 def squash(fitted_mean: Floats, deviation: Floats, statistics: Floats) -> Floats:
-    """Standardised statistics, smoothly bounded by ±SQUASH, with a one appended: (…, STATISTICS + 1)."""
+    """Return standardised statistics, smoothly bounded by ±SQUASH, with a 1 appended: (…, STATISTICS + 1)."""
     standard = (statistics - fitted_mean) / deviation
     bounded = standard / np.sqrt(1 + (standard / np.float32(SQUASH)) ** 2)
     return np.concatenate([bounded, np.ones_like(bounded[..., :1])], axis=-1).astype(np.float32)
 
 
 class AttributesModel:
-    """Deterministic text and picture embeddings in one space; safe to call from many threads."""
+    """Deterministic text and image embeddings in one space. Thread-safe."""
 
     name = "attributes"
     fingerprint: str
 
     def __init__(self, dimension: int = 4000) -> None:
-        """Loads the shipped map.
+        """Load the shipped map.
 
         Raises:
-            ValueError: the dimension is below 8, or the shipped map belongs to other code.
+            ValueError: If the dimension is below 8, or the shipped map does not fit this code.
         """
         if dimension < 8:
             raise ValueError(f"dimension must be at least 8, got {dimension}")
         self.dimension = dimension
         self._map, digest = _load_map()
         self.fingerprint = f"emulator-attributes-{digest}"
-        # Raw bits, as numpy promises the same stream only for these.
+        # Use raw bits, the only stream that numpy guarantees to be stable.
         size = 1 << (max(dimension, _LENGTH) - 1).bit_length()
         self._places = np.argsort(np.random.PCG64(_SEED).random_raw(size), kind="stable")[:_LENGTH]
         bits = np.random.PCG64(_SEED + 1).random_raw(_LENGTH) & 1
@@ -87,7 +87,7 @@ class AttributesModel:
         self._size = size
 
     def embed_text(self, text: str) -> Floats:
-        """Embeds any text, also an empty one: float32, (dimension,), unit norm."""
+        """Embed any text, even an empty one: float32, (dimension,), unit norm."""
         said = attributes_of(text)
         blocks = []
         for group, values in GROUPS.items():
@@ -97,10 +97,10 @@ class AttributesModel:
         return self._join(np.concatenate(blocks), _WORDS_AT, _hashed_words(text))
 
     def embed_image(self, data: bytes) -> Floats:
-        """Embeds an encoded picture, its orientation tag ignored: float32, (dimension,), unit norm.
+        """Embed an encoded image, ignoring its orientation tag: float32, (dimension,), unit norm.
 
         Raises:
-            ValueError: the bytes are no picture that can be decoded.
+            ValueError: If the bytes cannot be decoded as an image.
         """
         measured = measure(data)
         features = squash(self._map.mean, self._map.deviation, measured.statistics)
@@ -116,9 +116,9 @@ class AttributesModel:
         return self._join(np.concatenate(blocks), _LAYOUT_AT, layout / np.linalg.norm(layout))
 
     def _join(self, shared: npt.NDArray[np.float64], own_at: int, own: npt.NDArray[np.float64]) -> Floats:
-        """Shared scores and a side's own unit-norm part, in fixed proportion, spread over the dimensions."""
+        """Combine shared scores and the unit-norm part `own` in fixed proportion, spread over the dimensions."""
         sparse = np.zeros(_LENGTH, np.float32)
-        # The small constant lets scores that say nothing fade instead of being blown up to full length.
+        # The small constant keeps near-zero scores small instead of scaling them to full length.
         length = math.sqrt(float(shared @ shared) + 1e-4)
         sparse[:_SHARED_SIZE] = math.sqrt(_SHARED_SHARE) / length * shared
         sparse[own_at : own_at + len(own)] = math.sqrt(1 - _SHARED_SHARE) * own
@@ -126,7 +126,7 @@ class AttributesModel:
         spread[self._places] = self._signs * sparse
         vector = _hadamard(spread)[: self.dimension]
         norm = float(np.linalg.norm(vector))
-        if norm < 1e-6:  # only in a handful of dimensions, where signs may cancel
+        if norm < 1e-6:  # only with very few dimensions, where signs may cancel
             vector = np.eye(1, self.dimension, dtype=np.float32)[0]
             norm = 1.0
         return (vector / np.float32(norm)).astype(np.float32)
@@ -138,8 +138,8 @@ def _load_map() -> tuple[FittedMap, str]:
         fitted = FittedMap(*(np.ascontiguousarray(arrays[name], np.float32) for name in FittedMap._fields))
     if fitted.weights.shape != (STATISTICS + 1, _SHARED_SIZE):
         raise ValueError(
-            f"{MAP_FILE} holds a map of shape {fitted.weights.shape}, this code needs "
-            f"{(STATISTICS + 1, _SHARED_SIZE)}: fit it again"
+            f"{MAP_FILE}: the map has the shape {fitted.weights.shape}, but this code needs "
+            f"{(STATISTICS + 1, _SHARED_SIZE)}. Fit it again (python -m {__package__}.fit)."
         )
     digest = hashlib.sha256(f"{CODE_VERSION} {_SHARED_SHARE} {_SHARPNESS} {_WEIGHTS}".encode())
     for array in fitted:
@@ -148,10 +148,10 @@ def _load_map() -> tuple[FittedMap, str]:
 
 
 def _hashed_words(text: str) -> npt.NDArray[np.float64]:
-    """A signed bag of hashed words and a small constant, unit norm: (_WORD_BUCKETS + 1,)."""
+    """Return a signed bag of hashed words and a small constant, unit norm: (_WORD_BUCKETS + 1,)."""
     bag = np.zeros(_WORD_BUCKETS + 1)
     bag[-1] = 0.1
-    # A text without a word, such as one of signs only, is taken whole.
+    # A text without words, such as one of symbols only, is hashed as a whole.
     for word in words_of(text) or filter(None, [text.strip()]):
         digest = hashlib.blake2b(word.encode("utf-8", "backslashreplace"), digest_size=8).digest()
         code = int.from_bytes(digest, "little")
@@ -161,7 +161,7 @@ def _hashed_words(text: str) -> npt.NDArray[np.float64]:
 
 
 def _hadamard(values: Floats) -> Floats:
-    """The Walsh-Hadamard transform of a power-of-two length, unnormalised."""
+    """Return the unnormalised Walsh-Hadamard transform; the length must be a power of two."""
     half, size = 1, len(values)
     while half < size:
         pairs = values.reshape(-1, 2, half)

@@ -1,7 +1,7 @@
-"""HTTP/1.1 under the emulator: connections, bodies in and answers out, and the ways to break them off.
+"""The emulator's HTTP/1.1 server: reads requests, and writes answers in full, in part or not at all.
 
-The standard library's threading server, one thread per connection, made quick by two things: TCP_NODELAY,
-and head and body in one write (two writes would wait 40 ms for a delayed acknowledgement).
+It is the standard library's threading server with one thread per connection. For speed it sets TCP_NODELAY and sends
+head and body in one write (two writes would wait 40 ms for a delayed acknowledgement).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from .wire import Answer, RefusedError
 _logger = logging.getLogger(__name__)
 
 OWNER = "epithre-beam-emulator"
-# A body refused for its size is still read to its end, or closing the connection would reset it and take
-# the answer along; whoever sends more than this is cut off.
+# A body refused for its size is still read to its end: otherwise closing the connection would reset it and lose the
+# answer. A longer body than this is cut off.
 _DRAINED_BYTES = 256 * 2**20
 
 ReadBody = Callable[[int | None, bool], bytes]
-"""Reads the request's body: (most bytes or None, whether its length must be declared) → bytes."""
+"""Reads the request's body: (maximum bytes or None, whether its length must be declared) → bytes."""
 
 Serve = Callable[[str, str, str | None, ReadBody], tuple[Answer, Admission]]
-"""Answers a request: (method, target, Authorization header, body reader) → what to send, its record."""
+"""Answers a request: (method, target, Authorization header, body reader) → (answer, record)."""
 
 
 class HttpServer(ThreadingHTTPServer):
@@ -46,7 +46,7 @@ class HttpServer(ThreadingHTTPServer):
         super().__init__(address, Connection)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's: that one looks the host's name up, which can take seconds.
+        # Skip HTTPServer.server_bind, which looks up the host's name and can take seconds.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
@@ -69,12 +69,12 @@ class HttpServer(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        """Clients that go away in the middle are everyday; anything else is a defect worth a trace."""
+        """Log at debug level with a traceback: clients often disconnect early."""
         _logger.debug("connection from %s ended early", client_address, exc_info=True)
 
 
 class Connection(BaseHTTPRequestHandler):
-    """One client connection: reads requests, lets the emulator answer, writes what it is told to."""
+    """One client connection: reads requests, calls the emulator and writes its answers."""
 
     server: HttpServer
     protocol_version = "HTTP/1.1"
@@ -113,11 +113,11 @@ class Connection(BaseHTTPRequestHandler):
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
     def _read_body(self, max_bytes: int | None, required: bool) -> bytes:
-        """The body, by its length or in chunks; read to its end even when it is refused.
+        """Read the body, by its length or in chunks, to its end even if it is refused.
 
         Args:
             max_bytes: A longer body is refused with 413.
-            required: A POST without a length is refused with 411.
+            required: Whether a POST without a length is refused with 411.
         """
         try:
             return self._read_whole_body(max_bytes, required=required)
@@ -192,7 +192,7 @@ class Connection(BaseHTTPRequestHandler):
             size -= read
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class refuses (a malformed request line, an unknown method), in our shape."""
+        """Send the base class's errors (a malformed request line, an unknown method) in the API's format."""
         self.close_connection = True
         self.command = self.command or ""
         headers = {"x-request-id": "req_emulator_malformed"}
@@ -202,7 +202,7 @@ class Connection(BaseHTTPRequestHandler):
             self.connection.sendall(self._head(answer) + answer.body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Silent: the admission log says more."""
+        """Log nothing: the admission log has more detail."""
 
 
 def _too_large(size: int, most: int) -> RefusedError:

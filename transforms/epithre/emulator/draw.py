@@ -1,7 +1,7 @@
-"""Pictures to embed where none are at hand: one figure on an even ground, and the sentence that says so.
+"""Draw synthetic images of one figure on an even ground, and describe them in a sentence.
 
-The same generator state gives the same picture. Tests, the demo and the fit of the emulator's model all draw
-from here, so the palette and the shapes are the whole visual world that the model knows.
+The same generator state gives the same image. Tests, the demo and the fit of the emulator's model use these images, so
+the model knows only this palette and these shapes.
 """
 
 import itertools
@@ -47,7 +47,7 @@ GROUND_COLOURS: dict[str, _Colour] = {
     "purple": (122, 88, 172),
     "red": (172, 50, 54),
 }
-# Pairs that even a person would have to guess at.
+# Pairs that a person could hardly distinguish.
 _TOO_CLOSE = {
     ("white", "snow"), ("grey", "grey"), ("black", "night"), ("blue", "sea"), ("green", "grass"),
     ("yellow", "sand"), ("brown", "wood"), ("orange", "sunset"), ("pink", "pink"), ("purple", "purple"),
@@ -89,7 +89,7 @@ _DARK: _Colour = (34, 34, 40)
 
 @dataclass(frozen=True, kw_only=True)
 class Attributes:
-    """What one picture shows: a value of each group of `lexicon.GROUPS`."""
+    """The content of one image: a value of each group of `lexicon.GROUPS`."""
 
     colour: str
     shape: str
@@ -103,7 +103,7 @@ class Attributes:
 
 
 def sample_attributes(rng: np.random.Generator) -> Attributes:
-    """A random figure that stands out from its ground; a bicycle is always plain, for its tubes are thin."""
+    """Draw a random figure that contrasts with its ground; a bicycle is always plain, because its tubes are thin."""
     shape = _choose(rng, GROUPS["shape"])
     texture = _choose(rng, ("plain", "plain", *GROUPS["texture"][1:]))
     while True:
@@ -114,7 +114,7 @@ def sample_attributes(rng: np.random.Generator) -> Attributes:
 
 
 def describe(attributes: Attributes, language: Language = "en") -> str:
-    """The caption of a picture: "a red striped cat on grass", "kucing merah bergaris di atas rumput"."""
+    """Return the caption of an image: "a red striped cat on grass", "kucing merah bergaris di atas rumput"."""
     names, place = _NAMES[language], _PLACES[language][attributes.ground]
     colour, shape = names[attributes.colour], names[attributes.shape]
     texture = "" if attributes.texture == "plain" else names[attributes.texture]
@@ -125,7 +125,7 @@ def describe(attributes: Attributes, language: Language = "en") -> str:
 
 
 def draw_image(rng: np.random.Generator, attributes: Attributes, size: int = 256) -> Image.Image:
-    """An RGB picture of `size` × `size` pixels; place, size, tilt and shades vary with the generator."""
+    """Draw an RGB image of `size` × `size` pixels; position, scale, tilt and shades vary with the generator."""
     if size < 16:
         raise ValueError(f"size must be at least 16, got {size}")
     colour = _shade(rng, FIGURE_COLOURS[attributes.colour])
@@ -151,10 +151,10 @@ def draw_image(rng: np.random.Generator, attributes: Attributes, size: int = 256
 
 
 class _Pen:
-    """Draws in the figure's own frame, roughly [-1, 1] with y downwards, on an oversampled canvas.
+    """Draws in the figure's coordinates, roughly [-1, 1] with y downwards, on an oversampled canvas.
 
-    The paint covers the whole canvas and the mask says where it shows, so that the edges, which are averaged
-    later, never mix with a background that is not the picture's own.
+    The paint covers the whole canvas and the mask selects the visible part, so that the averaged edges mix only with
+    the image's own background.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class _Pen:
         return [(cx + ax * x + ay * y, cy + bx * x + by * y) for x, y in points]
 
     def polygon(self, points: _Points, fill: _Colour | None = None, *, pattern: bool = False) -> None:
-        """A filled outline: in the figure's texture, or in `fill` on top; a pattern leaves the mask alone."""
+        """Fill a polygon with the figure's texture, or with `fill` on top; a pattern does not change the mask."""
         placed = self._place(points)
         if fill is not None:
             self._on_paint.polygon(placed, fill=fill)
@@ -199,7 +199,7 @@ class _Pen:
         self.oval(x, y, r, r, fill, pattern=pattern)
 
     def stroke(self, points: _Points, width: float, fill: _Colour | None = None) -> None:
-        """A line of the given width with round joints and ends."""
+        """Draw a line of the given width with round joints and ends."""
         for (x0, y0), (x1, y1) in itertools.pairwise(points):
             length = math.hypot(x1 - x0, y1 - y0) or 1.0
             nx, ny = -(y1 - y0) / length * width / 2, (x1 - x0) / length * width / 2
@@ -221,7 +221,7 @@ def _shade(rng: np.random.Generator, colour: _Colour, spread: float = 7.0) -> _C
 
 
 def _second_colour(colour: str) -> _Colour:
-    """What a pattern is drawn in: cream, or a grey where cream would be lost or misread."""
+    """Return the colour of a pattern: cream, or another colour if cream has too little contrast."""
     return {
         "white": (150, 158, 172),
         "black": (112, 114, 120),
@@ -296,7 +296,7 @@ def _heart(pen: _Pen, _: str) -> None:
 
 
 def _crescent(pen: _Pen, _: str) -> None:
-    # Two circular arcs between the same horns: the outer round the origin, the inner pushed to the right.
+    # Two circular arcs between the same end points: the outer around the origin, the inner shifted to the right.
     outer = [(math.cos(t), math.sin(t)) for t in np.linspace(0.75, 2 * math.pi - 0.75, 60)]
     (hx, hy), shift = outer[-1], 0.5
     radius, turn = math.hypot(hx - shift, hy), math.atan2(-hy, hx - shift)
@@ -403,7 +403,7 @@ _SHAPES: dict[str, Callable[[_Pen, str], None]] = {
 
 
 def _ground(rng: np.random.Generator, ground: str, size: int) -> Image.Image:
-    """The ground: a gentle slope of light, some grain, and marks that say what it is."""
+    """Draw the ground: a light gradient, some grain, and characteristic marks."""
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     light = rng.uniform(-8, 8) * (x - 0.5) + rng.uniform(-14, -4) * (y - 0.5) - 10 * ((x - 0.5) ** 2 + (y - 0.5) ** 2)
     shade = np.array(_shade(rng, GROUND_COLOURS[ground], 5.0), np.float32)
@@ -423,7 +423,7 @@ def _ground(rng: np.random.Generator, ground: str, size: int) -> Image.Image:
 
 
 def _with_marks(rng: np.random.Generator, ground: str, image: Image.Image) -> Image.Image:
-    """Stars, clouds, blades or flakes: small, so that the ground stays even."""
+    """Add stars, clouds, blades or flakes, small enough to keep the ground even."""
     size = image.width
     marks = Image.new("L", (size * 2, size * 2))
     on = ImageDraw.Draw(marks)

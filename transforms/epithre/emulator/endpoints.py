@@ -1,6 +1,6 @@
-"""What each path answers. The embeddings pass here: parsing, strokes of fate, the gate, the model.
+"""The endpoints of the emulator. An embeddings request passes the parser, the faults, the gate and the model.
 
-A new endpoint is a function from `Call` to `Answer` and a line in the table at the end.
+A new endpoint is a function from `Call` to `Answer` and a line in the route table below.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .wire import (
 
 
 class Host(Protocol):
-    """What the endpoints see of the emulator."""
+    """The part of the emulator that the endpoints use."""
 
     settings: EmulatorSettings
     model: EmbeddingModel
@@ -50,7 +50,7 @@ class Host(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Call:
-    """One request on its way through: its record, and what was in force when it arrived."""
+    """One request in progress: its record, and the settings when it arrived."""
 
     emulator: Host
     record: Admission
@@ -79,7 +79,7 @@ def embeddings(call: Call) -> Answer:
     try:
         answer = _replaced_answer(call, stroke) or _good_answer(call, request, stroke)
     finally:
-        # A refusal takes as long as an answer: the service has looked at the items for both.
+        # A refusal takes as long as an answer, because the service processes the items for both.
         call.emulator.stopping.wait(max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
     return answer
 
@@ -122,7 +122,7 @@ def _too_many(call: Call, code: str, message: str, wait_s: float) -> RefusedErro
 
 
 def _replaced_answer(call: Call, stroke: Stroke) -> Answer | None:
-    """What the stroke puts in place of the answer; a truncated answer is still made first."""
+    """Return the answer that a fault sends instead; None if there is no such fault or it truncates the answer."""
     fault = stroke.replacing
     if fault is None or fault == "truncate_body":
         return None
@@ -137,7 +137,7 @@ def _replaced_answer(call: Call, stroke: Stroke) -> Answer | None:
             return html_answer(502)
         case "hang":
             call.emulator.stopping.wait(call.faults.hang_s)
-    return Answer(status=0, body=b"", delivery="none")  # a hang ends as a dropped connection does
+    return Answer(status=0, body=b"", delivery="none")  # a hang also ends with a dropped connection
 
 
 def _good_answer(call: Call, request: EmbeddingsRequest, stroke: Stroke) -> Answer:
@@ -226,7 +226,7 @@ _ROUTES: Mapping[str, Mapping[str, Handler]] = {
 
 
 def find_route(method: str, path: str) -> tuple[Handler | None, tuple[str, ...], str]:
-    """The handler, the methods that the path does have, and the path's parameter."""
+    """Return the handler, the methods that the path allows, and the path's parameter."""
     methods, parameter = _ROUTES.get(path), ""
     if methods is None or path.endswith("/"):
         stem, _, parameter = path.rpartition("/")

@@ -1,6 +1,6 @@
-"""Which faults strike a request, and what they do to a good answer.
+"""Select the faults of a request and apply them to its answer.
 
-The storm is reproducible: everything is drawn from `default_rng([seed, number of the request])`.
+The faults are reproducible: everything is drawn from `default_rng([seed, number of the request])`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from .hash_model import Vector
 from .settings import Faults
 
-# Positions in the draw. Append only: inserting one would change every recorded storm.
+# Positions in the draw. Append only: inserting one would change the faults of every seed.
 _REPLACING = (
     "rate_429",
     "quota_429",
@@ -36,7 +36,7 @@ _ALTERING = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stroke:
-    """What befalls one request. `generator` has drawn the strokes and goes on to choose the victims."""
+    """The faults of one request. `generator` drew them and then chooses the affected items."""
 
     latency_s: float
     replacing: str | None
@@ -45,7 +45,7 @@ class Stroke:
 
 
 def draw(faults: Faults, seed: int, number: int) -> Stroke:
-    """The faults of the `number`-th embeddings request: a function of the arguments alone."""
+    """Draw the faults of the `number`-th embeddings request, which depend on the arguments alone."""
     generator = np.random.default_rng([seed, number])
     jitter, *chances = generator.random(1 + len(_REPLACING) + len(_ALTERING)).tolist()
     latency_s = max(0.0, faults.latency_s + (2.0 * jitter - 1.0) * faults.latency_jitter_s)
@@ -60,7 +60,7 @@ def draw(faults: Faults, seed: int, number: int) -> Stroke:
 
 
 def alter(entries: list[tuple[int, Vector]], stroke: Stroke) -> list[tuple[int, Vector]]:
-    """The (index, vector) pairs of a good answer, as the stroke leaves them; one victim per fault."""
+    """Apply the altering faults to the (index, vector) pairs of a valid answer; each fault affects one item."""
     entries = list(entries)
     for fault in stroke.altering:
         if entries and fault in _ALTERATIONS:
@@ -69,7 +69,7 @@ def alter(entries: list[tuple[int, Vector]], stroke: Stroke) -> list[tuple[int, 
 
 
 def _shuffle(entries: list[tuple[int, Vector]], generator: np.random.Generator) -> None:
-    # A rotation by at least one place: a permutation could leave everything where it was.
+    # Rotate by at least one place, because a random permutation could be the identity.
     if len(entries) > 1:
         by = int(generator.integers(1, len(entries)))
         entries[:] = entries[by:] + entries[:by]

@@ -1,8 +1,8 @@
-"""Fits the map from measurements to attributes on pictures it draws itself, and writes `attributes.npz`.
+"""Fit the map from measurements to attributes on drawn images, and write `attributes.npz`.
 
     python -m epithre_beam.transforms.epithre.emulator.fit
 
-To be run again when `draw.py`, `lexicon.GROUPS` or `measure.py` change; the emulator only reads the result.
+Run it again when `draw.py`, `lexicon.GROUPS` or `measure.py` change; the emulator only reads the result.
 """
 
 import argparse
@@ -22,14 +22,14 @@ Floats = npt.NDArray[np.float32]
 IMAGES = 5000
 SEED = 1
 RIDGE = 10.0
-"""The penalty on the squared weights; between 1 and 50 the held-out scores hardly move."""
+"""The penalty on the squared weights; the held-out scores hardly change between 1 and 50."""
 
 
 def drawn_examples(seed: int, images: int) -> tuple[Floats, Floats]:
-    """Statistics and targets of freshly drawn, JPEG-encoded pictures.
+    """Return statistics and targets of newly drawn, JPEG-encoded images.
 
     Returns:
-        float32 (pictures, STATISTICS) and float32 (pictures, attributes), ones where an attribute holds.
+        float32 (images, STATISTICS) and float32 (images, attributes), 1 where an attribute applies and 0 elsewhere.
     """
     statistics = np.empty((images, STATISTICS), np.float32)
     targets = np.zeros((images, sum(map(len, GROUPS.values()))), np.float32)
@@ -48,7 +48,7 @@ def drawn_examples(seed: int, images: int) -> tuple[Floats, Floats]:
 
 
 def fit(statistics: Floats, targets: Floats, ridge: float = RIDGE) -> FittedMap:
-    """Ridge regression of the targets on the squashed statistics; the constant is penalised as well."""
+    """Fit a ridge regression of the targets on the squashed statistics; the constant is penalised as well."""
     mean = statistics.mean(axis=0)
     deviation = statistics.std(axis=0) + np.float32(1e-3)
     features = squash(mean, deviation, statistics).astype(np.float64)
@@ -58,8 +58,8 @@ def fit(statistics: Floats, targets: Floats, ridge: float = RIDGE) -> FittedMap:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draws, fits and writes; the same arguments give the same file."""
-    parser = argparse.ArgumentParser(description="Fit the emulator's attributes model on drawn pictures.")
+    """Draw images, fit the map and write it; the same arguments give the same file."""
+    parser = argparse.ArgumentParser(description="Fit the emulator's attributes model on drawn images.")
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name(MAP_FILE))

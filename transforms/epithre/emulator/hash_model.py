@@ -1,7 +1,7 @@
-"""Vectors from a hash: full rank, no meaning, thousands a second. For load and for proofs of identity.
+"""Vectors from a hash, thousands per second: full rank but without meaning. For load tests and identity checks.
 
-A vector is a pure function of what was embedded, so a test can compute on its own which vector belongs
-to which asset, and see at once when an answer was joined to the wrong one.
+A vector depends only on the embedded content, so a test can compute the vector of each asset and detect an answer that
+was assigned to the wrong one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Kind = Literal["text", "image"]
 
 
 class EmbeddingModel(Protocol):
-    """What the server asks of a model. Vectors are float32, (dimension,), unit norm."""
+    """The interface of an emulator's model. Vectors are float32, (dimension,), unit norm."""
 
     name: str
     fingerprint: str
@@ -25,38 +25,38 @@ class EmbeddingModel(Protocol):
     def embed_text(self, text: str, /) -> Vector: ...
 
     def embed_image(self, data: bytes, /) -> Vector:
-        """Embed an encoded picture.
+        """Embed an encoded image.
 
         Raises:
-            ValueError: the bytes are no picture this model can decode.
+            ValueError: If this model cannot decode the bytes as an image.
         """
         ...
 
 
 def content_digest(kind: Kind, content: bytes) -> bytes:
-    """SHA-256 of an item, its kind included: a text never collides with an image of the same bytes."""
+    """Return the SHA-256 of an item and its kind, so that a text and an image of the same bytes differ."""
     digest = hashlib.sha256(kind.encode() + b"\0")
     digest.update(content)
     return digest.digest()
 
 
 def hash_vector(kind: Kind, content: bytes, dimension: int) -> Vector:
-    """The vector `HashModel` gives to an item: float32, (dimension,), unit norm.
+    """Return the vector that `HashModel` gives to an item: float32, (dimension,), unit norm.
 
     Args:
-        kind: What the item is.
-        content: The UTF-8 bytes of a text, or the encoded bytes of a picture.
+        kind: Kind of the item.
+        content: The UTF-8 bytes of a text, or the encoded bytes of an image.
         dimension: Length of the vector.
     """
     key = np.frombuffer(content_digest(kind, content), dtype="<u8", count=2)
     vector = np.random.Generator(np.random.Philox(key=key)).standard_normal(dimension, dtype=np.float32)
-    # Summed by numpy in float64, not by BLAS: the same bytes whatever the alignment or thread count.
+    # numpy sums in float64 without BLAS: the result does not depend on alignment or thread count.
     vector /= np.float32(np.sqrt(np.square(vector, dtype=np.float64).sum()))
     return vector
 
 
 class HashModel:
-    """Pseudo-random unit vectors that depend on kind and content alone; any bytes pass for a picture."""
+    """Pseudo-random unit vectors that depend on kind and content alone; any bytes are accepted as an image."""
 
     def __init__(self, dimension: int = 4000) -> None:
         self.dimension = dimension

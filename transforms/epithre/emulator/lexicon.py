@@ -1,8 +1,8 @@
-"""Words to attributes: what the emulator's text side understands, in English and Indonesian.
+"""Map words to attributes, in English and Indonesian, for the emulator's texts.
 
-An attribute is a value in one of four groups (`GROUPS`). A sentence is cut into words, the longest known
-phrase is taken first, and every phrase votes for a value of its group. A colour that a sentence gives to
-the background ("latar putih", "on a white background") votes in the ground group instead.
+An attribute is a value in one of four groups (`GROUPS`). A sentence is split into words, the longest known phrase is
+matched first, and every phrase votes for a value of its group. A colour of the background ("latar putih", "on a white
+background") votes in the ground group instead.
 """
 
 import re
@@ -39,7 +39,7 @@ GROUND_OF_COLOUR: Mapping[str, tuple[str, ...]] = {
     "grey": ("grey",),
 }
 
-# One entry per value: phrases separated by commas, in words as `words_of` cuts them.
+# One entry per value: phrases separated by commas, in words as `words_of` splits them.
 _COLOURS = {
     "red": """red, reddish, crimson, scarlet, maroon, dark red, merah, merah tua, marun, merah marun,
         kemerahan""",
@@ -101,7 +101,7 @@ _GROUNDS = {
     "sunset": "sunset, dusk, sundown, twilight, evening, senja, sore, sore hari, petang, matahari terbenam",
     "red": "brick, brick wall, bata, dinding bata, tembok bata",
 }
-# Scenes said with their own colour keep it to themselves: "a white bike under a blue sky" is no blue bike.
+# Scenes with their usual colour do not vote for a figure's colour: "a white bike under a blue sky" is not a blue bike.
 _COLOURED_SCENES = {
     "snow": "white snow, salju putih",
     "grey": "grey road, gray road, grey street, gray street, black asphalt, jalan abu abu, aspal hitam",
@@ -121,13 +121,13 @@ _TWO_COLOURS = {
     ("black", "white"): "black and white, hitam putih",
     ("red", "white"): "red and white, merah putih",
 }
-# Known words inside a phrase that means something else: a motorcycle is no bicycle.
+# Known words in a phrase of another meaning: a motorcycle ("sepeda motor") is not a bicycle ("sepeda").
 _SOMETHING_ELSE = "sepeda motor, hati hati"
 
 _COLOUR_FOLLOWS = frozenset({"latar", "latarnya", "berlatar", "berlatarkan"})
 _COLOUR_PRECEDES = frozenset({"background", "backdrop"})
 _UNDERNEATH = frozenset({"on", "against", "upon", "atas", "beralas", "beralaskan"})
-# "background putih" is said too, and only there does the colour follow.
+# "background putih" is common too; only there does the colour follow.
 _INDONESIAN_COLOURS = frozenset(
     {"merah", "oren", "oranye", "jingga", "kuning", "hijau", "biru", "ungu"}
     | {"coklat", "cokelat", "hitam", "putih", "abu", "kelabu"}
@@ -137,7 +137,7 @@ _FILLERS = frozenset(
     | {"colour", "color", "coloured", "colored", "warna", "berwarna", "warnanya"}
     | {"belakang", "belakangnya", "yang", "dan", "adalah", "serba"}
 )
-_ENDINGS = ("nya", "ku", "mu", "s", "es")
+_SUFFIXES = ("nya", "ku", "mu", "s", "es")
 
 
 class _Found(NamedTuple):
@@ -148,7 +148,7 @@ class _Found(NamedTuple):
 
 
 def _phrases() -> dict[tuple[str, ...], tuple[str, tuple[str, ...]]]:
-    """Every known phrase, as a tuple of words → its group ("" for none) and the values it votes for."""
+    """Return every known phrase, as a tuple of words → its group ("" for none) and the values it votes for."""
     table: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
 
     def add(phrases: str, group: str, *values: str) -> None:
@@ -172,12 +172,12 @@ _LONGEST = max(map(len, _PHRASES))
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text: compatibility-normalised, case-folded, cut at everything that is no letter or digit."""
+    """Split a text into words: NFKC-normalised, case-folded, split at all characters but letters, digits and `_`."""
     return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
 
 
 def attributes_of(text: str) -> dict[str, dict[str, float]]:
-    """What a text says of each group: value → share, the shares of a group summing to one.
+    """Return the attributes in a text, per group: value → share; the shares of a group add up to 1.
 
     Groups that the text does not mention are absent.
 
@@ -198,12 +198,12 @@ def attributes_of(text: str) -> dict[str, dict[str, float]]:
 
 
 def _known_form(word: str) -> str:
-    """The word itself, or what is left of a plural or a possessive when that is a word we know."""
+    """Return the word, or its stem without a plural or possessive suffix if the stem is a known word."""
     if word in _KNOWN_WORDS:
         return word
-    for outcome in _ENDINGS:
-        if word.endswith(outcome) and word[: -len(outcome)] in _KNOWN_WORDS:
-            return word[: -len(outcome)]
+    for suffix in _SUFFIXES:
+        if word.endswith(suffix) and word[: -len(suffix)] in _KNOWN_WORDS:
+            return word[: -len(suffix)]
     return word
 
 
@@ -222,21 +222,21 @@ def _find(words: list[str]) -> Iterator[_Found]:
 
 
 def _moved_to_the_ground(words: list[str], found: list[_Found]) -> list[_Found]:
-    """The same findings, with the colours that belong to the background put into the ground group."""
-    starting = {item.start: item for item in found}
-    outcome = {item.end: item for item in found}
+    """Return the same phrases, with colours of the background moved to the ground group."""
+    by_start = {item.start: item for item in found}
+    by_end = {item.end: item for item in found}
     moved: set[_Found] = set()
     dropped: set[_Found] = set()
 
     def following(position: int) -> _Found | None:
         while position < len(words) and words[position] in _FILLERS:
             position += 1
-        return starting.get(position)
+        return by_start.get(position)
 
     def preceding(position: int) -> _Found | None:
         while position and words[position - 1] in _FILLERS:
             position -= 1
-        return outcome.get(position)
+        return by_end.get(position)
 
     def colours_a_shape(item: _Found | None) -> bool:
         while item is not None and item.group != "shape":
@@ -244,7 +244,7 @@ def _moved_to_the_ground(words: list[str], found: list[_Found]) -> list[_Found]:
         return item is not None
 
     def take(first: _Found | None, onward: Callable[[_Found], _Found | None]) -> bool:
-        """Moves the next colour; "plain" on either side of it speaks of the background as well."""
+        """Move the next colour; "plain" on either side of it also refers to the background."""
         plains = []
         if first is not None and first.values == ("plain",):
             plains.append(first)

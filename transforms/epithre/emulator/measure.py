@@ -1,11 +1,11 @@
-"""What the emulator measures of a picture: a fixed list of smooth numbers about its figure and its ground.
+"""Measurements of an image: a fixed list of smooth statistics of its figure and its ground.
 
-A pixel belongs to the figure as far as its colour departs from a plane fitted through the border's colours
-in CIELAB. That membership is soft and so is everything after it: no threshold, no arg-max, no histogram with
-edges. A re-encoded or slightly resized picture therefore has nearly the same numbers.
+The degree to which a pixel belongs to the figure depends on the distance of its colour from a plane fitted to the
+border's colours in CIELAB. All steps are smooth, without thresholds, arg-max or hard histogram bins, so a re-encoded or
+slightly resized image has nearly the same statistics.
 
-Products are written with `einsum`, which stays off BLAS: a server calls this from many threads at once, and
-BLAS threads that wait for each other double the time of a picture.
+Products use `einsum`, which does not call BLAS: a server calls this code from many threads, and BLAS threads that wait
+for each other double the time per image.
 """
 
 import io
@@ -21,18 +21,18 @@ from .draw import FIGURE_COLOURS, GROUND_COLOURS
 Floats = npt.NDArray[np.float32]
 
 SIDE = 96
-"""Pictures are measured at SIDE × SIDE pixels, whatever their shape; coordinates remember the shape."""
+"""Images are measured at SIDE × SIDE pixels; coordinates are corrected for the aspect ratio."""
 
 _LAYOUT = 4
 _PATCH = 48
 _CELLS = 12
 _ANGLES, _RINGS = 48, 8
-# What Pillow may try: the raster formats. Its PostScript plugin would start another program.
+# Raster formats only: Pillow's PostScript plugin would start another program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
 
 
 class Measured(NamedTuple):
-    """One picture's numbers: what the fitted map reads, and where its colours lie."""
+    """The measurements of one image: the statistics for the fitted map, and the colour layout."""
 
     statistics: Floats
     """float32, (`STATISTICS`,)"""
@@ -41,29 +41,29 @@ class Measured(NamedTuple):
 
 
 def measure(data: bytes) -> Measured:
-    """Measures an encoded picture as it is stored: an orientation tag is not applied.
+    """Measure an encoded image as stored; an orientation tag is not applied.
 
     Raises:
-        ValueError: the bytes are no picture that can be decoded.
+        ValueError: If the bytes cannot be decoded as an image.
     """
     pixels, aspect = _decode(data)
     return _measure(_lab(pixels), aspect)
 
 
 def _decode(data: bytes) -> tuple[npt.NDArray[np.uint8], float]:
-    """uint8 (SIDE, SIDE, 3) sRGB, and width / height of the picture before it was squeezed."""
+    """Return sRGB pixels, uint8 (SIDE, SIDE, 3), and width / height of the original image."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             aspect = image.width / image.height
             image.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded at a fraction of its size
             small = _as_rgb(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
             return np.asarray(small), min(8.0, max(0.125, aspect))
-    except Exception as error:  # a decoder fails in as many ways as there are formats
-        raise ValueError(f"the bytes are no picture that can be decoded ({type(error).__name__})") from error
+    except Exception as error:  # decoders raise many kinds of exceptions
+        raise ValueError(f"the bytes cannot be decoded as an image ({type(error).__name__})") from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """RGB, transparency over white, deep greys scaled by the range of their type."""
+    """Convert to RGB: transparency over white, 16-bit and float greys scaled by the range of their type."""
     if image.mode.startswith(("I", "F")):
         values = np.nan_to_num(np.asarray(image, np.float64))
         top = 1.0 if image.mode == "F" and values.max(initial=0.0) <= 1.0 else 255.0
@@ -90,7 +90,7 @@ _XYZ = (
 
 
 def _lab(pixels: npt.NDArray[np.uint8]) -> Floats:
-    """CIELAB of sRGB bytes, (…, 3); the cube root stands for the whole curve, as blacks matter little."""
+    """Convert sRGB bytes to CIELAB, (…, 3); uses the cube root for all values, because dark colours matter little."""
     roots = np.cbrt(np.einsum("...c,cx->...x", _LINEAR[pixels], _XYZ) + np.float32(0.0005))
     x, y, z = roots[..., 0], roots[..., 1], roots[..., 2]
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
@@ -120,7 +120,7 @@ _TAPER: Floats = np.exp(-(((_PX**2 + _PY**2) / 0.6) ** 2)).astype(np.float32)
 
 
 def _polar_indices() -> npt.NDArray[np.intp]:
-    """Which patch pixel lies at each (ring sample, angle)."""
+    """Return the index of the patch pixel at each (ring sample, angle)."""
     radii = (np.arange(_RINGS * 3) + 0.5) / (_RINGS * 3)
     turns = np.arange(_ANGLES) / _ANGLES * 2 * math.pi
     x = np.clip(((radii[:, None] * np.cos(turns)) + 1) / 2 * _PATCH, 0, _PATCH - 1).astype(np.intp)
@@ -134,13 +134,13 @@ _ARMS = (2, 4, 6)
 
 
 def _spectrum_weights() -> Floats:
-    """Soft rings over half the plane of frequencies, plain and times e^{ikθ}: (1 + 2 · arms, bands, F)."""
+    """Return soft rings over half the frequency plane, plain and times e^{ikθ}: (1 + 2 · arms, bands, F)."""
     fy = np.fft.fftfreq(_PATCH)[:, None] * _PATCH
     fx = np.fft.rfftfreq(_PATCH)[None, :] * _PATCH
     radius, turn = np.hypot(fx, fy).ravel(), np.arctan2(fy, fx + 0 * fy).ravel()
     centres = np.linspace(1.5, 15.0, _BANDS)
     rings = np.exp(-(((radius[None] - centres[:, None]) / 1.1) ** 2))
-    # The column of zero horizontal frequency stands for itself, all others also for their mirror image.
+    # Columns count twice, for their mirror image, except the one of zero horizontal frequency.
     rings *= np.where((fx + 0 * fy).ravel() > 0, 2.0, 1.0)[None]
     cosines = [rings * np.cos(k * turn) for k in _ARMS]
     sines = [rings * np.sin(k * turn) for k in _ARMS]
@@ -151,7 +151,7 @@ _SPECTRUM = _spectrum_weights()
 
 
 def _sample(image: Floats, x: Floats, y: Floats) -> Floats:
-    """Bilinear values of `image` (SIDE, SIDE, c) at unit coordinates; beyond the edge the edge goes on."""
+    """Sample `image` (SIDE, SIDE, c) bilinearly at unit coordinates; the edge pixels are repeated outside."""
     px = np.clip((x + 1) * (SIDE / 2) - 0.5, 0, SIDE - 1.001)
     py = np.clip((y + 1) * (SIDE / 2) - 0.5, 0, SIDE - 1.001)
     ix, iy = px.astype(np.intp), py.astype(np.intp)
@@ -164,14 +164,14 @@ def _sample(image: Floats, x: Floats, y: Floats) -> Floats:
 
 
 def _halved(image: Floats) -> Floats:
-    """The mean of every 2 × 2 pixels."""
+    """Return the mean of every 2 × 2 pixels."""
     rows = image[::2] + image[1::2]
     halved: Floats = (rows[:, ::2] + rows[:, 1::2]) * np.float32(0.25)
     return halved
 
 
 def _shares(lab: Floats, weights: Floats, prototypes: Floats) -> Floats:
-    """How the weight is spread over the prototypes, every pixel going to the near ones."""
+    """Return the share of the weight per prototype; each pixel is assigned softly to the nearest ones."""
     squared = (
         np.einsum("pc,pc->p", lab, lab)[:, None]
         - 2 * np.einsum("pc,qc->pq", lab, prototypes)
@@ -197,7 +197,7 @@ def _measure(lab: Floats, aspect: float) -> Measured:
     departure = np.einsum("ijc,ijc->ij", residual, residual) / np.float32(15.0**2)
     mask = (departure**2 / (1 + departure**2)).astype(np.float32)
 
-    # The figure's own frame: its centre, and a size from its spread, the same in both directions.
+    # The frame of the figure: its centre, and one size for both directions, computed from its variance.
     firm = mask * mask
     total = float(firm.sum()) + 1e-2
     cx, cy = float((firm * _X).sum()) / total, float((firm * _Y).sum()) / total
@@ -214,7 +214,7 @@ def _measure(lab: Floats, aspect: float) -> Measured:
     inside = patch[..., 3]
 
     coarse, light = _halved(lab).reshape(-1, 3), _halved(firm).reshape(-1)
-    # Squared, so that the half-and-half pixels of the figure's edge count in neither.
+    # Squared, so that the mixed pixels at the figure's edge hardly count in either.
     behind = _halved((1 - mask) ** 2).reshape(-1)
     figure = _moments(coarse, light)
     statistics = np.concatenate(
@@ -249,7 +249,7 @@ def _measure(lab: Floats, aspect: float) -> Measured:
 
 
 def _occupancy(inside: Floats) -> Floats:
-    """The mask in 12 × 12 cells: its even part, and the size of its odd part; mirroring changes neither."""
+    """Return the mask in 12 × 12 cells: its even part and the size of its odd part, both invariant to mirroring."""
     step = _PATCH // _CELLS
     cells = inside.reshape(_CELLS, step, _CELLS, step).mean(axis=(1, 3))
     left, right = cells[:, : _CELLS // 2], cells[:, : _CELLS // 2 - 1 : -1]
@@ -258,7 +258,7 @@ def _occupancy(inside: Floats) -> Floats:
 
 
 def _profile(inside: Floats) -> Floats:
-    """Sizes of the first harmonics round the centre, in rings and in all: what no rotation changes."""
+    """Return the rotation-invariant sizes of the first harmonics around the centre, per ring and overall."""
     polar = inside.reshape(-1)[_POLAR]
     rings = polar.reshape(_RINGS, 3, _ANGLES).mean(axis=1)
     extent = polar.mean(axis=0, keepdims=True)
@@ -268,7 +268,7 @@ def _profile(inside: Floats) -> Floats:
 
 
 def _texture(lab: Floats, inside: Floats, figure: Floats) -> Floats:
-    """Energy of the figure's own colour variation by ring of frequency, and how far it has 2, 4 or 6 arms."""
+    """Return the energy of the figure's colour variation per frequency ring, and its strength of 2, 4 or 6 arms."""
     window = inside * _TAPER
     variation = (lab - figure[:3]) * (window / np.float32(100))[..., None]
     mean = variation.sum(axis=(0, 1)) / (window.sum() + np.float32(1e-2))

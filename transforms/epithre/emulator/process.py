@@ -1,4 +1,4 @@
-"""An emulator in a process of its own, so that serving does not take the caller's interpreter lock."""
+"""An emulator in a separate process, so that serving does not take the caller's interpreter lock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STOP_TIMEOUT_S = 5.0
 
 
 class EmulatorProcess:
-    """A running emulator elsewhere; it ends with `close`, or with the process that started it."""
+    """A running emulator in another process; it stops on `close`, or when the process that started it ends."""
 
     def __init__(self, process: subprocess.Popen[bytes], base_url: str, api_key: str) -> None:
         self._process = process
@@ -27,7 +27,7 @@ class EmulatorProcess:
 
     @property
     def url(self) -> str:
-        """Scheme, host and port, without a path: /emulator/log, /stats and /reset are below it."""
+        """Scheme, host and port, without a path; /emulator/log, /emulator/stats and /emulator/reset are below it."""
         return self.base_url.removesuffix("/v1")
 
     @property
@@ -39,7 +39,7 @@ class EmulatorProcess:
         return self._process.poll() is None
 
     def close(self) -> None:
-        """Stop the process and wait for its end. Calling it again does nothing."""
+        """Stop the process and wait for it. A second call does nothing."""
         if self.is_running:
             self._process.terminate()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -64,11 +64,11 @@ class EmulatorProcess:
 def start_emulator_process(settings: EmulatorSettings | None = None) -> EmulatorProcess:
     """Start an emulator in a new process and wait until it serves.
 
-    Its standard input is a pipe from here: when this process ends, however it ends, the pipe closes and
-    the emulator stops.
+    Its standard input is a pipe from this process: when this process ends for any reason, the pipe closes and the
+    emulator stops.
 
     Raises:
-        RuntimeError: the process ended, or did not serve within a minute; its standard error says why.
+        RuntimeError: If the process ended, or did not serve within a minute; its standard error shows the reason.
     """
     settings = settings or EmulatorSettings()
     command = [sys.executable, "-m", __package__, "--settings", "-", "--exit-with-parent"]
@@ -79,7 +79,7 @@ def start_emulator_process(settings: EmulatorSettings | None = None) -> Emulator
     watchdog.daemon = True
     watchdog.start()
     try:
-        # Settings as the first line of stdin: nothing is written to disk or shown in a process list.
+        # Send the settings as the first line of stdin, so that keys are neither on disk nor in a process list.
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(settings.model_dump_json().encode() + b"\n")
             process.stdin.flush()
@@ -87,6 +87,6 @@ def start_emulator_process(settings: EmulatorSettings | None = None) -> Emulator
     finally:
         watchdog.cancel()
     if not line:
-        raise RuntimeError(f"the emulator's process ended with status {process.wait()} before it served")
+        raise RuntimeError(f"the emulator's process ended with status {process.wait()} before it was ready")
     ready = orjson.loads(line)
     return EmulatorProcess(process, ready["base_url"], ready["api_key"])

@@ -1,7 +1,7 @@
-"""The emulator: the embedding API on loopback, with its limits, its faults, and a log of both.
+"""The emulator: the embedding API on loopback, with limits, faults, and a log of all requests.
 
-A real HTTP server, because the faults need the socket and because clients must be tried unchanged. No
-lock is held while vectors are made or while latency is slept.
+It is a real HTTP server, because the faults need the socket and clients must be tested unchanged. No lock is held while
+vectors are computed or while a latency is waited for.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _logger = logging.getLogger(__name__)
 
 
 class Emulator:
-    """A server on a thread of its own, from `start` to `close`; also a context manager.
+    """A server on its own thread, from `start` to `close`; also a context manager.
 
-    The object is shared by all connections: what changes is behind the gate's lock or this one's.
+    All connections share this object; its mutable state is protected by its lock or the gate's.
     """
 
     def __init__(self, settings: EmulatorSettings | None = None) -> None:
@@ -53,8 +53,6 @@ class Emulator:
         self._serials = itertools.count()
         self._numbers = itertools.count()
 
-    # Life
-
     def start(self) -> Self:
         if self._server is None:
             self.stopping.clear()
@@ -66,7 +64,7 @@ class Emulator:
         return self
 
     def close(self) -> None:
-        """Stop listening, end every sleep, close every connection. Calling it again does nothing."""
+        """Stop listening, end every wait and close every connection. A second call does nothing."""
         self.stopping.set()
         if self._server is not None and self._thread is not None:
             self._server.shutdown()
@@ -83,42 +81,38 @@ class Emulator:
     ) -> None:
         self.close()
 
-    # Where it is
-
     @property
     def url(self) -> str:
         """Scheme, host and port, without a path."""
         if self._server is None:
-            raise RuntimeError("the emulator is not running: call start() or use it in a with statement")
+            raise RuntimeError("the emulator is not running. Call start() or use it in a with statement.")
         return f"http://{self.settings.host}:{self._server.server_port}"
 
     @property
     def base_url(self) -> str:
-        """What an OpenAI-shaped client takes as its base URL."""
+        """The base URL for a client of OpenAI's API."""
         return f"{self.url}/v1"
 
     @property
     def api_key(self) -> str:
         return self.settings.api_keys[0]
 
-    # What it saw
-
     @property
     def log(self) -> list[Admission]:
-        """Every request but those to /emulator, in the order of arrival, as of now."""
+        """A copy of the records of all requests except those to /emulator, in the order of arrival."""
         with self._lock:
             return list(self._log)
 
     def worst_window(self, window_s: float | None = None) -> Weights:
-        """The most requests, items and tokens admitted during any `window_s` (by default the limits')."""
+        """Return the maximum of requests, items and tokens admitted in any `window_s` (default: as in the limits)."""
         return worst_window(self.log, window_s or self._limits.window_s)
 
     def payments(self) -> Counter[str]:
-        """How often each item was billed, by the hex SHA-256 that `content_digest` gives."""
+        """Return how often each item was billed, by the hex SHA-256 of `content_digest`."""
         return payments(self.log)
 
     def stats(self) -> dict[str, Any]:
-        """Totals over the log, ready for JSON."""
+        """Return totals over the log, ready for JSON."""
         log = self.log
         billed = [record for record in log if record.billed]
         return {
@@ -142,14 +136,12 @@ class Emulator:
         }
 
     def reset(self, *, limits: Limits | None = None, faults: Faults | None = None) -> None:
-        """Begin anew: empty log and windows, request numbers from 0, other limits or faults if given.
+        """Clear the log and the windows, restart request numbers from 0, and set the given limits or faults.
 
-        Requests still in service finish under the old ones and appear in no log.
+        Requests still in service finish with the old settings and appear in no log.
         """
         with self._lock:
             self._begin(limits or self._limits, faults or self._faults)
-
-    # Requests
 
     def _open(self, method: str, path: str, *, metered: bool) -> Call:
         with self._lock:
@@ -177,9 +169,9 @@ class Emulator:
     def serve(
         self, method: str, target: str, authorization: str | None, read_body: ReadBody
     ) -> tuple[Answer, Admission]:
-        """Answer one request; it raises for nothing that a client can do.
+        """Answer one request. Never raises because of a client's input.
 
-        No key stands in a record or in an error, wherever in its request a client wrote it.
+        A key that a client sends anywhere in its request appears in no record and no error.
         """
         path = urlsplit(target).path
         handler, allowed, parameter = find_route(method, path)
@@ -200,7 +192,7 @@ class Emulator:
             record.reason = record.reason or refusal.code
             answer = refusal.answer()
         except Exception:
-            _logger.exception("the emulator failed at %s %s", method, record.path)
+            _logger.exception("the emulator failed on %s %s", method, record.path)
             record.reason = "emulator_defect"
             answer = RefusedError(500, "The emulator itself failed.", code="emulator_defect").answer()
         if answer.status >= 400:
@@ -212,7 +204,7 @@ class Emulator:
         return replace(answer, headers={**named, **answer.headers}), record
 
     def _scrubber_for(self, authorization: str | None) -> Scrubber:
-        """Knows the emulator's keys and the one that came with a request."""
+        """Return a scrubber for the emulator's keys and the key of this request."""
         key = _key_in(authorization)
         if not key or key in self.settings.api_keys:
             return self._scrubber
@@ -226,14 +218,14 @@ class Emulator:
             return
         else:
             refusal = RefusedError(401, "Incorrect API key provided.", code="invalid_api_key")
-        with contextlib.suppress(RefusedError):  # the body's own faults matter no more
+        with contextlib.suppress(RefusedError):  # errors of the body no longer matter
             call.record.body_bytes = len(read_body(call.limits.max_body_bytes, False))
         raise refusal
 
     def _resolve(self, call: Call, answer: Answer) -> None:
-        """Give the place in service back and complete the record, before the first byte leaves.
+        """Release the gate and complete the record before the first byte of the answer is sent.
 
-        A client that has its answer may at once send the next request, or read the log.
+        A client that receives the answer may immediately send the next request or read the log.
         """
         record = call.record
         if record.decision == "admitted":
@@ -250,7 +242,7 @@ def _key_in(authorization: str | None) -> str:
 
 
 def emulator_fingerprint(settings: EmulatorSettings) -> str:
-    """What an emulator with these settings says of its model, without starting it."""
+    """Return the model fingerprint of an emulator with these settings, without starting it."""
     return _load_model(settings).fingerprint
 
 
@@ -265,7 +257,7 @@ def _load_model(settings: EmulatorSettings) -> EmbeddingModel:
 def _request_rules(settings: EmulatorSettings, limits: Limits) -> RequestRules:
     images: Literal["trusted", "measured", "decoded"] = "trusted"
     if settings.model == "attributes" and settings.validate_images is None:
-        images = "measured"  # this model decodes every picture itself and says so when it cannot
+        images = "measured"  # this model decodes every image itself and refuses invalid ones
     elif settings.validate_images:
         images = "decoded"
     elif limits.max_pixels is not None:

@@ -1,7 +1,7 @@
-"""What an emulator is: whom it lets in, which limits it enforces, which faults it injects.
+"""Settings of an emulator: API keys, limits and injected faults.
 
-Frozen pydantic models, so that a run's YAML, a test and the command line all say it in the same words.
-The default is a well-behaved server without limits.
+They are frozen pydantic models, so that a job's YAML, a test and the command line use the same names.
+By default, the emulator has no limits and injects no faults.
 """
 
 from __future__ import annotations
@@ -23,61 +23,60 @@ class _Settings(BaseModel):
 
 
 class Limits(_Settings):
-    """What the server admits. `None` means no limit.
+    """Limits that the server enforces. `None` means no limit.
 
-    The three rates are enforced over a strict sliding window: at no instant were more than
-    `requests_per_minute` requests admitted during the `window_s` seconds before it. A shorter window
-    keeps the figure and shortens the wait, which is what a test wants.
+    The three rates are enforced over a strict sliding window: at any time, at most `requests_per_minute` requests were
+    admitted during the last `window_s` seconds. A shorter window keeps the number and shortens the wait, for tests.
     """
 
     requests_per_minute: PositiveInt | None = None
     items_per_minute: PositiveInt | None = None
     tokens_per_minute: PositiveInt | None = None
     concurrency: PositiveInt | None = None
-    """Requests in service at once; one more is answered 429 `slow_down`."""
+    """Maximum number of concurrent requests; a further one is answered with 429 `slow_down`."""
     max_inputs: PositiveInt | None = None
     max_body_bytes: PositiveInt | None = None
     max_pixels: PositiveInt | None = None
-    """Width x height of one picture, read from its header."""
+    """Width x height of one image, read from its header."""
     max_tokens_per_input: PositiveInt | None = None
     window_s: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 60.0
     send_headers: bool = True
-    """Whether answers carry the `x-ratelimit-*` headers."""
+    """Whether answers include the `x-ratelimit-*` headers."""
     retry_after: RetryAfterForm = "seconds"
 
 
 class Faults(_Settings):
-    """What goes wrong, and how often: each probability is drawn once per embeddings request.
+    """Probabilities of the injected faults; each is drawn once per embeddings request.
 
-    The draw for the n-th embeddings request is a function of (seed, n) alone, and every fault has its
-    own number in it, so raising one probability does not move the others. Of the faults that replace
-    the answer the first in the order below wins; those that alter a good answer add up.
+    The draw for the n-th embeddings request depends on (seed, n) alone, and every fault has its own random number, so
+    raising one probability does not change the other faults. Of the faults that replace the answer, the first in the
+    order below applies; faults that alter a valid answer are combined.
     """
 
     start_at_request: Annotated[int, Field(ge=0)] = 0
     stop_at_request: PositiveInt | None = None
-    """Faults (not latency, poison or `refuse_all`) strike requests n with start <= n < stop: an outage."""
+    """Faults (except latency, poison and `refuse_all`) apply to requests n with start <= n < stop: an outage."""
 
     latency_s: Seconds = 0.0
     latency_jitter_s: Seconds = 0.0
-    """An admitted request is answered `latency_s` ± up to `latency_jitter_s` after its admission."""
+    """An admitted request is answered `latency_s` ± at most `latency_jitter_s` after its admission."""
 
     rate_429: Probability = 0.0
     rate_429_kind: Literal["rate_limit_exceeded", "slow_down"] = "rate_limit_exceeded"
     rate_429_retry_after_s: Seconds = 0.0
-    """What an injected 429 asks for, in the form of `Limits.retry_after`."""
+    """The pause that an injected 429 asks for, in the form of `Limits.retry_after`."""
     quota_429: Probability = 0.0
     drop_connection: Probability = 0.0
-    """The connection is closed before any byte of the answer."""
+    """The connection is closed before the first byte of the answer."""
     hang: Probability = 0.0
     hang_s: Seconds = 30.0
-    """Nothing for so long, then the connection is closed."""
+    """Duration of a hang; then the connection is closed."""
     html_error: Probability = 0.0
-    """502 with a proxy's HTML page."""
+    """A 502 with a proxy's HTML page."""
     error_500: Probability = 0.0
     error_503: Probability = 0.0
     truncate_body: Probability = 0.0
-    """The answer stops half-way: fewer bytes than its Content-Length, then the connection is closed."""
+    """The answer stops halfway: fewer bytes than its Content-Length, then the connection is closed."""
 
     out_of_order: Probability = 0.0
     missing_item: Probability = 0.0
@@ -86,27 +85,27 @@ class Faults(_Settings):
     wrong_dimension: Probability = 0.0
     unnormalised: Probability = 0.0
     ignore_base64: Probability = 0.0
-    """Lists of numbers although base64 was asked for."""
+    """The answer has lists of numbers although the request asked for base64."""
 
     html_413: bool = False
     """Every 413 is a proxy's HTML page."""
     poison_marker: Annotated[str, Field(min_length=1)] | None = None
-    """An item whose text, or whose image bytes, contain this is refused with its whole request."""
+    """The server refuses a whole request if the text or the image bytes of one item contain this marker."""
     poison_status: Literal[400, 422] = 400
     poison_names: PoisonNaming = "param"
     refuse_all: Annotated[int, Field(ge=400, le=599)] | None = None
-    """Answer every request below /v1 with this status."""
+    """Status for every request below /v1."""
 
 
 class EmulatorSettings(_Settings):
-    """Everything an emulator needs to start; the fields travel unchanged to another process."""
+    """Settings of an emulator; they can be sent unchanged to another process."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """0: any free port."""
     api_keys: Annotated[tuple[str, ...], Field(min_length=1, repr=False)] = ("emulator-key",)
     model: Literal["hash", "attributes"] = "hash"
-    """Where the vectors come from, whichever served model id a request names."""
+    """The source of the vectors, whichever served model id a request names."""
     served_models: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "epithre-embed",
         "epithre-omni",
@@ -118,4 +117,4 @@ class EmulatorSettings(_Settings):
     limits: Limits = Limits()
     faults: Faults = Faults()
     validate_images: bool | None = None
-    """Decode pictures and refuse what is none; `None`: only for the `attributes` model, which must."""
+    """Whether to decode images and refuse invalid ones. `None`: only with the `attributes` model, which always does."""

@@ -1,7 +1,4 @@
-"""The shapes on the wire: a request body to items, vectors to an answer, an error to its body.
-
-Nothing here knows of sockets or limits.
-"""
+"""The wire formats: parse a request's body, and build the bodies of answers and errors."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ import orjson
 from .hash_model import Kind, Vector, content_digest
 from .settings import RetryAfterForm
 
-try:  # about eight times faster, when the `fast` extra is there
+try:  # about eight times faster, if the `fast` extra is installed
     import pybase64
 
     def decode_base64(text: str) -> bytes:
@@ -40,14 +37,14 @@ except ImportError:
         return binascii.b2a_base64(data, newline=False)
 
 
-# An image costs a base and so much per tile of 512 x 512; unparsed, it is taken for four tiles.
+# An image costs a base and a constant per tile of 512 x 512; an unparsed image counts as four tiles.
 _IMAGE_TOKENS, _TILE_TOKENS, _TILE = 85, 170, 512
 UNPARSED_IMAGE_TOKENS = _IMAGE_TOKENS + 4 * _TILE_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What goes back. `delivery` says how much of it really does."""
+    """An HTTP answer. `delivery` is the part of it that is sent."""
 
     status: int
     body: bytes
@@ -57,7 +54,7 @@ class Answer:
 
 
 class RefusedError(Exception):
-    """A request that is answered with an error, in the shape of OpenAI's."""
+    """A request is answered with an error in OpenAI's format."""
 
     def __init__(
         self,
@@ -96,19 +93,19 @@ def _error_type(status: int, code: str | None) -> str:
 
 
 def html_answer(status: int) -> Answer:
-    """The page that a proxy in front of an API sends on its own account."""
+    """Return the HTML error page of a proxy in front of an API."""
     title = html.escape(f"{status} {HTTPStatus(status).phrase}")
     page = f"<html>\r\n<head><title>{title}</title></head>\r\n<body><center><h1>{title}</h1></center></body>\r\n"
     return Answer(status=status, body=f"{page}</html>\r\n".encode(), content_type="text/html")
 
 
 def retry_after_headers(form: RetryAfterForm, wait_s: float, now_s: float) -> dict[str, str]:
-    """The wait, rounded up to what the form can say, so that whoever waits so long is not early.
+    """Return the headers for a wait, rounded up to the precision of the form so that the retry is not too early.
 
     Args:
-        form: How to say it.
+        form: Form of the header.
         wait_s: The wait in seconds.
-        now_s: The wall clock, which the date form counts from.
+        now_s: The wall clock in seconds since the epoch, for the date form.
     """
     wait_s = max(0.0, wait_s)
     match form:
@@ -126,7 +123,7 @@ def retry_after_headers(form: RetryAfterForm, wait_s: float, now_s: float) -> di
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One thing to embed. `content` is the UTF-8 of a text or the encoded bytes of a picture."""
+    """One item to embed. `content` is the UTF-8 of a text or the encoded bytes of an image."""
 
     kind: Kind
     content: bytes
@@ -151,7 +148,7 @@ class EmbeddingsRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRules:
-    """What a request must keep to, apart from the rates."""
+    """The rules for a request, apart from the rates."""
 
     served_models: Sequence[str]
     dimension: int
@@ -159,15 +156,15 @@ class RequestRules:
     max_pixels: int | None
     max_tokens_per_input: int | None
     images: Literal["trusted", "measured", "decoded"]
-    """How closely pictures are looked at: not at all, their header, every pixel."""
+    """How images are checked: not at all, by their header, or by decoding every pixel."""
 
 
 def parse_embeddings(body: bytes, rules: RequestRules) -> EmbeddingsRequest:
-    """Read the body of `POST /v1/embeddings`.
+    """Parse the body of `POST /v1/embeddings`.
 
     Raises:
-        RefusedError: 400 for what is malformed, with `param` "input[i]" where one item is to blame; 404
-            for a model that is not served.
+        RefusedError: 400 for a malformed request, with `param` "input[i]" if one item is invalid; 404 for a model that
+            is not served.
     """
     try:
         request = orjson.loads(body)
@@ -222,7 +219,7 @@ def _items(raw: Any, rules: RequestRules) -> list[Item]:
 
 
 class _BadItemError(Exception):
-    """`rule` completes a sentence that begins with the item's name."""
+    """An item is invalid. `rule` completes a sentence that begins with the item's name."""
 
     def __init__(self, rule: str, code: str) -> None:
         super().__init__(rule)
@@ -249,7 +246,7 @@ def _image_bytes(encoded: str) -> bytes:
             raise _BadItemError("is a data URI without base64", "invalid_base64")
     try:
         content = decode_base64(encoded)
-    except ValueError:  # binascii.Error is one, and so is what non-ASCII text raises
+    except ValueError:  # includes binascii.Error and the error for non-ASCII text
         raise _BadItemError("is not valid base64", "invalid_base64") from None
     if not content:
         raise _BadItemError("is an empty image", "empty_input")
@@ -270,7 +267,7 @@ def _image_tokens(content: bytes, rules: RequestRules) -> int:
 
 
 def _measure(content: bytes, *, decode: bool, max_pixels: int | None) -> tuple[int, int]:
-    from PIL import Image  # only for servers that look at pictures
+    from PIL import Image  # only needed by servers that check images
 
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -278,12 +275,12 @@ def _measure(content: bytes, *, decode: bool, max_pixels: int | None) -> tuple[i
             if decode and (max_pixels is None or size[0] * size[1] <= max_pixels):
                 image.load()
             return size
-    except Exception as error:  # a hostile file makes a decoder raise whatever it likes
-        raise ValueError("is not a picture that can be decoded") from error
+    except Exception as error:  # a hostile file can make a decoder raise any exception
+        raise ValueError("is not an image that can be decoded") from error
 
 
 def poison_answer(position: int, *, status: int, names: str) -> RefusedError:
-    """The refusal of a request for one of its items, naming it as openly as `names` allows."""
+    """Return the refusal of a request because of one item; `names` selects where the item is named."""
     match names:
         case "param":
             return RefusedError(
@@ -307,14 +304,14 @@ def embeddings_body(
     tokens: int,
     as_base64: bool,
 ) -> bytes:
-    """The body of a good answer, joined from pieces: neither base64 nor digits need escaping.
+    """Build the body of a successful answer from pieces; neither base64 nor digits need escaping.
 
     Args:
-        entries: Pairs of index and float32 vector, in the order in which they are to be sent.
+        entries: Pairs of index and float32 vector, in the order in which to send them.
         model: The model id that the request named.
-        fingerprint: Says that these vectors come from an emulator.
-        tokens: For `usage`.
-        as_base64: Little-endian float32 in base64, else a list of numbers (NaN becomes null there).
+        fingerprint: The fingerprint of the emulator's model.
+        tokens: Billed tokens, for `usage`.
+        as_base64: Whether vectors are little-endian float32 in base64, or lists of numbers (where NaN becomes null).
     """
     pieces = [b'{"object":"list","data":[']
     for place, (index, vector) in enumerate(entries):

@@ -1,1 +1,1 @@
-"""How often the API may be asked: the count of requests in force, and its keepers."""
+"""The rate limiter of the API's requests, and its backends."""

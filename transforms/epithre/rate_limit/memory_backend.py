@@ -1,13 +1,13 @@
-"""The ledger: which requests count against the limit at this moment.
+"""The rate limiter's backend in memory: counts the requests against the limits.
 
-A **strict lease window**. A request holds a lease from before it is sent until a window (60 s) after its answer, and
-the weights of all leases never add up to more than the limit. The server counts a request somewhere between sending
-and answer; if it counts it within (x, x + 60], the lease covers x + 60. So every request of that window holds a lease
-at one instant, and there are at most as many as the limit allows, whatever the network does. On top, sends are
-paced, so that the limit is spread over the minute instead of leaving in one burst.
+It uses a **strict lease window**. A request holds a lease from before it is sent until one window (60 s) after its
+answer, and the weights of all leases never exceed the limit. The server counts a request at some time between sending
+and answer; if it counts it within (x, x + 60], the lease covers x + 60. So all requests of that window hold a lease at
+the same instant, and there are at most as many as the limit allows, whatever the network does. In addition, sends are
+paced, so that they are spread over the minute instead of sent in one burst.
 
-A `MemoryBackend` lives in one process. Others share one between the processes of a host
-(`transforms.embedding.host_backend`) or between machines (`redis_backend`), with the same rules.
+A `MemoryBackend` belongs to one process. Other backends with the same rules share the limits between the processes of
+a host (`transforms.embedding.host_backend`) or between machines (`redis_backend`).
 """
 
 import heapq
@@ -20,12 +20,12 @@ from typing import NamedTuple, Protocol
 
 WINDOW_S = 60.0
 MARGIN_S = 0.1
-"""Added to a lease, for clocks that run at slightly different speeds."""
+"""Added to a lease, because clocks run at slightly different speeds."""
 BURST_S = 0.1
-"""How far sending may lag behind its pace and catch up; timers are late by milliseconds."""
+"""How far sending may fall behind its pace and catch up; timers are late by milliseconds."""
 CUT = 0.7
 CUT_EVERY_S = 5.0
-"""Refusals closer together than this are one event: they were on their way when the first one came back."""
+"""Refusals within this time count as one event: their requests were in flight when the first refusal arrived."""
 RECOVERY_A_MINUTE = 0.05
 LOWEST_FACTOR = 0.05
 WEIGHTS = ("requests", "items", "tokens")
@@ -33,21 +33,21 @@ WEIGHTS = ("requests", "items", "tokens")
 
 @dataclass(frozen=True, kw_only=True)
 class RateLimiterSettings:
-    """What a ledger enforces. The same on all that share one."""
+    """The limits of a rate limiter's backend. All processes that share a backend must use the same settings."""
 
     limits: Mapping[str, float]
-    """Weights a window, by name (`WEIGHTS`)."""
+    """Weights per window, by name (`WEIGHTS`)."""
     window_s: float = WINDOW_S
     hold_s: float = 120.0
-    """No request is under way longer: the lease of a process that died in the middle ends by itself."""
+    """Longest duration of a request; the lease of a process that died expires after it."""
     spent: int = 0
-    """Requests that were sent before and may still count on the server."""
+    """Number of requests sent earlier that the server may still count."""
     max_pause_s: float = 600.0
-    """No pause lasts longer, whatever a server asked for and whoever wrote that down."""
+    """Longest pause, whatever a server asks for or a shared backend has stored."""
 
     @property
     def longest_pause_s(self) -> float:
-        """The longest pause that may be meant: also what is waited where the count of a limit was lost."""
+        """The longest pause in seconds, including the wait after a shared backend lost its data."""
         return max(self.max_pause_s, self.hold_s + self.window_s + MARGIN_S)
 
 
@@ -60,22 +60,22 @@ class Answer:
 
 
 class RateLimiterBackend(Protocol):
-    """What the budget asks of a ledger, wherever it lives."""
+    """The interface of a rate limiter's backend."""
 
     is_remote: bool
-    """Whether a call may wait for a network, so that it must not be made on an event loop."""
+    """Whether a call may wait for the network and so must not run on an event loop."""
 
     def try_acquire(self, weights: Mapping[str, float]) -> Answer:
-        """A lease for one request of these weights, or the wait. Raises RateLimiterLostError."""
+        """Return a lease for one request of these weights, or the wait. Raises RateLimiterLostError."""
 
     def answered(self, lease: str) -> None:
-        """The request is over: its lease ends one window from now."""
+        """End the lease one window from now, because its request is complete."""
 
     def slow_down(self, retry_after_s: float | None) -> None:
-        """The server refused: everyone pauses as told, and the rate is lowered."""
+        """Lower the rate after a refusal, and pause all requests for `retry_after_s`."""
 
     def learn(self, limits: Mapping[str, float]) -> None:
-        """Takes limits that the server states, where none is configured."""
+        """Adopt limits that the server states, where none is configured."""
 
 
 class _Lease(NamedTuple):
@@ -84,7 +84,7 @@ class _Lease(NamedTuple):
 
 
 class _LeaseEnd(NamedTuple):
-    """When a lease may end: one that was answered ends later, and has a second of these."""
+    """A possible end of a lease. An answered lease has a second, later entry."""
 
     at: float
     lease: str
@@ -92,7 +92,7 @@ class _LeaseEnd(NamedTuple):
 
 @dataclass
 class MemoryBackend:
-    """The ledger in memory. Its methods may be called from any thread."""
+    """A backend in memory, for one process. Thread-safe."""
 
     settings: RateLimiterSettings
     clock: Callable[[], float] = time.monotonic
@@ -117,7 +117,7 @@ class MemoryBackend:
             self._end_leases(now)
             wait = max(self._pause_until - now, self._next_at - now if self._limits else 0.0)
             for name, limit in self._limits.items():
-                # One request heavier than the whole limit could never go: it goes when nothing else counts.
+                # A request heavier than the whole limit is sent when no other request counts.
                 if self._used[name] + min(weights.get(name, 0.0), limit) > limit:
                     wait = max(wait, self._lease_ends[0].at - now)
             return Answer(None, wait) if wait > 0 else Answer(self._take(weights, now))
@@ -165,11 +165,11 @@ class MemoryBackend:
                 for name, weight in current.weights.items():
                     self._used[name] -= weight
                 del self._leases[lease]
-            # Otherwise the lease was answered since, and stands further on with its new end.
+            # Otherwise the lease was answered meanwhile and has a later entry.
             heapq.heappop(self._lease_ends)
 
     def _interval_s(self, weights: Mapping[str, float], now: float) -> float:
-        """Seconds of the window that this request takes up."""
+        """Return the seconds of the window that this request uses."""
         if not self._limits:
             return 0.0
         share = max(min(weights.get(name, 0.0), limit) / limit for name, limit in self._limits.items())

@@ -1,7 +1,7 @@
-"""The budget of a lane: it asks the ledger for leases, and keeps as many requests in flight as the server takes.
+"""The rate limiter of a lane: takes leases from a backend and adapts the number of requests in flight.
 
-What the server says (429, 503, Retry-After) only ever lowers the rate: a pause for everyone, then 0.7 of the rate,
-recovered by 5 % of the limit a minute. Where no limit is known, the number of requests in flight adapts.
+A refusal (429, 503, Retry-After) lowers the rate: all requests pause, then the rate is 0.7 of the previous one and
+recovers by 5 % of the limit per minute. If no limit is known, the number of requests in flight adapts.
 """
 
 import asyncio
@@ -22,23 +22,22 @@ _START_CONCURRENCY = 8
 _LOST_PAUSE_S = 1.0
 _LONGEST_LOSS_S = 600.0
 _REMOTE_POLL_S = 1.0
-"""A shared ledger is asked again after about so long at the latest: others may have freed it meanwhile."""
+"""Longest time between two calls of a shared backend, because other lanes may have released leases meanwhile."""
 _FIRST_SPREAD_S = 0.004
 
 log = logging.getLogger("epithre_beam.rate_limiter")
 
 
 def next_wait_s(wait_s: float, refusals: int, rng: random.Random) -> float:
-    """How long a lane waits before it asks a shared ledger again.
+    """Return the seconds that a lane waits before it calls a shared backend again.
 
-    All lanes hear of the same moment at which the next request may go; if all came back then, one would get it and the
-    others would have asked in vain, a thousand times over. So each adds a random time, which doubles with every refusal
-    in a row up to `_REMOTE_POLL_S`: the more lanes there are, the more of them are refused.
+    All lanes receive the same time for the next request; if all called again at that time, only one would succeed. So
+    each lane adds a random time, whose range doubles with every consecutive refusal up to `_REMOTE_POLL_S`.
 
     Args:
-        wait_s: Until the next request may go, as the ledger said.
-        refusals: In a row, this one included.
-        rng: The lane's own.
+        wait_s: Seconds until the next request may be sent, as the backend returned.
+        refusals: Number of consecutive refusals, including this one.
+        rng: Random generator of the lane.
     """
     spread_s = min(_REMOTE_POLL_S, _FIRST_SPREAD_S * 2.0 ** min(refusals - 1, 30))
     return min(wait_s, _REMOTE_POLL_S) + rng.random() * spread_s
@@ -46,23 +45,23 @@ def next_wait_s(wait_s: float, refusals: int, rng: random.Random) -> float:
 
 @dataclass(eq=False)
 class Lease:
-    """The right to send one request. It ends by itself a window after `RateLimiter.answered`."""
+    """The right to send one request. It ends one window after `RateLimiter.answered`."""
 
     name: str
     is_answered: bool = field(default=False, init=False)
 
 
 class RateLimiter:
-    """Decides when a request may be sent. For one event loop; all the requests of a lane share one.
+    """Decides when a request may be sent. All requests of a lane share one rate limiter, on one event loop.
 
     Args:
-        limits: Weights a minute, by name: `requests`, `items`, `tokens`. None or absent: not limited.
-        max_concurrency: Requests in flight at most.
-        clock: Seconds, monotonic.
-        window_s: The minute; tests shorten it together with the server's.
-        spent: Requests that were sent before this budget existed and may still count on the server.
-        max_pause_s: The longest pause that a server may ask for, where the ledger is one of its own.
-        backend: Shared with other lanes; absent: one of its own, in memory.
+        limits: Limits per minute, by name: `requests`, `items`, `tokens`. None or absent: not limited.
+        max_concurrency: Maximum number of requests in flight.
+        clock: Returns monotonic seconds.
+        window_s: Length of the window in seconds; tests shorten it together with the server's.
+        spent: Number of requests sent earlier that the server may still count.
+        max_pause_s: Longest pause that a server may ask for, in seconds; used if `backend` is absent.
+        backend: Backend shared with other lanes; by default a new one in memory.
     """
 
     def __init__(
@@ -93,15 +92,15 @@ class RateLimiter:
         self._cut_at = -math.inf
         self._latency_s: float | None = None
         self._best_latency_s = math.inf
-        # One thread, so that what is told to a remote ledger arrives in order.
-        self._remote = ThreadPoolExecutor(1, thread_name_prefix="ledger") if self._backend.is_remote else None
+        # One thread, so that calls of a remote backend arrive in order.
+        self._remote = ThreadPoolExecutor(1, thread_name_prefix="rate-limiter") if self._backend.is_remote else None
         self._known_limits = known
         self.throttled_s = 0.0
-        """Seconds that sending waited for the limit or for a pause; waiters that overlap count once."""
+        """Seconds that sending waited for a limit or a pause; overlapping waits count once."""
 
     @property
     def limits(self) -> dict[str, float]:
-        """The limits in force, configured or learned, by name."""
+        """The current limits, configured or learned, by name."""
         return {**self._learned, **self._known_limits}
 
     @property
@@ -110,14 +109,14 @@ class RateLimiter:
 
     @property
     def concurrency(self) -> int:
-        """Requests in flight at most, as adapted so far."""
+        """Current maximum number of requests in flight."""
         return max(1, int(self._concurrency))
 
     async def acquire(self, *, items: int, tokens: int) -> Lease:
-        """Waits for the right to send one request with so many items and tokens, first come, first served.
+        """Wait for a lease to send one request with `items` items and `tokens` tokens; first come, first served.
 
         Raises:
-            RateLimiterLostError: When a shared ledger was away for ten minutes.
+            RateLimiterLostError: If a shared backend was unreachable for ten minutes.
         """
         weights = {"requests": 1.0, "items": float(items), "tokens": float(tokens)}
         refusals = 0
@@ -141,11 +140,11 @@ class RateLimiter:
                 self.throttled_s += self._clock() - started
 
     def answered(self, lease: Lease, *, latency_s: float | None = None) -> None:
-        """The request is over, answered or not: its lease ends one window from now.
+        """Record that the request is complete, answered or not; its lease ends one window from now.
 
         Args:
-            lease: From `acquire`. A second call for it does nothing.
-            latency_s: From sending to the end of a good answer; absent when it was none.
+            lease: Lease from `acquire`. A second call for the same lease does nothing.
+            latency_s: Seconds from sending to the end of a successful answer; None after a failure.
         """
         if lease.is_answered:
             return
@@ -157,7 +156,7 @@ class RateLimiter:
         self._changed.set()
 
     def slow_down(self, retry_after_s: float | None = None) -> None:
-        """The server refused or was overloaded: everyone pauses as told, and the rate is lowered."""
+        """Lower the rate after a refusal or an overload, and pause all requests for `retry_after_s`."""
         now = self._clock()
         self._slow_start = False
         if now - self._cut_at >= min(CUT_EVERY_S, self._window_s):
@@ -167,7 +166,7 @@ class RateLimiter:
         self._changed.set()
 
     def learn(self, limits: Mapping[str, float]) -> None:
-        """Takes limits that the server states, where none is configured."""
+        """Adopt limits that the server states, where none is configured."""
         new = {name: limit for name, limit in limits.items() if name not in self._known_limits and limit >= 1}
         if new and any(self._learned.get(name) != limit for name, limit in new.items()):
             self._learned.update(new)
@@ -175,7 +174,7 @@ class RateLimiter:
             self._changed.set()
 
     def close(self) -> None:
-        """Tells a remote ledger what is still to be told, and lets go of it."""
+        """Finish the pending calls of a remote backend and release it."""
         if self._remote is not None:
             self._remote.shutdown(wait=True)
 
@@ -190,7 +189,7 @@ class RateLimiter:
             except RateLimiterLostError as error:
                 now = self._clock()
                 if lost_at is None:
-                    log.warning("%s Nothing is sent until it is back.", error)
+                    log.warning("%s No request is sent until it is reachable again.", error)
                     lost_at = now
                 if now - lost_at > _LONGEST_LOSS_S:
                     raise
@@ -198,11 +197,11 @@ class RateLimiter:
                 self.throttled_s += _LOST_PAUSE_S
             else:
                 if lost_at is not None:
-                    log.warning("The ledger is back after %.0f s.", self._clock() - lost_at)
+                    log.warning("The rate limiter is reachable again after %.0f s.", self._clock() - lost_at)
                 return answer
 
     def _report(self, function: Callable[..., None], argument: Any) -> None:
-        """Tells the ledger. A remote one that does not hear of an answer keeps its lease longer, which is safe."""
+        """Call the backend. If a remote backend misses an answer, it keeps the lease longer, which is safe."""
         if self._remote is None:
             function(argument)
             return
@@ -211,11 +210,11 @@ class RateLimiter:
             with contextlib.suppress(RateLimiterLostError):
                 function(argument)
 
-        with contextlib.suppress(RuntimeError):  # closed meanwhile
+        with contextlib.suppress(RuntimeError):  # already closed
             self._remote.submit(report)
 
     def _adapt(self, latency_s: float) -> None:
-        """Additive increase of the concurrency, doubling a round trip at first, while latency does not suffer."""
+        """Increase the concurrency while the latency stays low: doubling per round trip at first, then additively."""
         self._best_latency_s = min(self._best_latency_s, latency_s)
         smooth = latency_s if self._latency_s is None else 0.8 * self._latency_s + 0.2 * latency_s
         self._latency_s = smooth

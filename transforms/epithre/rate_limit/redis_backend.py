@@ -1,10 +1,10 @@
-"""A ledger in Redis, for lanes on many machines. The same rules as `backend.MemoryBackend`, one script a call.
+"""A rate limiter's backend in Redis, for lanes on many machines, with the same rules as `MemoryBackend`.
 
-Redis runs a script alone, so what it reads and writes is one step for all workers, and its clock is the only one.
-A pause is written with the moment at which it was: whoever reads it keeps no more of it than its own settings allow,
-so that what one process was told, or wrote down, holds no other up for ever.
-If Redis loses its data, nobody knows which requests still count: the first call that finds the state gone starts a
-new one that lets nothing through until every request of the old one has left the server's window.
+Each call is one script. Redis runs scripts atomically and its clock is the only one.
+A pause is stored with the time at which it was set, and each reader limits it by its own settings, so that one process
+cannot block the others forever.
+If Redis loses its data, the requests that still count are unknown: the first call that finds no state creates one that
+grants no lease until every earlier request has left the server's window.
 """
 
 import contextlib
@@ -124,13 +124,13 @@ return {'', '0'}
 
 
 class RedisBackend:
-    """A ledger that all who name the same Redis and the same `name` share. Picklable; connects where it is used.
+    """A backend shared by all processes that use the same Redis and the same `name`. Picklable; connects lazily.
 
     Args:
         url: `redis://HOST:PORT/DB` or `rediss://…`, without a password.
-        name: Of the budget: one for each key of the API, whatever jobs use it.
-        settings: The same on all that share it.
-        password: Of Redis.
+        name: Name of the rate limiter: one per API key, for all jobs that use the key.
+        settings: Limits; the same in all processes that share the backend.
+        password: Password of Redis.
     """
 
     is_remote = True
@@ -163,16 +163,16 @@ class RedisBackend:
         return f"RedisBackend({self._url!r}, {self._name!r})"  # never the password
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_scripts": {}}  # connections stay where they were made
+        return {**self.__dict__, "_scripts": {}}  # connections cannot be pickled
 
     def create(self, spent: int = 0) -> None:
-        """Makes the state if there is none, before any worker asks; called once, where a run is started.
+        """Create the state if there is none; called once at the start of a run, before any worker sends requests.
 
         Args:
-            spent: Requests that were sent just now, outside the ledger.
+            spent: Number of requests sent just before, without a lease.
 
         Raises:
-            RateLimiterLostError: When Redis is not there.
+            RateLimiterLostError: If Redis cannot be reached.
         """
         self._call(_LEARN, "create", b"{}")
         for _ in range(spent):
@@ -202,8 +202,8 @@ class RedisBackend:
 
         try:
             if script not in self._scripts:
-                # No retries of its own: a script whose answer was lost may have taken a lease, and taking another
-                # is safe but wasteful; the budget asks again in its own time.
+                # The Redis client must not retry: a script whose answer was lost may have taken a lease, and a second
+                # lease is safe but wasteful. The rate limiter calls again later.
                 client = redis.Redis.from_url(
                     self._url,
                     password=self._password,
@@ -218,4 +218,4 @@ class RedisBackend:
             with contextlib.suppress(KeyError):
                 del self._scripts[script]
             words = type(error).__name__
-            raise RateLimiterLostError(f"The ledger at {self._url} cannot be reached ({words}).") from None
+            raise RateLimiterLostError(f"{self._url}: the rate limiter cannot be reached ({words}).") from None

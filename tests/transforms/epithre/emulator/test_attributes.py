@@ -1,4 +1,4 @@
-"""The attributes model: a sentence finds the picture, and nothing that leaves a picture the same moves it."""
+"""The attributes model: sentences find matching images, and re-encoding hardly changes a vector."""
 
 import io
 import subprocess
@@ -27,7 +27,7 @@ from epithre_beam.transforms.epithre.emulator.lexicon import GROUPS, attributes_
 
 Floats = npt.NDArray[np.float32]
 
-FRESH_SEED = 9_000  # the shipped map was fitted on pictures of another one
+FRESH_SEED = 9_000  # differs from the seed of the shipped map
 PHOTOS = Path(__file__).resolve().parents[4] / ".." / "shared" / "data" / "photos"
 
 TEXTURE_WORDS: dict[Language, dict[str, str]] = {
@@ -70,7 +70,7 @@ def vectors(model: AttributesModel, drawn: list[tuple[Attributes, Image.Image]])
 
 
 def three_word_query(attributes: Attributes, language: Language, third: str) -> tuple[str, tuple[str, ...]]:
-    """A sentence on colour, shape and a third group, and the groups that it names."""
+    """A sentence with colour, shape and a third group, and the groups that it names."""
     values = {"colour": attributes.colour, "shape": attributes.shape, "ground": attributes.ground}
     if third == "ground":
         return describe(Attributes(**values, texture="plain"), language), ("colour", "shape", "ground")
@@ -83,7 +83,7 @@ def three_word_query(attributes: Attributes, language: Language, third: str) -> 
 
 @pytest.mark.parametrize("third", ["ground", "texture"])
 @pytest.mark.parametrize("language", ["en", "id"])
-def test_three_words_find_a_picture_that_has_all_three(
+def test_a_three_word_query_finds_a_matching_image(
     model: AttributesModel,
     drawn: list[tuple[Attributes, Image.Image]],
     vectors: Floats,
@@ -102,7 +102,7 @@ def test_three_words_find_a_picture_that_has_all_three(
         others.extend(scores[~hit])
     assert np.mean(first) >= 0.95
     assert np.mean(among_five) >= 0.99
-    # No gap between the kinds: what matches scores clearly above what does not.
+    # No gap between texts and images: matching images score clearly higher than others.
     assert np.quantile(matching, 0.01) > 0.5
     assert np.quantile(others, 0.9) < 0.3
 
@@ -115,7 +115,7 @@ def test_three_words_find_a_picture_that_has_all_three(
         (("ikan biru di pasir", "blue fish on sand"), {"shape": "fish", "colour": "blue", "ground": "sand"}),
     ],
 )
-def test_the_demo_sentences_put_every_matching_picture_first(
+def test_the_demo_sentences_rank_all_matching_images_first(
     model: AttributesModel, sentences: tuple[str, str], wanted: dict[str, str]
 ) -> None:
     rng = np.random.default_rng(FRESH_SEED + 1)
@@ -132,14 +132,14 @@ def test_the_demo_sentences_put_every_matching_picture_first(
         assert set(best.tolist()) == hits
 
 
-def test_captions_in_both_languages_say_exactly_what_is_drawn() -> None:
+def test_captions_in_both_languages_match_the_drawing() -> None:
     rng = np.random.default_rng(FRESH_SEED + 2)
     for _ in range(300):
         attributes = sample_attributes(rng)
         for language in ("en", "id"):
             said = attributes_of(describe(attributes, language))
             for group, value in vars(attributes).items():
-                if (group, value) != ("texture", "plain"):  # plainness goes without saying
+                if (group, value) != ("texture", "plain"):  # a caption does not mention plain
                     assert said.get(group) == {value: 1.0}, describe(attributes, language)
 
 
@@ -160,11 +160,11 @@ def test_captions_in_both_languages_say_exactly_what_is_drawn() -> None:
         ("hati-hati", {}),
     ],
 )
-def test_a_phrase_is_read_as_a_person_would(text: str, expected: dict[str, str]) -> None:
+def test_attributes_of_common_phrases(text: str, expected: dict[str, str]) -> None:
     assert attributes_of(text) == {group: {value: 1.0} for group, value in expected.items()}
 
 
-def test_the_two_languages_give_nearly_one_vector(model: AttributesModel) -> None:
+def test_both_languages_give_similar_vectors(model: AttributesModel) -> None:
     english, indonesian = model.embed_text("red bicycle at night"), model.embed_text("sepeda merah di malam hari")
     assert english @ indonesian > 0.7
     assert english @ model.embed_text("ikan kuning di laut") < 0.3
@@ -181,7 +181,7 @@ def test_the_same_bytes_give_the_same_vector_in_every_thread_and_instance(
     assert AttributesModel().fingerprint == model.fingerprint
 
 
-def test_reencoding_and_slight_resizing_hardly_move_a_picture(
+def test_reencoding_and_slight_resizing_hardly_change_the_vector(
     model: AttributesModel, drawn: list[tuple[Attributes, Image.Image]], vectors: Floats
 ) -> None:
     worst = 1.0
@@ -198,7 +198,7 @@ def test_reencoding_and_slight_resizing_hardly_move_a_picture(
     not PHOTOS.is_dir(),
     reason=f"Landscape_1.jpg … of github.com/recurser/exif-orientation-examples are not in {PHOTOS}",
 )
-def test_one_photograph_stored_in_eight_orientations_is_one_vector_once_upright(model: AttributesModel) -> None:
+def test_eight_orientations_of_a_photograph_have_similar_vectors_once_upright(model: AttributesModel) -> None:
     upright: dict[str, Floats] = {}
     for scene in ("Landscape", "Portrait"):
         found = []
@@ -240,7 +240,7 @@ def test_any_mode_and_size_gives_a_unit_vector(
     assert_unit(model.embed_image(encoded(drawing, kind)), 4000)
 
 
-def test_deep_greys_and_plain_greys_of_one_picture_come_out_alike(model: AttributesModel) -> None:
+def test_16_bit_and_8_bit_greys_of_one_image_have_similar_vectors(model: AttributesModel) -> None:
     rng = np.random.default_rng(4)
     drawing = draw_image(rng, Attributes(colour="black", shape="cat", texture="plain", ground="snow"))
     grey = drawing.convert("L")
@@ -248,7 +248,7 @@ def test_deep_greys_and_plain_greys_of_one_picture_come_out_alike(model: Attribu
     assert model.embed_image(encoded(grey, "PNG")) @ model.embed_image(encoded(deep, "PNG")) > 0.999
 
 
-def test_what_is_transparent_shows_white(model: AttributesModel) -> None:
+def test_transparency_is_rendered_over_white(model: AttributesModel) -> None:
     rng = np.random.default_rng(5)
     figure = Image.new("RGBA", (64, 64), (9, 200, 9, 0))
     figure.paste((200, 20, 20, 255), (20, 20, 44, 44))
@@ -262,11 +262,11 @@ def test_what_is_transparent_shows_white(model: AttributesModel) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n", encoded(Image.effect_noise((300, 300), 80))[:2000]],
+    [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n", encoded(Image.effect_noise((300, 300), 80))[:2000]],
     ids=["empty", "text", "postscript", "cut short"],
 )
-def test_bytes_that_are_no_picture_are_refused_with_one_sentence(model: AttributesModel, data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"^the bytes are no picture that can be decoded \(\w+\)$"):
+def test_embed_image_raises_for_invalid_bytes(model: AttributesModel, data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^the bytes cannot be decoded as an image \(\w+\)$"):
         model.embed_image(data)
 
 
@@ -275,19 +275,19 @@ def test_any_text_gives_a_unit_vector(model: AttributesModel, text: str) -> None
     assert_unit(model.embed_text(text), 4000)
 
 
-def test_texts_outside_the_lexicon_still_differ(model: AttributesModel) -> None:
+def test_texts_outside_the_lexicon_have_different_vectors(model: AttributesModel) -> None:
     rows = np.array([model.embed_text(text) for text in ("quarterly report", "laporan", "猫", "🙂", "")])
     assert (rows @ rows.T)[~np.eye(len(rows), dtype=bool)].max() < 0.5
 
 
 @pytest.mark.parametrize("dimension", [8, 9, 100, 512, 1000, 4096, 5000])
-def test_every_dimension_from_eight_up_is_served(dimension: int) -> None:
+def test_every_dimension_from_eight_is_supported(dimension: int) -> None:
     model = AttributesModel(dimension)
     drawing = draw_image(np.random.default_rng(6), sample_attributes(np.random.default_rng(6)))
     image, text = model.embed_image(encoded(drawing)), model.embed_text("kucing oren")
     assert_unit(image, dimension)
     assert_unit(text, dimension)
-    # The transform keeps inner products; how well depends on the room it has.
+    # The transform preserves inner products, more precisely with more dimensions.
     if dimension >= 512:
         wide = AttributesModel()
         expected = wide.embed_text("kucing oren") @ wide.embed_text("mobil oren")
@@ -299,8 +299,8 @@ def test_fewer_than_eight_dimensions_are_refused() -> None:
         AttributesModel(7)
 
 
-def test_a_picture_takes_milliseconds(model: AttributesModel, drawn: list[tuple[Attributes, Image.Image]]) -> None:
-    """About 4 ms of a processor; the best of three rounds must stay below ten times that."""
+def test_an_image_takes_milliseconds(model: AttributesModel, drawn: list[tuple[Attributes, Image.Image]]) -> None:
+    """About 4 ms of CPU time; the best of three rounds must stay below ten times that."""
     files = [encoded(drawing) for _, drawing in drawn[:20]]
     rounds = []
     for _ in range(3):
@@ -311,7 +311,7 @@ def test_a_picture_takes_milliseconds(model: AttributesModel, drawn: list[tuple[
     assert min(rounds) < 0.04
 
 
-def test_a_drawing_is_a_function_of_the_generator() -> None:
+def test_a_drawing_depends_only_on_the_generator() -> None:
     def draw() -> Image.Image:
         rng = np.random.default_rng(8)
         return draw_image(rng, sample_attributes(rng), 96)
@@ -320,7 +320,7 @@ def test_a_drawing_is_a_function_of_the_generator() -> None:
     assert draw().size == (96, 96)
 
 
-def test_every_value_can_be_drawn_and_is_drawn_by_chance() -> None:
+def test_sample_attributes_covers_every_value() -> None:
     assert tuple(FIGURE_COLOURS) == GROUPS["colour"]
     assert tuple(GROUND_COLOURS) == GROUPS["ground"]
     rng = np.random.default_rng(10)
@@ -341,7 +341,7 @@ def test_refitting_with_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> N
     assert once == twice
 
 
-def test_the_shipped_map_is_small_and_holds_no_pickle() -> None:
+def test_the_shipped_map_is_small_and_has_no_pickle() -> None:
     shipped = Path(fit.__file__).with_name(MAP_FILE)
     assert shipped.stat().st_size < 300_000
     with np.load(shipped, allow_pickle=False) as arrays:

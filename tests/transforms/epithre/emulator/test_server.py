@@ -1,4 +1,4 @@
-"""The emulator over real HTTP: clients unchanged, limits never exceeded, each fault as it was ordered."""
+"""The emulator over real HTTP: unchanged clients work, limits hold, and each fault occurs as configured."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ from epithre_beam.transforms.epithre.emulator.hash_model import content_digest, 
 MODULE = "epithre_beam.transforms.epithre.emulator"
 MODEL = "epithre-embed"
 DIMENSION = 64
-IMAGE = b"any bytes pass for a picture"
+IMAGE = b"any bytes are accepted as an image"
 
 
 @contextmanager
 def running(
     limits: Limits | None = None, faults: Faults | None = None, **settings: Any
 ) -> Iterator[tuple[Emulator, httpx.Client]]:
-    """An emulator and a raw client that carries its key."""
+    """An emulator and an HTTP client with its key."""
     settings.setdefault("dimension", DIMENSION)
     chosen = EmulatorSettings(limits=limits or Limits(), faults=faults or Faults(), **settings)
     with Emulator(chosen) as emulator, client_of(emulator) as client:
@@ -126,11 +126,11 @@ def client(calm: Emulator) -> Iterator[httpx.Client]:
         yield client
 
 
-# Clients unchanged
+# Unchanged clients
 
 
 @pytest.mark.parametrize("encoding", [None, "float", "base64"])
-def test_the_official_client_embeds_mixed_input_in_either_encoding(calm: Emulator, encoding: Any) -> None:
+def test_the_official_client_embeds_mixed_input_in_both_encodings(calm: Emulator, encoding: Any) -> None:
     official = openai.OpenAI(base_url=calm.base_url, api_key=calm.api_key, max_retries=0)
     options = {} if encoding is None else {"encoding_format": encoding}
     answer = official.embeddings.create(model=MODEL, input=["kucing oren", image()], **options)
@@ -160,7 +160,7 @@ def test_the_official_client_lists_models_and_maps_errors(calm: Emulator) -> Non
         openai.OpenAI(base_url=calm.base_url, api_key="wrong", max_retries=0).models.list()
 
 
-def test_curl_is_answered_even_when_it_expects_a_continue(calm: Emulator, tmp_path: Path) -> None:
+def test_curl_works_with_expect_100_continue(calm: Emulator, tmp_path: Path) -> None:
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("curl is not installed: apt-get install curl")
@@ -187,7 +187,7 @@ def test_curl_is_answered_even_when_it_expects_a_continue(calm: Emulator, tmp_pa
     np.testing.assert_allclose(answer["data"][0]["embedding"], text_vector("a", 4000), atol=1e-7)
 
 
-def test_a_data_uri_and_bare_base64_are_the_same_picture(client: httpx.Client) -> None:
+def test_a_data_uri_and_plain_base64_give_the_same_vector(client: httpx.Client) -> None:
     bare = image()
     uri = {"type": "image", "image": f"data:image/jpeg;base64,{bare['image']}"}
     (_, first), (_, second) = vectors(embed(client, [bare, uri]))
@@ -200,14 +200,14 @@ def test_a_single_string_is_one_item(client: httpx.Client) -> None:
     np.testing.assert_allclose(vector, text_vector("satu", 4000), atol=1e-7)
 
 
-def test_vectors_are_unit_norm_and_tell_kind_and_content_apart() -> None:
+def test_vectors_have_unit_norm_and_depend_on_kind_and_content() -> None:
     seen = {hash_vector(kind, content, 4000).tobytes() for kind in ("text", "image") for content in (b"a", b"b", b"")}
     assert len(seen) == 6
     norms = [np.linalg.norm(np.frombuffer(vector, "f4").astype("f8")) for vector in seen]
     np.testing.assert_allclose(norms, 1.0, atol=1e-6)
 
 
-def test_every_answer_carries_its_own_id_and_says_that_it_is_an_emulator(calm: Emulator, client: httpx.Client) -> None:
+def test_every_answer_has_a_request_id_and_the_fingerprint(calm: Emulator, client: httpx.Client) -> None:
     answers = [embed(client, "a"), embed(client, ""), client.get("/models"), client.get("/nowhere")]
     assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
     assert {answer.headers["x-emulator-fingerprint"] for answer in answers} == {calm.model.fingerprint}
@@ -225,7 +225,7 @@ def test_small_answers_do_not_wait_for_delayed_acknowledgements(client: httpx.Cl
     assert statistics.median(took) < 0.03
 
 
-def test_two_hundred_sleeping_requests_are_served_at_once() -> None:
+def test_two_hundred_slow_requests_are_served_concurrently() -> None:
     async def ask(port: int) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         body = json.dumps({"model": MODEL, "input": "a"}).encode()
@@ -248,11 +248,11 @@ def test_two_hundred_sleeping_requests_are_served_at_once() -> None:
     assert 1.0 <= wall < 3.0
 
 
-# What is refused
+# Refused requests
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic emulator-key", "emulator-key", "Bearer"])
-def test_without_the_key_everything_below_v1_is_401(calm: Emulator, authorization: str | None) -> None:
+def test_every_path_below_v1_requires_the_key(calm: Emulator, authorization: str | None) -> None:
     headers = {} if authorization is None else {"authorization": authorization}
     with httpx.Client(base_url=calm.base_url, headers=headers) as stranger:
         for answer in (embed(stranger, "a"), stranger.get("/models"), stranger.get("/nowhere")):
@@ -260,7 +260,7 @@ def test_without_the_key_everything_below_v1_is_401(calm: Emulator, authorizatio
             assert error_of(answer)["code"] == "invalid_api_key"
 
 
-def test_no_key_stands_in_its_log_its_figures_or_an_error_wherever_it_was_written() -> None:
+def test_no_log_statistic_or_error_contains_a_key() -> None:
     own, foreign = "sk-of/the+emulator-0123", "sk-of/somebody-0123456"
     with running(api_keys=(own,), faults=Faults()) as (emulator, client):
         for key in (own, foreign):
@@ -304,17 +304,17 @@ def test_no_key_stands_in_its_log_its_figures_or_an_error_wherever_it_was_writte
         ({"model": MODEL, "input": "a", "dimensions": 7}, 400, "dimensions"),
     ],
 )
-def test_a_malformed_request_is_refused_and_the_culprit_named(
+def test_a_malformed_request_is_refused_with_the_parameter(
     client: httpx.Client, body: Any, status: int, param: str | None
 ) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = client.post("/embeddings", content=content)
     assert answer.status_code == status
     assert error_of(answer)["param"] == param
-    assert embed(client, "a").status_code == 200  # and the connection is still good
+    assert embed(client, "a").status_code == 200  # the connection is still usable
 
 
-def test_paths_and_methods_that_do_not_exist(client: httpx.Client) -> None:
+def test_unknown_paths_and_methods_are_refused(client: httpx.Client) -> None:
     assert client.get("/nowhere").status_code == 404
     assert client.get("/models/a/b").status_code == 404
     for method in ("GET", "PUT", "DELETE", "PATCH", "HEAD"):
@@ -342,7 +342,7 @@ def test_a_body_needs_a_length_or_chunks(calm: Emulator, client: httpx.Client) -
     assert embed(client, "a").status_code == 200
 
 
-def test_what_is_not_http_is_refused_in_the_same_shape(calm: Emulator) -> None:
+def test_malformed_http_is_refused_in_the_same_format(calm: Emulator) -> None:
     host, port = calm.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         connection.sendall(b"BREW /v1/embeddings HTTP/1.1\r\n\r\n")
@@ -352,24 +352,24 @@ def test_what_is_not_http_is_refused_in_the_same_shape(calm: Emulator) -> None:
     assert json.loads(body)["error"]["message"]
 
 
-def test_pictures_are_decoded_only_when_that_is_wanted() -> None:
+def test_images_are_decoded_only_if_configured() -> None:
     with running() as (_, client):
-        assert embed(client, [image(b"no picture")]).status_code == 200
+        assert embed(client, [image(b"no image")]).status_code == 200
     with running(validate_images=True) as (emulator, client):
         whole = png(600, 400)
         assert embed(client, [image(whole)]).json()["usage"]["prompt_tokens"] == 85 + 170 * 2
-        for broken in (b"no picture", whole[:-40]):
+        for broken in (b"no image", whole[:-40]):
             refused = embed(client, ["a", image(broken)])
             assert (refused.status_code, error_of(refused)["param"]) == (400, "input[1]")
         assert not emulator.log[1].billed
 
 
-def test_the_attributes_model_refuses_undecodable_pictures_by_name() -> None:
+def test_the_attributes_model_names_an_invalid_image() -> None:
     with running(model="attributes", dimension=4000) as (emulator, client):
         (_, text), (_, image_vector) = vectors(embed(client, ["lingkaran merah", image(png(96, 96))]))
         assert text.shape == image_vector.shape == (4000,)
         np.testing.assert_allclose([np.linalg.norm(text), np.linalg.norm(image_vector)], 1.0, atol=1e-3)
-        refused = embed(client, ["a", image(b"no picture")])
+        refused = embed(client, ["a", image(b"no image")])
         assert (refused.status_code, error_of(refused)["param"]) == (400, "input[1]")
         assert emulator.model.fingerprint in refused.headers["x-emulator-fingerprint"]
 
@@ -392,7 +392,7 @@ def test_too_much_in_one_request_is_400(limits: Limits, code: str, param: str) -
         assert embed(client, ["a", "twelve bytes"]).status_code == 200
 
 
-def test_too_many_pixels_are_refused_by_name() -> None:
+def test_an_image_with_too_many_pixels_is_named() -> None:
     with running(Limits(max_pixels=10_000)) as (_, client):
         assert embed(client, [image(png(100, 100))]).status_code == 200
         refused = embed(client, [image(png(100, 100)), image(png(101, 100))])
@@ -415,7 +415,7 @@ def test_a_body_over_the_limit_is_413_and_the_connection_survives(as_html: bool,
         assert embed(client, "a").status_code == 200
 
 
-def test_a_request_heavier_than_the_limit_itself_is_413_for_waiting_would_never_help() -> None:
+def test_a_request_heavier_than_the_limit_is_413() -> None:
     with running(Limits(items_per_minute=5)) as (_, client):
         refused = embed(client, ["a"] * 6)
         assert refused.status_code == 413
@@ -432,7 +432,7 @@ def test_a_request_heavier_than_the_limit_itself_is_413_for_waiting_would_never_
         Limits(requests_per_minute=9, items_per_minute=25, tokens_per_minute=60, concurrency=4, window_s=0.25),
     ],
 )
-def test_hammering_never_gets_more_than_the_limit_into_any_window(limits: Limits) -> None:
+def test_no_window_exceeds_the_limit_under_load(limits: Limits) -> None:
     def hammer(seed: int) -> None:
         generator = np.random.default_rng(seed)
         with client_of(emulator) as client:
@@ -443,7 +443,7 @@ def test_hammering_never_gets_more_than_the_limit_into_any_window(limits: Limits
     caps = (limits.requests_per_minute, limits.items_per_minute, limits.tokens_per_minute)
 
     def is_nearly_full() -> bool:
-        """The gate is no stricter than it says, and was hammered."""
+        """Whether a limit is nearly reached and requests were refused."""
         seen = zip(emulator.worst_window(), caps, strict=True)
         is_full = any(cap is not None and count > 0.7 * cap for count, cap in seen)
         return is_full and emulator.stats()["decisions"]["refused"] > 0
@@ -454,7 +454,7 @@ def test_hammering_never_gets_more_than_the_limit_into_any_window(limits: Limits
         threads = [threading.Thread(target=hammer, args=(seed,)) for seed in range(6)]
         for thread in threads:
             thread.start()
-        while time.monotonic() < started + 0.9 or not is_nearly_full():  # some windows at least
+        while time.monotonic() < started + 0.9 or not is_nearly_full():  # at least some windows
             assert time.monotonic() < started + 100
             time.sleep(0.05)
         is_enough.set()
@@ -480,7 +480,7 @@ def test_refused_requests_do_not_count() -> None:
     assert all(sum(now - 400_000_000 < at <= now for at in admitted) == 3 for now in refused)
 
 
-def test_the_worst_window_is_what_counting_every_window_finds() -> None:
+def test_worst_window_equals_the_brute_force_count() -> None:
     generator = np.random.default_rng(5)
     for _ in range(20):
         times = np.sort(generator.integers(0, 400, size=30))
@@ -510,7 +510,7 @@ def test_the_worst_window_is_what_counting_every_window_finds() -> None:
 
 
 @pytest.mark.parametrize("form", ["seconds", "float", "date", "milliseconds", "absent"])
-def test_retry_after_is_truthful_in_every_form(form: Any) -> None:
+def test_retry_after_is_correct_in_every_form(form: Any) -> None:
     with running(Limits(requests_per_minute=2, window_s=0.8, retry_after=form)) as (emulator, client):
         assert [embed(client, "a").status_code for _ in range(2)] == [200, 200]
         refused = embed(client, "a")
@@ -540,7 +540,7 @@ def test_retry_after_is_truthful_in_every_form(form: Any) -> None:
         assert emulator.worst_window().requests == 2
 
 
-def test_rate_limit_headers_count_down_and_tell_the_full_refill() -> None:
+def test_rate_limit_headers_count_down_and_state_the_reset() -> None:
     with running(Limits(requests_per_minute=5, tokens_per_minute=100)) as (_, client):
         embed(client, "12345678")
         headers = embed(client, "1234").headers
@@ -567,11 +567,11 @@ def test_rate_limit_headers_count_down_and_tell_the_full_refill() -> None:
         (3661.25, "1h1m1.25s"),
     ],
 )
-def test_durations_are_written_as_go_writes_them(duration_s: float, text: str) -> None:
+def test_go_duration_matches_gos_format(duration_s: float, text: str) -> None:
     assert go_duration(round(duration_s * 1e9)) == text
 
 
-def test_one_request_too_many_at_once_is_told_to_slow_down() -> None:
+def test_one_concurrent_request_too_many_gets_slow_down() -> None:
     with running(Limits(concurrency=2), Faults(latency_s=0.4)) as (emulator, client):
         threads = [threading.Thread(target=embed, args=(client, "a")) for _ in range(2)]
         for thread in threads:
@@ -586,7 +586,7 @@ def test_one_request_too_many_at_once_is_told_to_slow_down() -> None:
 
 
 def test_a_client_at_the_concurrency_limit_is_never_refused() -> None:
-    """The place is given back before the answer leaves, so the next request always finds it free."""
+    """The gate is released before the answer is sent, so the next request is always admitted."""
 
     def ask() -> None:
         with client_of(emulator) as client:
@@ -605,7 +605,7 @@ def test_a_client_at_the_concurrency_limit_is_never_refused() -> None:
 # The log
 
 
-def test_the_log_tells_how_often_each_content_was_paid() -> None:
+def test_payments_counts_how_often_each_content_was_billed() -> None:
     with running(Limits(requests_per_minute=3)) as (emulator, client):
         embed(client, ["a", "b", image()])
         embed(client, ["a", "a"])
@@ -681,7 +681,7 @@ def test_error_answers(faults: Faults, status: int, code: str) -> None:
             assert client.get("/models").status_code == status
 
 
-def test_an_injected_429_asks_for_the_wait_it_was_given() -> None:
+def test_an_injected_429_has_the_configured_retry_after() -> None:
     faults = Faults(rate_429=1.0, rate_429_retry_after_s=1.25)
     for form, header, value in (
         ("seconds", "retry-after", "2"),
@@ -692,7 +692,7 @@ def test_an_injected_429_asks_for_the_wait_it_was_given() -> None:
             assert embed(client, "a").headers[header] == value
 
 
-def test_an_html_error_is_a_proxys_page() -> None:
+def test_an_html_error_is_a_502_page() -> None:
     with running(faults=Faults(html_error=1.0)) as (emulator, client):
         answer = embed(client, "a")
         assert (answer.status_code, answer.headers["content-type"]) == (502, "text/html")
@@ -700,7 +700,7 @@ def test_an_html_error_is_a_proxys_page() -> None:
         assert emulator.log[0].faults == ("html_error",)
 
 
-def test_a_dropped_connection_ends_before_any_byte() -> None:
+def test_a_dropped_connection_closes_without_an_answer() -> None:
     with running(faults=Faults(drop_connection=1.0)) as (emulator, client):
         with pytest.raises(httpx.RemoteProtocolError, match="without sending a response"):
             embed(client, "a")
@@ -720,7 +720,7 @@ def test_a_hang_ends_without_an_answer() -> None:
             client.post("/embeddings", json={"model": MODEL, "input": "a"}, timeout=0.3)
 
 
-def test_closing_ends_hangs_and_idle_connections_at_once() -> None:
+def test_close_ends_hangs_and_idle_connections_at_once() -> None:
     emulator = Emulator(EmulatorSettings(faults=Faults(hang=1.0, hang_s=60))).start()
     failures: list[Exception] = []
 
@@ -739,13 +739,13 @@ def test_closing_ends_hangs_and_idle_connections_at_once() -> None:
     emulator.close()
     thread.join(30)
     assert not thread.is_alive()
-    assert time.monotonic() - start < 30  # and not the minute of the hang
+    assert time.monotonic() - start < 30  # less than the minute of the hang
     assert len(failures) == 1
     with pytest.raises(RuntimeError, match="not running"):
         _ = emulator.url
 
 
-def test_a_truncated_body_promises_more_than_it_sends() -> None:
+def test_a_truncated_body_is_shorter_than_its_content_length() -> None:
     with running(faults=Faults(truncate_body=1.0)) as (emulator, client):
         with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
             embed(client, "a")
@@ -753,7 +753,7 @@ def test_a_truncated_body_promises_more_than_it_sends() -> None:
         assert (record.status, record.delivered, record.billed) == (200, False, True)
 
 
-def test_out_of_order_answers_hold_the_right_vectors_at_the_right_index() -> None:
+def test_out_of_order_answers_have_correct_vectors_per_index() -> None:
     texts = [f"t{i}" for i in range(8)]
     with running(faults=Faults(out_of_order=1.0)) as (_, client):
         pairs = vectors(embed(client, texts))
@@ -764,7 +764,7 @@ def test_out_of_order_answers_hold_the_right_vectors_at_the_right_index() -> Non
 
 
 @pytest.mark.parametrize("size", [1, 2, 8])
-def test_a_missing_item_and_a_duplicated_index_are_visible_at_any_size(size: int) -> None:
+def test_missing_items_and_duplicate_indexes_occur_at_any_size(size: int) -> None:
     texts = [f"t{i}" for i in range(size)]
     with running(faults=Faults(missing_item=1.0)) as (_, client):
         assert len(vectors(embed(client, texts))) == size - 1
@@ -795,7 +795,7 @@ def test_base64_can_be_ignored() -> None:
 
 @pytest.mark.parametrize("status", [400, 422])
 @pytest.mark.parametrize("names", ["param", "prose", "nowhere"])
-def test_a_poisoned_item_refuses_its_request_and_is_named_as_ordered(names: Any, status: Any) -> None:
+def test_a_poisoned_item_is_named_as_configured(names: Any, status: Any) -> None:
     faults = Faults(poison_marker="racun", poison_names=names, poison_status=status)
     poisoned = [["a", "b", "c racun"], ["a", "b", image(b"\xff\xd8 racun \xff")]]
     with running(faults=faults) as (emulator, client):
@@ -810,7 +810,7 @@ def test_a_poisoned_item_refuses_its_request_and_is_named_as_ordered(names: Any,
 
 
 @pytest.mark.alone
-def test_latency_and_its_jitter_count_from_admission() -> None:
+def test_latency_and_jitter_start_at_admission() -> None:
     with running(faults=Faults(latency_s=0.1, latency_jitter_s=0.08)) as (emulator, client):
         for _ in range(12):
             embed(client, "a")
@@ -820,13 +820,13 @@ def test_latency_and_its_jitter_count_from_admission() -> None:
     assert max(took) - min(took) > 0.03
 
 
-def test_a_storm_is_reproducible_and_another_seed_is_another_storm() -> None:
+def test_faults_are_reproducible_and_depend_on_the_seed() -> None:
     faults = Faults(rate_429=0.2, error_500=0.2, html_error=0.1, drop_connection=0.1, nan=0.2, out_of_order=0.2)
 
     def storm(seed: int) -> list[tuple[str, ...]]:
         with running(faults=faults, seed=seed) as (emulator, client):
             for _ in range(60):
-                client.get("/models")  # does not shift the numbering
+                client.get("/models")  # does not change the numbering
                 with suppress(httpx.RemoteProtocolError):
                     embed(client, ["a", "b"])
             return [record.faults for record in emulator.log if record.number is not None]
@@ -844,14 +844,14 @@ def test_a_storm_is_reproducible_and_another_seed_is_another_storm() -> None:
     }
 
 
-def test_raising_one_probability_leaves_the_other_faults_where_they_were() -> None:
+def test_raising_one_probability_does_not_change_other_faults() -> None:
     calmer, wilder = Faults(error_500=0.3), Faults(error_500=0.3, nan=0.5, error_503=0.4)
     struck = [draw(calmer, 3, number).replacing == "error_500" for number in range(200)]
     assert struck == [draw(wilder, 3, number).replacing == "error_500" for number in range(200)]
     assert 30 < sum(struck) < 90
 
 
-def test_an_outage_begins_and_ends_where_it_was_ordered() -> None:
+def test_an_outage_starts_and_stops_at_the_configured_requests() -> None:
     with running(faults=Faults(error_503=1.0, start_at_request=2, stop_at_request=4)) as (_, client):
         assert [embed(client, "a").status_code for _ in range(6)] == [200, 200, 503, 503, 200, 200]
 
@@ -892,7 +892,7 @@ def test_a_process_serves_the_given_settings_until_it_is_closed() -> None:
     process.close()
 
 
-def test_a_process_ends_with_the_one_that_started_it_even_when_that_is_killed() -> None:
+def test_the_process_ends_when_its_parent_is_killed() -> None:
     parent_code = (
         f"import os, sys, time; from {MODULE} import start_emulator_process\n"
         "process = start_emulator_process(); print(process.base_url, flush=True)\n"
@@ -932,17 +932,17 @@ def test_the_command_reads_yaml_prints_one_line_and_ends_on_sigterm(tmp_path: Pa
     assert rest == b""
 
 
-def test_the_command_refuses_wrong_settings_with_status_two(tmp_path: Path) -> None:
+def test_the_command_exits_2_for_invalid_settings(tmp_path: Path) -> None:
     file = tmp_path / "emulator.yaml"
     for text in ("dimension: -1", "- a", "{"):
         file.write_text(text)
         done = subprocess.run([sys.executable, "-m", MODULE, "--settings", str(file)], capture_output=True, timeout=30)
         assert done.returncode == 2
-        assert b"wrong settings" in done.stderr
+        assert b"invalid settings" in done.stderr
         assert done.stdout == b""
 
 
-def test_importing_it_loads_neither_beam_nor_pillow_nor_a_client() -> None:
+def test_the_import_loads_neither_beam_nor_pillow_nor_a_client() -> None:
     heavy = ("apache_beam", "PIL", "httpx", "openai")
     code = f"import sys, {MODULE}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""One ledger for many: the limit holds over all that share it, wherever it lives and whatever happens to it."""
+"""A limit shared by threads, processes or machines holds for all of them, with every backend."""
 
 import asyncio
 import multiprocessing
@@ -35,7 +35,7 @@ def worst(instants, window_s=WINDOW_S):
 
 
 def work(backend, seconds, seed, counted):
-    """One worker: sends as fast as the ledger lets it; notes when a server could have counted."""
+    """One worker: sends as fast as the backend allows; records when a server could have counted each request."""
     rng = random.Random(seed)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -60,7 +60,7 @@ def make(kind, redis_server, settings=SETTINGS):
 
 
 @pytest.mark.parametrize("kind", ["memory", "host", "redis"])
-def test_the_limit_holds_over_many_threads_and_is_nearly_reached(kind, redis_server):
+def test_the_limit_holds_over_threads_and_is_nearly_reached(kind, redis_server):
     backend = make(kind, redis_server)
     counted = []
     threads = [threading.Thread(target=work, args=(backend, 3 * WINDOW_S, seed, counted)) for seed in range(4)]
@@ -84,7 +84,7 @@ def _process(backend, seed, results):
 def test_the_limit_holds_over_four_processes(kind, redis_server):
     backend = make(kind, redis_server)
     if kind == "host":
-        backend.try_acquire({"requests": 0.0})  # this process keeps it
+        backend.try_acquire({"requests": 0.0})  # starts the backend in this process
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     processes = [context.Process(target=_process, args=(backend, seed, results)) for seed in range(4)]
@@ -99,7 +99,7 @@ def test_the_limit_holds_over_four_processes(kind, redis_server):
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.floats(0.001, 3))
-def test_in_any_schedule_no_window_holds_more_than_the_limit(seed, limit, mean_latency):
+def test_no_window_exceeds_the_limit_in_any_schedule(seed, limit, mean_latency):
     """A simulated clock: random latencies, lost answers, weights; the server counts at a random instant."""
     rng = random.Random(seed)
     now = 0.0
@@ -112,7 +112,7 @@ def test_in_any_schedule_no_window_holds_more_than_the_limit(seed, limit, mean_l
         if answer.lease is None:
             step = min(answer.wait_s, rng.expovariate(1 / mean_latency)) + 1e-6
         else:
-            latency = min(rng.expovariate(1 / mean_latency), 10.0)  # never longer than a request may take
+            latency = min(rng.expovariate(1 / mean_latency), 10.0)  # at most the longest duration of a request
             counted.append(now + rng.uniform(0, latency))
             if rng.random() < 0.9:
                 pending.append((now + latency, answer.lease))
@@ -124,7 +124,7 @@ def test_in_any_schedule_no_window_holds_more_than_the_limit(seed, limit, mean_l
     assert worst(counted, 60.0) <= limit
 
 
-def test_a_lease_of_a_process_that_died_ends_by_itself(redis_server):
+def test_the_lease_of_a_dead_process_expires(redis_server):
     short = RateLimiterSettings(limits={"requests": 1}, window_s=0.3, hold_s=0.4)
     backend = RedisBackend(redis_server.url, "test", short)
     backend.create()
@@ -133,7 +133,7 @@ def test_a_lease_of_a_process_that_died_ends_by_itself(redis_server):
     assert wait_for_a_lease(backend, longest_s=0.7) > 0.2
 
 
-def test_a_refusal_heard_by_one_pauses_all(redis_server):
+def test_a_refusal_pauses_all_backends(redis_server):
     one, other = (RedisBackend(redis_server.url, "test", SETTINGS) for _ in range(2))
     one.create()
     one.slow_down(0.7)
@@ -147,7 +147,7 @@ IN_2999 = 32_472_144_000.0
 
 
 def wait_for_a_lease(backend, longest_s=BOUNDED.max_pause_s):
-    """How long it took, where each wait that was told is within the bound."""
+    """Wait for a lease and return the seconds it took; check that each returned wait is within the bound."""
     started = time.monotonic()
     while (answer := backend.try_acquire({"requests": 1.0})).lease is None:
         assert 0 < answer.wait_s <= longest_s
@@ -164,7 +164,7 @@ def test_no_pause_is_longer_than_the_settings_allow(kind, redis_server, asked_s)
 
 
 @pytest.mark.parametrize("asked_s", [-1.0, float("-inf"), 0.0, None])
-def test_a_pause_of_nothing_or_less_is_none(redis_server, asked_s):
+def test_a_pause_of_zero_or_less_is_ignored(redis_server, asked_s):
     for kind in ("memory", "redis"):
         backend = make(kind, redis_server, BOUNDED)
         backend.slow_down(asked_s)
@@ -181,7 +181,7 @@ def test_a_pause_of_nothing_or_less_is_none(redis_server, asked_s):
     ],
     ids=str,
 )
-def test_a_pause_until_2999_that_stands_in_redis_holds_nobody_up_for_ever(redis_server, written):
+def test_a_stored_pause_until_2999_is_limited(redis_server, written):
     backend = make("redis", redis_server, BOUNDED)
     redis.Redis.from_url(redis_server.url).hset("epithre-beam:{test}:state", mapping=written)
     wait_for_a_lease(backend)
@@ -189,7 +189,7 @@ def test_a_pause_until_2999_that_stands_in_redis_holds_nobody_up_for_ever(redis_
     assert 0 < backend.try_acquire({"requests": 1.0}).wait_s <= 0.3
 
 
-def test_each_keeps_as_much_of_a_pause_as_its_own_settings_allow(redis_server):
+def test_each_process_limits_a_pause_by_its_own_settings(redis_server):
     hasty, patient = (
         make("redis", redis_server, RateLimiterSettings(limits={}, window_s=0.1, hold_s=0.1, max_pause_s=longest))
         for longest in (0.6, 3600.0)
@@ -199,7 +199,7 @@ def test_each_keeps_as_much_of_a_pause_as_its_own_settings_allow(redis_server):
     assert 2000 < patient.try_acquire({"requests": 1.0}).wait_s <= 3000
 
 
-def test_what_is_spent_and_what_is_learned_counts_for_all(redis_server):
+def test_spent_requests_and_learned_limits_are_shared(redis_server):
     one, other = (
         RedisBackend(redis_server.url, "test", RateLimiterSettings(limits={}, window_s=5.0)) for _ in range(2)
     )
@@ -208,7 +208,7 @@ def test_what_is_spent_and_what_is_learned_counts_for_all(redis_server):
     assert other.try_acquire({"requests": 1.0}).lease is None
 
 
-def test_a_redis_that_lost_its_data_lets_nothing_through_before_the_old_requests_are_over(redis_server):
+def test_redis_without_its_data_grants_no_lease_before_old_requests_expire(redis_server):
     backend = RedisBackend(redis_server.url, "test", SETTINGS)
     backend.create()
     assert backend.try_acquire({"requests": 1.0}).lease
@@ -221,7 +221,7 @@ def test_a_redis_that_lost_its_data_lets_nothing_through_before_the_old_requests
     assert answer.wait_s >= SETTINGS.hold_s + SETTINGS.window_s - 0.5
 
 
-def test_losing_redis_pauses_the_budget_with_a_message_and_it_goes_on_afterwards(redis_server, caplog):
+def test_the_rate_limiter_pauses_with_a_warning_while_redis_is_down(redis_server, caplog):
     short = RateLimiterSettings(limits={"requests": 500}, window_s=0.5, hold_s=0.5)
     backend = RedisBackend(redis_server.url, "test", short)
     backend.create()
@@ -232,7 +232,7 @@ def test_losing_redis_pauses_the_budget_with_a_message_and_it_goes_on_afterwards
         redis_server.kill()
         waiting = asyncio.create_task(rate_limiter.acquire(items=1, tokens=1))
         async with asyncio.timeout(30):
-            while "Nothing is sent until it is back" not in caplog.text:  # noqa: ASYNC110 - a log line is no event
+            while "No request is sent until it is reachable again" not in caplog.text:  # noqa: ASYNC110 - a log line is no event
                 await asyncio.sleep(0.01)
         assert not waiting.done()
         redis_server.start()
@@ -240,10 +240,10 @@ def test_losing_redis_pauses_the_budget_with_a_message_and_it_goes_on_afterwards
         rate_limiter.close()
 
     asyncio.run(go())
-    assert "is back after" in caplog.text
+    assert "is reachable again after" in caplog.text
 
 
-def test_a_rate_limiter_travels_in_a_pipeline_and_shows_no_password(redis_server):
+def test_a_backend_is_picklable_and_its_repr_has_no_password(redis_server):
     backend = RedisBackend(redis_server.url, "test", SETTINGS, password="secret-word")
     assert "secret-word" not in repr(backend)
     host = pickle.loads(pickle.dumps(HostBackend("x", SETTINGS)))

@@ -1,4 +1,4 @@
-"""The limit is never exceeded in any window, and is nearly reached."""
+"""The limit is never exceeded in any window and nearly reached."""
 
 import asyncio
 import itertools
@@ -14,7 +14,7 @@ WINDOW_S = 1.5
 
 
 async def drive(rate_limiter, seconds, latency, weights=lambda i: (1, 1), workers=40):
-    """Sends as fast as the budget allows; the instants at which a server could have counted, with weights."""
+    """Send as fast as the rate limiter allows; return the times at which a server could have counted, with weights."""
     counted = []
     serial = itertools.count()
     until = time.monotonic() + seconds
@@ -35,7 +35,7 @@ async def drive(rate_limiter, seconds, latency, weights=lambda i: (1, 1), worker
 
 
 def worst(counted, column, window_s):
-    """The greatest sum in any window, half open, by a sliding sweep."""
+    """The largest sum in any half-open window."""
     best = total = 0
     start = 0
     for end, entry in enumerate(counted):
@@ -49,7 +49,7 @@ def worst(counted, column, window_s):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_no_window_holds_more_requests_than_the_limit_and_most_of_it_is_used(seed):
+def test_no_window_exceeds_the_limit_and_most_of_it_is_used(seed):
     rng = random.Random(seed)
 
     async def go():
@@ -58,7 +58,7 @@ def test_no_window_holds_more_requests_than_the_limit_and_most_of_it_is_used(see
 
     counted = asyncio.run(go())
     assert worst(counted, 0, WINDOW_S) <= 60
-    # A lease ends a margin of 0.1 s after the window, which in a window of 1.5 s is 7 %; in a minute it is 0.2 %.
+    # A lease ends 0.1 s after the window, which is 7 % of a window of 1.5 s, but 0.2 % of a minute.
     assert len(counted) >= 0.7 * 60 * 3  # the rest is for a busy machine
 
 
@@ -76,23 +76,23 @@ def test_items_and_tokens_are_limited_as_weights():
     assert worst(counted, 2, WINDOW_S) <= 5000
 
 
-def test_sends_are_spread_over_the_minute_instead_of_leaving_in_one_burst():
+def test_sends_are_spread_over_the_window():
     async def go():
         rate_limiter = RateLimiter({"requests": 100}, window_s=2.0)
         return await drive(rate_limiter, 1.0, lambda: 0.001)
 
     counted = asyncio.run(go())
     first = [at for at, *_ in counted if at < counted[0][0] + 1.0]
-    assert len(first) <= 60  # half a window's worth, and what the first burst may be ahead
+    assert len(first) <= 60  # half of the limit, plus the first burst
 
 
-def test_retry_after_pauses_everyone():
+def test_retry_after_pauses_all_requests():
     async def go():
         rate_limiter = RateLimiter({"requests": 10_000}, window_s=WINDOW_S)
         lease = await rate_limiter.acquire(items=1, tokens=1)
         rate_limiter.answered(lease)
-        rate_limiter.slow_down(0.5)
         started = time.monotonic()
+        rate_limiter.slow_down(0.5)
         for _ in range(5):
             rate_limiter.answered(await rate_limiter.acquire(items=1, tokens=1))
         return time.monotonic() - started, rate_limiter.throttled_s
@@ -102,9 +102,9 @@ def test_retry_after_pauses_everyone():
     assert throttled >= 0.45
 
 
-def test_a_refusal_only_ever_lowers_the_rate():
+def test_a_refusal_lowers_the_rate():
     def sent(refuse):
-        """How many requests go in the first half of a window, by a clock of its own."""
+        """The number of requests in the first half of a window, with a simulated clock."""
         now, count = 0.0, 0
         backend = MemoryBackend(RateLimiterSettings(limits={"requests": 200}, window_s=1.0), clock=lambda: now)
         rate_limiter = RateLimiter({"requests": 200}, window_s=1.0, clock=lambda: now, backend=backend)
@@ -119,7 +119,7 @@ def test_a_refusal_only_ever_lowers_the_rate():
     assert 0.6 * sent(False) < sent(True) < 0.8 * sent(False)
 
 
-def test_concurrency_is_never_above_its_cap_and_falls_on_refusals():
+def test_concurrency_stays_within_its_maximum_and_falls_on_refusals():
     async def go():
         rate_limiter = RateLimiter({}, max_concurrency=12)
         most = 0
@@ -142,7 +142,7 @@ def test_concurrency_is_never_above_its_cap_and_falls_on_refusals():
     assert after < before
 
 
-def test_a_stated_limit_is_learned_where_none_is_configured_and_only_there():
+def test_a_stated_limit_is_learned_only_if_none_is_configured():
     async def go():
         free, bound = RateLimiter({}), RateLimiter({"requests": 10})
         free.learn({"requests": 60.0})
@@ -152,7 +152,7 @@ def test_a_stated_limit_is_learned_where_none_is_configured_and_only_there():
     assert asyncio.run(go()) == ({"requests": 60.0}, {"requests": 10.0, "tokens": 900.0})
 
 
-def test_requests_that_were_sent_before_count():
+def test_earlier_requests_count():
     async def go():
         rate_limiter = RateLimiter({"requests": 3}, window_s=0.5, spent=2)
         started = time.monotonic()
@@ -163,7 +163,7 @@ def test_requests_that_were_sent_before_count():
     assert asyncio.run(go()) >= 0.5
 
 
-def test_one_request_heavier_than_the_whole_limit_goes_alone_instead_of_never():
+def test_a_request_heavier_than_the_limit_is_sent_alone():
     async def go():
         rate_limiter = RateLimiter({"tokens": 10}, window_s=0.3)
         for _ in range(2):
@@ -173,7 +173,7 @@ def test_one_request_heavier_than_the_whole_limit_goes_alone_instead_of_never():
     asyncio.run(go())
 
 
-def test_an_abandoned_wait_lets_the_others_pass():
+def test_cancelling_one_wait_does_not_block_the_others():
     async def go():
         rate_limiter = RateLimiter({"requests": 1}, window_s=0.3)
         rate_limiter.answered(await rate_limiter.acquire(items=1, tokens=1))
@@ -186,11 +186,11 @@ def test_an_abandoned_wait_lets_the_others_pass():
     asyncio.run(go())
 
 
-def test_lanes_that_are_refused_together_do_not_come_back_together():
+def test_refused_lanes_retry_at_different_times():
     rng = random.Random(0)
     for refusals, widest in ((1, 0.004), (4, 0.032), (60, 1.0)):
         waits = [next_wait_s(0.1, refusals, rng) for _ in range(1000)]
         assert min(waits) >= 0.1  # never before the next request may go
         assert max(waits) < 0.1 + widest
         assert max(waits) - min(waits) > 0.9 * widest
-    assert max(next_wait_s(50.0, 60, rng) for _ in range(100)) < 2.0  # others may have freed it meanwhile
+    assert max(next_wait_s(50.0, 60, rng) for _ in range(100)) < 2.0  # other lanes may have released leases meanwhile
