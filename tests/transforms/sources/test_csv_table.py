@@ -100,7 +100,7 @@ def test_no_row_is_lost_to_quotes_that_are_never_closed(tmp_path: Path, quotes: 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'id,t\n1,x\n2,"y\n3,z\n', "line 3: a quote is opened in this row and never closed."),
+        (b'id,t\n1,x\n2,"y\n3,z\n', "line 3: this row opens a quote and does not close it."),
         (b'id,t\n1,"x\n2,y\n3,"z\n', "line 4: text follows a closing quote of the row that begins in line 2."),
         (b'id,t\n\n1,"x" y\n', "line 3: text follows a closing quote."),
         (b"id,t\n1,x\n2\n", "line 3: the row has 1 cells, and the header has 2."),

@@ -187,7 +187,7 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         table(write(tmp_path / "t.csv", 'id,t\n\n1,"two\nlines"\n1,2,3\n'))
     with pytest.raises(SourceError, match=r"line 3, column 15: this is not valid JSON: .*\. Write one object"):
         table(write(tmp_path / "t.jsonl", '{"id": 1, "t": "x"}\n\n{"id": 2, "t": \n'))
-    with pytest.raises(SourceError, match=r"line 2: this is no JSON object \('\[1\]'\)"):
+    with pytest.raises(SourceError, match=r"line 2: this is not a JSON object \('\[1\]'\)"):
         table(write(tmp_path / "t.jsonl", "\n[1]\n"))
 
 
