@@ -1,11 +1,11 @@
-"""Recall and time of searches that a `where` narrows, and of long lists, against exact search.
+"""Measures recall and time of searches with `where` and of searches for many hits, against exact search.
 
     python benchmarks/clustered.py FOLDER --rows 100000 --spectrum B
     epithre-beam index CATALOG --from FOLDER
     python benchmarks/filters.py CATALOG FOLDER --spectrum B
 
-One table: the worst of the four directions for each recall, the mean of them for each time. The
-queries are fresh; a filter lets a random share of the assets through.
+The table has the worst of the four directions for each recall, and the mean of them for each time. Queries are new
+vectors; a filter passes a random share of the assets.
 """
 
 import argparse

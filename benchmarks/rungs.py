@@ -1,9 +1,9 @@
-"""What each rung of the ladder gives on the same vectors: which of them are worth having (decision 010).
+"""Measures each rung of the index ladder on the same vectors (decision 010).
 
     python benchmarks/rungs.py [--rows 50000] [--spectrum B] [--seed 0]
 
-Images as rows, texts as queries, recall at 10 against exact search. Every rung but the exact ones proposes
-candidates that are scored by the vectors as fp16. The best of three passes for each time.
+Rows are images, queries are texts; recall at 10 against exact search. Every rung except the exact ones proposes
+candidates, which are scored with the fp16 vectors. Times are the best of three passes.
 """
 
 import argparse
