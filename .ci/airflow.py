@@ -1,4 +1,4 @@
-"""Runs the example's DAG on a real Airflow, in a separate environment, because Airflow and Beam need different versions.
+"""Runs the DAG of the examples on a real Airflow, in a separate environment: Airflow and Beam need other versions.
 
 On two cores it takes a minute to install 440 MB, and ten seconds to run the DAG and each of its failures.
 `examples/airflow/constraints.txt` has the versions.
