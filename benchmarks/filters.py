@@ -39,8 +39,8 @@ def main() -> None:
     with open_catalog(options.catalog) as catalog:
         scores = {}
         for kind in KINDS:
-            asked = np.concatenate([data.queries(source, _QUERIES) for source in KINDS])
-            scores[kind] = np.concatenate([asked @ block.T for block in read_blocks(options.folder, kind)], axis=1)
+            queries = np.concatenate([data.queries(source, _QUERIES) for source in KINDS])
+            scores[kind] = np.concatenate([queries @ block.T for block in read_blocks(options.folder, kind)], axis=1)
         for k, share in _CASES:
             recalls, batch_s, single_s = [], [], []
             for kind in KINDS:

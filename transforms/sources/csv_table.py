@@ -23,7 +23,7 @@ _BLOCK_BYTES = 4 << 20
 _SLOW_ROWS = 1000
 """Rows that `csv` reads before pyarrow is tried again: the check takes as long as some hundred rows."""
 _QUOTE, _NEWLINE = b'"\n'
-_BESIDE = np.isin(np.arange(256), tuple(b'",\n\r'))
+_NEXT_TO_QUOTES = np.isin(np.arange(256), tuple(b'",\n\r'))
 """Bytes that may come before a quote that opens a cell, and after a quote that closes one."""
 
 
@@ -148,7 +148,7 @@ def _quotes(block: bytes, *, is_last: bool) -> tuple[npt.NDArray[np.int64], int]
     after = data[np.minimum(quotes + 1, len(block) - 1)]
     if quotes[-1] == len(block) - 1:
         after[-1] = _NEWLINE if is_last else 0
-    may_open, may_close = _BESIDE[before], _BESIDE[after]
+    may_open, may_close = _NEXT_TO_QUOTES[before], _NEXT_TO_QUOTES[after]
     is_outer = may_open | may_close
     inner = quotes[~is_outer]
     if len(inner):

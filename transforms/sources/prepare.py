@@ -95,7 +95,7 @@ def prepare_image(data: bytes, settings: PrepareConfig, *, smaller: bool = False
     file, deadline = _opened(data, settings)
     width, height = file.upright_size
     content, prepared = data, None
-    if smaller or _may_not_stay(file, len(data), settings):
+    if smaller or _must_be_re_encoded(file, len(data), settings):
         pixels = min(settings.max_pixels, width * height // 4) if smaller else settings.max_pixels
         with _turn(file, deadline, data, settings) as (file, deadline):
             content, done = _re_encoded(file, pixels, deadline, settings)
@@ -148,7 +148,7 @@ def _opened(data: bytes, settings: PrepareConfig) -> tuple[OpenedImage, float]:
     return open_image(data, settings, deadline), deadline
 
 
-def _may_not_stay(file: OpenedImage, size_bytes: int, settings: PrepareConfig) -> bool:
+def _must_be_re_encoded(file: OpenedImage, size_bytes: int, settings: PrepareConfig) -> bool:
     """Whether the image must be re-encoded."""
     width, height = file.upright_size
     if file.orientation > 1 or file.is_heavy or triggers(file.name, size_bytes, width * height, settings):

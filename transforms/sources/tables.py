@@ -278,7 +278,7 @@ class TableReader:
         base = self.url.rsplit("/", 1)[0]
         full = [joined(base, uri) if uri else "" for uri in uris]
 
-        def ask(uri: str) -> tuple[str, int | None]:
+        def look_up(uri: str) -> tuple[str, int | None]:
             try:
                 info = uri_info(uri, self.source)
             except Exception:
@@ -287,7 +287,7 @@ class TableReader:
 
         allowed = () if self.wrong else allowed_prefixes(self.source)  # the run fails, so no lookup is needed
         with ThreadPoolExecutor(_STAT_THREADS) as pool:
-            facts = list(pool.map(lambda u: ask(u) if is_within(u, allowed) else (UNKNOWN, None), full))
+            facts = list(pool.map(lambda u: look_up(u) if is_within(u, allowed) else (UNKNOWN, None), full))
         return {
             "uri": pa.array(full, pa.string()),
             "fingerprint": pa.array([f for f, _ in facts]),
@@ -300,13 +300,13 @@ class TableReader:
             raise ConfigError(
                 f"{self.place}.bytes: only a parquet table has columns of bytes, {self.url!r} is {self.format}."
             )
-        print_ = file_fingerprint(self.file.info)
+        fingerprint = file_fingerprint(self.file.info)
         column = urllib.parse.quote(self.source.bytes or "", safe="")
         uris = [f"{self.url}#row={row}&column={column}" for row in range(first, first + count)]
         return {
             "uri": pa.array(uris),
             # Zero-padded, so that neighbouring rows are sorted together and read together.
-            "fingerprint": pa.array([f"{print_}#{row:012d}" for row in range(first, first + count)]),
+            "fingerprint": pa.array([f"{fingerprint}#{row:012d}" for row in range(first, first + count)]),
             "size_bytes": pa.nulls(count, pa.int64()),
         }
 
