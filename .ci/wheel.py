@@ -1,6 +1,6 @@
-"""Builds the source distribution, and of it the wheel, and tries both: in clean environments, away from the sources.
+"""Builds the source distribution and the wheel, and tests both in clean environments outside of the repository.
 
-The source distribution is tried with the oldest Beam, by the tests that are in it and marked `core`.
+The source distribution is tested with the oldest Beam, by its tests that are marked `core`.
 """
 
 import json
@@ -48,7 +48,7 @@ def environment(folder: Path, requirement: str, constraints: str = "constraints.
 
 
 def serve(programs: Path, folder: Path) -> None:
-    """The page and all that it loads come from the wheel."""
+    """Check that the wheel serves the page and all files that it loads."""
     command = [programs / "epithre-beam", "serve", "demo/catalog", "--port", "0", "--json"]
     process = subprocess.Popen(list(map(str, command)), cwd=folder, stdout=subprocess.PIPE, text=True)
     try:
@@ -60,8 +60,8 @@ def serve(programs: Path, folder: Path) -> None:
         for name in names:
             assert urllib.request.urlopen(f"{url}/{name}").status == 200, name
         body = json.dumps({"text": "sepeda merah", "kinds": ["image"], "k": 4}).encode()
-        asked = urllib.request.Request(f"{url}/api/search", body, {"Content-Type": "application/json"})
-        hits = json.load(urllib.request.urlopen(asked))["hits"]
+        request = urllib.request.Request(f"{url}/api/search", body, {"Content-Type": "application/json"})
+        hits = json.load(urllib.request.urlopen(request))["hits"]
         assert all("red-bicycle" in hit["asset_id"] for hit in hits), hits
     finally:
         process.terminate()
@@ -69,7 +69,7 @@ def serve(programs: Path, folder: Path) -> None:
 
 
 def check_contents(wheel: Path) -> None:
-    """The wheel has the package and its metadata, and every module that the folders have."""
+    """Check that the wheel has only the package and its metadata, and every module of the folders."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     tops = {name.split("/")[0] for name in names}
@@ -80,7 +80,7 @@ def check_contents(wheel: Path) -> None:
 
 
 def try_source_distribution(archive: Path, folder: Path) -> None:
-    """On the oldest Beam: the tests that are in it, against what is installed of it."""
+    """Run the tests of the source distribution against its installation with the oldest Beam."""
     with tarfile.open(archive) as packed:
         packed.extractall(folder, filter="data")
     tree = folder / archive.name.removesuffix(".tar.gz")
@@ -88,7 +88,7 @@ def try_source_distribution(archive: Path, folder: Path) -> None:
     where = run(programs / "python", "-c", "import epithre_beam as e; print(e.__file__)", cwd=folder)
     assert where.startswith(str(folder / "oldest")), where
     beam = run(programs / "python", "-c", "import apache_beam; print(apache_beam.__version__)", cwd=folder).strip()
-    jobs = os.environ.get("JOBS", "2")  # the other tests run meanwhile
+    jobs = os.environ.get("JOBS", "2")  # other tests run at the same time
     tests = run(programs / "pytest", "-q", "-n", jobs, "--dist", "loadfile", "-m", "core", "tests", cwd=tree)
     print(f"source distribution, Beam {beam}: {tests.splitlines()[-1]}")
 

@@ -11,10 +11,10 @@ _KB = 1000
 
 
 def write_images(folder: Path, count: int, seed: int = 0, size_kb: int = 200) -> None:
-    """Writes `count` pictures, 1000 to a subfolder. Each differs from every other, by a comment segment of its own.
+    """Write `count` images, 1,000 in each subfolder. Each has a different comment segment, so all files differ.
 
-    Drawing 20,000 real pictures would take longer than the benchmark; their pixels do not matter to it, their
-    bytes, sizes and headers do.
+    Drawing 20,000 different images would take longer than the benchmark. Their pixels do not matter, but their bytes,
+    sizes and headers do.
     """
     rng = np.random.default_rng(seed)
     bases = [_base(rng, size_kb) for _ in range(_BASES)]
@@ -29,7 +29,7 @@ def write_images(folder: Path, count: int, seed: int = 0, size_kb: int = 200) ->
 
 
 def write_texts(path: Path, count: int, seed: int = 0) -> None:
-    """Writes a CSV of `count` distinct texts of some 120 characters."""
+    """Write a csv of `count` distinct texts of about 120 characters."""
     rng = np.random.default_rng(seed)
     words = ["".join(chr(97 + c) for c in rng.integers(0, 26, int(rng.integers(3, 10)))) for _ in range(2000)]
     with path.open("w", encoding="utf-8") as file:
@@ -39,7 +39,7 @@ def write_texts(path: Path, count: int, seed: int = 0) -> None:
 
 
 def _base(rng: np.random.Generator, size_kb: int) -> bytes:
-    """A JPEG of about `size_kb`: blurred noise, at the quality that gives the size."""
+    """Make a JPEG of about `size_kb` kB: blurred noise, at the quality that gives this size."""
     noise = Image.fromarray(rng.integers(0, 256, (768, 1024, 3), np.uint8).astype(np.uint8))
     image = noise.filter(ImageFilter.GaussianBlur(1.2))
     for quality in range(95, 20, -5):

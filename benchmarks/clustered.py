@@ -1,26 +1,26 @@
-"""Clustered unit vectors of both kinds, made block by block: what the index is measured on where no real ones are.
+"""Makes clustered unit vectors of both kinds, block by block. The index benchmarks use them in place of real vectors.
 
     python benchmarks/clustered.py FOLDER [--rows 100000] [--spectrum A] [--seed 0] [--measure]
 
-writes `image-00000.parquet`, `text-00000.parquet` and so on, with the columns `id`, `kind` and `embedding`; with
-`--measure` it writes nothing and says how hard each direction is.
+writes `image-00000.parquet`, `text-00000.parquet` and so on, with the columns `id`, `kind` and `embedding`. With
+`--measure` it writes nothing and prints the difficulty of each direction.
 
-How a vector comes about. A draw has a cluster, whose centre both kinds share, and its own deviation from it:
-`z = centre + spread * tail * noise`, each axis scaled by the spectrum. The kind then does two things to it: its map
-takes the latent axes into 4000 dimensions, and its offset is added. Scaled to unit norm, that is the vector.
+How a vector is made. Each draw has a cluster, whose centre both kinds share, and a deviation from it:
+`z = centre + spread * tail * noise`, with each axis scaled by the spectrum. The map of the kind then takes the latent
+axes into 4000 dimensions, the offset of the kind is added, and the sum is scaled to unit norm.
 
-Why a query of the other kind is harder. The offsets of the two kinds point in unrelated directions and hold a fixed
-share of each vector's squared norm: that is the modality gap, and where a joint index fails. It also moves a query out
-of the cells that were trained on the other kind. The image's map is an isometry, the text's is that map distorted:
-by a random matrix over the latent axes (`matrix`), or by a random scale for each of the 4000 dimensions (`scale`).
-What is near a text by inner product is then near a distorted picture of it: its true neighbours stand in other cells
-than the nearest ones, over more clusters. `measure_difficulty` states how much: with 51,200 rows a kind in 904 cells,
-so many of the ten true neighbours lie in the 8 % of the cells nearest to the query, text → image and image → image:
-A 0.93 and 0.99, B 0.95 and 1.00, C 0.64 and 0.99. Image → text against text → text is 0.95 and 0.99 in A, 0.66 and
-0.98 in C; in B the texts' own distortion makes the two alike (0.99).
+Why a query of the other kind is harder. The offsets of the two kinds have unrelated directions and a fixed share of
+each vector's squared norm. This is the modality gap, at which a joint index fails; it moves a query out of the cells
+that were trained on the other kind. The map of images is an isometry. The map of texts is the same map distorted, by a
+random matrix over the latent axes (`matrix`) or by a random scale for each of the 4000 dimensions (`scale`). The true
+neighbours of a text are therefore in other cells than the nearest ones, and in more clusters. `measure_difficulty`
+gives the size of the effect. With 51,200 rows of each kind in 904 cells, the share of the ten true neighbours in the
+8 % of the cells that are nearest to the query is, for text → image and image → image: A 0.93 and 0.99, B 0.95 and 1.00,
+C 0.64 and 0.99. For image → text and text → text it is 0.95 and 0.99 in A, 0.66 and 0.98 in C; in B both are equal
+(0.99), because of the distortion of the texts.
 
-The latent axes fall into groups of 256 with a stretch of the 4000 dimensions each, so that the product costs the same
-for every rank. Inner products do not see it, and strong and weak axes are spread over all groups.
+The latent axes are split into groups of 256, each with its own range of the 4000 dimensions, so that the product costs
+the same for every rank. This does not change inner products; strong and weak axes are spread over all groups.
 """
 
 import argparse
@@ -56,18 +56,19 @@ class Spectrum:
     """The variance of latent axis i falls as (i + 1) ** -decay."""
     clusters: int
     families: int
-    """Clusters have a family each, whose centre they stand around; 0: every cluster stands for itself."""
+    """Number of families of clusters; clusters lie around the centre of their family. 0: no families."""
     zipf: bool
-    """Cluster j is drawn in proportion to 1 / (j + 20), else all alike."""
+    """Whether cluster j is drawn in proportion to 1 / (j + 20); otherwise all clusters are equally likely."""
     spread: float
-    """Standard deviation of a row around its cluster's centre, in those of the centres."""
+    """Standard deviation of a row around the centre of its cluster, relative to that of the centres."""
     tail: float
-    """Degrees of freedom of a Student t, by row; 0: normal."""
+    """Degrees of freedom of a Student t distribution for each row; 0: normal."""
     distortion: Literal["matrix", "scale"]
     strength: float
-    """Of the text's distortion: share of a random matrix beside the identity, or deviation of a log-normal scale."""
+    """Strength of the distortion of texts: weight of a random matrix added to the identity, or sigma of a log-normal
+    scale."""
     offset: float
-    """Share of a vector's squared norm that its kind's offset has, on average."""
+    """Average share of the kind's offset in a vector's squared norm."""
 
 
 SPECTRA = {
@@ -108,12 +109,12 @@ SPECTRA = {
         offset=0.3,
     ),
 }
-"""A has few axes, B a long spectrum, C an almost flat one: with 20,480 rows a kind the best 256 axes of C keep 0.94 of
-the ten true neighbours among their first hundred, 512 keep 0.99."""
+"""A has few axes, B a long spectrum, C an almost flat one. With 20,480 rows of each kind the best 256 axes of C keep
+0.94 of the ten true neighbours among the first hundred, 512 axes keep 0.99."""
 
 
 class Clustered:
-    """Rows and queries of one spectrum. Every block is a function of the seed, its kind and its number alone."""
+    """Rows and queries of one spectrum. Every block depends only on the seed, its kind and its number."""
 
     def __init__(self, spectrum: str, seed: int = 0) -> None:
         self.spectrum = shape = SPECTRA[spectrum]
@@ -136,11 +137,11 @@ class Clustered:
         self._offsets = dict(zip(KINDS, offsets.astype(np.float32), strict=True))
 
     def rows(self, kind: Kind, block: int) -> Floats:
-        """One block of a kind: (512, 4000), C-contiguous, unit norm."""
+        """Draw one block of a kind: float32, (512, 4000), C-contiguous, unit norm."""
         return self._draw(kind, np.random.default_rng((self._seed, 1, KINDS.index(kind), block)))
 
     def queries(self, kind: Kind, count: int) -> Floats:
-        """Fresh vectors of the kind that are no rows: (count, 4000), unit norm."""
+        """Draw vectors of a kind that are not rows: float32, (count, 4000), unit norm."""
         blocks = range(-(-count // BLOCK_ROWS))
         drawn = [self._draw(kind, np.random.default_rng((self._seed, 2, KINDS.index(kind), b))) for b in blocks]
         return np.concatenate(drawn)[:count]
@@ -166,7 +167,7 @@ class Clustered:
 
 
 def _isometries(rng: np.random.Generator, rank: int) -> list[Floats]:
-    """For each group of latent axes a (256, width) matrix with orthonormal rows."""
+    """Draw a (256, width) matrix with orthonormal rows for each group of latent axes."""
     groups = rank // _GROUP
     drawn = (rng.standard_normal((DIMENSION // groups, _GROUP)) for _ in range(groups))
     return [np.ascontiguousarray(np.linalg.qr(matrix)[0].T, np.float32) for matrix in drawn]
@@ -189,7 +190,7 @@ def row_of(asset_id: str) -> int:
 
 
 def write_folder(folder: Path, data: Clustered, rows: int) -> None:
-    """Writes so many rows of each kind, a row group a block, uncompressed; two blocks are made at once."""
+    """Write `rows` rows of each kind, one block in each row group, uncompressed. Make two blocks at a time."""
     schema = pa.schema([("id", pa.string()), ("kind", pa.string()), ("embedding", pa.list_(pa.float32(), DIMENSION))])
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as makers:
@@ -213,7 +214,7 @@ def write_folder(folder: Path, data: Clustered, rows: int) -> None:
 
 
 def _in_turn(makers: ThreadPoolExecutor, data: Clustered, kind: Kind, blocks: range) -> Iterator[Floats]:
-    """The blocks in their order; never more than four are held."""
+    """Yield the blocks in order, with at most four in memory."""
     ahead = []
     for block in blocks:
         ahead.append(makers.submit(data.rows, kind, block))
@@ -224,7 +225,7 @@ def _in_turn(makers: ThreadPoolExecutor, data: Clustered, kind: Kind, blocks: ra
 
 
 def read_blocks(folder: Path, kind: Kind) -> Iterator[Floats]:
-    """The vectors of a kind, a row group at a time, in the order of their ids."""
+    """Yield the vectors of a kind, one row group at a time, in the order of their ids."""
     for path in sorted(folder.glob(f"{kind}-*.parquet")):
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
@@ -234,7 +235,7 @@ def read_blocks(folder: Path, kind: Kind) -> Iterator[Floats]:
 
 
 def find_exactly(folder: Path, kind: Kind, queries: Floats, k: int) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """The true nearest rows of a kind by inner product: scores and row numbers, (queries, k), best first."""
+    """Return the exact nearest rows of a kind by inner product: scores and row numbers, (queries, k), best first."""
     scores = np.full((len(queries), 0), -np.inf, np.float32)
     rows = np.zeros((len(queries), 0), np.int64)
     first = 0
@@ -255,15 +256,15 @@ class Difficulty:
 
     direction: str
     in_nearest_cells: dict[float, float]
-    """The share of the true neighbours that lie in so large a share of the cells, those nearest to the query."""
+    """Share of the true neighbours in the cells nearest to the query, by the share of the cells."""
     gap: float
-    """How far the tenth score lies above the hundredth, in standard deviations of all scores."""
+    """Difference of the tenth and the hundredth score, in standard deviations of all scores."""
 
 
 def measure_difficulty(
     data: Clustered, rows: int, queries: int = 300, targets: tuple[Kind, ...] = KINDS
 ) -> list[Difficulty]:
-    """Of each direction, with 4 · √rows cells of spherical k-means over the first rows of a kind."""
+    """Measure each direction with 4 · √rows cells of spherical k-means over the first rows of a kind."""
     import faiss
 
     found = []
@@ -274,10 +275,10 @@ def measure_difficulty(
         means.train(vectors[: 22 * cells])
         cell = np.argmax(vectors @ means.centroids.T, axis=1)
         for source in KINDS:
-            asked = data.queries(source, queries)
-            scores = asked @ vectors.T
+            drawn = data.queries(source, queries)
+            scores = drawn @ vectors.T
             best = np.argsort(-scores, axis=1)[:, :100]
-            places = np.argsort(np.argsort(-(asked @ means.centroids.T), axis=1), axis=1)
+            places = np.argsort(np.argsort(-(drawn @ means.centroids.T), axis=1), axis=1)
             place = np.take_along_axis(places, cell[best[:, :10]], 1) / cells
             top = np.take_along_axis(scores, best, 1)
             found.append(
@@ -305,7 +306,7 @@ def main() -> None:
     elif options.folder:
         write_folder(options.folder, data, options.rows)
     else:
-        parser.error("a folder to write to, or --measure")
+        parser.error("name a folder to write to, or use --measure")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""The same assets on every engine: time, memory of each process, what it costs by itself, what a second process gains.
+"""Runs the same assets on every engine: time, memory of each process, overhead, and the gain of a second process.
 
     python benchmarks/engines.py [--assets 2000] [--engines in_memory,prism] [--folder DIR]
 
-Half are pictures of 20 kB, half texts; the emulator (`hash` model, dimension 256) answers at once, in a process of its
-own on the same cores. `overhead` is a run of two assets less the same without an engine, on FnApiRunner in memory.
-Engines that are not on this machine are left out and named. Every catalog must have the vectors of the first.
+Half of the assets are images of 20 kB, half are texts. The emulator (`hash` model, dimension 256) responds without
+delay, in a separate process on the same cores. `overhead` is the time of a run of two assets, minus the same without an
+engine (FnApiRunner in memory). Engines that are not installed are listed and skipped. Every catalog must have the same
+vectors as the first one.
 
-The second table pins the work: one process on one core against two on two, for the parts that are bound by CPU:
-pictures of 200 kB made smaller, and an index built; each less the same command with next to nothing to do, which is
-what the engine costs. Nothing else may run on the machine meanwhile; the emulator takes its share of the first part.
+The second table compares one process on one core with two processes on two cores, for the work that is limited by CPU:
+making images of 200 kB smaller, and building an index. The time of the same command with almost no work, which is the
+cost of the engine, is subtracted. Nothing else may run on the machine; the emulator also uses CPU in the first part.
 """
 
 import argparse
@@ -50,15 +51,15 @@ prepare: {prepare}
 
 @dataclass
 class Measured:
-    """A command that ended well."""
+    """The figures of a successful command."""
 
     seconds: float
     peaks_mb: dict[str, list[int]] = field(default_factory=dict)
-    """Resident memory at its highest, of each process, by its part: launcher, workers, engine."""
+    """Peak resident memory of each process in MB, by role: launcher, workers, engine."""
 
 
 class Memory:
-    """Looks at the processes of a command ten times a second."""
+    """Samples the memory of a command's processes."""
 
     def __init__(self, launcher: int, engine: Engine) -> None:
         self._launcher = launcher
@@ -132,7 +133,7 @@ def write_vectors(folder: Path, rows: int) -> None:
 
 
 def digest(catalog: Path) -> str:
-    """Of the vectors and indexes of the published version."""
+    """Hash the vectors and indexes of the published version."""
     version, found = catalog / "versions" / open_catalog(catalog).version, hashlib.sha256()
     for path in sorted([*version.glob("vectors/*.parquet"), *version.glob("index/*")]):
         found.update(path.read_bytes())
@@ -145,7 +146,7 @@ def emulator() -> Iterator[str]:
         yield found.base_url
 
 
-def say_peaks(measured: Measured) -> str:
+def format_peaks(measured: Measured) -> str:
     return "; ".join(
         f"{part} {', '.join(map(str, measured.peaks_mb.get(part, [])))}" for part in sorted(measured.peaks_mb)
     )
@@ -165,7 +166,7 @@ def compare_engines(folder: Path, assets: int, names: Sequence[str]) -> Table:
             try:
                 engine = stack.enter_context(ENGINES[name](place))
             except Missing as error:
-                lines.append((name, f"not here: {error}", "", "", ""))
+                lines.append((name, f"not available: {error}", "", "", ""))
                 continue
             url = stack.enter_context(emulator())
             alone = measure(engine, "run", write_job(small, place / "small", url), "--quiet")
@@ -173,15 +174,15 @@ def compare_engines(folder: Path, assets: int, names: Sequence[str]) -> Table:
             whole = measure(engine, "run", write_job(folder, place / "catalog", url, lanes), "--quiet")
             reported = digest(place / "catalog")
             first = first or (reported, alone.seconds)
-            assert reported == first[0], f"{name} made another catalog"
+            assert reported == first[0], f"{name}: the catalog differs from the first one"
             overhead = alone.seconds - first[1]
             speed = (f"{overhead:.1f}", f"{whole.seconds:.1f}", f"{assets / whole.seconds:.0f}")
-            lines.append((name, *speed, say_peaks(whole)))
+            lines.append((name, *speed, format_peaks(whole)))
     return Table(("engine", "overhead s", "run s", "assets/s", "MB of each process"), lines)
 
 
 def compare_processes(folder: Path, images: int, vectors: int) -> dict[str, list[float]]:
-    """Seconds of one process on one core and of two on two, of each part, the engine's own cost taken off."""
+    """Return the seconds of each part with one process on one core and two on two, without the engine's overhead."""
     small = folder / "small"
     for place, number, rows in ((folder, images, vectors), (small, 1, 2000)):
         write_images(place / "images", number)
@@ -206,8 +207,8 @@ def compare_processes(folder: Path, images: int, vectors: int) -> dict[str, list
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--assets", type=int, default=2000)
-    parser.add_argument("--images", type=int, default=2000, help="of 200 kB, to be made smaller; 0: no second table")
-    parser.add_argument("--vectors", type=int, default=200_000, help="of which an index is built")
+    parser.add_argument("--images", type=int, default=2000, help="images of 200 kB to make smaller; 0: no second table")
+    parser.add_argument("--vectors", type=int, default=200_000, help="vectors to build an index from")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--folder", type=Path, help="for assets and catalogs; removed at the end")
     add_results_option(parser)

@@ -32,14 +32,14 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 _BUSY = 0.5
-"""The load from which on a machine is not idle."""
+"""Load above which a machine does not count as idle."""
 _FIGURE = re.compile(r"<!-- figure: (?P<name>[\w.]+) -->(?P<text>.*?)<!-- /figure -->", re.DOTALL)
 _BLOCK = re.compile(r"<!-- results: (?P<name>\w+) -->\n(?P<text>.*?)<!-- /results -->", re.DOTALL)
 _MARK = re.compile(r"<!-- /?(?:figure|results)\b")
 
 
 class FigureError(Exception):
-    """A page or a benchmark that does not fit what is declared or stored."""
+    """A page or a benchmark does not match the declared or stored figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,11 @@ class Figure:
 
     what: str
     unit: str = ""
-    """As it follows the number; empty for a count, and for a share whose format has a percent sign."""
+    """Unit after the number; empty for a count, and for a share whose format has a percent sign."""
     format: str = ".1f"
-    """How it is rounded wherever it is quoted: a format specification of Python's."""
+    """Format specification of Python, for the number wherever it is quoted."""
     target: str = ""
-    """What it should be, and why."""
+    """The target and its reason."""
 
     def to_text(self, value: float) -> str:
         return format(value, self.format)
@@ -60,20 +60,20 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What one stored result holds, and how it is measured again."""
+    """The content of a stored result, and how to measure it again."""
 
     command: str
     takes: str
     """Wall time on two idle cores."""
     code: list[str]
-    """Files and folders, from the top of the repository, whose code it measures; its own program among them."""
+    """Files and folders whose code it measures, relative to the repository, including its own program."""
     figures: Mapping[str, Figure] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
     """Titles of the tables that it stores."""
 
 
 def read_declared(path: Path) -> dict[str, Benchmark]:
-    """The benchmarks by the names of their results."""
+    """Read the benchmarks, by the names of their results."""
     found = {}
     for name, fields in tomllib.loads(path.read_text("utf-8")).items():
         figures = {key: Figure(**figure) for key, figure in fields.pop("figures", {}).items()}
@@ -86,7 +86,7 @@ BENCHMARKS = read_declared(ROOT / "benchmarks" / "declared.toml")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells that are rounded already."""
+    """A table of formatted cells."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -110,7 +110,7 @@ class Recording:
         self._name = name
         self._benchmark = BENCHMARKS[name]
         self._path = options.results / f"{name}.json"
-        # Paths say where somebody's files are, not what was measured.
+        # Paths depend on the machine and do not describe the measurement.
         given = {key: value for key, value in vars(options).items() if not isinstance(value, Path)}
         self._arguments = {key: value for key, value in given.items() if value is not None and value is not False}
         self._machine = read_machine()
@@ -130,17 +130,17 @@ class Recording:
 
     @classmethod
     def start(cls, name: str, options: argparse.Namespace) -> "Recording":
-        """Notes commit, machine and load, before anything is measured.
+        """Record commit, machine and load before the measurement.
 
-        `options` has `results` (see `add_results_option`) and what else the program was called with.
+        `options` has `results` (see `add_results_option`) and all other options of the program.
         """
         return cls(name, options)
 
     def store(self, figures: Mapping[str, float], tables: Mapping[str, Table] | None = None) -> None:
-        """Prints the figures, and writes them if all were measured and the code is that of the commit.
+        """Print the figures. Store them if all were measured and the code matches the commit.
 
         Raises:
-            FigureError: a figure or a table is not declared.
+            FigureError: If a figure or a table is not declared.
         """
         tables = tables or {}
         wanted = self._benchmark.figures
@@ -177,7 +177,7 @@ def _significant(value: float) -> float:
 
 
 def read_machine() -> dict[str, Any]:
-    """Cores, processor, memory, and how busy it is already; nothing that names the machine."""
+    """Describe cores, processor, memory and load, without the name of the machine."""
     model = "unknown processor"
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists() and (found := re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)):
@@ -195,15 +195,15 @@ def read_machine() -> dict[str, Any]:
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """The stored results by their names."""
+    """Read the stored results by their names."""
     return {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
 def fill(text: str, results: Mapping[str, Any], benchmarks: Mapping[str, Benchmark]) -> str:
-    """A page with the stored figures in place of whatever is between its markers.
+    """Return a page with the stored figures between its markers.
 
     Raises:
-        FigureError: a marker is malformed, or names a figure that is not stored.
+        FigureError: If a marker is malformed, or names a figure that is not stored.
     """
 
     def figure(match: re.Match[str]) -> str:
@@ -278,7 +278,7 @@ def pages(root: Path) -> list[Path]:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints; None if it fails or is not there."""
+    """Return the output of git; None if it fails or is not installed."""
     try:
         ran = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
     except FileNotFoundError:
@@ -287,7 +287,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def changed_since(commit: str, code: Sequence[str], root: Path) -> list[str]:
-    """Files below these paths that the work tree has otherwise than the commit, new ones included."""
+    """Return the files below these paths that differ from the commit, including new ones."""
     changed = _git(root, "diff", "--name-only", "--no-ext-diff", commit, "--", *code)
     new = _git(root, "ls-files", "--others", "--exclude-standard", "--", *code)
     if changed is None or new is None:
@@ -296,7 +296,7 @@ def changed_since(commit: str, code: Sequence[str], root: Path) -> list[str]:
 
 
 def status(root: Path, results: Mapping[str, Any], benchmarks: Mapping[str, Benchmark]) -> list[str]:
-    """A line for each benchmark: whether its result is of today's code, and what to run if not."""
+    """Return a line for each benchmark: whether its result is current, and what to run if not."""
     lines = []
     for name, benchmark in benchmarks.items():
         run = f"run: {benchmark.command} ({benchmark.takes})"

@@ -1,11 +1,11 @@
-"""Recall and time of searches that a `where` narrows, and of long lists, against exact search.
+"""Measures recall and time of searches with `where` and of searches for many hits, against exact search.
 
     python benchmarks/clustered.py FOLDER --rows 100000 --spectrum B
     epithre-beam index CATALOG --from FOLDER
     python benchmarks/filters.py CATALOG FOLDER --spectrum B
 
-One table: the worst of the four directions for each recall, the mean of them for each time. The
-queries are fresh; a filter lets a random share of the assets through.
+The table has the worst of the four directions for each recall, and the mean of them for each time. Queries are new
+vectors; a filter passes a random share of the assets.
 """
 
 import argparse
@@ -39,8 +39,8 @@ def main() -> None:
     with open_catalog(options.catalog) as catalog:
         scores = {}
         for kind in KINDS:
-            asked = np.concatenate([data.queries(source, _QUERIES) for source in KINDS])
-            scores[kind] = np.concatenate([asked @ block.T for block in read_blocks(options.folder, kind)], axis=1)
+            queries = np.concatenate([data.queries(source, _QUERIES) for source in KINDS])
+            scores[kind] = np.concatenate([queries @ block.T for block in read_blocks(options.folder, kind)], axis=1)
         for k, share in _CASES:
             recalls, batch_s, single_s = [], [], []
             for kind in KINDS:

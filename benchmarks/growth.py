@@ -1,4 +1,4 @@
-"""The plot of docs/performance.md: how the time to build and to search grows with the number of vectors."""
+"""Draws the plot of docs/performance.md: time to build and to search by the number of vectors."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ _STYLE = """<style>
 @media (prefers-color-scheme: dark) {
   :root { --first: #79b8ff; --second: #f0a46c; --faint: #8b949e; color: #e6edf3; background: #0d1117 } }
 </style>"""
-"""A picture that stands alone has no page to take its colours from."""
+"""The image is a separate file, so it cannot take its colours from the page."""
 
 
 def draw_growth(sizes: list[dict[str, Any]]) -> str:
-    """An SVG file of its own. Both axes are logarithmic: what is linear rises by a decade in a decade."""
+    """Return an SVG document with two logarithmic axes; linear growth rises one decade in each decade."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     totals = [size["total"] for size in sizes]

@@ -1,9 +1,9 @@
-"""What a nightly run costs: nothing changed, a few per cent changed, and a comparison of a million references.
+"""Measures a nightly run: nothing changed, 5 % changed, and a comparison of a million references.
 
     python benchmarks/incremental.py [--assets 50000] [--references 1000000] [--folder DIR]
 
-Everything is seeded. Each run is a process of its own against an emulator (`hash` model, no limits, no latency) in
-another, on half pictures of 20 kB, half texts. The figures to quote are the ratios of one invocation.
+All data is seeded. Each run is a separate process, and so is the emulator (`hash` model, no limits, no latency). Half
+of the assets are images, half are texts. Quote only the ratios of one invocation.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def run_job(job: Path) -> dict[str, float]:
 
 
 def compare(folder: Path) -> dict[str, float]:
-    """Compares the references of a table of texts with a version of as many rows of eight dimensions."""
+    """Compare the references of a table of texts with a version of as many rows and eight dimensions."""
     from epithre_beam.configs import load_config
     from epithre_beam.index.storage.store import Store
     from epithre_beam.index.versions.latest import read_latest
@@ -71,7 +71,7 @@ def compare(folder: Path) -> dict[str, float]:
 
 
 def make_compared(folder: Path, references: int) -> None:
-    """A catalog of texts whose vectors have eight dimensions, and a table in which one in a hundred has changed."""
+    """Make a catalog of texts with eight dimensions, and a table in which 1 % of the texts have changed."""
     import hashlib
 
     import pyarrow as pa
@@ -136,7 +136,7 @@ def make_compared(folder: Path, references: int) -> None:
 
 
 def change(images: Path, texts: Path, count: int, seed: int = 1) -> int:
-    """Changes, adds, deletes, renames and copies 1 % of each kind; returns how many contents are new."""
+    """Change, add, delete, rename and copy 1 % of each kind. Return the number of new contents."""
     rng = np.random.default_rng(seed)
     each = max(1, int(count * _SHARE))
     paths = sorted(images.glob("**/*.jpg"))
@@ -181,7 +181,7 @@ def measure(label: str, command: list[str], key: str = "") -> dict[str, float]:
 
 
 def nights(folder: Path, assets: int) -> dict[str, dict[str, float]]:
-    """A first run, one with nothing changed, one with 5 % of changes; what each took and sent."""
+    """Measure a first run, a run with nothing changed and a run with 5 % changed."""
     from epithre_beam.transforms.epithre.emulator import EmulatorSettings, start_emulator_process
 
     images, texts = folder / "images", folder / "texts.csv"
@@ -215,7 +215,7 @@ def to_table(sizes: dict[str, dict[str, dict[str, float]]]) -> Table:
 
 
 def copy_speed(catalog: Path, scratch: Path) -> float:
-    """MB/s of a plain copy of the newest version's vectors, to the disk."""
+    """Return the MB/s of a plain copy of the newest version's vectors, flushed to disk."""
     newest = max((catalog / "versions").iterdir())
     size, started = 0, time.monotonic()
     for path in (newest / "vectors").iterdir():
@@ -236,7 +236,7 @@ def _read_bytes() -> int:
 
 
 def _peak_mb() -> int:
-    """Of this process alone: getrusage begins with what the process had that started it."""
+    """Return the peak memory of this process. getrusage would include that of the parent process."""
     return next(
         int(line.split()[1]) // 1024
         for line in Path("/proc/self/status").read_text().splitlines()

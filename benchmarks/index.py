@@ -1,28 +1,28 @@
-"""The index against those of others, side by side at equal measured recall, and its growth.
+"""Compares the index with other indexes at equal measured recall, and measures how it grows.
 
     python benchmarks/index.py [--rows 100000] [--spectrum A] [--rivals autofaiss,hnsw32,…] [--work DIR]
     python benchmarks/index.py --growth 100000,300000,1000000 [--spectrum A] [--work DIR]
 
-Everything is seeded. Both kinds of vectors are made by `clustered.py`, `--rows` of each; queries are fresh vectors of
-the same distribution, and exact answers are computed beside them. Each contender runs in processes of its own, one
-after the other, on files that the kernel was asked to forget: one builds, one looks for the cheapest setting that
-reaches recall 0.95 at ten in the worst of the four directions, one opens what was built and measures it at that
-setting. Rivals have an index for each kind, which is kind to them; `autofaiss-joint` is one over both. The rivals' own
-environments are made from `rivals/*.txt` when they are needed first. WORK/index-A-100000.json has all
+All data is seeded. `clustered.py` makes `--rows` vectors of each kind. Queries are new vectors of the same
+distribution, and the exact answers are computed. Each contender runs in separate processes, one after the other,
+after its files are dropped from the page cache. The first process builds the index. The second one finds the cheapest
+setting that reaches recall 0.95 at 10 in the worst of the four directions. The third one opens the index and measures
+it at this setting. Rivals have one index for each kind, which favours them; `autofaiss-joint` is one index over both
+kinds. Environments of the rivals are created from `rivals/*.txt` when first needed. WORK/index-A-100000.json has all
 measurements.
 
-What the columns mean:
+Columns:
 
-- build: wall seconds of both kinds, from Parquet files to files on disk; ours: the command, from its start to the
-  published version, without the seconds that it copies the vectors into the catalog. CPU and peak memory are of the
-  whole process tree, ours with that copying.
-- resident: MB of memory that opening and warm searching add to the process: anonymous + mapped from files (ours without
-  the mapped float16 store); for pgvector the server's, with what its processes share.
+- build: wall seconds for both kinds, from Parquet files to files on disk. For this index it is the command from its
+  start to the published version, without the time to copy the vectors into the catalog. CPU and peak memory are those
+  of the whole process tree, for this index including the copy.
+- resident: MB of memory that opening and warm searches add to the process: anonymous + mapped from files (without the
+  mapped float16 vectors of this index). For pgvector it is the server's memory, including shared memory.
 - one query: median and 99th percentile of 500 warm queries, one thread, the worst of the four directions.
-- a second: 2,000 queries at once, two threads, the worst of the four directions.
+- a second: 2,000 queries in one batch, two threads, the worst of the four directions.
 
-`--growth` takes numbers of rows over both kinds together, measures ours alone, and beside it how long reading the
-vectors and writing them as float16 take, and draws docs/index-growth.svg.
+`--growth` takes numbers of rows over both kinds together. It measures this index alone, and the time to read the
+vectors and write them as float16, and draws docs/index-growth.svg.
 """
 
 import argparse
@@ -49,7 +49,7 @@ _QUERIES = 2000
 _ASKED_EXACTLY = 1000
 _TARGET = 0.95
 _STEP_LIMIT_S = 3600
-"""Of four thousand dimensions, autofaiss' rotation alone may train for longer than one waits."""
+"""With 4000 dimensions the rotation of autofaiss alone may train for hours."""
 _ENVIRONMENTS = {"with_pgvector.py": "pgvector", "with_usearch.py": "usearch"}
 _PROGRAMS = {
     "ours": "ours.py",
@@ -69,11 +69,11 @@ _DIRECTIONS = ("text->image", "image->text", "image->image", "text->text")
 
 
 class ContenderFailedError(Exception):
-    """A contender could not be set up or ended with an error."""
+    """A contender could not be installed, or failed."""
 
 
 def make_data(folder: Path, spectrum: str, rows: int, seed: int) -> None:
-    """Writes `data`, `asked` and the true answers, unless the folder is there. One thread a block is fastest."""
+    """Write the vectors (`data`), the queries and their exact answers (`asked`). One thread for a block is fastest."""
     command = [sys.executable, str(_HERE / "clustered.py"), str(folder / "data")]
     command += ["--rows", str(rows), "--spectrum", spectrum, "--seed", str(seed)]
     subprocess.run(command, check=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
@@ -91,7 +91,7 @@ def make_data(folder: Path, spectrum: str, rows: int, seed: int) -> None:
 
 
 def python_of(contender: str, environments: Path) -> Path:
-    """The interpreter that has what the contender needs; its environment is made if it is not there."""
+    """Return the interpreter of the contender's environment. Create the environment if it does not exist."""
     program = _PROGRAMS.get(contender, "ours.py")
     name = "autofaiss" if contender.startswith("autofaiss") else _ENVIRONMENTS.get(program)
     if name is None:
@@ -106,13 +106,13 @@ def python_of(contender: str, environments: Path) -> Path:
         ):
             made = subprocess.run(command, stderr=subprocess.PIPE, text=True)
             if made.returncode:
-                raise ContenderFailedError(f"its environment cannot be made: {_last_line(made.stderr)}")
+                raise ContenderFailedError(f"the environment cannot be created: {_last_line(made.stderr)}")
         done.touch()
     return python
 
 
 def run_step(contender: str, step: str, python: Path, folder: Path, setting: Any = None) -> dict[str, Any]:
-    """Runs one step of a contender in a process of its own; its figures, with what the process tree took."""
+    """Run one step of a contender in a separate process. Return its figures, and time and memory of its processes."""
     forget_cached(folder / "data")
     program = _HERE / "rivals" / _PROGRAMS.get(contender, "ours.py")
     command = [str(python), str(program), step, "--contender", contender, "--data", str(folder / "data")]
@@ -145,7 +145,7 @@ def _last_line(text: str) -> str:
 
 
 def compete(contender: str, folder: Path, environments: Path) -> list[dict[str, Any]]:
-    """Builds, tunes and measures; autofaiss is measured as it delivers its index, too. Deletes what was built."""
+    """Build, tune and measure; measure autofaiss also without tuning. Delete the index afterwards."""
     print(f"{contender} …", file=sys.stderr, flush=True)
     (folder / contender).mkdir()
     try:
@@ -167,7 +167,7 @@ def compete(contender: str, folder: Path, environments: Path) -> list[dict[str, 
 
 
 def resident_mb(result: dict[str, Any]) -> tuple[float, float]:
-    """Anonymous, and from files or shared; without the pages of a mapped refine store."""
+    """Return anonymous memory, and memory of files or shared, without the mapped float16 vectors."""
     resident = result["measured"]["resident_mb"]
     mapped = resident["file"] + resident["shared"] - result["measured"].get("mapped_refine_mb", 0)
     return resident["anon"], max(mapped, 0.0)
@@ -202,7 +202,7 @@ def to_table(results: list[dict[str, Any]]) -> Table:
 
 
 def figures_of(result: dict[str, Any], rows: int) -> dict[str, float]:
-    """Ours by itself, over so many rows of both kinds; nothing if it failed."""
+    """Return the figures of this index over `rows` rows of both kinds; empty if it failed."""
     if "failed" in result:
         return {}
     built, resident_b = result["built"], sum(resident_mb(result)) * 1e6
@@ -220,7 +220,7 @@ def figures_of(result: dict[str, Any], rows: int) -> dict[str, float]:
 
 
 def ratios_of(results: list[dict[str, Any]]) -> dict[str, float]:
-    """Ours beside autofaiss, tuned to the same recall, where both were measured."""
+    """Compare this index with autofaiss at the same recall; empty unless both were measured."""
     measured = {(r["contender"], r["setting"] is None): r for r in results if "failed" not in r}
     ours, other = measured.get(("ours", True)), measured.get(("autofaiss", False))
     if ours is None or other is None:
@@ -234,7 +234,7 @@ def ratios_of(results: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def growth_of(sizes: list[dict[str, Any]]) -> tuple[dict[str, float], Table]:
-    """The figures of the largest size, what grew since the smallest, and a line for each size."""
+    """Return the figures of the largest size, the growth from the smallest one, and a table with all sizes."""
     columns = ("vectors, both kinds", "build s", "read + write s", "ratio", "peak MB", "opened s", "resident MB")
     columns += (*_DIRECTIONS, "one query ms", "queries/s")
     lines, found = [], []
@@ -256,7 +256,7 @@ def growth_of(sizes: list[dict[str, Any]]) -> tuple[dict[str, float], Table]:
 
 
 def grow(totals: list[int], spectrum: str, seed: int, work: Path) -> Iterator[dict[str, Any]]:
-    """Ours and the yardstick at each size; the data of a size is deleted before the next is made."""
+    """Measure this index and the yardstick at each size. Delete the data of a size before the next one."""
     for total in totals:
         with tempfile.TemporaryDirectory(dir=work) as name:
             folder = Path(name)
@@ -270,7 +270,7 @@ def grow(totals: list[int], spectrum: str, seed: int, work: Path) -> Iterator[di
 
 
 def keep(results: Iterable[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
-    """All of them; what there is so far stands in the file, so that a run of hours may be cut short."""
+    """Collect the results and write them to the file after each one, so that a run of hours can be interrupted."""
     found = []
     for result in results:
         found.append(result)
@@ -279,7 +279,7 @@ def keep(results: Iterable[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
 
 
 def stop(*_: object) -> None:
-    """Ends in order, so that the gigabytes are deleted; who tells a group of processes may say so twice."""
+    """Exit cleanly, so that temporary data is deleted. Ignore further signals: a process group may get several."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(143)
 
@@ -289,7 +289,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000, help="of each kind")
     parser.add_argument("--spectrum", choices=SPECTRA, default="A")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rivals", default=",".join(name for name in _PROGRAMS if name != "ours"), help="or none")
+    parser.add_argument(
+        "--rivals",
+        default=",".join(name for name in _PROGRAMS if name != "ours"),
+        help="names with commas between, or none",
+    )
     parser.add_argument("--without-ours", action="store_true")
     parser.add_argument("--growth", help="rows over both kinds, with commas between")
     parser.add_argument("--work", type=Path, help="where data, indexes and environments are made; absent: temporary")
@@ -306,7 +310,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        work.chmod(0o755)  # PostgreSQL is no root's, and reads from here
+        work.chmod(0o755)  # PostgreSQL runs as another user and reads from this folder
         kept = options.work or Path.cwd()
         if options.growth:
             totals = [int(total) for total in options.growth.split(",")]

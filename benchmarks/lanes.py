@@ -1,14 +1,14 @@
-"""Many lanes that share one limit in Redis, simulated: what reaches the server, and what it costs Redis.
+"""Simulates many lanes that share one limit in Redis: the requests that reach the server, and the load of Redis.
 
     python benchmarks/lanes.py [--limits 600,6000,60000] [--lanes 1,10,100,1000] [--seconds 180] [--measure-redis]
 
-The rules are those of the program: the `MemoryBackend` in `transforms/epithre/rate_limit/memory_backend.py` on a
-simulated clock, which the script in Redis follows line by line, and the waits of `RateLimiter` (`next_wait_s`). Time
-is simulated: a call takes `--rtt` and waits for its turn, since Redis does one at a time (`--call-us`, which
-`--measure-redis` measures on a redis-server of its own); a request takes 0.2 to 1.5 s, and the server counts it
-somewhere on its way. Every lane always has something to send. For each number of lanes: the share of the limit that
-was reached after the first window, the most requests in any 60 s as a share of the limit (above 100 % would be a
-breach), calls a second, how busy Redis is, and the requests of the luckiest and the unluckiest lane.
+The simulation uses the program's own code: the `MemoryBackend` in `transforms/epithre/rate_limit/memory_backend.py` on
+a simulated clock (the script in Redis has the same steps), and the waits of `RateLimiter` (`next_wait_s`). A call takes
+`--rtt` and waits in a queue, because Redis runs one call at a time for `--call-us`. `--measure-redis` measures that on
+a separate redis-server. A request takes 0.2 to 1.5 s, and the server counts it at some moment in between. Every lane
+always has requests to send. The table has, for each number of lanes, the share of the limit that is reached after the
+first window, the most requests in any 60 s as a share of the limit (more than 100 % breaks the limit), calls a second,
+the load of Redis, and the fewest and the most requests of a lane.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Clock:
 def simulate(
     lanes: int, limit: int, seconds: float, rtt_s: float, call_s: float, wait: Callable[..., float]
 ) -> dict[str, float]:
-    """Runs the lanes for so many simulated seconds."""
+    """Run the lanes for `seconds` of simulated time."""
     clock, rng = Clock(), random.Random(lanes * limit)
     backend = MemoryBackend(RateLimiterSettings(limits={"requests": float(limit)}), clock)
     serial = itertools.count()
@@ -61,7 +61,7 @@ def simulate(
         if now > seconds:
             break
         if what in {"ask", "tell"}:
-            begin = max(now + rtt_s / 2, free_at)  # Redis does one call after the other
+            begin = max(now + rtt_s / 2, free_at)  # Redis runs one call at a time
             free_at = begin + call_s
             busy += call_s
             calls += 1
@@ -102,7 +102,7 @@ def simulate(
 
 
 def measure_call_s(calls: int = 3000) -> float:
-    """Seconds that Redis is busy with one call of a full ledger, by its own statistics."""
+    """Measure how long one call with a full window keeps Redis busy, in seconds, by Redis's own statistics."""
     import redis
 
     from epithre_beam.transforms.epithre.rate_limit.redis_backend import RedisBackend
@@ -130,7 +130,7 @@ def measure_call_s(calls: int = 3000) -> float:
 
 
 def everyone_wakes(wait_s: float, refusals: int, rng: random.Random) -> float:
-    """What was done before: each lane comes back when the next request may go, and all but one in vain."""
+    """Wait until the next request may go. All lanes then return at once, and all but one are refused."""
     return min(wait_s, 1.0)
 
 
@@ -145,13 +145,13 @@ def main() -> None:
     parser.add_argument("--lanes", default="1,10,100,1000")
     parser.add_argument("--seconds", type=float, default=180.0)
     parser.add_argument("--rtt", type=float, default=0.001, help="seconds to Redis and back")
-    parser.add_argument("--call-us", type=float, default=90.0, help="that Redis is busy with one call")
-    parser.add_argument("--measure-redis", action="store_true", help="measure --call-us on a redis-server of its own")
+    parser.add_argument("--call-us", type=float, default=90.0, help="microseconds that one call keeps Redis busy")
+    parser.add_argument("--measure-redis", action="store_true", help="measure --call-us on a separate redis-server")
     add_results_option(parser)
     options = parser.parse_args()
     recording = Recording.start("lanes", options)
     call_s = measure_call_s() if options.measure_redis else options.call_us / 1e6
-    print(f"a call: {1e6 * call_s:.0f} us of Redis, {1000 * options.rtt:g} ms there and back\n")
+    print(f"a call keeps Redis busy for {1e6 * call_s:.0f} µs; round trip {1000 * options.rtt:g} ms\n")
     runs: dict[tuple[int, int, str], dict[str, float]] = {}
     for limit in map(int, options.limits.split(",")):
         for lanes in map(int, options.lanes.split(",")):

@@ -1,18 +1,17 @@
-"""The rate limit: how much of it is reached, and what reaching it costs; ours beside the policies of today's clients.
+"""Measures the share of the rate limit that this client and other clients reach, and the cost of reaching it.
 
     python benchmarks/limit.py [--minutes 5] [--parts ABCD] [--rates 600 6000] [--subjects ours …]
 
-Every subject runs in a process of its own against an emulator of its own in another (`hash` model), which enforces a
-strict sliding window of 60 s and keeps a log. All figures but the lost items are read from that log.
+Every subject runs in a separate process against its own emulator process (`hash` model), which enforces a strict
+sliding window of 60 s and writes a log. All figures except the lost items come from that log.
 
 Part A is stored as the result `limit`, B and C together as `client`, D as `client_cpu`.
 
-- A. A limit of 600 and of 6000 requests a minute, latency 0.2 to 1.5 s, endless texts, one a request. The first minute
-  is a ramp and is not counted in the share reached; refusals, lost items and windows over the limit are counted from
-  the first request on.
-- B. A server of which every tenth answer is 429 or 500.
-- C. One poisoned picture in a batch of 64, at each of its 64 places.
-- D. CPU of encoding and decoding, without any network.
+- A. A limit of 600 and of 6000 requests a minute, latency 0.2 to 1.5 s, endless texts, one in each request. The share
+  does not include the first minute; refusals, lost items and windows over the limit are counted from the first request.
+- B. A server whose responses are 429 or 500 in one of ten cases.
+- C. One invalid image in a batch of 64, at each of the 64 places.
+- D. CPU time of encoding and decoding, without network.
 """
 
 import argparse
@@ -52,33 +51,33 @@ from epithre_beam.transforms.epithre.vectors import check_vectors
 
 RAMP_S = 60.0
 _TAIL_S = 3.0
-"""Sending goes on after the last counted second, so that no slow start or end of a subject is counted."""
+"""Sending continues after the last counted second, so that the end of a subject is not counted."""
 LATENCY = Faults(latency_s=0.85, latency_jitter_s=0.65)
 SMALL = 64
-"""Dimension where only requests are counted."""
+"""Dimension for parts that count only requests."""
 DIMENSION = 4000
 BATCH = 64
 MAX_SENDS = 6
 _IN_FLIGHT = {600: 64, 6000: 200}
-"""More than the limit needs at this latency (9 and 85): no subject is short of tasks."""
+"""Items in flight: more than the limit needs at this latency (9 and 85)."""
 _BEAM_THREADS = {600: 64, 6000: 100}
-"""With 200 of Beam's threads two cores were busy with the threads, and 18 requests a second were sent."""
+"""Threads of Beam. 200 of them kept two cores busy with switching and sent only 18 requests a second."""
 _TOGETHER = {
     600: [["ours", "openai", "retry-after", "beam"]],
     6000: [["ours"], ["openai", "retry-after"], ["beam"]],
 }
-"""What runs at the same time: processes of 10 requests a second fit side by side on two cores, of 100 they do not."""
+"""Subjects that run at the same time: two cores are enough for four of 10 requests a second, but not of 100."""
 
 
 def text_of(number: int) -> str:
     return f"{number} " + "small text " * 10
 
 
-# The subjects of part A: each sends for `seconds` and returns what only a client knows.
+# The subjects of part A: each sends for `seconds` and returns what the server's log does not have.
 
 
 async def _endless(one: Callable[[str], Awaitable[bool]], in_flight: int, seconds: float) -> dict[str, Any]:
-    """Keeps `in_flight` items at work for so long; counts those that their policy gave up."""
+    """Keep `in_flight` items in flight for `seconds`. Count the items that the client gave up."""
     serial = itertools.count()
     until = time.monotonic() + seconds
     done = lost = 0
@@ -103,7 +102,7 @@ async def _endless(one: Callable[[str], Awaitable[bool]], in_flight: int, second
     watcher = asyncio.create_task(watch())
     await asyncio.sleep(seconds)
     for task in [*tasks, watcher]:
-        task.cancel()  # what is still waiting is neither embedded nor lost
+        task.cancel()  # waiting items are neither embedded nor lost
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     for outcome in ended:
         if isinstance(outcome, Exception):
@@ -144,7 +143,7 @@ def run_openai(url: str, rate: int, seconds: float) -> dict[str, Any]:
 
 
 def run_retry_after(url: str, rate: int, seconds: float) -> dict[str, Any]:
-    """Waits exactly as told and sends again, as often as ours may send an item."""
+    """Wait as long as `Retry-After` says and send again, up to the same number of sends as this client."""
 
     async def go() -> dict[str, Any]:
         headers = {"authorization": f"Bearer {os.environ['BENCH_KEY']}"}
@@ -165,9 +164,9 @@ def run_retry_after(url: str, rate: int, seconds: float) -> dict[str, Any]:
 
 
 def run_beam(url: str, rate: int, seconds: float) -> dict[str, Any]:
-    """Beam's own RunInference over its RemoteModelHandler with its defaults, one request at a time a thread.
+    """Run Beam's RunInference with RemoteModelHandler and its defaults; each thread sends one request at a time.
 
-    The input is bounded: more than its threads can send in the time. Past it, `request` answers without sending.
+    The input has more items than the threads can send in the time. After that `request` returns without sending.
     """
     import apache_beam as beam
     from apache_beam.ml.inference.base import RemoteModelHandler, RunInference
@@ -224,16 +223,16 @@ def _decode(answer: httpx.Response) -> list[Any]:
 
 
 def read_log(emulator: EmulatorProcess) -> list[dict[str, Any]]:
-    """The embeddings requests that the server saw, in the order of arrival."""
+    """Return the embeddings requests in the server's log, in the order of arrival."""
     log = httpx.get(f"{emulator.url}/emulator/log", timeout=120).json()
     return [record for record in log if record["number"] is not None]
 
 
 def check_log(log: list[dict[str, Any]], rate: int, minutes: float) -> dict[str, Any]:
-    """What the server's log says of a subject.
+    """Compute the figures of a subject from the server's log.
 
-    A window is over the limit when more than the limit *arrived* in it, refused requests included: the server itself
-    never admits more, so its admissions alone would prove nothing about the client.
+    A window is over the limit if more requests than the limit *arrived* in it, including refused ones: the server never
+    accepts more, so accepted requests say nothing about the client.
     """
     window_ns = 60 * 10**9
     begin = log[0]["arrived_ns"] + round(RAMP_S * 1e9)
@@ -249,7 +248,7 @@ def check_log(log: list[dict[str, Any]], rate: int, minutes: float) -> dict[str,
         worst = max(worst, held)
         over += held > rate
     sent = sum(record["body_bytes"] for record in log)
-    # Without a status are the few that were under way when the run was cut.
+    # Requests without a status were in flight at the end of the run.
     wasted = sum(record["body_bytes"] for record in log if record["status"] not in {200, None})
     return {
         "share": round(counted / (rate * minutes), 4),
@@ -300,7 +299,7 @@ def part_a(rates: Sequence[int], minutes: float, subjects: Sequence[str]) -> tup
 
 
 def part_b(batches: int = 1000, in_flight: int = 16) -> dict[str, float]:
-    """Requests sent for those needed, when a tenth of them fail; the storm is the same for both, request by request."""
+    """Return requests sent / needed if a tenth of them fail. Both clients get the same failures for each request."""
     from openai import AsyncOpenAI, OpenAIError
 
     texts = [text_of(number) for number in range(batches * BATCH)]
@@ -354,11 +353,11 @@ def part_b(batches: int = 1000, in_flight: int = 16) -> dict[str, float]:
 
 
 def part_c() -> dict[str, float]:
-    """Extra requests for a batch of 64 pictures of which one is refused, for each of its places."""
+    """Count the extra requests for a batch of 64 images with one invalid image, for each of its places."""
     marker = "POISON"
     rng = random.Random(0)
     images = [b"\xff\xd8" + rng.randbytes(3000) for _ in range(BATCH)]
-    print(f"C. One poisoned picture in a batch of {BATCH}: requests beyond the first, over its {BATCH} places")
+    print(f"C. One invalid image in a batch of {BATCH}: requests after the first one, over all {BATCH} places")
 
     async def extra(emulator: EmulatorProcess, place: int) -> int:
         async with Client(EmbedConfig(base_url=emulator.base_url, dimension=SMALL), emulator.api_key) as client:
@@ -381,13 +380,13 @@ def part_c() -> dict[str, float]:
 
 
 def part_d(repetitions: int = 200, rate: int = 3000) -> dict[str, float]:
-    """CPU of a thread for what the client does to each batch, as a share of a core at 3,000 vectors a second."""
+    """Measure the client's CPU time for each batch, as a share of a core at 3,000 vectors a second."""
     settings = EmbedConfig(base_url="http://127.0.0.1:1/v1")
     client = Client(settings, "unused")
     rng = np.random.default_rng(0)
     texts = [text_of(number).encode() for number in range(BATCH)]
     images = [rng.bytes(200_000) for _ in range(BATCH)]
-    # What `batch_bytes` really lets into one request: a body of 4 MB instead of one of 17 MB.
+    # `batch_bytes` limits a request to a body of 4 MB instead of 17 MB.
     fitting = images[: len(client._packer.pack([client.encode("image", image) for image in images])[0])]
 
     def encode(kind: str, contents: list[bytes]) -> bytes:
@@ -407,7 +406,7 @@ def part_d(repetitions: int = 200, rate: int = 3000) -> dict[str, float]:
             before = time.thread_time()
             work()
             seconds.append(time.thread_time() - before)
-        # The median: neighbours on the machine spoil the caches of a few repetitions, never speed one up.
+        # The median: other processes slow down a few repetitions.
         return statistics.median(seconds) / items * rate
 
     print(f"D. CPU at {rate} vectors of {DIMENSION} a second, share of one core")
@@ -439,7 +438,7 @@ def main() -> None:
         figures["cpu_share"] = round((used.ru_utime + used.ru_stime) / options.seconds, 2)
         print(json.dumps(figures))
         return
-    # The short parts first: a defect shows in a minute instead of after twenty.
+    # The short parts come first, so that a defect shows after a minute instead of twenty.
     if {"B", "C"} & set(options.parts):
         recording = Recording.start("client", options)
         figures = part_b() if "B" in options.parts else {}

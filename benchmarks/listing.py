@@ -1,9 +1,9 @@
-"""What `plan` takes in time and memory on a bucket of a million pictures, on each store's protocol.
+"""Measures time and memory of `plan` on a bucket of a million images, for the protocol of each store.
 
     python benchmarks/listing.py [--objects 1000,1000000] [--stores s3,gcs,azure]
-    python benchmarks/listing.py --driver       # what a name takes in the driver's own listing, one dictionary of all
+    python benchmarks/listing.py --driver       # memory of a name in the driver's own listing, one dictionary of all
 
-The bucket exists only when it is listed (tests/stores/endless_bucket.py): nothing but names, sizes and etags is read.
+The server generates the bucket's listing (tests/stores/endless_bucket.py); only names, sizes and etags are read.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def environment(store: str, address: str) -> dict[str, str]:
 
 
 def measure(store: str, objects: int) -> tuple[float, float]:
-    """Seconds and peak megabytes of one `plan`."""
+    """Return seconds and peak megabytes of one `plan`."""
     server = subprocess.Popen([sys.executable, str(SERVER), str(objects)], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
@@ -78,7 +78,7 @@ print((peak() - before) // len(found))
 
 
 def measure_driver(store: str, objects: int) -> int:
-    """Bytes of memory a name, in one dictionary of everything."""
+    """Measure the bytes of memory for each name in one dictionary of all names."""
     server = subprocess.Popen([sys.executable, str(SERVER), str(objects)], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

@@ -1,14 +1,14 @@
-"""The whole job against a bare loop and against the guide's own loop, and its memory at two sizes.
+"""Compares the whole job with a bare loop and with the loop of the API's guide, and measures its memory at two sizes.
 
     python benchmarks/main_job.py [--images 20000] [--texts 20000] [--folder DIR]
 
-Everything is seeded, each subject runs in a process of its own against a fresh emulator (`hash` model, no limits)
-in another, and the figures to quote are the ratios of one run.
+All data is seeded. Each subject runs in a separate process against a new emulator process (`hash` model, no limits).
+Quote only the ratios of one run.
 
 - `job`: `epithre-beam run`, from files to a published, verified version.
 - `bare`: httpx + orjson + pyarrow over the same assets, same batches, same concurrency, no checks, no index.
-- `guide`: Pattern A of the provider's guide, word for word in spirit: the official client, an image a call. Timed on
-  a sample, because it takes as many round trips as there are images.
+- `guide`: Pattern A of the provider's guide: the official client, one image in each call. Timed on a sample, because it
+  takes one round trip for each image.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CONCURRENCY = 8
 BATCH_ITEMS = 64
 BATCH_BYTES = 4_000_000
 _LATENCY_S = 0.05
-"""Less than any API across a network takes."""
+"""Latency of the emulator; any API across a network takes longer."""
 _JOB = """\
 catalog: {catalog}
 sources:
@@ -126,7 +126,7 @@ _SUBJECTS = {"job": run_job, "bare": run_bare, "guide": run_guide}
 
 
 def measure(subject: str, images: Path, texts: Path, latency_s: float = 0.0) -> dict[str, float]:
-    """Runs a subject in a process of its own; its figures, wall seconds and peak memory."""
+    """Run a subject in a separate process. Return its figures, wall seconds and peak memory."""
     from epithre_beam.transforms.epithre.emulator import EmulatorSettings, Faults, start_emulator_process
 
     settings = EmulatorSettings(faults=Faults(latency_s=latency_s))
@@ -145,7 +145,7 @@ def _speed(figures: dict[str, float]) -> float:
 
 
 def _parts(job: dict[str, float]) -> list[tuple[str, str]]:
-    """The stages of a run, and what is left of its time: listing, comparing, planning, the report, starting Python."""
+    """Return the time of each stage of a run, and the rest: listing, comparing, planning, report, start of Python."""
     parts = {
         "embedding: sources read and checked, sent, decoded, stored": job["embed"],
         "vectors written as Parquet": sum(job[name] for name in job if name.startswith("vectors_")),
@@ -156,7 +156,7 @@ def _parts(job: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def import_seconds() -> float:
-    """Of a process that imports the index, less one that imports nothing; the best of five."""
+    """Measure the seconds of a process that imports the index, minus one that imports nothing; the best of five."""
 
     def best(statement: str) -> float:
         seconds = []

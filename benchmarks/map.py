@@ -1,12 +1,13 @@
-"""CPU time, memory and truth of the map: PCA alone, and PCA with t-SNE, on seeded vectors of 4,000 dimensions.
+"""Measures CPU time, memory and quality of the map: PCA, and PCA with t-SNE, on seeded vectors of 4,000 dimensions.
 
-Truth is scikit-learn's trustworthiness: how much of a point's neighbourhood on the map are neighbours in the catalog,
-1 at best; and how mixed the kinds are: the share of each point's ten neighbours that are of the other kind, 0.5 at
-best.
+Quality is scikit-learn's trustworthiness (the share of a point's neighbours on the map that are also neighbours in the
+catalog; at best 1), and the mixing of the kinds (the share of each point's ten neighbours that have the other kind; at
+best 0.5).
 
-Then the seconds that 1,000 points take beside as many busy processes as there are cores, on one thread and on all.
+The second table has the seconds for 1,000 points next to as many busy processes as there are cores, on one thread and
+on all.
 
-Run by `python benchmarks/map.py [POINTS,…]`, with `OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1` for seconds of one core.
+Run `python benchmarks/map.py [POINTS,…]`, with `OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1` for seconds of one core.
 """
 
 import argparse
@@ -29,7 +30,7 @@ CLUSTERS = 40
 
 
 def vectors_with_a_gap(points: int) -> tuple[np.ndarray, list[str]]:
-    """Half pictures, half texts, of the same clusters, each kind with an offset of its own."""
+    """Draw half images, half texts around the same clusters, with one offset for each kind."""
     rng = np.random.default_rng(points)
     strengths = np.arange(1, DIMENSION + 1) ** -0.5
     centres = rng.standard_normal((CLUSTERS, DIMENSION)) * strengths

@@ -1,19 +1,19 @@
-"""Which rows count as right: what rounding to fp16 does to scores, and what each tolerance lets through.
+"""Measures how rounding to fp16 changes scores, and which rows each tolerance accepts as right.
 
     python benchmarks/near_ties.py [--rows 10000] [--queries 100]
 
-Some sets are ordinary (random, the spectra of `clustered.py`), some are correct and unusual: near duplicates, one-hot,
+Some sets are ordinary (random, the spectra of `clustered.py`), others are valid but unusual: near duplicates, one-hot,
 bits and whole numbers scaled to unit norm, two dimensions. Queries are rows, which do not find themselves; for the
-spectra they are fresh rows of the other kind, too. Everything is seeded. For each set, at k = 10:
+spectra they are also new rows of the other kind. All data is seeded. For each set, at k = 10:
 
-- error: the standard deviation of stored less exact scores of the best 110 rows, the greatest, and the bound for it;
-- for each rule how far below the k-th a row may score and be right (median over queries; `bound`: twice the proved
-  bound; `formula`: six deviations of the difference of two independent errors, by the fourth moment of the query;
-  `measured`: twice the greatest error of the query's best rows, the rule that is used);
+- error: the standard deviation of stored minus exact scores of the best 110 rows, the largest error, and its bound;
+- for each rule, how far below the k-th score a row still counts as right (median over queries). `bound`: twice the
+  theoretical bound; `formula`: six standard deviations of the difference of two independent errors, from the fourth
+  moment of the query; `measured`: twice the largest error of the query's best rows, which is the rule in use;
 - scan: the recall of the exact scan of the stored vectors, which must be 1;
-- below: rows below the k-th that would be right, as a share of k: what the rule gives away on this set;
-- half: the recall of a scan of half of the rows, and codes: that of 4 bits a number without the vectors. Both are worse
-  indexes, and must be seen as such.
+- below: rows below the k-th that count as right, as a share of k: the cost of the rule on this set;
+- half: the recall of a scan of half of the rows; codes: the recall of 4 bits for each number without the vectors. Both
+  are worse indexes and must have a lower recall.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def unit(vectors: npt.NDArray[np.floating]) -> Floats:
 
 
 def data_sets(rows: int, queries: int) -> Iterator[tuple[str, Floats, Floats, bool]]:
-    """Name, rows, queries, and whether the queries are the first of the rows."""
+    """Yield name, rows, queries, and whether the queries are the first rows."""
     rng = np.random.default_rng(0)
     for dimension in (64, 768, 4000):
         drawn = unit(rng.standard_normal((rows, dimension)))
@@ -67,7 +67,7 @@ def data_sets(rows: int, queries: int) -> Iterator[tuple[str, Floats, Floats, bo
 
 
 def coded(vectors: Floats) -> Floats:
-    """Sixteen levels for each dimension, evenly over its values."""
+    """Quantize each dimension to sixteen equal steps."""
     low, high = vectors.min(axis=0), vectors.max(axis=0)
     step = np.maximum(high - low, 1e-12) / 15
     return (np.rint((vectors - low) / step) * step + low).astype(np.float32)

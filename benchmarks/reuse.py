@@ -1,8 +1,8 @@
-"""How fast unchanged rows go from one version's file to the next: the figures of decision 009.
+"""Measures how fast unchanged rows are copied from one version's file to the next: the figures of decision 009.
 
     python benchmarks/reuse.py [--groups 48] [--folder DIR]
 
-One file of 4000 dimensions, 2 % of each row group dropped; MB/s of vectors, each line by itself.
+One file of 4000 dimensions, with 2 % of each row group dropped; MB/s of vectors.
 """
 
 import argparse

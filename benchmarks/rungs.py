@@ -1,9 +1,9 @@
-"""What each rung of the ladder gives on the same vectors: which of them are worth having (decision 010).
+"""Measures each rung of the index ladder on the same vectors (decision 010).
 
     python benchmarks/rungs.py [--rows 50000] [--spectrum B] [--seed 0]
 
-Images as rows, texts as queries, recall at 10 against exact search. Every rung but the exact ones proposes
-candidates that are scored by the vectors as fp16. The best of three passes for each time.
+Rows are images, queries are texts; recall at 10 against exact search. Every rung except the exact ones proposes
+candidates, which are scored with the fp16 vectors. Times are the best of three passes.
 """
 
 import argparse
@@ -38,8 +38,8 @@ def main() -> None:
     data = Clustered(options.spectrum, options.seed)
     rows = options.rows // BLOCK_ROWS * BLOCK_ROWS
     vectors = np.concatenate([data.rows("image", block) for block in range(rows // BLOCK_ROWS)])
-    asked = data.queries("text", _QUERIES)
-    exact = np.argsort(-(asked @ vectors.T), axis=1)[:, :10]
+    queries = data.queries("text", _QUERIES)
+    exact = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
     samples = [np.concatenate([data.rows(k, b) for b in range(_TRAINING // BLOCK_ROWS)]) for k in KINDS]
     began = time.perf_counter()
     axes = fit_axes(samples, _SIZES[-1], options.seed)
@@ -53,16 +53,16 @@ def main() -> None:
         parameters = None
         if base is not store:
             parameters = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner)
-        _, found = index.search(asked, 10, params=parameters)
+        _, found = index.search(queries, 10, params=parameters)
         recall = sum(len(set(one) & set(other)) for one, other in zip(found, exact, strict=True)) / exact.size
         batch, single = [], []
         for _ in range(3):
             began = time.perf_counter()
-            index.search(asked, 10, params=parameters)
+            index.search(queries, 10, params=parameters)
             batch.append(time.perf_counter() - began)
             faiss.omp_set_num_threads(1)
             began = time.perf_counter()
-            for query in asked[:50]:
+            for query in queries[:50]:
                 index.search(query[None], 10, params=parameters)
             single.append((time.perf_counter() - began) / 50)
             faiss.omp_set_num_threads(2)

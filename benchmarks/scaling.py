@@ -1,11 +1,10 @@
-"""What a catalog of any size takes, from what one asset was measured to take.
+"""Calculates what a catalog of any size takes from the measurements of one asset.
 
     python benchmarks/scaling.py [--assets 1e6,1e8,1e10] [--image-kb 200] [--items 64] [--limit 6000]
 
-Half of the assets are images of `--image-kb`, half are texts of some 120 characters, of 4000 dimensions. Speeds are
-the stored results of other benchmarks; lines that need one that is not stored are left out. Sizes are measured here: on
-a catalog of `--rows` clustered vectors of each kind (`clustered.py`), which is built for it, and on a million
-references.
+Half of the assets are images of `--image-kb`, half are texts of about 120 characters; 4000 dimensions. Speeds are the
+stored results of other benchmarks; lines without a stored speed are left out. Sizes are measured here, on a new catalog
+of `--rows` clustered vectors of each kind (`clustered.py`), and on a million references.
 """
 
 import argparse
@@ -30,14 +29,14 @@ SPEEDS = {
     "index_us": ("µs to build a row of the index, two cores", "index.build_us"),
     "resident_b": ("bytes of memory that a row takes while it is searched", "index.resident_b"),
 }
-"""What is not measured here, and the figure that says it."""
+"""Speeds that are not measured here, and the stored figure of each."""
 ROWS_PER_FILE = 50_000
 ROWS_PER_INDEX = 1_000_000
 UNIT = 512
 
 
 def measure(rows: int) -> dict[str, float]:
-    """The sizes, of a catalog that is made for it."""
+    """Measure the sizes on a new catalog."""
     here = Path(__file__).resolve().parent
     with tempfile.TemporaryDirectory() as name:
         data, catalog = Path(name) / "data", Path(name) / "catalog"
@@ -64,7 +63,7 @@ def measure(rows: int) -> dict[str, float]:
 
 
 def _compared_bytes(count: int) -> float:
-    """Of the file that references are compared in, a reference; their ids are those of a folder of pictures."""
+    """Measure the bytes of a reference in the file of the comparison. Ids are those of a folder of images."""
     with Comparison({}) as comparison:
         schema = reference_schema({})
         for first in range(0, count, 10_000):
@@ -101,7 +100,7 @@ def of_time(seconds: float) -> str:
 
 
 def stored_speeds() -> dict[str, float]:
-    """Those of `SPEEDS` that have a stored result."""
+    """Read the speeds of `SPEEDS` that have a stored result."""
     results, found = read_results(RESULTS), {}
     for name, (_, figure) in SPEEDS.items():
         benchmark, key = figure.split(".")
@@ -111,10 +110,10 @@ def stored_speeds() -> dict[str, float]:
 
 
 def rows(assets: float, options: argparse.Namespace, costs: dict[str, float]) -> dict[str, str]:
-    """What so many assets take, by what it is."""
+    """Calculate the resources for a number of assets, by their names."""
     images = assets / 2
     sent = images * options.image_kb * 1000 * 4 / 3 + (assets - images) * 140
-    # A request is full by bytes (4 MB) before it is by items where pictures are large.
+    # With large images the limit in bytes (4 MB) fills a request before the limit in items.
     per_image_request = min(options.items, max(1, int(4e6 / (options.image_kb * 1000 * 4 / 3))))
     requests = images / per_image_request + (assets - images) / options.items
     files = 2 * assets / ROWS_PER_FILE + 3 * assets / ROWS_PER_INDEX
@@ -149,12 +148,12 @@ def rows(assets: float, options: argparse.Namespace, costs: dict[str, float]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=30_000, help="of each kind, in the catalog that is measured")
+    parser.add_argument("--rows", type=int, default=30_000, help="rows of each kind in the measured catalog")
     parser.add_argument("--assets", default="1e6,1e8,1e10")
     parser.add_argument("--image-kb", type=float, default=200)
-    parser.add_argument("--items", type=int, default=64, help="in a request")
+    parser.add_argument("--items", type=int, default=64, help="items in a request")
     parser.add_argument("--limit", type=int, default=6000, help="requests a minute")
-    parser.add_argument("--price", type=float, default=0.1, help="of 1,000 requests")
+    parser.add_argument("--price", type=float, default=0.1, help="price of 1,000 requests")
     add_results_option(parser)
     options = parser.parse_args()
     recording = Recording.start("scaling", options)

@@ -1,12 +1,12 @@
-"""Bulk search beside FAISS called by hand on the same index files, in one run.
+"""Compares bulk search with direct calls of FAISS on the same index files.
 
     python benchmarks/search.py [--rows 100000] [--queries 10000] [-k 100] [--spectrum A] [--work DIR]
 
-Makes clustered vectors (`clustered.py`), `--rows` of each kind, and a catalog of them (`epithre-beam index --from`).
-Then `epithre-beam search-batch` looks for `--queries` fresh queries, half of each kind, in both kinds; and one process
-by itself opens the same files with faiss, has the same queries in memory, and calls `search` with the same parameters,
-as many queries at once, for both kinds: no Beam, no reading of queries, no merging, no assets, no writing. Files are
-warm. Both run `--times` times; the ratios are to the calls alone and to the whole process.
+The program makes `--rows` clustered vectors of each kind (`clustered.py`) and a catalog of them (`epithre-beam index
+--from`). `epithre-beam search-batch` then runs `--queries` new queries, half of each kind, in both kinds. A separate
+process opens the same files with faiss, has the same queries in memory, and calls `search` with the same parameters and
+batch size for both kinds, without Beam, reading of queries, merging, assets and writing. Files are in the page cache.
+Both run `--times` times. The ratios are to the calls alone and to the whole process.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from epithre_beam.index.ann.tune import probed_cells
 _HERE = Path(__file__).resolve().parent
 _AT_ONCE = 2048
 _FACTOR = 10.0
-"""What a list of more than twice `recall_k` takes as candidates for each hit, `KindIndex` says."""
+"""Candidates for each hit in lists of more than twice `recall_k`, as in `KindIndex`."""
 
 
 def call_faiss(catalog: Path, queries: Path, k: int) -> dict[str, float]:
-    """Searches by hand; seconds of the calls."""
+    """Call FAISS directly. Return the seconds of the calls."""
     store = Store(str(catalog))
     latest = read_latest(store)
     assert latest is not None
@@ -67,7 +67,7 @@ def call_faiss(catalog: Path, queries: Path, k: int) -> dict[str, float]:
 
 
 def timed(command: list[str]) -> tuple[dict[str, float], str]:
-    """Seconds and peak memory of a command, and what it printed."""
+    """Run a command. Return its seconds, peak memory and output."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     watch = Watch(process.pid)
@@ -79,7 +79,7 @@ def timed(command: list[str]) -> tuple[dict[str, float], str]:
 
 
 def prepare(work: Path, options: argparse.Namespace) -> tuple[Path, Path]:
-    """The catalog, and the queries as Parquet and as an array."""
+    """Make the catalog, and the queries as Parquet and as an array."""
     data, catalog = work / "data", work / "catalog"
     if not catalog.exists():
         made = [str(_HERE / "clustered.py"), str(data), "--rows", str(options.rows), "--spectrum", options.spectrum]
@@ -108,8 +108,8 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=100)
     parser.add_argument("--spectrum", choices=SPECTRA, default="A")
     parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="where data and catalog are made, or found; absent: temporary")
-    parser.add_argument("--by-hand", type=Path, metavar="CATALOG", help="calls faiss only, and prints seconds as JSON")
+    parser.add_argument("--work", type=Path, help="folder of data and catalog, reused if it exists; default: temporary")
+    parser.add_argument("--by-hand", type=Path, metavar="CATALOG", help="call faiss only, and print seconds as JSON")
     add_results_option(parser)
     options = parser.parse_args()
     if options.by_hand:
@@ -125,7 +125,7 @@ def main() -> None:
         print(f"{2 * options.rows:,} vectors, {options.queries:,} queries in both kinds, k={options.k}")
         passes = []
         by_hand = [sys.executable, __file__, "--by-hand", str(catalog), "--work", str(work), "-k", str(options.k)]
-        timed(by_hand)  # files are warm from here on
+        timed(by_hand)  # loads the files into the page cache
         for i in range(options.times):
             (work / "search.yaml").write_text(json.dumps({**job, "output": str(work / f"found-{i}-{time.time()}")}))
             ours, _ = timed([program, "search-batch", str(work / "search.yaml"), "--quiet"])

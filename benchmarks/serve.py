@@ -1,13 +1,13 @@
-"""`epithre-beam serve` under load, beside the bare index in one process; it needs wrk (`apt-get install wrk`).
+"""Measures `epithre-beam serve` under load, compared with the bare index. Needs wrk (`apt-get install wrk`).
 
     python benchmarks/serve.py [--rows 100000] [-k 10] [--seconds 10] [--connections 1,4,16,64] [--work DIR]
 
-Makes clustered vectors (`clustered.py`), `--rows` of each kind, and a catalog of them, as `search.py` does: both can
-share `--work`. Queries are fresh and look in one kind, as a sentence looks for pictures. The bare index is
-`Catalog.search`, one query after another in a loop on one thread, and on as many threads as there are cores. The server
-is asked by wrk with a vector as JSON, as base64, and with an asset, over each number of connections: queries a second,
-their ratio to the bare index on one thread, median and 99th percentile. Then versions are swapped all the while, and no
-request may fail. wrk takes its share of the same cores.
+The program makes `--rows` clustered vectors of each kind (`clustered.py`) and a catalog of them, as `search.py` does;
+both can share `--work`. Queries are new vectors and search one kind, as in a search for images by text. The bare index
+is `Catalog.search` with one query after another, on one thread and on as many threads as there are cores. wrk sends a
+vector as JSON, a vector as base64, and an asset, over each number of connections. The table has queries a second, their
+ratio to the bare index on one thread, median and 99th percentile. In the last line versions are swapped during the run,
+and no request may fail. wrk uses the same cores.
 """
 
 import argparse
@@ -55,7 +55,7 @@ _KIND = "image"
 
 
 def bare_per_s(catalog: Path, queries: np.ndarray, k: int, threads: int, seconds: float) -> float:
-    """Queries a second of the index alone."""
+    """Measure the queries a second of the bare index."""
     with open_catalog(catalog) as opened, ThreadPoolExecutor(threads) as pool:
         over = time.perf_counter() + seconds
 
@@ -72,7 +72,7 @@ def bare_per_s(catalog: Path, queries: np.ndarray, k: int, threads: int, seconds
 
 
 def write_bodies(work: Path, queries: np.ndarray, rows: int, k: int) -> dict[str, Path]:
-    """For each way to ask a file with a request's body on each line."""
+    """Write a file for each request format, with the body of a request on each line."""
     picked = np.random.default_rng(1).integers(0, rows, len(queries)).tolist()
     asked = {
         "vector": [{"vector": [round(x, 7) for x in query.tolist()]} for query in queries],
@@ -86,14 +86,14 @@ def write_bodies(work: Path, queries: np.ndarray, rows: int, k: int) -> dict[str
 
 
 def load(url: str, script: Path, bodies: Path, connections: int, seconds: float) -> dict[str, float]:
-    """What wrk measured."""
+    """Run wrk and return its measurements."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "10s", "-s", script, url, "--", bodies]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return json.loads(said.strip().splitlines()[-1])
 
 
 def second_version(catalog: Path) -> list:
-    """The manifests of the version in force and of a copy of it, of links to the same files."""
+    """Return the manifests of the current version and of a copy that links to the same files."""
     store = Store(str(catalog))
     latest = read_latest(store)
     assert latest is not None
@@ -110,7 +110,7 @@ def second_version(catalog: Path) -> list:
 
 
 def swap(catalog: Path, manifests: list, every_s: float, over: threading.Event) -> int:
-    """Publishes one after the other until it is over; how many times."""
+    """Publish the versions in turn until `over` is set. Return the number of swaps."""
     store, swaps = Store(str(catalog)), 0
     while not over.wait(every_s):
         swaps += 1
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--connections", default="1,4,16,64")
     parser.add_argument("--spectrum", choices=SPECTRA, default="A")
-    parser.add_argument("--work", type=Path, help="where data and catalog are made, or found; absent: temporary")
+    parser.add_argument("--work", type=Path, help="folder of data and catalog, reused if it exists; default: temporary")
     add_results_option(parser)
     options = parser.parse_args()
     recording = Recording.start("serve", options)
@@ -155,10 +155,10 @@ def main() -> None:
         script = work / "load.lua"
         script.write_text(_LUA)
         cores = os.cpu_count() or 1
-        bare_per_s(catalog, queries, options.k, 1, 2)  # files are warm from here on
+        bare_per_s(catalog, queries, options.k, 1, 2)  # loads the files into the page cache
         bare = bare_per_s(catalog, queries, options.k, 1, options.seconds)
         threaded = bare_per_s(catalog, queries, options.k, cores, options.seconds)
-        print(f"{options.rows:,} vectors of the kind that is searched, {DIMENSION} dimensions, k={options.k}")
+        print(f"{options.rows:,} vectors of the searched kind, {DIMENSION} dimensions, k={options.k}")
         print(f"the bare index: {bare:,.0f} queries/s on one thread, {threaded:,.0f} on {cores}")
         loads: dict[tuple[str, int], dict[str, float]] = {}
         program = Path(sys.executable).with_name("epithre-beam")
@@ -175,7 +175,7 @@ def main() -> None:
                 swapping = pool.submit(swap, catalog, second_version(catalog), 0.5, over)
                 swapped = load(url, script, bodies["vector_base64"], 16, 2 * options.seconds)
                 over.set()
-                loads[f"vector_base64, {swapping.result()} versions swapped in meanwhile", 16] = swapped
+                loads[f"vector_base64, {swapping.result()} versions swapped", 16] = swapped
         finally:
             server.terminate()
             server.wait()
@@ -187,7 +187,7 @@ def main() -> None:
     at_16 = [per_s(loads[name, 16]) / bare for name in bodies if (name, 16) in loads]
     if at_16:
         figures |= {"ratio": min(at_16), "ratio_best": max(at_16)}
-    columns = ("asked with", "connections", "queries/s", "ratio", "median ms", "p99 ms", "p99 / median", "failed")
+    columns = ("request", "connections", "queries/s", "ratio", "median ms", "p99 ms", "p99 / median", "failed")
     lines = [row(name, connections, reported, bare) for (name, connections), reported in loads.items()]
     recording.store(figures, {"Load": Table(columns, lines)})
 

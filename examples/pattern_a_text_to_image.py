@@ -3,7 +3,7 @@
     make demo && .venv/bin/python examples/pattern_a_text_to_image.py demo/job.yaml "sepeda merah"
 
 The guide's loop sends one image per request and keeps the vectors in a list. A job sends batches within the rate
-limit, and a second run pays only for new images.
+limit, and a second run sends only new images.
 """
 
 import sys

@@ -1,6 +1,8 @@
 """Pattern B of the guide: find the texts that describe a photo.
 
-.venv/bin/python examples/pattern_b_image_to_text.py demo/catalog demo/images/0004-*.jpg
+    .venv/bin/python examples/pattern_b_image_to_text.py demo/catalog demo/images/0004-*.jpg
+
+It prints the three nearest texts of each photo.
 """
 
 import sys

@@ -52,7 +52,7 @@ async def search_by_image(request: Request, k: Count = 10, kinds: Kinds = None) 
     async for part in request.stream():
         image += part
         if len(image) > MAX_IMAGE_BYTES:
-            return refusal(413, f"A picture may have {MAX_IMAGE_BYTES} bytes.")
+            return refusal(413, f"The image has more than {MAX_IMAGE_BYTES} bytes.")
     return await answer(request, bytes(image), k, kinds)
 
 

@@ -57,11 +57,11 @@ def handler_for(catalog: FollowingCatalog) -> type[BaseHTTPRequestHandler]:
             length = int(self.headers.get("Content-Length", 0))
             if length > MAX_BODY_BYTES:
                 self.close_connection = True
-                self.answer(413, {"error": f"A body may have {MAX_BODY_BYTES} bytes, got {length}."})
+                self.answer(413, {"error": f"The body has {length} bytes, the maximum is {MAX_BODY_BYTES}."})
                 return
             try:
-                asked = json.loads(self.rfile.read(length))
-                (hits,) = catalog.search([asked["vector"]], asked.get("k", 10), kinds=asked.get("kinds"))
+                query = json.loads(self.rfile.read(length))
+                (hits,) = catalog.search([query["vector"]], query.get("k", 10), kinds=query.get("kinds"))
             except KeyError as error:
                 self.answer(400, {"error": f"{error} is missing"})
                 return
@@ -79,7 +79,7 @@ def handler_for(catalog: FollowingCatalog) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Nothing: a service has its own log."""
+            """Log nothing: a service has its own log."""
 
     return Handler
 

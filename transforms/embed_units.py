@@ -1,4 +1,4 @@
-"""Units in, records out: embeds what a plan says."""
+"""The transform that embeds the work units of a plan."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,10 +17,11 @@ _NAMESPACE = "epithre_beam"
 
 @dataclass(eq=False, kw_only=True)
 class EmbedUnits(beam.PTransform):  # type: ignore[misc]
-    """Embeds the units of a plan; gives a `UnitRecord` for each.
+    """Embed the work units of a plan and return one `UnitRecord` for each.
 
-    Input: PCollection[Unit], which is small: its references stand in the plan's file. Output:
-    PCollection[UnitRecord]. Vectors are in unit files in the catalog; neither they nor pictures cross a shuffle.
+    Input: PCollection[Unit]. It is small, because the references are in the plan's file.
+    Output: PCollection[UnitRecord]. The vectors are in unit files in the catalog. Neither vectors nor images cross a
+    shuffle.
     """
 
     setup: LaneSetup
@@ -38,12 +39,12 @@ class EmbedUnits(beam.PTransform):  # type: ignore[misc]
 
 
 def to_lane(unit: Unit, lanes: int) -> tuple[int, Unit]:
-    """Spreads units over lanes by their names, which are hashes."""
+    """Assign a unit to a lane by its name, which is a hash."""
     return int(unit.name[:8], 16) % lanes, unit
 
 
 class _EmbedLane(beam.DoFn):  # type: ignore[misc]
-    """Runs one lane. Metrics are kept here, on the DoFn's own thread: those of a pool's threads are lost."""
+    """Run one lane. Update metrics on the DoFn's own thread only: Beam loses updates from other threads."""
 
     def __init__(self, setup: LaneSetup) -> None:
         self._setup = setup
@@ -66,10 +67,10 @@ class _EmbedLane(beam.DoFn):  # type: ignore[misc]
 
 
 def _report(telemetry: Telemetry, reported: Counter[str]) -> None:
-    """Adds what was counted since the last time to Beam's metrics, by Beam's own names where it has one."""
+    """Add the counts since the last call to Beam's metrics, under Beam's own names where they exist."""
     meter = telemetry.meter
     counts = {
-        "cumulativeThrottlingSeconds": int(telemetry.throttled_s),  # what autoscalers read
+        "cumulativeThrottlingSeconds": int(telemetry.throttled_s),  # autoscalers read it
         "RatelimitRequestsTotal": meter.requests,
         "RatelimitRequestsThrottled": meter.answers_429,
         "items_sent": meter.items_sent,

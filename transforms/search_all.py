@@ -1,4 +1,4 @@
-"""Finished units and blocks of queries in, a result out."""
+"""The transform that searches blocks of queries and writes the result of a bulk search."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from .workers.steps import Step, under_one_key
 
 @dataclass(eq=False, kw_only=True)
 class SearchAll(beam.PTransform):  # type: ignore[misc]
-    """Searches every block once all queries have their vectors, and writes what that amounts to.
+    """Search every block once all queries have vectors, and write the result.
 
-    Input: PCollection[Block | UnitRecord]. Output: PCollection[str] with one element, the result's folder. Hits are in
-    files; neither they nor vectors cross a shuffle. Where a worker opens a group of the index files only, each group is
-    searched in one place, and scores and rows of a block, packed, cross a shuffle to be merged.
+    Input: PCollection[Block | UnitRecord]. Output: PCollection[str] with one element, the folder of the result.
+    Hits are in files; neither hits nor vectors cross a shuffle. If each worker opens only a group of the index files,
+    one worker searches each group, and the packed scores and rows of a block cross a shuffle to be merged.
     """
 
     setup: SearchSetup
@@ -60,7 +60,7 @@ class SearchAll(beam.PTransform):  # type: ignore[misc]
 
 
 def plan_blocks(element: tuple[int, Iterable[Block | UnitRecord]], setup: SearchSetup) -> Iterator[Block]:
-    """The blocks that have vectors to search with."""
+    """Yield the blocks that have vectors to search with."""
     parts = list(element[1])
     records = {part.unit: part for part in parts if isinstance(part, UnitRecord)}
     check_all_sent(
@@ -76,7 +76,7 @@ def search(block: Block, setup: SearchSetup) -> BlockRecord:
 
 
 def to_parts(block: Block, setup: SearchSetup) -> list[tuple[int, Block]]:
-    """The block for each group of index files, unless it is done."""
+    """Pair the block with each group of index files, unless the block is done."""
     return [] if find_done(block, setup) else [(number, block) for number in range(len(setup.groups))]
 
 

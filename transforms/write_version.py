@@ -1,4 +1,4 @@
-"""Old rows and unit records in; shards, indexes, a verdict, a published version out."""
+"""The transform that writes a version from reused rows and finished units, and publishes it."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ from .workers.steps import Step, under_one_key
 
 @dataclass(frozen=True, kw_only=True)
 class Begin:
-    """An element that is always there, so that a version is written even where no row is left."""
+    """An element that is always present, so that a version without rows is written too."""
 
 
 Part = Begin | ReusedGroup | UnitRecord | ImportedGroup
@@ -32,9 +32,9 @@ Part = Begin | ReusedGroup | UnitRecord | ImportedGroup
 
 @dataclass(eq=False, kw_only=True)
 class WriteVersion(beam.PTransform):  # type: ignore[misc]
-    """Writes the version that old rows and finished units amount to, and publishes it if no guard objects.
+    """Write a version from reused rows and finished units, and publish it unless a gate holds it.
 
-    Input: PCollection[Part], one `Begin` among them. Output: PCollection[Outcome] with one element.
+    Input: PCollection[Part] with exactly one `Begin`. Output: PCollection[Outcome] with one element.
     """
 
     setup: VersionSetup
@@ -86,9 +86,9 @@ def plan_all_shards(element: tuple[int, Iterable[Part]], setup: VersionSetup) ->
 
 
 def write_shards(task: ShardTask | ImportTask, setup: VersionSetup) -> list[ShardRecord]:
-    """Streams old rows and units into one Parquet file, with the metadata that their assets have today.
+    """Stream reused rows and units into one Parquet file, with the current metadata of their assets.
 
-    Vectors from elsewhere are streamed into as many files as they fill.
+    Imported vectors fill as many files as they need.
     """
     store, version = setup.run.store(), setup.run.version
     types = setup.metadata_types
@@ -118,7 +118,7 @@ def write_shards(task: ShardTask | ImportTask, setup: VersionSetup) -> list[Shar
 
 
 def train(element: tuple[int, Iterable[ShardRecord]], setup: VersionSetup) -> list[IndexTask | AssetsTask]:
-    """Fits what all indexes share, and says what is to be built: a task an index file, and one a table of assets."""
+    """Fit what all indexes share. Return one task for each index file and one for each table of assets."""
     shards = [shard for shard in element[1] if shard.rows]
     return train_indexes(setup.run.store(), setup.run.version, shards, setup.embed.dimension, setup.index)
 

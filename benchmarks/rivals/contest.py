@@ -1,6 +1,6 @@
-"""The same for every contender: build, find the cheapest setting that reaches the recall, measure at it.
+"""The steps of every contender: build, find the cheapest setting that reaches the recall, and measure at this setting.
 
-Each is a process of its own, in the contender's own environment: numpy and pyarrow are all that it needs beside it.
+Each step runs in a separate process in the contender's environment, which also needs numpy and pyarrow.
 
     python FILE.py build|tune|measure --contender NAME --data FOLDER --asked FOLDER --work FOLDER [--setting N]
 """
@@ -25,54 +25,54 @@ THREADS = 2
 
 
 class Contender:
-    """One that builds an index of each kind and searches it. `work` is a folder of its own."""
+    """A contender builds an index for each kind and searches it. `work` is its folder."""
 
     settings: Sequence[Any] = ()
-    """Of the knob between speed and recall, the cheapest first; empty where there is none to turn."""
+    """Values of the parameter that trades speed for recall, the cheapest first; empty if there is no such parameter."""
 
     def __init__(self, data: Path, work: Path) -> None:
         self.data = data
         self.work = work
 
     def build(self) -> dict[str, Any]:
-        """Builds and writes all there is. What it returns is added to the figures."""
+        """Build and write the indexes. Return additional figures."""
         raise NotImplementedError
 
     def open(self) -> dict[str, Any]:
-        """Makes ready for searching. What it returns is added to the figures."""
+        """Prepare for searches. Return additional figures."""
         raise NotImplementedError
 
     def set(self, setting: Any) -> None:
-        """Turns the knob."""
+        """Set the parameter."""
 
     def use_threads(self, count: int) -> None:
-        """How many threads a batch has from here on."""
+        """Set the number of threads for the next batches."""
 
     def search(self, kind: str, queries: np.ndarray, k: int) -> np.ndarray:
-        """Row numbers of the kind, (queries, k), best first; -1 where fewer were found."""
+        """Return row numbers of the kind, (queries, k), best first; -1 if fewer rows were found."""
         raise NotImplementedError
 
     def read_memory(self) -> dict[str, float]:
-        """Resident MB of what searches."""
+        """Return the resident MB of the process that searches."""
         return read_memory([os.getpid()])
 
     def measure_more(self, asked: "Asked") -> dict[str, Any]:
-        """Figures of its own."""
+        """Return figures that only this contender has."""
         return {}
 
     def close(self) -> None:
-        """Ends what `build` or `open` began."""
+        """Stop what `build` or `open` started."""
 
 
 class Asked:
-    """The queries of each kind, and the true neighbours of the first of them in each direction."""
+    """The queries of each kind, and the exact neighbours of the first queries in each direction."""
 
     def __init__(self, folder: Path) -> None:
         self.queries = {kind: np.load(folder / f"{kind}.npy") for kind in KINDS}
         self.truth = {(s, t): np.load(folder / f"{s}-{t}.npy") for s, t in DIRECTIONS}
 
     def recall(self, contender: Contender) -> dict[str, float]:
-        """Of each direction, at ten."""
+        """Return the recall at 10 of each direction."""
         found = {}
         for (source, target), truth in self.truth.items():
             rows = contender.search(target, self.queries[source][: len(truth)], K)
@@ -86,7 +86,7 @@ def seconds_of(started: float) -> float:
 
 
 def read_rows(data: Path, kind: str) -> Any:
-    """The vectors of a kind, about 8,000 rows at a time."""
+    """Yield the vectors of a kind, about 8,000 rows at a time."""
     for path in sorted(data.glob(f"{kind}-*.parquet")):
         for batch in pq.ParquetFile(path).iter_batches(8192, columns=["embedding"], use_threads=False):
             column = batch.column(0)
@@ -131,7 +131,7 @@ def measure(contender: Contender, asked: Asked, setting: Any) -> dict[str, Any]:
 
 
 def time_singles(contender: Contender, asked: Asked, source: str, target: str) -> dict[str, float]:
-    """Milliseconds of a query that comes alone, after as many that warmed it."""
+    """Measure the milliseconds of single queries, after as many warm-up queries."""
     queries = asked.queries[source][:SINGLE]
     taken = np.empty((2, len(queries)))
     for turn in taken:

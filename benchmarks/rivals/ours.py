@@ -1,4 +1,4 @@
-"""Ours: `epithre-beam index CATALOG --from FOLDER`, then `open_catalog` and its search."""
+"""This index: `epithre-beam index CATALOG --from FOLDER`, then `open_catalog` and its search."""
 
 import json
 import os
@@ -20,16 +20,16 @@ SETTINGS = ("index.build_memory_mb=4096",)
 
 
 def ours_build(folder: Path, catalog: Path, settings: Sequence[str] = SETTINGS) -> dict[str, Any]:
-    """Builds by the command. `build_s` is its time but for copying the vectors into the catalog.
+    """Build with the command. `build_s` is its time without copying the vectors into the catalog.
 
-    Starting, planning and publishing are in it; `index_told_s` is what the manifest says of the index alone.
+    It includes start, planning and publishing. `index_told_s` is the manifest's time for the index alone.
     """
     command = [Path(sys.executable).with_name("epithre-beam"), "index", catalog, "--from", folder]
     command += [word for setting in settings for word in ("--set", setting)]
     started = time.perf_counter()
     ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     command_s = seconds_of(started)
-    if ran.returncode:  # 3: a guard held the version back, and says with what recall
+    if ran.returncode:  # 3: a gate holds the version; the message has the recall
         raise SystemExit(f"the command ended with {ran.returncode}: {' '.join(ran.stdout.split())[-400:]}")
     latest = json.loads((catalog / "LATEST.json").read_text())["version"]
     version = catalog / "versions" / latest
@@ -58,7 +58,7 @@ def _is_store(path: str) -> bool:
 
 
 class Ours(Contender):
-    """As a service has it: the catalog's own operating point, hits with their assets."""
+    """The index as a service uses it: the catalog's operating point, hits with their assets."""
 
     def build(self) -> dict[str, Any]:
         return ours_build(self.data, self.work / "catalog")
@@ -77,7 +77,7 @@ class Ours(Contender):
         return found
 
     def measure_more(self, asked: Asked) -> dict[str, Any]:
-        """How much of the store of float16 vectors is mapped and resident, and the search without hits around it."""
+        """Return the mapped and resident MB of the float16 vectors, and the time of a search without making hits."""
         figures: dict[str, Any] = {
             "mapped_refine_mb": read_mapped(_is_store),
             "mapped_codes_mb": read_mapped(_is_codes),
@@ -114,7 +114,7 @@ class Ours(Contender):
 
 
 class Yardstick(Contender):
-    """Reads the vectors and writes them as float16, and nothing else: what any index must do."""
+    """Reads the vectors and writes them as float16 only: every index must do at least this."""
 
     def build(self) -> dict[str, Any]:
         read = 0
@@ -122,7 +122,7 @@ class Yardstick(Contender):
             codec: Any = None
             with (self.work / f"{kind}.f16").open("wb") as file:
                 for vectors in read_rows(self.data, kind):
-                    # Four times as fast as numpy's own conversion.
+                    # Four times as fast as numpy's conversion.
                     codec = codec or faiss.ScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_fp16)
                     codec.compute_codes(vectors).tofile(file)
                     read += vectors.nbytes

@@ -1,4 +1,4 @@
-"""What processes take: memory and CPU of a tree of them, and how much of mapped files is resident. Linux only."""
+"""Measures memory and CPU of a process tree, and the resident part of mapped files. Linux only."""
 
 import os
 import threading
@@ -10,7 +10,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def read_memory(pids: list[int]) -> dict[str, float]:
-    """Resident MB of the processes: `anon`, `file` and, counted once for all that share it, `shared`."""
+    """Return the resident MB of the processes: `anon`, `file` and `shared`, which is counted once."""
     anon = file = shared = 0.0
     for pid in pids:
         status = _read_status(pid)
@@ -21,7 +21,7 @@ def read_memory(pids: list[int]) -> dict[str, float]:
 
 
 def _read_status(pid: int) -> dict[str, int]:
-    """The lines of /proc/PID/status that end with kB, in bytes; empty when the process has ended."""
+    """Return the kB fields of /proc/PID/status in bytes; empty if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -31,7 +31,7 @@ def _read_status(pid: int) -> dict[str, int]:
 
 
 def tree_of(pid: int) -> list[int]:
-    """The process and all that descend from it."""
+    """Return the process and all its descendants."""
     found, at = [pid], 0
     while at < len(found):
         for children in Path(f"/proc/{found[at]}/task").glob("*/children"):
@@ -44,7 +44,7 @@ def tree_of(pid: int) -> list[int]:
 
 
 def read_mapped(wanted: Callable[[str], bool]) -> float:
-    """Resident MB of this process's mappings of files whose path is wanted."""
+    """Return the resident MB of this process's mappings of wanted files."""
     size, counts = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         words = line.split(maxsplit=5)
@@ -56,10 +56,10 @@ def read_mapped(wanted: Callable[[str], bool]) -> float:
 
 
 class Watch:
-    """Follows a process tree in a thread: the greatest memory it had, and the CPU it took.
+    """Measures peak memory and CPU of a process tree in a thread.
 
-    The peak is the greater of two: the sum over the tree at its greatest moment, seen ten times a second, and the
-    high-water mark that the kernel keeps for each single process.
+    The peak is the larger of two values: the maximum of the sum over the tree, sampled ten times a second, and the
+    kernel's high-water mark of each process.
     """
 
     def __init__(self, pid: int) -> None:
@@ -91,7 +91,7 @@ class Watch:
 
 
 def forget_cached(folder: Path) -> None:
-    """Asks the kernel to drop the folder's files from its cache, so that every contender reads them from the disk."""
+    """Drop the folder's files from the page cache, so that every contender reads them from disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -99,5 +99,5 @@ def forget_cached(folder: Path) -> None:
 
 
 def size_of(folder: Path) -> float:
-    """MB of the files below."""
+    """Return the MB of the files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / MB

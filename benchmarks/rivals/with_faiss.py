@@ -1,4 +1,4 @@
-"""Stock FAISS indexes, and those that autofaiss chooses: an index of each kind, and once one over both."""
+"""Stock FAISS indexes and the indexes that autofaiss chooses: one for each kind, and one over both kinds."""
 
 import json
 import os
@@ -14,7 +14,7 @@ _POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class Stock(Contender):
-    """A file for each kind."""
+    """A FAISS index with one file for each kind."""
 
     knob = ""
 
@@ -42,7 +42,7 @@ class Stock(Contender):
 
 
 class Hnsw(Stock):
-    """IndexHNSWFlat with 32 links, float32, its own efConstruction."""
+    """IndexHNSWFlat with 32 links, float32, default efConstruction."""
 
     knob = "efSearch"
     settings = _POWERS[4:]
@@ -56,7 +56,7 @@ class Hnsw(Stock):
 
 
 class IvfSq8(Stock):
-    """IVF with 4 · √rows cells, spherical, and 8 bits a dimension; trained on the first 64 rows a cell."""
+    """IVF with 4 · √rows cells, spherical, and 8 bits for each dimension; trained on the first 64 · cells rows."""
 
     knob = "nprobe"
     settings = _POWERS
@@ -80,7 +80,7 @@ class IvfSq8(Stock):
 
 
 class Autofaiss(Stock):
-    """What autofaiss makes with nothing set but the metric."""
+    """The index of autofaiss with default options; only the metric is set."""
 
     options: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
@@ -104,7 +104,7 @@ class Autofaiss(Stock):
         return {name: str(reported[name]) for name in ("index_key", "index_param")}
 
     def folder_of(self, pattern: str, name: str) -> Path:
-        """A folder that has these files of the data and no others, which is what autofaiss takes."""
+        """Make a folder with only these files of the data, as autofaiss requires."""
         folder = self.work / f"rows-{name}"
         folder.mkdir()
         for path in sorted(self.data.glob(pattern)):
@@ -119,12 +119,12 @@ class Autofaiss(Stock):
         return {}
 
     def deliver(self, name: str, index: Any) -> None:
-        """As autofaiss tuned it, for ten milliseconds a query."""
+        """Apply the parameters of autofaiss, tuned for 10 ms for each query."""
         reported = json.loads((self.work / f"{name}.json").read_text())
         faiss.ParameterSpace().set_index_parameters(index, reported["index_param"])
 
     def read_knob(self, index: Any) -> None:
-        """Which knob the chosen index has: its delivered value stays until `set`."""
+        """Find the search parameter of the chosen index. Its delivered value stays until `set`."""
         inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
         graph = isinstance(inner, faiss.IndexHNSW)
         self.knob = "efSearch" if graph else "nprobe"
@@ -132,7 +132,7 @@ class Autofaiss(Stock):
 
 
 class AutofaissBudget(Autofaiss):
-    """Told to keep to a fiftieth of what the float32 vectors take."""
+    """The index of autofaiss with a memory limit of 1/50 of the float32 vectors."""
 
     def build(self) -> dict[str, Any]:
         rows = min(count_rows(self.data, kind) for kind in KINDS)
@@ -143,11 +143,11 @@ class AutofaissBudget(Autofaiss):
 
 
 class AutofaissJoint(Autofaiss):
-    """One index over both kinds, as a table of all assets is given to autofaiss; hits of the other kind are dropped."""
+    """One index of autofaiss over both kinds; hits of the other kind are dropped."""
 
     hits = 1000
     settings = ()
-    """As it is delivered: what is missed cannot be found by turning a knob."""
+    """No values: the missing hits cannot be found with another parameter."""
 
     def build(self) -> dict[str, Any]:
         chosen = self.choose("both", self.folder_of("*.parquet", "both"))

@@ -1,4 +1,4 @@
-"""PostgreSQL with pgvector: a table of each kind with an HNSW over halfvec, m and ef_construction as they come."""
+"""PostgreSQL with pgvector: a table for each kind with HNSW over halfvec, default m and ef_construction."""
 
 import importlib.util
 import os
@@ -18,11 +18,11 @@ from pgvector.psycopg import register_vector
 from processes import read_memory, tree_of
 
 _UNPRIVILEGED = "nobody"
-"""Who the server runs as where this program is root's: PostgreSQL refuses to be root's."""
+"""User of the server if this program runs as root: PostgreSQL refuses to run as root."""
 
 
 class Pgvector(Contender):
-    """A server of its own in `work`, with buffers that hold all of it; memory is the server's."""
+    """A separate server in `work`, with buffers for all data; memory is that of the server."""
 
     settings = (10, 20, 40, 80, 160, 320, 640, 1000)
 
@@ -33,7 +33,7 @@ class Pgvector(Contender):
         assert package.origin is not None
         self.programs = Path(package.origin).parent / "pginstall18" / "bin"
         self.cluster = work / "cluster"
-        self.sockets = Path(tempfile.mkdtemp(prefix="pg-"))  # the path of a socket has 107 characters at most
+        self.sockets = Path(tempfile.mkdtemp(prefix="pg-"))  # the path of a socket has at most 107 characters
         self.user = _UNPRIVILEGED if os.geteuid() == 0 else None
         if self.user:
             shutil.chown(self.sockets, self.user)
@@ -41,7 +41,7 @@ class Pgvector(Contender):
         self.connections: list[Any] = []
 
     def start(self) -> None:
-        """Pages of 8 kB hold one vector each, links and the table come on top: 26 kB of buffers a row."""
+        """Start the server with 26 kB of buffers for each row: a page of 8 kB has one vector, plus links and table."""
         rows = sum(count_rows(self.data, kind) for kind in KINDS)
         self.memory_mb = max(rows * 26 // 1000, 256)
         options = {
@@ -72,7 +72,7 @@ class Pgvector(Contender):
         connection = psycopg.connect(host=str(self.sockets), dbname="postgres", user=name, autocommit=True)
         connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         register_vector(connection)
-        connection.execute("SET enable_seqscan = off")  # a small table would be read as a whole, which is not asked
+        connection.execute("SET enable_seqscan = off")  # otherwise a small table is scanned without the index
         return connection
 
     def build(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Pgvector(Contender):
         return {"disk_mb": sum(sizes) / 1e6, "chosen": f"pgvector {version}, halfvec"}
 
     def fill(self, connection: Any, kind: str) -> None:
-        """By a binary COPY: each record is a count of fields, and for each its length and its bytes."""
+        """Fill the table by binary COPY: each record has a number of fields, and the length and bytes of each field."""
         row = 0
         for vectors in read_rows(self.data, kind):
             width = vectors.shape[1]

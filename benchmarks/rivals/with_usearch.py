@@ -1,4 +1,4 @@
-"""usearch with its own settings: an HNSW of each kind, in the scalar type that it chooses for the machine."""
+"""usearch with default settings: an HNSW index for each kind, in the scalar type that it chooses for the machine."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from usearch.index import Index
 
 
 class Usearch(Contender):
-    """A file for each kind, loaded into memory."""
+    """usearch with one file for each kind, loaded into memory."""
 
     settings = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 

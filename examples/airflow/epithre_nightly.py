@@ -1,7 +1,8 @@
 """The nightly pair as an Airflow DAG: run, then prune. For Airflow 3.
 
 The JSON document of the run is the task's XCom: status, version, counts, costs; a few kilobytes. The worker needs
-`epithre-beam` and the key (`EPITHRE_KEY`). If it is not installed beside Airflow, set its full path in `EPITHRE_BEAM`.
+`epithre-beam` and the key (`EPITHRE_KEY`). If `epithre-beam` is not in Airflow's environment, set its full path in
+`EPITHRE_BEAM`.
 """
 
 import json

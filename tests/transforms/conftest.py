@@ -1,4 +1,4 @@
-"""A report as a run of some minutes leaves it, without the run."""
+"""Draws reports as a run of some minutes writes them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ LIMIT = 600
 
 
 def draw_lane(seed: int, seconds: int, *, start: float = 1_800_000_000.0) -> dict[str, Any]:
-    """What a lane says at its end: it sent half the limit, steadily, and was refused now and then."""
+    """Draw the final record of a lane that used half the limit and was refused now and then."""
     rng = np.random.default_rng(seed)
     meter, timeline = Meter(), Timeline()
     done = dead = 0
@@ -125,7 +125,7 @@ def draw_letters(*letters: Mapping[str, Any]) -> DeadLetterSummary:
 
 @pytest.fixture(scope="session")
 def draw_report() -> Callable[..., tuple[dict[str, Any], Manifest]]:
-    """A report and its manifest: `letters`, `lanes` and what is changed in the manifest."""
+    """Return a function that draws a report and its manifest from dead letters, lanes and changes to the manifest."""
 
     def drawn(
         letters: tuple[Mapping[str, Any], ...] = (), lanes: list[dict[str, Any]] | None = None, **changes: Any
@@ -139,5 +139,5 @@ def draw_report() -> Callable[..., tuple[dict[str, Any], Manifest]]:
 
 @pytest.fixture(scope="session")
 def run_a_lane() -> Callable[..., dict[str, Any]]:
-    """`draw_lane`."""
+    """Return `draw_lane`."""
     return draw_lane

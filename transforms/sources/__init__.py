@@ -1,1 +1,1 @@
-"""From sources to bytes that may be sent: listing, tables, reading, preparing."""
+"""Reads sources: lists files and tables, reads bytes, and prepares them for the API."""

@@ -1,4 +1,4 @@
-"""Listings of buckets: page by page in the order of names, several folders at once, in a memory that does not grow."""
+"""Lists buckets page by page in the order of names, several folders at once, in constant memory."""
 
 import queue
 import threading
@@ -10,18 +10,18 @@ from ...index.storage.remote import Page, list_page
 
 _LISTERS = 8
 _PAGES_AHEAD = 3
-"""A page is a thousand names, each about a kilobyte of memory."""
+"""For each folder. A page has 1,000 names and takes about 1 MB of memory."""
 
 
 def walk_bucket(fs: Any, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path and facts of every file below `folder`, in the order of their paths.
+    """Yield the path and the facts of every file below `folder`, in the order of the paths.
 
-    What fits into one page costs one request. More is listed folder by folder, eight at a time, where the names have
-    at most a page of folders; otherwise page after page, the next being asked for while one is used.
+    A listing that fits into one page takes one request. A longer one is read folder by folder, eight at a time, if
+    there is at most one page of folders; otherwise page by page, with the next page requested ahead.
 
     Raises:
-        OSError: When the store does not answer: what is not listed would be taken for deleted.
-        FileNotFoundError: When there is no such bucket.
+        OSError: If the store does not answer. A file that is not listed would count as deleted.
+        FileNotFoundError: If the bucket does not exist.
     """
     first = list_page(fs, folder)
     if first.token is None:
@@ -34,7 +34,7 @@ def walk_bucket(fs: Any, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if top.token is not None or len(top.folders) < 2:
         yield from _flat(fs, folder)
         return
-    # A folder's names follow what sorts before its slash: a-1.jpg, a.jpg, a/1.jpg.
+    # The slash takes part in the order: a-1.jpg, a.jpg, a/1.jpg.
     entries: dict[str, tuple[str, dict[str, Any]] | None] = {path: (path, info) for path, info in top.files}
     entries |= {f"{path}/": None for path in top.folders}
     order = sorted(entries)
@@ -59,12 +59,12 @@ def _flat(fs: Any, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _folders(fs: Any, folders: list[str]) -> Any:
-    """A generator of each folder's files, in this order; eight of them are being listed ahead of what is used."""
+    """Yield the files of each folder, in this order, while eight folders are listed ahead."""
     stopped = threading.Event()
     pages: list[queue.Queue[Page | Exception]] = [queue.Queue(_PAGES_AHEAD) for _ in folders]
     pool = ThreadPoolExecutor(_LISTERS, thread_name_prefix="listing")
     try:
-        # In order, so that a folder that is waited for has always been begun.
+        # In order, so that the folder that the caller waits for has always been started.
         for folder, answers in zip(folders, pages, strict=True):
             pool.submit(_list_into, fs, folder, answers, stopped)
         for answers in pages:
@@ -90,7 +90,7 @@ def _list_into(fs: Any, folder: str, answers: "queue.Queue[Page | Exception]", s
         page: Page | Exception
         try:
             page = list_page(fs, folder, token)
-        except Exception as error:  # it is raised where the listing is used
+        except Exception as error:  # raised again in the thread that uses the listing
             page = error
         while not stopped.is_set():
             try:

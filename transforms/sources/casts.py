@@ -1,4 +1,4 @@
-"""Cells of a table as a declared type."""
+"""Casts cells of a table to a declared type."""
 
 import uuid
 
@@ -7,30 +7,30 @@ import pyarrow.compute as pc
 
 
 def cast_cells(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Cells of a table as a declared type.
+    """Cast cells of a table to a declared type.
 
     Raises:
-        pa.ArrowInvalid: When one cannot be.
-        pa.ArrowNotImplementedError: When none of their type can be.
+        pa.ArrowInvalid: If a cell cannot be cast.
+        pa.ArrowNotImplementedError: If no cell of the column's type can be cast.
     """
     column = _plain(column)
     if pa.types.is_string(column.type) and kind != pa.string():
-        # An empty cell is no value. An array of nulls, not None: with a scalar, pyarrow 18 to 23 gives other
-        # rows' texts where the column is a slice.
+        # An empty cell is null. Pass an array of nulls, not None: with a scalar, pyarrow 18 to 23 returns the texts
+        # of other rows if the column is a slice.
         column = pc.if_else(pc.equal(column, ""), pa.nulls(len(column), column.type), column)
-        if pa.types.is_timestamp(kind):  # a time without a zone is taken as UTC, as a naive one in Parquet is
+        if pa.types.is_timestamp(kind):  # a time without a zone is UTC, as in Parquet
             column = pc.replace_substring_regex(column, r"^(\d{4}-\d{2}-\d{2})$", r"\1T00:00:00")
             column = pc.replace_substring_regex(column, r"^([^T ]+[T ][0-9:.]+)$", r"\1Z")
-    # Nanoseconds are cut to the microseconds that are kept.
+    # Nanoseconds are truncated to microseconds.
     cut = pa.types.is_timestamp(kind) and pa.types.is_timestamp(column.type)
     return pc.cast(column, options=pc.CastOptions(kind, allow_time_truncate=cut))
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Cells of a type that says how a value is held, or what it means beyond that, as what a person would write.
+    """Decode extension, dictionary and run-end encoded cells into plain values.
 
     Raises:
-        pa.ArrowNotImplementedError: When nobody knows what the bytes of an extension type mean.
+        pa.ArrowNotImplementedError: If the meaning of an extension type's bytes is not known.
     """
     if isinstance(column.type, pa.BaseExtensionType):
         name, column = column.type.extension_name, column.storage
@@ -40,7 +40,7 @@ def _plain(column: pa.Array) -> pa.Array:
         elif name == "arrow.bool8":
             column = pc.cast(column, pa.bool_())
         elif _has_bytes(column.type):
-            raise pa.ArrowNotImplementedError(f"nothing says what the bytes of {name} mean")
+            raise pa.ArrowNotImplementedError(f"bytes of the extension type {name} are not supported")
     if pa.types.is_run_end_encoded(column.type):
         column = pc.run_end_decode(column)
     if pa.types.is_dictionary(column.type):

@@ -1,15 +1,15 @@
-"""Levels as they look: of any depth as eight bits, of any profile as sRGB.
+"""Converts the levels of an image to eight bits and its colours to sRGB.
 
-What is sent, and what is shown to people, goes through here, so that both look as the picture looks:
+Images for the API and for the reports both pass through here, so that they look as in a viewer:
 
-- grey levels of more than eight bits are scaled from the range that the file states for them; floats from 0 to 1; where
-  neither holds, from the smallest to the largest that is there, as viewers do;
-- a colour profile that fits the picture's mode is applied, perceptually, and so is a PNG's gamma; CMYK without one is
-  mixed as inks, and CIELAB is converted as it is defined, which Pillow does;
-- a PNG's transparent level is one of its own depth.
+- grey levels of more than eight bits are scaled from the range that the file states. Floats are scaled from 0 to 1. If
+  neither applies, levels are scaled from the smallest to the largest one, as viewers do;
+- a colour profile that fits the image's mode is applied with the perceptual intent; so is the gamma of a PNG. Pillow
+  converts CMYK without a profile, and CIELAB;
+- the transparent level of a PNG has the depth of the file.
 
-A step is named for each of these that Pillow's own conversion would not do. **What changes pixels gets another name**:
-by the names in a catalog's rows a run knows which of its vectors it would make otherwise (sources/effective.py).
+Each conversion that Pillow would not do by itself has a step. **A change of pixels needs a new step name**: a run
+compares the names in the rows of a catalog to find the vectors that it would make differently (sources/effective.py).
 """
 
 import functools
@@ -24,38 +24,38 @@ from PIL import Image, ImageCms
 from .image_files import OpenedImage
 
 SRGB = "srgb"
-"""The step that colours were converted to sRGB."""
+"""The step that converts colours to sRGB."""
 LEVELS = "levels"
-"""The step that levels were scaled to eight bits otherwise than by leaving out the lower ones."""
+"""The step that scales levels to eight bits; dropping the lower bits is not a step."""
 ALPHA = "alpha"
-"""The step that a transparent level was found by its own depth."""
+"""The step that compares the transparent level at the depth of the file."""
 STEPS = (LEVELS, ALPHA, SRGB)
 
 _BITS, _PHOTOMETRIC, _MAX_LEVEL, _SAMPLE_FORMAT = 258, 262, 281, 339  # tags of a TIFF
 _SMIN, _SMAX = 340, 341
 _SIGNED = 2
 _MODES = {("L", "GRAY"): "L", ("L", "RGB"): "RGB", ("RGB", "RGB"): "RGB", ("CMYK", "CMYK"): "CMYK"}
-"""By a picture's levels and a profile's: as what the picture goes through it. Others do not fit."""
+"""From the levels of the image and of the profile to the mode of the conversion. Other pairs do not fit."""
 _SAME = 2
-"""Levels by which a profile may differ from sRGB and still be it: there are dozens of files for it."""
+"""Largest difference in levels at which a profile counts as sRGB: many files describe sRGB."""
 _STRIP_PIXELS = 4_000_000
 _PLAIN_GAMMA = 0.05
 _SCREEN_GAMMA = 2.2
 _OVERSHOOT = 0.5
-"""How far beyond 0 to 1 floats may be and still be meant as such: what resampling and highlights leave."""
+"""How far floats may exceed 0 to 1 and still be read as 0 to 1: resampling and highlights overshoot."""
 
 _Levels = npt.NDArray[Any]
 _Dtype = type[np.integer[Any]]
 
 
 def expected_steps(file: OpenedImage) -> tuple[str, ...] | None:
-    """The steps that `eight_bits` and `to_srgb` will take, from the header alone; None when only pixels can say."""
+    """Return the steps of `eight_bits` and `to_srgb` from the header alone; None if they depend on the pixels."""
     image = file.image
     if image.mode in {"I", "F"} or _is_signed(file):
         return None
     steps = []
     if image.mode.startswith("I;16") and _sixteen_bit_range(file) != (0, 0xFFFF):
-        return None  # whether the levels are within what the file states
+        return None  # the levels may exceed the range that the file states
     if _key_has_other_depth(file):
         steps.append(ALPHA)
     if _conversion(file, _colours_of(image.mode)) is not None:
@@ -64,11 +64,11 @@ def expected_steps(file: OpenedImage) -> tuple[str, ...] | None:
 
 
 def eight_bits(image: Image.Image, file: OpenedImage) -> tuple[Image.Image, list[str]]:
-    """A decoded picture with levels of eight bits, as `L`, `LA`, `RGB`, `RGBA`, `CMYK` or `LAB`, and the steps taken.
+    """Convert a decoded image to eight bits: `L`, `LA`, `RGB`, `RGBA`, `CMYK` or `LAB`. Return it with the steps.
 
     Args:
-        image: The decoded one; it may have been turned.
-        file: What its header says.
+        image: The decoded image; it may be rotated already.
+        file: The header of its file.
     """
     steps: list[str] = []
     key = image.info.get("transparency")
@@ -95,7 +95,7 @@ def eight_bits(image: Image.Image, file: OpenedImage) -> tuple[Image.Image, list
 
 
 def to_srgb(image: Image.Image, file: OpenedImage) -> tuple[Image.Image, list[str]]:
-    """What `eight_bits` gives, or a smaller copy of it, as sRGB in `RGB` or `RGBA`, and the steps taken."""
+    """Convert the result of `eight_bits`, or a smaller copy, to sRGB in `RGB` or `RGBA`. Return it with the steps."""
     alpha = image.getchannel("A") if image.mode in {"LA", "RGBA"} else None
     convert = _conversion(file, _colours_of(image.mode))
     if convert is None:
@@ -109,7 +109,7 @@ def to_srgb(image: Image.Image, file: OpenedImage) -> tuple[Image.Image, list[st
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """What shows through a transparent picture is white."""
+    """Put a transparent image on a white background."""
     if image.mode != "RGBA":
         return image
     ground = Image.new("RGBA", image.size, "white")
@@ -118,7 +118,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def _colours_of(mode: str) -> str:
-    """What a picture's levels are of: `L`, `RGB`, `CMYK` or `LAB`."""
+    """Return the colour space of a mode: `L`, `RGB`, `CMYK` or `LAB`."""
     if mode in {"CMYK", "LAB"}:
         return mode
     return "L" if mode in {"1", "L", "LA", "La", "I", "F"} or mode.startswith("I;16") else "RGB"
@@ -132,7 +132,7 @@ def _is_signed(file: OpenedImage) -> bool:
 
 
 def _sixteen_bit_range(file: OpenedImage) -> tuple[int, int]:
-    """What the file means by black and by white: 0 to 65,535, unless it says otherwise. Black is above white if so."""
+    """Return the levels of black and white: 0 and 65,535 unless the file states others. Black is above if inverted."""
     bits = file.tag(_BITS)
     white = (1 << bits) - 1 if isinstance(bits, int) and 8 < bits < 16 else 0xFFFF
     stated = file.tag(_SMAX) or file.tag(_MAX_LEVEL)
@@ -142,16 +142,16 @@ def _sixteen_bit_range(file: OpenedImage) -> tuple[int, int]:
 
 
 def _is_inverted(file: OpenedImage) -> bool:
-    """Whether 0 is white. Pillow turns levels of up to eight bits round by itself."""
+    """Whether 0 is white. Pillow inverts levels of up to eight bits by itself."""
     return file.name == "tiff" and file.tag(_PHOTOMETRIC) == 0
 
 
 def _scaled(image: Image.Image, file: OpenedImage) -> tuple[Image.Image, bool]:
-    """Grey levels as `L`, and whether that took more than leaving out the lower bits."""
+    """Scale grey levels to `L`. Return the image and whether that did more than drop the lower bits."""
     if image.mode.startswith("I;16"):
         black, white = _sixteen_bit_range(file)
         if max(black, white) < 0xFFFF and _extremes(image)[1] > max(black, white):
-            black, white = (0xFFFF, 0) if black else (0, 0xFFFF)  # it states what is not so
+            black, white = (0xFFFF, 0) if black else (0, 0xFFFF)  # the stated range is wrong
         if (black, white) == (0, 0xFFFF):
             return _by_strips(image, lambda levels: (levels >> 8).astype(np.uint8)), False
         return _stretched(image, black, white), True
@@ -176,7 +176,7 @@ def _scaled(image: Image.Image, file: OpenedImage) -> tuple[Image.Image, bool]:
 
 
 def _extremes(image: Image.Image, dtype: _Dtype | None = None) -> tuple[float, float]:
-    """The smallest and the largest level; of floats, those that are numbers."""
+    """Return the smallest and the largest level. Ignore floats that are not finite."""
     lowest, highest = np.inf, -np.inf
     for levels in _strips(image, dtype):
         if np.issubdtype(levels.dtype, np.floating):
@@ -187,7 +187,7 @@ def _extremes(image: Image.Image, dtype: _Dtype | None = None) -> tuple[float, f
 
 
 def _stretched(image: Image.Image, black: float, white: float, dtype: _Dtype | None = None) -> Image.Image:
-    """Levels between `black` and `white` as 0 to 255; no number is black."""
+    """Scale levels between `black` and `white` to 0 to 255. NaN becomes black."""
     span = float(white) - float(black)
 
     def scale(levels: _Levels) -> npt.NDArray[np.uint8]:
@@ -201,7 +201,7 @@ def _stretched(image: Image.Image, black: float, white: float, dtype: _Dtype | N
 
 
 def _strips(image: Image.Image, dtype: _Dtype | None = None) -> Iterator[_Levels]:
-    """The levels, a few rows at a time: the numbers in between take many times what they are made of."""
+    """Yield the levels a few rows at a time: intermediate arrays take several times the memory of the levels."""
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
@@ -220,7 +220,7 @@ def _by_strips(
 
 
 def _key_has_other_depth(file: OpenedImage) -> bool:
-    """Whether a PNG's transparent level counts in its own bits, and the decoded levels in eight."""
+    """Whether the transparent level of a PNG has the depth of the file while the decoded levels have another."""
     if file.name != "png" or "transparency" not in file.image.info:
         return False
     mode = file.image.mode
@@ -240,7 +240,7 @@ def _with_depth_of_key(image: Image.Image, file: OpenedImage) -> Image.Image:
 
 
 def _conversion(file: OpenedImage, colours: str) -> Callable[[Image.Image], Image.Image] | None:
-    """What makes sRGB of levels of `colours`; None where they are, or are taken for it."""
+    """Return the conversion from `colours` to sRGB; None if the levels are sRGB or count as it."""
     convert = None if file.profile is None else _from_profile(file.profile, colours)
     if convert is not None or file.gamma is None or not 0.01 <= file.gamma <= 100 or colours not in {"L", "RGB"}:
         return convert
@@ -256,20 +256,20 @@ def _looked_up(image: Image.Image, table: Sequence[int]) -> Image.Image:
 
 @functools.lru_cache(32)
 def _from_profile(profile: bytes, colours: str) -> Callable[[Image.Image], Image.Image] | None:
-    """From a profile to sRGB; None where it is sRGB, cannot be read, or is one of other levels than the picture's."""
+    """Return the conversion from a profile to sRGB; None if it is sRGB, unreadable, or does not fit the image."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _MODES.get((colours, source.profile.xcolor_space.strip()))
         if mode is None:
             return None
-        # Of greys each is converted by itself, which is exact; lcms' own tables err by 10 levels in a linear profile.
+        # Convert each grey level by itself, which is exact: lcms' tables are off by 10 levels for a linear profile.
         flags = ImageCms.Flags.NOOPTIMIZE if colours == "L" else ImageCms.Flags.NONE
         transform = ImageCms.ImageCmsTransform(source, _srgb(), mode, "RGB", flags=flags)
         if colours == "CMYK":
             return transform.apply
         probe = _probe(is_grey=colours == "L")
         after = np.asarray(transform.apply(probe.convert(mode)))
-    except (OSError, ValueError, TypeError, ImageCms.PyCMSError):  # lcms refuses what is none
+    except (OSError, ValueError, TypeError, ImageCms.PyCMSError):  # lcms refuses invalid profiles
         return None
     if np.abs(after.astype(np.int16) - np.asarray(probe.convert("RGB"))).max() <= _SAME:
         return None
@@ -281,7 +281,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 
 def _probe(*, is_grey: bool) -> Image.Image:
-    """Levels by which two profiles are told apart: all greys, or colours in steps of 15."""
+    """Return levels to compare two profiles with: all greys, or colours in steps of 15."""
     if is_grey:
         return Image.fromarray(np.arange(256, dtype=np.uint8)[None])
     steps = np.arange(0, 256, 15, dtype=np.uint8)

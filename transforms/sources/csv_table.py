@@ -1,9 +1,9 @@
 """Reads a csv table.
 
-Python's `csv` says what a csv means, strictly: a comma or the end of the row follows a closing quote, and a quote
-within an unquoted cell is a character. pyarrow is several times as fast and means something else in places, so it is
-given only what both read alike: whole rows whose quotes stand where RFC 4180 has them. All else is read by `csv`, which
-also says the line of what is wrong. docs/decisions/020-csv.md has the figures.
+Python's `csv` in strict mode defines the meaning: a comma or the end of the row follows a closing quote, and a quote
+inside an unquoted cell is a character. pyarrow is several times as fast but differs in places. It therefore gets only
+blocks that both read in the same way: whole rows with quotes where RFC 4180 puts them. `csv` reads all other rows and
+reports the line of an error. docs/decisions/020-csv.md has the figures.
 """
 
 import csv
@@ -21,26 +21,26 @@ from .table_places import csv_reader
 
 _BLOCK_BYTES = 4 << 20
 _SLOW_ROWS = 1000
-"""Read by `csv` before pyarrow is tried again: finding out whether it may takes as long as some hundreds."""
+"""Rows that `csv` reads before pyarrow is tried again: the check takes as long as some hundred rows."""
 _QUOTE, _NEWLINE = b'"\n'
-_BESIDE = np.isin(np.arange(256), tuple(b'",\n\r'))
-"""What may stand before a quote that opens a cell, and behind one that closes it."""
+_NEXT_TO_QUOTES = np.isin(np.arange(256), tuple(b'",\n\r'))
+"""Bytes that may come before a quote that opens a cell, and after a quote that closes one."""
 
 
 class _Row(NamedTuple):
-    """A row, and the line from 1 that it begins in."""
+    """A row, and the line where it begins, counted from 1."""
 
     line: int
     cells: list[str]
 
 
 class CsvTable:
-    """A csv: a header, then rows. Everything is text: "007" is an id, and the job's types decide the rest.
+    """A csv file: a header, then rows. All cells are text ("007" stays "007"); the job's types are applied later.
 
     Args:
-        place: The table's, for errors.
+        place: Place of the table, for errors.
         max_row_bytes: A larger row is refused before more of it is read.
-        block_bytes: What is read at a time. No cell depends on it.
+        block_bytes: Bytes that are read at a time. No cell depends on it.
     """
 
     def __init__(self, place: str, max_row_bytes: int, block_bytes: int = _BLOCK_BYTES) -> None:
@@ -58,7 +58,7 @@ class CsvTable:
         names = header.cells if header else []
         while block := text.block():
             size = plain_rows(block, is_last=text.is_last)
-            # More than a row may have is read row by row, each of which is then looked at.
+            # A block that is larger than the limit for a row is read row by row, so that each row is checked.
             rows = _as_arrow(block[:size], names, columns) if 0 < size <= self._max_row_bytes else None
             if rows is not None:
                 text.skip(size)
@@ -74,7 +74,7 @@ class CsvTable:
             if len(row.cells) != len(names):
                 raise SourceError(
                     f"{self._place} line {row.line}: the row has {len(row.cells)} cells, and the header has "
-                    f"{len(names)}. Put cells that have a comma or a line break into quotes."
+                    f"{len(names)}. Quote cells that contain a comma or a line break."
                 )
             held.append(row.cells)
         if held:
@@ -82,7 +82,7 @@ class CsvTable:
             yield pa.RecordBatch.from_arrays(cells, names=columns)
 
     def _row(self, text: CsvText) -> _Row | None:
-        """The next row that is not blank; None when there are no more."""
+        """Return the next row that is not blank, or None at the end."""
         text.skip_blank_lines()
         line = text.line
         try:
@@ -90,17 +90,15 @@ class CsvTable:
                 return _Row(line, cells)
         except csv.Error as error:
             if "unexpected end" in str(error):
-                what = f"line {line}: a quote is opened in this row and never closed. Close it"
+                what = f"line {line}: this row opens a quote and does not close it. Close it"
             else:
                 begin = "" if text.last_line == line else f" of the row that begins in line {line}"
                 what = f"line {text.last_line}: text follows a closing quote{begin}. Close quotes at the end of a cell"
-            raise SourceError(
-                f'{self._place} {what}, and write a quote that is part of a quoted text twice ("").'
-            ) from None
+            raise SourceError(f'{self._place} {what}, and double each quote inside a quoted cell ("").') from None
         return None
 
     def _lines(self, text: CsvText, first: int) -> Iterator[str]:
-        """The lines of one row: as many as are asked for."""
+        """Yield the lines of one row, as many as the caller takes."""
         left = self._max_row_bytes
         while line := text.take_line(left + 1):
             left -= len(line)
@@ -119,16 +117,16 @@ class CsvTable:
 
 
 def plain_rows(block: bytes, *, is_last: bool) -> int:
-    """How many bytes of a block are whole rows that pyarrow reads as `csv` does.
+    """Return how many bytes of a block are whole rows that pyarrow reads in the same way as `csv`.
 
-    Such are rows in which each quote opens a cell, closes one, is one of a pair within a quoted cell, or stands in the
-    midst of an unquoted one.
+    In such rows each quote opens a cell, closes a cell, is one of a pair in a quoted cell, or is inside an unquoted
+    cell.
 
     Args:
-        block: Begins where a row does.
-        is_last: Whether nothing follows it.
+        block: Bytes that begin at the start of a row.
+        is_last: Whether the block is the end of the file.
     """
-    if block.startswith(b"\xef\xbb\xbf"):  # pyarrow takes it for a mark wherever it begins to read
+    if block.startswith(b"\xef\xbb\xbf"):  # pyarrow removes it as a byte order mark wherever it starts to read
         return 0
     quotes, bad = _quotes(block, is_last=is_last) if b'"' in block else (np.empty(0, np.int64), len(block))
     if is_last and bad == len(block) and len(quotes) % 2 == 0:
@@ -137,12 +135,12 @@ def plain_rows(block: bytes, *, is_last: bool) -> int:
         count = int(np.searchsorted(quotes, newline))
         if count % 2 == 0:
             return newline + 1
-        bad = int(quotes[count - 1])  # the cell that the newline is in begins there
+        bad = int(quotes[count - 1])  # the start of the cell that contains the newline
     return 0
 
 
 def _quotes(block: bytes, *, is_last: bool) -> tuple[npt.NDArray[np.int64], int]:
-    """Where the quotes are that open and close cells, in turn, and the first one that is none of the plain ones."""
+    """Return the places of the quotes that open and close cells, in turn, and of the first quote that is not plain."""
     data = np.frombuffer(block, np.uint8)
     quotes = np.flatnonzero(data == _QUOTE)
     before = data[quotes - 1]
@@ -150,24 +148,24 @@ def _quotes(block: bytes, *, is_last: bool) -> tuple[npt.NDArray[np.int64], int]
     after = data[np.minimum(quotes + 1, len(block) - 1)]
     if quotes[-1] == len(block) - 1:
         after[-1] = _NEWLINE if is_last else 0
-    may_open, may_close = _BESIDE[before], _BESIDE[after]
+    may_open, may_close = _NEXT_TO_QUOTES[before], _NEXT_TO_QUOTES[after]
     is_outer = may_open | may_close
     inner = quotes[~is_outer]
     if len(inner):
         quotes, may_open, may_close = quotes[is_outer], may_open[is_outer], may_close[is_outer]
-    # In turn they open and close; of a pair, the first closes and the second opens again.
+    # Quotes open and close in turn; in a pair the first one closes and the second one opens again.
     wrong = (quotes[0::2][~may_open[0::2]], quotes[1::2][~may_close[1::2]])
     wrong_inner = inner[np.searchsorted(quotes, inner) % 2 == 1]  # in a quoted cell
     return quotes, min(int(places[0]) if len(places) else len(block) for places in (*wrong, wrong_inner))
 
 
 def _as_arrow(rows: bytes, names: list[str], columns: list[str]) -> list[pa.RecordBatch] | None:
-    """Plain rows, read at once; None when there is anything wrong with them."""
+    """Read plain rows with pyarrow. Return None if pyarrow refuses them."""
     try:
         table = pyarrow.csv.read_csv(
             pa.BufferReader(rows),
-            # One block, so that nothing depends on where one ends. Without threads: one that still reads when an error
-            # ends the process has aborted it.
+            # One block, so that the result does not depend on block boundaries. No threads: a thread that still reads
+            # while an error ends the process has aborted it.
             pyarrow.csv.ReadOptions(column_names=names, block_size=len(rows) + 1, use_threads=False),
             pyarrow.csv.ParseOptions(newlines_in_values=True),
             pyarrow.csv.ConvertOptions(

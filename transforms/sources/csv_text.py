@@ -1,4 +1,4 @@
-"""The text of a csv, read block by block, used block by block or line by line."""
+"""The text of a csv file, read in blocks and used in blocks or in lines."""
 
 import re
 from typing import IO
@@ -8,11 +8,11 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 class CsvText:
-    """What was read of a file and has not been used yet.
+    """The part of a file that has been read and not yet used.
 
     Args:
-        file: At its beginning; a mark of UTF-8 is passed over.
-        block_bytes: What is read at a time.
+        file: A file at its beginning. A UTF-8 byte order mark is skipped.
+        block_bytes: Bytes that are read at a time.
     """
 
     def __init__(self, file: IO[bytes], block_bytes: int) -> None:
@@ -21,18 +21,18 @@ class CsvText:
         self._data = b""
         self._at = 0
         self.is_last = False
-        """Whether nothing follows what was read."""
+        """Whether the end of the file has been read."""
         self.place = 0
-        """In the file, in bytes."""
+        """Position in the file, in bytes."""
         self.line = 1
         self.last_line = 1
-        """The one that was taken last."""
+        """Number of the line that was taken last."""
         self._fill(len(_BOM))
         if self._data.startswith(_BOM):
             self.skip(len(_BOM))
 
     def block(self) -> bytes:
-        """What follows, at least a block of it; b"" at the end. It stays until it is skipped."""
+        """Return the unused text, at least one block of it; b"" at the end. `skip` marks it as used."""
         self._fill(self._block_bytes)
         if self._at:
             self._data, self._at = self._data[self._at :], 0
@@ -51,14 +51,14 @@ class CsvText:
             self.take_line(2)
 
     def take_line(self, most: int) -> bytes:
-        """The next line with its end, or its first `most` bytes if it is longer; b"" at the end of the file."""
+        """Return the next line with its line break, at most `most` bytes of it; b"" at the end of the file."""
         self._fill(1)
         found = _LINE_END.search(self._data, self._at)
         while not self.is_last and (found is None or (found.end() == len(self._data) and found[0] == b"\r")):
             ahead = len(self._data) - self._at
             if ahead >= most:
                 break
-            self._fill(2 * ahead)  # so that a long line is not gone through again for each block of it
+            self._fill(2 * ahead)  # doubles, so that a long line is not searched again for each block
             found = _LINE_END.search(self._data, self._at)
         end = min(found.end() if found else len(self._data), self._at + most)
         line = self._data[self._at : end]
@@ -69,7 +69,7 @@ class CsvText:
         return line
 
     def _fill(self, size: int) -> bool:
-        """Reads until there are `size` bytes to use, or all that there are; whether there are any."""
+        """Read until `size` unused bytes or the end of the file. Return whether there are any."""
         while not self.is_last and len(self._data) - self._at < size:
             more = self._file.read(self._block_bytes)
             self.is_last = not more

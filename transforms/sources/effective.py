@@ -1,9 +1,10 @@
-"""What was done to a picture before it was sent, as a row says it, and whether the settings of today would do the same.
+"""Compares how an image was prepared for the API with how the current settings would prepare it.
 
-A row's `prepared` is None for what was sent as it came, else its steps, such as
-`upright;downscaled 2048x1536;srgb;jpeg q92;rules 2`: with the picture's content they decide what was sent. `rules` says
-up to which rules the steps were looked at; rows without it are of the first, which said no quality. A rule that changes
-pixels changes a step's name as well, so that equal content and equal steps are equal pixels, whatever the rules.
+A row's `prepared` is None for an image that was sent unchanged. Otherwise it lists the steps, such as
+`upright;downscaled 2048x1536;srgb;jpeg q92;rules 2`. Content and steps together determine what was sent. `rules` is the
+newest version of the rules for which the steps were checked. Rows without it follow the first rules, which did not
+record the quality. A rule that changes pixels also changes the name of a step, so equal content and equal steps mean
+equal pixels, whatever the rules.
 """
 
 import re
@@ -15,18 +16,18 @@ from ...index.versions.layout import PREPARE_RULES, Reason
 
 UPRIGHT = "upright"
 SMALLER = "smaller"
-"""The step that the API had found the picture too large, so that it is smaller than the caps ask."""
+"""The step of an image that the API found too large: it was made smaller than the limits require."""
 _RULES = f"rules {PREPARE_RULES}"
 _DOWNSCALED = re.compile(r"downscaled (\d{1,9})x(\d{1,9})")
 _AFFECTED = {"image/jpeg", "image/png", "image/webp", "image/tiff"}
-"""What the second rules may prepare otherwise. The others' decoders know no profile, and no more than eight bits."""
-_NEW_RULES = "colours and levels are converted as they look"
+"""Formats that the second rules may prepare differently. The other decoders have no profiles and only eight bits."""
+_NEW_RULES = "this release converts colours and levels as viewers show them"
 
 _CAPS = {"max_file_bytes": "size", "max_decode_pixels": "pixels", "max_side": "side"}
 
 
 class Row(NamedTuple):
-    """What a catalog says of an asset's preparation."""
+    """The columns of a catalog that describe how an asset was prepared."""
 
     kind: str
     media_type: str | None
@@ -37,22 +38,22 @@ class Row(NamedTuple):
 
 
 def is_of_today() -> str:
-    """How a row's `prepared` ends that the rules of today were looked at for."""
+    """Return how the `prepared` of a row ends if the row was checked with the current rules."""
     return _RULES
 
 
 def is_of_first_rules(prepared: str | None) -> bool:
-    """Whether a row says what was done to a picture, and nothing of settings and rules."""
+    """Whether a row has the steps of an image, but neither settings nor rules."""
     return _is_old(_steps(prepared))
 
 
 def written(steps: Sequence[str]) -> str:
-    """Steps as a row has them."""
+    """Join steps as they are stored in a row."""
     return ";".join((*steps, _RULES))
 
 
 def is_smaller(row: Row, before: PrepareConfig | None) -> bool:
-    """Whether the API had asked for a smaller picture. The first rules did not say so: it was a quarter then."""
+    """Whether the API required a smaller image. The first rules did not record it; then a quarter size implies it."""
     steps = _steps(row.prepared)
     if _is_old(steps):
         size = next((found for step in steps if (found := _DOWNSCALED.fullmatch(step))), None)
@@ -65,12 +66,12 @@ def is_smaller(row: Row, before: PrepareConfig | None) -> bool:
 
 
 def is_same(old: str | None, before: PrepareConfig | None, new: str | None) -> bool:
-    """Whether a content that was prepared the old way and the new way was sent alike.
+    """Whether equal content with the old and the new steps was sent as the same bytes.
 
     Args:
-        old: As a row has it.
-        before: The settings of the row's version; None where the row says all itself.
-        new: As this release would write it.
+        old: `prepared` of a row.
+        before: The settings of the row's version. None if the row is complete without them.
+        new: `prepared` as this release would write it.
     """
     if old is None or new is None:
         return old is new
@@ -85,17 +86,17 @@ def is_same(old: str | None, before: PrepareConfig | None, new: str | None) -> b
 
 
 def brought_up(old: str, before: PrepareConfig) -> str:
-    """Steps of the first rules as today's would be written, where they are the same."""
+    """Write steps of the first rules as the current rules write them, if they are the same."""
     return written(_with_quality(_steps(old), before))
 
 
 def why_again(row: Row, before: PrepareConfig, now: PrepareConfig) -> str | None:
-    """Why an asset must be read again, because it may be sent otherwise than it was; None when it would be the same.
+    """Return why an asset must be read and sent again, or None if it would be sent as before.
 
     Args:
-        row: Of the asset, in a version.
-        before: The settings of that version, with which each of its rows agrees.
-        now: Those of today.
+        row: The asset's row in a version.
+        before: The settings of that version; all its rows agree with them.
+        now: The current settings.
     """
     if row.kind == "text":
         if (row.size_bytes or 0) <= now.max_text_chars or not _is_lower(before, now, "max_text_chars"):
@@ -122,16 +123,16 @@ def why_again(row: Row, before: PrepareConfig, now: PrepareConfig) -> str | None
 
 
 def why_again_dead(reason: Reason, rules: int, before: PrepareConfig, now: PrepareConfig) -> str | None:
-    """Why an asset that got no vector is tried again: it may be that it gets one now.
+    """Return why an asset that got no vector is tried again, or None if the result would be the same.
 
     Args:
-        reason: Of the dead letter.
-        rules: Of the version that has it.
+        reason: The reason of the dead letter.
+        rules: The rules of the version that has the dead letter.
         before: The settings of that version.
-        now: Those of today.
+        now: The current settings.
     """
     if reason is Reason.UNDECODABLE and rules < PREPARE_RULES:
-        return "pictures are decoded that were not"
+        return "this release decodes more images"
     names = {
         Reason.FORMAT_NOT_ALLOWED: ("formats",),
         Reason.FILE_TOO_LARGE: ("max_file_bytes", "max_image_bytes"),
@@ -151,7 +152,7 @@ _SENDING = ("send_formats", "as_is", "max_pixels", "max_image_bytes", "jpeg_qual
 
 
 def triggers(name: str, size_bytes: int, pixels: int, settings: PrepareConfig) -> list[str]:
-    """The settings that keep a picture from being sent as it is, as far as its size and format say."""
+    """Return the settings that prevent an image of this format and size from being sent unchanged."""
     return [
         *(["send_formats"] if name not in settings.send_formats else []),
         *(["max_pixels"] if pixels > settings.max_pixels else []),
@@ -160,13 +161,13 @@ def triggers(name: str, size_bytes: int, pixels: int, settings: PrepareConfig) -
 
 
 def _sending(row: Row, steps: Sequence[str], before: PrepareConfig, now: PrepareConfig) -> list[str]:
-    """The settings that decide how this picture is sent, and of which another value may send it otherwise."""
+    """Return the settings that affect how this image is sent."""
     name, pixels = (row.media_type or "").removeprefix("image/"), (row.width or 0) * (row.height or 0)
     found = triggers(name, row.size_bytes or 0, pixels, now)
     if not steps:
         return found
     if not found and UPRIGHT not in steps and not is_smaller(row, before):
-        return list(_SENDING)  # it may be sent as it is
+        return list(_SENDING)  # it may be sent unchanged
     found = ["max_image_bytes", "as_is"]
     if {"png", "jpeg"} & set(before.send_formats) != {"png", "jpeg"} & set(now.send_formats):
         found.append("send_formats")

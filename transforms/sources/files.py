@@ -1,4 +1,4 @@
-"""Files that a pattern matches, on any file system, in the order of their names."""
+"""Finds the files that a pattern matches, on any file system, in the order of their names."""
 
 import functools
 import os
@@ -30,17 +30,17 @@ class FoundFile:
 
 @dataclass
 class PassedOver:
-    """What folders hold that is not taken, so that nobody wonders where it is."""
+    """Counts what a listing skips, so that the log can report it."""
 
     suffixes: Counter[str] = field(default_factory=Counter)
-    """Of files, in lower case; empty for those that have none."""
+    """Number of skipped files by suffix in lower case; "" for files without a suffix."""
     linked_folders: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.suffixes or self.linked_folders)
 
     def __str__(self) -> str:
-        """Such as `4 files (.avif, .jfif), 1 linked folder`."""
+        """Return, for example, `4 files (.avif, .jfif), 1 linked folder`."""
         names = ", ".join(sorted(suffix or "no suffix" for suffix in self.suffixes))
         files = f"{of_count(self.suffixes.total(), 'file')} ({names})" if self.suffixes else ""
         folders = of_count(self.linked_folders, "linked folder") if self.linked_folders else ""
@@ -48,14 +48,14 @@ class PassedOver:
 
 
 class Matches(NamedTuple):
-    """What a pattern stands for: the file system, and its files."""
+    """The matches of a pattern: the file system and the files."""
 
     fs: Any
     files: Iterator[FoundFile]
 
 
 def filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """The fsspec file system of `url` without its listing caches, and the path on it."""
+    """Return the fsspec file system of `url`, without listing caches, and the path on it."""
     return connect(url, options)
 
 
@@ -66,19 +66,20 @@ def match_files(
     folder_suffixes: tuple[str, ...] | None,
     passed_over: PassedOver | None = None,
 ) -> Matches:
-    """Files that `url` stands for: itself, all of a folder with a known suffix, or a glob's matches.
+    """Return the files of `url`: the file itself, the files of a folder with a known suffix, or the matches of a glob.
 
-    A prefix is listed once and filtered here, because stores answer `**` in one listing and `d*/e/*` in many.
+    The fixed prefix is listed once and filtered here: a store lists `**` in one go, but `d*/e/*` in many.
 
     Args:
         url: A path or fsspec URL.
-        options: For fsspec.
-        place: Of the URL in the job, for errors.
-        folder_suffixes: Of what is taken from a folder; None: a folder is none.
-        passed_over: Is told what of a folder is not taken, as it is listed.
+        options: Storage options for fsspec.
+        place: Place of the URL in the job, for errors.
+        folder_suffixes: Suffixes of the files that are read from a folder. None: a folder is not allowed.
+        passed_over: Counts what is skipped in a folder, while it is listed.
 
     Raises:
-        ConfigError: When nothing matches.
+        ConfigError: If no file matches.
+        SourceError: If a folder cannot be listed.
     """
     fs, path = filesystem(url, options)
     info = file_info(fs, path)
@@ -111,7 +112,7 @@ def match_files(
 
 
 def _walk(fs: Any, folder: str, matches: Callable[[str], bool], passed_over: PassedOver | None) -> Iterator[FoundFile]:
-    """The files below `folder` whose name below it matches, in order of their names; hidden ones are passed over."""
+    """Yield the files below `folder` whose relative name matches, in the order of names. Skip hidden files."""
     if isinstance(fs, LocalFileSystem):
         yield from _walk_local(folder, matches, passed_over)
         return
@@ -124,12 +125,12 @@ def _walk(fs: Any, folder: str, matches: Callable[[str], bool], passed_over: Pas
             if not any(part.startswith(".") for part in name.split("/")) and matches(name):
                 yield FoundFile(path=path, id=name, info=info)
     except FileNotFoundError:
-        if has_begun:  # what is not listed would be taken for deleted
+        if has_begun:  # files that are not listed would count as deleted
             raise
 
 
 def _walk_local(folder: str, matches: Callable[[str], bool], passed_over: PassedOver | None) -> Iterator[FoundFile]:
-    """Links to files are followed, links to folders are not: they may lead in circles."""
+    """Follow links to files, but not links to folders: they may form a cycle."""
     open_folders = [_entries(folder, "")]
     while open_folders:
         entry = next(open_folders[-1], None)
@@ -142,23 +143,23 @@ def _walk_local(folder: str, matches: Callable[[str], bool], passed_over: Passed
             continue
         if item.is_dir(follow_symlinks=False):
             open_folders.append(_entries(folder, f"{name}/"))
-        elif item.is_symlink() and os.path.isdir(item.path):  # noqa: PTH112 - a link in a circle is none, and no error
+        elif item.is_symlink() and os.path.isdir(item.path):  # noqa: PTH112 - False for a cyclic link
             if passed_over is not None:
                 passed_over.linked_folders += 1
         elif matches(name):
             try:
                 status = item.stat()
-            except OSError:  # a link that leads nowhere or in a circle, or a file that is gone since
+            except OSError:  # a broken or cyclic link, or a file that was deleted meanwhile
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield FoundFile(path=item.path.replace("//", "/"), id=name, info=_local_info(status))
 
 
 def _entries(folder: str, below: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """What a folder holds, in order.
+    """Yield the entries of a folder, in order.
 
     Raises:
-        SourceError: When it cannot be listed: its assets would be taken for deleted.
+        SourceError: If the folder cannot be listed: its assets would count as deleted.
     """
     try:
         entries = sorted(os.scandir(f"{folder}/{below}"), key=lambda entry: entry.name)
@@ -171,7 +172,7 @@ def _entries(folder: str, below: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
 
 
 def _local_info(status: os.stat_result) -> dict[str, Any]:
-    # Nanoseconds as a whole number: a float would round them, and a fingerprint must not.
+    # Whole nanoseconds: a float would round them, and the fingerprint would miss changes.
     return {"size": status.st_size, "mtime": str(status.st_mtime_ns)}
 
 

@@ -1,11 +1,11 @@
-"""Globs: `**/` any folders, `*` and `?` within a name, `[…]`, `{a,b}`."""
+"""Glob patterns."""
 
 import fnmatch
 import re
 
 
 def fixed_part(path: str) -> str:
-    """The folders before the first one with a wildcard."""
+    """Return the folders before the first one with a wildcard."""
     fixed: list[str] = []
     for part in path.split("/")[:-1]:
         if re.search(r"[*?\[{]", part):
@@ -15,9 +15,10 @@ def fixed_part(path: str) -> str:
 
 
 def glob_regex(pattern: str) -> str:
-    """A glob as a regular expression: `**/` any folders, `*` and `?` within a name, `[…]`, `{a,b}`.
+    """Translate a glob to a regular expression.
 
-    What follows the last dot matches in either case.
+    `**/` matches any number of folders, `*` and `?` match within a name; `[…]` and `{a,b}` are supported. The part
+    after the last dot ignores case.
     """
     alternatives = re.search(r"\{([^{}]*)\}", pattern)
     if alternatives:

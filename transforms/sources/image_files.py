@@ -1,4 +1,4 @@
-"""Opens picture files: what a header claims is checked before a pixel is decoded, and before memory is spent on it."""
+"""Opens image files. The header is checked before pixels are decoded and before memory is allocated for them."""
 
 import io
 import time
@@ -22,9 +22,9 @@ from .image_formats import image_format
 from .png_chunks import png_parts
 from .unpreparable import Unpreparable, words_of
 
-# Called by name rather than through `Image.open`: its own cap on pixels is one for the whole process.
+# Called by name, not through `Image.open`: the pixel limit of `Image.open` applies to the whole process.
 _DECODERS: Mapping[str, Callable[[io.BytesIO, str], ImageFile.ImageFile]] = {
-    "jpeg": JpegImagePlugin.jpeg_factory,  # also MPO: what many phones write, a JPEG with a second picture behind it
+    "jpeg": JpegImagePlugin.jpeg_factory,  # also MPO, which many phones write: a JPEG followed by a second image
     "png": PngImagePlugin.PngImageFile,
     "webp": WebPImagePlugin.WebPImageFile,
     "gif": GifImagePlugin.GifImageFile,
@@ -34,70 +34,70 @@ _DECODERS: Mapping[str, Callable[[io.BytesIO, str], ImageFile.ImageFile]] = {
 _ORIENTATION = 0x0112
 _PHOTOMETRIC, _YCBCR = 262, 6
 _JPEG_BLOCK_BYTES = 4096
-"""Read at once: a JPEG of many scans takes long over few bytes, and the time is only looked at between reads."""
+"""Bytes per read. A JPEG of many scans takes long for few bytes, and the deadline is only checked between reads."""
 _MOST_PROFILE_BYTES = 4_000_000
-"""Of a colour profile. The largest that printers have are about 3 MB."""
+"""Maximum size of a colour profile. The largest profiles of printers have about 3 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedImage:
-    """A picture whose header was read, with what the header says of how its levels are meant."""
+    """An image whose header was read, with the facts that its colours depend on."""
 
     image: ImageFile.ImageFile
     """Not decoded yet."""
     name: str
-    """Of the format."""
+    """Name of the format."""
     orientation: int
-    """1 to 8, as EXIF counts."""
+    """EXIF orientation, 1 to 8."""
     profile: bytes | None
-    """An ICC profile."""
+    """ICC profile."""
     gamma: float | None
-    """Of a PNG without a profile: the exponent that made its levels of light."""
+    """Encoding exponent of a PNG without a profile."""
     bits: int
-    """Of a PNG's sample; 0 for other formats."""
+    """Bits of a sample of a PNG; 0 for other formats."""
     has_frames: bool
     """Whether it is a PNG with frames."""
     is_heavy: bool
-    """Whether it is a PNG with more beside its pixels than other decoders take."""
+    """Whether it is a PNG with more metadata than other decoders accept."""
 
     @property
     def is_animated(self) -> bool:
-        """Whether a viewer shows it moving."""
+        """Whether a viewer shows it as an animation."""
         if self.name not in {"gif", "webp"}:
             return self.has_frames
         try:
-            return bool(getattr(self.image, "is_animated", False))  # of a GIF, its second frame is looked for
-        except Exception:  # decoders raise nearly anything on hostile bytes
+            return bool(getattr(self.image, "is_animated", False))  # for a GIF this searches for the second frame
+        except Exception:  # decoders raise errors of any type on hostile bytes
             return False
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Width and height as the picture is meant to be seen."""
-        # Pillow turns a TIFF by itself while it loads it, and says its upright size before.
+        """Width and height after the EXIF orientation is applied."""
+        # Pillow rotates a TIFF while it loads it, and reports the upright size before that.
         width, height = self.image.size
         return (height, width) if self.orientation >= 5 and self.name != "tiff" else (width, height)
 
     def tag(self, number: int) -> object:
-        """A TIFF's tag; None where it is not there, or cannot be read."""
+        """Return a tag of a TIFF; None if it is absent or unreadable."""
         if not isinstance(self.image, TiffImagePlugin.TiffImageFile):
             return None
         try:
             found: object = self.image.tag_v2.get(number)
-        except Exception:  # what a hostile tag raises is not foreseen
+        except Exception:  # a hostile tag raises errors of any type
             return None
         return found[0] if isinstance(found, tuple) and found else found
 
 
 def open_image(data: bytes, settings: PrepareConfig, deadline: float) -> OpenedImage:
-    """Reads the header alone, with the one decoder at work, and checks what it claims.
+    """Read the header of an image with the decoder of its format, and check it.
 
     Args:
-        data: The file.
-        settings: Formats and caps.
-        deadline: When decoding is given up, as time.monotonic() counts.
+        data: Content of the file.
+        settings: Allowed formats and limits.
+        deadline: Time limit of decoding, as a value of time.monotonic().
 
     Raises:
-        Unpreparable: When it is no picture, of a format that is not allowed, broken, or larger than the caps.
+        Unpreparable: If the file is not an image, has a format that is not allowed, is broken, or exceeds a limit.
     """
     name = image_format(data, settings.formats)
     parts = png_parts(data, _MOST_PROFILE_BYTES) if name == "png" else None
@@ -105,12 +105,14 @@ def open_image(data: bytes, settings: PrepareConfig, deadline: float) -> OpenedI
         image = _DECODERS[name](_TimedFile(data if parts is None else parts.stream, deadline), "")
     except Unpreparable:
         raise
-    except Image.DecompressionBombError as error:  # Pillow 13's WebP decoder has a bound of its own, before the size
+    except (
+        Image.DecompressionBombError
+    ) as error:  # Pillow 13's WebP decoder has a limit of its own, before the size is known
         raise Unpreparable(
-            Reason.TOO_MANY_PIXELS, f"the {name} decoder refuses the picture's size: {words_of(error)}"
+            Reason.TOO_MANY_PIXELS, f"the {name} decoder refuses the size of the image: {words_of(error)}"
         ) from None
-    except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise Unpreparable(Reason.UNDECODABLE, f"the {name}'s header is broken: {words_of(error)}") from None
+    except Exception as error:  # decoders raise errors of any type on hostile bytes
+        raise Unpreparable(Reason.UNDECODABLE, f"the {name} header is broken: {words_of(error)}") from None
     width, height = image.size
     if width * height > settings.max_decode_pixels:
         raise Unpreparable(
@@ -122,10 +124,8 @@ def open_image(data: bytes, settings: PrepareConfig, deadline: float) -> OpenedI
             Reason.TOO_MANY_PIXELS, f"prepare.max_side allows {settings.max_side} pixels, got {width}x{height}"
         )
     if _has_raw_ycbcr(image):
-        raise Unpreparable(
-            Reason.UNDECODABLE, "the tiff has YCbCr pixels that are not compressed, which no decoder here reads"
-        )
-    # Pillow's raw decoder wants a whole line at once, and copies what it has with every block that it is short of.
+        raise Unpreparable(Reason.UNDECODABLE, "the tiff has uncompressed YCbCr pixels, which are not supported")
+    # Pillow's raw decoder needs a whole line; with smaller blocks it copies what it has for each block.
     image.decodermaxblock = _JPEG_BLOCK_BYTES if name == "jpeg" else max(ImageFile.MAXBLOCK, width * 4)
     profile = image.info.get("icc_profile") if parts is None else parts.profile
     return OpenedImage(
@@ -141,34 +141,34 @@ def open_image(data: bytes, settings: PrepareConfig, deadline: float) -> OpenedI
 
 
 def load(image: Image.Image, deadline: float) -> None:
-    """Decodes.
+    """Decode the pixels.
 
     Raises:
-        Unpreparable: When it is broken, or takes longer than it may.
+        Unpreparable: If the image is broken or the deadline has passed.
     """
     try:
         image.load()
     except Unpreparable:
         raise
-    except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise Unpreparable(Reason.UNDECODABLE, f"the picture is broken: {words_of(error)}") from None
+    except Exception as error:  # decoders raise errors of any type on hostile bytes
+        raise Unpreparable(Reason.UNDECODABLE, f"the image is broken: {words_of(error)}") from None
     check_time(deadline)
 
 
 def check_time(deadline: float) -> None:
     if time.monotonic() > deadline:
-        raise Unpreparable(Reason.DECODE_TIMEOUT, "the picture took longer than prepare.decode_timeout_s")
+        raise Unpreparable(Reason.DECODE_TIMEOUT, "the image took longer than prepare.decode_timeout_s")
 
 
 def check_structure(data: bytes, name: str) -> None:
-    """Whether the file has its end: a cut-off download is the commonest broken picture.
+    """Check that the file is complete: most broken images are truncated downloads.
 
     Raises:
-        Unpreparable: When it has not.
+        Unpreparable: If the end is missing.
     """
     match name:
         case "jpeg":
-            is_whole = data.rfind(b"\xff\xd9") >= _first_scan(data)  # from behind: it is nearly always the last
+            is_whole = data.rfind(b"\xff\xd9") >= _first_scan(data)  # search from the end, where it nearly always is
         case "png":
             is_whole = b"IEND" in data
         case "webp":
@@ -178,11 +178,11 @@ def check_structure(data: bytes, name: str) -> None:
         case _:
             is_whole = True
     if not is_whole:
-        raise Unpreparable(Reason.UNDECODABLE, f"the {name} is cut off: its end is missing")
+        raise Unpreparable(Reason.UNDECODABLE, f"the {name} is truncated: its end is missing")
 
 
 class _TimedFile(io.BytesIO):
-    """Bytes that a slow decoder cannot read on from once the time is over."""
+    """A file in memory whose reads fail after the deadline, which stops a slow decoder."""
 
     def __init__(self, data: bytes, deadline: float) -> None:
         super().__init__(data)
@@ -194,12 +194,12 @@ class _TimedFile(io.BytesIO):
 
 
 def _has_raw_ycbcr(image: Image.Image) -> bool:
-    """A TIFF whose pixels Pillow would read as if they were red, green, blue and nothing."""
+    """Whether Pillow would read the YCbCr pixels of a TIFF as RGB with padding."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
     try:
         return image.tag_v2.get(_PHOTOMETRIC) == _YCBCR and image.info.get("compression") == "raw"
-    except Exception:  # what a hostile tag raises is not foreseen
+    except Exception:  # a hostile tag raises errors of any type
         return False
 
 
@@ -212,9 +212,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _first_scan(data: bytes) -> int:
-    """Where a JPEG's pixels begin, behind the thumbnails that have ends of their own.
+    """Return where the pixels of a JPEG begin: after its thumbnails, which have end markers of their own.
 
-    What stands behind the picture's end is nobody's business: phones append whole films.
+    Bytes after the end of the image are allowed: phones append videos.
     """
     at = 2
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":

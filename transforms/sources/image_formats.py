@@ -1,4 +1,4 @@
-"""Which format a picture has, by its first bytes and never by its name."""
+"""Detects the format of an image by its first bytes, never by its name."""
 
 import re
 from collections.abc import Iterable
@@ -41,10 +41,10 @@ _PNM = re.compile(rb"P[1-6]\s+[\d#]|P7\n")
 
 
 def image_format(data: bytes, allowed: Iterable[str]) -> str:
-    """A picture's format, when it is among those that are allowed.
+    """Return the format of an image if it is allowed.
 
     Raises:
-        Unpreparable: When it is another one, or the bytes are no picture's.
+        Unpreparable: If the format is not allowed, or the bytes are not an image.
     """
     name = next((name for magic, name in _MAGIC if data.startswith(magic)), None)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -55,11 +55,11 @@ def image_format(data: bytes, allowed: Iterable[str]) -> str:
         name = _known_by_name(data)
     if name is not None:
         raise Unpreparable(Reason.FORMAT_NOT_ALLOWED, f"prepare.formats allows {', '.join(allowed)}, got {name}")
-    raise Unpreparable(Reason.NOT_AN_IMAGE, f"the file is no picture, it begins with {_shown(data[:8])}")
+    raise Unpreparable(Reason.NOT_AN_IMAGE, f"the file is not an image: it begins with {_shown(data[:8])}")
 
 
 def _known_by_name(data: bytes) -> str | None:
-    """A format that is never decoded: naming it says more than that the file is no picture."""
+    """Return the name of a format that is never decoded, so that the error can name it."""
     if data[4:8] == b"ftyp":
         return data[8:12].decode("ascii", "replace").strip()
     found = next((name for magic, name in _NEVER_DECODED if data.startswith(magic)), None)
@@ -71,6 +71,6 @@ def _known_by_name(data: bytes) -> str | None:
 
 
 def _shown(data: bytes) -> str:
-    """Bytes for a person: in quotes where they are letters, else in hex."""
+    """Format bytes for a message: quoted if they are printable ASCII, else in hex."""
     text = data.decode("ascii", "replace")
     return f"“{text.strip()}”" if text.replace("\n", " ").isprintable() and text.isascii() else data.hex(" ")

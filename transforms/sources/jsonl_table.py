@@ -22,12 +22,12 @@ class Cell(NamedTuple):
 
 
 class JsonLinesTable:
-    """JSON lines: an object a line, blank lines left out.
+    """A file of JSON lines: one object in each line. Blank lines are skipped.
 
     Args:
-        place: The table's, for errors.
+        place: Place of the table, for errors.
         max_row_bytes: A longer line is refused before more of it is read.
-        column: Makes a column of its name and cells that are not all of one type, or not of one that Arrow has.
+        column: Makes a column from its name and cells if the cells have several types or a type that Arrow lacks.
     """
 
     def __init__(self, place: str, max_row_bytes: int, column: Callable[[str, list[Cell]], pa.Array]) -> None:
@@ -36,7 +36,7 @@ class JsonLinesTable:
         self._column = column
 
     def names(self, file: IO[bytes], wanted: set[str]) -> list[str] | None:
-        """The names met until all `wanted` are; None when there are no rows at all."""
+        """Return the names that are read until all `wanted` ones are found; None if there are no rows."""
         names: dict[str, None] = {}
         for row, _ in self._rows(file):
             names |= dict.fromkeys(row)
@@ -60,7 +60,7 @@ class JsonLinesTable:
         arrays = []
         for name, values in zip(columns, zip(*part, strict=True), strict=True):
             array = None
-            # What holds others is no cell of any type, and may be nested as deep as anybody likes.
+            # Lists and objects are not valid cells, and may be nested to any depth.
             if not any(isinstance(value, (dict, list)) for value in values):
                 try:
                     array = pa.array(values)
@@ -72,7 +72,7 @@ class JsonLinesTable:
         return pa.RecordBatch.from_arrays(arrays, names=columns)
 
     def _rows(self, file: IO[bytes]) -> Iterator[tuple[dict[str, Any], int]]:
-        """Each row, and the bytes of its line."""
+        """Yield each row with the length of its line in bytes."""
         for number, text in json_lines(self._lines(file)):
             try:
                 value = orjson.loads(text)
@@ -83,7 +83,7 @@ class JsonLinesTable:
                 ) from None
             if not isinstance(value, dict):
                 raise SourceError(
-                    f"{self._place} line {number}: this is no JSON object "
+                    f"{self._place} line {number}: this is not a JSON object "
                     f"({text[:60].decode('utf-8', 'replace')!r}). Write one object in each line."
                 )
             yield value, len(text)

@@ -1,4 +1,4 @@
-"""Sources: a job's files and tables as references. Nothing here reads a picture."""
+"""Lists the files and tables of a job's sources as references, without reading image files."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,17 +27,18 @@ def list_references(
     label: str = "sources",
     passed_over: PassedOver | None = None,
 ) -> Iterator[pa.Table]:
-    """The references of one source, in tables of `reference_schema(metadata)`.
+    """Yield the references of one source, in tables of `reference_schema(metadata)`.
 
     Args:
-        source: From the config.
-        position: Among the config's sources, for errors and for readers.
-        metadata: The columns of all sources; those that this one has not are null.
-        label: What the job calls its sources, for errors.
-        passed_over: Is told what of a folder is not taken.
+        source: The source's config.
+        position: Position in the config's sources, from 0, for errors and for readers.
+        metadata: Names and types of the metadata columns of all sources. Columns that this source lacks are null.
+        label: The job's key of the sources, for errors.
+        passed_over: Counts what is skipped in a folder.
 
     Raises:
-        ConfigError: When the source matches nothing, or a table has not the columns that the config names.
+        ConfigError: If the source matches no file, or a table lacks a column that the config names.
+        SourceError: If a folder or table cannot be read, or a table has invalid values.
     """
     place = f"{label}[{position}]"
     with storage_errors(source.files or source.table or ""):
@@ -74,12 +75,12 @@ def _files(
 
 
 def _remote_uri(fs: Any, path: str, pattern: str) -> str:
-    """A file's URL, in the chain of the pattern that found it (`zip://*.jpg::s3://bucket/a.zip`)."""
+    """Return the URL of a file, with the chain of its pattern (`zip://*.jpg::s3://bucket/a.zip`)."""
     return _in_chain(path, pattern) if "::" in pattern else str(fs.unstrip_protocol(path))
 
 
 def _in_chain(path: str, chain: str) -> str:
-    """`path` in the place of the first path that a chain has: what stands before it names only a way to read."""
+    """Replace the first path of a chain by `path`. Parts before it name only a protocol."""
     first, _, rest = chain.partition("::")
     protocol, has_path, _ = first.partition("://")
     if has_path:
@@ -94,7 +95,7 @@ def _table(source: SourceConfig, position: int, metadata: Mapping[str, str], pla
         for part in reader.rows():
             table = reader.references(part, position, metadata)
             rows += len(table)
-            if not reader.wrong:  # or it goes on only to tell all that is wrong
+            if not reader.wrong:  # after an invalid value the loop only collects further ones
                 yield table
         reader.wrong.check()
     if not rows:
@@ -108,7 +109,7 @@ def _readers(source: SourceConfig, place: str) -> Iterator[TableReader]:
 
 
 def places_of_id(source: SourceConfig, asset_id: str, most: int) -> list[str]:
-    """The first rows of a source's tables that have this id, as `line 7 of TABLE`. Reads them again."""
+    """Return the first `most` rows with this id, as `line 7 of TABLE`. This reads the tables again."""
     places: list[str] = []
     for reader in _readers(source, ""):
         for first, batch in reader.rows():
@@ -121,17 +122,17 @@ def places_of_id(source: SourceConfig, asset_id: str, most: int) -> list[str]:
 
 
 def read_ids(table: str, column: str, place: str, table_key: str) -> list[str]:
-    """The ids that stand in a column of a table.
+    """Return the ids in a column of a table.
 
     Args:
         table: One file or a glob of files.
-        column: With the ids.
-        place: Of the table in the job, for errors.
+        column: Name of the column.
+        place: Place of the table in the job, for errors.
         table_key: The job's key of the table below `place`.
 
     Raises:
-        ConfigError: When nothing matches, or the column is not there.
-        SourceError: When the table cannot be read.
+        ConfigError: If no file matches, the column does not exist, or there are no rows.
+        SourceError: If the table cannot be read.
     """
     source = SourceConfig(kind="text", table=table, id=column, text=column)
     with storage_errors(table):

@@ -1,8 +1,8 @@
-"""Parquet whose pages are looked at before they are decoded: some kilobytes may ask for all the memory there is.
+"""Checks the pages of a Parquet file before they are decoded: a few kilobytes may decode to gigabytes.
 
-A page says how large it is decompressed and how many values it has; a page of numbers into a dictionary repeats values
-of any size for a few bits each. pyarrow believes what it reads, so the pages' headers are read here first, and it is
-asked for as many rows at a time as a bound on their bytes allows. It is given the very bytes that were looked at.
+A page header states the decompressed size and the number of values, and a dictionary-encoded page repeats values of any
+size for a few bits each. pyarrow trusts these headers. They are therefore read here first, and pyarrow decodes only as
+many rows at a time as a bound on their bytes allows. It gets the same bytes that were checked.
 """
 
 import io
@@ -18,49 +18,49 @@ from .references import BATCH_ROWS
 from .thrift import ThriftError, read_struct
 
 _PAGE_BYTES = 256 << 20
-"""Decompressed. Writers make pages of about 1 MB, some of 100; a page has at least one value."""
+"""Maximum size of a decompressed page. Most writers make pages of about 1 MB, some of 100 MB."""
 _BATCH_BYTES = 64 << 20
-"""Of one column in a batch, about."""
+"""Approximate maximum size of one column in a batch."""
 _TYPES = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
 _CODECS = ("", "snappy", "gzip", "lzo", "brotli", "lz4", "zstd", "lz4_raw")
 _FIXED = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 _DICTIONARY_PAGE, _DATA_PAGES = 2, {0: 5, 3: 8}
-"""Types of pages, and the field of their header that has the rest."""
+"""Types of pages; for data pages, the field of the page header that holds the details."""
 _DICTIONARY_CODES, _PREFIX_CODES = (2, 8), 7
-"""Encodings of data pages in which a few bits stand for a whole value of the dictionary, or of the page."""
+"""Encodings of data pages in which a few bits represent a whole value of the dictionary, or of the page."""
 
 
 class UnreadableParquetError(Exception):
-    """A file that is damaged, or made to take more memory than it should."""
+    """The file is damaged, or takes more memory than allowed."""
 
 
 class CheckedParquet:
-    """A Parquet file that is read a few rows at a time, however large it is decoded.
+    """A Parquet file that is read in batches of limited size.
 
     Args:
-        file: Seekable; it is not closed.
+        file: A seekable file. It is not closed.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._served = _Served(file)
         self._parquet = pq.ParquetFile(self._served, pre_buffer=False)
-        # Read here as well: asked for a column of a damaged end, pyarrow has aborted the process.
+        # Parse the footer here too: pyarrow has aborted the process when it read a column of a damaged footer.
         self._groups = _groups(self._served)
         self._served.is_sealed = True
         self.schema: pa.Schema = self._parquet.schema_arrow
         self.group_rows: list[int] = [rows for rows, _ in self._groups]
 
     def uuids(self) -> set[str]:
-        """The columns that are declared to hold UUIDs, as whatever type pyarrow reads them."""
+        """Return the columns that are declared as UUIDs, whatever type pyarrow reads them as."""
         leaves = [self._parquet.schema.column(i) for i in range(len(self._parquet.schema))]
         return {leaf.path for leaf in leaves if leaf.logical_type.type == "UUID"}
 
     def batches(self, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """The rows of a row group, at most 8192 at a time.
+        """Yield the rows of a row group, at most 8,192 at a time.
 
         Raises:
-            UnreadableParquetError: When a page is damaged, or too large.
-            pa.ArrowException: When pyarrow cannot read it.
+            UnreadableParquetError: If a page is damaged or too large.
+            pa.ArrowException: If pyarrow cannot read the row group.
         """
         self._served.chunks = {}
         largest = 1
@@ -75,7 +75,7 @@ class CheckedParquet:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """What a file's end says of a column in a row group."""
+    """A column of a row group, as the file's footer describes it."""
 
     path: str
     physical_type: str
@@ -86,13 +86,13 @@ class Column:
 
 
 def _groups(file: "_Served") -> list[tuple[int, list[Column]]]:
-    """Rows and columns of each row group."""
+    """Return the number of rows and the columns of each row group."""
     try:
         length = int.from_bytes(file.read_at(file.size - 8, 4), "little")
         end, _ = read_struct(file.read_at(file.size - 8 - length, length), 0)
         return [(group[3], [_column(chunk[3]) for chunk in group[1]]) for group in end[4]]
     except (ThriftError, KeyError, IndexError, AttributeError, TypeError, UnicodeDecodeError) as error:
-        raise UnreadableParquetError(f"its end is damaged ({error})") from None
+        raise UnreadableParquetError(f"the footer is damaged ({error})") from None
 
 
 def _column(facts: dict[int, Any]) -> Column:
@@ -108,15 +108,15 @@ def _column(facts: dict[int, Any]) -> Column:
 
 
 def bytes_of_a_value(chunk: bytes, column: Column, length: int) -> int:
-    """A bound on the bytes of a decoded value: rows times it, and a page, is what they can take.
+    """Return an upper bound for the bytes of a decoded value. Rows then take at most rows times it, plus one page.
 
     Args:
         chunk: All pages of a column in a row group.
-        column: What the file's end says of it.
-        length: Of a value, where all have the same.
+        column: The column's entry in the footer.
+        length: Length of a value of fixed length, in bytes.
 
     Raises:
-        UnreadableParquetError: When a page is damaged, or too large.
+        UnreadableParquetError: If a page is damaged or too large.
     """
     at = values = 0
     found = dictionary = 1
@@ -143,40 +143,40 @@ def bytes_of_a_value(chunk: bytes, column: Column, length: int) -> int:
 class _Page:
     kind: int
     size: int
-    """Decompressed."""
+    """Decompressed size in bytes."""
     values: int
     encoding: int
     data: memoryview
 
 
 def _page(chunk: bytes, at: int) -> tuple[_Page, int]:
-    """The page that begins at a byte of a chunk, and where the next one does."""
+    """Return the page that begins at byte `at` of a chunk, and where the next page begins."""
     try:
         header, body = read_struct(chunk, at)
         kind, size, stored = (header[field] for field in (1, 2, 3))
         rest = header.get(7 if kind == _DICTIONARY_PAGE else _DATA_PAGES.get(kind, 0), {})
         values, encoding = rest.get(1, 0), rest.get(4 if kind == 3 else 2, 0)
         if min(size, stored, values) < 0 or body + stored > len(chunk):
-            raise ThriftError("a size that cannot be")
+            raise ThriftError("a size is out of range")
     except (ThriftError, KeyError, AttributeError, TypeError) as error:
-        raise UnreadableParquetError(f"a page's header is damaged ({error})") from None
+        raise UnreadableParquetError(f"a page header is damaged ({error})") from None
     if size > _PAGE_BYTES:
         raise UnreadableParquetError(
-            f"a page has {size} bytes decompressed, and no more than {_PAGE_BYTES} are read: write smaller pages"
+            f"a page has {size} bytes decompressed, the maximum is {_PAGE_BYTES}; write smaller pages"
         )
     data = memoryview(chunk)[body : body + stored]
     return _Page(kind=kind, size=size, values=values, encoding=encoding, data=data), body + stored
 
 
 def _largest_entry(page: _Page, column: Column) -> int:
-    """The bytes of a dictionary's largest entry, or of the whole dictionary."""
+    """Return the bytes of the largest dictionary entry, or of the whole dictionary if entries cannot be read."""
     if column.physical_type != "BYTE_ARRAY":
         return page.size
     data: Any = page.data
     try:
         if column.codec:
             data = memoryview(pa.Codec(column.codec).decompress(data, page.size))
-    except (pa.ArrowException, ValueError, OSError):  # LZ4 as Hadoop wrote it, and what is damaged
+    except (pa.ArrowException, ValueError, OSError):  # the LZ4 framing of Hadoop, or damaged data
         return page.size
     at = largest = 0
     while at + 4 <= len(data):
@@ -187,7 +187,7 @@ def _largest_entry(page: _Page, column: Column) -> int:
 
 
 class _Served(io.RawIOBase):
-    """A file of which, once it is sealed, nothing is read but chunks that were looked at."""
+    """A file that, once sealed, serves only chunks that were checked."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -195,7 +195,7 @@ class _Served(io.RawIOBase):
         self.size = file.seek(0, io.SEEK_END)
         self.is_sealed = False
         self.chunks: dict[int, bytes] = {}
-        """By where they begin."""
+        """Checked chunks by their position in the file."""
 
     def readable(self) -> bool:
         return True
@@ -224,4 +224,4 @@ class _Served(io.RawIOBase):
         for begin, data in self.chunks.items():
             if begin <= self._at < begin + len(data):
                 return data[self._at - begin : self._at - begin + size]
-        raise UnreadableParquetError("pages stand where the file's end does not say")
+        raise UnreadableParquetError("a read is outside of the pages that the footer lists")

@@ -14,18 +14,18 @@ from .references import BATCH_ROWS
 
 _BATCH_BYTES = 64 << 20
 _ALWAYS_BYTES = 256_000_000
-"""What columns may always take in all, however small their file is."""
+"""Size in memory that columns may always reach in total, however small the file is."""
 
 
 class ParquetTable:
-    """A Parquet file.
+    """A table in a Parquet file.
 
     Args:
-        place: The source's, for errors.
-        here: The table's, for errors.
-        bytes_column: The column with pictures' bytes, if the source names one; it is not read here.
+        place: Place of the source, for errors.
+        here: Place of the table, for errors.
+        bytes_column: The column with image bytes, if the source names one. It is not read here.
         max_row_bytes: A larger cell is refused.
-        max_expansion: How many times as large as the file its columns may be.
+        max_expansion: Maximum size of the decoded columns, as a multiple of the file size.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ParquetTable:
         return list(schema.names)
 
     def batches(self, file: IO[bytes], columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """Rows, at most 8192 and about 64 MB at a time."""
+        """Yield the rows, at most about 8,192 rows and 64 MB at a time."""
         parquet = CheckedParquet(file)
         for name in columns:
             if pa.types.is_nested(found := parquet.schema.field(name).type):
@@ -60,9 +60,9 @@ class ParquetTable:
                 total += sum(array.nbytes for array in arrays)
                 if total > most:
                     raise SourceError(
-                        f"{self._here} has more than {most} bytes in the columns that are read, "
-                        f"which is more than a file of its size should (row {row + 1}). If the table is right, raise "
-                        "`max_expansion` of the source."
+                        f"{self._here} has more than {most} bytes in the columns that are read (up to row {row + 1}), "
+                        "too many for the size of the file. If the table is right, raise `max_expansion` of the "
+                        "source."
                     )
                 row += len(batch)
                 held.append(pa.RecordBatch.from_arrays(arrays, names=columns))
@@ -79,7 +79,7 @@ class ParquetTable:
             cells = array.storage if isinstance(array, pa.ExtensionArray) else array
             try:
                 sizes = pc.binary_length(cells)
-            except pa.ArrowNotImplementedError:  # of a type whose values are all small
+            except pa.ArrowNotImplementedError:  # all values of this type are small
                 continue
             if (pc.max(sizes).as_py() or 0) > self._max_row_bytes:
                 row = first + pc.index(pc.greater(sizes, self._max_row_bytes), True).as_py()
@@ -102,7 +102,7 @@ def _together(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def _plain(array: pa.Array, is_uuid: bool) -> pa.Array:
-    """Cells that take the memory that is counted: decoded, and UUIDs, which pyarrow may read as bytes, as texts."""
+    """Decode dictionaries, so that `nbytes` counts all memory, and turn UUIDs that are bytes into texts."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     cells = array.storage if isinstance(array, pa.ExtensionArray) else array

@@ -1,7 +1,7 @@
-"""A PNG's chunks: what its decoder is given, and what says how its levels look.
+"""Reads the chunks of a PNG: removes those that the decoder does not need, and finds those that affect colours.
 
-Pillow unpacks every text and every colour profile that it meets, and refuses a file with more than a megabyte of them.
-No text changes a pixel, so texts are left out unread, but for those that hold an orientation.
+Pillow decompresses every text and colour profile, and refuses a file with more than a megabyte of them. Texts do not
+change pixels, so they are removed, except texts that may hold an orientation.
 """
 
 import zlib
@@ -9,42 +9,42 @@ from dataclasses import dataclass
 
 _SIGNATURE_BYTES = 8
 _FRAME_BYTES = 12
-"""Of a chunk beside its data: length, name, checksum."""
+"""Bytes of a chunk in addition to its data: length, name, checksum."""
 _KEPT = {b"tRNS", b"eXIf"}
-"""Ancillary chunks that a decoder needs: whether a chunk is one says the case of its first letter."""
+"""Ancillary chunks that the decoder needs. The names of ancillary chunks begin with a lower-case letter."""
 _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 _ORIENTING = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _MOST_TEXT = 1 << 20
-"""Bytes of a text or a profile that the commonest decoder unpacks before it refuses the file."""
+"""Bytes of a text or a profile that Pillow decompresses before it refuses the file."""
 _MOST_TEXTS = 1 << 26
-"""The same, of all texts together."""
+"""The same for all texts together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PngParts:
-    """What a PNG's chunks say."""
+    """The facts that the chunks of a PNG state."""
 
     stream: bytes
-    """The file as its decoder is given it: the very bytes where nothing is left out."""
+    """The file for the decoder: the same object if no chunk is removed."""
     profile: bytes | None
-    """Of its colours: an ICC profile."""
+    """ICC profile."""
     gamma: float | None
-    """The exponent that made its levels of light; None where it is stated otherwise, or not at all."""
+    """Encoding exponent; None if the file has none, or a profile or an sRGB chunk, which take precedence."""
     bits: int
-    """Of a sample: 1, 2, 4, 8 or 16; 0 when the header is broken."""
+    """Bits of a sample: 1, 2, 4, 8 or 16; 0 if the header is broken."""
     is_animated: bool
     is_oriented: bool
     """Whether a chunk may hold an orientation."""
     is_heavy: bool
-    """Whether it has more text, or a larger profile, than other decoders take: as it is they refuse it."""
+    """Whether it has more text, or a larger profile, than other decoders accept."""
 
 
 def png_parts(data: bytes, most_profile_bytes: int) -> PngParts:
-    """Walks the chunks of a file that begins as a PNG does; never raises.
+    """Read the chunks of a file that begins like a PNG. It never raises.
 
     Args:
-        data: The file.
-        most_profile_bytes: A profile that unpacks to more is passed over.
+        data: Content of the file.
+        most_profile_bytes: A profile with more decompressed bytes is ignored.
     """
     kept: list[tuple[int, int]] = []
     profile, gamma = None, None
@@ -83,7 +83,7 @@ def png_parts(data: bytes, most_profile_bytes: int) -> PngParts:
             else:
                 kept.append((at, end))
         at = end
-    # What is cut off, and whatever stands behind the end, is the decoder's to judge.
+    # The decoder gets truncated chunks and bytes after the end, and decides what to do with them.
     if kept and kept[-1][1] == at:
         kept[-1] = kept[-1][0], len(data)
     else:
@@ -101,7 +101,7 @@ def png_parts(data: bytes, most_profile_bytes: int) -> PngParts:
 
 
 def _text_size(name: bytes, body: bytes) -> int:
-    """Bytes of a text as a decoder unpacks it, up to what it takes; none of a broken one."""
+    """Return the decompressed size of a text, up to the decoder's limit; 0 if it is broken."""
     rest = body.partition(b"\0")[2]
     packed = rest[1:] if name == b"zTXt" else b""
     if name == b"iTXt" and rest[:1] == b"\1":
@@ -110,7 +110,7 @@ def _text_size(name: bytes, body: bytes) -> int:
 
 
 def _unpacked(packed: bytes, most: int) -> bytes:
-    """At most so many bytes; none of what is broken."""
+    """Decompress at most `most` bytes. Return b"" if the data is broken."""
     try:
         return zlib.decompressobj().decompress(packed, most)
     except zlib.error:

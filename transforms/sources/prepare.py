@@ -1,7 +1,7 @@
-"""Prepares assets to be sent: pictures upright, within the caps and in a format that is sent; texts checked.
+"""Prepares assets for the API: images upright, within the limits and in an accepted format; texts checked.
 
-Inputs are hostile until looked at. A picture is judged by its bytes and never by its name; its header is read
-before a pixel is decoded; what is too large is refused before memory is spent on it.
+Inputs are untrusted. The format of an image follows from its bytes, never from its name. The header is read before
+pixels are decoded, and an image that is too large is refused before memory is allocated for it.
 """
 
 import contextlib
@@ -33,44 +33,46 @@ _UPRIGHT = {
 _LONGEST_JPEG_SIDE = 65_500
 _LARGE_PIXELS = 24_000_000
 _LARGE_TURN = threading.Lock()
-"""Large pictures are decoded one at a time: a dozen readers with 120 million pixels each would fill any memory."""
+"""Large images are decoded one at a time: a dozen readers with 120 million pixels each would fill the memory."""
 _SHRINK = 0.8
 _PLAIN_MODES = {"1", "L", "P", "RGB"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedImage:
-    """A picture ready to be sent."""
+    """An image that is ready to be sent."""
 
     content: bytes
+    """Content of the file to send."""
     media_type: str
-    """Of the original."""
+    """Media type of the original."""
     width: int
+    """Width of the original in pixels, after its EXIF orientation is applied."""
     height: int
-    """Of the original as it is meant to be seen, after its EXIF orientation."""
+    """Height of the original in pixels, likewise."""
     prepared: str | None
-    """What was done, such as `upright;downscaled 2048x1536;jpeg q92;rules 2`; None when it is sent as it came."""
+    """The steps, such as `upright;downscaled 2048x1536;jpeg q92;rules 2`; None if the image is sent unchanged."""
 
 
 def prepare_text(data: bytes | str, settings: PrepareConfig) -> str:
-    """A text that may be sent.
+    """Check a text and return it as it may be sent.
 
     Raises:
-        Unpreparable: When it is no UTF-8, empty, or longer than the cap.
+        Unpreparable: If the text is not UTF-8, is empty, or exceeds `max_text_chars`.
     """
     try:
         data = data.encode() if isinstance(data, str) else data
         text = data.decode("utf-8-sig")
     except UnicodeEncodeError as error:
         raise Unpreparable(
-            Reason.NOT_UTF8, f"a text must be UTF-8, got half of a surrogate pair at {error.start}"
+            Reason.NOT_UTF8, f"the text is not UTF-8: half of a surrogate pair at character {error.start}"
         ) from None
     except UnicodeDecodeError as error:
         raise Unpreparable(
-            Reason.NOT_UTF8, f"a text must be UTF-8, got byte 0x{error.object[error.start]:02x} at {error.start}"
+            Reason.NOT_UTF8, f"the text is not UTF-8: 0x{error.object[error.start]:02x} at byte {error.start}"
         ) from None
     if not text.strip():
-        raise Unpreparable(Reason.EMPTY_TEXT, "a text must not be empty")
+        raise Unpreparable(Reason.EMPTY_TEXT, "the text is empty")
     if len(text) > settings.max_text_chars:
         raise Unpreparable(
             Reason.TEXT_TOO_LONG,
@@ -80,20 +82,20 @@ def prepare_text(data: bytes | str, settings: PrepareConfig) -> str:
 
 
 def prepare_image(data: bytes, settings: PrepareConfig, *, smaller: bool = False) -> PreparedImage:
-    """Checks a picture and makes it fit to be sent, touching it only when something demands it.
+    """Check an image and re-encode it only if a rule requires it.
 
     Args:
-        data: A picture file.
-        settings: Formats, caps, quality.
-        smaller: The API found it too large: downscale it once more than the caps ask.
+        data: Content of an image file.
+        settings: Formats, limits and quality.
+        smaller: Whether the API found the image too large. It is then reduced to at most a quarter of its pixels.
 
     Raises:
-        Unpreparable: When it is empty, no picture, broken, too large, or of a format that is not allowed.
+        Unpreparable: If the file is empty, not an image, broken, too large, or has a format that is not allowed.
     """
     file, deadline = _opened(data, settings)
     width, height = file.upright_size
     content, prepared = data, None
-    if smaller or _may_not_stay(file, len(data), settings):
+    if smaller or _must_be_re_encoded(file, len(data), settings):
         pixels = min(settings.max_pixels, width * height // 4) if smaller else settings.max_pixels
         with _turn(file, deadline, data, settings) as (file, deadline):
             content, done = _re_encoded(file, pixels, deadline, settings)
@@ -110,22 +112,22 @@ def prepare_image(data: bytes, settings: PrepareConfig, *, smaller: bool = False
 
 
 def is_sent_as_ever(data: bytes, settings: PrepareConfig) -> bool:
-    """Whether the second rules send what the first sent, by the header alone: no level is converted otherwise.
+    """Whether the second rules send the same bytes as the first, judging by the header alone.
 
     Raises:
-        Unpreparable: As `prepare_image`, as far as the header says.
+        Unpreparable: As in `prepare_image`, for errors that the header shows.
     """
     file, _ = _opened(data, settings)
     return expected_steps(file) == ()
 
 
 def draw_image(data: bytes, settings: PrepareConfig, max_pixels: int) -> Image.Image:
-    """A picture as people are shown it, which is as it is sent: upright, sRGB, on white, of at most so many pixels.
+    """Decode an image for display, with the same conversions as for the API: upright, sRGB, on white.
 
-    No side is longer than a JPEG's may be.
+    The result has at most `max_pixels` pixels, and its sides fit into a JPEG.
 
     Raises:
-        Unpreparable: When it cannot be decoded, or is larger than the caps.
+        Unpreparable: If the image cannot be decoded, or exceeds a limit.
     """
     file, deadline = _opened(data, settings)
     with _turn(file, deadline, data, settings) as (file, deadline):
@@ -146,8 +148,8 @@ def _opened(data: bytes, settings: PrepareConfig) -> tuple[OpenedImage, float]:
     return open_image(data, settings, deadline), deadline
 
 
-def _may_not_stay(file: OpenedImage, size_bytes: int, settings: PrepareConfig) -> bool:
-    """Whether something demands that the picture is re-encoded."""
+def _must_be_re_encoded(file: OpenedImage, size_bytes: int, settings: PrepareConfig) -> bool:
+    """Whether the image must be re-encoded."""
     width, height = file.upright_size
     if file.orientation > 1 or file.is_heavy or triggers(file.name, size_bytes, width * height, settings):
         return True
@@ -161,7 +163,7 @@ def _may_not_stay(file: OpenedImage, size_bytes: int, settings: PrepareConfig) -
 def _turn(
     file: OpenedImage, deadline: float, data: bytes, settings: PrepareConfig
 ) -> Iterator[tuple[OpenedImage, float]]:
-    """When a picture may be decoded. A large one is opened anew: waiting for its turn is not the picture's fault."""
+    """Wait until the image may be decoded. Open a large one again afterwards: waiting must not count as decoding."""
     width, height = file.image.size
     if width * height <= _LARGE_PIXELS:
         yield file, deadline
@@ -173,15 +175,15 @@ def _turn(
 def _re_encoded(
     file: OpenedImage, max_pixels: int, deadline: float, settings: PrepareConfig
 ) -> tuple[bytes, list[str]]:
-    """The picture within the caps in a format that is sent, and what was done."""
-    full = file.upright_size  # a JPEG may be decoded at a half of it, and says so then
+    """Return the image within the limits in an accepted format, and the steps."""
+    full = file.upright_size  # read first: it changes if a JPEG is decoded at a fraction of its size
     try:
         image, steps = _decoded(file, max_pixels, deadline)
         content, done = _encoded_within(image, file, deadline, settings)
     except Unpreparable:
         raise
-    except Exception as error:  # a decoder may find a mode or a size that no encoder takes
-        raise Unpreparable(Reason.UNDECODABLE, f"the picture cannot be converted: {words_of(error)}") from None
+    except Exception as error:  # an encoder may refuse the mode or the size
+        raise Unpreparable(Reason.UNDECODABLE, f"the image cannot be converted: {words_of(error)}") from None
     width, height, target = done
     if width * height < full[0] * full[1]:
         steps = [f"downscaled {width}x{height}", *steps]
@@ -189,20 +191,20 @@ def _re_encoded(
 
 
 def _decoded(file: OpenedImage, max_pixels: int, deadline: float) -> tuple[Image.Image, list[str]]:
-    """The picture as it looks, upright, as `RGB` or `RGBA` with at most so many pixels, and the steps of colours.
+    """Return the upright image as `RGB` or `RGBA` with at most `max_pixels` pixels, and the steps of its colours.
 
     Raises:
-        Unpreparable: When it is broken, or takes too long.
+        Unpreparable: If the image is broken, or takes too long.
     """
     width, height = file.image.size
     if file.name == "jpeg" and width * height > max_pixels:
         scale = math.sqrt(max_pixels / (width * height))
         wanted = (max(1, int(width * scale)), max(1, int(height * scale)))
-        file.image.draft(None, wanted)  # decodes at a power of two less
+        file.image.draft(None, wanted)  # decodes at 1/2, 1/4 or 1/8 of the size
     load(file.image, deadline)
     try:
         image, steps = eight_bits(file.image, file)
-        if image.mode in {"CMYK", "LAB"}:  # of which no average looks like the average of its colours
+        if image.mode in {"CMYK", "LAB"}:  # resizing these would mix colours wrongly
             image, more = to_srgb(image, file)
             steps += more
         check_time(deadline)
@@ -215,17 +217,17 @@ def _decoded(file: OpenedImage, max_pixels: int, deadline: float) -> tuple[Image
             image = image.transpose(turn)
     except Unpreparable:
         raise
-    except Exception as error:  # a decoder may find a mode that nothing converts
-        raise Unpreparable(Reason.UNDECODABLE, f"the picture cannot be converted: {words_of(error)}") from None
+    except Exception as error:  # there may be no conversion for the mode
+        raise Unpreparable(Reason.UNDECODABLE, f"the image cannot be converted: {words_of(error)}") from None
     check_time(deadline)
-    image.info = {}  # what stood beside the pixels is said by them now, or is nobody's business
+    image.info = {}  # metadata is applied to the pixels, or must not be sent
     return image, steps
 
 
 def _encoded_within(
     image: Image.Image, file: OpenedImage, deadline: float, settings: PrepareConfig
 ) -> tuple[bytes, tuple[int, int, str]]:
-    """An upright picture as a file within the caps, its size and its format."""
+    """Encode an upright image within the limits. Return the file, and its width, height and format."""
     if settings.as_is == "plain":
         image = on_white(image)
     keep_png = (image.mode == "RGBA" or file.name == "png") and "png" in settings.send_formats
@@ -241,7 +243,7 @@ def _encoded_within(
         check_time(deadline)
         if max(image.size) <= 16:
             raise Unpreparable(
-                Reason.FILE_TOO_LARGE, f"prepare.max_image_bytes is {settings.max_image_bytes}, too few for a picture"
+                Reason.FILE_TOO_LARGE, f"prepare.max_image_bytes ({settings.max_image_bytes}) is too small for an image"
             )
         image = _resized(image, min(_SHRINK, math.sqrt(settings.max_image_bytes / len(content))))
         content = _encoded(image, target, settings)
@@ -255,7 +257,7 @@ def _within(image: Image.Image, max_pixels: int) -> Image.Image:
 
 
 def _for_jpeg(image: Image.Image) -> Image.Image:
-    """As a JPEG can hold it: it has no alpha, so what shows through is white, and it cannot count longer sides."""
+    """Make an image fit into a JPEG, which has no alpha and a maximum length of a side."""
     image = on_white(image)
     scale = _LONGEST_JPEG_SIDE / max(image.size)
     return _resized(image, scale) if scale < 1 else image
@@ -263,7 +265,7 @@ def _for_jpeg(image: Image.Image) -> Image.Image:
 
 def _resized(image: Image.Image, scale: float, max_pixels: int | None = None) -> Image.Image:
     width, height = (max(1, int(side * scale)) for side in image.size)
-    if max_pixels is not None:  # one so thin that a side cannot shrink as far as the scale asks
+    if max_pixels is not None:  # for a thin image whose short side is already 1
         width, height = max(1, min(width, max_pixels // height)), max(1, min(height, max_pixels // width))
     return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
 

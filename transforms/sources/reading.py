@@ -1,4 +1,4 @@
-"""Reads the bytes of references: files anywhere fsspec reaches, and cells of Parquet tables."""
+"""Reads the bytes of references: files on any fsspec file system, and cells of Parquet tables."""
 
 import contextlib
 import stat
@@ -23,13 +23,13 @@ from .uri_files import OutsideError, check_opened, read_remote
 from .uri_safety import allowed_prefixes, is_within
 
 _OPEN_TABLES = 4
-"""Tables that hold rows in memory. Rows are asked for table after table, so more would only be kept."""
+"""Tables with rows in memory. Rows are read table after table, so more would not help."""
 _HELD_BATCHES = 4
-"""Of a table, each of 64 MB at most: threads ask for neighbours a little out of order."""
+"""Batches of a table in memory, at most 64 MB each: threads read neighbouring rows slightly out of order."""
 
 
 class Reader:
-    """Reads references from many threads. One a process: connections are shared, and made where they are used."""
+    """Reads references from many threads. Use one for each process: it shares connections and opens them lazily."""
 
     def __init__(self, sources: Sequence[SourceConfig], settings: PrepareConfig) -> None:
         self._sources = sources
@@ -38,15 +38,15 @@ class Reader:
         self._lock = threading.Lock()
 
     def read(self, reference: Reference) -> bytes:
-        """A reference's bytes.
+        """Return the bytes of a reference.
 
         Raises:
-            Unpreparable: When there is nothing there, it may not be read, or it is larger than the cap.
+            Unpreparable: If the file is missing, unreadable, not allowed, or larger than `max_file_bytes`.
         """
         uri = reference.uri or ""
         source = self._sources[reference.source]
         if not uri:
-            raise Unpreparable(Reason.MISSING, "the row names no file")
+            raise Unpreparable(Reason.MISSING, "the row has no uri")
         if source.bytes is not None:
             return self._capped(self._cell(uri, source))
         if source.uri is not None and not is_within(uri, allowed_prefixes(source)):
@@ -58,22 +58,22 @@ class Reader:
         try:
             path = local_path(uri)
             if path is not None:
-                # Opening a pipe would wait for ever; a folder says for itself that it is none.
+                # Opening a pipe would block for ever. Opening a folder raises an error by itself.
                 if not stat.S_ISREG(mode := Path(path).stat().st_mode) and not stat.S_ISDIR(mode):
-                    raise Unpreparable(Reason.UNREADABLE, "the file cannot be read: it is no regular file")
-                # One byte more than allowed, so that a file that has grown since it was listed is noticed.
+                    raise Unpreparable(Reason.UNREADABLE, "the file cannot be read: it is not a regular file")
+                # Read one byte more than allowed, to notice a file that has grown since it was listed.
                 with Path(path).open("rb") as file:
                     if source.uri is not None:
                         check_opened(file, path, source)
                     return self._capped(file.read(self._settings.max_file_bytes + 1))
             return self._capped(read_remote(uri, source, self._settings.max_file_bytes))
         except FileNotFoundError:
-            raise Unpreparable(Reason.MISSING, "there is no such file") from None
+            raise Unpreparable(Reason.MISSING, "the file does not exist") from None
         except OutsideError as error:
             raise Unpreparable(Reason.URI_NOT_ALLOWED, f"{error}, which the source's `within` does not allow") from None
         except Unpreparable:
             raise
-        except Exception as error:  # every store has errors of its own, and none of them may stop the run
+        except Exception as error:  # drivers raise errors of any type, and none may stop the run
             raise Unpreparable(Reason.UNREADABLE, f"the file cannot be read: {_words(error)}") from None
 
     def close(self) -> None:
@@ -99,8 +99,8 @@ class Reader:
         try:
             value = self._table(url, source).read(row)
         except FileNotFoundError:
-            raise Unpreparable(Reason.MISSING, "there is no such table any more") from None
-        except Exception as error:  # every store has errors of its own, and none of them may stop the run
+            raise Unpreparable(Reason.MISSING, "the table no longer exists") from None
+        except Exception as error:  # drivers raise errors of any type, and none may stop the run
             raise Unpreparable(Reason.UNREADABLE, f"the table cannot be read: {type(error).__name__}") from None
         if value is None:
             raise Unpreparable(Reason.MISSING, "the table has no bytes in this row")
@@ -111,13 +111,13 @@ class Reader:
             table = self._tables.pop(url, None) or _CellTable(url, source)
             self._tables[url] = table
             while len(self._tables) > _OPEN_TABLES:
-                # Not closed: a thread may still read from it, and it closes itself behind the last one.
+                # Not closed here: another thread may still read from it. It is closed when the last reference goes.
                 del self._tables[next(iter(self._tables))]
             return table
 
 
 def _words(error: Exception) -> str:
-    """What a store said; of one that answers in HTTP, with which status."""
+    """Return the store's message, or the status of an HTTP response."""
     status = next((s for name in ("status", "status_code") if isinstance(s := getattr(error, name, None), int)), None)
     if status is not None:
         with contextlib.suppress(ValueError):
@@ -127,7 +127,7 @@ def _words(error: Exception) -> str:
 
 
 class _CellTable:
-    """One column of a Parquet file, some batches of rows held at a time: neighbours are asked for together."""
+    """One column of a Parquet file with a few batches in memory, because neighbouring rows are read together."""
 
     def __init__(self, url: str, source: SourceConfig) -> None:
         local = local_path(url)

@@ -1,4 +1,4 @@
-"""References: what is known of an asset before it is read. Only these, never bytes, travel through a pipeline."""
+"""References describe assets before they are read. A pipeline passes references, never bytes."""
 
 import hashlib
 import os
@@ -13,11 +13,10 @@ from ...index.versions.layout import metadata_type
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """An asset by name.
+    """The name, place and fingerprint of an asset.
 
-    `uri` says where it is read: a path, an fsspec URL, or `TABLE#row=N&column=NAME`, N from 0, for bytes that stand in
-    a table.
-    An inline text has no `uri` and carries its text. `fingerprint` changes when the content may have changed.
+    `uri` is where the asset is read from: a path, an fsspec URL, or `TABLE#row=N&column=NAME` (N from 0) for bytes in a
+    table. An inline text has `text` instead of `uri`. `fingerprint` changes when the content may have changed.
     """
 
     asset_id: str
@@ -31,7 +30,7 @@ class Reference:
 
 
 def reference_schema(metadata: Mapping[str, str]) -> pa.Schema:
-    """The columns of a plan: a reference a row, with its typed metadata."""
+    """Return the columns of a plan: one reference in each row, with its typed metadata."""
     struct = metadata_type(metadata)
     return pa.schema(
         [
@@ -48,37 +47,37 @@ def reference_schema(metadata: Mapping[str, str]) -> pa.Schema:
 
 
 def references_of(table: pa.Table) -> list[Reference]:
-    """References as objects, without their metadata and what a plan says beside them."""
+    """Convert rows of a plan to references, without metadata and other columns."""
     names = [field.name for field in fields(Reference)]
     return [Reference(**row) for row in table.select(names).to_pylist()]
 
 
 def text_fingerprint(text: str) -> str:
-    """An inline text's fingerprint is its content's hash."""
+    """Return the fingerprint of an inline text: the hash of its content."""
     return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def file_fingerprint(info: Mapping[str, object]) -> str:
-    """A file's fingerprint from its listing: the store's checksum where it gives one, else size and time."""
+    """Return the fingerprint of a listed file: the store's checksum if there is one, else size and time."""
     for name in ("ETag", "etag", "md5Hash", "content_md5", "checksum"):
         if info.get(name):
             return f"etag:{str(info[name]).strip(chr(34))}"
     names = ("mtime", "last_modified", "LastModified", "updated", "created")
     modified = next((info[name] for name in names if info.get(name)), None)
     if modified is None:
-        return UNKNOWN  # a size alone does not show that a file was changed
+        return UNKNOWN  # a changed file may have the same size
     text = f"{modified:.6f}" if isinstance(modified, float) else str(modified)
     return f"mtime:{info.get('size')}:{text}"
 
 
 BATCH_ROWS = 8192
-"""Rows of a source that are in memory together."""
+"""Rows of a source that are in memory at a time."""
 UNKNOWN = "unknown"
-"""The fingerprint of a file that could not be asked about: it may have changed since."""
+"""The fingerprint of a file without known checksum or time. Such a file is always read again."""
 
 
 def printable(name: str) -> str:
-    """A file's name as text that can be stored: bytes that are no UTF-8 become %XX."""
+    """Return a file name as text that can be stored: bytes that are not UTF-8 become %XX."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -87,7 +86,7 @@ def printable(name: str) -> str:
 
 
 def local_uri(path: str) -> str:
-    """A local file's uri: its path, or a `file://` URL when the path is not valid text."""
+    """Return the uri of a local file: its path, or a `file://` URL if the path is not valid text."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -96,7 +95,7 @@ def local_uri(path: str) -> str:
 
 
 def local_path(uri: str) -> str | None:
-    """The path that `local_uri` stands for; None for any other URL."""
+    """Return the path of a local uri; None for any other URL."""
     if uri.startswith("file://"):
         return os.fsdecode(urllib.parse.unquote_to_bytes(uri.removeprefix("file://")))
     return None if "://" in uri else uri

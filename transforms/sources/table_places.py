@@ -1,4 +1,4 @@
-"""Where a row of a table stands, in the words of whoever opens the file: its line, or else its number from 1."""
+"""Finds the place of a row in a table file, as an editor shows it: its line, or its number from 1."""
 
 import contextlib
 import csv
@@ -9,21 +9,21 @@ from typing import Any
 
 _BOM = b"\xef\xbb\xbf"
 _LARGEST_CELL = 2**31 - 1
-"""Of the whole process, and 131,072 characters by default: what is read is bounded where it is read."""
+"""Limit of `csv` for the whole process (131,072 characters by default). Callers limit what they read themselves."""
 
 
 def place_of_row(fs: Any, path: str, form: str, row: int) -> str:
-    """`line 7` of a csv or of JSON lines, `row 6` of Parquet, and of a csv whose lines cannot be counted.
+    """Return `line 7` for csv and JSON lines; `row 6` for Parquet, or if the lines cannot be counted.
 
-    Reads the file up to the row, so it is for errors alone.
+    This reads the file up to the row, so use it only for errors.
 
     Args:
-        fs: The fsspec file system that has it.
-        path: Of the table.
+        fs: The fsspec file system of the table.
+        path: Path of the table.
         form: csv, jsonl or parquet.
-        row: Counted from 0, without a csv's header and without blank lines.
+        row: Number of the row from 0, without the header of a csv and without blank lines.
     """
-    # Whatever goes wrong here, it is another error that is being told.
+    # A failure here must not hide the error that is being reported.
     with contextlib.suppress(Exception), fs.open(path, "rb") as file:
         match form:
             case "csv":
@@ -35,13 +35,13 @@ def place_of_row(fs: Any, path: str, form: str, row: int) -> str:
 
 
 def csv_reader(lines: Iterable[str], *, strict: bool) -> Iterator[list[str]]:
-    """Python's reader, whose cells may be of any length."""
+    """Return Python's csv reader without a limit for the length of a cell."""
     csv.field_size_limit(_LARGEST_CELL)
     return csv.reader(lines, strict=strict)
 
 
 def csv_rows(file: Iterable[str], *, strict: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """(line that it begins in, from 1; cells) of each row of a csv that is not blank, its header first."""
+    """Yield (first line, counted from 1; cells) for each row of a csv that is not blank, including the header."""
     csv.field_size_limit(_LARGEST_CELL)
     reader = csv.reader(file, strict=strict)
     line = 1
@@ -52,7 +52,7 @@ def csv_rows(file: Iterable[str], *, strict: bool = False) -> Iterator[tuple[int
 
 
 def json_lines(file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, content) of each line that is not blank."""
+    """Yield (number from 1, content) for each line that is not blank."""
     for number, line in enumerate(file, 1):
         if text := (line.removeprefix(_BOM) if number == 1 else line).strip():
             yield number, text

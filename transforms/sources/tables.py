@@ -1,4 +1,4 @@
-"""Tables: each row a reference, whatever the format of the file."""
+"""Turns the rows of table files of any format into references."""
 
 import difflib
 import posixpath
@@ -42,28 +42,28 @@ _NO_TEXT = {
     b"\xff\xfe": "UTF-16. Save the table as UTF-8",
     b"\xfe\xff": "UTF-16. Save the table as UTF-8",
 }
-"""How files begin that are no text in UTF-8."""
+"""First bytes of files that are not UTF-8 text."""
 _NAMED = 30
-"""Columns in a message."""
+"""Maximum number of columns in a message."""
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _LONG_BITS = 64
-"""Of a whole number that Arrow has no type for, its sign included."""
+"""Bits of a whole number, with its sign, from which Arrow may have no type for it."""
 _UNFIT = (pa.ArrowException, OverflowError, ValueError)
-"""What casts raise."""
+"""Errors that casts raise."""
 
 
 class Table(Protocol):
-    """How one format is read."""
+    """A reader of one format."""
 
     def names(self, file: IO[bytes], wanted: set[str]) -> list[str] | None:
-        """The columns, those that are `wanted` among them if they are there; None when there are no rows at all."""
+        """Return the columns, with all `wanted` ones that exist; None if there are no rows."""
 
     def batches(self, file: IO[bytes], columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """The rows, with these columns."""
+        """Yield the rows with these columns."""
 
 
 class Rows(NamedTuple):
-    """Some rows of a table, and the number of the first from 0."""
+    """A batch of rows of a table. `first` is the number of its first row, from 0."""
 
     first: int
     batch: pa.RecordBatch
@@ -75,7 +75,7 @@ class TableReader:
 
     source: SourceConfig
     place: str
-    """The source's, for errors."""
+    """Place of the source in the job, for errors."""
     table_key: str = "table"
     """The job's key of the table, for errors."""
     fs: Any
@@ -83,7 +83,7 @@ class TableReader:
 
     @cached_property
     def wrong(self) -> WrongValues:
-        """What was found wrong in the rows that were made references."""
+        """The invalid values in the rows that were turned into references."""
         return WrongValues(
             place=self.place, url=self.url, metadata=self.source.metadata, place_of_row=self.place_of_row
         )
@@ -99,17 +99,22 @@ class TableReader:
         found = self.source.format or _TABLE_SUFFIXES.get(suffix)
         if found is None:
             raise ConfigError(
-                f"{self.place}.{self.table_key}: the format of {self.url!r} is not known by its suffix. "
+                f"{self.place}.{self.table_key}: the suffix of {self.url!r} is not a known format. "
                 "Set `format` to csv, jsonl or parquet."
             )
         return found
 
     def place_of_row(self, row: int) -> str:
-        """For an error: the row, counted from 0, as a person finds it in the file."""
+        """Return where to find a row (counted from 0) in the file, for errors."""
         return place_of_row(self.fs, self.file.path, self.format, row)
 
     def rows(self) -> Iterator[Rows]:
-        """All rows with the named columns alone, never the pictures' bytes."""
+        """Yield all rows with the columns that the source names, without the column of bytes.
+
+        Raises:
+            ConfigError: If the table is empty, lacks a column or has it twice, or its format is unknown.
+            SourceError: If the table cannot be read or exceeds a limit of the source.
+        """
         source = self.source
         wanted = {"id": source.id, "text": source.text, "uri": source.uri, "bytes": source.bytes}
         wanted |= {f"metadata.{name}": name for name in source.metadata}
@@ -133,15 +138,15 @@ class TableReader:
                             f"{self._here} has more than {source.max_rows} rows. If the table is right, raise "
                             "`max_rows` of the source."
                         )
-                    # A csv's blocks are of bytes and may hold a hundred thousand rows.
+                    # A block of a csv is limited in bytes and may hold 100,000 rows.
                     for start in range(0, len(batch), BATCH_ROWS):
                         yield Rows(row + start, batch.slice(start, BATCH_ROWS))
                     row += len(batch)
         except (EpithreBeamError, ImportError):
             raise
-        except Exception as error:  # readers, and the libraries below them, have errors of many types
+        except Exception as error:  # readers and their libraries raise errors of any type
             if as_os_error(error, self.url) is not error:
-                raise  # of a store, which is told where the listing is
+                raise  # an error of a store; `list_references` reports it
             if self.file.info.get("size") == 0:
                 raise ConfigError(f"{self.place}.{self.table_key}: {self.url!r} is empty.") from error
             words = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
@@ -154,7 +159,7 @@ class TableReader:
         return f"{self.place}.{self.table_key}: {self.url}"
 
     def _check_text(self, head: bytes) -> None:
-        """Raises SourceError for what begins as no text does."""
+        """Raise SourceError if the first bytes show that the file is not UTF-8 text."""
         for begin, what in _NO_TEXT.items():
             if head.startswith(begin):
                 raise SourceError(f"{self._here} cannot be read as {self.format}: it is {what}.")
@@ -200,7 +205,7 @@ class TableReader:
         return f" Its header is separated by {found}. Save the table with commas." if found else ""
 
     def _mixed_column(self, name: str, cells: list[Cell]) -> pa.Array:
-        """A column whose cells are of several types, brought to the type that is asked."""
+        """Cast a column with cells of several types to its declared type."""
         key = next((k for k in ("id", "text", "uri") if getattr(self.source, k) == name), f"metadata.{name}")
         struct = metadata_type(self.source.metadata)
         kind = struct.field(name).type if struct is not None and key.startswith("metadata.") else pa.string()
@@ -218,12 +223,16 @@ class TableReader:
         return pa.array([str(cell.value)])
 
     def references(self, rows: Rows, position: int, metadata: Mapping[str, str]) -> pa.Table:
-        """The references of some rows, in the columns of `reference_schema(metadata)`.
+        """Turn rows into references, with the columns of `reference_schema(metadata)`. Collect invalid values.
 
         Args:
-            rows: Of this table.
-            position: Of the source among those of the job.
-            metadata: The columns of all sources; those that this one has not are null.
+            rows: Rows of this table.
+            position: Position of the source in the job, from 0.
+            metadata: Names and types of the metadata columns of all sources. Columns that this source lacks are null.
+
+        Raises:
+            ConfigError: If the source names a column of bytes, and the table is not Parquet.
+            SourceError: If a column cannot be read, or very many values are invalid.
         """
         first, batch = rows
         source = self.source
@@ -243,7 +252,7 @@ class TableReader:
             "text": pa.nulls(count, pa.string()),
         }
         if source.text is not None:
-            # An empty cell is an asset like the others: it gets its dead letter when it is prepared.
+            # An empty cell is an asset too: it becomes a dead letter when it is prepared.
             texts = pc.fill_null(self._cast(batch.column(source.text), pa.string(), "text", first), "").to_pylist()
             columns["text"] = pa.array(texts, pa.string())
             columns["fingerprint"] = pa.array([text_fingerprint(t) for t in texts])
@@ -265,20 +274,20 @@ class TableReader:
         return pa.table([columns[name] for name in schema.names], schema=schema)
 
     def _stat(self, uris: list[str | None]) -> dict[str, pa.Array]:
-        """Asks each picture's size and fingerprint, many at once; one that is not there is found out when read."""
+        """Look up size and fingerprint of each image, many at a time. A missing file is reported when it is read."""
         base = self.url.rsplit("/", 1)[0]
         full = [joined(base, uri) if uri else "" for uri in uris]
 
-        def ask(uri: str) -> tuple[str, int | None]:
+        def look_up(uri: str) -> tuple[str, int | None]:
             try:
                 info = uri_info(uri, self.source)
             except Exception:
                 return UNKNOWN, None
             return (file_fingerprint(info), info.get("size")) if info.get("type") == "file" else (UNKNOWN, None)
 
-        allowed = () if self.wrong else allowed_prefixes(self.source)  # none is wanted any more
+        allowed = () if self.wrong else allowed_prefixes(self.source)  # the run fails, so no lookup is needed
         with ThreadPoolExecutor(_STAT_THREADS) as pool:
-            facts = list(pool.map(lambda u: ask(u) if is_within(u, allowed) else (UNKNOWN, None), full))
+            facts = list(pool.map(lambda u: look_up(u) if is_within(u, allowed) else (UNKNOWN, None), full))
         return {
             "uri": pa.array(full, pa.string()),
             "fingerprint": pa.array([f for f, _ in facts]),
@@ -286,16 +295,18 @@ class TableReader:
         }
 
     def _cells(self, first: int, count: int) -> dict[str, pa.Array]:
-        """Bytes in a Parquet column: each row's place; its size is not known before it is read."""
+        """Return the uri of each cell of a Parquet column of bytes. Sizes are known only when cells are read."""
         if self.format != "parquet":
-            raise ConfigError(f"{self.place}.bytes: only a parquet table has columns of bytes, {self.url!r} is none.")
-        print_ = file_fingerprint(self.file.info)
+            raise ConfigError(
+                f"{self.place}.bytes: only a parquet table has columns of bytes, {self.url!r} is {self.format}."
+            )
+        fingerprint = file_fingerprint(self.file.info)
         column = urllib.parse.quote(self.source.bytes or "", safe="")
         uris = [f"{self.url}#row={row}&column={column}" for row in range(first, first + count)]
         return {
             "uri": pa.array(uris),
-            # Zero-padded, so that rows that stand together in the file are sorted together and read at once.
-            "fingerprint": pa.array([f"{print_}#{row:012d}" for row in range(first, first + count)]),
+            # Zero-padded, so that neighbouring rows are sorted together and read together.
+            "fingerprint": pa.array([f"{fingerprint}#{row:012d}" for row in range(first, first + count)]),
             "size_bytes": pa.nulls(count, pa.int64()),
         }
 
@@ -313,12 +324,12 @@ class TableReader:
             return pa.nulls(len(column), kind)
 
     def _note(self, key: str, value: Any, row: int) -> None:
-        """Notes a value that is not what the job says, or an id that is empty (None)."""
+        """Record a value that does not have its declared type, or an empty id (None)."""
         self.wrong.add(key, None if value is None else str(value)[:60], row)
 
 
 def _unfit_rows(column: pa.Array, kind: pa.DataType, key: str, begin: int, end: int) -> Iterator[int]:
-    """The rows of `column` that cannot be cast, found by halves."""
+    """Find the rows of `column` that cannot be cast, by halving."""
     try:
         _cast(column.slice(begin, end - begin), kind, key)
     except _UNFIT:
@@ -332,5 +343,5 @@ def _unfit_rows(column: pa.Array, kind: pa.DataType, key: str, begin: int, end: 
 
 def _cast(column: pa.Array, kind: pa.DataType, key: str) -> pa.Array:
     if key == "id" and pa.types.is_floating(column.type) and column.null_count < len(column):
-        raise pa.ArrowInvalid("no id is a number with a fraction")  # 1e20 has already lost digits
+        raise pa.ArrowInvalid("ids must not be floating-point numbers")  # 1e20 has already lost digits
     return cast_cells(column, kind)

@@ -1,4 +1,4 @@
-"""The compact protocol of Thrift, in which Parquet writes its pages' headers and its end."""
+"""Reads Thrift's compact protocol, the format of Parquet's page headers and footer."""
 
 from typing import Any
 
@@ -9,20 +9,20 @@ _LISTS = (9, 10)
 
 
 class ThriftError(ValueError):
-    """These bytes are no structure."""
+    """The bytes are not a Thrift struct."""
 
 
 def read_struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
-    """A structure that begins at a byte, by the numbers of its fields, and where it ends.
+    """Read the struct that begins at byte `at`. Return its values by field number, and where it ends.
 
     Raises:
-        ThriftError: When there is none.
+        ThriftError: If the bytes are not a struct.
     """
     reader = _Reader(data, at)
     try:
         return reader.struct(_DEPTH), reader.at
     except IndexError:
-        raise ThriftError("it ends too early") from None
+        raise ThriftError("the data ends too early") from None
 
 
 class _Reader:
@@ -32,7 +32,7 @@ class _Reader:
 
     def struct(self, depth: int) -> dict[int, Any]:
         if not depth:
-            raise ThriftError("it is too deep")
+            raise ThriftError("the nesting is too deep")
         found: dict[int, Any] = {}
         number = 0
         while kind := self._byte():
@@ -60,12 +60,12 @@ class _Reader:
         if kind == _MAP:
             count = self._varint()
             return self._items([*divmod(self._byte(), 16)], count, depth) if count else None
-        raise ThriftError("a type that there is not")
+        raise ThriftError("a field has an unknown type")
 
     def _items(self, kinds: list[int], count: int, depth: int) -> list[Any]:
-        """The items of a list, or keys and values of a map in turn."""
+        """Read the items of a list, or the keys and values of a map in turn."""
         if depth < 2 or count > len(self._data) - self.at:
-            raise ThriftError("it is too deep or too long")
+            raise ThriftError("a list is nested too deep or too long")
         kinds = [_BYTE if kind in {_TRUE, _FALSE} else kind for kind in kinds]
         return [self._value(kind, depth - 1) for _ in range(count) for kind in kinds]
 
@@ -76,7 +76,7 @@ class _Reader:
     def _bytes(self, size: int) -> bytes:
         self.at += size
         if self.at > len(self._data):
-            raise ThriftError("it ends too early")
+            raise ThriftError("the data ends too early")
         return self._data[self.at - size : self.at]
 
     def _varint(self) -> int:
@@ -87,7 +87,7 @@ class _Reader:
             if byte < 128:
                 return value
             shift += 7
-        raise ThriftError("a number that is too long")
+        raise ThriftError("a number is too long")
 
     def _integer(self) -> int:
         value = self._varint()

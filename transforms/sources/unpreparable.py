@@ -1,10 +1,10 @@
-"""What is raised where an asset cannot be sent."""
+"""The exception for an asset that cannot be sent."""
 
 from ...index.versions.layout import Reason
 
 
-class Unpreparable(Exception):  # noqa: N818 - not an error of ours: it becomes a dead letter
-    """The asset cannot be sent."""
+class Unpreparable(Exception):  # noqa: N818 - not an error of the run: it becomes a dead letter
+    """The asset cannot be sent. It becomes a dead letter with this reason and detail."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -13,5 +13,5 @@ class Unpreparable(Exception):  # noqa: N818 - not an error of ours: it becomes 
 
 
 def words_of(error: BaseException) -> str:
-    """A decoder's sentence, in one short line."""
+    """Return the message of a decoder's error as one short line."""
     return " ".join(str(error).split())[:120] or type(error).__name__

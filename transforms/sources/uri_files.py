@@ -1,4 +1,4 @@
-"""What a table's URI names, asked about and read; every step of the way there stays within the source's folders."""
+"""Looks up and reads the files that a table's URIs name. Links and redirects must stay in the source's folders."""
 
 import functools
 import os
@@ -18,15 +18,15 @@ _PIECE_BYTES = 1 << 20
 
 
 class OutsideError(Exception):
-    """A step of the way leads outside of what `within` allows."""
+    """A link or redirect points outside of the folders that `within` allows."""
 
 
 def uri_info(uri: str, source: SourceConfig) -> Mapping[str, Any]:
-    """What the store says of a file; empty when there is none.
+    """Return the store's facts of a file; empty if it does not exist.
 
     Raises:
-        OutsideError: When a redirect leads elsewhere; the place that it names was not asked.
-        Exception: Whatever a driver raises.
+        OutsideError: If a redirect points outside of `within`. Nothing is sent to its target.
+        Exception: Any error of a driver.
     """
     path = local_path(uri)
     if path is not None:
@@ -35,24 +35,24 @@ def uri_info(uri: str, source: SourceConfig) -> Mapping[str, Any]:
 
 
 def check_opened(file: IO[bytes], path: str, source: SourceConfig) -> None:
-    """Raises OutsideError when an open local file is not within: a link may have been changed after it was resolved."""
+    """Raise OutsideError if an open local file is not within: a link may have changed after it was resolved."""
     own = f"/proc/self/fd/{file.fileno()}"
     opened = os.readlink(own) if Path(own).is_symlink() else os.path.realpath(path)  # noqa: PTH115 - odd bytes stay
     if not is_within(opened, allowed_prefixes(source)):
-        raise OutsideError("the file that was opened is another one")
+        raise OutsideError("the opened file is a different one")
 
 
 def read_remote(uri: str, source: SourceConfig, most: int) -> bytes:
-    """At most one byte more than `most` of a file, so that a larger one is noticed.
+    """Read a remote file, over HTTP at most `most + 1` bytes, so that a larger file is noticed.
 
     Raises:
-        OutsideError: When a redirect leads elsewhere; the place that it names was not asked.
-        Exception: Whatever a driver raises.
+        OutsideError: If a redirect points outside of `within`. Nothing is sent to its target.
+        Exception: Any error of a driver.
     """
     fs, path = filesystem(uri, _options(uri, source))
     if not _is_http(uri):
         return bytes(fs.cat_file(path))
-    # As a stream: nobody has said how long an answer is, and it may have no end. The size is not asked for.
+    # As a stream, without a request for the size: the response may have any length, or no end.
     pieces: list[bytes] = []
     left = most + 1
     with fs.open(path, "rb", block_size=0, size=1) as file:
@@ -73,7 +73,7 @@ def _options(uri: str, source: SourceConfig) -> Mapping[str, Any]:
 
 
 async def _client(allowed: tuple[str, ...], **options: Any) -> Any:
-    """Fsspec's session of aiohttp, which asks before each redirect is followed."""
+    """Create fsspec's aiohttp session with a check of each redirect before it is followed."""
     import aiohttp
     from yarl import URL
 
@@ -81,7 +81,7 @@ async def _client(allowed: tuple[str, ...], **options: Any) -> Any:
         named = step.response.headers.get("Location") or step.response.headers.get("URI") or ""
         target = step.url.join(URL(named))
         if not is_within(str(target), allowed):
-            raise OutsideError(f"a redirect leads to {target.scheme}://{target.host or ''}:{target.port or ''}")
+            raise OutsideError(f"a redirect points to {target.scheme}://{target.host or ''}:{target.port or ''}")
 
     trace = aiohttp.TraceConfig()
     trace.on_request_redirect.append(check)

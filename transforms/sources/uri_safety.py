@@ -1,4 +1,4 @@
-"""Where the URIs of a table may point. They are hostile: nothing is connected to before one is known to be within."""
+"""Checks where the URIs of a table may point. They are untrusted: the check comes before any connection."""
 
 import functools
 import json
@@ -22,18 +22,18 @@ _HTTP = {"http": 80, "https": 443}
 
 
 def joined(base: str, uri: str) -> str:
-    """A table's uri as a whole one: a relative one starts at `base`."""
+    """Make a table's uri absolute: a relative one starts at `base`."""
     if "://" in uri or uri.startswith("/"):
         return uri
     if "://" not in base:
         return f"{base}/{uri}"
-    # Stores take `..` for a name; what is left of it after joining is refused when it is read.
+    # Stores treat `..` as a name. One that is left after joining is refused when the file is read.
     protocol, _, folder = base.partition("://")
     return f"{protocol}://{posixpath.normpath(f'{folder}/{uri}')}"
 
 
 def allowed_prefixes(source: SourceConfig) -> tuple[str, ...]:
-    """The folders that a table's URIs may point into."""
+    """Return the folders that a table's URIs may point into."""
     if source.within:
         return source.within
     table = source.table or ""
@@ -45,23 +45,22 @@ def allowed_prefixes(source: SourceConfig) -> tuple[str, ...]:
 
 
 def check_prefixes(source: SourceConfig, place: str) -> None:
-    """Raises ConfigError for an entry of `within` that nothing can be compared with."""
+    """Raise ConfigError for an invalid entry of `within`."""
     for prefix in source.within:
         try:
             _top(prefix)
         except ImportError as error:
             raise ConfigError(f"{place}.within: {prefix!r} needs a driver that is not installed: {error}.") from error
-        except Exception as error:  # each driver has errors of its own
+        except Exception as error:  # drivers raise errors of any type
             raise ConfigError(
                 f"{place}.within must have paths and URLs of folders, got {prefix!r}: {error}."
             ) from error
 
 
 def is_within(uri: str, prefixes: tuple[str, ...]) -> bool:
-    """Whether `uri` stays below one of `prefixes`, with `..` and links in local paths resolved.
+    """Whether `uri` is below one of `prefixes`, after `..` and links in local paths are resolved.
 
-    A table's uri is hostile: nothing is connected to before it is known to be within, and no driver is imported that
-    `prefixes` do not name.
+    A table's uri is untrusted: the check makes no connection, and imports no driver that `prefixes` do not name.
     """
     return any(_is_below(uri, prefix) for prefix in prefixes)
 
@@ -73,7 +72,7 @@ class _Top(NamedTuple):
     """The class of its file systems."""
     protocols: frozenset[str]
     host: str
-    """And what else makes the connection."""
+    """Host and other parameters of the connection."""
     path: str
 
 
@@ -86,7 +85,7 @@ def _is_below(uri: str, prefix: str) -> bool:
         if protocol not in top.protocols:
             return False
         host, path = _place(uri, protocol, top.kind)
-    except Exception:  # each driver has errors of its own for what it cannot make sense of
+    except Exception:  # drivers raise errors of any type for invalid URLs
         return False
     return host == top.host and path.startswith(top.path)
 
@@ -105,16 +104,16 @@ def _top(prefix: str) -> _Top:
 
 
 def _place(url: str, protocol: str, kind: Any) -> tuple[str, str]:
-    """Host and path that a URL names, without connecting to anything."""
+    """Return host and path of a URL without a connection."""
     if (path := local_path(url)) is not None:
         return "", os.path.realpath(path)
     if protocol in _HTTP:
         if re.search(r"[\x00-\x20\x7f\\]", url):
-            raise ValueError("what clients read differently")
+            raise ValueError("clients read such characters differently")
         parts = urllib.parse.urlsplit(url)
         user = parts.netloc.rpartition("@")[0]
         return f"{parts.scheme}://{user}@{parts.hostname}:{parts.port or _HTTP[parts.scheme]}", parts.path or "/"
-    path = str(kind._strip_protocol(url))  # noqa: SLF001 - as a file system does it, without connecting to one
+    path = str(kind._strip_protocol(url))  # noqa: SLF001 - as a file system does it, without a connection
     if issubclass(kind, LocalFileSystem):
         return "", os.path.realpath(path)
     return repr(kind._get_kwargs_from_urls(url)), path  # noqa: SLF001
@@ -122,9 +121,9 @@ def _place(url: str, protocol: str, kind: Any) -> tuple[str, str]:
 
 @functools.lru_cache(maxsize=64)
 def _is_a_file(table: str, options: str) -> bool:
-    """Whether a table whose folder looks like a glob is a file of that very name, as the listing takes it first."""
+    """Whether a file has this very name although it looks like a glob. The listing prefers such a file too."""
     try:
         info = file_info(*filesystem(table, json.loads(options)))
-    except Exception:  # what cannot be asked allows the least
+    except Exception:  # if the lookup fails, allow the smaller folder
         return True
     return info is not None and info["type"] == "file"

@@ -1,4 +1,4 @@
-"""Values of a table that are not what the job says: all of them are counted, and the first ten told."""
+"""Collects table values that do not have their declared type: counts all of them and reports the first ten."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from ...configs.errors import SourceError
 
 _LISTED = 10
 _MOST = 10_000
-"""Values after which the rest of the table is not looked through."""
+"""Number of invalid values after which the rest of the table is not read."""
 _HOW = {
     "int": "Write whole numbers as 1234",
     "double": "Write numbers as 1234.5",
@@ -19,10 +19,10 @@ _HOW = {
 
 @dataclass(kw_only=True)
 class WrongValues:
-    """Collects them for one table."""
+    """The invalid values of one table."""
 
     place: str
-    """The source's, in the job."""
+    """Place of the source in the job."""
     url: str
     metadata: Mapping[str, str]
     """The types of the table's metadata columns, as the job spells them."""
@@ -36,15 +36,15 @@ class WrongValues:
         return row in self._found.get(key, ())
 
     def add(self, key: str, value: str | None, row: int) -> None:
-        """Notes a value.
+        """Record an invalid value.
 
         Args:
-            key: Of the source: `id`, `text`, `uri` or `metadata.NAME`.
-            value: As a person would write it; None: there is none where there must be one.
-            row: From 0.
+            key: Key of the source: `id`, `text`, `uri` or `metadata.NAME`.
+            value: The value as text. None: a required value is missing.
+            row: Number of the row, from 0.
 
         Raises:
-            SourceError: When there are very many.
+            SourceError: If a column has 10,000 invalid values.
         """
         rows = self._found.setdefault(key, {})
         rows[row] = value
@@ -52,7 +52,7 @@ class WrongValues:
             self.check()
 
     def check(self) -> None:
-        """Raises SourceError when any was noted: a line for each column."""
+        """Raise SourceError with a line for each column if there are invalid values."""
         if self._found:
             raise SourceError("\n".join(self._line(key, rows) for key, rows in self._found.items()))
 

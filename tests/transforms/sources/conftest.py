@@ -1,4 +1,4 @@
-"""An empty store in memory."""
+"""A fixture with an empty in-memory store."""
 
 from collections.abc import Iterator
 from typing import Any

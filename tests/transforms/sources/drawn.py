@@ -1,4 +1,4 @@
-"""Picture files and colour profiles that no library writes, made byte by byte, with what they look like."""
+"""Image files and colour profiles that no library writes, made byte by byte, with their expected colours."""
 
 import struct
 import zlib
@@ -10,7 +10,7 @@ import numpy.typing as npt
 Levels = npt.NDArray[np.uint8]
 
 _D50 = (0.9642, 1.0, 0.8249)
-PRIMARIES = {  # as XYZ of a D50 white, a column each for red, green and blue
+PRIMARIES = {  # XYZ for a D50 white; one column each for red, green and blue
     "srgb": ((0.43607, 0.38515, 0.14307), (0.22249, 0.71687, 0.06061), (0.01392, 0.09708, 0.71410)),
     "p3": ((0.51512, 0.29198, 0.15710), (0.24120, 0.69225, 0.06657), (-0.00105, 0.04189, 0.78407)),
     "adobe": ((0.60974, 0.20528, 0.14919), (0.31111, 0.62567, 0.06322), (0.01947, 0.06087, 0.74457)),
@@ -42,7 +42,7 @@ def _curve(gamma: float) -> bytes:
 
 
 def rgb_profile(primaries: str, gamma: float) -> bytes:
-    """A profile of three primaries (`PRIMARIES`) and one exponent."""
+    """Make an RGB profile with three primaries (`PRIMARIES`) and one exponent."""
     columns = zip(*PRIMARIES[primaries], strict=True)
     tags = {
         name: b"XYZ \0\0\0\0" + _fixed(*xyz) for name, xyz in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns, strict=True)
@@ -55,7 +55,7 @@ def grey_profile(gamma: float) -> bytes:
 
 
 def ink_profile(colours: Sequence[tuple[float, float, float]]) -> bytes:
-    """A profile of four inks: the CIELAB colour of each of the 16 ways to print each ink in full or not at all."""
+    """Make a CMYK profile from the CIELAB colours of all 16 combinations of inks, each at 0 or 100 %."""
     lut = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + _fixed(1, 0, 0, 0, 1, 0, 0, 0, 1)
     ramp = bytes(range(256))
     grid = b"".join(bytes([round(light * 2.55), round(a + 128), round(b + 128)]) for light, a, b in colours)
@@ -63,20 +63,20 @@ def ink_profile(colours: Sequence[tuple[float, float, float]]) -> bytes:
 
 
 def encode_srgb(linear: npt.NDArray[np.float64]) -> Levels:
-    """Light from 0 to 1 as sRGB's levels."""
+    """Convert linear light from 0 to 1 to sRGB levels."""
     light = np.clip(linear, 0, 1)
     curve = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     return (curve * 255 + 0.5).astype(np.uint8)
 
 
 def seen_through(levels: Levels, primaries: str, gamma: float) -> Levels:
-    """What levels of a profile look like, as sRGB: (…, 3), by the definition of both."""
+    """Convert levels of a profile to sRGB by the definitions of both: uint8, (…, 3)."""
     xyz = (levels / 255) ** gamma @ np.array(PRIMARIES[primaries]).T
     return encode_srgb(xyz @ np.linalg.inv(np.array(PRIMARIES["srgb"])).T)
 
 
 def seen_lab(light: float, a: float, b: float) -> Levels:
-    """A CIELAB colour under D50 as sRGB."""
+    """Convert a CIELAB colour under D50 to sRGB."""
     y = (light + 16) / 116
     f = np.array([y + a / 500, y, y - b / 200])
     xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * np.array(_D50)
@@ -88,7 +88,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, bits: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
-    """A PNG of unfiltered rows, without their filter bytes; `extra` are chunks that stand before the pixels."""
+    """Make a PNG from rows without filter bytes; `extra` are chunks before the pixels."""
     stride = len(rows) // height
     lines = b"".join(b"\0" + rows[y * stride : (y + 1) * stride] for y in range(height))
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
@@ -105,7 +105,7 @@ _TYPES = {"H": 3, "I": 4, "f": 11, "d": 12, "h": 8, "i": 9, "B": 1}
 def tiff(
     width: int, height: int, bits: Sequence[int], photometric: int, rows: bytes, *, big: bool = False, **tags: object
 ) -> bytes:
-    """An uncompressed TIFF in one strip. `tags` are `tag339=("H", [3])`, or bytes."""
+    """Make an uncompressed TIFF in one strip. `tags` are `tag339=("H", [3])`, or bytes."""
     order = ">" if big else "<"
     entries: dict[int, tuple[int, int, bytes]] = {}
 

@@ -1,4 +1,4 @@
-"""Files and tables as sources, and what is listed of them."""
+"""Helpers that make sources and list their references."""
 
 import json
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def table(path: Path | str, **columns: Any) -> list[Row]:
 
 
 def grow(folder: Path, *names: str) -> Path:
-    """Makes files, each with its own name as its content."""
+    """Make files, each with its name as content."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(name.encode())
@@ -53,7 +53,7 @@ def json_lines(path: Path, *rows: object) -> Path:
 
 
 def contents(rows: list[Row], source: SourceConfig) -> list[bytes]:
-    """The bytes that a reader finds for listed rows."""
+    """Read the bytes of listed rows."""
     reader = Reader([source], PrepareConfig())
     names = Reference.__dataclass_fields__
     return [reader.read(Reference(**{name: row[name] for name in names})) for row in rows]
@@ -63,7 +63,7 @@ TREE = ("a.jpg", "b.JPG", "c.png", "IMG_1.Jpeg", "sub/d.jpg", "sub/deep/e.jpg", 
 
 
 def text_tables(folder: Path, rows: list[tuple[str, str]]) -> Mapping[str, Path]:
-    """The same rows as csv, jsonl and parquet."""
+    """Write the same rows as csv, jsonl and parquet."""
     quoted = "".join(",".join('"' + cell.replace('"', '""') + '"' for cell in row) + "\n" for row in rows)
     pq.write_table(pa.table({"id": [i for i, _ in rows], "t": [t for _, t in rows]}), folder / "t.parquet")
     return {

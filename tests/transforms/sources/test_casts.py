@@ -1,4 +1,4 @@
-"""A cell becomes the value that was written, of the declared type, or nothing does."""
+"""A cell is cast to its declared type without loss, or refused."""
 
 import datetime
 import uuid
@@ -36,14 +36,14 @@ def test_numbers_with_a_fraction_come_back_as_they_were_written(numbers: list[fl
 
 
 @given(st.datetimes(datetime.datetime(1970, 1, 1), datetime.datetime(2200, 1, 1)), st.sampled_from([" ", "T"]))  # noqa: DTZ001
-def test_a_time_without_a_zone_is_taken_as_utc_as_text_and_as_a_time(time: datetime.datetime, between: str) -> None:
+def test_a_time_without_a_zone_is_utc_from_text_and_from_timestamps(time: datetime.datetime, between: str) -> None:
     expected = [time.replace(tzinfo=datetime.UTC)]
     assert cast_cells(pa.array([time.isoformat(between)]), UTC).to_pylist() == expected
     assert cast_cells(pa.array([time], pa.timestamp("us")), UTC).to_pylist() == expected
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=str)
-def test_an_empty_cell_is_no_value_of_any_type_but_text(kind: pa.DataType) -> None:
+def test_an_empty_cell_is_null_unless_the_type_is_text(kind: pa.DataType) -> None:
     assert cast_cells(pa.array(["", None]), kind).to_pylist() == [None, None]
     assert cast_cells(pa.array(["", None]), pa.string()).to_pylist() == ["", None]
 
@@ -63,12 +63,12 @@ def test_an_empty_cell_is_no_value_of_any_type_but_text(kind: pa.DataType) -> No
     ],
     ids=str,
 )
-def test_what_would_lose_something_is_refused(cell: pa.Array, kind: pa.DataType) -> None:
+def test_a_cast_that_loses_information_is_refused(cell: pa.Array, kind: pa.DataType) -> None:
     with pytest.raises((pa.ArrowInvalid, pa.ArrowNotImplementedError)):
         cast_cells(cell, kind)
 
 
-def test_only_what_is_finer_than_microseconds_is_cut_off() -> None:
+def test_times_are_truncated_to_microseconds() -> None:
     cell = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns", tz="UTC"))
     assert cast_cells(cell, UTC).cast(pa.int64()).to_pylist() == [1_700_000_000_123_456]
 
@@ -85,18 +85,18 @@ def extension(name: str, storage: pa.Array) -> pa.Array:
 
 
 @given(st.lists(st.none() | st.uuids(), max_size=5))
-def test_a_uuid_becomes_the_text_that_people_write(ids: list[uuid.UUID | None]) -> None:
+def test_a_uuid_becomes_its_usual_text(ids: list[uuid.UUID | None]) -> None:
     column = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([i and i.bytes for i in ids], pa.binary(16)))
     assert cast_cells(column, pa.string()).to_pylist() == [i and str(i) for i in ids]
 
 
-def test_a_uuid_whose_bytes_are_text_is_none_the_less_a_uuid() -> None:
+def test_a_uuid_whose_bytes_are_printable_is_still_a_uuid() -> None:
     column = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"abcdefghijklmnop"], pa.binary(16)))
     assert cast_cells(column, pa.string()).to_pylist() == ["61626364-6566-6768-696a-6b6c6d6e6f70"]
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str)
-def test_a_text_is_a_text_however_it_is_held(kind: pa.DataType) -> None:
+def test_all_arrow_string_types_are_read_as_text(kind: pa.DataType) -> None:
     column = (
         pa.array(["1", "", None]).cast(kind)
         if not pa.types.is_dictionary(kind)
@@ -108,7 +108,7 @@ def test_a_text_is_a_text_however_it_is_held(kind: pa.DataType) -> None:
     assert cast_cells(time, UTC).to_pylist() == [datetime.datetime(2026, 1, 31, tzinfo=datetime.UTC)]
 
 
-def test_an_extension_is_what_its_cells_are_unless_they_are_bytes_that_nobody_knows() -> None:
+def test_extension_types_are_read_unless_their_cells_are_unknown_bytes() -> None:
     assert cast_cells(extension("shop.sku", pa.array(["a"])), pa.string()).to_pylist() == ["a"]
     assert cast_cells(extension("shop.count", pa.array([7])), pa.int64()).to_pylist() == [7]
     flags = pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, 0, None], pa.int8()))

@@ -1,4 +1,4 @@
-"""What is sent, and what is shown, looks as it looks: every mode, depth and profile by its own definition."""
+"""Sent and displayed images have the right colours, for every mode, depth and profile."""
 
 import io
 import struct
@@ -41,7 +41,7 @@ FLOAT = {"tag339": ("H", [3])}
 SIGNED = {"tag339": ("H", [2])}
 SENT_AS_PNG = PrepareConfig(send_formats=("png",), as_is="plain")
 INKS = [(100, 0, 0), *((70 + 5 * (i % 4), 3 * (i % 5) - 6, 4 * (i % 3) - 4) for i in range(1, 15)), (0, 0, 0)]
-"""Paper is white and all inks together are black: so a perceptual conversion moves neither."""
+"""Paper is white and all inks together are black, so that a perceptual conversion changes neither."""
 
 Case = tuple[bytes, npt.NDArray[np.generic], tuple[str, ...]]
 
@@ -148,7 +148,7 @@ def profiles() -> Iterator[tuple[str, Case]]:
     profile, seen = rgb_profile("p3", 2.2), seen_through(COLOURS, "p3", 2.2)
     for kind in ("PNG", "WEBP"):
         yield f"{kind} p3", (saved(COLOURS, kind, icc_profile=profile), seen, ("srgb",))
-    flat = np.full((SIDE, SIDE, 3), (60, 200, 60), np.uint8)  # JPEG keeps what is even
+    flat = np.full((SIDE, SIDE, 3), (60, 200, 60), np.uint8)  # JPEG keeps a uniform colour
     yield "jpeg p3", (saved(flat, "JPEG", icc_profile=profile), seen_through(flat, "p3", 2.2), ("srgb",))
     alpha = np.full((SIDE, SIDE), 128, np.uint8)
     rgba = np.dstack([COLOURS, alpha])
@@ -220,7 +220,7 @@ def furthest(one: Levels, other: npt.NDArray[np.generic]) -> int:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_sent_as_it_looks(name: str) -> None:
+def test_an_image_is_sent_as_viewers_show_it(name: str) -> None:
     data, seen, steps = CASES[name]
     prepared_image = prepare_image(data, SENT_AS_PNG)
     with Image.open(io.BytesIO(prepared_image.content)) as image:
@@ -232,7 +232,7 @@ def test_it_is_sent_as_it_looks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_shown_as_it_is_sent(name: str) -> None:
+def test_an_image_is_displayed_as_it_is_sent(name: str) -> None:
     data, seen, _ = CASES[name]
     assert furthest(np.asarray(draw_image(data, PrepareConfig(), 1 << 20)), seen) <= 3
     small = shrink(data, 64)
@@ -241,15 +241,15 @@ def test_it_is_shown_as_it_is_sent(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_steps_are_foretold_by_the_header_or_left_open(name: str) -> None:
+def test_the_header_predicts_the_steps_or_leaves_them_open(name: str) -> None:
     data, _, steps = CASES[name]
     foreseen = expected_steps(open_image(data, PrepareConfig(), time.monotonic() + 60))
     assert foreseen in {None, steps}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_where_no_step_is_taken_the_first_rules_sent_the_same(name: str) -> None:
-    """So that their vectors may stay. Alpha was kept as it is, too."""
+def test_without_a_step_the_first_rules_sent_the_same_pixels(name: str) -> None:
+    """Their vectors therefore stay valid. The first rules kept alpha unchanged too."""
     data, _, steps = CASES[name]
     image = as_first_sent(data)
     prepared_image = prepare_image(data, PrepareConfig(send_formats=("png",)), smaller=False)
@@ -265,7 +265,7 @@ def test_where_no_step_is_taken_the_first_rules_sent_the_same(name: str) -> None
 
 
 def as_first_sent(data: bytes) -> Image.Image | None:
-    """What the first rules made of a picture, before it was encoded; None where they had a dead letter."""
+    """Return an image as the first rules converted it, before encoding; None if it became a dead letter."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
@@ -277,13 +277,13 @@ def as_first_sent(data: bytes) -> Image.Image | None:
                 image = Image.fromarray(np.clip(levels >> shift, 0, 255).astype(np.uint8))
             has_alpha = image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
             return image.convert("RGBA" if has_alpha else "RGB")
-    except ValueError:  # of a mode that Pillow does not convert
+    except ValueError:  # Pillow does not convert this mode
         return None
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_a_turned_picture_with_a_profile_looks_as_it_looks(kind: str, orientation: int) -> None:
+def test_a_rotated_image_with_a_profile_is_converted_correctly(kind: str, orientation: int) -> None:
     quarters = np.array([[[60, 200, 60], [200, 30, 30]], [[20, 40, 220], [240, 240, 240]]], np.uint8)
     upright = quarters.repeat(16, axis=0).repeat(32, axis=1)
     turns: dict[int, Callable[[Levels], Levels]] = {
@@ -306,7 +306,7 @@ def test_a_turned_picture_with_a_profile_looks_as_it_looks(kind: str, orientatio
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(("tiff", "TIFF", "GIF", "BMP"))])
-def test_what_needs_no_change_is_sent_byte_for_byte_unless_only_what_is_plain_is(name: str) -> None:
+def test_only_conversions_change_the_bytes_unless_as_is_is_plain(name: str) -> None:
     data, _, steps = CASES[name]
     assert prepare_image(data, PrepareConfig()).content == data
     prepared_image = prepare_image(data, PrepareConfig(as_is="plain"))
@@ -314,7 +314,7 @@ def test_what_needs_no_change_is_sent_byte_for_byte_unless_only_what_is_plain_is
         assert prepared_image.content != data
 
 
-def test_what_is_plain_is_sent_byte_for_byte_whatever_is_asked() -> None:
+def test_a_plain_image_is_sent_byte_for_byte_with_any_setting() -> None:
     for data in (
         saved(COLOURS, "JPEG"), saved(COLOURS, "PNG"), saved(GREYS, "PNG"), saved(COLOURS, "WEBP"),
         saved(Image.fromarray(COLOURS).quantize(8), "PNG"), saved(COLOURS, "PNG", icc_profile=b"none"),
@@ -323,7 +323,7 @@ def test_what_is_plain_is_sent_byte_for_byte_whatever_is_asked() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_what_moves_is_its_first_frame_where_only_what_is_plain_is_sent(kind: str) -> None:
+def test_an_animation_is_its_first_frame_if_as_is_is_plain(kind: str) -> None:
     frames = [Image.fromarray(np.roll(COLOURS, i, axis=0)) for i in range(3)]
     data = saved(frames[0], kind, save_all=True, append_images=frames[1:])
     prepared_image = prepare_image(data, PrepareConfig(as_is="plain", send_formats=("png", "webp")))
@@ -332,7 +332,7 @@ def test_what_moves_is_its_first_frame_where_only_what_is_plain_is_sent(kind: st
         assert furthest(np.asarray(image.convert("RGB")), COLOURS) <= 3
 
 
-def test_a_large_picture_is_converted_in_strips_and_comes_out_whole() -> None:
+def test_a_large_image_is_converted_whole_in_strips() -> None:
     levels = np.tile(np.linspace(0, 1, 5000, dtype="<f4"), (1700, 1))
     data = tiff(5000, 1700, [32], 1, levels.tobytes(), **FLOAT)
     file = open_image(data, PrepareConfig(), time.monotonic() + 60)
@@ -343,8 +343,8 @@ def test_a_large_picture_is_converted_in_strips_and_comes_out_whole() -> None:
     assert to_srgb(image, file)[1] == []
 
 
-def test_many_greys_of_one_profile_cost_one_table() -> None:
-    """A profile is read once, not once a picture."""
+def test_many_grey_images_with_one_profile_need_one_table() -> None:
+    """A profile is read once, not once for each image."""
     data = saved(GREYS, "PNG", icc_profile=grey_profile(1.4))
     first = prepare_image(data, SENT_AS_PNG).content
     assert {prepare_image(data, SENT_AS_PNG).content for _ in range(3)} == {first}

@@ -1,4 +1,4 @@
-"""A csv is read as Python's `csv` reads it, wherever a block ends, and what is wrong is named with its line."""
+"""A csv is read as Python's `csv` reads it, for any block size, and errors name their lines."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ PIECES += [b"\x00", b"1,2\n", b'"q",r\n', b"\xff", b"\x85", b'27" tv,', b"\xef\x
 
 
 def read(data: bytes, block_bytes: int) -> tuple[list[str], list[list[str]]] | str | None:
-    """Names and cells; the error; None where there is nothing."""
+    """Return names and cells, or the error, or None if the file is empty."""
     found = CsvTable("t.csv", MOST, block_bytes)
     try:
         names = found.names(io.BytesIO(data), set())
@@ -44,7 +44,7 @@ def as_csv_says(data: bytes) -> tuple[list[str], list[list[str]]] | str | None:
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from([b"", b"c,d\n", b"c\r\n"]), st.lists(st.sampled_from(PIECES), max_size=30), st.integers(1, 40))
-def test_cells_are_those_of_csv_wherever_a_block_ends(header: bytes, pieces: list[bytes], block_bytes: int) -> None:
+def test_cells_equal_those_of_csv_for_any_block_size(header: bytes, pieces: list[bytes], block_bytes: int) -> None:
     data = header + b"".join(pieces)
     found, expected = read(data, block_bytes), as_csv_says(data)
     if isinstance(expected, str):
@@ -83,24 +83,24 @@ def test_a_quote_in_an_unquoted_cell_is_a_character(tmp_path: Path, rows: list[s
     assert [[row["asset_id"], row["text"]] for row in found] == expected[1]
 
 
-def test_rows_that_are_plain_need_not_be_read_slowly() -> None:
-    """Else a table would take eight times as long."""
+def test_plain_rows_are_read_by_pyarrow() -> None:
+    """Otherwise a table would take eight times as long."""
     for rows in (b'a,b\n"x","y\nz"\n', b'1,27" tv\n2,z\n', b'"a""b",c\r\n', b"no quotes,at all\n"):
         assert plain_rows(rows, is_last=True) == plain_rows(rows, is_last=False) == len(rows)
     assert plain_rows(b'1,2\n3,"open\n', is_last=True) == plain_rows(b'1,2\n3,"x" y\n', is_last=False) == 4
 
 
 @pytest.mark.parametrize("quotes", [1, 2, 3, 4])
-def test_no_row_is_lost_to_quotes_that_are_never_closed(tmp_path: Path, quotes: int) -> None:
+def test_unclosed_quotes_lose_no_row(tmp_path: Path, quotes: int) -> None:
     rows = [f'{i},"open' if i % 3 == 0 and i < 3 * quotes else f"{i},x" for i in range(20)]
-    with pytest.raises(SourceError, match=r"line \d+: (a quote is opened|text follows a closing quote)"):
+    with pytest.raises(SourceError, match=r"line \d+: (this row opens a quote|text follows a closing quote)"):
         table(write(tmp_path / "t.csv", "\n".join(["id,t", *rows, ""])))
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b'id,t\n1,x\n2,"y\n3,z\n', "line 3: a quote is opened in this row and never closed."),
+        (b'id,t\n1,x\n2,"y\n3,z\n', "line 3: this row opens a quote and does not close it."),
         (b'id,t\n1,"x\n2,y\n3,"z\n', "line 4: text follows a closing quote of the row that begins in line 2."),
         (b'id,t\n\n1,"x" y\n', "line 3: text follows a closing quote."),
         (b"id,t\n1,x\n2\n", "line 3: the row has 1 cells, and the header has 2."),
@@ -109,16 +109,16 @@ def test_no_row_is_lost_to_quotes_that_are_never_closed(tmp_path: Path, quotes: 
         (b'id,t\n1,"two\ncaf\xe9"\n', "line 3: this is not UTF-8 (the byte 0xe9)."),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, content: bytes, said: str) -> None:
+def test_an_error_names_its_line(tmp_path: Path, content: bytes, said: str) -> None:
     path = write(tmp_path / "t.csv", content)
     with pytest.raises(SourceError) as caught:
         table(path)
     assert f"sources[0].table: {path} {said}" in str(caught.value)
 
 
-def test_a_row_is_capped_before_it_is_read_whole() -> None:
+def test_a_long_row_is_refused_before_it_is_read_whole() -> None:
     class Endless(io.RawIOBase):
-        """A quoted cell without an end, which counts what is asked of it."""
+        """A quoted cell without an end, which counts the bytes that are read."""
 
         given = 0
 
@@ -138,6 +138,6 @@ def test_a_row_is_capped_before_it_is_read_whole() -> None:
         list(CsvTable("t.csv", 99_999).batches(io.BytesIO(longest), ["id", "t"]))
 
 
-def test_a_csv_may_begin_with_a_mark_and_hold_quoted_lines_commas_and_quotes(tmp_path: Path) -> None:
+def test_a_csv_may_have_a_bom_and_quoted_line_breaks_commas_and_quotes(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", '\ufeffid,t\n007,"one\ntwo, ""three"""\n\n8,\n')
     assert [(r["asset_id"], r["text"]) for r in table(path)] == [("007", 'one\ntwo, "three"'), ("8", "")]

@@ -1,4 +1,4 @@
-"""Lines and blocks of a csv are whole, however little of it is read at a time."""
+"""Lines and blocks of a csv are complete for any block size."""
 
 import io
 import re
@@ -13,7 +13,7 @@ TEXTS = st.lists(st.sampled_from([b"a", b"bc", b"\n", b"\r", b"\r\n"]), max_size
 
 @settings(max_examples=200, deadline=None)
 @given(TEXTS, st.integers(1, 9))
-def test_lines_are_those_of_the_text_with_their_numbers(data: bytes, block_bytes: int) -> None:
+def test_lines_and_their_numbers_are_those_of_the_text(data: bytes, block_bytes: int) -> None:
     text = CsvText(io.BytesIO(data), block_bytes)
     lines = []
     while line := text.take_line(100):
@@ -25,21 +25,21 @@ def test_lines_are_those_of_the_text_with_their_numbers(data: bytes, block_bytes
 
 @settings(max_examples=200, deadline=None)
 @given(TEXTS, st.integers(1, 9), st.data())
-def test_what_is_skipped_is_counted_and_the_rest_stays(data: bytes, block_bytes: int, draw: st.DataObject) -> None:
+def test_skipped_bytes_are_counted_and_the_rest_stays(data: bytes, block_bytes: int, draw: st.DataObject) -> None:
     text = CsvText(io.BytesIO(b"\xef\xbb\xbf" + data), block_bytes)
     rest = data
     while block := text.block():
         assert rest.startswith(block)
         size = draw.draw(st.integers(1, len(block)))
         if rest[:size].endswith(b"\r"):
-            size = len(block)  # half a line's end is never skipped to
+            size = len(block)  # never skip into the middle of a line break
         text.skip(size)
         rest = rest[size:]
     assert rest == b""
     assert text.place == len(data) + 3
 
 
-def test_a_long_line_is_cut_and_blank_lines_are_passed_over() -> None:
+def test_a_long_line_is_cut_and_blank_lines_are_skipped() -> None:
     text = CsvText(io.BytesIO(b"\n\r\n\rabcdef\n"), 2)
     text.skip_blank_lines()
     assert (text.line, text.take_line(4), text.take_line(9), text.take_line(9)) == (4, b"abcd", b"ef\n", b"")

@@ -1,4 +1,4 @@
-"""A row says how it was prepared; by that, and the settings, it is known whether it would be prepared so today."""
+"""A row and the settings show whether an image would be prepared in the same way today."""
 
 from typing import Any
 
@@ -26,28 +26,28 @@ def changed(**settings: Any) -> PrepareConfig:
     return DEFAULTS.model_copy(update=settings)
 
 
-def test_with_the_same_settings_nothing_of_these_rules_is_read_again() -> None:
+def test_rows_of_these_rules_are_not_read_again_with_equal_settings() -> None:
     for prepared in (None, TODAY, written(["png"]), written(["srgb", "png"])):
         assert why_again(AS_IS._replace(prepared=prepared), DEFAULTS, DEFAULTS) is None
     assert why_again(Row("text", "text/plain", 90_000, None, None, None), DEFAULTS, DEFAULTS) is None
 
 
 @pytest.mark.parametrize("media_type", ["image/jpeg", "image/png", "image/webp", "image/tiff"])
-def test_of_the_first_rules_what_was_decoded_is_looked_at(media_type: str) -> None:
+def test_rows_that_the_first_rules_decoded_are_read_again(media_type: str) -> None:
     row = AS_IS._replace(media_type=media_type)
     assert why_again(row, DEFAULTS, DEFAULTS) is None
     for prepared in ("jpeg", "upright;png", "upright;downscaled 5x4;jpeg"):
-        assert "as they look" in (why_again(row._replace(prepared=prepared), DEFAULTS, DEFAULTS) or "")
+        assert "as viewers show them" in (why_again(row._replace(prepared=prepared), DEFAULTS, DEFAULTS) or "")
 
 
 @pytest.mark.parametrize("media_type", ["image/gif", "image/bmp"])
-def test_what_the_new_rules_prepare_as_the_first_did_is_not(media_type: str) -> None:
+def test_rows_that_both_rules_prepare_equally_are_not_read_again(media_type: str) -> None:
     row = Row("image", media_type, 100, 5, 5, "jpeg")
     assert why_again(row, DEFAULTS, DEFAULTS) is None
 
 
 @pytest.mark.parametrize("name", LOWER)
-def test_a_lower_cap_reads_again_what_is_beyond_it_and_nothing_else(name: str) -> None:
+def test_a_lower_limit_reads_again_only_what_exceeds_it(name: str) -> None:
     lower = changed(**{name: LOWER[name]})
     sentence = f"prepare.{name} was {getattr(DEFAULTS, name)} and is 100"
     assert why_again(AS_IS, DEFAULTS, lower) == sentence
@@ -56,8 +56,8 @@ def test_a_lower_cap_reads_again_what_is_beyond_it_and_nothing_else(name: str) -
     assert why_again(AS_IS, lower, lower) is None
 
 
-def test_what_an_older_release_let_through_stays_beyond_a_cap_that_it_had_not() -> None:
-    """A new cap at its default is not lower than none was: what is there is there."""
+def test_a_new_limit_at_its_default_does_not_affect_older_rows() -> None:
+    """A new limit at its default does not count as a lower one."""
     assert why_again(AS_IS._replace(width=5_000_000, height=1), DEFAULTS, DEFAULTS) is None
 
 
@@ -87,7 +87,7 @@ def test_what_an_older_release_let_through_stays_beyond_a_cap_that_it_had_not() 
     ],
     ids=str,
 )
-def test_another_setting_reads_again_what_it_may_change(
+def test_a_changed_setting_reads_again_what_it_may_affect(
     settings: dict[str, Any], prepared: str | None, is_again: bool
 ) -> None:
     (name,) = settings
@@ -98,7 +98,7 @@ def test_another_setting_reads_again_what_it_may_change(
         assert why_again(AS_IS._replace(prepared=prepared), changed(**settings), changed(**settings)) is None
 
 
-def test_what_may_be_sent_as_it_is_now_is_read_again() -> None:
+def test_an_image_that_may_now_be_sent_unchanged_is_read_again() -> None:
     row = AS_IS._replace(media_type="image/gif", prepared=written(["jpeg q92"]))
     assert why_again(row, DEFAULTS, changed(send_formats=("jpeg", "png", "webp", "gif"))) is not None
     row = row._replace(media_type="image/jpeg", prepared=written(["downscaled 5x4", "jpeg q92"]))
@@ -106,14 +106,14 @@ def test_what_may_be_sent_as_it_is_now_is_read_again() -> None:
     assert why_again(row._replace(prepared=written(["srgb", "jpeg q92"])), changed(as_is="plain"), DEFAULTS) is not None
 
 
-def test_of_texts_only_those_that_may_be_too_long_now_are_read() -> None:
+def test_only_texts_that_may_exceed_the_limit_are_read_again() -> None:
     row = Row("text", "text/plain", 500, None, None, None)
     assert why_again(row, DEFAULTS, changed(max_text_chars=499)) is not None
     assert why_again(row, DEFAULTS, changed(max_text_chars=500)) is None
     assert why_again(row, changed(max_text_chars=499), DEFAULTS) is None
 
 
-def test_vectors_from_elsewhere_say_nothing_and_stay() -> None:
+def test_imported_vectors_are_never_read_again() -> None:
     for settings in (changed(jpeg_quality=5), changed(send_formats=("png",)), changed(max_pixels=1)):
         assert why_again(Row("image", None, None, None, None, None), DEFAULTS, settings) is None
 
@@ -131,7 +131,7 @@ def test_vectors_from_elsewhere_say_nothing_and_stay() -> None:
         (Reason.TOO_LARGE_FOR_API, {"max_image_bytes": 1}),
     ],
 )
-def test_a_dead_letter_is_tried_again_when_what_made_it_changes(reason: Reason, settings: dict[str, Any]) -> None:
+def test_a_dead_letter_is_tried_again_when_its_setting_changes(reason: Reason, settings: dict[str, Any]) -> None:
     assert why_again_dead(reason, PREPARE_RULES, DEFAULTS, DEFAULTS) is None
     (name,) = settings
     assert (why_again_dead(reason, PREPARE_RULES, DEFAULTS, changed(**settings)) or "").startswith(f"prepare.{name} ")
@@ -141,7 +141,7 @@ def test_a_dead_letter_is_tried_again_when_what_made_it_changes(reason: Reason, 
     }
 
 
-def test_what_no_rule_could_decode_is_tried_once_by_the_next() -> None:
+def test_undecodable_assets_are_tried_once_with_new_rules() -> None:
     assert why_again_dead(Reason.UNDECODABLE, PREPARE_RULES - 1, DEFAULTS, DEFAULTS) is not None
     assert why_again_dead(Reason.UNDECODABLE, PREPARE_RULES, DEFAULTS, DEFAULTS) is None
     for reason in (Reason.EMPTY_FILE, Reason.NOT_AN_IMAGE, Reason.REFUSED, Reason.NOT_UTF8, Reason.EMPTY_TEXT):
@@ -164,13 +164,13 @@ def test_what_no_rule_could_decode_is_tried_once_by_the_next() -> None:
         ("downscaled 5x4;png", written(["downscaled 5x4", "smaller", "png"]), True),
     ],
 )
-def test_equal_steps_are_equal_pixels_whatever_the_rules(old: str | None, new: str | None, same: bool) -> None:
+def test_equal_steps_mean_equal_pixels_for_all_rules(old: str | None, new: str | None, same: bool) -> None:
     assert is_same(old, DEFAULTS, new) == same
     if old is not None and "rules" not in old:
-        assert not is_same(old, None, new)  # nobody knows with which quality it was made
+        assert not is_same(old, None, new)  # its quality is not known
 
 
-def test_steps_of_the_first_rules_are_written_as_todays() -> None:
+def test_steps_of_the_first_rules_are_rewritten_in_the_current_form() -> None:
     assert brought_up("upright;downscaled 500x400;jpeg", DEFAULTS) == TODAY
     assert brought_up("png", DEFAULTS) == written(["png"])
 
@@ -186,7 +186,7 @@ def test_steps_of_the_first_rules_are_written_as_todays() -> None:
         (written(["downscaled 500x400", "jpeg q92"]), False),
     ],
 )
-def test_it_is_known_that_the_api_asked_for_a_smaller_one(prepared: str | None, smaller: bool) -> None:
+def test_a_row_shows_that_the_api_required_a_smaller_image(prepared: str | None, smaller: bool) -> None:
     assert is_smaller(AS_IS._replace(prepared=prepared), DEFAULTS) == smaller
 
 
@@ -194,7 +194,7 @@ NOT_OURS = ["", ";", " ", "downscaled ", "downscaled x", "downscaled 1e9x2", f"d
 
 
 @pytest.mark.parametrize("prepared", NOT_OURS)
-def test_steps_that_this_library_did_not_write_break_nothing(prepared: str) -> None:
+def test_unknown_steps_cause_no_error(prepared: str) -> None:
     row = AS_IS._replace(prepared=prepared)
     other = changed(jpeg_quality=1, max_pixels=7, as_is="plain")
     for before, now in ((DEFAULTS, DEFAULTS), (DEFAULTS, other), (other, DEFAULTS)):

@@ -1,4 +1,4 @@
-"""Every file that is meant is listed, of whatever name and on any file system, or the run stops."""
+"""Every matching file is listed, for any name and file system, or the run stops."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ from epithre_beam.transforms.sources.list_sources import list_references
 from .listing import TREE, contents, files, grow, ids, listed, write
 
 
-def test_a_file_has_one_uri_and_fingerprint_however_it_is_named(tmp_path: Path) -> None:
+def test_a_file_has_one_uri_and_fingerprint_for_all_patterns(tmp_path: Path) -> None:
     grow(tmp_path, "a.jpg")
     literal, folder, glob = files(tmp_path / "a.jpg"), files(tmp_path), files(tmp_path / "*.jpg")
     assert literal == folder == glob
@@ -27,7 +27,7 @@ def test_a_file_has_one_uri_and_fingerprint_however_it_is_named(tmp_path: Path) 
     assert literal[0]["uri"] == f"{tmp_path}/a.jpg"
 
 
-def test_a_fingerprint_changes_with_size_and_time_and_with_nothing_else(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_size_and_time_only(tmp_path: Path) -> None:
     path = grow(tmp_path, "a.jpg") / "a.jpg"
     os.utime(path, ns=(1, 1_700_000_000_123_456_789))
     before = files(path)[0]["fingerprint"]
@@ -40,7 +40,7 @@ def test_a_fingerprint_changes_with_size_and_time_and_with_nothing_else(tmp_path
     assert len({before, later, files(path)[0]["fingerprint"]}) == 3
 
 
-def test_hidden_files_and_folders_are_passed_over(tmp_path: Path, memory: Any) -> None:
+def test_hidden_files_and_folders_are_skipped(tmp_path: Path, memory: Any) -> None:
     names = ("seen.jpg", ".hidden.jpg", ".git/x.jpg", "sub/.thumbs/y.jpg", "sub/._z.jpg", "sub/seen too.jpg")
     grow(tmp_path, *names)
     for name in names:
@@ -77,7 +77,7 @@ NAMES = (
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows forbids most of these names")
-def test_names_of_every_kind_are_listed_and_read_back(tmp_path: Path) -> None:
+def test_unusual_names_are_listed_and_read_back(tmp_path: Path) -> None:
     grow(tmp_path, *NAMES)
     source = SourceConfig(kind="image", files=f"{tmp_path}/**/*.jpg")
     rows = listed(source)
@@ -87,7 +87,7 @@ def test_names_of_every_kind_are_listed_and_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows forbids most of these names")
 @pytest.mark.parametrize("name", [name for name in NAMES if "::" not in name and not name.startswith("~")])
-def test_a_file_of_any_name_can_be_named_outright(tmp_path: Path, name: str) -> None:
+def test_a_file_of_any_name_can_be_given_directly(tmp_path: Path, name: str) -> None:
     grow(tmp_path, name)
     source = SourceConfig(kind="image", files=f"{tmp_path}/{name}")
     assert contents(listed(source), source) == [name.encode()]
@@ -96,7 +96,7 @@ def test_a_file_of_any_name_can_be_named_outright(tmp_path: Path, name: str) -> 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps names that are no UTF-8")
 @given(st.sets(st.binary(min_size=1, max_size=12).filter(lambda b: not {0, 47} & set(b)), min_size=1, max_size=20))
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_names_that_are_no_text_are_listed_with_ids_of_their_own_and_read_back(
+def test_names_that_are_not_utf8_are_listed_with_distinct_ids(
     tmp_path_factory: pytest.TempPathFactory, stems: set[bytes]
 ) -> None:
     folder = tmp_path_factory.mktemp("names")
@@ -112,7 +112,7 @@ def test_names_that_are_no_text_are_listed_with_ids_of_their_own_and_read_back(
         assert (row["asset_id"] + row["uri"]).encode().isascii()
 
 
-def test_the_order_is_the_same_whatever_the_order_of_making(tmp_path: Path) -> None:
+def test_the_order_does_not_depend_on_the_order_of_creation(tmp_path: Path) -> None:
     names = [f"{a}{b}/{c}.jpg" for a, b, c in itertools.product("aB", "0-_", "xÿ猫")]
     orders = []
     for seed in range(3):
@@ -133,7 +133,7 @@ def test_the_order_is_the_same_whatever_the_order_of_making(tmp_path: Path) -> N
         ("{0}/a.jpg/*.jpg", ["no file matches"]),
     ],
 )
-def test_what_matches_nothing_is_said_with_place_rule_and_value(tmp_path: Path, files_: str, words: list[str]) -> None:
+def test_a_pattern_without_a_match_is_reported_with_its_place(tmp_path: Path, files_: str, words: list[str]) -> None:
     grow(tmp_path, "a.jpg", "texts/a.txt")
     url = files_.format(tmp_path)
     source = SourceConfig(kind="image", files=url)
@@ -147,15 +147,15 @@ def test_what_matches_nothing_is_said_with_place_rule_and_value(tmp_path: Path, 
         assert word.format(tmp_path) in message
 
 
-def test_a_missing_folder_of_a_bucket_is_said(memory: Any) -> None:
+def test_a_missing_folder_of_a_bucket_is_reported(memory: Any) -> None:
     memory.pipe("/bucket/a.jpg", b"x")
     with pytest.raises(ConfigError, match="there is no folder '/bucket/none'"):
         ids("memory://bucket/none/*.jpg")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
-def test_listing_opens_no_picture_and_takes_none_for_a_pipe(tmp_path: Path) -> None:
-    """Opening a pipe that nobody writes to would wait for ever; what may not be read is listed all the same."""
+def test_listing_opens_no_file_and_skips_pipes(tmp_path: Path) -> None:
+    """Opening a pipe without a writer would block for ever. Files without read permission are listed."""
     grow(tmp_path, "closed.jpg", "open.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
@@ -165,7 +165,7 @@ def test_listing_opens_no_picture_and_takes_none_for_a_pipe(tmp_path: Path) -> N
     assert (tmp_path / "open.jpg").stat().st_atime_ns == before
 
 
-def test_links_to_files_are_followed_and_circles_are_not(tmp_path: Path) -> None:
+def test_links_to_files_are_followed_and_cycles_are_not(tmp_path: Path) -> None:
     grow(tmp_path, "in/a.jpg", "elsewhere/b.jpg")
     (tmp_path / "in/self").symlink_to(tmp_path / "in")
     (tmp_path / "in/one").symlink_to(tmp_path / "in/two")
@@ -177,7 +177,7 @@ def test_links_to_files_are_followed_and_circles_are_not(tmp_path: Path) -> None
 
 
 def deep(folder: Path, depth: int) -> int:
-    """Makes folders in folders, beyond what one path can name; returns how many."""
+    """Make nested folders until one path cannot name them. Return how many."""
     handle = os.open(folder, os.O_RDONLY)
     for _ in range(depth):
         os.mkdir("d" * 200, dir_fd=handle)
@@ -189,15 +189,15 @@ def deep(folder: Path, depth: int) -> int:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders are made relative to an open one")
 def test_a_folder_that_cannot_be_listed_stops_the_run(tmp_path: Path) -> None:
-    """Were it passed over, its assets would be taken for deleted."""
+    """If it were skipped, its assets would count as deleted."""
     grow(tmp_path, "a.jpg")
     deep(tmp_path, 25)
     with pytest.raises(SourceError, match=r"cannot be listed: .*too long"):
         ids(tmp_path)
 
 
-def test_folders_may_stand_a_thousand_deep(tmp_path: Path) -> None:
-    """Deeper than functions may call each other; each is made and removed one by one for the same reason."""
+def test_folders_may_be_a_thousand_levels_deep(tmp_path: Path) -> None:
+    """This is deeper than the recursion limit, so the folders are created and removed one by one."""
     folders = [f"{tmp_path}{'/d' * depth}" for depth in range(1, 1100)]
     for folder in folders:
         os.mkdir(folder)  # noqa: PTH102

@@ -1,4 +1,4 @@
-"""A pattern means these files and no others, as a shell has it."""
+"""A pattern matches the same files as in a shell."""
 
 import fnmatch
 import re
@@ -38,7 +38,7 @@ from .listing import TREE, grow, ids
         ("sub*d.jpg", set()),
     ],
 )
-def test_a_glob_means_these_files(tmp_path: Path, pattern: str, expected: set[str]) -> None:
+def test_a_glob_matches_these_files(tmp_path: Path, pattern: str, expected: set[str]) -> None:
     grow(tmp_path, *TREE)
     if not expected:
         with pytest.raises(ConfigError, match="no file matches"):
@@ -58,11 +58,11 @@ def test_the_id_is_the_path_below_the_fixed_part_of_the_pattern(tmp_path: Path, 
     st.lists(st.text("ab.-*?[]!", min_size=1, max_size=5), min_size=1, max_size=3),
 )
 @settings(max_examples=400, deadline=None)
-def test_a_pattern_of_plain_wildcards_means_what_a_shell_means(names: list[str], patterns: list[str]) -> None:
+def test_plain_wildcards_match_as_in_a_shell(names: list[str], patterns: list[str]) -> None:
     from epithre_beam.transforms.sources.globs import glob_regex
 
     path, pattern = "/".join(names), "/".join(patterns)
     if "**" in patterns or any("[" in p.replace("[", "", 1) for p in patterns):
-        assume(False)  # `**` has a meaning of its own here, and a shell's nested brackets are nobody's guide
+        assume(False)  # `**` has another meaning here, and shells differ in nested brackets
     expected = len(names) == len(patterns) and all(map(fnmatch.fnmatchcase, names, patterns))
     assert (re.fullmatch(glob_regex(pattern), path, re.DOTALL) is not None) == expected

@@ -1,4 +1,4 @@
-"""What a header claims is refused before memory is spent on it, and what it says of the levels is read."""
+"""A header that exceeds the limits is refused before memory is allocated, and its colour facts are read."""
 
 import io
 import json
@@ -39,14 +39,14 @@ print(json.dumps([said, time.process_time() - start, megabytes]))
 
 
 def costs(data: bytes) -> tuple[str, float, float]:
-    """What becomes of a picture, the seconds of a processor, and the megabytes that it took."""
+    """Prepare an image in a process. Return the outcome, the CPU seconds and the megabytes that it took."""
     done = subprocess.run([sys.executable, "-c", CHILD], input=data, capture_output=True, check=True)
     said, seconds, megabytes = json.loads(done.stdout)
     return said, seconds, megabytes
 
 
 def claims(width: int, height: int, kind: str) -> bytes:
-    """A file that says it has so many pixels, and has them packed as small as they go, or not at all."""
+    """Make a file that claims a size, with its pixels compressed as small as possible, or without pixels."""
     match kind:
         case "png":
             packer = zlib.compressobj(1)
@@ -68,7 +68,7 @@ def claims(width: int, height: int, kind: str) -> bytes:
 
 @pytest.mark.parametrize(("width", "height"), [(100_000_000, 1), (1, 100_000_000), (100_001, 3), (2, 100_001)])
 @pytest.mark.parametrize("kind", ["png", "tiff", "bmp"])
-def test_a_longer_side_than_the_cap_is_refused_by_the_header(kind: str, width: int, height: int) -> None:
+def test_a_side_above_the_limit_is_refused_by_the_header(kind: str, width: int, height: int) -> None:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     nothing = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     data = nothing if kind == "png" else claims(width, height, kind)
@@ -77,21 +77,21 @@ def test_a_longer_side_than_the_cap_is_refused_by_the_header(kind: str, width: i
     assert caught.value.reason is Reason.TOO_MANY_PIXELS
 
 
-def test_a_thin_bomb_costs_nothing() -> None:
-    """A few hundred kB that took 3 GB and 20 seconds."""
+def test_a_thin_decompression_bomb_is_refused_cheaply() -> None:
+    """Without the limit, a few hundred kB took 3 GB and 20 seconds."""
     said, seconds, megabytes = costs(claims(100_000_000, 1, "png"))
     assert said == "too_many_pixels"
     assert seconds < 2
     assert megabytes < 30
 
 
-def test_the_most_that_the_caps_let_through_is_decoded_within_a_bound() -> None:
+def test_the_largest_allowed_image_is_decoded_within_limits() -> None:
     said, _, megabytes = costs(claims(100_000, 300, "png"))
     assert said.startswith("downscaled")
     assert megabytes < 400
 
 
-def test_what_unpacks_to_much_beside_the_pixels_costs_nothing() -> None:
+def test_large_compressed_metadata_is_not_decompressed() -> None:
     text = chunk(b"zTXt", b"prompt\0\0" + zlib.compress(bytes(40_000_000)))
     profile = iccp(bytes(40_000_000))
     said, _, megabytes = costs(png(8, 8, 8, 0, GREYS, *[text] * 5, profile))
@@ -100,8 +100,8 @@ def test_what_unpacks_to_much_beside_the_pixels_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("send", [("png", "jpeg"), ("jpeg",)], ids=["as it is", "re-encoded"])
-def test_a_picture_with_much_text_or_a_strange_profile_is_sent(send: tuple[str, ...]) -> None:
-    """Every viewer opens them; they were dead letters."""
+def test_an_image_with_much_text_or_a_strange_profile_is_sent(send: tuple[str, ...]) -> None:
+    """Every viewer opens these files."""
     much = b"x" * (1 << 21)
     for extra in (
         chunk(b"zTXt", b"prompt\0\0" + zlib.compress(much)),
@@ -113,7 +113,7 @@ def test_a_picture_with_much_text_or_a_strange_profile_is_sent(send: tuple[str, 
         for settings in (PrepareConfig.model_validate({"send_formats": send, "check": check}) for check in CHECKS):
             data = png(8, 8, 8, 0, GREYS, extra)
             opened_image = prepare_image(data, settings)
-            assert len(opened_image.content) < 1000  # what others refuse to unpack is not sent to them
+            assert len(opened_image.content) < 1000  # other decoders would refuse to decompress it
             with Image.open(io.BytesIO(prepare_image(data, PrepareConfig(send_formats=("jpeg",))).content)) as image:
                 assert image.size == (8, 8)
 
@@ -121,15 +121,15 @@ def test_a_picture_with_much_text_or_a_strange_profile_is_sent(send: tuple[str, 
 CHECKS = ("structure", "decode")
 
 
-def test_a_tiff_that_no_decoder_here_reads_right_is_a_dead_letter() -> None:
-    """Pillow would make other colours of it and say nothing."""
+def test_a_tiff_with_uncompressed_ycbcr_is_a_dead_letter() -> None:
+    """Pillow would decode it to wrong colours without an error."""
     with pytest.raises(Unpreparable, match="YCbCr") as caught:
         prepare_image(tiff(2, 2, [8, 8, 8], 6, bytes([200, 128, 128] * 4), tag530=("H", [1, 1])), DEFAULTS)
     assert caught.value.reason is Reason.UNDECODABLE
 
 
 @pytest.mark.parametrize("number", [34675, 258, 262, 339, 340, 341, 281])
-def test_a_tag_of_a_strange_type_does_no_harm(number: int) -> None:
+def test_a_tag_of_a_wrong_type_causes_no_other_error(number: int) -> None:
     for value in (("d", [float("nan")]), ("I", [0] * 50), b"", bytes(300)):
         data = tiff(8, 8, [16], 1, bytes(128), **{f"tag{number}": value})
         try:
@@ -138,7 +138,7 @@ def test_a_tag_of_a_strange_type_does_no_harm(number: int) -> None:
             assert failure.reason in {Reason.UNDECODABLE, Reason.TOO_MANY_PIXELS}  # noqa: PT017
 
 
-def test_what_the_header_says_of_the_levels_is_read() -> None:
+def test_the_header_gives_gamma_bits_and_profile() -> None:
     deadline = time.monotonic() + 60
     profile = rgb_profile("p3", 2.2)
     file = open_image(png(8, 8, 8, 0, GREYS, iccp(profile)), DEFAULTS, deadline)
@@ -149,7 +149,7 @@ def test_what_the_header_says_of_the_levels_is_read() -> None:
     assert file.tag(60_000) is None
 
 
-def test_a_png_with_a_broken_profile_or_text_is_sent_as_it_is() -> None:
+def test_a_png_with_a_broken_profile_or_text_is_sent_unchanged() -> None:
     for extra in (chunk(b"iCCP", b"x\0\0no deflated bytes"), chunk(b"zTXt", b"a\0\0none"), chunk(b"iTXt", b"a\0\1")):
         data = png(8, 8, 8, 0, GREYS, extra)
         assert prepare_image(data, DEFAULTS).content == data

@@ -1,4 +1,4 @@
-"""A format is known by its bytes; one that is never decoded is named."""
+"""A format is detected by its bytes, and unsupported formats are named."""
 
 import io
 
@@ -19,7 +19,7 @@ def saved(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_format_that_is_decoded_is_named(name: str) -> None:
+def test_a_supported_format_is_detected(name: str) -> None:
     assert image_format(saved(name.upper()), ALL) == name
 
 
@@ -30,7 +30,7 @@ def test_a_format_that_is_decoded_is_named(name: str) -> None:
         ("PCX", "pcx"), ("SGI", "sgi"), ("ICNS", "icns"),
     ],
 )  # fmt: skip
-def test_a_picture_of_another_format_is_refused_by_its_name(kind: str, name: str) -> None:
+def test_an_unsupported_format_is_refused_by_its_name(kind: str, name: str) -> None:
     with pytest.raises(Unpreparable, match=f"got {name}$") as caught:
         image_format(saved(kind), ALL)
     assert caught.value.reason is Reason.FORMAT_NOT_ALLOWED
@@ -45,18 +45,18 @@ def test_a_picture_of_another_format_is_refused_by_its_name(kind: str, name: str
         (b"\x00\x00\x00\x20ftypheic\x00\x00", "heic"),
     ],
 )  # fmt: skip
-def test_and_so_by_its_first_bytes(data: bytes, name: str) -> None:
+def test_an_unsupported_format_is_detected_by_its_first_bytes(data: bytes, name: str) -> None:
     with pytest.raises(Unpreparable, match=f"got {name}$"):
         image_format(data, ALL)
 
 
 @pytest.mark.parametrize("data", [b"P5", b"P5 of a chapter", b"PNG", b"BNM", b"\x00\x00\x01\x01", b"%PDF-1.7"])
-def test_what_is_no_picture_is_not_called_one(data: bytes) -> None:
+def test_other_files_are_not_detected_as_images(data: bytes) -> None:
     with pytest.raises(Unpreparable) as caught:
         image_format(data, ALL)
     assert caught.value.reason is Reason.NOT_AN_IMAGE
 
 
-def test_a_format_that_the_job_leaves_out_is_refused_like_one_that_is_never_decoded() -> None:
+def test_a_format_that_the_job_excludes_is_refused() -> None:
     with pytest.raises(Unpreparable, match=r"prepare\.formats allows jpeg, got png"):
         image_format(saved("PNG"), ("jpeg",))

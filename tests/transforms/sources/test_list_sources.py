@@ -1,4 +1,4 @@
-"""A folder is its pictures or its texts, and among all sources an id stands for one asset of a kind."""
+"""A folder lists its images or texts, and an id names one asset of a kind in all sources."""
 
 import zipfile
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ from epithre_beam.transforms.sources.references import references_of
 from .listing import grow, ids, table, write
 
 
-def test_a_folder_is_all_its_pictures_and_a_file_is_itself(tmp_path: Path) -> None:
+def test_a_folder_lists_all_its_images_and_a_file_itself(tmp_path: Path) -> None:
     names = [f"at{suffix}" for suffix in IMAGE_SUFFIXES] + [f"below/UP{suffix.upper()}" for suffix in IMAGE_SUFFIXES]
     grow(tmp_path, *names, "readme.txt", "page.md", "clip.mp4", "jpg")
     assert set(ids(tmp_path)) == set(ids(f"{tmp_path}/")) == set(names)
     assert set(ids(tmp_path, "text")) == {"readme.txt", "page.md"}
     assert set(TEXT_SUFFIXES) == {".txt", ".md"}
-    assert ids(tmp_path / "clip.mp4") == ["clip.mp4"]  # named outright: its suffix does not matter
+    assert ids(tmp_path / "clip.mp4") == ["clip.mp4"]  # given directly: the suffix does not matter
 
 
 def test_a_glob_of_tables_is_one_source(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def run(*sources: Mapping[str, Any]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def test_an_id_that_stands_twice_is_named_with_two_of_its_places(tmp_path: Path) -> None:
+def test_a_duplicate_id_is_reported_with_two_places(tmp_path: Path) -> None:
     write(tmp_path / "one.csv", "id,t\n1,x\n2,x\n")
     write(tmp_path / "two.csv", "id,t\n2,y\n3,y\n")
     first = {"kind": "text", "table": f"{tmp_path}/one.csv", "id": "id", "text": "t"}
@@ -67,7 +67,7 @@ def test_an_id_that_stands_twice_is_named_with_two_of_its_places(tmp_path: Path)
         assert word in str(caught.value)
 
 
-def test_a_picture_and_its_text_may_share_an_id(tmp_path: Path) -> None:
+def test_an_image_and_its_text_may_share_an_id(tmp_path: Path) -> None:
     grow(tmp_path, "p.jpg")
     write(tmp_path / "t.csv", "id,t\np.jpg,a caption\n")
     found = run(
@@ -78,7 +78,7 @@ def test_a_picture_and_its_text_may_share_an_id(tmp_path: Path) -> None:
     assert rows == [("image", "p.jpg", 0, None), ("text", "p.jpg", 1, {"t": "a caption"})]
 
 
-def test_what_a_folder_holds_beside_its_pictures_is_counted(tmp_path: Path) -> None:
+def test_other_files_in_a_folder_are_counted(tmp_path: Path) -> None:
     grow(tmp_path / "photos", "a.jpg", "b.jfif", "c.JPE", "d.heic", "below/e.avif", "below/f.png", "plain", ".hidden")
     grow(tmp_path / "elsewhere", "g.jpg")
     (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere")
@@ -89,7 +89,7 @@ def test_what_a_folder_holds_beside_its_pictures_is_counted(tmp_path: Path) -> N
     assert str(passed) == "5 files (.avif, .heic, .jfif, .jpe, no suffix), 1 linked folder"
     named = PassedOver()
     list(iterate_references([SourceConfig(kind="image", files=f"{tmp_path}/photos/*.jpg")], {}, passed_over=named))
-    assert not named.suffixes  # a pattern says what it wants
+    assert not named.suffixes  # a pattern skips files on purpose
     grow(tmp_path / "whole", "a.jpg")
     whole = PassedOver()
     list(iterate_references([SourceConfig(kind="image", files=str(tmp_path / "whole"))], {}, passed_over=whole))
@@ -98,7 +98,7 @@ def test_what_a_folder_holds_beside_its_pictures_is_counted(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("chain", ["zip://*.jpg::{archive}", "simplecache::zip://*.jpg::{archive}"])
-def test_a_member_of_a_chained_url_is_listed_under_a_url_that_reads_it(tmp_path: Path, chain: str) -> None:
+def test_a_file_of_a_chained_url_gets_a_readable_url(tmp_path: Path, chain: str) -> None:
     archive = tmp_path / "p.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for name in ("one.jpg", "two.jpg", "readme.txt"):

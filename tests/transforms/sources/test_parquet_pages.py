@@ -1,4 +1,4 @@
-"""Parquet is read as pyarrow reads it, in a memory that does not follow from what a file claims."""
+"""Parquet is read as pyarrow reads it, in limited memory whatever a file claims."""
 
 import io
 import random
@@ -61,8 +61,8 @@ def test_every_encoding_is_read_as_pyarrow_reads_it(options: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.binary()], ids=str)
 @pytest.mark.parametrize("as_dictionary", [True, False])
-def test_values_that_a_dictionary_repeats_are_read_in_small_batches(kind: pa.DataType, as_dictionary: bool) -> None:
-    """Some kilobytes for gigabytes."""
+def test_repeated_dictionary_values_are_read_in_small_batches(kind: pa.DataType, as_dictionary: bool) -> None:
+    """A few kilobytes would decode to gigabytes."""
     rows = 4000
     cells = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["a" * MB], kind))
     file = written(pa.table({"t": cells}), compression="zstd", store_schema=as_dictionary)
@@ -75,7 +75,7 @@ def test_values_that_a_dictionary_repeats_are_read_in_small_batches(kind: pa.Dat
         assert pa.total_allocated_bytes() - before < 300 * MB
 
 
-def test_prefixes_that_are_repeated_are_read_in_small_batches() -> None:
+def test_repeated_prefixes_are_read_in_small_batches() -> None:
     cells = pa.array(["a" * MB + str(i) for i in range(200)])
     file = written(
         pa.table({"t": cells}), use_dictionary=False, column_encoding={"t": "DELTA_BYTE_ARRAY"}, compression="zstd"
@@ -95,13 +95,13 @@ def test_a_page_that_is_too_large_is_refused_before_it_is_decompressed() -> None
     assert pa.default_memory_pool().bytes_allocated() - peak < MB
 
 
-def test_a_column_that_is_not_read_is_not_looked_at() -> None:
+def test_columns_that_are_not_read_are_not_checked() -> None:
     table = pa.table({"id": ["1"], "t": ["a" * (257 * MB)]})
     file = written(table, use_dictionary=False, compression="zstd", write_statistics=False)
     assert read(file, ["id"]).to_pydict() == {"id": ["1"]}
 
 
-def test_a_damaged_file_is_an_error_and_never_more() -> None:
+def test_a_damaged_file_raises_and_never_crashes() -> None:
     good = written(table_of(300), row_group_size=100).getvalue()
     draw = random.Random(1)
     outcomes = set()

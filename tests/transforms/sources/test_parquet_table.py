@@ -1,4 +1,4 @@
-"""A Parquet table's columns are read as what they are, or refused."""
+"""The columns of a Parquet table are read with their types, or refused."""
 
 import datetime
 import uuid
@@ -14,14 +14,14 @@ from epithre_beam.configs.errors import ConfigError, SourceError
 from .listing import listed, table, write
 
 
-def test_nanoseconds_are_cut_to_microseconds(tmp_path: Path) -> None:
+def test_nanoseconds_are_truncated_to_microseconds(tmp_path: Path) -> None:
     stamps = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))
     pq.write_table(pa.table({"id": ["1"], "t": ["x"], "w": stamps}), tmp_path / "t.parquet")
     found = table(tmp_path / "t.parquet", metadata={"w": "timestamp"})[0]["metadata"]["w"]
     assert found == datetime.datetime(2023, 11, 14, 22, 13, 20, 123_456, tzinfo=datetime.UTC)
 
 
-def test_a_parquet_text_that_is_no_utf8_is_a_source_error(tmp_path: Path) -> None:
+def test_a_parquet_text_that_is_not_utf8_is_a_source_error(tmp_path: Path) -> None:
     bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
     pq.write_table(pa.table({"id": ["1"], "t": bad}), tmp_path / "t.parquet")
     with pytest.raises(SourceError, match="UTF8"):
@@ -46,7 +46,7 @@ def test_a_column_of_uuids_is_read_as_their_texts(tmp_path: Path, store_schema: 
     assert [(row["asset_id"], row["text"]) for row in found] == [(str(i), str(i)) for i in ids]
 
 
-def test_a_column_of_several_values_a_row_is_refused_unread(tmp_path: Path) -> None:
+def test_a_nested_column_is_refused_before_it_is_read(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["1"], "t": [["x"]]}), tmp_path / "t.parquet")
     with pytest.raises(SourceError, match=r"the column 't' must have one value in each row, got list"):
         table(tmp_path / "t.parquet")

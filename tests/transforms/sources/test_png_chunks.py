@@ -1,4 +1,4 @@
-"""Of a PNG's chunks a decoder gets those that pixels need; nothing that unpacks to much is unpacked."""
+"""The decoder gets only the chunks that pixels need; large compressed metadata is not decompressed."""
 
 import random
 import struct
@@ -26,7 +26,7 @@ def names(stream: bytes) -> list[bytes]:
     return found
 
 
-def test_where_nothing_is_left_out_the_very_bytes_are_given() -> None:
+def test_without_removed_chunks_the_decoder_gets_the_same_bytes() -> None:
     data = png(8, 8, 8, 0, GREYS, chunk(b"tRNS", b"\0\7"))
     assert png_parts(data, MOST).stream is data
 
@@ -43,12 +43,12 @@ def test_where_nothing_is_left_out_the_very_bytes_are_given() -> None:
     ],
     ids=["tEXt", "zTXt", "iTXt", "acTL", "private"],
 )
-def test_what_changes_no_pixel_is_left_out_whatever_its_size(text: object, size: int) -> None:
+def test_chunks_that_change_no_pixel_are_removed(text: object, size: int) -> None:
     assert names(parts_of(text(size)).stream) == [b"IHDR", b"IDAT", b"IEND"]  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(("size", "is_kept"), [(100, True), ((1 << 20) - 1, True), (1 << 20, False), (1 << 25, False)])
-def test_a_text_with_an_orientation_is_given_as_long_as_a_decoder_takes_it(size: int, is_kept: bool) -> None:
+def test_a_text_with_an_orientation_is_kept_up_to_the_limit(size: int, is_kept: bool) -> None:
     for extra in (
         chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"x" * size)),
         chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"x" * size)),
@@ -58,8 +58,8 @@ def test_a_text_with_an_orientation_is_given_as_long_as_a_decoder_takes_it(size:
         assert (len(names(parts.stream)) == 4) == is_kept
 
 
-def test_what_other_decoders_refuse_is_known_without_unpacking_it_all() -> None:
-    """Pillow takes a megabyte of a text or a profile, and 64 of all texts."""
+def test_heavy_metadata_is_detected_without_decompressing_all_of_it() -> None:
+    """Pillow accepts 1 MB of a text or profile, and 64 MB of all texts."""
     packed = zlib.compress(b"x" * 900_000)
     assert not parts_of().is_heavy
     assert not parts_of(chunk(b"tEXt", b"a\0" + b"x" * (1 << 21)), chunk(b"zTXt", b"a\0\0" + packed)).is_heavy
@@ -72,7 +72,7 @@ def test_what_other_decoders_refuse_is_known_without_unpacking_it_all() -> None:
         assert parts_of(extra).is_heavy
 
 
-def test_a_profile_is_unpacked_up_to_its_cap_and_not_given() -> None:
+def test_a_profile_is_read_up_to_its_limit_and_removed() -> None:
     for size in (1, 3_000_000, MOST):
         parts = parts_of(iccp(b"p" * size))
         assert parts.profile == b"p" * size
@@ -81,7 +81,7 @@ def test_a_profile_is_unpacked_up_to_its_cap_and_not_given() -> None:
     assert parts_of(chunk(b"iCCP", b"x\0\0no deflated bytes")).profile is None
 
 
-def test_gamma_counts_where_nothing_else_says_the_colours() -> None:
+def test_gamma_applies_without_a_profile_or_srgb_chunk() -> None:
     gamma = chunk(b"gAMA", struct.pack(">I", 100_000))
     assert parts_of(gamma).gamma == 1.0
     assert parts_of(gamma, chunk(b"sRGB", b"\0")).gamma is None
@@ -89,7 +89,7 @@ def test_gamma_counts_where_nothing_else_says_the_colours() -> None:
     assert parts_of().gamma is None
 
 
-def test_what_stands_behind_the_end_or_is_cut_off_is_given_as_it_is() -> None:
+def test_truncated_chunks_and_trailing_bytes_are_kept() -> None:
     data = png(8, 8, 8, 0, GREYS, chunk(b"tEXt", b"a\0b"))
     plain = png(8, 8, 8, 0, GREYS)
     assert png_parts(data + b"behind", MOST).stream == plain + b"behind"
@@ -97,7 +97,7 @@ def test_what_stands_behind_the_end_or_is_cut_off_is_given_as_it_is() -> None:
         assert png_parts(plain[:cut], MOST).stream == plain[:cut]
 
 
-def test_no_bytes_make_it_fail() -> None:
+def test_no_input_raises() -> None:
     draw = random.Random(3)
     whole = png(8, 8, 8, 0, GREYS, iccp(b"p" * 500), chunk(b"tEXt", b"a\0b"), chunk(b"gAMA", bytes(4)))
     for _ in range(3000):

@@ -1,4 +1,4 @@
-"""What is sent is upright, within the caps and in a format that is sent; what cannot be is refused by its reason."""
+"""A prepared image is upright, within the limits and in an accepted format; others get a reason."""
 
 import contextlib
 import functools
@@ -34,7 +34,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 DEFAULTS = PrepareConfig()
 EVERY_FORMAT_IS_SENT = PrepareConfig(send_formats=("jpeg", "png", "webp", "gif", "bmp", "tiff"))
 ORIENTATION = 0x0112
-TO_STORED = {  # how an upright picture is turned so that its EXIF orientation makes it upright again
+TO_STORED = {  # transposes an upright image so that its EXIF orientation restores it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -46,7 +46,7 @@ TO_STORED = {  # how an upright picture is turned so that its EXIF orientation m
 
 
 def smooth(seed: int, width: int = 96, height: int = 64) -> Image.Image:
-    """A seeded picture without symmetries that survives JPEG well."""
+    """Make a seeded image without symmetries that JPEG changes little."""
     levels = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     return Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -79,7 +79,7 @@ def pixels(content: bytes) -> Pixels:
 
 
 def distance(one: Pixels, other: Pixels) -> float:
-    """The mean difference of two pictures' levels."""
+    """Return the mean difference of the levels of two images."""
     assert one.shape == other.shape
     return float(np.abs(one.astype(int) - other.astype(int)).mean())
 
@@ -94,7 +94,7 @@ def refusal(data: bytes, settings: PrepareConfig = DEFAULTS) -> Unpreparable:
 
 
 def png(width: int, height: int, body: bytes = b"", *, extra: bytes = b"") -> bytes:
-    """A PNG that claims a size, with the pixels given as they are before compression."""
+    """Make a PNG that claims a size, from pixels before compression."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + extra + png_chunk(b"IDAT", zlib.compress(body)) + png_chunk(b"IEND", b"")
 
@@ -108,7 +108,7 @@ def png_chunk(name: bytes, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_gives_the_same_upright_picture(kind: str, orientation: int) -> None:
+def test_every_orientation_gives_the_same_upright_image(kind: str, orientation: int) -> None:
     upright = smooth(orientation)
     prepared_image = prepare_image(turned(upright, orientation, kind), DEFAULTS)
     assert (prepared_image.width, prepared_image.height) == upright.size
@@ -119,7 +119,7 @@ def test_every_orientation_gives_the_same_upright_picture(kind: str, orientation
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_upright_picture_is_downscaled_along_its_own_sides(orientation: int) -> None:
+def test_downscaling_applies_to_the_upright_sides(orientation: int) -> None:
     upright = smooth(3, 400, 200)
     prepared_image = prepare_image(turned(upright, orientation, "JPEG"), PrepareConfig(max_pixels=20_000))
     assert (prepared_image.width, prepared_image.height) == (400, 200)
@@ -130,7 +130,7 @@ def test_an_upright_picture_is_downscaled_along_its_own_sides(orientation: int) 
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["before the pixels", "behind the pixels"])
-def test_a_png_says_its_orientation_before_or_behind_its_pixels(behind: bool) -> None:
+def test_a_png_may_have_its_orientation_before_or_after_the_pixels(behind: bool) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     chunk = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\x00\x00"))
@@ -142,7 +142,7 @@ def test_a_png_says_its_orientation_before_or_behind_its_pixels(behind: bool) ->
 
 
 @pytest.mark.parametrize("shape", ["Landscape", "Portrait"])
-def test_real_photographs_in_all_orientations_come_out_as_one(shape: str) -> None:
+def test_real_photographs_in_all_orientations_give_one_image(shape: str) -> None:
     if not PHOTOS.is_dir():
         pytest.skip(f"Landscape_1.jpg … of github.com/recurser/exif-orientation-examples are not in {PHOTOS}")
     settings = PrepareConfig(max_pixels=120_000)
@@ -151,7 +151,7 @@ def test_real_photographs_in_all_orientations_come_out_as_one(shape: str) -> Non
     assert (images[0].width > images[0].height) == (shape == "Landscape")
     upright = pixels(images[0].content)
     for prepared_image in images:
-        # Each photograph has the number of its orientation painted on it: nearly all pixels are the same, not all.
+        # Each photograph shows the number of its orientation: nearly all pixels are equal.
         assert distance(pixels(prepared_image.content), upright) < 12
         assert np.corrcoef(pixels(prepared_image.content).ravel(), upright.ravel())[0, 1] > 0.95
 
@@ -168,7 +168,7 @@ def test_real_photographs_in_all_orientations_come_out_as_one(shape: str) -> Non
     ],
     ids=["zeros", "far offset", "huge count", "text", "orientation 99", "65,535 entries"],
 )
-def test_hostile_exif_is_passed_over(exif: bytes) -> None:
+def test_hostile_exif_is_ignored(exif: bytes) -> None:
     data = encoded(smooth(0), "JPEG", exif=exif)
     assert prepare_image(data, DEFAULTS).content == data
     smaller = prepare_image(data, DEFAULTS, smaller=True)
@@ -186,11 +186,11 @@ def test_random_exif_never_crashes(seed: int) -> None:
             assert sorted((prepared_image.width, prepared_image.height)) == [16, 24]
 
 
-# Untouched or made fit
+# Unchanged or re-encoded
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_picture_that_demands_no_change_is_sent_byte_for_byte(kind: str) -> None:
+def test_an_image_that_needs_no_change_is_sent_byte_for_byte(kind: str) -> None:
     data = encoded(smooth(0), kind)
     for settings in (EVERY_FORMAT_IS_SENT, EVERY_FORMAT_IS_SENT.model_copy(update={"check": "decode"})):
         prepared_image = prepare_image(data, settings)
@@ -205,17 +205,17 @@ def test_a_picture_that_demands_no_change_is_sent_byte_for_byte(kind: str) -> No
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("wanted", ["jpeg", "png"])
-def test_a_format_that_is_not_sent_is_re_encoded_into_one_that_is(kind: str, wanted: str) -> None:
+def test_a_format_outside_send_formats_is_re_encoded(kind: str, wanted: str) -> None:
     settings = PrepareConfig(send_formats=("jpeg",) if wanted == "jpeg" else ("png",))
     prepared_image = prepare_image(encoded(smooth(0), kind), settings)
     assert opened(prepared_image.content).format == wanted.upper()
-    assert prepared_image.media_type == f"image/{kind.lower()}"  # of the original
+    assert prepared_image.media_type == f"image/{kind.lower()}"  # the media type of the original
     assert (prepared_image.prepared is None) == (kind.lower() == wanted)
     assert distance(pixels(prepared_image.content), np.asarray(smooth(0))) < 8
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_whatever_the_caps_the_result_is_within_them_and_looks_alike(seed: int) -> None:
+def test_the_result_is_within_any_limits_and_looks_alike(seed: int) -> None:
     draw = random.Random(seed)
     width, height = draw.randrange(30, 500), draw.randrange(30, 500)
     settings = PrepareConfig(max_pixels=draw.randrange(500, 100_000), max_image_bytes=draw.randrange(3_000, 60_000))
@@ -230,39 +230,39 @@ def test_whatever_the_caps_the_result_is_within_them_and_looks_alike(seed: int) 
     if small.size != original.size:
         assert f"downscaled {small.size[0]}x{small.size[1]}" in (prepared_image.prepared or "").split(";")
     again = prepare_image(prepared_image.content, settings)
-    assert again.content == prepared_image.content  # what is prepared needs no preparation
+    assert again.content == prepared_image.content  # a prepared image needs no change
 
 
-def test_smaller_quarters_the_pixels_of_a_picture_within_the_caps() -> None:
+def test_smaller_quarters_the_pixels_of_an_image() -> None:
     prepared_image = prepare_image(encoded(smooth(0), "PNG"), DEFAULTS, smaller=True)
     assert opened(prepared_image.content).size == (48, 32)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1000, 1), (1, 3000), (17, 2000)])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_thin_pictures_are_shrunk_to_no_less_than_a_pixel(kind: str, size: tuple[int, int]) -> None:
+def test_thin_images_keep_at_least_one_pixel(kind: str, size: tuple[int, int]) -> None:
     data = encoded(noise(0, *size), kind)
     assert min(opened(prepare_image(data, DEFAULTS, smaller=True).content).size) >= 1
     assert min(opened(prepare_image(data, PrepareConfig(max_pixels=50)).content).size) >= 1
 
 
-def test_a_picture_too_long_for_a_jpeg_is_shortened() -> None:
+def test_an_image_too_long_for_a_jpeg_is_scaled_down() -> None:
     prepared_image = prepare_image(encoded(Image.new("RGB", (70_000, 10), "red"), "BMP"), DEFAULTS)
     assert prepared_image.width == 70_000
     assert opened(prepared_image.content).size[0] <= 65_500
 
 
-def test_a_byte_cap_that_holds_no_picture_is_said() -> None:
+def test_a_too_small_byte_limit_is_reported() -> None:
     failure = refusal(encoded(noise(0, 100, 100), "PNG"), PrepareConfig(max_image_bytes=100))
     assert failure.reason is Reason.FILE_TOO_LARGE
     assert "prepare.max_image_bytes" in failure.detail
 
 
-# Modes, alpha, several pictures in one
+# Modes, alpha, several images in a file
 
 
 def half_transparent() -> Image.Image:
-    """Left an opaque noise; right a noise that is nearly black and not seen at all."""
+    """Make opaque noise on the left and transparent, nearly black noise on the right."""
     levels = np.random.default_rng(0).integers(0, 256, (80, 80, 4), dtype=np.uint8)
     levels[:, :40, 3] = 255
     levels[:, 40:, 3] = 0
@@ -271,7 +271,7 @@ def half_transparent() -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_alpha_is_kept_where_png_is_sent(mode: str) -> None:
+def test_alpha_is_kept_if_png_is_sent(mode: str) -> None:
     image = half_transparent().convert(mode) if mode != "P" else half_transparent().quantize(64)
     prepared_image = prepare_image(encoded(image, "TIFF" if mode != "P" else "PNG"), DEFAULTS, smaller=True)
     alpha = np.asarray(opened(prepared_image.content).convert("RGBA"))[:, :, 3]
@@ -285,7 +285,7 @@ def test_alpha_is_kept_where_png_is_sent(mode: str) -> None:
     [PrepareConfig(send_formats=("jpeg",)), PrepareConfig(max_image_bytes=12_000)],
     ids=["png is not sent", "png is too large"],
 )
-def test_where_alpha_cannot_be_kept_white_shows_through(settings: PrepareConfig) -> None:
+def test_without_alpha_the_background_is_white(settings: PrepareConfig) -> None:
     prepared_image = prepare_image(encoded(half_transparent(), "PNG"), settings)
     image = opened(prepared_image.content)
     assert image.format == "JPEG"
@@ -293,7 +293,7 @@ def test_where_alpha_cannot_be_kept_white_shows_through(settings: PrepareConfig)
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "I;16"), ("TIFF", "I;16"), ("TIFF", "I")])
-def test_sixteen_bits_of_grey_become_eight_and_keep_their_steps(kind: str, mode: str) -> None:
+def test_sixteen_bit_grey_becomes_eight_bit_and_keeps_its_steps(kind: str, mode: str) -> None:
     ramp = np.linspace(0, 65_535, 64 * 64).astype(np.uint16).reshape(64, 64)
     image = Image.fromarray(ramp if mode == "I;16" else ramp.astype(np.int32))
     prepared_image = prepare_image(encoded(image, kind), PrepareConfig(send_formats=("jpeg",)))
@@ -311,7 +311,7 @@ STORED_MODES = {
 
 
 @pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in STORED_MODES.items() for mode in modes])
-def test_every_mode_that_a_format_stores_is_turned_into_a_jpeg(kind: str, mode: str) -> None:
+def test_every_mode_of_a_format_can_become_a_jpeg(kind: str, mode: str) -> None:
     data = encoded(as_mode(smooth(0), mode), kind)
     prepared_image = prepare_image(data, PrepareConfig(send_formats=("jpeg",), max_pixels=2000))
     result = opened(prepared_image.content)
@@ -342,7 +342,7 @@ def test_an_animation_is_its_first_frame(kind: str) -> None:
     assert prepare_image(data, EVERY_FORMAT_IS_SENT).content == data
 
 
-def test_a_jpeg_with_a_second_picture_behind_it_is_a_jpeg() -> None:
+def test_a_jpeg_followed_by_a_second_image_is_a_jpeg() -> None:
     data = encoded(smooth(0), "MPO", save_all=True, append_images=[smooth(1)])
     assert Image.open(io.BytesIO(data)).format == "MPO"
     prepared_image = prepare_image(data, DEFAULTS)
@@ -352,7 +352,7 @@ def test_a_jpeg_with_a_second_picture_behind_it_is_a_jpeg() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_what_stands_behind_a_whole_picture_does_not_matter(kind: str) -> None:
+def test_bytes_after_a_complete_image_do_not_matter(kind: str) -> None:
     data = encoded(smooth(0), kind) + random.Random(0).randbytes(100_000).replace(b"\xff\xd9", b"")
     assert prepare_image(data, DEFAULTS).content == data
 
@@ -364,10 +364,10 @@ def test_what_stands_behind_a_whole_picture_does_not_matter(kind: str) -> None:
     ("data", "reason", "words"),
     [
         (b"", Reason.EMPTY_FILE, "empty"),
-        (b"\x00\x01", Reason.NOT_AN_IMAGE, "no picture, it begins with 00 01"),
-        (b"hello, I am a text and called photo.jpg", Reason.NOT_AN_IMAGE, "no picture"),
-        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', Reason.NOT_AN_IMAGE, "no picture"),
-        (b"%PDF-1.7\n", Reason.NOT_AN_IMAGE, "no picture, it begins with “%PDF-1.7”"),
+        (b"\x00\x01", Reason.NOT_AN_IMAGE, "not an image: it begins with 00 01"),
+        (b"hello, I am a text and called photo.jpg", Reason.NOT_AN_IMAGE, "not an image"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', Reason.NOT_AN_IMAGE, "not an image"),
+        (b"%PDF-1.7\n", Reason.NOT_AN_IMAGE, "not an image: it begins with “%PDF-1.7”"),
         (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", Reason.FORMAT_NOT_ALLOWED, "heic"),
         (b"\x00\x00\x00\x1cftypavif" + bytes(40), Reason.FORMAT_NOT_ALLOWED, "avif"),
         (b"\xff\xd8\xff", Reason.UNDECODABLE, "jpeg"),
@@ -380,14 +380,14 @@ def test_what_stands_behind_a_whole_picture_does_not_matter(kind: str) -> None:
     ],
     ids=lambda value: value[:12].hex() if isinstance(value, bytes) else None,
 )
-def test_what_is_no_picture_is_called_by_its_reason(data: bytes, reason: Reason, words: str) -> None:
+def test_invalid_images_get_the_matching_reason(data: bytes, reason: Reason, words: str) -> None:
     failure = refusal(data)
     assert failure.reason is reason
     assert words in failure.detail
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_format_off_the_allow_list_is_refused_by_content(kind: str) -> None:
+def test_a_format_outside_the_allow_list_is_refused_by_content(kind: str) -> None:
     others = tuple(name.lower() for name in FORMATS if name != kind)
     failure = refusal(encoded(smooth(0), kind), PrepareConfig.model_validate({"formats": others}))
     assert failure.reason is Reason.FORMAT_NOT_ALLOWED
@@ -396,7 +396,7 @@ def test_a_format_off_the_allow_list_is_refused_by_content(kind: str) -> None:
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_cut_off_picture_that_is_decoded_is_undecodable(kind: str, share: float) -> None:
+def test_a_truncated_image_that_is_decoded_is_undecodable(kind: str, share: float) -> None:
     data = encoded(noise(0, 90, 60), kind)
     failure = refusal(data[: int(len(data) * share)], PrepareConfig(check="decode"))
     assert failure.reason is Reason.UNDECODABLE
@@ -404,16 +404,16 @@ def test_a_cut_off_picture_that_is_decoded_is_undecodable(kind: str, share: floa
 
 @pytest.mark.parametrize("thumbnail", [False, True], ids=["plain", "with a thumbnail"])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_cut_off_picture_is_noticed_without_decoding_it(kind: str, thumbnail: bool) -> None:
+def test_a_truncated_image_is_detected_without_decoding(kind: str, thumbnail: bool) -> None:
     exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00" + encoded(smooth(9, 16, 16), "JPEG")
     data = encoded(noise(0, 40, 30), kind, **({"exif": exif} if thumbnail else {}))
     for cut in (12, 100, 500):
         failure = refusal(data[:-cut])
         assert failure.reason is Reason.UNDECODABLE
-        assert "cut off" in failure.detail or kind == "WEBP"  # its decoder counts before we do
+        assert "its end is missing" in failure.detail or kind == "WEBP"  # its decoder checks the length first
 
 
-def test_decoding_finds_what_the_structure_hides() -> None:
+def test_decoding_finds_damage_that_the_structure_hides() -> None:
     data = bytearray(encoded(noise(0, 60, 60), "PNG"))
     data[len(data) // 2] ^= 0xFF
     assert prepare_image(bytes(data), DEFAULTS).prepared is None
@@ -422,13 +422,13 @@ def test_decoding_finds_what_the_structure_hides() -> None:
 
 @functools.cache
 def bombs() -> Mapping[str, bytes]:
-    """Small files that claim, or unpack to, far more than they may."""
+    """Yield small files that claim, or decompress to, far more than allowed."""
     gif = bytearray(encoded(smooth(0, 8, 8), "GIF"))
     gif[6:10] = struct.pack("<HH", 65_535, 65_535)
     bmp = bytearray(encoded(smooth(0, 8, 8), "BMP"))
     bmp[18:26] = struct.pack("<ii", 60_000, 60_000)
     webp = bytearray(encoded(smooth(0, 8, 8), "WEBP", save_all=True, append_images=[smooth(1, 8, 8)]))
-    webp[24:30] = (16_382).to_bytes(3, "little") * 2  # the canvas that the small frames stand on
+    webp[24:30] = (16_382).to_bytes(3, "little") * 2  # the canvas of the small frames
     jpeg = bytearray(encoded(smooth(0, 8, 8), "JPEG"))
     at = jpeg.index(b"\xff\xc0")
     jpeg[at + 5 : at + 9] = struct.pack(">HH", 65_500, 65_500)
@@ -484,8 +484,8 @@ def test_a_bomb_is_refused_quickly_and_in_little_memory(name: str) -> None:
         assert reason == "too_many_pixels"
 
 
-def test_the_cap_on_claimed_pixels_is_the_configured_one() -> None:
-    """Neither more nor less: Pillow has a cap of its own, for a process, at 179 million."""
+def test_the_limit_on_pixels_is_the_configured_one() -> None:
+    """Pillow's own limit for the whole process, 179 million, does not apply."""
     data = encoded(Image.new("1", (14_000, 13_500)), "PNG")  # 189 million
     assert prepare_image(data, PrepareConfig(max_decode_pixels=200_000_000)).width == 14_000
     small = encoded(smooth(0, 30, 20), "PNG")
@@ -493,7 +493,7 @@ def test_the_cap_on_claimed_pixels_is_the_configured_one() -> None:
     assert refusal(small, PrepareConfig(max_decode_pixels=599)).reason is Reason.TOO_MANY_PIXELS
 
 
-def test_a_picture_that_takes_too_long_is_given_up() -> None:
+def test_an_image_that_takes_too_long_is_a_decode_timeout() -> None:
     settings = PrepareConfig(decode_timeout_s=0.02, max_pixels=1000)
     data = encoded(noise(0, 3000, 2000), "PNG", compress_level=1)
     start = time.process_time()
@@ -502,7 +502,7 @@ def test_a_picture_that_takes_too_long_is_given_up() -> None:
 
 
 def test_a_canvas_of_one_long_line_is_decoded_in_linear_time() -> None:
-    """Three lines of ten million pixels, of which the file draws eight: Pillow alone copies them again and again."""
+    """Three lines of ten million pixels, of which the file draws eight: Pillow by itself copies them repeatedly."""
     data = bytearray(encoded(smooth(0, 8, 2), "WEBP", save_all=True, append_images=[smooth(1, 8, 2)]))
     data[24:30] = (10_000_000 - 1).to_bytes(3, "little") + (3 - 1).to_bytes(3, "little")
     start = time.process_time()
@@ -511,8 +511,8 @@ def test_a_canvas_of_one_long_line_is_decoded_in_linear_time() -> None:
     assert time.process_time() - start < 2
 
 
-def test_a_jpeg_of_a_thousand_scans_is_given_up_in_the_middle() -> None:
-    """Each of them goes over all pixels and takes a hundred bytes, so that counting bytes would not help."""
+def test_a_jpeg_of_a_thousand_scans_times_out_in_the_middle() -> None:
+    """Each scan covers all pixels in 100 bytes, so a limit on bytes would not help."""
     data = encoded(Image.new("RGB", (3000, 3000)), "JPEG", progressive=True)
     scan = data[data.rindex(b"\xff\xda") : -2]
     start = time.process_time()
@@ -547,7 +547,7 @@ def small_files() -> Mapping[str, bytes]:
 
 
 def damaged(data: bytes, draw: random.Random) -> bytes:
-    """One to eight bytes changed, mostly near the start, and sometimes the end cut or a piece doubled."""
+    """Change one to eight bytes, mostly near the start; sometimes cut the end or duplicate a piece."""
     damage = bytearray(data)
     for _ in range(draw.randrange(1, 9)):
         damage[draw.randrange(draw.choice([60, 200, len(damage)])) % len(damage)] = draw.choice(
@@ -563,10 +563,10 @@ def damaged(data: bytes, draw: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("name", list(small_files()))
-def test_damaged_files_are_prepared_or_refused_and_nothing_else(name: str) -> None:
+def test_damaged_files_are_prepared_or_refused(name: str) -> None:
     draw = random.Random(name)
     data = small_files()[name]
-    # A low cap on claimed pixels keeps thousands of trials quick; the bombs above try the real one.
+    # A low limit on pixels keeps thousands of trials quick; the bombs above test the default.
     choices = [
         PrepareConfig(max_decode_pixels=1_000_000),
         PrepareConfig(max_decode_pixels=1_000_000, check="decode"),
@@ -600,7 +600,7 @@ def test_random_bytes_are_refused(data: bytes) -> None:
 
 
 @given(st.text(min_size=1).filter(lambda text: text.strip() and not text.startswith("\ufeff")))
-def test_a_text_is_the_same_from_bytes_with_and_without_a_mark_and_from_str(text: str) -> None:
+def test_a_text_is_equal_from_bytes_bom_and_str(text: str) -> None:
     assert prepare_text(text, DEFAULTS) == text
     assert prepare_text(text.encode(), DEFAULTS) == text
     assert prepare_text(text.encode("utf-8-sig"), DEFAULTS) == text
@@ -624,20 +624,20 @@ def test_a_text_is_the_same_from_bytes_with_and_without_a_mark_and_from_str(text
     ],
     ids=str,
 )
-def test_a_text_that_cannot_be_sent_is_called_by_its_reason(data: str | bytes, reason: Reason) -> None:
+def test_invalid_texts_get_the_matching_reason(data: str | bytes, reason: Reason) -> None:
     with pytest.raises(Unpreparable) as caught:
         prepare_text(data, DEFAULTS)
     assert caught.value.reason is reason
     assert len(caught.value.detail) < 120
 
 
-def test_the_cap_on_texts_counts_characters_and_lets_the_last_one_in() -> None:
+def test_the_text_limit_counts_characters_and_is_inclusive() -> None:
     assert prepare_text("貓" * 32_000, DEFAULTS) == "貓" * 32_000
     assert prepare_text(" padded ", PrepareConfig(max_text_chars=8)) == " padded "
 
 
 @pytest.mark.parametrize("share", [1, 2, 3, 4, 7, 8, 16])
-def test_a_jpeg_that_is_decoded_at_a_part_of_its_size_says_that_it_was_downscaled(share: int) -> None:
+def test_a_jpeg_decoded_at_a_fraction_records_the_downscaling(share: int) -> None:
     data = encoded(smooth(3, 320, 160), "JPEG")
     prepared_image = prepare_image(data, PrepareConfig(max_pixels=320 * 160 // share**2))
     assert (prepared_image.width, prepared_image.height) == (320, 160)

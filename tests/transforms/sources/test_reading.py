@@ -1,4 +1,4 @@
-"""Reading: the bytes that a reference means, never more than the cap, and a reason where there are none."""
+"""A reader returns the bytes of a reference up to the limit, or a reason."""
 
 import os
 import random
@@ -43,15 +43,15 @@ def one_file(path: Path, content: bytes = b"content") -> tuple[Reader, Reference
 
 
 @pytest.mark.parametrize("size", [0, 1, CAP - 1, CAP])
-def test_a_file_up_to_the_cap_is_read_whole(tmp_path: Path, size: int) -> None:
+def test_a_file_up_to_the_limit_is_read_whole(tmp_path: Path, size: int) -> None:
     content = random.Random(size).randbytes(size)
     reader, reference = one_file(tmp_path / "a.jpg", content)
     assert reader.read(reference) == content
 
 
-def test_a_file_above_the_cap_is_refused_by_its_listed_size_and_not_opened(tmp_path: Path) -> None:
+def test_a_file_above_the_limit_is_refused_without_opening_it(tmp_path: Path) -> None:
     reader, reference = one_file(tmp_path / "a.jpg", bytes(CAP + 1))
-    (tmp_path / "a.jpg").unlink()  # reading it would say that it is missing
+    (tmp_path / "a.jpg").unlink()  # reading it would report that it is missing
     failure = refusal(reader, reference)
     assert failure.reason is Reason.FILE_TOO_LARGE
     assert "prepare.max_file_bytes allows 100 bytes, got 101" in failure.detail
@@ -68,14 +68,14 @@ def test_a_file_that_has_grown_since_it_was_listed_is_noticed(tmp_path: Path) ->
 @pytest.mark.skipif(
     sys.platform != "linux", reason="needs Linux: elsewhere a sparse file of a terabyte takes its place"
 )
-def test_a_file_without_an_end_is_not_read_to_it(tmp_path: Path) -> None:
-    """A sparse terabyte: only as much as the cap needs is read of it."""
+def test_a_huge_file_is_not_read_to_its_end(tmp_path: Path) -> None:
+    """Of a sparse file of 1 TB only as much as the limit needs is read."""
     reader, reference = one_file(tmp_path / "a.jpg")
     os.truncate(tmp_path / "a.jpg", 1 << 40)
     assert refusal(reader, reference).reason is Reason.FILE_TOO_LARGE
 
 
-def test_what_is_gone_is_missing_and_what_is_no_file_is_unreadable(tmp_path: Path) -> None:
+def test_a_deleted_file_is_missing_and_a_folder_is_unreadable(tmp_path: Path) -> None:
     reader, reference = one_file(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").unlink()
     assert refusal(reader, reference).reason is Reason.MISSING
@@ -88,7 +88,7 @@ def test_what_is_gone_is_missing_and_what_is_no_file_is_unreadable(tmp_path: Pat
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
-def test_a_pipe_in_a_files_place_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(tmp_path: Path) -> None:
     reader, reference = one_file(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").unlink()
     os.mkfifo(tmp_path / "a.jpg")
@@ -98,7 +98,7 @@ def test_a_pipe_in_a_files_place_is_refused_and_not_waited_for(tmp_path: Path) -
 @pytest.mark.skipif(
     sys.platform == "win32" or os.geteuid() == 0, reason="root may read everything: run it as another user"
 )
-def test_a_file_that_may_not_be_read_is_unreadable(tmp_path: Path) -> None:
+def test_a_file_without_permission_is_unreadable(tmp_path: Path) -> None:
     reader, reference = one_file(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").chmod(0)
     failure = refusal(reader, reference)
@@ -106,7 +106,7 @@ def test_a_file_that_may_not_be_read_is_unreadable(tmp_path: Path) -> None:
     assert "Permission denied" in failure.detail
 
 
-def test_a_link_to_nothing_in_a_files_place_is_missing_and_a_circle_unreadable(tmp_path: Path) -> None:
+def test_a_broken_link_is_missing_and_a_cyclic_link_is_unreadable(tmp_path: Path) -> None:
     reader, reference = one_file(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").unlink()
     (tmp_path / "a.jpg").symlink_to(tmp_path / "nowhere")
@@ -136,8 +136,8 @@ def test_a_store_that_cannot_be_reached_is_unreadable() -> None:
     assert refusal(Reader([source], SETTINGS), reference).reason is Reason.UNREADABLE
 
 
-def test_what_a_uri_means_is_asked_again_when_it_is_read(tmp_path: Path) -> None:
-    """A link that is put there after the listing does not lead out either."""
+def test_a_uri_is_checked_again_when_it_is_read(tmp_path: Path) -> None:
+    """A link that is created after the listing must not point outside either."""
     (tmp_path / "shop").mkdir()
     (tmp_path / "secret").write_bytes(b"secret")
     (tmp_path / "shop/a.jpg").write_bytes(b"a")
@@ -177,7 +177,7 @@ def read_cell(reader: Reader, reference: Reference) -> bytes | Reason:
 
 
 def expected(values: list[bytes | None]) -> list[bytes | Reason]:
-    """What cells are read as: nothing there is a reason of its own."""
+    """Return the bytes of cells, or MISSING for a cell without bytes."""
     return [Reason.MISSING if value is None else value for value in values]
 
 
@@ -224,7 +224,7 @@ def test_tables_do_not_stay_open_when_many_are_read(tmp_path: Path) -> None:
     assert open_files() <= before
 
 
-def test_a_cell_above_the_cap_is_refused(tmp_path: Path) -> None:
+def test_a_cell_above_the_limit_is_refused(tmp_path: Path) -> None:
     source = write_cells(tmp_path / "t.parquet", [bytes(CAP), bytes(CAP + 1), b""])
     reader, (fits, large, empty) = Reader([source], SETTINGS), references(source)
     assert reader.read(fits) == bytes(CAP)
@@ -232,8 +232,8 @@ def test_a_cell_above_the_cap_is_refused(tmp_path: Path) -> None:
     assert reader.read(empty) == b""
 
 
-def test_a_large_row_group_is_not_held_whole(tmp_path: Path) -> None:
-    """Some kilobytes of a dictionary for gigabytes of cells."""
+def test_a_large_row_group_is_not_kept_in_memory(tmp_path: Path) -> None:
+    """A dictionary of a few kilobytes decodes to gigabytes of cells."""
     rows, size = 2000, 1 << 20
     cells = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([b"a" * size]))
     table = pa.table({"id": [str(i) for i in range(rows)], "b": cells})
@@ -262,7 +262,7 @@ def test_a_table_may_have_any_name(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps names that are no UTF-8")
-def test_a_table_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
+def test_a_table_may_have_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     write_cells(tmp_path / "t.parquet", [b"0", b"1"])
     (tmp_path / "t.parquet").rename(tmp_path / os.fsdecode(b"t\xe9.parquet"))
     source = cell_source(tmp_path / "*.parquet")
@@ -279,7 +279,7 @@ def test_cells_of_a_bucket_are_read(tmp_path: Path) -> None:
     reader.close()
 
 
-def test_a_table_that_changed_since_it_was_listed_stops_nothing(tmp_path: Path) -> None:
+def test_a_table_that_changed_after_the_listing_stops_nothing(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     source = write_cells(path, [b"x"] * 20, group=3)
     last = references(source)[-1]
@@ -312,7 +312,7 @@ def test_a_broken_page_is_unreadable(tmp_path: Path) -> None:
 
 
 class _Refusing(BaseHTTPRequestHandler):
-    """Answers with the status that the path names."""
+    """A handler that responds with the status in the path."""
 
     def do_GET(self) -> None:
         self.send_response(int(self.path[1:]))
@@ -323,7 +323,7 @@ class _Refusing(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(("status", "words"), [(401, "Unauthorized"), (403, "Forbidden"), (500, "Internal"), (599, "")])
-def test_a_server_that_refuses_is_told_by_its_status(tmp_path: Path, status: int, words: str) -> None:
+def test_an_http_refusal_is_reported_with_its_status(tmp_path: Path, status: int, words: str) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"

@@ -1,4 +1,4 @@
-"""References: names that survive being stored, and fingerprints that change when the content may have."""
+"""Names of references can be stored, and fingerprints change when the content may have changed."""
 
 import datetime
 import hashlib
@@ -30,14 +30,14 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="names are bytes on P
 
 @posix
 @given(PATH)
-def test_a_local_uri_is_text_and_leads_back_to_its_path(path: str) -> None:
+def test_a_local_uri_is_text_and_gives_back_its_path(path: str) -> None:
     uri = local_uri(path)
     uri.encode()  # it can be stored
     assert local_path(uri) == path
 
 
 @given(LETTERS)
-def test_a_name_that_is_text_is_kept_as_it_is(name: str) -> None:
+def test_a_valid_name_is_kept_unchanged(name: str) -> None:
     assert printable(name) == name
     assert local_uri(f"/{name}") == f"/{name}"
     assert local_path(f"/{name}") == f"/{name}"
@@ -45,7 +45,7 @@ def test_a_name_that_is_text_is_kept_as_it_is(name: str) -> None:
 
 @posix
 @given(st.sets(PATH, max_size=30))
-def test_names_that_are_no_text_stay_apart(paths: set[str]) -> None:
+def test_names_that_are_not_utf8_stay_distinct(paths: set[str]) -> None:
     broken = {path for path in paths if not is_text(path)}
     assert len({printable(path) for path in broken}) == len(broken)
     assert all(is_text(printable(path)) for path in broken)
@@ -60,7 +60,7 @@ def is_text(name: str) -> bool:
 
 
 @pytest.mark.parametrize("url", ["s3://b/x.jpg", "memory:///x", "https://h/x%20y", "FILE:///x", "local:///x"])
-def test_other_urls_are_no_local_paths(url: str) -> None:
+def test_other_urls_are_not_local_paths(url: str) -> None:
     assert local_path(url) is None
 
 
@@ -70,12 +70,12 @@ def test_a_texts_fingerprint_is_the_hash_of_its_content(one: str, other: str) ->
     assert (text_fingerprint(one) == text_fingerprint(other)) == (one == other)
 
 
-def test_half_a_surrogate_pair_has_a_fingerprint_too() -> None:
+def test_half_a_surrogate_pair_has_a_fingerprint() -> None:
     assert len({text_fingerprint(text) for text in ("\ud83d", "\ude00", "\ud83d?", "?")}) == 4
 
 
 @pytest.mark.parametrize("name", ["ETag", "etag", "md5Hash", "content_md5", "checksum"])
-def test_a_stores_checksum_is_the_fingerprint_whatever_the_time(name: str) -> None:
+def test_a_stores_checksum_is_the_fingerprint_for_any_time(name: str) -> None:
     info = {name: '"abc"', "size": 3, "mtime": 1.5}
     assert file_fingerprint(info) == "etag:abc" == file_fingerprint(info | {"mtime": 2.5, "size": 4})
     assert file_fingerprint(info) != file_fingerprint(info | {name: '"abd"'})
@@ -90,7 +90,7 @@ def test_without_a_checksum_size_and_time_are_the_fingerprint(name: str) -> None
     assert all(fingerprint.startswith("mtime:") for fingerprint in prints)
 
 
-def test_a_checksum_that_a_store_leaves_empty_is_none() -> None:
+def test_an_empty_checksum_is_ignored() -> None:
     assert file_fingerprint({"ETag": None, "size": 3, "mtime": "5"}) == "mtime:3:5"
 
 
@@ -105,7 +105,7 @@ def test_a_tables_rows_are_references_without_metadata() -> None:
     assert references_of(table.drop_columns("metadata")) == references
 
 
-def test_the_schema_has_metadata_only_when_there_is_some() -> None:
+def test_the_schema_has_metadata_only_if_declared() -> None:
     assert "metadata" not in reference_schema({}).names
     schema = reference_schema({"d": "date", "w": "timestamp"})
     assert schema.field("metadata").type == pa.struct([("d", pa.date32()), ("w", pa.timestamp("us", "UTC"))])

@@ -1,4 +1,4 @@
-"""A row is named as a person finds it in the file, whatever stands before it."""
+"""A row is reported by its line or number in the file, whatever comes before it."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ BREAKS = ["\n", "\r\n", "\r"]
 
 
 def make_csv(rng: random.Random, line_end: str) -> tuple[str, list[int]]:
-    """A table with blank lines and with cells of several lines; and the line in which each row begins."""
+    """Make a table with blank lines and cells of several lines. Return it with the first line of each row."""
     text, starts, line = "id,text" + line_end, [], 2
     for i in range(rng.randint(1, 12)):
         for _ in range(rng.choice([0, 0, 1, 2])):
@@ -49,7 +49,7 @@ def test_a_row_of_json_lines_is_its_line_and_one_of_parquet_its_number(tmp_path:
     assert list(json_lines([b"\xef\xbb\xbf{}\n", b"\n", b" [] "])) == [(1, b"{}"), (3, b"[]")]
 
 
-def test_where_lines_cannot_be_counted_the_row_is_named(tmp_path: Path) -> None:
+def test_the_row_number_is_reported_if_lines_cannot_be_counted(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("id,text\n1,x\n")
     assert place_of_row(LocalFileSystem(), str(path), "csv", 5) == "row 6"

@@ -1,4 +1,4 @@
-"""Every row of a table is a reference, the same out of every format, or a sentence names its place."""
+"""Every row of a table becomes the same reference in every format, or an error names its place."""
 
 import bz2
 import datetime
@@ -25,7 +25,7 @@ CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00
 
 @given(st.lists(CELL, min_size=1, max_size=30))
 @settings(max_examples=60, deadline=None)
-def test_a_text_is_the_same_out_of_every_format(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+def test_a_text_is_equal_in_every_format(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     folder = tmp_path_factory.mktemp("tables")
     rows = [(f"{i:03d}", text) for i, text in enumerate(texts)]
     for path in text_tables(folder, rows).values():
@@ -40,7 +40,7 @@ def test_a_text_is_the_same_out_of_every_format(tmp_path_factory: pytest.TempPat
 
 @pytest.mark.parametrize("name", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("strange", ["007", "1e5", "2024-01-31", "null", "NA", "true", " padded ", "-0", "١٢٣"])
-def test_an_id_stays_the_text_that_it_is(tmp_path: Path, name: str, strange: str) -> None:
+def test_an_id_stays_unchanged_text(tmp_path: Path, name: str, strange: str) -> None:
     assert table(text_tables(tmp_path, [(strange, "x")])[name])[0]["asset_id"] == strange
 
 
@@ -54,7 +54,7 @@ def test_tables_larger_than_a_block_keep_every_row(tmp_path: Path) -> None:
 
 
 def test_an_empty_cell_of_text_is_an_asset_without_text(tmp_path: Path) -> None:
-    """It becomes a dead letter when it is prepared: assets in are vectors and dead letters."""
+    """It becomes a dead letter when it is prepared, so that no asset is lost."""
     pq.write_table(pa.table({"id": ["1", "2"], "t": ["", None]}), tmp_path / "t.parquet")
     paths = [tmp_path / "t.parquet", write(tmp_path / "t.csv", 'id,t\n1,\n2,""\n')]
     paths.append(json_lines(tmp_path / "t.jsonl", {"id": "1", "t": None}, {"id": "2"}, {"id": "3", "t": "x"}))
@@ -76,7 +76,7 @@ TYPED_CELLS = {
 
 
 def typed_tables(folder: Path, cells: Mapping[str, str | None]) -> list[Path]:
-    """A row with these cells as a csv and as JSON, behind one with none."""
+    """Write a row with these cells, after an empty one, as csv and as JSON lines."""
     columns = sorted(cells)
     texts = ["" if cells[c] is None else str(cells[c]) for c in columns]
     first = write(folder / "m.csv", "\n".join([",".join(["id", "t", *columns]), "1,x" + "," * len(columns), ""]))
@@ -85,7 +85,7 @@ def typed_tables(folder: Path, cells: Mapping[str, str | None]) -> list[Path]:
     return [first, second]
 
 
-def test_metadata_has_the_types_that_the_config_says(tmp_path: Path) -> None:
+def test_metadata_has_the_declared_types(tmp_path: Path) -> None:
     for path in typed_tables(tmp_path, {name: text for name, (_, text, _) in TYPED_CELLS.items()}):
         first, second = (row["metadata"] for row in table(path, metadata=TYPED))
         assert second == {name: value for name, (value, _, _) in TYPED_CELLS.items()}
@@ -114,7 +114,7 @@ def test_a_time_without_a_zone_is_utc(tmp_path: Path, cell: str, utc: str) -> No
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, bad) in TYPED_CELLS.items() if bad is not None])
-def test_a_cell_that_does_not_fit_is_named_by_place_column_and_value(tmp_path: Path, name: str) -> None:
+def test_an_invalid_cell_is_reported_with_place_column_and_value(tmp_path: Path, name: str) -> None:
     bad = TYPED_CELLS[name][2]
     for path in typed_tables(tmp_path, {name: bad}):
         with pytest.raises(SourceError) as caught:
@@ -126,7 +126,7 @@ def test_a_cell_that_does_not_fit_is_named_by_place_column_and_value(tmp_path: P
 
 @pytest.mark.parametrize("name", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("key", ["id", "text", "metadata.price"])
-def test_a_missing_column_is_named_with_what_is_there(tmp_path: Path, name: str, key: str) -> None:
+def test_a_missing_column_is_reported_with_the_existing_ones(tmp_path: Path, name: str, key: str) -> None:
     path = text_tables(tmp_path, [("1", "x"), ("2", "y")])[name]
     wrong = {"metadata": {"price": "double"}} if key == "metadata.price" else {key: "price"}
     with pytest.raises(ConfigError) as caught:
@@ -134,7 +134,7 @@ def test_a_missing_column_is_named_with_what_is_there(tmp_path: Path, name: str,
     assert str(caught.value) == f"sources[0].{key}: {path} has no column 'price'. Its columns: id, t."
 
 
-def test_all_missing_columns_are_named_at_once_with_those_that_are_near(tmp_path: Path) -> None:
+def test_all_missing_columns_are_reported_with_close_matches(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "sku,caption,preis\n1,x,2\n")
     with pytest.raises(ConfigError) as caught:
         table(path, id="sku", text="captions", metadata={"price": "double"})
@@ -148,7 +148,7 @@ def test_all_missing_columns_are_named_at_once_with_those_that_are_near(tmp_path
 
 
 @pytest.mark.parametrize(("sign", "word"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
-def test_a_header_with_another_separator_is_told_as_that(tmp_path: Path, sign: str, word: str) -> None:
+def test_a_header_with_another_separator_is_reported(tmp_path: Path, sign: str, word: str) -> None:
     path = write(tmp_path / "t.csv", f"id{sign}t\n1{sign}x\n")
     with pytest.raises(
         ConfigError, match=f"has no column 'id'. Its header is separated by {word}. Save the table with"
@@ -156,13 +156,13 @@ def test_a_header_with_another_separator_is_told_as_that(tmp_path: Path, sign: s
         table(path)
 
 
-def test_a_table_in_utf_16_is_told_as_that(tmp_path: Path) -> None:
+def test_a_table_in_utf_16_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "id,t\n1,x\n".encode("utf-16"))
     with pytest.raises(SourceError, match=r"it is UTF-16\. Save the table as UTF-8\.$"):
         table(path)
 
 
-def test_a_column_that_stands_twice_is_refused_if_it_is_read(tmp_path: Path) -> None:
+def test_a_duplicate_column_is_refused_if_it_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "id,x,t,id,x\n1,a,b,2,c\n")
     with pytest.raises(ConfigError, match="has the column 'id' twice"):
         table(path)
@@ -170,7 +170,7 @@ def test_a_column_that_stands_twice_is_refused_if_it_is_read(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "\ufeff", "id,t\n"])
-def test_an_empty_table_is_an_error_with_a_sentence(tmp_path: Path, content: str) -> None:
+def test_an_empty_table_is_an_error(tmp_path: Path, content: str) -> None:
     with pytest.raises(ConfigError, match=r"sources\[0\]\.table: '.*' has no rows\.$"):
         table(write(tmp_path / "t.csv", content))
     with pytest.raises(ConfigError, match=r"sources\[0\]\.table: '.*' has no rows\.$"):
@@ -182,12 +182,12 @@ def test_an_empty_table_is_an_error_with_a_sentence(tmp_path: Path, content: str
         table(write(tmp_path / "none.parquet", b""))
 
 
-def test_a_line_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_line_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"line 5: the row has 3 cells, and the header has 2"):
         table(write(tmp_path / "t.csv", 'id,t\n\n1,"two\nlines"\n1,2,3\n'))
     with pytest.raises(SourceError, match=r"line 3, column 15: this is not valid JSON: .*\. Write one object"):
         table(write(tmp_path / "t.jsonl", '{"id": 1, "t": "x"}\n\n{"id": 2, "t": \n'))
-    with pytest.raises(SourceError, match=r"line 2: this is no JSON object \('\[1\]'\)"):
+    with pytest.raises(SourceError, match=r"line 2: this is not a JSON object \('\[1\]'\)"):
         table(write(tmp_path / "t.jsonl", "\n[1]\n"))
 
 
@@ -213,15 +213,15 @@ def test_a_broken_table_is_a_source_error_that_names_the_file(tmp_path: Path, na
     assert len(str(caught.value)) < 500
 
 
-def test_an_unknown_suffix_asks_for_a_format(tmp_path: Path) -> None:
+def test_an_unknown_suffix_requires_a_format(tmp_path: Path) -> None:
     path = write(tmp_path / "t.dat", "id,t\n1,x\n")
-    with pytest.raises(ConfigError, match=r"table: the format of .* is not known by its suffix\. Set `format` to"):
+    with pytest.raises(ConfigError, match=r"table: the suffix of .* is not a known format\. Set `format` to"):
         table(path)
     assert table(path, format="csv")[0]["text"] == "x"
 
 
 @pytest.mark.parametrize(("name", "place"), [("csv", "line 9125"), ("jsonl", "line 9124"), ("parquet", "row 9124")])
-def test_an_empty_id_is_named_by_its_place(tmp_path: Path, name: str, place: str) -> None:
+def test_an_empty_id_is_reported_with_its_place(tmp_path: Path, name: str, place: str) -> None:
     rows = [(str(i), "x") for i in range(10_000)]
     rows[9123] = ("", "x")
     path = text_tables(tmp_path, rows)[name]
@@ -230,7 +230,7 @@ def test_an_empty_id_is_named_by_its_place(tmp_path: Path, name: str, place: str
 
 
 @pytest.mark.parametrize("missing", [None, "absent"])
-def test_a_null_id_is_named_by_its_place(tmp_path: Path, missing: str | None) -> None:
+def test_a_null_id_is_reported_with_its_place(tmp_path: Path, missing: str | None) -> None:
     rows: list[Row] = [{"id": "1", "t": "x"}, {"t": "y"} if missing else {"id": None, "t": "y"}]
     with pytest.raises(SourceError, match="line 2: id is empty"):
         table(json_lines(tmp_path / "t.jsonl", *rows))
@@ -240,7 +240,7 @@ def test_a_null_id_is_named_by_its_place(tmp_path: Path, missing: str | None) ->
 
 
 def test_rows_of_bytes_sort_in_the_order_of_their_table(tmp_path: Path) -> None:
-    """So that a unit's rows stand together in the file and are read at once."""
+    """The rows of a unit are therefore neighbours in the file and are read together."""
     count = 12_345
     pq.write_table(
         pa.table({"id": [f"{i * 7919 % count}" for i in range(count)], "b": [b""] * count}), tmp_path / "t.parquet"
@@ -264,7 +264,7 @@ HEADS = {
 
 @pytest.mark.parametrize("what", HEADS)
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_what_is_no_text_is_named_for_what_it_is(tmp_path: Path, what: str, form: str) -> None:
+def test_a_file_that_is_not_text_is_reported_with_its_format(tmp_path: Path, what: str, form: str) -> None:
     path = write(tmp_path / "t.dat", HEADS[what])
     with pytest.raises(SourceError, match=rf"^sources\[0\]\.table: {path} cannot be read as {form}: it is .*{what}"):
         table(path, format=form)
@@ -290,7 +290,7 @@ def test_any_bytes_are_a_table_or_an_error_with_its_name(tmp_path: Path, name: s
 BIG = (2**63, 2**64 - 1, 2**63 - 1, -(2**63))
 
 
-def test_a_whole_number_of_any_size_is_an_id_as_it_is_written(tmp_path: Path) -> None:
+def test_a_whole_number_of_any_size_is_an_unchanged_id(tmp_path: Path) -> None:
     rows = [{"id": number, "t": "x"} for number in BIG]
     expected = list(map(str, BIG))
     assert [row["asset_id"] for row in table(json_lines(tmp_path / "t.jsonl", *rows))] == expected
@@ -304,7 +304,7 @@ def test_a_whole_number_of_any_size_is_an_id_as_it_is_written(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("cell", [[], [1, "a"], {}, {"a": [[]]}, [[[[]]]], {"x": 2**64 - 1}])
-def test_a_cell_that_holds_others_is_named_by_its_row(tmp_path: Path, cell: object) -> None:
+def test_a_nested_cell_is_reported_with_its_row(tmp_path: Path, cell: object) -> None:
     for key in ("id", "t", "p"):
         path = json_lines(
             tmp_path / "t.jsonl", {"id": "1", "t": "x", "p": "y"}, {"id": "2", "t": "x", "p": "y"} | {key: cell}
@@ -314,7 +314,7 @@ def test_a_cell_that_holds_others_is_named_by_its_row(tmp_path: Path, cell: obje
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
-def test_rows_and_their_bytes_are_capped_by_settings(tmp_path: Path, form: str) -> None:
+def test_settings_limit_rows_and_their_bytes(tmp_path: Path, form: str) -> None:
     path = text_tables(tmp_path, [(str(i), "x" * (i * 100)) for i in range(30)])[form]
     assert len(table(path, max_rows=30, max_row_bytes=4000)) == 30
     with pytest.raises(SourceError, match=r"has more than 29 rows\. .*`max_rows`"):
@@ -333,7 +333,7 @@ def test_columns_may_not_be_much_larger_than_their_file(tmp_path: Path) -> None:
     assert len(table(tmp_path / "t.parquet", id="id", text="id", max_expansion=1)) == rows
 
 
-def test_a_reader_s_error_names_the_row_it_got_to(tmp_path: Path) -> None:
+def test_a_readers_error_names_the_row_it_reached(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     rows = [(str(i), random.Random(i).randbytes(20).hex()) for i in range(2000)]
     pq.write_table(pa.table({"id": [i for i, _ in rows], "t": [t for _, t in rows]}), path, row_group_size=1000)

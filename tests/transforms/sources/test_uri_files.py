@@ -1,4 +1,4 @@
-"""What a URI names is within at every step of the way: no redirect is followed out, and no link that changed."""
+"""No redirect, and no link that changed, leads outside of the allowed folders."""
 
 import http.server
 import threading
@@ -21,14 +21,14 @@ CAP = 100_000
 
 
 class Site(http.server.ThreadingHTTPServer):
-    """Answers from a mapping of paths to a body, or to a place to go to (status, URL); notes what it was asked."""
+    """A server with a body or a redirect (status, URL) for each path. It records its requests."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.pages: dict[str, bytes | tuple[int, str]] = {}
-        self.asked: list[str] = []
+        self.received: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -43,7 +43,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        self.server.asked.append(f"{self.command} {self.path}")
+        self.server.received.append(f"{self.command} {self.path}")
         page = self.server.pages.get(self.path)
         if isinstance(page, tuple):
             self.send_response(page[0])
@@ -67,7 +67,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def sites() -> Iterator[tuple[Site, Site]]:
-    """One that may be asked, and one that may not."""
+    """A server that the source allows, and one that it does not."""
     both = Site(), Site()
     yield both
     for site in both:
@@ -94,7 +94,7 @@ def outcomes(source: SourceConfig) -> tuple[list[bytes | Reason], list[Row]]:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("hops", [0, 1, 3])
-def test_a_redirect_that_leads_out_is_never_followed(
+def test_a_redirect_outside_of_within_is_not_followed(
     tmp_path: Path, sites: tuple[Site, Site], status: int, hops: int
 ) -> None:
     allowed, forbidden = sites
@@ -106,9 +106,9 @@ def test_a_redirect_that_leads_out_is_never_followed(
     allowed.pages["/a.jpg"] = (status, target)
     found, rows = outcomes(source_of(tmp_path, f"{allowed.url}/a.jpg", within=(f"{allowed.url}/",)))
     assert found == [Reason.URI_NOT_ALLOWED]
-    assert forbidden.asked == []
+    assert forbidden.received == []
     assert (rows[0]["fingerprint"], rows[0]["size_bytes"]) == ("unknown", None)
-    assert "GET /a.jpg" in allowed.asked
+    assert "GET /a.jpg" in allowed.received
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_redirect_that_leads_out_is_never_followed(
         "file:///etc/passwd",
     ],
 )
-def test_a_redirect_out_of_the_folder_is_refused_however_it_is_spelt(
+def test_a_redirect_out_of_the_folder_is_refused_in_any_spelling(
     tmp_path: Path, sites: tuple[Site, Site], elsewhere: str
 ) -> None:
     allowed, forbidden = sites
@@ -130,8 +130,8 @@ def test_a_redirect_out_of_the_folder_is_refused_however_it_is_spelt(
     allowed.pages["/p/a.jpg"] = (302, place)
     found, _ = outcomes(source_of(tmp_path, f"{allowed.url}/p/a.jpg", within=(f"{allowed.url}/p",)))
     assert found[0] in {Reason.URI_NOT_ALLOWED, Reason.UNREADABLE}
-    assert forbidden.asked == []
-    assert not any("s.jpg" in asked for asked in allowed.asked)
+    assert forbidden.received == []
+    assert not any("s.jpg" in request for request in allowed.received)
 
 
 def test_a_redirect_that_stays_within_is_followed(tmp_path: Path, sites: tuple[Site, Site]) -> None:
@@ -143,7 +143,7 @@ def test_a_redirect_that_stays_within_is_followed(tmp_path: Path, sites: tuple[S
     assert rows[0]["size_bytes"] == 9
 
 
-def test_an_answer_of_unknown_length_is_read_up_to_the_cap(tmp_path: Path, sites: tuple[Site, Site]) -> None:
+def test_a_response_of_unknown_length_is_read_up_to_the_limit(tmp_path: Path, sites: tuple[Site, Site]) -> None:
     site, _ = sites
     site.pages |= {"/endless.jpg": b"endless", "/cap.jpg": bytes(CAP)}
     uris = (f"{site.url}/endless.jpg", f"{site.url}/cap.jpg", f"{site.url}/gone.jpg")
@@ -154,13 +154,13 @@ def test_an_answer_of_unknown_length_is_read_up_to_the_cap(tmp_path: Path, sites
     ]
 
 
-def test_a_link_that_changes_between_the_check_and_the_opening_is_noticed(tmp_path: Path) -> None:
+def test_a_link_that_changes_after_the_check_is_detected(tmp_path: Path) -> None:
     (tmp_path / "shop").mkdir()
     (tmp_path / "secret").write_bytes(b"secret")
     (tmp_path / "shop/a.jpg").symlink_to(tmp_path / "secret")
     source = source_of(tmp_path / "shop", "a.jpg", within=())
     with (tmp_path / "shop/a.jpg").open("rb") as file:
-        # By now it leads to what is allowed, and the file that is open is still the other one.
+        # The link now points to an allowed file, but the open file is the other one.
         (tmp_path / "shop/b.jpg").write_bytes(b"b")
         (tmp_path / "shop/a.jpg").unlink()
         (tmp_path / "shop/a.jpg").symlink_to(tmp_path / "shop/b.jpg")

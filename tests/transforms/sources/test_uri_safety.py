@@ -1,4 +1,4 @@
-"""A table's URIs are read where they stay within its folders, and nothing is connected to where they do not."""
+"""A table's URIs are read only within its folders; other URIs cause no connection."""
 
 import json
 import sys
@@ -53,7 +53,7 @@ def test_relative_absolute_and_file_uris_are_read(tmp_path: Path) -> None:
     assert all(row["size_bytes"] is not None and row["fingerprint"].startswith("mtime:") for row in rows)
 
 
-def test_a_uri_to_nothing_is_found_out_when_it_is_read(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_when_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     source = uri_source(uri_table(tmp_path / "t.parquet", "gone.jpg", "folder", None, ""))
     assert outcomes(source) == [Reason.MISSING, Reason.UNREADABLE, Reason.MISSING, Reason.MISSING]
@@ -61,7 +61,7 @@ def test_a_uri_to_nothing_is_found_out_when_it_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="paths of another system")
-def test_a_uri_that_leads_out_of_its_folders_is_never_read(tmp_path: Path) -> None:
+def test_a_uri_outside_of_its_folders_is_not_read(tmp_path: Path) -> None:
     secret = grow(tmp_path, "secret/s.jpg", "shopping/x.jpg", "shop/in.jpg") / "secret/s.jpg"
     (tmp_path / "shop/link.jpg").symlink_to(secret)
     (tmp_path / "shop/linked").symlink_to(tmp_path / "secret")
@@ -95,8 +95,8 @@ def test_a_uri_that_leads_out_of_its_folders_is_never_read(tmp_path: Path) -> No
     ]
     source = uri_source(uri_table(tmp_path / "shop/t.parquet", *uris))
     assert dict(zip(uris, outcomes(source), strict=True)) == dict.fromkeys(uris, Reason.URI_NOT_ALLOWED)
-    assert {row["size_bytes"] for row in listed(source)} == {None}  # nor asked about
-    # What the config allows is read.
+    assert {row["size_bytes"] for row in listed(source)} == {None}  # nor looked up
+    # Files that the config allows are read.
     allowed = uri_source(uri_table(tmp_path / "shop/t.parquet", "../secret/s.jpg", "in.jpg"), tmp_path / "secret")
     assert outcomes(allowed) == [b"secret/s.jpg", Reason.URI_NOT_ALLOWED]
 
@@ -122,14 +122,12 @@ def test_a_uri_that_leads_out_of_its_folders_is_never_read(tmp_path: Path) -> No
         ("/b/x.jpg", "memory:///b", False),
     ],
 )
-def test_within_compares_protocol_host_and_whole_folders_and_connects_to_nothing(
-    uri: str, within: str, expected: bool
-) -> None:
+def test_within_compares_protocol_host_and_folders_without_connecting(uri: str, within: str, expected: bool) -> None:
     needed = uri.split("://", maxsplit=1)[0]
     try:
         fsspec.get_filesystem_class(needed if "://" in uri else "file")
     except ImportError:
-        expected = False  # a store whose package is not there is never within
+        expected = False  # a store whose driver is not installed is never within
     assert is_within(uri, (within,)) is expected
 
 
@@ -151,7 +149,7 @@ NAMES = ["data [v1]", "data {a,b}", "what?", "star*", "[", "a[!b]", "{x", "plain
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_whose_name_looks_like_a_glob_is_itself(tmp_path: Path, name: str) -> None:
+def test_a_folder_whose_name_looks_like_a_glob_is_found(tmp_path: Path, name: str) -> None:
     grow(tmp_path, f"{name}/in.jpg", f"{name}/sub/in.jpg", "private/s.jpg", "in.jpg")
     source = uri_source(
         uri_table(tmp_path / name / "t.parquet", "../private/s.jpg", "../in.jpg", "in.jpg", "sub/in.jpg")
@@ -162,7 +160,7 @@ def test_a_folder_whose_name_looks_like_a_glob_is_itself(tmp_path: Path, name: s
     assert [row["size_bytes"] is None for row in rows] == [True, True, False, False]
 
 
-def test_the_folders_of_a_glob_of_tables_are_what_is_fixed_of_it(tmp_path: Path) -> None:
+def test_a_glob_of_tables_allows_its_fixed_folder(tmp_path: Path) -> None:
     grow(tmp_path, "shop/a/in.jpg", "shop/b/in.jpg", "secret.jpg")
     for name in "ab":
         uri_table(tmp_path / "shop" / name / "t.parquet", "in.jpg", "../b/in.jpg", "../../secret.jpg")
@@ -172,7 +170,7 @@ def test_the_folders_of_a_glob_of_tables_are_what_is_fixed_of_it(tmp_path: Path)
 
 
 @pytest.mark.parametrize("rest", ["a", "", "a:b@c/x.jpg", "/", "a::file:///etc/passwd", "\x00", "[::1", "a/%00/é?#"])
-def test_no_protocol_in_a_row_is_more_than_a_uri_that_is_not_allowed(rest: str) -> None:
+def test_any_other_protocol_in_a_row_is_not_allowed(rest: str) -> None:
     prefixes = ("/shop", "memory://shop", "http://shop.example", "nosuch://x")
     for protocol in (*fsspec.available_protocols(), "nosuch", "a+b", ""):
         assert is_within(f"{protocol}://{rest}", prefixes) is False, protocol
@@ -186,7 +184,7 @@ def test_a_driver_that_only_a_row_names_is_not_imported(tmp_path: Path) -> None:
     assert "fsspec.implementations.sftp" not in sys.modules
 
 
-def test_hostile_uris_are_dead_letters_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_hostile_uris_are_dead_letters_and_the_run_continues(tmp_path: Path) -> None:
     grow(tmp_path, "ok.jpg")
     hostile = [
         "generic://a",
@@ -203,7 +201,7 @@ def test_hostile_uris_are_dead_letters_and_the_run_goes_on(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("within", ["nosuch://x", "generic://a", "smb://host/share"])
-def test_a_folder_that_nothing_can_be_compared_with_is_an_error_of_the_job(tmp_path: Path, within: str) -> None:
+def test_an_invalid_entry_of_within_is_a_config_error(tmp_path: Path, within: str) -> None:
     source = uri_source(uri_table(tmp_path / "t.parquet", "a.jpg"), within)
     with pytest.raises(ConfigError, match=r"^sources\[0\]\.within"):
         listed(source)

@@ -1,4 +1,4 @@
-"""All wrong values of a table are counted, and the first ten are told with their lines, for each column in a line."""
+"""All invalid values of a table are counted, and the first ten of each column are reported with their lines."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def refusal(path: Path, rows: list[str]) -> str:
     return str(caught.value).replace(str(path), "TABLE")
 
 
-def test_values_of_several_columns_are_told_at_once_with_the_types_of_the_job(tmp_path: Path) -> None:
+def test_invalid_values_of_several_columns_are_reported_together(tmp_path: Path) -> None:
     rows = ["1,x,1.5,2024-12-31", "2,x,n/a,2024-12-31", ",x,2,31.12.2024", '4,x,"1,5",2024-12-30', ",x,1,"]
     assert refusal(tmp_path / "t.csv", rows).splitlines() == [
         "sources[0].id: TABLE: 2 values are empty: line 4, line 6.",
@@ -33,8 +33,8 @@ def test_values_of_several_columns_are_told_at_once_with_the_types_of_the_job(tm
     ]
 
 
-def test_of_many_values_all_are_counted_and_ten_are_told(tmp_path: Path) -> None:
-    """In batches of 8192 rows: the first and the last have some."""
+def test_all_invalid_values_are_counted_and_ten_are_reported(tmp_path: Path) -> None:
+    """The first and the last batch of 8,192 rows have invalid values."""
     rows = [f"{i},x,{'bad' if i % 3000 == 5 else i},2024-12-31" for i in range(40_000)]
     said = refusal(tmp_path / "t.csv", rows)
     assert said.startswith("sources[0].metadata.price: TABLE: 14 values are not valid as double: 'bad' (line 7), ")
@@ -42,6 +42,6 @@ def test_of_many_values_all_are_counted_and_ten_are_told(tmp_path: Path) -> None
     assert "'bad' (line 27007) and 4 more. Write numbers" in said
 
 
-def test_a_column_of_wrong_values_is_not_read_to_its_end(tmp_path: Path) -> None:
+def test_a_column_of_invalid_values_is_not_read_to_its_end(tmp_path: Path) -> None:
     said = refusal(tmp_path / "t.csv", [f"{i},x,bad,2024-12-31" for i in range(30_000)])
     assert "TABLE: 10,000 or more values are not valid as double: 'bad' (line 2), " in said
