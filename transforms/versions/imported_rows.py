@@ -155,7 +155,9 @@ class _Checked:
         for i in np.flatnonzero(~fits).tolist():
             length = lengths[i].as_py()
             faults[i] = (
-                "the vector is missing" if length is None else f"the vector must have {dimension} dimensions, got {length}"
+                "the vector is missing"
+                if length is None
+                else f"the vector must have {dimension} dimensions, got {length}"
             )
         vectors = _matrix(lists if fits.all() else lists.filter(pa.array(fits)), dimension)
         norms_are, is_zero, count = normalise(vectors)
@@ -183,7 +185,7 @@ class _Checked:
                     uri=f"{piece.place}#row={piece.numbers[i]}",
                     stage="import",
                     reason=Reason.BROKEN_VECTOR,
-                    detail=f"row {piece.numbers[i] + 1} of {piece.place.rpartition('/')[2]}: {fault}",
+                    detail=f"{piece.place.rpartition('/')[2]} row {piece.numbers[i] + 1}: {fault}",
                 )
             )
 
