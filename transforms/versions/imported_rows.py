@@ -62,7 +62,7 @@ def write_imported(
 
 
 def read_imported(folder: VectorFolder, groups: Sequence[ImportedGroup]) -> Iterator[tuple[pa.Table, list[DeadLetter]]]:
-    """Read row groups: the valid rows, in the columns of a version's Parquet files, and a dead letter for each other row.
+    """Read row groups: the valid rows, in the columns of a version's Parquet files, and the dead letters of the others.
 
     Raises:
         SourceError: When the folder cannot be read, or has changed since the scan.

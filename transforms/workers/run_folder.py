@@ -44,6 +44,6 @@ class RunFolder:
         reason = error.strerror or str(error)
         place = f": {error.filename}" if error.strerror and error.filename else ""
         return UnwritableError(
-            f"{self.label}: {self.url} cannot be written ({reason}{place}). Finished work is kept. Make it writable and "
+            f"{self.label}: {self.url} cannot be written ({reason}{place}). Finished work is kept. Fix the storage and "
             "run again."
         )
