@@ -37,5 +37,5 @@ def broken_install(error: ImportError) -> str | None:
     installs = list(dict.fromkeys(str(place) for place in places if (place / "__init__.py").is_file()))
     if len(installs) > 1:
         others = ", ".join(installs)
-        return f"{NAME}: {error}. It is installed {len(installs)} times ({others}), and the first is used. Remove it."
+        return f"{NAME}: {error}. It is installed {len(installs)} times ({others}). Keep only one install."
     return f"{NAME}: {error}. The install in {', '.join(installs) or 'an unknown place'} is incomplete. Reinstall it."

@@ -359,7 +359,7 @@ class Comparison:
         return {kind: (certain, possible) for kind, certain, possible in rows}
 
     def todo(self) -> Iterator[pa.Table]:
-        """Yield the references to read, sorted by kind, size, fingerprint and id, so that possible copies are adjacent."""
+        """Yield the references to read, by kind, size, fingerprint and id, so that possible copies are adjacent."""
         yield from self._select_with_payload(
             "SELECT {} "
             f"FROM compared WHERE fate IN {_TODO} ORDER BY kind, size_bytes NULLS LAST, fingerprint, asset_id",
@@ -377,7 +377,7 @@ class Comparison:
         return {fingerprint for (fingerprint,) in rows}
 
     def likely_moved(self) -> int:
-        """Return the number of new files with the fingerprint of an asset of the current version: likely moved or copied."""
+        """Return the number of new files that are likely moved or copied: the current version has their fingerprint."""
         if not self._is_reusable:
             return 0
         return self._number(
@@ -521,7 +521,7 @@ class Comparison:
 
 
 def _shown(name: str) -> str:
-    """Return the SQL of a plan column. The reason to prepare again applies only to assets that are otherwise unchanged."""
+    """Return the SQL of a plan column. The reason to prepare again applies only to otherwise unchanged assets."""
     return "CASE WHEN fate = 'again' THEN again END AS again" if name == _AGAIN.name else name
 
 
@@ -545,8 +545,8 @@ def _memory_errors() -> Iterator[None]:
         if not re.search(r"(?i)out of memory|allocate|pin block", str(error)):
             raise
         raise SourceError(
-            f"sources: comparing the texts needs more than {_MEMORY_MB} MB of memory. Shorten the texts, or distribute the "
-            "sources over several jobs."
+            f"sources: comparing the texts needs more than {_MEMORY_MB} MB of memory. Shorten the texts, or distribute "
+            "the sources over several jobs."
         ) from error
 
 

@@ -13,7 +13,7 @@ _MARK = "epithre-beam failure "
 
 
 class UnnotedFailureError(Exception):
-    """A failure that could not be written to the run folder. Its text is the note, which a runner includes in its own."""
+    """A failure that could not be written to the run folder. Its text is the note, which the runner passes on."""
 
 
 def note_failure(run: RunFolder, error: Exception) -> None:
