@@ -90,7 +90,7 @@ def test_what_a_finder_would_add_of_another_install_is_refused(tmp_path: Path) -
     )
     done = run(finder + "import epithre_beam", tmp_path, ours)
     places = f"in {ours / 'epithre_beam'} and in {other / 'epithre_beam'}"
-    assert f"ImportError: epithre_beam is installed twice, {places}: uninstall one" in done.stderr
+    assert f"ImportError: epithre_beam is installed twice, {places}. Uninstall one" in done.stderr
     script = run(finder + "sys.argv = ['/bin/epithre-beam', 'run']\nimport epithre_beam", tmp_path, ours)
     assert script.returncode == 2
     (line,) = script.stderr.splitlines()

@@ -255,7 +255,7 @@ def test_what_is_wrong_with_the_output_is_said_of_the_output(write_job, tmp_path
     (tmp_path / "other" / "results").mkdir(parents=True)
     (tmp_path / "other" / "search-batch.json").touch()
     (tmp_path / "other" / "LATEST.json").mkdir()  # cannot be written, and that shows at the end
-    with pytest.raises(UnwritableError, match=r"^The output .* cannot be written") as reported:
+    with pytest.raises(UnwritableError, match=r"^output: .* cannot be written") as reported:
         search_batch(load_search_job(write_job(output="other")))
     assert "catalog" not in str(reported.value)
 
