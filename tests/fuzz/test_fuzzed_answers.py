@@ -1,11 +1,11 @@
-"""Whatever a server answers: good vectors in their own rows, or an error, within bounds."""
+"""Any answer of a server gives valid vectors in the right rows, or an error, within limits."""
 
 from hypothesis import strategies as st
 
 from epithre_beam.transforms.epithre.dialects import DIALECTS
 
 from ..transforms.epithre import test_replies as replies
-from .rate_limiter import fuzz, fuzzing
+from .budget import fuzz, fuzzing
 
 pytestmark = fuzzing
 
