@@ -25,8 +25,8 @@ from epithre_beam.index.versions.latest import latest_bytes, read_latest
 from epithre_beam.index.versions.readers import read_holds
 
 from ..index.forging import GOLDEN, Forged
-from .edits import EDITS, edited
 from .budget import fuzz, fuzzing
+from .edits import EDITS, edited
 
 pytestmark = fuzzing
 
