@@ -1,4 +1,4 @@
-"""Servers that several tests start."""
+"""Servers and settings for all tests."""
 
 import contextlib
 import shutil
@@ -14,7 +14,7 @@ from .s3_server import S3Server
 
 
 class RedisServer:
-    """A real Redis on a free port, which can be killed and started again."""
+    """A Redis server on a free port, which can be killed and restarted."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -61,7 +61,7 @@ def s3_server() -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session", autouse=True)
 def folders_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test, and no process that one starts, reads or fills the cache or the trust of whoever runs it."""
+    """Keep the tests and their processes away from the user's cache and trust files."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EPITHRE_BEAM_CACHE", str(tmp_path_factory.mktemp("cache", numbered=True) / "epithre-beam"))
         patch.setenv("EPITHRE_BEAM_TRUST", str(tmp_path_factory.mktemp("trust", numbered=True) / "epithre-beam"))

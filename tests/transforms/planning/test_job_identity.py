@@ -62,7 +62,8 @@ def test_name_decides_for_any_sources(tmp_path: Path) -> None:
     assert other_job("c", before, identity(tmp_path / "b", IMAGES, job="shop"), never) is None
     sentence = other_job("c", before, identity(tmp_path, TEXTS, job="other"), never)
     assert sentence == (
-        f"c: the catalog belongs to the job shop (text {tmp_path}/a.csv), and this is the job other (text {tmp_path}/a.csv)"
+        f"c: the catalog belongs to the job shop (text {tmp_path}/a.csv), "
+        f"and this is the job other (text {tmp_path}/a.csv)"
     )
 
 
