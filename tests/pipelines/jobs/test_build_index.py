@@ -455,7 +455,7 @@ def test_the_command_ends_with_the_codes_of_a_run(place, vectors):
     assert "embed.model: this cannot be changed without embedding again" in done.stderr
     done = place.cli("search", "catalog", "--text", "red")
     assert done.returncode == 1
-    assert "it is not known what made them" in done.stderr
+    assert "imported vectors of an unknown model" in done.stderr
 
 
 def test_a_killed_command_leaves_the_version_in_force_and_the_next_one_ends_well(place, vectors):
