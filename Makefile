@@ -1,47 +1,61 @@
 # Every target makes the environment it needs; CI runs these same targets.
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= 3
+# One process more than there are cores: many tests wait for servers.
+JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 TESTS ?= tests --ignore=tests/engines --ignore=tests/stores
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test fuzz test-stores lint format types wheel airflow check schema clean bench-main-job bench-limit bench-incremental bench-carry bench-index bench-search bench-serve test-engines bench-engines
+.PHONY: help demo test test-slow test-alone test-stores test-engines test-all fuzz lint format types wheel airflow check schema clean bench-main-job bench-limit bench-incremental bench-reuse bench-index bench-search bench-serve bench-engines figures bench-status
 
 help:
 	@echo "make demo     draw pictures, embed them on the local emulator, search them (no key, no network)"
-	@echo "make test     run the tests"
-	@echo "make fuzz     give each fuzz target ten minutes, with a seed that is drawn and told"
+	@echo "make test     run the quick tests: at most 8 minutes on two cores"
+	@echo "make test-all run all tests; its parts are test-alone (they measure time), test, test-slow (kills, full disks,"
+	@echo "              long searches for counterexamples, fuzzing), test-stores and test-engines"
 	@echo "make test-stores   whole jobs on S3, Google's and Azure's protocols, on servers of its own (needs npm)"
-	@echo "make test-engines  the same jobs on every engine: Prism, Dask, Beam's job server; Flink and Spark where they are had"
-	@echo "make check    what CI runs: all tests, lint, types, wheel, and the example's DAG on a real Airflow"
-	@echo "make bench-…  benchmarks, by hand: main-job, limit, incremental, carry, index, search, serve"
+	@echo "make test-engines  the same jobs on every engine: Prism, Dask, Beam's job server; Flink and Spark where available"
+	@echo "make fuzz     run each fuzz target for ten minutes, from a seed that is drawn and printed"
+	@echo "make check    run what CI runs: test-all, lint, types, wheel, and the example's DAG on a real Airflow"
+	@echo "make bench-…  benchmarks, by hand: main-job, limit, incremental, reuse, index, search, serve, engines"
+	@echo "make bench-status  list benchmark results whose measured code has changed since"
+	@echo "make figures  write the stored results of the benchmarks into the pages"
 
 demo: $(VENV)/.demo
 	$(BIN)/epithre-beam demo demo
 
-# A file's tests stay in one process, since they share servers; those that measure time come last, by themselves.
+# A file's tests stay in one process, since they share servers.
+# Files keep their order: those with the fewest tests, which would come last otherwise, are often the longest.
 # Threads that spin while they wait would keep the other process from its core.
-test: export OMP_WAIT_POLICY ?= passive
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone" $(TESTS)
-	$(BIN)/python -m pytest -m alone $(TESTS) || test $$? -eq 5
+PYTEST := OMP_WAIT_POLICY=$(or $(OMP_WAIT_POLICY),passive) $(BIN)/python -m pytest
 
-# `make test` runs the same targets for 20 seconds each, by seeds that are always the same.
+test: $(VENV)/.dev
+	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not fuzz and not alone" $(TESTS)
+
+test-slow: $(VENV)/.dev
+	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "(slow or fuzz) and not alone" $(TESTS) || test $$? -eq 5
+
+# These measure time or memory: nothing else may run. Exit code 5: there are none in TESTS.
+test-alone: $(VENV)/.dev
+	$(PYTEST) -m alone $(TESTS) || test $$? -eq 5
+
+test-all: test-alone test test-slow test-stores test-engines
+
+# `make test-slow` runs the same targets for 20 seconds each, from seeds that are always the same.
 fuzz: export EPITHRE_BEAM_FUZZ_S ?= 600
 fuzz: export EPITHRE_BEAM_FUZZ_SEED := $(or $(EPITHRE_BEAM_FUZZ_SEED),$(shell date +%s))
-fuzz: export OMP_WAIT_POLICY ?= passive
 fuzz: $(VENV)/.dev
 	@echo "EPITHRE_BEAM_FUZZ_SEED=$(EPITHRE_BEAM_FUZZ_SEED), $(EPITHRE_BEAM_FUZZ_S) s for each target"
-	$(BIN)/python -m pytest --log-cli-level=INFO -m fuzz $(or $(FUZZ),tests/fuzz)
+	$(PYTEST) --log-cli-level=INFO -m fuzz $(or $(FUZZ),tests/fuzz)
 
 # Three processes: one of the files does little but wait for a minute to go by.
 test-engines: $(VENV)/.dev
 	$(BIN)/python tests/engines/fetch.py
-	$(BIN)/python -m pytest -n 3 --dist loadfile --timeout=300 tests/engines
+	$(PYTEST) -n 3 --dist loadfile --timeout=300 tests/engines
 
 test-stores: $(VENV)/.stores
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/stores
+	$(PYTEST) -n $(JOBS) --dist loadfile tests/stores
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -60,7 +74,7 @@ wheel: $(VENV)/.dev
 airflow: $(VENV)/.dev
 	$(BIN)/python .ci/airflow.py
 
-check: test test-stores test-engines lint types wheel airflow
+check: lint types test-all wheel airflow
 
 schema: $(VENV)/.dev
 	$(BIN)/epithre-beam schema > configs/job.schema.json
@@ -75,10 +89,11 @@ bench-limit: $(VENV)/.dev
 bench-incremental: $(VENV)/.dev
 	$(BIN)/python benchmarks/incremental.py
 
-bench-carry: $(VENV)/.dev
+bench-reuse: $(VENV)/.dev
 	$(BIN)/python benchmarks/reuse.py
 
 bench-index: $(VENV)/.dev
+	$(BIN)/python benchmarks/index.py --rivals none
 	$(BIN)/python benchmarks/index.py
 	$(BIN)/python benchmarks/index.py --growth 100000,300000,1000000
 
@@ -91,6 +106,13 @@ bench-serve: $(VENV)/.dev
 bench-engines: $(VENV)/.dev
 	$(BIN)/python tests/engines/fetch.py
 	$(BIN)/python benchmarks/engines.py
+
+# These two need Python 3.11 and git, and no environment.
+bench-status:
+	@$(PYTHON) benchmarks/figures.py status
+
+figures:
+	@$(PYTHON) benchmarks/figures.py fill
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \

@@ -88,7 +88,7 @@ def try_source_distribution(archive: Path, folder: Path) -> None:
     where = run(programs / "python", "-c", "import epithre_beam as e; print(e.__file__)", cwd=folder)
     assert where.startswith(str(folder / "oldest")), where
     beam = run(programs / "python", "-c", "import apache_beam; print(apache_beam.__version__)", cwd=folder).strip()
-    jobs = os.environ.get("JOBS", "2")
+    jobs = os.environ.get("JOBS", "2")  # the other tests run meanwhile
     tests = run(programs / "pytest", "-q", "-n", jobs, "--dist", "loadfile", "-m", "core", "tests", cwd=tree)
     print(f"source distribution, Beam {beam}: {tests.splitlines()[-1]}")
 
@@ -115,7 +115,7 @@ def main() -> None:
         run(base / "python", "-c", _READ, folder / "demo" / "catalog", cwd=folder)
         assert "versions" in run(base / "epithre-beam", "--help", cwd=folder)
         for command, sentence in (
-            (("search", "nothing", "--text", "a"), "has no published version"),
+            (("search", "nothing", "--text", "a"), "there is no catalog here"),
             (("run", "demo/job.yaml"), "install epithre-beam[beam]"),
             (("serve", "demo/catalog"), "install epithre-beam[serve]"),
         ):

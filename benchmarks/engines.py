@@ -29,6 +29,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from assets import write_images, write_texts
+from figures import Recording, Table, add_results_option
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from epithre_beam.index import open_catalog
@@ -42,7 +43,7 @@ catalog: {catalog}
 sources:
   - {{kind: image, files: "{folder}/images/**/*.jpg"}}
   - {{kind: text, table: {folder}/texts.csv, id: id, text: text}}
-embed: {{base_url: {url}, dimension: {dimension}, lanes: {lanes}, budget: {budget}}}
+embed: {{base_url: {url}, dimension: {dimension}, lanes: {lanes}, rate_limiter: {rate_limiter}}}
 prepare: {prepare}
 """
 
@@ -150,21 +151,21 @@ def say_peaks(measured: Measured) -> str:
     )
 
 
-def compare_engines(folder: Path, assets: int, names: Sequence[str]) -> None:
+def compare_engines(folder: Path, assets: int, names: Sequence[str]) -> Table:
     write_images(folder / "images", assets // 2, size_kb=20)
     write_texts(folder / "texts.csv", assets - assets // 2)
     small = folder / "small"
     write_images(small / "images", 1, size_kb=20)
     write_texts(small / "texts.csv", 1)
-    print(f"\n{assets} assets\n| engine | overhead s | run s | assets/s | MB of each process |\n|---|---|---|---|---|")
     first: tuple[str, float] | None = None
+    lines = []
     for name in names:
         with contextlib.ExitStack() as stack:
             (place := folder / name).mkdir()
             try:
                 engine = stack.enter_context(ENGINES[name](place))
             except Missing as error:
-                print(f"| {name} | not here: {error} | | | |", flush=True)
+                lines.append((name, f"not here: {error}", "", "", ""))
                 continue
             url = stack.enter_context(emulator())
             alone = measure(engine, "run", write_job(small, place / "small", url), "--quiet")
@@ -174,11 +175,13 @@ def compare_engines(folder: Path, assets: int, names: Sequence[str]) -> None:
             first = first or (reported, alone.seconds)
             assert reported == first[0], f"{name} made another catalog"
             overhead = alone.seconds - first[1]
-            figures = f"{overhead:.1f} | {whole.seconds:.1f} | {assets / whole.seconds:.0f}"
-            print(f"| {name} | {figures} | {say_peaks(whole)} |", flush=True)
+            speed = (f"{overhead:.1f}", f"{whole.seconds:.1f}", f"{assets / whole.seconds:.0f}")
+            lines.append((name, *speed, say_peaks(whole)))
+    return Table(("engine", "overhead s", "run s", "assets/s", "MB of each process"), lines)
 
 
-def compare_processes(folder: Path, images: int, vectors: int) -> None:
+def compare_processes(folder: Path, images: int, vectors: int) -> dict[str, list[float]]:
+    """Seconds of one process on one core and of two on two, of each part, the engine's own cost taken off."""
     small = folder / "small"
     for place, number, rows in ((folder, images, vectors), (small, 1, 2000)):
         write_images(place / "images", number)
@@ -197,9 +200,7 @@ def compare_processes(folder: Path, images: int, vectors: int) -> None:
                 seconds["index"][i] = measure(engine, *index, cores=cores).seconds
             for part, (whole, nothing) in seconds.items():
                 found[part].append(whole - nothing)
-    print("\n| part | one process, one core, s | two, two cores, s | times |\n|---|---|---|---|")
-    for part, (one, two) in found.items():
-        print(f"| {part} | {one:.1f} | {two:.1f} | {one / two:.2f} |", flush=True)
+    return found
 
 
 def main() -> None:
@@ -209,14 +210,22 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=200_000, help="of which an index is built")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--folder", type=Path, help="for assets and catalogs; removed at the end")
+    add_results_option(parser)
     arguments = parser.parse_args()
+    recording = Recording.start("engines", arguments)
+    figures, tables = {}, {}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         (folder / "engines").mkdir()
-        compare_engines(folder / "engines", arguments.assets, arguments.engines.split(","))
+        tables["Engines"] = compare_engines(folder / "engines", arguments.assets, arguments.engines.split(","))
         if arguments.images:
             (folder / "processes").mkdir()
-            compare_processes(folder / "processes", arguments.images, arguments.vectors)
+            found = compare_processes(folder / "processes", arguments.images, arguments.vectors)
+            lines = [(part, f"{one:.1f}", f"{two:.1f}", f"{one / two:.2f}") for part, (one, two) in found.items()]
+            columns = ("part", "one process, one core, s", "two, two cores, s", "times")
+            tables["Two processes against one"] = Table(columns, lines)
+            figures = {f"{part}_ratio": one / two for part, (one, two) in found.items()}
+    recording.store(figures, tables)
 
 
 if __name__ == "__main__":

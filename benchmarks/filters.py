@@ -4,7 +4,7 @@
     epithre-beam index CATALOG --from FOLDER
     python benchmarks/filters.py CATALOG FOLDER --spectrum B
 
-Prints one markdown table: the worst of the four directions for each recall, the mean of them for each time. The
+One table: the worst of the four directions for each recall, the mean of them for each time. The
 queries are fresh; a filter lets a random share of the assets through.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from clustered import KINDS, Clustered, asset_id, read_blocks, row_of
+from figures import Recording, Table, add_results_option
 
 from epithre_beam.index import open_catalog
 
@@ -30,9 +31,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--spectrum", default="A")
     parser.add_argument("--seed", type=int, default=0)
+    add_results_option(parser)
     options = parser.parse_args()
-    data = Clustered(options.spectrum, options.seed)
-    print("| k | matching | recall | queries/s in a batch | one query, ms |\n|---|---|---|---|---|")
+    options.catalog = Path(options.catalog)
+    recording = Recording.start("filters", options)
+    data, lines = Clustered(options.spectrum, options.seed), []
     with open_catalog(options.catalog) as catalog:
         scores = {}
         for kind in KINDS:
@@ -64,10 +67,11 @@ def main() -> None:
                         len(set(numbers[row[row >= 0]]) & set(exact)) for row, exact in zip(found, best, strict=True)
                     ]
                     recalls.append(sum(right) / best.size)
-            print(
-                f"| {k:,} | {share:.1%} | {min(recalls):.3f} | {_QUERIES * len(batch_s) / sum(batch_s):,.0f} "
-                f"| {1000 * sum(single_s) / len(single_s):.2f} |"
-            )
+            speed = f"{_QUERIES * len(batch_s) / sum(batch_s):,.0f}"
+            single_ms = f"{1000 * sum(single_s) / len(single_s):.2f}"
+            lines.append((f"{k:,}", f"{share:.1%}", f"{min(recalls):.3f}", speed, single_ms))
+    columns = ("k", "matching", "recall", "queries/s in a batch", "one query, ms")
+    recording.store({}, {"Narrowed searches and long lists": Table(columns, lines)})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 from assets import write_images, write_texts
+from figures import Recording, Table, add_results_option
 
 _JOB = """\
 catalog: {catalog}
@@ -201,6 +202,18 @@ def nights(folder: Path, assets: int) -> dict[str, dict[str, float]]:
     return found
 
 
+def to_table(sizes: dict[str, dict[str, dict[str, float]]]) -> Table:
+    lines = []
+    for size, runs in sizes.items():
+        for label, run in runs.items():
+            parts = [sum(run[name] for name in run if name.startswith(part)) for part in ("vectors_", "index_")]
+            seconds = [f"{value:.1f}" for value in (run["wall_s"], *parts)]
+            counts = [f"{run[name]:,}" for name in ("requests", "billed_items", "read_mb", "peak_mb")]
+            lines.append((label + size, *seconds, *counts))
+    head = ("run", "wall s", "of which vectors", "of which indexes", "requests", "items sent", "MB read", "peak MB")
+    return Table(head, lines)
+
+
 def copy_speed(catalog: Path, scratch: Path) -> float:
     """MB/s of a plain copy of the newest version's vectors, to the disk."""
     newest = max((catalog / "versions").iterdir())
@@ -238,6 +251,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--job", type=Path)
     parser.add_argument("--compare", type=Path)
+    add_results_option(parser)
     options = parser.parse_args()
     if options.job or options.compare:
         started = time.monotonic()
@@ -247,6 +261,7 @@ def main() -> None:
         figures["peak_mb"] = _peak_mb()
         print(json.dumps(figures))
         return
+    recording = Recording.start("incremental", options)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         (folder / "quarter").mkdir()
@@ -266,16 +281,27 @@ def main() -> None:
     writing = little["vectors_image"] + little["vectors_text"]
     rate = little["vector_bytes"] / 1e6 / writing
     million = sizes[options.references]
-    print(f"nothing changed / first run, time:         {nothing['wall_s'] / first['wall_s']:.3f}   (under 0.1)")
-    print(f"5 % changed / first run, time:             {little['wall_s'] / first['wall_s']:.3f}")
-    print(f"requests when nothing changed:             {nothing['requests']}   (0)")
-    print(f"items sent / distinct new contents:        {little['billed_items']} / {little['distinct']}   (equal)")
-    print(f"old and new vectors written, MB/s:         {rate:.0f}   (300, or half of a plain copy's {plain:.0f})")
-    print(f"peak memory with 5 % changed, MB:          {little['peak_mb']}   (under 800)")
-    print(f"the same at a quarter of the assets:       {quarter['a little changed']['peak_mb']}   (flat)")
-    print(f"{options.references} references compared, s:      {million['wall_s']:.1f}   (under 60)")
-    print(
-        f"peak memory, MB, all and a quarter:        {million['peak_mb']} {sizes[options.references // 4]['peak_mb']}"
+    recording.store(
+        {
+            "first_s": first["wall_s"],
+            "nothing_s": nothing["wall_s"],
+            "little_s": little["wall_s"],
+            "nothing_ratio": nothing["wall_s"] / first["wall_s"],
+            "little_ratio": little["wall_s"] / first["wall_s"],
+            "nothing_requests": nothing["requests"],
+            "sent_items": little["billed_items"],
+            "new_contents": little["distinct"],
+            "write_mb_s": rate,
+            "copy_mb_s": plain,
+            "peak_mb": little["peak_mb"],
+            "peak_quarter_mb": quarter["a little changed"]["peak_mb"],
+            "compared_s": million["wall_s"],
+            "listing_s": million["listing_s"],
+            "reference_us": million["wall_s"] / options.references * 1e6,
+            "compared_mb": million["peak_mb"],
+            "compared_quarter_mb": sizes[options.references // 4]["peak_mb"],
+        },
+        {"Runs": to_table({"": full, ", a quarter of the assets": quarter})},
     )
 
 

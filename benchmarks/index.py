@@ -8,8 +8,8 @@ the same distribution, and exact answers are computed beside them. Each contende
 after the other, on files that the kernel was asked to forget: one builds, one looks for the cheapest setting that
 reaches recall 0.95 at ten in the worst of the four directions, one opens what was built and measures it at that
 setting. Rivals have an index for each kind, which is kind to them; `autofaiss-joint` is one over both. The rivals' own
-environments are made from `rivals/*.txt` when they are needed first. A table is printed; WORK/index-A-100000.json has
-all figures.
+environments are made from `rivals/*.txt` when they are needed first. WORK/index-A-100000.json has all
+measurements.
 
 What the columns mean:
 
@@ -40,6 +40,7 @@ from typing import Any
 
 import numpy as np
 from clustered import KINDS, SPECTRA, Clustered, find_exactly
+from figures import Recording, Table, add_results_option
 from growth import draw_growth
 from rivals.processes import Watch, forget_cached, tree_of
 
@@ -161,7 +162,7 @@ def compete(contender: str, folder: Path, environments: Path) -> list[dict[str, 
         {"contender": contender, "setting": setting, "built": built, "tuned": found, "measured": figures}
         for setting, figures in zip(settings, measured, strict=True)
     ]
-    print(to_table(results).split("\n", 2)[2], file=sys.stderr, flush=True)
+    print(to_table(results).to_markdown(), file=sys.stderr, flush=True)
     return results
 
 
@@ -181,11 +182,11 @@ def worst_batch(result: dict[str, Any]) -> float:
     return min(result["measured"]["batch_a_second"].values())
 
 
-def to_table(results: list[dict[str, Any]]) -> str:
-    lines = ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|"]
+def to_table(results: list[dict[str, Any]]) -> Table:
+    lines = []
     for result in results:
         if "failed" in result:
-            lines.append(f"| {result['contender']} | not measured: {result['failed']} |" + " |" * (len(_HEAD) - 2))
+            lines.append([result["contender"], f"not measured: {result['failed']}", *[""] * (len(_HEAD) - 2)])
             continue
         built, recall = result["built"], result["measured"]["recall"]
         anon, file = resident_mb(result)
@@ -196,30 +197,62 @@ def to_table(results: list[dict[str, Any]]) -> str:
         cells += [f"{built['peak_mb']:,.0f}", f"{anon:,.0f} + {file:,.0f}", f"{built['disk_mb']:,.0f}"]
         cells += [f"{recall[direction]:.3f}" for direction in _DIRECTIONS]
         cells += [f"{single['median']:.2f}", f"{single['p99']:.2f}", f"{worst_batch(result):,.0f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return Table(_HEAD, lines)
 
 
-def to_ratios(results: list[dict[str, Any]]) -> str:
-    """What is asked of ours beside autofaiss' default, where both were measured."""
+def figures_of(result: dict[str, Any], rows: int) -> dict[str, float]:
+    """Ours by itself, over so many rows of both kinds; nothing if it failed."""
+    if "failed" in result:
+        return {}
+    built, resident_b = result["built"], sum(resident_mb(result)) * 1e6
+    return {
+        "build_s": built["build_s"],
+        "build_us": built["build_s"] / rows * 1e6,
+        "peak_mb": built["peak_mb"],
+        "resident_mb": resident_b / 1e6,
+        "resident_b": resident_b / rows,
+        "disk_mb": built["disk_mb"],
+        "recall": min(result["measured"]["recall"].values()),
+        "query_ms": worst_query_ms(result)["median"],
+        "queries_a_second": worst_batch(result),
+    }
+
+
+def ratios_of(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Ours beside autofaiss, tuned to the same recall, where both were measured."""
     measured = {(r["contender"], r["setting"] is None): r for r in results if "failed" not in r}
-    ours = measured.get(("ours", True))
-    other = measured.get(("autofaiss", False))
+    ours, other = measured.get(("ours", True)), measured.get(("autofaiss", False))
     if ours is None or other is None:
-        return ""
-    build = other["built"]["build_s"] / ours["built"]["build_s"]
-    resident = sum(resident_mb(other)) / sum(resident_mb(ours))
-    ms, other_ms = worst_query_ms(ours)["median"], worst_query_ms(other)["median"]
-    return "\n".join(
-        [
-            f"build, autofaiss / ours:               {build:.1f}   (at least 10)",
-            f"resident memory, autofaiss / ours:     {resident:.0f}   (at least 50)",
-            f"one query, ours, ms:                   {ms:.2f}   (under 1)",
-            f"one query, autofaiss / ours:           {other_ms / ms:.1f}   (at least 5)",
-            f"queries a second, ours / autofaiss:    {worst_batch(ours) / worst_batch(other):.1f}   (at least 10)",
-            f"recall of ours, worst direction:       {min(ours['measured']['recall'].values()):.3f}   (at least 0.95)",
-        ]
-    )
+        return {}
+    return {
+        "build_ratio": other["built"]["build_s"] / ours["built"]["build_s"],
+        "resident_ratio": sum(resident_mb(other)) / sum(resident_mb(ours)),
+        "query_ratio": worst_query_ms(other)["median"] / worst_query_ms(ours)["median"],
+        "batch_ratio": worst_batch(ours) / worst_batch(other),
+    }
+
+
+def growth_of(sizes: list[dict[str, Any]]) -> tuple[dict[str, float], Table]:
+    """The figures of the largest size, what grew since the smallest, and a line for each size."""
+    columns = ("vectors, both kinds", "build s", "read + write s", "ratio", "peak MB", "opened s", "resident MB")
+    columns += (*_DIRECTIONS, "one query ms", "queries/s")
+    lines, found = [], []
+    for size in sizes:
+        figures = figures_of(size, size["total"])
+        figures["read_write_s"] = size["yardstick"]["build_s"]
+        figures["open_s"] = size["measured"]["open_s"]
+        found.append(figures)
+        seconds = (figures["build_s"], figures["read_write_s"])
+        cells = [f"{size['total']:,}", *(f"{value:.1f}" for value in seconds), f"{seconds[0] / seconds[1]:.2f}"]
+        cells += [f"{figures['peak_mb']:,.0f}", f"{figures['open_s']:.2f}", f"{figures['resident_mb']:,.0f}"]
+        cells += [f"{size['measured']['recall'][direction]:.3f}" for direction in _DIRECTIONS]
+        lines.append([*cells, f"{figures['query_ms']:.2f}", f"{figures['queries_a_second']:,.0f}"])
+    first, last = found[0], found[-1]
+    wanted = ("peak_mb", "open_s", "resident_mb", "recall", "query_ms")
+    largest = {name: last[name] for name in wanted} | {"build_ratio": last["build_s"] / last["read_write_s"]}
+    growth = {name: last[of] / first[of] for name, of in (("build_growth", "build_s"), ("query_growth", "query_ms"))}
+    return {**largest, **growth}, Table(columns, lines)
 
 
 def grow(totals: list[int], spectrum: str, seed: int, work: Path) -> Iterator[dict[str, Any]]:
@@ -233,21 +266,6 @@ def grow(totals: list[int], spectrum: str, seed: int, work: Path) -> Iterator[di
             yardstick = run_step("yardstick", "build", Path(sys.executable), folder)
             shutil.rmtree(folder / "yardstick")
             result = compete("ours", folder, work)[0]
-        print(f"\n{total:,} rows over both kinds")
-        print(to_table([result]))
-        print(
-            f"reading and writing as float16 alone:  {yardstick['build_s']:.1f} s, "
-            f"{yardstick['read_mb'] / yardstick['build_s']:.0f} MB/s, peak {yardstick['peak_mb']:.0f} MB"
-        )
-        if "failed" not in result:
-            built, measured = result["built"], result["measured"]
-            print(f"index / that:                          {built['build_s'] / yardstick['build_s']:.2f}   (at most 2)")
-            print(f"the index by its manifest, s:          {built['index_reported_s']:.1f}")
-            print(f"the whole command, s:                  {built['command_s']:.1f}")
-            print(f"its peak memory, MB:                   {built['peak_mb']:.0f}   (under 4,096)")
-            opened = ", ".join(f"{measured[name]:.2f}" for name in ("open_s", "open_again_s", "open_unverified_s"))
-            print(f"opened; again; not verified, s:        {opened}   (under 1)")
-            print(f"resident, MB:                          {sum(resident_mb(result)):.0f}   (under 400)", flush=True)
         yield {"total": total, "yardstick": yardstick, **result}
 
 
@@ -276,12 +294,15 @@ def main() -> None:
     parser.add_argument("--growth", help="rows over both kinds, with commas between")
     parser.add_argument("--work", type=Path, help="where data, indexes and environments are made; absent: temporary")
     parser.add_argument("--plot", type=Path, default=_HERE.parent / "docs/index-growth.svg")
+    add_results_option(parser)
     options = parser.parse_args()
     rivals = [name for name in options.rivals.split(",") if name not in {"", "none"}]
     unknown = set(rivals) - set(_PROGRAMS)
     if unknown:
         parser.error(f"--rivals must be among {', '.join(_PROGRAMS)}, got {', '.join(sorted(unknown))}")
     signal.signal(signal.SIGTERM, stop)
+    name = "index_growth" if options.growth else "index_rivals" if rivals else "index"
+    recording = Recording.start(name, options)
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
@@ -294,17 +315,22 @@ def main() -> None:
             drawable = [size for size in found if "failed" not in size]
             if len(drawable) > 1:
                 options.plot.write_text(draw_growth(drawable), "utf-8")
+            if drawable:
+                figures, table = growth_of(drawable)
+                recording.store(figures, {"Growth": table})
             return
         contenders = rivals if options.without_ours else ["ours", *rivals]
         path = kept / f"index-{options.spectrum}-{options.rows}.json"
-        with tempfile.TemporaryDirectory(dir=work) as name:
-            folder = Path(name)
+        with tempfile.TemporaryDirectory(dir=work) as place:
+            folder = Path(place)
             folder.chmod(0o755)
             make_data(folder, options.spectrum, options.rows, options.seed)
             found = keep((r for c in contenders for r in compete(c, folder, work / "environments")), path)
-        print(f"spectrum {options.spectrum}, {options.rows:,} rows of each kind")
-        print(to_table(found))
-        print(to_ratios(found))
+    if rivals:
+        recording.store(ratios_of(found), {"Contenders": to_table(found)})
+    else:
+        print(to_table(found).to_markdown())
+        recording.store(figures_of(found[0], 2 * options.rows))
 
 
 if __name__ == "__main__":

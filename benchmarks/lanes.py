@@ -2,13 +2,13 @@
 
     python benchmarks/lanes.py [--limits 600,6000,60000] [--lanes 1,10,100,1000] [--seconds 180] [--measure-redis]
 
-The rules are those of the program: the `MemoryBackend` (`transforms/epithre/rate_limit/memory_backend.py`) on a
+The rules are those of the program: the `MemoryBackend` in `transforms/epithre/rate_limit/memory_backend.py` on a
 simulated clock, which the script in Redis follows line by line, and the waits of `RateLimiter` (`next_wait_s`). Time
 is simulated: a call takes `--rtt` and waits for its turn, since Redis does one at a time (`--call-us`, which
 `--measure-redis` measures on a redis-server of its own); a request takes 0.2 to 1.5 s, and the server counts it
-somewhere on its way. Every lane always has something to send. Printed for each number of lanes: the share of the
-limit that was reached after the first window, the most requests in any 60 s as a share of the limit (above 100 %
-would be a breach), calls a second, how busy Redis is, and the requests of the luckiest and the unluckiest lane.
+somewhere on its way. Every lane always has something to send. For each number of lanes: the share of the limit that
+was reached after the first window, the most requests in any 60 s as a share of the limit (above 100 % would be a
+breach), calls a second, how busy Redis is, and the requests of the luckiest and the unluckiest lane.
 """
 
 import argparse
@@ -21,6 +21,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+
+from figures import Recording, Table, add_results_option
 
 from epithre_beam.transforms.epithre.rate_limit.memory_backend import WINDOW_S, MemoryBackend, RateLimiterSettings
 from epithre_beam.transforms.epithre.rate_limit.rate_limiter import next_wait_s
@@ -132,6 +134,11 @@ def everyone_wakes(wait_s: float, refusals: int, rng: random.Random) -> float:
     return min(wait_s, 1.0)
 
 
+def to_row(limit: int, lanes: int, name: str, run: dict[str, float]) -> list[str]:
+    shares = [f"{run['share']:.1%}", f"{run['most']:.1%}", f"{run['calls_a_second']:,.0f}", f"{run['busy']:.0%}"]
+    return [f"{limit:,}", f"{lanes:,}", name, *shares, f"{run['least']:,} to {run['greatest']:,} requests"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limits", default="600,6000,60000", help="requests a minute")
@@ -140,21 +147,29 @@ def main() -> None:
     parser.add_argument("--rtt", type=float, default=0.001, help="seconds to Redis and back")
     parser.add_argument("--call-us", type=float, default=90.0, help="that Redis is busy with one call")
     parser.add_argument("--measure-redis", action="store_true", help="measure --call-us on a redis-server of its own")
+    add_results_option(parser)
     options = parser.parse_args()
+    recording = Recording.start("lanes", options)
     call_s = measure_call_s() if options.measure_redis else options.call_us / 1e6
     print(f"a call: {1e6 * call_s:.0f} us of Redis, {1000 * options.rtt:g} ms there and back\n")
-    print("| limit a minute | lanes | waits | of the limit | most in 60 s | calls/s | Redis busy | requests a lane |")
-    print("|---|---|---|---|---|---|---|---|")
+    runs: dict[tuple[int, int, str], dict[str, float]] = {}
     for limit in map(int, options.limits.split(",")):
         for lanes in map(int, options.lanes.split(",")):
             for name, wait in (("all at once", everyone_wakes), ("spread", next_wait_s)):
-                found = simulate(lanes, limit, options.seconds, options.rtt, call_s, wait)
-                print(
-                    f"| {limit:,} | {lanes:,} | {name} | {found['share']:.1%} | {found['most']:.1%} "
-                    f"| {found['calls_a_second']:,.0f} | {found['busy']:.0%} "
-                    f"| {found['least']:,} to {found['greatest']:,} |",
-                    flush=True,
-                )
+                runs[limit, lanes, name] = simulate(lanes, limit, options.seconds, options.rtt, call_s, wait)
+    spread = [run for (_, _, name), run in runs.items() if name == "spread"]
+    figures = {"least_share": min(run["share"] for run in spread), "most": max(run["most"] for run in spread)}
+    if options.measure_redis:
+        figures["call_us"] = 1e6 * call_s
+    for figure, key, value in (
+        ("busy", (6000, 1000, "spread"), "busy"),
+        ("busy_everyone", (6000, 1000, "all at once"), "busy"),
+        ("calls_a_second", (60_000, 1000, "spread"), "calls_a_second"),
+    ):
+        if key in runs:
+            figures[figure] = runs[key][value]
+    columns = ("limit a minute", "lanes", "waits", "of the limit", "most in 60 s", "calls/s", "Redis busy", "of a lane")
+    recording.store(figures, {"Lanes": Table(columns, [to_row(*key, run) for key, run in runs.items()])})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@
 Every subject runs in a process of its own against an emulator of its own in another (`hash` model), which enforces a
 strict sliding window of 60 s and keeps a log. All figures but the lost items are read from that log.
 
+Part A is stored as the result `limit`, B and C together as `client`, D as `client_cpu`.
+
 - A. A limit of 600 and of 6000 requests a minute, latency 0.2 to 1.5 s, endless texts, one a request. The first minute
   is a ramp and is not counted in the share reached; refusals, lost items and windows over the limit are counted from
   the first request on.
@@ -34,6 +36,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from figures import Recording, Table, add_results_option
 
 from epithre_beam.configs import EmbedConfig
 from epithre_beam.transforms.epithre.client import Client, Refusal
@@ -259,7 +262,7 @@ def check_log(log: list[dict[str, Any]], rate: int, minutes: float) -> dict[str,
     }
 
 
-def part_a(rates: Sequence[int], minutes: float, subjects: Sequence[str]) -> None:
+def part_a(rates: Sequence[int], minutes: float, subjects: Sequence[str]) -> tuple[dict[str, float], Table]:
     rows = []
     seconds = RAMP_S + minutes * 60 + _TAIL_S
     for rate, group in [(limit, group) for limit in rates for group in _TOGETHER[limit]]:
@@ -281,21 +284,22 @@ def part_a(rates: Sequence[int], minutes: float, subjects: Sequence[str]) -> Non
                 figures = {**check_log(read_log(emulator), rate, minutes), **found}
                 print(f"A {rate:5d} {subject:12s} {json.dumps(figures)}", flush=True)
                 rows.append((rate, subject, figures))
-    print(f"\nA. {minutes:g} minutes after {RAMP_S:g} s of ramp; together: {_TOGETHER}")
-    print("| limit | policy | of the limit | 429s | windows over | items lost | upload wasted |")
-    print("|---|---|---|---|---|---|---|")
+    columns = ("limit", "policy", "of the limit", "429s", "windows over", "items lost", "upload wasted")
+    lines = []
     for rate, subject, found in rows:
-        print(
-            f"| {rate} | {subject} | {found['share']:.1%} | {found['refused']} | {found['windows_over']} | "
-            f"{found['lost']} | {found['wasted_share']:.1%} |"
-        )
-    print("ours: at least 97 % of the limit, no refusal, no window over\n", flush=True)
+        counts = [f"{found[name]}" for name in ("refused", "windows_over", "lost")]
+        lines.append((f"{rate:,}", subject, f"{found['share']:.1%}", *counts, f"{found['wasted_share']:.1%}"))
+    ours = {rate: found for rate, subject, found in rows if subject == "ours"}
+    figures: dict[str, float] = {f"share_{rate}": found["share"] for rate, found in ours.items()}
+    if ours:
+        figures |= {name: sum(found[name] for found in ours.values()) for name in ("refused", "windows_over", "lost")}
+    return figures, Table(columns, lines)
 
 
 # Part B
 
 
-def part_b(batches: int = 1000, in_flight: int = 16) -> None:
+def part_b(batches: int = 1000, in_flight: int = 16) -> dict[str, float]:
     """Requests sent for those needed, when a tenth of them fail; the storm is the same for both, request by request."""
     from openai import AsyncOpenAI, OpenAIError
 
@@ -337,21 +341,19 @@ def part_b(batches: int = 1000, in_flight: int = 16) -> None:
             return await pooled(one)
 
     print(f"B. {batches} batches of {BATCH} texts, 5 % 429 and 5 % 500")
-    for name, subject in (("ours", ours), ("openai", official)):
+    figures: dict[str, float] = {}
+    for name, subject in (("", ours), ("official_", official)):
         with start_emulator_process(EmulatorSettings(faults=faults)) as emulator:
-            started = time.monotonic()
             embedded = asyncio.run(subject(emulator))
-            wall_s = time.monotonic() - started
-            sent = len(read_log(emulator))
-        lost = len(texts) - embedded
-        print(f"{name:12s} sent / needed {sent / batches:.3f}, lost {lost} of {len(texts)}, {wall_s:.0f} s", flush=True)
-    print("ours: at most 1.15, none lost\n", flush=True)
+            figures[f"{name}sent_ratio"] = len(read_log(emulator)) / batches
+        figures[f"{name}lost"] = len(texts) - embedded
+    return figures
 
 
 # Part C
 
 
-def part_c() -> None:
+def part_c() -> dict[str, float]:
     """Extra requests for a batch of 64 pictures of which one is refused, for each of its places."""
     marker = "POISON"
     rng = random.Random(0)
@@ -365,18 +367,20 @@ def part_c() -> None:
             assert [i for i, outcome in enumerate(found) if isinstance(outcome, Refusal)] == [place]
             return client.meter.requests - 1
 
-    for naming, most in (("param", 2), ("prose", 2), ("nowhere", 13)):
+    figures: dict[str, float] = {}
+    for naming in ("param", "prose", "nowhere"):
         faults = Faults(poison_marker=marker, poison_names=naming)
         with start_emulator_process(EmulatorSettings(dimension=SMALL, faults=faults)) as emulator:
             extras = [asyncio.run(extra(emulator, place)) for place in range(BATCH)]
-        print(f"named in {naming:8s} worst {max(extras)}, mean {statistics.mean(extras):.1f}   (at most {most})")
-    print(flush=True)
+        figures[f"extra_{naming}"] = max(extras)
+    figures["extra_nowhere_mean"] = statistics.mean(extras)
+    return figures
 
 
 # Part D
 
 
-def part_d(repetitions: int = 200, rate: int = 3000) -> None:
+def part_d(repetitions: int = 200, rate: int = 3000) -> dict[str, float]:
     """CPU of a thread for what the client does to each batch, as a share of a core at 3,000 vectors a second."""
     settings = EmbedConfig(base_url="http://127.0.0.1:1/v1")
     client = Client(settings, "unused")
@@ -384,7 +388,7 @@ def part_d(repetitions: int = 200, rate: int = 3000) -> None:
     texts = [text_of(number).encode() for number in range(BATCH)]
     images = [rng.bytes(200_000) for _ in range(BATCH)]
     # What `batch_bytes` really lets into one request: a body of 4 MB instead of one of 17 MB.
-    fitting = images[: len(client.pack([client.encode("image", image) for image in images])[0])]
+    fitting = images[: len(client._packer.pack([client.encode("image", image) for image in images])[0])]
 
     def encode(kind: str, contents: list[bytes]) -> bytes:
         return client._dialect.body([client.encode(kind, content).piece for content in contents])
@@ -407,16 +411,15 @@ def part_d(repetitions: int = 200, rate: int = 3000) -> None:
         return statistics.median(seconds) / items * rate
 
     print(f"D. CPU at {rate} vectors of {DIMENSION} a second, share of one core")
-    out = share(decode, BATCH)
-    print(f"decode and check, batches of {BATCH}                {out:.1%}")
+    figures = {"decode": share(decode, BATCH)}
     for name, kind, contents in (
-        (f"texts of {len(texts[0])} bytes, batches of {BATCH}", "text", texts),
-        (f"pictures of 200 kB, batches of {len(fitting)}", "image", fitting),
-        (f"pictures of 200 kB, batches of {BATCH}", "image", images),
+        ("texts", "text", texts),
+        ("images", "image", fitting),
+        ("large_bodies", "image", images),
     ):
         into = share(lambda kind=kind, contents=contents: encode(kind, contents), len(contents))  # type: ignore[misc]
-        print(f"{name:40s} encode {into:.1%}, with decode and check {into + out:.1%}   (under 15 %)")
-    print(flush=True)
+        figures[name] = into + figures["decode"]
+    return figures
 
 
 def main() -> None:
@@ -428,6 +431,7 @@ def main() -> None:
     parser.add_argument("--subject", choices=_SUBJECTS)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--url")
+    add_results_option(parser)
     options = parser.parse_args()
     if options.subject:
         figures = _SUBJECTS[options.subject](options.url, options.rates[0], options.seconds)
@@ -436,14 +440,17 @@ def main() -> None:
         print(json.dumps(figures))
         return
     # The short parts first: a defect shows in a minute instead of after twenty.
-    if "B" in options.parts:
-        part_b()
-    if "C" in options.parts:
-        part_c()
+    if {"B", "C"} & set(options.parts):
+        recording = Recording.start("client", options)
+        figures = part_b() if "B" in options.parts else {}
+        recording.store(figures | part_c() if "C" in options.parts else figures)
     if "D" in options.parts:
-        part_d()
+        recording = Recording.start("client_cpu", options)
+        recording.store(part_d())
     if "A" in options.parts:
-        part_a(options.rates, options.minutes, options.subjects)
+        recording = Recording.start("limit", options)
+        figures, table = part_a(options.rates, options.minutes, options.subjects)
+        recording.store(figures, {"Policies": table})
 
 
 if __name__ == "__main__":

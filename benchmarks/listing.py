@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import yaml
+from figures import Recording, Table, add_results_option
 
 SERVER = Path(__file__).parent.parent / "tests" / "stores" / "endless_bucket.py"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # every emulator's
@@ -89,21 +90,30 @@ def measure_driver(store: str, objects: int) -> int:
         server.wait()
 
 
+def list_by_drivers(stores: list[str]) -> Table:
+    lines = [(store, f"{measure_driver(store, 50_000):,}") for store in stores]
+    return Table(("store", "bytes of memory a name"), lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--objects", default="1000,1000000")
     parser.add_argument("--stores", default=",".join(URLS))
     parser.add_argument("--driver", action="store_true")
+    add_results_option(parser)
     arguments = parser.parse_args()
+    stores = arguments.stores.split(",")
     if arguments.driver:
-        for store in arguments.stores.split(","):
-            print(f"{store:8} {measure_driver(store, 50_000):>6,} bytes a name")
+        print(list_by_drivers(stores).to_markdown())
         return
-    print(f"{'store':8} {'objects':>10} {'s':>8} {'peak MB':>8}")
-    for store in arguments.stores.split(","):
+    recording = Recording.start("listing", arguments)
+    lines = []
+    for store in stores:
         for objects in map(int, arguments.objects.split(",")):
             seconds, peak_mb = measure(store, objects)
-            print(f"{store:8} {objects:>10,} {seconds:>8.1f} {peak_mb:>8.0f}", flush=True)
+            lines.append((store, f"{objects:,}", f"{seconds:.1f}", f"{peak_mb:.0f}"))
+    plans = Table(("store", "objects", "s", "peak MB"), lines)
+    recording.store({}, {"One plan": plans, "The drivers' own listings": list_by_drivers(stores)})
 
 
 if __name__ == "__main__":

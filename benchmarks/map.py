@@ -6,9 +6,10 @@ best.
 
 Then the seconds that 1,000 points take beside as many busy processes as there are cores, on one thread and on all.
 
-Run by `python benchmarks/map.py [POINTS,…]`.
+Run by `python benchmarks/map.py [POINTS,…]`, with `OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1` for seconds of one core.
 """
 
+import argparse
 import os
 import resource
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import time
 
 import numpy as np
+from figures import Recording, Table, add_results_option
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
@@ -47,10 +49,13 @@ def mixture(places: np.ndarray, kinds: list[str]) -> float:
 
 
 def main() -> None:
-    sizes = [int(word) for word in (sys.argv[1] if len(sys.argv) > 1 else "1000,2000,5000").split(",")]
-    print("| points | kinds | way | CPU s | trustworthiness | of the other kind | peak MB |")
-    print("|---|---|---|---|---|---|---|")
-    for points in sizes:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("points", nargs="?", default="1000,2000,5000")
+    add_results_option(parser)
+    options = parser.parse_args()
+    recording = Recording.start("map", options)
+    maps, figures = [], {}
+    for points in map(int, options.points.split(",")):
         vectors, kinds = vectors_with_a_gap(points)
         for name, shown in (("as they are", vectors), ("aligned", align_kinds(vectors, kinds))):
             for way in ("PCA", "PCA, t-SNE"):
@@ -64,22 +69,32 @@ def main() -> None:
                 truth = trustworthiness(main_axes, places, n_neighbors=10)
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
                 mixed = mixture(places, kinds)
-                print(
-                    f"| {points:,} | {name} | {way} | {seconds:.1f} | {truth:.3f} | {mixed:.2f} | {peak:,.0f} |",
-                    flush=True,
+                maps.append(
+                    (f"{points:,}", name, way, f"{seconds:.1f}", f"{truth:.3f}", f"{mixed:.2f}", f"{peak:,.0f}")
                 )
+                if (points, name, way) == (5000, "aligned", "PCA, t-SNE"):
+                    figures = {"cpu_s": seconds, "peak_mb": peak}
 
     vectors, _ = vectors_with_a_gap(1000)
     cores = os.cpu_count() or 1
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    beside = []
     try:
         for threads in (1, cores):
             started = time.perf_counter()
             project(vectors, threads=threads)
-            print(f"{threads} threads beside {cores} busy processes: {time.perf_counter() - started:.1f} s", flush=True)
+            beside.append((str(threads), str(cores), f"{time.perf_counter() - started:.1f}"))
     finally:
         for process in busy:
             process.kill()
+    columns = ("points", "kinds", "way", "CPU s", "trustworthiness", "of the other kind", "peak MB")
+    recording.store(
+        figures,
+        {
+            "Maps": Table(columns, maps),
+            "1,000 assets beside busy processes": Table(("threads", "busy processes", "s"), beside),
+        },
+    )
 
 
 if __name__ == "__main__":

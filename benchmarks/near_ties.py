@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 from clustered import Clustered
+from figures import Recording, Table, add_results_option
 
 from epithre_beam.index.ann.exact import as_stored
 from epithre_beam.index.ann.precision import EQUAL, compare_scores, error_bound
@@ -112,15 +113,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--queries", type=int, default=100)
+    add_results_option(parser)
     options = parser.parse_args()
+    recording = Recording.start("near_ties", options)
     found = [measure(*data) for data in data_sets(options.rows, options.queries)]
-    print("| set | deviation | greatest | bound |\n|---|---|---|---|")
-    for lines in found:
-        print("| " + " | ".join(lines[""]) + " |")
+    tables = {"Rounding": Table(("set", "deviation", "greatest", "bound"), [lines[""] for lines in found])}
     for rule in list(found[0])[1:]:
-        print(f"\n{rule}\n\n| set | tolerance | scan | below | half | codes |\n|---|---|---|---|---|---|")
-        for lines in found:
-            print("| " + " | ".join(lines[rule]) + " |")
+        columns = ("set", "tolerance", "scan", "below", "half", "codes")
+        tables[f"Rule: {rule}"] = Table(columns, [lines[rule] for lines in found])
+    recording.store({}, tables)
 
 
 if __name__ == "__main__":

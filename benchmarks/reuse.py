@@ -6,6 +6,7 @@ One file of 4000 dimensions, 2 % of each row group dropped; MB/s of vectors, eac
 """
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from figures import Recording, Table, add_results_option
 
 from epithre_beam.index import Store
 from epithre_beam.index.vectors.shards import ROWS_PER_GROUP, write_tables
@@ -38,7 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", type=int, default=48)
     parser.add_argument("--folder", type=Path)
+    add_results_option(parser)
     options = parser.parse_args()
+    recording = Recording.start("reuse", options)
     schema = vector_schema(_DIMENSION, {})
     kept = pa.array(np.flatnonzero(np.random.default_rng(1).random(ROWS_PER_GROUP) > 0.02))
     size_mb = options.groups * len(kept) * _DIMENSION * 4 / 1e6
@@ -53,6 +57,7 @@ def main() -> None:
                 for group in range(file.num_row_groups):
                     yield file.read_row_group(group, use_threads=False).take(kept)
 
+        passes = []
         for attempt in range(4):
             started = time.monotonic()
             rows = sum(map(len, reused_groups()))
@@ -61,9 +66,15 @@ def main() -> None:
             written = time.monotonic()
             assert entry.rows == rows
             store.delete(f"{attempt}.parquet")
-            print(
-                f"read and taken {size_mb / (read - started):.0f}, carried over {size_mb / (written - read):.0f} MB/s"
-            )
+            passes.append((size_mb / (read - started), size_mb / (written - read)))
+    columns = ("read and selected, MB/s", "read, selected and written, MB/s")
+    recording.store(
+        {
+            "read_mb_s": statistics.median(read for read, _ in passes),
+            "write_mb_s": statistics.median(written for _, written in passes),
+        },
+        {"Passes": Table(columns, [(f"{read:.0f}", f"{written:.0f}") for read, written in passes])},
+    )
 
 
 if __name__ == "__main__":

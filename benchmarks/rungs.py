@@ -3,7 +3,7 @@
     python benchmarks/rungs.py [--rows 50000] [--spectrum B] [--seed 0]
 
 Images as rows, texts as queries, recall at 10 against exact search. Every rung but the exact ones proposes
-candidates that are scored by the vectors as fp16. Prints a markdown table; the best of three passes for each time.
+candidates that are scored by the vectors as fp16. The best of three passes for each time.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 from clustered import BLOCK_ROWS, KINDS, Clustered
+from figures import Recording, Table, add_results_option
 
 from epithre_beam.index.ann.codes import Projected, build_codes, cells_for, code_rows
 from epithre_beam.index.ann.projection import fit_axes
@@ -31,7 +32,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=50_176)
     parser.add_argument("--spectrum", default="B")
     parser.add_argument("--seed", type=int, default=0)
+    add_results_option(parser)
     options = parser.parse_args()
+    recording, lines = Recording.start("rungs", options), []
     data = Clustered(options.spectrum, options.seed)
     rows = options.rows // BLOCK_ROWS * BLOCK_ROWS
     vectors = np.concatenate([data.rows("image", block) for block in range(rows // BLOCK_ROWS)])
@@ -43,9 +46,6 @@ def main() -> None:
     print(f"axes fitted in {time.perf_counter() - began:.1f} s\n")
     store = faiss.IndexScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, _IP)
     store.add(vectors)
-    print(
-        "| rung | bytes a vector | build s | recall | queries/s in a batch | one query, ms |\n|---|---|---|---|---|---|"
-    )
 
     def report(name: str, base: Any, build_s: float, factor: float, inner: Any = None) -> None:
         size = len(faiss.serialize_index(base)) / rows
@@ -66,10 +66,8 @@ def main() -> None:
                 index.search(query[None], 10, params=parameters)
             single.append((time.perf_counter() - began) / 50)
             faiss.omp_set_num_threads(2)
-        print(
-            f"| {name} | {size:,.0f} | {build_s:.1f} | {recall:.3f} | {_QUERIES / min(batch):,.0f} "
-            f"| {1000 * min(single):.2f} |"
-        )
+        speeds = (f"{_QUERIES / min(batch):,.0f}", f"{1000 * min(single):.2f}")
+        lines.append((name, f"{size:,.0f}", f"{build_s:.1f}", f"{recall:.3f}", *speeds))
 
     report("exact, fp16", store, 0.0, 1)
     projected = np.concatenate([part @ axes.T for part in np.array_split(vectors, 20)])
@@ -103,6 +101,8 @@ def main() -> None:
     bits.train(samples[0])
     bits.add(vectors)
     report("one bit a dimension (IVF1,RaBitQfs), factor 5", bits, time.perf_counter() - began, 5)
+    columns = ("rung", "bytes a vector", "build s", "recall", "queries/s in a batch", "one query, ms")
+    recording.store({}, {"Rungs": Table(columns, lines)})
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python benchmarks/scaling.py [--assets 1e6,1e8,1e10] [--image-kb 200] [--items 64] [--limit 6000]
 
-Half of the assets are pictures of `--image-kb`, half are texts of some 120 characters, of 4000 dimensions. Speeds
-stand below, each with the command that measured it on two cores of one shared machine (docs/performance.md). Sizes are
-measured here: on a catalog of `--rows` clustered vectors of each kind (`clustered.py`), which is built for it, and on a
-million references. The tables are those of docs/scaling.md.
+Half of the assets are images of `--image-kb`, half are texts of some 120 characters, of 4000 dimensions. Speeds are
+the stored results of other benchmarks; lines that need one that is not stored are left out. Sizes are measured here: on
+a catalog of `--rows` clustered vectors of each kind (`clustered.py`), which is built for it, and on a million
+references.
 """
 
 import argparse
@@ -17,27 +17,20 @@ import tempfile
 from pathlib import Path
 
 import pyarrow as pa
+from figures import RESULTS, Recording, Table, add_results_option, read_results
 
 from epithre_beam.transforms.planning.compare import Comparison
 from epithre_beam.transforms.planning.plan import Unit
 from epithre_beam.transforms.sources.references import reference_schema
 
 SPEEDS = {
-    "reference_us": (12.9, "us to list a reference and compare it with the version in force", "make bench-incremental"),
-    "embed_a_second": (1690.0, "assets a second that one lane reads, checks, sends and decodes", "make bench-main-job"),
-    "write_mb_s": (243.0, "MB a second that one worker carries over or writes as Parquet", "make bench-carry"),
-    "index_us": (110.0, "us to build a row of the index, two cores", "make bench-index"),
-    "resident_b": (303.0, "bytes of memory that a row takes while it is searched", "make bench-index"),
+    "reference_us": ("µs to list a reference and compare it with the current version", "incremental.reference_us"),
+    "embed_a_second": ("assets a second that one lane reads, checks, sends and decodes", "main_job.embed_a_second"),
+    "write_mb_s": ("MB a second that one worker reuses or writes as Parquet", "reuse.write_mb_s"),
+    "index_us": ("µs to build a row of the index, two cores", "index.build_us"),
+    "resident_b": ("bytes of memory that a row takes while it is searched", "index.resident_b"),
 }
-SIZES = {
-    "vector_b": "bytes of a row of Parquet, float32, with its columns",
-    "fp16_b": "bytes of a row of the index' vectors",
-    "codes_b": "bytes of its codes",
-    "assets_b": "bytes of a row of the table of assets",
-    "entry_b": "bytes of a file's entry in the manifest",
-    "unit_b": "bytes of a unit in the pipeline's graph",
-    "compared_b": "bytes of a reference in the comparison's temporary file",
-}
+"""What is not measured here, and the figure that says it."""
 ROWS_PER_FILE = 50_000
 ROWS_PER_INDEX = 1_000_000
 UNIT = 512
@@ -107,35 +100,51 @@ def of_time(seconds: float) -> str:
     return f"{days:,.0f} days" if days < 730 else f"{days / 365:,.0f} years"
 
 
-def rows(assets: float, options: argparse.Namespace, costs: dict[str, float]) -> list[tuple[str, str]]:
+def stored_speeds() -> dict[str, float]:
+    """Those of `SPEEDS` that have a stored result."""
+    results, found = read_results(RESULTS), {}
+    for name, (_, figure) in SPEEDS.items():
+        benchmark, key = figure.split(".")
+        if benchmark in results:
+            found[name] = results[benchmark]["figures"][key]["value"]
+    return found
+
+
+def rows(assets: float, options: argparse.Namespace, costs: dict[str, float]) -> dict[str, str]:
+    """What so many assets take, by what it is."""
     images = assets / 2
     sent = images * options.image_kb * 1000 * 4 / 3 + (assets - images) * 140
     # A request is full by bytes (4 MB) before it is by items where pictures are large.
     per_image_request = min(options.items, max(1, int(4e6 / (options.image_kb * 1000 * 4 / 3))))
     requests = images / per_image_request + (assets - images) / options.items
-    lanes = max(1.0, options.limit / 60 * assets / requests / costs["embed_a_second"])
     files = 2 * assets / ROWS_PER_FILE + 3 * assets / ROWS_PER_INDEX
-    return [
-        ("requests", f"{requests:,.0f}"),
-        (f"time at {options.limit:,} requests a minute", of_time(requests / options.limit * 60 / 0.98)),
-        ("sent to the API", of_bytes(sent)),
-        (f"cost at {options.price:g} for 1,000 requests", f"{requests / 1000 * options.price:,.0f}"),
-        ("lanes that keep up with that limit", f"{lanes:,.1f}"),
-        ("comparing a night's listing, one core", of_time(assets * costs["reference_us"] / 1e6)),
-        ("its temporary file", of_bytes(assets * costs["compared_b"])),
-        ("units; in the graph", f"{assets / UNIT:,.0f}; {of_bytes(assets / UNIT * costs['unit_b'])}"),
-        ("vectors as Parquet (half with float16)", of_bytes(assets * costs["vector_b"])),
-        ("the same carried over, one worker", of_time(assets * costs["vector_b"] / costs["write_mb_s"] / 1e6)),
-        ("index: vectors", of_bytes(assets * costs["fp16_b"])),
-        ("index: codes, which a search reads", of_bytes(assets * costs["codes_b"])),
-        ("index: tables of assets", of_bytes(assets * costs["assets_b"])),
-        (
-            "index files; built by one worker",
-            f"{assets / ROWS_PER_INDEX:,.0f}; {of_time(assets * costs['index_us'] / 1e6)}",
-        ),
-        ("memory to search all of it in one process", of_bytes(assets * costs["resident_b"])),
-        ("entries of the manifest; its size", f"{files:,.0f}; {of_bytes(files * costs['entry_b'])}"),
-    ]
+    found = {
+        "requests": f"{requests:,.0f}",
+        f"time at {options.limit:,} requests a minute": of_time(requests / options.limit * 60 / 0.98),
+        "sent to the API": of_bytes(sent),
+        f"cost at {options.price:g} for 1,000 requests": f"{requests / 1000 * options.price:,.0f}",
+        "temporary file of the comparison": of_bytes(assets * costs["compared_b"]),
+        "work units; in the graph": f"{assets / UNIT:,.0f}; {of_bytes(assets / UNIT * costs['unit_b'])}",
+        "vectors as Parquet (half with float16)": of_bytes(assets * costs["vector_b"]),
+        "index: vectors": of_bytes(assets * costs["fp16_b"]),
+        "index: codes, which a search reads": of_bytes(assets * costs["codes_b"]),
+        "index: tables of assets": of_bytes(assets * costs["assets_b"]),
+        "index files": f"{assets / ROWS_PER_INDEX:,.0f}",
+        "entries of the manifest; its size": f"{files:,.0f}; {of_bytes(files * costs['entry_b'])}",
+    }
+    if "embed_a_second" in costs:
+        lanes = max(1.0, options.limit / 60 * assets / requests / costs["embed_a_second"])
+        found["lanes that keep up with that limit"] = f"{lanes:,.1f}"
+    if "reference_us" in costs:
+        found["comparing a night's listing, one core"] = of_time(assets * costs["reference_us"] / 1e6)
+    if "write_mb_s" in costs:
+        seconds = assets * costs["vector_b"] / costs["write_mb_s"] / 1e6
+        found["vectors reused for the next version, one worker"] = of_time(seconds)
+    if "index_us" in costs:
+        found["index built, one worker"] = of_time(assets * costs["index_us"] / 1e6)
+    if "resident_b" in costs:
+        found["memory to search all of it in one process"] = of_bytes(assets * costs["resident_b"])
+    return found
 
 
 def main() -> None:
@@ -146,19 +155,21 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=64, help="in a request")
     parser.add_argument("--limit", type=int, default=6000, help="requests a minute")
     parser.add_argument("--price", type=float, default=0.1, help="of 1,000 requests")
+    add_results_option(parser)
     options = parser.parse_args()
-    costs = {name: value for name, (value, _, _) in SPEEDS.items()} | measure(options.rows)
-    print("| what one takes | measured | by |\n|---|---|---|")
-    for value, what, command in SPEEDS.values():
-        print(f"| {what} | {value:,g} | `{command}` |")
-    for name, what in SIZES.items():
-        print(f"| {what} | {costs[name]:,.0f} | `benchmarks/scaling.py` |")
+    recording = Recording.start("scaling", options)
+    speeds, measured = stored_speeds(), measure(options.rows)
     sizes = [float(size) for size in options.assets.split(",")]
-    tables = [rows(size, options, costs) for size in sizes]
-    print("\n| assets | " + " | ".join(f"{size:,.0f}" for size in sizes) + " |")
-    print("|---" * (len(sizes) + 1) + "|")
-    for line in zip(*tables, strict=True):
-        print(f"| {line[0][0]} | " + " | ".join(value for _, value in line) + " |")
+    columns = [rows(size, options, speeds | measured) for size in sizes]
+    lines = [(what, *(column[what] for column in columns)) for what in columns[0]]
+    reported = [(what, f"{speeds[name]:,.4g}", figure) for name, (what, figure) in SPEEDS.items() if name in speeds]
+    recording.store(
+        measured,
+        {
+            "Speeds": Table(("what", "measured", "figure"), reported),
+            "Catalogs": Table(("assets", *(f"{size:,.0f}" for size in sizes)), lines),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ Makes clustered vectors (`clustered.py`), `--rows` of each kind, and a catalog o
 Then `epithre-beam search-batch` looks for `--queries` fresh queries, half of each kind, in both kinds; and one process
 by itself opens the same files with faiss, has the same queries in memory, and calls `search` with the same parameters,
 as many queries at once, for both kinds: no Beam, no reading of queries, no merging, no assets, no writing. Files are
-warm. Prints the seconds of both, the share of what, and the ratio (asked: at most 1.5), of the calls alone and of the
-whole processes, `--times` times.
+warm. Both run `--times` times; the ratios are to the calls alone and to the whole process.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from clustered import KINDS, SPECTRA, Clustered
+from figures import Recording, Table, add_results_option
 from rivals.processes import Watch
 
 from epithre_beam.index import Store, read_latest, read_manifest
@@ -109,10 +110,12 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--work", type=Path, help="where data and catalog are made, or found; absent: temporary")
     parser.add_argument("--by-hand", type=Path, metavar="CATALOG", help="calls faiss only, and prints seconds as JSON")
+    add_results_option(parser)
     options = parser.parse_args()
     if options.by_hand:
         print(json.dumps(call_faiss(options.by_hand, options.work / "asked.npy", options.k)))
         return
+    recording = Recording.start("search", options)
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
@@ -120,8 +123,7 @@ def main() -> None:
         program = str(Path(sys.executable).with_name("epithre-beam"))
         job = {"catalog": str(catalog), "vectors": [{"files": str(asked)}], "search": {"k": options.k}}
         print(f"{2 * options.rows:,} vectors, {options.queries:,} queries in both kinds, k={options.k}")
-        print("| search-batch s | peak MB | faiss, calls s | faiss, process s | ratio to calls | to process |")
-        print("|---|---|---|---|---|---|")
+        passes = []
         by_hand = [sys.executable, __file__, "--by-hand", str(catalog), "--work", str(work), "-k", str(options.k)]
         timed(by_hand)  # files are warm from here on
         for i in range(options.times):
@@ -129,11 +131,28 @@ def main() -> None:
             ours, _ = timed([program, "search-batch", str(work / "search.yaml"), "--quiet"])
             bare, said = timed(by_hand)
             calls = json.loads(said)["calls_s"]
-            print(
-                f"| {ours['seconds']:.1f} | {ours['peak_mb']:,.0f} | {calls:.1f} | {bare['seconds']:.1f} "
-                f"| {ours['seconds'] / calls:.2f} | {ours['seconds'] / bare['seconds']:.2f} |",
-                flush=True,
-            )
+            passes.append((ours["seconds"], ours["peak_mb"], calls, bare["seconds"]))
+    columns = (
+        "search-batch s",
+        "peak MB",
+        "FAISS, calls s",
+        "FAISS, process s",
+        "ratio to the calls",
+        "to the process",
+    )
+    lines = [
+        (f"{s:.1f}", f"{mb:,.0f}", f"{calls:.1f}", f"{process:.1f}", f"{s / calls:.2f}", f"{s / process:.2f}")
+        for s, mb, calls, process in passes
+    ]
+    recording.store(
+        {
+            "ratio_calls": statistics.median(s / calls for s, _, calls, _ in passes),
+            "ratio_process": statistics.median(s / process for s, _, _, process in passes),
+            "queries_a_second": options.queries / statistics.median(s for s, _, _, _ in passes),
+            "peak_mb": max(mb for _, mb, _, _ in passes),
+        },
+        {"Passes": Table(columns, lines)},
+    )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@
     │   ├── StoreError           the storage refused or broke a promise
     │   │   ├── SwapConflictError, SwapUnknownError, LeaseLostError, DamagedFileError, UnwritableError
     │   ├── CatalogError         a catalog cannot be opened, trusted or changed
+    │   │   ├── NoCatalogError, UnknownVersionError
     │   └── CatalogBusyError     another run holds the catalog
     ├── RunnerError              Beam's runner failed, or one of its worker processes died
     ├── GateError                a version or a result is held by a gate
@@ -51,6 +52,7 @@ __all__ = [
     "ExitCode",
     "GateError",
     "LeaseLostError",
+    "NoCatalogError",
     "OtherJobError",
     "QueryError",
     "RateLimiterLostError",
@@ -65,6 +67,7 @@ __all__ = [
     "SwapUnknownError",
     "UnknownAssetError",
     "UnknownModelError",
+    "UnknownVersionError",
     "UntrustedCatalogError",
     "UnusableVectorsError",
     "UnwritableError",
@@ -284,6 +287,20 @@ class CatalogError(StorageError):
     """A catalog cannot be opened, trusted or changed; the message names the file, the rule and the value."""
 
     code = "catalog"
+
+
+class NoCatalogError(CatalogError):
+    """There is no catalog at this place: its name is mistyped, or no run has published anything there yet."""
+
+    code = "no_catalog"
+    exit_code = ExitCode.USAGE
+
+
+class UnknownVersionError(CatalogError):
+    """The catalog has no version of this name, or several that begin with it; the message lists what it has."""
+
+    code = "unknown_version"
+    exit_code = ExitCode.USAGE
 
 
 class CatalogBusyError(StorageError):

@@ -5,36 +5,25 @@ import difflib
 import importlib.resources
 import os
 import re
-import string
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from .errors import ConfigError
-from .renamed_keys import RENAMED_KEYS, RENAMED_VALUES
-from .schema import CatalogConfig, RunConfig, Section, SourceConfig
+from .mistakes import ConfigText, Location, Mistake, Mistakes, Origins, add_mistakes, cut, masked, place_of, shown
+from .renamed_keys import RENAMED_KEYS
+from .schema import CatalogConfig, EmbedConfig, RunConfig, Section, SourceConfig
 from .search_schema import SAME, SearchJob
-from .yaml_text import YamlBombError, parse_yaml
+from .yaml_text import Position, YamlBombError, parse_document, parse_yaml
 
 _Config = TypeVar("_Config", bound=Section)
 _PROFILES = importlib.resources.files(__package__) / "profiles"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-_SECRET_NAME = re.compile(r"(?i)(api_?key|secret|token\b|password|credential)")
-_SENTENCES = 50
-_SENTENCE_CHARS = 1000
-"""Of an error: a key may be as long as the file."""
-_MASKED_CHARS = 2000
-_WORD = string.ascii_letters + string.digits + "_+-"
-_SECRET_SHAPE = re.compile(
-    r"(?<=://)[^/\s'\"]+(?=@)"  # a URL's user and password
-    r"|(?<=\?)[^\s'\",]+"  # its query
-    r"|(?=[\w+-]*[0-9])(?=[\w+-]*[A-Za-z])[\w+-]{16,}"  # letters and digits in one long run
-)
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> RunConfig:
@@ -52,11 +41,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), environ: Mappin
     """
     path = Path(path)
     environ = os.environ if environ is None else environ
-    raw = _read_job(path, "`catalog` and `sources`", overrides, environ)
-    profile = _read_profile(raw.get("embed"), path.parent, environ)
-    if profile is not None:
-        raw = {**raw, "embed": {**profile.settings, **raw["embed"], "profile": profile.name}}
-    return _anchor(_validated(raw, profile, RunConfig), path.parent)
+    mistakes = Mistakes(str(path))
+    raw, origins = _read_job(path, "`catalog` and `sources`", overrides, environ, mistakes)
+    if ("embed", "profile") not in mistakes.unset:
+        raw, origins = _with_profile(raw, origins, path.parent, environ, mistakes)
+    return _anchor(_validated(raw, RunConfig, origins, mistakes), path.parent)
 
 
 def load_search_job(
@@ -68,15 +57,28 @@ def load_search_job(
         ConfigError: With the place, the rule and the value.
     """
     path = Path(path)
-    raw = _read_job(path, "`catalog`, `output` and `queries`", overrides, os.environ if environ is None else environ)
-    return _anchor_search(_validated(raw, None, SearchJob), path.parent)
+    environ = os.environ if environ is None else environ
+    mistakes = Mistakes(str(path))
+    raw, origins = _read_job(path, "`catalog`, `output` and `queries`", overrides, environ, mistakes)
+    try:  # what the catalog says besides is not known yet, so each setting is checked by itself
+        EmbedConfig.model_validate(raw.get("embed", {}))
+    except ValidationError as error:
+        add_mistakes(mistakes, error, origins, SearchJob, ("embed",), is_whole=False)
+    return _anchor_search(_validated(raw, SearchJob, origins, mistakes), path.parent)
 
 
-def _read_job(path: Path, example: str, overrides: Iterable[str], environ: Mapping[str, str]) -> dict[Any, Any]:
-    raw = _read(path, "config", example)
+def _read_job(
+    path: Path, example: str, overrides: Iterable[str], environ: Mapping[str, str], mistakes: Mistakes
+) -> tuple[dict[Any, Any], Origins]:
+    """The plain data of a job with its variables replaced, and where each value comes from."""
+    text = _read(path, "config", example)
+    raw: dict[Any, Any] = text.document.data
+    names = []
     for override in overrides:
         _set(raw, override)
-    return _expand_all(raw, path, "", environ)
+        names.append(override.partition("=")[0])
+    origins = Origins(text=text, options=names)
+    return _expand_all(raw, text, origins, environ, mistakes), origins
 
 
 def parse_config(raw: Mapping[str, Any]) -> RunConfig:
@@ -85,7 +87,7 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: With every wrong key's path, rule and value, a sentence each.
     """
-    return _validated(raw, None, RunConfig)
+    return _validated(raw, RunConfig)
 
 
 def parse_query_settings(manifest_config: Mapping[str, Any], job: SearchJob) -> RunConfig | CatalogConfig:
@@ -102,14 +104,14 @@ def parse_query_settings(manifest_config: Mapping[str, Any], job: SearchJob) -> 
     for name in ("dialect", "model", "dimension", "input_type", "profile"):
         if name in job.embed and job.embed[name] != before.get(name):
             raise ConfigError(
-                f"embed.{name} must be left away, or be that of the catalog, {before.get(name)!r}: other vectors "
-                f"cannot be compared with its own, got {_shown(f'embed.{name}', job.embed[name])}."
+                f"embed.{name} must be that of the catalog ({before.get(name)!r}), got "
+                f"{shown(f'embed.{name}', job.embed[name])}. Remove it: other vectors cannot be compared with its own."
             )
     raw: dict[str, Any] = {"catalog": job.output, "embed": {**before, **job.embed}, "gates": job.gates}
     raw |= {"prepare": manifest_config.get("prepare", {}), "runner": job.runner}
     if not job.queries:
-        return _validated(raw, None, CatalogConfig)
-    return _validated({**raw, "sources": job.queries}, None, RunConfig)
+        return _validated(raw, CatalogConfig)
+    return _validated({**raw, "sources": job.queries}, RunConfig)
 
 
 def parse_settings(
@@ -126,20 +128,21 @@ def parse_settings(
         ConfigError: With every wrong key's path, rule and value, a sentence each.
     """
     changed = {name: copy.deepcopy(value) for name, value in raw.items() if name in CatalogConfig.model_fields}
+    names = []
     for override in overrides:
-        name = override.partition("=")[0]
+        names.append(name := override.partition("=")[0])
         if name.partition(".")[0] not in sections:
             if (renamed := RENAMED_KEYS.get(name.partition(".")[0])) is not None:
-                raise ConfigError(f"--set {_masked(name)}: {name.partition('.')[0]} is now {renamed}: rename the key.")
+                raise ConfigError(f"--set {masked(name)}: {name.partition('.')[0]} is now {renamed}. Rename the key.")
             if name.partition(".")[0] not in RunConfig.model_fields:
                 known = ", ".join(sections)
-                raise ConfigError(f"--set {_masked(name)}: this is not a known key; {known} can be set here.")
+                raise ConfigError(f"--set {masked(name)}: this is not a known key. Here {known} can be set.")
             raise ConfigError(
-                f"--set {_masked(name)}: this cannot be changed without embedding again; {', '.join(sections)} can be "
-                "set here, for all else use `run`."
+                f"--set {masked(name)}: this cannot be changed without embedding again. Use `run` for it; here "
+                f"{', '.join(sections)} can be set."
             )
         _set(changed, override)
-    return _validated(changed, None, CatalogConfig)
+    return _validated(changed, CatalogConfig, Origins(options=names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,98 +151,136 @@ class _Profile:
 
     name: str
     """As in the config; a path is absolute."""
-    settings: Mapping[str, Any]
-    inherited: frozenset[str]
-    """The settings that the config left as they are here."""
+    path: Traversable
 
 
-def _read_profile(embed: Any, folder: Path, environ: Mapping[str, str]) -> _Profile | None:
-    """The profile that an `embed` section names, if it names one. Relative paths start at `folder`."""
+def _with_profile(
+    raw: dict[Any, Any], origins: Origins, folder: Path, environ: Mapping[str, str], mistakes: Mistakes
+) -> tuple[dict[Any, Any], Origins]:
+    """The config with the settings of the profile that its `embed` section names, if it names one."""
+    embed = raw.get("embed")
     name = embed.get("profile") if isinstance(embed, dict) else None
-    if not isinstance(name, str) or not name:
-        return None  # what is wrong with another value is said with all else that is wrong
-    if "://" in name:
-        got = _shown("embed.profile", name)
-        raise ConfigError(f"embed.profile must be a shipped profile's name or a path on this machine, got {got}.")
-    if "/" in name or os.sep in name or name.endswith((".yaml", ".yml")):
-        path: Traversable = Path(name := _anchored(name, folder))
-    else:
-        path = _PROFILES / f"{name}.yaml"
-        found = (profile.name for profile in _PROFILES.iterdir())
-        shipped = sorted(file.removesuffix(".yaml") for file in found if file.endswith(".yaml"))
-        if name not in shipped:
-            close = difflib.get_close_matches(name, shipped, n=1)
-            hint = (
-                f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(shipped)}; or a YAML file's path."
-            )
-            raise ConfigError(f"embed.profile {_shown('embed.profile', name)} is not a known profile: {hint}")
-    settings = _expand_all(_read(path, "profile", "`batch_items`"), path, "embed", environ)
-    if "profile" in settings:
-        raise ConfigError(f"{path}: a profile must not name a `profile` itself.")
-    return _Profile(name=name, settings=settings, inherited=frozenset(settings) - frozenset(embed))
-
-
-def _validated(raw: Mapping[str, Any], profile: _Profile | None, model: type[_Config]) -> _Config:
+    if not isinstance(embed, dict) or not isinstance(name, str) or not name:
+        return raw, origins  # what is wrong with another value is said with all else that is wrong
     try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        sentences: dict[str, None] = {}
-        for one in error.errors():
-            if not _is_echo(one):
-                place = one["loc"]
-                is_inherited = profile and place[:1] == ("embed",) and profile.inherited.intersection(place[1:2])
-                origin = f"In the profile {profile.name}: " if profile and is_inherited else ""
-                sentences[origin + _cut(_masked(_sentence(one, model)))] = None
-        more = [f"and {len(sentences) - _SENTENCES} more."] if len(sentences) > _SENTENCES else []
-        raise ConfigError(
-            "\n".join([*list(sentences)[:_SENTENCES], *more])
-        ) from None  # pydantic's own error repeats every value
+        profile = _find_profile(name, folder)
+        text = _read(profile.path, "profile", "`batch_items`", ("embed",))
+        if "profile" in text.document.data:
+            place = text.place(("embed", "profile"), is_key=True)[1]
+            raise ConfigError(f"{place}: a profile must not name a `profile` itself.")
+    except ConfigError as error:
+        mistakes.add(Mistake((1, 0, 0), "", str(error)))
+        return _without_profile(raw), origins
+    except ValueError as error:
+        mistakes.add(origins.mistake(("embed", "profile"), str(error)))
+        return _without_profile(raw), origins
+    inherited = frozenset(text.document.data) - frozenset(embed)
+    origins = Origins(text=origins.text, profile=text, inherited=inherited, options=origins.options)
+    needed = {key: value for key, value in text.document.data.items() if key in inherited}
+    settings = _expand_all({"embed": needed}, text, origins, environ, mistakes)["embed"]
+    return {**raw, "embed": {**settings, **embed, "profile": profile.name}}, origins
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _SENTENCE_CHARS else f"{text[: _SENTENCE_CHARS - 1]}…"
+def _without_profile(raw: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {**raw, "embed": {key: value for key, value in raw["embed"].items() if key != "profile"}}
 
 
-def _read(path: Traversable, what: str, example: str) -> dict[Any, Any]:
-    """A YAML file that holds a mapping."""
+def _find_profile(name: str, folder: Path) -> _Profile:
+    """Raises ValueError with a sentence when there is none of this name. Relative paths start at `folder`."""
+    if "://" in name:
+        got = shown("embed.profile", name)
+        raise ValueError(f"embed.profile must be a shipped profile's name or a path on this machine, got {got}.")
+    if "/" in name or os.sep in name or name.endswith((".yaml", ".yml")):
+        return _Profile(name=(anchored := _anchored(name, folder)), path=Path(anchored))
+    found = (profile.name for profile in _PROFILES.iterdir())
+    shipped = sorted(file.removesuffix(".yaml") for file in found if file.endswith(".yaml"))
+    if name not in shipped:
+        close = difflib.get_close_matches(name, shipped, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(shipped)}; or a YAML file's path."
+        raise ValueError(f"embed.profile {shown('embed.profile', name)} is not a known profile. {hint}")
+    return _Profile(name=name, path=_PROFILES / f"{name}.yaml")
+
+
+def _validated(
+    raw: Mapping[str, Any],
+    model: type[_Config],
+    origins: Origins | None = None,
+    mistakes: Mistakes | None = None,
+) -> _Config:
+    """Raises ConfigError with all that is wrong, what was found before (`mistakes`) too."""
+    mistakes = Mistakes() if mistakes is None else mistakes
+    config = None
+    try:
+        config = model.model_validate(raw)
+    except ValidationError as error:  # which repeats every value, so it is no cause
+        add_mistakes(mistakes, error, origins or Origins(), model)
+    mistakes.check()
+    assert config is not None
+    return config
+
+
+def _read(path: Traversable, what: str, example: str, section: Location = ()) -> ConfigText:
+    """A YAML file that holds a mapping, the keys of a `section` of the config."""
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"The {what} {str(path)!r} must be UTF-8 text: {error.reason}.") from error
+        raise ConfigError(f"{path}: a {what} must be UTF-8 text ({error.reason}). Save it as UTF-8.") from error
     except (OSError, ValueError) as error:  # a ValueError of a name with a NUL
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"The {what} {str(path)!r} cannot be read: {reason}.") from error
+        raise ConfigError(f"{path}: the {what} cannot be read ({reason}).") from error
     try:
-        raw = parse_yaml(text)
+        document = parse_document(text)
     except YamlBombError as error:
         raise ConfigError(f"{path}: {error}.") from None
     except (ValueError, RecursionError) as error:  # a date such as 2024-13-45, a number of 5000 digits
         raise ConfigError(f"{path}: this is not valid YAML: {error}.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it does not parse"
+        place = f"{path} {Position(mark.line + 1, mark.column + 1)}" if mark else str(path)
+        problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or "it does not parse")
+        plain = next((words for begin, words in _YAML_PROBLEMS.items() if problem.startswith(begin)), problem)
         # Not `from error`: YAML's own error quotes the line, and with it whatever was pasted there.
-        raise ConfigError(f"{path}{place}: this is not valid YAML: {_cut(str(problem))}.") from None
-    if not isinstance(raw, dict):
+        raise ConfigError(f"{place}: this is not valid YAML: {cut(plain)}.") from None
+    if not isinstance(document.data, dict):
         raise ConfigError(f"{path}: a {what} must be a mapping of keys such as {example}.")
-    return raw
+    return ConfigText(name=str(path), document=document, section=section)
 
 
-def _expand_all(raw: dict[Any, Any], path: Traversable, place: str, environ: Mapping[str, str]) -> dict[Any, Any]:
+_YAML_PROBLEMS = {
+    "expected <block end>": "the indentation fits no line above. Keys of one section start in the same column",
+    "mapping values are not allowed here": "a `:` is not allowed here. Quote the value, or check the indentation",
+    "found character '\\t' that cannot start any token": "a tab stands here. Indent with spaces",
+    "could not find expected ':'": "a key has no `:` behind it",
+}
+"""How YAML's own words for common slips begin, and plainer ones."""
+
+
+def _expand_all(
+    raw: dict[Any, Any], text: ConfigText, origins: Origins, environ: Mapping[str, str], mistakes: Mistakes
+) -> dict[Any, Any]:
+    """Replaces variables; those that are not set are noted, and left as they are."""
+
+    def note(location: Location, name: str) -> None:
+        mistakes.unset.add(location)
+        mistakes.add(
+            origins.mistake(
+                location,
+                f"{place_of(location)} names the environment variable {name}, which is not set. "
+                f"Set it (`export {name}=…`), or give it a default: ${{{name}:-default}}.",
+            )
+        )
+
     try:
-        expanded: dict[Any, Any] = _expand(raw, place, environ)
+        expanded: dict[Any, Any] = _expand(raw, (), environ, note)
     except RecursionError as error:
-        raise ConfigError(f"{path}: an alias (`*name`) must not contain itself.") from error
+        raise ConfigError(f"{text.name}: an alias (`*name`) must not contain itself.") from error
     return expanded
 
 
 def _set(raw: dict[str, Any], override: str) -> None:
     name, sign, value = override.partition("=")
     if not sign or not name:
-        raise ConfigError(
-            f"--set takes KEY.PATH=VALUE, such as embed.batch_items=32, got {_shown(override, override)}."
-        )
+        raise ConfigError(f"--set takes KEY.PATH=VALUE, such as embed.batch_items=32, got {shown(override, override)}.")
     here: Any = raw
     *parents, last = name.split(".")
     for depth, part in enumerate(parents):
@@ -252,7 +293,7 @@ def _set(raw: dict[str, Any], override: str) -> None:
     try:
         parsed = parse_yaml(value)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise ConfigError(f"--set {name}: the value must be YAML, got {_shown(name, value)}.") from None
+        raise ConfigError(f"--set {name}: the value must be YAML, got {shown(name, value)}.") from None
     if isinstance(here, list) and last.isdigit() and int(last) < len(here):
         here[int(last)] = parsed
     elif isinstance(here, dict):
@@ -261,12 +302,12 @@ def _set(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {name}: there is no such place in the config.")
 
 
-def _expand(value: Any, place: str, environ: Mapping[str, str]) -> Any:
+def _expand(value: Any, location: Location, environ: Mapping[str, str], note: Callable[[Location, str], None]) -> Any:
     """Replaces `${NAME}` in every string; a string that was a variable alone is read as YAML again."""
     if isinstance(value, dict):
-        return {key: _expand(item, f"{place}.{key}".lstrip("."), environ) for key, item in value.items()}
+        return {key: _expand(item, (*location, key), environ, note) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item, f"{place}[{i}]", environ) for i, item in enumerate(value)]
+        return [_expand(item, (*location, i), environ, note) for i, item in enumerate(value)]
     if not isinstance(value, str):
         return value
 
@@ -275,14 +316,12 @@ def _expand(value: Any, place: str, environ: Mapping[str, str]) -> Any:
         if name in environ:
             return environ[name]
         if default is None:
-            raise ConfigError(
-                f"{place} names the environment variable {name}, which is not set: "
-                f"set it, or write ${{{name}:-default}}."
-            )
+            note(location, name)
+            return match[0]
         return str(default)
 
     expanded = _VARIABLE.sub(look_up, value)
-    if not expanded or not _VARIABLE.fullmatch(value):
+    if not expanded or not _VARIABLE.fullmatch(value) or expanded == value:
         return expanded
     try:
         return parse_yaml(expanded)
@@ -331,103 +370,3 @@ def _anchored(url: str, folder: Path) -> str:
     if url.startswith("~"):
         return str(Path(url).expanduser())
     return str(Path(os.path.normpath(folder.absolute() / url)))
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.lstrip(".")
-
-
-def _shown(place: str, value: Any) -> str:
-    """The value as it stands in an error; never what may be a secret, never a page of it."""
-    if _SECRET_NAME.search(place):
-        return "a value that is not shown"
-    if isinstance(value, (dict, list)):
-        return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)}"
-    text = _masked(repr(value))
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _masked(text: str) -> str:
-    """A key is pasted into the wrong place sooner or later, and an error ends in a log: what looks like one goes."""
-    if len(text) > _MASKED_CHARS:  # the time it takes grows with the square, and half a key is like no key
-        text = text[:_MASKED_CHARS].rstrip(_WORD) + "…"
-    return _SECRET_SHAPE.sub(lambda match: match[0] if _is_like_a_key_of_ours(match[0]) else "***", text)
-
-
-def _is_like_a_key_of_ours(word: str) -> bool:
-    """Whether a word is a setting's name or a slip of one, such as `price_per_1000_itms`."""
-    return bool(difflib.get_close_matches(word, _SETTINGS, n=1, cutoff=0.8))
-
-
-def _is_echo(error: Any) -> bool:
-    """Whether the error only repeats that an entry of a list is wrong: pydantic then calls the list too short."""
-    return error["type"] == "too_short" and bool(len(error["input"]) >= error["ctx"]["min_length"])
-
-
-def _sentence(error: Any, model: type[BaseModel]) -> str:
-    place = _place(error["loc"]) or "the config"
-    kind, context, value = error["type"], error.get("ctx", {}), error["input"]
-    got = f", got {_shown(place, value)}"
-    if kind == "extra_forbidden":
-        if error["loc"][-1] == "api_key":
-            return f"{place} must not stand in a config: name the key's environment variable in api_key_env."
-        if (renamed := RENAMED_KEYS.get(place)) is not None:
-            return f"{place} is now {renamed}: rename the key."
-        known = _known_keys(error["loc"][:-1], model)
-        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}."
-        return f"{place} is not a known key: {hint}"
-    if kind in {"model_type", "dict_type"}:
-        return f"{place} must be a mapping of keys{got}."
-    if kind == "missing":
-        return f"{place} is missing and must be given."
-    if kind in {"greater_than_equal", "less_than_equal", "greater_than", "less_than"}:
-        word, bound = {
-            "greater_than_equal": ("at least", "ge"),
-            "less_than_equal": ("at most", "le"),
-            "greater_than": ("greater than", "gt"),
-            "less_than": ("less than", "lt"),
-        }[kind]
-        return f"{place} must be {word} {context[bound]:g}{got}."
-    if kind == "literal_error":
-        close = difflib.get_close_matches(str(value), re.findall(r"'([^']+)'", context["expected"]), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        if isinstance(value, str) and (renamed := RENAMED_VALUES.get((place, value))) is not None:
-            hint = f" {value!r} is now {renamed!r}."
-        return f"{place} must be {context['expected']}{got}.{hint}"
-    if kind == "value_error":
-        message = str(context["error"])
-        return f"{place} {message}{'' if isinstance(value, (dict, BaseModel)) else got}."
-    if kind == "too_short":
-        return f"{place} must have at least {context['min_length']} entry{got}."
-    message = error["msg"][0].lower() + error["msg"][1:]
-    message = message.replace("input should be", "must be").replace("string should", "must")
-    message = message.replace("valid tuple", "list")
-    return f"{place} {message}{got}."
-
-
-def _all_keys(section: type[BaseModel]) -> Iterator[str]:
-    """The keys of a section and of all within it."""
-    for name, field in section.model_fields.items():
-        yield name
-        for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                yield from _all_keys(candidate)
-
-
-_SETTINGS = frozenset((*_all_keys(RunConfig), *_all_keys(SearchJob)))
-
-
-def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
-    """The keys that the section of `model` at `location` knows."""
-    section: Any = model
-    for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = section.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(section.model_fields)

@@ -47,6 +47,20 @@ def of_count(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
+def unwritable(label: str, place: str, error: OSError, remedy: str) -> str:
+    """That a folder or file cannot be written, in the one wording that there is for it.
+
+    Args:
+        label: What the user calls it: `catalog`, `--html`.
+        place: Its path or URL.
+        error: Why.
+        remedy: What to do, a sentence.
+    """
+    reason = error.strerror or str(error)
+    file = f": {error.filename}" if error.strerror and error.filename and str(error.filename) != place else ""
+    return f"{label} {place!r} cannot be written ({reason}{file}). {remedy}"
+
+
 def of_name(name: str) -> str:
     """`index_image` as a person would write it."""
     return name.replace("_", " ")

@@ -1,6 +1,8 @@
-"""YAML from a file or a command line as plain data, within bounds."""
+"""YAML from a file or a command line as plain data, within bounds, and where each value stands."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -18,8 +20,54 @@ class YamlBombError(ValueError):
     """It is larger, deeper, or by its aliases larger than what anybody writes; the message says which."""
 
 
+class Position(NamedTuple):
+    """A place in a text; both numbers count from 1."""
+
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"line {self.line}, column {self.column}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """What a YAML text holds."""
+
+    data: Any
+    _node: yaml.Node | None = field(repr=False)
+
+    def position(self, location: Sequence[int | str], *, is_key: bool = False) -> Position | None:
+        """Where the value at `location` stands; where it is not there, the innermost section around it.
+
+        Args:
+            location: Keys, and numbers of list entries from 0.
+            is_key: Whether the key's place is wanted; it is for mappings and lists in any case.
+
+        Returns:
+            None for an empty document.
+        """
+        node, mark = self._node, None if self._node is None else self._node.start_mark
+        for part in location:
+            found = _below(node, part)
+            if found is None:
+                break
+            key, node = found
+            mark = (node if key is None or (isinstance(node, yaml.ScalarNode) and not is_key) else key).start_mark
+        return None if mark is None else Position(mark.line + 1, mark.column + 1)
+
+
 def parse_yaml(text: str) -> Any:
     """Plain data; a key that stands twice in a mapping is refused.
+
+    Raises:
+        As `parse_document`.
+    """
+    return parse_document(text).data
+
+
+def parse_document(text: str) -> Document:
+    """Plain data, with its positions; a key that stands twice in a mapping is refused.
 
     Raises:
         YamlBombError: Before it takes time or memory.
@@ -32,9 +80,9 @@ def parse_yaml(text: str) -> Any:
     try:
         node = loader.get_single_node()
         if node is None:
-            return None
+            return Document(data=None, _node=None)
         _values(node, {}, set())
-        return loader.construct_document(node)
+        return Document(data=loader.construct_document(node), _node=node)
     except (IndexError, KeyError, AttributeError, TypeError) as error:  # PyYAML's own, for `!!int ''` and the like
         raise ValueError("a value is not what its tag, such as `!!int`, says") from error
     finally:
@@ -72,6 +120,16 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _below(node: yaml.Node | None, part: int | str) -> tuple[yaml.Node | None, yaml.Node] | None:
+    """A key and its value, or no key and the entry of a list; None where there is no such thing."""
+    if isinstance(node, yaml.SequenceNode):
+        return (None, node.value[int(part)]) if str(part).isdigit() and int(part) < len(node.value) else None
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    # From the end: what a merge (`<<`) brings stands before a mapping's own keys, which go over it.
+    return next((pair for pair in reversed(node.value) if pair[0].value == str(part)), None)
 
 
 def _values(node: Any, counted: dict[int, int], open_nodes: set[int]) -> int:

@@ -1,9 +1,9 @@
-"""Pattern A of the guide: pictures are indexed once, then found by a description.
+"""Pattern A of the guide: index images once, then find them by a description.
 
     make demo && .venv/bin/python examples/pattern_a_text_to_image.py demo/job.yaml "sepeda merah"
 
-The guide's loop sends one picture a request and keeps the vectors in a list; here a job does it in batches within the
-rate limit, and a second run pays only for what is new.
+The guide's loop sends one image per request and keeps the vectors in a list. A job sends batches within the rate
+limit, and a second run pays only for new images.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Pattern B of the guide: a user's photo finds the texts that describe it.
+"""Pattern B of the guide: find the texts that describe a photo.
 
 .venv/bin/python examples/pattern_b_image_to_text.py demo/catalog demo/images/0004-*.jpg
 """

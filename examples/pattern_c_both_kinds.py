@@ -1,10 +1,10 @@
-"""Pattern C of the guide: one search over texts and pictures together, by a sentence or a picture.
+"""Pattern C of the guide: one search over texts and images, by a sentence or an image.
 
     .venv/bin/python examples/pattern_c_both_kinds.py demo/catalog "kucing oren"
 
-The guide keeps both kinds in one table with one index. Across kinds such an index finds nothing (a text query's
-nearest cells hold only texts), so a catalog has an index a kind and merges their answers: by the inner product as it
-is, as in the guide, or in turns, so that neither kind crowds out the other.
+The guide keeps both kinds in one table with one index. Such an index finds nothing across kinds, because the nearest
+cells of a text query contain only texts. A catalog has one index per kind and merges the hits: by inner product, as
+in the guide, or in turns (`quota`), so that both kinds appear.
 """
 
 import sys

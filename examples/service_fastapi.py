@@ -1,4 +1,4 @@
-"""A service with FastAPI: it follows the catalog, embeds queries through the API, and its event loop stays free.
+"""A service with FastAPI: it follows the catalog and embeds queries through the API on a free event loop.
 
     pip install -c constraints.txt '.[serve]'
     make demo
@@ -6,9 +6,9 @@
     curl 'http://127.0.0.1:8000/search?text=sepeda+merah&k=3'
     curl --data-binary @photo.jpg 'http://127.0.0.1:8000/search?kind=image'
 
-A catalog that the emulator made starts one of its own; any other takes the key from the variable that its job names.
-With `--workers 4` each process opens the catalog; the files are mapped, so the machine has them in memory once.
-`epithre-beam serve` is more of this: limits, metrics, a page.
+For a catalog of the emulator it starts an emulator; otherwise it reads the key from the variable that the job names.
+With `--workers 4` each process opens the catalog; the mapped files are in memory once.
+`epithre-beam serve` adds limits, metrics and a page.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ async def wrong_query(_: Request, error: ArgumentError) -> JSONResponse:
     return refusal(400, str(error))
 
 
-@app.exception_handler(RequestValidationError)  # what FastAPI finds wrong, in the same shape
+@app.exception_handler(RequestValidationError)  # errors of FastAPI in the same shape
 async def wrong_request(_: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
     return refusal(400, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
@@ -80,7 +80,7 @@ async def no_api(_: Request, error: ApiError) -> JSONResponse:
 
 async def answer(request: Request, query: str | bytes, k: int, kinds: Kinds) -> dict[str, Any]:
     catalog, searcher = request.app.state.catalog, request.app.state.searcher
-    with catalog.pinned() as version:  # so that the version that is named is the one that was searched
+    with catalog.pinned() as version:  # the answer names the version that was searched
         hits = await searcher.search(query, k, kinds=kinds, within=version)
         return {"version": version.version, "hits": [plain(hit) for hit in hits]}
 

@@ -1,11 +1,11 @@
-"""A service with plain threads and vectors of its own: the standard library, the base package, no key.
+"""A service with threads and its own vectors: the standard library, the base package, no key.
 
     pip install -c constraints.txt .
     python examples/service_threads.py demo/catalog 8001 --processes 4
     curl -d '{"vector": [0.1, …], "k": 3, "kinds": ["image"]}' http://127.0.0.1:8001/search
 
-Each request has a thread. The catalog is opened once and the processes are forked from that one; each follows what is
-published by itself. GET answers the version in force.
+Each request has a thread. The service opens the catalog once and then forks; each process follows new versions by
+itself. GET returns the current version.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
         server = ThreadingHTTPServer(("127.0.0.1", options.port), handler_for(catalog))
         server.daemon_threads = True
         children = []
-        for _ in range(options.processes - 1):  # all accept from the socket that is open already
+        for _ in range(options.processes - 1):  # all accept from the same socket
             child = os.fork()
             if not child:
                 children = []

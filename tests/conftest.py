@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 
@@ -11,6 +12,15 @@ import pytest
 
 from .ports import free_port
 from .s3_server import S3Server
+
+_SLOW_TIMEOUT_S = 600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A slow test has more time: it may be a dozen runs, each of several seconds on a busy machine."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_SLOW_TIMEOUT_S))
 
 
 class RedisServer:
@@ -22,7 +32,17 @@ class RedisServer:
         self._process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", "/tmp"]
+        command = [
+            "redis-server",
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+            tempfile.gettempdir(),
+        ]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
@@ -42,7 +62,7 @@ class RedisServer:
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
     if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed; CI installs it")
+        pytest.skip("redis-server is not installed: apt-get install redis-server")
     server = RedisServer()
     server.start()
     yield server
@@ -61,8 +81,11 @@ def s3_server() -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session", autouse=True)
 def folders_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the tests and their processes away from the user's cache and trust files."""
+    """Keep the tests and their processes away from the user's cache, trust and temporary files."""
+    temporary = str(tmp_path_factory.mktemp("tmp"))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", temporary)
+        patch.setattr(tempfile, "tempdir", temporary)
         patch.setenv("EPITHRE_BEAM_CACHE", str(tmp_path_factory.mktemp("cache", numbered=True) / "epithre-beam"))
         patch.setenv("EPITHRE_BEAM_TRUST", str(tmp_path_factory.mktemp("trust", numbered=True) / "epithre-beam"))
         yield

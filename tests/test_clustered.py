@@ -59,6 +59,7 @@ def test_kinds_have_a_modality_gap(spectrum: str) -> None:
     assert image @ image - image @ text > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_text_queries_for_images_are_harder_than_image_queries(spectrum: str) -> None:
     """Fewer of their true neighbours are in the cells nearest to the query."""

@@ -1,7 +1,7 @@
 """The nightly pair as an Airflow DAG: run, then prune. For Airflow 3.
 
-The run's document is the task's XCom: status, version, counts, costs; a few kilobytes. `epithre-beam` and the key
-(`EPITHRE_KEY`) are on the worker; where it must not be installed beside Airflow, give its full path in `EPITHRE_BEAM`.
+The JSON document of the run is the task's XCom: status, version, counts, costs; a few kilobytes. The worker needs
+`epithre-beam` and the key (`EPITHRE_KEY`). If it is not installed beside Airflow, set its full path in `EPITHRE_BEAM`.
 """
 
 import json
@@ -20,12 +20,12 @@ CATALOG = os.environ.get("EPITHRE_CATALOG", "/srv/epithre/catalog")
 
 
 def call(*arguments: str) -> tuple[int, str]:
-    """The exit code and the standard output. Log lines go to standard error, and so into the task's log."""
+    """The exit code and the standard output. Log lines go to standard error and therefore into the task's log."""
     process = subprocess.Popen([PROGRAM, *arguments], stdout=subprocess.PIPE, text=True)
     try:
         output, _ = process.communicate()
     finally:
-        if process.poll() is None:  # the task is over its time, say: what was finished is kept
+        if process.poll() is None:  # for example on a timeout; finished units are kept
             process.terminate()
             process.wait(timeout=30)
     return process.returncode, output
@@ -39,23 +39,23 @@ def call(*arguments: str) -> tuple[int, str]:
     tags=["epithre"],
 )
 def epithre_nightly() -> None:
-    # Longer than the 300 s after which the lease of a lost worker is taken over.
+    # Longer than the 300 s after which another worker may replace the lease.
     @task(retries=3, retry_delay=timedelta(minutes=15), execution_timeout=timedelta(hours=20))
     def run() -> dict[str, Any]:
         code, output = call("run", JOB, "--json", "--log-format", "text")
         outcome: dict[str, Any] = json.loads(output)
         if code == 4:
             raise AirflowSkipException(outcome["message"])  # another run does the work; prune is skipped too
-        # 2: the job is wrong; 3: a guard held the version back; stopped: each retry might spend the limit again.
+        # 2: the job is wrong; 3: a gate holds the version; stopped: each retry might spend the limit again.
         if code in {2, 3} or outcome["status"] == "stopped":
             raise AirflowFailException(outcome["message"])
         if code:
-            raise AirflowException(outcome["message"])  # a failure of the moment: retried
+            raise AirflowException(outcome["message"])  # a transient failure: retried
         return outcome
 
     @task
     def prune(outcome: dict[str, Any]) -> str:
-        """Only after a success: what an unfinished run has paid for stands in units that nothing names yet."""
+        """Only after a success: no version has the units of an unfinished run yet."""
         code, output = call("versions", "prune", CATALOG, "--keep", "7")
         if code:
             raise AirflowException(f"prune ended with {code} after {outcome['version']}: see the log.")

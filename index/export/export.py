@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from ...configs.errors import ArgumentError, CatalogError
 from ..local.local_files import local_files
 from ..storage.store import Store
+from ..versions.history import find_version
 from ..versions.latest import published_manifest
 from ..versions.layout import KINDS
 from ..versions.manifest import IndexEntry, Manifest, read_manifest
@@ -45,7 +46,7 @@ def export_catalog(
         folder: New or empty, or with an export that was not finished, which is then begun anew.
         form: For what.
         kinds: Absent: all that the version has.
-        version: Absent: the published one.
+        version: Its name, or the beginning of it; absent: the published one.
         overwrite: Whether a finished export in the folder is replaced.
         cache_folder: For files of a remote catalog; see `open_catalog`.
         progress: Is told now and then how many bytes of the catalog were read, and of about how many.
@@ -60,7 +61,7 @@ def export_catalog(
     """
     if form not in FORMS:
         raise ArgumentError(f"to must be one of {', '.join(FORMS)}, got {form!r}.")
-    manifest = read_manifest(store, version) if version is not None else published_manifest(store)
+    manifest = read_manifest(store, find_version(store, version)) if version is not None else published_manifest(store)
     entries = _chosen(manifest, kinds)
     _check_place(store, folder)
     if form == "pgvector":

@@ -55,7 +55,7 @@ def verify_versions(store: Store, version: str | None = None, *, every: bool = F
     if version is None and published is not None and published.version not in names:
         names.append(published.version)
     if not names:
-        raise CatalogError(f"{store.url} has no versions.") if every else nothing_published(store)
+        raise nothing_published(store)
     for name in names:
         try:
             is_published = published is not None and published.version == name

@@ -11,6 +11,7 @@ from ...configs.errors import ArgumentError, CatalogError, StoreError
 from ..ann.kind_index import IndexPaths, KindIndex
 from ..local.local_files import local_files
 from ..storage.store import Store
+from ..versions.history import find_version
 from ..versions.latest import Latest, nothing_published, read_latest
 from ..versions.layout import READERS
 from ..versions.manifest import IndexEntry, Manifest, read_manifest
@@ -61,7 +62,7 @@ def open_catalog(
             disk, which all processes of this user share; the vectors as Parquet are not.
         follow: Go over to every version that is published from now on, without failing a search (`FollowingCatalog`).
         follow_every_s: How often LATEST.json is looked at for that.
-        version: Absent: the one that LATEST.json names.
+        version: Its name, or the beginning of it that no other shares; absent: the one that LATEST.json names.
         verify: Compare every file that is opened with its sha256 in the manifest. It is remembered, so that a file
             is read for it once and not again before it changes. Without it a damaged file may give wrong results in
             silence.
@@ -74,6 +75,7 @@ def open_catalog(
 
     Raises:
         CatalogError: When there is nothing published, or a file is missing, damaged or of a newer format.
+            `NoCatalogError` where there is no catalog, `UnknownVersionError` where it has no such version.
         ArgumentError: When an argument is of a wrong type, `url` is a file, `hold_s` or `follow_every_s` is not
             positive, or a named version shall be followed.
     """
@@ -94,7 +96,11 @@ def open_catalog(
     options = _Options(verify=verify, hold_s=hold_s, cache_folder=None if cache_folder is None else Path(cache_folder))
     store = Store(str(url), storage_options)
     try:
-        opened = _open_published(store, options) if version is None else _open_version(store, version, None, options)
+        opened = (
+            _open_published(store, options)
+            if version is None
+            else _open_version(store, find_version(store, version), None, options)
+        )
     except (CatalogError, StoreError):
         raise
     except NotADirectoryError:
@@ -156,9 +162,11 @@ def _open_version(
         entries = [manifest.file(name) for index in manifest.indexes for name in index.names]
         with local_files(store, version, entries, verify=options.verify, cache_folder=options.cache_folder) as paths:
             indexes = {entry.kind: _open_index(manifest, entry, paths) for entry in manifest.indexes}
-    except BaseException:
+    except BaseException as error:
         if hold is not None:
             hold.release()
+        if isinstance(error, FileNotFoundError):  # pruned between the check of a file and its opening
+            raise CatalogError(f"{error.filename or f'{store.url}, version {version}: a file'} is missing.") from error
         raise
     return OpenVersion(manifest, indexes, hold)
 

@@ -1,13 +1,17 @@
 """What versions a catalog has: which one is in force, which was before it, and what each amounts to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...configs.errors import CatalogError
+from ...configs.errors import CatalogError, UnknownVersionError
 from ..storage.store import Store
-from .latest import Latest, published_manifest
+from .latest import Latest, nothing_published, published_manifest
 from .layout import manifest_name
 from .manifest import Manifest, read_manifest
 from .values import is_version
+
+_NAMED = 10
+"""Versions in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,38 @@ def existing_versions(store: Store) -> list[str]:
     """The versions that have a manifest, published or not, oldest first."""
     names = (name.split("/") for name in store.names("versions"))
     return [parts[1] for parts in names if len(parts) == 3 and parts[2] == "manifest.json" and is_version(parts[1])]
+
+
+def find_version(store: Store, name: str) -> str:
+    """The version that `name` names: its whole name, or a beginning of it that no other version shares.
+
+    Raises:
+        UnknownVersionError: With the versions that it may have meant, when there is none such or more than one.
+        CatalogError: When the catalog has no versions at all.
+    """
+    if is_version(name) and store.size(manifest_name(name)) is not None:
+        return name
+    folders = dict.fromkeys(parts[1] for parts in (file.split("/") for file in store.names("versions")))
+    if name in folders:
+        return name  # damaged, which whoever reads it says
+    versions = existing_versions(store)
+    if not versions:
+        raise nothing_published(store)
+    found = [version for version in versions if version.startswith(name)] if name else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = _named(found)
+        raise UnknownVersionError(
+            f"{store.url}: {len(found)} versions begin with {name!r}: {listed}. Give more of the name."
+        )
+    raise UnknownVersionError(f"{store.url} has no version {name!r:.80}. It has {_named(versions)}.")
+
+
+def _named(versions: Sequence[str]) -> str:
+    """The newest of them, in words."""
+    more = f" and {len(versions) - _NAMED:,} older" if len(versions) > _NAMED else ""
+    return ", ".join(versions[-_NAMED:]) + more
 
 
 def list_versions(store: Store, published: Latest | None) -> list[VersionInfo]:

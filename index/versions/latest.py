@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from ...configs.errors import CatalogError
+from ...configs.errors import CatalogError, NoCatalogError
 from ..storage.store import Store
 from .layout import LATEST
 from .manifest import Manifest, read_manifest
@@ -55,16 +55,21 @@ def published_manifest(store: Store) -> Manifest:
     return read_manifest(store, latest.version, latest.manifest_sha256)
 
 
+_CHECK_PLACE = "Check the path; `epithre-beam run` makes a catalog."
+
+
 def nothing_published(store: Store) -> CatalogError:
     """Where LATEST.json is missing: there is no such folder, it is no catalog, or all its versions are held back."""
-    why = f"{store.url}/{LATEST} is missing (`epithre-beam versions list` shows what a guard holds back)."
+    why = f"{LATEST} is missing. `epithre-beam versions list` shows the versions that a gate holds."
     with contextlib.suppress(Exception):  # a store that does not tell what it has
         try:
             found = store.fs.ls(store.path(""), detail=False)
         except FileNotFoundError:
-            return CatalogError(f"{store.url} has no published version: there is no such folder.")
+            return NoCatalogError(f"{store.url}: there is no catalog here, the folder does not exist. {_CHECK_PLACE}")
         if "versions" not in {str(path).rstrip("/").rpartition("/")[2] for path in found}:
-            why = "this folder is no catalog, it has no `versions`."
+            return NoCatalogError(
+                f"{store.url}: there is no catalog here, the folder has no `versions`. {_CHECK_PLACE}"
+            )
     return CatalogError(f"{store.url} has no published version: {why}")
 
 

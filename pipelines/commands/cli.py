@@ -6,6 +6,7 @@ import io
 import itertools
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from ...configs.load import load_search_job
 from ...configs.search_schema import SearchJob
 from ...index.versions.lease import release_all
 from ..console.documents import json_text
+from ..console.help import Commands
 from ..console.logs import EVENTS, LogFormat, log_event, set_format
 from ..console.options import (
     Adopt,
@@ -56,10 +58,12 @@ if TYPE_CHECKING:
     from ..console.progress import Watch
 
 app = typer.Typer(
+    cls=Commands,
     help="Embed pictures and texts with epithre-embed, keep them as Parquet, search them with FAISS.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # whose tables cut off what a narrow terminal has no room for
 )
 app.add_typer(versions, name="versions")
 
@@ -112,14 +116,15 @@ def main() -> int:
         signal.signal(number, _stopped)
     _reporter.as_json = _wants_document(sys.argv[1:])
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, terminal_width=shutil.get_terminal_size().columns - 1)
     except Exception as error:
         if _stopping is not None:
             _stopping.join()  # the job failed because it was cancelled; the process ends there
         outcome = outcome_of_error(error)
-        if is_usage := hasattr(error, "show"):
-            error.show()  # a wrong command line, in the words of its parser
-        _reporter.end(outcome, has_sentence=not is_usage)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]  # the help page, which is the answer
+            _reporter.end(outcome, has_sentence=False)
+        _reporter.end(outcome)
         return int(outcome.exit_code)
     return code if isinstance(code, int) else 0
 
@@ -243,7 +248,7 @@ def _run(
 ) -> int:
     _begin(output_options)
     job = _load(path, overrides)
-    options = _beam_options(beam_options)
+    options = _beam_options(beam_options, job.runner, job.beam_options)
     secrets = [os.environ.get(name or "", "").strip() for name in (job.embed.api_key_env, job.embed.redis_password_env)]
     _reporter.secrets = secrets
     set_format(output_options.lines or LogFormat.TEXT, secrets)
@@ -437,7 +442,7 @@ def search_batch(
     output_options = OutputOptions(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
     _begin(output_options)
     job = load_search_job(config, [*(set_ or ()), *_limits(max_requests, max_cost)])
-    options = _beam_options(beam_options)
+    options = _beam_options(beam_options, job.runner)
     names = (job.embed.get("api_key_env", "EPITHRE_KEY"), job.embed.get("redis_password_env"))
     _reporter.secrets = [os.environ.get(str(name or ""), "").strip() for name in names]
     set_format(output_options.lines or LogFormat.TEXT, _reporter.secrets)
@@ -513,10 +518,14 @@ def _load(path: Path, overrides: Sequence[str] | None) -> RunConfig:
     return load_config(path, overrides or ())
 
 
-def _beam_options(options: Sequence[str] | None) -> list[str]:
+def _beam_options(options: Sequence[str] | None, runner: str = "", of_job: Sequence[str] = ()) -> list[str]:
     for option in options or []:
         if not option.startswith("--"):
             raise ConfigError(f"Beam's options follow `--` and begin with two dashes, got {option!r}.")
+    if options and runner:  # before anything is read or sent; those of a job alone are parsed when Beam is needed
+        from ..jobs.beam_options import parsed_options
+
+        parsed_options([f"--runner={runner}", *of_job, *options])
     return list(options or [])
 
 

@@ -12,15 +12,21 @@ from ...configs.words import of_count
 from ...index.publish.prune import Piece
 from ...index.publish.publish import publish
 from ...index.storage.store import Store
-from ...index.versions.history import VersionInfo, existing_versions, list_versions, version_before
+from ...index.versions.history import VersionInfo, existing_versions, find_version, list_versions, version_before
 from ...index.versions.latest import nothing_published, published_manifest, read_latest
 from ...index.versions.layout import LATEST
 from ...index.versions.manifest import read_manifest
 from ...index.versions.stored_names import GATE_FAILURES
 from ..console.documents import json_text
+from ..console.help import Commands
 from ..console.options import CatalogUrl, DryRun, Json
 
-versions = typer.Typer(help="List, verify, compare, publish and prune a catalog's versions.", no_args_is_help=True)
+versions = typer.Typer(
+    cls=Commands,
+    help="List, verify, compare, publish and prune a catalog's versions.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @versions.command("list")
@@ -97,7 +103,8 @@ def verify(
     if every and version is not None:
         raise ConfigError(f"--all verifies every version, so none may be named beside it, got {version!r}.")
     verdicts = []
-    for verdict in verify_versions(Store(catalog), version, every=every):
+    store = Store(catalog)
+    for verdict in verify_versions(store, version and find_version(store, version), every=every):
         verdicts.append(verdict)
         if not verdict.damage and not as_json:
             files = of_count(verdict.files, "file")
@@ -121,8 +128,8 @@ def diff(
     from ...index.publish.diff import diff_versions
 
     store = Store(catalog)
-    before = read_manifest(store, old or version_before(store))
-    after = read_manifest(store, new) if new else published_manifest(store)
+    before = read_manifest(store, find_version(store, old) if old else version_before(store))
+    after = read_manifest(store, find_version(store, new)) if new else published_manifest(store)
     found = diff_versions(store, before, after, samples=limit)
     if as_json:
         _print(json_text(asdict(found)))
@@ -152,10 +159,12 @@ _WORDS = {
 
 @versions.command("publish")
 def publish_(
-    catalog: CatalogUrl, version: Annotated[str, typer.Argument(metavar="VERSION", help="One of `versions list`.")]
+    catalog: CatalogUrl,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="Its name, or the beginning of it.")],
 ) -> None:
     """Make VERSION the one that readers open, after verifying it: for one that a guard held back, say."""
     store = Store(catalog)
+    version = find_version(store, version)
     try:
         latest = read_latest(store)
         expected = None if latest is None else latest.data
@@ -176,7 +185,7 @@ def rollback(
     """Publish the version that was in force before, or an older VERSION, after verifying it."""
     store = Store(catalog)
     latest = read_latest(store)
-    target = version or version_before(store)
+    target = find_version(store, version) if version else version_before(store)
     if latest is None:
         raise CatalogError(f"{store.url} has no published version: `versions publish` publishes {target}.")
     expected, current, _ = latest
@@ -209,10 +218,14 @@ def prune(
     from ...index.publish.prune import PruneRules
     from ...index.publish.prune import prune as prune_catalog
 
+    store = Store(catalog)
     rules = PruneRules(
-        keep=keep, older_than_days=older_than, units_older_than_days=units_older_than, drop=tuple(drop or ())
+        keep=keep,
+        older_than_days=older_than,
+        units_older_than_days=units_older_than,
+        drop=tuple(find_version(store, version) for version in drop or ()),
     )
-    done = prune_catalog(Store(catalog), rules, dry_run=dry_run)
+    done = prune_catalog(store, rules, dry_run=dry_run)
     if as_json:
         document = {"dry_run": dry_run, **asdict(done), "freed_bytes": done.freed_bytes}
         _print(json_text(document))
@@ -248,7 +261,7 @@ def _make_current(store: Store, version: str, expected: bytes | None, *, dry_run
     publish(store, manifest, expected)
     latest = read_latest(store)
     if latest is None or latest.version != version:
-        raise CatalogError(f"Another run published {latest and latest.version} at the same time: look, and try again.")
+        raise CatalogError(f"Another run published {latest and latest.version} at the same time. Try again.")
 
 
 def _print(text: str) -> None:

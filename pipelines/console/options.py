@@ -7,6 +7,7 @@ import typer
 
 from ...configs.address import API_KEY_ENV_VARIABLE, BASE_URL_VARIABLE
 from ...configs.errors import ConfigError
+from ...configs.words import unwritable
 from .logs import LogFormat
 
 CatalogUrl = Annotated[str, typer.Argument(metavar="CATALOG", help="The catalog: a path or an fsspec URL.")]
@@ -46,5 +47,13 @@ ApiKeyEnv = Annotated[
 
 def check_file(option: str, path: Path | None) -> None:
     """Raises ConfigError when a file cannot be written at this path: before anything is sent."""
-    if path is not None and (not path.parent.is_dir() or path.is_dir()):
-        raise ConfigError(f"{option} must be a file in a folder that is there, got {str(path)!r}.")
+    if path is None:
+        return
+    is_there = path.exists()
+    try:
+        with path.open("ab"):
+            pass
+        if not is_there:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(unwritable(option, str(path), error, "Name another file.")) from error

@@ -24,6 +24,7 @@ from ...index.storage.remote import as_os_error
 from ...index.versions.stored_names import GATE_FAILURES
 from ...installs import broken_install
 from .documents import json_text
+from .help import usage_sentence
 from .logs import LogFormat, hidden, line_of
 from .screen import without_steering
 
@@ -107,8 +108,8 @@ def outcome_of_error(error: Exception) -> Outcome:
     error = as_os_error(error, "The storage")  # a store's driver may raise where a file is read piece by piece
     if isinstance(error, EpithreBeamError):
         return outcome_of_known(error)
-    if (usage := getattr(error, "format_message", None)) is not None:  # the command line's own errors
-        return Outcome(exit_code=ExitCode.USAGE, status="usage", code="command_line", message=usage())
+    if hasattr(error, "format_message"):  # the command line's own errors
+        return Outcome(exit_code=ExitCode.USAGE, status="usage", code="command_line", message=usage_sentence(error))
     if isinstance(error, ImportError):
         message = broken_install(error) or _missing_package(error)
         return Outcome(exit_code=ExitCode.USAGE, status="usage", code="installation", message=message)

@@ -249,7 +249,7 @@ def print_summary(console: Console, report: "Report", catalog: str) -> None:
     """The end of a run for a person."""
     counts, api, timings = report["counts"], report["api"], report["timings_s"]
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim")
+    table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     kinds = ", ".join(f"{count} {kind}" for kind, count in counts["per_kind"].items())
     table.add_row("catalog", Text(catalog))

@@ -15,7 +15,10 @@ from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 
+_NARROW = 60
+"""Columns of a terminal below which tables are not drawn."""
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u2028-\u202e\u2066-\u2069]")
 
 
@@ -69,7 +72,12 @@ class Screen(Console):
 
     def __init__(self, *, stderr: bool = False) -> None:
         stream = sys.stderr if stderr else sys.stdout
-        super().__init__(file=cast("TextIO", stream.stream if isinstance(stream, SafeStream) else stream))
+        # rich leaves bold and dim where NO_COLOR is set, which some terminals show as colours.
+        is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") in {"dumb", "unknown"}
+        super().__init__(
+            file=cast("TextIO", stream.stream if isinstance(stream, SafeStream) else stream),
+            color_system=None if is_plain else "auto",
+        )
 
     def on_broken_pipe(self) -> None:
         _write_to_nothing(cast("TextIO", self.file))
@@ -79,3 +87,17 @@ class Screen(Console):
             if segment.control is None:
                 segment = Segment(without_steering(segment.text), segment.style)  # noqa: PLW2901
             yield segment
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Prints a table; on a narrow terminal its rows one below the other, so that nothing is cut off or torn apart."""
+    if console.width >= _NARROW:
+        console.print(table)
+        return
+    if table.title:
+        console.print(table.title, soft_wrap=True)
+    names = [str(column.header) for column in table.columns]
+    for first, *cells in zip(*(column.cells for column in table.columns), strict=True):
+        console.print(first, soft_wrap=True)
+        for name, cell in zip(names[1:], cells, strict=True):
+            console.print(f"  {name}:", cell, highlight=False, soft_wrap=True)

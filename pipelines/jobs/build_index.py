@@ -44,7 +44,7 @@ def build_index(
 
     Args:
         url: The catalog's path.
-        overrides: `key.path=value` pairs of index, guards and runner; what they do not say stays as it was.
+        overrides: `key.path=value` pairs of index, gates and runner; what they do not say stays as it was.
         rebuild: Write a version even so.
         runner: Beam's options, and who watches.
 
@@ -123,7 +123,7 @@ def import_vectors(
     Args:
         url: The catalog's path.
         folder: A folder of Parquet files, or one, as a path or fsspec URL.
-        overrides: `key.path=value` pairs of index, guards and runner, and of embed where others embed queries.
+        overrides: `key.path=value` pairs of index, gates and runner, and of embed where others embed queries.
         embedding: The column of vectors; absent: `embedding` or `vector`.
         model: What made the vectors.
         metadata: `name:type` of columns that are kept with each asset.

@@ -42,7 +42,7 @@ _JOB = """\
 catalog: catalog
 sources:
   - kind: image
-    files: pictures/**/*.jpg
+    files: images/**/*.jpg
   - kind: text
     table: captions.csv
     id: sku
@@ -68,7 +68,7 @@ def run_demo(folder: Path, images: int, console: Screen) -> None:
     if images < len(_CERTAIN):
         raise ConfigError(f"--images must be at least {len(_CERTAIN)}, got {images}.")
     started = time.monotonic()
-    console.print(f"drawing {images} pictures in {folder}/pictures", highlight=False)
+    console.print(f"drawing {images} pictures in {folder}/images", highlight=False)
     try:
         job = write_inputs(folder, images, seed=7)
     except OSError as error:
@@ -92,7 +92,7 @@ def run_demo(folder: Path, images: int, console: Screen) -> None:
 def write_inputs(folder: Path, images: int, seed: int) -> Path:
     """Draws pictures, named after what they show, writes captions and the job; returns the job's path."""
     rng = np.random.default_rng(seed)
-    target = folder / "pictures"
+    target = folder / "images"
     target.mkdir(parents=True, exist_ok=True)
     everything = [*_CERTAIN, *(sample_attributes(rng) for _ in range(images - len(_CERTAIN)))]
     with (folder / "captions.csv").open("w", newline="", encoding="utf-8") as file:

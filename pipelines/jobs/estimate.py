@@ -195,7 +195,7 @@ def _foresee(
 def plan_table(found: Estimate) -> Table:
     """The estimate for a person."""
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim")
+    table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for kind, count in found.assets.items():
         table.add_row(kind, f"{of_count(count, 'asset')}, {of_count(found.source_bytes[kind], 'byte')}")

@@ -16,7 +16,7 @@ from rich.text import Text
 from ...configs.address import ApiAddress
 from ...configs.errors import ConfigError
 from ...configs.schema import stored_prepare
-from ...configs.words import of_count
+from ...configs.words import of_count, unwritable
 from ...index.search.catalog import Catalog
 from ...index.search.merge import Merge
 from ...index.search.opening import open_catalog
@@ -41,6 +41,7 @@ from ...transforms.evaluation.label_rows import Direction, NamedCatalog, PlacedL
 from ...transforms.evaluation.labelled import LabelledQuery, read_labels
 from ...transforms.evaluation.near_ties import order_ties, rounding_errors
 from ...transforms.evaluation.phrases import of_difference, of_direction, of_interval, say_direction
+from ..console.screen import print_table
 from .search import embed_for
 
 if TYPE_CHECKING:
@@ -337,7 +338,7 @@ def write_page(path: Path, document: Evaluation) -> None:
     try:
         path.write_text(render_evaluation(document), "utf-8")
     except OSError as error:
-        raise ConfigError(f"--html {str(path)!r} cannot be written: {error.strerror}.") from error
+        raise ConfigError(unwritable("--html", str(path), error, "Name another file.")) from error
 
 
 def _read_image(catalog: Catalog, sources: "ImageSources", thing: Thing, asked: Sequence[str | None]) -> "Read | None":
@@ -381,7 +382,7 @@ def print_evaluation(console: Console, document: Evaluation) -> None:
             if figure.startswith("ndcg") and not figure.endswith(f"@{document['ks'][-1]}"):
                 continue  # the page and the document have them
             table.add_row(figure, *(Text(say(intervals[figure])) for say, intervals in columns.values()))
-        console.print(table)
+        print_table(console, table)
         for sentence in figures["words"]:
             console.print(Text(sentence))
         console.print()

@@ -1,7 +1,6 @@
 """What jobs that write have in common: holding the folder that is written, and running the pipeline."""
 
 import contextlib
-import io
 import logging
 import threading
 from collections import deque
@@ -20,6 +19,7 @@ from ...index.versions.manifest import read_manifest
 from ...transforms.workers.failures import failure_in, failure_of
 from ...transforms.workers.progress import LaneProgress, read_progress
 from ...transforms.workers.run_folder import RunFolder
+from .beam_options import parsed_options
 from .places import misplaced
 from .remote_jobs import RemoteJob, under_way
 from .runner_errors import message_of
@@ -162,15 +162,14 @@ class Runner:
 
         said = (option.partition("=")[2] for option in self.beam_options if option.startswith("--runner="))
         runner = next(said, runner)
-        options = _parsed([f"--runner={runner}", *beam_options, *self.beam_options])
+        options = parsed_options([f"--runner={runner}", *beam_options, *self.beam_options])
         options.view_as(SetupOptions).save_main_session = False
         has_processes = runner == "FnApiRunner" and uses_processes(options)
         try:
             pipeline = beam.Pipeline(runner=process_runner() if has_processes else None, options=options)
         except (ValueError, ImportError, AttributeError) as error:  # nothing has begun
             why = message_of(error).partition(" Valid values")[0].rstrip(".")
-            rule = "runner must be one that Beam can start with its options"
-            raise ConfigError(f"{rule}, got {runner!r}: {why}.") from error
+            raise ConfigError(f"runner: Beam cannot start {runner!r} with these options ({why}).") from error
         wire(pipeline)
         pages = _RunnersErrors()
         try:
@@ -243,22 +242,6 @@ def _place(options: Any, runner: str) -> str:
     said = options.get_all_options()
     names = ("job_endpoint", "flink_master", "spark_master_url", "dask_client_address", "project")
     return next((str(said[name]) for name in names if said.get(name) not in {None, "", "[auto]"}), runner)
-
-
-def _parsed(options: Sequence[str]) -> Any:
-    """Beam's options. Its parser ends the process over a wrong value, after a page of usage."""
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            parsed = PipelineOptions(list(options))
-            parsed.get_all_options()
-    except SystemExit as error:
-        raise ConfigError(
-            f"Beam does not take these options: {said.getvalue().strip().rpartition('error: ')[2]}."
-        ) from error
-    return parsed
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from PIL import Image
 from ...configs import AssetKind
 from ...configs.address import ApiAddress
 from ...configs.errors import ConfigError
-from ...configs.words import of_count
+from ...configs.words import of_count, unwritable
 from ...index.search.hits import Hit
 from ...index.search.merge import Merge
 from ...index.search.opening import open_catalog
@@ -61,7 +61,7 @@ def make_sheet(
     try:
         draw_sheet(rows, f"{url}, version {catalog.version}, {model}").save(path, "PNG", optimize=True)
     except OSError as error:
-        raise ConfigError(f"--sheet {str(path)!r} cannot be written: {error.strerror or error}.") from error
+        raise ConfigError(unwritable("--sheet", str(path), error, "Name another file.")) from error
 
 
 def _cell(hit: Hit, image: Image.Image | None) -> Cell:
@@ -105,7 +105,7 @@ def make_map(url: str, path: Path, *, points: int, is_aligned: bool, seed: int) 
     try:
         path.write_text(page, "utf-8")
     except OSError as error:
-        raise ConfigError(f"--map {str(path)!r} cannot be written: {error.strerror or error}.") from error
+        raise ConfigError(unwritable("--map", str(path), error, "Name another file.")) from error
     small = len(images) - images.count(None)
     return (
         f"{path}: {len(drawn.kinds):,} of {of_count(assets, 'asset')}, {small:,} with a small picture, "

@@ -4,6 +4,7 @@ import errno
 import os
 
 from ...configs.errors import ConfigError
+from ...configs.words import unwritable
 from ...index.storage.store import Store
 from ...index.versions.layout import LATEST
 
@@ -26,7 +27,4 @@ def misplaced(label: str, store: Store, error: OSError) -> ConfigError | None:
     was_written = os.path.lexists(os.path.join(store.path(""), LATEST))  # noqa: PTH118 - a path that nobody may look at
     if error.errno not in (_NO_FOLDER if was_written else _NO_FOLDER | _NOT_ALLOWED):
         return None
-    place = f": {error.filename}" if error.filename else ""
-    return ConfigError(
-        f"{label} must be a folder that can be made and written, got {store.url!r} ({error.strerror}{place})."
-    )
+    return ConfigError(unwritable(label, store.url, error, "Name a folder that you may write."))

@@ -19,7 +19,7 @@ from ...index.versions.manifest import read_manifest
 from ...index.versions.stored_names import GATE_FAILURES
 from ...transforms.embedding.endpoint import Endpoint, open_endpoint
 from ...transforms.embedding.lane import LaneSetup
-from ...transforms.embedding.shared_limit import set_up_shared_backend
+from ...transforms.embedding.shared_limit import remove_shared_backend, set_up_shared_backend
 from ...transforms.planning.compare import Comparison
 from ...transforms.planning.embedding_config import (
     differences,
@@ -204,6 +204,7 @@ class _Launch:
         )
         self.units.extend(plan.units)
         self.runner.run(held.run, _wiring(setup, lane, plan), config.runner, config.beam_options)
+        remove_shared_backend(lane.embed, lane.run.version)
         report: Report = orjson.loads(store.read(report_name(held.run.version)))
         if not report[GATE_FAILURES]:
             _collect(store, self.units)

@@ -8,10 +8,15 @@ import re
 
 _LONGEST = 300
 _WHERE = re.compile(r"\s*\[while running.*")
-_ERROR = re.compile(r"(Caused by: )?([\w$]+[.:])*\w*(Error|Exception|Failure|Exit|Interrupt|Timeout)(: .+|$)")
+_MARGIN = re.compile(r"^(\s*\|)+\s*|^\s*Exception in thread \"[^\"]*\" |^Caused by: ")
+"""Of a group of exceptions, and what Java writes before an error's name."""
+_ERROR = re.compile(r"([\w$]+[.:])*[\w$]*(Error|Exception|Failure|Exit|Interrupt|Timeout)(: .+|$)")
 _FRAME = re.compile(
-    r"at [\w.$/<>]+\(|File \"|Traceback \(most recent|\.\.\. \d+ more|Full log|\^+$|During handling|The above"
+    r"at [\w.$/<>]+\(|File \"|Traceback \(most recent|\.\.\. \d+ more|Full log|\^+$|Driver stacktrace|Suppressed: "
+    r"|(Exception|BaseException)Group: |\+[-+]"
 )
+_CHAIN = re.compile(r"The above exception was the direct cause|During handling of the above exception")
+"""Python writes the cause first, Java last."""
 _DETAILS = re.compile(r'details = "((?:[^"\\]|\\.)*)"')
 _STATUS = re.compile(r"status = StatusCode\.(\w+)")
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -20,19 +25,39 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 def message_of(error: BaseException) -> str:
     """What an error says, in one line of at most 300 characters.
 
-    That is a gRPC call's details; else the last line that has an error's name and words, of Java's the innermost cause;
-    else the last line of some words.
+    That is a gRPC call's details; else the line that has the name and words of the error that caused the others; else
+    the last line of some words; else what the error says that this one was raised from.
     """
-    text = str(error)
-    if details := _DETAILS.findall(text):
+    found = _line_of(str(error))
+    cause = error.__cause__ or error.__context__
+    if not _WORD.search(found) and cause is not None:
+        return message_of(cause)
+    return _shortened(found) if found else type(error).__name__
+
+
+def _line_of(text: str) -> str:
+    if (details := _DETAILS.findall(text)) or _STATUS.search(text):
         status = _STATUS.search(text)
-        return _shortened(f"{details[-1]} ({status[1]})" if status else details[-1])
-    lines = [_WHERE.sub("", line.strip()) for line in text.splitlines()]
-    lines = [line for line in lines if line and not _FRAME.match(line)]
-    named = [match[0].removeprefix("Caused by: ") for line in lines if (match := _ERROR.match(line))]
+        said = _line_of(details[-1].replace("\\n", "\n")) if details and details[-1].strip() else "the call failed"
+        return f"{said} ({status[1]})" if status else said
+    # The cause is named before the first link of a chain, if one is named there.
+    begin, *links = _CHAIN.split(text)
+    named = _named(_lines(begin)) if links else []
+    lines = _lines(text)
+    named = named or _named(lines)
     worded = [line for line in lines if len(_WORD.findall(line)) >= 2]
     found = [line for line in named if ": " in line] or worded or named or lines
-    return _shortened(found[-1]) if found else type(error).__name__
+    return found[-1] if found else ""
+
+
+def _lines(text: str) -> list[str]:
+    lines = (_WHERE.sub("", line.strip()) for line in text.splitlines())
+    lines = (_MARGIN.sub("", line) for line in lines if not _CHAIN.match(line))
+    return [line for line in lines if line and not _FRAME.match(line)]
+
+
+def _named(lines: list[str]) -> list[str]:
+    return [match[0] for line in lines if (match := _ERROR.match(line))]
 
 
 def _shortened(line: str) -> str:

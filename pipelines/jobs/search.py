@@ -17,6 +17,7 @@ from rich.text import Text
 from ...configs import AssetKind
 from ...configs.address import ApiAddress
 from ...configs.errors import ConfigError
+from ...configs.words import unwritable
 from ...index.search.catalog import Catalog
 from ...index.search.hits import Hit
 from ...index.search.merge import Merge
@@ -29,6 +30,7 @@ from ...transforms.reports.pages import page_environment
 from ...transforms.viewing.image_sources import ImageSources
 from ...transforms.viewing.small_images import Read, data_url, shrink, small_images
 from ..console.documents import json_text
+from ..console.screen import print_table
 
 _THUMBNAIL = 320
 
@@ -213,12 +215,12 @@ def write_page(path: Path, queries: Sequence[NamedQuery], results: Sequence[Sequ
     try:
         path.write_text(page, "utf-8")
     except OSError as error:
-        raise ConfigError(f"--html {str(path)!r} cannot be written: {error.strerror}.") from error
+        raise ConfigError(unwritable("--html", str(path), error, "Name another file.")) from error
 
 
 def print_hits(console: Console, queries: Sequence[NamedQuery], results: Sequence[Sequence[Hit]]) -> None:
     for query, hits in zip(queries, results, strict=True):
-        console.print(hits_table(query.words, hits))
+        print_table(console, hits_table(query.words, hits))
         console.print()
 
 

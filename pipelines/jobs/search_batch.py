@@ -23,6 +23,7 @@ from ...index.local.trust import allowed_embed, allowed_prepare
 from ...index.search.merge import check_merge
 from ...index.search.where import parse_where
 from ...index.storage.store import Store
+from ...index.versions.history import find_version
 from ...index.versions.latest import Latest, published_manifest
 from ...index.versions.layout import UNITS, DeadLetter, assets_schema
 from ...index.versions.manifest import Manifest, read_manifest
@@ -41,7 +42,7 @@ from ...transforms.batch_search.query_blocks import (
 )
 from ...transforms.embedding.endpoint import open_endpoint
 from ...transforms.embedding.lane import LaneSetup
-from ...transforms.embedding.shared_limit import set_up_shared_backend
+from ...transforms.embedding.shared_limit import remove_shared_backend, set_up_shared_backend
 from ...transforms.epithre.dialects import DIALECTS
 from ...transforms.planning.embedding_config import (
     embedding_config_hash,
@@ -100,7 +101,10 @@ def _mark(output: Store) -> Latest | None:
 def _searched(job: SearchJob) -> Manifest:
     """The manifest of the version that is searched, which must have what the job asks for."""
     store = Store(job.catalog)
-    manifest = published_manifest(store) if job.version is None else read_manifest(store, job.version)
+    if job.version is None:
+        manifest = published_manifest(store)
+    else:
+        manifest = read_manifest(store, find_version(store, job.version))
     kinds = [entry.kind for entry in manifest.indexes]
     for kind in job.search.kinds or ():
         if kind not in kinds:
@@ -141,17 +145,16 @@ def _check_output(url: str, output: Store) -> None:
     except (FileNotFoundError, NotADirectoryError):
         found = []
     if [str(path).rstrip("/") for path in found] == [output.path("")]:
-        raise ConfigError(f"output must be a folder, got {url!r}, which is a file: name another place.")
+        raise ConfigError(f"output: {url!r} is a file. Name a folder.")
     names = sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
     if MARK in names:
         return
     other = next((name for name in names if not name.startswith(".")), None)
     if "versions" in names:
-        raise ConfigError(f"output must be a folder of its own, got {url!r}, which is a catalog: name one elsewhere.")
+        raise ConfigError(f"output: {url!r} is a catalog. Name a folder of its own for the results.")
     if other is not None:
         raise ConfigError(
-            f"output must be a new or empty folder, or one that search-batch made, got {url!r}, which has {other!r} in "
-            "it."
+            f"output: {url!r} has {other!r} in it, which search-batch did not make. Name a new or empty folder."
         )
 
 
@@ -206,6 +209,8 @@ class _Launch:
             runner.expect(sum(unit.references for unit in plan.units))
         log_event("planned", queries=dict(self._asked), blocks=len(blocks), searched=self._searched.version)
         runner.run(run, _wiring(setup, lane, plan, blocks), config.runner)
+        if lane is not None:
+            remove_shared_backend(lane.embed, lane.run.version)
         try:
             return self._publish(setup, plan)
         except OSError as error:

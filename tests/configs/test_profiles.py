@@ -148,8 +148,8 @@ def test_a_profile_may_set_whatever_the_section_knows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("voyag", "embed.profile 'voyag' is not a known profile: did you mean 'voyage'?"),
-        ("zzz", f"embed.profile 'zzz' is not a known profile: known here: {', '.join(NAMES)}; or a YAML file's path."),
+        ("voyag", "embed.profile 'voyag' is not a known profile. Did you mean 'voyage'?"),
+        ("zzz", f"embed.profile 'zzz' is not a known profile. Known: {', '.join(NAMES)}; or a YAML file's path."),
         (
             "https://host/limits.yaml",
             "embed.profile must be a shipped profile's name or a path on this machine, got 'https://host/limits.yaml'.",
@@ -160,25 +160,30 @@ def test_a_profile_may_set_whatever_the_section_knows(tmp_path: Path) -> None:
     ],
 )
 def test_a_name_that_is_no_profile_is_refused_in_a_sentence(tmp_path: Path, name: Any, sentence: str) -> None:
-    assert refusal(tmp_path, {"profile": name}) == sentence
+    assert refusal(tmp_path, {"profile": name}).partition(": ")[2] == sentence
 
 
 def test_a_wrong_value_is_told_with_the_place_it_came_from(tmp_path: Path) -> None:
     mine = {"batch_items": 0, "batch_byts": 5000, "timeout_s": -1}
     embed = {"profile": "mine.yaml", "timeout_s": 0, "readers": 0}
+    job, profile = tmp_path / "job.yml", tmp_path / "mine.yaml"
     assert refusal(tmp_path, embed, mine=mine).splitlines() == [
-        f"In the profile {tmp_path / 'mine.yaml'}: embed.batch_items must be at least 1, got 0.",
-        "embed.timeout_s must be greater than 0, got 0.",
-        "embed.readers must be at least 1, got 0.",
-        f"In the profile {tmp_path / 'mine.yaml'}: embed.batch_byts is not a known key: did you mean 'batch_bytes'?",
+        f"{job} has 4 errors:",
+        f"{job} line 4, column 12: embed.readers must be at least 1, got 0.",
+        f"{job} line 5, column 14: embed.timeout_s must be greater than 0, got 0.",
+        f"{profile} line 1, column 1: embed.batch_byts is not a known key. Did you mean 'batch_bytes'?",
+        f"{profile} line 2, column 14: embed.batch_items must be at least 1, got 0.",
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("batch_items: [", "line 1: this is not valid YAML"),
-        ("batch_items: 1\nbatch_items: 2\n", "line 2: this is not valid YAML: the key 'batch_items' stands twice"),
+        ("batch_items: [", "line 1, column 15: this is not valid YAML"),
+        (
+            "batch_items: 1\nbatch_items: 2\n",
+            "line 2, column 1: this is not valid YAML: the key",
+        ),
         ("", "a profile must be a mapping of keys such as `batch_items`"),
         ("- jina\n", "a profile must be a mapping of keys such as `batch_items`"),
         ("profile: jina\n", "a profile must not name a `profile` itself"),
@@ -195,12 +200,13 @@ def test_a_file_that_is_no_profile_is_refused_with_its_name(tmp_path: Path, text
 def test_a_file_that_cannot_be_read_is_refused_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes("model: é\n".encode("latin-1"))
     for name in ("absent.yaml", "./", "latin.yaml", "./a\0b"):
-        assert refusal(tmp_path, {"profile": name}).startswith("The profile ")
+        assert refusal(tmp_path, {"profile": name}).startswith(str(tmp_path))
 
 
 def test_an_absent_variable_in_a_profile_is_told_with_its_place(tmp_path: Path) -> None:
     message = refusal(tmp_path, {"profile": "mine.yaml"}, mine={"model": "${NOWHERE_AT_ALL}"})
-    assert message.startswith("embed.model names the environment variable NOWHERE_AT_ALL")
+    place = f"{tmp_path / 'mine.yaml'} line 1, column 8: "
+    assert message.startswith(f"{place}embed.model names the environment variable NOWHERE_AT_ALL, which is not set.")
 
 
 @pytest.mark.parametrize("form", ["{}", "Bearer {}", "https://me:{}@host/v1", "https://host/v1?key={}"])

@@ -72,9 +72,9 @@ def has(config: dict[str, Any], place: str) -> bool:
 @pytest.mark.parametrize(
     ("old", "sentence"),
     [
-        ({"guards": {"max_dead_share": 0.5}}, "guards is now gates: rename the key."),
-        ({"embed": {"budget": "host"}}, "embed.budget is now embed.rate_limiter: rename the key."),
-        ({"embed": {"budget_name": "b"}}, "embed.budget_name is now embed.rate_limiter_name: rename the key."),
+        ({"guards": {"max_dead_share": 0.5}}, "guards is now gates. Rename the key."),
+        ({"embed": {"budget": "host"}}, "embed.budget is now embed.rate_limiter. Rename the key."),
+        ({"embed": {"budget_name": "b"}}, "embed.budget_name is now embed.rate_limiter_name. Rename the key."),
     ],
 )
 def test_an_old_key_is_refused_with_the_new_one_named(tmp_path: Path, old: dict[str, Any], sentence: str) -> None:
@@ -93,15 +93,15 @@ def test_an_old_value_is_refused_with_the_new_one_named() -> None:
 
 def test_an_old_key_on_the_command_line_is_refused_with_the_new_one_named(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL)
-    with pytest.raises(ConfigError, match="guards is now gates: rename the key"):
+    with pytest.raises(ConfigError, match=r"guards is now gates\. Rename the key"):
         load_config(path, ["guards.max_dead_share=1"])
-    with pytest.raises(ConfigError, match=r"embed\.budget is now embed\.rate_limiter: rename the key"):
+    with pytest.raises(ConfigError, match=r"embed\.budget is now embed\.rate_limiter. Rename the key"):
         load_config(path, ["embed.budget=redis"])
-    with pytest.raises(ConfigError, match=r"^--set guards\.max_shrinkage: guards is now gates: rename the key\.$"):
+    with pytest.raises(ConfigError, match=r"^--set guards\.max_shrinkage: guards is now gates. Rename the key\.$"):
         parse_settings({"catalog": "c"}, ["guards.max_shrinkage=1"], ("index", "gates", "runner"))
 
 
 def test_an_old_key_of_a_search_is_refused_with_the_new_one_named(tmp_path: Path) -> None:
     job = {"catalog": "c", "output": "o", "assets": [{"kind": "image"}], "guards": {"max_dead_share": 1}}
-    with pytest.raises(ConfigError, match="guards is now gates: rename the key"):
+    with pytest.raises(ConfigError, match=r"guards is now gates\. Rename the key"):
         load_search_job(write(tmp_path, job))

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from epithre_beam.configs.words import of_count, of_moment, of_pause
+from epithre_beam.configs.words import of_count, of_moment, of_pause, unwritable
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,13 @@ def test_a_pause_is_told_with_its_end_length_and_reason() -> None:
         r"paused until \d{4}-\d\d-\d\d \d\d:\d\d \S+: the server asked for 3600 s \(429: daily quota, try tomorrow\)",
         sentence,
     )
+
+
+def test_what_cannot_be_written_is_told_in_one_wording() -> None:
+    error = PermissionError(13, "Permission denied", "/c/x")
+    assert unwritable("catalog", "/c", error, "Go on.") == (
+        "catalog '/c' cannot be written (Permission denied: /c/x). Go on."
+    )
+    error = PermissionError(13, "Permission denied", "/c")
+    assert unwritable("--html", "/c", error, "Go on.") == "--html '/c' cannot be written (Permission denied). Go on."
+    assert unwritable("output", "b://c", OSError("gone"), "Go on.") == "output 'b://c' cannot be written (gone). Go on."

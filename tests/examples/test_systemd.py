@@ -56,6 +56,7 @@ def test_permanent_failures_are_not_retried():
     assert service["Service", "SuccessExitStatus"] == ["4 143"]
 
 
+@pytest.mark.slow
 def test_commands_of_units_run_and_prune(place, environment):
     service = settings_of("epithre-beam.service")
     variables = dict(value.split("=", 1) for value in service["Service", "Environment"])

@@ -17,7 +17,7 @@ def opened(path: Path, **options) -> Iterator[Page]:
     """The page, which must neither complain nor ask anybody for anything."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("chromium is not installed; CI installs it")
+        pytest.skip("chromium is not installed: apt-get install chromium")
     seen: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

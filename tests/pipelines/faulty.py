@@ -205,7 +205,7 @@ class Watcher:
         self.problems = []
 
     def look(self):
-        from epithre_beam.configs.errors import CatalogError
+        from epithre_beam.configs.errors import CatalogError, NoCatalogError
         from epithre_beam.index import open_catalog
         from epithre_beam.index.publish.verify import find_damage
         from epithre_beam.index.storage.store import Store
@@ -218,7 +218,7 @@ class Watcher:
                     self.problems.append(f"{catalog.version} is damaged: {damage}")
         except CatalogError as error:
             which = "nothing"
-            if "has no published version" not in str(error):
+            if not isinstance(error, NoCatalogError) and "has no published version" not in str(error):
                 self.problems.append(f"{type(error).__name__}: {error}")
         except Exception as error:
             which = "error"

@@ -115,10 +115,13 @@ class Preloaded:
     def start(self, arguments, *, folder, environment):
         pipes = [os.pipe() for _ in range(3)]
         order = {"arguments": list(map(str, arguments)), "folder": str(folder), "environment": environment}
-        socket.send_fds(self._socket, [json.dumps(order).encode()], [end for _, end in pipes])
+        self.pass_on(order, *(end for _, end in pipes))
         for _, end in pipes:
             os.close(end)
         return Program(order["arguments"], *(end for end, _ in pipes))
+
+    def pass_on(self, order, stdout, stderr, reported):
+        socket.send_fds(self._socket, [json.dumps(order).encode()], [stdout, stderr, reported])
 
     def close(self):
         self._socket.close()

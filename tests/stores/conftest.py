@@ -85,7 +85,7 @@ def azure_port() -> Iterator[int]:
     own = Path(sys.prefix) / "azurite" / "node_modules" / ".bin" / "azurite-blob"
     program = str(own) if own.exists() else shutil.which("azurite-blob")
     if program is None:
-        pytest.skip("azurite-blob is not installed; make test-stores installs it")
+        pytest.skip("azurite-blob is not installed: run `make test-stores`")
     port = free_port()
     options = ["--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--disableTelemetry"]
     process = subprocess.Popen([program, "--blobPort", str(port), *options], stdout=subprocess.DEVNULL)
@@ -135,7 +135,7 @@ def proxy(place: Place) -> Iterator[Proxy]:
 def no_cloud_of_ones_own() -> Iterator[None]:
     """Hide the user's cloud credentials from the tests, and skip the tests if a driver is not installed."""
     if missing := [name for name in ("gcsfs", "adlfs") if importlib.util.find_spec(name) is None]:
-        pytest.skip(f"{' and '.join(missing)} are not installed; make test-stores installs them")
+        pytest.skip(f"{' and '.join(missing)} are not installed: run `make test-stores`")
     with pytest.MonkeyPatch.context() as patch:
         for name in [n for n in os.environ if n.startswith(("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR"))]:
             patch.delenv(name)

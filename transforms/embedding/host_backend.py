@@ -1,11 +1,15 @@
 """A rate limiter backend shared by all processes of one host, held by Beam's `MultiProcessShared`."""
 
+import contextlib
 import logging
 import os
 import secrets
+import stat
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from apache_beam.utils.multi_process_shared import MultiProcessShared
@@ -14,6 +18,30 @@ from ...configs.errors import RateLimiterLostError
 from ..epithre.rate_limit.memory_backend import Answer, MemoryBackend, RateLimiterSettings
 
 _log = logging.getLogger("epithre_beam.rate_limiter")
+
+
+def private_folder() -> Path:
+    """The user's own folder for the files by which processes of this host find each other.
+
+    It lies in the temporary folder, where another user could otherwise put the address of a program of theirs.
+
+    Raises:
+        OSError: When it cannot be made.
+        RateLimiterLostError: When it belongs to another user, or others may write to it.
+    """
+    shared = Path(tempfile.gettempdir())
+    if os.name != "posix":
+        return shared  # each user has a temporary folder there
+    folder = shared / f"epithre-beam-{os.geteuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise RateLimiterLostError(
+            f"{folder}: not a folder that only user {os.geteuid()} can write to. Remove it, or set TMPDIR to a folder "
+            "of your own."
+        )
+    return folder
 
 
 @dataclass
@@ -54,10 +82,25 @@ class HostBackend:
         self._learned.update(limits)
         self._call("learn", dict(limits))
 
+    def remove_files(self) -> None:
+        """Removes the files by which processes of this host find each other, once none of them asks any more.
+
+        A process that came later would start a ledger of its own, so this is for the end of a run that succeeded.
+        """
+        for suffix in (".address", ".lock"):
+            with contextlib.suppress(OSError):
+                (private_folder() / f"{self._tag}{suffix}").unlink()
+
+    @property
+    def _tag(self) -> str:
+        return f"epithre-beam-{self.name}"
+
     def _call(self, method: str, *arguments: Any) -> Any:
         try:
             if self._proxy is None or self._pid != os.getpid():
-                made = MultiProcessShared(_Made(self.settings), tag=f"epithre-beam-{self.name}", always_proxy=True)
+                made = MultiProcessShared(
+                    _Made(self.settings), tag=self._tag, path=str(private_folder()), always_proxy=True
+                )
                 proxy = made.acquire()
                 if self._asked is not None:
                     self._inform_successor(proxy)

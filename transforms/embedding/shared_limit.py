@@ -46,3 +46,13 @@ def set_up_shared_backend(embed: EmbedConfig, run: str, requests_spent: int) -> 
         backend = shared_backend(embed, run, requests_spent)
         assert isinstance(backend, RedisBackend)
         backend.create(spent=requests_spent)
+
+
+def remove_shared_backend(embed: EmbedConfig, run: str) -> None:
+    """Removes what a shared ledger left on this host, after a run that succeeded: its lanes ask no more."""
+    if embed.rate_limiter == "host":
+        from .host_backend import HostBackend
+
+        backend = shared_backend(embed, run, 0)
+        assert isinstance(backend, HostBackend)
+        backend.remove_files()

@@ -20,7 +20,8 @@ from .answers import ErrorAnswer, read_transport_error, refusal_of, short
 from .bodies import ACCEPTED, MOST_MODELS_BYTES, Reply, read_reply
 from .circuit_breaker import paused_error
 from .dialects import DIALECTS
-from .proxies import way_to
+from .other_scheme import wrong_scheme
+from .proxies import Way, way_to
 from .replies import error_in, error_to_show
 from .retries import log_pause, report_long_pause
 
@@ -28,6 +29,8 @@ _FINGERPRINT = "x-emulator-fingerprint"
 _FINGERPRINTS = re.compile(r"emulator-[A-Za-z0-9_.-]{1,100}")
 _LATER_STATUS = {407, 408, 409, 425, 429}
 """Refusals that say nothing of `/models`: of a proxy (407), or for now."""
+_OTHER_SCHEME = re.compile(rb"(?i)\bhttps\b|\bssl\b|\btls\b")
+"""What servers of https say to a request over plain http."""
 _MODELS_NAMED = 30
 _LONGEST_NAME = 10_000
 
@@ -73,6 +76,8 @@ def probe(
         try:
             reply = _ask(settings, api_key, options)
         except (httpx.HTTPError, TimeoutError, OSError) as failure:
+            if attempt == 1 and not isinstance(failure, (httpx.TimeoutException, TimeoutError)):
+                _check_scheme(settings, way)
             last = str(error_to_show(read_transport_error(failure, scrubber), scrubber, way))
             time.sleep(pause_s * attempt)
             continue
@@ -86,6 +91,8 @@ def probe(
         error = error_to_show(error, scrubber, way)
         if error.status in {401, 402, 403} or 300 <= error.status < 400:
             raise refusal_of(error, settings)
+        if error.status == httpx.codes.BAD_REQUEST and _OTHER_SCHEME.search(reply.content):
+            _check_scheme(settings, way)
         if (400 <= error.status < 500 and error.status not in _LATER_STATUS) or error.status == 501:
             return probed
         last = str(error)
@@ -94,6 +101,12 @@ def probe(
         f"embed.base_url {settings.base_url} does not answer ({last}, asked {tries} times): "
         "check the address and the network, or use `embed.base_url: emulator` to try without a server."
     )
+
+
+def _check_scheme(settings: EmbedConfig, way: Way) -> None:
+    """Raises WrongAddressError when the server speaks http where it is asked by https, or the reverse."""
+    if way.proxy is None and (error := wrong_scheme(settings.base_url)) is not None:
+        raise error
 
 
 def _asked_pause_s(answer: ErrorAnswer, settings: EmbedConfig) -> float:

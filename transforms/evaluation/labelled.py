@@ -83,7 +83,7 @@ def read_labels(path: Path) -> tuple[LabelledQuery, ...]:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"--pairs {str(path)!r} cannot be read as {_format(path)}: {reason}.") from error
     if not rows:
-        raise ConfigError(f"--pairs {str(path)!r} must have at least one row, and has none.")
+        raise ConfigError(f"--pairs {str(path)!r} has no rows.")
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     _check_names(names, path)
     if "relevant" not in names or not set(_QUERY_COLUMNS) & set(names):

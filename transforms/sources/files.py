@@ -88,19 +88,20 @@ def match_files(
         folder = path.rstrip("/")
         counted = PassedOver() if passed_over is None else passed_over
         matches = functools.partial(_has_suffix, suffixes=folder_suffixes, passed_over=counted)
-        rule = f"a file below it ends in {', '.join(folder_suffixes)}"
+        sought = f"no file below {url!r} ends in {', '.join(folder_suffixes)}"
     else:
         folder = fixed_part(path)
         pattern = re.compile(glob_regex(path[len(folder) :].lstrip("/")), re.DOTALL)
         matches = functools.partial(_matches, pattern=pattern)
-        rule = "a file matches it"
+        sought = f"no file matches {url!r}"
     found = _walk(fs, folder, matches, passed_over)
     first = next(found, None)
     if first is None:
-        why = "" if file_info(fs, folder or "/") is not None else f" (there is no folder {folder!r})"
-        if info is not None and info["type"] == "directory":
-            why = " (it is a folder: name its tables, as in folder/*.csv)"
-        raise ConfigError(f"{place} must be such that {rule}, got {url!r}, which matches nothing{why}.")
+        if file_info(fs, folder or "/") is None:
+            sought += f": there is no folder {folder!r}"
+        elif info is not None and folder_suffixes is None:
+            sought = f"{url!r} is a folder. Name its tables, as in folder/*.csv"
+        raise ConfigError(f"{place}: {sought}.")
 
     def chain() -> Iterator[FoundFile]:
         yield first

@@ -78,13 +78,13 @@ class JsonLinesTable:
                 value = orjson.loads(text)
             except orjson.JSONDecodeError as error:
                 raise SourceError(
-                    f"{self._place} cannot be read as jsonl: line {number} is no JSON: {error.msg}, "
-                    f"at its character {error.colno}."
+                    f"{self._place} line {number}, column {error.colno}: this is not valid JSON: {error.msg}. "
+                    "Write one object in each line."
                 ) from None
             if not isinstance(value, dict):
                 raise SourceError(
-                    f"{self._place} cannot be read as jsonl, an object a line: line {number} is "
-                    f"{text[:60].decode('utf-8', 'replace')!r}."
+                    f"{self._place} line {number}: this is no JSON object "
+                    f"({text[:60].decode('utf-8', 'replace')!r}). Write one object in each line."
                 )
             yield value, len(text)
 

@@ -94,9 +94,11 @@ def _table(source: SourceConfig, position: int, metadata: Mapping[str, str], pla
         for part in reader.rows():
             table = reader.references(part, position, metadata)
             rows += len(table)
-            yield table
+            if not reader.wrong:  # or it goes on only to tell all that is wrong
+                yield table
+        reader.wrong.check()
     if not rows:
-        raise ConfigError(f"{place}.table must have at least one row, got {source.table!r}, which has none.")
+        raise ConfigError(f"{place}.table: {source.table!r} has no rows.")
 
 
 def _readers(source: SourceConfig, place: str) -> Iterator[TableReader]:
@@ -139,6 +141,7 @@ def read_ids(table: str, column: str, place: str, table_key: str) -> list[str]:
             reader = TableReader(source=source, place=place, table_key=table_key, fs=fs, file=file)
             for rows in reader.rows():
                 ids += reader.references(rows, 0, {}).column("asset_id").to_pylist()
+            reader.wrong.check()
     if not ids:
-        raise ConfigError(f"{place}.{table_key} must have at least one row, got {table!r}, which has none.")
+        raise ConfigError(f"{place}.{table_key}: {table!r} has no rows.")
     return ids

@@ -47,7 +47,7 @@ class ParquetTable:
         parquet = CheckedParquet(file)
         for name in columns:
             if pa.types.is_nested(found := parquet.schema.field(name).type):
-                raise SourceError(f"{self._here}: the column {name!r} must have one value a row, got {found}.")
+                raise SourceError(f"{self._here}: the column {name!r} must have one value in each row, got {found}.")
         uuids = parquet.uuids()
         most = max(_ALWAYS_BYTES, self._max_expansion * file.seek(0, io.SEEK_END))
         row = total = 0
@@ -94,9 +94,7 @@ class ParquetTable:
             return
         found = schema.field(name).type
         if not (pa.types.is_binary(found) or pa.types.is_large_binary(found) or pa.types.is_string(found)):
-            raise ConfigError(
-                f"{self._place}.bytes must name a column of bytes, got {name!r} of {found} ({self._here})."
-            )
+            raise ConfigError(f"{self._place}.bytes: the column {name!r} has {found} instead of bytes ({self._here}).")
 
 
 def _together(batches: list[pa.RecordBatch]) -> pa.RecordBatch:

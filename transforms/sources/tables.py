@@ -1,5 +1,6 @@
 """Tables: each row a reference, whatever the format of the file."""
 
+import difflib
 import posixpath
 import urllib.parse
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from .references import BATCH_ROWS, UNKNOWN, file_fingerprint, local_uri, refere
 from .table_places import place_of_row
 from .uri_files import uri_info
 from .uri_safety import allowed_prefixes, is_within, joined
+from .wrong_values import WrongValues
 
 _TABLE_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 _STAT_THREADS = 32
@@ -41,6 +43,9 @@ _NO_TEXT = {
     b"\xfe\xff": "UTF-16. Save the table as UTF-8",
 }
 """How files begin that are no text in UTF-8."""
+_NAMED = 30
+"""Columns in a message."""
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _LONG_BITS = 64
 """Of a whole number that Arrow has no type for, its sign included."""
 _UNFIT = (pa.ArrowException, OverflowError, ValueError)
@@ -77,6 +82,13 @@ class TableReader:
     file: FoundFile
 
     @cached_property
+    def wrong(self) -> WrongValues:
+        """What was found wrong in the rows that were made references."""
+        return WrongValues(
+            place=self.place, url=self.url, metadata=self.source.metadata, place_of_row=self.place_of_row
+        )
+
+    @cached_property
     def url(self) -> str:
         is_local = isinstance(self.fs, LocalFileSystem)
         return local_uri(self.file.path) if is_local else str(self.fs.unstrip_protocol(self.file.path))
@@ -87,8 +99,8 @@ class TableReader:
         found = self.source.format or _TABLE_SUFFIXES.get(suffix)
         if found is None:
             raise ConfigError(
-                f"{self.place}.format must be csv, jsonl or parquet where the table's suffix does not say it, "
-                f"got {self.url!r}."
+                f"{self.place}.{self.table_key}: the format of {self.url!r} is not known by its suffix. "
+                "Set `format` to csv, jsonl or parquet."
             )
         return found
 
@@ -131,9 +143,7 @@ class TableReader:
             if as_os_error(error, self.url) is not error:
                 raise  # of a store, which is told where the listing is
             if self.file.info.get("size") == 0:
-                raise ConfigError(
-                    f"{self.place}.{self.table_key} must have at least one row, got {self.url!r}, which is empty."
-                ) from error
+                raise ConfigError(f"{self.place}.{self.table_key}: {self.url!r} is empty.") from error
             words = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
             behind = f", from {self.place_of_row(row)} on" if row else ""
             reason = (words or type(error).__name__)[:200].rstrip(".")
@@ -166,16 +176,28 @@ class TableReader:
                 return JsonLinesTable(self._here, most, self._mixed_column)
 
     def _check_names(self, names: list[str], wanted: Mapping[str, str | None]) -> None:
-        for key, name in wanted.items():
-            if name is not None and name not in names:
-                raise ConfigError(
-                    f"{self.place}.{key} must name a column of {self.url}, got {name!r}; it has {', '.join(names)}."
-                )
+        absent = {key: name for key, name in wanted.items() if name is not None and name not in names}
+        if absent:
+            hint = self._separator_hint(names)
+            raise ConfigError("\n".join(self._no_column(key, name, names, hint) for key, name in absent.items()))
         for name in filter(None, wanted.values()):
             if names.count(name) > 1:
                 raise ConfigError(
-                    f"{self.place}.{self.table_key}: {self.url} must have each column once, got {name!r} twice."
+                    f"{self.place}.{self.table_key}: {self.url} has the column {name!r} twice. Rename one of them."
                 )
+
+    def _no_column(self, key: str, name: str, names: list[str], hint: str) -> str:
+        close = difflib.get_close_matches(name, names, n=1)
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        hint = hint or (f" Did you mean {close[0]!r}?" if close else "")
+        known = ", ".join(names[:_NAMED])
+        return f"{self.place}.{key}: {self.url} has no column {name!r}.{hint} Its columns: {known}{more}."
+
+    def _separator_hint(self, names: list[str]) -> str:
+        if self.format != "csv" or len(names) > 1:
+            return ""
+        found = next((word for sign, word in _SEPARATORS.items() if sign in names[0]), None)
+        return f" Its header is separated by {found}. Save the table with commas." if found else ""
 
     def _mixed_column(self, name: str, cells: list[Cell]) -> pa.Array:
         """A column whose cells are of several types, brought to the type that is asked."""
@@ -186,11 +208,13 @@ class TableReader:
 
     def _one(self, cell: Cell, kind: pa.DataType, key: str) -> pa.Array:
         if isinstance(cell.value, (dict, list)):
-            raise self._unlike(kind, key, cell.value, cell.row)
+            self._note(key, cell.value, cell.row)
+            return pa.nulls(1, kind)
         if not isinstance(cell.value, int) or cell.value.bit_length() < _LONG_BITS:
             return pa.array([cell.value])
         if kind != pa.string():
-            raise self._unlike(kind, key, cell.value, cell.row)
+            self._note(key, cell.value, cell.row)
+            return pa.nulls(1, kind)
         return pa.array([str(cell.value)])
 
     def references(self, rows: Rows, position: int, metadata: Mapping[str, str]) -> pa.Table:
@@ -205,10 +229,12 @@ class TableReader:
         source = self.source
         count = len(batch)
         ids = self._cast(batch.column(source.id), pa.string(), "id", first)
-        if ids.null_count or pc.any(pc.equal(pc.utf8_length(ids), 0)).as_py():
-            empty = pc.index(pc.fill_null(pc.equal(pc.utf8_length(ids), 0), True), True).as_py()
-            where = f"{self.place_of_row(first + empty)} of {self.url}"
-            raise SourceError(f"{self.place}.id must not be empty, got an empty one in {where}.")
+        no_ids = pc.fill_null(pc.equal(pc.utf8_length(ids), 0), True)
+        if pc.any(no_ids).as_py():
+            for row in pc.indices_nonzero(no_ids).to_pylist():
+                if not self.wrong.has("id", first + row):
+                    self._note("id", None, first + row)
+            ids = pc.fill_null(ids, "")
         columns: dict[str, Any] = {
             "asset_id": ids,
             "kind": pa.array([source.kind] * count),
@@ -250,7 +276,7 @@ class TableReader:
                 return UNKNOWN, None
             return (file_fingerprint(info), info.get("size")) if info.get("type") == "file" else (UNKNOWN, None)
 
-        allowed = allowed_prefixes(self.source)
+        allowed = () if self.wrong else allowed_prefixes(self.source)  # none is wanted any more
         with ThreadPoolExecutor(_STAT_THREADS) as pool:
             facts = list(pool.map(lambda u: ask(u) if is_within(u, allowed) else (UNKNOWN, None), full))
         return {
@@ -262,7 +288,7 @@ class TableReader:
     def _cells(self, first: int, count: int) -> dict[str, pa.Array]:
         """Bytes in a Parquet column: each row's place; its size is not known before it is read."""
         if self.format != "parquet":
-            raise ConfigError(f"{self.place}.bytes must be a column of a parquet table, got {self.url!r}.")
+            raise ConfigError(f"{self.place}.bytes: only a parquet table has columns of bytes, {self.url!r} is none.")
         print_ = file_fingerprint(self.file.info)
         column = urllib.parse.quote(self.source.bytes or "", safe="")
         uris = [f"{self.url}#row={row}&column={column}" for row in range(first, first + count)]
@@ -277,18 +303,31 @@ class TableReader:
         try:
             return _cast(column, kind, key)
         except _UNFIT as error:
-            for row in range(len(column)):
-                try:
-                    _cast(column.slice(row, 1), kind, key)
-                except _UNFIT:
-                    raise self._unlike(kind, key, column[row], first + row) from None
-            raise SourceError(
-                f"{self.place}.{key}: {self.url} cannot be read from {self.place_of_row(first)} on: {error}."
-            ) from error
+            unfit = list(_unfit_rows(column, kind, key, 0, len(column)))
+            if not unfit:
+                raise SourceError(
+                    f"{self.place}.{key}: {self.url} cannot be read from {self.place_of_row(first)} on: {error}."
+                ) from error
+            for row in unfit:
+                self._note(key, column[row], first + row)
+            return pa.nulls(len(column), kind)
 
-    def _unlike(self, kind: pa.DataType, key: str, value: Any, row: int) -> SourceError:
-        place = f"{self.place_of_row(row)} of {self.url}"
-        return SourceError(f"{self.place}.{key} must be {kind}, got {str(value)[:60]!r} in {place}.")
+    def _note(self, key: str, value: Any, row: int) -> None:
+        """Notes a value that is not what the job says, or an id that is empty (None)."""
+        self.wrong.add(key, None if value is None else str(value)[:60], row)
+
+
+def _unfit_rows(column: pa.Array, kind: pa.DataType, key: str, begin: int, end: int) -> Iterator[int]:
+    """The rows of `column` that cannot be cast, found by halves."""
+    try:
+        _cast(column.slice(begin, end - begin), kind, key)
+    except _UNFIT:
+        if end - begin == 1:
+            yield begin
+            return
+        middle = (begin + end) // 2
+        yield from _unfit_rows(column, kind, key, begin, middle)
+        yield from _unfit_rows(column, kind, key, middle, end)
 
 
 def _cast(column: pa.Array, kind: pa.DataType, key: str) -> pa.Array:

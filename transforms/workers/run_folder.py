@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ...configs.errors import UnwritableError
+from ...configs.words import unwritable
 from ...index.storage.store import Store
 from ...index.versions.layout import run_folder
 
@@ -41,9 +42,5 @@ class RunFolder:
 
     def unwritable(self, error: OSError) -> UnwritableError:
         """Return the error for a file of the run that could not be written."""
-        reason = error.strerror or str(error)
-        place = f": {error.filename}" if error.strerror and error.filename else ""
-        return UnwritableError(
-            f"{self.label}: {self.url} cannot be written ({reason}{place}). Finished work is kept. Fix the storage and "
-            "run again."
-        )
+        remedy = "Finished work is kept. Run again when it can be written."
+        return UnwritableError(unwritable(self.label, self.url, error, remedy))

@@ -573,6 +573,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory, draw_vectors: Draw, draw_asse
     return store, shards
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_codes", [False, True], ids=["exact", "codes"])
 def test_the_memory_of_a_build_is_that_of_what_it_holds_of_each_row(wide: Any, with_codes: bool) -> None:
     """Eight times the rows: an exact index takes no more than before, one with codes what it says it takes a row."""

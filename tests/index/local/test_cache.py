@@ -380,6 +380,7 @@ def test_over_http_a_file_is_opened_or_it_is_said_why_not(cache: Path, way: str,
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_of_ten_processes_one_downloads_and_all_open(
     origin: Store, proxy: Proxy, opener: Callable[..., Opener]
 ) -> None:
@@ -394,6 +395,7 @@ def test_of_ten_processes_one_downloads_and_all_open(
         one.end()
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_replaced(
     origin: Store, remote: Store, proxy: Proxy, cache: Path, opener: Callable[..., Opener]
 ) -> None:
@@ -427,6 +429,7 @@ def test_what_killed_processes_left_takes_no_room(memory: Store, cache: Path) ->
     assert cached(cache) == names_of(*entries)
 
 
+@pytest.mark.slow
 def test_a_process_that_waits_for_another_takes_over_when_that_one_dies(
     origin: Store, proxy: Proxy, opener: Callable[..., Opener]
 ) -> None:
@@ -504,6 +507,7 @@ def test_making_room_spares_what_is_opened_with_it(memory: Store, cache: Path) -
     assert place_of(cache, a).stat().st_mtime_ns == mtime
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["let go", "killed"])
 def test_what_another_process_is_opening_stays_until_it_lets_go(
     origin: Store, remote: Store, proxy: Proxy, cache: Path, opener: Callable[..., Opener], end: str
@@ -567,7 +571,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("a disk can be mounted by root only")
+        pytest.skip("only root may mount a file system: run it as root")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)
 
@@ -648,7 +652,7 @@ def test_a_truncated_cached_file_is_downloaded_anew_also_without_verifying(memor
     assert read(memory, [entry], cache, verify=False) == {"a": content(5000)}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder to another user: run it as root")
 def test_a_cache_of_another_user_is_refused(memory: Store, cache: Path) -> None:
     (entry,) = stored(memory, {"a": content(5000)})
     read(memory, [entry], cache)

@@ -236,7 +236,7 @@ def test_where_no_folder_is_to_be_trusted_every_opening_reads_and_none_fails(
         monkeypatch.setenv(CACHE.variable, str(folder))
     else:
         if why == "it is another user's" and os.geteuid() != 0:
-            pytest.skip("only root can give a folder to another user")
+            pytest.skip("only root may give a folder to another user: run it as root")
         folder = cache
         entry = make(store, "a", b"content")
         open_files(store, entry)  # a mark that would hold

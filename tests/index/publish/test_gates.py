@@ -121,7 +121,7 @@ def test_turnover_is_what_is_gone_or_has_another_content_as_a_share_of_all_rows(
     assert len(reasons) == (bool(rows) and Fraction(replaced, rows or 1) > allowed)
     for sentence in reasons:
         assert f"{sum(gone.values()):,} are gone and {sum(changed.values()):,} have another content" in sentence
-        (enough,) = re.findall(r"--set guards\.max_turnover=([\d.]+) ", sentence)
+        (enough,) = re.findall(r"--set gates\.max_turnover=([\d.]+) ", sentence)
         assert check_turnover(gone, changed, before, GateConfig(max_turnover=float(enough))) == []
 
 

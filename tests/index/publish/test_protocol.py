@@ -367,6 +367,7 @@ def explore(seed: int, rules: Rules, steps: int) -> Counter[str]:
     return world.seen
 
 
+@pytest.mark.slow
 def test_no_order_of_steps_breaks_a_promise() -> None:
     seen: Counter[str] = Counter()
     for seed in range(5000):

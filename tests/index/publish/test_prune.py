@@ -531,6 +531,7 @@ prune(Store(sys.argv[1]), PruneRules(keep=2))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8])
 def test_a_prune_that_is_killed_leaves_whole_versions_and_the_next_one_finishes(shelf: Shelf, share: float) -> None:
     count = 40

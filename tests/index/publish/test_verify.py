@@ -275,9 +275,9 @@ def test_all_versions_are_verified_where_it_is_asked_and_only_what_is_asked(own_
 
 def test_where_nothing_is_published_there_is_nothing_to_verify(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    with pytest.raises(CatalogError, match="has no published version"):
+    with pytest.raises(CatalogError, match="there is no catalog here"):
         list(verify_versions(store))
-    with pytest.raises(CatalogError, match="has no versions"):
+    with pytest.raises(CatalogError, match="there is no catalog here"):
         list(verify_versions(store, every=True))
 
 

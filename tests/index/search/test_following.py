@@ -355,7 +355,7 @@ def test_a_catalog_that_vanishes_is_searched_on_and_says_so_and_is_followed_when
         Path(catalog_of.store.url).rename(catalog_of.store.url + ".gone")
         wait_until(lambda: catalog.last_refresh_error is not None)
         # And why: there is no such folder, or one that the hold has made anew, with nothing else in it.
-        assert "has no published version: " in str(catalog.last_refresh_error)
+        assert "there is no catalog here" in str(catalog.last_refresh_error)
         assert catalog.search(queries()) == expected
         rows = np.arange(60)
         np.testing.assert_allclose(catalog.vectors("image", rows), two.vectors["image"], atol=1e-3)
@@ -370,23 +370,23 @@ def test_a_catalog_that_vanishes_is_searched_on_and_says_so_and_is_followed_when
 def test_a_search_under_way_is_answered_though_the_catalog_is_closed(catalog_of: Published) -> None:
     catalog = following(catalog_of, every_s=0.01)
     expected = catalog.search(queries())
-    begun = threading.Barrier(5)
+    answered = [0] * 4
 
-    def ask_until_closed() -> int:
-        begun.wait(20)
-        for answered in range(10**9):
-            try:
-                assert catalog.search(queries()) == expected
-            except ValueError:  # closed
-                return answered
-        return 0
+    def ask(number: int) -> None:
+        while True:
+            assert catalog.search(queries()) == expected
+            answered[number] += 1
 
     with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(ask_until_closed) for _ in range(4)]
-        begun.wait(20)
-        time.sleep(0.1)
-        catalog.close()
-        assert all(future.result(20) > 0 for future in asked)
+        asked = [pool.submit(ask, number) for number in range(4)]
+        try:
+            wait_until(lambda: all(answered) or any(future.done() for future in asked))
+        finally:
+            catalog.close()
+        for future in asked:
+            with pytest.raises(ValueError, match="closed"):
+                future.result(20)
+    assert all(answered)
     catalog.close()  # again is no error
     catalog_of.put(1)
     assert not catalog.refresh()

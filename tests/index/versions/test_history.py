@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from epithre_beam.configs.errors import CatalogError
+from epithre_beam.configs.errors import CatalogError, NoCatalogError, UnknownVersionError
 from epithre_beam.index import Store, read_latest
-from epithre_beam.index.versions.history import existing_versions, list_versions, version_before
+from epithre_beam.index.versions.history import existing_versions, find_version, list_versions, version_before
 from epithre_beam.index.versions.layout import manifest_name, version_folder
 
 from ..manifests import make_manifest, publish_new
@@ -36,6 +36,26 @@ def test_what_has_a_manifest_is_a_version_published_or_not_and_what_has_none_is_
         ("3-held-back", False),
     ]
     assert [info.manifest and info.manifest.version for info in found] == ["1-a", "2-b", "3-held-back"]
+
+
+def test_a_name_or_its_beginning_names_a_version_and_the_newest_are_listed_where_it_does_not(store: Store) -> None:
+    for number in range(12):
+        make_manifest(store, f"{number:03d}-x", None)
+    store.write(f"{version_folder('020-damaged')}/vectors/text.parquet", b"x")
+    assert find_version(store, "003-x") == find_version(store, "003") == "003-x"
+    assert find_version(store, "020-damaged") == "020-damaged"
+    named = ", ".join(f"{number:03d}-x" for number in range(2, 12))
+    for wrong in ("3", "", "../003-x", "020"):
+        with pytest.raises(UnknownVersionError, match=f"has no version '{wrong}'. It has {named} and 2 older"):
+            find_version(store, wrong)
+    with pytest.raises(UnknownVersionError, match=r"2 versions begin with '01': 010-x, 011-x\. Give more"):
+        find_version(store, "01")
+
+
+def test_where_there_is_no_catalog_no_version_is_named(tmp_path: Path) -> None:
+    for folder in (tmp_path / "none", tmp_path):
+        with pytest.raises(NoCatalogError, match="there is no catalog here"):
+            find_version(Store(str(folder)), "1")
 
 
 def test_a_damaged_version_is_told_with_why(store: Store) -> None:

@@ -260,8 +260,11 @@ def test_a_holder_that_shows_life_while_it_is_watched_keeps_its_catalog(store: S
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(lambda: hold(store, "run").__enter__())
         assert not watching.done()
-        time.sleep(0.1)
-        after = write_lease(store, nonce="renewed", renewed_at=utc_now() - datetime.timedelta(hours=1))
+        after, number = data, 0
+        while not watching.done():  # whenever it began to watch
+            number += 1
+            after = write_lease(store, nonce=f"renewed {number}", renewed_at=utc_now() - datetime.timedelta(hours=1))
+            time.sleep(0.05)
         with pytest.raises(CatalogBusyError):
             watching.result(20)
     assert store.read(LEASE) == after != data

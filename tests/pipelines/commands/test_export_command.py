@@ -47,10 +47,10 @@ def test_a_person_is_told_what_was_written_and_a_program_gets_the_mark(made, tmp
     [
         (["catalog", "new", "--to", "csv"], 2, "to must be one of faiss, clip-retrieval, pgvector, got 'csv'."),
         (["catalog", "pictures", "--to", "faiss"], 2, "pictures must be a new or an empty folder, and p000.jpg is in"),
-        (["catalog", "new", "--to", "faiss", "--version", "7"], 1, "catalog has no version '7'"),
-        (["catalog", "job.yaml/new", "--to", "faiss"], 2, "FOLDER must be a folder that can be made and written, got"),
-        (["catalog", "/proc/new", "--to", "faiss"], 2, "FOLDER must be a folder that can be made and written, got"),
-        (["none", "new", "--to", "faiss"], 1, "none has no published version: there is no such folder."),
+        (["catalog", "new", "--to", "faiss", "--version", "7"], 2, "catalog has no version '7'"),
+        (["catalog", "job.yaml/new", "--to", "faiss"], 2, "' cannot be written ("),
+        (["catalog", "/proc/new", "--to", "faiss"], 2, "' cannot be written ("),
+        (["none", "new", "--to", "faiss"], 2, "none: there is no catalog here, the folder does not exist."),
     ],
 )
 def test_each_refusal_is_one_sentence_and_a_code(made, words, code, sentence):

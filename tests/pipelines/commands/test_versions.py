@@ -158,8 +158,34 @@ def test_all_versions_are_verified_at_once_and_a_damaged_one_does_not_hide_the_o
     ]
     refused(place.cli("versions", "verify", "catalog", second), 1, path.name)
     assert said(place.cli("versions", "verify", "catalog", first)).startswith(f"{first}: ")
-    refused(place.cli("versions", "verify", "catalog", "nine"), 1, "has no version 'nine'")
+    refused(place.cli("versions", "verify", "catalog", "nine"), 2, "has no version 'nine'")
     refused(place.cli("versions", "verify", "catalog", first, "--all"), 2, "--all", first)
+
+
+def test_a_version_is_named_by_the_beginning_of_its_name_wherever_one_is_named(place):
+    first, second, third = names(place)
+    said(place.cli("versions", "verify", "catalog", "000002")).startswith(f"{second}: ")
+    by_name = said(place.cli("versions", "diff", "catalog", first, second, "--json"))
+    assert said(place.cli("versions", "diff", "catalog", "000001", "000002-", "--json")) == by_name
+    exported = reported(place.cli("export", "catalog", "out", "--to", "faiss", "--version", "000001", "--json"))
+    assert exported["version"] == first
+    said(place.cli("versions", "rollback", "catalog", "000001"))
+    assert current_version(place) == first
+    said(place.cli("versions", "publish", "catalog", "000003"))
+    assert current_version(place) == third
+    with open_catalog(place.catalog, version="000002") as opened:
+        assert opened.version == second
+    said(place.cli("versions", "prune", "catalog", "--drop", "000001"))
+    assert names(place) == [second, third]
+
+
+def test_the_versions_are_listed_where_a_name_fits_several_or_none(place):
+    all_names = ", ".join(names(place))
+    for command in (["verify", "catalog"], ["diff", "catalog"], ["rollback", "catalog"], ["publish", "catalog"]):
+        refused(place.cli("versions", *command, "00000"), 2, f"catalog: 3 versions begin with '00000': {all_names}.")
+        refused(place.cli("versions", *command, "000009"), 2, f"has no version '000009'. It has {all_names}.")
+    refused(place.cli("versions", "prune", "catalog", "--drop", "000009"), 2, f"It has {all_names}.")
+    refused(place.cli("export", "catalog", "out", "--to", "faiss", "--version", "9"), 2, f"It has {all_names}.")
 
 
 # ---------------------------------------------------------------------------------------------------- diff
@@ -191,7 +217,7 @@ def test_without_names_the_published_version_is_compared_with_the_one_before_it(
     text = said(place.cli("versions", "diff", "catalog"))
     assert "prepare.jpeg_quality: 92 → 80" in text
     assert "image: 20 → 20 assets; no difference" in text
-    refused(place.cli("versions", "diff", "catalog", "nine"), 1, "has no version 'nine'")
+    refused(place.cli("versions", "diff", "catalog", "nine"), 2, "has no version 'nine'")
     said(place.cli("versions", "publish", "catalog", first))
     refused(place.cli("versions", "diff", "catalog"), 1, "no version before", first)
 
@@ -298,5 +324,5 @@ def test_a_wrong_rule_is_told(place):
 def test_where_there_is_no_catalog_each_command_says_so_and_writes_nothing(tmp_path):
     place = Place(tmp_path)
     for command in (["list"], ["verify"], ["verify", "--all"], ["diff"], ["rollback"], ["prune"], ["publish", "nine"]):
-        refused(place.cli("versions", command[0], "catalog", *command[1:]), 1, "catalog")
+        refused(place.cli("versions", command[0], "catalog", *command[1:]), 2, "catalog: there is no catalog here")
     assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ from epithre_beam.transforms.write_version import Begin, WriteVersion
 from ...configs.test_engine_jobs import PLACES, job_of
 from ..conftest import KEY
 
-pytest.importorskip("google.cloud.dataflow", reason="google-cloud-dataflow-client is not installed")
+pytest.importorskip("google.cloud.dataflow", reason="not installed: pip install google-cloud-dataflow-client")
 
 
 def test_the_job_is_built_and_dataflow_has_no_objection(place, monkeypatch):

@@ -101,6 +101,7 @@ def shares_found(known, version, ask):
                 yield right, answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_the_indexs_error_is_told_from_the_models(known, kind):
     """The labels are the exact neighbours: the model makes no error, so that all that is missing is the index's."""
@@ -303,7 +304,11 @@ def test_what_became_a_dead_letter_counts_as_not_found_and_is_said(embedded):
         pytest.param(["--pairs", "pairs.jsonl", "-k", "0"], "-k must be whole numbers from 1 to 100", id="k of 0"),
         pytest.param(["--pairs", "pairs.jsonl", "-k", "5,x"], "-k must be", id="k of x"),
         pytest.param(["--pairs", "pairs.jsonl", "-k", "101"], "-k must be", id="k beyond"),
-        pytest.param(["--pairs", "pairs.jsonl", "--html", "nowhere/x.html"], "--html must be a file", id="no folder"),
+        pytest.param(
+            ["--pairs", "pairs.jsonl", "--html", "nowhere/x.html"],
+            "--html 'nowhere/x.html' cannot be written",
+            id="no folder",
+        ),
         pytest.param(["--pairs", "pairs.jsonl", "--merge", "sum"], "--merge must be", id="merge"),
         pytest.param(["--pairs", "pairs.jsonl", "--confidence", "95"], "--confidence must be", id="confidence"),
     ],
@@ -313,7 +318,7 @@ def test_a_wrong_option_is_named(embedded, arguments, words, capfd, monkeypatch)
 
     monkeypatch.chdir(embedded.folder)
     monkeypatch.setattr(sys, "argv", ["epithre-beam", "evaluate", "catalog", *arguments])
-    monkeypatch.setattr(cli, "_speaker", cli.Reporter())
+    monkeypatch.setattr(cli, "_reporter", cli.Reporter())
     assert cli.main() == 2
     (sentence,) = sentences(capfd.readouterr().err)
     assert words in sentence

@@ -20,6 +20,8 @@ from epithre_beam.index import open_catalog
 from ..conftest import sentences
 from ..scene import Worker, current_rows, found_in, open_scene
 
+pytestmark = pytest.mark.slow  # kills, full disks and damage, each with whole runs
+
 PLACES = {
     "the plan": r"(?!\S* delete).* runs/<version>/(?!progress).*",
     "a unit's dead letters": r"(?!\S* delete).* units/\w+\.dead\.parquet",
@@ -148,7 +150,7 @@ def disk(tmp_path):
     """A small file system of its own."""
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path], capture_output=True, text=True)
     if mount.returncode:
-        pytest.skip(f"a file system can be mounted only by root: {mount.stderr.strip()}")
+        pytest.skip(f"only root may mount a file system: run it as root ({mount.stderr.strip()})")
     yield tmp_path
     subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
@@ -411,7 +413,7 @@ class Clock:
 @pytest.fixture(scope="module")
 def clock(tmp_path_factory):
     if shutil.which("faketime") is None:
-        pytest.skip("faketime is not installed; CI installs it")
+        pytest.skip("faketime is not installed: apt-get install faketime")
     found = Clock(tmp_path_factory.mktemp("clock") / "offset")
     yield found
     found.writer.close()

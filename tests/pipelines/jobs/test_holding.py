@@ -13,6 +13,8 @@ from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings,
 from ...s3_server import BUCKET, s3_store
 from ..conftest import KEY
 
+pytestmark = pytest.mark.slow  # runs that are stopped and killed
+
 
 def serve_slowly():
     return Emulator(EmulatorSettings(dimension=64, api_keys=(KEY,), faults=Faults(latency_s=5.0)))

@@ -25,6 +25,8 @@ from epithre_beam.transforms.epithre.emulator.hash_model import content_digest
 
 from ..conftest import KEY, write_images
 
+pytestmark = pytest.mark.slow  # several nights a test
+
 DIMENSION = 16
 
 

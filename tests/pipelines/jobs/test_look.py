@@ -53,6 +53,7 @@ def card_of(page, sought):
     return page.locator("#card")
 
 
+@pytest.mark.slow
 def test_the_map_shows_each_asset_with_its_picture_text_and_metadata(map_page):
     with opened(map_page) as page:
         page.locator("canvas[data-drawn='45']").wait_for()
@@ -280,6 +281,7 @@ def test_a_sheet_draws_whatever_there_is():
         pytest.param(["--map", "m.html", "--points", "0"], "--points must be from 1 to 20000", id="points"),
         pytest.param(["--map", "m.html", "--seed", "-1"], "--seed must be", id="seed"),
         pytest.param(["--map", "nowhere/m.html", "--points", "9"], "nowhere/m.html", id="no folder"),
+        pytest.param(["--map", "/proc/m.html"], "--map '/proc/m.html' cannot be written (No such", id="unwritable"),
     ],
 )
 def test_a_wrong_option_is_named(place, arguments, words, capfd, monkeypatch):
@@ -289,7 +291,7 @@ def test_a_wrong_option_is_named(place, arguments, words, capfd, monkeypatch):
 
     monkeypatch.chdir(place.folder)
     monkeypatch.setattr(sys, "argv", ["epithre-beam", "look", "catalog", *arguments])
-    monkeypatch.setattr(cli, "_speaker", cli.Reporter())
+    monkeypatch.setattr(cli, "_reporter", cli.Reporter())
     assert cli.main() == 2
     (sentence,) = sentences(capfd.readouterr().err)
     assert words in sentence

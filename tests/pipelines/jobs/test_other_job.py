@@ -24,6 +24,8 @@ from epithre_beam.transforms.planning.job_identity import identity_of
 
 from ..conftest import Place, sentences, write_images
 
+pytestmark = pytest.mark.slow  # several runs a test
+
 EMBED = {"base_url": "emulator", "emulator_model": "hash", "dimension": 16}
 
 

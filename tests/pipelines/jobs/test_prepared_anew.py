@@ -28,6 +28,8 @@ from epithre_beam.transforms.sources.unpreparable import Unpreparable
 from ...transforms.sources.drawn import rgb_profile, tiff
 from ..conftest import KEY
 
+pytestmark = pytest.mark.slow  # several runs a test
+
 DIMENSION = 16
 CHANGED = {"p3-upright.jpg", "p3-upright.png", "float.tif"}
 """What the first rules sent otherwise."""

@@ -21,6 +21,8 @@ from epithre_beam.transforms.epithre.emulator.hash_model import content_digest, 
 
 from ..conftest import KEY, sentences, write_images, write_texts
 
+pytestmark = pytest.mark.slow  # a run or several a test
+
 ENGINES = {
     "in_memory": (),
     "multi_threading": ("--direct_running_mode=multi_threading", "--direct_num_workers=2"),
@@ -209,7 +211,8 @@ def test_a_run_killed_at_12_instants_is_finished_by_the_next_and_pays_nothing_tw
             process.send_signal(signal.SIGKILL)
             process.wait()
             process.communicate()
-            time.sleep(0.15)  # what was in flight is answered
+            while emulator.stats()["in_service"]:  # what was in flight is answered
+                time.sleep(0.01)
             billed = emulator.payments()
             for digest in finished_contents(place.catalog) if place.catalog.exists() else ():
                 finished.setdefault(digest, billed[digest])
@@ -225,6 +228,15 @@ def test_a_run_killed_at_12_instants_is_finished_by_the_next_and_pays_nothing_tw
     assert {content_digest(kind, content).hex() for kind, content in contents} == set(billed)
     assert finished
     assert all(billed[digest] == count for digest, count in finished.items())
+
+
+def test_a_run_leaves_no_file_in_the_temporary_folder(place):
+    place.write_job(embed__rate_limiter="host")
+    temporary = place.folder / "temporary"
+    temporary.mkdir()
+    done = place.cli("run", "job.yaml", imports_itself=True, TMPDIR=str(temporary))
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in temporary.rglob("*")] == [f"epithre-beam-{os.geteuid()}"]  # of this user, and empty
 
 
 @pytest.mark.core
@@ -440,7 +452,7 @@ def test_no_secret_is_anywhere(place):
 def test_photographs_of_every_orientation_reach_the_api_upright(place):
     photos = Path(__file__).parents[4] / "shared" / "data" / "photos"
     if not photos.is_dir():
-        pytest.skip("the shared photographs are not beside this checkout")
+        pytest.skip(f"Landscape_1.jpg … of github.com/recurser/exif-orientation-examples are not in {photos}")
     for name in ("Landscape", "Portrait"):
         for i in range(1, 9):
             shutil.copyfile(photos / f"{name}_{i}.jpg", place.folder / f"{name}_{i}.jpg")

@@ -50,6 +50,85 @@ def test_it_is_the_line_that_says_something(text, line):
     assert message_of(RuntimeError(text)) == line
 
 
+NESTED = """bundle inst1 failed:Traceback (most recent call last):
+  File "a.py", line 3, in work
+    open("x")
+FileNotFoundError: [Errno 2] No such file or directory: '/models/clip.pt'
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "b.py", line 4, in run
+    raise RuntimeError("bundle failed") from error
+RuntimeError: bundle failed [while running 'Units/EmbedUnits']
+]"""
+SUPPRESSED = """org.apache.beam.sdk.util.UserCodeException: java.lang.IllegalStateException: stage failed
+	at org.apache.beam.sdk.util.UserCodeException.wrap(UserCodeException.java:39)
+	Suppressed: java.lang.Exception: closing
+		at x.Y.close(Y.java:1)
+Caused by: java.lang.OutOfMemoryError: Java heap space
+	at java.base/java.util.Arrays.copyOf(Arrays.java:3537)
+	... 12 more
+"""
+SPARK = """Exception in thread "main" org.apache.spark.SparkException: Aborted: java.net.UnknownHostException: registry
+	at java.base/java.net.InetAddress.getAllByName(InetAddress.java:1)
+
+Driver stacktrace:
+	at org.apache.spark.scheduler.DAGScheduler.failJobAndIndependentStages(DAGScheduler.scala:2844)
+"""
+INNER_CLASS = """java.lang.RuntimeException: Failed to fetch
+Caused by: io.grpc.StatusRuntimeException: UNAVAILABLE: io exception
+Caused by: io.netty.channel.AbstractChannel$AnnotatedConnectException: Connection refused: localhost/127.0.0.1:8099
+"""
+SILENT_CALL = """<_InactiveRpcError of RPC that terminated with:
+	status = StatusCode.CANCELLED
+	details = ""
+	debug_error_string = "UNKNOWN:Error received from peer"
+>"""
+CALL_WITH_TRACEBACK = r"""<_InactiveRpcError of RPC that terminated with:
+	status = StatusCode.UNKNOWN
+	details = "Exception: Traceback (most recent call last):\n  File \"x.py\", line 3\nKeyError: 'model'"
+>"""
+GROUP = """  + Exception Group Traceback (most recent call last):
+  |   File "a.py", line 3, in <module>
+  | ExceptionGroup: unhandled errors in a TaskGroup (1 sub-exception)
+  +-+---------------- 1 ----------------
+    | Traceback (most recent call last):
+    |   File "a.py", line 9, in work
+    | ValueError: the region 'x' is unknown
+    +------------------------------------
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (NESTED, "FileNotFoundError: [Errno 2] No such file or directory: '/models/clip.pt'"),
+        (NESTED.replace("The above exception was the direct cause of the following exception",
+                        "During handling of the above exception, another exception occurred"),
+         "FileNotFoundError: [Errno 2] No such file or directory: '/models/clip.pt'"),
+        (SUPPRESSED, "java.lang.OutOfMemoryError: Java heap space"),
+        (SPARK, "org.apache.spark.SparkException: Aborted: java.net.UnknownHostException: registry"),
+        (INNER_CLASS, ("io.netty.channel.AbstractChannel$AnnotatedConnectException: Connection refused: "
+                      "localhost/127.0.0.1:8099")),
+        (SILENT_CALL, "the call failed (CANCELLED)"),
+        (CALL_WITH_TRACEBACK, "KeyError: 'model' (UNKNOWN)"),
+        (GROUP, "ValueError: the region 'x' is unknown"),
+        ("java.io.IOException: exit code 125. stderr: Unable\ndocker: Error response from daemon: manifest unknown.",
+         "java.io.IOException: exit code 125. stderr: Unable"),
+    ],
+    ids=["cause", "during", "suppressed", "spark", "inner class", "silent call", "call", "group", "docker"],
+)  # fmt: skip
+def test_it_is_the_cause_of_the_others(text, line):
+    assert message_of(RuntimeError(text)) == line
+
+
+def test_an_error_that_says_nothing_is_told_by_its_cause():
+    outer = RuntimeError("]")
+    outer.__cause__ = FileNotFoundError(2, "No such file or directory", "/models/clip.pt")
+    assert message_of(outer) == "[Errno 2] No such file or directory: '/models/clip.pt'"
+
+
 def test_it_is_short():
     assert len(message_of(RuntimeError("words " * 1000))) == 300
 

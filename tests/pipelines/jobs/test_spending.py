@@ -13,6 +13,8 @@ from epithre_beam.transforms.epithre.emulator.hash_model import hash_vector
 
 from ..conftest import KEY, write_images, write_texts
 
+pytestmark = pytest.mark.slow  # several runs a test
+
 
 def serve(**settings):
     return Emulator(EmulatorSettings(dimension=64, api_keys=(KEY,), **settings))

@@ -10,6 +10,8 @@ from epithre_beam.pipelines.jobs.worker_processes import ask_loopback_directly, 
 
 from ...ports import free_port
 
+pytestmark = pytest.mark.slow  # worker processes import everything
+
 
 def test_it_waits_until_the_work_is_done():
     done = []

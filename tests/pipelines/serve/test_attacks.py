@@ -24,6 +24,8 @@ from ..conftest import KEY, command
 from .attacker import KINDS
 from .conftest import DIMENSION, WITHOUT_API, fault, read_all, serving
 
+pytestmark = pytest.mark.slow  # a server that is attacked until it would fail
+
 _WITH_SETTINGS = """
 import asyncio, json, sys
 from epithre_beam.pipelines.commands.serve import _serve

@@ -1,11 +1,14 @@
 """Several lanes share the job's rate limiter backend with the job's limits; a single lane has its own."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from epithre_beam.configs import EmbedConfig
 from epithre_beam.configs.errors import RateLimiterLostError
 from epithre_beam.transforms.embedding.host_backend import HostBackend
-from epithre_beam.transforms.embedding.shared_limit import set_up_shared_backend, shared_backend
+from epithre_beam.transforms.embedding.shared_limit import remove_shared_backend, set_up_shared_backend, shared_backend
 from epithre_beam.transforms.epithre.rate_limit.redis_backend import RedisBackend
 
 from ...conftest import RedisServer
@@ -42,3 +45,49 @@ def test_unreachable_redis_raises_before_lanes_start() -> None:
     embed = EmbedConfig(rate_limiter="redis", redis_url=f"redis://127.0.0.1:{free_port()}/0")
     with pytest.raises(RateLimiterLostError, match="cannot be reached"):
         set_up_shared_backend(embed, "run", 0)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_the_rate_limiter_of_a_host_leaves_no_file_after_its_run(temporary: Path) -> None:
+    embed = EmbedConfig(rate_limiter="host", lanes=2)
+    for run in ("first", "second"):
+        backend = shared_backend(embed, run, 0)
+        assert backend is not None
+        assert backend.try_acquire({"requests": 1.0}).lease is not None
+    (folder,) = temporary.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert {path.suffix for path in folder.iterdir()} == {".address", ".lock"}
+    remove_shared_backend(embed, "first")
+    assert {path.stem for path in folder.iterdir()} == {f"epithre-beam-{embed.rate_limiter_name}-second"}
+    assert backend.try_acquire({"requests": 1.0}).lease is not None  # another run's ledger is left alone
+    remove_shared_backend(embed, "second")
+    remove_shared_backend(embed, "second")  # of another host, or removed before
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("made", ["writable by others", "a link", "a file"])
+def test_the_rate_limiter_of_a_host_trusts_no_folder_that_others_may_write_to(temporary: Path, made: str) -> None:
+    embed = EmbedConfig(rate_limiter="host", lanes=2)
+    backend = shared_backend(embed, f"before {made}", 0)
+    assert backend is not None
+    assert backend.try_acquire({"requests": 1.0}).lease is not None
+    remove_shared_backend(embed, f"before {made}")
+    (folder,) = temporary.iterdir()
+    folder.rmdir()
+    if made == "a file":
+        folder.touch()
+    elif made == "a link":
+        (temporary / "elsewhere").mkdir(mode=0o700)
+        folder.symlink_to(temporary / "elsewhere")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    other = shared_backend(embed, made, 0)
+    assert other is not None
+    with pytest.raises(RateLimiterLostError, match="set TMPDIR"):
+        other.try_acquire({"requests": 1.0})

@@ -127,6 +127,7 @@ def test_bytes_in_flight_stay_below_limit_without_starvation(sizes, capacity):
     assert held == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="peak memory of a child is read with wait4")
 def test_a_slow_api_does_not_fill_memory(tmp_path):
     """90 MB of images wait for a slow server; 20 MB may be in flight."""

@@ -52,6 +52,7 @@ def test_a_storm_of_all_faults_at_once_loses_nothing(seed):
     assert refused == {77, *range(770, 780)}
 
 
+@pytest.mark.slow
 def test_a_storm_of_thousands_of_requests_within_a_limit_loses_nothing_and_never_exceeds_it():
     contents = texts(2000)
     faults = Faults(**dict.fromkeys(FAULTS, 0.02), latency_s=0.01, latency_jitter_s=0.01, poison_marker="text 99")

@@ -132,7 +132,7 @@ DEEP = b"[" * 900 + b"]" * 900
 @pytest.mark.parametrize(
     "body",
     [
-        b"[" * 5_000_000,
+        b"[" * 1_000_000,
         b'{"data":' + DEEP + b"}",
         b'{"error":{"message":' + DEEP + b"}}",
         b'{"error":{"code":' + DEEP + b',"type":' + DEEP + b',"param":' + DEEP + b"}}",

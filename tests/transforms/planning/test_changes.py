@@ -112,6 +112,7 @@ def replaced(before: list[Row], today: list[Row]) -> tuple[Counter[str], Counter
     return gone, changed
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(nights(), st.booleans())
 def test_replaced_rows_match_brute_force_with_and_without_reuse(

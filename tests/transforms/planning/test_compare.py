@@ -102,6 +102,7 @@ def days(draw: st.DrawFn) -> tuple[list[Row], list[Row], list[Row]]:
     return before, dead, draw(st.permutations(today))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(days(), st.integers(1, 30), st.integers(1, 9), st.booleans())
 def test_states_match_brute_force_and_rows_are_kept_once_in_order(
@@ -318,7 +319,8 @@ print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_number_of_references(tmp_path: Path) -> None:
     """Measured with more references than fit into the memory limit."""
 

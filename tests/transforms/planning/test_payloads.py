@@ -74,7 +74,7 @@ print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: peak memory is read from /proc")
 def test_long_texts_and_metadata_need_no_more_memory_than_short_ones() -> None:
     """The database may use 128 MB; these texts and their metadata are 220 MB."""
     done = subprocess.run([sys.executable, "-c", _MEASURE, "60000"], capture_output=True, text=True, check=False)

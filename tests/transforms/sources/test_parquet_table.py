@@ -30,10 +30,10 @@ def test_a_parquet_text_that_is_no_utf8_is_a_source_error(tmp_path: Path) -> Non
 
 def test_bytes_need_a_parquet_column_of_bytes(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["1"], "b": pa.array([{"bytes": b"x"}])}), tmp_path / "t.parquet")
-    with pytest.raises(ConfigError, match=r"sources\[0\]\.bytes must name a column of bytes"):
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.bytes: the column 'b' has .* instead of bytes"):
         listed(SourceConfig(kind="image", table=f"{tmp_path}/t.parquet", id="id", bytes="b"))
     write(tmp_path / "t.csv", "id,b\n1,x\n")
-    with pytest.raises(ConfigError, match=r"sources\[0\]\.bytes must be a column of a parquet table"):
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.bytes: only a parquet table has columns of bytes"):
         listed(SourceConfig(kind="image", table=f"{tmp_path}/t.csv", id="id", bytes="b"))
 
 
@@ -48,5 +48,5 @@ def test_a_column_of_uuids_is_read_as_their_texts(tmp_path: Path, store_schema: 
 
 def test_a_column_of_several_values_a_row_is_refused_unread(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["1"], "t": [["x"]]}), tmp_path / "t.parquet")
-    with pytest.raises(SourceError, match=r"the column 't' must have one value a row, got list"):
+    with pytest.raises(SourceError, match=r"the column 't' must have one value in each row, got list"):
         table(tmp_path / "t.parquet")

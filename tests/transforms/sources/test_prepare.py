@@ -144,7 +144,7 @@ def test_a_png_says_its_orientation_before_or_behind_its_pixels(behind: bool) ->
 @pytest.mark.parametrize("shape", ["Landscape", "Portrait"])
 def test_real_photographs_in_all_orientations_come_out_as_one(shape: str) -> None:
     if not PHOTOS.is_dir():
-        pytest.skip("the photographs in shared/data/photos are not beside this checkout")
+        pytest.skip(f"Landscape_1.jpg … of github.com/recurser/exif-orientation-examples are not in {PHOTOS}")
     settings = PrepareConfig(max_pixels=120_000)
     images = [prepare_image((PHOTOS / f"{shape}_{i}.jpg").read_bytes(), settings) for i in range(1, 9)]
     assert len({(p.width, p.height) for p in images}) == 1

@@ -65,7 +65,9 @@ def test_a_file_that_has_grown_since_it_was_listed_is_noticed(tmp_path: Path) ->
     assert reader.read(reference) == bytes(CAP)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the device is Linux's")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="needs Linux: elsewhere a sparse file of a terabyte takes its place"
+)
 def test_a_file_without_an_end_is_not_read_to_it(tmp_path: Path) -> None:
     """A sparse terabyte: only as much as the cap needs is read of it."""
     reader, reference = one_file(tmp_path / "a.jpg")
@@ -93,7 +95,9 @@ def test_a_pipe_in_a_files_place_is_refused_and_not_waited_for(tmp_path: Path) -
     assert refusal(reader, reference).reason is Reason.UNREADABLE
 
 
-@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="the administrator may read everything")
+@pytest.mark.skipif(
+    sys.platform == "win32" or os.geteuid() == 0, reason="root may read everything: run it as another user"
+)
 def test_a_file_that_may_not_be_read_is_unreadable(tmp_path: Path) -> None:
     reader, reference = one_file(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").chmod(0)

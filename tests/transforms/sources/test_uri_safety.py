@@ -226,5 +226,5 @@ def test_a_folder_that_nothing_can_be_compared_with_is_an_error_of_the_job(tmp_p
     ],
 )
 def test_a_host_is_compared_as_clients_read_it(uri: str, expected: bool) -> None:
-    pytest.importorskip("aiohttp")
+    pytest.importorskip("aiohttp", reason="aiohttp is not installed: pip install aiohttp")
     assert is_within(uri, ("http://shop.example/p",)) is expected

@@ -61,7 +61,7 @@ def test_storage_error_is_reported_with_its_file(run: RunFolder) -> None:
     note_failure(run, caught.value)
     found = failure_of(run)
     assert isinstance(found, UnwritableError)
-    assert f"catalog: {run.url} cannot be written (No such file or directory: {run.url}/no/such)" in str(found)
+    assert f"catalog {run.url!r} cannot be written (No such file or directory: {run.url}/no/such)" in str(found)
 
 
 def test_other_exception_becomes_defect_with_workers_traceback(run: RunFolder) -> None:

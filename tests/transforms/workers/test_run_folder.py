@@ -26,10 +26,10 @@ def test_runs_of_one_catalog_have_separate_folders(tmp_path: Path) -> None:
 def test_write_error_names_label_url_and_reason() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "/found/part")
     assert str(RunFolder(url="/found", version="v", label="output").unwritable(full)) == (
-        "output: /found cannot be written (No space left on device: /found/part). "
-        "Finished work is kept. Fix the storage and run again."
+        "output '/found' cannot be written (No space left on device: /found/part). "
+        "Finished work is kept. Run again when it can be written."
     )
     bare = OSError("the bucket is gone")
-    assert "catalog: b://c cannot be written (the bucket is gone). " in str(
+    assert "catalog 'b://c' cannot be written (the bucket is gone). " in str(
         RunFolder(url="b://c", version="v").unwritable(bare)
     )

@@ -31,7 +31,7 @@ def browser():
     """Not for longer: while Playwright is at work, `asyncio.run` fails in every test of the process."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("chromium is not installed; CI installs it")
+        pytest.skip("chromium is not installed: apt-get install chromium")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield started

@@ -6,6 +6,8 @@ import pytest
 
 from .page_scene import keep, until, visiting
 
+pytestmark = pytest.mark.slow  # a browser
+
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 

@@ -9,6 +9,8 @@ from ...conftest import Place
 from ..proxy import proxied
 from .page_scene import served, until, visiting
 
+pytestmark = pytest.mark.slow  # a browser
+
 WIDE = (9007199254740993, 9007199254740992, -9223372036854775808, 9223372036854775807, 12)
 
 

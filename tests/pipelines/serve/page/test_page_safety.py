@@ -21,6 +21,8 @@ from .page_scene import (
     visiting,
 )
 
+pytestmark = pytest.mark.slow  # a browser
+
 TOKEN = "a-token-for-tests"
 
 

@@ -194,7 +194,10 @@ def test_reencoding_and_slight_resizing_hardly_move_a_picture(
     assert worst > 0.99
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photographs are not beside this repository")
+@pytest.mark.skipif(
+    not PHOTOS.is_dir(),
+    reason=f"Landscape_1.jpg … of github.com/recurser/exif-orientation-examples are not in {PHOTOS}",
+)
 def test_one_photograph_stored_in_eight_orientations_is_one_vector_once_upright(model: AttributesModel) -> None:
     upright: dict[str, Floats] = {}
     for scene in ("Landscape", "Portrait"):

@@ -79,6 +79,7 @@ def _process(backend, seed, results):
     results.put(counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["host", "redis"])
 def test_the_limit_holds_over_four_processes(kind, redis_server):
     backend = make(kind, redis_server)
@@ -129,8 +130,7 @@ def test_a_lease_of_a_process_that_died_ends_by_itself(redis_server):
     backend.create()
     assert backend.try_acquire({"requests": 1.0}).lease
     assert backend.try_acquire({"requests": 1.0}).lease is None
-    time.sleep(0.8)
-    assert backend.try_acquire({"requests": 1.0}).lease
+    assert wait_for_a_lease(backend, longest_s=0.7) > 0.2
 
 
 def test_a_refusal_heard_by_one_pauses_all(redis_server):
@@ -146,11 +146,11 @@ BOUNDED = RateLimiterSettings(limits={}, window_s=0.1, hold_s=0.1, max_pause_s=0
 IN_2999 = 32_472_144_000.0
 
 
-def wait_for_a_lease(backend):
+def wait_for_a_lease(backend, longest_s=BOUNDED.max_pause_s):
     """How long it took, where each wait that was told is within the bound."""
     started = time.monotonic()
     while (answer := backend.try_acquire({"requests": 1.0})).lease is None:
-        assert 0 < answer.wait_s <= BOUNDED.max_pause_s
+        assert 0 < answer.wait_s <= longest_s
         time.sleep(answer.wait_s)
     return time.monotonic() - started
 
@@ -231,18 +231,19 @@ def test_losing_redis_pauses_the_budget_with_a_message_and_it_goes_on_afterwards
         rate_limiter.answered(await rate_limiter.acquire(items=1, tokens=1))
         redis_server.kill()
         waiting = asyncio.create_task(rate_limiter.acquire(items=1, tokens=1))
-        await asyncio.sleep(0.5)
+        async with asyncio.timeout(30):
+            while "Nothing is sent until it is back" not in caplog.text:  # noqa: ASYNC110 - a log line is no event
+                await asyncio.sleep(0.01)
         assert not waiting.done()
         redis_server.start()
         rate_limiter.answered(await asyncio.wait_for(waiting, 30))
         rate_limiter.close()
 
     asyncio.run(go())
-    assert "Nothing is sent until it is back" in caplog.text
     assert "is back after" in caplog.text
 
 
-def test_a_ledger_travels_in_a_pipeline_and_shows_no_password(redis_server):
+def test_a_rate_limiter_travels_in_a_pipeline_and_shows_no_password(redis_server):
     backend = RedisBackend(redis_server.url, "test", SETTINGS, password="secret-word")
     assert "secret-word" not in repr(backend)
     host = pickle.loads(pickle.dumps(HostBackend("x", SETTINGS)))

@@ -1,0 +1,42 @@
+"""A wrong command line is one sentence that names the nearest command or option and where to read on."""
+
+import pytest
+
+from ..conftest import Place
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("serch", "No such command 'serch'. Did you mean 'search', 'serve'? See `epithre-beam --help`."),
+        ("versions lst", "No such command 'lst'. Did you mean 'list'? See `epithre-beam versions --help`."),
+        ("quux", "No such command 'quux'. See `epithre-beam --help`."),
+        ("run a --quit", "No such option: --quit. Did you mean --quiet? See `epithre-beam run --help`."),
+        ("search c --txet x", "No such option: --txet. Did you mean --text? See `epithre-beam search --help`."),
+        ("run a --zzzzzz", "No such option: --zzzzzz. See `epithre-beam run --help`."),
+        ("search", "Missing argument 'CATALOG'. See `epithre-beam search --help`."),
+        (
+            "run a --max-requests x",
+            "Invalid value for '--max-requests': must be a valid integer. See `epithre-beam run --help`.",
+        ),
+        (
+            "run a --log-format xml",
+            (
+                "Invalid value for '--log-format' (env var: 'EPITHRE_LOG_FORMAT'): 'xml' is not one of 'text', 'json'. "
+                "See `epithre-beam run --help`."
+            ),
+        ),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence_with_the_nearest_name(tmp_path, words, sentence):
+    done = Place(tmp_path).cli(*words.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"epithre-beam: {sentence}\n"
+
+
+def test_without_a_command_the_help_is_shown(tmp_path):
+    done = Place(tmp_path).cli("versions")
+    assert done.returncode == 2
+    shown = " ".join(done.stderr.split())
+    assert "Read every byte of a version and compare: files, rows, ids, indexes, norms, and LATEST.json." in shown
+    assert "epithre-beam: " not in done.stderr

@@ -1,0 +1,136 @@
+"""What runs on GitHub and before a commit are the targets and programs that this repository has."""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+FORMS = sorted(path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml")
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+TARGETS = set(re.findall(r"^([a-z][a-z-]*):(?!=)", MAKEFILE, re.MULTILINE))
+CI = (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def read(path: Path) -> dict[str, Any]:
+    found = yaml.safe_load(path.read_text("utf-8"))
+    assert isinstance(found, dict)
+    return {"on" if key is True else key: value for key, value in found.items()}  # YAML 1.1 takes `on` for a boolean
+
+
+def commands(text: str) -> set[str]:
+    """The targets that a script makes."""
+    return {
+        target
+        for words in re.findall(r"(?:^|[(&|;]\s*|\bsudo )make ((?:[a-z-]+ ?)+)", text, re.MULTILINE)
+        for target in words.split()
+    }
+
+
+def steps() -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (f"{path.name}, {name}", step)
+        for path in WORKFLOWS
+        for name, job in read(path)["jobs"].items()
+        for step in job["steps"]
+    ]
+
+
+def test_there_is_a_workflow() -> None:
+    assert [path.name for path in WORKFLOWS] == ["ci.yml"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_has_the_form_that_github_reads(path: Path) -> None:
+    workflow = read(path)
+    assert set(workflow) <= {"name", "on", "permissions", "concurrency", "env", "defaults", "jobs"}
+    assert workflow["permissions"] == {"contents": "read"}
+    assert {"push", "pull_request"} <= set(workflow["on"])
+    for name, job in workflow["jobs"].items():
+        assert set(job) <= {
+            *("name", "runs-on", "timeout-minutes", "strategy", "container", "env", "steps", "needs", "if")
+        }, name
+        assert job["runs-on"].startswith("ubuntu-"), name
+        assert isinstance(job["timeout-minutes"], int), name
+        assert job["steps"][0]["uses"].startswith("actions/checkout@"), name
+
+
+@pytest.mark.parametrize(("place", "step"), steps())
+def test_a_step_uses_a_pinned_action_or_runs_what_there_is(place: str, step: dict[str, Any]) -> None:
+    assert set(step) <= {"name", "uses", "with", "run", "if", "env"}, place
+    assert ("uses" in step) != ("run" in step), place
+    assert "uses" not in step or re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"]), place
+    assert commands(step.get("run", "")) <= TARGETS, place
+    for script in re.findall(r"(?:^|\s)(\.ci/\S+)", step.get("run", "")):
+        assert os.access(ROOT / script, os.X_OK), place
+
+
+def test_a_workflow_needs_no_secret() -> None:
+    for path in WORKFLOWS:
+        assert "secrets." not in path.read_text("utf-8")
+
+
+def test_expressions_of_a_matrix_name_what_it_has() -> None:
+    for path in WORKFLOWS:
+        for name, job in read(path)["jobs"].items():
+            named = set(re.findall(r"matrix\.([\w-]+)", yaml.safe_dump(job["steps"])))
+            assert named == set(job.get("strategy", {}).get("matrix", {})), name
+
+
+def test_ci_runs_lint_types_what_is_built_and_every_part_of_test_all() -> None:
+    (parts,) = re.findall(r"^test-all: (.+)$", MAKEFILE, re.MULTILINE)
+    assert {*parts.split(), "lint", "types", "wheel", "airflow"} == commands(CI)
+    assert commands(CI) <= TARGETS
+    assert any(step.get("run") == ".ci/run" for _, step in steps())
+
+
+def test_the_parts_of_test_all_leave_no_marker_out() -> None:
+    """What is not alone is quick, or slow, or fuzzing."""
+    selected = dict(
+        re.findall(r"^(test[a-z-]*): .*\n\t\$\(PYTEST\)[^\n]*? -m (\"[^\"]+\"|\w+)", MAKEFILE, re.MULTILINE)
+    )
+    assert selected["test"] == '"not slow and not fuzz and not alone"'
+    assert selected["test-slow"] == '"(slow or fuzz) and not alone"'
+    assert selected["test-alone"] == "alone"
+
+
+def test_make_has_a_target_for_each_that_is_phony_and_the_other_way_round() -> None:
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)
+    assert set(phony.split()) == TARGETS
+
+
+def test_hooks_run_the_programs_of_the_environment() -> None:
+    config = read(ROOT / ".pre-commit-config.yaml")
+    (local,) = (repo for repo in config["repos"] if repo["repo"] == "local")
+    dev = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["dev"]
+    programs = {re.match(r"[\w-]+", requirement)[0] for requirement in dev}  # type: ignore[index]
+    for hook in local["hooks"]:
+        assert hook["language"] == "system"
+        assert hook["entry"].split()[0].removeprefix(".venv/bin/") in programs
+    assert {hook["id"] for hook in local["hooks"]} == {"ruff-check", "ruff-format", "mypy"}
+    kept = re.compile(config["exclude"])
+    golden = [path for path in ROOT.glob("tests/**/golden/**/*") if path.is_file()]
+    assert golden
+    assert all(kept.search(path.relative_to(ROOT).as_posix()) for path in golden)
+
+
+@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.name)
+def test_an_issue_form_has_what_github_asks_for(path: Path) -> None:
+    form = read(path)
+    assert {"name", "description", "body"} <= set(form)
+    fields = [field for field in form["body"] if field["type"] != "markdown"]
+    ids = [field["id"] for field in fields]
+    assert len(set(ids)) == len(ids) > 0
+    assert all(field["type"] in {"input", "textarea", "dropdown", "checkboxes"} for field in fields)
+    assert all(field["attributes"]["label"] for field in fields)
+    assert any(field.get("validations", {}).get("required") for field in fields)
+
+
+def test_the_security_policy_is_linked_where_a_reporter_looks() -> None:
+    for name in ("README.md", ".github/ISSUE_TEMPLATE/bug_report.yml", "CONTRIBUTING.md"):
+        assert "SECURITY.md" in (ROOT / name).read_text("utf-8"), name
