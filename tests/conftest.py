@@ -17,7 +17,7 @@ _SLOW_TIMEOUT_S = 600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A slow test has more time: it may be a dozen runs, each of several seconds on a busy machine."""
+    """Give slow tests a longer timeout: they may do a dozen runs of several seconds each on a busy machine."""
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_SLOW_TIMEOUT_S))

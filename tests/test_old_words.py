@@ -50,6 +50,9 @@ ALLOWED = {
     ("held_back", "transforms/batch_search/last_step.py"): "the same in the report of a bulk search",
     ("endings", "transforms/epithre/emulator/lexicon.py"): "the endings of words",
     ("budget", "tests/fuzz/budget.py"): "seconds that a fuzz target may take",
+    ("budget", "tests/fuzz/test_damaged_files.py"): "imports it",
+    ("budget", "tests/fuzz/test_fuzzed_answers.py"): "imports it",
+    ("budget", "tests/fuzz/test_manifests.py"): "imports it",
     ("budget", "benchmarks/rivals/with_faiss.py"): "autofaiss calls the memory that it may use so",
 }
 

@@ -13,7 +13,7 @@ from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings,
 from ..pipelines.conftest import KEY, sentences
 from .conftest import EXAMPLES
 
-pytestmark = pytest.mark.slow  # each night starts the program anew
+pytestmark = pytest.mark.slow  # each run starts the program
 
 SCRIPT = EXAMPLES / "cron" / "epithre-nightly"
 CRONTAB = EXAMPLES / "cron" / "epithre-beam.crontab"

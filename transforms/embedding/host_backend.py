@@ -21,25 +21,25 @@ _log = logging.getLogger("epithre_beam.rate_limiter")
 
 
 def private_folder() -> Path:
-    """The user's own folder for the files by which processes of this host find each other.
+    """Return the private folder for the files by which processes of this host find each other.
 
-    It lies in the temporary folder, where another user could otherwise put the address of a program of theirs.
+    In the shared temporary folder itself, another user could place the address of another program.
 
     Raises:
-        OSError: When it cannot be made.
-        RateLimiterLostError: When it belongs to another user, or others may write to it.
+        OSError: When the folder cannot be created.
+        RateLimiterLostError: When it belongs to another user, or other users may write to it.
     """
     shared = Path(tempfile.gettempdir())
     if os.name != "posix":
-        return shared  # each user has a temporary folder there
+        return shared  # on Windows, each user has a separate temporary folder
     folder = shared / f"epithre-beam-{os.geteuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise RateLimiterLostError(
-            f"{folder}: not a folder that only user {os.geteuid()} can write to. Remove it, or set TMPDIR to a folder "
-            "of your own."
+            f"{folder}: the folder must be writable only by user {os.geteuid()}. Remove it, or set TMPDIR to a private "
+            "folder."
         )
     return folder
 
@@ -83,9 +83,9 @@ class HostBackend:
         self._call("learn", dict(limits))
 
     def remove_files(self) -> None:
-        """Removes the files by which processes of this host find each other, once none of them asks any more.
+        """Remove the files by which processes of this host find each other.
 
-        A process that came later would start a ledger of its own, so this is for the end of a run that succeeded.
+        Call this only after a successful run: a later process would start another rate limiter.
         """
         for suffix in (".address", ".lock"):
             with contextlib.suppress(OSError):

@@ -49,7 +49,7 @@ def set_up_shared_backend(embed: EmbedConfig, run: str, requests_spent: int) -> 
 
 
 def remove_shared_backend(embed: EmbedConfig, run: str) -> None:
-    """Removes what a shared ledger left on this host, after a run that succeeded: its lanes ask no more."""
+    """Remove the files of a shared rate limiter on this host, after a successful run."""
     if embed.rate_limiter == "host":
         from .host_backend import HostBackend
 

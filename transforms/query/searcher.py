@@ -36,7 +36,7 @@ _PREPARING_THREADS = 2
 _PAUSE_S = 5.0
 """After an outage, queries fail fast for this time."""
 _LONGEST_REST_S = 600.0
-"""Upper bound for a pause that the API requests, so that an absurd `Retry-After` does not stop the service for ever."""
+"""Upper bound for a pause that the API requests, so that an absurd `Retry-After` does not stop the service."""
 
 
 class Searcher:

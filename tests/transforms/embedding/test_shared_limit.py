@@ -53,7 +53,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_rate_limiter_of_a_host_leaves_no_file_after_its_run(temporary: Path) -> None:
+def test_host_rate_limiter_leaves_no_file_after_its_run(temporary: Path) -> None:
     embed = EmbedConfig(rate_limiter="host", lanes=2)
     for run in ("first", "second"):
         backend = shared_backend(embed, run, 0)
@@ -64,14 +64,14 @@ def test_the_rate_limiter_of_a_host_leaves_no_file_after_its_run(temporary: Path
     assert {path.suffix for path in folder.iterdir()} == {".address", ".lock"}
     remove_shared_backend(embed, "first")
     assert {path.stem for path in folder.iterdir()} == {f"epithre-beam-{embed.rate_limiter_name}-second"}
-    assert backend.try_acquire({"requests": 1.0}).lease is not None  # another run's ledger is left alone
+    assert backend.try_acquire({"requests": 1.0}).lease is not None  # the rate limiter of another run still works
     remove_shared_backend(embed, "second")
-    remove_shared_backend(embed, "second")  # of another host, or removed before
+    remove_shared_backend(embed, "second")  # on another host, or already removed
     assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("made", ["writable by others", "a link", "a file"])
-def test_the_rate_limiter_of_a_host_trusts_no_folder_that_others_may_write_to(temporary: Path, made: str) -> None:
+def test_host_rate_limiter_refuses_folder_writable_by_others(temporary: Path, made: str) -> None:
     embed = EmbedConfig(rate_limiter="host", lanes=2)
     backend = shared_backend(embed, f"before {made}", 0)
     assert backend is not None
