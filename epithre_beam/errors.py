@@ -1,3 +1,3 @@
-"""The errors of this library: see `configs/errors.py` for the tree."""
+"""The exceptions of this library. `configs/errors.py` shows their hierarchy."""
 
 from .configs.errors import *  # noqa: F403

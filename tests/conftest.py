@@ -1,4 +1,4 @@
-"""Servers that several tests start."""
+"""Servers and settings for all tests."""
 
 import contextlib
 import shutil
@@ -17,14 +17,14 @@ _SLOW_TIMEOUT_S = 600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A slow test has more time: it may be a dozen runs, each of several seconds on a busy machine."""
+    """Give slow tests a longer timeout: they may do a dozen runs of several seconds each on a busy machine."""
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_SLOW_TIMEOUT_S))
 
 
 class RedisServer:
-    """A real Redis on a free port, which can be killed and started again."""
+    """A Redis server on a free port, which can be killed and restarted."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -81,7 +81,7 @@ def s3_server() -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session", autouse=True)
 def folders_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test, and no process that one starts, uses the cache, the trust or the temporary folder of whoever runs it."""
+    """Keep the tests and their processes away from the user's cache, trust and temporary files."""
     temporary = str(tmp_path_factory.mktemp("tmp"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", temporary)

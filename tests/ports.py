@@ -1,15 +1,15 @@
-"""Ports for servers that have to be told one."""
+"""Free ports for servers that need a port number."""
 
 import os
 import random
 import socket
 
 _BELOW_EPHEMERAL = range(12_000, 32_000)
-_chosen = random.Random(os.getpid())  # two processes of one test run look in different places
+_chosen = random.Random(os.getpid())  # processes of one test run try different ports
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing has, and that no outgoing connection is given before the server takes it."""
+    """Return a free port of 127.0.0.1 below the ephemeral range, so that no outgoing connection can take it first."""
     while True:
         port = _chosen.choice(_BELOW_EPHEMERAL)
         with socket.socket() as found:

@@ -1,4 +1,4 @@
-"""A real S3 server on a free port (moto), and a proxy before it that loses what a network loses."""
+"""An S3 server on a free port (moto), and a proxy in front of it that simulates network failures."""
 
 import contextlib
 import http.client
@@ -41,13 +41,13 @@ class S3Server:
 
 
 Fault = Callable[[str, dict[str, str]], str]
-"""Is told a request's method and headers, may change the headers, and says what happens to the request:
-`pass`, `lose answer`, `lose request`, `error` (done, but told as a failure of the server), `damage` (one byte of the
-answer is another), or a status such as `503`, which the request is refused with."""
+"""Receives method and headers of a request, may change the headers, and returns what happens to the request: `pass`,
+`lose answer`, `lose request`, `error` (executed, but answered with a server error), `damage` (one byte of the answer is
+changed), or the status of a refusal, such as `503`."""
 
 
 class Proxy:
-    """Hands requests on to the server, but for what its `fault` says."""
+    """Forwards requests to the server, except as `fault` says."""
 
     def __init__(self, port: int) -> None:
         self.fault: Fault = lambda method, headers: "pass"
@@ -114,7 +114,7 @@ class Proxy:
 
 
 def s3_store(port: int, folder: str, *, attempts: int = 1) -> Store:
-    """`attempts`: how often the client itself sends a request whose answer is lost."""
+    """Open a store; `attempts` is the number of times the client sends a request whose answer is lost."""
     options = {
         "endpoint_url": f"http://127.0.0.1:{port}",
         "key": "key",

@@ -1,4 +1,4 @@
-"""The data of the index benchmark: what it claims of itself."""
+"""The documented properties of the index benchmark's data."""
 
 import importlib.util
 import subprocess
@@ -14,7 +14,7 @@ _PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "clustered.py"
 
 
 def load() -> ModuleType:
-    """Benchmarks are programs, no package."""
+    """Load the benchmark by path, because benchmarks are programs and not a package."""
     spec = importlib.util.spec_from_file_location("clustered", _PATH)
     assert spec is not None
     assert spec.loader is not None
@@ -38,9 +38,9 @@ def test_vectors_are_float32_of_unit_norm(spectrum: str) -> None:
     assert data.queries("text", 700).shape == (700, 4000)
 
 
-def test_a_block_depends_on_seed_kind_and_number_alone() -> None:
+def test_block_depends_only_on_seed_kind_and_number() -> None:
     one, other = clustered.Clustered("B", seed=5), clustered.Clustered("B", seed=5)
-    for block in (2, 0, 1):  # in another order than below
+    for block in (2, 0, 1):  # in a different order than below
         one.rows("text", block)
     np.testing.assert_array_equal(one.rows("image", 1), other.rows("image", 1))
     blocks = [one.rows("image", 1), one.rows("text", 1), one.rows("image", 2), one.queries("image", 512)]
@@ -51,8 +51,8 @@ def test_a_block_depends_on_seed_kind_and_number_alone() -> None:
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_the_kinds_stand_apart(spectrum: str) -> None:
-    """Any image is nearer to the other images than to the texts, on average: the modality gap."""
+def test_kinds_have_a_modality_gap(spectrum: str) -> None:
+    """On average, an image is closer to other images than to texts."""
     data = clustered.Clustered(spectrum)
     image, text = data.rows("image", 0).mean(axis=0), data.rows("text", 0).mean(axis=0)
     assert np.linalg.norm(image - text) > 0.6
@@ -61,14 +61,14 @@ def test_the_kinds_stand_apart(spectrum: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_texts_ask_for_pictures_harder_than_pictures_do(spectrum: str) -> None:
-    """Fewer of their true neighbours lie in the cells nearest to the query."""
+def test_text_queries_for_images_are_harder_than_image_queries(spectrum: str) -> None:
+    """Fewer of their true neighbours are in the cells nearest to the query."""
     found = clustered.measure_difficulty(clustered.Clustered(spectrum), 8192, 200, targets=("image",))
     shares = {difficulty.direction: difficulty.in_nearest_cells[0.08] for difficulty in found}
     assert shares["text->image"] < shares["image->image"] - 0.02
 
 
-def test_the_folder_holds_the_blocks_in_order_and_exact_answers_are_exact(tmp_path: Path) -> None:
+def test_folder_has_blocks_in_order_and_exact_answers(tmp_path: Path) -> None:
     command = [sys.executable, str(_PATH), str(tmp_path), "--rows", "1300", "--spectrum", "A", "--seed", "3"]
     subprocess.run(command, check=True)
     data = clustered.Clustered("A", 3)

@@ -1,4 +1,4 @@
-"""The library is imported from a checkout; two installs never mix: what one lacks is not taken from the other."""
+"""The library can be imported from a checkout, and modules of two installs are never mixed."""
 
 import os
 import shutil
@@ -11,11 +11,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("configs", "index", "transforms", "pipelines")
 WITHOUT_FINDERS = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
-"""As if nothing was installed: an editable install has a finder of its own."""
+"""Removes the finder of an editable install, as if nothing was installed."""
 
 
 def install(folder: Path, *, without: str | None = None) -> Path:
-    """A copy as a wheel would have it; an older one lacks the module `without`."""
+    """Copy the library as a wheel installs it, without the module `without`."""
     target = folder / "epithre_beam"
     target.mkdir(parents=True)
     for path in (ROOT / "epithre_beam").glob("*.py"):
@@ -33,13 +33,13 @@ def run(program: str, folder: Path, *path: Path) -> subprocess.CompletedProcess[
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_checkout_is_imported_where_one_stands_in_it() -> None:
+def test_checkout_is_importable_as_working_folder() -> None:
     done = run("import epithre_beam.index as i, epithre_beam as e; print(i.__file__, e.__version__)", ROOT)
     assert done.stdout.split()[0] == str(ROOT / "epithre_beam" / "index" / "__init__.py"), done.stderr
     assert done.stdout.split()[1] == "0.1.0"
 
 
-def test_the_tree_of_a_source_distribution_has_no_links_and_is_imported(tmp_path: Path) -> None:
+def test_unpacked_source_distribution_is_importable_without_links(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "epithre_beam", tmp_path / "epithre_beam", ignore=shutil.ignore_patterns(*FOLDERS))
     for name in FOLDERS:
         shutil.copytree(ROOT / name, tmp_path / name)
@@ -48,12 +48,12 @@ def test_the_tree_of_a_source_distribution_has_no_links_and_is_imported(tmp_path
     assert done.stdout.strip() == str(tmp_path / "index" / "__init__.py"), done.stderr
 
 
-def test_the_version_costs_nothing_to_ask_for(tmp_path: Path) -> None:
+def test_importing_the_version_loads_no_dependency(tmp_path: Path) -> None:
     done = run("import epithre_beam; print(*{n.split('.')[0] for n in sys.modules})", tmp_path, ROOT)
     assert not {"numpy", "pydantic", "pyarrow", "apache_beam", "importlib_metadata"} & set(done.stdout.split())
 
 
-def test_of_two_installs_the_first_is_used_alone(tmp_path: Path) -> None:
+def test_only_first_of_two_installs_is_used(tmp_path: Path) -> None:
     older = install(tmp_path / "older", without="index/search/where.py")
     newer = install(tmp_path / "newer")
     program = "import epithre_beam.configs as c; print(c.__file__)\nimport epithre_beam.index.search.where"
@@ -64,7 +64,7 @@ def test_of_two_installs_the_first_is_used_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["configs/errors.py", "index/versions/lease.py", "pipelines/commands/cli.py"])
-def test_an_older_install_before_a_newer_one_is_told_with_both_places(tmp_path: Path, missing: str) -> None:
+def test_error_names_both_installs_if_an_older_one_is_first(tmp_path: Path, missing: str) -> None:
     older, newer = install(tmp_path / "older", without=missing), install(tmp_path / "newer")
     program = "from epithre_beam.pipelines.commands.entry import console; sys.argv = ['x', '--version']; console()"
     done = run(program, tmp_path, older, newer)
@@ -76,8 +76,8 @@ def test_an_older_install_before_a_newer_one_is_told_with_both_places(tmp_path: 
     assert f"{older / 'epithre_beam'}, {newer / 'epithre_beam'}" in line
 
 
-def test_what_a_finder_would_add_of_another_install_is_refused(tmp_path: Path) -> None:
-    """As an editable install of another checkout does."""
+def test_second_install_found_by_a_finder_is_refused(tmp_path: Path) -> None:
+    """As with an editable install of another checkout."""
     ours, other = install(tmp_path / "ours"), install(tmp_path / "other")
     finder = (
         "import importlib.util\n"
@@ -90,7 +90,7 @@ def test_what_a_finder_would_add_of_another_install_is_refused(tmp_path: Path) -
     )
     done = run(finder + "import epithre_beam", tmp_path, ours)
     places = f"in {ours / 'epithre_beam'} and in {other / 'epithre_beam'}"
-    assert f"ImportError: epithre_beam is installed twice, {places}: uninstall one" in done.stderr
+    assert f"ImportError: epithre_beam is installed twice, {places}. Uninstall one" in done.stderr
     script = run(finder + "sys.argv = ['/bin/epithre-beam', 'run']\nimport epithre_beam", tmp_path, ours)
     assert script.returncode == 2
     (line,) = script.stderr.splitlines()

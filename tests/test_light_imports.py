@@ -1,4 +1,4 @@
-"""A service that opens a catalog pays for nothing else."""
+"""Opening a catalog imports only the modules it needs."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ IMPORT_LIMIT_S = 0.6
 
 
 def modules_after(statement: str) -> set[str]:
-    """The top-level modules of a fresh process that ran `statement`."""
+    """Return the top-level modules loaded by a new process that runs `statement`."""
     program = f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{n.split('.')[0] for n in sys.modules}})))"
     found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     return set(json.loads(found))
@@ -20,11 +20,11 @@ def modules_after(statement: str) -> set[str]:
     "module",
     ["epithre_beam.index", "epithre_beam.configs", "epithre_beam.transforms", "epithre_beam.transforms.epithre"],
 )
-def test_no_beam_is_loaded(module: str) -> None:
+def test_module_does_not_load_beam(module: str) -> None:
     assert "apache_beam" not in modules_after(f"import {module}")
 
 
-def test_every_module_of_configs_index_and_the_api_does_without_beam() -> None:
+def test_modules_of_configs_index_and_api_do_not_load_beam() -> None:
     statement = (
         "import importlib, pkgutil\n"
         "for name in ('epithre_beam.configs', 'epithre_beam.index', 'epithre_beam.transforms.epithre'):\n"
@@ -36,13 +36,13 @@ def test_every_module_of_configs_index_and_the_api_does_without_beam() -> None:
     assert "apache_beam" not in modules_after(statement)
 
 
-def test_opening_a_catalog_loads_no_http_client_and_no_pictures() -> None:
+def test_opening_a_catalog_loads_no_http_client_and_no_pillow() -> None:
     assert not {"httpx", "PIL", "jinja2", "rich", "typer"} & modules_after("import epithre_beam.index")
 
 
 @pytest.mark.alone
-def test_the_index_is_imported_in_no_time() -> None:
-    """The best of three: a busy machine may delay one."""
+def test_index_is_imported_quickly() -> None:
+    """The best of three attempts, because a busy machine may delay one."""
     program = (
         "import time; started = time.perf_counter(); import epithre_beam.index; print(time.perf_counter() - started)"
     )

@@ -1,4 +1,4 @@
-"""Each module has its test file at its own place below tests/, or stands here with where it is tested or why not."""
+"""Each module has a test file at the same place below tests/, or an entry here that says where it is tested."""
 
 from pathlib import Path
 
@@ -116,7 +116,7 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "transforms/viewing/small_images.py": _LOOK,
     "transforms/write_version.py": (_RUN, "tests/pipelines/jobs/test_dataflow.py"),
 }
-"""Of a module without a test file of its own: the files that test it, or why none does."""
+"""For modules without a test file: the files that test them, or the reason why there is none."""
 
 MODULES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -132,15 +132,15 @@ def mirrored(module: str) -> Path:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_has_its_test_file_or_a_reason_and_not_both(module: str) -> None:
+def test_module_has_either_a_test_file_or_a_reason(module: str) -> None:
     assert mirrored(module).is_file() != (module in REASONS)
 
 
-def test_no_reason_is_of_a_module_that_is_gone() -> None:
+def test_every_reason_has_an_existing_module() -> None:
     assert sorted(set(REASONS) - set(MODULES)) == []
 
 
-def test_every_test_file_that_a_reason_names_is_there() -> None:
+def test_test_files_named_in_reasons_exist() -> None:
     named = {
         name
         for reason in REASONS.values()

@@ -1,4 +1,4 @@
-"""Words that were replaced by standard terms stay out of identifiers, file names and config keys."""
+"""Replaced words do not return to identifiers, file names and config keys."""
 
 import re
 import subprocess
@@ -41,7 +41,7 @@ OLD_WORDS = {
     "mend": "fix",
     "mended": "fixed",
 }
-"""What must not come back: the word to write instead. An identifier is looked at word by word."""
+"""Replaced words, with the word to use instead. Identifiers are checked word by word."""
 
 PHRASES = ("held_back", "in_force")
 
@@ -56,13 +56,13 @@ ALLOWED = {
 }
 
 FILES = {"tests/fuzz/budget.py"}
-"""Files that may be named so: the time of a fuzz target is a budget."""
+"""Allowed file names: the time of a fuzz target is a budget."""
 
 
 def tracked() -> list[str]:
     found = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if found.returncode != 0:
-        pytest.skip("the files are listed by git, and this is no checkout")
+        pytest.skip("this is not a git checkout, and git lists the files")
     return [name for name in found.stdout.splitlines() if "/golden/" not in name and (ROOT / name).is_file()]
 
 
@@ -83,7 +83,7 @@ def identifiers(path: Path) -> Iterator[tuple[str, int]]:
                 yield token.string, token.start[0]
 
 
-def test_no_identifier_has_an_old_word() -> None:
+def test_identifiers_have_no_replaced_word() -> None:
     found = []
     for name in tracked():
         if not name.endswith(".py") or (ROOT / name).is_symlink():
@@ -98,11 +98,11 @@ def test_no_identifier_has_an_old_word() -> None:
     assert found == []
 
 
-def test_no_file_is_named_by_an_old_word() -> None:
+def test_file_names_have_no_replaced_word() -> None:
     assert [name for name in tracked() if old_in(name) and name not in FILES] == []
 
 
-def test_no_key_of_a_config_is_an_old_word() -> None:
+def test_config_keys_have_no_replaced_word() -> None:
     keys = [key for model in (RunConfig, CatalogConfig, SearchJob) for key in _keys(model.model_json_schema())]
     assert {"gates", "rate_limiter"} <= set(keys)
     assert [key for key in keys if old_in(key)] == []
@@ -127,5 +127,5 @@ def _keys(schema: object) -> Iterator[str]:
         ("rate_limiter", set()),
     ],
 )
-def test_an_identifier_is_looked_at_word_by_word(identifier: str, expected: set[str]) -> None:
+def test_identifier_is_checked_word_by_word(identifier: str, expected: set[str]) -> None:
     assert old_in(identifier) == expected

@@ -1,4 +1,4 @@
-"""Only `epithre_beam` is importable, all of it is packaged, and type checkers see the same folders."""
+"""Only `epithre_beam` is importable, all files are packaged, and type checkers see the same folders."""
 
 import doctest
 import importlib
@@ -10,12 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("configs", "index", "transforms", "pipelines")
 FOR_READERS = ("configs/*.schema.json", "configs/jobs/*.yaml", "configs/searches/*.yaml")
-"""What stands beside the code but is opened by people and editors only."""
+"""Files next to the code that only people and editors use."""
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
 
 
 def sources() -> list[Path]:
-    """Every Python file of the four folders, below the repository."""
+    """Return every Python file of the four folders, relative to the repository."""
     return sorted(path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
@@ -27,7 +27,7 @@ def module_name(path: Path) -> str:
 MODULES = [module_name(path) for path in sources() if path.name != "__main__.py"]
 
 
-def test_the_package_of_a_checkout_has_the_folders_as_links() -> None:
+def test_package_of_checkout_links_to_the_folders() -> None:
     links = ROOT / "epithre_beam"
     assert sorted(link.name for link in links.iterdir() if link.is_symlink()) == sorted(FOLDERS)
     for folder in FOLDERS:
@@ -37,24 +37,24 @@ def test_the_package_of_a_checkout_has_the_folders_as_links() -> None:
 
 
 def test_every_folder_with_a_module_is_a_listed_package() -> None:
-    """A package that is not listed is missing from the wheel, and from nothing else, so that no other test sees it."""
+    """An unlisted package is missing only from the wheel, which no other test notices."""
     folders = {".".join(["epithre_beam", *path.parent.parts]) for path in sources()}
     assert folders | {"epithre_beam"} == set(SETUPTOOLS["packages"])
     assert all((ROOT / Path(*name.split(".")[1:]) / "__init__.py").is_file() for name in folders)
 
 
-def test_nothing_but_epithre_beam_becomes_importable() -> None:
+def test_only_epithre_beam_is_importable() -> None:
     assert all(name.split(".")[0] == "epithre_beam" for name in SETUPTOOLS["packages"])
     folders = {f"epithre_beam.{folder}": folder for folder in FOLDERS}
     assert SETUPTOOLS["package-dir"] == {"epithre_beam": "epithre_beam", **folders}
 
 
-def test_every_folder_tells_type_checkers_that_it_is_typed() -> None:
+def test_every_folder_has_py_typed() -> None:
     assert all((ROOT / folder / "py.typed").is_file() for folder in FOLDERS)
 
 
-def test_every_other_file_is_packaged_unless_it_is_for_readers_of_the_repository() -> None:
-    """Patterns reach the files of a package, not those of a plain folder within it."""
+def test_data_files_are_packaged() -> None:
+    """Patterns match the files of a package, but not those of a plain folder within it."""
     packaged = {
         path
         for name in SETUPTOOLS["packages"]
@@ -69,7 +69,7 @@ def test_every_other_file_is_packaged_unless_it_is_for_readers_of_the_repository
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_every_module_is_imported_from_its_folder_and_its_examples_hold(name: str) -> None:
+def test_module_is_imported_from_its_folder_and_passes_doctests(name: str) -> None:
     module = importlib.import_module(name)
     assert module.__file__ is not None
     assert Path(module.__file__).resolve().is_relative_to(ROOT)
@@ -77,6 +77,6 @@ def test_every_module_is_imported_from_its_folder_and_its_examples_hold(name: st
     assert [public for public in getattr(module, "__all__", ()) if not hasattr(module, public)] == []
 
 
-def test_tests_have_names_that_no_two_share() -> None:
+def test_names_of_test_files_are_unique() -> None:
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))

@@ -1,4 +1,4 @@
-"""Imports run one way: from each room to rooms above it, as ARCHITECTURE.md draws them, and never in a circle."""
+"""Each room imports only rooms above it, as drawn in ARCHITECTURE.md, and there are no import cycles."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("configs", "index", "transforms", "pipelines")
 TOPS = ("index", "transforms", "pipelines")
-"""Their own modules are a room of its own, beside the rooms below them."""
+"""Folders whose top-level modules are a separate room, next to the rooms below them."""
 MODULES = {
     path.relative_to(ROOT).with_suffix("").parts
     for folder in FOLDERS
@@ -19,7 +19,7 @@ MODULES = {
 
 
 def room_of(parts: tuple[str, ...]) -> str:
-    """The first two folders of a module, `transforms/epithre` with all that is below it; `index` for its __init__."""
+    """Return the first two folders of a module; `index` for the `__init__` of a folder."""
     if parts[0] == "configs":
         return "configs"
     folders = parts[:-1] if parts in MODULES else parts
@@ -27,7 +27,7 @@ def room_of(parts: tuple[str, ...]) -> str:
 
 
 def imported_modules(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """What a module's relative imports reach, as modules or packages; absolute ones of our own are not allowed."""
+    """Return the targets of a module's relative imports. Absolute imports of this library are not allowed."""
     path = ROOT.joinpath(*parts).with_suffix(".py")
     package = parts[:-1]
     tree = ast.parse(path.read_text("utf-8"))
@@ -39,7 +39,7 @@ def imported_modules(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
             if node.level:
                 base = package[: len(package) - (node.level - 1)]
                 whole = (*base, *(node.module or "").split(".")) if node.module else base
-                if whole and whole[0] in FOLDERS:  # else it is of the package itself, which imports none of them
+                if whole and whole[0] in FOLDERS:  # otherwise it is the package itself, which imports no room
                     yield from {(*whole, a.name) if (*whole, a.name) in MODULES else whole for a in node.names}
 
 
@@ -52,7 +52,7 @@ def imports_between_rooms() -> dict[str, set[str]]:
 
 
 def drawn() -> dict[str, set[str]]:
-    """The graph in ARCHITECTURE.md: a room a line, and behind its arrow the rooms that it imports."""
+    """Return the graph in ARCHITECTURE.md: one room per line, with the rooms that it imports after the arrow."""
     text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
     (block,) = re.findall(r"<!-- rooms -->\n```\n(.*?)```", text, re.DOTALL)
     graph: dict[str, set[str]] = {}
@@ -65,14 +65,14 @@ def drawn() -> dict[str, set[str]]:
     return graph
 
 
-def test_the_rooms_import_each_other_as_architecture_draws_them() -> None:
+def test_room_imports_match_architecture() -> None:
     found, expected = imports_between_rooms(), drawn()
     assert {room: sorted(others) for room, others in sorted(found.items())} == {
         room: sorted(others) for room, others in sorted(expected.items())
     }
 
 
-def test_every_room_imports_only_rooms_above_it() -> None:
+def test_rooms_import_only_rooms_above_them() -> None:
     above: set[str] = set()
     for room, others in drawn().items():
         assert others <= above, (room, others - above)
@@ -80,7 +80,7 @@ def test_every_room_imports_only_rooms_above_it() -> None:
 
 
 def circle_in(graph: Mapping[tuple[str, ...], set[tuple[str, ...]]]) -> list[tuple[str, ...]]:
-    """The modules of one circle; none where there is none."""
+    """Return the modules of one import cycle; empty if there is none."""
     done: set[tuple[str, ...]] = set()
 
     def visit(module: tuple[str, ...], way: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -97,18 +97,18 @@ def circle_in(graph: Mapping[tuple[str, ...], set[tuple[str, ...]]]) -> list[tup
     return next((circle for module in sorted(graph) if (circle := visit(module, []))), [])
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_modules_have_no_import_cycle() -> None:
     graph = {parts: {other for other in imported_modules(parts) if other in MODULES} for parts in MODULES}
     assert circle_in(graph) == []
 
 
-def test_a_circle_would_be_found() -> None:
+def test_import_cycle_is_found() -> None:
     a, b, c = ("x", "a"), ("x", "b"), ("x", "c")
     assert circle_in({a: {b}, b: {c}, c: {b}}) == [b, c]
     assert circle_in({a: {b, c}, b: {c}, c: set()}) == []
 
 
-def test_at_the_top_of_transforms_stand_only_beam_transforms() -> None:
+def test_top_level_of_transforms_has_only_beam_transforms() -> None:
     for path in (ROOT / "transforms").glob("*.py"):
         if path.name != "__init__.py":
             tree = ast.parse(path.read_text("utf-8"))
@@ -116,7 +116,7 @@ def test_at_the_top_of_transforms_stand_only_beam_transforms() -> None:
             assert "beam.PTransform" in bases, path
 
 
-def test_every_file_that_a_page_names_is_there() -> None:
+def test_files_named_in_docs_exist() -> None:
     name = re.compile(r"`((?:configs|index|transforms|pipelines|tests|benchmarks)/[\w/.-]+\.\w+)")
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     named = {(page.name, found) for page in pages for found in name.findall(page.read_text("utf-8"))}

@@ -1,4 +1,4 @@
-"""What runs on GitHub and before a commit are the targets and programs that this repository has."""
+"""GitHub workflows and commit hooks use only targets and programs that exist in this repository."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def commands(text: str) -> set[str]:
-    """The targets that a script makes."""
+    """Return the make targets in a script."""
     return {
         target
         for words in re.findall(r"(?:^|[(&|;]\s*|\bsudo )make ((?:[a-z-]+ ?)+)", text, re.MULTILINE)
@@ -46,7 +46,7 @@ def test_there_is_a_workflow() -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_a_workflow_has_the_form_that_github_reads(path: Path) -> None:
+def test_workflow_has_valid_form(path: Path) -> None:
     workflow = read(path)
     assert set(workflow) <= {"name", "on", "permissions", "concurrency", "env", "defaults", "jobs"}
     assert workflow["permissions"] == {"contents": "read"}
@@ -61,7 +61,7 @@ def test_a_workflow_has_the_form_that_github_reads(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("place", "step"), steps())
-def test_a_step_uses_a_pinned_action_or_runs_what_there_is(place: str, step: dict[str, Any]) -> None:
+def test_step_uses_pinned_action_or_existing_target(place: str, step: dict[str, Any]) -> None:
     assert set(step) <= {"name", "uses", "with", "run", "if", "env"}, place
     assert ("uses" in step) != ("run" in step), place
     assert "uses" not in step or re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"]), place
@@ -75,22 +75,22 @@ def test_a_workflow_needs_no_secret() -> None:
         assert "secrets." not in path.read_text("utf-8")
 
 
-def test_expressions_of_a_matrix_name_what_it_has() -> None:
+def test_matrix_expressions_name_existing_keys() -> None:
     for path in WORKFLOWS:
         for name, job in read(path)["jobs"].items():
             named = set(re.findall(r"matrix\.([\w-]+)", yaml.safe_dump(job["steps"])))
             assert named == set(job.get("strategy", {}).get("matrix", {})), name
 
 
-def test_ci_runs_lint_types_what_is_built_and_every_part_of_test_all() -> None:
+def test_ci_runs_lint_types_packaging_and_all_tests() -> None:
     (parts,) = re.findall(r"^test-all: (.+)$", MAKEFILE, re.MULTILINE)
     assert {*parts.split(), "lint", "types", "wheel", "airflow"} == commands(CI)
     assert commands(CI) <= TARGETS
     assert any(step.get("run") == ".ci/run" for _, step in steps())
 
 
-def test_the_parts_of_test_all_leave_no_marker_out() -> None:
-    """What is not alone is quick, or slow, or fuzzing."""
+def test_parts_of_test_all_cover_every_marker() -> None:
+    """A test without the marker `alone` is quick, slow or a fuzz target."""
     selected = dict(
         re.findall(r"^(test[a-z-]*): .*\n\t\$\(PYTEST\)[^\n]*? -m (\"[^\"]+\"|\w+)", MAKEFILE, re.MULTILINE)
     )
@@ -99,12 +99,12 @@ def test_the_parts_of_test_all_leave_no_marker_out() -> None:
     assert selected["test-alone"] == "alone"
 
 
-def test_make_has_a_target_for_each_that_is_phony_and_the_other_way_round() -> None:
+def test_phony_list_matches_make_targets() -> None:
     (phony,) = re.findall(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)
     assert set(phony.split()) == TARGETS
 
 
-def test_hooks_run_the_programs_of_the_environment() -> None:
+def test_hooks_run_programs_of_the_environment() -> None:
     config = read(ROOT / ".pre-commit-config.yaml")
     (local,) = (repo for repo in config["repos"] if repo["repo"] == "local")
     dev = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["dev"]
@@ -120,7 +120,7 @@ def test_hooks_run_the_programs_of_the_environment() -> None:
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.name)
-def test_an_issue_form_has_what_github_asks_for(path: Path) -> None:
+def test_issue_form_has_required_fields(path: Path) -> None:
     form = read(path)
     assert {"name", "description", "body"} <= set(form)
     fields = [field for field in form["body"] if field["type"] != "markdown"]
@@ -131,6 +131,6 @@ def test_an_issue_form_has_what_github_asks_for(path: Path) -> None:
     assert any(field.get("validations", {}).get("required") for field in fields)
 
 
-def test_the_security_policy_is_linked_where_a_reporter_looks() -> None:
+def test_security_policy_is_linked() -> None:
     for name in ("README.md", ".github/ISSUE_TEMPLATE/bug_report.yml", "CONTRIBUTING.md"):
         assert "SECURITY.md" in (ROOT / name).read_text("utf-8"), name

@@ -1,4 +1,4 @@
-"""Each engine is started once; its tests skip where it cannot be had."""
+"""Start each engine once. Its tests are skipped if it is not available."""
 
 from collections.abc import Iterator
 

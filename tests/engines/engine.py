@@ -1,4 +1,4 @@
-"""The engines that run the same jobs: how each is started, with two workers, and which options choose it."""
+"""The engines that run the same jobs: start each with two workers, and the options that select it."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from .fetch import engines_folder
 
 PYTHON = Path(sys.executable)
 BROKEN = Path(__file__).with_name("broken")
-"""On the path of every worker: it has a bug, in catalogs that ask for it."""
+"""A folder on the path of every worker: it adds a bug for catalogs with the file `BUG`."""
 _JAVA_OPENS = tuple(
     f"--add-opens=java.base/{name}=ALL-UNNAMED"
     for name in ("sun.nio.ch", "java.nio", "java.util", "java.lang.invoke", "java.lang", "java.net")
@@ -28,21 +28,21 @@ _JAVA_OPENS = tuple(
 
 
 class Missing(Exception):  # noqa: N818 - a reason to skip
-    """The engine is not on this machine; the message says what to do."""
+    """The engine is not available on this machine. The message says how to install it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """An engine that is up."""
+    """A running engine."""
 
     name: str
     options: tuple[str, ...]
-    """Beam's options that send a job there."""
+    """Beam options that select the engine."""
     processes: tuple[psutil.Process, ...] = field(default=())
-    """Whose children are its workers; empty: the launcher's own."""
+    """The processes whose children are its workers; empty: the launcher."""
 
     def workers(self, launcher: int) -> list[psutil.Process]:
-        """The processes below those of the engine, and below the launcher."""
+        """Return the descendants of the engine's processes and of the launcher."""
         found = []
         for process in (*self.processes, psutil.Process(launcher)):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -53,13 +53,13 @@ class Engine:
 def file_of(name: str) -> Path:
     path = engines_folder() / name
     if not path.exists():
-        raise Missing(f"{path} is missing: `make test-engines` fetches it where it is available")
+        raise Missing(f"{path} does not exist: run `make test-engines` to fetch it")
     return path
 
 
 @contextlib.contextmanager
 def service(folder: Path, name: str, command: list[str], port: int | None = None) -> Iterator[psutil.Process]:
-    """A process that is up when it takes connections at `port`; it and all below it end with the block."""
+    """Start a process and wait until it accepts connections at `port`. It and its descendants end with the block."""
     log = folder / f"{name}.log"
     environment = {
         **os.environ,
@@ -99,7 +99,7 @@ FLINK = {
     "restart-strategy.fixed-delay.attempts": 3,
     "restart-strategy.fixed-delay.delay": "1 s",
 }
-"""What a cluster's settings need beside their defaults: docs/engines.md says why."""
+"""Required cluster settings that differ from the defaults; docs/engines.md has the reasons."""
 KEY = "key-for-tests-0123456789"
 
 
@@ -116,7 +116,7 @@ def processes(folder: Path) -> Iterator[Engine]:
 
 @contextlib.contextmanager
 def repeated(folder: Path) -> Iterator[Engine]:
-    """Every bundle is run twice and the first result thrown away, as Spark may do with what is used twice."""
+    """Run every bundle twice and discard the first result, as Spark may do with a collection that is used twice."""
     yield Engine(name="repeated", options=("--runner=FnApiRunner", "--direct_runner_bundle_repeat=1"))
 
 
@@ -127,7 +127,7 @@ def bundle_based(folder: Path) -> Iterator[Engine]:
 
 @contextlib.contextmanager
 def pool(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """Beam's worker pool: SDK workers in processes of their own, as in a container beside a task manager."""
+    """Start Beam's worker pool: SDK workers in separate processes, as in a container next to a task manager."""
     port = free_port()
     command = [str(PYTHON), "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
     with service(folder, "pool", command, port) as process:
@@ -136,7 +136,7 @@ def pool(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 @contextlib.contextmanager
 def portable(folder: Path) -> Iterator[Engine]:
-    """Beam's own job server in Python, which asks a pool for two workers."""
+    """Start Beam's own job server in Python, with two workers from a pool."""
     port = free_port()
     command = [str(PYTHON), "-m", "apache_beam.runners.portability.local_job_service_main", f"--job_port={port}"]
     command += [f"--staging_dir={folder / 'staging'}"]
@@ -148,7 +148,7 @@ def portable(folder: Path) -> Iterator[Engine]:
 
 @contextlib.contextmanager
 def prism(folder: Path) -> Iterator[Engine]:
-    """Prism has one worker, which works on many bundles at once."""
+    """Start Prism. It has one worker, which processes many bundles concurrently."""
     port = free_port()
     command = [str(file_of("prism")), f"--job_port={port}", "--serve_http=false"]
     with service(folder, "prism", command, port) as server, pool(folder) as (address, workers):
@@ -159,7 +159,7 @@ def prism(folder: Path) -> Iterator[Engine]:
 
 @contextlib.contextmanager
 def dask(folder: Path) -> Iterator[Engine]:
-    """A scheduler and two workers, each below a nanny that starts it again."""
+    """Start a scheduler and two workers, each with a nanny that restarts it."""
     try:
         import distributed  # noqa: F401
     except ImportError:
@@ -180,7 +180,7 @@ def dask(folder: Path) -> Iterator[Engine]:
 
 @contextlib.contextmanager
 def job_server(folder: Path, name: str, *arguments: str) -> Iterator[Engine]:
-    """A job server of Java with its engine inside, which asks a pool for its workers."""
+    """Start a Java job server with an embedded engine, with workers from a pool."""
     jar = file_of(f"{name}.jar")
     java = shutil.which("java")
     if java is None:

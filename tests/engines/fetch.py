@@ -1,8 +1,8 @@
-"""Fetches the engines that are no Python packages, once: `python tests/engines/fetch.py`.
+"""Fetch the engines that are not Python packages: `python tests/engines/fetch.py`.
 
-Prism is built from Beam's Go module, whose sum is pinned here; the Go checksum database proves the rest. Where Go is
-missing or too old, a Go toolchain comes as a module of its own. The job servers of Flink and Spark come by Maven.
-What a registry has not is said and left out, and its tests skip. Files already there are taken as they are.
+Prism is built from Beam's Go module, whose checksum is pinned here; the Go checksum database verifies its dependencies.
+If Go is too old, a Go toolchain is fetched as a Go module. The job servers of Flink and Spark are fetched with Maven.
+An engine that is not available is reported, and its tests are skipped. Existing files are kept.
 """
 
 import hashlib
@@ -21,22 +21,22 @@ BEAM = "2.77.0"
 MODULE = "github.com/apache/beam/sdks/v2"
 MODULE_SUM = "h1:RsC61pHEvtySEHAURQyP/+CVOJm/hy5hewuG9JF0+Ow="
 GO = "1.26.2"
-"""What the module's go.mod asks for."""
+"""The Go version in the module's go.mod."""
 TOOLCHAIN_SUMS = {"amd64": "h1:mCBp0gCL9gQVqXpC60jQ7R46JDxL73qeF8hv6SnV2ss="}
 
 JOB_SERVERS: dict[str, tuple[str, str | None]] = {
     "flink.jar": ("beam-runners-flink-2.2-job-server", None),
     "spark.jar": ("beam-runners-spark-3-job-server", None),
 }
-"""The artifact and its SHA-256. None: nobody has had the file in hand here, so there is nothing to compare it with."""
+"""The artifact and its SHA-256. None: the checksum of the file is not known yet."""
 
 
 class NotToBeHad(Exception):  # noqa: N818 - what happened, and no failure of this program
-    """An engine cannot be fetched; the message says why."""
+    """An engine cannot be fetched. The message has the reason."""
 
 
 def engines_folder() -> Path:
-    """Where the engines are: EPITHRE_BEAM_ENGINES, or the user's cache."""
+    """Return the folder of the engines: EPITHRE_BEAM_ENGINES, or the user's cache."""
     named = os.environ.get("EPITHRE_BEAM_ENGINES")
     return Path(named) if named else Path(platformdirs.user_cache_dir("epithre-beam")) / "engines" / BEAM
 
@@ -52,7 +52,7 @@ def fetch_prism(folder: Path) -> None:
 
 
 def _go(environment: dict[str, str]) -> str:
-    """A Go that is new enough; if it is not the one on the path, `environment` is told where it has its files."""
+    """Return the path of a recent Go. For a fetched toolchain, its variables are added to `environment`."""
     go = shutil.which("go")
     if go is None:
         raise NotToBeHad("Go is not installed; on Debian: apt-get install golang-go")
@@ -90,9 +90,7 @@ def fetch_job_server(folder: Path, name: str) -> None:
         with jar.open("rb") as file:
             reported = hashlib.file_digest(file, "sha256").hexdigest()
         if sha256 is None:
-            raise NotToBeHad(
-                f"it came with SHA-256 {reported}, and none is pinned: compare it and pin it in {__file__}"
-            )
+            raise NotToBeHad(f"its SHA-256 is {reported}, and none is pinned: verify it and pin it in {__file__}")
         _check(coordinates, reported, sha256)
         _put(jar, folder / name)
 
@@ -122,7 +120,7 @@ def _call(program: str, environment: "dict[str, str] | os._Environ[str]", *argum
 
 def _check(what: str, reported: str, pinned: str) -> None:
     if reported != pinned:
-        sys.exit(f"{what} has the checksum {reported}, pinned is {pinned}: it is not the file that was tested.")
+        sys.exit(f"{what}: the checksum {reported} differs from the pinned {pinned}: it is not the tested file.")
 
 
 def _put(made: Path, target: Path) -> None:
@@ -137,13 +135,13 @@ def main() -> None:
     folder = engines_folder()
     for name in ("prism", *JOB_SERVERS):
         if (folder / name).exists():
-            reported = "is there"
+            reported = "exists"
         else:
             try:
                 fetch_prism(folder) if name == "prism" else fetch_job_server(folder, name)
                 reported = "fetched"
             except NotToBeHad as error:
-                reported = f"cannot be had, its tests skip: {error}"
+                reported = f"not available, its tests are skipped: {error}"
         sys.stdout.write(f"{name} ({folder}): {reported}\n")
         sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""The same jobs on every engine make the same catalog, byte for byte, and find the same."""
+"""The same jobs make the same catalog, byte for byte, and the same hits on every engine."""
 
 import hashlib
 import shutil
@@ -19,16 +19,16 @@ REFERENCE = ("--runner=FnApiRunner",)
 
 
 def digests(catalog: Path) -> dict[str, str]:
-    """The published version's files but for those that hold times."""
+    """Return the SHA-256 of the published version's files, except files with times."""
     version = catalog / "versions" / open_catalog(catalog).version
     timed = {"manifest.json", "report.json", "report.html"}
     names = (path for path in sorted(version.rglob("*")) if path.is_file() and path.name not in timed)
-    files = [path for path in names if not path.name.endswith(".partial")]  # of a worker that was killed
+    files = [path for path in names if not path.name.endswith(".partial")]  # left by a killed worker
     return {str(path.relative_to(version)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 class Jobs:
-    """Three jobs, whose sources stay as they are: a first run, a run after changes, vectors from elsewhere."""
+    """Three jobs with fixed sources: a first run, a run after changes, and an import of vectors."""
 
     def __init__(self, folder: Path, base_url: str) -> None:
         self.place = Place(folder)
@@ -87,7 +87,7 @@ def do(jobs: Jobs, job: str, catalog: Path, options: tuple[str, ...], lanes: int
 
 @pytest.fixture(scope="session")
 def expected(jobs):
-    """What the reference makes of each job: FnApiRunner in one process, with one lane."""
+    """Return the result of each job on the reference: FnApiRunner in one process, with one lane."""
     found = {}
     for job in JOBS:
         catalog = jobs.place.folder / f"expected-{job}"
@@ -98,7 +98,7 @@ def expected(jobs):
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_every_engine_makes_the_same_catalog_and_finds_the_same(engine, job, jobs, expected, emulator, tmp_path):
+def test_every_engine_makes_same_catalog_and_hits(engine, job, jobs, expected, emulator, tmp_path):
     emulator.reset()
     do(jobs, job, tmp_path / "catalog", engine.options, lanes=2)
     assert (tmp_path / "catalog" / "LATEST.json").exists()

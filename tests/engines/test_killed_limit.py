@@ -1,4 +1,4 @@
-"""A worker of four dies, and the limit that they share holds. In a file of its own, since it only waits."""
+"""The shared rate limit holds when one of four workers is killed. In a separate file, because it mostly waits."""
 
 import shutil
 
@@ -7,7 +7,7 @@ import pytest
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Limits
 
 from .engine import KEY
-from .test_killed_workers import (  # two of them fixtures
+from .test_killed_workers import (  # two of these are fixtures
     IN_FLIGHT,
     UNIT,
     embedded,  # noqa: F401
@@ -23,13 +23,13 @@ LIMIT = 30
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["dask"], indirect=True, scope="session")
-def test_the_limit_holds_over_four_lanes_when_one_of_their_workers_is_killed(
+def test_limit_of_four_lanes_holds_when_a_worker_is_killed(
     engine,
     sources,  # noqa: F811
     embedded,  # noqa: F811
     redis_server,
 ):
-    """What was on its way when the worker died keeps its leases: the server may have counted it."""
+    """Requests in flight when the worker is killed keep their leases, because the server may have counted them."""
     shutil.rmtree(sources.catalog, ignore_errors=True)
     settings = EmulatorSettings(dimension=64, api_keys=(KEY,), limits=Limits(requests_per_minute=LIMIT))
     with Emulator(settings) as emulator:

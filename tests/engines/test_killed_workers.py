@@ -1,6 +1,6 @@
-"""A worker is killed in the middle: the engine begins its work again, or the run ends and the next one goes on.
+"""A worker is killed during a run: the engine restarts its work, or the run fails and the next run continues.
 
-Either way the catalog is what it would have been, and nothing is paid twice but what was on its way.
+In both cases the catalog is the same as without the kill, and only requests in flight are billed twice.
 """
 
 import contextlib
@@ -22,26 +22,26 @@ from .engine import KEY
 from .test_engines import digests
 
 KILLABLE = ("processes", "portable", "prism", "dask", "flink", "spark")
-"""The engines whose workers are processes of their own."""
+"""The engines whose workers are separate processes."""
 BEGINS_AGAIN = ("dask", "flink", "spark")
-"""Of those, the engines that replace a worker; with the others the run fails."""
+"""The engines that replace a worker; with the others, the run fails."""
 ASSETS, UNIT, IN_FLIGHT, LANES = 120, 4, 2, 2
 REFERENCE = ("--runner=FnApiRunner",)
 
 
 def sends(emulator):
-    """Whether a worker has a connection to the API."""
+    """Return a check whether a worker has a connection to the API."""
     port = int(emulator.base_url.split(":")[2].split("/")[0])
     return lambda worker: any(c.raddr and c.raddr.port == port for c in worker.net_connections())
 
 
 def builds(worker):
-    """Whether a worker has a file of the new version open."""
+    """Return whether a worker has a file of the new version open."""
     return any("/versions/" in file.path or "/vectors/" in file.path for file in worker.open_files())
 
 
 def kill_one(engine, launcher, is_time, is_busy):
-    """Kills a busy worker with SIGKILL when it is time; None when the run was over before."""
+    """Kill a busy worker with SIGKILL when it is time, and return its pid; None if the run was over before."""
     while launcher.poll() is None:
         if is_time():
             for worker in engine.workers(launcher.pid):
@@ -54,7 +54,7 @@ def kill_one(engine, launcher, is_time, is_busy):
 
 
 def finish(place, launcher, engine, *arguments):
-    """Waits for the end; where the run failed, in a sentence, it is run again."""
+    """Wait for the end of the run. If it failed with a one-line error, run it again. Return whether it succeeded."""
     _, errors = launcher.communicate(timeout=100)
     if launcher.returncode == 0:
         return True
@@ -90,7 +90,7 @@ def state(catalog):
 
 @pytest.fixture(scope="module")
 def embedded(sources, emulator):
-    """What it would have been."""
+    """Return the result without a kill."""
     write_job(sources, emulator, lanes=1)
     assert sources.cli("run", "job.yaml", "--", *REFERENCE).returncode == 0
     found = state(sources.catalog)
@@ -99,7 +99,7 @@ def embedded(sources, emulator):
 
 
 @pytest.mark.parametrize("engine", KILLABLE, indirect=True, scope="session")
-def test_a_worker_killed_while_it_embeds_costs_what_was_on_its_way(engine, sources, embedded):
+def test_worker_killed_while_embedding_costs_only_requests_in_flight(engine, sources, embedded):
     shutil.rmtree(sources.catalog, ignore_errors=True)
     settings = EmulatorSettings(dimension=64, api_keys=(KEY,), faults=Faults(latency_s=0.25))
     with Emulator(settings) as emulator:
@@ -116,13 +116,13 @@ def test_a_worker_killed_while_it_embeds_costs_what_was_on_its_way(engine, sourc
     assert len(billed) == ASSETS
     assert len(finished) >= 5 * UNIT
     assert all(billed[content] == 1 for content in finished)
-    # On its way were the requests of each lane, and as many units that were being written.
+    # In flight: the requests of each lane, and as many units that were being written.
     assert sum(count - 1 for count in billed.values()) <= 2 * LANES * IN_FLIGHT * UNIT
 
 
 @pytest.fixture(scope="module")
 def vectors(tmp_path_factory):
-    """Vectors of which an index takes a moment to build."""
+    """Write vectors whose index takes a while to build."""
     place = Place(tmp_path_factory.mktemp("vectors"))
     rng = np.random.default_rng(8)
     rows = rng.standard_normal((24_000, 64)).astype(np.float32)
@@ -140,7 +140,7 @@ BUILD += ("--set=index.rows_per_file=3000",)
 
 @pytest.fixture(scope="module")
 def built(vectors):
-    """What it would have been."""
+    """Return the result without a kill."""
     done = vectors.cli(*BUILD, "--", *REFERENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     found = digests(vectors.catalog)
@@ -149,7 +149,7 @@ def built(vectors):
 
 
 @pytest.mark.parametrize("engine", KILLABLE, indirect=True, scope="session")
-def test_a_worker_killed_while_it_builds_changes_nothing_of_what_is_built(engine, vectors, built):
+def test_worker_killed_while_building_does_not_change_the_index(engine, vectors, built):
     shutil.rmtree(vectors.catalog, ignore_errors=True)
     launcher = vectors.start(*BUILD, "--", *engine.options)
     versions = vectors.catalog / "versions"

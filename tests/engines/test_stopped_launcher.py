@@ -1,4 +1,4 @@
-"""A launcher that is stopped stops its job too: on an engine of its own it would run on, and go on paying."""
+"""A stopped launcher cancels its job, which would otherwise continue on a remote engine and send requests."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def endpoint_of(engine):
 
 
 def states_of(engine):
-    """Of the engine's jobs, by id."""
+    """Return the states of the engine's jobs by id."""
     with grpc.insecure_channel(endpoint_of(engine)) as channel:
         service = beam_job_api_pb2_grpc.JobServiceStub(channel)
         jobs = service.GetJobs(beam_job_api_pb2.GetJobsRequest(), timeout=20).job_info
@@ -38,7 +38,7 @@ def states_of(engine):
 
 
 def start(place, engine, emulator, catalog):
-    """A run that has begun to pay."""
+    """Start a run, and wait until it has sent requests."""
     place.write_job(
         catalog=catalog,
         sources=[{"kind": "text", "table": "texts.csv", "id": "id", "text": "text"}],
@@ -58,7 +58,7 @@ def start(place, engine, emulator, catalog):
 
 @pytest.mark.parametrize("engine", REMOTE, indirect=True, scope="session")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_launcher_cancels_its_job_and_nothing_is_paid_any_more(engine, place, number):
+def test_stopped_launcher_cancels_its_job_and_requests_end(engine, place, number):
     settings = EmulatorSettings(dimension=64, model="hash", api_keys=(KEY,), faults=Faults(latency_s=0.3))
     with Emulator(settings) as emulator:
         launcher = start(place, engine, emulator, f"catalog-{engine.name}-{number}")
@@ -78,9 +78,9 @@ def test_a_stopped_launcher_cancels_its_job_and_nothing_is_paid_any_more(engine,
 
 
 def stopped(emulator):
-    """Waits until nobody asks any more: a worker ends the requests that it has sent."""
+    """Wait until no more requests arrive. A worker finishes the requests that it has sent."""
     deadline, last, since = time.monotonic() + 30, -1, time.monotonic()
-    while time.monotonic() - since < 2:  # ten times what a request of a worker takes
+    while time.monotonic() - since < 2:  # several times the duration of a request
         assert time.monotonic() < deadline
         asked = len(emulator.log)
         if asked != last:
@@ -89,12 +89,12 @@ def stopped(emulator):
 
 
 @pytest.mark.parametrize("engine", ["portable", "prism"], indirect=True, scope="session")
-def test_a_job_that_cannot_be_cancelled_is_named_with_where_it_runs(engine, place):
+def test_error_names_job_that_cannot_be_cancelled_and_its_endpoint(engine, place):
     settings = EmulatorSettings(dimension=64, model="hash", api_keys=(KEY,), faults=Faults(latency_s=0.3))
     server = engine.processes[0]
     with Emulator(settings) as emulator:
         launcher = start(place, engine, emulator, f"catalog-{engine.name}-lost")
-        server.suspend()  # it answers nobody
+        server.suspend()  # it does not answer
         try:
             launcher.send_signal(signal.SIGTERM)
             said, errors = launcher.communicate(timeout=60)

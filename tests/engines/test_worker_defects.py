@@ -1,4 +1,4 @@
-"""A bug in a worker is told once, as a defect with the worker's own traceback, whatever engine runs the job."""
+"""A bug in a worker is reported once, as a defect with the worker's traceback, on every engine."""
 
 import json
 
@@ -11,7 +11,7 @@ from .engine import BROKEN, ENGINES, KEY
 
 
 @pytest.mark.parametrize("engine", ENGINES, indirect=True, scope="session")
-def test_a_bug_in_a_worker_is_told_with_the_workers_traceback_and_not_with_pages_of_the_runner(engine, tmp_path):
+def test_bug_in_worker_is_reported_with_only_its_traceback(engine, tmp_path):
     place = Place(tmp_path)
     write_texts(place.folder / "texts.csv", 20)
     with Emulator(EmulatorSettings(dimension=64, api_keys=(KEY,))) as emulator:

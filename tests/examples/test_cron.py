@@ -1,4 +1,4 @@
-"""cron mails what is printed: nothing when all is well, a sentence when somebody should look."""
+"""cron mails the output: nothing after success, one line if an operator must act."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings,
 from ..pipelines.conftest import KEY, sentences
 from .conftest import EXAMPLES
 
-pytestmark = pytest.mark.slow  # each night starts the program anew
+pytestmark = pytest.mark.slow  # each run starts the program
 
 SCRIPT = EXAMPLES / "cron" / "epithre-nightly"
 CRONTAB = EXAMPLES / "cron" / "epithre-beam.crontab"
@@ -37,7 +37,7 @@ def versions(place):
     return [path for path in place.catalog.glob("versions/*") if path.is_dir()]
 
 
-def test_a_good_night_says_nothing_and_leaves_the_versions_that_are_kept(place, nightly):
+def test_successful_run_prints_nothing_and_prunes(place, nightly):
     for price in range(3):
         (place.folder / "texts.csv").write_text(f"id,text,price\na,one,{price}\nb,two,{price}\n")
         done = nightly()
@@ -45,19 +45,19 @@ def test_a_good_night_says_nothing_and_leaves_the_versions_that_are_kept(place, 
     assert len(versions(place)) <= 2
 
 
-def test_a_failure_of_the_moment_is_tried_again_and_then_told(place, nightly):
+def test_transient_failure_is_retried_and_then_reported(place, nightly):
     with serve(faults=Faults(refuse_all=503)) as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         done = nightly()
         assert done.returncode == 1
         assert len(sentences(done.stderr)) == 2
         assert "Nothing was published" in done.stderr
-        assert len(emulator.log) == 6  # each try asks three times who is there
+        assert len(emulator.log) == 6  # each attempt probes three times
         emulator.reset(faults=Faults())
         assert nightly().returncode == 0
 
 
-def test_a_spending_limit_that_was_reached_is_not_spent_again(place, nightly):
+def test_run_at_spending_limit_is_not_retried(place, nightly):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         done = nightly("--max-requests", "3")
@@ -66,7 +66,7 @@ def test_a_spending_limit_that_was_reached_is_not_spent_again(place, nightly):
         assert len(emulator.log) == 3
 
 
-def test_a_wrong_job_is_told_once(place, nightly):
+def test_invalid_job_is_reported_once(place, nightly):
     (place.folder / "bad.yaml").write_text("catalog: c\n")
     done = nightly(job="bad.yaml")
     assert done.returncode == 2
@@ -74,7 +74,7 @@ def test_a_wrong_job_is_told_once(place, nightly):
     assert subprocess.run([SCRIPT], capture_output=True, check=False).returncode == 2
 
 
-def test_a_version_that_is_held_back_is_told_and_nothing_is_pruned(place, nightly):
+def test_version_held_by_gate_is_reported_and_nothing_is_pruned(place, nightly):
     assert nightly().returncode == 0
     for path in sorted((place.folder / "pictures").iterdir())[:8]:
         path.write_bytes(b"no picture")
@@ -84,14 +84,14 @@ def test_a_version_that_is_held_back_is_told_and_nothing_is_pruned(place, nightl
     assert len(versions(place)) == 2
 
 
-def test_a_run_that_finds_the_catalog_held_says_nothing(place, nightly):
+def test_run_on_busy_catalog_prints_nothing(place, nightly):
     with hold(Store(str(place.catalog)), "run"):
         done = nightly()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not versions(place)
 
 
-def test_the_crontab_has_a_line_that_cron_understands_and_bash_parses():
+def test_crontab_line_is_valid_for_cron_and_bash():
     lines = [line for line in CRONTAB.read_text().splitlines() if line and not line.startswith("#")]
     settings = dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
     assert {"SHELL", "PATH", "MAILTO"} <= set(settings)
@@ -99,12 +99,12 @@ def test_the_crontab_has_a_line_that_cron_understands_and_bash_parses():
     *times, user, command = job.split(None, 6)
     assert all(re.fullmatch(r"[\d*/,-]+", field) for field in times)
     assert user == "epithre"
-    assert "%" not in command  # cron takes it for a line's end
+    assert "%" not in command  # cron treats it as the end of the line
     assert SCRIPT.name in command
     subprocess.run(["bash", "-n", "-c", command], check=True)
 
 
-def test_the_script_has_no_flaw_that_shellcheck_knows():
+def test_script_passes_shellcheck():
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed: apt-get install shellcheck")
     subprocess.run(["shellcheck", SCRIPT], check=True)

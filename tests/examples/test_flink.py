@@ -1,4 +1,4 @@
-"""The Flink cluster's manifest is what Kubernetes accepts, and its parts fit each other. No cluster is started here."""
+"""The manifest of the Flink cluster is valid for Kubernetes, and its parts match. No cluster is started."""
 
 import apache_beam
 import kubernetes_validate
@@ -33,12 +33,12 @@ def containers():
 
 
 @pytest.mark.parametrize("release", [OLDEST, kubernetes_validate.latest_version()])
-def test_it_follows_the_schema_of_kubernetes_and_has_no_key_of_its_own(release):
+def test_manifest_matches_kubernetes_schema_without_unknown_keys(release):
     for item in ITEMS:
         kubernetes_validate.validate(item, release, strict=True)
 
 
-def test_images_are_of_the_beam_that_is_installed_and_of_a_flink_that_it_knows():
+def test_images_match_installed_beam_and_a_supported_flink():
     images = {container["name"]: container["image"] for container in containers()}
     flink = images["taskmanager"].split(":")[1]
     assert images["jobmanager"] == images["taskmanager"]
@@ -47,7 +47,7 @@ def test_images_are_of_the_beam_that_is_installed_and_of_a_flink_that_it_knows()
     assert images["beam-workers"] == images["run"]
 
 
-def test_the_job_asks_for_the_pool_and_the_slots_that_are_there(tmp_path):
+def test_job_uses_pool_and_slots_of_the_cluster(tmp_path):
     settings = named("ConfigMap")["data"]
     (tmp_path / "job.yaml").write_text(settings["job.yaml"])
     options = dict(option[2:].split("=") for option in load_config(tmp_path / "job.yaml").beam_options)
@@ -59,7 +59,7 @@ def test_the_job_asks_for_the_pool_and_the_slots_that_are_there(tmp_path):
     assert flink["jobmanager.rpc.address"] == named("Service")["metadata"]["name"]
 
 
-def test_the_settings_are_those_that_a_run_needed_and_the_page_the_job_and_the_tests_have_them_too():
+def test_required_settings_are_in_manifest_docs_job_and_tests():
     manifest = yaml.safe_load(named("ConfigMap")["data"]["FLINK_PROPERTIES"])
     page = (EXAMPLES.parent / "docs" / "engines.md").read_text("utf-8")
     for name in FLINK:
@@ -74,15 +74,15 @@ def test_the_settings_are_those_that_a_run_needed_and_the_page_the_job_and_the_t
     assert option in page
 
 
-def test_each_task_manager_has_a_worker_pool_of_its_own():
+def test_each_task_manager_has_its_own_worker_pool():
     task_managers = named("Deployment", "taskmanager")["spec"]["template"]["spec"]["containers"]
     assert sorted(container["name"] for container in task_managers) == ["beam-workers", "taskmanager"]
     assert not [
         item for item in ITEMS if item["kind"] == "Service" and "50000" in str(item)
-    ]  # a service would share them
+    ]  # a service would share the pools
 
 
-def test_what_is_staged_is_mounted_where_it_is_read_and_the_key_comes_from_a_secret():
+def test_staging_folder_is_mounted_and_key_comes_from_a_secret():
     by_name = {container["name"]: container for container in containers()}
     (server,) = [a for a in by_name["job-server"]["args"] if a.startswith("--artifacts-dir=")]
     for name in ("job-server", "taskmanager"):

@@ -1,4 +1,4 @@
-"""The manifest is what Kubernetes accepts, its job is a job, and its commands do what the comments say."""
+"""The manifest is valid for Kubernetes, its job config is valid, and its commands do what the comments say."""
 
 import subprocess
 
@@ -12,7 +12,7 @@ from .conftest import EXAMPLES, PROGRAM
 
 MANIFEST = EXAMPLES / "kubernetes" / "cronjob.yaml"
 OLDEST = "1.31"
-"""The first release in which podFailurePolicy is for everyone."""
+"""The first release in which podFailurePolicy is generally available."""
 
 
 @pytest.fixture
@@ -25,32 +25,32 @@ def job_of(objects):
 
 
 @pytest.mark.parametrize("release", [OLDEST, kubernetes_validate.latest_version()])
-def test_it_follows_the_schema_of_kubernetes_and_has_no_key_of_its_own(objects, release):
+def test_manifest_matches_kubernetes_schema_without_unknown_keys(objects, release):
     assert set(objects) == {"ConfigMap", "PersistentVolumeClaim", "CronJob"}
     for item in objects.values():
         kubernetes_validate.validate(item, release, strict=True)
 
 
-def test_a_wrong_key_would_be_found(objects):
+def test_schema_check_finds_an_unknown_key(objects):
     job_of(objects)["backofLimit"] = 1
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(objects["CronJob"], OLDEST, strict=True)
 
 
-def test_what_no_try_would_change_is_not_tried_again(objects):
+def test_permanent_failures_are_not_retried(objects):
     job = job_of(objects)
     pod = job["template"]["spec"]
     assert objects["CronJob"]["spec"]["concurrencyPolicy"] == "Forbid"
-    assert pod["restartPolicy"] == "Never"  # or Kubernetes does not look at podFailurePolicy
+    assert pod["restartPolicy"] == "Never"  # otherwise Kubernetes ignores podFailurePolicy
     (rule,) = [rule for rule in job["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
     assert rule["onExitCodes"]["values"] == [2, 3]
     names = [container["name"] for container in [*pod["initContainers"], *pod["containers"]]]
     assert rule["onExitCodes"]["containerName"] in names
-    # The waits between the tries are 10, 20, 40 … s: together longer than a lost node's lease.
+    # The delays between attempts are 10, 20, 40 … s, together longer than the lease of a lost node.
     assert sum(10 * 2**i for i in range(job["backoffLimit"])) > 300
 
 
-def test_the_key_comes_from_a_secret_and_stands_nowhere(objects):
+def test_key_comes_from_a_secret_only(objects):
     pod = job_of(objects)["template"]["spec"]
     for container in [*pod["initContainers"], *pod["containers"]]:
         (key,) = [variable for variable in container["env"] if variable["name"] == "EPITHRE_KEY"]
@@ -58,7 +58,7 @@ def test_the_key_comes_from_a_secret_and_stands_nowhere(objects):
         assert key["valueFrom"]["secretKeyRef"]["key"] == "EPITHRE_KEY"
 
 
-def test_every_mount_has_its_volume(objects):
+def test_every_mount_has_a_volume(objects):
     pod = job_of(objects)["template"]["spec"]
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     for container in [*pod["initContainers"], *pod["containers"]]:
@@ -67,12 +67,12 @@ def test_every_mount_has_its_volume(objects):
     assert volumes["data"]["persistentVolumeClaim"]["claimName"] == objects["PersistentVolumeClaim"]["metadata"]["name"]
 
 
-def test_the_job_in_the_config_map_is_one(objects, tmp_path):
+def test_job_in_config_map_is_valid(objects, tmp_path):
     (tmp_path / "job.yaml").write_text(objects["ConfigMap"]["data"]["job.yaml"])
     assert load_config(tmp_path / "job.yaml").catalog == "/data/catalog"
 
 
-def test_its_commands_run_and_prune(objects, place, environment):
+def test_commands_of_manifest_run_and_prune(objects, place, environment):
     pod = job_of(objects)["template"]["spec"]
     for container in [*pod["initContainers"], *pod["containers"]]:
         program, *arguments = container["command"]

@@ -1,4 +1,4 @@
-"""The examples of services run as they are, go over to a new version, and end when they are told to."""
+"""The example services run unchanged, follow a new version, and stop on a signal."""
 
 import contextlib
 import os
@@ -52,7 +52,7 @@ def publish_another(place: Place) -> None:
 
 @contextlib.contextmanager
 def serving(*command: Any, **environment: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
-    """The service as a process; it must end by itself when it is told to."""
+    """Run the service as a process. It must stop on a signal."""
     variables = {**os.environ, "EPITHRE_KEY": KEY, **environment}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen([sys.executable, *map(str, command)], **pipes, text=True, env=variables)  # type: ignore[call-overload]
@@ -82,7 +82,7 @@ def wait_until(is_so: Callable[[], Any]) -> None:
         time.sleep(0.02)
 
 
-def test_the_fastapi_service_searches_and_follows(published: Place, emulator: Emulator) -> None:
+def test_fastapi_service_searches_and_follows_new_version(published: Place, emulator: Emulator) -> None:
     image = published.folder / "pictures" / "p003.jpg"
     command = ("-m", "uvicorn", "--app-dir", EXAMPLES, "--port", 0, "service_fastapi:app")
     with serving(*command, CATALOG=str(published.catalog), FOLLOW_EVERY_S="0.1") as (client, _):
@@ -115,7 +115,7 @@ def test_the_fastapi_service_searches_and_follows(published: Place, emulator: Em
         }
 
 
-def test_the_service_of_threads_and_processes_searches_and_every_process_follows(published: Place) -> None:
+def test_every_process_of_threaded_service_follows_new_version(published: Place) -> None:
     with open_catalog(published.catalog) as catalog:
         vector = catalog.vectors("image", [4])[0]
         (expected,) = catalog.search(vector, 5)
@@ -125,7 +125,7 @@ def test_the_service_of_threads_and_processes_searches_and_every_process_follows
     with serving(*command) as (client, process):
 
         def versions() -> Counter[tuple[int, str]]:
-            """Of every process, each asked over connections of its own."""
+            """Count answers by process and version, over several connections."""
             answers = [httpx.get(client.base_url).json() for _ in range(20)]
             return Counter((answer["process"], answer["version"]) for answer in answers)
 

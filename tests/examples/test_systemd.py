@@ -1,4 +1,4 @@
-"""The units are what systemd reads without a warning, and their commands do what the comments say."""
+"""systemd reads the units without a warning, and their commands do what the comments say."""
 
 import shlex
 import shutil
@@ -13,7 +13,7 @@ INSTALLED = "/opt/epithre/bin/epithre-beam"
 
 
 def settings_of(name):
-    """(section, key) → values, in their order: a unit may say a key several times."""
+    """Parse a unit as (section, key) → values in order, because a unit may repeat a key."""
     found, section = {}, ""
     for line in (FOLDER / name).read_text().splitlines():
         if line.startswith("["):
@@ -26,7 +26,7 @@ def settings_of(name):
 
 @pytest.fixture
 def units(tmp_path):
-    """The units with the program where it is on this machine: systemd looks whether it is there."""
+    """Copy the units with the program's path on this machine, because systemd checks that it exists."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed: apt-get install systemd")
     for path in FOLDER.glob("epithre-beam.*"):
@@ -34,7 +34,7 @@ def units(tmp_path):
     return tmp_path
 
 
-def test_systemd_reads_the_units_without_a_warning(units):
+def test_systemd_reads_units_without_warning(units):
     paths = sorted(units.iterdir())
     assert [path.suffix for path in paths] == [".service", ".timer"]
     done = subprocess.run(["systemd-analyze", "verify", *paths], capture_output=True, text=True, check=False)
@@ -43,13 +43,13 @@ def test_systemd_reads_the_units_without_a_warning(units):
     subprocess.run(["systemd-analyze", "calendar", *calendar], check=True, capture_output=True)
 
 
-def test_systemd_finds_little_that_the_service_could_do_to_the_machine(units):
+def test_service_has_low_systemd_exposure(units):
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=25", units / "epithre-beam.service"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-def test_what_no_try_would_change_is_not_tried_again():
+def test_permanent_failures_are_not_retried():
     service = settings_of("epithre-beam.service")
     assert service["Service", "Restart"] == ["on-failure"]
     assert service["Service", "RestartPreventExitStatus"] == ["2 3"]
@@ -57,7 +57,7 @@ def test_what_no_try_would_change_is_not_tried_again():
 
 
 @pytest.mark.slow
-def test_its_commands_run_and_prune(place, environment):
+def test_commands_of_units_run_and_prune(place, environment):
     service = settings_of("epithre-beam.service")
     variables = dict(value.split("=", 1) for value in service["Service", "Environment"])
     for key in ("ExecStart", "ExecStartPost"):

@@ -1,4 +1,4 @@
-"""Runs a Hypothesis test for so many seconds, by seeds that can be repeated."""
+"""Run a Hypothesis test for a number of seconds, with reproducible seeds."""
 
 import logging
 import os
@@ -13,14 +13,14 @@ from hypothesis.strategies import SearchStrategy
 SECONDS = float(os.environ.get("EPITHRE_BEAM_FUZZ_S", "20"))
 SEED = int(os.environ.get("EPITHRE_BEAM_FUZZ_SEED", "0"))
 _EXAMPLES = 25
-"""A round, which has one seed."""
+"""Examples in a round, which has one seed."""
 
 
 def fuzz(test: Callable[..., None], *arguments: SearchStrategy[Any]) -> None:
-    """Calls a test with drawn arguments, a round after the other, each with the next seed, until the time is over.
+    """Call a test with drawn arguments in rounds, each with the next seed, until the time is over.
 
-    What fails is shrunk by Hypothesis, and its seed is in the message: with it as EPITHRE_BEAM_FUZZ_SEED the first
-    round fails again.
+    Hypothesis shrinks a failing example, and the message has its seed: with this value as EPITHRE_BEAM_FUZZ_SEED, the
+    first round fails again.
     """
     quiet = settings(
         max_examples=_EXAMPLES,
@@ -42,4 +42,4 @@ def fuzz(test: Callable[..., None], *arguments: SearchStrategy[Any]) -> None:
 
 
 fuzzing = [pytest.mark.fuzz, pytest.mark.timeout(SECONDS * 2 + 240)]
-"""The marks of a file of targets. Shrinking takes its own time."""
+"""The marks of a file of fuzz targets. The timeout includes time for shrinking."""

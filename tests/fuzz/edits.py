@@ -1,4 +1,4 @@
-"""Edits of JSON: what a stranger, or an accident, may make of a file that was good."""
+"""Random edits of a valid JSON file, as by an attacker or by accident."""
 
 import copy
 from typing import Any
@@ -48,7 +48,7 @@ EDITS = st.lists(
 
 
 def edited(value: Any, edits: list[Any]) -> Any:
-    """The value with some of its places set, deleted, doubled, or set to what stands elsewhere in it."""
+    """Return the value with some places set, deleted, duplicated, or replaced by a copy of another place."""
     whole = {"": copy.deepcopy(value)}
     for what, place, other, new in edits:
         parent, key = _walk(whole, place)
@@ -67,7 +67,7 @@ def edited(value: Any, edits: list[Any]) -> Any:
 
 
 def _walk(whole: Any, place: list[int]) -> tuple[Any, Any]:
-    """A place in it: the list or object, and the position or key there."""
+    """Find a place: return its list or object, and its position or key."""
     parent, key = whole, ""
     for step in place:
         inner = parent[key]

@@ -1,9 +1,9 @@
-"""A process that prepares pictures of changed bytes: if a decoder ends it, its parent sees that.
+"""A process that prepares images with changed bytes, so that its parent notices if a decoder crashes.
 
     python -m tests.fuzz.image_worker SECONDS SEED NOTE
 
-Every picture is written to the file NOTE before it is prepared, so that one which ends the process is there. What is
-sent is compared with what Pillow and lcms make of the same bytes. The last line of the output says how many were tried.
+Every image is written to the file NOTE before it is prepared, so that the file has the image of a crash. The prepared
+image is compared with the result of Pillow and lcms. The last line of the output has the number of tried images.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from epithre_beam.transforms.sources.unpreparable import Unpreparable
 from ..transforms.sources.test_colours import CASES
 
 _MEMORY_BYTES = 500_000_000
-"""That preparing may take beyond what the process has: with the caps below it is an honest picture's."""
+"""Memory that preparing may add to the process: enough for a valid image with the limits below."""
 _LONGEST_S = 3.0
 _OTHER_LEVELS = {"levels", "alpha"}
 SETTINGS = [
@@ -45,7 +45,7 @@ _NUMBERS = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\1\0", 
 
 
 def changed(data: bytes, others: list[bytes], draw: random.Random) -> bytes:
-    """Bits flipped, numbers put in, pieces cut, doubled, moved, or taken from another picture."""
+    """Flip bits, insert numbers, and cut, duplicate, move or copy pieces from another image."""
     new = bytearray(data)
     for _ in range(draw.choice((0, 1, 1, 1, 2, 3, 8))):
         at = draw.randrange(len(new)) if draw.random() < 0.5 else draw.randrange(min(len(new), 300))
@@ -71,7 +71,7 @@ def changed(data: bytes, others: list[bytes], draw: random.Random) -> bytes:
 
 
 def reference(data: bytes) -> np.ndarray | None:
-    """The picture as Pillow and lcms see it, on white; None where they see none, or one that they do not show right."""
+    """Decode an image with Pillow and lcms, on white; None if they cannot decode it or do not render it correctly."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")) as image:
             if image.width * image.height > 1_000_000:
@@ -117,7 +117,7 @@ def _by_profile(image: Image.Image, profile: bytes | None, mode: str) -> Image.I
 
 
 def check(data: bytes) -> str:
-    """Prepares a picture with all settings. Returns what became of it; raises AssertionError where that is wrong."""
+    """Prepare an image with all settings and return the outcomes; raise AssertionError if one is wrong."""
     said = []
     for settings in SETTINGS:
         start = time.process_time()
@@ -146,7 +146,7 @@ def check(data: bytes) -> str:
 
 
 def check_refusal(failure: Unpreparable, *, of_good_image: bool = False) -> None:
-    """A sentence of one short line; of what the reference decodes, only for a reason that it does not know."""
+    """Check that a refusal is one short line; a good image may be refused only for reasons the reference ignores."""
     assert 0 < len(failure.detail) <= 200
     if of_good_image and failure.reason is Reason.UNDECODABLE:
         assert "YCbCr" in failure.detail or "its end is missing" in failure.detail, failure.detail
@@ -155,7 +155,7 @@ def check_refusal(failure: Unpreparable, *, of_good_image: bool = False) -> None
 
 
 def compare(data: bytes) -> None:
-    """With the reference, where that decodes the very same: no level is of another depth, and no gamma is applied."""
+    """Compare with the reference, except for images with other bit depths or gamma, which it renders differently."""
     seen = reference(data)
     if seen is None or b"gAMA" in data or b"acTL" in data:
         return
@@ -181,7 +181,7 @@ def main(seconds: float, seed: int, note: Path) -> None:
     Image.init()
     draw = random.Random(seed)
     whole = [data for data, _, _ in CASES.values()]
-    for data in whole:  # what is loaded once is not a picture's
+    for data in whole:  # load all decoders before measuring memory
         check(data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ends, outcomes = time.monotonic() + seconds, Counter[str]()

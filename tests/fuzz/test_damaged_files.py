@@ -1,4 +1,4 @@
-"""Damaged FAISS, Arrow and Parquet files whose sums are true: good rows or an error, and never a dead process."""
+"""Damaged FAISS, Arrow and Parquet files with matching checksums give valid rows or an error, and never a crash."""
 
 import json
 import os
@@ -27,7 +27,7 @@ FILES = {
     "parquet": ["vectors/text-00000-of-00001.parquet", "dead_letters/dead-00000-of-00001.parquet"],
 }
 HEADERS = st.integers(0, 3000) | st.integers(-3000, -1)
-"""Where headers and footers are, counted in bytes from the beginning or the end."""
+"""Positions of headers and footers, in bytes from the start or the end."""
 EDITS = st.lists(
     st.tuples(
         st.sampled_from(["bit", "byte", "int32", "int64", "cut", "drop", "double", "move"]),
@@ -40,7 +40,7 @@ EDITS = st.lists(
 
 
 class Worker:
-    """The process that opens the files; a new one follows one that died."""
+    """The process that opens the files, restarted after a crash."""
 
     def __init__(self, whole: Path, folder: Path) -> None:
         self._whole, self._folder = whole, folder
@@ -104,7 +104,7 @@ def worker(whole: Path, tmp_path: Path) -> Iterator[Worker]:
 
 
 @pytest.mark.parametrize("sort", FILES)
-def test_no_damage_to_a_file_ends_the_process_or_gives_what_is_not_there(worker: Worker, sort: str) -> None:
+def test_damaged_file_never_crashes_or_gives_invalid_rows(worker: Worker, sort: str) -> None:
     def target(name: str, edits: list[Any]) -> None:
         answer = worker.ask(name, edits)
         if not answer.startswith(("good", "refused")):

@@ -1,4 +1,4 @@
-"""Whatever a server answers: good vectors in their own rows, or an error, within bounds."""
+"""Any answer of a server gives valid vectors in the right rows, or an error, within limits."""
 
 from hypothesis import strategies as st
 

@@ -1,4 +1,4 @@
-"""Any bytes are a table or an error that names it: for as many seconds as EPITHRE_BEAM_FUZZ_S says."""
+"""Any bytes are a table or an error that names the file. Runs for EPITHRE_BEAM_FUZZ_S seconds."""
 
 import csv
 import gzip
@@ -47,7 +47,7 @@ def draws(seed: int) -> Iterator[random.Random]:
 
 
 def changed(draw: random.Random, data: bytes) -> bytes:
-    """Bytes written over, cut out, doubled, or put in."""
+    """Overwrite, cut, duplicate or insert bytes."""
     out = bytearray(data)
     for _ in range(draw.randrange(1, 8)):
         at = draw.randrange(len(out) + 1)
@@ -76,7 +76,7 @@ def check(path: Path) -> None:
     assert pa.total_allocated_bytes() - before < 500 << 20
 
 
-def test_csv_is_what_csv_says_wherever_a_block_ends() -> None:
+def test_csv_rows_match_csv_module_for_any_block_size() -> None:
     for draw in draws(1):
         data = draw.choice([b"", b"id,t\n", b"id,t\r\n"]) + b"".join(draw.choices(PIECES, k=draw.randrange(60)))
         found = []
@@ -98,7 +98,7 @@ def test_csv_is_what_csv_says_wherever_a_block_ends() -> None:
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
-def test_any_bytes_are_a_table_or_an_error_with_its_name(tmp_path: Path, form: str) -> None:
+def test_any_bytes_are_a_table_or_an_error_that_names_it(tmp_path: Path, form: str) -> None:
     rows = [{"id": f"i{i}", "t": f"text {i % 5}", "p": i / 3} for i in range(40)]
     path = tmp_path / f"t.{form}"
     seeds = ["id,t,p\n" + "".join(f'{r["id"]},"{r["t"]}",{r["p"]}\n' for r in rows)]

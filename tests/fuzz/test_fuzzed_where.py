@@ -1,4 +1,4 @@
-"""Any condition is an answer or an error in a sentence: for as many seconds as EPITHRE_BEAM_FUZZ_S says."""
+"""Any condition gives rows or an error. Runs for EPITHRE_BEAM_FUZZ_S seconds."""
 
 import os
 import random
@@ -49,7 +49,7 @@ def drawn(draw: random.Random, depth: int) -> Any:
             return {draw.choice(names): drawn(draw, depth - 1) for _ in range(draw.randrange(1, 3))}
 
 
-def test_any_condition_and_its_opposite_divide_the_rows() -> None:
+def test_condition_and_its_negation_partition_the_rows() -> None:
     draw = random.Random(4)
     table = pa.Table.from_pylist(
         [{**row, "row": i} for i, row in enumerate(ROWS)], SCHEMA.append(pa.field("row", pa.int64()))

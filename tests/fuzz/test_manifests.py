@@ -1,4 +1,4 @@
-"""Whatever a catalog's JSON files say: good answers or a CatalogError, and nothing outside is touched."""
+"""Any edit of a catalog's JSON files gives correct answers or an error, and no file outside is touched."""
 
 import datetime
 import itertools
@@ -39,7 +39,7 @@ _outside: list[str] = []
 
 
 def _watch(event: str, args: tuple[Any, ...]) -> None:
-    """What is opened, made, moved or deleted elsewhere; libraries are loaded from where they are."""
+    """Record files outside the catalog that are opened, created, moved or deleted, except those of libraries."""
     if not _allowed or event not in _EVENTS:
         return
     if args and isinstance(args[0], (str, bytes, os.PathLike)):
@@ -75,7 +75,7 @@ def forged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Forged]:
 
 
 def check_answers(catalog: Catalog) -> None:
-    """A kind that is scanned has its known answers; one of codes gives rows with their true scores, best first."""
+    """Check the known answers of an exact index, and the order and scores of hits of an index with codes."""
     for kind in catalog.kinds:
         vectors = catalog.vectors(kind, np.arange(len(catalog.assets(kind))))  # type: ignore[arg-type]
         scores = QUERIES @ vectors.T
@@ -94,7 +94,7 @@ def check_answers(catalog: Catalog) -> None:
     repr(catalog)
 
 
-def test_a_manifest_with_any_edit_is_searched_correctly_or_refused(forged: Forged, tmp_path: Path) -> None:
+def test_edited_manifest_is_searched_correctly_or_refused(forged: Forged, tmp_path: Path) -> None:
     store = Store(str(forged.folder))
     original = forged.manifest()
 
@@ -105,7 +105,7 @@ def test_a_manifest_with_any_edit_is_searched_correctly_or_refused(forged: Forge
             with open_catalog(forged.folder, verify=False) as catalog:
                 check_answers(catalog)
                 catalog.search(QUERIES, 5, merge="standardised", query_kind="image") if catalog.kinds else None
-        except (CatalogError, ArgumentError):  # the last for the figures of a direction that it has not
+        except (CatalogError, ArgumentError):  # ArgumentError if merge figures are missing
             pass
         for info in list_versions(store, read_latest(store)):
             assert info.manifest is not None or info.damage
@@ -114,7 +114,7 @@ def test_a_manifest_with_any_edit_is_searched_correctly_or_refused(forged: Forge
     fuzz(target, EDITS)
 
 
-def test_an_export_of_any_manifest_stays_in_its_folder(forged: Forged, tmp_path: Path) -> None:
+def test_export_of_edited_manifest_stays_in_its_folder(forged: Forged, tmp_path: Path) -> None:
     original = forged.manifest()
 
     def target(edits: list[Any]) -> None:
@@ -132,7 +132,7 @@ def test_an_export_of_any_manifest_stays_in_its_folder(forged: Forged, tmp_path:
     fuzz(target, EDITS)
 
 
-def test_any_latest_lease_and_hold_is_read_or_refused_and_prune_deletes_nothing_else(forged: Forged) -> None:
+def test_edited_latest_lease_and_hold_never_make_prune_delete_files(forged: Forged) -> None:
     store = Store(str(forged.folder))
     latest = orjson.loads((forged.folder / "LATEST.json").read_bytes())
     checked = orjson.loads(latest_bytes(latest["version"], latest["manifest_sha256"], ["000000-a"]))

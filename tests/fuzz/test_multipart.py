@@ -1,4 +1,4 @@
-"""Forms that were cut, doubled, shuffled and garbled are answered with a fault of ours, and the next one as ever."""
+"""Damaged multipart forms get a documented error, and the server continues to answer."""
 
 import contextlib
 import http.client
@@ -45,7 +45,7 @@ def part(name, content, *, file=None, more=b""):
 
 
 def drawn_form(rng, image):
-    """A body that is a form, or was one."""
+    """Draw a form, often damaged."""
     parts = [
         part(b"image", image, file=b"p.jpg", more=b"Content-Type: image/jpeg\r\n"),
         part(b"options", rng.choice(_OPTIONS).encode("utf-8", "replace")),
@@ -84,7 +84,7 @@ def drawn_type(rng):
 
 
 def chunked(rng, body):
-    """The body in pieces, as a sender that does not know its length sends it."""
+    """Split the body into chunks, as a client that does not know the length sends it."""
     while body:
         size = rng.choice([1, 3, 17, 1000, 100_000])
         yield body[:size]
@@ -93,7 +93,7 @@ def chunked(rng, body):
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(SECONDS + 160)
-def test_a_form_whatever_it_is_gets_an_answer_that_is_described(place):
+def test_any_form_gets_a_documented_answer(place):
     rng = random.Random(SEED)
     images = sorted((place.folder / "pictures").glob("*.jpg"))
     honest = images[3].read_bytes()
@@ -112,7 +112,7 @@ def test_a_form_whatever_it_is_gets_an_answer_that_is_described(place):
                 connection.request("POST", "/api/search/image", content, headers, encode_chunked=is_chunked)
                 answer = connection.getresponse()
                 said = answer.read()
-            except (ConnectionError, http.client.HTTPException):  # it was refused before it was sent to its end
+            except (ConnectionError, http.client.HTTPException):  # refused before the whole body was sent
                 connection.close()
                 assert server.process.poll() is None, seen
                 continue
@@ -127,7 +127,7 @@ def test_a_form_whatever_it_is_gets_an_answer_that_is_described(place):
         assert server.search_image(honest, k=2).status_code == 200
         if before is not None:
             assert process.memory_info().rss - before < 100e6
-            assert process.num_fds() < 60  # no file of a form stays open
+            assert process.num_fds() < 60  # the files of all forms are closed
         connection.close()
         assert server.stop() == 0
         with contextlib.closing(server.process.stderr) as errors:

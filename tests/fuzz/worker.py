@@ -1,8 +1,8 @@
-"""A process that opens damaged files: if C++ code ends it, its parent sees that.
+"""A process that opens damaged files, so that its parent notices if C++ code crashes.
 
     python -m tests.fuzz.worker FOLDER
 
-For each line of its input, `[name, edits]`, it changes a file of the catalog in FOLDER, makes the manifest true again,
+For each input line `[name, edits]`, it changes a file of the catalog in FOLDER, updates the checksums in the manifest,
 uses the file in every way, and answers with a line: `good`, `refused: …`, or `failed: …`.
 """
 
@@ -32,13 +32,13 @@ from epithre_beam.index.versions.layout import manifest_name
 from ..index.conftest import clustered_vectors, make
 
 _MEMORY_BYTES = 1_500_000_000
-"""That it may take more than it has when the catalog is open: what a length that is not true asks for is far more."""
+"""Memory that it may use in addition to an open catalog. A false length in a file requests far more."""
 _INTERESTING = (0, 1, -1, 2, 7, 8, 39, 41, 255, 1 << 16, (1 << 31) - 1, -(1 << 31), 1 << 40, (1 << 63) - 1, -(1 << 63))
 DIMENSION = 24
 
 
 def make_catalog(folder: Path) -> None:
-    """Images with codes, texts that are scanned, and dead letters."""
+    """Create a catalog with an index of codes for images, an exact index for texts, and dead letters."""
     vectors = {"image": clustered_vectors(1100, DIMENSION, 1), "text": clustered_vectors(90, DIMENSION, 2)}
     index = IndexConfig(exact_up_to_mb=0, training_rows=256, recall_queries=20, dimensions=(16, DIMENSION))
     make(folder, vectors, rows_per_unit=100, rows_per_file=1150, dead=3, index=index)
@@ -46,7 +46,7 @@ def make_catalog(folder: Path) -> None:
 
 
 def changed(data: bytes, edits: list[list[Any]]) -> bytes:
-    """Bits flipped, numbers put in, pieces cut, doubled and moved, at a byte or a share of the length."""
+    """Flip bits, insert numbers, and cut, duplicate or move pieces, at a byte or at a share of the length."""
     new = bytearray(data)
     for what, place, number in edits:
         if not new:
@@ -75,7 +75,7 @@ def changed(data: bytes, edits: list[list[Any]]) -> bytes:
 
 
 def use_search(folder: Path, _store: Store, _manifest: Manifest, queries: npt.NDArray[np.float32]) -> None:
-    """What a reader does who does not verify: the damage is not seen by a sum."""
+    """Search without verification, so that no checksum reveals the damage."""
     with open_catalog(folder, verify=False) as catalog:
         for kind in catalog.kinds:
             _check_kind(catalog, kind, queries)
@@ -95,7 +95,7 @@ def _check_kind(catalog: Catalog, kind: Any, queries: npt.NDArray[np.float32]) -
 
 
 def use_parquet(_folder: Path, store: Store, manifest: Manifest, _queries: npt.NDArray[np.float32]) -> None:
-    """What runs, `verify` and `search --exact` do."""
+    """Read Parquet files as runs, `verify` and `search --exact` do."""
     for kind in manifest.counts.per_kind:
         for vectors in _until_refused(lambda kind=kind: stored_vectors(store, manifest, kind)):
             assert vectors.shape[1] == manifest.dimension
@@ -112,7 +112,7 @@ def _letters(file: Any) -> Any:
 
     try:
         yield from iterate_letters(file)
-    except (pa.ArrowException, OSError):  # what its callers take for damage
+    except (pa.ArrowException, OSError):  # the callers treat these errors as damage
         return
 
 
@@ -124,7 +124,7 @@ def _until_refused(values: Callable[[], Any]) -> Any:
 
 
 def use_verify(_folder: Path, store: Store, manifest: Manifest, _queries: npt.NDArray[np.float32]) -> None:
-    """`versions verify` and `versions diff`."""
+    """Run `versions verify` and `versions diff`."""
     for problem in find_damage(store, manifest):
         assert problem
     diff_versions(store, manifest, manifest)
@@ -158,7 +158,7 @@ def main() -> None:
 def _try(
     folder: Path, store: Store, version: str, name: str, path: Path, data: bytes, written: bytes, queries: Any
 ) -> str:
-    path.unlink()  # whoever has mapped the old one keeps it
+    path.unlink()  # existing memory maps keep the old file
     path.write_bytes(data)
     manifest = json.loads(written)
     (entry,) = [entry for entry in manifest["files"] if entry["name"] == name]

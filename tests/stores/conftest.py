@@ -1,4 +1,4 @@
-"""Three object stores as their clients see them: servers that speak S3, Google's JSON API and Azure's blobs."""
+"""Local servers for three object stores: S3, Google Cloud Storage (JSON API) and Azure Blob Storage."""
 
 import contextlib
 import importlib.util
@@ -23,7 +23,7 @@ from ..s3_server import BUCKET, Proxy
 from .gcs_server import GcsServer
 
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-"""The emulator's own, the same for everybody."""
+"""The well-known key of the Azure emulator."""
 STORES = ("s3", "gcs", "azure")
 
 
@@ -38,7 +38,7 @@ class Place:
         return f"{({'s3': 's3', 'gcs': 'gs', 'azure': 'az'})[self.name]}://{BUCKET}/{folder}"
 
     def options(self, port: int | None = None) -> dict[str, Any]:
-        """For fsspec; the port is a proxy's, if it is given."""
+        """Return the fsspec options; `port` is the port of a proxy, if there is one."""
         address = f"http://127.0.0.1:{port or self.port}"
         match self.name:
             case "s3":
@@ -49,7 +49,7 @@ class Place:
                 return {"connection_string": azure_connection(address)}
 
     def environment(self, port: int | None = None) -> dict[str, str]:
-        """The same, as the cloud's own chain finds it."""
+        """Return the same settings as environment variables of the cloud's client library."""
         address = f"http://127.0.0.1:{port or self.port}"
         match self.name:
             case "s3":
@@ -81,7 +81,7 @@ def gcs_server() -> Iterator[GcsServer]:
 
 @pytest.fixture(scope="session")
 def azure_port() -> Iterator[int]:
-    """Azurite, of `make test-stores` or on the PATH."""
+    """Start Azurite, installed by `make test-stores` or found on the PATH."""
     own = Path(sys.prefix) / "azurite" / "node_modules" / ".bin" / "azurite-blob"
     program = str(own) if own.exists() else shutil.which("azurite-blob")
     if program is None:
@@ -133,7 +133,7 @@ def proxy(place: Place) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_cloud_of_ones_own() -> Iterator[None]:
-    """No test meets the credentials of whoever runs it; none runs without the drivers."""
+    """Hide the user's cloud credentials from the tests, and skip the tests if a driver is not installed."""
     if missing := [name for name in ("gcsfs", "adlfs") if importlib.util.find_spec(name) is None]:
         pytest.skip(f"{' and '.join(missing)} are not installed: run `make test-stores`")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,8 +1,8 @@
-"""A bucket of as many pictures as one likes, which only exist when they are listed: S3, GCS and Azure, over HTTP.
+"""A server that lists a bucket with any number of images, as S3, GCS and Azure, over HTTP.
 
     python tests/stores/endless_bucket.py 1000000
 
-It prints its port. The names are photos/FOLDER/NUMBER.jpg, a hundred folders of the same size; nothing can be read.
+It prints its port. The names are photos/FOLDER/NUMBER.jpg, in a hundred folders of equal size. Objects cannot be read.
 """
 
 import bisect
@@ -32,7 +32,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return f"photos/{number * FOLDERS // self.count:03d}/{number:08d}.jpg"
 
     def page(self, prefix: str, delimiter: str, token: str, size: int) -> tuple[list[str], list[str], str]:
-        """Files, folders, and the next page's token."""
+        """Return files, folders, and the token of the next page."""
         numbers = range(self.count)
         first = bisect.bisect_left(numbers, prefix, key=self.name)
         end = bisect.bisect_left(numbers, prefix + "\U0010ffff", key=self.name)
@@ -121,7 +121,7 @@ class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients hang up when they have enough."""
+        """Ignore errors of clients that close the connection early."""
 
 
 if __name__ == "__main__":

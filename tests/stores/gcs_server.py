@@ -1,7 +1,7 @@
-"""A small Google Cloud Storage: its JSON API over HTTP as clients use it, with generations and their preconditions.
+"""A small Google Cloud Storage server: the JSON API as clients use it, with generations and preconditions.
 
-It keeps what a real one promises and the tests need: an upload appears whole or not at all, `ifGenerationMatch` is
-compared and the object replaced in one step, listings are in the order of names and in pages.
+It has the guarantees of the real service that the tests need: uploads are atomic, `ifGenerationMatch` is compared and
+the object replaced in one step, and listings are sorted by name and paged.
 """
 
 import base64
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 PAGE = 1000
-"""How many names a page of a listing has at most."""
+"""Largest number of names in a page of a listing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class GcsObject:
 
 
 class RefusedError(Exception):
-    """An answer with a status of its own."""
+    """A request that is answered with an error status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -39,17 +39,17 @@ class RefusedError(Exception):
 
 
 class GcsServer:
-    """Serves on a free port from threads of this process. Use `with`."""
+    """Serves on a free port from threads of this process. Use it in a `with` block."""
 
     def __init__(self, buckets: tuple[str, ...] = ("bucket",)) -> None:
         self.buckets: dict[str, dict[str, GcsObject]] = {name: {} for name in buckets}
         self.requests: list[tuple[str, str]] = []
-        """Method and path with query of all that was asked."""
+        """Method and path with query of every request."""
         self.refuse: Callable[[str, str], int | None] = lambda method, path: None
-        """Is told method and path, and says with which status a request is refused, if it is."""
+        """Receives method and path, and returns the status to refuse the request with, or None."""
         self.ignores_conditions = False
         self.token: str | None = None
-        """What requests must bear, if anything; `/token` gives it to a service account."""
+        """The bearer token that requests need, if any; `/token` issues it to a service account."""
         self.lock = threading.Lock()
         self.sessions: dict[str, tuple[str, str, str | None, bytearray]] = {}
         self.generations = itertools.count(1_700_000_000_000_000)
@@ -82,7 +82,7 @@ class GcsServer:
         return found
 
     def put(self, bucket: str, name: str, data: bytes, condition: str | None) -> dict[str, Any]:
-        """Compares and writes in one step."""
+        """Compare the condition and write in one step."""
         now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         with self.lock:
             objects = self.objects(bucket)
@@ -105,7 +105,7 @@ class GcsServer:
         with self.lock:
             objects = dict(self.objects(bucket))
         names = sorted(name for name in objects if name.startswith(prefix))
-        entries: dict[str, str | None] = {}  # what is listed, and the object's name if it is one
+        entries: dict[str, str | None] = {}  # listed name, and the name of the object if it is one
         for name in names:
             cut = name.find(delimiter, len(prefix)) if delimiter else -1
             entries[name if cut < 0 else name[: cut + len(delimiter)]] = name if cut < 0 else None
@@ -124,7 +124,7 @@ class GcsServer:
 
 
 def resource(bucket: str, name: str, found: GcsObject) -> dict[str, Any]:
-    """An object as the API describes it."""
+    """Return an object as the API describes it."""
     return {
         "kind": "storage#object",
         "bucket": bucket,
@@ -144,7 +144,7 @@ class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients hang up when they have enough."""
+        """Ignore errors of clients that close the connection early."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -227,7 +227,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(200, b"", {"Location": f"http://{self.headers['Host']}/upload/session/{number}"})
 
     def _go_on(self, number: str, body: bytes) -> None:
-        """A piece of a resumable upload; the object appears with the last one."""
+        """Receive a part of a resumable upload. The last part creates the object."""
         if self.command == "DELETE":
             self.gcs.sessions.pop(number, None)
             self._answer(499, b"")
@@ -245,7 +245,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(308, b"", {"Range": f"bytes=0-{len(data) - 1}"})
             return
         if int(total) != len(data):
-            raise RefusedError(400, "the upload has another length")
+            raise RefusedError(400, "the upload has the wrong length")
         answer = self.gcs.put(bucket, name, bytes(data), condition)
         del self.gcs.sessions[number]
         self._json(answer)
@@ -281,5 +281,5 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _after_headers(part: bytes) -> bytes:
-    """What stands in a part behind its headers; clients end lines in either way."""
+    """Return the body of a part after its headers, with either kind of line ending."""
     return re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1]

@@ -1,4 +1,4 @@
-"""A process that lists a bucket's pictures as a run does, and says what it took."""
+"""A process that lists a bucket's images as a run does, and prints time and memory."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""One of the processes that race for a file: it connects, says so, and waits for the word."""
+"""One of several processes that race for a file: it connects, prints `ready`, and waits for the start."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from epithre_beam.index.storage.store import Store
 
 
 def count_up(store: Store, who: int, times: int) -> bool:
-    """Whether it was the one that created the file; then it swaps the file `times` times from n to n + 1."""
+    """Try to create the file, then swap it `times` times from n to n + 1. Return whether the create succeeded."""
     try:
         store.create("n", b"0 by %d" % who)
     except FileExistsError:

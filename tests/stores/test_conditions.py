@@ -1,4 +1,4 @@
-"""On every store, over HTTP: one winner, no lost change, and a lost answer is told from a lost race."""
+"""On every store, over HTTP: one winner, no lost update, and a lost answer is not confused with a lost race."""
 
 import json
 import re
@@ -31,7 +31,7 @@ WRITES = {"PUT", "POST"}
 
 
 def first_write(what: str) -> Callable[[str, dict[str, str]], str]:
-    """The first write meets `what`, all else passes."""
+    """Return a fault that applies `what` to the first write only."""
     left = [what]
     lock = threading.Lock()
 
@@ -42,7 +42,7 @@ def first_write(what: str) -> Callable[[str, dict[str, str]], str]:
     return fault
 
 
-def test_a_file_is_created_once_and_swapped_only_from_what_it_holds(store: Store) -> None:
+def test_file_is_created_once_and_swapped_only_from_its_content(store: Store) -> None:
     store.create("a", b"one")
     with pytest.raises(FileExistsError, match="a already exists"):
         store.create("a", b"two")
@@ -59,8 +59,8 @@ def test_a_file_is_created_once_and_swapped_only_from_what_it_holds(store: Store
     assert store.size("a") is None
 
 
-def test_the_server_itself_refuses_what_was_decided_on_a_state_that_is_gone(store: Store) -> None:
-    """Without the look that `swap` takes first: it is the condition that is kept, not luck."""
+def test_server_refuses_write_with_outdated_condition(store: Store) -> None:
+    """Without the read that `swap` does first: the server enforces the condition."""
     store.create("a", b"one")
     tag = tag_of(store.fs, store.path("a"))
     store.swap("a", b"one", b"two")
@@ -68,7 +68,7 @@ def test_the_server_itself_refuses_what_was_decided_on_a_state_that_is_gone(stor
     gone = tag_of(store.fs, store.path("gone"))
     store.delete("gone")
     for name, stale in (("a", tag), ("a", None), ("gone", gone)):
-        with pytest.raises(Exception, match=r".") as caught:  # each driver has its own
+        with pytest.raises(Exception, match=r".") as caught:  # each driver has its own exception
             write_if(store.fs, store.path(name), b"three", stale)
         assert is_refusal(caught.value) or (name == "gone" and isinstance(caught.value, FileNotFoundError))
     assert store.read("a") == b"two"
@@ -77,7 +77,7 @@ def test_the_server_itself_refuses_what_was_decided_on_a_state_that_is_gone(stor
         write_if(store.fs, store.path("b"), b"", None)
 
 
-def test_of_racing_threads_one_creates_and_no_change_is_lost(place: Place, folder: str) -> None:
+def test_racing_threads_create_once_and_lose_no_update(place: Place, folder: str) -> None:
     start = threading.Barrier(RACERS)
 
     def race(number: int) -> bool:
@@ -90,7 +90,7 @@ def test_of_racing_threads_one_creates_and_no_change_is_lost(place: Place, folde
     assert place.store(folder).read("n").split()[0] == b"%d" % (4 * RACERS)
 
 
-def test_of_racing_processes_one_creates_and_no_change_is_lost(place: Place, folder: str) -> None:
+def test_racing_processes_create_once_and_lose_no_update(place: Place, folder: str) -> None:
     order = json.dumps({"url": place.url(folder), "options": place.options()})
     processes = [
         subprocess.Popen([sys.executable, str(RACER), order, str(n)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -105,10 +105,8 @@ def test_of_racing_processes_one_creates_and_no_change_is_lost(place: Place, fol
 
 
 @pytest.mark.parametrize("what", ["lose answer", "lose request", "error"])
-def test_a_write_whose_answer_is_lost_is_done_once_and_told_as_done(
-    place: Place, proxy: Proxy, folder: str, what: str
-) -> None:
-    """The client asks again by itself and is refused by its own first write: that is no lost race."""
+def test_write_with_lost_answer_succeeds_once(place: Place, proxy: Proxy, folder: str, what: str) -> None:
+    """The client retries and is refused because of its own first write, which is not a lost race."""
     store = place.store(folder, port=proxy.port)
     proxy.fault = first_write(what)
     store.create("a", b"one")
@@ -117,7 +115,7 @@ def test_a_write_whose_answer_is_lost_is_done_once_and_told_as_done(
     assert store.read("a") == b"two"
 
 
-def test_an_answer_that_is_lost_behind_another_ones_write_is_a_conflict(
+def test_lost_answer_after_write_of_another_process_is_a_conflict(
     place: Place, proxy: Proxy, store: Store, folder: str
 ) -> None:
     slow = place.store(folder, port=proxy.port)
@@ -137,16 +135,16 @@ def test_an_answer_that_is_lost_behind_another_ones_write_is_a_conflict(
     assert store.read("a") == b"faster"
 
 
-def test_the_probe_passes_where_conditions_are_kept_and_leaves_nothing(store: Store) -> None:
+def test_probe_passes_on_conditional_store_and_leaves_no_file(store: Store) -> None:
     store.probe()
     assert store.listing() == []
 
 
-# Requests to Azure are signed with their conditions, which therefore cannot be taken off on the way.
+# Azure signs the conditions of a request, so a proxy cannot remove them.
 @pytest.mark.parametrize(
     ("place", "ignored"), [("s3", "if-none-match"), ("s3", "if-match"), ("gcs", "")], indirect=["place"]
 )
-def test_the_probe_refuses_a_store_that_ignores_a_condition(
+def test_probe_refuses_store_that_ignores_a_condition(
     place: Place, proxy: Proxy, folder: str, ignored: str, request: pytest.FixtureRequest
 ) -> None:
     store = place.store(folder, port=proxy.port)
@@ -169,9 +167,7 @@ def test_the_probe_refuses_a_store_that_ignores_a_condition(
 
 
 @pytest.mark.parametrize("what", ["lose answer", "lose request", "error"])
-def test_a_version_whose_publication_is_not_answered_is_published_and_said_to_be(
-    place: Place, proxy: Proxy, folder: str, what: str
-) -> None:
+def test_publish_with_lost_answer_succeeds(place: Place, proxy: Proxy, folder: str, what: str) -> None:
     store = place.store(folder, port=proxy.port)
     publish(store, make_manifest(store, "000001-a", None), None)
     latest = read_latest(store)
@@ -184,7 +180,7 @@ def test_a_version_whose_publication_is_not_answered_is_published_and_said_to_be
     assert after[1] == "000002-b"
 
 
-def test_a_fence_and_a_lease_work_on_a_bucket(store: Store) -> None:
+def test_fence_and_lease_work_on_a_bucket(store: Store) -> None:
     with hold(store, "run"):
         with pytest.raises(CatalogBusyError, match=f"Another run holds the catalog {re.escape(store.url)}"):  # noqa: SIM117
             with hold(store, "prune"):
@@ -198,7 +194,7 @@ def test_a_fence_and_a_lease_work_on_a_bucket(store: Store) -> None:
         publish(store, make_manifest(store, "000002-b", "000001-a"), latest.data)
 
 
-def test_pruning_deletes_what_it_says_and_the_rest_stays_whole(store: Store) -> None:
+def test_prune_deletes_only_what_it_reports(store: Store) -> None:
     before: bytes | None = None
     for number in range(1, 5):
         manifest = make_manifest(store, f"00000{number}-x", f"00000{number - 1}-x" if number > 1 else None)
@@ -213,7 +209,7 @@ def test_pruning_deletes_what_it_says_and_the_rest_stays_whole(store: Store) -> 
     assert store.names("versions") == left
 
 
-def test_what_looks_like_a_pattern_deletes_itself_alone(store: Store) -> None:
+def test_name_like_a_pattern_deletes_only_itself(store: Store) -> None:
     names = ["ax", "[a]x", "a?", "*", "d/ax", "d[1]/*", "d1/ax"]
     for name in names:
         store.write(name, b"x")

@@ -1,4 +1,4 @@
-"""Listings of buckets: whole, in order, the same as the driver's own, and in a memory that does not grow."""
+"""Listings of buckets are complete, sorted, equal to the driver's listing, and need constant memory."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def named(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def endless() -> Iterator[dict[int, int]]:
-    """Ports of two buckets, by how many pictures they have."""
+    """Start two buckets and return their ports by number of images."""
     servers = {
         count: subprocess.Popen(
             [sys.executable, str(HERE / "endless_bucket.py"), str(count)], stdout=subprocess.PIPE, text=True
@@ -63,8 +63,8 @@ def listed(place: Place, url: str) -> dict[str, Any]:
     return found
 
 
-def test_many_objects_are_listed_whole_and_in_order_in_a_bounded_memory(named: str, endless: dict[int, int]) -> None:
-    """In one dictionary of everything a name takes 1.0 to 3.5 kB: 19 to 63 MB more for these."""
+def test_large_bucket_is_listed_completely_in_order_and_bounded_memory(named: str, endless: dict[int, int]) -> None:
+    """In one dictionary of all objects, a name takes 1.0 to 3.5 kB, which is 19 to 63 MB more for this bucket."""
     peaks = {}
     for count, port in endless.items():
         place = Place(name=named, port=port)
@@ -74,7 +74,7 @@ def test_many_objects_are_listed_whole_and_in_order_in_a_bounded_memory(named: s
     assert peaks[MANY] < peaks[FEW] + 10, peaks
 
 
-def test_a_listing_in_pages_is_the_drivers_own_listing(place: Place, folder: str) -> None:
+def test_paged_listing_equals_drivers_listing(place: Place, folder: str) -> None:
     fs, path = connect(place.url(folder), place.options())
     names = [name for name in NAMES if place.name != "azure" or "?" not in name]
     for name in names:
@@ -96,7 +96,7 @@ def test_a_listing_in_pages_is_the_drivers_own_listing(place: Place, folder: str
     assert found == sorted(n for n in names if n.lower().endswith(".jpg") and not n.startswith("."))
 
 
-def test_folders_are_listed_side_by_side_in_the_order_of_one_listing(endless: dict[int, int]) -> None:
+def test_parallel_listing_of_folders_keeps_the_order(endless: dict[int, int]) -> None:
     place = Place(name="gcs", port=endless[MANY])
     fs, path = connect(place.url("photos"), place.options())
     flat, token = [], None
@@ -110,11 +110,11 @@ def test_folders_are_listed_side_by_side_in_the_order_of_one_listing(endless: di
     assert len(flat) == MANY
     walking = walk_bucket(fs, path)
     assert next(walking)[0] == flat[0]
-    walking.close()  # who stops early leaves no thread behind
+    walking.close()  # no thread remains after an early stop
 
 
-def test_a_listing_that_breaks_off_is_an_error_and_not_a_short_one(endless: dict[int, int]) -> None:
-    """What is not listed would be taken for deleted."""
+def test_interrupted_listing_raises(endless: dict[int, int]) -> None:
+    """With a short listing, the missing assets would count as deleted."""
     proxy = Proxy(endless[MANY])
     place = Place(name="s3", port=proxy.port)
     options = {**place.options(), "config_kwargs": {"retries": {"total_max_attempts": 1}}}
@@ -132,7 +132,7 @@ def test_a_listing_that_breaks_off_is_an_error_and_not_a_short_one(endless: dict
     proxy.close()
 
 
-def test_an_empty_place_matches_nothing(place: Place) -> None:
+def test_empty_folder_matches_no_files(place: Place) -> None:
     url = place.url(secrets.token_hex(8))
     source = SourceConfig(kind="image", files=f"{url}/*.jpg", storage_options={"skip_instance_cache": True})
     with pytest.MonkeyPatch.context() as patch:

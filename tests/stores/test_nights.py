@@ -1,4 +1,4 @@
-"""Two nights on every store, as real processes: sources and catalog in a bucket, credentials from outside."""
+"""Two nightly runs on every store, as processes, with sources and catalog in a bucket and credentials from outside."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ TEXTS = {f"t{i}": f"text number {i}" for i in range(12)}
 
 
 class Night:
-    """A job whose sources and catalog stand in a bucket, and the server that its contents are sent to."""
+    """A job with sources and catalog in a bucket, and the API server that it uses."""
 
     def __init__(self, place: Place, folder: str, desk: Path, emulator: Emulator) -> None:
         self.store = place.store(folder)
@@ -52,7 +52,7 @@ class Night:
         return found
 
     def sent(self) -> int:
-        """How many contents were sent since this was last asked."""
+        """Return the number of contents sent since the last call."""
         before, self._sent = self._sent, sum(entry.items for entry in self.emulator.log)
         return self._sent - before
 
@@ -63,7 +63,7 @@ def night(place: Place, folder: str, tmp_path: Path) -> Iterator[Night]:
         yield Night(place, folder, tmp_path, emulator)
 
 
-def test_two_nights_in_a_bucket(night: Night, place: Place, proxy: Proxy, tmp_path: Path) -> None:
+def test_two_nightly_runs_in_a_bucket(night: Night, place: Place, proxy: Proxy, tmp_path: Path) -> None:
     images = write_images(tmp_path / "made", 14)
     night.write(images[:12], TEXTS)
     first = night.asked("run", "job.yaml", "--json")
@@ -101,7 +101,7 @@ def test_two_nights_in_a_bucket(night: Night, place: Place, proxy: Proxy, tmp_pa
 def opening_reads_no_vectors(
     url: str, version: str, options: dict[str, Any], paths: list[str], cache_folder: Path
 ) -> None:
-    """And what was brought once is not brought again."""
+    """Check that opening reads no vectors, and that a second opening downloads nothing."""
     rng = np.random.default_rng(3)
     queries = rng.standard_normal((2, 64)).astype(np.float32)
     with open_catalog(url, storage_options=options, cache_folder=cache_folder) as catalog:

@@ -1,4 +1,4 @@
-"""What a person is told when a store refuses, and how often a failing one is asked."""
+"""Error messages when a store refuses a request, and the number of retries."""
 
 import json
 import random
@@ -35,21 +35,21 @@ def refusing_first(status: str) -> Callable[[str, dict[str, str]], str]:
     return fault
 
 
-def test_a_busy_store_is_asked_again(place: Place, proxy: Proxy, store: Store, folder: str) -> None:
+def test_request_to_busy_store_is_retried(place: Place, proxy: Proxy, store: Store, folder: str) -> None:
     store.write("a", b"one")
     fs, path = connect(place.url(folder), place.options(proxy.port))
     proxy.fault = refusing_first("500")
     assert fs.cat_file(f"{path}/a") == b"one"
     proxy.fault = refusing_first("503")
     assert [name for name, _ in list_page(fs, path).files] == [f"{path}/a"]
-    proxy.fault = refusing_first("429" if place.name == "gcs" else "503")  # as each says that it is busy
+    proxy.fault = refusing_first("429" if place.name == "gcs" else "503")  # the status of a busy store
     place.store(folder, port=proxy.port).write("b", b"two")
     assert store.read("b") == b"two"
 
 
-# Google's client asks six times in half a minute, by itself: it is not waited for here.
+# Not with Google's client: it retries six times over half a minute, which takes too long here.
 @pytest.mark.parametrize("place", ["s3", "azure"], indirect=True)
-def test_a_store_that_stays_away_is_asked_a_few_times_and_not_for_ever(place: Place, proxy: Proxy, folder: str) -> None:
+def test_unavailable_store_is_retried_a_few_times_only(place: Place, proxy: Proxy, folder: str) -> None:
     proxy.fault = lambda method, headers: "503"
     store = place.store(folder, port=proxy.port)
     began = time.monotonic()
@@ -60,7 +60,7 @@ def test_a_store_that_stays_away_is_asked_a_few_times_and_not_for_ever(place: Pl
 
 
 @pytest.mark.parametrize("ask", [lambda s: s.read("a"), lambda s: s.size("a"), lambda s: s.write("a", b"x")])
-def test_a_refusal_is_a_permission_error_with_the_place(
+def test_refused_request_raises_permission_error(
     place: Place, proxy: Proxy, folder: str, ask: Callable[[Store], object]
 ) -> None:
     proxy.fault = lambda method, headers: "403"
@@ -69,7 +69,7 @@ def test_a_refusal_is_a_permission_error_with_the_place(
     assert AZURE_KEY not in str(caught.value)
 
 
-def test_a_key_that_is_wrong_is_refused_in_words_and_not_told(place: Place, folder: str, tmp_path: Path) -> None:
+def test_wrong_key_error_does_not_show_the_key(place: Place, folder: str, tmp_path: Path) -> None:
     environment = place.environment()
     if place.name == "azure":
         key = AZURE_KEY.replace("Eby8", "Eby9")
@@ -87,8 +87,8 @@ def test_a_key_that_is_wrong_is_refused_in_words_and_not_told(place: Place, fold
     assert "Traceback" not in done.stderr
 
 
-def test_without_credentials_it_is_said_that_they_are_missing(tmp_path: Path) -> None:
-    """Google's client goes on without any, and the bucket refuses it."""
+def test_error_says_that_credentials_are_missing(tmp_path: Path) -> None:
+    """Not for Google, whose client continues without credentials and is refused by the bucket."""
     for protocol in ("s3", "az"):
         done = Desk(tmp_path).cli("versions", "list", f"{protocol}://{BUCKET}/catalog")
         assert done.returncode == 1
@@ -96,7 +96,7 @@ def test_without_credentials_it_is_said_that_they_are_missing(tmp_path: Path) ->
         assert "Provide credentials where" in sentence
 
 
-def test_a_bucket_that_is_not_there_is_told_as_that(place: Place, tmp_path: Path) -> None:
+def test_missing_bucket_is_reported(place: Place, tmp_path: Path) -> None:
     nowhere = f"{PROTOCOLS[place.name]}://no-such-bucket/pictures"
     desk = Desk(tmp_path)
     desk.write_job(sources=[{"kind": "image", "files": f"{nowhere}/**/*.jpg"}])
@@ -112,7 +112,7 @@ def test_a_bucket_that_is_not_there_is_told_as_that(place: Place, tmp_path: Path
 @pytest.mark.parametrize(
     ("protocol", "package", "extra"), [("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs"), ("az", "adlfs", "azure")]
 )
-def test_a_driver_that_is_not_installed_is_named(protocol: str, package: str, extra: str, tmp_path: Path) -> None:
+def test_error_names_missing_driver(protocol: str, package: str, extra: str, tmp_path: Path) -> None:
     run = "from epithre_beam.pipelines.commands.cli import main; sys.exit(main())"
     code = f"import sys; sys.modules[{package!r}] = None; {run}"
     command = [sys.executable, "-c", code, "versions", "list", f"{protocol}://bucket/catalog"]
@@ -121,8 +121,8 @@ def test_a_driver_that_is_not_installed_is_named(protocol: str, package: str, ex
     assert f"install epithre-beam[{extra}]" in done.stderr
 
 
-def test_many_ask_at_once_and_all_are_answered(place: Place, proxy: Proxy, store: Store, folder: str) -> None:
-    """Every seventh request is refused; sixteen threads read on all the same."""
+def test_concurrent_reads_succeed_on_busy_store(place: Place, proxy: Proxy, store: Store, folder: str) -> None:
+    """Every seventh request is refused, and sixteen threads read."""
     for number in range(8):
         store.write(f"{number}", b"%d" % number)
     asked = []
@@ -138,7 +138,7 @@ def test_many_ask_at_once_and_all_are_answered(place: Place, proxy: Proxy, store
         assert list(pool.map(lambda n: busy.read(str(n % 8)), range(24))) == [b"%d" % (n % 8) for n in range(24)]
 
 
-def test_google_is_asked_with_the_service_account_that_its_own_variable_names(tmp_path: Path) -> None:
+def test_google_uses_service_account_from_environment(tmp_path: Path) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -165,10 +165,8 @@ def test_google_is_asked_with_the_service_account_that_its_own_variable_names(tm
         assert server.token not in allowed.stderr + allowed.stdout
 
 
-def test_a_large_file_arrives_whole_though_the_store_is_busy(
-    place: Place, proxy: Proxy, store: Store, folder: str
-) -> None:
-    """More than a block of each driver that sends in blocks."""
+def test_large_file_is_written_completely_to_busy_store(place: Place, proxy: Proxy, store: Store, folder: str) -> None:
+    """The file is larger than one block of each driver."""
     asked = []
 
     def fault(method: str, headers: dict[str, str]) -> str:
@@ -190,7 +188,7 @@ def write_and_fail(store: Store, size: int) -> None:
         raise ZeroDivisionError
 
 
-def test_a_file_whose_writing_fails_is_not_there(store: Store) -> None:
+def test_failed_write_leaves_no_file(store: Store) -> None:
     for size in (10, 7_000_000):
         with pytest.raises(ZeroDivisionError):
             write_and_fail(store, size)

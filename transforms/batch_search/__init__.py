@@ -1,1 +1,1 @@
-"""Many queries against one catalog: blocks of queries, their hits, their report."""
+"""Bulk search: blocks of queries, their hits and the report."""

@@ -1,8 +1,8 @@
-"""One block of a bulk search: its vectors are searched together, its hits written as one Parquet file.
+"""Search one block of queries and write its hits as one Parquet file.
 
-Nothing here knows of Beam. A process opens the catalog once and maps each of its files once, whatever the number of
-blocks; what a block needs besides is its vectors and its hits. Of a catalog that is too large for one worker, each
-opens a group of files, and what was found in all groups is merged, a block at a time.
+This module does not use Beam. Each process opens the catalog once and maps each of its files once, for any number of
+blocks. If the catalog is too large for one worker, each worker opens one group of index files, and the hits of all
+groups are merged block by block.
 """
 
 import functools
@@ -40,35 +40,35 @@ _ASSET_TYPES = {"size_bytes": pa.int64(), "width": pa.int32(), "height": pa.int3
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSetup:
-    """What the workers of a bulk search need to know. Travels through the graph, so it holds no secret."""
+    """Settings for the workers of a bulk search. Part of the pipeline graph, so it contains no secrets."""
 
     run: RunFolder
-    """In the job's output."""
+    """The run folder in the job's output."""
     embed: EmbedConfig
-    """What queries are embedded with."""
+    """Settings for embedding the queries."""
     job: SearchJob
     searched: str
-    """The version of the catalog."""
+    """The catalog version that is searched."""
     result: str
-    """The name of the result: a hash of all that decides it."""
+    """The name of the result: a hash of all its inputs."""
     blocks: int
     plan: str | None
     """The file with the queries to embed, if there are any."""
     folders: tuple[VectorFolder, ...]
-    """Of the job's `vectors`."""
+    """The folders of the job's `vectors`."""
     asked: Mapping[str, int]
-    """Queries by kind, those that have no vector included."""
+    """Number of queries by kind, including those without a vector."""
     requests_spent: int
-    """By the launcher itself."""
+    """Requests that the launcher sent."""
     metadata_types: Mapping[str, str]
-    """Of the metadata columns that hits have."""
+    """Types of the metadata columns in the hits."""
     groups: tuple[tuple[IndexPart, ...], ...] = ()
-    """The index files that a worker opens together; none: it opens all of them."""
+    """The groups of index files, one group per worker; empty: each worker opens all files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a block found in one group of index files: arrays as bytes, for many small elements cost a runner most."""
+    """Hits of a block in one group of index files. Arrays are bytes because many small elements slow a runner down."""
 
     group: int
     scores: bytes
@@ -80,15 +80,15 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockRecord:
-    """What a finished block amounts to."""
+    """The counts of a finished block."""
 
     number: int
     queries: int
-    """That were searched."""
+    """Queries that were searched."""
     hits: int
     dead: int
     full: int
-    """Queries whose last hit is above `min_score` still, so that there may be more like it; 0 without `min_score`."""
+    """Queries with `k` hits above `min_score`, which may have more; 0 without `min_score`."""
     size_bytes: int
 
 
@@ -106,7 +106,7 @@ def block_dead_name(result: str, number: int | str) -> str:
 
 
 def hits_schema(job: SearchJob, metadata_types: Mapping[str, str]) -> pa.Schema:
-    """The columns of a result: the query, the asset, what the job chose of it."""
+    """Return the schema of a result: columns of the query, of the asset, and the chosen columns of the job."""
     fields = [
         *QUERY_SCHEMA,
         pa.field("rank", pa.int32(), nullable=False),
@@ -120,7 +120,7 @@ def hits_schema(job: SearchJob, metadata_types: Mapping[str, str]) -> pa.Schema:
 
 
 def search_block(block: Block, setup: SearchSetup) -> BlockRecord:
-    """Searches a block and writes its hits, or finds it done.
+    """Search a block and write its hits. If its hits exist already, return their record.
 
     Raises:
         CatalogError: When the catalog cannot be opened.
@@ -141,7 +141,7 @@ def search_block(block: Block, setup: SearchSetup) -> BlockRecord:
 
 
 def search_parts(number: int, blocks: Iterable[Block], setup: SearchSetup) -> Iterator[tuple[int, Found]]:
-    """Searches blocks in one group of index files; gives (block, what it found).
+    """Search blocks in one group of index files and yield (block number, hits).
 
     Raises:
         CatalogError: When a file cannot be opened.
@@ -158,7 +158,7 @@ def search_parts(number: int, blocks: Iterable[Block], setup: SearchSetup) -> It
 
 
 def merge_block(block: Block, parts: Iterable[Found], setup: SearchSetup) -> BlockRecord:
-    """Merges what a block found in all groups, and writes its hits; or finds it done."""
+    """Merge the hits of a block from all groups and write them. If its hits exist already, return their record."""
     job, output = setup.job, Store(setup.job.output)
     if (done := find_done(block, setup)) is not None:
         return done
@@ -177,7 +177,7 @@ def merge_block(block: Block, parts: Iterable[Found], setup: SearchSetup) -> Blo
 
 
 def find_done(block: Block, setup: SearchSetup) -> BlockRecord | None:
-    """The record of a block whose hits are there; None where its queries have more vectors now, or the file is none."""
+    """Return the record of a finished block; None if there is no valid file or if more of its queries have vectors."""
     output, name = Store(setup.job.output), hits_name(setup.result, block.number, setup.blocks)
     size = output.size(name)
     if size is None:
@@ -224,7 +224,7 @@ _opening = threading.Lock()
 
 
 def _opened(url: str, version: str) -> Catalog:
-    with _opening:  # the cache alone would let two threads open it
+    with _opening:  # without the lock, two threads could open it: lru_cache does not prevent that
         return _open(url, version)
 
 
@@ -244,7 +244,7 @@ def _kinds(job: SearchJob, there: Sequence[str]) -> list[AssetKind]:
 
 
 def _width(queries: Queries, job: SearchJob) -> int:
-    """How many hits are looked for: one more where a query may find itself."""
+    """Return the number of hits to search for: one more if a query can find itself."""
     spare = job.search.exclude_self and bool(queries.is_same.any())
     return min(job.search.k + spare, MAX_K)
 
@@ -269,7 +269,7 @@ def _merge(
 def _table(
     queries: Queries, merged: Merged, tables: Mapping[AssetKind, pa.Table], setup: SearchSetup
 ) -> tuple[pa.Table, int]:
-    """The hits as rows, and the number of queries that may have more of them above `min_score`."""
+    """Return the hits as rows, and the number of queries that may have more hits above `min_score`."""
     wanted = setup.job.search
     schema = hits_schema(setup.job, setup.metadata_types)
     keep = merged.rows >= 0
@@ -302,7 +302,7 @@ def _table(
 
 
 def _ranks(query_of: npt.NDArray[np.int64], keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """The place of each kept hit among those of its query, from 1; `query_of` is in order."""
+    """Return the rank of each kept hit among the hits of its query, from 1. `query_of` must be sorted."""
     kept_before: npt.NDArray[np.int64] = np.cumsum(keep) - keep
     starts = np.searchsorted(query_of, query_of, side="left")
     base: npt.NDArray[np.int64] = kept_before[starts] if len(starts) else kept_before
@@ -310,7 +310,7 @@ def _ranks(query_of: npt.NDArray[np.int64], keep: npt.NDArray[np.bool_]) -> npt.
 
 
 def _is_first_of_pair(asked: pa.Table, assets: pa.Table) -> npt.NDArray[np.bool_]:
-    """Whether (kind, id) of the query stands before those of the asset."""
+    """Return whether (kind, id) of the query sorts before (kind, id) of the asset."""
     ids = pc.less(asked.column("query_id"), assets.column("asset_id"))
     same = pc.equal(asked.column("query_kind"), assets.column("kind"))
     kinds = pc.less(asked.column("query_kind"), assets.column("kind"))
@@ -325,7 +325,7 @@ def _take(
     column: npt.NDArray[np.int64],
     schema: pa.Schema,
 ) -> pa.Table:
-    """The assets of the hits, in their order, with the columns that `schema` wants of them."""
+    """Return the assets of the hits, in the order of the hits, with the columns in `schema`."""
     of_kind, rows = merged.kinds[query_of, column], merged.rows[query_of, column]
     tables, places = [], []
     for number, assets in enumerate(assets_of.values()):

@@ -1,4 +1,4 @@
-"""The last step of a bulk search: count, judge, report."""
+"""The last step of a bulk search: count, check the gates, write the report."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -27,39 +27,39 @@ _REPORT = "report.json"
 
 
 class SearchReport(TypedDict):
-    """What a bulk search amounts to: the content of its `report.json`."""
+    """The content of a bulk search's `report.json`."""
 
     result: str
-    """The result's folder below the output."""
+    """The result's folder, relative to the output."""
     catalog: str
     version: str
-    """That was searched."""
+    """The version that was searched."""
     search: dict[str, Any]
-    """The section of the job."""
+    """The job's `search` section."""
     queries: dict[str, int]
-    """By kind."""
+    """Number of queries by kind."""
     searched: int
     hits: int
     dead: int
     embedded: int
-    """Queries whose vector this run paid for."""
+    """Queries that this run embedded."""
     files: int
     bytes: int
     held_back: list[str]
     cut_off: NotRequired[int]
     """Queries that may have more hits above `min_score`."""
     requests: NotRequired[int]
-    """Added by the launcher, as what follows."""
+    """The launcher adds this field and the next one."""
     seconds: NotRequired[float]
 
 
 def report_of(result: str) -> str:
-    """The name of a result's report."""
+    """Return the name of a result's report."""
     return f"{result_folder(result)}/{_REPORT}"
 
 
 def complete_search(elements: Iterable[Block | UnitRecord | BlockRecord], setup: SearchSetup) -> str:
-    """Counts, judges, and writes the report, the last file of the result. Returns the result's folder."""
+    """Count, check the gates and write the report, the last file of the result. Return the result's folder."""
     parts = list(elements)
     units = [part for part in parts if isinstance(part, UnitRecord)]
     blocks = sorted((part for part in parts if isinstance(part, BlockRecord)), key=lambda part: part.number)
@@ -73,7 +73,7 @@ def complete_search(elements: Iterable[Block | UnitRecord | BlockRecord], setup:
             letters += read_unit_dead_letters(output, unit.unit)
     if letters:
         write_dead_letters(output, block_dead_name(setup.result, "units"), letters)
-    else:  # those of an earlier run, which have vectors now
+    else:  # delete the dead letters of an earlier run: these queries have vectors now
         output.delete(block_dead_name(setup.result, "units"))
     for block in blocks:
         dead[kinds[block.number]] += block.dead
@@ -81,7 +81,7 @@ def complete_search(elements: Iterable[Block | UnitRecord | BlockRecord], setup:
     for part in parts:
         if isinstance(part, Block):
             planned[part.kind] += part.rows
-    for kind, count in setup.asked.items():  # those that were not found when the job was planned
+    for kind, count in setup.asked.items():  # queries that planning did not find
         dead[kind] += count - planned[kind]
     reasons = check_gates(setup.asked, dead, (), setup.job.gates, 0.0, noun=("query", "queries"))
     searched = sum(block.queries for block in blocks)
@@ -102,7 +102,7 @@ def complete_search(elements: Iterable[Block | UnitRecord | BlockRecord], setup:
     }
     if setup.job.search.min_score is not None:
         report["cut_off"] = sum(block.full for block in blocks)
-    if not blocks:  # so that what reads the folder finds columns
+    if not blocks:  # an empty file, so that readers of the folder find the schema
         with output.open_write(hits_name(setup.result, 0, 1)) as file:
             pq.write_table(hits_schema(setup.job, setup.metadata_types).empty_table(), pa.PythonFile(file, mode="w"))
     output.write(report_of(setup.result), orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n")

@@ -1,4 +1,4 @@
-"""The queries of a bulk search: where they stand, cut into blocks, and read with their vectors."""
+"""The queries of a bulk search: find them, cut them into blocks, and read them with their vectors."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,12 +26,12 @@ QUERY_SCHEMA = pa.schema(
         pa.field("query", pa.string()),
     ]
 )
-"""`query_source`: its place in the job, such as `queries[0]`. `query`: the text, or else the picture's place."""
+"""`query_source`: the entry in the job, such as `queries[0]`. `query`: the text, or the URI of an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitQueries:
-    """Queries that this job embeds."""
+    """Queries of a unit that this job embeds."""
 
     unit: Unit
 
@@ -50,13 +50,13 @@ class UnitQueries:
 
 @dataclass(frozen=True, kw_only=True)
 class VectorGroup:
-    """Queries whose vectors stand in a file of the user's."""
+    """Queries whose vectors are in a file of the user."""
 
     source: int
-    """Among the job's `vectors`."""
+    """Position in the job's `vectors`."""
     group: ImportedGroup
     fingerprint: str
-    """Of the file."""
+    """Fingerprint of the file."""
 
     @property
     def kind(self) -> str:
@@ -73,20 +73,20 @@ class VectorGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class AssetGroup:
-    """Queries that are assets of a catalog: rows of one row group of its vectors."""
+    """Queries that are assets of a catalog: rows of one row group in its Parquet files."""
 
     source: int
-    """Among the job's `assets`."""
+    """Position in the job's `assets`."""
     catalog: str
     file: str
-    """As named in that catalog's store."""
+    """Name of the file in that catalog's store."""
     group: int
     kind: str
     rows: int
     positions: tuple[int, ...] | None
-    """Of the rows that are asked for; None: all."""
+    """Positions of the requested rows; None: all rows."""
     is_same: bool
-    """Whether they are of the version that is searched."""
+    """Whether the assets are in the version that is searched."""
 
     @property
     def key(self) -> str:
@@ -98,7 +98,7 @@ QueryGroup = UnitQueries | VectorGroup | AssetGroup
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Queries of one kind that are searched together. Small: this is what crosses the runner's shuffle."""
+    """Queries of one kind that are searched together. Small, because the runner shuffles blocks."""
 
     number: int
     groups: tuple[QueryGroup, ...]
@@ -114,20 +114,20 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Queries:
-    """A block, read."""
+    """The queries of a block and their vectors."""
 
     table: pa.Table
     """`QUERY_SCHEMA`."""
     vectors: npt.NDArray[np.float32]
     """(rows, dimension), unit norm."""
     is_same: npt.NDArray[np.bool_]
-    """Whether a query is an asset of the version that is searched."""
+    """bool, (rows,): whether a query is an asset of the version that is searched."""
     dead: list[DeadLetter]
-    """Queries of the user's files whose vectors are none."""
+    """Queries from the user's files that have an invalid vector."""
 
 
 def cut_blocks(groups: Iterable[QueryGroup], size: int) -> list[Block]:
-    """Packs groups, in their order, into blocks of one kind and about `size` queries."""
+    """Pack groups, in their order, into blocks of one kind and about `size` queries."""
     blocks: list[list[QueryGroup]] = []
     for _, of_kind in itertools.groupby(sorted(groups, key=lambda group: group.kind), lambda group: group.kind):
         held = size
@@ -141,7 +141,7 @@ def cut_blocks(groups: Iterable[QueryGroup], size: int) -> list[Block]:
 
 
 def embedded(block: Block, records: Mapping[str, UnitRecord]) -> Block | None:
-    """The block without units that came to nothing, with as many references in each as it has rows."""
+    """Return the block without empty units; `references` of each other unit becomes its number of rows."""
     groups: list[QueryGroup] = []
     for group in block.groups:
         if not isinstance(group, UnitQueries):
@@ -160,7 +160,7 @@ def find_assets(
     source: int,
     is_same: bool,
 ) -> tuple[list[AssetGroup], list[str]]:
-    """The rows of a version that are asked for, by row group, and the ids that it has not."""
+    """Return the requested rows of a version by row group, and the ids that the version does not have."""
     groups: list[AssetGroup] = []
     missing = None if ids is None else dict.fromkeys(ids)
     wanted = None if ids is None else pa.array(list(missing or ()), pa.string())
@@ -208,17 +208,17 @@ def missing_letters(kind: str, ids: Sequence[str], source: int, catalog: str) ->
 
 
 def read_queries(block: Block, output: Store, plan: str | None, folders: Sequence[VectorFolder]) -> Queries:
-    """Reads a block.
+    """Read the queries of a block and their vectors.
 
     Args:
-        block: Whose units are finished.
-        output: The job's folder, which has them.
-        plan: The name of the plan of the units.
-        folders: Those of the job's `vectors`.
+        block: The block; its units must be finished.
+        output: The store of the job's output, which contains the units.
+        plan: The name of the plan file of the units.
+        folders: The folders of the job's `vectors`.
 
     Raises:
         DamagedFileError: When a file of vectors is damaged.
-        SourceError: When a file of the user's cannot be read.
+        SourceError: When a file of the user cannot be read.
     """
     tables: list[pa.Table] = []
     vectors: list[npt.NDArray[np.float32]] = []
@@ -283,7 +283,9 @@ def _iterate_columns(
 
 def _damaged(store: Store, name: str, error: Exception) -> DamagedFileError:
     reason = " ".join(str(error).split())[:200]
-    return DamagedFileError(f"{store.url}/{name} cannot be read ({reason}): `versions verify` says more.", file=name)
+    return DamagedFileError(
+        f"{store.url}/{name}: the file cannot be read ({reason}). Run `versions verify` for details.", file=name
+    )
 
 
 def _words(table: pa.Table, source: pa.Array | str) -> pa.Table:

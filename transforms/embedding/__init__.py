@@ -1,1 +1,1 @@
-"""One unit, one event loop that sends, and what may be spent."""
+"""Embed units: one unit, the lane that sends its requests, and the spending limits."""

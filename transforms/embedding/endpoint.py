@@ -1,4 +1,4 @@
-"""The API that a run or a search uses: found at its address, or an emulator that is started for it."""
+"""The API of a run or a search: a server at its address, or an emulator started for it."""
 
 import contextlib
 import os
@@ -15,22 +15,22 @@ from ..epithre.emulator import EmulatorSettings, start_emulator_process
 from ..epithre.probe import probe
 
 EMULATOR_KEY_ENV = "EPITHRE_EMULATOR_KEY"
-"""Where a run puts the key of the emulator that it started; it opens nothing else."""
+"""The environment variable for the key of an emulator that a run starts. The key is valid for this emulator only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """The API that a run will use, known to be there and to take the key."""
+    """An API that answers and accepts the key."""
 
     embed: EmbedConfig
-    """As configured, with the address and the key's variable of the emulator that was started, if one was."""
+    """The config; if an emulator was started, with its address and key variable."""
     fingerprint: str | None
     requests: int
-    """That were sent to ask it; those to an emulator of the run's own do not count."""
+    """Number of probe requests; requests to an emulator started here do not count."""
 
     @property
     def made_by(self) -> MadeBy:
-        """What its vectors are made by."""
+        """Model, fingerprint and dimension of its vectors."""
         return MadeBy(self.embed.model, self.fingerprint, self.embed.dimension)
 
 
@@ -42,17 +42,17 @@ def open_endpoint(
     without_key: str = "use `--set embed.base_url=emulator` to run without one",
     longest_pause_s: float | None = None,
 ) -> Iterator[Endpoint]:
-    """Finds the API, or starts the emulator for as long as the block runs, and asks it who it is.
+    """Probe the API, or start the emulator while the block runs.
 
     Args:
-        embed: Says where it is.
-        catalog: Whose versions say who it was, where it may not even be asked.
-        without_key: What else the user may do who has no key.
-        longest_pause_s: That the server may ask for; absent: as `embed` says.
+        embed: Address and model of the API.
+        catalog: The catalog whose versions give the fingerprint when the spending limit allows no probe.
+        without_key: The advice in the error for a user without a key.
+        longest_pause_s: The longest pause that the server may request; absent: as in `embed`.
 
     Raises:
-        ConfigError: When the key's variable is not set.
-        ApiError: When the server is not there, refuses the key, or does not know the model.
+        ConfigError: When the environment variable of the key is not set.
+        ApiError: When the server does not answer, refuses the key, or does not know the model.
     """
     is_own = embed.base_url == EMULATOR
     with contextlib.ExitStack() as stack:
@@ -64,13 +64,13 @@ def open_endpoint(
         key = os.environ.get(embed.api_key_env, "").strip()
         if not key:
             raise ConfigError(
-                f"embed.api_key_env names the environment variable {embed.api_key_env}, which is not set: "
-                f"export it with your key, or {without_key}."
+                f"embed.api_key_env: the environment variable {embed.api_key_env} is not set. "
+                f"Export it with your key, or {without_key}."
             )
         if not (key.isascii() and key.isprintable()):
             raise ConfigError(
-                f"{embed.api_key_env}: the key has characters that no key has, such as typographic quotes. "
-                "Export it again, typed plainly."
+                f"{embed.api_key_env}: the key has invalid characters, such as typographic quotes. "
+                "Export it again in plain ASCII."
             )
         if not is_own and not embed.may_send(requests=1, items=0, tokens=0):
             yield Endpoint(embed=embed, fingerprint=_fingerprint_before(embed, catalog), requests=0)
@@ -80,7 +80,7 @@ def open_endpoint(
 
 
 def _fingerprint_before(embed: EmbedConfig, catalog: Store) -> str | None:
-    """Of an API that may not be asked who it is: it is taken for what it was when a version was last made."""
+    """Return the fingerprint in the newest version made with this address, for an API that must not be probed."""
     for version in reversed(existing_versions(catalog)):
         with contextlib.suppress(CatalogError):
             manifest = read_manifest(catalog, version)

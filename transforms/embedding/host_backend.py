@@ -1,4 +1,4 @@
-"""A ledger for all processes of one host, kept by Beam's `MultiProcessShared` in whichever process asks first."""
+"""A rate limiter backend shared by all processes of one host, held by Beam's `MultiProcessShared`."""
 
 import contextlib
 import logging
@@ -21,36 +21,36 @@ _log = logging.getLogger("epithre_beam.rate_limiter")
 
 
 def private_folder() -> Path:
-    """The user's own folder for the files by which processes of this host find each other.
+    """Return the private folder for the files by which processes of this host find each other.
 
-    It lies in the temporary folder, where another user could otherwise put the address of a program of theirs.
+    In the shared temporary folder itself, another user could place the address of another program.
 
     Raises:
-        OSError: When it cannot be made.
-        RateLimiterLostError: When it belongs to another user, or others may write to it.
+        OSError: When the folder cannot be created.
+        RateLimiterLostError: When it belongs to another user, or other users may write to it.
     """
     shared = Path(tempfile.gettempdir())
     if os.name != "posix":
-        return shared  # each user has a temporary folder there
+        return shared  # on Windows, each user has a separate temporary folder
     folder = shared / f"epithre-beam-{os.geteuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise RateLimiterLostError(
-            f"{folder}: not a folder that only user {os.geteuid()} can write to. Remove it, or set TMPDIR to a folder "
-            "of your own."
+            f"{folder}: the folder must be writable only by user {os.geteuid()}. Remove it, or set TMPDIR to a private "
+            "folder."
         )
     return folder
 
 
 @dataclass
 class HostBackend:
-    """Asks the host's ledger of this name; made anew in each process.
+    """Client of the host's rate limiter with this name. Each process makes its own connection.
 
-    The process that keeps the ledger may die, and the count with it. Whoever asked that ledger before tells its
-    successor: the limits that the server has stated, and to let nothing through until no request of the old one counts
-    any more. Where no limit is known there is nothing to wait for.
+    The first process that connects holds the rate limiter. If this process dies, its counts are lost. A client that
+    used the old rate limiter then passes the limits stated by the server to the new one, and pauses it until no request
+    counted by the old one can still count on the server. If no limit is known, there is no pause.
     """
 
     name: str
@@ -61,11 +61,11 @@ class HostBackend:
         self._proxy: Any = None
         self._pid = 0
         self._asked: str | None = None
-        """Which ledger was asked last."""
+        """Name of the rate limiter that was used last."""
         self._learned: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # A connection stays where it was made, and so does what came of it.
+        # A connection is valid only in the process that made it, and so is the state that belongs to it.
         return {**self.__dict__, "_proxy": None, "_asked": None, "_learned": {}}
 
     def try_acquire(self, weights: Mapping[str, float]) -> Answer:
@@ -83,9 +83,9 @@ class HostBackend:
         self._call("learn", dict(limits))
 
     def remove_files(self) -> None:
-        """Removes the files by which processes of this host find each other, once none of them asks any more.
+        """Remove the files by which processes of this host find each other.
 
-        A process that came later would start a ledger of its own, so this is for the end of a run that succeeded.
+        Call this only after a successful run: a later process would start another rate limiter.
         """
         for suffix in (".address", ".lock"):
             with contextlib.suppress(OSError):
@@ -108,22 +108,25 @@ class HostBackend:
             return getattr(self._proxy, method)(*arguments)
         except (OSError, EOFError) as error:
             self._proxy = None
-            raise RateLimiterLostError(f"The host's ledger {self.name} is gone ({type(error).__name__}).") from None
+            raise RateLimiterLostError(
+                f"embed.rate_limiter: the process that holds the host's rate limiter {self.name} has ended "
+                f"({type(error).__name__}). Run again."
+            ) from None
 
     def _inform_successor(self, backend: Any) -> None:
         pause_s = backend.take_over(self._asked, self._learned, self.settings.hold_s + self.settings.window_s)
         if pause_s > 0:
             until = time.strftime("%H:%M:%S", time.localtime(time.time() + pause_s))
             _log.warning(
-                "The process that counted the requests of this host died: nothing is sent until %s, when none of those "
-                "that it had counted can still count on the server.",
+                "The process that counted the requests of this host has ended. Nothing is sent until %s, so that the "
+                "requests it had counted no longer count on the server.",
                 until,
             )
 
 
 @dataclass
 class _Made:
-    """Makes the ledger in the process that keeps it."""
+    """Creates the rate limiter in the process that holds it."""
 
     settings: RateLimiterSettings
 
@@ -132,7 +135,7 @@ class _Made:
 
 
 class _PlainBackend(MemoryBackend):
-    """A ledger whose methods take and give plain values, which cross to other processes."""
+    """A rate limiter whose methods take and return plain values, which can be sent to other processes."""
 
     def __post_init__(self) -> None:
         self._made_at = self.clock()
@@ -144,16 +147,16 @@ class _PlainBackend(MemoryBackend):
         return answer.lease, answer.wait_s
 
     def name(self) -> str:
-        """Of this ledger, unlike any other's."""
+        """Return the unique name of this rate limiter."""
         return self._name
 
     def take_over(self, before: str, learned: dict[str, float], pause_s: float) -> float:
-        """Takes the place of one that died before this one was made; returns the seconds to wait.
+        """Replace a rate limiter whose process has ended, and return the seconds to wait.
 
         Args:
-            before: The name of the ledger that was asked before. When it is this one, nothing has died.
+            before: The name of the rate limiter that was used before. If it is this one, nothing is done.
             learned: Limits that the server has stated.
-            pause_s: Until no request that the other one counted can still count.
+            pause_s: Seconds until no request counted by the previous rate limiter can still count.
         """
         if before == self._name:
             return 0.0

@@ -1,7 +1,7 @@
-"""A lane: one event loop that embeds many units at once within one budget, and tells how it is getting on.
+"""A lane: one event loop that embeds many units concurrently within one rate limit, and reports its progress.
 
-By default all the requests of a run go through one lane, so its budget in plain memory holds the limit on any runner.
-Several lanes share a ledger.
+By default a run has one lane, so a rate limiter in memory is enough on any runner. Several lanes share a rate limiter
+backend.
 """
 
 import asyncio
@@ -35,33 +35,33 @@ _PAYLOAD_SHARE = 0.4
 _LOOK_EVERY_S = 2.0
 _SENT_KEPT = 1024
 _UNIT_COPIES = 2
-"""A unit's vectors are there about twice while they are written."""
+"""The vectors of a unit are in memory about twice while they are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaneSetup:
-    """What a lane needs to know. Travels through the pipeline's graph, so it holds no secret."""
+    """Settings for a lane. Part of the pipeline graph, so it contains no secrets."""
 
     run: RunFolder
     plan: str
     """The plan's file in the catalog."""
     embed: EmbedConfig
-    """Of the job, with the address at which the API was found."""
+    """The job's settings, with the resolved address of the API."""
     prepare: PrepareConfig
     sources: tuple[SourceConfig, ...]
-    """That the plan's references come from."""
+    """The sources of the plan's references."""
     embedding_config_hash: str
-    """What the vectors are made with, as units say it."""
+    """The embedding config hash, as stored in units."""
     first_embedding_config_hash: str | None = None
-    """The same, as units of the first rules of preparation say it, if they were prepared with these settings."""
+    """The hash as stored in units of the first preparation rules, if they can be reused with these settings."""
     reusable_versions: tuple[str, ...] = ()
-    """The versions whose vectors may be taken over, where the content is the same."""
+    """The versions whose vectors may be reused for the same content."""
     requests_spent: int = 0
-    """Requests that the launcher made and the server may still count."""
+    """Requests that the launcher sent and the server may still count."""
 
 
 class Telemetry:
-    """What a lane has counted so far, for the thread that reads its records: plain numbers, read while they grow."""
+    """The counts of a lane so far, read by the thread that yields its records while they grow."""
 
     def __init__(self) -> None:
         self.meter = Meter()
@@ -71,10 +71,10 @@ class Telemetry:
 def run_lane(
     setup: LaneSetup, units: Iterable[Unit], lane: int = 0, telemetry: Telemetry | None = None
 ) -> Iterator[UnitRecord]:
-    """Embeds units, several at a time, and yields the record of each as it is done, in no set order.
+    """Embed units concurrently and yield the record of each finished unit, in any order.
 
     Raises:
-        ApiError: When no request will succeed any more. Units that were finished stay finished.
+        ApiError: When the API is not available. Finished units stay finished.
     """
     records: queue.SimpleQueue[UnitRecord | BaseException | None] = queue.SimpleQueue()
     loop = asyncio.new_event_loop()
@@ -85,7 +85,7 @@ def run_lane(
             main.append(loop.create_task(_run(setup, list(units), lane, records.put, telemetry or Telemetry())))
             loop.run_until_complete(main[0])
             records.put(None)
-        except BaseException as error:  # handed to the caller's thread, which raises it
+        except BaseException as error:  # raised in the caller's thread
             records.put(error)
         finally:
             loop.close()
@@ -98,7 +98,7 @@ def run_lane(
                 raise record
             yield record
     finally:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the lane is over already
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the lane has ended
             loop.call_soon_threadsafe(_cancel, main)
         thread.join(timeout=10)
 
@@ -118,7 +118,7 @@ async def _run(
     meter = telemetry.meter
     is_limited = embed.max_requests is not None or embed.max_cost is not None
     if is_limited and (before := await asyncio.to_thread(read_lane, setup.run, lane)) is not None:
-        meter.add(before["meter"])  # a runner may begin again what it has begun: that was spent too
+        meter.add(before["meter"])  # a runner may restart a lane: what it spent before counts too
     rate_limiter = RateLimiter(
         limits_of(embed),
         max_concurrency=embed.max_concurrency,
@@ -202,24 +202,24 @@ async def _run(
 
 
 async def _stop_with(run: RunFolder) -> None:
-    """Waits for the end of the run. Raises RunnerError then: a lane that its launcher left must not go on paying."""
+    """Wait until the run is over, then raise RunnerError: a lane must not send requests after its launcher stopped."""
     while True:
-        with contextlib.suppress(OSError, StorageError):  # it is looked for again
+        with contextlib.suppress(OSError, StorageError):  # checked again at the next interval
             if await asyncio.to_thread(run.is_over):
                 break
         await asyncio.sleep(_LOOK_EVERY_S)
-    raise RunnerError("The run is over: its launcher was stopped, or another run has begun. Nothing more is sent.")
+    raise RunnerError("The run is over: its launcher stopped, or another run has started. No more requests are sent.")
 
 
 def api_key(variable: str) -> str:
-    """The key from the environment of this process.
+    """Read the key from the environment of this process.
 
     Raises:
-        RefusedKeyError: When the variable is not set here, though it was where the run was started.
+        RefusedKeyError: When the variable is not set in this process.
     """
     key = os.environ.get(variable, "").strip()
     if not key:
         raise RefusedKeyError(
-            f"The environment variable {variable}, named by embed.api_key_env, is not set on this worker."
+            f"embed.api_key_env: the environment variable {variable} is not set on this worker. Set it on all workers."
         )
     return key

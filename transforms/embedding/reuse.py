@@ -1,4 +1,4 @@
-"""Whether a picture's content was sent before just as it would be sent today: then its vector is paid for."""
+"""Reuse the vector of an image that was sent before exactly as it would be sent now."""
 
 import functools
 from collections.abc import Iterable
@@ -13,23 +13,24 @@ from ..sources.prepare import PreparedImage, is_sent_as_ever, prepare_image
 def reuse_or_prepare(
     data: bytes, reusable: Iterable[ReusableVector], settings: PrepareConfig
 ) -> ReusableVector | PreparedImage:
-    """A vector that was paid for what would be sent today, or what is to be sent.
+    """Return a reusable vector of an image, or the prepared image to send.
 
-    A row often says enough; else the header does; else the picture is prepared, and what was done to it compared.
+    The stored row often suffices to decide; otherwise the header of the image; otherwise the image is prepared and the
+    preparation compared.
 
     Args:
-        data: A picture file.
-        reusable: Vectors of this content, however it was prepared.
-        settings: Of today.
+        data: An image file.
+        reusable: Vectors of the same content, prepared in any way.
+        settings: The current settings.
 
     Raises:
-        Unpreparable: When it must be prepared and cannot be.
+        Unpreparable: When the image must be prepared and cannot be.
     """
     prepare = functools.cache(lambda smaller: prepare_image(data, settings, smaller=smaller))
     seen = set()
     for found in reusable:
         before = found.settings
-        if (found.prepared, before) in seen:  # of many copies one is enough
+        if (found.prepared, before) in seen:  # one of several copies is enough
             continue
         seen.add((found.prepared, before))
         row = Row("image", found.media_type, len(data), found.width, found.height, found.prepared)

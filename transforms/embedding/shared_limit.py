@@ -1,4 +1,4 @@
-"""The ledger that several lanes share: which keeper a job names, and how it is set up before any lane begins."""
+"""The rate limiter backend that several lanes share: select it, and set it up before the lanes start."""
 
 import os
 
@@ -8,12 +8,12 @@ from ..epithre.rate_limit.memory_backend import RateLimiterBackend, RateLimiterS
 
 
 def shared_backend(embed: EmbedConfig, run: str, requests_spent: int) -> RateLimiterBackend | None:
-    """The ledger that a lane shares with others; None when it is alone and keeps its own.
+    """Return the rate limiter backend shared by the lanes; None for `memory`, where a lane has its own.
 
     Args:
-        embed: Names the keeper.
+        embed: The settings with the backend.
         run: The name of the run.
-        requests_spent: Requests that the launcher made and the server may still count.
+        requests_spent: Requests that the launcher sent and the server may still count.
     """
     if embed.rate_limiter == "memory":
         return None
@@ -26,7 +26,7 @@ def shared_backend(embed: EmbedConfig, run: str, requests_spent: int) -> RateLim
     if embed.rate_limiter == "host":
         from .host_backend import HostBackend
 
-        # A run has a ledger of its own: the process that keeps it may live no longer than the run.
+        # One rate limiter per run: the process that holds it may end with the run.
         return HostBackend(f"{embed.rate_limiter_name}-{run}", settings)
     from ..epithre.rate_limit.redis_backend import RedisBackend
 
@@ -35,10 +35,10 @@ def shared_backend(embed: EmbedConfig, run: str, requests_spent: int) -> RateLim
 
 
 def set_up_shared_backend(embed: EmbedConfig, run: str, requests_spent: int) -> None:
-    """What a launcher does before its lanes begin: Redis is asked whether it is there, and told what was spent.
+    """Prepare the backend before the lanes start: check that Redis answers, and store the requests spent so far.
 
     Raises:
-        RateLimiterLostError: When Redis is not there.
+        RateLimiterLostError: When Redis does not answer.
     """
     if embed.rate_limiter == "redis":
         from ..epithre.rate_limit.redis_backend import RedisBackend
@@ -49,7 +49,7 @@ def set_up_shared_backend(embed: EmbedConfig, run: str, requests_spent: int) -> 
 
 
 def remove_shared_backend(embed: EmbedConfig, run: str) -> None:
-    """Removes what a shared ledger left on this host, after a run that succeeded: its lanes ask no more."""
+    """Remove the files of a shared rate limiter on this host, after a successful run."""
     if embed.rate_limiter == "host":
         from .host_backend import HostBackend
 

@@ -1,4 +1,4 @@
-"""The end of a run that has spent what it may: what was paid for is kept, and the next run goes on."""
+"""Stop a run at its spending limit. Its vectors are kept, and the next run continues."""
 
 from collections.abc import Sequence
 
@@ -19,17 +19,17 @@ def check_all_sent(
     *,
     consequence: str = "nothing was published",
 ) -> None:
-    """Ends a run of which not everything could be sent. Called when all lanes are done, so that none is cut short.
+    """Raise an error if some assets were not sent. Called after all lanes are done, so that no lane is interrupted.
 
     Args:
-        records: Of all units.
-        embed: With the limits and the prices.
-        run: Whose folder has the lanes' figures.
-        requests_spent: By the launcher itself.
-        consequence: What that means, for the error.
+        records: The records of all units.
+        embed: The settings with limits and prices.
+        run: The run folder with the progress of the lanes.
+        requests_spent: Requests that the launcher sent.
+        consequence: The consequence, for the error message.
 
     Raises:
-        SpendingLimitError: With what was spent and what is kept.
+        SpendingLimitError: With the amount spent and the number of embedded assets.
     """
     if any(record.not_sent for record in records):
         raise _limit_reached(embed, requests_spent, records, read_progress(run), consequence)
@@ -54,13 +54,13 @@ def _limit_reached(
     limits += [f"embed.max_cost {embed.max_cost:g}"] if embed.max_cost is not None else []
     spent = f"{of_count(requests, 'request')} with {of_count(meter.items_sent, 'item')}"
     spent += "" if cost is None else f" for {cost:,.4g}"
-    go_on = "run again to go on"
+    advice = "Run again to continue"
     if not meter.requests and (embed.max_requests or embed.max_cost):
-        go_on = "not one request is within the limit, so raise it or lower embed.batch_items"
+        advice = "The limit is too low for a single request: raise it or lower embed.batch_items"
     return SpendingLimitError(
-        f"The run stopped before it would pass {' and '.join(limits)}: it sent {spent}; {kept:,} of "
-        f"{of_count(assets, 'asset is', 'assets are')} embedded and kept, {of_count(left, 'is', 'are')} left, "
-        f"{consequence}: {go_on}.",
+        f"{' and '.join(limits)}: the run stopped at its limit. It sent {spent}; {kept:,} of "
+        f"{of_count(assets, 'asset is', 'assets are')} embedded and kept, {of_count(left, 'is', 'are')} left, and "
+        f"{consequence}. {advice}.",
         spent={"requests": requests, "items": meter.items_sent, "cost": cost},
         assets={"all": assets, "embedded": kept, "left": left},
     )

@@ -1,7 +1,7 @@
-"""EmbedUnit: everything that is done to one unit, from its references to its file of vectors.
+"""Embed one unit (a unit of work): from its references to its file of vectors.
 
-Nothing here knows of Beam. Reading and preparing run in threads, sending on the event loop; a unit's requests
-overlap with each other and with those of other units, and what they hold in memory is counted in bytes.
+This module does not use Beam. Reading and preparing run in threads, sending runs on the event loop. Requests of one
+unit and of several units run concurrently; the bytes that they hold in memory are limited.
 """
 
 import asyncio
@@ -43,11 +43,11 @@ _T = TypeVar("_T")
 _UNKNOWN_SIZE = 300_000
 _LOCAL_FILES_A_THREAD = 8
 _COPIES = 3
-"""A picture in flight is there about three times: as base64, in the request's body, on its way out."""
+"""An image in flight is in memory about three times: as base64, in the request body, in the send buffer."""
 
 
 class ByteLimit:
-    """A bound on bytes in flight. First come, first served; one that is larger than the bound goes alone."""
+    """A limit on bytes in flight, first come, first served. A request above the limit waits until it is alone."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -55,7 +55,7 @@ class ByteLimit:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def acquire(self, size: int) -> int:
-        """Waits for `size` bytes and returns what must be given to `release`."""
+        """Wait for `size` bytes and return the number to pass to `release`."""
         size = min(size, self._capacity)
         if self._waiting or size > self._free:
             turn = asyncio.get_running_loop().create_future()
@@ -75,18 +75,18 @@ class ByteLimit:
 
 
 class Sent(NamedTuple):
-    """What became of a content that was sent."""
+    """The result of a content that was sent."""
 
     result: npt.NDArray[np.float32] | Refusal
     prepared: str | None
-    """As it was sent in the end: one that the API found too large was made smaller."""
+    """How the content was prepared when it was sent last; an image that is too large for the API is sent smaller."""
 
 
 class SentContents:
-    """What a lane has lately sent, by content: copies that fell into different units are sent once too.
+    """Recent results of a lane by content, so that copies in different units are sent once.
 
-    A plan keeps what may be the same in one unit, up to a few times a unit's size; a picture that stands for a
-    thousand missing ones goes beyond that. Only so many vectors are kept, those that were asked for last.
+    A plan keeps possible copies in one unit, up to a few times the size of a unit. A placeholder image that is used a
+    thousand times exceeds this. The least recently used results are dropped.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -94,14 +94,14 @@ class SentContents:
         self._futures: OrderedDict[tuple[str, str], asyncio.Future[Sent]] = OrderedDict()
 
     def find(self, kind: str, content_sha256: str) -> "asyncio.Future[Sent] | None":
-        """The result, or the promise of it, of an asset with this content."""
+        """Return the finished or pending result of an asset with this content; None if there is none."""
         key = (kind, content_sha256)
         if key in self._futures:
             self._futures.move_to_end(key)
         return self._futures.get(key)
 
     def promise(self, kind: str, content_sha256: str) -> "asyncio.Future[Sent]":
-        """Says that an asset with this content is about to be sent; the caller sets the result."""
+        """Register an asset with this content that is about to be sent. The caller sets the result."""
         future: asyncio.Future[Sent] = asyncio.get_running_loop().create_future()
         self._futures[kind, content_sha256] = future
         while len(self._futures) > self._capacity:
@@ -111,7 +111,7 @@ class SentContents:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitContext:
-    """What units of one lane share."""
+    """Resources that the units of one lane share."""
 
     store: Store
     embed: EmbedConfig
@@ -119,20 +119,20 @@ class UnitContext:
     reader: Reader
     client: Client
     threads: ThreadPoolExecutor
-    """For what waits: remote files, the catalog."""
+    """Threads for waiting work: remote files, the catalog."""
     local_threads: ThreadPoolExecutor
-    """For what computes: local files and texts. As many as there are cores; more would fight for them."""
+    """Threads for CPU-bound work: local files and texts. One per core; more would slow each other down."""
     bytes_in_flight: ByteLimit
     sent: SentContents
     reusable: ReusableVectors
-    """What was paid for earlier and made the same way."""
+    """Existing vectors with the same embedding config."""
     embedding_config_hash: str
-    """What the vectors are made with."""
+    """The embedding config hash of the vectors."""
     note_progress: Callable[[int, int], None]
-    """Called with (assets done, of them dead) as they are done."""
+    """Called with (finished assets, dead letters among them) whenever assets are finished."""
 
     def tried_again(self, footer: UnitFooter) -> int:
-        """How many dead letters of a finished unit are tried again."""
+        """Return the number of dead letters of a finished unit that are retried."""
         return footer.dead if self.embed.retry_dead else footer.transient
 
     async def in_thread(self, function: Callable[[], _T], *, is_local: bool = False) -> _T:
@@ -142,12 +142,12 @@ class UnitContext:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """An asset that was read and may be sent."""
+    """An asset that was read and prepared."""
 
     position: int
     reference: Reference
     item: Item | None
-    """None when `reusable` has the vector already."""
+    """None when `reusable` has the vector."""
     reusable: npt.NDArray[np.float32] | None
     content_sha256: str
     text: str | None
@@ -160,7 +160,7 @@ class _Prepared:
 
 @dataclass
 class _Work:
-    """A unit under way: what is known of each of its references, by position."""
+    """A unit in progress: the state of each reference, by position."""
 
     references: Sequence[Reference]
     vectors: npt.NDArray[np.float32]
@@ -171,13 +171,12 @@ class _Work:
 
 
 async def embed_unit(unit: Unit, references: Sequence[Reference], context: UnitContext) -> UnitRecord:
-    """Embeds a unit, or finds it done.
+    """Embed a unit, or reuse it if it is finished.
 
-    A finished unit is taken as it is, but for references that failed for reasons of the moment: those are tried
-    again, beside the vectors that are already paid for.
+    Of a finished unit, only references with a transient failure are retried; its existing vectors are kept.
 
     Raises:
-        ApiError: When the API will answer nobody.
+        ApiError: When the API is not available.
     """
     footer = await context.in_thread(lambda: read_unit_footer(context.store, unit.name))
     if footer is not None and not context.tried_again(footer):
@@ -214,7 +213,7 @@ async def embed_unit(unit: Unit, references: Sequence[Reference], context: UnitC
 
 
 def _left(unit: Unit, footer: UnitFooter | None, context: UnitContext) -> UnitRecord:
-    """The record of a unit that stays as it was, because the run had spent what it may."""
+    """Return the record of a unit that stays unchanged because the run reached its spending limit."""
     if footer is None:
         return _record(unit, UnitFooter(rows=0), reused=True, not_sent=unit.references)
     left = context.tried_again(footer)
@@ -238,7 +237,7 @@ def _record(unit: Unit, counts: UnitFooter, *, reused: bool, not_sent: int = 0) 
 def cut_batches(
     todo: Sequence[int], references: Sequence[Reference], embed: EmbedConfig, prepare: PrepareConfig
 ) -> list[list[int]]:
-    """Groups references that should fill one request, judged by their listed sizes."""
+    """Group references into batches that fill about one request each, estimated from their listed sizes."""
     batches: list[list[int]] = []
     room = 0
     for i in todo:
@@ -252,7 +251,7 @@ def cut_batches(
 
 
 def _sent_bytes(reference: Reference, prepare: PrepareConfig) -> int:
-    """About how many bytes of a request's body a reference will take."""
+    """Estimate the bytes of a reference in a request body."""
     size = reference.size_bytes if reference.size_bytes is not None else _UNKNOWN_SIZE
     if reference.kind == "text":
         return size + 16
@@ -285,7 +284,7 @@ async def _embed_batch(batch: Sequence[int], work: _Work, context: UnitContext) 
         await _send(leaders, work, context)
     finally:
         context.bytes_in_flight.release(held)
-    # Only after its own are sent: two batches that wait for each other's content first would wait for ever.
+    # Await other batches only after sending our own items, or two batches that need each other's content deadlock.
     for asset, promised in followers:
         sent = await promised
         _resolve(replace(asset, prepared=sent.prepared), sent.result, work, context)
@@ -293,7 +292,7 @@ async def _embed_batch(batch: Sequence[int], work: _Work, context: UnitContext) 
 
 
 async def _prepare_all(batch: Sequence[int], work: _Work, context: UnitContext) -> list[_Prepared]:
-    """Reads and prepares a batch in threads: a remote file each by itself, for it waits; local ones a few at a time."""
+    """Read and prepare a batch in threads: one remote file per task, because it waits, and several local files."""
     references = work.references
 
     def prepare(chunk: Sequence[int]) -> list[_Prepared | DeadLetter]:
@@ -367,7 +366,7 @@ async def _send(
         sent, final = asset, result
         if isinstance(result, Refusal) and result.reason is RefusalReason.TOO_LARGE and asset.text is None:
             sent, final = await _send_smaller(asset, result, context)
-        # A copy: the vector is a row of its whole answer, which a kept view would keep in memory.
+        # A copy: the vector is a view of a row, which would keep the whole answer in memory.
         promise.set_result(Sent(final if isinstance(final, Refusal) else final.copy(), sent.prepared))
         _resolve(sent, final, work, context)
 
@@ -375,7 +374,7 @@ async def _send(
 async def _send_smaller(
     asset: _Prepared, refusal: Refusal, context: UnitContext
 ) -> tuple[_Prepared, npt.NDArray[np.float32] | Refusal]:
-    """A picture that is too large for the API by itself is downscaled once and sent again."""
+    """Downscale an image that the API refused as too large, and send it once more."""
 
     def shrink() -> tuple[_Prepared, Item]:
         data = context.reader.read(asset.reference)
@@ -390,7 +389,7 @@ async def _send_smaller(
 
 
 def _resolve(asset: _Prepared, result: npt.NDArray[np.float32] | Refusal, work: _Work, context: UnitContext) -> None:
-    """Puts a result on its own asset."""
+    """Store the result of an asset."""
     i = asset.position
     if isinstance(result, Refusal):
         if result.reason is RefusalReason.NOT_SENT:
@@ -400,12 +399,12 @@ def _resolve(asset: _Prepared, result: npt.NDArray[np.float32] | Refusal, work: 
         context.note_progress(1, 1)
         return
     work.vectors[i] = result
-    work.rows[i] = replace(asset, item=None, reusable=None)  # the item's megabytes are not needed any more
+    work.rows[i] = replace(asset, item=None, reusable=None)  # frees the megabytes of the item
     context.note_progress(1, 0)
 
 
 def _not_sent(reference: Reference) -> DeadLetter:
-    return _dead(reference, "embed", Reason.NOT_SENT, "the run had spent what it may", 0)
+    return _dead(reference, "embed", Reason.NOT_SENT, "the run reached its spending limit", 0)
 
 
 def _dead(reference: Reference, stage: str, reason: Reason, detail: str, attempts: int) -> DeadLetter:
@@ -430,7 +429,7 @@ def _write(
     reused_rows: int,
     context: UnitContext,
 ) -> int:
-    """Writes the unit's file, rows in the order of its references; returns their number."""
+    """Write the unit's file, with rows in the order of its references, and return the number of rows."""
     schema = pa.schema(asset_fields())
     positions = sorted(work.rows)
     assets = pa.Table.from_pylist([_row(work.rows[i]) for i in positions], schema=schema)

@@ -1,1 +1,1 @@
-"""What a run has to do: references compared with the published version, cut into units."""
+"""Plan a run: compare the references with the current version, and cut the rest into units."""

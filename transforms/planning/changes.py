@@ -1,4 +1,4 @@
-"""Where the rows of a run's units come from, by comparison with the version before: for the counts and the guards."""
+"""Classify the rows of a run's units by comparison with the previous version, for the counts and the gates."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from .plan import PlanReader, deleted_name, plan_name
 
 @dataclass(frozen=True, kw_only=True)
 class UnitChanges:
-    """What the units of a run amount to, beside the version before."""
+    """Counts of a run's units compared with the previous version."""
 
     counts: Counter[str]
     """Rows that are `touched`, `prepared_anew`, `changed`, `moved`, `copied` or `new`."""
     lost: Counter[str] = field(default_factory=Counter)
-    """By kind, rows of the version before whose id is listed and has no vector now."""
+    """By kind, rows of the previous version whose id is listed but has no vector now."""
     changed: Counter[str] = field(default_factory=Counter)
-    """By kind, rows of the version before whose id has another content."""
+    """By kind, rows of the previous version whose id has another content now."""
 
 
 def count_changes(
@@ -37,15 +37,15 @@ def count_changes(
     has_deleted: bool,
     is_compared: bool = True,
 ) -> UnitChanges:
-    """Counts the units' rows as `touched`, `prepared_anew`, `changed`, `moved`, `copied` or `new`.
+    """Count the units' rows as `touched`, `prepared_anew`, `changed`, `moved`, `copied` or `new`.
 
     Args:
         store: The catalog.
-        version: The new one, whose run folder has the plan.
-        records: Its units.
-        base: The version whose rows are reused; without one every row is new.
-        has_deleted: Whether assets of `base` are gone.
-        is_compared: Whether the plan says what contents the version before has; it may without a `base`.
+        version: The new version, whose run folder has the plan.
+        records: The records of its units.
+        base: The version whose rows are reused; without it, every row is new.
+        has_deleted: Whether assets of `base` are deleted.
+        is_compared: Whether the plan has the contents of the previous version; possible without `base`.
     """
     found = UnitChanges(counts=Counter())
     counts = found.counts
@@ -96,14 +96,14 @@ def _deleted(store: Store, version: str) -> dict[str, set[str]]:
 
 
 def _contents(store: Store, base: Manifest, kind: str) -> Keys:
-    """The contents of the version before, sorted; 8 bytes a row."""
+    """Return the content keys of the previous version, sorted; 8 bytes per row."""
     parts = []
     for index in base.indexes:
         if index.kind == kind:
             try:
                 parts += list(content_keys(store, base, index))
             except (OSError, StoreError):
-                continue  # what cannot be read cannot be compared with: copies count as new
+                continue  # unreadable: copies of its rows count as new
     return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
 
 

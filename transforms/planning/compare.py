@@ -1,7 +1,7 @@
-"""What a run has to do: the references beside the assets of the version in force.
+"""Compare the references of a run with the assets of the current version.
 
-Both go into a temporary database on the local disk, which joins and sorts within a fixed memory: a million references
-take no more of it than a thousand.
+Both are loaded into a temporary database on the local disk, which joins and sorts within a fixed memory, for any number
+of references.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ _INSERT_ROWS = 16_384
 DELETED_SCHEMA = pa.schema([("kind", pa.string()), ("content_sha256", pa.string())])
 _AGAIN = pa.field("again", pa.string())
 _PAYLOAD = ("text", "metadata")
-"""Columns of a reference that may be long, and are not sorted."""
+"""Columns of a reference that may be long and are therefore not sorted."""
 _NUMBER = pa.field("payload", pa.int64())
 _METADATA_HASH = pa.field("metadata_hash", pa.uint64())
 _BASE_SCHEMA = pa.schema(
@@ -67,16 +67,16 @@ _OTHER = (
     "WHEN r.fingerprint LIKE 'sha256:%' THEN r.fingerprint <> 'sha256:' || b.content_sha256 "
     "ELSE coalesce(r.size_bytes <> b.size_bytes, false) END"
 )
-"""The content is certainly another. Without a size the version does not know it: the vector came from elsewhere."""
+"""The content certainly differs. A row without a size is an imported vector, whose content is unknown."""
 
 
 def plan_schema(metadata: Mapping[str, str]) -> pa.Schema:
-    """A reference, the content that the version in force has under its id, and why it is prepared again, if it is."""
+    """Return the schema of a plan: a reference, the current content of its id, and why it is prepared again, if so."""
     return pa.schema([*reference_schema(metadata), *_PREVIOUS])
 
 
 def reused_schema(metadata: Mapping[str, str]) -> pa.Schema:
-    """Rows of a row group that are taken over, and what their metadata is now."""
+    """Return the schema of the reused rows of a row group, with their current metadata."""
     struct = metadata_type(metadata)
     return pa.schema(
         [
@@ -89,33 +89,33 @@ def reused_schema(metadata: Mapping[str, str]) -> pa.Schema:
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What a listing shows, by kind. What was only touched or moved is known when it has been read."""
+    """Number of assets by kind and state in a listing. Touched and moved assets are known only after reading."""
 
     assets: Mapping[str, int]
     size_bytes: Mapping[str, int]
-    """As listed; what is not known is not counted."""
+    """As listed; unknown sizes are not counted."""
     unchanged: Mapping[str, int]
-    """Id, place and fingerprint are what they were: the vector is taken over unread."""
+    """Assets with the same id, URI and fingerprint: the vector is reused without reading the asset."""
     dead: Mapping[str, int]
-    """Unchanged as well, and without a vector for a reason of their own: not tried again."""
+    """Unchanged assets with a permanent failure, which are not retried."""
     new: Mapping[str, int]
-    """Ids that the version in force has not."""
+    """Ids that the current version does not have."""
     differing: Mapping[str, int]
-    """Ids that it has, with another fingerprint or place, or that failed for a reason of the moment."""
+    """Ids of the current version with another fingerprint or URI, or with a transient failure."""
     deleted: Mapping[str, int]
-    """Rows that it has and that are not listed any more."""
+    """Rows of the current version that are not listed any more."""
     other_metadata: int
     """Unchanged assets with other metadata."""
     gone: Mapping[str, int] = field(default_factory=dict)
-    """Rows of the current version that are not listed any more, also where none of its vectors is reused."""
+    """As `deleted`, but counted also when no vector of the current version is reused."""
     again: Mapping[str, int] = field(default_factory=dict)
-    """Unchanged as well, but prepared as they would not be today, as far as their rows say: read, and sent if so."""
+    """Unchanged assets that may be prepared differently now: they are read, and sent if the preparation differs."""
     again_because: Mapping[str, int] = field(default_factory=dict)
-    """The same, by the reason."""
+    """The same, by reason."""
 
     @property
     def todo(self) -> int:
-        """What must be read."""
+        """Number of assets that must be read."""
         return sum(self.new.values()) + sum(self.differing.values()) + sum(self.again.values())
 
     @property
@@ -126,49 +126,49 @@ class Changes:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """The rows of one row group of the version in force that are taken over."""
+    """The reused rows of one row group of the current version."""
 
     kind: str
     file: str
-    """Of vectors, as named in the store."""
+    """Name of the file of vectors in the store."""
     group: int
     rows: pa.Table = field(repr=False)
-    """In the columns of `reused_schema`, by position."""
+    """Columns of `reused_schema`, sorted by position."""
 
 
 class Overlap(NamedTuple):
-    """How much of a listing the current version has."""
+    """The overlap of a listing and the current version."""
 
     listed: int
     rows: int
-    """Of the current version."""
+    """Rows of the current version."""
     shared: int
-    """Rows whose id is listed with what may be the same content."""
+    """Rows whose id is listed and whose content may be the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicate:
-    """An id that is not unique within its kind, and two of the places where it stands."""
+    """An id that is not unique within its kind, with two of its places."""
 
     kind: str
     asset_id: str
     times: int
     ids: int
-    """How many such ids there are."""
+    """Number of duplicate ids."""
     sources: tuple[int, ...]
     uris: tuple[str | None, ...]
 
 
 class Comparison:
-    """All references of a run, and the assets of the version in force. Use `with`: it has a file on the local disk."""
+    """The references of a run and the assets of the current version, in a temporary file. Use it in a `with` block."""
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
         self.metadata_types = self._types = dict(metadata)
         self.passed_over = PassedOver()
-        """What folders of the sources hold that is not taken."""
+        """Files in the folders of the sources that are skipped."""
         self._files: list[str] = []
         self._prepare: tuple[PrepareConfig, PrepareConfig] | None = None
-        """Of the base, and of today."""
+        """The settings of the base, and the current settings."""
         self._stack = contextlib.ExitStack()
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="epithre-beam-")))
         settings: dict[str, Any] = {
@@ -184,8 +184,8 @@ class Comparison:
         self._payloads = Payloads(folder / "payloads.arrow", pa.schema([f for f in listed if f.name in _PAYLOAD]))
         self._stack.callback(self._payloads.close)
         self._db.execute("SET TimeZone = 'UTC'")
-        self._db.execute("PRAGMA disable_checkpoint_on_shutdown")  # the file is thrown away
-        self._db.execute("SET enable_progress_bar = false")  # it would be drawn on the output, in the midst of JSON
+        self._db.execute("PRAGMA disable_checkpoint_on_shutdown")  # the file is deleted
+        self._db.execute("SET enable_progress_bar = false")  # it would be mixed into JSON on the output
         compared = [field for field in listed if field.name not in _PAYLOAD]
         self._create("listed", self._with_hash(pa.schema([*compared, _NUMBER])))
         self.clear_base()
@@ -197,16 +197,16 @@ class Comparison:
         self._stack.close()
 
     def add_references(self, table: pa.Table) -> None:
-        """Adds references, in the columns of `reference_schema`."""
+        """Add references, with the columns of `reference_schema`."""
         numbers = pa.array(self._payloads.add(table))
         self._insert("listed", table.drop_columns(["text"]).append_column(_NUMBER, numbers))
 
     def check_ids(self, sources: Sequence[SourceConfig], label: str = "sources") -> None:
-        """Raises SourceError when two assets of a kind share an id, with two of the rows or files that have it.
+        """Raise SourceError when two assets of a kind have the same id. The message names two of their rows or files.
 
         Args:
-            sources: That the references come from.
-            label: What the job calls them.
+            sources: The sources of the references.
+            label: The name of the sources in messages.
         """
         duplicate = self.duplicate()
         if duplicate is None:
@@ -218,13 +218,12 @@ class Comparison:
             places |= {f"{label}[{position}] ({place})": None for place in rows or [uri or source.table or ""]}
         where = " and ".join(list(places)[:2])
         raise SourceError(
-            f"An id must be unique within its kind, but {duplicate.kind} {duplicate.asset_id!r} stands "
-            f"{duplicate.times} times, in {where}; "
-            f"{of_count(duplicate.ids, 'id is', 'ids are')} affected: nothing was sent."
+            f"{label}: an id must be unique within its kind, but {duplicate.kind} {duplicate.asset_id!r} occurs "
+            f"{duplicate.times} times, in {where} ({of_count(duplicate.ids, 'duplicate id')}). Nothing was sent."
         )
 
     def duplicate(self) -> Duplicate | None:
-        """The first id that two assets of a kind share; None when there is none."""
+        """Return the first duplicate id within a kind; None when there is none."""
         found = self._db.execute(
             "SELECT kind, asset_id, count(*), count(*) OVER () FROM listed GROUP BY kind, asset_id HAVING count(*) > 1 "
             "ORDER BY kind, asset_id LIMIT 1"
@@ -240,7 +239,7 @@ class Comparison:
         return Duplicate(kind=kind, asset_id=asset_id, times=times, ids=ids, sources=sources, uris=uris)
 
     def clear_base(self) -> None:
-        """Compares with nothing: every reference is new."""
+        """Remove the base, so that every reference is new."""
         self._clear()
 
     def _clear(self, *, is_reusable: bool = True) -> None:
@@ -276,18 +275,18 @@ class Comparison:
         retry_dead: bool = False,
         is_reusable: bool = True,
     ) -> list[str]:
-        """Compares with a version.
+        """Compare with a version.
 
         Args:
             store: The catalog.
-            manifest: Of the version.
-            damaged: Files of vectors, as named in the store, whose rows are not to be used.
-            prepare: How assets are prepared now; absent: as those of the version were.
-            retry_dead: Try dead letters again whatever their reason was.
+            manifest: The manifest of the version.
+            damaged: Names, in the store, of files of vectors whose rows must not be used.
+            prepare: The current prepare settings; absent: those of the version.
+            retry_dead: Whether to retry dead letters whatever their reason.
             is_reusable: Whether its vectors may be reused. If not, every reference counts as new.
 
         Returns:
-            The files of vectors that cannot be read, `damaged` among them: their assets count as new.
+            The files of vectors that cannot be read, including `damaged`. Their assets count as new.
         """
         self._clear(is_reusable=is_reusable)
         bad = list(damaged)
@@ -304,10 +303,10 @@ class Comparison:
             self._files.append(name)
             try:
                 if store.size(name) != entry.size_bytes:
-                    raise OSError("another length")
+                    raise OSError("its size differs from the manifest")
                 rows = self._add_rows(store, manifest, entry, len(self._files) - 1)
                 if rows != entry.rows:
-                    raise OSError("another number of rows")
+                    raise OSError("its number of rows differs from the manifest")
             except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError):
                 self._db.execute("DELETE FROM base WHERE file = ?", [len(self._files) - 1])
                 bad.append(name)
@@ -341,7 +340,7 @@ class Comparison:
         )
 
     def overlap(self) -> Overlap:
-        """How much of the listing the version has; of an asset whose content is not known, the id decides."""
+        """Return the overlap of the listing and the version. If a content is unknown, the id decides."""
         return Overlap(
             listed=self._number("SELECT count(*) FROM listed"),
             rows=self._number("SELECT count(*) FROM base"),
@@ -351,7 +350,7 @@ class Comparison:
         )
 
     def replaced(self) -> dict[str, tuple[int, int]]:
-        """By kind, the rows of the version whose listed content is certainly another, and those where it may be."""
+        """Return, by kind, the rows of the version whose content certainly differs, and those where it may differ."""
         is_open = f"NOT ({_OTHER}) AND NOT ({_SAME.format('b')}) AND r.fingerprint <> 'sha256:' || b.content_sha256"
         rows = self._db.execute(
             f"SELECT kind, count(*) FILTER ({_OTHER}), count(*) FILTER ({is_open}) "
@@ -360,7 +359,7 @@ class Comparison:
         return {kind: (certain, possible) for kind, certain, possible in rows}
 
     def todo(self) -> Iterator[pa.Table]:
-        """What must be read, by kind, size, fingerprint and id: what may be the same content stands together."""
+        """Yield the references to read, by kind, size, fingerprint and id, so that possible copies are adjacent."""
         yield from self._select_with_payload(
             "SELECT {} "
             f"FROM compared WHERE fate IN {_TODO} ORDER BY kind, size_bytes NULLS LAST, fingerprint, asset_id",
@@ -368,7 +367,7 @@ class Comparison:
         )
 
     def known_texts(self) -> set[str]:
-        """Fingerprints of texts to do whose content the version in force has: they will not be sent."""
+        """Return the fingerprints of the texts to read whose content the current version has: they are not sent."""
         if not self._is_reusable:
             return set()
         rows = self._db.execute(
@@ -378,7 +377,7 @@ class Comparison:
         return {fingerprint for (fingerprint,) in rows}
 
     def likely_moved(self) -> int:
-        """New files that have size and fingerprint of an asset of the version in force: moved or copied, likely."""
+        """Return the number of new files that are likely moved or copied: the current version has their fingerprint."""
         if not self._is_reusable:
             return 0
         return self._number(
@@ -387,7 +386,7 @@ class Comparison:
         )
 
     def kept(self) -> Iterator[Kept]:
-        """The unchanged rows, a row group of the version in force at a time, in its order."""
+        """Yield the unchanged rows, one row group of the current version at a time, in its order."""
         schema = reused_schema(self._types)
         places = pa.schema([("kind", pa.string()), ("file", pa.int32()), ("row_group", pa.int32()), *schema])
         held: list[pa.Table] = []
@@ -408,14 +407,14 @@ class Comparison:
             yield self._group(held, schema)
 
     def dead_letters(self) -> Iterator[pa.Table]:
-        """The dead letters that are taken over."""
+        """Yield the dead letters that are reused."""
         names = ", ".join(DEAD_LETTER_SCHEMA.names)
         yield from self._select(
             f"SELECT {names} FROM compared WHERE fate = 'dead' ORDER BY kind, asset_id", DEAD_LETTER_SCHEMA
         )
 
     def deleted_contents(self) -> Iterator[pa.Table]:
-        """Kind and content of the rows whose id is gone."""
+        """Yield kind and content of the rows whose id is not listed any more."""
         yield from self._select("SELECT DISTINCT kind, content_sha256 FROM gone ORDER BY ALL", DELETED_SCHEMA)
 
     def _group(self, held: list[pa.Table], schema: pa.Schema) -> Kept:
@@ -454,7 +453,7 @@ class Comparison:
         return rows
 
     def _why_again(self, table: pa.Table) -> pa.Array:
-        """Why each row is prepared again; null where it would be prepared as it was."""
+        """Return the reason why each row is prepared again; null if its preparation is unchanged."""
         found: list[str | None] = [None] * len(table)
         if self._prepare is not None:
             rows = table.select(["kind", *_ROW])
@@ -464,7 +463,7 @@ class Comparison:
         return pa.array(found, pa.string())
 
     def _add_failed(self, store: Store, manifest: Manifest, entry: FileEntry) -> None:
-        """Dead letters of the version in force. Where they are damaged their assets are tried again."""
+        """Add the dead letters of the current version. If their file is damaged, their assets are retried."""
         if check_file(store, manifest.version, entry):
             return
         with store.open_read(f"{version_folder(manifest.version)}/{entry.name}") as handle:
@@ -500,7 +499,7 @@ class Comparison:
             self._db.unregister("part")
 
     def _select_with_payload(self, query: str, schema: pa.Schema) -> Iterator[pa.Table]:
-        """Rows of `compared` with what is not sorted; `{}` stands for the columns in the query."""
+        """Yield rows of `compared` with their payload columns. `{}` in the query is replaced by the other columns."""
         payload = [name for name in schema.names if name in _PAYLOAD]
         if not payload:
             yield from self._select(query.format(", ".join(map(_shown, schema.names))), schema)
@@ -512,7 +511,7 @@ class Comparison:
             yield pa.table(columns, schema=schema)
 
     def _select(self, query: str, schema: pa.Schema) -> Iterator[pa.Table]:
-        # A cursor of its own: another query on the same one would end this one's rows.
+        # A separate cursor, because another query on the same cursor would discard the remaining rows.
         with _memory_errors(), self._db.cursor() as cursor:
             for batch in cursor.sql(query).to_arrow_reader(_BATCH_ROWS):
                 yield pa.Table.from_batches([batch]).cast(schema)
@@ -522,12 +521,12 @@ class Comparison:
 
 
 def _shown(name: str) -> str:
-    """A column of the plan: why an asset is prepared again says nothing of those that are read anyway."""
+    """Return the SQL of a plan column. The reason to prepare again applies only to otherwise unchanged assets."""
     return "CASE WHEN fate = 'again' THEN again END AS again" if name == _AGAIN.name else name
 
 
 def _in_doubt(table: pa.Table, before: PrepareConfig, now: PrepareConfig) -> npt.NDArray[np.int64]:
-    """The rows that must be looked at one by one: with the settings that they were made with, few or none."""
+    """Return the rows that must be checked one by one; with unchanged settings, few or none."""
     if before != now:
         return np.arange(len(table))
     prepared = table.column("prepared")
@@ -539,20 +538,20 @@ def _in_doubt(table: pa.Table, before: PrepareConfig, now: PrepareConfig) -> npt
 
 @contextlib.contextmanager
 def _memory_errors() -> Iterator[None]:
-    """What the database cannot hold is an error of the sources, and no defect."""
+    """Convert an out-of-memory error of the database to a SourceError, because the sources cause it."""
     try:
         yield
     except duckdb.Error as error:
         if not re.search(r"(?i)out of memory|allocate|pin block", str(error)):
             raise
         raise SourceError(
-            f"The texts of the sources take more than the {_MEMORY_MB} MB in which they are compared: shorten them, "
-            "or spread the sources over several jobs."
+            f"sources: comparing the texts needs more than {_MEMORY_MB} MB of memory. Shorten the texts, or distribute "
+            "the sources over several jobs."
         ) from error
 
 
 def _together(sizes: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
-    """Row groups as (number, rows), so many at a time that they are worth a statement."""
+    """Yield lists of row groups as (number, rows), each list large enough for one INSERT."""
     held: list[tuple[int, int]] = []
     for number, size in enumerate(sizes):
         held.append((number, size))

@@ -1,4 +1,4 @@
-"""What decides a vector besides the asset, and whether a version's vectors were made so."""
+"""The hash of the settings that determine a vector, and whether the vectors of a version can be reused."""
 
 import hashlib
 
@@ -14,25 +14,25 @@ _PREPARE_OF_FIRST_RULES = (
     "formats", "send_formats", "check", "max_file_bytes", "max_decode_pixels", "decode_timeout_s", "max_pixels",
     "max_image_bytes", "jpeg_quality", "max_text_chars",
 )  # fmt: skip
-"""What stood in the hash of a unit when all of `prepare` did."""
+"""The fields of `prepare` in the unit hash of the first preparation rules."""
 
 
 def embedding_config_hash(embed: EmbedConfig, prepare: PrepareConfig, fingerprint: str | None) -> str:
-    """The hash of all but the asset that decides a unit's vectors: model, request, preparation.
+    """Return the hash of everything except the asset that determines a vector: model, request, preparation.
 
-    Where the server is and how fast it may be asked is not part of it, nor is a setting at its default: a new one makes
-    nothing new. An emulator's fingerprint is, so that its vectors never pass for the API's.
+    The address, the rate limits and settings at their default are not included, so that adding a setting does not
+    invalidate vectors. The fingerprint of an emulator is included, so that its vectors are never used as the API's.
     """
     return _hash([_request(embed, fingerprint), prepare.model_dump(mode="json", exclude_defaults=True), PREPARE_RULES])
 
 
 def request_config_hash(embed: EmbedConfig, fingerprint: str | None) -> str:
-    """The hash of model and request: units say it, and each of their rows says how it was prepared."""
+    """Return the hash of model and request. Units store it; each of their rows stores its preparation."""
     return _hash([_request(embed, fingerprint)])
 
 
 def first_embedding_config_hash(embed: EmbedConfig, prepare: PrepareConfig, fingerprint: str | None) -> str:
-    """What units of the first rules of preparation say: their rows do not say the settings."""
+    """Return the hash in units of the first preparation rules, whose rows do not store the settings."""
     stated = prepare.model_dump(mode="json")
     return _hash([_request(embed, fingerprint), {name: stated[name] for name in _PREPARE_OF_FIRST_RULES}])
 
@@ -49,16 +49,16 @@ def _hash(value: object) -> str:
 
 
 def differences(manifest: Manifest, config: CatalogConfig, fingerprint: str | None) -> list[str]:
-    """Why a version's vectors may not be taken over by this run, a sentence each; none when they may.
+    """Return the reasons why a run may not reuse a version's vectors, one clause each; empty when it may.
 
-    How they were prepared is not among it: that is looked at row by row (transforms/sources/effective.py).
+    The preparation is not checked here, but for each row (transforms/sources/effective.py).
     """
     found = []
     made_by = MadeBy(config.embed.model, fingerprint, config.embed.dimension)
     for name, before, after in manifest.made_by.differences(made_by):
         if name == "model_fingerprint":
             came, comes = before or "the API itself", after or "the API itself"
-            found.append(f"the vectors came from {came} and would come from {comes}")
+            found.append(f"the vectors are from {came}, and the run uses {comes}")
         else:
             found.append(f"embed.{name} was {before!r} and is {after!r}")
     then, now = manifest.config.get("embed", {}), config.embed.model_dump(mode="json")
@@ -68,7 +68,7 @@ def differences(manifest: Manifest, config: CatalogConfig, fingerprint: str | No
         if then.get(name) != now[name]
     ]
     if stored_prepare(manifest.config) is None:
-        found.append("the version's settings of prepare cannot be read")
+        found.append("the version's prepare settings cannot be read")
     stored = manifest.config.get("index", {}).get("vector_type")
     if stored not in {config.index.vector_type, "float32"}:
         found.append(f"index.vector_type was {stored} and is {config.index.vector_type}, which needs more bits")

@@ -1,6 +1,7 @@
-"""What references carry beside what is compared: texts and metadata, in a file on the local disk.
+"""Texts and metadata of references, in a file on the local disk.
 
-A database that sorts long texts holds most of them in memory, so it sorts numbers, and the texts are fetched by them.
+A database that sorts long texts keeps most of them in memory. Therefore it sorts row numbers, by which the texts are
+fetched from this file.
 """
 
 from collections import OrderedDict
@@ -12,24 +13,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _BATCH_BYTES = 1 << 16
-"""Of one batch, which is read as a whole."""
+"""Size of a batch, the unit of reading."""
 _HELD = 1024
-"""Batches in memory. What was added together is sorted as it is asked for, so that one of each such part is enough."""
+"""Batches in memory. Each added table is stored in the order of reading, so one batch per table is enough."""
 
 
 class Payloads:
-    """Columns that are added a table at a time and then asked for in another order. Close it at the end.
+    """Columns that are added table by table and then read in another order. Call `close` at the end.
 
-    Rows that are asked for by kind, size, fingerprint and id cost a read of each batch in all; in any other order a
-    read of a batch for each row at worst. Memory grows with neither.
+    Reading in the order of kind, size, fingerprint and id reads each batch once. Any other order reads up to one batch
+    per row. Memory use is constant in both cases.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         """Creates the file.
 
         Args:
-            path: Of a file that is not there yet.
-            schema: Of the columns that are kept.
+            path: Path of a new file.
+            schema: Schema of the columns that are kept.
         """
         self._path = path
         self._schema = schema
@@ -42,16 +43,16 @@ class Payloads:
         self._held: OrderedDict[int, pa.RecordBatch] = OrderedDict()
 
     def add(self, table: pa.Table) -> npt.NDArray[np.int64]:
-        """Keeps rows; nothing can be added once some were taken.
+        """Add rows. Rows cannot be added after the first call of `take`.
 
         Args:
-            table: At least the columns that are kept, `kind`, `size_bytes`, `fingerprint` and `asset_id`.
+            table: At least the kept columns, `kind`, `size_bytes`, `fingerprint` and `asset_id`.
 
         Returns:
-            The number of each row.
+            int64, (rows,): the number of each row.
         """
         if self._writer is None:
-            raise RuntimeError("payloads were taken already")
+            raise RuntimeError("rows cannot be added after take()")
         keys = [(name, "ascending") for name in ("kind", "size_bytes", "fingerprint", "asset_id")]
         order = pc.sort_indices(table, keys)
         kept = table.select(self._schema.names).cast(self._schema).take(order).combine_chunks()
@@ -65,7 +66,7 @@ class Payloads:
         return numbers
 
     def take(self, numbers: npt.NDArray[np.int64]) -> pa.Table:
-        """The rows of these numbers, in their order."""
+        """Return the rows with these numbers, in the given order."""
         self._open()
         batches = np.searchsorted(self._starts, numbers, side="right") - 1
         order = np.argsort(batches, kind="stable")

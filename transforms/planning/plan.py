@@ -1,6 +1,7 @@
-"""The plan of a run: what it has to read, cut into units, in one Parquet file with a row group a unit.
+"""The plan of a run: the references to read, cut into units (units of work), in one Parquet file.
 
-The pipeline carries only (unit, row group); a worker reads the references of its unit from the plan.
+Each unit is one row group of the file. The pipeline passes only (unit, row group); a worker reads the references of
+its unit from the plan.
 """
 
 import hashlib
@@ -21,13 +22,13 @@ from ..sources.list_sources import list_references
 from .compare import DELETED_SCHEMA, Changes, Comparison, plan_schema, reused_schema
 
 _LARGEST_UNIT = 4
-"""A unit may grow to so many times its size, to keep references together that may be the same content."""
+"""A unit may grow to this multiple of its size, to keep references together that may have the same content."""
 _CUT_AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One unit of a plan. Small: this is what crosses the runner's shuffle."""
+    """One unit of a plan. Small, because the runner shuffles units."""
 
     name: str
     kind: str
@@ -37,17 +38,17 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run is going to do."""
+    """The work of a run."""
 
     name: str
-    """Of the Parquet file in the catalog."""
+    """Name of the Parquet file in the catalog."""
     units: tuple[Unit, ...]
-    """What is to be read."""
+    """The units to read."""
     reused_groups: tuple[ReusedGroup, ...]
-    """What is taken over unread."""
+    """The row groups that are reused without reading their assets."""
     changes: Changes
     base: str | None
-    """The version that it is taken over from."""
+    """The version whose rows are reused."""
 
 
 def plan_name(version: str) -> str:
@@ -72,16 +73,16 @@ def iterate_references(
     label: str = "sources",
     passed_over: PassedOver | None = None,
 ) -> Iterator[pa.Table]:
-    """The references of all sources, in tables of `reference_schema`.
+    """List the references of all sources, as tables in `reference_schema`.
 
     Args:
-        sources: Of the job.
-        metadata: The columns of all sources, with their types.
-        label: What the job calls its sources.
-        passed_over: Is told what of folders is not taken.
+        sources: The sources of the job.
+        metadata: The metadata columns of all sources, with their types.
+        label: The name of the sources in messages.
+        passed_over: Collects the skipped files of folders.
 
     Raises:
-        ConfigError: When a source matches nothing or lacks a column.
+        ConfigError: When no file matches a source, or a column is missing.
         SourceError: When a source cannot be listed or read.
     """
     for position, source in enumerate(sources):
@@ -89,15 +90,15 @@ def iterate_references(
 
 
 def cut_units(table: pa.Table, size: int) -> list[tuple[int, int]]:
-    """Cuts sorted references into (start, end) slices of one kind and about `size` rows.
+    """Cut sorted references into (start, end) slices of one kind and about `size` rows.
 
-    References that may be byte for byte the same (texts of one hash, files of one size) stay together, up to a
-    few times `size`, so that what is the same is sent once.
+    References that may have identical content (texts with the same hash, files of the same size) stay together, up to
+    four times `size`, so that identical content is sent once.
     """
     kinds = table.column("kind").to_numpy(zero_copy_only=False)
     sizes = table.column("size_bytes").fill_null(-1).to_numpy(zero_copy_only=False)
     prints = table.column("fingerprint").to_numpy(zero_copy_only=False)
-    # A fingerprint that is a hash of the content says more than the size does.
+    # A fingerprint that is a hash of the content is more precise than the size.
     is_hash = pc.starts_with(table.column("fingerprint"), "sha256:").to_numpy(zero_copy_only=False)
     known = sizes >= 0
     same_kind = kinds[1:] == kinds[:-1]
@@ -115,7 +116,7 @@ def cut_units(table: pa.Table, size: int) -> list[tuple[int, int]]:
 
 
 def unit_name(references: pa.Table, embedding_config_hash: str) -> str:
-    """The hash of all that decides a unit's vectors: recipe and references, without their metadata."""
+    """Return the hash of everything that determines a unit's vectors: embedding config hash and references."""
     digest = hashlib.sha256(bytes.fromhex(embedding_config_hash))
     for name in ("asset_id", "kind", "uri", "fingerprint"):
         for value in references.column(name).to_pylist():
@@ -125,12 +126,12 @@ def unit_name(references: pa.Table, embedding_config_hash: str) -> str:
 
 
 def iterate_units(references: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    """Cuts sorted references into units as they come, the same way as if they came in one table."""
+    """Cut a stream of sorted references into units, with the same result as for a single table."""
     held = None
     for table in references:
         held = table if held is None else pa.concat_tables([held, table]).combine_chunks()
         if len(held) > _CUT_AT_ONCE * size:
-            # A cut is certain when all that could still belong to the unit is there.
+            # A cut is final when no later reference can belong to the unit.
             certain = [(start, end) for start, end in cut_units(held, size) if start + size * _LARGEST_UNIT < len(held)]
             for start, end in certain:
                 yield held.slice(start, end - start)
@@ -149,15 +150,15 @@ def write_plan(
     unit_references: int,
     base: str | None,
 ) -> Plan:
-    """Cuts, names and stores what a run has to do, and says what it takes over.
+    """Write the plan of a run: its units, reused groups, reused dead letters and deleted contents.
 
     Args:
         store: The catalog.
-        version: The new one; its run folder gets the files.
-        comparison: Of the run's references with the version `base`.
-        embedding_config_hash: What vectors are made with.
-        unit_references: How many a unit has, about.
-        base: The version whose rows are taken over, if there is one.
+        version: The new version; the files are written to its run folder.
+        comparison: The comparison of the run's references with the version `base`.
+        embedding_config_hash: The embedding config hash of the vectors.
+        unit_references: Approximate number of references per unit.
+        base: The version whose rows are reused, if there is one.
     """
     types = comparison.metadata_types
     changes = comparison.changes()
@@ -204,7 +205,7 @@ def _write_tables(store: Store, name: str, tables: Iterable[pa.Table], schema: p
 
 
 class PlanReader:
-    """Reads units of a plan; keeps the file open between them."""
+    """Reads units of a plan, with the file kept open."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._handle = store.open_read(name)

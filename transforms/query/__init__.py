@@ -1,1 +1,1 @@
-"""A single query: embedded with the settings of its catalog, and searched."""
+"""Single queries: embed them with the settings of the catalog, and search."""

@@ -1,4 +1,4 @@
-"""Embeds queries: texts and pictures, prepared just as the catalog's assets were."""
+"""Embed queries: texts and images, prepared in the same way as the catalog's assets."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from ..sources.prepare import prepare_image, prepare_text
 from ..sources.unpreparable import Unpreparable
 
 _AT_ONCE = 512
-"""Queries whose requests are in memory together."""
+"""Number of queries whose requests are in memory at the same time."""
 
 
 def embed_queries(
@@ -26,27 +26,27 @@ def embed_queries(
     *,
     names: Sequence[str] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Embeds texts (str) and pictures (bytes of a picture file, or its path, which is read when it is its turn).
+    """Embed texts (str) and images (the bytes of an image file, or its path).
 
-    Not for use inside a running event loop; there, use `transforms.query.searcher.Searcher`.
+    Must not be called inside a running event loop; use `transforms.query.searcher.Searcher` there.
 
     Args:
-        queries: In any mixture.
-        embed: Where the API is, and which model: those of the catalog that is searched.
-        prepare: The caps and formats of the catalog.
-        api_key: For the API.
-        names: What errors call each query; absent: `Query 0` and so on.
+        queries: Texts and images, in any mixture. Files are read in batches, just before they are sent.
+        embed: Address and model of the API, as in the catalog that is searched.
+        prepare: Limits and formats of the catalog.
+        api_key: Key for the API.
+        names: Name of each query in error messages; absent: `Query 0`, `Query 1`, and so on.
 
     Returns:
         float32, (len(queries), dimension), unit norm.
 
     Raises:
-        ArgumentError: When `queries` is no list.
-        QueryError: When a query is no text or picture that can be sent, or the API refuses it.
-        ApiError: When the API answers nobody.
+        ArgumentError: When `queries` is not a list.
+        QueryError: When a query cannot be sent, or the API refuses it.
+        ApiError: When the API is not available.
     """
     if isinstance(queries, (str, bytes, Path)) or not isinstance(queries, Sequence):
-        raise ArgumentError(f"queries must be a list of texts and pictures, got {type(queries).__name__}.")
+        raise ArgumentError(f"queries must be a list of texts and images, got {type(queries).__name__}.")
     called = [f"Query {i}" for i in range(len(queries))] if names is None else names
 
     async def ask() -> list[npt.NDArray[np.float32] | Refusal]:
@@ -66,18 +66,18 @@ def embed_queries(
 
 
 def query_settings(embed: EmbedConfig) -> EmbedConfig:
-    """The settings of a catalog without what limits a run: its queries are not what the run may spend."""
+    """Return `embed` without the spending limits of a run, which do not apply to queries."""
     return embed.model_copy(update={"max_requests": None, "max_cost": None})
 
 
 def encode_query(client: Client, query: str | bytes | Path, prepare: PrepareConfig, *, name: str) -> Item:
-    """A query ready to be sent. Any thread may call it.
+    """Prepare and encode a query for sending. Thread-safe.
 
     Raises:
-        QueryError: When it is no text or picture that can be sent, in a sentence about `name`.
+        QueryError: When the query cannot be sent. The message starts with `name`.
     """
     if not isinstance(query, (str, bytes, Path)):
-        rule = "must be a text, a picture's bytes or its path"
+        rule = "must be a text, the bytes of an image or its path"
         raise QueryError(f"{name} {rule}, got {type(query).__name__}.", reason="unsupported")
     try:
         if isinstance(query, str):
@@ -91,11 +91,11 @@ def encode_query(client: Client, query: str | bytes | Path, prepare: PrepareConf
     try:
         return client.encode(kind, content, is_query=True)
     except ArgumentError as error:
-        raise QueryError(f"{name} is no query for this API: {error}.", reason="unsupported") from None
+        raise QueryError(f"{name} is not supported by this API: {error}.", reason="unsupported") from None
 
 
 def vector_of(result: npt.NDArray[np.float32] | Refusal, *, name: str) -> npt.NDArray[np.float32]:
-    """A query's vector. Raises QueryError, in a sentence about `name`, when it got none."""
+    """Return the vector of a query. Raises QueryError, with a message that starts with `name`, if there is none."""
     if isinstance(result, Refusal):
         raise QueryError(
             f"{name} got no vector ({result.reason.value}): {result.detail.rstrip('.')}.", reason=result.reason.value

@@ -1,4 +1,4 @@
-"""The API that made a catalog, for embedding queries just as its assets were."""
+"""The API that embedded a catalog, used to embed queries with the same model."""
 
 import contextlib
 import os
@@ -16,12 +16,12 @@ from ...index.versions.manifest import Manifest
 from ..embedding.endpoint import Endpoint, open_endpoint
 
 LONGEST_PAUSE_S = 5.0
-"""Somebody waits for a query: a longer pause that the server asks for is an error at once."""
+"""The longest pause requested by the server that a query waits for; a longer one is an error at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueryEndpoint:
-    """The API that made a catalog, and how its queries are prepared and sent."""
+    """The API that embedded a catalog, with the settings for preparing and sending queries."""
 
     embed: EmbedConfig
     prepare: PrepareConfig
@@ -30,23 +30,23 @@ class QueryEndpoint:
 
 @contextlib.contextmanager
 def open_query_endpoint(manifest: Manifest, url: str, address: ApiAddress | None = None) -> Iterator[QueryEndpoint]:
-    """Finds the API that made a catalog, or starts the emulator that did for as long as the block runs.
+    """Find the API that embedded a catalog, or start the emulator that did while the block runs.
 
     Args:
-        manifest: Of the version that is searched.
-        url: The catalog's, for messages.
-        address: Where the user says that the model is; absent: what the environment says, or the manifest.
+        manifest: Manifest of the version that is searched.
+        url: URL of the catalog, for messages.
+        address: Address of the model given by the user; absent: from the environment, or from the manifest.
 
     Raises:
-        CatalogError: When it is not known what made the catalog, or the server's model is another.
-        UntrustedCatalogError: When the manifest wants a key sent to where this user has not allowed it.
-        ConfigError: When the key's variable is not set, or the address is none that a job may have.
-        ApiError: When the server is not there, refuses the key, or does not know the model.
+        CatalogError: When the model of the catalog is unknown, or the server has another model.
+        UntrustedCatalogError: When the manifest names an address to which this user has not allowed sending a key.
+        ConfigError: When the environment variable of the key is not set, or the address is invalid.
+        ApiError: When the server does not answer, refuses the key, or does not know the model.
     """
     if manifest.model == UNKNOWN_MODEL:
         raise CatalogError(
-            f"{url} has vectors from elsewhere, and it is not known what made them, so no query can be embedded: "
-            "search with vectors of your own in Python, or name their model (`index --from … --model NAME`)."
+            f"{url}: the catalog has imported vectors of an unknown model, so no query can be embedded. "
+            "Search with your own vectors in Python, or import them with their model (`index --from … --model NAME`)."
         )
     embed = allowed_embed(manifest.config, url, (address or ApiAddress()).said())
     config = parse_settings({"catalog": url, "embed": embed, "prepare": allowed_prepare(manifest.config, url)})
@@ -58,10 +58,10 @@ def open_query_endpoint(manifest: Manifest, url: str, address: ApiAddress | None
 
 
 def check_made_by(manifest: Manifest, url: str, endpoint: Endpoint) -> None:
-    """Raises CatalogError when the API's vectors cannot be compared with those of a catalog."""
+    """Raise CatalogError when the vectors of the API cannot be compared with those of a catalog."""
     if different := manifest.made_by.differences(endpoint.made_by):
         facts = ", ".join(f"{name} was {then!r} and is {now!r}" for name, then, now in different)
         raise CatalogError(
-            f"{url} was made by another model than {endpoint.embed.base_url} has ({facts}): their vectors cannot be "
-            "compared. Search with the model that made the catalog, or embed it again."
+            f"{url}: the model of {endpoint.embed.base_url} differs from the model of the catalog ({facts}), so their "
+            "vectors cannot be compared. Search with the model of the catalog, or embed the catalog again."
         )

@@ -1,4 +1,4 @@
-"""Searches a catalog from an event loop: a sentence, a picture, a vector or an asset in, hits out. Without Beam."""
+"""Search a catalog from an event loop by text, image, vector or asset. This module does not use Beam."""
 
 import asyncio
 import contextlib
@@ -28,30 +28,30 @@ from .query_endpoint import LONGEST_PAUSE_S, open_query_endpoint
 
 Vector = npt.NDArray[np.float32]
 Query = str | bytes | Vector | tuple[AssetKind, str]
-"""A sentence, a picture's file, a vector of the catalog's model, or an asset of the catalog."""
+"""A text, the bytes of an image file, a vector of the catalog's model, or an asset of the catalog as (kind, id)."""
 
 _T = TypeVar("_T")
 _HASHED_APART_BYTES = 1 << 18
 _PREPARING_THREADS = 2
 _PAUSE_S = 5.0
-"""So long no request is tried after the API answered nobody, and queries fail at once."""
+"""After an outage, queries fail fast for this time."""
 _LONGEST_REST_S = 600.0
-"""So long at most where the API asked for it: a server that says `in a thousand years` is asked again all the same."""
+"""Upper bound for a pause that the API requests, so that an absurd `Retry-After` does not stop the service."""
 
 
 class Searcher:
-    """Embeds queries through the API and searches a catalog, on one event loop, which stays free meanwhile.
+    """Embed queries through the API and search a catalog, without blocking the event loop.
 
-    The vectors of the last queries are remembered, and equal queries that are asked at the same time are sent once.
-    A process that is forked makes its own.
+    The vectors of recent queries are cached, and equal queries that arrive at the same time are sent once.
+    Create a new searcher in each forked process.
 
     Args:
-        catalog: Also one that follows what is published. It is not closed here.
-        embed: Where the API is, and which model: those of the catalog.
-        prepare: The caps and formats of the catalog.
-        api_key: For the API; shown nowhere.
-        cache_queries: How many queries' vectors are remembered, 4 bytes a dimension each; 0: none.
-        threads: How many searches run at the same time; absent: one a core.
+        catalog: The catalog, which may follow published versions. The searcher does not close it.
+        embed: Address and model of the API, as in the catalog.
+        prepare: Limits and formats of the catalog.
+        api_key: Key for the API. It does not appear in `repr` or in messages.
+        cache_queries: Number of cached query vectors, 4 bytes per dimension each; 0 disables the cache.
+        threads: Number of searches that run in parallel; absent: one per core.
     """
 
     def __init__(
@@ -94,20 +94,20 @@ class Searcher:
         threads: int | None = None,
         decode_pixels: int | None = None,
     ) -> AsyncIterator[Self]:
-        """A searcher with the API that made the catalog, as its manifest says; an emulator is started if one did.
+        """Open a searcher with the API named in the manifest; starts an emulator if an emulator embedded the catalog.
 
         Args:
-            catalog: That is searched.
+            catalog: The catalog to search.
             base_url: Another address of the same model.
-            api_key_env: Another variable with the key.
-            cache_queries: As for the searcher itself.
-            threads: As for the searcher itself.
-            decode_pixels: Of a picture that is searched by at most, where the catalog's own cap is not lower.
+            api_key_env: Another environment variable with the key.
+            cache_queries: As in the constructor.
+            threads: As in the constructor.
+            decode_pixels: Most pixels of a query image; the lower of this and the catalog's limit applies.
 
         Raises:
-            CatalogError: When it is not known what made the catalog, or the server's model is another.
-            ConfigError: When the key's variable is not set.
-            ApiError: When the server is not there, refuses the key, or does not know the model.
+            CatalogError: When the model of the catalog is unknown, or the server has another model.
+            ConfigError: When the environment variable of the key is not set.
+            ApiError: When the server does not answer, refuses the key, or does not know the model.
         """
         address = ApiAddress(base_url=base_url, api_key_env=api_key_env)
         asked = open_query_endpoint(catalog.manifest, catalog.url, address)
@@ -126,7 +126,7 @@ class Searcher:
         self._client = Client(self._embed, self._api_key)
         self._old_client: Client | None = None
         self._searching = ThreadPoolExecutor(self._threads, thread_name_prefix="search")
-        # Of its own: large pictures take long, and no search shall wait for them.
+        # A separate pool: large images take long to prepare and must not delay searches.
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
         return self
 
@@ -144,22 +144,22 @@ class Searcher:
 
     @property
     def is_answered(self) -> bool:
-        """Whether the API answered when it was last asked, or was not asked yet."""
+        """Whether the API answered the last request, or no request was sent yet."""
         return self._is_answered
 
     @property
     def rest_s(self) -> float:
-        """Seconds until a query is sent again; before that queries fail at once. 0: the next one is sent."""
+        """Seconds until queries are sent again; until then they fail fast. 0: the next query is sent."""
         return 0.0 if self._stopped is None else max(0.0, self._stopped_until - time.monotonic())
 
     async def embed(self, query: str | bytes) -> Vector:
-        """The vector of a sentence or of a picture's file: float32, (dimension,), unit norm, not to be written to.
+        """Return the vector of a text or of an image file: float32, (dimension,), unit norm, read-only.
 
-        A caller that gives up (`asyncio.timeout`) leaves the request to those who ask the same.
+        Cancelling one caller (`asyncio.timeout`) does not cancel others with the same query.
 
         Raises:
             QueryError: When the query cannot be embedded.
-            ApiError: When the API answers nobody; for `rest_s` it then says so without being asked.
+            ApiError: When the API is not available; queries then fail fast for `rest_s`.
         """
         return await self._vector(await self._key_of(query), query)
 
@@ -176,24 +176,24 @@ class Searcher:
         exclude_self: bool = True,
         within: Catalog | None = None,
     ) -> list[Hit]:
-        """Embeds the query, if it is to be, and searches: `Catalog.search` for one query.
+        """Search for one query, as `Catalog.search` does; embed it first if it is a text or an image.
 
         Args:
-            query: A sentence (str), a picture's file (bytes), a vector, or an asset of the catalog as (kind, id).
+            query: A text (str), an image file (bytes), a vector, or an asset of the catalog as (kind, id).
             k: As for `Catalog.search`.
             kinds: As for `Catalog.search`.
             where: As for `Catalog.search`.
             merge: As for `Catalog.search`.
-            query_kind: What a vector is; of other queries it is known.
+            query_kind: The kind of a vector query; other queries have a known kind.
             recall: As for `Catalog.search`.
-            exclude_self: Whether an asset that is searched with is left out of its own hits.
-            within: A version that the caller has pinned; absent: the one in force.
+            exclude_self: Whether to omit the asset from its own hits, if the query is an asset.
+            within: A version pinned by the caller; absent: the current version.
 
         Raises:
             QueryError: When the query cannot be embedded.
-            ArgumentError: With the wrong argument, the rule and the value.
-            UnknownAssetError: A ValueError: the version searched has no such asset.
-            ApiError: When the API answers nobody.
+            ArgumentError: When an argument is invalid; the message has the rule and the value.
+            UnknownAssetError: A ValueError: the searched version has no such asset.
+            ApiError: When the API is not available.
         """
         catalog = self.catalog if within is None else within
         options: dict[str, Any] = {"kinds": kinds, "where": where, "merge": merge, "recall": recall}
@@ -204,7 +204,7 @@ class Searcher:
             query_kind = "text" if isinstance(query, str) else "image"
             options["query_kind"] = query_kind
             key = await self._key_of(query)
-            if key not in self._remembered:  # nothing is paid for a search that would be refused
+            if key not in self._remembered:  # do not embed a query whose search would be refused
                 await self._in(self._searching, partial(_check, catalog, k, options))
             query = await self._vector(key, query)
         elif np.ndim(query) != 1:
@@ -242,7 +242,7 @@ class Searcher:
         except ApiError as error:
             await self._begin_anew(client, error)
             raise
-        if client is self._client:  # what was sent before the API asked for a pause does not end it
+        if client is self._client:  # an answer to a request from before the pause does not end the pause
             self._stopped = None
             self._is_answered = not (isinstance(result, Refusal) and result.reason is RefusalReason.RETRIES_EXHAUSTED)
         vector = vector_of(result, name="The query").copy()
@@ -250,7 +250,7 @@ class Searcher:
         return vector
 
     async def _begin_anew(self, client: Client, why: ApiError) -> None:
-        """A client that was stopped stays so; a service asks again after a while, with the limits as they are."""
+        """Replace a stopped client, which stays stopped, so that queries are sent again after a pause."""
         if self._client is not client:
             return
         rest_s = _PAUSE_S
@@ -258,14 +258,14 @@ class Searcher:
             rest_s = min(max(_PAUSE_S, why.retry_after_s), _LONGEST_REST_S)
         self._is_answered = False
         self._stopped, self._stopped_until = why, time.monotonic() + rest_s
-        older, self._old_client = self._old_client, client  # others may be waiting for its answers
+        older, self._old_client = self._old_client, client  # other queries may still wait for its answers
         self._client = Client(self._embed, self._api_key, rate_limiter=client.rate_limiter)
         if older is not None:
             await older.__aexit__(None, None, None)
 
     def _remember(self, key: bytes, task: asyncio.Task[Vector]) -> None:
         del self._asked[key]
-        if task.cancelled() or task.exception() is not None:  # told to those who wait for it
+        if task.cancelled() or task.exception() is not None:  # the callers get the error from the task
             return
         self._remembered[key] = task.result()
         while len(self._remembered) > self._cache_queries:
@@ -278,7 +278,7 @@ def _key_of(query: str | bytes) -> bytes:
 
 
 def _check(catalog: Catalog, k: int, options: dict[str, Any]) -> None:
-    """Raises ArgumentError when such a search would be refused whatever its query."""
+    """Raise ArgumentError when the options of a search are invalid for any query."""
     catalog.search(np.empty((0, catalog.dimension), np.float32), k, **options)
 
 

@@ -1,1 +1,1 @@
-"""The rows of a new version: carried, embedded, imported; and its last step."""
+"""The rows of a new version (reused, embedded, imported) and the last step that publishes it."""

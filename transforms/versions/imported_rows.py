@@ -1,4 +1,4 @@
-"""Rows from elsewhere on their way into a version: read in small pieces, checked like answers of the API."""
+"""Import rows with vectors into a version: read them in small pieces and check them like answers of the API."""
 
 import hashlib
 import itertools
@@ -37,13 +37,13 @@ def imported_dead_name(version: str, shard: ShardRecord) -> str:
 def write_imported(
     store: Store, version: str, task: ImportTask, folder: VectorFolder, schema: pa.Schema
 ) -> list[ShardRecord]:
-    """Streams the rows of a task into its files, each vector once.
+    """Stream the rows of a task into its files; each vector is read once.
 
-    A row without a good vector becomes a dead letter; a norm that is off is put right and counted. Where all rows of
-    a file are dead, there is no file.
+    A row with an invalid vector becomes a dead letter. A vector whose norm is not 1 is normalised and counted. A file
+    without valid rows is not written.
 
     Raises:
-        SourceError: When the folder cannot be read, or is not what it was when it was surveyed.
+        SourceError: When the folder cannot be read, or has changed since the scan.
     """
     rows = _Rows(_read(folder, task.groups))
     records = []
@@ -62,10 +62,10 @@ def write_imported(
 
 
 def read_imported(folder: VectorFolder, groups: Sequence[ImportedGroup]) -> Iterator[tuple[pa.Table, list[DeadLetter]]]:
-    """The good rows of row groups, in the columns of a version's Parquet files, and a dead letter for each other one.
+    """Read row groups: the valid rows, in the columns of a version's Parquet files, and the dead letters of the others.
 
     Raises:
-        SourceError: When the folder cannot be read, or is not what it was when it was surveyed.
+        SourceError: When the folder cannot be read, or has changed since the scan.
     """
     for piece in _read(folder, groups):
         checked = _Checked(folder)
@@ -75,12 +75,12 @@ def read_imported(folder: VectorFolder, groups: Sequence[ImportedGroup]) -> Iter
 
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
-    """Some rows of one kind, as they stand in a file."""
+    """Some rows of one kind, as they are in a file."""
 
     batch: pa.RecordBatch
     place: str
     numbers: npt.NDArray[np.int64]
-    """Of the rows in their file."""
+    """Number of each row in the file, from 0."""
 
     def slice(self, start: int, count: int) -> "_Piece":
         numbers = self.numbers[start : start + count]
@@ -96,7 +96,7 @@ def _read(folder: VectorFolder, groups: Sequence[ImportedGroup]) -> Iterator[_Pi
 
 
 def _read_group(folder: VectorFolder, file: pq.ParquetFile, group: ImportedGroup, row: int) -> Iterator[_Piece]:
-    """The rows of a group's kind; `row` is the number of its first row in the file."""
+    """Read the rows of a group's kind; `row` is the number of the first row of the row group in the file."""
     place, found = folder.place(group.file), 0
     for batch in file.iter_batches(
         ROWS_PER_GROUP, row_groups=[group.group], columns=list(folder.columns), use_threads=False
@@ -109,11 +109,11 @@ def _read_group(folder: VectorFolder, file: pq.ParquetFile, group: ImportedGroup
         found += len(inside)
         row += len(batch)
     if found != group.rows:
-        raise SourceError(f"{place} was changed while it was read: run again.")
+        raise SourceError(f"{place}: the file changed during the run. Run again.")
 
 
 class _Rows:
-    """Pieces, from which so many rows at a time can be taken."""
+    """Pieces from which a given number of rows can be taken."""
 
     def __init__(self, pieces: Iterator[_Piece]) -> None:
         self._pieces = pieces
@@ -132,7 +132,7 @@ class _Rows:
 
 
 class _Checked:
-    """Makes rows of a version of pieces, and keeps count of what was wrong with them."""
+    """Converts pieces to rows of a version, and collects dead letters and the number of normalised vectors."""
 
     def __init__(self, folder: VectorFolder) -> None:
         self._folder = folder
@@ -140,10 +140,10 @@ class _Checked:
         self.normalised = 0
 
     def table(self, piece: _Piece) -> pa.Table:
-        """The good rows of a piece, in the columns of a version's Parquet files.
+        """Return the valid rows of a piece, in the columns of a version's Parquet files.
 
-        `content_sha256` is of a text that stands beside its vector, and else of the vector's own bytes, for there is
-        nothing else to tell one content from another; the fingerprint says the same.
+        `content_sha256` is the hash of the text, or of the vector's bytes if there is no text, because no other content
+        is available. The fingerprint has the same hash.
         """
         batch, dimension = piece.batch, self._folder.dimension
         lists = batch.column(self._folder.embedding)
@@ -155,7 +155,9 @@ class _Checked:
         for i in np.flatnonzero(~fits).tolist():
             length = lengths[i].as_py()
             faults[i] = (
-                "there is no vector" if length is None else f"the vector must have {dimension} dimensions, got {length}"
+                "the vector is missing"
+                if length is None
+                else f"the vector must have {dimension} dimensions, got {length}"
             )
         vectors = _matrix(lists if fits.all() else lists.filter(pa.array(fits)), dimension)
         norms_are, is_zero, count = normalise(vectors)
@@ -183,7 +185,7 @@ class _Checked:
                     uri=f"{piece.place}#row={piece.numbers[i]}",
                     stage="import",
                     reason=Reason.BROKEN_VECTOR,
-                    detail=f"row {piece.numbers[i] + 1} of {piece.place.rpartition('/')[2]}: {fault}",
+                    detail=f"{piece.place.rpartition('/')[2]} row {piece.numbers[i] + 1}: {fault}",
                 )
             )
 
@@ -225,14 +227,14 @@ class _Checked:
                     cast_cells(column.slice(i, 1), field.type)
                 except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
                     raise SourceError(
-                        f"row {piece.numbers[i] + 1} of {piece.place} must have {field.type} in the column "
-                        f"{field.name}, got {str(column[i])[:60]!r}: mend it and run again."
+                        f"{piece.place} row {piece.numbers[i] + 1}: {field.name} must be of type {field.type}, got "
+                        f"{str(column[i])[:60]!r}. Fix it and run again."
                     ) from None
             raise
 
 
 def _not_finite(vector: pa.Scalar) -> str:
-    """The first of its numbers that is none in float32, and where it stands."""
+    """Return the first element of a vector that is not finite in float32, and its position."""
     numbers = vector.as_py()
     with np.errstate(over="ignore"):
         finite = [number is not None and np.isfinite(np.float32(number)) for number in numbers]
@@ -241,9 +243,9 @@ def _not_finite(vector: pa.Scalar) -> str:
 
 
 def _matrix(lists: pa.Array, dimension: int) -> npt.NDArray[np.float32]:
-    """Lists of one length as float32, (rows, dimension); a null number is NaN. Always a copy, which may be changed."""
+    """Convert lists of equal length to float32, (rows, dimension). A null element is NaN. Always a writable copy."""
     values = lists.flatten()
     if values.null_count:
-        values = pc.cast(values, pa.float64())  # which has a way to NaN
-    with np.errstate(over="ignore"):  # what is too great becomes infinite, and a dead letter
+        values = pc.cast(values, pa.float64())  # float64 converts null to NaN
+    with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and its row a dead letter
         return np.array(values.to_numpy(zero_copy_only=False), np.float32).reshape(-1, dimension)

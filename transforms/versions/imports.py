@@ -1,6 +1,6 @@
-"""Vectors from elsewhere: what a folder of Parquet files has, checked before anything is written.
+"""Scan a folder of Parquet files with vectors, before anything is written.
 
-Ids and kinds are looked at first, in a fixed memory; the vectors are read once, when the version is written
+The scan reads ids and kinds within a fixed memory. The vectors are read once, when the version is written
 (`imported_rows.py`).
 """
 
@@ -28,11 +28,11 @@ from ..sources.files import filesystem
 from ..sources.references import reference_schema
 
 EMBEDDINGS = ("embedding", "vector")
-"""The names that a column of vectors may have by itself."""
+"""Default names of the column of vectors."""
 _LOOK_ROWS = 1024
 _BATCH_ROWS = 16_384
 _BUFFER_BYTES = 1 << 20
-"""Read at once of a column: without it Arrow takes a whole column of a row group into memory."""
+"""Buffer per column: without it, Arrow reads a whole column of a row group into memory."""
 _HIDDEN = re.compile(r"(^|/)[._]")
 
 
@@ -48,19 +48,19 @@ class ImportedGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class VectorFolder:
-    """A folder of Parquet files with vectors, or one such file. Travels through the pipeline's graph."""
+    """A folder of Parquet files with vectors, or one such file. Part of the pipeline graph."""
 
     url: str
     files: tuple[str, ...]
-    """Below `url`, by name; one that is empty is `url` itself."""
+    """Names relative to `url`, sorted; an empty name is `url` itself."""
     embedding: str
     """The column of vectors."""
     dimension: int
     columns: tuple[str, ...]
-    """Which are read: `id`, `kind`, the vectors; `uri` and `text` if there are any; metadata."""
+    """Columns to read: `id`, `kind`, the vectors; `uri` and `text` if they exist; metadata."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     launched_in: str = field(default_factory=os.getcwd)
-    """Where a relative `url` starts: workers have working folders of their own."""
+    """Base of a relative `url`: workers have other working folders than the launcher."""
 
     def place(self, file: int) -> str:
         return place_of(self.url, self.files[file])
@@ -73,7 +73,7 @@ class VectorFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What a folder has to import."""
+    """The result of a scan: the folder and its row groups."""
 
     folder: VectorFolder
     groups: tuple[ImportedGroup, ...]
@@ -88,7 +88,7 @@ class Scan:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportTask:
-    """Row groups that are read once, and the files that their rows go into, in equal parts."""
+    """Row groups that are read once, and the files that get their rows in equal parts."""
 
     groups: tuple[ImportedGroup, ...]
     shards: tuple[ShardTask, ...]
@@ -108,15 +108,15 @@ def place_of(url: str, file: str) -> str:
 
 @contextlib.contextmanager
 def open_parquet(url: str, file: str, launched_in: str = "") -> Iterator[pq.ParquetFile]:
-    """A Parquet file of a folder, of whose row groups only what is needed is in memory.
+    """Open a Parquet file of a folder for reading with little memory.
 
     Args:
         url: The folder, or the file itself.
-        file: Below `url`; empty where that is the file.
-        launched_in: Where a relative `url` starts, if it is not this process's working folder.
+        file: Name relative to `url`; empty if `url` is the file.
+        launched_in: Base of a relative `url`, if it is not the working folder of this process.
 
     Raises:
-        SourceError: When it cannot be read, whenever within the block that shows.
+        SourceError: When the file cannot be read, also when a read within the block fails.
     """
     place = place_of(url, file)
     is_remote = "://" in url or "::" in url
@@ -126,7 +126,7 @@ def open_parquet(url: str, file: str, launched_in: str = "") -> Iterator[pq.Parq
             yield pq.ParquetFile(handle, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise SourceError(f"{place} cannot be read as Parquet ({reason}): mend it and run again.") from error
+        raise SourceError(f"{place}: the file cannot be read as Parquet ({reason}). Fix it and run again.") from error
 
 
 def scan_folder(
@@ -137,18 +137,18 @@ def scan_folder(
     label: str = "--from",
     ids: Comparison | None = None,
 ) -> Scan:
-    """Finds the files and their columns, counts the rows by kind, and proves that the ids are unique.
+    """Find the files and their columns, count the rows by kind, and check that the ids are unique.
 
     Args:
         url: A folder or one file, as a path or fsspec URL.
         embedding: The column of vectors; absent: `embedding` or `vector`.
         metadata: Columns that are kept with each asset, with their types.
-        label: What the user calls the folder.
-        ids: Gets the rows' ids and kinds; absent: they are only compared with each other.
+        label: The name of the folder in messages.
+        ids: Receives the ids and kinds of the rows; absent: they are only checked for duplicates.
 
     Raises:
-        ConfigError: When there are no files, or they have not the columns.
-        SourceError: When the content of a file breaks a rule.
+        ConfigError: When there are no files, or columns are missing or have the wrong type.
+        SourceError: When the content of a file is invalid.
     """
     types = dict(sorted((metadata or {}).items()))
     files = _list_files(url, label)
@@ -163,19 +163,18 @@ def scan_folder(
                     first = schema
                 elif schema != first:
                     raise ConfigError(
-                        f"{place} must have the columns of {place_of(url, files[0])}: {_other(first, schema)}."
+                        f"{place}: the columns must be those of {place_of(url, files[0])}, but {_other(first, schema)}."
                     )
                 groups += _look_through(file, number, place, listed)
         duplicate = listed.duplicate()
     if duplicate is not None:
         where = " and ".join(_row_of(str(uri)) for uri in duplicate.uris)
         raise SourceError(
-            f"An id must be unique within its kind, but {duplicate.kind} {duplicate.asset_id!r} stands "
-            f"{duplicate.times} times, in {where}; "
-            f"{of_count(duplicate.ids, 'id is', 'ids are')} affected: mend it and run again."
+            f"{url}: an id must be unique within its kind, but {duplicate.kind} {duplicate.asset_id!r} occurs "
+            f"{duplicate.times} times, in {where} ({of_count(duplicate.ids, 'duplicate id')}). Fix it and run again."
         )
     if first is None or not groups:
-        raise ConfigError(f"{label} must name Parquet files with at least one row, got {url!r}, which have none.")
+        raise ConfigError(f"{label}: the Parquet files have no rows ({url!r}).")
     column = _embedding_of(first.names, embedding) or ""
     folder = VectorFolder(
         url=url,
@@ -191,9 +190,9 @@ def scan_folder(
 def plan_imports(
     groups: Sequence[ImportedGroup], rows_per_file: int, rules: Mapping[str, SampleRule]
 ) -> list[ImportTask]:
-    """Lays row groups, in the order of their files, into files of about `rows_per_file` rows.
+    """Distribute row groups, in the order of their files, over output files of about `rows_per_file` rows.
 
-    A row group is read by one task, however many files its rows fill.
+    Each row group is read by one task, even if its rows fill several files.
     """
     tasks = []
     for kind in sorted({group.kind for group in groups}):
@@ -218,7 +217,7 @@ def plan_imports(
 
 
 def _list_files(url: str, label: str) -> list[str]:
-    """The files below `url` in the order of their names; a file itself is the empty name."""
+    """Return the names of the files below `url`, sorted. If `url` is a file, its name is empty."""
     try:
         fs, path = filesystem(url, {})
         root = path.rstrip("/")
@@ -226,10 +225,10 @@ def _list_files(url: str, label: str) -> list[str]:
             return [""]
         names = sorted(str(name)[len(root) :].lstrip("/") for name in fs.find(root))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{label} {url!r} cannot be listed ({error}).") from error
+        raise ConfigError(f"{label}: {url!r} cannot be listed ({error}).") from error
     found = [name for name in names if name.lower().endswith(".parquet") and not _HIDDEN.search(name)]
     if not found:
-        raise ConfigError(f"{label} must name a folder of Parquet files, or one, got {url!r}, where there are none.")
+        raise ConfigError(f"{label}: {url!r} has no Parquet files. Name a folder of Parquet files, or one such file.")
     return found
 
 
@@ -238,19 +237,19 @@ def _embedding_of(names: Sequence[str], embedding: str | None) -> str | None:
 
 
 def _used_columns(schema: pa.Schema, place: str, embedding: str | None, metadata: Mapping[str, str]) -> pa.Schema:
-    """The columns that are read, of types that can be.
+    """Return the schema of the columns to read.
 
     Raises:
-        ConfigError: With the file, the column, and what it must be.
+        ConfigError: When a column is missing or has an unsupported type.
     """
     names = schema.names
     found = _embedding_of(names, embedding)
     wanted = [("id", "id" in names), ("kind", "kind" in names), (embedding or " or ".join(EMBEDDINGS), found)]
     for name, is_there in (*wanted, *((name, name in names) for name in metadata)):
         if not is_there:
-            raise ConfigError(f"{place} must have a column {name}, got {', '.join(names) or 'none'}.")
+            raise ConfigError(f"{place}: the column {name} is missing (columns: {', '.join(names) or 'none'}).")
     if len(set(names)) < len(names):
-        raise ConfigError(f"{place} must have each column once, got {', '.join(names)}.")
+        raise ConfigError(f"{place}: column names must be unique, got {', '.join(names)}.")
     optional = [name for name in ("uri", "text") if name in names]
     used = pa.schema([schema.field(name) for name in dict.fromkeys(["id", "kind", *optional, *metadata, str(found)])])
     used = used.remove_metadata()
@@ -259,12 +258,12 @@ def _used_columns(schema: pa.Schema, place: str, embedding: str | None, metadata
         is_id = name == "id" and pa.types.is_integer(kind)
         is_empty = name in optional and pa.types.is_null(kind)
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or is_id or is_empty):
-            allowed = "string or integers" if name == "id" else "string"
-            raise ConfigError(f"{place} must have {allowed} in the column {name}, got {kind}.")
+            allowed = "string or integer" if name == "id" else "string"
+            raise ConfigError(f"{place}: the column {name} must be of type {allowed}, got {kind}.")
     vectors = used.field(str(found)).type
     is_list = pa.types.is_list(vectors) or pa.types.is_large_list(vectors) or pa.types.is_fixed_size_list(vectors)
     if not is_list or not pa.types.is_floating(vectors.value_type):
-        raise ConfigError(f"{place} must have lists of float, double or half in the column {found}, got {vectors}.")
+        raise ConfigError(f"{place}: the column {found} must be lists of float, double or half, got {vectors}.")
     return used
 
 
@@ -277,12 +276,12 @@ def _other(first: pa.Schema, schema: pa.Schema) -> str:
         if one.name not in schema.names:
             return f"{one.name} is missing"
         if (kind := schema.field(one.name).type) != one.type:
-            return f"{one.name} is {kind} and must be {one.type}"
-    return f"{', '.join(sorted({*schema.names} - {*first.names}))} is not there"
+            return f"{one.name} is {kind} instead of {one.type}"
+    return f"{', '.join(sorted({*schema.names} - {*first.names}))} is only in this file"
 
 
 def _look_through(file: pq.ParquetFile, number: int, place: str, ids: Comparison) -> Iterator[ImportedGroup]:
-    """Counts the kinds of each row group, and notes the ids."""
+    """Count the kinds of each row group, and add the ids to the comparison."""
     row = 0
     for group in range(file.num_row_groups):
         counts: Counter[str] = Counter()
@@ -294,13 +293,13 @@ def _look_through(file: pq.ParquetFile, number: int, place: str, ids: Comparison
             bad = pc.fill_null(pc.equal(names, ""), True)
             if (at := pc.index(bad, True).as_py()) >= 0:
                 raise SourceError(
-                    f"{_row_of(uris[at].as_py())} must have an id, got {names[at].as_py()!r}: mend it and run again."
+                    f"{_row_of(uris[at].as_py())}: id is empty (got {names[at].as_py()!r}). Fix it and run again."
                 )
             known = pc.is_in(kinds, value_set=pa.array(KINDS))
             if (at := pc.index(known, False).as_py()) >= 0:
                 got = str(kinds[at].as_py())[:60] if kinds[at].is_valid else None
                 raise SourceError(
-                    f"{_row_of(uris[at].as_py())} must have the kind image or text, got {got!r}: mend it and run again."
+                    f"{_row_of(uris[at].as_py())}: kind must be image or text, got {got!r}. Fix it and run again."
                 )
             counts.update({c["values"]: c["counts"] for c in pc.value_counts(kinds).to_pylist()})
             nothing = pa.nulls(len(batch))
@@ -319,25 +318,25 @@ def _look_through(file: pq.ParquetFile, number: int, place: str, ids: Comparison
 
 
 def _row_of(uri: str) -> str:
-    """`row 7 of FILE`, of an address that counts from 0."""
+    """Return `FILE row 7` for a URI whose row number starts at 0."""
     place, _, row = uri.rpartition("#row=")
-    return f"row {int(row) + 1} of {place}"
+    return f"{place} row {int(row) + 1}"
 
 
 def plain_strings(column: pa.Array) -> pa.Array:
-    """Strings, from a column of strings, integers, or a dictionary of them."""
+    """Convert a column of strings, of integers, or of a dictionary of them to strings."""
     return pc.cast(pc.cast(column, _plain_type(column.type)), pa.string())
 
 
 def _find_dimension(
     url: str, files: Sequence[str], groups: Sequence[ImportedGroup], column: str, kind: pa.DataType
 ) -> int:
-    """What the type says, or else the length that most of the first rows have."""
+    """Return the length in the column's type, or the most frequent length of the first rows."""
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
     with open_parquet(url, files[groups[0].file]) as file:
         batches: Any = file.iter_batches(_LOOK_ROWS, row_groups=[groups[0].group], columns=[column], use_threads=False)
         lengths = Counter(pc.list_value_length(next(batches).column(0)).drop_null().to_pylist())
     if not lengths:
-        raise SourceError(f"{place_of(url, files[groups[0].file])} has no vectors in its first rows.")
+        raise SourceError(f"{place_of(url, files[groups[0].file])}: the first rows have no vectors in {column}.")
     return int(max(lengths, key=lambda length: (lengths[length], length)))

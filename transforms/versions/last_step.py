@@ -29,7 +29,7 @@ from .setup import VersionSetup
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended: the version, and why a guard holds it back, if one does."""
+    """Outcome of a run: the version, and the failures of the gates that hold it, if any."""
 
     version: str
     gate_failures: tuple[str, ...] = field(default=())
@@ -37,18 +37,18 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """All that the steps before have written or found."""
+    """Everything that the previous steps wrote or found."""
 
     units: tuple[UnitRecord, ...]
     reused_groups: tuple[ReusedGroup, ...]
     imported: tuple[ImportedGroup, ...]
     shards: tuple[ShardRecord, ...]
     indexes: tuple[BuiltIndex, ...]
-    """By kind."""
+    """Sorted by kind."""
 
     @classmethod
     def of(cls, elements: Iterable[object]) -> "Written":
-        """Sorts the elements of a pipeline by what they are; others are left out."""
+        """Sort the elements of a pipeline by type; other elements are ignored."""
         everything = list(elements)
         indexes = [e for e in everything if isinstance(e, BuiltIndex)]
         return cls(
@@ -61,7 +61,7 @@ class Written:
 
     @property
     def rejected(self) -> list[ShardRecord]:
-        """The shards that have dead letters: rows from elsewhere without a good vector."""
+        """The shards with dead letters: imported rows with an invalid vector."""
         return sorted((shard for shard in self.shards if shard.dead), key=lambda shard: (shard.kind, shard.shard))
 
     def imported_rows(self, kind: str) -> int:
@@ -77,17 +77,17 @@ class _DeadLetters(NamedTuple):
 
 
 def complete_version(written: Written, setup: VersionSetup) -> Outcome:
-    """Checks, judges, writes the manifest and the report, and publishes if no guard objects.
+    """Check the counts and the gates, write the manifest and the report, and publish if every gate passes.
 
     Raises:
-        CatalogError: When an asset was lost or doubled on the way.
+        CatalogError: When an asset was lost or duplicated during the run.
         SwapConflictError: When another run has published since this one began.
-        SwapUnknownError: When it cannot be found out whether the version is published.
+        SwapUnknownError: When it is unknown whether the version is published.
     """
     store, version, changes = setup.run.store(), setup.run.version, setup.plan.changes
     expected = setup.latest.data if setup.latest else None
     if how_it_ended(store, version, expected) == "published":
-        return Outcome(version=version)  # a runner may run this step again after it has succeeded
+        return Outcome(version=version)  # a runner may repeat this step after it succeeded
     check_conservation(
         changes.assets,
         written.units,
@@ -167,7 +167,7 @@ def _count(written: Written, setup: VersionSetup, dead: _DeadLetters, compared: 
 
 
 def _taken_in(written: Written) -> int:
-    """Rows from elsewhere that have a good vector."""
+    """Return the number of imported rows with a valid vector."""
     return sum(group.rows for group in written.imported) - sum(shard.dead for shard in written.rejected)
 
 
@@ -184,7 +184,7 @@ def _write_manifest(
         "embed": max((lane["elapsed_s"] for lane in lanes), default=0.0),
         **{f"vectors_{kind}": sum(s.seconds for s in shards if s.kind == kind) for kind in {s.kind for s in shards}},
         **{f"index_{built.entry.kind}": built.seconds for built in written.indexes},
-        "total": max(0.0, time.time() - setup.started_at_s),  # a clock may have been put back
+        "total": max(0.0, time.time() - setup.started_at_s),  # the clock may have been set back
     }
     files = [shard.file for shard in shards if shard.rows] + [f for built in written.indexes for f in built.files]
     draft = ManifestDraft(

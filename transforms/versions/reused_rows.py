@@ -1,4 +1,4 @@
-"""Rows of the version before that are taken over: read, checked, given the metadata of today."""
+"""Rows reused from the previous version: read, checked, and given their current metadata."""
 
 import contextlib
 from collections import Counter
@@ -20,15 +20,15 @@ from ..planning.plan import Plan, PlanReader, plan_name, reused_dead_name, reuse
 
 
 def plan_all_reused(store: Store, version: str, manifest: Manifest) -> Plan:
-    """Plans a version that has every row and every dead letter of another, as they are. No vector is read.
+    """Plan a version that reuses every row and every dead letter of another version. No vector is read.
 
     Args:
         store: The catalog.
-        version: The new one; its run folder gets the files of the plan.
-        manifest: Of the other.
+        version: The new version; the plan is written to its run folder.
+        manifest: Manifest of the version to reuse.
 
     Raises:
-        DamagedFileError: When a file of the other version cannot be read.
+        DamagedFileError: When a file of the reused version cannot be read.
     """
     types = manifest.metadata_types
     reused_groups: list[ReusedGroup] = []
@@ -73,10 +73,10 @@ def plan_all_reused(store: Store, version: str, manifest: Manifest) -> Plan:
 
 
 def iterate_dead_letters(store: Store, manifest: Manifest) -> Iterator[pa.Table]:
-    """The dead letters of a version, also of one that an earlier release wrote.
+    """Read the dead letters of a version, also of one that an earlier release wrote.
 
     Raises:
-        DamagedFileError: When their file is not as the manifest says.
+        DamagedFileError: When the file does not match the manifest.
     """
     for entry in _entries(manifest, "dead_letters/"):
         name = f"{version_folder(manifest.version)}/{entry.name}"
@@ -94,13 +94,13 @@ def _entries(manifest: Manifest, folder: str) -> list[FileEntry]:
 
 
 def _assets(store: Store, manifest: Manifest, entry: FileEntry) -> Iterator[pa.Table]:
-    """Ids, kinds and metadata of a file of vectors, a row group at a time."""
+    """Read ids, kinds and metadata of a file of vectors, one row group at a time."""
     name = f"{version_folder(manifest.version)}/{entry.name}"
     columns = ["asset_id", "kind", *(["metadata"] if manifest.metadata_types else [])]
     rows = 0
     try:
         if store.size(name) != entry.size_bytes:
-            raise OSError("another length")
+            raise OSError("its size differs from the manifest")
         with store.open_read(name) as handle:
             file = open_vectors(handle, manifest, entry)
             for group in range(file.num_row_groups):
@@ -108,18 +108,18 @@ def _assets(store: Store, manifest: Manifest, entry: FileEntry) -> Iterator[pa.T
                 rows += len(table)
                 yield table
         if rows != entry.rows:
-            raise OSError("another number of rows")
+            raise OSError("its number of rows differs from the manifest")
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DamagedFileError(_damage(store, name, error), file=name) from error
 
 
 def _damage(store: Store, name: str, why: object) -> str:
     reason = " ".join(str(why).split())[:200]
-    return f"{store.url}/{name} is damaged ({reason})."
+    return f"{store.url}/{name}: the file is damaged ({reason})."
 
 
 class ReusedRows:
-    """Reads carried groups of one run, in their order. Use `with`: it keeps the last file open."""
+    """Reads the reused groups of one run, in their order. Use it in a `with` block: it keeps the last file open."""
 
     def __init__(self, store: Store, version: str) -> None:
         self._store = store
@@ -136,10 +136,10 @@ class ReusedRows:
         self._stack.close()
 
     def read(self, group: ReusedGroup) -> pa.Table:
-        """The rows of a group with all their columns, every page checked.
+        """Read the rows of a group with all columns, and check every page.
 
         Raises:
-            DamagedFileError: When a page is damaged, or another asset stands where one was taken over from.
+            DamagedFileError: When a page is damaged, or a row is not the asset that was compared.
         """
         if self._rows is None:
             self._rows = self._stack.enter_context(PlanReader(self._store, reused_name(self._version)))

@@ -1,4 +1,4 @@
-"""What the last steps of a run are told by its launcher."""
+"""Settings that the launcher passes to the last steps of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,46 +15,46 @@ from .imports import VectorFolder
 
 @dataclass(frozen=True, kw_only=True)
 class VersionSetup:
-    """What the last steps of a run need to know. Travels through the graph, so it holds no secret."""
+    """Settings for the last steps of a run. Part of the pipeline graph, so it contains no secrets."""
 
     run: RunFolder
     embed: EmbedConfig
-    """With what made the vectors, what limits the run, and the prices."""
+    """The model and request settings, the limits of the run, and the prices."""
     index: IndexConfig
     gates: GateConfig
     metadata_types: Mapping[str, str]
     settings: Mapping[str, Any]
-    """The config as it goes into the manifest."""
+    """The config as it is written to the manifest."""
     plan: Plan
-    """Without its units and carried groups: those are elements of the pipeline."""
+    """The plan without its units and reused groups, which are elements of the pipeline."""
     folder: VectorFolder | None = None
-    """Where vectors from elsewhere are; their groups are elements of the pipeline."""
+    """The folder of imported vectors; its row groups are elements of the pipeline."""
     model_fingerprint: str | None = None
     prepare_rules: int = PREPARE_RULES
-    """By which the rows' pictures were prepared, or looked at."""
+    """Version of the rules by which the images of all rows were prepared or checked."""
     requests_spent: int = 0
-    """Requests of the launcher itself."""
+    """Requests that the launcher sent."""
     latest: Latest | None
-    """LATEST.json as it stood before the run wrote anything: it is swapped against this."""
+    """LATEST.json before the run wrote anything; publishing fails if it has changed since."""
     rows_before: Mapping[str, int] | None
-    """By kind, of the version in force; None when there is none, or its manifest is damaged."""
+    """Rows of the current version by kind; None when there is none, or its manifest is damaged."""
     is_compared: bool = False
-    """Whether the plan says what the current version has under the ids that are listed."""
+    """Whether the plan has the contents of the current version for the listed ids."""
     contents_known: bool = True
-    """Whether the current version says what its vectors were made of: of vectors from elsewhere it may not."""
+    """Whether the current version has the contents of its vectors; a version with imported vectors may lack them."""
     job: JobIdentity | None = None
     is_taken_over: bool = False
-    """Whether the catalog was another job's, so that its rows are meant to be replaced."""
+    """Whether the catalog belonged to another job, so that replacing its rows is intended."""
     software: str
     started_at_s: float
     """time.time() at the launch."""
 
 
 def public_settings(config: CatalogConfig) -> dict[str, Any]:
-    """The config as it goes into the manifest: no credential stands in a config, and storage options stay out too."""
+    """Return the config for the manifest. A config has no credentials; storage options, which may, are removed."""
     settings = config.model_dump(mode="json")
     for name in ("max_requests", "max_cost", "max_retry_after_s", "retry_dead"):
-        settings["embed"].pop(name)  # of the run that wrote the version, not of the searches in it
+        settings["embed"].pop(name)  # these apply to the run that wrote the version, not to searches in it
     for source in settings.get("sources", ()):
         source.pop("storage_options")
     return settings

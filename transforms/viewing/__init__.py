@@ -1,1 +1,1 @@
-"""Pictures for people: thumbnails, contact sheets, a map of a catalog."""
+"""Images for people: thumbnails, contact sheets and the map of a catalog."""

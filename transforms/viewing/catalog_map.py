@@ -1,6 +1,6 @@
-"""A map of a catalog: its assets in two dimensions, so that what is alike lies together.
+"""A map of a catalog: its assets in two dimensions, with similar assets close together.
 
-scikit-learn is imported when a map is made, never before.
+scikit-learn is imported only when a map is made.
 """
 
 import warnings
@@ -17,32 +17,32 @@ from ...index.vectors.sample import asset_hashes
 COMPONENTS = 50
 _PERPLEXITY = 30.0
 _FEWEST = 8
-"""For fewer points t-SNE has no neighbourhoods to keep; the two main axes say all."""
+"""For fewer points, t-SNE has no neighbourhoods to preserve, and the first two principal components suffice."""
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """The assets that are on the map."""
+    """The assets on the map."""
 
     kinds: tuple[str, ...]
-    """The kind of each."""
+    """The kind of each asset."""
     rows: tuple[int, ...]
-    """Their rows among the assets of their kind."""
+    """The row of each asset among the assets of its kind."""
     assets: pa.Table
-    """Their ids, uris, texts and metadata, in the same order."""
+    """Ids, URIs, texts and metadata, in the same order."""
     vectors: Floats
     """float32, (points, dimension)."""
 
 
 def draw_assets(catalog: Catalog, points: int, seed: int = 0) -> Drawn:
-    """Draws assets of all kinds by the hashes of their ids: the same ones whatever the history of the catalog.
+    """Sample assets of all kinds by the hashes of their ids, independent of the history of the catalog.
 
     Args:
-        catalog: That is to be seen.
-        points: How many at most; a kind has the share that it has of the catalog.
-        seed: Of the draw.
+        catalog: The catalog to show.
+        points: Largest number of assets. Each kind has about the same share as in the catalog.
+        seed: Seed of the sample.
     """
     hashes, kinds, rows = [], [], []
     for number, kind in enumerate(catalog.kinds):
@@ -73,10 +73,10 @@ def draw_assets(catalog: Catalog, points: int, seed: int = 0) -> Drawn:
 
 
 def align_kinds(vectors: Floats, kinds: Sequence[str]) -> Floats:
-    """Takes the mean of each kind away and brings the rest to norm 1.
+    """Subtract the mean of each kind and normalise the result to norm 1.
 
-    A model puts pictures and texts into different corners of its space (the modality gap). A map of both would show
-    that gap and nothing else.
+    A model places images and texts in different regions of its space (the modality gap). Without the alignment, a map
+    of both would show only this gap.
     """
     aligned = np.array(vectors, np.float32)
     for kind in dict.fromkeys(kinds):
@@ -88,18 +88,18 @@ def align_kinds(vectors: Floats, kinds: Sequence[str]) -> Floats:
 
 
 def project(vectors: Floats, seed: int = 0, threads: int = 1) -> npt.NDArray[np.float64]:
-    """Two dimensions for each vector: the main 50 axes, then t-SNE, by scikit-learn.
+    """Project vectors to two dimensions: PCA to 50 components, then t-SNE, both by scikit-learn.
 
     Args:
         vectors: float32, (n, dimension).
-        seed: Of both; the same vectors and seed give the same map on one machine.
-        threads: For t-SNE. They wait for each other by spinning: beside other work, two take far longer than one.
+        seed: Seed of both steps; the same vectors and seed give the same map on one machine.
+        threads: Threads for t-SNE. They wait by spinning, so on a busy machine two threads are far slower than one.
 
     Returns:
         float64, (n, 2), from 0 to 1 along the longer side.
 
     Raises:
-        ImportError: Without scikit-learn.
+        ImportError: When scikit-learn is not installed.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -110,7 +110,7 @@ def project(vectors: Floats, seed: int = 0, threads: int = 1) -> npt.NDArray[np.
     axes = min(COMPONENTS, points - 1, vectors.shape[1])
     if axes >= 1 and np.ptp(vectors, axis=0).max() > 1e-6:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of axes without any variance, as where all but few rows are copies
+            warnings.simplefilter("ignore")  # components without variance, if most rows are copies
             main = PCA(axes, svd_solver="randomized", random_state=seed).fit_transform(vectors)
             if points >= _FEWEST and axes >= 2:
                 perplexity = min(_PERPLEXITY, (points - 1) / 3)
@@ -124,6 +124,6 @@ def project(vectors: Floats, seed: int = 0, threads: int = 1) -> npt.NDArray[np.
 
 
 def describe_columns(types: Mapping[str, str]) -> dict[str, str]:
-    """How each metadata column is coloured: numbers and times on a `scale`, all else by `category`."""
+    """Return how to colour each metadata column: `scale` for numbers and times, otherwise `category`."""
     scales = {"int", "double", "date", "timestamp"}
     return {name: "scale" if kind in scales else "category" for name, kind in types.items()}

@@ -1,4 +1,4 @@
-"""The page of a map: one file with its points, texts and small pictures inside, which asks nobody for anything."""
+"""The page of a map: one HTML file with points, texts and small images, which loads nothing from a network."""
 
 import base64
 import datetime
@@ -19,22 +19,22 @@ _LONGEST_TEXT = 240
 _LONGEST_CELL = 120
 _MOST_COLUMNS = 12
 _GRID = 10_000
-"""Places are whole numbers up to this: finer than any screen."""
+"""Coordinates are integers up to this value, finer than any screen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapOf:
-    """What a page says of the catalog that it shows."""
+    """What the page shows about its catalog."""
 
     url: str
     version: str
     model: str
     assets: int
-    """In the whole catalog."""
+    """Number of assets in the whole catalog."""
     metadata_types: Mapping[str, str]
     is_aligned: bool
     has_kinds: bool
-    """Whether there are several, between which a gap may lie."""
+    """Whether there are several kinds, which may have a modality gap."""
 
 
 def render_map(
@@ -44,21 +44,21 @@ def render_map(
     assets: pa.Table,
     images: Sequence[str | None],
 ) -> str:
-    """The page.
+    """Render the page of a map as HTML.
 
     Args:
         shown: The catalog.
-        kinds: Of each point.
+        kinds: The kind of each point.
         places: float64, (points, 2), from 0 to 1.
-        assets: Ids, uris, texts and metadata of the points.
-        images: A data URL for each, or None.
+        assets: Ids, URIs, texts and metadata of the points.
+        images: A data URL for each point, or None.
     """
     page = (
         page_environment(__package__)
         .get_template("catalog_map.html.j2")
         .render(shown=shown, points=len(kinds), data=_in_script(_data(shown, kinds, places, assets, images)))
     )
-    # Only this script may run, whatever a text of strangers would smuggle in.
+    # The content security policy allows only this script, in case a text of the catalog contains one.
     script = page.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return page.replace("SHA256-OF-THE-SCRIPT", f"sha256-{digest}", 1)
@@ -103,7 +103,7 @@ def _words(cell: object) -> str | None:
 
 
 def _number(cell: object) -> float | None:
-    """A number that lies on a scale; times in seconds."""
+    """Return the cell as a finite number for a scale, times in seconds; None if it has none."""
     if isinstance(cell, datetime.datetime):
         return cell.timestamp()
     if isinstance(cell, datetime.date):
@@ -117,7 +117,7 @@ def _clipped(text: str, most: int) -> str:
 
 
 def _in_script(data: Mapping[str, Any]) -> str:
-    """JSON that may stand between the tags of a script: no text in it can end it."""
+    """Return JSON for use inside a script element: no text in it can end the element."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

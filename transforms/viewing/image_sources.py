@@ -1,4 +1,4 @@
-"""The pictures of a catalog, read from where its job found them and from nowhere else."""
+"""Read the images of a catalog, only from the sources of its job."""
 
 import hashlib
 import logging
@@ -23,24 +23,24 @@ from ..sources.uri_safety import allowed_prefixes, is_within
 _DECODE_S = 10.0
 _QUALITY = 82
 _CELL = re.compile(r"#row=\d{1,12}&column=")
-"""Of a picture that stands in a table."""
+"""Matches the fragment of an image stored in a table."""
 
 _log = logging.getLogger(__name__)
 
 
 class ImageSources:
-    """The sources of pictures of the job that made a version; any thread may read from them.
+    """The image sources of the job that made a version. Thread-safe.
 
-    A picture is given if its uri lies within the sources that the manifest names, links resolved, and if its bytes are
-    those that were embedded: their sha256 says so. Nothing else on a disk or in a bucket can be asked for.
+    An image is returned only if its URI, with links resolved, is within the sources in the manifest, and if the SHA-256
+    of its bytes is that of the embedded image. No other file on a disk or in a bucket can be read.
     """
 
     def __init__(self, config: Mapping[str, Any], catalog: str) -> None:
-        """Opens nothing yet; places that this user has not allowed are left out, and a warning says so.
+        """Select the sources that this user has allowed, and log a warning for each other one. Opens nothing.
 
         Args:
-            config: Of the manifest.
-            catalog: Its address.
+            config: The config in the manifest.
+            catalog: The URL of the catalog.
         """
         self._sources: list[SourceConfig] = []
         for raw in image_sources(config):
@@ -50,7 +50,7 @@ class ImageSources:
             try:
                 source = SourceConfig.model_validate({**raw, "storage_options": {}})
             except ValidationError:
-                continue  # of another release: its pictures are not shown
+                continue  # a source of another release: its images are not shown
             self._sources.append(source)
         prepare = PrepareConfig.model_validate(allowed_prepare(config, catalog))
         self._prepare = prepare.model_copy(update={"decode_timeout_s": min(prepare.decode_timeout_s, _DECODE_S)})
@@ -69,14 +69,14 @@ class ImageSources:
         self._reader.close()
 
     def read(self, asset: Asset) -> bytes:
-        """The bytes that were embedded.
+        """Return the bytes that were embedded.
 
         Raises:
-            Unpreparable: When the picture may not be read, is not there, or is another one by now.
+            Unpreparable: When the image may not be read, does not exist, or has changed.
         """
         place = _place_of(asset.uri or "", self._sources)
         if place is None:
-            raise Unpreparable(Reason.URI_NOT_ALLOWED, "its place is not among the sources of the catalog's job")
+            raise Unpreparable(Reason.URI_NOT_ALLOWED, "its URI is not within the sources of the catalog's job")
         data = self._reader.read(
             Reference(
                 asset_id=asset.asset_id,
@@ -89,28 +89,28 @@ class ImageSources:
             )
         )
         if hashlib.sha256(data).hexdigest() != asset.content_sha256:
-            raise Unpreparable(Reason.MISSING, "the file has changed since the version was made")
+            raise Unpreparable(Reason.MISSING, "the file has changed since the version was created")
         return data
 
     def thumbnail(self, asset: Asset, size: int) -> bytes:
-        """A JPEG of about size² pixels, or of as many as the picture has.
+        """Return a JPEG of about size² pixels, or fewer if the image is smaller.
 
         Raises:
-            Unpreparable: As `read`, and when the picture cannot be decoded.
+            Unpreparable: As for `read`, and when the image cannot be decoded.
         """
-        # What is written beside the pixels, such as where they were taken, stays here.
+        # The JPEG has no metadata such as the location of a photo.
         return encoded_jpeg(draw_image(self.read(asset), self._prepare, size * size), _QUALITY)
 
 
 def _not_shown(catalog: str, refused: Sequence[str]) -> str:
     return (
-        f"{catalog} asks to {' and to '.join(refused)}, which nobody here has allowed: those pictures are not shown. "
-        f"If that is right: epithre-beam trust {shlex.quote(catalog)}."
+        f"{catalog}: the catalog asks to {' and to '.join(refused)}, which you have not allowed, so these images are "
+        f"not shown. To allow it: epithre-beam trust {shlex.quote(catalog)}."
     )
 
 
 def _place_of(uri: str, sources: Sequence[SourceConfig]) -> int | None:
-    """The number of the source that `uri` lies in."""
+    """Return the position of the source that contains `uri`; None if there is none."""
     for number, source in enumerate(sources):
         if source.bytes is not None:
             if _CELL.search(uri) and is_within(uri.rpartition("#")[0], allowed_prefixes(source)):
@@ -121,15 +121,15 @@ def _place_of(uri: str, sources: Sequence[SourceConfig]) -> int | None:
 
 
 def _folders_of(source: SourceConfig) -> tuple[str, ...]:
-    """The folders that a source's pictures come from."""
+    """Return the folders that contain the images of a source."""
     if source.files is not None:
         return (_folder_of(source.files),)
     return allowed_prefixes(source) if source.uri is not None else ()
 
 
 def _folder_of(pattern: str) -> str:
-    """What is fixed of a pattern: itself if it is a folder, else the folders before the first wildcard."""
-    if (path := local_path(pattern)) is not None and Path(path).exists():  # a name may look like a pattern
+    """Return the folder of a pattern: the pattern itself if it is a folder, else the part before the first wildcard."""
+    if (path := local_path(pattern)) is not None and Path(path).exists():  # a file name may look like a pattern
         return pattern if Path(path).is_dir() else str(Path(path).parent)
     fixed = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
     is_folder = fixed == pattern and (local_path(pattern) is None or Path(pattern).is_dir())

@@ -1,4 +1,4 @@
-"""A contact sheet: queries and their hits laid out in one picture, with scores, ids and texts."""
+"""A contact sheet: queries and their hits in one image, with scores, ids and texts."""
 
 import functools
 import textwrap
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..reports.pages import visible
 
 CELL = 200
-"""Width of a cell in pixels, and height of what is shown in it."""
+"""Width of a cell, and height of its content, in pixels."""
 _CAPTION = 44
 _GAP = 14
 _MARGIN = 24
@@ -22,13 +22,13 @@ _GROUND, _CARD, _LINE, _TEXT, _FAINT = "#ffffff", "#f3f4f6", "#d9dce1", "#1b1d21
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A hit, as a sheet shows it."""
+    """A hit on a sheet."""
 
     asset_id: str
     score: float
     text: str | None = None
     image: Image.Image | None = None
-    """None where it is a text, or not at hand."""
+    """None if the hit is a text, or its image is not available."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +37,12 @@ class SheetRow:
 
     words: str
     image: Image.Image | None = None
-    """The query itself, if it is one."""
+    """The query, if it is an image."""
     cells: Sequence[Cell]
 
 
 def draw_sheet(rows: Sequence[SheetRow], caption: str) -> Image.Image:
-    """Draws a sheet, as wide as the longest list of hits but no wider than eight; longer ones are broken."""
+    """Draw a sheet. It is as wide as the longest list of hits, at most eight; longer lists continue on a new line."""
     columns = max(1, min(_COLUMNS, max((len(row.cells) for row in rows), default=1)))
     width = 2 * _MARGIN + columns * CELL + (columns - 1) * _GAP
     width = max(width, 2 * _MARGIN + 3 * CELL)
@@ -81,7 +81,7 @@ def _draw_cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, place:
         small.thumbnail((CELL - 2, CELL - 2))
         sheet.paste(small, (left + (CELL - small.width) // 2, top + (CELL - small.height) // 2))
     else:
-        words = "picture not at hand" if cell.text is None else visible(cell.text)
+        words = "image not available" if cell.text is None else visible(cell.text)
         ink = _FAINT if cell.text is None else _TEXT
         lines = _wrapped(draw, words, _font(14), CELL - 24, 9)
         draw.multiline_text((left + 12, top + 12), "\n".join(lines), ink, _font(14), spacing=5)
@@ -95,7 +95,7 @@ def _draw_cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, place:
 
 @functools.lru_cache(maxsize=8)
 def _font(size: int) -> _Font:
-    """DejaVu of matplotlib, which has more scripts than Pillow's own font; that one where there is no matplotlib."""
+    """Return DejaVu from matplotlib, which covers more scripts; without matplotlib, Pillow's default font."""
     try:
         from matplotlib import font_manager
 
@@ -105,7 +105,7 @@ def _font(size: int) -> _Font:
 
 
 def _fitted(draw: ImageDraw.ImageDraw, words: str, font: _Font, room: float) -> str:
-    """The words, or their beginning and end if there is no room for all: the end of an id says more than its middle."""
+    """Shorten words to the available width. Cuts out the middle, because ids often differ at their end."""
     words = " ".join(words.split())
     for kept in range(len(words), 1, -1):
         shown = words if kept == len(words) else f"{words[: -(-kept // 2)]}…{words[len(words) - kept // 2 :]}"
@@ -115,7 +115,7 @@ def _fitted(draw: ImageDraw.ImageDraw, words: str, font: _Font, room: float) -> 
 
 
 def _wrapped(draw: ImageDraw.ImageDraw, words: str, font: _Font, room: float, most: int) -> list[str]:
-    """Lines that fit, at most so many."""
+    """Wrap words into lines of at most `room` pixels, at most `most` lines."""
     letters = max(4, int(room / max(draw.textlength("n" * 20, font) / 20, 1)))
     lines: list[str] = []
     for line in textwrap.wrap(words, letters + 2, break_long_words=True):

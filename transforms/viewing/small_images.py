@@ -1,4 +1,4 @@
-"""Small copies of pictures for pages and sheets."""
+"""Small copies of images for pages and sheets."""
 
 import base64
 from collections.abc import Callable, Iterator, Sequence
@@ -13,16 +13,16 @@ from ..sources.unpreparable import Unpreparable
 
 _CAPS = PrepareConfig()
 _DRAWN = 2
-"""Times the wanted side that a picture is drawn at, before it is made to fit."""
+"""An image is drawn at this multiple of the wanted side before it is resized to fit."""
 _READERS = 8
 _AT_ONCE = 64
 
 Read = Callable[[], bytes]
-"""Gives a picture's bytes; raises Unpreparable or OSError when it is not at hand."""
+"""Returns the bytes of an image; raises Unpreparable or OSError when the image is not available."""
 
 
 def shrink(data: bytes, pixels: int) -> Image.Image | None:
-    """The picture in a file's bytes as it looks, as RGB, no side longer than `pixels`; None when it is none."""
+    """Decode an image file as RGB, no side longer than `pixels`; None if it is not a valid image."""
     try:
         small = draw_image(data, _CAPS, (_DRAWN * pixels) ** 2)
     except Unpreparable:
@@ -32,11 +32,11 @@ def shrink(data: bytes, pixels: int) -> Image.Image | None:
 
 
 def small_images(reads: Sequence[Read | None], pixels: int) -> Iterator[Image.Image | None]:
-    """`shrink` of each, in order; None where there is nothing to read, or it is not at hand. Several are read at once.
+    """Yield `shrink` of each image in order; None for an image that is not available. Several are read in parallel.
 
-    Who takes no more of them ends the reading.
+    Reading stops when the caller stops iterating.
     """
-    with ThreadPoolExecutor(_READERS, "image") as pool:  # what takes time is a bucket's answer
+    with ThreadPoolExecutor(_READERS, "image") as pool:  # most of the time is spent waiting for remote storage
         for first in range(0, len(reads), _AT_ONCE):
             yield from pool.map(partial(_small, pixels=pixels), reads[first : first + _AT_ONCE])
 
@@ -49,12 +49,12 @@ def _small(read: Read | None, pixels: int) -> Image.Image | None:
 
 
 def data_url(image: Image.Image, quality: int = 70) -> str:
-    """The picture as a JPEG that stands in a page."""
+    """Return the image as a JPEG in a data URL."""
     return "data:image/jpeg;base64," + base64.b64encode(encoded_jpeg(image, quality)).decode()
 
 
 def data_urls(reads: Sequence[Read | None], pixels: int, max_bytes: int) -> list[str | None]:
-    """`data_url` of `small_images`, until they take `max_bytes`; None for the others."""
+    """Return `data_url` of `small_images` until the URLs reach `max_bytes`; None for the others."""
     found: list[str | None] = []
     left = max_bytes
     for image in small_images(reads, pixels):

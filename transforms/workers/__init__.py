@@ -1,1 +1,1 @@
-"""What launcher and workers of a run tell each other, through files of its run folder: progress and failures."""
+"""Progress and failures of a run's workers, reported to the launcher through files in the run folder."""

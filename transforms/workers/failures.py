@@ -1,4 +1,4 @@
-"""How a worker tells the launcher why it failed: a runner wraps an error in pages of its own, or hides it."""
+"""Report a worker's failure to the launcher, because a runner wraps an error in long text of its own or hides it."""
 
 import json
 import traceback
@@ -13,18 +13,18 @@ _MARK = "epithre-beam failure "
 
 
 class UnnotedFailureError(Exception):
-    """A failure that could not be left for the launcher; its text is the note, which a runner passes on in its own."""
+    """A failure that could not be written to the run folder. Its text is the note, which the runner passes on."""
 
 
 def note_failure(run: RunFolder, error: Exception) -> None:
-    """Leaves a failure where the launcher finds it, by its code and facts.
+    """Write the code, message and facts of a failure to the run folder, where the launcher reads them.
 
     Raises:
-        UnnotedFailureError: When it cannot be left there, as when it is the storage that failed.
+        UnnotedFailureError: When the note cannot be written, for example because the storage failed.
     """
     known = as_known(run, error)
     note = {"code": known.code, "message": str(known), "facts": known.facts}
-    # Not orjson: a file's name may have bytes that are no UTF-8, which it refuses.
+    # Not orjson: it refuses file names with bytes that are not valid UTF-8.
     data = json.dumps(note, default=str)
     try:
         run.store().write(run.name(_FILE), data.encode())
@@ -33,7 +33,7 @@ def note_failure(run: RunFolder, error: Exception) -> None:
 
 
 def failure_of(run: RunFolder) -> EpithreBeamError | None:
-    """What a worker of the run left; None when none did."""
+    """Return the failure that a worker of the run wrote; None if there is none."""
     try:
         note = json.loads(run.store().read(run.name(_FILE)))
         return error_of(note["code"], note["message"], note["facts"])
@@ -42,7 +42,7 @@ def failure_of(run: RunFolder) -> EpithreBeamError | None:
 
 
 def failure_in(text: str) -> EpithreBeamError | None:
-    """The failure that a worker could not note, in what a runner says; None when there is none."""
+    """Return the failure in a runner's error text, from a worker that could not write it; None if there is none."""
     _, mark, rest = text.partition(_MARK)
     if not mark:
         return None
@@ -54,10 +54,10 @@ def failure_in(text: str) -> EpithreBeamError | None:
 
 
 def as_known(run: RunFolder, error: Exception) -> EpithreBeamError:
-    """An error of the tree as it is; one of the storage as that; whatever else as a defect, with its traceback."""
+    """Convert an error to one of this library: a storage error, or a defect with its traceback if it is unknown."""
     if isinstance(error, EpithreBeamError):
         return error
-    storage = as_os_error(error, "The storage")  # a driver may raise where a file is read piece by piece
+    storage = as_os_error(error, "The storage")  # a storage driver may raise its own errors during a read
     if isinstance(storage, OSError):
         return run.unwritable(storage)
     found_at = without_credentials("".join(traceback.format_exception(error)).rstrip())

@@ -1,4 +1,4 @@
-"""How far a run's workers are: a small file a lane, which the launcher reads wherever it is."""
+"""Progress of a run's workers: one small file per lane, which the launcher reads."""
 
 import asyncio
 import threading
@@ -17,38 +17,38 @@ _PREFIX = "progress-"
 
 
 class PauseFigures(TypedDict):
-    """A pause that the server asked for."""
+    """A pause that the server requested."""
 
     until_s: float
     """Seconds since the epoch."""
     asked_s: float
     why: str
-    """What the server answered."""
+    """The server's answer."""
 
 
 class LaneProgress(TypedDict):
-    """What a lane last said of itself."""
+    """The last reported progress of a lane."""
 
     assets: int
-    """All that it has to do."""
+    """All assets of the lane."""
     done: int
-    """With or without a vector."""
+    """Assets that are finished, with or without a vector."""
     dead: int
     elapsed_s: float
     is_done: bool
     throttled_s: float
-    """Waited for the limit."""
+    """Seconds that requests waited for the rate limiter."""
     limits: dict[str, float]
-    """In force, a minute, by name."""
+    """Current limits per minute, by name."""
     meter: MeterFigures
     pause: NotRequired[PauseFigures]
-    """That it keeps because the server asked for it."""
+    """The current pause, if the server requested one."""
     series: NotRequired[TimelineFigures]
-    """What was done when; in the last word of a lane only."""
+    """Counts over time; only in the last report of a lane."""
 
 
 class Throttle(Protocol):
-    """What a rate limiter says of itself."""
+    """The figures of a rate limiter."""
 
     @property
     def throttled_s(self) -> float: ...
@@ -57,7 +57,7 @@ class Throttle(Protocol):
 
 
 class ProgressWriter:
-    """Writes how far a lane is, every second, and what was done when at its end."""
+    """Writes the progress of a lane every second, and its counts over time at the end."""
 
     def __init__(self, run: RunFolder, lane: int, assets: int, meter: Meter, rate_limiter: Throttle) -> None:
         self._store = run.store()
@@ -75,7 +75,7 @@ class ProgressWriter:
         self._pause: Pause | None = None
 
     def note_pause(self, pause: Pause) -> None:
-        """Says from now on that the lane waits because the server asked for it."""
+        """Report this pause until it is over."""
         self._pause = pause
 
     def note(self, done: int, dead: int) -> None:
@@ -99,7 +99,7 @@ class ProgressWriter:
             self._sample()
             data["series"] = self._timeline.to_dict()
         with self._last_word:
-            if not self._is_done:  # a slow write of the ticker must not replace the last one
+            if not self._is_done:  # a slow periodic write must not replace the last report
                 self._is_done = is_done
                 self._store.write(self._name, orjson.dumps(data))
 
@@ -131,7 +131,7 @@ class ProgressWriter:
 
 
 def read_progress(run: RunFolder) -> list[LaneProgress]:
-    """What the lanes of a run last said of themselves; empty before they began."""
+    """Return the last reported progress of each lane of a run; empty before the first report."""
     store = run.store()
     lanes = []
     for name in store.names(run.name("")):
@@ -139,12 +139,12 @@ def read_progress(run: RunFolder) -> list[LaneProgress]:
             try:
                 lanes.append(orjson.loads(store.read(name)))
             except (FileNotFoundError, orjson.JSONDecodeError):
-                continue  # being replaced at this moment
+                continue  # the file is being replaced
     return lanes
 
 
 def read_lane(run: RunFolder, lane: int) -> LaneProgress | None:
-    """What one lane last said of itself; None before it began. A runner may begin again what it has begun."""
+    """Return the last reported progress of one lane; None before its first report."""
     try:
         found: LaneProgress = orjson.loads(run.store().read(_name(run, lane)))
     except FileNotFoundError:

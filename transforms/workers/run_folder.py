@@ -1,4 +1,4 @@
-"""The folder of one run: launcher and workers, wherever they are, leave each other files there."""
+"""The folder of one run, in which launcher and workers exchange files."""
 
 from dataclasses import dataclass
 
@@ -12,28 +12,28 @@ _UNDER_WAY = "started"
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """Names a run. Travels through the pipeline's graph, so it holds no secret."""
+    """The location of a run's folder. Part of the pipeline graph, so it contains no secrets."""
 
     url: str
-    """Of what the run writes: a catalog, or the output of a bulk search."""
+    """URL of the catalog, or of the output of a bulk search, that the run writes."""
     version: str
-    """The name of the run, which is that of the version that it writes."""
+    """The name of the run, which is also the name of the version it writes."""
     label: str = "catalog"
-    """What the user calls `url`: a `catalog`, or an `output`."""
+    """The name of `url` in messages: `catalog` or `output`."""
 
     def store(self) -> Store:
         return Store(self.url)
 
     def name(self, file: str) -> str:
-        """A file of the run, as named in the store."""
+        """Return the name of a file of the run in the store."""
         return f"{run_folder(self.version)}/{file}"
 
     def begin(self) -> None:
-        """Marks the run as under way. Raises OSError when nothing can be written there."""
+        """Mark the run as started. Raises OSError when the store is not writable."""
         self.store().write(self.name(_UNDER_WAY), b"")
 
     def end(self) -> None:
-        """Takes the mark away: whoever still works for the run shall stop."""
+        """Remove the mark, which makes the remaining workers of the run stop."""
         self.store().delete(self.name(_UNDER_WAY))
 
     def is_over(self) -> bool:
@@ -41,6 +41,6 @@ class RunFolder:
         return self.store().size(self.name(_UNDER_WAY)) is None
 
     def unwritable(self, error: OSError) -> UnwritableError:
-        """What it amounts to that a file of the run could not be written."""
-        remedy = "What was finished is kept; run again when it can be written."
+        """Return the error for a file of the run that could not be written."""
+        remedy = "Finished work is kept. Run again when it can be written."
         return UnwritableError(unwritable(self.label, self.url, error, remedy))

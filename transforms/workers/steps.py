@@ -8,14 +8,14 @@ from .run_folder import RunFolder
 
 
 class Setup(Protocol):
-    """What the steps of a run are told by its launcher."""
+    """Settings that the launcher passes to the steps of a run."""
 
     @property
     def run(self) -> RunFolder: ...
 
 
 class Step:
-    """A function with the run's setup, for Beam to call: a failure is left where the launcher finds it."""
+    """A function with the run's setup, for Beam to call. Reports a failure to the launcher."""
 
     def __init__(self, function: Callable[[Any, Any], Any], setup: Setup) -> None:
         self._function = function

@@ -1,6 +1,6 @@
-"""A bug in a worker, whatever starts it: in a catalog that has the file `BUG`, a shard cannot be written.
+"""A bug in a worker: writing a shard fails in a catalog that has the file `BUG`.
 
-Python imports this module at its start where its folder stands on PYTHONPATH.
+Python imports this module at startup if its folder is on PYTHONPATH.
 """
 
 import importlib.abc
@@ -12,7 +12,7 @@ MODULE = "epithre_beam.index.vectors.shards"
 
 
 class Breaker(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the module as others do, and changes it when it has been imported."""
+    """Finds the module with the other finders, and changes it after the import."""
 
     def find_spec(self, name, path=None, target=None):
         if name != MODULE:

@@ -180,11 +180,11 @@ def test_what_is_no_vector_becomes_a_dead_letter_and_a_norm_is_put_right(tmp_pat
     (file,) = (tmp_path / "catalog" / "versions" / manifest.version / "dead_letters").iterdir()
     letters = pq.read_table(file).to_pylist()
     assert {letter["asset_id"]: letter["detail"] for letter in letters} == {
-        "text-3": "row 4 of part.parquet: the vector must be finite, got nan as number 1 of 16",
-        "text-4": "row 5 of part.parquet: the vector must not be zero",
-        "text-5": "row 6 of part.parquet: the vector must have 16 dimensions, got 15",
-        "text-6": "row 7 of part.parquet: there is no vector",
-        "text-7": "row 8 of part.parquet: the vector must be finite, got None as number 16 of 16",
+        "text-3": "part.parquet row 4: the vector must be finite, got nan as number 1 of 16",
+        "text-4": "part.parquet row 5: the vector must not be zero",
+        "text-5": "part.parquet row 6: the vector must have 16 dimensions, got 15",
+        "text-6": "part.parquet row 7: the vector is missing",
+        "text-7": "part.parquet row 8: the vector must be finite, got None as number 16 of 16",
     }
     assert {(letter["stage"], letter["reason"]) for letter in letters} == {("import", "broken_vector")}
     assert letters[0]["uri"].endswith("part.parquet#row=3")
@@ -214,52 +214,61 @@ def test_a_folder_without_any_good_vector_is_held_back(tmp_path):
 
 FEW = unit_vectors(4)
 WRONG_FOLDER = {
-    "no files": ({}, "where there are none"),
+    "no files": ({}, "has no Parquet files"),
     "no rows": (
         {"a": {"vectors": [], "id": pa.nulls(0, pa.string()), "kind": pa.nulls(0, pa.string())}},
-        "at least one row",
+        "have no rows",
     ),
-    "no id": ({"a": {"vectors": FEW, "id": None}}, "a.parquet must have a column id, got kind, embedding."),
-    "no kind": ({"a": {"vectors": FEW, "kind": None}}, "must have a column kind"),
-    "no vectors": ({"a": {"vectors": FEW, "embedding": None}}, "must have a column embedding or vector"),
-    "no metadata": ({"a": {"vectors": FEW}}, "must have a column price"),
-    "ids": ({"a": {"vectors": FEW, "id": [0.5, 1.5, 2.5, 3.5]}}, "string or integers in the column id, got double"),
-    "strings": ({"a": {"vectors": FEW, "embedding": ["1"] * 4}}, "lists of float, double or half in the column"),
+    "no id": (
+        {"a": {"vectors": FEW, "id": None}},
+        r"a.parquet: the column id is missing \(columns: kind, embedding\).",
+    ),
+    "no kind": ({"a": {"vectors": FEW, "kind": None}}, "the column kind is missing"),
+    "no vectors": ({"a": {"vectors": FEW, "embedding": None}}, "the column embedding or vector is missing"),
+    "no metadata": ({"a": {"vectors": FEW}}, "the column price is missing"),
+    "ids": (
+        {"a": {"vectors": FEW, "id": [0.5, 1.5, 2.5, 3.5]}},
+        "the column id must be of type string or integer, got double",
+    ),
+    "strings": (
+        {"a": {"vectors": FEW, "embedding": ["1"] * 4}},
+        "the column embedding must be lists of float, double or half",
+    ),
     "other types": (
         {"a": {"vectors": FEW}, "b": {"vectors": FEW, "id": [1, 2, 3, 4]}},
-        "b.parquet must have the columns of .*a.parquet: id is int64 and must be string",
+        "b.parquet: the columns must be those of .*a.parquet, but id is int64 instead of string",
     ),
     "other dimensions": (
         {
             "a": {"vectors": FEW, "type_": pa.list_(pa.float32(), 16)},
             "b": {"vectors": unit_vectors(4, 8), "of": "image", "type_": pa.list_(pa.float32(), 8)},
         },
-        r"b.parquet must have the columns of .*: embedding is fixed_size_list<.*>\[8\] and must be .*\[16\]",
+        r"b.parquet: the columns must be those of .*, but embedding is fixed_size_list<.*>\[8\] instead of .*\[16\]",
     ),
     "too few dimensions": ({"a": {"vectors": unit_vectors(4, 3)}}, "embed.dimension must be at least 8, got 3"),
 }
 WRONG_CONTENT = {
     "null id": (
         {"a": {"vectors": FEW, "id": ["a", None, "c", "d"]}},
-        "row 2 of .*a.parquet must have an id, got None",
+        r"a.parquet row 2: id is empty \(got None\)",
     ),
-    "empty id": ({"a": {"vectors": FEW, "id": ["a", "b", "", "d"]}}, r"row 3 of .*a.parquet must have an id, got ''"),
+    "empty id": ({"a": {"vectors": FEW, "id": ["a", "b", "", "d"]}}, r"a.parquet row 3: id is empty \(got ''\)"),
     "unknown kind": (
         {"a": {"vectors": FEW, "kind": ["text", "text", "text", "video"]}, "b": {"vectors": FEW}},
-        r"row 4 of .*a.parquet must have the kind image or text, got 'video'",
+        r"a.parquet row 4: kind must be image or text, got 'video'",
     ),
     "null kind": (
         {"a": {"vectors": FEW, "kind": ["text", None, "text", "text"]}},
-        r"row 2 of .*a.parquet must have the kind",
+        r"a.parquet row 2: kind must be image or text, got None",
     ),
     "doubled": (
         {"a": {"vectors": FEW}, "b": {"vectors": FEW[:3]}},
-        r"text 'text-0' stands 2 times, in row 1 of .*a.parquet and row 1 of .*b.parquet; 3 ids are affected",
+        r"text 'text-0' occurs 2 times, in .*a.parquet row 1 and .*b.parquet row 1 \(3 duplicate ids\)",
     ),
-    "no vectors": ({"a": {"vectors": [None] * 4}}, "has no vectors"),
+    "no vectors": ({"a": {"vectors": [None] * 4}}, "have no vectors"),
     "metadata": (
         {"a": {"vectors": FEW, "id": list("abcd"), "price": ["1", "2", "much", "4"]}},
-        r"row 3 of .*a.parquet must have double in the column price, got 'much'",
+        r"a.parquet row 3: price must be of type double, got 'much'",
     ),
 }
 
@@ -293,7 +302,7 @@ def test_a_file_that_is_no_parquet_or_is_cut_off_is_named(tmp_path, vectors):
     write_folder(tmp_path / "old", vectors, name="a.parquet")
     whole = (tmp_path / "old" / "a.parquet").read_bytes()
     (tmp_path / "old" / "b.parquet").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SourceError, match=r"b\.parquet cannot be read as Parquet"):
+    with pytest.raises(SourceError, match=r"b\.parquet: the file cannot be read as Parquet"):
         import_vectors(str(tmp_path / "catalog"), str(tmp_path / "old"))
 
 
@@ -410,7 +419,9 @@ def test_an_index_that_is_damaged_is_built_again_and_damaged_vectors_are_named(c
     data = bytearray(vectors.read_bytes())
     data[len(data) // 2] ^= 1
     vectors.write_bytes(data)
-    with pytest.raises(CatalogError, match=r"text-00000-of-00001\.parquet is damaged .*`run` makes its vectors anew"):
+    with pytest.raises(
+        CatalogError, match=r"text-00000-of-00001\.parquet: the file is damaged .*`run` makes its vectors anew"
+    ):
         build_index(str(catalog), rebuild=True)
     assert open_catalog(catalog).version == version
 
@@ -446,7 +457,7 @@ def test_the_command_ends_with_the_codes_of_a_run(place, vectors):
     assert "embed.model: this cannot be changed without embedding again" in done.stderr
     done = place.cli("search", "catalog", "--text", "red")
     assert done.returncode == 1
-    assert "it is not known what made them" in done.stderr
+    assert "imported vectors of an unknown model" in done.stderr
 
 
 @pytest.mark.slow

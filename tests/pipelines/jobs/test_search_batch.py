@@ -221,8 +221,8 @@ def test_vectors_that_are_none_are_dead_letters(write_job, tmp_path):
     assert (report["searched"], report["dead"]) == (228, 2)
     letters = pq.read_table(tmp_path / "found" / report["result"] / "dead_letters").to_pylist()
     assert {letter["asset_id"]: letter["detail"] for letter in letters} == {
-        "q3": "row 4 of a.parquet: the vector must be finite, got nan as number 3 of 16",
-        "q150": "row 151 of a.parquet: the vector must not be zero",
+        "q3": "a.parquet row 4: the vector must be finite, got nan as number 3 of 16",
+        "q150": "a.parquet row 151: the vector must not be zero",
     }
     again = search_batch(load_search_job(write_job(search={"k": 2}, block_queries=64)))
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in report.items() if k != "seconds"}

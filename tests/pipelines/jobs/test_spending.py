@@ -38,7 +38,7 @@ def run_until_published(place, emulator, *options, most=60, limit=None):
             return runs
         assert done.returncode == 1, done.stderr
         assert "are embedded and kept" in done.stderr
-        assert "run again to go on" in done.stderr
+        assert "Run again to continue" in done.stderr
         assert not (place.catalog / "LATEST.json").exists()
         assert len(emulator.payments()) > billed
     raise AssertionError(f"not published after {most} runs")
@@ -221,7 +221,7 @@ def test_a_limit_below_one_request_says_so(place):
     place.write_job(embed__price_per_1000_items=1000.0, embed__max_cost=0.5)
     done = place.cli("run", "job.yaml", "--quiet")
     assert done.returncode == 1
-    assert "not one request is within the limit" in done.stderr
+    assert "The limit is too low for a single request" in done.stderr
 
 
 def test_a_search_is_not_held_to_the_limit_of_the_run(place):

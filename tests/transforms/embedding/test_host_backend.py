@@ -1,4 +1,4 @@
-"""The process that keeps a host's ledger is killed: what it counted is waited for, where there is a limit at all."""
+"""If the process with the host's rate limiter is killed, a new one pauses as long as the lost counts matter."""
 
 import multiprocessing
 import secrets
@@ -20,7 +20,7 @@ def _keep(backend, is_kept):
 
 @pytest.fixture
 def keeper():
-    """Starts a process that keeps a ledger and returns what kills it."""
+    """Start a process that holds a rate limiter; it is killed at the end of the test."""
     context = multiprocessing.get_context("spawn")
     started = []
 
@@ -39,7 +39,7 @@ def keeper():
 
 
 def ask(backend):
-    """Asks until there is a ledger again."""
+    """Retry until a rate limiter is available again."""
     while True:
         try:
             return backend.try_acquire(WEIGHTS)
@@ -52,7 +52,7 @@ def settings(**limits):
 
 
 def killed(keeper, backend, *, served_before=()):
-    """Kills the keeper of a ledger after these asked it."""
+    """Kill the process that holds a rate limiter, after the clients in `served_before` have used it."""
     process = keeper(backend)
     for one in served_before:
         one.try_acquire({"requests": 0.0})
@@ -60,22 +60,22 @@ def killed(keeper, backend, *, served_before=()):
     process.join()
 
 
-def test_without_any_limit_nothing_is_waited_for(keeper):
+def test_new_rate_limiter_does_not_pause_without_limits(keeper):
     backend = HostBackend(f"test-{secrets.token_hex(4)}", settings())
     killed(keeper, backend, served_before=[backend])
     assert ask(backend).lease is not None
 
 
-def test_a_configured_limit_waits_until_nothing_of_the_old_count_counts_and_says_until_when(keeper, caplog):
+def test_configured_limit_pauses_until_lost_counts_expire_and_logs_time(keeper, caplog):
     backend = HostBackend(f"test-{secrets.token_hex(4)}", settings(requests=600.0))
     killed(keeper, backend, served_before=[backend])
     answer = ask(backend)
     assert answer.lease is None
     assert 170 < answer.wait_s <= 180
-    assert "nothing is sent until" in caplog.text
+    assert "Nothing is sent until" in caplog.text
 
 
-def test_limits_that_the_server_stated_are_told_to_the_next_backend_and_waited_for(keeper):
+def test_limits_stated_by_server_are_passed_to_new_rate_limiter(keeper):
     backend = HostBackend(f"test-{secrets.token_hex(4)}", settings())
     process = keeper(backend)
     backend.learn({"requests": 600.0})
@@ -84,8 +84,8 @@ def test_limits_that_the_server_stated_are_told_to_the_next_backend_and_waited_f
     assert ask(backend).wait_s > 170
 
 
-def test_a_worker_that_was_started_anew_does_not_make_the_others_forget_what_was_counted(keeper):
-    """It is the first to ask, finds no ledger, and knows nothing of one before."""
+def test_restarted_worker_does_not_discard_counts_of_others(keeper):
+    """The restarted worker connects first and does not know that there was a rate limiter before."""
     survivor = HostBackend(f"test-{secrets.token_hex(4)}", settings(requests=600.0))
     killed(keeper, survivor, served_before=[survivor])
     started_anew = HostBackend(survivor.name, survivor.settings)

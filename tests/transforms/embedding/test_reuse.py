@@ -1,4 +1,4 @@
-"""A picture's vector is taken over where the same would be sent, and with no more work than it takes to know."""
+"""An image's vector is reused if the same bytes would be sent, with as little decoding as possible."""
 
 import io
 from typing import Any
@@ -43,25 +43,25 @@ def reusable(prepared: str | None, settings: PrepareConfig | None = DEFAULTS, nu
     )
 
 
-def test_without_a_vector_it_is_prepared() -> None:
+def test_image_without_vector_is_prepared() -> None:
     assert reuse_or_prepare(jpeg(), [], DEFAULTS) == prepare_image(jpeg(), DEFAULTS)
 
 
 @pytest.mark.parametrize("settings", [DEFAULTS, None], ids=["of a version", "of a unit"])
-def test_what_was_sent_as_it_is_and_would_be_is_taken_over(settings: PrepareConfig | None) -> None:
+def test_image_sent_unchanged_before_and_now_is_reused(settings: PrepareConfig | None) -> None:
     found = reuse_or_prepare(jpeg(), [reusable(None, settings)], DEFAULTS)
     assert isinstance(found, ReusableVector)
     assert found.prepared is None
 
 
-def test_what_the_first_rules_sent_alike_is_taken_over_and_its_row_says_all() -> None:
+def test_image_of_first_rules_is_reused_and_its_row_updated() -> None:
     found = reuse_or_prepare(turned(), [reusable("upright;jpeg")], DEFAULTS)
     assert isinstance(found, ReusableVector)
     assert found.prepared == prepare_image(turned(), DEFAULTS).prepared
 
 
-def test_nothing_is_decoded_where_the_header_says_enough() -> None:
-    """The pixels are cut off here: who decodes them finds out."""
+def test_image_is_not_decoded_if_header_suffices() -> None:
+    """The pixels are cut off here, so decoding would fail."""
     data = turned()
     headed = data[: data.index(b"\xff\xda") + 40]
     with pytest.raises(Unpreparable):
@@ -70,14 +70,14 @@ def test_nothing_is_decoded_where_the_header_says_enough() -> None:
     assert isinstance(reuse_or_prepare(headed, [reusable(written(["upright", "jpeg q92"]))], DEFAULTS), ReusableVector)
 
 
-def test_what_the_first_rules_sent_otherwise_is_prepared() -> None:
+def test_image_of_first_rules_sent_differently_is_prepared() -> None:
     data = turned(icc_profile=rgb_profile("p3", 2.2))
     found = reuse_or_prepare(data, [reusable("upright;jpeg")], DEFAULTS)
     assert isinstance(found, PreparedImage)
     assert found.prepared == "upright;srgb;jpeg q92;rules 2"
 
 
-def test_rows_of_units_say_themselves_what_they_were_sent_as() -> None:
+def test_rows_of_units_are_reused_by_their_preparation() -> None:
     for prepared, is_same in {
         written(["upright", "jpeg q92"]): True, written(["upright", "jpeg q80"]): False, "upright;jpeg": False,
         None: False,
@@ -85,7 +85,7 @@ def test_rows_of_units_say_themselves_what_they_were_sent_as() -> None:
         assert isinstance(reuse_or_prepare(turned(), [reusable(prepared, None)], DEFAULTS), ReusableVector) == is_same
 
 
-def test_of_several_the_one_that_was_sent_so_is_taken() -> None:
+def test_vector_with_matching_preparation_is_chosen_among_several() -> None:
     low = PrepareConfig(jpeg_quality=50)
     known = [
         reusable("upright;jpeg", low, 1),
@@ -100,7 +100,7 @@ def test_of_several_the_one_that_was_sent_so_is_taken() -> None:
     assert (found.vector[0], found.prepared) == (1, "upright;jpeg q50;rules 2")
 
 
-def test_a_thousand_copies_are_looked_at_once() -> None:
+def test_equal_reusable_vectors_are_checked_once() -> None:
     tried = 0
 
     def copies() -> Any:
@@ -113,6 +113,6 @@ def test_a_thousand_copies_are_looked_at_once() -> None:
     assert tried == 1000
 
 
-def test_what_is_refused_now_has_no_vector_any_more() -> None:
+def test_image_refused_by_current_settings_is_not_reused() -> None:
     with pytest.raises(Unpreparable):
         reuse_or_prepare(jpeg(), [reusable(None)], PrepareConfig(max_side=10))

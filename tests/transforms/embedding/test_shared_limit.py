@@ -1,4 +1,4 @@
-"""Lanes share the ledger that their job names, with the job's limits, and one that is alone keeps its own."""
+"""Several lanes share the job's rate limiter backend with the job's limits; a single lane has its own."""
 
 import tempfile
 from pathlib import Path
@@ -15,13 +15,13 @@ from ...conftest import RedisServer
 from ...ports import free_port
 
 
-def test_a_lane_that_is_alone_shares_nothing() -> None:
+def test_memory_backend_is_not_shared() -> None:
     embed = EmbedConfig()
     set_up_shared_backend(embed, "run", 3)
     assert shared_backend(embed, "run", 3) is None
 
 
-def test_lanes_of_a_host_share_one_count_per_run_with_the_limits_of_the_job() -> None:
+def test_host_lanes_share_one_rate_limiter_per_run() -> None:
     embed = EmbedConfig(rate_limiter="host", lanes=2, requests_per_minute=600, tokens_per_minute=None, timeout_s=7.0)
     one, same, other = (shared_backend(embed, run, 3) for run in ("a", "a", "b"))
     assert isinstance(one, HostBackend)
@@ -32,7 +32,7 @@ def test_lanes_of_a_host_share_one_count_per_run_with_the_limits_of_the_job() ->
     assert (one.settings.hold_s, one.settings.spent) == (7.0, 3)
 
 
-def test_what_the_launcher_spent_counts_for_every_lane_that_asks_redis(redis_server: RedisServer) -> None:
+def test_requests_of_launcher_count_for_every_redis_lane(redis_server: RedisServer) -> None:
     embed = EmbedConfig(rate_limiter="redis", redis_url=redis_server.url, lanes=2, requests_per_minute=3)
     set_up_shared_backend(embed, "run", 3)
     for run in ("run", "another run of the same key"):
@@ -41,7 +41,7 @@ def test_what_the_launcher_spent_counts_for_every_lane_that_asks_redis(redis_ser
         assert backend.try_acquire({"requests": 1.0}).lease is None
 
 
-def test_a_redis_that_is_not_there_stops_the_run_before_its_lanes_begin() -> None:
+def test_unreachable_redis_raises_before_lanes_start() -> None:
     embed = EmbedConfig(rate_limiter="redis", redis_url=f"redis://127.0.0.1:{free_port()}/0")
     with pytest.raises(RateLimiterLostError, match="cannot be reached"):
         set_up_shared_backend(embed, "run", 0)
@@ -53,7 +53,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_rate_limiter_of_a_host_leaves_no_file_after_its_run(temporary: Path) -> None:
+def test_host_rate_limiter_leaves_no_file_after_its_run(temporary: Path) -> None:
     embed = EmbedConfig(rate_limiter="host", lanes=2)
     for run in ("first", "second"):
         backend = shared_backend(embed, run, 0)
@@ -64,14 +64,14 @@ def test_the_rate_limiter_of_a_host_leaves_no_file_after_its_run(temporary: Path
     assert {path.suffix for path in folder.iterdir()} == {".address", ".lock"}
     remove_shared_backend(embed, "first")
     assert {path.stem for path in folder.iterdir()} == {f"epithre-beam-{embed.rate_limiter_name}-second"}
-    assert backend.try_acquire({"requests": 1.0}).lease is not None  # another run's ledger is left alone
+    assert backend.try_acquire({"requests": 1.0}).lease is not None  # the rate limiter of another run still works
     remove_shared_backend(embed, "second")
-    remove_shared_backend(embed, "second")  # of another host, or removed before
+    remove_shared_backend(embed, "second")  # on another host, or already removed
     assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("made", ["writable by others", "a link", "a file"])
-def test_the_rate_limiter_of_a_host_trusts_no_folder_that_others_may_write_to(temporary: Path, made: str) -> None:
+def test_host_rate_limiter_refuses_folder_writable_by_others(temporary: Path, made: str) -> None:
     embed = EmbedConfig(rate_limiter="host", lanes=2)
     backend = shared_backend(embed, f"before {made}", 0)
     assert backend is not None

@@ -1,4 +1,4 @@
-"""A unit's work overlaps, holds no more in memory than it may, and sends each content once."""
+"""A unit's work runs concurrently, within its memory limit, and sends each content once."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ from epithre_beam.transforms.sources.references import Reference
 
 
 class SlowReader(Reader):
-    """Storage that takes its time."""
+    """A reader with slow storage."""
 
     def read(self, reference):
         time.sleep(0.05)
@@ -49,7 +49,7 @@ def images(folder, count):
 
 
 async def embed_all(units, embed, key, store, reader_class=Reader, memory=50_000_000):
-    """Embeds units as a lane does; returns their records."""
+    """Embed units as a lane does, and return their records."""
     prepare = PrepareConfig()
     sources = (SourceConfig(kind="image", files="x"),)
     with ThreadPoolExecutor(16) as threads, ThreadPoolExecutor(2) as local_threads:
@@ -77,7 +77,7 @@ async def embed_all(units, embed, key, store, reader_class=Reader, memory=50_000
 
 
 @pytest.mark.alone
-def test_slow_storage_and_a_slow_api_wait_side_by_side(tmp_path):
+def test_slow_reads_and_slow_requests_overlap(tmp_path):
     """128 reads of 50 ms in two threads are 3.2 s, and 16 requests of 300 ms one after the other 4.8 s more."""
     references = images(tmp_path / "pictures", 128)
     settings_ = EmulatorSettings(dimension=32, faults=Faults(latency_s=0.3))
@@ -105,7 +105,7 @@ def test_rows_are_in_the_order_of_the_references_with_their_own_vectors(tmp_path
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=40), st.integers(1, 100))
-def test_bytes_in_flight_never_exceed_the_bound_and_everyone_gets_a_turn(sizes, capacity):
+def test_bytes_in_flight_stay_below_limit_without_starvation(sizes, capacity):
     held = most = 0
 
     async def go():
@@ -130,7 +130,7 @@ def test_bytes_in_flight_never_exceed_the_bound_and_everyone_gets_a_turn(sizes, 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="peak memory of a child is read with wait4")
 def test_a_slow_api_does_not_fill_memory(tmp_path):
-    """90 MB of pictures wait for a server that takes its time; 20 MB may be in flight."""
+    """90 MB of images wait for a slow server; 20 MB may be in flight."""
     import subprocess
     import sys
 

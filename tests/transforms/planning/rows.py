@@ -1,4 +1,4 @@
-"""References of texts and pictures, as rows."""
+"""References of texts and images, as rows."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a night replaces is what brute force over the rows of both versions says, whatever made the vectors."""
+"""The counts of replaced rows equal those of a brute-force comparison of both versions."""
 
 from collections import Counter
 from typing import Any
@@ -26,7 +26,7 @@ FIRST = "000001-20250102T030405Z-abcdef"
 
 @st.composite
 def nights(draw: st.DrawFn) -> tuple[list[Row], list[Row]]:
-    """(rows of a version, references today with the content that is found under them; None: it gets no vector)."""
+    """Draw (rows of a version, current references with their content; None: the reference gets no vector)."""
     before, today = [], []
     for number in range(draw(st.integers(0, 40))):
         kind = draw(st.sampled_from(["image", "text"]))
@@ -55,7 +55,7 @@ def nights(draw: st.DrawFn) -> tuple[list[Row], list[Row]]:
 
 
 def embed(store: Store, plan: Plan, today: list[Row]) -> list[UnitRecord]:
-    """Writes the units of a plan as a lane does: rows with the contents that are found, and dead letters."""
+    """Write the units of a plan as a lane does: rows with the contents found, and dead letters."""
     found = {(row["kind"], row["asset_id"]): row["content"] for row in today}
     records = []
     with PlanReader(store, plan_name(TODAY)) as reader:
@@ -101,7 +101,7 @@ def night(
 
 
 def replaced(before: list[Row], today: list[Row]) -> tuple[Counter[str], Counter[str]]:
-    """By kind, the rows of a version that another has not, and those that have another content there."""
+    """Return, by kind, the rows that the other version does not have, and the rows with another content there."""
     now = {(row["kind"], row["asset_id"]): row["content"] for row in today if row["content"] is not None}
     gone: Counter[str] = Counter()
     changed: Counter[str] = Counter()
@@ -115,11 +115,11 @@ def replaced(before: list[Row], today: list[Row]) -> tuple[Counter[str], Counter
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(nights(), st.booleans())
-def test_what_is_replaced_is_what_brute_force_finds_whether_or_not_vectors_are_reused(
+def test_replaced_rows_match_brute_force_with_and_without_reuse(
     tmp_path_factory: pytest.TempPathFactory, drawn: tuple[list[Row], list[Row]], is_reusable: bool
 ) -> None:
     before, today = drawn
-    # Who touches nothing may not find another content: what is not read is what it was.
+    # An unchanged reference must keep its content, because it is not read.
     store = Store(str(tmp_path_factory.mktemp("c")))
     manifest = write_version(store, before, [], {}, 9, 4)
     plan, found = night(store, manifest, today, is_reusable=is_reusable)
@@ -136,7 +136,7 @@ def test_what_is_replaced_is_what_brute_force_finds_whether_or_not_vectors_are_r
 
 @pytest.mark.parametrize("is_reusable", [True, False])
 @pytest.mark.parametrize("change", ["nothing", "touched", "moved to another place"])
-def test_a_re_embedding_or_a_move_of_everything_replaces_nothing(
+def test_re_embedding_or_moving_all_assets_replaces_nothing(
     tmp_path_factory: pytest.TempPathFactory, change: str, is_reusable: bool
 ) -> None:
     rows = [
@@ -156,7 +156,7 @@ SENT_AS_IT_CAME = {"media_type": "image/jpeg", "width": 100, "height": 100, "pre
 
 
 @pytest.mark.parametrize("is_reusable", [True, False])
-def test_another_preparation_of_everything_replaces_nothing(
+def test_new_preparation_of_all_assets_replaces_nothing(
     tmp_path_factory: pytest.TempPathFactory, is_reusable: bool
 ) -> None:
     rows = [
@@ -165,12 +165,12 @@ def test_another_preparation_of_everything_replaces_nothing(
     ]
     before = [row | SENT_AS_IT_CAME | {"content_sha256": f"{i:064x}"} for i, row in enumerate(rows)]
     today = [row | {"content": f"{i:064x}"} for i, row in enumerate(rows)]
-    today[3]["content"] = None  # its vector is lost, whatever the reason
-    today[4]["content"] = "f" * 64  # it was changed, and nothing but its content says so
+    today[3]["content"] = None  # its vector is lost
+    today[4]["content"] = "f" * 64  # only its content has changed
     store = Store(str(tmp_path_factory.mktemp("c")))
     manifest = write_version(store, before, [], {}, 9, 4)
     smaller = PrepareConfig(max_pixels=50)
-    # The version of a test states no settings: it was made with the defaults.
+    # The version in this test stores no settings: it was made with the defaults.
     plan, found = night(store, manifest, today, is_reusable=is_reusable, prepare=smaller)
     assert plan.changes.again == ({"image": 30} if is_reusable else {})
     assert (dict(plan.changes.gone), +found.lost) == ({}, Counter(image=1))

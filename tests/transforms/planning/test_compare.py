@@ -1,4 +1,4 @@
-"""Comparing: by brute force over rows the same fates, every row once, and nothing of a damaged file."""
+"""A comparison gives the same states as brute force, every row once, and no row of a damaged file."""
 
 import datetime
 import math
@@ -37,7 +37,7 @@ TYPES = {"at": "timestamp", "day": "date", "lang": "string", "ok": "bool", "pric
 def write_version(
     store: Store, rows: list[Row], dead: list[Row], types: dict[str, str], rows_per_file: int, rows_per_group: int
 ) -> Manifest:
-    """A version of the given assets, with vectors of one dimension and no index."""
+    """Write a version with the given assets, one-dimensional vectors and no index."""
     schema = vector_schema(1, types)
     files: list[FileEntry] = []
     for kind in ("image", "text"):
@@ -62,7 +62,7 @@ def write_version(
 
 
 def stored(row: Row) -> Row:
-    """A reference as the row of a version."""
+    """Return a reference as a row of a version."""
     names = ("asset_id", "kind", "uri", "text", "fingerprint", "metadata")
     return {name: row[name] for name in names if name in row} | {"content_sha256": row["content"]}
 
@@ -80,7 +80,7 @@ def listed(rows: list[Row], types: dict[str, str]) -> pa.Table:
 
 @st.composite
 def days(draw: st.DrawFn) -> tuple[list[Row], list[Row], list[Row]]:
-    """(rows of a version, its dead letters, references today)."""
+    """Draw (rows of a version, its dead letters, current references)."""
     before, dead, today = [], [], []
     for number in range(draw(st.integers(0, 60))):
         kind = draw(st.sampled_from(["image", "text"]))
@@ -105,7 +105,7 @@ def days(draw: st.DrawFn) -> tuple[list[Row], list[Row], list[Row]]:
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(days(), st.integers(1, 30), st.integers(1, 9), st.booleans())
-def test_fates_are_those_of_brute_force_and_every_row_is_kept_once_in_order(
+def test_states_match_brute_force_and_rows_are_kept_once_in_order(
     tmp_path_factory: pytest.TempPathFactory,
     drawn: tuple[list[Row], list[Row], list[Row]],
     rows_per_file: int,
@@ -154,7 +154,7 @@ def test_fates_are_those_of_brute_force_and_every_row_is_kept_once_in_order(
     deleted = [row for key, row in old.items() if key not in listed_ids]
     assert sum(changes.deleted.values()) == len(deleted)
     assert {(row["kind"], row["content_sha256"]) for row in gone} == {(r["kind"], r["content_sha256"]) for r in deleted}
-    # In the order of the version, each from where it stands.
+    # In the order of the version, each row at its stored position.
     found = []
     for group in kept:
         table = pq.ParquetFile(store.local_path(group.file)).read_row_group(group.group)
@@ -180,7 +180,7 @@ def metadata(number: int) -> Row:
     }
 
 
-def test_metadata_of_every_type_comes_through_and_its_changes_are_seen(tmp_path: Path) -> None:
+def test_metadata_of_every_type_is_kept_and_compared(tmp_path: Path) -> None:
     rows = [
         {"asset_id": f"{i:03d}", "kind": "text", "uri": None, "text": f"{i}", "fingerprint": "f", "content": "c",
          "size_bytes": 1, "metadata": metadata(i)}
@@ -206,7 +206,7 @@ def test_metadata_of_every_type_comes_through_and_its_changes_are_seen(tmp_path:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "longer", "foreign"])
-def test_no_row_of_a_damaged_file_is_kept(tmp_path: Path, damage: str) -> None:
+def test_rows_of_damaged_file_are_not_kept(tmp_path: Path, damage: str) -> None:
     rows = [
         {"asset_id": f"{i:03d}", "kind": "text", "uri": None, "fingerprint": "f", "content": "c" * 64, "size_bytes": 1}
         for i in range(90)
@@ -228,7 +228,7 @@ def test_no_row_of_a_damaged_file_is_kept(tmp_path: Path, damage: str) -> None:
         bad = comparison.set_base(store, manifest, retry_dead=False)
         changes = comparison.changes()
         kept = [name for group in comparison.kept() for name in group.rows.column("asset_id").to_pylist()]
-    if damage == "flipped" and not bad:  # in a column that is read later, with every page checked
+    if damage == "flipped" and not bad:  # the damage is in a column that is read later, with every page checked
         assert len(kept) == 90
         return
     assert bad == [name]
@@ -237,7 +237,7 @@ def test_no_row_of_a_damaged_file_is_kept(tmp_path: Path, damage: str) -> None:
     assert changes.deleted == {}
 
 
-def test_dead_letters_of_an_older_release_are_tried_again(tmp_path: Path) -> None:
+def test_dead_letters_of_older_release_are_retried(tmp_path: Path) -> None:
     row = {"asset_id": "a", "kind": "text", "uri": None, "fingerprint": "f", "content": "c", "size_bytes": 1}
     store = Store(str(tmp_path))
     manifest = write_version(store, [], [letter(row, Reason.EMPTY_TEXT)], {}, 30, 10)
@@ -249,7 +249,7 @@ def test_dead_letters_of_an_older_release_are_tried_again(tmp_path: Path) -> Non
         assert comparison.changes().todo == 1
 
 
-def test_the_same_id_twice_is_told_with_both_places() -> None:
+def test_duplicate_id_error_names_both_places() -> None:
     rows = [
         {"asset_id": "a", "kind": "image", "uri": f"/pictures/{i}.jpg", "fingerprint": "f", "size_bytes": 1}
         for i in range(3)
@@ -257,11 +257,11 @@ def test_the_same_id_twice_is_told_with_both_places() -> None:
     sources = [SourceConfig(kind="image", files="pictures")]
     with Comparison({}) as comparison:
         comparison.add_references(listed(rows, {}))
-        with pytest.raises(SourceError, match=r"image 'a' stands 3 times, in sources\[0\] \(/pictures/0.jpg\) and"):
+        with pytest.raises(SourceError, match=r"image 'a' occurs 3 times, in sources\[0\] \(/pictures/0.jpg\) and"):
             comparison.check_ids(sources)
 
 
-def test_nothing_is_left_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_files_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -314,7 +314,7 @@ with Comparison({}) as comparison:
     changes = comparison.changes()
     assert changes.todo == sum(map(len, comparison.todo())) == len(range(0, rows, 100))
     assert sum(len(group.rows) for group in comparison.kept()) == rows - changes.todo
-# Not ru_maxrss: that begins with what the process had that started this one.
+# Not ru_maxrss: it starts with the value of the parent process.
 print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
@@ -322,7 +322,7 @@ print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_number_of_references(tmp_path: Path) -> None:
-    """Once there are more than fit in what it is given."""
+    """Measured with more references than fit into the memory limit."""
 
     def peak_mb(rows: int) -> int:
         command = [sys.executable, "-c", _COMPARE, str(rows), str(tmp_path / str(rows))]
@@ -335,7 +335,7 @@ def test_memory_does_not_grow_with_the_number_of_references(tmp_path: Path) -> N
 
 @settings(max_examples=30, deadline=None)
 @given(days(), st.booleans(), st.data())
-def test_what_a_listing_shares_with_a_version_and_replaces_is_that_of_brute_force(
+def test_overlap_and_replaced_rows_match_brute_force(
     tmp_path_factory: pytest.TempPathFactory,
     drawn: tuple[list[Row], list[Row], list[Row]],
     is_reusable: bool,

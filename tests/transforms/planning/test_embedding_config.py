@@ -1,4 +1,4 @@
-"""Vectors are made anew, under another name, when anything that decides them changes, and for nothing else."""
+"""A unit gets another name exactly when something that determines its vectors changes."""
 
 import uuid
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def named(
     return unit_name(as_table(rows, types), embedding_config_hash(embed, prepare, server))
 
 
-def test_the_same_inputs_have_the_same_name() -> None:
+def test_same_inputs_have_same_name() -> None:
     names = {named(example_rows()) for _ in range(3)}
     assert len(names) == 1
     assert len(names.pop()) == 40
@@ -42,14 +42,14 @@ def test_the_same_inputs_have_the_same_name() -> None:
 
 @pytest.mark.parametrize("row", range(4))
 @pytest.mark.parametrize("column", ["asset_id", "uri", "fingerprint", "kind"])
-def test_a_change_of_any_asset_changes_the_name(row: int, column: str) -> None:
+def test_change_of_any_asset_changes_name(row: int, column: str) -> None:
     rows = example_rows()
     rows[row] = rows[row] | {column: "other"}
     assert named(rows) != named(example_rows())
 
 
 FIRST_HASH = "77a3ae05820fb5d59e0d5b01584b3ea8f13550c24a5bbbdd0106f9a233e489a3"
-"""Of the default settings."""
+"""Hash of the default settings."""
 
 OTHER_PREPARATION: dict[str, Any] = {
     "as_is": "plain",
@@ -67,7 +67,7 @@ OTHER_PREPARATION: dict[str, Any] = {
 }
 
 
-def test_every_setting_of_the_preparation_is_tried_below() -> None:
+def test_every_prepare_setting_is_covered_below() -> None:
     assert set(OTHER_PREPARATION) == set(PrepareConfig.model_fields)
 
 
@@ -76,7 +76,7 @@ def test_every_setting_of_the_preparation_is_tried_below() -> None:
     [{"model": "other"}, {"dimension": 8}, {"server": "emulator"}, *({k: v} for k, v in OTHER_PREPARATION.items())],
     ids=lambda change: next(iter(change)),
 )
-def test_what_decides_the_vectors_is_in_the_name(change: dict[str, Any]) -> None:
+def test_settings_that_determine_vectors_change_name(change: dict[str, Any]) -> None:
     assert named(example_rows(), **change) != named(example_rows())
 
 
@@ -100,26 +100,26 @@ def test_what_decides_the_vectors_is_in_the_name(change: dict[str, Any]) -> None
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_where_the_api_is_and_how_fast_is_not_in_the_name(change: dict[str, Any]) -> None:
+def test_address_and_rate_settings_do_not_change_name(change: dict[str, Any]) -> None:
     assert named(example_rows(), **change) == named(example_rows())
 
 
-def test_metadata_and_the_position_of_a_source_are_not_in_the_name() -> None:
+def test_metadata_and_source_position_do_not_change_name() -> None:
     rows = [row | {"metadata": {"lang": "id"}, "source": 5} for row in example_rows()]
     assert named(rows, types={"lang": "string"}) == named(example_rows())
 
 
 @given(st.lists(st.text(max_size=3), min_size=2, max_size=4), st.lists(st.text(max_size=3), min_size=2, max_size=4))
-def test_values_do_not_run_into_each_other(one: list[str], other: list[str]) -> None:
+def test_adjacent_values_are_hashed_separately(one: list[str], other: list[str]) -> None:
     rows = [[image_row(0, 1, "f") | {"asset_id": value} for value in values] for values in (one, other)]
     assert (named(rows[0]) == named(rows[1])) == (one == other)
 
 
-# Whether a version's vectors may be taken over
+# Whether the vectors of a version may be reused
 
 
 def made_with(config: CatalogConfig, fingerprint: str | None = None) -> Manifest:
-    """The manifest of a version that was made with a config."""
+    """Return the manifest of a version made with a config."""
     store = Store(f"memory://{uuid.uuid4().hex}")
     made_by = {"model": config.embed.model, "model_fingerprint": fingerprint, "dimension": config.embed.dimension}
     update = {**made_by, "config": public_settings(config)}
@@ -130,7 +130,7 @@ def job(**sections: dict[str, Any]) -> CatalogConfig:
     return CatalogConfig.model_validate({"catalog": "unused", **sections})
 
 
-def test_nothing_differs_where_all_was_made_alike() -> None:
+def test_equal_settings_have_no_differences() -> None:
     for fingerprint in (None, "emulator"):
         assert differences(made_with(job(), fingerprint), job(), fingerprint) == []
 
@@ -143,7 +143,7 @@ def test_nothing_differs_where_all_was_made_alike() -> None:
     ],
     ids=str,
 )
-def test_each_setting_that_decides_the_vectors_is_a_sentence_with_both_values(change: dict[str, Any]) -> None:
+def test_each_difference_names_both_values(change: dict[str, Any]) -> None:
     ((section, values),) = change.items()
     ((name, value),) = values.items()
     (sentence,) = differences(made_with(job()), job(**change), None)
@@ -151,8 +151,8 @@ def test_each_setting_that_decides_the_vectors_is_a_sentence_with_both_values(ch
     assert sentence.endswith(f" and is {list(value) if isinstance(value, tuple) else value!r}")
 
 
-def test_a_setting_at_its_default_is_not_in_the_name() -> None:
-    """A setting that a later release adds makes nothing new."""
+def test_default_values_are_not_hashed() -> None:
+    """A setting that a later release adds does not invalidate vectors."""
     stated = PrepareConfig().model_dump()
     assert embedding_config_hash(EmbedConfig(), PrepareConfig(**stated), None) == embedding_config_hash(
         EmbedConfig(), PrepareConfig(), None
@@ -160,23 +160,23 @@ def test_a_setting_at_its_default_is_not_in_the_name() -> None:
 
 
 @pytest.mark.parametrize("change", [{name: value} for name, value in OTHER_PREPARATION.items()], ids=str)
-def test_another_preparation_is_looked_at_row_by_row(change: dict[str, Any]) -> None:
+def test_prepare_settings_are_not_among_differences(change: dict[str, Any]) -> None:
     assert differences(made_with(job()), job(prepare=change), None) == []
 
 
-def test_a_preparation_that_cannot_be_read_makes_all_new() -> None:
+def test_unreadable_prepare_settings_are_a_difference() -> None:
     strange = made_with(job()).model_copy(update={"config": {"prepare": {"max_pixels": "many"}}})
-    assert "the version's settings of prepare cannot be read" in differences(strange, job(), None)
+    assert "the version's prepare settings cannot be read" in differences(strange, job(), None)
 
 
-def test_units_of_the_first_rules_are_known_by_the_hash_of_all_settings() -> None:
-    """As releases wrote them in which all of `prepare` was hashed."""
+def test_hash_of_first_rules_covers_all_settings() -> None:
+    """As written by releases that hashed all of `prepare`."""
     assert first_embedding_config_hash(EmbedConfig(), PrepareConfig(), None) == FIRST_HASH
     assert first_embedding_config_hash(EmbedConfig(), PrepareConfig(jpeg_quality=80), None) != FIRST_HASH
     assert first_embedding_config_hash(EmbedConfig(), PrepareConfig(max_side=5), None) == FIRST_HASH
 
 
-def test_another_dialect_and_its_input_type_are_named() -> None:
+def test_dialect_and_input_type_are_among_differences() -> None:
     own = {"base_url": "https://a.example/v1", "model": "m", "api_key_env": "KEY"}
     cohere, voyage = (job(embed={**own, "dialect": dialect}) for dialect in ("cohere", "voyage"))
     assert differences(made_with(cohere), voyage, None) == ["embed.dialect was 'cohere' and is 'voyage'"]
@@ -184,18 +184,18 @@ def test_another_dialect_and_its_input_type_are_named() -> None:
     assert differences(made_with(voyage), asking, None) == ["embed.input_type was None and is 'document'"]
 
 
-def test_vectors_of_an_emulator_are_never_taken_for_those_of_the_api() -> None:
+def test_emulator_vectors_are_never_reused_for_the_api() -> None:
     assert differences(made_with(job(), "emulator"), job(), None) == [
-        "the vectors came from emulator and would come from the API itself"
+        "the vectors are from emulator, and the run uses the API itself"
     ]
 
 
 @pytest.mark.parametrize("change", [{"base_url": "https://elsewhere.example"}, {"batch_items": 1}, {"lanes": 1}])
-def test_where_the_api_is_and_how_fast_keeps_the_vectors(change: dict[str, Any]) -> None:
+def test_address_and_rate_settings_keep_vectors(change: dict[str, Any]) -> None:
     assert differences(made_with(job()), job(embed=change), None) == []
 
 
-def test_vectors_may_lose_bits_and_never_gain_them() -> None:
+def test_vector_type_may_only_lose_precision() -> None:
     short, long = (job(index={"vector_type": kind}) for kind in ("float16", "float32"))
     assert differences(made_with(long), short, None) == []
     assert differences(made_with(short), long, None) == [

@@ -1,4 +1,4 @@
-"""A catalog belongs to one job: an ordinary edit of it is the same job, other sources with other assets are not."""
+"""A catalog belongs to one job. An edited job is still the same job; other sources with other assets are not."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def never() -> Overlap:
     raise AssertionError("the sources decide, nothing has to be listed")
 
 
-def test_edits_that_leave_the_sources_where_they_are_need_no_look_at_the_assets(tmp_path: Path) -> None:
+def test_edits_that_keep_the_sources_do_not_compare_assets(tmp_path: Path) -> None:
     before = manifest(identity(tmp_path, TEXTS))
     edited = [
         identity(tmp_path, {**TEXTS, "metadata": {"price": "double"}}),
@@ -52,23 +52,22 @@ def test_edits_that_leave_the_sources_where_they_are_need_no_look_at_the_assets(
 
 
 @pytest.mark.parametrize(("first", "second"), [("shop", "shop"), ("shop", None), (None, "shop"), (None, None)])
-def test_a_name_that_is_the_same_or_stands_on_one_side_only_refuses_nothing(
-    tmp_path: Path, first: str | None, second: str | None
-) -> None:
+def test_equal_or_one_sided_name_is_accepted(tmp_path: Path, first: str | None, second: str | None) -> None:
     before = manifest(identity(tmp_path, TEXTS, job=first))
     assert other_job("c", before, identity(tmp_path, TEXTS, job=second), never) is None
 
 
-def test_a_name_decides_whatever_the_sources_are(tmp_path: Path) -> None:
+def test_name_decides_for_any_sources(tmp_path: Path) -> None:
     before = manifest(identity(tmp_path, TEXTS, job="shop"))
     assert other_job("c", before, identity(tmp_path / "b", IMAGES, job="shop"), never) is None
     sentence = other_job("c", before, identity(tmp_path, TEXTS, job="other"), never)
     assert sentence == (
-        f"c belongs to the job shop (text {tmp_path}/a.csv), and this is the job other (text {tmp_path}/a.csv)"
+        f"c: the catalog belongs to the job shop (text {tmp_path}/a.csv), "
+        f"and this is the job other (text {tmp_path}/a.csv)"
     )
 
 
-def test_a_catalog_without_identity_or_without_rows_takes_any_job(tmp_path: Path) -> None:
+def test_catalog_without_identity_or_rows_accepts_any_job(tmp_path: Path) -> None:
     job = identity(tmp_path, TEXTS)
     other = JobIdentity(sources=("image s3://b/x",))
     for before in (None, manifest(None), manifest(other, rows=0), manifest(JobIdentity())):
@@ -77,9 +76,7 @@ def test_a_catalog_without_identity_or_without_rows_takes_any_job(tmp_path: Path
 
 @settings(deadline=None)
 @given(st.integers(0, 300), st.integers(1, 300), st.data())
-def test_where_the_sources_are_others_a_tenth_of_the_smaller_set_must_be_shared(
-    listed: int, rows: int, data: st.DataObject
-) -> None:
+def test_other_sources_must_share_a_tenth_of_the_smaller_set(listed: int, rows: int, data: st.DataObject) -> None:
     shared = data.draw(st.integers(0, min(listed, rows)))
     before, job = manifest(JobIdentity(sources=("text a",)), rows), JobIdentity(sources=("text b",))
     sentence = other_job("c", before, job, lambda: Overlap(listed=listed, rows=rows, shared=shared))
@@ -90,14 +87,14 @@ def test_where_the_sources_are_others_a_tenth_of_the_smaller_set_must_be_shared(
         assert all(words in sentence for words in wanted)
 
 
-def test_what_may_sign_a_url_is_kept_as_a_hash() -> None:
+def test_query_of_url_is_stored_as_hash() -> None:
     first, second = (identity_of_import(None, f"https://h/v.parquet?sig={word}") for word in ("secret1", "secret2"))
     assert "secret" not in f"{first}{second}"
     assert first != second
     assert first.sources[0].startswith("vectors https://h/v.parquet?")
 
 
-def test_of_many_sources_some_are_shown(tmp_path: Path) -> None:
+def test_message_shows_only_first_sources(tmp_path: Path) -> None:
     sources = [{**TEXTS, "table": f"{number}.csv"} for number in range(7)]
     before = manifest(identity(tmp_path, *sources, job="a"))
     sentence = other_job("c", before, identity(tmp_path, *sources, job="b"), never)

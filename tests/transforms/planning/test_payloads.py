@@ -1,4 +1,4 @@
-"""What is added comes back by its number, in any order, and holds no more memory for more rows."""
+"""Added rows are read back by number in any order, with constant memory."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ _row = st.fixed_dictionaries(
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(_row, max_size=9), max_size=4), st.randoms(use_true_random=False))
-def test_rows_come_back_by_their_numbers(
+def test_rows_are_read_back_by_number(
     tmp_path_factory: pytest.TempPathFactory, tables: list[list[dict[str, object]]], random: object
 ) -> None:
     payloads = Payloads(tmp_path_factory.mktemp("p") / "p.arrow", SCHEMA)
@@ -75,8 +75,8 @@ print(next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: peak memory is read from /proc")
-def test_long_texts_and_metadata_are_sorted_in_the_memory_of_short_ones() -> None:
-    """The database holds 128 MB; these texts and their metadata are 220 MB."""
+def test_long_texts_and_metadata_need_no_more_memory_than_short_ones() -> None:
+    """The database may use 128 MB; these texts and their metadata are 220 MB."""
     done = subprocess.run([sys.executable, "-c", _MEASURE, "60000"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-1000:]
     assert int(done.stdout) < 500

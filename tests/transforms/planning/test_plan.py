@@ -30,7 +30,7 @@ from .rows import Row, as_table, image_row, text_row
 
 @st.composite
 def references(draw: st.DrawFn) -> pa.Table:
-    """Texts of which many are alike, files of which many have one size, and rows of unknown size; shuffled."""
+    """Draw texts with many copies, files with equal sizes, and rows of unknown size, shuffled."""
     texts = draw(st.lists(st.sampled_from(["a", "b", "cc", "dd", "a longer one"]), max_size=60))
     sizes = draw(st.lists(st.sampled_from([None, 1, 2, 500]), max_size=60))
     rows = [text_row(i, text) for i, text in enumerate(texts)]
@@ -40,7 +40,7 @@ def references(draw: st.DrawFn) -> pa.Table:
 
 @settings(max_examples=40, deadline=None)  # each makes a database
 @given(references())
-def test_sorted_by_kind_size_fingerprint_and_id(table: pa.Table) -> None:
+def test_references_are_sorted_by_kind_size_fingerprint_and_id(table: pa.Table) -> None:
     rows = sort_references(table).to_pylist()
 
     def key(row: Row) -> tuple[Any, ...]:
@@ -52,7 +52,7 @@ def test_sorted_by_kind_size_fingerprint_and_id(table: pa.Table) -> None:
 
 @settings(max_examples=40, deadline=None)  # each makes a database
 @given(references(), st.integers(1, 9))
-def test_units_cover_every_row_once_are_of_one_kind_and_bounded(table: pa.Table, size: int) -> None:
+def test_units_have_one_kind_bounded_size_and_cover_every_row(table: pa.Table, size: int) -> None:
     table = sort_references(table)
     cuts = cut_units(table, size)
     assert [row for start, end in cuts for row in range(start, end)] == list(range(len(table)))
@@ -64,7 +64,7 @@ def test_units_cover_every_row_once_are_of_one_kind_and_bounded(table: pa.Table,
 
 @settings(max_examples=40, deadline=None)  # each makes a database
 @given(references(), st.integers(1, 9))
-def test_what_may_be_the_same_stays_together_as_far_as_a_unit_goes(table: pa.Table, size: int) -> None:
+def test_possible_copies_stay_in_one_unit(table: pa.Table, size: int) -> None:
     table = sort_references(table)
     rows = table.to_pylist()
     for start, end in cut_units(table, size):
@@ -73,14 +73,14 @@ def test_what_may_be_the_same_stays_together_as_far_as_a_unit_goes(table: pa.Tab
         before, after = rows[end - 1], rows[end]
         if before["kind"] != after["kind"]:
             continue
-        assert end - start >= size  # no unit is smaller than it need be
+        assert end - start >= size  # no unit is smaller than necessary
         if before["kind"] == "text":
             assert before["fingerprint"] != after["fingerprint"]
         else:
             assert before["size_bytes"] is None or before["size_bytes"] != after["size_bytes"]
 
 
-def test_texts_of_one_length_are_cut_where_their_content_changes() -> None:
+def test_texts_of_equal_length_are_cut_between_contents() -> None:
     table = sort_references(as_table([text_row(i, f"{i // 6:04d}") for i in range(600)]))
     cuts = cut_units(table, 10)
     assert max(end - start for start, end in cuts) <= 15
@@ -91,7 +91,7 @@ def test_texts_of_one_length_are_cut_where_their_content_changes() -> None:
     assert set(map(len, places.values())) == {1}
 
 
-def test_nothing_is_cut_into_nothing() -> None:
+def test_empty_table_has_no_units() -> None:
     assert cut_units(as_table([]), 5) == []
 
 
@@ -99,7 +99,7 @@ def test_nothing_is_cut_into_nothing() -> None:
 
 
 def make_sources(folder: Path) -> list[dict[str, Any]]:
-    """Pictures in two folders and captions in two tables, some of them alike."""
+    """Write images to two folders and captions to two tables, with some copies."""
     draw = random.Random(0)
     for name in ("one", "two"):
         (folder / name).mkdir(parents=True)
@@ -125,7 +125,7 @@ def listed(config: RunConfig) -> Iterator[Comparison]:
 
 
 def sort_references(table: pa.Table) -> pa.Table:
-    """As a run sorts them: by what it asks the comparison for."""
+    """Sort references as a run does, with a comparison."""
     with Comparison({}) as comparison:
         comparison.add_references(table)
         return pa.concat_tables([table.slice(0, 0), *(t.select(table.schema.names) for t in comparison.todo())])
@@ -143,7 +143,7 @@ def planned(folder: Path, sources: Sequence[dict[str, Any]], **embed: Any) -> tu
         )
 
 
-def test_the_order_of_the_sources_does_not_change_the_units(tmp_path: Path) -> None:
+def test_order_of_sources_does_not_change_units(tmp_path: Path) -> None:
     sources = make_sources(tmp_path / "in")
     plans = []
     for seed in range(4):
@@ -152,17 +152,17 @@ def test_the_order_of_the_sources_does_not_change_the_units(tmp_path: Path) -> N
     assert all(plan == plans[0] for plan in plans)
 
 
-def test_an_asset_more_changes_few_units(tmp_path: Path) -> None:
+def test_additional_asset_changes_few_units(tmp_path: Path) -> None:
     sources = make_sources(tmp_path / "in")
     before = {unit.name for unit in planned(tmp_path / "a", sources)[1].units}
     with (tmp_path / "in/one.csv").open("a") as file:
-        file.write("new,zzzzzzzz,1\n")  # the longest text: it stands at the end
+        file.write("new,zzzzzzzz,1\n")  # the longest text: it is sorted last
     after = {unit.name for unit in planned(tmp_path / "b", sources)[1].units}
     assert len(after - before) <= 1
     assert len(before) > 10
 
 
-def test_a_plan_is_read_back_unit_by_unit_with_its_metadata(tmp_path: Path) -> None:
+def test_plan_is_read_back_by_unit_with_metadata(tmp_path: Path) -> None:
     sources = make_sources(tmp_path / "in")
     store, plan = planned(tmp_path / "catalog", sources)
     config = RunConfig.model_validate({"catalog": "unused", "sources": sources})
@@ -183,7 +183,7 @@ def test_a_plan_is_read_back_unit_by_unit_with_its_metadata(tmp_path: Path) -> N
     assert {row["metadata"]["t"] for row in read if row["source"] == 3} == set("abcdef")
 
 
-def test_counts_and_bytes_are_those_of_the_references(tmp_path: Path) -> None:
+def test_counts_and_bytes_match_references(tmp_path: Path) -> None:
     _, plan = planned(tmp_path / "catalog", make_sources(tmp_path / "in"))
     on_disk = sum(path.stat().st_size for path in (tmp_path / "in").glob("*/*.jpg"))
     assert plan.changes.assets == {"image": 80, "text": 120}
@@ -193,7 +193,7 @@ def test_counts_and_bytes_are_those_of_the_references(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)  # each makes a database
 @given(references(), st.integers(1, 9), st.integers(1, 40))
-def test_units_do_not_depend_on_how_the_references_come(table: pa.Table, size: int, step: int) -> None:
+def test_units_do_not_depend_on_table_boundaries(table: pa.Table, size: int, step: int) -> None:
     table = sort_references(table)
     pieces = [table.slice(start, step) for start in range(0, len(table), step)]
     whole = [table.slice(start, end - start).to_pylist() for start, end in cut_units(table, size)]
@@ -202,7 +202,7 @@ def test_units_do_not_depend_on_how_the_references_come(table: pa.Table, size: i
 
 @settings(max_examples=40, deadline=None)  # each makes a database
 @given(references())
-def test_counting_is_conservation(table: pa.Table) -> None:
+def test_counts_add_up_to_all_references(table: pa.Table) -> None:
     rows = table.to_pylist()
     with Comparison({}) as comparison:
         comparison.add_references(table)

@@ -1,4 +1,4 @@
-"""Queries of a wrong sort are refused before anything is sent, by what they are called."""
+"""Invalid queries are refused by name before anything is sent."""
 
 from typing import Any
 
@@ -13,19 +13,19 @@ KEY = "key-for-tests-0123456789"
 
 
 @pytest.mark.parametrize("queries", ["abc", b"abc", None, 5, {"a"}], ids=str)
-def test_what_is_no_list_of_queries_is_not_taken_for_one(queries: Any) -> None:
-    """A text is a sequence of texts: each letter would be sent, and paid."""
+def test_queries_that_are_not_a_list_are_refused(queries: Any) -> None:
+    """A text is also a sequence of texts: each letter would be sent and billed."""
     with Emulator(EmulatorSettings(dimension=8, api_keys=(KEY,))) as emulator:
         embed = EmbedConfig(base_url=emulator.base_url, dimension=8)
-        with pytest.raises(ArgumentError, match=r"^queries must be a list of texts and pictures, got"):
+        with pytest.raises(ArgumentError, match=r"^queries must be a list of texts and images, got"):
             embed_queries(queries, embed, PrepareConfig(), KEY)
         assert not emulator.payments()
 
 
 @pytest.mark.parametrize("query", [5, None, ["a"], ("image", "id")], ids=str)
-def test_a_query_that_is_neither_text_nor_picture_is_named(query: Any) -> None:
+def test_query_of_unsupported_type_is_named_in_error(query: Any) -> None:
     with Emulator(EmulatorSettings(dimension=8, api_keys=(KEY,))) as emulator:
         embed = EmbedConfig(base_url=emulator.base_url, dimension=8)
-        with pytest.raises(QueryError, match=r"^Query 1 must be a text, a picture's bytes or its path, got"):
+        with pytest.raises(QueryError, match=r"^Query 1 must be a text, the bytes of an image or its path, got"):
             embed_queries(["a", query], embed, PrepareConfig(), KEY)
         assert not emulator.payments()

@@ -1,4 +1,4 @@
-"""A query is embedded by what made the catalog, or not at all."""
+"""A query is embedded by the model of the catalog only."""
 
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,15 @@ def endpoint(model: str, fingerprint: str | None, dimension: int) -> Endpoint:
     return Endpoint(embed=embed, fingerprint=fingerprint, requests=1)
 
 
-def test_the_api_that_made_the_catalog_is_taken_wherever_it_is(manifest: Manifest) -> None:
+def test_api_of_the_catalog_is_accepted_at_any_address(manifest: Manifest) -> None:
     check_made_by(manifest, "c", endpoint(**MADE_BY))
     emulated = manifest.model_copy(update={"model_fingerprint": "emulator-1"})
     check_made_by(emulated, "c", endpoint(**MADE_BY | {"fingerprint": "emulator-1"}))
 
 
 @pytest.mark.parametrize("change", [{"model": "other"}, {"fingerprint": "emulator-2"}, {"dimension": 16}], ids=str)
-def test_any_other_model_server_or_dimension_is_refused(manifest: Manifest, change: dict[str, Any]) -> None:
-    with pytest.raises(CatalogError, match=r"^c was made by another model than .* cannot be compared") as caught:
+def test_other_model_server_or_dimension_is_refused(manifest: Manifest, change: dict[str, Any]) -> None:
+    with pytest.raises(CatalogError, match=r"^c: the model of .* differs from .* cannot be compared") as caught:
         check_made_by(manifest, "c", endpoint(**MADE_BY | change))
     (field,) = change
     assert f"{field} was {MADE_BY[field]!r} and is {change[field]!r}" in str(caught.value).replace(
@@ -43,16 +43,16 @@ def test_any_other_model_server_or_dimension_is_refused(manifest: Manifest, chan
     )
 
 
-def test_an_emulator_and_the_api_itself_never_pass_for_each_other(manifest: Manifest) -> None:
+def test_emulator_and_api_are_never_confused(manifest: Manifest) -> None:
     emulated = manifest.model_copy(update={"model_fingerprint": "emulator-1"})
     with pytest.raises(CatalogError, match=r"model_fingerprint was 'emulator-1' and is None"):
         check_made_by(emulated, "c", endpoint(**MADE_BY))
 
 
-def test_a_catalog_of_vectors_from_an_unknown_model_is_refused_before_anybody_is_asked(manifest: Manifest) -> None:
+def test_catalog_of_unknown_model_is_refused_before_any_request(manifest: Manifest) -> None:
     unknown = manifest.model_copy(update={"model": UNKNOWN_MODEL})
     with (
-        pytest.raises(CatalogError, match=r"^c has vectors from elsewhere, and it is not known what made them"),
+        pytest.raises(CatalogError, match=r"^c: the catalog has imported vectors of an unknown model"),
         open_query_endpoint(unknown, "c"),
     ):
         pass

@@ -1,4 +1,4 @@
-"""A searcher finds what the command line finds, pays for each query once, and leaves its event loop free."""
+"""A searcher finds the same hits as the command line, sends each query once, and does not block its event loop."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A published catalog, and the emulator that made it, in this process."""
+    """A published catalog, and the emulator that embedded it, in this process."""
 
     place: Place
     emulator: Emulator
@@ -78,7 +78,7 @@ def scene(published: Scene, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 
 
 def asked(scene: Scene, ask: Callable[[Searcher], Awaitable[_T]], **options: Any) -> _T:
-    """What `ask` gives, with a searcher of its own; the emulator's log then begins with its first query."""
+    """Return the result of `ask` with a new searcher. The emulator's log starts with its first query."""
 
     async def main() -> _T:
         with open_catalog(scene.place.catalog) as catalog:
@@ -93,11 +93,11 @@ def plain(hits: list[Hit]) -> list[tuple[Any, ...]]:
     return [(hit.asset_id, hit.kind, round(hit.score, 6), hit.text, dict(hit.metadata)) for hit in hits]
 
 
-# ---------------------------------------------------------------------------------------------------- what is found
+# ---------------------------------------------------------------------------------------------------- hits
 
 
 @pytest.mark.parametrize("merge", ["score", "standardised"])
-def test_it_finds_what_the_command_line_finds(scene: Scene, merge: Any) -> None:
+def test_searcher_finds_same_hits_as_command_line(scene: Scene, merge: Any) -> None:
     command = ("search", "catalog", "--text", "text number 3", "--image", scene.image(), "-k", "7", "--json")
     done = scene.place.cli(*command, "--merge", merge)
     assert done.returncode == 0, done.stderr
@@ -112,7 +112,7 @@ def test_it_finds_what_the_command_line_finds(scene: Scene, merge: Any) -> None:
     assert [plain(hits) for hits in asked(scene, ask)] == expected
 
 
-def test_conditions_and_kinds_hold_and_vectors_are_searched_as_they_are(scene: Scene) -> None:
+def test_where_and_kinds_filter_hits_also_for_vector_queries(scene: Scene) -> None:
     where = pc.field("metadata", "price") < 10
 
     async def ask(searcher: Searcher) -> None:
@@ -130,7 +130,7 @@ def test_conditions_and_kinds_hold_and_vectors_are_searched_as_they_are(scene: S
     asked(scene, ask)
 
 
-def test_an_asset_finds_what_is_like_it_and_itself_only_where_that_is_wanted(scene: Scene) -> None:
+def test_asset_query_omits_itself_unless_exclude_self_is_false(scene: Scene) -> None:
     async def ask(searcher: Searcher) -> None:
         catalog = searcher.catalog
         for kind in catalog.kinds:
@@ -148,7 +148,7 @@ def test_an_asset_finds_what_is_like_it_and_itself_only_where_that_is_wanted(sce
     asked(scene, ask)
 
 
-def test_a_version_that_is_pinned_is_the_one_that_is_searched(tmp_path: Path) -> None:
+def test_pinned_version_is_searched(tmp_path: Path) -> None:
     numbers = [{"text": range(20)}, {"text": range(100, 120)}]
     names = ("000001-20250102T030405Z-abcdef", "000002-20250102T030405Z-abcdef")
     make(tmp_path / "c", {"text": unit_vectors(20, DIMENSION, 1)}, version=names[0], numbers=numbers[0])
@@ -168,10 +168,10 @@ def test_a_version_that_is_pinned_is_the_one_that_is_searched(tmp_path: Path) ->
     asyncio.run(main())
 
 
-# ---------------------------------------------------------------------------------------------------- what is paid
+# ---------------------------------------------------------------------------------------------------- requests
 
 
-def test_equal_queries_that_are_asked_together_are_sent_once(scene: Scene) -> None:
+def test_equal_concurrent_queries_are_sent_once(scene: Scene) -> None:
     image = scene.image(3).read_bytes()
 
     async def ask(searcher: Searcher) -> None:
@@ -189,7 +189,7 @@ def test_equal_queries_that_are_asked_together_are_sent_once(scene: Scene) -> No
     asked(scene, ask)
 
 
-def test_a_sentence_is_not_taken_for_a_picture_of_the_same_bytes(scene: Scene) -> None:
+def test_text_and_image_with_same_bytes_are_different_queries(scene: Scene) -> None:
     async def ask(searcher: Searcher) -> None:
         await searcher.embed("not a picture")
         with pytest.raises(QueryError, match="not_a_picture") as raised:
@@ -200,9 +200,7 @@ def test_a_sentence_is_not_taken_for_a_picture_of_the_same_bytes(scene: Scene) -
 
 
 @pytest.mark.parametrize(("remembered", "requests"), [(0, 8), (2, 5), (3, 4)])
-def test_no_more_queries_are_remembered_than_was_said_and_those_used_last(
-    scene: Scene, remembered: int, requests: int
-) -> None:
+def test_cache_keeps_at_most_cache_queries_recently_used(scene: Scene, remembered: int, requests: int) -> None:
     async def ask(searcher: Searcher) -> int:
         for query in "abacaba":
             await searcher.embed(query)
@@ -216,7 +214,7 @@ def test_no_more_queries_are_remembered_than_was_said_and_those_used_last(
         Searcher(catalog, EmbedConfig(), PrepareConfig(), KEY, cache_queries=-1)
 
 
-def test_nothing_is_paid_for_a_search_that_would_be_refused(scene: Scene) -> None:
+def test_invalid_search_sends_no_request(scene: Scene) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"k": 0}, "k must be a whole number from 1 to 10000, got 0"),
         ({"k": 10_001}, "k must be a whole number"),
@@ -240,7 +238,7 @@ def test_nothing_is_paid_for_a_search_that_would_be_refused(scene: Scene) -> Non
     asked(scene, ask)
 
 
-def test_a_caller_who_gives_up_leaves_the_answer_to_those_who_ask_the_same(scene: Scene) -> None:
+def test_cancelling_one_caller_does_not_cancel_others(scene: Scene) -> None:
     async def ask(searcher: Searcher) -> None:
         scene.emulator.reset(faults=Faults(latency_s=0.5))
         other = asyncio.create_task(searcher.embed("slow"))
@@ -253,11 +251,11 @@ def test_a_caller_who_gives_up_leaves_the_answer_to_those_who_ask_the_same(scene
     asked(scene, ask)
 
 
-# ---------------------------------------------------------------------------------------------------- the loop
+# ---------------------------------------------------------------------------------------------------- event loop
 
 
 @pytest.mark.alone
-def test_the_loop_goes_on_while_faiss_searches(tmp_path: Path) -> None:
+def test_event_loop_is_not_blocked_while_faiss_searches(tmp_path: Path) -> None:
     made = make(tmp_path / "c", {"text": unit_vectors(8000, 128, 1)}, rows_per_unit=4000, rows_per_file=8000)
     gaps: list[float] = []
 
@@ -283,15 +281,15 @@ def test_the_loop_goes_on_while_faiss_searches(tmp_path: Path) -> None:
         return took
 
     took = asyncio.run(main())
-    # Not the longest gap: collecting the garbage of so many hits stops all threads now and then.
+    # Not the longest gap: garbage collection of so many hits sometimes stops all threads.
     assert len(gaps) > 20
-    assert statistics.median(gaps) < took / 32  # half of what a search takes
+    assert statistics.median(gaps) < took / 32  # half the time of one search
 
 
-# ---------------------------------------------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------------------------------------------- failures
 
 
-def test_a_query_that_cannot_be_embedded_says_why_and_is_not_remembered(scene: Scene) -> None:
+def test_query_error_has_reason_and_is_not_cached(scene: Scene) -> None:
     async def ask(searcher: Searcher) -> None:
         for query, reason in (
             (" ", "empty_text"),
@@ -315,14 +313,12 @@ def test_a_query_that_cannot_be_embedded_says_why_and_is_not_remembered(scene: S
     asked(scene, ask)
 
 
-def test_where_the_api_answers_nobody_queries_fail_at_once_and_after_a_while_it_is_asked_again(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_queries_fail_fast_after_outage_and_recover_later(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searcher_module, "_PAUSE_S", 1.0)
 
     async def ask(searcher: Searcher) -> None:
         known = await searcher.search("known")
-        for _ in range(3):  # more than there are clients
+        for _ in range(3):  # more often than there are clients
             scene.emulator.reset(faults=Faults(refuse_all=401))
             with pytest.raises(ApiError, match="refused the API key"):
                 await searcher.search("new")
@@ -343,7 +339,7 @@ def test_where_the_api_answers_nobody_queries_fail_at_once_and_after_a_while_it_
 
 
 @pytest.mark.parametrize("wait", ["1000000000", "Tue, 31 Dec 2999 23:59:59 GMT", "1e308", "6"])
-def test_a_pause_that_the_api_asks_for_fails_queries_at_once_and_ends_whatever_was_asked(
+def test_queries_fail_fast_during_requested_pause_which_is_bounded(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, wait: str
 ) -> None:
     monkeypatch.setattr(searcher_module, "_PAUSE_S", 0.1)
@@ -376,7 +372,7 @@ def test_a_pause_that_the_api_asks_for_fails_queries_at_once_and_ends_whatever_w
     asyncio.run(main())
 
 
-def test_what_was_sent_before_the_api_asked_for_a_pause_does_not_end_it(scene: Scene) -> None:
+def test_answer_to_earlier_request_does_not_end_pause(scene: Scene) -> None:
     arrived, paused = threading.Event(), threading.Event()
 
     def answer(asked: Asked) -> CannedReply:
@@ -402,7 +398,7 @@ def test_what_was_sent_before_the_api_asked_for_a_pause_does_not_end_it(scene: S
     asyncio.run(main())
 
 
-def test_the_key_is_in_no_repr_error_or_log(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+def test_key_is_not_in_repr_errors_or_logs(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
 
     async def ask(searcher: Searcher) -> str:
@@ -414,7 +410,7 @@ def test_the_key_is_in_no_repr_error_or_log(scene: Scene, caplog: pytest.LogCapt
     assert KEY not in asked(scene, ask) + caplog.text
 
 
-def test_a_catalog_whose_queries_cannot_be_embedded_is_refused_before_anything_is_asked(
+def test_opening_raises_for_other_model_and_missing_or_wrong_key(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async def nothing(searcher: Searcher) -> None:
@@ -425,14 +421,14 @@ def test_a_catalog_whose_queries_cannot_be_embedded_is_refused_before_anything_i
         pytest.raises(CatalogError, match="cannot be compared"),
     ):
         asked(scene, nothing, base_url=other.base_url)
-    with pytest.raises(ConfigError, match="environment variable NO_KEY, which is not set"):
+    with pytest.raises(ConfigError, match="environment variable NO_KEY is not set"):
         asked(scene, nothing, api_key_env="NO_KEY")
     monkeypatch.setenv("EPITHRE_KEY", "wrong")
     with pytest.raises(ApiError, match="refused the API key"):
         asked(scene, nothing)
 
 
-def test_an_emulator_is_started_for_a_catalog_that_one_made_and_ended_with_the_searcher(scene: Scene) -> None:
+def test_emulator_is_started_for_base_url_emulator(scene: Scene) -> None:
     async def ask(searcher: Searcher) -> tuple[str, list[Hit]]:
         return searcher._embed.base_url, await searcher.search("text number 3", 1)
 
@@ -441,6 +437,6 @@ def test_an_emulator_is_started_for_a_catalog_that_one_made_and_ended_with_the_s
     assert hits[0].text == "text number 3"
 
 
-def test_it_needs_no_beam() -> None:
+def test_searcher_does_not_import_beam() -> None:
     program = "import epithre_beam.transforms.query.searcher, sys; sys.exit('apache_beam' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], env=dict(os.environ), check=False).returncode == 0

@@ -53,8 +53,8 @@ def test_a_duplicate_id_is_reported_with_two_places(tmp_path: Path) -> None:
     both = first | {"table": f"{tmp_path}/*.csv"}
     one, two = f"{tmp_path}/one.csv", f"{tmp_path}/two.csv"
     cases = [
-        ((both,), f"'2' stands 2 times, in sources[0] (line 3 of {one}) and sources[0] (line 2 of {two}); 1 id is"),
-        ((first, both), f"'1' stands 2 times, in sources[0] (line 2 of {one}) and sources[1] (line 2 of {one}); 2 ids"),
+        ((both,), f"'2' occurs 2 times, in sources[0] (line 3 of {one}) and sources[0] (line 2 of {two}) (1 dup"),
+        ((first, both), f"'1' occurs 2 times, in sources[0] (line 2 of {one}) and sources[1] (line 2 of {one}) (2 dup"),
     ]
     for sources, places in cases:
         with pytest.raises(SourceError) as caught:

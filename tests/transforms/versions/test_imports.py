@@ -1,4 +1,4 @@
-"""A folder of vectors is found by a worker whose working folder is another than the launcher's."""
+"""A worker with another working folder than the launcher finds a folder of vectors."""
 
 import pickle
 
@@ -11,7 +11,7 @@ from epithre_beam.transforms.versions.imports import scan_folder
 pytestmark = pytest.mark.core
 
 
-def test_a_relative_folder_starts_where_the_job_was_launched(tmp_path, monkeypatch):
+def test_relative_folder_is_resolved_in_launchers_working_folder(tmp_path, monkeypatch):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")

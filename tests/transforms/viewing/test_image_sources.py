@@ -1,4 +1,4 @@
-"""A picture of a catalog is read from the job's own sources, is what was embedded, and carries nothing but pixels."""
+"""Images of a catalog are read from the job's sources only, have the embedded content, and carry no metadata."""
 
 import dataclasses
 import hashlib
@@ -43,7 +43,7 @@ def asset_of(uri, data, **changes):
 
 
 def own_sources(config):
-    """Of a catalog that a job of this user made."""
+    """Return the image sources of a catalog that this user has allowed."""
     Trust().add(asks(config))
     return ImageSources(config, "catalog")
 
@@ -57,7 +57,7 @@ def opened(data):
 
 
 @pytest.mark.parametrize("pattern", ["pictures", "pictures/**/*.jpg", "pictures/a.jpg"])
-def test_it_has_as_many_pixels_as_asked_and_stands_upright(tmp_path, pattern):
+def test_thumbnail_is_upright_and_has_requested_size(tmp_path, pattern):
     (tmp_path / "pictures").mkdir()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -75,7 +75,7 @@ def test_it_has_as_many_pixels_as_asked_and_stands_upright(tmp_path, pattern):
         assert not opened(small).getexif()
 
 
-def test_what_was_written_beside_the_pixels_is_left_away_of_a_small_picture_too(tmp_path):
+def test_thumbnail_of_small_image_has_no_exif(tmp_path):
     exif = Image.Exif()
     exif[0x010E] = "where I live"
     data = as_jpeg(60, exif=exif)
@@ -85,7 +85,7 @@ def test_what_was_written_beside_the_pixels_is_left_away_of_a_small_picture_too(
     assert b"where I live" not in small
 
 
-def test_nothing_outside_of_the_sources_is_read_even_of_the_right_content(tmp_path):
+def test_files_outside_the_sources_are_never_read(tmp_path):
     data = as_jpeg()
     inside, outside = tmp_path / "inside", tmp_path / "inside-not"
     for folder in (inside, outside):
@@ -120,7 +120,7 @@ def test_nothing_outside_of_the_sources_is_read_even_of_the_right_content(tmp_pa
         imported.thumbnail(asset_of(inside / "a.jpg", data), 320)
 
 
-def test_a_picture_in_a_tables_column_comes_from_its_row(tmp_path):
+def test_image_in_table_column_is_read_from_its_row(tmp_path):
     images = [as_jpeg(200, seed) for seed in range(3)]
     pq.write_table(pa.table({"sku": ["a", "b", "c"], "jpeg": pa.array(images, pa.binary())}), tmp_path / "t.parquet")
     shutil.copy(tmp_path / "t.parquet", tmp_path / "other.parquet")
@@ -139,7 +139,7 @@ def test_a_picture_in_a_tables_column_comes_from_its_row(tmp_path):
             sources.thumbnail(asset_of(uri, images[1]), 160)
 
 
-def test_the_caps_of_the_job_hold(tmp_path):
+def test_limits_of_the_job_apply(tmp_path):
     data = as_jpeg(900)
     (tmp_path / "a.jpg").write_bytes(data)
     asset = asset_of(tmp_path / "a.jpg", data)
@@ -148,7 +148,7 @@ def test_the_caps_of_the_job_hold(tmp_path):
             sources_of(tmp_path, **caps).thumbnail(asset, 320)
 
 
-def test_a_table_is_believed_within_its_folder_or_where_it_says(tmp_path):
+def test_uris_of_table_are_read_only_within_allowed_folders(tmp_path):
     data = as_jpeg()
     for folder in ("in", "out"):
         (tmp_path / folder).mkdir()
@@ -165,31 +165,31 @@ def test_a_table_is_believed_within_its_folder_or_where_it_says(tmp_path):
                     sources.read(asset)
 
 
-def test_no_place_is_read_that_nobody_has_allowed(tmp_path, caplog):
+def test_sources_that_the_user_has_not_allowed_are_not_read(tmp_path, caplog):
     data = as_jpeg()
     (tmp_path / "a.jpg").write_bytes(data)
     theirs = ImageSources({"sources": [{"kind": "image", "files": str(tmp_path)}, "no source", None]}, "catalog")
     assert not theirs
-    with pytest.raises(Unpreparable, match="its place is not among"):
+    with pytest.raises(Unpreparable, match="its URI is not within"):
         theirs.read(asset_of(tmp_path / "a.jpg", data))
     assert f'read pictures in "{tmp_path}"' in " ".join(caplog.messages)
     assert "epithre-beam trust catalog" in " ".join(caplog.messages)
 
 
-def test_options_of_a_storage_are_not_taken_from_a_manifest(tmp_path):
-    """They could send what is signed with this user's credentials to another server."""
+def test_storage_options_in_manifest_are_ignored(tmp_path):
+    """They could send requests signed with this user's credentials to another server."""
     source = {"kind": "image", "files": "s3://bucket/pictures", "storage_options": {"endpoint_url": "http://theirs"}}
     sources = own_sources({"sources": [source]})
     assert [one.storage_options for one in sources._sources] == [{}]
 
 
-def test_a_strangers_catalog_does_not_widen_the_caps_of_pictures(tmp_path):
+def test_untrusted_catalog_cannot_raise_image_limits(tmp_path):
     buffer = io.BytesIO()
     Image.new("L", (100_001, 1)).save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
     asset = asset_of(tmp_path / "a.png", buffer.getvalue())
     source = {"kind": "image", "files": str(tmp_path / "*.png")}
-    elsewhere = {"base_url": "https://elsewhere.example/v1"}  # which nobody has allowed
+    elsewhere = {"base_url": "https://elsewhere.example/v1"}  # not allowed by the user
     config = {"sources": [source], "prepare": {"max_side": 1_000_000}, "embed": elsewhere}
     Trust().add(asks_for_images(source))
     with pytest.raises(Unpreparable, match=r"prepare\.max_side allows 100000"):

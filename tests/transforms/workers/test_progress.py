@@ -1,4 +1,4 @@
-"""What lanes last said of themselves is read wherever the launcher is, and a slow word never replaces the last one."""
+"""The launcher reads the last reported progress of lanes, and a slow periodic write never replaces the last report."""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from epithre_beam.transforms.workers.run_folder import RunFolder
 
 @dataclass
 class Throttle:
-    """What a rate limiter says of itself."""
+    """The figures of a rate limiter."""
 
     throttled_s: float = 1.5
     limits: dict[str, float] = field(default_factory=lambda: {"requests": 600.0})
@@ -25,12 +25,12 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(url=str(tmp_path), version="000001-x")
 
 
-def test_before_a_lane_begins_it_has_said_nothing(run: RunFolder) -> None:
+def test_no_progress_before_a_lane_starts(run: RunFolder) -> None:
     assert read_progress(run) == []
     assert read_lane(run, 0) is None
 
 
-def test_what_each_lane_did_is_read_back(run: RunFolder) -> None:
+def test_progress_of_each_lane_is_read_back(run: RunFolder) -> None:
     for lane in range(3):
         meter = Meter(requests=lane, items_sent=10 * lane)
         meter.retries["timeout"] += lane
@@ -47,7 +47,7 @@ def test_what_each_lane_did_is_read_back(run: RunFolder) -> None:
     assert [lane["done"] for lane in read_progress(run)] == [5, 6, 7]
 
 
-def test_after_its_last_word_a_lane_says_nothing_more(run: RunFolder) -> None:
+def test_last_report_of_a_lane_is_not_replaced(run: RunFolder) -> None:
     writer = ProgressWriter(run, 0, 10, Meter(), Throttle())
     writer.note(10, 0)
     writer.write(is_done=True)
@@ -59,14 +59,14 @@ def test_after_its_last_word_a_lane_says_nothing_more(run: RunFolder) -> None:
     assert last["series"]
 
 
-def test_a_file_that_is_being_replaced_is_passed_over(run: RunFolder) -> None:
+def test_empty_progress_file_is_skipped(run: RunFolder) -> None:
     for lane in range(2):
         ProgressWriter(run, lane, 10, Meter(), Throttle()).write()
     run.store().write(run.name("progress-0.json"), b"")
     assert len(read_progress(run)) == 1
 
 
-def test_a_pause_is_told_of_for_as_long_as_it_lasts(run: RunFolder) -> None:
+def test_pause_is_reported_until_it_is_over(run: RunFolder) -> None:
     writer = ProgressWriter(run, 0, 10, Meter(), Throttle())
     writer.write()
     assert "pause" not in (read_lane(run, 0) or {})

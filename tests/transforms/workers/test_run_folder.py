@@ -1,4 +1,4 @@
-"""Whoever has a run's name finds its files, and a file that cannot be written is told with the place."""
+"""Processes exchange files through a run's folder, and an error of a write names the place."""
 
 import errno
 import pickle
@@ -9,7 +9,7 @@ from epithre_beam.transforms.workers.run_folder import RunFolder
 VERSION = "000001-20250102T030405Z-abcdef"
 
 
-def test_another_process_finds_what_was_left_in_the_folder_of_the_run(tmp_path: Path) -> None:
+def test_pickled_run_folder_reads_files_of_the_run(tmp_path: Path) -> None:
     run = RunFolder(url=str(tmp_path), version=VERSION)
     run.store().write(run.name("note"), b"x")
     other = pickle.loads(pickle.dumps(run))
@@ -17,17 +17,17 @@ def test_another_process_finds_what_was_left_in_the_folder_of_the_run(tmp_path: 
     assert (tmp_path / "runs" / VERSION / "note").read_bytes() == b"x"
 
 
-def test_runs_of_one_catalog_have_folders_of_their_own(tmp_path: Path) -> None:
+def test_runs_of_one_catalog_have_separate_folders(tmp_path: Path) -> None:
     one, other = (RunFolder(url=str(tmp_path), version=version) for version in (VERSION, "000002-x"))
     one.store().write(one.name("note"), b"x")
     assert other.store().names(other.name("")) == []
 
 
-def test_a_file_that_cannot_be_written_is_told_with_what_the_user_calls_the_folder_and_why() -> None:
+def test_write_error_names_label_url_and_reason() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "/found/part")
     assert str(RunFolder(url="/found", version="v", label="output").unwritable(full)) == (
         "output '/found' cannot be written (No space left on device: /found/part). "
-        "What was finished is kept; run again when it can be written."
+        "Finished work is kept. Run again when it can be written."
     )
     bare = OSError("the bucket is gone")
     assert "catalog 'b://c' cannot be written (the bucket is gone). " in str(

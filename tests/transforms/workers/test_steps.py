@@ -1,4 +1,4 @@
-"""A step gives its function what the launcher said, and leaves what it raises where the launcher finds it."""
+"""A step passes the launcher's setup to its function, and reports failures to the launcher."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from epithre_beam.transforms.workers.steps import Step
 
 @dataclass(frozen=True)
 class Divisor:
-    """What a step is told."""
+    """The setup of a step."""
 
     run: RunFolder
     by: int
@@ -30,15 +30,13 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(url=str(tmp_path), version="000001-x")
 
 
-def test_the_function_has_the_element_and_the_setup(run: RunFolder) -> None:
+def test_step_calls_function_with_element_and_setup(run: RunFolder) -> None:
     assert Step(divide, Divisor(run, 3))(7) == 2
     assert failure_of(run) is None
 
 
 @pytest.mark.parametrize(("element", "by", "raises"), [(-1, 3, SourceError), (7, 0, ZeroDivisionError)])
-def test_a_failure_is_raised_as_it_is_and_left_behind(
-    run: RunFolder, element: int, by: int, raises: type[Exception]
-) -> None:
+def test_step_raises_and_reports_failure(run: RunFolder, element: int, by: int, raises: type[Exception]) -> None:
     with pytest.raises(raises) as caught:
         Step(divide, Divisor(run, by))(element)
     found = failure_of(run)
