@@ -14,7 +14,7 @@ from ...index.versions.latest import read_latest
 from ...index.versions.layout import UNITS
 from ...index.versions.layout import unit_name as unit_file
 from ...index.versions.manifest import Manifest
-from ...transforms.embedding.unit import cut_batches
+from ...transforms.embedding.assets import cut_batches
 from ...transforms.epithre.client import IMAGE_TOKENS
 from ...transforms.planning.compare import Changes, Comparison
 from ...transforms.planning.embedding_config import embedding_config_hash
@@ -125,7 +125,7 @@ def estimate(config: RunConfig) -> Estimate:
                     sent.append(row)
                     seen.add(name)
             references = references_of(part)
-            requests += len(cut_batches(sent, references, embed, config.prepare))
+            requests += len(cut_batches([(i, references[i]) for i in sent], embed, config.prepare))
             to_send += len(sent)
             chosen = [references[i] for i in sent]
             texts = part.column("kind")[0].as_py() == "text"

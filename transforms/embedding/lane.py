@@ -28,8 +28,10 @@ from ..sources.reading import Reader
 from ..sources.references import references_of
 from ..workers.progress import ProgressWriter, read_lane
 from ..workers.run_folder import RunFolder
+from .assets import AssetEmbedder
+from .in_flight import ByteLimit, SentContents
 from .shared_limit import shared_backend
-from .unit import ByteLimit, SentContents, UnitContext, embed_unit
+from .unit import UnitContext, embed_unit
 
 _PAYLOAD_SHARE = 0.4
 _LOOK_EVERY_S = 2.0
@@ -146,8 +148,7 @@ async def _run(
         return ReusableVectors(store, manifests, setup.embedding_config_hash, of_first_rules)
 
     reusable = await asyncio.to_thread(find_reusable)
-    context = UnitContext(
-        store=store,
+    embedder = AssetEmbedder(
         embed=embed,
         prepare=setup.prepare,
         reader=reader,
@@ -157,6 +158,10 @@ async def _run(
         bytes_in_flight=ByteLimit(int(memory * _PAYLOAD_SHARE)),
         sent=SentContents(_SENT_KEPT),
         reusable=reusable,
+    )
+    context = UnitContext(
+        store=store,
+        embedder=embedder,
         embedding_config_hash=setup.embedding_config_hash,
         note_progress=progress.note,
     )

@@ -15,7 +15,9 @@ from epithre_beam.configs import EmbedConfig, PrepareConfig, SourceConfig
 from epithre_beam.index import Store
 from epithre_beam.index.vectors.reusable import ReusableVectors
 from epithre_beam.index.vectors.units import read_unit
-from epithre_beam.transforms.embedding.unit import ByteLimit, SentContents, UnitContext, embed_unit
+from epithre_beam.transforms.embedding.assets import AssetEmbedder
+from epithre_beam.transforms.embedding.in_flight import ByteLimit, SentContents
+from epithre_beam.transforms.embedding.unit import UnitContext, embed_unit
 from epithre_beam.transforms.epithre.client import Client
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 from epithre_beam.transforms.epithre.emulator.hash_model import hash_vector
@@ -54,8 +56,7 @@ async def embed_all(units, embed, key, store, reader_class=Reader, memory=50_000
     sources = (SourceConfig(kind="image", files="x"),)
     with ThreadPoolExecutor(16) as threads, ThreadPoolExecutor(2) as local_threads:
         async with Client(embed, key) as client:
-            context = UnitContext(
-                store=store,
+            embedder = AssetEmbedder(
                 embed=embed,
                 prepare=prepare,
                 reader=reader_class(sources, prepare),
@@ -65,6 +66,10 @@ async def embed_all(units, embed, key, store, reader_class=Reader, memory=50_000
                 bytes_in_flight=ByteLimit(memory),
                 sent=SentContents(1024),
                 reusable=ReusableVectors(store, [], ""),
+            )
+            context = UnitContext(
+                store=store,
+                embedder=embedder,
                 embedding_config_hash="",
                 note_progress=lambda done, dead: None,
             )
