@@ -338,20 +338,6 @@ class EmbedConfig(Section):
         cost = self.cost(requests=requests, items=items, tokens=tokens) or 0.0
         return self.max_cost is None or cost <= self.max_cost * (1 + 1e-9)
 
-    def share(self, lane: int, *, probe_requests: int) -> "EmbedConfig":
-        """These settings with the lane's part of what may be spent, the greeting's requests taken off.
-
-        The parts add up to the whole; a lane that is done early leaves its part unspent.
-        """
-        part: dict[str, float] = {}
-        if self.max_requests is not None:
-            each, rest = divmod(max(0, self.max_requests - probe_requests), self.lanes)
-            part["max_requests"] = each + (lane < rest)
-        if self.max_cost is not None:
-            probe_cost = self.cost(requests=probe_requests, items=0, tokens=0) or 0.0
-            part["max_cost"] = max(0.0, self.max_cost - probe_cost) / self.lanes
-        return self.model_copy(update=part)
-
     @model_validator(mode="after")
     def _check(self) -> "EmbedConfig":
         if self.max_cost is not None and self.cost(requests=1, items=1, tokens=1) is None:
@@ -359,10 +345,9 @@ class EmbedConfig(Section):
                 f"has max_cost={self.max_cost:g}, which needs a price to count with: set price_per_1000_requests, "
                 "price_per_1000_items or price_per_million_tokens"
             )
-        if self.max_requests is not None and 0 < self.max_requests <= self.lanes:
+        if self.max_requests == 1:
             raise ValueError(
-                f"has max_requests={self.max_requests}, which is used up by the greeting and {self.lanes} lane(s) with "
-                f"a request each: set at least {self.lanes + 1}, or 0 to send nothing"
+                "has max_requests=1, which is used up by the greeting: set at least 2, or 0 to send nothing"
             )
         if self.lanes > 1 and self.rate_limiter == "memory":
             raise ValueError(

@@ -8,16 +8,18 @@ if TYPE_CHECKING:
     from .elements import DeadAsset as DeadAsset
     from .elements import EmbeddedAsset as EmbeddedAsset
     from .elements import EmbedResult as EmbedResult
+    from .embed_assets import EmbedAssets as EmbedAssets
 
 _MODULES = {
     "Asset": "elements",
     "DeadAsset": "elements",
+    "EmbedAssets": "embed_assets",
     "EmbedResult": "elements",
     "EmbeddedAsset": "elements",
 }
 """The public names, and the modules that define them."""
 
-__all__ = ["Asset", "DeadAsset", "EmbedResult", "EmbeddedAsset"]
+__all__ = ["Asset", "DeadAsset", "EmbedAssets", "EmbedResult", "EmbeddedAsset"]
 
 
 def __getattr__(name: str) -> Any:

@@ -308,3 +308,20 @@ def _dead(reference: Reference, stage: str, reason: Reason, detail: str, attempt
         attempts=attempts,
         fingerprint=reference.fingerprint,
     )
+
+
+def row_of(reference: Reference, facts: Facts) -> dict[str, object]:
+    """Return the columns of an asset, without metadata and vector."""
+    return {
+        "asset_id": reference.asset_id,
+        "kind": reference.kind,
+        "uri": reference.uri,
+        "text": facts.text,
+        "content_sha256": facts.content_sha256,
+        "fingerprint": reference.fingerprint,
+        "media_type": facts.media_type,
+        "size_bytes": facts.size_bytes,
+        "width": facts.width,
+        "height": facts.height,
+        "prepared": facts.prepared,
+    }

@@ -16,6 +16,7 @@ from apache_beam.utils.multi_process_shared import MultiProcessShared
 
 from ...configs.errors import RateLimiterLostError
 from ..epithre.rate_limit.memory_backend import Answer, MemoryBackend, RateLimiterSettings
+from ..epithre.rate_limit.spending import SpendingLimit, Totals, Verdict
 
 _log = logging.getLogger("epithre_beam.rate_limiter")
 
@@ -82,6 +83,12 @@ class HostBackend:
         self._learned.update(limits)
         self._call("learn", dict(limits))
 
+    def reserve(self, scope: str, limit: SpendingLimit, user: str, after: Totals, request: Totals) -> Verdict:
+        return Verdict(self._call("reserve_plainly", scope, limit, user, tuple(after), tuple(request)))
+
+    def report(self, scope: str, user: str, totals: Totals) -> None:
+        self._call("report_plainly", scope, user, tuple(totals))
+
     def remove_files(self) -> None:
         """Remove the files by which processes of this host find each other.
 
@@ -145,6 +152,14 @@ class _PlainBackend(MemoryBackend):
     def ask(self, weights: dict[str, float]) -> tuple[str | None, float]:
         answer = self.try_acquire(weights)
         return answer.lease, answer.wait_s
+
+    def reserve_plainly(
+        self, scope: str, limit: SpendingLimit, user: str, after: tuple[int, ...], request: tuple[int, ...]
+    ) -> str:
+        return self.reserve(scope, limit, user, Totals(*after), Totals(*request)).value
+
+    def report_plainly(self, scope: str, user: str, totals: tuple[int, ...]) -> None:
+        self.report(scope, user, Totals(*totals))
 
     def name(self) -> str:
         """Return the unique name of this rate limiter."""

@@ -22,7 +22,9 @@ from ...index.vectors.units import UnitRecord
 from ...index.versions.manifest import read_manifest
 from ..epithre.client import Client, limits_of
 from ..epithre.meter import Meter
+from ..epithre.rate_limit.account import Account
 from ..epithre.rate_limit.rate_limiter import RateLimiter
+from ..epithre.rate_limit.spending import SpendingLimit, Totals
 from ..planning.plan import PlanReader, Unit
 from ..sources.reading import Reader
 from ..sources.references import references_of
@@ -131,9 +133,20 @@ async def _run(
     vectors_in_flight = ByteLimit(int(memory * (1 - _PAYLOAD_SHARE)))
     progress = ProgressWriter(setup.run, lane, sum(u.references for u in units), meter, rate_limiter)
     reader = Reader(setup.sources, setup.prepare)
-    share = embed.share(lane, probe_requests=setup.requests_spent)
+    account = Account(
+        rate_limiter,
+        SpendingLimit.of(embed, requests_spent=setup.requests_spent),
+        scope=setup.run.version,
+        user=f"lane {lane}",
+        spent=Totals(meter.requests, meter.items_sent, meter.tokens_spent),
+    )
     client = Client(
-        share, api_key(embed.api_key_env), rate_limiter=rate_limiter, meter=meter, report_pause=progress.note_pause
+        embed,
+        api_key(embed.api_key_env),
+        rate_limiter=rate_limiter,
+        account=account,
+        meter=meter,
+        report_pause=progress.note_pause,
     )
     threads = ThreadPoolExecutor(embed.readers, thread_name_prefix="read")
     local_threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="prepare")

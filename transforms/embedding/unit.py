@@ -24,7 +24,7 @@ from ...index.vectors.units import (
 from ...index.versions.layout import DeadLetter, Reason, asset_fields
 from ..planning.plan import Unit
 from ..sources.references import Reference
-from .assets import AssetEmbedder, Facts, Origin, cut_batches
+from .assets import AssetEmbedder, Facts, Origin, cut_batches, row_of
 
 _T = TypeVar("_T")
 
@@ -174,20 +174,3 @@ def _write(
         embedding_config_hash=context.embedding_config_hash,
     )
     return len(vectors)
-
-
-def row_of(reference: Reference, facts: Facts) -> dict[str, object]:
-    """Return the columns of an asset, without metadata and vector."""
-    return {
-        "asset_id": reference.asset_id,
-        "kind": reference.kind,
-        "uri": reference.uri,
-        "text": facts.text,
-        "content_sha256": facts.content_sha256,
-        "fingerprint": reference.fingerprint,
-        "media_type": facts.media_type,
-        "size_bytes": facts.size_bytes,
-        "width": facts.width,
-        "height": facts.height,
-        "prepared": facts.prepared,
-    }

@@ -36,6 +36,11 @@ class CircuitBreaker:
         return self._error is not None
 
     @property
+    def error(self) -> ApiError | None:
+        """The error that opened the breaker; None while it is closed."""
+        return self._error
+
+    @property
     def is_outage(self) -> bool:
         """Whether no request has succeeded for 15 s, so that waiting for a success is pointless."""
         return time.monotonic() - self._succeeded_at > _OUTAGE_S

@@ -6,6 +6,7 @@ acts on it, and `_note` below updates the limits and the circuit breaker.
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...configs import EmbedConfig
+from ...configs.errors import ApiError
 from ...configs.scrubbing import Scrubber
 from .answers import ErrorAnswer, Verdict, read_limits, read_transport_error
 from .bodies import ACCEPTED, Reply, most_answer_bytes
@@ -25,7 +27,9 @@ from .dialects import DIALECTS
 from .meter import Meter
 from .packing import Item, Packer
 from .proxies import way_to
+from .rate_limit.account import Account
 from .rate_limit.rate_limiter import RateLimiter
+from .rate_limit.spending import SpendingLimit
 from .replies import Outcome, error_to_show, read_reply_to
 from .resolving import Refusal, RefusalReason, Resolver
 from .retries import ReportPause, Retries, log_pause
@@ -33,7 +37,6 @@ from .vectors import BrokenAnswerError
 
 IMAGE_TOKENS = 1000
 """The estimated tokens of an image; the provider publishes no tokeniser."""
-_BILL_POLL_S = 0.02
 
 __all__ = ["IMAGE_TOKENS", "Client", "Refusal", "RefusalReason", "limits_of"]
 
@@ -47,6 +50,7 @@ class Client:
         settings: The `embed` section of a config.
         api_key: Sent as a bearer token; never logged or shown.
         rate_limiter: By default a new one, made from the settings.
+        account: Counts what is spent of `max_requests` and `max_cost`; by default nobody else shares them.
         meter: Counts requests, items and tokens; by default a new one.
         seed: Seed of the retry jitter.
         sleep: Waits for a number of seconds; tests may shorten it.
@@ -62,6 +66,7 @@ class Client:
         api_key: str,
         *,
         rate_limiter: RateLimiter | None = None,
+        account: Account | None = None,
         meter: Meter | None = None,
         seed: int | None = None,
         sleep: Callable[[float], Any] = asyncio.sleep,
@@ -88,11 +93,8 @@ class Client:
             sleep=sleep,
             report_pause=report_pause,
         )
-        self._on_the_way = 0
-        self._tokens_factor = 1.0
+        self._account = account or Account(self.rate_limiter, SpendingLimit.of(settings), scope=secrets.token_hex(8))
         self._has_warned_of_bill = False
-        self.is_spent = False
-        """Whether the spending limits of the settings stopped a request; no further request is sent."""
         options = self._way.client_options()  # once, because reading certificates takes longer than a request
 
         def connection() -> httpx.AsyncClient:
@@ -113,6 +115,16 @@ class Client:
 
     def __repr__(self) -> str:
         return f"Client({self._settings.base_url!r}, model={self._settings.model!r})"
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the spending limits stopped a request; no further request is sent."""
+        return self._account.is_spent
+
+    @property
+    def stopped_by(self) -> ApiError | None:
+        """The error after which this client sends nothing more; None while it works."""
+        return self._breaker.error
 
     async def __aenter__(self) -> "Client":
         return self
@@ -168,21 +180,27 @@ class Client:
         if self.is_spent:
             return None
         lease = await self.rate_limiter.acquire(items=len(batch), tokens=tokens)
+        reservation = None
+        billed = 0
         try:
-            may_send = await self._may_send(len(batch), tokens)  # no await between this check and the counting below
-            # While this request waited, another one may have opened the breaker.
-            self._breaker.check()
-            if not may_send:
+            reservation = await self._account.reserve(len(batch), tokens)
+            try:
+                # While this request waited, another one may have opened the breaker.
+                self._breaker.check()
+            except ApiError:
+                if reservation is not None:
+                    self._account.cancel(reservation)
+                    reservation = None
+                raise
+            if reservation is None:
                 return None
             body = self._dialect.body([item.piece for item in batch], is_query=batch[0].is_query)
             self.meter.requests += 1
             self.meter.items_sent += len(batch)
             self.meter.tokens_estimated += tokens
-            tokens_expected = round(tokens * self._tokens_factor)
-            self.meter.tokens_spent += tokens_expected
+            self.meter.tokens_spent += reservation.tokens_expected
             self.meter.bytes_up += len(body)
             started = time.monotonic()
-            self._on_the_way += 1
             try:
                 async with asyncio.timeout(self._settings.timeout_s):
                     most_bytes = most_answer_bytes(len(batch), self._settings.dimension, len(body))
@@ -193,10 +211,7 @@ class Client:
                 self.meter.bytes_down += len(reply.content)
                 outcome, billed = self._read(reply, len(batch), tokens)
                 if billed:
-                    self.meter.tokens_spent += billed - tokens_expected
-                    self._tokens_factor = max(self._tokens_factor, billed / max(tokens, 1))
-            finally:
-                self._on_the_way -= 1
+                    self.meter.tokens_spent += billed - reservation.tokens_expected
             latency_s = time.monotonic() - started
             is_good = isinstance(outcome, np.ndarray)
             self.rate_limiter.answered(lease, latency_s=latency_s if is_good else None)
@@ -206,25 +221,8 @@ class Client:
             return outcome
         finally:
             self.rate_limiter.answered(lease)
-
-    async def _may_send(self, items: int, tokens: int) -> bool:
-        """Whether one more request stays within the spending limits of the settings.
-
-        Requests in flight count with their estimate, times the highest factor by which a bill exceeded its estimate.
-        They may turn out cheaper, so a request that does not fit waits for their answers.
-        """
-        while not self.is_spent:
-            if self._settings.may_send(
-                requests=self.meter.requests + 1,
-                items=self.meter.items_sent + items,
-                tokens=self.meter.tokens_spent + round(tokens * self._tokens_factor),
-            ):
-                return True
-            if not self._on_the_way or self._settings.max_cost is None:
-                self.is_spent = True
-            else:
-                await asyncio.sleep(_BILL_POLL_S)
-        return False
+            if reservation is not None:
+                self._account.settle(reservation, billed)
 
     def _read(self, reply: Reply, count: int, tokens: int) -> tuple[Outcome, int]:
         """Return the outcome of a reply to `count` items (about `tokens` tokens), and the tokens that it bills."""

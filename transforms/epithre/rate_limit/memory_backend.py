@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from .spending import Purse, SpendingLimit, Totals, Verdict
+
 WINDOW_S = 60.0
 MARGIN_S = 0.1
 """Added to a lease, because clocks run at slightly different speeds."""
@@ -77,6 +79,12 @@ class RateLimiterBackend(Protocol):
     def learn(self, limits: Mapping[str, float]) -> None:
         """Adopt limits that the server states, where none is configured."""
 
+    def reserve(self, scope: str, limit: SpendingLimit, user: str, after: Totals, request: Totals) -> Verdict:
+        """Count one request against the spending limits of a scope (`Purse.reserve`). Raises RateLimiterLostError."""
+
+    def report(self, scope: str, user: str, totals: Totals) -> None:
+        """Set what a user of a scope has spent (`Purse.report`)."""
+
 
 class _Lease(NamedTuple):
     ends_at: float
@@ -106,6 +114,7 @@ class MemoryBackend:
         self._serial = 0
         self._next_at = self._pause_until = self._cut_at = -math.inf
         self._factor, self._factor_at = 1.0, self.clock()
+        self._purses: dict[str, Purse] = {}
         self._lock = threading.Lock()
         for _ in range(self.settings.spent):
             lease = self._take({"requests": 1.0}, self.clock())
@@ -143,6 +152,16 @@ class MemoryBackend:
             for name, limit in limits.items():
                 if name not in self.settings.limits and limit >= 1:
                     self._limits[name] = limit
+
+    def reserve(self, scope: str, limit: SpendingLimit, user: str, after: Totals, request: Totals) -> Verdict:
+        return self._purse(scope).reserve(limit, user, after, request)
+
+    def report(self, scope: str, user: str, totals: Totals) -> None:
+        self._purse(scope).report(user, totals)
+
+    def _purse(self, scope: str) -> Purse:
+        with self._lock:
+            return self._purses.setdefault(scope, Purse(self.settings.hold_s, self.clock))
 
     def _take(self, weights: Mapping[str, float], now: float) -> str:
         self._serial += 1

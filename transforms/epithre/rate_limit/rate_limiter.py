@@ -6,6 +6,7 @@ recovers by 5 % of the limit per minute. If no limit is known, the number of req
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import random
@@ -13,11 +14,13 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ....configs.errors import RateLimiterLostError
 from .memory_backend import CUT, CUT_EVERY_S, WINDOW_S, Answer, MemoryBackend, RateLimiterBackend, RateLimiterSettings
+from .spending import SpendingLimit, Totals, Verdict
 
+_T = TypeVar("_T")
 _START_CONCURRENCY = 8
 _LOST_PAUSE_S = 1.0
 _LONGEST_LOSS_S = 600.0
@@ -126,7 +129,7 @@ class RateLimiter:
                 if self._in_flight >= self.concurrency:
                     await self._changed.wait()
                     continue
-                answer = await self._ask(weights)
+                answer: Answer = await self._ask(self._backend.try_acquire, weights)
                 if answer.lease is not None:
                     self._in_flight += 1
                     return Lease(answer.lease)
@@ -178,14 +181,26 @@ class RateLimiter:
         if self._remote is not None:
             self._remote.shutdown(wait=True)
 
-    async def _ask(self, weights: Mapping[str, float]) -> Answer:
+    async def reserve(self, scope: str, limit: SpendingLimit, user: str, after: Totals, request: Totals) -> Verdict:
+        """Count one request against the spending limits of a scope; see `Purse.reserve`.
+
+        Raises:
+            RateLimiterLostError: If a shared backend was unreachable for ten minutes.
+        """
+        return await self._ask(self._backend.reserve, scope, limit, user, after, request)
+
+    def report_spent(self, scope: str, user: str, totals: Totals) -> None:
+        """Tell the backend what a user has spent."""
+        self._report(self._backend.report, scope, user, totals)
+
+    async def _ask(self, function: Callable[..., _T], *arguments: Any) -> _T:
         if self._remote is None:
-            return self._backend.try_acquire(weights)
+            return function(*arguments)
         loop = asyncio.get_running_loop()
         lost_at: float | None = None
         while True:
             try:
-                answer = await loop.run_in_executor(self._remote, self._backend.try_acquire, weights)
+                answer = await loop.run_in_executor(self._remote, functools.partial(function, *arguments))
             except RateLimiterLostError as error:
                 now = self._clock()
                 if lost_at is None:
@@ -200,15 +215,15 @@ class RateLimiter:
                     log.warning("The rate limiter is reachable again after %.0f s.", self._clock() - lost_at)
                 return answer
 
-    def _report(self, function: Callable[..., None], argument: Any) -> None:
+    def _report(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call the backend. If a remote backend misses an answer, it keeps the lease longer, which is safe."""
         if self._remote is None:
-            function(argument)
+            function(*arguments)
             return
 
         def report() -> None:
             with contextlib.suppress(RateLimiterLostError):
-                function(argument)
+                function(*arguments)
 
         with contextlib.suppress(RuntimeError):  # already closed
             self._remote.submit(report)

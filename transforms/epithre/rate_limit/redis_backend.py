@@ -9,7 +9,8 @@ grants no lease until every earlier request has left the server's window.
 
 import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -26,6 +27,7 @@ from .memory_backend import (
     Answer,
     RateLimiterSettings,
 )
+from .spending import SpendingLimit, Totals, Verdict
 
 _FORGET_S = 86_400
 _COMMON = """
@@ -121,6 +123,36 @@ for name, limit in pairs(cjson.decode(ARGV[3])) do set('learned_' .. name, limit
 return {'', '0'}
 """
 )
+_SPEND = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local user, limit, after, request = ARGV[1], cjson.decode(ARGV[2]), cjson.decode(ARGV[3]), cjson.decode(ARGV[4])
+redis.call('EXPIRE', KEYS[1], limit.forget_s)
+local function store(totals)
+  local at = string.format('%.6f', now)
+  redis.call('HSET', KEYS[1], user, cjson.encode({totals[1], totals[2], totals[3], totals[4], at}))
+end
+local all, on_the_way = {after[1], after[2], after[3]}, after[4] - request[4]
+local fields = redis.call('HGETALL', KEYS[1])
+for i = 1, #fields, 2 do
+  if fields[i] ~= user then
+    local totals = cjson.decode(fields[i + 1])
+    for j = 1, 3 do all[j] = all[j] + totals[j] end
+    if now - tonumber(totals[5]) <= limit.hold_s then on_the_way = on_the_way + totals[4] end
+  end
+end
+local cost = all[1] * limit.price_of_request + all[2] * limit.price_of_item + all[3] * limit.price_of_token
+local is_within = all[1] <= limit.max_requests or limit.max_requests < 0
+if limit.max_cost >= 0 and cost > limit.max_cost * (1 + 1e-9) then is_within = false end
+if is_within then
+  store(after)
+  return {'yes', '0'}
+end
+store({after[1] - request[1], after[2] - request[2], after[3] - request[3], after[4] - request[4]})
+if on_the_way > 0 and limit.max_cost >= 0 then return {'wait', '0'} end
+return {'no', '0'}
+"""
+"""As `Purse.reserve`. A request of nothing only stores what a user has spent."""
 
 
 class RedisBackend:
@@ -141,6 +173,7 @@ class RedisBackend:
         self._password = password
         self._keys = [f"epithre-beam:{{{name}}}:{part}" for part in ("state", "ending", "held")]
         self._known = dict(settings.limits)
+        self._hold_s = settings.hold_s
         self._settings = orjson.dumps(
             {
                 "limits": dict(settings.limits),
@@ -194,10 +227,33 @@ class RedisBackend:
         new = {name: limit for name, limit in limits.items() if name in WEIGHTS and name not in self._known}
         self._call(_LEARN, "", orjson.dumps(new))
 
+    def reserve(self, scope: str, limit: SpendingLimit, user: str, after: Totals, request: Totals) -> Verdict:
+        known = {
+            **asdict(limit),
+            "max_requests": -1 if limit.max_requests is None else limit.max_requests,
+            "max_cost": -1.0 if limit.max_cost is None else limit.max_cost,
+            "hold_s": self._hold_s,
+            "forget_s": _FORGET_S,
+        }
+        spent = f"epithre-beam:{{{self._name}}}:spent:{scope}"
+        arguments: list[str | bytes] = [
+            user,
+            orjson.dumps(known),
+            orjson.dumps(list(after)),
+            orjson.dumps(list(request)),
+        ]
+        return Verdict(self._run(_SPEND, [spent], arguments)[0])
+
+    def report(self, scope: str, user: str, totals: Totals) -> None:
+        self.reserve(scope, SpendingLimit(), user, totals, Totals())
+
     def _new_lease(self) -> str:
         return secrets.token_hex(8)
 
     def _call(self, script: str, mode: str, *arguments: str | bytes) -> tuple[str, str]:
+        return self._run(script, self._keys, [self._settings, mode, *arguments])
+
+    def _run(self, script: str, keys: Sequence[str], arguments: Sequence[str | bytes]) -> tuple[str, str]:
         import redis
 
         try:
@@ -212,7 +268,7 @@ class RedisBackend:
                     decode_responses=True,
                 )
                 self._scripts[script] = client.register_script(script)
-            first, second = self._scripts[script](keys=self._keys, args=[self._settings, mode, *arguments])
+            first, second = self._scripts[script](keys=keys, args=arguments)
             return str(first), str(second)
         except redis.RedisError as error:
             with contextlib.suppress(KeyError):

@@ -1,0 +1,442 @@
+"""Assets of any pipeline become vectors or dead assets, each alone, in full requests within one limit."""
+
+import hashlib
+import io
+import json
+import pickle
+import time
+import typing
+
+import apache_beam as beam
+import numpy as np
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.test_stream import TestStream
+from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms import window
+from apache_beam.transforms.display import DisplayData
+from apache_beam.transforms.error_handling import ErrorHandler
+from PIL import Image
+
+from epithre_beam import transforms as epithre
+from epithre_beam.configs import EmbedConfig
+from epithre_beam.errors import ArgumentError, ConfigError
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults, Limits
+from epithre_beam.transforms.epithre.emulator.hash_model import hash_vector
+
+DIMENSION = 16
+KEY_ENV = "EMBED_ASSETS_KEY"
+FN_API = "FnApiRunner"
+BUNDLES = "BundleBasedDirectRunner"
+Asset = epithre.Asset
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Start emulators; each has a key of its own, so that no test waits for the rate limiter of another."""
+    started = []
+
+    def start(faults=None, limits=None):
+        settings = EmulatorSettings(dimension=DIMENSION, faults=faults or Faults(), limits=limits or Limits())
+        emulator = Emulator(settings)
+        emulator.start()
+        started.append(emulator)
+        monkeypatch.setenv(KEY_ENV, emulator.api_key)
+        return emulator
+
+    yield start
+    for emulator in started:
+        emulator.close()
+
+
+def embed_assets(emulator, **options):
+    options = {"dimension": DIMENSION, "api_key_env": KEY_ENV, "rate_limiter": "memory", **options}
+    return epithre.EmbedAssets(base_url=emulator.base_url, **options)
+
+
+def pipeline(runner=FN_API, *options):
+    return beam.Pipeline(options=PipelineOptions([f"--runner={runner}", *options]))
+
+
+def texts(count, words="text"):
+    return [Asset.of_text(f"{i:03d}", f"{words} {i}") for i in range(count)]
+
+
+def picture(seed):
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+class Collected:
+    """What a pipeline of this process gave out, in order."""
+
+    everything: typing.ClassVar[dict] = {}
+
+    def __init__(self):
+        self.name = f"{time.monotonic_ns()}"
+        self.everything[self.name] = []
+
+    def __call__(self, element):
+        self.everything[self.name].append((time.monotonic(), element))
+
+    @property
+    def elements(self):
+        return [element for _, element in self.everything[self.name]]
+
+
+def run(assets, transform, runner=FN_API, *options):
+    embedded, dead = Collected(), Collected()
+    with pipeline(runner, *options) as p:
+        result = p | beam.Create(assets, reshuffle=False) | transform
+        _ = result.embedded | "keep" >> beam.Map(embedded)
+        _ = result.dead | "keep dead" >> beam.Map(dead)
+    return embedded.elements, dead.elements
+
+
+def requests_of(emulator):
+    return emulator.stats()["requests"]
+
+
+@pytest.mark.parametrize("runner", [FN_API, BUNDLES])
+def test_every_asset_has_its_own_vector_or_is_dead_alone(serve, tmp_path, runner):
+    emulator = serve(Faults(poison_marker="poison"))
+    (tmp_path / "there.png").write_bytes(picture(1))
+    assets = [
+        Asset.of_text("good", "a red mug", metadata={"price": 2}, fingerprint="v1"),
+        Asset.of_text("poisoned", "poison"),
+        Asset.of_text("empty", ""),
+        Asset.of_image("inline", picture(0)),
+        Asset.of_image("file", uri=str(tmp_path / "there.png")),
+        Asset.of_image("lost", uri=str(tmp_path / "lost.png")),
+        Asset.of_image("broken", b"not an image"),
+    ]
+    embedded, dead = run(assets, embed_assets(emulator), runner)
+    found = {asset.id: asset for asset in embedded}
+    assert sorted(found) == ["file", "good", "inline"]
+    contents = {"good": ("text", b"a red mug"), "inline": ("image", picture(0)), "file": ("image", picture(1))}
+    for name, (kind, content) in contents.items():
+        np.testing.assert_allclose(found[name].embedding, hash_vector(kind, content, DIMENSION), atol=1e-5)
+        assert found[name].content_sha256 == hashlib.sha256(content).hexdigest()
+    good, image = found["good"], found["inline"]
+    assert (good.metadata, good.fingerprint, good.text, good.media_type) == (
+        '{"price":2}',
+        "v1",
+        "a red mug",
+        "text/plain",
+    )
+    assert (image.width, image.height, image.media_type, image.text) == (8, 8, "image/png", None)
+    assert {(asset.id, asset.stage, asset.reason, asset.attempts > 0) for asset in dead} == {
+        ("poisoned", "embed", "refused", True),
+        ("empty", "prepare", "empty_text", False),
+        ("lost", "read", "missing", False),
+        ("broken", "prepare", "not_a_picture", False),
+    }
+
+
+def test_requests_are_full_and_several_are_in_flight(serve):
+    emulator = serve(Faults(latency_s=0.2))
+    embedded, _ = run(texts(300), embed_assets(emulator, batch_items=20))
+    assert len(embedded) == 300
+    assert requests_of(emulator) <= 15 * 1.15
+    assert emulator.stats()["peak_in_service"] >= 8
+
+
+def test_copies_are_sent_once(serve):
+    emulator = serve()
+    embedded, _ = run([Asset.of_text(str(i), f"text {i % 3}") for i in range(200)], embed_assets(emulator))
+    assert len(embedded) == 200
+    assert emulator.stats()["billed_items"] == 3
+
+
+def large_image(i):
+    file = io.BytesIO()
+    noise = np.random.default_rng(i).integers(0, 256, (220, 220, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(file, "PNG")
+    return Asset.of_image(str(i), file.getvalue())
+
+
+def test_bytes_in_flight_are_limited(serve):
+    """2 MB may be in flight, so of 20 images of 150 kB, each several times in memory, few are in service at a time."""
+    emulator = serve(Faults(latency_s=0.02))
+    settings = {"dimension": DIMENSION, "api_key_env": KEY_ENV, "batch_items": 1, "memory_mb": 2}
+    embed = EmbedConfig(base_url=emulator.base_url, **settings)
+    with pipeline() as p:
+        assets = p | beam.Create(range(20), reshuffle=False) | beam.Map(large_image).with_output_types(Asset)
+        result = assets | epithre.EmbedAssets(embed=embed, rate_limiter="memory")
+        assert_that(result.embedded | beam.combiners.Count.Globally(), equal_to([20]))
+    assert emulator.stats()["peak_in_service"] <= 3
+
+
+def test_processes_and_steps_share_one_limit(serve):
+    limits = Limits(requests_per_minute=10, window_s=1.0)
+    emulator = serve(limits=limits)
+    ids = []
+    with pipeline(FN_API, "--direct_running_mode=multi_processing", "--direct_num_workers=2") as p:
+        for step in ("one", "two"):
+            transform = embed_assets(emulator, requests_per_minute=10, batch_items=1, rate_limiter="host")
+            transform._window_s = 1.0
+            result = p | f"create {step}" >> beam.Create(texts(15, step)) | step >> transform
+            ids.append(result.embedded | f"ids {step}" >> beam.Map(lambda asset: asset.id))
+        assert_that(ids | beam.Flatten(), equal_to([f"{i:03d}" for i in range(15)] * 2))
+    stats = emulator.stats()
+    assert stats["statuses"] == {"200": 30}
+    assert stats["worst_window"]["requests"] <= 10
+
+
+def test_two_steps_of_a_process_share_one_limit(serve):
+    emulator = serve(limits=Limits(requests_per_minute=10, window_s=0.5))
+    with pipeline() as p:
+        for step in ("one", "two"):
+            transform = embed_assets(emulator, requests_per_minute=10, batch_items=1)
+            transform._window_s = 0.5
+            _ = p | f"create {step}" >> beam.Create(texts(15, step)) | step >> transform
+    assert emulator.stats()["statuses"] == {"200": 30}
+
+
+def test_a_refused_key_stops_the_pipeline_with_one_sentence(serve, monkeypatch):
+    emulator = serve()
+    monkeypatch.setenv(KEY_ENV, "sk-secret-and-wrong")
+    with pytest.raises(Exception, match=r"refused the API key|key") as caught:
+        run(texts(3), embed_assets(emulator))
+    assert "sk-secret-and-wrong" not in str(caught.value)
+    assert KEY_ENV in str(caught.value)
+
+
+def test_a_variable_without_a_key_is_named(serve, monkeypatch):
+    emulator = serve()
+    monkeypatch.delenv(KEY_ENV)
+    with pytest.raises(Exception, match=f"the environment variable {KEY_ENV} is not set"):
+        run(texts(1), embed_assets(emulator))
+
+
+def test_a_bundle_that_is_tried_again_after_a_spent_quota_sends_again(serve):
+    """The runner tries a bundle up to four times; the quota is refilled after the first request."""
+    emulator = serve(Faults(quota_429=1.0, stop_at_request=1))
+    embedded, dead = run(texts(5), embed_assets(emulator), BUNDLES)
+    assert (len(embedded), dead) == (5, [])
+    assert requests_of(emulator) == 2
+
+
+def test_what_was_answered_is_not_sent_again_by_a_bundle_that_is_tried_again(serve):
+    emulator = serve()
+    seen = Collected()
+
+    def fail_once(asset):
+        seen(asset.id)
+        if len(seen.elements) == 1:
+            raise RuntimeError("a later step fails once")
+
+    with pipeline(BUNDLES) as p:
+        result = p | beam.Create(texts(10), reshuffle=False) | embed_assets(emulator)
+        _ = result.embedded | beam.Map(fail_once)
+    assert len(seen.elements) == 11
+    assert emulator.stats()["billed_items"] == 10
+
+
+@pytest.mark.parametrize("is_catalog", [False, True])
+def test_contents_in_the_cache_are_not_sent_again(serve, tmp_path, is_catalog):
+    emulator = serve()
+    cache = tmp_path / "cache"
+    if is_catalog:
+        cache.mkdir()
+        (cache / "units").mkdir()
+    assets = [*texts(20), *(Asset.of_image(str(i), picture(i)) for i in range(5))]
+    first, _ = run(assets, embed_assets(emulator, cache=str(cache)))
+    billed = emulator.stats()["billed_items"]
+    assert billed == 25
+    more = [*assets, Asset.of_text("new", "another text")]
+    second, _ = run(more, embed_assets(emulator, cache=str(cache), batch_items=7))
+    assert emulator.stats()["billed_items"] == billed + 1
+    assert {a.id: a.embedding for a in first if a.kind == "text"} == {
+        a.id: a.embedding for a in second if a.kind == "text" and a.id != "new"
+    }
+    run(texts(20), embed_assets(emulator, cache=str(cache), model="epithre-omni"))
+    assert emulator.stats()["billed_items"] == billed + 21  # vectors of another model are not used
+
+
+def test_what_was_sent_is_kept_before_the_pipeline_fails(serve, tmp_path):
+    emulator = serve(Faults(quota_429=1.0, start_at_request=3))
+    transform = embed_assets(emulator, cache=str(tmp_path), batch_items=5, max_concurrency=1)
+    with pytest.raises(Exception, match="quota"):
+        run(texts(30), transform)
+    billed = emulator.stats()["billed_items"]
+    assert billed == 15
+    again = serve()
+    settings = embed_assets(again, cache=str(tmp_path), batch_items=5)
+    embedded, _ = run(texts(30), settings)
+    assert len(embedded) == 30
+    assert again.stats()["billed_items"] == 15
+
+
+def beginning():
+    """The time at which a TestStream begins."""
+    return 0.0
+
+
+def stream(bundles):
+    events = TestStream(coder=beam.coders.FastPrimitivesCoder())
+    for number, assets in enumerate(bundles):
+        at = [window.TimestampedValue(asset, 10 * number + i) for i, asset in enumerate(assets)]
+        events = events.add_elements(at).advance_watermark_to(10 * number).advance_processing_time(1)
+    return events.advance_watermark_to_infinity()
+
+
+def test_unbounded_input_fills_requests_over_bundles_and_keeps_windows_and_timestamps(serve):
+    emulator = serve()
+    assets = texts(30)
+    found = Collected()
+
+    def noted(asset, timestamp=beam.DoFn.TimestampParam, its=beam.DoFn.WindowParam):
+        return (asset.id, float(timestamp), float(its.start))
+
+    with pipeline(BUNDLES, "--streaming") as p:
+        result = (
+            p
+            | stream([assets[i : i + 5] for i in range(0, 30, 5)])
+            | beam.WindowInto(window.FixedWindows(30))
+            | embed_assets(emulator)
+        )
+        _ = result.embedded | beam.Map(noted) | beam.Map(found)
+    times = [10.0 * (i // 5) + i % 5 for i in range(30)]
+    expected = [(asset.id, at, at // 30 * 30) for asset, at in zip(assets, times, strict=True)]
+    assert sorted(found.elements) == expected
+    assert requests_of(emulator) == 2  # one for each window
+
+
+def test_unbounded_input_waits_no_longer_than_allowed(serve):
+    """Nothing but the time ends the first buffering: the watermark does not move before."""
+    emulator = serve()
+    found = Collected()
+    events = TestStream(coder=beam.coders.FastPrimitivesCoder()).add_elements(texts(3)).advance_processing_time(60)
+    events = events.add_elements([Asset.of_text("late", "late")]).advance_watermark_to_infinity()
+    with pipeline(BUNDLES, "--streaming") as p:
+        transform = embed_assets(emulator, max_buffering_s=30)
+        transform._clock = beginning
+        result = p | events | transform
+        _ = result.embedded | beam.Map(lambda asset: asset.id) | beam.Map(found)
+    assert found.elements == ["000", "001", "002", "late"]
+    assert requests_of(emulator) == 2
+
+
+def test_windowed_bounded_input_keeps_windows_and_timestamps(serve):
+    emulator = serve()
+
+    def noted(asset, timestamp=beam.DoFn.TimestampParam, its=beam.DoFn.WindowParam):
+        return (asset.id, float(timestamp), float(its.start), float(its.end))
+
+    with pipeline() as p:
+        result = (
+            p
+            | beam.Create(texts(6))
+            | beam.Map(lambda asset: window.TimestampedValue(asset, int(asset.id) * 5)).with_output_types(Asset)
+            | beam.WindowInto(window.SlidingWindows(20, 10))
+            | embed_assets(emulator)
+        )
+        expected = [
+            (f"{i:03d}", i * 5.0, start, start + 20)
+            for i in range(6)
+            for start in (i * 5 // 10 * 10.0 - 10, i * 5 // 10 * 10.0)
+        ]
+        assert_that(result.embedded | beam.Map(noted), equal_to(expected), reify_windows=False)
+    assert emulator.stats()["billed_items"] == 6
+
+
+def test_rows_are_assets_too_and_an_empty_input_gives_nothing(serve):
+    emulator = serve()
+    embedded, dead = run([beam.Row(id="a", kind="text", text="words")], embed_assets(emulator))
+    assert [asset.id for asset in embedded] == ["a"]
+    with pipeline() as p:
+        result = p | beam.Create([]).with_output_types(Asset) | embed_assets(emulator)
+        assert_that(result.embedded, equal_to([]))
+        assert_that(result.dead, equal_to([]), label="dead")
+    assert (dead, requests_of(emulator)) == ([], 1)
+
+
+def test_an_error_handler_receives_the_dead(serve):
+    emulator = serve()
+    dead = Collected()
+    with pipeline() as p, ErrorHandler(beam.Map(dead)) as handler:
+        embedded = (
+            p
+            | beam.Create([Asset.of_text("a", "words"), Asset.of_text("b", "")])
+            | embed_assets(emulator).with_error_handler(handler)
+        )
+        assert_that(embedded | beam.Map(lambda asset: asset.id), equal_to(["a"]))
+    assert [asset.id for asset in dead.elements] == ["b"]
+
+
+def test_metrics_count_vectors_dead_assets_and_requests(serve):
+    emulator = serve(Faults(poison_marker="poison"))
+    p = pipeline()
+    _ = (
+        p
+        | beam.Create([*texts(9), Asset.of_text("a", "text 0"), Asset.of_text("b", "poison")])
+        | embed_assets(emulator)
+    )
+    result = p.run()
+    result.wait_until_finish()
+    counters = {c.key.metric.name: c.committed for c in result.metrics().query()["counters"]}
+    wanted = {"vectors": 10, "dead_letters": 1, "vectors_copy": 1, "RatelimitRequestsTotal": requests_of(emulator)}
+    assert {name: counters.get(name) for name in wanted} == wanted
+
+
+def test_a_wrong_element_type_is_refused_when_the_pipeline_is_built():
+    with pytest.raises(ArgumentError, match="EmbedAssets takes a PCollection of Asset, got one of int"):
+        pipeline() | beam.Create([1, 2]) | epithre.EmbedAssets()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_items": 0}, "EmbedAssets: batch_items: Input should be greater than or equal to 1, got 0."),
+        ({"embed": EmbedConfig(), "batch_items": 3}, "EmbedAssets: batch_items is 3, but 64 in `embed`."),
+        ({"max_buffering_s": 0}, "EmbedAssets: max_buffering_s must be greater than 0, got 0."),
+        ({"rate_limiter": "redis"}, "EmbedAssets: must have `rate_limiter: redis` and `redis_url` together."),
+    ],
+)
+def test_a_wrong_or_contradicting_argument_is_refused(options, words):
+    with pytest.raises(ConfigError) as caught:
+        epithre.EmbedAssets(**options)
+    assert str(caught.value).startswith(words)
+
+
+def test_an_argument_that_a_whole_config_states_too_may_be_repeated():
+    shown = epithre.EmbedAssets(embed=EmbedConfig(batch_items=3), batch_items=3).display_data()
+    assert (shown["batch_items"], shown["rate_limiter"]) == (3, "host")
+
+
+def test_display_data_and_pickle_have_no_key(serve):
+    emulator = serve()
+    transform = embed_assets(emulator, requests_per_minute=60)
+    shown = {item.key: item.value for item in DisplayData.create_from(transform).items}
+    assert shown["requests_per_minute"] == 60
+    assert emulator.api_key.encode() not in pickle.dumps(transform)
+    with pipeline() as p:
+        _ = p | beam.Create(texts(1)) | transform
+        assert emulator.api_key not in json.dumps(str(p.to_runner_api()))
+
+
+def test_the_example_in_the_docstring_runs(capsys, monkeypatch):
+    import doctest
+
+    from epithre_beam.transforms import embed_assets as module
+
+    monkeypatch.delenv("EPITHRE_KEY", raising=False)
+    assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.parametrize("runner", [FN_API, BUNDLES])
+def test_all_steps_of_a_pipeline_spend_what_it_may_spend_and_the_rest_is_dead(serve, runner):
+    emulator = serve()
+    embedded, dead = Collected(), Collected()
+    with pipeline(runner) as p:
+        for step in ("one", "two"):
+            transform = embed_assets(emulator, max_requests=5, batch_items=4, dimension=DIMENSION)
+            result = p | f"create {step}" >> beam.Create(texts(40, step), reshuffle=False) | step >> transform
+            _ = result.embedded | f"embedded {step}" >> beam.Map(embedded)
+            _ = result.dead | f"dead {step}" >> beam.Map(dead)
+    assert requests_of(emulator) == 5
+    assert (len(embedded.elements), len(dead.elements)) == (20, 60)
+    assert {(asset.stage, asset.reason, asset.attempts) for asset in dead.elements} == {("embed", "not_sent", 0)}

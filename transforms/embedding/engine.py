@@ -1,0 +1,324 @@
+"""One engine a process embeds the assets of all bundles with the same settings; a bundle hands it batches.
+
+This module does not use Beam. An engine lives as long as somebody uses it: its event loop and its rate limiter stay.
+"""
+
+import asyncio
+import contextlib
+import datetime
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ...configs import EmbedConfig, PrepareConfig
+from ...configs.errors import ApiPausedError
+from ...configs.schema import EMULATOR
+from ...index.versions.layout import DeadLetter
+from ..epithre.client import Client
+from ..epithre.emulator import EmulatorProcess, EmulatorSettings, start_emulator_process
+from ..epithre.meter import Meter
+from ..epithre.probe import probe
+from ..epithre.rate_limit.account import Account
+from ..epithre.rate_limit.memory_backend import WINDOW_S
+from ..epithre.rate_limit.spending import SpendingLimit
+from ..sources.references import Reference
+from .asset_reader import AssetReader
+from .assets import AssetEmbedder, BatchFiller, Facts, Origin, Positioned, bytes_held
+from .in_flight import ByteLimit, SentContents
+from .lane import api_key
+from .limiters import limiter_of, process_loop
+from .vector_cache import NewVector, VectorCache
+
+_T = TypeVar("_T")
+_PAYLOAD_SHARE = 0.4
+_SENT_KEPT = 2048
+_VECTOR_COPIES = 2
+_CLOSE_WITHIN_S = 5.0
+
+
+class EmbeddedVector(NamedTuple):
+    """The result of an asset with a vector."""
+
+    facts: Facts
+    vector: npt.NDArray[np.float32]
+    """float32, (dimension,), unit norm. Shared: do not change it."""
+    origin: Origin
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSetup:
+    """The settings of an engine. Part of the pipeline graph, so it contains no secrets."""
+
+    embed: EmbedConfig
+    prepare: PrepareConfig
+    scope: str
+    """The pipeline, whose steps count their requests together for `max_requests` and `max_cost`."""
+    within: tuple[str, ...] | None = None
+    """The folders that an asset's `uri` may point into; None: everywhere."""
+    storage_options: str = "{}"
+    """A JSON object with the options for fsspec."""
+    cache: str | None = None
+    window_s: float = WINDOW_S
+    """Length of the server's window; tests shorten it."""
+
+
+class Engine:
+    """Reads, prepares and sends assets. Use `engine_for`.
+
+    Raises:
+        RefusedKeyError: When the variable of the key is not set in this process.
+        ApiError: When a cache is given, and the API does not answer or refuses the key.
+    """
+
+    def __init__(self, setup: EngineSetup) -> None:
+        self.setup = setup
+        with contextlib.ExitStack() as stack:
+            embed = setup.embed
+            if embed.base_url == EMULATOR:
+                emulator = stack.enter_context(_emulator(embed))
+                self._key = emulator.api_key
+                embed = embed.model_copy(update={"base_url": emulator.base_url})
+            else:
+                self._key = api_key(embed.api_key_env)
+            self.embed = embed
+            self.memory = embed.memory_mb * 1_000_000
+            self.loop = process_loop()
+            self._limiter = limiter_of(embed, self._key, window_s=setup.window_s)
+            self._account = Account(
+                self._limiter, SpendingLimit.of(embed), scope=setup.scope, user=secrets.token_hex(8)
+            )
+            self._meter = Meter()
+            self._lock = threading.Lock()
+            self._reported: dict[str, int] = {}
+            self._throttled_before_s = self._limiter.throttled_s
+            self._cache = self._open_cache()
+            self.reader = AssetReader(setup.prepare, setup.within, setup.storage_options)
+            stack.callback(self.reader.close)
+            threads = ThreadPoolExecutor(embed.readers, thread_name_prefix="read")
+            local_threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="prepare")
+            for pool in (threads, local_threads):
+                stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+            self._embedder = AssetEmbedder(
+                embed=embed,
+                prepare=setup.prepare,
+                reader=self.reader,
+                client=self._client(),
+                threads=threads,
+                local_threads=local_threads,
+                bytes_in_flight=ByteLimit(int(self.memory * _PAYLOAD_SHARE)),
+                sent=SentContents(_SENT_KEPT, is_of_one_run=False),
+                reusable=None if self._cache is None else self._cache.open(),
+            )
+            self._stack = stack.pop_all()
+
+    def embedder(self) -> AssetEmbedder:
+        """Return the embedder, with a new client if the last one was stopped: the cause may be gone by now.
+
+        Raises:
+            ApiPausedError: While the pause lasts that the API asked for.
+        """
+        with self._lock:
+            client = self._embedder.client
+            if client.stopped_by is not None:
+                if isinstance(client.stopped_by, ApiPausedError) and _is_paused(client.stopped_by):
+                    raise client.stopped_by
+                self._embedder = replace(self._embedder, client=self._client())
+                self._close_client(client)
+            return self._embedder
+
+    async def embed_batch(self, embedder: AssetEmbedder, batch: Sequence[Positioned]) -> "Finished":
+        """Embed a batch and keep what is new in the cache, also if an error ends it."""
+        finished = Finished()
+        references = dict(batch)
+        try:
+            await embedder.embed_batch(batch, finished)
+        except BaseException as error:  # raised in the bundle's thread
+            finished.error = error
+        new: list[NewVector] = [
+            (references[position], result.facts, result.vector)
+            for position, result in finished.results
+            if isinstance(result, EmbeddedVector) and result.origin == "sent"
+        ]
+        if self._cache is not None and new:
+            cache = self._cache
+            try:
+                await embedder.in_thread(lambda: cache.keep(new))
+            except Exception as error:
+                finished.error = finished.error or error
+        return finished
+
+    def counts(self) -> dict[str, int]:
+        """Return the growth of the counts since the last call, by the names of Beam's metrics. Thread-safe."""
+        meter = self._meter
+        with self._lock:
+            totals = {
+                "cumulativeThrottlingSeconds": int(self._limiter.throttled_s - self._throttled_before_s),
+                "RatelimitRequestsTotal": meter.requests,
+                "RatelimitRequestsThrottled": meter.answers_429,
+                "items_sent": meter.items_sent,
+                "bytes_up": meter.bytes_up,
+                "bytes_down": meter.bytes_down,
+                "retries": meter.retries.total(),
+            }
+            growth = {name: total - self._reported.get(name, 0) for name, total in totals.items()}
+            self._reported = totals
+        return growth
+
+    def close(self) -> None:
+        self._close_client(self._embedder.client)
+        self._stack.close()
+
+    def _client(self) -> Client:
+        return Client(self.embed, self._key, rate_limiter=self._limiter, account=self._account, meter=self._meter)
+
+    def _close_client(self, client: Client) -> None:
+        closing = asyncio.run_coroutine_threadsafe(client.__aexit__(None, None, None), self.loop)
+        with contextlib.suppress(Exception):  # connections that do not close in time end with the process
+            closing.result(timeout=_CLOSE_WITHIN_S)
+
+    def _open_cache(self) -> VectorCache | None:
+        if self.setup.cache is None:
+            return None
+
+        async def ask() -> str | None:
+            lease = await self._limiter.acquire(items=0, tokens=0)
+            try:
+                reservation = await self._account.reserve(0, 0)
+                if reservation is None:
+                    return None
+                try:
+                    found = await asyncio.to_thread(probe, self.embed, self._key, tries=1)
+                finally:
+                    self._account.settle(reservation, 0)
+                self._meter.requests += found.requests
+                return found.emulator
+            finally:
+                self._limiter.answered(lease)
+
+        fingerprint = asyncio.run_coroutine_threadsafe(ask(), self.loop).result()
+        return VectorCache(self.setup.cache, self.embed, self.setup.prepare, fingerprint)
+
+
+class Finished:
+    """A sink: the results of one batch, and the error that ended it."""
+
+    def __init__(self) -> None:
+        self.results: list[tuple[int, EmbeddedVector | DeadLetter]] = []
+        self.error: BaseException | None = None
+
+    def embedded(self, position: int, facts: Facts, vector: npt.NDArray[np.float32], origin: Origin) -> None:
+        self.results.append((position, EmbeddedVector(facts, vector, origin)))
+
+    def dead(self, position: int, letter: DeadLetter) -> None:
+        self.results.append((position, letter))
+
+
+@dataclass
+class AssetBundle(Generic[_T]):
+    """The assets of one bundle: batches are filled, sent concurrently, and their results taken, all in one thread.
+
+    A bundle holds no more bytes in flight than `embed.memory_mb`: then `add` waits for results.
+    """
+
+    engine: Engine
+    _next: int = 0
+    _tags: dict[int, _T] = field(default_factory=dict)
+    _fillers: dict[str, BatchFiller] = field(default_factory=dict)
+    _finished: "queue.SimpleQueue[tuple[int, Finished]]" = field(default_factory=queue.SimpleQueue)
+    _in_flight: int = 0
+    _bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._embedder = self.engine.embedder()
+
+    def add(self, reference: Reference, tag: _T) -> Iterator[tuple[_T, EmbeddedVector | DeadLetter]]:
+        """Add an asset and yield the results that are there by now, each with the tag of its asset.
+
+        Raises:
+            ApiError: When no further request can succeed.
+        """
+        position, self._next = self._next, self._next + 1
+        self._tags[position] = tag
+        filler = self._fillers.get(reference.kind)
+        if filler is None:
+            filler = self._fillers[reference.kind] = BatchFiller(self.engine.embed, self.engine.setup.prepare)
+        if batch := filler.add(position, reference):
+            yield from self._submit(batch)
+        while not self._finished.empty():
+            yield from self._take()
+
+    def finish(self) -> Iterator[tuple[_T, EmbeddedVector | DeadLetter]]:
+        """Send what is left and yield all remaining results."""
+        for filler in self._fillers.values():
+            if batch := filler.take():
+                yield from self._submit(batch)
+        while self._in_flight:
+            yield from self._take()
+
+    def _submit(self, batch: list[Positioned]) -> Iterator[tuple[_T, EmbeddedVector | DeadLetter]]:
+        vectors = len(batch) * self.engine.embed.dimension * 4 * _VECTOR_COPIES
+        size = bytes_held(batch, self.engine.setup.prepare) + vectors
+        while self._in_flight and self._bytes + size > self.engine.memory:
+            yield from self._take()
+        self._in_flight += 1
+        self._bytes += size
+        running = asyncio.run_coroutine_threadsafe(self.engine.embed_batch(self._embedder, batch), self.engine.loop)
+        put = self._finished.put
+
+        def note(done: "Future[Finished]") -> None:
+            put((size, done.result()))
+
+        running.add_done_callback(note)
+
+    def _take(self) -> Iterator[tuple[_T, EmbeddedVector | DeadLetter]]:
+        size, finished = self._finished.get()
+        self._in_flight -= 1
+        self._bytes -= size
+        if finished.error is not None:
+            raise finished.error
+        for position, result in finished.results:
+            yield self._tags.pop(position), result
+
+
+_engines: dict[EngineSetup, tuple[Engine, int]] = {}
+_engines_lock = threading.Lock()
+
+
+def acquire_engine(setup: EngineSetup) -> Engine:
+    """Return the engine of this process with these settings; call `release_engine` once for each call."""
+    with _engines_lock:
+        engine, users = _engines.get(setup, (None, 0))
+        if engine is None:
+            engine = Engine(setup)
+        _engines[setup] = (engine, users + 1)
+        return engine
+
+
+def release_engine(engine: Engine) -> None:
+    """Close the engine when nobody uses it any more."""
+    with _engines_lock:
+        found, users = _engines.get(engine.setup, (None, 0))
+        if found is not engine:
+            return
+        if users > 1:
+            _engines[engine.setup] = (engine, users - 1)
+            return
+        del _engines[engine.setup]
+    engine.close()
+
+
+def _is_paused(error: ApiPausedError) -> bool:
+    retry_at = datetime.datetime.fromisoformat(str(error.facts["retry_at"]))
+    return datetime.datetime.now(datetime.UTC) < retry_at
+
+
+def _emulator(embed: EmbedConfig) -> "contextlib.AbstractContextManager[EmulatorProcess]":
+    return start_emulator_process(EmulatorSettings(model=embed.emulator_model, dimension=embed.dimension))
