@@ -1,0 +1,38 @@
+"""The public transforms for pipelines of your own. Importing this package does not import Beam; using a name does."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .elements import Asset as Asset
+    from .elements import DeadAsset as DeadAsset
+    from .elements import EmbeddedAsset as EmbeddedAsset
+    from .elements import EmbedResult as EmbedResult
+
+_MODULES = {
+    "Asset": "elements",
+    "DeadAsset": "elements",
+    "EmbedResult": "elements",
+    "EmbeddedAsset": "elements",
+}
+"""The public names, and the modules that define them."""
+
+__all__ = ["Asset", "DeadAsset", "EmbedResult", "EmbeddedAsset"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f".{_MODULES[name]}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name != "apache_beam":
+            raise
+        raise ModuleNotFoundError(
+            f"{__name__}.{name} needs Apache Beam. Install it: pip install 'epithre-beam[beam]'.", name=error.name
+        ) from error
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
