@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from .errors import ConfigError
 from .mistakes import ConfigText, Location, Mistake, Mistakes, Origins, add_mistakes, cut, masked, place_of, shown
 from .renamed_keys import RENAMED_KEYS
-from .schema import CatalogConfig, EmbedConfig, RunConfig, Section, SourceConfig
+from .schema import CatalogConfig, EmbedConfig, PrepareConfig, RunConfig, Section, SourceConfig
 from .search_schema import SAME, SearchJob
 from .yaml_text import Position, YamlBombError, parse_document, parse_yaml
 
@@ -88,6 +88,26 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
         ConfigError: With every wrong key's path, rule and value, a sentence each.
     """
     return _validated(raw, RunConfig)
+
+
+def parse_sources(
+    sources: Iterable[SourceConfig | Mapping[str, Any]],
+    prepare: PrepareConfig | Mapping[str, Any] | None = None,
+    name: str = "The config",
+) -> tuple[tuple[SourceConfig, ...], PrepareConfig]:
+    """Checks sources and preparation given as plain data or sections. Relative paths start at the working folder.
+
+    Args:
+        sources: The entries of `sources` in a job.
+        prepare: The section `prepare`; absent: its defaults.
+        name: What is being checked, for errors.
+
+    Raises:
+        ConfigError: With every wrong key's path, rule and value, a sentence each.
+    """
+    raw = {"catalog": ".", "sources": list(sources), "prepare": {} if prepare is None else prepare}
+    config = _validated(raw, RunConfig, mistakes=Mistakes(name))
+    return tuple(_anchor_source(source, Path.cwd()) for source in config.sources), config.prepare
 
 
 def parse_query_settings(manifest_config: Mapping[str, Any], job: SearchJob) -> RunConfig | CatalogConfig:

@@ -8,16 +8,20 @@ if TYPE_CHECKING:
     from .elements import DeadAsset as DeadAsset
     from .elements import EmbeddedAsset as EmbeddedAsset
     from .elements import EmbedResult as EmbedResult
+    from .read_assets import ReadAssets as ReadAssets
+    from .read_assets import ReadResult as ReadResult
 
 _MODULES = {
     "Asset": "elements",
     "DeadAsset": "elements",
     "EmbedResult": "elements",
     "EmbeddedAsset": "elements",
+    "ReadAssets": "read_assets",
+    "ReadResult": "read_assets",
 }
 """The public names, and the modules that define them."""
 
-__all__ = ["Asset", "DeadAsset", "EmbedResult", "EmbeddedAsset"]
+__all__ = ["Asset", "DeadAsset", "EmbedResult", "EmbeddedAsset", "ReadAssets", "ReadResult"]
 
 
 def __getattr__(name: str) -> Any:
