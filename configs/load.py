@@ -211,7 +211,8 @@ def _find_profile(name: str, folder: Path) -> _Profile:
         got = shown("embed.profile", name)
         raise ValueError(f"embed.profile must be a shipped profile's name or a path on this machine, got {got}.")
     if "/" in name or os.sep in name or name.endswith((".yaml", ".yml")):
-        return _Profile(name=(anchored := _anchored(name, folder)), path=Path(anchored))
+        path = anchored(name, folder)
+        return _Profile(name=path, path=Path(path))
     found = (profile.name for profile in _PROFILES.iterdir())
     shipped = sorted(file.removesuffix(".yaml") for file in found if file.endswith(".yaml"))
     if name not in shipped:
@@ -352,22 +353,22 @@ def _expand(value: Any, location: Location, environ: Mapping[str, str], note: Ca
 def _anchor(config: RunConfig, folder: Path) -> RunConfig:
     """Makes the config's relative paths start at `folder`."""
     sources = tuple(_anchor_source(source, folder) for source in config.sources)
-    return config.model_copy(update={"catalog": _anchored(config.catalog, folder), "sources": sources})
+    return config.model_copy(update={"catalog": anchored(config.catalog, folder), "sources": sources})
 
 
 def _anchor_source(source: SourceConfig, folder: Path) -> SourceConfig:
     return source.model_copy(
         update={
-            "files": source.files and _anchored(source.files, folder),
-            "table": source.table and _anchored(source.table, folder),
-            "within": tuple(_anchored(allowed, folder) for allowed in source.within),
+            "files": source.files and anchored(source.files, folder),
+            "table": source.table and anchored(source.table, folder),
+            "within": tuple(anchored(allowed, folder) for allowed in source.within),
         }
     )
 
 
 def _anchor_search(job: SearchJob, folder: Path) -> SearchJob:
     def anchor(url: str) -> str:
-        return url if url == SAME else _anchored(url, folder)
+        return url if url == SAME else anchored(url, folder)
 
     assets = [
         entry.model_copy(update={"catalog": anchor(entry.catalog), "ids": entry.ids and anchor(entry.ids)})
@@ -375,16 +376,17 @@ def _anchor_search(job: SearchJob, folder: Path) -> SearchJob:
     ]
     return job.model_copy(
         update={
-            "catalog": _anchored(job.catalog, folder),
-            "output": _anchored(job.output, folder),
+            "catalog": anchored(job.catalog, folder),
+            "output": anchored(job.output, folder),
             "queries": tuple(_anchor_source(source, folder) for source in job.queries),
-            "vectors": tuple(v.model_copy(update={"files": _anchored(v.files, folder)}) for v in job.vectors),
+            "vectors": tuple(v.model_copy(update={"files": anchored(v.files, folder)}) for v in job.vectors),
             "assets": tuple(assets),
         }
     )
 
 
-def _anchored(url: str, folder: Path) -> str:
+def anchored(url: str, folder: Path) -> str:
+    """A path or URL that means the same in every working folder: a relative path starts at `folder`."""
     if "://" in url or "::" in url or Path(url).is_absolute():
         return url
     if url.startswith("~"):

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .elements import EmbedResult as EmbedResult
     from .read_assets import ReadAssets as ReadAssets
     from .read_assets import ReadResult as ReadResult
+    from .write_vectors import VectorFile as VectorFile
+    from .write_vectors import WriteVectors as WriteVectors
 
 _MODULES = {
     "Asset": "elements",
@@ -18,10 +20,21 @@ _MODULES = {
     "EmbeddedAsset": "elements",
     "ReadAssets": "read_assets",
     "ReadResult": "read_assets",
+    "VectorFile": "write_vectors",
+    "WriteVectors": "write_vectors",
 }
 """The public names, and the modules that define them."""
 
-__all__ = ["Asset", "DeadAsset", "EmbedResult", "EmbeddedAsset", "ReadAssets", "ReadResult"]
+__all__ = [
+    "Asset",
+    "DeadAsset",
+    "EmbedResult",
+    "EmbeddedAsset",
+    "ReadAssets",
+    "ReadResult",
+    "VectorFile",
+    "WriteVectors",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -181,7 +181,8 @@ class EmbedResult(NamedTuple):
     """The assets without, each with its reason."""
 
 
-for _element in (Asset, EmbeddedAsset, DeadAsset):
+_ELEMENTS = (Asset, EmbeddedAsset, DeadAsset)
+for _element in _ELEMENTS:
     registry.register_coder(_element, RowCoder)
 
 
@@ -301,9 +302,10 @@ def check_elements(elements: Any, wanted: type, label: str) -> None:
     given = elements.element_type
     if given is None or given == typehints.Any or typehints.is_consistent_with(given, wanted):
         return
+    needed = {"id", "kind", "embedding"} if wanted is EmbeddedAsset else {"id", "kind"}
     is_row = isinstance(given, RowTypeConstraint)
     row = given if is_row else RowTypeConstraint.from_user_type(given)
-    if row is not None and {"id", "kind"} <= {field[0] for field in row._fields}:
+    if row is not None and given not in _ELEMENTS and needed <= {field[0] for field in row._fields}:
         return
     shown = "Row" if is_row else getattr(given, "__name__", str(given))
     create = " Map its elements with Asset.of_text or Asset.of_image first." if wanted is Asset else ""

@@ -1,5 +1,6 @@
 """Runs small pipelines on several runners, and collects the elements that come out."""
 
+import hashlib
 import json
 import pickle
 import uuid
@@ -14,7 +15,15 @@ IN_MEMORY = ("--runner=FnApiRunner",)
 THREADS = ("--runner=FnApiRunner", "--direct_running_mode=multi_threading", "--direct_num_workers=2")
 PROCESSES = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2")
 BUNDLES = ("--runner=BundleBasedDirectRunner",)
-RUNNERS = {"in_memory": IN_MEMORY, "threads": THREADS, "processes": PROCESSES, "bundles": BUNDLES}
+REPEATED = ("--runner=FnApiRunner", "--direct_runner_bundle_repeat=1")
+"""Each bundle runs twice, and the first result is discarded."""
+RUNNERS = {
+    "in_memory": IN_MEMORY,
+    "threads": THREADS,
+    "processes": PROCESSES,
+    "repeated": REPEATED,
+    "bundles": BUNDLES,
+}
 
 Build = Callable[[beam.Pipeline], dict[str, beam.PCollection]]
 
@@ -31,15 +40,17 @@ class Keep(beam.PTransform):
 
 
 def _keep(element: Any, folder: str) -> None:
-    path = Path(folder, uuid.uuid4().hex)
     values = element._asdict() if hasattr(element, "_asdict") else element
-    path.write_bytes(pickle.dumps(values))
+    data = pickle.dumps(values)
+    # By content, so that a bundle that is repeated keeps its elements once.
+    Path(folder, hashlib.sha256(data).hexdigest()).write_bytes(data)
 
 
 def run(build: Build, folder: Path, options: Iterable[str] = IN_MEMORY) -> dict[str, list[Any]]:
     """Run what `build` builds, and return the elements of its PCollections by name; named tuples as dicts.
 
-    Elements are sorted by their id, or else by their text. A bundle that was repeated may have kept an element twice.
+    Elements are sorted by their id, or else by their text. Equal elements are
+    kept once.
     """
     root = folder / uuid.uuid4().hex
     with beam.Pipeline(options=PipelineOptions([*options, "--no_save_main_session"])) as pipeline:
