@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import secrets
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,8 @@ from epithre_beam.index.vectors.vector_files import (
     vectors_schema,
     write_file,
 )
+
+from ...s3_server import s3_store
 
 _MEMORY = itertools.count()
 
@@ -59,10 +62,14 @@ def rows_of(setup):
     return pa.concat_tables(tables).sort_by("id")
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def setup(request, tmp_path):
+    metadata = {"price": "double"}
+    if request.param == "s3":
+        port = request.getfixturevalue("s3_server").port
+        return setup_in("", store=s3_store(port, secrets.token_hex(8)), metadata=metadata)
     url = tmp_path / "out" if request.param == "local" else f"memory://vectors-{next(_MEMORY)}"
-    return setup_in(url, metadata={"price": "double"})
+    return setup_in(url, metadata=metadata)
 
 
 def test_small_parts_are_merged_and_each_row_is_there_once(setup):
