@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from .errors import ConfigError
 from .mistakes import ConfigText, Location, Mistake, Mistakes, Origins, add_mistakes, cut, masked, place_of, shown
 from .renamed_keys import RENAMED_KEYS
-from .schema import CatalogConfig, EmbedConfig, RunConfig, Section, SourceConfig
+from .schema import CatalogConfig, EmbedConfig, PrepareConfig, RunConfig, Section, SourceConfig
 from .search_schema import SAME, SearchJob
 from .yaml_text import Position, YamlBombError, parse_document, parse_yaml
 
@@ -88,6 +88,26 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
         ConfigError: With every wrong key's path, rule and value, a sentence each.
     """
     return _validated(raw, RunConfig)
+
+
+def parse_sources(
+    sources: Iterable[SourceConfig | Mapping[str, Any]],
+    prepare: PrepareConfig | Mapping[str, Any] | None = None,
+    name: str = "The config",
+) -> tuple[tuple[SourceConfig, ...], PrepareConfig]:
+    """Checks sources and preparation given as plain data or sections. Relative paths start at the working folder.
+
+    Args:
+        sources: The entries of `sources` in a job.
+        prepare: The section `prepare`; absent: its defaults.
+        name: What is being checked, for errors.
+
+    Raises:
+        ConfigError: With every wrong key's path, rule and value, a sentence each.
+    """
+    raw = {"catalog": ".", "sources": list(sources), "prepare": {} if prepare is None else prepare}
+    config = _validated(raw, RunConfig, mistakes=Mistakes(name))
+    return tuple(_anchor_source(source, Path.cwd()) for source in config.sources), config.prepare
 
 
 def parse_query_settings(manifest_config: Mapping[str, Any], job: SearchJob) -> RunConfig | CatalogConfig:
@@ -191,7 +211,8 @@ def _find_profile(name: str, folder: Path) -> _Profile:
         got = shown("embed.profile", name)
         raise ValueError(f"embed.profile must be a shipped profile's name or a path on this machine, got {got}.")
     if "/" in name or os.sep in name or name.endswith((".yaml", ".yml")):
-        return _Profile(name=(anchored := _anchored(name, folder)), path=Path(anchored))
+        path = anchored(name, folder)
+        return _Profile(name=path, path=Path(path))
     found = (profile.name for profile in _PROFILES.iterdir())
     shipped = sorted(file.removesuffix(".yaml") for file in found if file.endswith(".yaml"))
     if name not in shipped:
@@ -332,22 +353,22 @@ def _expand(value: Any, location: Location, environ: Mapping[str, str], note: Ca
 def _anchor(config: RunConfig, folder: Path) -> RunConfig:
     """Makes the config's relative paths start at `folder`."""
     sources = tuple(_anchor_source(source, folder) for source in config.sources)
-    return config.model_copy(update={"catalog": _anchored(config.catalog, folder), "sources": sources})
+    return config.model_copy(update={"catalog": anchored(config.catalog, folder), "sources": sources})
 
 
 def _anchor_source(source: SourceConfig, folder: Path) -> SourceConfig:
     return source.model_copy(
         update={
-            "files": source.files and _anchored(source.files, folder),
-            "table": source.table and _anchored(source.table, folder),
-            "within": tuple(_anchored(allowed, folder) for allowed in source.within),
+            "files": source.files and anchored(source.files, folder),
+            "table": source.table and anchored(source.table, folder),
+            "within": tuple(anchored(allowed, folder) for allowed in source.within),
         }
     )
 
 
 def _anchor_search(job: SearchJob, folder: Path) -> SearchJob:
     def anchor(url: str) -> str:
-        return url if url == SAME else _anchored(url, folder)
+        return url if url == SAME else anchored(url, folder)
 
     assets = [
         entry.model_copy(update={"catalog": anchor(entry.catalog), "ids": entry.ids and anchor(entry.ids)})
@@ -355,16 +376,17 @@ def _anchor_search(job: SearchJob, folder: Path) -> SearchJob:
     ]
     return job.model_copy(
         update={
-            "catalog": _anchored(job.catalog, folder),
-            "output": _anchored(job.output, folder),
+            "catalog": anchored(job.catalog, folder),
+            "output": anchored(job.output, folder),
             "queries": tuple(_anchor_source(source, folder) for source in job.queries),
-            "vectors": tuple(v.model_copy(update={"files": _anchored(v.files, folder)}) for v in job.vectors),
+            "vectors": tuple(v.model_copy(update={"files": anchored(v.files, folder)}) for v in job.vectors),
             "assets": tuple(assets),
         }
     )
 
 
-def _anchored(url: str, folder: Path) -> str:
+def anchored(url: str, folder: Path) -> str:
+    """A path or URL that means the same in every working folder: a relative path starts at `folder`."""
     if "://" in url or "::" in url or Path(url).is_absolute():
         return url
     if url.startswith("~"):

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from .elements import EmbeddedAsset as EmbeddedAsset
     from .elements import EmbedResult as EmbedResult
     from .embed_assets import EmbedAssets as EmbedAssets
+    from .read_assets import ReadAssets as ReadAssets
+    from .read_assets import ReadResult as ReadResult
+    from .write_vectors import VectorFile as VectorFile
+    from .write_vectors import WriteVectors as WriteVectors
 
 _MODULES = {
     "Asset": "elements",
@@ -16,10 +20,24 @@ _MODULES = {
     "EmbedAssets": "embed_assets",
     "EmbedResult": "elements",
     "EmbeddedAsset": "elements",
+    "ReadAssets": "read_assets",
+    "ReadResult": "read_assets",
+    "VectorFile": "write_vectors",
+    "WriteVectors": "write_vectors",
 }
 """The public names, and the modules that define them."""
 
-__all__ = ["Asset", "DeadAsset", "EmbedAssets", "EmbedResult", "EmbeddedAsset"]
+__all__ = [
+    "Asset",
+    "DeadAsset",
+    "EmbedAssets",
+    "EmbedResult",
+    "EmbeddedAsset",
+    "ReadAssets",
+    "ReadResult",
+    "VectorFile",
+    "WriteVectors",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,12 +3,16 @@
 All fields are of types that a `RowCoder` encodes, the same value always as the same bytes, so that elements can be
 compared, grouped and sent between languages. After a shuffle in another process, Beam may return a named tuple with the
 same fields and another class; read fields, and do not test for a class.
+
+Fields that may be None are `Optional[…]`: Beam gives `… | None` a coder of its own and no type in the schema.
 """
+
+# ruff: noqa: UP045
 
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import apache_beam as beam
 import numpy as np
@@ -37,19 +41,19 @@ class Asset(NamedTuple):
     """Unique within its kind, not empty."""
     kind: str
     """`image` or `text`."""
-    uri: str | None = None
+    uri: Optional[str] = None
     """Where the worker that embeds the asset reads it: an absolute path or an fsspec URL."""
-    text: str | None = None
+    text: Optional[str] = None
     """The text itself."""
-    content: bytes | None = None
+    content: Optional[bytes] = None
     """The bytes of the image file, or of a text."""
-    fingerprint: str | None = None
+    fingerprint: Optional[str] = None
     """Changes when the content may have changed (an ETag, a revision); None: unknown."""
-    metadata: str | None = None
+    metadata: Optional[str] = None
     """A JSON object with sorted keys. It travels with the asset and is not sent to the API."""
-    size_bytes: int | None = None
+    size_bytes: Optional[int] = None
     """Size of the file at `uri`, in bytes, as it was listed; None: unknown."""
-    source: str | None = None
+    source: Optional[str] = None
     """Set by `ReadAssets` only: a JSON object with the settings of the source, by which `uri` is read."""
 
     @classmethod
@@ -125,25 +129,25 @@ class EmbeddedAsset(NamedTuple):
     """As in the asset."""
     kind: str
     """`image` or `text`."""
-    uri: str | None
+    uri: Optional[str]
     """As in the asset."""
-    text: str | None
+    text: Optional[str]
     """The text that was embedded; None for an image."""
     content_sha256: str
     """SHA-256 of the original bytes, as 64 hexadecimal digits."""
-    fingerprint: str | None
+    fingerprint: Optional[str]
     """As in the asset."""
-    media_type: str | None
+    media_type: Optional[str]
     """Of the original bytes, such as `image/png`; `text/plain` for a text."""
-    size_bytes: int | None
+    size_bytes: Optional[int]
     """Size of the original content in bytes."""
-    width: int | None
+    width: Optional[int]
     """Of the original image, in pixels; None for a text."""
-    height: int | None
+    height: Optional[int]
     """Of the original image, in pixels; None for a text."""
-    prepared: str | None
+    prepared: Optional[str]
     """What was changed before the image was sent; None: nothing."""
-    metadata: str | None
+    metadata: Optional[str]
     """As in the asset."""
     embedding: Sequence[np.float32]
     """The vector: a list of `float`, each a float32 value, with norm 1. The schema's type is an array of FLOAT."""
@@ -156,7 +160,7 @@ class DeadAsset(NamedTuple):
     """As in the asset."""
     kind: str
     """`image` or `text`."""
-    uri: str | None
+    uri: Optional[str]
     """As in the asset."""
     stage: str
     """Where it failed: `list`, `read`, `prepare` or `embed`."""
@@ -177,7 +181,8 @@ class EmbedResult(NamedTuple):
     """The assets without, each with its reason."""
 
 
-for _element in (Asset, EmbeddedAsset, DeadAsset):
+_ELEMENTS = (Asset, EmbeddedAsset, DeadAsset)
+for _element in _ELEMENTS:
     registry.register_coder(_element, RowCoder)
 
 
@@ -297,9 +302,10 @@ def check_elements(elements: Any, wanted: type, label: str) -> None:
     given = elements.element_type
     if given is None or given == typehints.Any or typehints.is_consistent_with(given, wanted):
         return
+    needed = {"id", "kind", "embedding"} if wanted is EmbeddedAsset else {"id", "kind"}
     is_row = isinstance(given, RowTypeConstraint)
     row = given if is_row else RowTypeConstraint.from_user_type(given)
-    if row is not None and {"id", "kind"} <= {field[0] for field in row._fields}:
+    if row is not None and given not in _ELEMENTS and needed <= {field[0] for field in row._fields}:
         return
     shown = "Row" if is_row else getattr(given, "__name__", str(given))
     create = " Map its elements with Asset.of_text or Asset.of_image first." if wanted is Asset else ""

@@ -177,6 +177,25 @@ class Store:
         with self.open_write(name) as file:
             file.write(data)
 
+    def move(self, name: str, to: str) -> None:
+        """Rename a file, replacing an existing one. An object store copies it, so that it appears completely.
+
+        If only `to` exists, nothing is done: an earlier call has moved it.
+
+        Raises:
+            FileNotFoundError: If neither exists.
+        """
+        try:
+            with storage_errors(self._place(name)):
+                if self.is_local:
+                    Path(self._confined(name)).replace(self._confined(to))
+                    return
+                self.fs.cp_file(self.path(name), self.path(to))
+                self.fs.rm_file(self.path(name))
+        except FileNotFoundError:
+            if self.size(to) is None:
+                raise
+
     def create(self, name: str, data: bytes) -> None:
         """Create a file atomically. If several writers try, exactly one succeeds.
 

@@ -11,7 +11,7 @@ from ...configs import SourceConfig
 from ...configs.errors import ConfigError
 from ...index.storage.remote import storage_errors
 from .casts import cast_cells
-from .files import PassedOver, match_files
+from .files import FoundFile, PassedOver, filesystem, match_files
 from .references import BATCH_ROWS, file_fingerprint, local_uri, printable, reference_schema
 from .tables import TableReader
 from .uri_safety import check_prefixes
@@ -92,20 +92,51 @@ def _table(source: SourceConfig, position: int, metadata: Mapping[str, str], pla
     rows = 0
     check_prefixes(source, place)
     for reader in _readers(source, place):
-        for part in reader.rows():
-            table = reader.references(part, position, metadata)
+        for table in _rows_of(reader, position, metadata):
             rows += len(table)
-            if not reader.wrong:  # after an invalid value the loop only collects further ones
-                yield table
-        reader.wrong.check()
+            yield table
     if not rows:
         raise ConfigError(f"{place}.table: {source.table!r} has no rows.")
+
+
+def _rows_of(reader: TableReader, position: int, metadata: Mapping[str, str]) -> Iterator[pa.Table]:
+    for part in reader.rows():
+        table = reader.references(part, position, metadata)
+        if not reader.wrong:  # after an invalid value the loop only collects further ones
+            yield table
+    reader.wrong.check()
 
 
 def _readers(source: SourceConfig, place: str) -> Iterator[TableReader]:
     fs, found = match_files(source.table or "", source.storage_options, f"{place}.table", None)
     for file in found:
         yield TableReader(source=source, place=place, fs=fs, file=file)
+
+
+def list_tables(source: SourceConfig, place: str) -> Iterator[FoundFile]:
+    """Yield the files of a source's table, without reading them.
+
+    Raises:
+        ConfigError: If no file matches.
+        SourceError: If the folder cannot be listed.
+    """
+    with storage_errors(source.table or ""):
+        check_prefixes(source, place)
+        for reader in _readers(source, place):
+            yield reader.file
+
+
+def table_references(source: SourceConfig, file: FoundFile, position: int, place: str) -> Iterator[pa.Table]:
+    """Yield the references of one of the files that `list_tables` found, with the source's own metadata columns.
+
+    Raises:
+        ConfigError: If the table lacks a column that the source names.
+        SourceError: If the table cannot be read, or has invalid values.
+    """
+    with storage_errors(source.table or ""):
+        fs, _ = filesystem(source.table or "", source.storage_options)
+        reader = TableReader(source=source, place=place, fs=fs, file=file)
+        yield from _rows_of(reader, position, dict(sorted(source.metadata.items())))
 
 
 def places_of_id(source: SourceConfig, asset_id: str, most: int) -> list[str]:

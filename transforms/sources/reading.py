@@ -34,7 +34,7 @@ class Reader:
     def __init__(self, sources: Sequence[SourceConfig], settings: PrepareConfig) -> None:
         self._sources = sources
         self._settings = settings
-        self._tables: dict[str, _CellTable] = {}
+        self._tables: dict[tuple[str, str | None], _CellTable] = {}
         self._lock = threading.Lock()
 
     def read(self, reference: Reference) -> bytes:
@@ -108,8 +108,9 @@ class Reader:
 
     def _table(self, url: str, source: SourceConfig) -> "_CellTable":
         with self._lock:
-            table = self._tables.pop(url, None) or _CellTable(url, source)
-            self._tables[url] = table
+            key = (url, source.bytes)  # two sources may read two columns of one table
+            table = self._tables.pop(key, None) or _CellTable(url, source)
+            self._tables[key] = table
             while len(self._tables) > _OPEN_TABLES:
                 # Not closed here: another thread may still read from it. It is closed when the last reference goes.
                 del self._tables[next(iter(self._tables))]

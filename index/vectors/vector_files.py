@@ -1,0 +1,316 @@
+"""A folder of Parquet files with vectors, written by many workers, each row once.
+
+Workers write *parts* into a hidden folder. Parts of attempts that failed stay there and are never used. When all parts
+are known, they become files: a large part is renamed, small ones are merged. The file `_vectors.json` is written last.
+"""
+
+import contextlib
+import hashlib
+import json
+import uuid
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ...configs.errors import ArgumentError, ConfigError, SourceError
+from ..storage.store import HashingWriter, Store
+from ..versions.layout import KINDS, embedding_field, metadata_type
+from .shards import write_tables
+from .units import parquet_writer
+
+MARK = "_vectors.json"
+"""Lists the files with their rows and sums. Its name is hidden from tools that read a folder of Parquet files."""
+_GROUP_BYTES = 16_000_000
+"""Bytes of a row group, about: what a worker holds in memory."""
+_ROW_BYTES = 256
+"""Estimated bytes of a row besides its vector and text."""
+_FIELDS = (
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("kind", pa.string(), nullable=False),
+    pa.field("uri", pa.string()),
+    pa.field("text", pa.string()),
+    pa.field("content_sha256", pa.string()),
+    pa.field("fingerprint", pa.string()),
+    pa.field("media_type", pa.string()),
+    pa.field("size_bytes", pa.int64()),
+    pa.field("width", pa.int64()),
+    pa.field("height", pa.int64()),
+    pa.field("prepared", pa.string()),
+    pa.field("metadata", pa.string()),
+)
+COLUMNS = tuple(field.name for field in _FIELDS)
+"""The columns of a file before those of its metadata and the vector."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorsSetup:
+    """What all workers know."""
+
+    store: Store
+    hidden: str
+    """Name of the folder of the parts, the same for all workers and attempts of a pipeline."""
+    metadata: Mapping[str, str]
+    """Names and types of metadata values that get columns of their own."""
+    file_bytes: int
+    """Size of a file, about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorPart:
+    """A complete Parquet file: a part, or a file of the result."""
+
+    name: str
+    rows: int
+    size_bytes: int
+    sha256: str
+    dimension: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeTask:
+    """The parts that become one file."""
+
+    name: str
+    parts: tuple[VectorPart, ...]
+
+
+def new_hidden_folder() -> str:
+    return f".writing-{uuid.uuid4().hex[:12]}"
+
+
+def vectors_schema(dimension: int, metadata: Mapping[str, str]) -> pa.Schema:
+    struct = metadata_type(metadata)
+    return pa.schema([*_FIELDS, *(struct or ()), embedding_field(dimension)])
+
+
+def check_is_new(store: Store) -> None:
+    """Check that a folder has no Parquet files yet.
+
+    Raises:
+        ConfigError: If it has some: rows of an earlier pipeline would be mixed with new ones.
+    """
+    names = [name for name in store.names("") if not name.startswith(".") and "/." not in name]
+    found = [name for name in names if name.lower().endswith(".parquet") or name == MARK]
+    if found:
+        raise ConfigError(
+            f"{store.url}: the folder already has vectors ({found[0]}). Name a new folder, or delete its files."
+        )
+
+
+class PartWriter:
+    """Writes rows into parts of about `file_bytes`. It holds one row group in memory."""
+
+    def __init__(self, setup: VectorsSetup) -> None:
+        self._setup = setup
+        self._rows: list[Mapping[str, Any]] = []
+        self._vectors = bytearray()
+        self._dimension = 0
+        self._held_bytes = 0
+        self._written = 0
+        self._name = ""
+        self._file: HashingWriter | None = None
+        self._writer: pq.ParquetWriter | None = None
+        self._open = contextlib.ExitStack()
+
+    def add(self, row: Mapping[str, Any], vector: Sequence[float]) -> VectorPart | None:
+        """Add a row. Return the part that it completes, if any.
+
+        Args:
+            row: Values of `COLUMNS`; those that are absent are null.
+            vector: The numbers, as float32.
+
+        Raises:
+            ArgumentError: If the id or kind is wrong, or the vector is not of finite numbers or does not have the
+                dimension of the others.
+        """
+        if not isinstance(row.get("id"), str) or not row["id"] or row.get("kind") not in KINDS:
+            raise ArgumentError(
+                f"Asset {row.get('id')!r:.80}: id must be a str that is not empty, and kind image or text, "
+                f"got {row.get('kind')!r:.80}."
+            )
+        numbers = _float32(vector, row)
+        if self._dimension not in {0, len(numbers)}:
+            raise ArgumentError(_other_dimension(self._dimension, len(numbers)))
+        self._dimension = len(numbers)
+        self._vectors += numbers.tobytes()
+        self._rows.append(row)
+        self._held_bytes += numbers.nbytes + len(row.get("text") or "") + len(row.get("metadata") or "") + _ROW_BYTES
+        if self._held_bytes >= _GROUP_BYTES:
+            self._write_group()
+            if self._file is not None and self._file.size_bytes >= self._setup.file_bytes:
+                return self.finish()
+        return None
+
+    def finish(self) -> VectorPart | None:
+        """Complete the part, and return it; None if it has no rows."""
+        self._write_group()
+        if self._file is None:
+            return None
+        self._open.close()
+        part = VectorPart(
+            name=self._name,
+            rows=self._written,
+            size_bytes=self._file.size_bytes,
+            sha256=self._file.sha256,
+            dimension=self._dimension,
+        )
+        self._file, self._written = None, 0
+        return part
+
+    def abandon(self) -> None:
+        """Drop the part that is not complete: its file does not appear. The writer cannot be used after this."""
+        with contextlib.suppress(InterruptedError), self._open:
+            raise InterruptedError
+
+    def _write_group(self) -> None:
+        if not self._rows:
+            return
+        table = self._table()
+        if self._file is None:
+            self._name = f"{self._setup.hidden}/{uuid.uuid4().hex}.parquet"
+            self._file = self._open.enter_context(self._setup.store.open_write(self._name))
+            self._writer = self._open.enter_context(parquet_writer(self._file, table.schema))
+        assert self._writer is not None
+        self._writer.write_table(table, row_group_size=len(table))
+        self._written += len(table)
+        self._rows, self._vectors, self._held_bytes = [], bytearray(), 0
+
+    def _table(self) -> pa.Table:
+        schema = vectors_schema(self._dimension, self._setup.metadata)
+        columns: list[Any] = [_column(self._rows, field) for field in _FIELDS]
+        columns += metadata_columns(self._rows, self._setup.metadata)
+        numbers = pa.array(np.frombuffer(bytes(self._vectors), np.float32))
+        columns.append(pa.FixedSizeListArray.from_arrays(numbers, type=schema.field("embedding").type))
+        return pa.table(columns, schema=schema)
+
+
+def _float32(vector: Sequence[float], row: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    try:
+        # `array` converts a list of floats four times as fast as numpy.
+        numbers = np.asarray(array("f", vector) if isinstance(vector, list) else vector, np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ArgumentError(f"Asset {row.get('id')!r:.80}: embedding must be numbers ({error}).") from error
+    if numbers.ndim != 1 or not len(numbers) or not np.isfinite(numbers).all():
+        raise ArgumentError(f"Asset {row.get('id')!r:.80}: embedding must be a list of finite numbers.")
+    return numbers
+
+
+def _column(rows: Sequence[Mapping[str, Any]], field: pa.Field) -> pa.Array:
+    try:
+        return pa.array([row.get(field.name) for row in rows], field.type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArgumentError(f"WriteVectors: {field.name} must be of type {field.type} ({reason}).") from error
+
+
+def metadata_columns(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> list[pa.Array]:
+    """Return a typed column for each name of `types`, from the JSON in `metadata`. Absent values are null.
+
+    Raises:
+        SourceError: If a value does not have its type.
+    """
+    if not types:
+        return []
+    values = [json.loads(row.get("metadata") or "{}") for row in rows]
+    return [_typed(field, [value.get(field.name) for value in values], rows) for field in metadata_type(types) or ()]
+
+
+def _typed(field: pa.Field, values: list[Any], rows: Sequence[Mapping[str, Any]]) -> pa.Array:
+    try:
+        return _cast(values, field.type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        for row, value in zip(rows, values, strict=True):
+            try:
+                _cast([value], field.type)
+            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+                raise SourceError(
+                    f"Asset {row.get('id')!r:.80}: metadata.{field.name} must be of type {field.type}, "
+                    f"got {value!r:.80}."
+                ) from error
+        raise
+
+
+def _cast(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):  # ISO 8601 in JSON
+        texts = pa.array(values, pa.string())
+        if pa.types.is_timestamp(kind):  # a time without a zone is UTC
+            texts = pc.replace_substring_regex(texts, r"^(\d{4}-\d{2}-\d{2})$", r"\1T00:00:00")
+            texts = pc.replace_substring_regex(texts, r"^([^T ]+[T ][0-9:.]+)$", r"\1Z")
+        return pc.cast(texts, kind)
+    return pa.array(values, kind)
+
+
+def plan_files(parts: Iterable[VectorPart], file_bytes: int) -> list[MergeTask]:
+    """Distribute parts over files. The same parts always become the same files, with the same names.
+
+    Raises:
+        ArgumentError: If parts have vectors of different dimensions.
+    """
+    ordered = sorted(parts, key=lambda part: (part.sha256, part.name))
+    dimensions = sorted({part.dimension for part in ordered})
+    if len(dimensions) > 1:
+        raise ArgumentError(_other_dimension(*dimensions[:2]))
+    groups: list[list[VectorPart]] = []
+    room = 0
+    for part in ordered:
+        if part.size_bytes * 2 >= file_bytes:
+            groups.insert(0, [part])
+            continue
+        if room < part.size_bytes:
+            groups.append([])
+            room = file_bytes
+        groups[-1].append(part)
+        room -= part.size_bytes
+    tasks, taken = [], Counter[str]()
+    for group in groups:
+        content = " ".join(part.sha256 for part in group)
+        taken[content] += 1  # equal parts are different files
+        name = hashlib.sha256(f"{content} {taken[content]}".encode()).hexdigest()[:20]
+        tasks.append(MergeTask(name=f"vectors-{name}.parquet", parts=tuple(group)))
+    return tasks
+
+
+def write_file(task: MergeTask, setup: VectorsSetup) -> VectorPart:
+    """Turn the parts of a task into one file. It appears completely; repeating this changes nothing."""
+    first = task.parts[0]
+    rows = sum(part.rows for part in task.parts)
+    if len(task.parts) == 1:
+        setup.store.move(first.name, task.name)
+        size, sha256 = first.size_bytes, first.sha256
+    else:
+        schema = vectors_schema(first.dimension, setup.metadata)
+        rows_per_group = max(1, _GROUP_BYTES // (4 * first.dimension + _ROW_BYTES))
+        entry = write_tables(setup.store, task.name, _tables(task.parts, setup.store), schema, rows_per_group)
+        if entry.rows != rows:
+            raise SourceError(f"{setup.store.url}/{task.name} must have {rows} rows, got {entry.rows}. Run again.")
+        size, sha256 = entry.size_bytes, entry.sha256
+    return VectorPart(name=task.name, rows=rows, size_bytes=size, sha256=sha256, dimension=first.dimension)
+
+
+def _tables(parts: Sequence[VectorPart], store: Store) -> Iterator[pa.Table]:
+    for part in parts:
+        with store.open_read(part.name) as handle:
+            file = pq.ParquetFile(handle, pre_buffer=False)
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, use_threads=False)
+
+
+def finish_folder(files: Iterable[VectorPart], setup: VectorsSetup) -> list[VectorPart]:
+    """Write `_vectors.json` and delete what failed attempts left. Return the files, sorted by name."""
+    ordered = sorted(files, key=lambda file: file.name)
+    listed = [{"name": f.name, "rows": f.rows, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in ordered]
+    mark = {"rows": sum(f.rows for f in ordered), "dimension": ordered[0].dimension if ordered else None}
+    setup.store.write(MARK, json.dumps({**mark, "files": listed}, indent=1).encode())
+    setup.store.delete(setup.hidden)
+    return ordered
+
+
+def _other_dimension(one: int, other: int) -> str:
+    return f"WriteVectors: all vectors of a folder must have the same dimension, got {one} and {other}."

@@ -1,0 +1,189 @@
+"""The transform that lists the assets of sources."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.typehints.decorators import no_annotations
+
+from ..configs import PrepareConfig, SourceConfig
+from ..configs.load import parse_sources
+from .elements import Asset, DeadAsset, check_asset, metadata_json
+from .sources.asset_reader import AssetReader, metadata_rows, source_json
+from .sources.files import FoundFile
+from .sources.list_sources import list_references, list_tables, table_references
+from .sources.unpreparable import Unpreparable
+
+_NAMESPACE = "epithre_beam"
+_LABEL = "sources"
+
+
+class ReadResult(NamedTuple):
+    """The output of `ReadAssets`."""
+
+    assets: beam.PCollection[Asset]
+    """One asset for each file, or each row of a table."""
+    dead: beam.PCollection[DeadAsset]
+    """Assets whose content could not be read; empty unless `content=True`."""
+
+
+class ReadAssets(beam.PTransform):  # type: ignore[misc]
+    r"""List the assets of sources, as a job does. Each source is a glob of files or the rows of a table.
+
+    Images and text files are listed by reference: `EmbedAssets` reads them where it embeds them, by the rules of their
+    source (`within`, `storage_options`). Texts of tables are part of the asset. The input is the pipeline itself, the
+    output a `ReadResult`. Both of its PCollections are bounded and in the global window.
+
+    Ids must be unique within a kind. `ReadAssets` does not check it, because that needs a shuffle of all ids; a catalog
+    refuses duplicates.
+
+    Args:
+        sources: A source, or several: each a `SourceConfig`, or a mapping with its keys, as in a job's `sources`.
+            Relative paths start at the working folder of the program that builds the pipeline.
+        prepare: A `PrepareConfig`, or a mapping with its keys; `max_file_bytes` limits what `content` reads.
+        content: Read the bytes of each asset into `content` instead of naming their place in `uri`. Use it for steps
+            other than `EmbedAssets` that need the bytes; if a shuffle follows, all bytes cross it.
+
+    Raises:
+        ConfigError: When a source or `prepare` is wrong. While the pipeline runs: when no file matches, or a table
+            lacks a column.
+        SourceError: While the pipeline runs, when a folder or table cannot be read, or a table has invalid values.
+
+    >>> import pathlib, tempfile
+    >>> import apache_beam as beam
+    >>> from epithre_beam import transforms as epithre
+    >>> table = pathlib.Path(tempfile.mkdtemp(), "products.csv")
+    >>> _ = table.write_text("sku,title\np1,red ceramic mug\n")
+    >>> with beam.Pipeline() as p:
+    ...     source = {"kind": "text", "table": str(table), "id": "sku", "text": "title"}
+    ...     _ = (p | epithre.ReadAssets(source)).assets | beam.Map(lambda asset: print(asset.id, asset.text))
+    p1 red ceramic mug
+    """
+
+    def __init__(
+        self,
+        sources: SourceConfig | Mapping[str, Any] | Sequence[SourceConfig | Mapping[str, Any]],
+        prepare: PrepareConfig | Mapping[str, Any] | None = None,
+        *,
+        content: bool = False,
+    ) -> None:
+        super().__init__()
+        several = [sources] if isinstance(sources, (SourceConfig, Mapping)) else sources
+        self._sources, self._prepare = parse_sources(several, prepare, "ReadAssets")
+        self._content = content
+
+    @no_annotations  # type: ignore[untyped-decorator]  # Beam warns about a named tuple, although it takes one
+    def expand(self, begin: beam.pvalue.PBegin) -> ReadResult:
+        sources = begin | "Sources" >> beam.Create(range(len(self._sources)))
+        files = sources | "ListFiles" >> beam.FlatMap(list_files, self._sources).with_output_types(Asset)
+        rows = (
+            sources
+            | "ListTables" >> beam.FlatMap(find_tables, self._sources).with_output_types(tuple[int, FoundFile])
+            | "SpreadTables" >> beam.Reshuffle()
+            | "ReadTables" >> beam.FlatMap(read_table, self._sources).with_output_types(Asset)
+        )
+        # References are small: spreading them here spreads the reading and embedding that follows.
+        assets = (files, rows) | "Join" >> beam.Flatten() | "SpreadAssets" >> beam.Reshuffle()
+        if not self._content:
+            dead = begin | "NoDead" >> beam.Create([]).with_output_types(DeadAsset)
+            return ReadResult(assets, dead)
+        read = assets | "ReadContent" >> beam.ParDo(_ReadContent(self._prepare))
+        return ReadResult(
+            read | "Assets" >> beam.Filter(_is_alive).with_output_types(Asset),
+            read | "Dead" >> beam.Filter(_is_dead).with_output_types(DeadAsset),
+        )
+
+    def display_data(self) -> dict[str, Any]:
+        places = [source.files or source.table for source in self._sources]
+        return {
+            "sources": DisplayDataItem(", ".join(str(place) for place in places), label="Sources"),
+            "content": DisplayDataItem(self._content, label="Reads the content"),
+        }
+
+
+def list_files(position: int, sources: Sequence[SourceConfig]) -> Iterator[Asset]:
+    """List the files of a source; nothing for a table."""
+    source = sources[position]
+    if source.files is not None:
+        yield from _assets(list_references(source, position, {}, _LABEL), source)
+
+
+def find_tables(position: int, sources: Sequence[SourceConfig]) -> Iterator[tuple[int, FoundFile]]:
+    """List the files of a source's table; nothing for a source of files."""
+    source = sources[position]
+    if source.table is not None:
+        for file in list_tables(source, f"{_LABEL}[{position}]"):
+            yield position, file
+
+
+def read_table(table: tuple[int, FoundFile], sources: Sequence[SourceConfig]) -> Iterator[Asset]:
+    position, file = table
+    source = sources[position]
+    yield from _assets(table_references(source, file, position, f"{_LABEL}[{position}]"), source)
+
+
+def _assets(tables: Iterable[pa.Table], source: SourceConfig) -> Iterator[Asset]:
+    place, listed = source_json(source), Metrics.counter(_NAMESPACE, "assets_listed")
+    for table in tables:
+        listed.inc(len(table))
+        for row, metadata in zip(table.drop_columns(_metadata(table)).to_pylist(), metadata_rows(table), strict=True):
+            yield Asset(
+                id=row["asset_id"],
+                kind=row["kind"],
+                uri=row["uri"],
+                text=row["text"],
+                fingerprint=row["fingerprint"],
+                metadata=None if metadata is None else metadata_json(metadata, f"Asset {row['asset_id']!r:.80}"),
+                size_bytes=row["size_bytes"],
+                source=None if row["uri"] is None else place,
+            )
+
+
+def _metadata(table: pa.Table) -> list[str]:
+    return [name for name in table.column_names if name == "metadata"]
+
+
+class _ReadContent(beam.DoFn):  # type: ignore[misc]
+    """Replace the uri of an asset by its bytes. An asset that cannot be read becomes a `DeadAsset`."""
+
+    def __init__(self, prepare: PrepareConfig) -> None:
+        self._prepare = prepare
+
+    def setup(self) -> None:
+        self._reader = AssetReader(self._prepare)
+
+    def process(self, element: Asset) -> Iterator[Asset | DeadAsset]:
+        if element.uri is None:
+            yield Asset(*element)
+            return
+        try:
+            content = self._reader.read(
+                element.uri, kind=element.kind, size_bytes=element.size_bytes, source=element.source
+            )
+        except Unpreparable as failure:
+            Metrics.counter(_NAMESPACE, "dead_assets").inc()
+            yield DeadAsset(
+                id=element.id,
+                kind=element.kind,
+                uri=element.uri,
+                stage="read",
+                reason=failure.reason.value,
+                detail=failure.detail,
+                attempts=0,
+            )
+            return
+        yield check_asset(Asset(*element)._replace(uri=None, content=content, size_bytes=len(content), source=None))
+
+    def teardown(self) -> None:
+        self._reader.close()
+
+
+def _is_alive(element: Asset | DeadAsset) -> bool:
+    return not isinstance(element, DeadAsset)
+
+
+def _is_dead(element: Asset | DeadAsset) -> bool:
+    return isinstance(element, DeadAsset)
