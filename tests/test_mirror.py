@@ -47,7 +47,6 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "index/versions/layout.py": "tests/index/vectors/test_units.py",
     "index/versions/values.py": _STRANGERS,
     "transforms/embedding/arguments.py": "tests/transforms/test_embed_assets.py",
-    "transforms/embedding/asset_reader.py": "tests/transforms/test_embed_assets.py",
     "transforms/embedding/assets.py": (
         "tests/transforms/embedding/test_unit.py",
         "tests/transforms/test_embed_assets.py",

@@ -306,7 +306,7 @@ def reference_of(asset: Asset, engine: Engine) -> Reference:
         text=asset.text,
         fingerprint=asset.fingerprint or UNKNOWN,
         size_bytes=size if asset.content is None else len(asset.content),
-        source=engine.reader.number_of(asset.source),
+        source=engine.reader.position_of(asset.source),
     )
     return reference if asset.content is None else InlineReference(**vars(reference), content=asset.content)
 

@@ -440,3 +440,30 @@ def test_all_steps_of_a_pipeline_spend_what_it_may_spend_and_the_rest_is_dead(se
     assert requests_of(emulator) == 5
     assert (len(embedded.elements), len(dead.elements)) == (20, 60)
     assert {(asset.stage, asset.reason, asset.attempts) for asset in dead.elements} == {("embed", "not_sent", 0)}
+
+
+def test_uris_are_read_only_where_they_may_point_to(serve, tmp_path):
+    emulator = serve()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(picture(1))
+    (tmp_path / "b.png").write_bytes(picture(2))
+    uris = {"in": tmp_path / "in" / "a.png", "out": tmp_path / "b.png"}
+    assets = [Asset.of_image(name, uri=str(uri)) for name, uri in uris.items()]
+    embedded, dead = run(assets, embed_assets(emulator, within=[str(tmp_path / "in")]))
+    assert [asset.id for asset in embedded] == ["in"]
+    assert [(asset.id, asset.reason) for asset in dead] == [("out", "uri_not_allowed")]
+    embedded, dead = run(assets, embed_assets(emulator))
+    assert (len(embedded), dead) == (2, [])
+
+
+def test_assets_of_a_source_are_read_where_they_are_embedded(serve, tmp_path):
+    emulator = serve()
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    embedded = Collected()
+    with pipeline() as p:
+        listed = p | epithre.ReadAssets({"kind": "image", "files": str(tmp_path / "*.png")})
+        _ = (listed.assets | embed_assets(emulator)).embedded | beam.Map(embedded)
+    found = {asset.id: asset.embedding for asset in embedded.elements}
+    assert sorted(found) == ["0.png", "1.png", "2.png"]
+    np.testing.assert_allclose(found["2.png"], hash_vector("image", picture(2), DIMENSION), atol=1e-5)

@@ -17,6 +17,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from ...configs import EmbedConfig, PrepareConfig
 from ...configs.errors import ApiPausedError
@@ -29,8 +30,8 @@ from ..epithre.probe import probe
 from ..epithre.rate_limit.account import Account
 from ..epithre.rate_limit.memory_backend import WINDOW_S
 from ..epithre.rate_limit.spending import SpendingLimit
+from ..sources.asset_reader import AssetReader
 from ..sources.references import Reference
-from .asset_reader import AssetReader
 from .assets import AssetEmbedder, BatchFiller, Facts, Origin, Positioned, bytes_held
 from .in_flight import ByteLimit, SentContents
 from .lane import api_key
@@ -100,7 +101,9 @@ class Engine:
             self._reported: dict[str, int] = {}
             self._throttled_before_s = self._limiter.throttled_s
             self._cache = self._open_cache()
-            self.reader = AssetReader(setup.prepare, setup.within, setup.storage_options)
+            self.reader = AssetReader(
+                setup.prepare, within=setup.within, storage_options=orjson.loads(setup.storage_options)
+            )
             stack.callback(self.reader.close)
             threads = ThreadPoolExecutor(embed.readers, thread_name_prefix="read")
             local_threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2), thread_name_prefix="prepare")
@@ -109,7 +112,7 @@ class Engine:
             self._embedder = AssetEmbedder(
                 embed=embed,
                 prepare=setup.prepare,
-                reader=self.reader,
+                reader=self.reader.references,
                 client=self._client(),
                 threads=threads,
                 local_threads=local_threads,

@@ -1,7 +1,7 @@
 """Reads the bytes of assets that carry the settings of their source with them, so that any worker can read them."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -23,13 +23,41 @@ class AssetReader:
     """Reads assets from many threads. Use one for each process: it shares connections and opens them lazily.
 
     A `source` decides which files may be read, and must come from the author of the pipeline.
+
+    Args:
+        settings: The limits of what is read.
+        within: The folders that uris without a source may point into; None: everywhere.
+        storage_options: Options for fsspec, for uris without a source.
     """
 
-    def __init__(self, settings: PrepareConfig) -> None:
-        self._sources = [_WITHOUT_SOURCE]
+    def __init__(
+        self,
+        settings: PrepareConfig,
+        *,
+        within: Sequence[str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        without = _WITHOUT_SOURCE
+        if within is not None:
+            without = SourceConfig(kind="image", table="-", id="id", uri="uri", within=tuple(within))
+        self._sources = [without.model_copy(update={"storage_options": dict(storage_options or {})})]
         self._positions: dict[str | None, int] = {None: 0}
         self._lock = threading.Lock()
         self._reader = Reader(self._sources, settings)
+
+    @property
+    def references(self) -> Reader:
+        """A reader of references whose source is a `position_of`."""
+        return self._reader
+
+    def position_of(self, source: str | None) -> int:
+        """Return the position of a source, as `source_json` returned it; None: the uri is read without one."""
+        with self._lock:
+            position = self._positions.get(source)
+            if position is None:
+                self._sources.append(SourceConfig.model_validate_json(source or ""))
+                position = self._positions[source] = len(self._sources) - 1
+        return position
 
     def read(self, uri: str, *, kind: str, size_bytes: int | None = None, source: str | None = None) -> bytes:
         """Return the bytes at a uri.
@@ -44,11 +72,7 @@ class AssetReader:
             Unpreparable: If the file is missing, unreadable, not allowed, or larger than `max_file_bytes`.
             ValidationError: If `source` was not returned by `source_json`.
         """
-        with self._lock:
-            position = self._positions.get(source)
-            if position is None:
-                self._sources.append(SourceConfig.model_validate_json(source or ""))
-                position = self._positions[source] = len(self._sources) - 1
+        position = self.position_of(source)
         return self._reader.read(
             Reference(
                 asset_id="", kind=kind, uri=uri, text=None, fingerprint="", size_bytes=size_bytes, source=position
