@@ -18,7 +18,7 @@ from ..configs.errors import ConfigError
 from ..configs.schema import Dialect
 from ..index.versions.layout import DeadLetter
 from .elements import Asset, DeadAsset, EmbeddedAsset, EmbedResult, as_assets
-from .embedding.arguments import embed_config
+from .embedding.arguments import config_of, embed_config
 from .embedding.assets import InlineReference
 from .embedding.engine import AssetBundle, EmbeddedVector, Engine, EngineSetup, acquire_engine, release_engine
 from .epithre.rate_limit.memory_backend import WINDOW_S
@@ -74,8 +74,8 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
             this process (`memory`), of this host (`host`), or all that use a Redis (`redis`).
         redis_url: `redis://HOST:PORT/DB`, without a password.
         redis_password_env: The name of the environment variable with Redis' password.
-        embed: All settings of the API, instead of those above.
-        prepare: How assets are prepared.
+        embed: Other settings of the API, or all of them: the section `embed` of a job.
+        prepare: How assets are prepared: the section `prepare` of a job.
         cache: A catalog or a folder of vectors written earlier, as a path or an fsspec URL. Contents that it has are
             not sent, and what is sent is kept there before it leaves the transform, so that a pipeline that was killed
             sends nothing twice.
@@ -104,8 +104,8 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
         rate_limiter: Literal["memory", "host", "redis"] | None = None,
         redis_url: str | None = None,
         redis_password_env: str | None = None,
-        embed: EmbedConfig | None = None,
-        prepare: PrepareConfig | None = None,
+        embed: EmbedConfig | Mapping[str, Any] | None = None,
+        prepare: PrepareConfig | Mapping[str, Any] | None = None,
         cache: str | None = None,
         within: Sequence[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
@@ -129,7 +129,7 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
             "redis_password_env": redis_password_env,
         }
         self._embed = embed_config({name: value for name, value in given.items() if value is not None}, embed)
-        self._prepare = prepare or PrepareConfig()
+        self._prepare = config_of(PrepareConfig, prepare)
         self._cache = cache
         self._within = None if within is None else tuple(within)
         self._storage_options = orjson.dumps(dict(storage_options or {}), option=orjson.OPT_SORT_KEYS).decode()
@@ -175,7 +175,8 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
             # Dask drops what leaves `finish_bundle`, so a bundle is made of a group, whose elements cross a shuffle.
             results = (
                 assets
-                | "ChooseGroup" >> beam.ParDo(ChooseKey(1)).with_output_types(tuple[int, Asset])
+                | "ChooseGroup"
+                >> beam.ParDo(ChooseKey(self._embed.items_per_request)).with_output_types(tuple[int, Asset])
                 | "Group" >> beam.GroupByKey()
                 | "EmbedGroup" >> beam.ParDo(_EmbedGroup(setup)).with_output_types(EmbeddedAsset | DeadAsset)
             )

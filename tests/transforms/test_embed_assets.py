@@ -391,7 +391,9 @@ def test_a_wrong_element_type_is_refused_when_the_pipeline_is_built():
     ("options", "words"),
     [
         ({"batch_items": 0}, "EmbedAssets: batch_items: Input should be greater than or equal to 1, got 0."),
-        ({"embed": EmbedConfig(), "batch_items": 3}, "EmbedAssets: batch_items is 3, but 64 in `embed`."),
+        ({"embed": EmbedConfig(batch_items=64), "batch_items": 3}, "EmbedAssets: batch_items is 3, but 64 in `embed`."),
+        ({"embed": {"batch_item": 3}}, "EmbedAssets: batch_item: Extra inputs are not permitted, got 3."),
+        ({"prepare": {"check": "all"}}, "EmbedAssets: check: Input should be 'structure' or 'decode', got 'all'."),
         ({"max_buffering_s": 0}, "EmbedAssets: max_buffering_s must be greater than 0, got 0."),
         ({"rate_limiter": "redis"}, "EmbedAssets: must have `rate_limiter: redis` and `redis_url` together."),
     ],
@@ -402,9 +404,10 @@ def test_a_wrong_or_contradicting_argument_is_refused(options, words):
     assert str(caught.value).startswith(words)
 
 
-def test_an_argument_that_a_whole_config_states_too_may_be_repeated():
-    shown = epithre.EmbedAssets(embed=EmbedConfig(batch_items=3), batch_items=3).display_data()
-    assert (shown["batch_items"], shown["rate_limiter"]) == (3, "host")
+@pytest.mark.parametrize("embed", [EmbedConfig(batch_items=3), {"batch_items": 3}])
+def test_arguments_and_a_config_add_up(embed):
+    shown = epithre.EmbedAssets(embed=embed, batch_items=3, dimension=16).display_data()
+    assert (shown["batch_items"], shown["dimension"], shown["rate_limiter"]) == (3, 16, "host")
 
 
 def test_display_data_and_pickle_have_no_key(serve):

@@ -1,34 +1,48 @@
-"""The arguments of a transform: single settings of the API, or a whole config that they do not contradict."""
+"""The arguments of a transform: single settings of the API, and whole configs that they do not contradict."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ...configs import EmbedConfig
 from ...configs.errors import ConfigError
 
+_Config = TypeVar("_Config", bound=BaseModel)
 
-def embed_config(given: Mapping[str, Any], embed: EmbedConfig | None) -> EmbedConfig:
-    """Return the settings of single arguments, or a whole config that they do not contradict.
+
+def embed_config(given: Mapping[str, Any], embed: EmbedConfig | Mapping[str, Any] | None) -> EmbedConfig:
+    """Return the settings of single arguments and of a config together. By default the host counts the requests.
 
     Raises:
-        ConfigError: With the argument, the rule and the value.
+        ConfigError: With the argument, the rule and the value; also if an argument contradicts the config.
     """
-    if embed is None:
-        try:
-            return EmbedConfig.model_validate({"rate_limiter": "host", **given})
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            words = str(first["msg"]).removeprefix("Value error, ")
-            value = f", got {first['input']!r}" if name else ""
-            raise ConfigError(f"EmbedAssets: {f'{name}: ' if name else ''}{words}{value}.") from None
+    stated = _stated(embed)
     for name, value in given.items():
-        if getattr(embed, name) != value:
+        if name in stated and stated[name] != value:
             raise ConfigError(
-                f"EmbedAssets: {name} is {value!r}, but {getattr(embed, name)!r} in `embed`. Set it in one of them."
+                f"EmbedAssets: {name} is {value!r}, but {stated[name]!r} in `embed`. Set it in one of them."
             )
-    if "rate_limiter" not in embed.model_fields_set:
-        return embed.model_copy(update={"rate_limiter": "host"})
-    return embed
+    return config_of(EmbedConfig, {"rate_limiter": "host", **stated, **given})
+
+
+def config_of(kind: type[_Config], config: _Config | Mapping[str, Any] | None) -> _Config:
+    """Return a config that was given as it is, as a mapping or not at all.
+
+    Raises:
+        ConfigError: With the setting, the rule and the value.
+    """
+    try:
+        return kind.model_validate(_stated(config))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        words = str(first["msg"]).removeprefix("Value error, ")
+        place, value = (f"{name}: ", f", got {first['input']!r}") if name else ("", "")
+        raise ConfigError(f"EmbedAssets: {place}{words}{value}.") from None
+
+
+def _stated(config: BaseModel | Mapping[str, Any] | None) -> dict[str, Any]:
+    if isinstance(config, BaseModel):
+        return {name: getattr(config, name) for name in config.model_fields_set}
+    return dict(config or {})
