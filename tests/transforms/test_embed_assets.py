@@ -3,7 +3,10 @@
 import hashlib
 import io
 import json
+import os
 import pickle
+import subprocess
+import sys
 import time
 import typing
 
@@ -28,6 +31,9 @@ DIMENSION = 16
 KEY_ENV = "EMBED_ASSETS_KEY"
 FN_API = "FnApiRunner"
 BUNDLES = "BundleBasedDirectRunner"
+THREADS = f"{FN_API} --direct_running_mode=multi_threading --direct_num_workers=2"
+REPEATED = f"{FN_API} --direct_runner_bundle_repeat=1"
+"""Each bundle runs twice."""
 Asset = epithre.Asset
 
 
@@ -55,7 +61,7 @@ def embed_assets(emulator, **options):
 
 
 def pipeline(runner=FN_API, *options):
-    return beam.Pipeline(options=PipelineOptions([f"--runner={runner}", *options]))
+    return beam.Pipeline(options=PipelineOptions([*f"--runner={runner}".split(), *options]))
 
 
 def texts(count, words="text"):
@@ -99,7 +105,7 @@ def requests_of(emulator):
     return emulator.stats()["requests"]
 
 
-@pytest.mark.parametrize("runner", [FN_API, BUNDLES])
+@pytest.mark.parametrize("runner", [FN_API, BUNDLES, THREADS, REPEATED])
 def test_every_asset_has_its_own_vector_or_is_dead_alone(serve, tmp_path, runner):
     emulator = serve(Faults(poison_marker="poison"))
     (tmp_path / "there.png").write_bytes(picture(1))
@@ -470,3 +476,45 @@ def test_assets_of_a_source_are_read_where_they_are_embedded(serve, tmp_path):
     found = {asset.id: asset.embedding for asset in embedded.elements}
     assert sorted(found) == ["0.png", "1.png", "2.png"]
     np.testing.assert_allclose(found["2.png"], hash_vector("image", picture(2), DIMENSION), atol=1e-5)
+
+
+SCRIPT = """
+import sys, time
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from epithre_beam import transforms as epithre
+
+def to_asset(number):
+    return epithre.Asset.of_text(str(number), f"text {number}")
+
+if __name__ == "__main__":
+    with beam.Pipeline(options=PipelineOptions(sys.argv[3:])) as p:
+        assets = p | beam.Create(range(60), reshuffle=False) | beam.Map(to_asset).with_output_types(epithre.Asset)
+        result = assets | epithre.EmbedAssets(
+            base_url=sys.argv[1], dimension=16, batch_items=4, max_concurrency=1, cache=sys.argv[2]
+        )
+        _ = result.embedded | beam.combiners.Count.Globally() | beam.Map(print)
+"""
+
+
+def script(tmp_path, emulator, *options):
+    (tmp_path / "embed.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "embed.py"), emulator.base_url, str(tmp_path / "cache"), *options]
+    environment = {**os.environ, "EPITHRE_KEY": emulator.api_key}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def test_a_killed_pipeline_sends_only_what_was_in_flight_again(serve, tmp_path):
+    emulator = serve(Faults(latency_s=0.05))
+    killed = script(tmp_path, emulator, f"--runner={FN_API}")
+    units = tmp_path / "cache" / "units"
+    until = time.monotonic() + 60
+    while len(list(units.glob("*.parquet"))) < 4:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    killed.kill()
+    killed.communicate()
+    again = script(tmp_path, emulator, f"--runner={FN_API}", "--save_main_session")
+    assert again.communicate(timeout=60)[0].split() == ["60"]
+    twice = sum(count - 1 for count in emulator.payments().values())
+    assert twice <= 4  # the one request that was in flight
