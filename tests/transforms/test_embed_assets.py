@@ -518,3 +518,22 @@ def test_a_killed_pipeline_sends_only_what_was_in_flight_again(serve, tmp_path):
     assert again.communicate(timeout=60)[0].split() == ["60"]
     twice = sum(count - 1 for count in emulator.payments().values())
     assert twice <= 4  # the one request that was in flight
+
+
+def test_a_bundle_that_is_tried_again_during_a_long_pause_sends_nothing(serve):
+    emulator = serve(Faults(rate_429=1.0, rate_429_retry_after_s=5000))
+    with pytest.raises(Exception, match="asked for a pause of 5000 s"):
+        run(texts(3), embed_assets(emulator), BUNDLES)
+    assert requests_of(emulator) == 1
+
+
+def test_pipelines_share_a_limit_in_redis(serve, redis_server):
+    emulator = serve(limits=Limits(requests_per_minute=10, window_s=0.5))
+    for runner in (FN_API, THREADS):
+        transform = embed_assets(
+            emulator, requests_per_minute=10, batch_items=1, rate_limiter="redis", redis_url=redis_server.url
+        )
+        transform._window_s = 0.5
+        embedded, _ = run(texts(15, runner), transform, runner)
+        assert len(embedded) == 15
+    assert emulator.stats()["statuses"] == {"200": 30}
