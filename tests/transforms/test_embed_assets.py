@@ -175,6 +175,7 @@ def test_bytes_in_flight_are_limited(serve):
     assert emulator.stats()["peak_in_service"] <= 3
 
 
+@pytest.mark.slow
 def test_processes_and_steps_share_one_limit(serve):
     limits = Limits(requests_per_minute=10, window_s=1.0)
     emulator = serve(limits=limits)
@@ -479,13 +480,16 @@ def test_assets_of_a_source_are_read_where_they_are_embedded(serve, tmp_path):
 
 
 SCRIPT = """
-import sys, time
+import json, pathlib, sys
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from epithre_beam import transforms as epithre
 
 def to_asset(number):
     return epithre.Asset.of_text(str(number), f"text {number}")
+
+def keep(pair, folder):
+    pathlib.Path(folder).with_name(f"found-{pair[0]}").write_text(json.dumps(pair))
 
 if __name__ == "__main__":
     with beam.Pipeline(options=PipelineOptions(sys.argv[3:])) as p:
@@ -497,13 +501,14 @@ if __name__ == "__main__":
 """
 
 
-def script(tmp_path, emulator, *options):
-    (tmp_path / "embed.py").write_text(SCRIPT)
+def script(tmp_path, emulator, *options, text=SCRIPT):
+    (tmp_path / "embed.py").write_text(text)
     command = [sys.executable, str(tmp_path / "embed.py"), emulator.base_url, str(tmp_path / "cache"), *options]
     environment = {**os.environ, "EPITHRE_KEY": emulator.api_key}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
+@pytest.mark.slow
 def test_a_killed_pipeline_sends_only_what_was_in_flight_again(serve, tmp_path):
     emulator = serve(Faults(latency_s=0.05))
     killed = script(tmp_path, emulator, f"--runner={FN_API}")
@@ -537,3 +542,32 @@ def test_pipelines_share_a_limit_in_redis(serve, redis_server):
         embedded, _ = run(texts(15, runner), transform, runner)
         assert len(embedded) == 15
     assert emulator.stats()["statuses"] == {"200": 30}
+
+
+@pytest.mark.slow
+def test_dask_carries_both_outputs(serve, tmp_path):
+    """Dask drops all leaves but one, so the two outputs are joined."""
+    pytest.importorskip("dask.distributed")
+    emulator = serve()
+    text = SCRIPT.replace("_ = result.embedded | beam.combiners.Count.Globally() | beam.Map(print)", JOINED)
+    text = text.replace('f"text {number}"', 'f"text {number}" if number % 20 else ""')
+    runner = "apache_beam.runners.dask.dask_runner.DaskRunner"
+    done = script(tmp_path, emulator, f"--runner={runner}", text=text)
+    done.communicate(timeout=120)
+    assert done.returncode == 0
+    found = [json.loads(file.read_text()) for file in tmp_path.glob("found-*")]
+    assert sorted(found) == sorted([str(i), "" if i % 20 else "empty_text"] for i in range(60))
+
+
+JOINED = """embedded = result.embedded | "1" >> beam.Map(lambda asset: (asset.id, ""))
+        dead = result.dead | "2" >> beam.Map(lambda asset: (asset.id, asset.reason))
+        _ = (embedded, dead) | beam.Flatten() | "3" >> beam.Map(keep, sys.argv[2])
+"""
+
+
+def test_unbounded_input_on_dask_is_refused_when_the_pipeline_is_built():
+    dask_runner = pytest.importorskip("apache_beam.runners.dask.dask_runner")
+    pytest.importorskip("dask.distributed")
+    p = beam.Pipeline(runner=dask_runner.DaskRunner())
+    with pytest.raises(ConfigError, match="EmbedAssets: the DaskRunner cannot run a pipeline with unbounded input"):
+        _ = p | stream([texts(1)]) | epithre.EmbedAssets()
