@@ -15,7 +15,7 @@ from PIL import Image
 
 from epithre_beam import transforms as epithre
 from epithre_beam.configs import PrepareConfig, SourceConfig
-from epithre_beam.configs.errors import ConfigError, SourceError
+from epithre_beam.configs.errors import ArgumentError, ConfigError, SourceError
 from epithre_beam.transforms.sources.list_sources import list_references
 
 from .pipeline_runs import RUNNERS, run
@@ -80,6 +80,10 @@ def test_metadata_of_a_table_travels_as_json(sources, tmp_path):
     assert found["0.png"] is None
 
 
+def test_elements_have_the_types_that_the_schema_says(sources, tmp_path):
+    assert len(read(sources, tmp_path, ["--runner=FnApiRunner", "--runtime_type_check"], content=True)["assets"]) == 12
+
+
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_content_is_read_by_the_rules_of_its_source(runner, sources, tmp_path):
     found = read(sources, tmp_path, RUNNERS[runner], content=True)
@@ -139,6 +143,11 @@ def test_wrong_source_is_refused_at_construction(sources, words):
 def test_wrong_prepare_is_refused_at_construction():
     with pytest.raises(ConfigError, match=r"prepare\.max_file_bytes must be at least 1, got 0"):
         epithre.ReadAssets({"kind": "image", "files": "x"}, {"max_file_bytes": 0})
+
+
+def test_it_is_refused_after_another_transform():
+    with pytest.raises(ArgumentError, match="begins a pipeline, so apply it to the pipeline itself, got PCollection"):
+        _ = beam.Pipeline() | beam.Create(["x"]) | epithre.ReadAssets({"kind": "image", "files": "x"})
 
 
 def test_pattern_that_matches_nothing_stops_the_pipeline_with_a_sentence(tmp_path):

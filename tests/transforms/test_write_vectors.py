@@ -78,6 +78,12 @@ def test_each_vector_is_written_once_on_every_runner(runner, tmp_path):
     assert_whole(out, files)
 
 
+def test_elements_have_the_types_that_are_declared(tmp_path):
+    options = ["--runner=FnApiRunner", "--runtime_type_check"]
+    files = run(lambda p: {"files": embedded(p) | epithre.WriteVectors(tmp_path / "out")}, tmp_path, options)["files"]
+    assert_whole(tmp_path / "out", files)
+
+
 def test_names_of_files_come_from_their_content(tmp_path):
     def write(out, first):
         numbers = range(first, first + 5)
