@@ -161,7 +161,7 @@ class _ReadContent(beam.DoFn):  # type: ignore[misc]
     def setup(self) -> None:
         self._reader = AssetReader(self._prepare)
 
-    def process(self, element: Asset) -> Iterator[Asset | DeadAsset]:
+    def process(self, element: Any) -> Iterator[Asset | DeadAsset]:
         if element.uri is None:
             yield Asset(*element)
             return
@@ -187,9 +187,9 @@ class _ReadContent(beam.DoFn):  # type: ignore[misc]
         self._reader.close()
 
 
-def _is_alive(element: Asset | DeadAsset) -> bool:
+def _is_alive(element: Any) -> bool:
     return not isinstance(element, DeadAsset)
 
 
-def _is_dead(element: Asset | DeadAsset) -> bool:
+def _is_dead(element: Any) -> bool:
     return isinstance(element, DeadAsset)

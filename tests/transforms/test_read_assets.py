@@ -16,6 +16,7 @@ from PIL import Image
 from epithre_beam import transforms as epithre
 from epithre_beam.configs import PrepareConfig, SourceConfig
 from epithre_beam.configs.errors import ArgumentError, ConfigError, SourceError
+from epithre_beam.transforms.elements import to_asset
 from epithre_beam.transforms.sources.list_sources import list_references
 
 from .pipeline_runs import RUNNERS, run
@@ -104,6 +105,15 @@ def test_too_large_file_is_a_dead_asset_and_the_others_are_read(sources, tmp_pat
     found = read(sources[0], tmp_path, prepare=PrepareConfig(max_file_bytes=1999), content=True)
     assert [asset["id"] for asset in found["assets"]] == ["1.png", "2.png"]
     assert [(d["id"], d["reason"], d["attempts"]) for d in found["dead"]] == [("0.png", "file_too_large", 0)]
+
+
+def test_row_without_a_uri_is_a_dead_asset_and_not_an_error(tmp_path):
+    (tmp_path / "t.csv").write_text("id,uri\na,\n")
+    source = {"kind": "image", "table": f"{tmp_path}/t.csv", "id": "id", "uri": "uri"}
+    (asset,) = read(source, tmp_path)["assets"]
+    assert to_asset(epithre.Asset(**asset)).uri == ""
+    (dead,) = read(source, tmp_path, content=True)["dead"]
+    assert (dead["reason"], dead["detail"]) == ("missing", "the row has no uri")
 
 
 def test_two_columns_of_bytes_in_one_table_are_not_confused(tmp_path):
