@@ -237,7 +237,7 @@ def problem_of(asset: Asset) -> str | None:
     allowed = ("content", "uri") if asset.kind == "image" else ("text", "content", "uri")
     if len(given) != 1 or given[0] not in allowed:
         return f"an asset of kind {asset.kind} must have exactly one of {', '.join(allowed)}, got {given or 'none'}"
-    if asset.uri == "":
+    if asset.uri == "" and asset.source is None:  # an empty cell of a table becomes a dead asset when it is read
         return "uri must not be empty"
     return None
 

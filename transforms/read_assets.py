@@ -10,6 +10,7 @@ from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.typehints.decorators import no_annotations
 
 from ..configs import PrepareConfig, SourceConfig
+from ..configs.errors import ArgumentError
 from ..configs.load import parse_sources
 from .elements import Asset, DeadAsset, check_asset, metadata_json
 from .sources.asset_reader import AssetReader, metadata_rows, source_json
@@ -48,6 +49,7 @@ class ReadAssets(beam.PTransform):  # type: ignore[misc]
             other than `EmbedAssets` that need the bytes; if a shuffle follows, all bytes cross it.
 
     Raises:
+        ArgumentError: When it is applied to a PCollection.
         ConfigError: When a source or `prepare` is wrong. While the pipeline runs: when no file matches, or a table
             lacks a column.
         SourceError: While the pipeline runs, when a folder or table cannot be read, or a table has invalid values.
@@ -77,6 +79,10 @@ class ReadAssets(beam.PTransform):  # type: ignore[misc]
 
     @no_annotations  # type: ignore[untyped-decorator]  # Beam warns about a named tuple, although it takes one
     def expand(self, begin: beam.pvalue.PBegin) -> ReadResult:
+        if not isinstance(begin, beam.pvalue.PBegin):
+            raise ArgumentError(
+                f"{self.label} begins a pipeline, so apply it to the pipeline itself, got {type(begin).__name__}."
+            )
         sources = begin | "Sources" >> beam.Create(range(len(self._sources)))
         files = sources | "ListFiles" >> beam.FlatMap(list_files, self._sources).with_output_types(Asset)
         rows = (
@@ -155,7 +161,7 @@ class _ReadContent(beam.DoFn):  # type: ignore[misc]
     def setup(self) -> None:
         self._reader = AssetReader(self._prepare)
 
-    def process(self, element: Asset) -> Iterator[Asset | DeadAsset]:
+    def process(self, element: Any) -> Iterator[Asset | DeadAsset]:
         if element.uri is None:
             yield Asset(*element)
             return
@@ -181,9 +187,9 @@ class _ReadContent(beam.DoFn):  # type: ignore[misc]
         self._reader.close()
 
 
-def _is_alive(element: Asset | DeadAsset) -> bool:
+def _is_alive(element: Any) -> bool:
     return not isinstance(element, DeadAsset)
 
 
-def _is_dead(element: Asset | DeadAsset) -> bool:
+def _is_dead(element: Any) -> bool:
     return isinstance(element, DeadAsset)

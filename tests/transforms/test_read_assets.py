@@ -15,7 +15,8 @@ from PIL import Image
 
 from epithre_beam import transforms as epithre
 from epithre_beam.configs import PrepareConfig, SourceConfig
-from epithre_beam.configs.errors import ConfigError, SourceError
+from epithre_beam.configs.errors import ArgumentError, ConfigError, SourceError
+from epithre_beam.transforms.elements import to_asset
 from epithre_beam.transforms.sources.list_sources import list_references
 
 from .pipeline_runs import RUNNERS, run
@@ -24,21 +25,21 @@ from .pipeline_runs import RUNNERS, run
 @pytest.fixture
 def sources(tmp_path):
     """Images in a folder, an image outside of it, texts in two tables, and images in the cells of a table."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for i in range(3):
-        Image.new("RGB", (8 + i, 8)).save(pictures / f"{i}.png")
+        Image.new("RGB", (8 + i, 8)).save(images / f"{i}.png")
     Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
     (tmp_path / "rows-1.csv").write_text("sku,title,price,day\np1,mug,3.5,2026-11-30\np2,jug,,\n")
     (tmp_path / "rows-2.csv").write_text("sku,title,price,day\np3,cup,nan,2026-01-01\n")
-    uris = [*(f"pictures/{i}.png" for i in range(3)), str(tmp_path / "secret.png"), "pictures/none.png"]
-    (tmp_path / "pictures" / "uris.csv").write_text(
-        "id,uri\n" + "".join(f"u{i},{uri.removeprefix('pictures/')}\n" for i, uri in enumerate(uris))
+    uris = [*(f"images/{i}.png" for i in range(3)), str(tmp_path / "secret.png"), "images/none.png"]
+    (tmp_path / "images" / "uris.csv").write_text(
+        "id,uri\n" + "".join(f"u{i},{uri.removeprefix('images/')}\n" for i, uri in enumerate(uris))
     )
-    cells = [(pictures / f"{i}.png").read_bytes() for i in range(3)]
+    cells = [(images / f"{i}.png").read_bytes() for i in range(3)]
     pq.write_table(pa.table({"id": ["c0", "c1", "c2"], "data": cells}), tmp_path / "cells.parquet", row_group_size=2)
     return [
-        {"kind": "image", "files": f"{pictures}/*.png"},
+        {"kind": "image", "files": f"{images}/*.png"},
         {
             "kind": "text",
             "table": f"{tmp_path}/rows-*.csv",
@@ -46,7 +47,7 @@ def sources(tmp_path):
             "text": "title",
             "metadata": {"price": "double", "day": "date"},
         },
-        {"kind": "image", "table": f"{pictures}/uris.csv", "id": "id", "uri": "uri"},
+        {"kind": "image", "table": f"{images}/uris.csv", "id": "id", "uri": "uri"},
         {"kind": "image", "table": f"{tmp_path}/cells.parquet", "id": "id", "bytes": "data"},
     ]
 
@@ -80,12 +81,16 @@ def test_metadata_of_a_table_travels_as_json(sources, tmp_path):
     assert found["0.png"] is None
 
 
+def test_elements_have_the_types_that_the_schema_says(sources, tmp_path):
+    assert len(read(sources, tmp_path, ["--runner=FnApiRunner", "--runtime_type_check"], content=True)["assets"]) == 12
+
+
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_content_is_read_by_the_rules_of_its_source(runner, sources, tmp_path):
     found = read(sources, tmp_path, RUNNERS[runner], content=True)
     content = {asset["id"]: asset["content"] for asset in found["assets"] if asset["kind"] == "image"}
     for i in range(3):
-        data = (tmp_path / "pictures" / f"{i}.png").read_bytes()
+        data = (tmp_path / "images" / f"{i}.png").read_bytes()
         assert content[f"{i}.png"] == content[f"u{i}"] == content[f"c{i}"] == data
     assert {asset["text"] for asset in found["assets"] if asset["kind"] == "text"} == {"mug", "jug", "cup"}
     assert [(d["id"], d["stage"], d["reason"]) for d in found["dead"]] == [
@@ -96,10 +101,19 @@ def test_content_is_read_by_the_rules_of_its_source(runner, sources, tmp_path):
 
 
 def test_too_large_file_is_a_dead_asset_and_the_others_are_read(sources, tmp_path):
-    (tmp_path / "pictures" / "0.png").write_bytes(bytes(2000))
+    (tmp_path / "images" / "0.png").write_bytes(bytes(2000))
     found = read(sources[0], tmp_path, prepare=PrepareConfig(max_file_bytes=1999), content=True)
     assert [asset["id"] for asset in found["assets"]] == ["1.png", "2.png"]
     assert [(d["id"], d["reason"], d["attempts"]) for d in found["dead"]] == [("0.png", "file_too_large", 0)]
+
+
+def test_row_without_a_uri_is_a_dead_asset_and_not_an_error(tmp_path):
+    (tmp_path / "t.csv").write_text("id,uri\na,\n")
+    source = {"kind": "image", "table": f"{tmp_path}/t.csv", "id": "id", "uri": "uri"}
+    (asset,) = read(source, tmp_path)["assets"]
+    assert to_asset(epithre.Asset(**asset)).uri == ""
+    (dead,) = read(source, tmp_path, content=True)["dead"]
+    assert (dead["reason"], dead["detail"]) == ("missing", "the row has no uri")
 
 
 def test_two_columns_of_bytes_in_one_table_are_not_confused(tmp_path):
@@ -114,7 +128,7 @@ def test_two_columns_of_bytes_in_one_table_are_not_confused(tmp_path):
 
 def test_relative_paths_start_where_the_pipeline_is_built(sources, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    transform = epithre.ReadAssets({"kind": "image", "files": "pictures"})
+    transform = epithre.ReadAssets({"kind": "image", "files": "images"})
     monkeypatch.chdir("/")
     found = run(lambda p: (p | transform)._asdict(), tmp_path)
     assert [asset["id"] for asset in found["assets"]] == ["0.png", "1.png", "2.png"]
@@ -127,7 +141,7 @@ def test_relative_paths_start_where_the_pipeline_is_built(sources, tmp_path, mon
         ({"kind": "video", "files": "x"}, r"sources\[0\].kind must be 'image' or 'text', got 'video'"),
         ({"kind": "text", "tabel": "x"}, "tabel is not a known key. Did you mean 'table'"),
         ([], "sources must have at least 1 entry"),
-        (["pictures"], r"sources\[0\] must be a mapping of keys, got 'pictures'"),
+        (["images"], r"sources\[0\] must be a mapping of keys, got 'images'"),
         ({"kind": "image", "files": "s3://b/*", "storage_options": {"secret": "x"}}, "looks like a credential"),
     ],
 )
@@ -139,6 +153,11 @@ def test_wrong_source_is_refused_at_construction(sources, words):
 def test_wrong_prepare_is_refused_at_construction():
     with pytest.raises(ConfigError, match=r"prepare\.max_file_bytes must be at least 1, got 0"):
         epithre.ReadAssets({"kind": "image", "files": "x"}, {"max_file_bytes": 0})
+
+
+def test_it_is_refused_after_another_transform():
+    with pytest.raises(ArgumentError, match="begins a pipeline, so apply it to the pipeline itself, got PCollection"):
+        _ = beam.Pipeline() | beam.Create(["x"]) | epithre.ReadAssets({"kind": "image", "files": "x"})
 
 
 def test_pattern_that_matches_nothing_stops_the_pipeline_with_a_sentence(tmp_path):
@@ -160,9 +179,9 @@ def test_table_without_rows_gives_no_assets(tmp_path):
 
 
 def test_display_data_names_the_sources():
-    transform = epithre.ReadAssets({"kind": "image", "files": "/pictures"}, content=True)
+    transform = epithre.ReadAssets({"kind": "image", "files": "/images"}, content=True)
     shown = {item.key: item.value for item in DisplayData.create_from(transform).items}
-    assert shown == {"sources": "/pictures", "content": True}
+    assert shown == {"sources": "/images", "content": True}
 
 
 def test_output_has_types_and_counts(sources, tmp_path):

@@ -39,7 +39,7 @@ def embed(number):
     return epithre.EmbeddedAsset(
         id=f"a{number}",
         kind="text" if number % 3 else "image",
-        uri=None if number % 3 else f"/pictures/{number}.png",
+        uri=None if number % 3 else f"/images/{number}.png",
         text=f"text {number}" if number % 3 else None,
         content_sha256=f"{number:064d}",
         fingerprint=None,
@@ -76,6 +76,12 @@ def test_each_vector_is_written_once_on_every_runner(runner, tmp_path):
     out = tmp_path / "out"
     files = run(lambda p: {"files": embedded(p) | epithre.WriteVectors(out)}, tmp_path, RUNNERS[runner])["files"]
     assert_whole(out, files)
+
+
+def test_elements_have_the_types_that_are_declared(tmp_path):
+    options = ["--runner=FnApiRunner", "--runtime_type_check"]
+    files = run(lambda p: {"files": embedded(p) | epithre.WriteVectors(tmp_path / "out")}, tmp_path, options)["files"]
+    assert_whole(tmp_path / "out", files)
 
 
 def test_names_of_files_come_from_their_content(tmp_path):
@@ -212,12 +218,12 @@ def test_folder_with_vectors_is_refused_before_anything_is_embedded(tmp_path):
     (tmp_path / "out" / "old.parquet").write_bytes(b"")
     calls = tmp_path / "calls"
 
-    def paid(number):
+    def sent(number):
         calls.touch()
         return embed(number)
 
     def build(pipeline):
-        rows = pipeline | beam.Create(range(3), reshuffle=False) | beam.Map(paid)
+        rows = pipeline | beam.Create(range(3), reshuffle=False) | beam.Map(sent)
         return {"files": rows | epithre.WriteVectors(tmp_path / "out")}
 
     with pytest.raises(ConfigError, match=r"already has vectors \(old\.parquet\)"):

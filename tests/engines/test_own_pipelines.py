@@ -1,0 +1,87 @@
+"""The transforms give the same rows in a pipeline of a user on every engine, or are refused with a sentence."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import textwrap
+
+import pyarrow.dataset as ds
+import pytest
+
+from .engine import Engine
+
+ASSETS = 60
+PROGRAM = """
+import hashlib, json, sys
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from epithre_beam import transforms as epithre
+
+def embed(asset):
+    data = asset.content or asset.text.encode()
+    digest = hashlib.sha256(data).hexdigest()
+    numbers = [byte / 256 for byte in bytes.fromhex(digest)]
+    return epithre.EmbeddedAsset(
+        asset.id, asset.kind, None, asset.text, digest, asset.fingerprint, None, len(data), None, None, None,
+        asset.metadata, numbers,
+    )
+
+def main(sources, out, options):
+    with beam.Pipeline(options=PipelineOptions(options)) as p:
+        result = p | epithre.ReadAssets(sources, content=True)
+        rows = result.assets | beam.Map(embed).with_output_types(epithre.EmbeddedAsset)
+        _ = rows | epithre.WriteVectors(out, metadata={"price": "double"})
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), sys.argv[2], sys.argv[3:])
+"""
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Files of texts, and a table in three files."""
+    (tmp_path / "texts").mkdir()
+    for i in range(ASSETS // 2):
+        (tmp_path / "texts" / f"{i}.txt").write_text(f"file {i}")
+    for table in range(3):
+        rows = [f"t{i},row {i},{i / 2}" for i in range(ASSETS // 2) if i % 3 == table]
+        (tmp_path / f"table-{table}.csv").write_text("\n".join(["sku,title,price", *rows]))
+    return [
+        {"kind": "text", "files": f"{tmp_path}/texts/*.txt"},
+        {
+            "kind": "text",
+            "table": f"{tmp_path}/table-*.csv",
+            "id": "sku",
+            "text": "title",
+            "metadata": {"price": "double"},
+        },
+    ]
+
+
+def test_reading_and_writing_give_each_asset_once_on_every_engine(engine: Engine, sources, tmp_path):
+    program, out = tmp_path / "program.py", tmp_path / "out"
+    program.write_text(textwrap.dedent(PROGRAM))
+    done = subprocess.run(
+        [sys.executable, program, json.dumps(sources), out, *engine.options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    if engine.name == "dask":
+        assert done.returncode != 0
+        assert "WriteVectors does not run on Dask" in done.stderr
+        assert not out.exists()
+        return
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = ds.dataset(str(out), format="parquet").to_table().to_pylist()
+    contents = {f"{i}.txt": f"file {i}" for i in range(ASSETS // 2)} | {f"t{i}": f"row {i}" for i in range(ASSETS // 2)}
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in contents.items()}
+    assert {row["id"]: row["content_sha256"] for row in rows} == digests
+    assert len(rows) == ASSETS
+    for row in rows:
+        assert row["price"] == (int(row["id"][1:]) / 2 if row["id"].startswith("t") else None)
+    assert json.loads((out / "_vectors.json").read_text())["rows"] == ASSETS
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
