@@ -83,8 +83,8 @@ def test_a_key_one_level_too_far_left_is_told_where_it_belongs(
         (
             f"{RUN}min_score: 0.5\n",
             (
-                "JOB line 4, column 1: `min_score` belongs into a job for `search-batch` (under `search`), "
-                "and this is one for `run`."
+                "JOB line 4, column 1: `min_score` belongs in a job for `search-batch` (under `search`), "
+                "and this is a job for `run`."
             ),
         ),
         (
@@ -120,15 +120,15 @@ def test_all_errors_of_a_job_are_told_at_once_sorted_by_line(tmp_path: Path) -> 
         "JOB line 1, column 10: catalog must have at least 1 character, got ''.",
         "JOB line 3, column 16: embed.batch_items must be at least 1, got 0.",
         (
-            "JOB line 4, column 10: embed.model names the environment variable NO_MODEL, which is not set. "
-            "Set it (`export NO_MODEL=…`), or give it a default: ${NO_MODEL:-default}."
+            "JOB line 4, column 10: embed.model uses the environment variable NO_MODEL, which is not set. "
+            "Set it (`export NO_MODEL=…`), or add a default: ${NO_MODEL:-default}."
         ),
         "JOB line 5, column 12: embed.profile 'voyag' is not a known profile. Did you mean 'voyage'?",
         "JOB line 6, column 1: `timeout_s` belongs under `embed`, not at the top level.",
         "JOB line 8, column 11: sources[0].kind must be 'image' or 'text', got 'imgae'. Did you mean 'image'?",
         (
-            "JOB line 9, column 12: sources[0].files names the environment variable NO_FOLDER, which is not set. "
-            "Set it (`export NO_FOLDER=…`), or give it a default: ${NO_FOLDER:-default}."
+            "JOB line 9, column 12: sources[0].files uses the environment variable NO_FOLDER, which is not set. "
+            "Set it (`export NO_FOLDER=…`), or add a default: ${NO_FOLDER:-default}."
         ),
         "--set index.target_recall: index.target_recall must be at most 1, got 2.",
         "--set prepare.jpeg_qualty: prepare.jpeg_qualty is not a known key. Did you mean 'jpeg_quality'?",
@@ -143,14 +143,14 @@ def test_a_value_that_a_variable_brought_is_told_with_the_place_of_the_variable(
 def test_a_variable_that_is_not_set_hides_what_it_alone_makes_wrong(tmp_path: Path) -> None:
     """`redis_url` without its address would be refused for its shape, and `rate_limiter` beside it."""
     message = refusal(tmp_path, f"{RUN}embed:\n  rate_limiter: redis\n  redis_url: ${{REDIS}}\n")
-    assert message.startswith("JOB line 6, column 14: embed.redis_url names the environment variable REDIS")
+    assert message.startswith("JOB line 6, column 14: embed.redis_url uses the environment variable REDIS")
     assert "\n" not in message
 
 
 def test_a_rule_of_a_section_is_told_at_the_key_of_the_section(tmp_path: Path) -> None:
     message = refusal(tmp_path, f"{RUN}embed:\n  lanes: 4\n")
-    assert message.startswith("JOB line 4, column 1: embed has lanes=4")
-    assert refusal(tmp_path, f"{RUN}  - kind: text\n").startswith("JOB line 4, column 5: sources[1] must name")
+    assert message.startswith("JOB line 4, column 1: embed: lanes is 4, but")
+    assert refusal(tmp_path, f"{RUN}  - kind: text\n").startswith("JOB line 4, column 5: sources[1]: the source")
 
 
 def test_a_missing_key_is_told_at_its_section(tmp_path: Path) -> None:
@@ -164,13 +164,13 @@ def test_a_missing_key_is_told_at_its_section(tmp_path: Path) -> None:
         (
             "catalog: c\nembed:\n   readers: 3\n  lanes: 2\n",
             (
-                "JOB line 4, column 3: this is not valid YAML: the indentation fits no line above. "
-                "Keys of one section start in the same column."
+                "JOB line 4, column 3: this is not valid YAML: the indentation matches no line above. "
+                "Start the keys of a section in the same column."
             ),
         ),
         (
             "catalog: c\nembed:\n\treaders: 3\n",
-            "JOB line 3, column 1: this is not valid YAML: a tab stands here. Indent with spaces.",
+            "JOB line 3, column 1: this is not valid YAML: the line is indented with a tab. Indent with spaces.",
         ),
         (
             "catalog: c: d\n",
@@ -179,7 +179,7 @@ def test_a_missing_key_is_told_at_its_section(tmp_path: Path) -> None:
                 "Quote the value, or check the indentation."
             ),
         ),
-        ("catalog: c\nembed\n", "JOB line 3, column 1: this is not valid YAML: a key has no `:` behind it."),
+        ("catalog: c\nembed\n", "JOB line 3, column 1: this is not valid YAML: a key is not followed by `:`. Add it."),
     ],
 )
 def test_a_slip_of_yaml_is_told_in_plain_words(tmp_path: Path, text: str, line: str) -> None:

@@ -149,10 +149,10 @@ def test_a_profile_may_set_whatever_the_section_knows(tmp_path: Path) -> None:
     ("name", "sentence"),
     [
         ("voyag", "embed.profile 'voyag' is not a known profile. Did you mean 'voyage'?"),
-        ("zzz", f"embed.profile 'zzz' is not a known profile. Known: {', '.join(NAMES)}; or a YAML file's path."),
+        ("zzz", f"embed.profile 'zzz' is not a known profile. Use one of {', '.join(NAMES)}, or the path of a YAML file."),
         (
             "https://host/limits.yaml",
-            "embed.profile must be a shipped profile's name or a path on this machine, got 'https://host/limits.yaml'.",
+            "embed.profile must be the name of a built-in profile or a local path, got 'https://host/limits.yaml'.",
         ),
         (3, "embed.profile must be a valid string, got 3."),
         ("", "embed.profile must have at least 1 character, got ''."),
@@ -186,8 +186,8 @@ def test_a_wrong_value_is_told_with_the_place_it_came_from(tmp_path: Path) -> No
         ),
         ("", "a profile must be a mapping of keys such as `batch_items`"),
         ("- jina\n", "a profile must be a mapping of keys such as `batch_items`"),
-        ("profile: jina\n", "a profile must not name a `profile` itself"),
-        ("batch_items: &a [*a]\n", "must not contain itself"),
+        ("profile: jina\n", "a profile must not contain `profile`"),
+        ("batch_items: &a [*a]\n", "contains itself"),
     ],
     ids=["open", "twice", "empty", "list", "nested", "cycle"],
 )
@@ -206,7 +206,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_name(tmp_path: Path) -> 
 def test_an_absent_variable_in_a_profile_is_told_with_its_place(tmp_path: Path) -> None:
     message = refusal(tmp_path, {"profile": "mine.yaml"}, mine={"model": "${NOWHERE_AT_ALL}"})
     place = f"{tmp_path / 'mine.yaml'} line 1, column 8: "
-    assert message.startswith(f"{place}embed.model names the environment variable NOWHERE_AT_ALL, which is not set.")
+    assert message.startswith(f"{place}embed.model uses the environment variable NOWHERE_AT_ALL, which is not set.")
 
 
 @pytest.mark.parametrize("form", ["{}", "Bearer {}", "https://me:{}@host/v1", "https://host/v1?key={}"])

@@ -369,7 +369,7 @@ def test_an_address_or_a_key_that_a_job_could_not_have_a_search_cannot_either(pu
     search = ("search", "catalog", "--text", "x", "--base-url")
     assert_one_sentence(published.cli(*search, "nonsense"), 2, "embed.base_url must be", "'nonsense'")
     done = published.cli(*search, "http://example.org/v1", "--api-key-env", "EPITHRE_KEY")
-    assert_one_sentence(done, 2, "embed would send the key in clear text to 'http://example.org/v1'")
+    assert_one_sentence(done, 2, "embed: base_url 'http://example.org/v1' would send the key in clear text")
     done = published.cli(*search, "http://127.0.0.1:9", "--api-key-env", "NOPE")
     assert_one_sentence(done, 2, "NOPE, which is not set", "--api-key-env")
 
