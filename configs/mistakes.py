@@ -256,7 +256,7 @@ def _of_unknown_key(location: Location, schema: type[BaseModel]) -> str:
     *parents, key = location
     place, name = place_of(location), str(key)
     if name == "api_key":
-        return f"{place}: a config must not contain the key. Put it in an environment variable, and name that in api_key_env."
+        return f"{place}: a config must not contain the key. Set api_key_env to the name of a variable that holds it."
     if (renamed := RENAMED_KEYS.get(place)) is not None:
         return f"{place} is now {renamed}. Rename the key."
     here = tuple(0 if isinstance(part, int) else part for part in parents)

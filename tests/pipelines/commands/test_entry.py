@@ -60,7 +60,7 @@ def test_sigterm_while_it_imports_ends_it_in_a_word(tmp_path):
     with started(tmp_path, "job.yaml") as process:
         wait_for(lambda: is_minding(process), process)
         process.send_signal(signal.SIGTERM)
-        assert_quiet(process, signal.SIGTERM, "Terminated before anything was begun.")
+        assert_quiet(process, signal.SIGTERM, "Terminated before the command started.")
 
 
 @pytest.mark.parametrize("number", WORDS)

@@ -122,7 +122,7 @@ def test_the_users_own_word_and_a_persons_yes_are_enough(place, catalog):
     assert refused.returncode == asked.returncode == 2
     assert "--yes" in asked.stderr
     assert f'send the key in "OTHER_KEY" to "{address}"' in allowed.stdout
-    assert again.stdout == "catalog may have all that it asks for.\n"
+    assert again.stdout == "catalog: all requests are allowed.\n"
 
 
 def test_the_catalog_of_a_job_needs_no_word_from_who_ran_it(place):

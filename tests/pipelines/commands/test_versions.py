@@ -130,7 +130,7 @@ def test_the_versions_are_listed_though_the_pointer_is_damaged_and_publish_mends
 
 def test_one_flipped_byte_in_any_file_of_the_published_version_and_in_the_pointer_is_found(place):
     version = names(place)[2]
-    assert "all as the manifest says" in said(place.cli("versions", "verify", "catalog"))
+    assert "all match the manifest" in said(place.cli("versions", "verify", "catalog"))
     folder = place.catalog / "versions" / version
     one_of_each = {(path.parent, path.suffix): path for path in sorted(folder.glob("*/*"))}
     assert len(one_of_each) == 3  # vectors, indexes, assets
@@ -203,7 +203,7 @@ def test_the_differences_of_two_nights_are_those_that_were_made(place):
     assert found["settings"] == {}
     text = said(place.cli("versions", "diff", "catalog", first, second, "--limit", "1"))
     assert f"{first} → {second}" in text
-    assert "text: 30 → 31 assets; 2 added, 1 removed, 1 with other content" in text
+    assert "text: 30 → 31 assets; 2 added, 1 removed, 1 with new content" in text
     assert "added: … and 1 more" in text
 
 

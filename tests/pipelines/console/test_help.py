@@ -38,5 +38,5 @@ def test_without_a_command_the_help_is_shown(tmp_path):
     done = Place(tmp_path).cli("versions")
     assert done.returncode == 2
     shown = " ".join(done.stderr.split())
-    assert "Read every byte of a version and compare: files, rows, ids, indexes, norms, and LATEST.json." in shown
+    assert "Read a version completely and verify its files, rows, ids, indexes and norms, and LATEST.json." in shown
     assert "epithre-beam: " not in done.stderr

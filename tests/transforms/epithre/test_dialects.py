@@ -626,8 +626,8 @@ def refusal(sources: Any = (SOURCES[0],), **settings: Any) -> str:
 def test_pictures_in_a_dialect_of_texts_are_refused_in_a_sentence() -> None:
     own = {"base_url": "https://host/v1", "model": "m", "api_key_env": "K"}
     assert refusal(SOURCES, dialect="openai", **own) == (
-        "the config: sources[1] has images, but embed.dialect 'openai' embeds texts only. Remove the source, or use another "
-        "dialect."
+        "the config: sources[1] has images, but embed.dialect 'openai' embeds texts only. "
+        "Remove the source, or use another dialect."
     )
     parse_config({"catalog": "c", "sources": SOURCES[:1], "embed": {"dialect": "openai", **own}})
     parse_config({"catalog": "c", "sources": SOURCES, "embed": {"dialect": "jina", **own}})
@@ -643,7 +643,9 @@ def test_epithres_address_model_and_key_are_nobody_elses_defaults() -> None:
     assert refusal(dialect="cohere") == (
         "embed: dialect 'cohere' has no defaults for `base_url`, `model`, `api_key_env`. Set them."
     )
-    assert "no defaults for `api_key_env`. Set it." in refusal(dialect="cohere", base_url="https://api.cohere.com/v2", model="m")
+    assert "no defaults for `api_key_env`. Set it." in refusal(
+        dialect="cohere", base_url="https://api.cohere.com/v2", model="m"
+    )
     EmbedConfig(dialect="vllm", base_url="http://localhost:8000/v1")
 
 
