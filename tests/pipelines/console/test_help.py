@@ -1,4 +1,4 @@
-"""A wrong command line is one sentence that names the nearest command or option and where to read on."""
+"""An invalid command line gives one message with a suggestion and the help command."""
 
 import pytest
 
@@ -28,7 +28,7 @@ from ..conftest import Place
         ),
     ],
 )
-def test_a_wrong_command_line_is_one_sentence_with_the_nearest_name(tmp_path, words, sentence):
+def test_an_invalid_command_line_is_one_message_with_a_suggestion(tmp_path, words, sentence):
     done = Place(tmp_path).cli(*words.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"epithre-beam: {sentence}\n"
