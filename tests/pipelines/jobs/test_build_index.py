@@ -305,7 +305,7 @@ def test_a_file_that_is_no_parquet_or_is_cut_off_is_named(tmp_path, vectors):
         ({"metadata": ["pri\0ce:int"]}, "--metadata: names of metadata columns must have at most 1000 characters"),
         ({"metadata": ["price:int", "price:int"]}, "twice"),
         ({"overrides": ["sources=1"]}, "cannot change without embedding again"),
-        ({"overrides": ["index.rows_per_fil=1"]}, "did you mean 'rows_per_file'"),
+        ({"overrides": ["index.rows_per_fil=1"]}, "Did you mean 'rows_per_file'"),
         ({"overrides": ["embed.dimension=32"]}, "embed.dimension must be that of the vectors, 16, got 32"),
     ],
 )
