@@ -124,7 +124,7 @@ class Section(BaseModel):
 class SourceConfig(Section):
     """Where assets of one kind come from: files that match a pattern, or the rows of a table."""
 
-    kind: AssetKind
+    kind: AssetKind = Field(description="The kind of the assets: `image` or `text`.")
     files: Location | None = Field(
         None,
         description="A glob, folder or file, as a path or an fsspec URL. Each file is one asset; its id is the path "
@@ -264,7 +264,10 @@ _DIALECTS_OF_TEXTS = ("openai",)
 class EmbedConfig(Section):
     """The embedding API: its address, the model, and the limits of requests, retries, cost and memory."""
 
-    base_url: Annotated[str, AfterValidator(_check_base_url)] = "https://api.epithre.com/v1"
+    base_url: Annotated[str, AfterValidator(_check_base_url)] = Field(
+        "https://api.epithre.com/v1",
+        description="The base URL of the API. `emulator` starts the local emulator for the run.",
+    )
     dialect: Dialect = Field(
         "epithre",
         description="The protocol of the server. `base_url` ends with the API's version. epithre: texts and images. "
@@ -283,20 +286,26 @@ class EmbedConfig(Section):
         description="voyage and cohere: the input type of assets. Absent: `document` (voyage), `search_document` "
         "(cohere). Queries always use the provider's input type for queries.",
     )
-    model: Annotated[str, Field(min_length=1)] = "epithre-embed"
+    model: Annotated[str, Field(min_length=1)] = Field("epithre-embed", description="The name of the embedding model.")
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
         "EPITHRE_KEY", description="The name of the environment variable that holds the key, not the key itself."
     )
     allow_plain_http: bool = Field(False, description="Allow sending the key over plain http to another machine.")
-    dimension: Annotated[int, Field(ge=8, le=65_536)] = 4000
+    dimension: Annotated[int, Field(ge=8, le=65_536)] = Field(
+        4000, description="The dimension of the vectors, which the API must return."
+    )
     batch_items: PositiveInt = Field(64, description="Maximum items per request.")
     batch_bytes: Annotated[int, Field(ge=1024)] = Field(4_000_000, description="Maximum bytes of a request's body.")
     batch_tokens: PositiveInt | None = Field(None, description="Maximum estimated tokens per request.")
     requests_per_minute: PositiveInt | None = Field(
         None, description="Maximum requests in any 60 s. Absent: learned from the server's answers."
     )
-    items_per_minute: PositiveInt | None = None
-    tokens_per_minute: PositiveInt | None = None
+    items_per_minute: PositiveInt | None = Field(
+        None, description="Maximum items in any 60 s. Absent: learned from the server's answers."
+    )
+    tokens_per_minute: PositiveInt | None = Field(
+        None, description="Maximum tokens in any 60 s. Absent: learned from the server's answers."
+    )
     max_concurrency: PositiveInt = Field(256, description="Maximum requests in flight.")
     rate_limiter: Literal["memory", "host", "redis"] = Field(
         "memory",
@@ -321,8 +330,8 @@ class EmbedConfig(Section):
     price_per_1000_requests: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Price used for `max_cost` and for the cost in plan and report."
     )
-    price_per_1000_items: Annotated[float, Field(ge=0)] = 0.0
-    price_per_million_tokens: Annotated[float, Field(ge=0)] = 0.0
+    price_per_1000_items: Annotated[float, Field(ge=0)] = Field(0.0, description="As `price_per_1000_requests`.")
+    price_per_million_tokens: Annotated[float, Field(ge=0)] = Field(0.0, description="As `price_per_1000_requests`.")
     max_requests: Annotated[int, Field(ge=0)] | None = Field(
         None,
         description="Maximum requests of a run, including retries and the probe. The run stops before it exceeds this, "
@@ -458,7 +467,9 @@ class IndexConfig(Section):
     target_recall: Annotated[float, Field(ge=0, le=1)] = Field(
         0.95, description="Minimum recall at `recall_k` in every direction. A version below it is held by a gate."
     )
-    recall_k: Annotated[int, Field(ge=1, le=1000)] = 10
+    recall_k: Annotated[int, Field(ge=1, le=1000)] = Field(
+        10, description="The number of hits per query that recall is measured on."
+    )
     recall_queries: PositiveInt = Field(
         100, description="Assets sampled from each kind as queries, to tune the indexes and measure their recall."
     )
@@ -487,7 +498,7 @@ class IndexConfig(Section):
     vector_type: Literal["float32", "float16"] = Field(
         "float32", description="The type of the vectors in a version's Parquet files. float16 needs half the space."
     )
-    seed: int = 0
+    seed: int = Field(0, description="The seed of sampling and training.")
 
 
 class GateConfig(Section):
@@ -537,7 +548,7 @@ class CatalogConfig(Section):
 class RunConfig(CatalogConfig):
     """A job: its sources, and the catalog it writes."""
 
-    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)] = Field(description="The sources of the assets.")
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
