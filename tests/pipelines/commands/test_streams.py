@@ -22,7 +22,7 @@ def shell(folder, line):
     [
         ('"$EB" --version >&-', 0),
         ('"$EB" --version <&- >&- 2>&-', 0),
-        ('"$EB" versions list nothing.here >&-', 1),
+        ('"$EB" versions list nothing.here >&-', 2),
         ('"$EB" plan nothing.yaml 2>&-', 2),
         ('set -o pipefail; "$EB" schema | head -c 1', 0),
     ],

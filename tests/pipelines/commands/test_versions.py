@@ -235,8 +235,8 @@ def test_rollback_publishes_the_previous_version_until_the_first(place):
         assert said(place.cli("versions", "rollback", "catalog")) == f"{target} is published, in place of {current}.\n"
         assert current_version(place) == target
     refused(place.cli("versions", "rollback", "catalog"), 1, "no version before", first)
-    refused(place.cli("versions", "rollback", "catalog", third), 2, third, "newer than the published one")
-    refused(place.cli("versions", "rollback", "catalog", first), 2, "is the published one")
+    refused(place.cli("versions", "rollback", "catalog", third), 2, third, "newer than the current version")
+    refused(place.cli("versions", "rollback", "catalog", first), 2, "is the current version")
     said(place.cli("versions", "publish", "catalog", third))
     assert current_version(place) == third
     said(place.cli("versions", "rollback", "catalog", first))
