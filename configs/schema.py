@@ -142,8 +142,8 @@ class SourceConfig(Section):
     bytes: str | None = Field(None, description="Table of images (Parquet): the column with the bytes of the images.")
     within: tuple[Location, ...] = Field(
         (),
-        description="Folders that `uri` may point into. Absent: the table's own folder. Relative URIs are resolved against "
-        "the table's folder.",
+        description="Folders that `uri` may point into. Absent: the table's own folder. Relative URIs are resolved "
+        "against the table's folder.",
     )
     metadata: dict[str, MetadataType] = Field(
         default_factory=dict, description="Columns of the table to store with each asset, and their types."

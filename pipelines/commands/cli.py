@@ -369,7 +369,7 @@ def index(
 
 @app.command()
 def plan(config: ConfigFile, set_: Set = None, as_json: Json = False) -> None:
-    """Show what a run of CONFIG would do: changes, requests, minutes, cost. No asset is read, sent or written."""
+    """Show what a run of CONFIG would do: changes, requests, minutes, cost. Nothing is read, sent or written."""
     from ..jobs.estimate import estimate, plan_table
 
     found = estimate(_load(config, set_))
