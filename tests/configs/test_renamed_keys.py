@@ -91,7 +91,7 @@ def test_an_old_value_is_refused_with_the_new_one_named() -> None:
         parse_config({**SMALL, "embed": {"rate_limiter": "lane"}})
 
 
-def test_an_old_key_on_the_command_line_is_refused_with_the_new_one_named(tmp_path: Path) -> None:
+def test_an_old_key_in_set_is_refused_with_the_new_one_named(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL)
     with pytest.raises(ConfigError, match=r"guards is now gates\. Rename the key"):
         load_config(path, ["guards.max_dead_share=1"])
