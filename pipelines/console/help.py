@@ -1,4 +1,4 @@
-"""Help pages and wrong command lines: whole on a terminal of any width, without colours, each mistake one sentence."""
+"""Help pages and messages for invalid command lines, complete on terminals of any width, without colours."""
 
 import difflib
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from typing import Any
 from typer.core import TyperGroup
 
 _NARROW = 60
-"""Columns. Below, what an option is for stands under it instead of beside it."""
+"""Columns. On narrower terminals the help of an option is below it instead of next to it."""
 _INDENT = 4
 
-_Context: Any = TyperGroup.context_class  # of click, or of what typer has in its place
+_Context: Any = TyperGroup.context_class  # of click, or of its copy in typer
 
 
 class _Formatter(_Context.formatter_class):  # type: ignore[misc]
@@ -23,7 +23,7 @@ class _HelpContext(_Context):  # type: ignore[misc]
 
 
 class Commands(TyperGroup):
-    """A group of commands, each listed with all of its first line."""
+    """A group of commands whose help lists their help texts in full."""
 
     context_class = _HelpContext
 
@@ -40,10 +40,10 @@ class Commands(TyperGroup):
 
 
 def usage_sentence(error: Any) -> str:
-    """What is wrong with a command line, in one sentence; the nearest option or command; and where to read on.
+    """The message for an invalid command line, with the most similar option and the help command.
 
     Args:
-        error: As the parser raised it.
+        error: The parser's error.
     """
     path = error.ctx.command_path if getattr(error, "ctx", None) else "epithre-beam"
     option = getattr(error, "option_name", None)

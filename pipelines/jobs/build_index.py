@@ -236,6 +236,6 @@ def _metadata_types(pairs: Sequence[str]) -> dict[str, str]:
         try:
             check_metadata_name(name)
         except ValueError as error:
-            raise ConfigError(f"--metadata {error}.") from None
+            raise ConfigError(f"--metadata: {error}.") from None
         types[name] = kind
     return types

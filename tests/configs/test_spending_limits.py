@@ -1,4 +1,4 @@
-"""What a run may spend is a number of its config, and the parts of its lanes add up to it."""
+"""The spending limits of a run, and the shares of its lanes."""
 
 import random
 
@@ -8,7 +8,7 @@ from epithre_beam.configs import EmbedConfig
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_the_lanes_parts_and_the_greeting_never_add_up_to_more_than_the_whole(seed: int) -> None:
+def test_shares_of_lanes_and_probe_stay_within_the_limit(seed: int) -> None:
     rng = random.Random(seed)
     lanes, probe_requests = rng.randint(1, 9), rng.randint(0, 3)
     whole = EmbedConfig(
@@ -23,7 +23,7 @@ def test_the_lanes_parts_and_the_greeting_never_add_up_to_more_than_the_whole(se
     assert sum(part.max_cost or 0 for part in parts) + probe_requests * 0.01 <= (whole.max_cost or 0) * (1 + 1e-9)
 
 
-def test_a_sum_of_prices_reaches_its_limit_and_does_not_pass_it() -> None:
+def test_a_sum_of_prices_reaches_its_limit_exactly() -> None:
     settings = EmbedConfig(price_per_1000_requests=100.0, max_cost=0.3, max_requests=4)
     assert settings.may_send(requests=3, items=10**9, tokens=10**9)
     assert not settings.may_send(requests=4, items=0, tokens=0)

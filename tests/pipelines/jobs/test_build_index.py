@@ -311,10 +311,10 @@ def test_a_file_that_is_no_parquet_or_is_cut_off_is_named(tmp_path, vectors):
     [
         ({"metadata": ["price"]}, "NAME:TYPE"),
         ({"metadata": ["price:number"]}, "NAME:TYPE"),
-        ({"metadata": ["pri\0ce:int"]}, "--metadata must have metadata columns of at most 1000 characters"),
+        ({"metadata": ["pri\0ce:int"]}, "--metadata: names of metadata columns must have at most 1000 characters"),
         ({"metadata": ["price:int", "price:int"]}, "twice"),
-        ({"overrides": ["sources=1"]}, "cannot be changed without embedding again"),
-        ({"overrides": ["index.rows_per_fil=1"]}, "did you mean 'rows_per_file'"),
+        ({"overrides": ["sources=1"]}, "cannot change without embedding again"),
+        ({"overrides": ["index.rows_per_fil=1"]}, "Did you mean 'rows_per_file'"),
         ({"overrides": ["embed.dimension=32"]}, "embed.dimension must be that of the vectors, 16, got 32"),
     ],
 )
@@ -451,10 +451,10 @@ def test_the_command_ends_with_the_codes_of_a_run(place, vectors):
     write_folder(place.folder / "next", [None, *vectors[1:]])
     done = place.cli("index", "catalog", "--from", "next", "--set", "gates.max_dead_share=0", key=None)
     assert done.returncode == 3
-    assert "held back: gates.max_dead_share allows 0.00%" in done.stderr
+    assert "held by a gate: gates.max_dead_share allows 0.00%" in done.stderr
     done = place.cli("index", "catalog", "--set", "embed.model=other", key=None)
     assert done.returncode == 2
-    assert "embed.model: this cannot be changed without embedding again" in done.stderr
+    assert "embed.model: this cannot change without embedding again" in done.stderr
     done = place.cli("search", "catalog", "--text", "red")
     assert done.returncode == 1
     assert "imported vectors of an unknown model" in done.stderr

@@ -270,9 +270,9 @@ def test_a_sheet_draws_whatever_there_is():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        pytest.param([], "look needs something to write", id="nothing"),
-        pytest.param(["--sheet", "a.png"], "goes with queries", id="sheet alone"),
-        pytest.param(["--text", "x", "--map", "m.html"], "goes with queries", id="query alone"),
+        pytest.param([], "look: there is nothing to write", id="nothing"),
+        pytest.param(["--sheet", "a.png"], "--sheet and queries require each other", id="sheet alone"),
+        pytest.param(["--text", "x", "--map", "m.html"], "--sheet and queries require each other", id="query alone"),
         pytest.param(["--text", "x", "--sheet", "a.gif"], ".png or .html", id="suffix"),
         pytest.param(["--text", "x", "--sheet", "a.png", "-k", "0"], "-k must be from 1 to 100", id="k"),
         pytest.param(["--text", "x", "--sheet", "a.png", "--kind", "video"], "--kind must be", id="kind"),

@@ -367,7 +367,7 @@ def test_the_ready_jobs_can_be_read_and_the_shipped_schema_is_that_of_the_progra
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"vectors": None}, "the config must have queries: at least one entry in `queries`, `vectors` or `assets`"),
+        ({"vectors": None}, "the config: there are no queries. Add an entry to `queries`, `vectors` or `assets`"),
         ({"search": {"k": 0}}, "search.k must be at least 1, got 0"),
         ({"search": {"kind": "image"}}, "search.kind is not a known key. Did you mean 'kinds'"),
         (
@@ -376,13 +376,13 @@ def test_the_ready_jobs_can_be_read_and_the_shipped_schema_is_that_of_the_progra
         ),
         ({"search": {"where": {"colour": "red"}}}, "colour"),
         ({"search": {"min_score": 2}}, "search.min_score must be at most 1, got 2"),
-        ({"search": {"pairs_once": True}}, "search.pairs_once, which goes with `assets` alone"),
+        ({"search": {"pairs_once": True}}, "search.pairs_once applies only to `assets`"),
         ({"vectors": [{"files": "nowhere"}]}, "vectors[0].files"),
-        ({"assets": [{"ids": "x.csv"}]}, "has `ids` and must name their `kind`"),
-        ({"embed": {"model": "other"}}, "embed.model must be left away, or be that of the catalog, 'elsewhere'"),
-        ({"embed": {"dimension": 8}}, "embed.dimension must be left away"),
+        ({"assets": [{"ids": "x.csv"}]}, "`ids` needs `kind`"),
+        ({"embed": {"model": "other"}}, "embed.model must be the catalog's ('elsewhere'), got 'other'. Remove it"),
+        ({"embed": {"dimension": 8}}, "embed.dimension must be the catalog's"),
         ({"embed": {"batch_itms": 8}}, "embed.batch_itms is not a known key. Did you mean 'batch_items'?"),
-        ({"embed": {"api_key": "k"}}, "embed.api_key must not stand in a config"),
+        ({"embed": {"api_key": "k"}}, "embed.api_key: a config must not contain the key"),
     ],
 )
 def test_a_wrong_job_is_told_in_a_sentence_and_nothing_is_written(changes, sentence, write_job, tmp_path):
