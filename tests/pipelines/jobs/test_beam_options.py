@@ -12,7 +12,7 @@ from epithre_beam.pipelines.jobs.beam_options import parsed_options
         (["--paralelism=4"], "--paralelism is not an option of Beam. Did you mean --parallelism?"),
         (["--zzzz"], "--zzzz is not an option of Beam or of FnApiRunner. Remove it."),
         (["--zzzz=1", "--direct_num_worker=2"], "--direct_num_worker is not an option of Beam. Did you mean"),
-        (["--direct_num_workers=x"], "Beam does not take these options: argument --direct_num_workers: invalid int"),
+        (["--direct_num_workers=x"], "Beam does not accept these options: argument --direct_num_workers: invalid int"),
     ],
 )
 def test_an_unknown_option_or_a_wrong_value_is_told(options, sentence):

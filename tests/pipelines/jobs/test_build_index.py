@@ -410,7 +410,7 @@ def test_an_index_that_is_damaged_is_built_again_and_damaged_vectors_are_named(c
     data = bytearray(vectors.read_bytes())
     data[len(data) // 2] ^= 1
     vectors.write_bytes(data)
-    with pytest.raises(CatalogError, match=r"text-00000-of-00001\.parquet is damaged .*`run` makes its vectors anew"):
+    with pytest.raises(CatalogError, match=r"text-00000-of-00001\.parquet is damaged .*Use `run` to embed again"):
         build_index(str(catalog), rebuild=True)
     assert open_catalog(catalog).version == version
 

@@ -352,7 +352,7 @@ def test_pictures_that_were_touched_or_moved_are_no_turnover_and_a_plan_says_wha
 def test_a_plan_says_that_the_run_would_be_refused(place: Place, shops: Shops) -> None:
     shown = place.cli("plan", shops.folder / "b" / "job.yaml")
     assert shown.returncode == 0
-    assert "would be refused without --adopt" in " ".join(shown.stdout.split())
+    assert "will fail without --adopt" in " ".join(shown.stdout.split())
     document = json.loads(place.cli("plan", shops.folder / "b" / "job.yaml", "--json").stdout)
     assert f"{shops.folder}/b/products.csv" in document["another_job"]
     assert "12 are gone" in document["gate_failures"][0]

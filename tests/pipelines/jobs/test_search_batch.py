@@ -174,7 +174,7 @@ def test_assets_of_another_catalog_are_joined_and_one_of_another_model_is_refuse
     # The same vectors under the same ids: an asset of another catalog is not "itself".
     assert all(row["asset_id"] == row["query_id"] and row["score"] > 0.999 for row in rows)
     different = make_catalog(tmp_path / "third", tmp_path / "third-catalog", model="another")
-    with pytest.raises(ConfigError, match=r"assets\[0\].catalog must be of the same model: model of .*another"):
+    with pytest.raises(ConfigError, match=r"assets\[0\].catalog must have the same model: model is .*another"):
         search_batch(load_search_job(write_job(**{**job, "assets": [{"catalog": str(different)}]})))
 
 
