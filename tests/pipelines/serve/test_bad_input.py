@@ -42,7 +42,7 @@ def test_an_upload_that_is_no_picture_is_refused(served, data, words):
 @pytest.mark.parametrize("value", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:1/x.jpg"])
 def test_a_path_or_an_address_instead_of_bytes_is_refused(served, value):
     answer = served.client.post("/api/search/image", data={"image": value})
-    assert "the file itself" in fault(answer, 422)
+    assert "must be a file, not text" in fault(answer, 422)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_wrong_options_beside_a_picture_are_refused(served, image, options):
         ({"text": "a", "kinds": "text"}, "kinds must be a valid array, got 'text'."),
         ({"text": "a", "merge": "best"}, "merge must be 'score', 'quota' or 'standardised', got 'best'."),
         ({"text": "a", "recall": 2}, "recall must be less than or equal to 1, got 2"),
-        ({"text": "a", "colour": "red"}, "colour is not known here: see /openapi.json."),
-        ({"text": "a", "query_kind": "text"}, "query_kind goes with a vector"),
+        ({"text": "a", "colour": "red"}, "colour is unknown. See /openapi.json."),
+        ({"text": "a", "query_kind": "text"}, "query_kind is only for vectors"),
         ({"text": "a", "where": {"price": {"$lt": "x"}}}, "where.price.$lt must be a number, got 'x'."),
         ({"text": "a", "where": {"nope": 1}}, "where.nope must be a column among price, asset_id"),
         ({"text": "a", "where": "price < 5"}, "where must be an object, got 'price < 5'."),
@@ -91,12 +91,12 @@ def test_wrong_options_beside_a_picture_are_refused(served, image, options):
         ({"vector": [10**400] + [0] * (DIMENSION - 1)}, "vector must be"),
         ({"vector": [0] * DIMENSION}, "vector must be finite and not all zeros"),
         ({"vector": [1e308] * DIMENSION}, "vector must be finite"),
-        ({"vector_base64": "*"}, "vector_base64 must be base64"),
-        ({"vector_base64": "AAA="}, "vector_base64 must hold float32 of 4 bytes each"),
+        ({"vector_base64": "*"}, "vector_base64 must be valid base64"),
+        ({"vector_base64": "AAA="}, "vector_base64 must contain float32 values of 4 bytes"),
         ({"vector_base64": "AAAA" * 8}, "vector_base64 must have 64 numbers, got 6."),
-        ({"vector": [0.1] * DIMENSION, "merge": "standardised"}, "merge 'standardised' needs query_kind"),
+        ({"vector": [0.1] * DIMENSION, "merge": "standardised"}, "query_kind is missing"),
         ({"asset": {"kind": "video", "id": "x"}}, "asset.kind must be 'image' or 'text', got 'video'."),
-        ({"asset": {"kind": "text"}}, "asset.id is missing and must be given."),
+        ({"asset": {"kind": "text"}}, "asset.id is missing."),
         ({"asset": {"kind": "text", "id": 5}}, "asset.id must be a valid string, got 5."),
         ({"asset": "t003"}, "asset must be an object, got 't003'."),
     ],
@@ -199,7 +199,7 @@ def test_a_body_without_a_length_is_refused_while_it_is_read(served):
 
 def test_a_picture_that_is_just_too_large_is_told_so_after_it_was_sent(served):
     answer = served.search_image(b"\xff\xd8\xff" + bytes(1_000_000))
-    assert "1,000,000 bytes at most" in fault(answer, 413)
+    assert "at most 1,000,000 bytes" in fault(answer, 413)
     assert served.search_image(bytes(1_900_000)).status_code == 413
 
 

@@ -201,7 +201,7 @@ def test_a_picture_comes_back_with_the_back_button(visit, scene):
     visit.wait_for_hits(f"ids[0] === {image.stem!r}")
     page.reload()
     page.wait_for_selector("#problem:not([hidden])")
-    assert "drop it again" in page.inner_text("#problem-words")
+    assert "Drop it again" in page.inner_text("#problem-words")
 
 
 def test_the_keyboard_alone_searches_moves_opens_and_goes_on(visit):

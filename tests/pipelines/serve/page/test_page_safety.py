@@ -65,7 +65,7 @@ def test_a_token_is_asked_for_once_kept_for_the_tab_and_sent_with_every_picture(
         page.wait_for_selector("#token[open]")
         page.fill("#token-value", "wrong")
         page.keyboard.press("Enter")
-        until(page, "document.getElementById('token-title').textContent.includes('not taken')")
+        until(page, "document.getElementById('token-title').textContent.includes('wrong')")
         page.fill("#token-value", "schlüssel ✓")  # no header can carry it
         page.keyboard.press("Enter")
         assert page.locator("#token").is_visible()
@@ -184,7 +184,7 @@ def test_a_catalog_that_cannot_embed_is_searched_by_its_ids(browser, tmp_path):
     with served(tmp_path / "catalog") as server, visiting(browser, server) as visit:
         page = visit.open()
         assert page.locator("#choose").is_hidden()
-        assert "give its id" in page.inner_text("#hint")
+        assert "the id of an asset" in page.inner_text("#hint")
         page.fill("#query", "old-03")
         page.press("#query", "Enter")
         visit.wait_for_hits("ids.length === 12")
