@@ -95,7 +95,7 @@ def catalog(tmp_path, vectors):
     ],
     ids=str,
 )
-def test_every_column_of_vectors_gives_its_rows_in_their_order(tmp_path, vectors, type_, ids):
+def test_rows_of_any_vector_column_type_keep_their_order(tmp_path, vectors, type_, ids):
     expected = vectors.astype(np.float16).astype(np.float32) if type_.value_type == pa.float16() else vectors
     options = {} if ids == "string" else {"id": list(range(100, 190))}
     write_folder(tmp_path / "old", vectors[:90], name="a.parquet", type_=type_, **options)
@@ -119,7 +119,7 @@ def test_every_column_of_vectors_gives_its_rows_in_their_order(tmp_path, vectors
     assert found == stored(tmp_path / "catalog", "text").column("asset_id").to_pylist()
 
 
-def test_a_single_file_another_name_of_the_column_texts_uris_and_metadata(tmp_path, vectors):
+def test_single_file_with_named_column_texts_uris_and_metadata(tmp_path, vectors):
     texts = [None, *(f"text {i}" for i in range(1, 150))]
     write_folder(
         tmp_path / "old",
@@ -150,7 +150,7 @@ def test_a_single_file_another_name_of_the_column_texts_uris_and_metadata(tmp_pa
     assert len(set(rows.column("content_sha256").to_pylist())) == 150
 
 
-def test_rows_of_one_large_row_group_fill_several_files(tmp_path, vectors):
+def test_one_large_row_group_fills_several_files(tmp_path, vectors):
     kinds = ["image" if i % 3 == 0 else "text" for i in range(150)]
     write_folder(tmp_path / "old", vectors, kind=kinds, id=list(range(150)), row_group_size=150)
     import_vectors(str(tmp_path / "catalog"), str(tmp_path / "old"), ["index.rows_per_file=20"])
@@ -164,7 +164,7 @@ def test_rows_of_one_large_row_group_fill_several_files(tmp_path, vectors):
         assert np.abs(matrix(rows) - vectors[wanted]).max() < 1e-6
 
 
-def test_what_is_no_vector_becomes_a_dead_letter_and_a_norm_is_put_right(tmp_path, vectors):
+def test_invalid_vectors_become_dead_letters_and_others_are_normalised(tmp_path, vectors):
     mixed = [v * 3 if i in {20, 21} else v for i, v in enumerate(vectors)]
     mixed[3] = [float("nan")] * _DIMENSION
     mixed[4] = [0.0] * _DIMENSION
@@ -192,7 +192,7 @@ def test_what_is_no_vector_becomes_a_dead_letter_and_a_norm_is_put_right(tmp_pat
     assert np.abs(matrix(stored(tmp_path / "catalog", "text")) - vectors[good]).max() < 1e-6
 
 
-def test_too_many_dead_letters_hold_the_version_back(catalog, tmp_path, vectors):
+def test_a_gate_holds_a_version_with_too_many_dead_letters(catalog, tmp_path, vectors):
     before = open_catalog(catalog).version
     mixed = [None if i >= 140 else v for i, v in enumerate(vectors)]
     write_folder(tmp_path / "next", mixed, row_group_size=10)
@@ -206,7 +206,7 @@ def test_too_many_dead_letters_hold_the_version_back(catalog, tmp_path, vectors)
     assert open_catalog(catalog).version == report["version"]
 
 
-def test_a_folder_without_any_good_vector_is_held_back(tmp_path):
+def test_a_gate_holds_a_folder_without_valid_vectors(tmp_path):
     write_folder(tmp_path / "old", np.zeros((10, 16)))
     report = import_vectors(str(tmp_path / "catalog"), str(tmp_path / "old"), ["gates.max_dead_share=1"])
     assert report["held_back"] == ["none of the 10 text assets got a vector."]
@@ -265,7 +265,7 @@ WRONG_CONTENT = {
 
 
 @pytest.mark.parametrize("case", WRONG_FOLDER)
-def test_a_wrong_folder_is_said_and_nothing_is_written(tmp_path, case):
+def test_an_invalid_folder_is_reported_and_nothing_is_written(tmp_path, case):
     files, sentence = WRONG_FOLDER[case]
     (tmp_path / "old").mkdir()
     for name, options in files.items():
@@ -278,7 +278,7 @@ def test_a_wrong_folder_is_said_and_nothing_is_written(tmp_path, case):
 
 
 @pytest.mark.parametrize("case", WRONG_CONTENT)
-def test_a_wrong_content_is_named_by_file_row_and_value(tmp_path, case):
+def test_invalid_content_is_reported_with_file_row_and_value(tmp_path, case):
     files, sentence = WRONG_CONTENT[case]
     for name, options in files.items():
         write_folder(tmp_path / "old", name=f"{name}.parquet", row_group_size=3, **options)
@@ -289,7 +289,7 @@ def test_a_wrong_content_is_named_by_file_row_and_value(tmp_path, case):
     assert not (tmp_path / "catalog" / "LATEST.json").exists()
 
 
-def test_a_file_that_is_no_parquet_or_is_cut_off_is_named(tmp_path, vectors):
+def test_invalid_or_truncated_parquet_files_are_reported(tmp_path, vectors):
     write_folder(tmp_path / "old", vectors, name="a.parquet")
     whole = (tmp_path / "old" / "a.parquet").read_bytes()
     (tmp_path / "old" / "b.parquet").write_bytes(whole[: len(whole) // 2])
@@ -309,14 +309,14 @@ def test_a_file_that_is_no_parquet_or_is_cut_off_is_named(tmp_path, vectors):
         ({"overrides": ["embed.dimension=32"]}, "embed.dimension must be that of the vectors, 16, got 32"),
     ],
 )
-def test_a_wrong_option_is_said(tmp_path, arguments, sentence):
+def test_invalid_options_are_reported(tmp_path, arguments, sentence):
     write_folder(tmp_path / "old", FEW)
     with pytest.raises(ConfigError, match=sentence):
         import_vectors(str(tmp_path / "catalog"), str(tmp_path / "old"), **arguments)
 
 
 @pytest.mark.slow
-def test_the_same_vectors_give_the_same_bytes_with_codes_too(tmp_path):
+def test_same_vectors_give_same_bytes_also_with_codes(tmp_path):
     many = unit_vectors(1100)
     for kind, seed in (("text", 0), ("image", 1)):
         write_folder(tmp_path / "old", unit_vectors(1100, seed=seed), kind, name=f"{kind}.parquet")
@@ -336,7 +336,7 @@ def test_the_same_vectors_give_the_same_bytes_with_codes_too(tmp_path):
         assert opened.search(many[5], k=1, kinds="text")[0][0].asset_id == "text-5"
 
 
-def test_rows_metadata_and_dead_letters_are_taken_over(tmp_path, vectors):
+def test_rows_metadata_and_dead_letters_are_reused(tmp_path, vectors):
     mixed = [None if i in {1, 2} else v for i, v in enumerate(vectors)]
     write_folder(tmp_path / "old", mixed, price=list(range(150)), text=[f"text {i}" for i in range(150)])
     catalog = tmp_path / "catalog"
@@ -370,7 +370,7 @@ def spread(rows, dimension, apart):
         pytest.param(spread(11, 16, 0), spread(10, 16, 0), id="all equal"),
     ],
 )
-def test_unusual_vectors_are_published_and_stay_so_with_other_settings(tmp_path, image, text):
+def test_unusual_vectors_are_published_under_all_settings(tmp_path, image, text):
     """The rows themselves are asked for as well, and nothing less than the whole recall is allowed."""
     kinds = {kind: rows for kind, rows in (("image", image), ("text", text)) if rows is not None}
     for kind, rows in kinds.items():
@@ -390,7 +390,7 @@ def test_unusual_vectors_are_published_and_stay_so_with_other_settings(tmp_path,
     assert_whole(tmp_path / "catalog")
 
 
-def test_with_the_same_settings_nothing_is_written_unless_it_is_wanted(catalog):
+def test_same_settings_write_nothing_without_rebuild(catalog):
     first = open_catalog(catalog).version
     report = build_index(str(catalog), ["gates.max_dead_share=0.5"])
     assert report["unchanged"]
@@ -400,7 +400,7 @@ def test_with_the_same_settings_nothing_is_written_unless_it_is_wanted(catalog):
     assert_whole(catalog)
 
 
-def test_an_index_that_is_damaged_is_built_again_and_damaged_vectors_are_named(catalog):
+def test_damaged_index_is_rebuilt_and_damaged_vectors_are_reported(catalog):
     version = open_catalog(catalog).version
     index = catalog / "versions" / version / "index" / "text-00000-of-00001.faiss"
     index.write_bytes(index.read_bytes()[:-1] + b"\x01")
@@ -415,20 +415,20 @@ def test_an_index_that_is_damaged_is_built_again_and_damaged_vectors_are_named(c
     assert open_catalog(catalog).version == version
 
 
-def test_vectors_that_were_cut_to_float16_do_not_become_float32(catalog):
+def test_float16_vectors_cannot_become_float32(catalog):
     build_index(str(catalog), ["index.vector_type=float16"])
     assert_whole(catalog)
     with pytest.raises(ConfigError, match="vectors are stored as float16"):
         build_index(str(catalog), ["index.vector_type=float32"])
 
 
-def test_a_catalog_without_a_version_has_nothing_to_build_from(tmp_path):
+def test_build_index_raises_without_a_published_version(tmp_path):
     with pytest.raises(CatalogError, match="there is no catalog here"):
         build_index(str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
 
-def test_the_command_ends_with_the_codes_of_a_run(place, vectors):
+def test_the_command_has_the_exit_codes_of_a_run(place, vectors):
     catalog = place.catalog
     write_folder(place.folder / "old", vectors)
     done = place.cli("index", "catalog", "--from", "old", "--json", key=None)
@@ -450,7 +450,7 @@ def test_the_command_ends_with_the_codes_of_a_run(place, vectors):
 
 
 @pytest.mark.slow
-def test_a_killed_command_leaves_the_version_in_force_and_the_next_one_ends_well(place, vectors):
+def test_a_killed_command_keeps_the_current_version_and_the_next_succeeds(place, vectors):
     many = unit_vectors(2000)
     write_folder(place.folder / "old", vectors)
     import_vectors(str(place.catalog), str(place.folder / "old"))
@@ -469,7 +469,7 @@ def test_a_killed_command_leaves_the_version_in_force_and_the_next_one_ends_well
     assert assert_whole(place.catalog).version == report["version"]
 
 
-def test_the_index_of_a_job_is_built_without_its_sources_and_searched(place):
+def test_a_jobs_index_is_built_without_its_sources(place):
     assert place.cli("run", "job.yaml", "-q").returncode == 0
     shutil.move(place.folder / "pictures", place.folder / "hidden")
     done = place.cli("index", "catalog", "--set", "index.recall_k=5", "--json", key=None)
@@ -494,7 +494,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_rows_even_in_one_row_group(tmp_path):
+def test_memory_does_not_grow_with_the_rows_of_a_row_group(tmp_path):
     peaks = []
     for rows in (5_000, 40_000):
         values = pa.array(np.tile(unit_vectors(1000, 512), (rows // 1000, 1)).reshape(-1))

@@ -103,7 +103,7 @@ def shares_found(known, version, ask):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "text"])
-def test_the_indexs_error_is_told_from_the_models(known, kind):
+def test_errors_of_index_and_model_are_separated(known, kind):
     """The labels are the exact neighbours: the model makes no error, so that all that is missing is the index's."""
     found = evaluate([(known.catalog, known.coarse)], Question(pairs=known.pairs, ks=(5,)))["directions"]
     found = found[f"text->{kind}"]
@@ -123,7 +123,7 @@ def test_the_indexs_error_is_told_from_the_models(known, kind):
     assert all(failure["cause"] == "index" for failure in found["worst"][:5])
 
 
-def test_a_figure_is_that_of_a_search_for_so_many(known):
+def test_metrics_at_k_use_a_search_with_that_k(known):
     """An index works harder for longer lists, so that the first of a long one are better than a short one."""
     short = evaluate([(known.catalog, known.coarse)], Question(pairs=known.pairs, ks=(5,)))
     both = evaluate([(known.catalog, known.coarse)], Question(pairs=known.pairs, ks=(5, 100)))
@@ -141,7 +141,7 @@ def test_an_exact_index_makes_no_error(known):
 
 
 @pytest.mark.parametrize("merge", [None, "score", "quota", "standardised"])
-def test_near_duplicates_are_no_error_of_an_exact_index(tmp_path, merge):
+def test_near_duplicates_do_not_count_as_errors_of_an_exact_index(tmp_path, merge):
     """Rows that fp16 cannot put in order; each query wants the neighbours that exact search finds first."""
     rng = np.random.default_rng(7)
     drawn = {kind: 1 + 2e-2 * rng.standard_normal((300, DIMENSION)) for kind in ("image", "text")}
@@ -167,7 +167,7 @@ def test_near_duplicates_are_no_error_of_an_exact_index(tmp_path, merge):
             assert any("loses nothing: the difference is near ties" in sentence for sentence in found["words"])
 
 
-def test_two_versions_are_compared_by_the_same_pairs(known):
+def test_two_versions_are_compared_on_the_same_labels(known):
     places = [(known.catalog, known.coarse), (known.catalog, known.exact)]
     found = evaluate(places, Question(pairs=known.pairs, ks=(5,)))["directions"]["text->image"]
     difference = found["difference"]["index"]["recall@5"]
@@ -180,7 +180,7 @@ def test_two_versions_are_compared_by_the_same_pairs(known):
 
 
 @pytest.mark.parametrize("merge", ["score", "quota", "standardised"])
-def test_a_list_of_both_kinds_is_judged_as_search_gives_it(known, merge):
+def test_a_merged_list_is_rated_as_search_returns_it(known, merge):
     question = Question(pairs=known.pairs, ks=(10,), merge=merge)
     found = evaluate([(known.catalog, known.exact)], question)["directions"]["text->all"]
     assert found["relevant"] == 600
@@ -196,12 +196,12 @@ def test_a_list_of_both_kinds_is_judged_as_search_gives_it(known, merge):
     assert found["catalogs"][0]["index"]["recall@10"]["value"] == pytest.approx(np.mean(shares), abs=0.01)
 
 
-def test_the_same_question_has_the_same_answer(known):
+def test_evaluation_is_deterministic(known):
     asked = Question(pairs=known.pairs, ks=(5,))
     assert evaluate([(known.catalog, None)], asked) == evaluate([(known.catalog, None)], asked)
 
 
-def test_sentences_and_pictures_are_embedded_by_the_catalogs_model(embedded):
+def test_text_and_image_queries_are_embedded_by_the_catalogs_model(embedded):
     done = embedded.cli("evaluate", "catalog", "--pairs", "pairs.jsonl", "--json", "-k", "1,5")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -214,7 +214,7 @@ def test_sentences_and_pictures_are_embedded_by_the_catalogs_model(embedded):
     assert texts["failing"] == 1
 
 
-def test_the_table_and_the_page_are_for_people(embedded):
+def test_the_table_and_the_page_show_the_results(embedded):
     done = embedded.cli(
         "evaluate", "catalog", "--pairs", "pairs.jsonl", "--against", "catalog", "--html", "page.html", COLUMNS="160"
     )
@@ -255,24 +255,24 @@ def ask(place, rows, **question):
         ),
     ],
 )
-def test_an_id_that_means_nothing_is_named(embedded, row, words):
+def test_unknown_and_ambiguous_ids_are_reported(embedded, row, words):
     with pytest.raises(ConfigError) as raised:
         ask(embedded, [row])
     assert words in str(raised.value)
 
 
-def test_an_id_of_two_kinds_is_one_asset_once_its_kind_is_said(embedded):
+def test_an_id_of_both_kinds_is_resolved_by_its_kind(embedded):
     row = {"query_kind": "text", "query_id": "t000", "relevant": "p001.jpg", "relevant_kind": "text"}
     assert list(ask(embedded, [row])["directions"]) == ["text->text"]
 
 
-def test_a_pair_that_is_there_with_and_without_its_kind_is_named(embedded):
+def test_a_pair_repeated_without_its_kind_is_a_duplicate(embedded):
     row = {"query_kind": "text", "query_id": "t000", "relevant": "t001"}
     with pytest.raises(ConfigError, match="line 2: relevant 't001' is in line 1 already"):
         ask(embedded, [row, {**row, "relevant_kind": "text"}])
 
 
-def test_unknown_pairs_are_left_out_where_that_is_asked_and_counted(embedded):
+def test_drop_unknown_leaves_out_and_counts_unknown_pairs(embedded):
     rows = [
         {"query_kind": "text", "query_id": "t000", "relevant": ["t001", "t999"]},
         {"query_kind": "text", "query_id": "t002", "relevant": "t998"},
@@ -284,7 +284,7 @@ def test_unknown_pairs_are_left_out_where_that_is_asked_and_counted(embedded):
         ask(embedded, rows[1:], drop_unknown=True)
 
 
-def test_what_became_a_dead_letter_counts_as_not_found_and_is_said(embedded):
+def test_dead_letters_count_as_not_found_and_are_reported(embedded):
     row = {"query_kind": "text", "query_id": "t000", "relevant": ["none.jpg", "p000.jpg"], "relevant_kind": "image"}
     found = ask(embedded, [row], ks=(100,))["directions"]["text->image"]
     assert found["catalogs"][0]["exact"]["recall@100"]["value"] == 0.5
@@ -313,7 +313,7 @@ def test_what_became_a_dead_letter_counts_as_not_found_and_is_said(embedded):
         pytest.param(["--pairs", "pairs.jsonl", "--confidence", "95"], "--confidence must be", id="confidence"),
     ],
 )
-def test_a_wrong_option_is_named(embedded, arguments, words, capfd, monkeypatch):
+def test_invalid_options_are_reported(embedded, arguments, words, capfd, monkeypatch):
     from epithre_beam.pipelines.commands import cli
 
     monkeypatch.chdir(embedded.folder)
@@ -324,14 +324,14 @@ def test_a_wrong_option_is_named(embedded, arguments, words, capfd, monkeypatch)
     assert words in sentence
 
 
-def test_a_query_that_cannot_be_sent_is_named_with_its_line(embedded):
+def test_a_query_that_cannot_be_sent_is_reported_with_its_line(embedded):
     (embedded.folder / "pictures" / "broken.jpg").write_bytes(b"GIF89a")
     rows = [{"query": "x", "relevant": "t000"}, {"image": "pictures/broken.jpg", "relevant": "t001"}]
     with pytest.raises(QueryError, match=r"some.jsonl line 2: the query 'broken.jpg' cannot be sent"):
         ask(embedded, rows)
 
 
-def test_a_damaged_file_of_vectors_is_named(known, tmp_path):
+def test_a_damaged_vector_file_is_reported(known, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(known.catalog, copy)
     path = min((copy / "versions" / known.exact / "vectors").glob("image-*.parquet"))

@@ -82,7 +82,7 @@ def let_a_week_go_by(catalog):
 
 
 @pytest.mark.parametrize("number", range(INSTANTS))
-def test_a_run_that_dies_at_any_write_leaves_a_whole_version_and_the_next_one_finishes(scene, number):
+def test_a_run_killed_at_any_write_keeps_the_version_and_the_next_finishes(scene, number):
     at = draw_instants(scene.steps, INSTANTS)[number]
     catalog = scene.copy()
     scene.emulator.reset()
@@ -121,7 +121,7 @@ def test_a_run_that_dies_at_any_write_leaves_a_whole_version_and_the_next_one_fi
     shutil.rmtree(catalog)
 
 
-def test_the_first_run_may_die_again_and_again_and_its_catalog_has_no_version_before_it_has_a_whole_one(scene):
+def test_a_new_catalog_has_no_version_until_a_run_completes(scene):
     catalog = scene.folder / "dying"
     unit = steps_at(scene.first_steps, "a unit")[-1][0].split()[-1]
     instants = [(step, 0) for step in (f"half of write {unit}", f"before rename {unit}", f"after rename {unit}")]
@@ -174,7 +174,7 @@ def assert_goes_on(scene, catalog):
     assert not {name for name in files_of(catalog) if name.startswith((".lease.json", "runs/"))}
 
 
-def test_a_full_disk_is_told_and_the_next_run_with_room_finishes(scene, disk):
+def test_a_full_disk_is_reported_and_the_next_run_finishes(scene, disk):
     """With less and less room other writes are those that fail."""
     catalog = scene.copy(disk)
     before = os.statvfs(disk).f_bavail
@@ -229,7 +229,7 @@ def assert_no_failure_hurts(scene, catalog, *, deed, fix, reason, writes=WRITES,
     scene.stop_watching("01")
 
 
-def test_a_disk_that_fills_up_before_any_write(scene, disk):
+def test_a_disk_that_fills_up_before_any_write_is_reported(scene, disk):
     assert_no_failure_hurts(
         scene,
         scene.copy(disk),
@@ -239,7 +239,7 @@ def test_a_disk_that_fills_up_before_any_write(scene, disk):
     )
 
 
-def test_a_disk_that_becomes_read_only_before_any_write(scene, disk):
+def test_a_disk_that_becomes_read_only_before_any_write_is_reported(scene, disk):
     assert_no_failure_hurts(
         scene,
         scene.copy(disk),
@@ -251,7 +251,7 @@ def test_a_disk_that_becomes_read_only_before_any_write(scene, disk):
     )
 
 
-def test_a_catalog_that_may_not_be_written_any_more_before_any_write(scene):
+def test_a_catalog_that_loses_write_permission_before_any_write_is_reported(scene):
     catalog = scene.copy()
 
     def fix():
@@ -261,7 +261,7 @@ def test_a_catalog_that_may_not_be_written_any_more_before_any_write(scene):
     assert_no_failure_hurts(scene, catalog, deed="chmod", fix=fix, reason="Permission denied", is_ordinary_user=True)
 
 
-def test_a_limit_on_the_size_of_files_that_a_large_write_reaches(scene):
+def test_a_file_size_limit_reached_by_a_write_is_reported(scene):
     catalog = scene.copy()
     assert_no_failure_hurts(
         scene, catalog, deed="limit", fix=lambda: None, reason="File too large", writes=LARGE_WRITES
@@ -292,7 +292,7 @@ def damage(path, rng, place):
 DAMAGED_PLACES = ("start", "middle", "end", "footer", "anywhere", "anywhere")
 
 
-def test_any_damaged_byte_is_found_by_verify_and_refused_by_a_reader_with_the_files_name(scene):
+def test_verify_and_readers_report_any_damaged_byte(scene):
     catalog = scene.copy()
     rng = random.Random(21)
     files = verified_files(catalog)
@@ -336,7 +336,7 @@ def say_the_same(one, other):
         ("manifest.json", ("start", "middle")),
     ],
 )
-def test_a_run_after_a_byte_was_damaged_makes_a_whole_version_all_the_same(scene, kind, places):
+def test_a_run_after_damage_writes_a_complete_version(scene, kind, places):
     rng = random.Random(22)
     names = [name for name in verified_files(scene.base) if kind in name]
     assert names
@@ -355,7 +355,7 @@ def test_a_run_after_a_byte_was_damaged_makes_a_whole_version_all_the_same(scene
             shutil.rmtree(catalog)
 
 
-def test_a_run_on_a_damaged_pointer_says_what_to_do_and_does_nothing_else(scene):
+def test_a_run_with_a_damaged_latest_json_fails_and_changes_nothing(scene):
     catalog = scene.copy()
     (version,) = (catalog / "versions").iterdir()
     damage(catalog / "LATEST.json", random.Random(23), "middle")
@@ -373,7 +373,7 @@ def test_a_run_on_a_damaged_pointer_says_what_to_do_and_does_nothing_else(scene)
     assert_goes_on(scene, catalog)
 
 
-def test_units_of_a_run_that_died_and_were_damaged_are_done_anew(scene):
+def test_damaged_units_of_a_killed_run_are_embedded_again(scene):
     rng = random.Random(24)
     died = scene.copy()
     assert scene.run(died, at=steps_at(scene.steps, "vectors")[0]).returncode == -signal.SIGKILL
@@ -453,7 +453,7 @@ def test_a_clock_that_jumps_back_between_runs_does_not_reorder_versions(scene, c
 
 
 @pytest.mark.parametrize("days", [-2, 2])
-def test_a_clock_that_jumps_in_the_middle_of_a_run_changes_nothing_but_times(scene, clock, days):
+def test_a_clock_jump_during_a_run_changes_only_times(scene, clock, days):
     catalog = scene.copy()
     clock.move(0)
     deed = ["sh", "-c", f"echo {days:+}d > '{clock.file}'"]
@@ -467,7 +467,7 @@ def test_a_clock_that_jumps_in_the_middle_of_a_run_changes_nothing_but_times(sce
 
 
 @pytest.mark.parametrize("is_of_this_machine", [True, False])
-def test_a_lease_from_the_future_does_not_hold_a_catalog_for_ever(scene, clock, is_of_this_machine):
+def test_a_lease_from_the_future_does_not_block_a_catalog(scene, clock, is_of_this_machine):
     catalog = scene.copy()
     clock.move(2)
     died = scene.run(catalog, writer=clock.writer, at=steps_at(scene.steps, "vectors")[0])

@@ -26,7 +26,7 @@ def golden(tmp_path: Path) -> Place:
     return Place(tmp_path / "golden")
 
 
-def test_it_is_opened_and_searched_as_before(golden: Place) -> None:
+def test_an_old_catalog_opens_and_gives_the_same_answers(golden: Place) -> None:
     answers = json.loads((GOLDEN / "answers.json").read_text())
     found = golden.cli("search", "catalog", "--text", "sentence number 3", "--kind", "text", "-k", "3", "--json")
     assert json.loads(found.stdout) == answers
@@ -35,12 +35,12 @@ def test_it_is_opened_and_searched_as_before(golden: Place) -> None:
         assert catalog.asset("text", 0).metadata.keys() == {"price"}
 
 
-def test_every_version_is_whole(golden: Place) -> None:
+def test_every_old_version_verifies(golden: Place) -> None:
     found = list(verify_versions(Store(str(golden.catalog)), every=True))
     assert [(verdict.version is not None, verdict.damage) for verdict in found] == [(True, ())] * 2
 
 
-def test_it_is_carried_on_and_nothing_is_paid_again(golden: Place) -> None:
+def test_a_run_on_an_old_catalog_reuses_its_vectors(golden: Place) -> None:
     """Pictures were listed under another path: they are read, and known by their content."""
     before = read_latest(Store(str(golden.catalog)))
     assert before is not None

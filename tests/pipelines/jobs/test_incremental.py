@@ -188,7 +188,7 @@ def answers_of(catalog: Path, seed: int) -> list:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_night_after_night_equals_one_run_from_nothing(tmp_path, emulator, seed):
+def test_incremental_runs_equal_one_run_from_scratch(tmp_path, emulator, seed):
     night = Night(tmp_path, emulator, seed)
     catalog = tmp_path / "catalog"
     known: set[str] = set()
@@ -213,7 +213,7 @@ def test_night_after_night_equals_one_run_from_nothing(tmp_path, emulator, seed)
     assert answers_of(catalog, seed) == answers_of(tmp_path / "scratch", seed)
 
 
-def test_each_kind_of_change_is_counted_as_what_it_is(tmp_path, emulator):
+def test_each_type_of_change_is_counted(tmp_path, emulator):
     night = Night(tmp_path, emulator, 5)
     night.run()
     paths = sorted(night.images.glob("*.jpg"))
@@ -240,7 +240,7 @@ def test_each_kind_of_change_is_counted_as_what_it_is(tmp_path, emulator):
     assert rows_of(tmp_path / "catalog")["text", names[3]]["metadata"] == {"price": 77.5}
 
 
-def test_a_plan_says_beforehand_what_the_night_then_does(tmp_path, emulator):
+def test_a_plan_predicts_the_run(tmp_path, emulator):
     from epithre_beam.pipelines.jobs.estimate import estimate
 
     night = Night(tmp_path, emulator, 6)
@@ -260,7 +260,7 @@ def test_a_plan_says_beforehand_what_the_night_then_does(tmp_path, emulator):
     assert estimate(config).assets_to_read == 0
 
 
-def test_a_plan_says_that_every_vector_is_new_and_why(tmp_path, emulator):
+def test_a_plan_says_why_every_vector_is_new(tmp_path, emulator):
     from epithre_beam.pipelines.jobs.estimate import estimate
 
     night = Night(tmp_path, emulator, 7)
@@ -274,7 +274,7 @@ def test_a_plan_says_that_every_vector_is_new_and_why(tmp_path, emulator):
 
 
 @pytest.mark.parametrize("dead", [3, 0])
-def test_dead_letters_that_are_the_assets_own_are_not_tried_again_until_they_change(tmp_path, emulator, dead):
+def test_permanent_failures_are_retried_only_after_a_change(tmp_path, emulator, dead):
     night = Night(tmp_path, emulator, 8)
     for path in sorted(night.images.glob("*.jpg"))[:dead]:
         path.write_bytes(b"no picture")
@@ -290,7 +290,7 @@ def test_dead_letters_that_are_the_assets_own_are_not_tried_again_until_they_cha
         assert night.run()["counts"]["dead"] == dead - 1
 
 
-def test_a_source_that_suddenly_lists_little_is_held_back_and_can_be_published(tmp_path, emulator):
+def test_a_gate_holds_a_shrunk_source_until_it_is_published(tmp_path, emulator):
     night = Night(tmp_path, emulator, 9, images=30, texts=60)
     first = night.run()["version"]
     gone = dict(list(night.texts.items())[:25])
@@ -306,7 +306,7 @@ def test_a_source_that_suddenly_lists_little_is_held_back_and_can_be_published(t
     assert not emulator.payments()
 
 
-def test_a_damaged_file_of_the_version_in_force_is_left_out_and_its_assets_are_read_again(tmp_path, emulator):
+def test_assets_of_a_damaged_file_are_read_again(tmp_path, emulator):
     night = Night(tmp_path, emulator, 10, images=10, texts=1500)
     night.run()
     catalog = tmp_path / "catalog"
@@ -328,7 +328,7 @@ def test_a_damaged_file_of_the_version_in_force_is_left_out_and_its_assets_are_r
     assert len(rows) == len(expected) + 1
 
 
-def test_a_run_over_a_version_that_lost_a_file_makes_a_whole_one(tmp_path, emulator):
+def test_a_run_replaces_a_version_with_a_missing_file(tmp_path, emulator):
     night = Night(tmp_path, emulator, 11)
     night.run()
     catalog = tmp_path / "catalog"
@@ -339,7 +339,7 @@ def test_a_run_over_a_version_that_lost_a_file_makes_a_whole_one(tmp_path, emula
     assert open_catalog(catalog).version == report["version"]
 
 
-def test_all_but_the_index_settings_unchanged_makes_new_indexes_and_pays_nothing(tmp_path, emulator):
+def test_new_index_settings_build_new_indexes_and_send_nothing(tmp_path, emulator):
     night = Night(tmp_path, emulator, 12)
     night.run()
     before = rows_of(tmp_path / "catalog")
@@ -357,7 +357,7 @@ def test_all_but_the_index_settings_unchanged_makes_new_indexes_and_pays_nothing
     assert rows_of(tmp_path / "catalog") == before
 
 
-def test_what_was_paid_for_before_a_failure_is_not_paid_again_though_everything_was_cut_anew(tmp_path, monkeypatch):
+def test_vectors_of_a_failed_run_are_reused_after_units_change(tmp_path, monkeypatch):
     """The run ends before it writes a version; then assets come and go, so that no unit is what it was."""
     monkeypatch.setenv("EPITHRE_KEY", KEY)
     out_of_quota = Faults(quota_429=1.0, start_at_request=6)
@@ -380,7 +380,7 @@ def test_what_was_paid_for_before_a_failure_is_not_paid_again_though_everything_
     assert report["counts"]["reused"] == len(kept & set(contents))
 
 
-def test_a_night_without_changes_mends_a_damaged_index_instead_of_calling_it_well(tmp_path, emulator):
+def test_a_run_without_changes_rebuilds_a_damaged_index(tmp_path, emulator):
     night = Night(tmp_path, emulator, 14)
     night.run()
     catalog = tmp_path / "catalog"
@@ -394,7 +394,7 @@ def test_a_night_without_changes_mends_a_damaged_index_instead_of_calling_it_wel
     assert open_catalog(catalog).version == report["version"]
 
 
-def test_other_metadata_makes_a_version_that_says_so(tmp_path, emulator):
+def test_changed_metadata_makes_a_new_version(tmp_path, emulator):
     night = Night(tmp_path, emulator, 15)
     night.run()
     night.edit_price()
@@ -403,7 +403,7 @@ def test_other_metadata_makes_a_version_that_says_so(tmp_path, emulator):
     assert not emulator.log
 
 
-def test_what_stood_in_an_older_version_is_not_paid_again_when_it_comes_back(tmp_path, emulator):
+def test_contents_of_older_versions_are_reused(tmp_path, emulator):
     """Held back night after night, published at last, and then the sources are as they were."""
     night = Night(tmp_path, emulator, 16)
     night.run()
@@ -417,7 +417,7 @@ def test_what_stood_in_an_older_version_is_not_paid_again_when_it_comes_back(tmp
     assert not emulator.payments()
 
 
-def test_a_plan_foresees_the_guard_against_shrinking(tmp_path, emulator):
+def test_a_plan_predicts_the_shrinkage_gate(tmp_path, emulator):
     from epithre_beam.pipelines.jobs.estimate import estimate
 
     night = Night(tmp_path, emulator, 17)
@@ -428,7 +428,7 @@ def test_a_plan_foresees_the_guard_against_shrinking(tmp_path, emulator):
     assert "and of 40 text rows" in held[0]
 
 
-def test_a_plan_says_what_it_cannot_know_without_asking(tmp_path, emulator):
+def test_a_plan_reports_what_it_cannot_know_without_a_request(tmp_path, emulator):
     from epithre_beam.pipelines.jobs.estimate import estimate
 
     night = Night(tmp_path, emulator, 18)
@@ -448,7 +448,7 @@ def test_a_plan_says_what_it_cannot_know_without_asking(tmp_path, emulator):
     assert "which https://api.example/v1 is not" in plan.every_vector_is_new_because[0]
 
 
-def test_a_run_that_fails_leaves_no_half_version_behind(tmp_path, emulator, monkeypatch):
+def test_a_failed_run_leaves_no_incomplete_version(tmp_path, emulator, monkeypatch):
     night = Night(tmp_path, emulator, 19)
     night.run()
     night.add_text()
@@ -470,7 +470,7 @@ def _full_disk_at(open_write, suffix: str):
     return opened
 
 
-def test_a_catalog_whose_pointer_is_gone_is_not_begun_anew(tmp_path, emulator):
+def test_a_catalog_without_latest_json_is_not_started_again(tmp_path, emulator):
     """Nothing would be compared, and no guard would see what is missing."""
     night = Night(tmp_path, emulator, 20)
     for _ in range(2):

@@ -165,7 +165,7 @@ def digests(contents: Mapping[str, bytes]) -> set[str]:
     return {content_digest("image", content).hex() for content in contents.values()}
 
 
-def test_a_catalog_of_the_first_rules_pays_for_what_they_sent_otherwise(nights: Nights) -> None:
+def test_a_catalog_of_older_rules_sends_only_images_that_differ(nights: Nights) -> None:
     first = nights.run()
     assert (first["counts"]["embedded"], first["counts"]["dead"]) == (12, 1)
     nights.make_old()
@@ -185,7 +185,7 @@ def test_a_catalog_of_the_first_rules_pays_for_what_they_sent_otherwise(nights: 
     assert not nights.emulator.log
 
 
-def test_a_catalog_of_the_first_rules_with_nothing_to_look_at_is_not_even_written_again(nights: Nights) -> None:
+def test_a_catalog_of_older_rules_without_differences_is_unchanged(nights: Nights) -> None:
     for name in (*LOOKED_AT, "broken.png"):
         (nights.folder / "pictures" / name).unlink()
     nights.run()
@@ -194,7 +194,7 @@ def test_a_catalog_of_the_first_rules_with_nothing_to_look_at_is_not_even_writte
     assert not nights.emulator.log
 
 
-def test_an_index_that_is_built_anew_says_the_rules_of_its_rows(nights: Nights) -> None:
+def test_a_rebuilt_index_keeps_the_rules_of_its_rows(nights: Nights) -> None:
     nights.run()
     nights.make_old()
     report = build_index(str(nights.folder / "catalog"), ["index.recall_queries=5"])
@@ -215,7 +215,7 @@ def test_an_index_that_is_built_anew_says_the_rules_of_its_rows(nights: Nights) 
     ],
     ids=str,
 )
-def test_another_setting_pays_for_the_pictures_that_it_sends_otherwise(nights: Nights, settings: Any) -> None:
+def test_a_new_setting_sends_only_images_that_differ(nights: Nights, settings: Any) -> None:
     """And all is as if the catalog had been made with it; going back pays for nothing."""
     nights.run()
     before = nights.sent()
@@ -233,7 +233,7 @@ def test_another_setting_pays_for_the_pictures_that_it_sends_otherwise(nights: N
     nights.assert_vectors_are_of(before)
 
 
-def test_a_setting_that_changes_no_picture_is_noted_and_costs_nothing(nights: Nights) -> None:
+def test_a_setting_that_changes_no_image_sends_nothing(nights: Nights) -> None:
     nights.run()
     report = nights.run({"max_pixels": 15_000_000})
     assert not report.get("unchanged")
@@ -242,9 +242,7 @@ def test_a_setting_that_changes_no_picture_is_noted_and_costs_nothing(nights: Ni
     assert nights.run({"max_pixels": 15_000_000}).get("unchanged")
 
 
-def test_what_the_api_found_too_large_is_not_sent_again_by_another_setting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_too_large_for_the_api_are_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EPITHRE_KEY", KEY)
     settings = EmulatorSettings(
         dimension=DIMENSION, model="hash", api_keys=(KEY,), limits=Limits(max_body_bytes=30_000)

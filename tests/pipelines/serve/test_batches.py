@@ -16,7 +16,7 @@ _DIMENSION = 16
 
 
 @pytest.mark.parametrize(("queries", "most"), [(8, 4), (64, 8)])
-def test_of_those_that_wait_half_are_searched_in_a_call_but_few(tmp_path: Path, queries: int, most: int) -> None:
+def test_a_call_takes_half_of_the_waiting_queries(tmp_path: Path, queries: int, most: int) -> None:
     vectors = unit_vectors(60, _DIMENSION, 1)
     make(tmp_path / "c", {"text": vectors})
     metrics = Metrics()

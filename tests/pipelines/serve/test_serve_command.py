@@ -27,7 +27,7 @@ def refused(done, code, *words):
     assert "Traceback" not in done.stderr
 
 
-def test_wrong_usage_ends_with_2_and_a_missing_catalog_with_1(hashed, tmp_path):
+def test_wrong_usage_exits_with_2_and_a_missing_catalog_with_1(hashed, tmp_path):
     catalog = hashed.catalog
     refused(hashed.cli("serve", tmp_path / "none"), 1, "there is no such folder")
     done = hashed.cli("serve", catalog, "--token-env", "SHORT", SHORT="hunter2")
@@ -39,7 +39,7 @@ def test_wrong_usage_ends_with_2_and_a_missing_catalog_with_1(hashed, tmp_path):
         refused(done, 2, f"--port {port}: cannot listen here (Address already in use")
 
 
-def test_a_search_of_the_command_line_takes_the_same_conditions(hashed):
+def test_the_search_command_accepts_the_same_conditions(hashed):
     asked = ("search", hashed.catalog, "--text", "text number 3", "--kind", "text", "--json")
     done = hashed.cli(*asked, "--where", '{"price": {"$gt": 15}}')
     assert done.returncode == 0, done.stderr
@@ -48,7 +48,7 @@ def test_a_search_of_the_command_line_takes_the_same_conditions(hashed):
     refused(hashed.cli(*asked, "--where", '{"price": "cheap"}'), 2, "where.price must be a number, got 'cheap'.")
 
 
-def test_without_a_key_vectors_and_assets_are_searched_and_sentences_are_not(hashed, vector):
+def test_without_a_key_only_vectors_and_assets_are_searched(hashed, vector):
     """An API that is elsewhere wants a key, and none is set."""
     with serving(hashed, *WITHOUT_API, key=None) as server:
         assert server.client.get("/api/catalog").json()["can_embed"] is False
@@ -57,7 +57,7 @@ def test_without_a_key_vectors_and_assets_are_searched_and_sentences_are_not(has
         assert server.search(asset={"kind": "text", "id": "t001"}).status_code == 200
 
 
-def test_an_api_that_answers_nobody_fails_sentences_and_nothing_else(hashed, vector):
+def test_an_api_outage_fails_only_text_searches(hashed, vector):
     settings = EmulatorSettings(model="hash", dimension=DIMENSION, api_keys=(KEY,))
     with contextlib.ExitStack() as stack:
         with Emulator(settings) as emulator:
@@ -82,7 +82,7 @@ def ask_from(server, address, **asked):
     return server.client.post("/api/search", json=asked, headers={"x-forwarded-for": address})
 
 
-def test_an_api_that_asks_for_a_pause_is_told_of_and_asked_again(hashed, vector):
+def test_a_pause_of_the_api_is_reported_and_retried(hashed, vector):
     """Half a minute later or in a thousand years: sentences fail at once, all else is answered, and it is told."""
     (manifest,) = hashed.catalog.glob("versions/*/manifest.json")
     models = CannedReply(
@@ -123,7 +123,7 @@ def test_an_api_that_asks_for_a_pause_is_told_of_and_asked_again(hashed, vector)
 
 
 @pytest.mark.parametrize("closed", [">&- 2>&-", "> /dev/full"])
-def test_it_serves_where_nobody_can_be_told_of_its_address(hashed, closed):
+def test_the_server_runs_with_closed_output_streams(hashed, closed):
     port = free_port()
     line = " ".join(map(shlex.quote, map(str, command("serve", hashed.catalog, "--port", port, *WITHOUT_API))))
     options = hashed.process(None, {}) | {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

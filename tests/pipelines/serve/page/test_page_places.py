@@ -22,7 +22,7 @@ class Below:
 
 
 @pytest.mark.parametrize("options", [("--root-path", "/tools/search"), ()], ids=["told", "not told"])
-def test_below_a_path_the_page_finds_its_files_its_hits_and_their_pictures(browser, scene, options):
+def test_the_page_works_below_a_path_prefix(browser, scene, options):
     with (
         served(scene / "catalog", "--rate", 0, *options) as server,
         proxied(server.port, "/tools/search") as url,
@@ -47,7 +47,7 @@ def wide(tmp_path_factory):
     return place
 
 
-def test_a_whole_number_is_shown_and_asked_for_with_all_its_digits(browser, wide):
+def test_large_integers_keep_all_their_digits(browser, wide):
     with served(wide.catalog, "--rate", 0) as server, visiting(browser, server) as visit:
         page = visit.open()
         visit.search("text number 0")

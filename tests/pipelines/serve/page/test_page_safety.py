@@ -55,7 +55,7 @@ def test_the_page_is_allowed_nothing_but_its_own_origin(server):
     assert not re.search(r"<script>|style=|\son\w+=|https?://", body)
 
 
-def test_a_token_is_asked_for_once_kept_for_the_tab_and_sent_with_every_picture(browser, scene):
+def test_the_token_is_requested_once_and_sent_with_thumbnails(browser, scene):
     with (
         served(scene / "catalog", "--rate", 0, "--token-env", "PAGE_TOKEN", PAGE_TOKEN=TOKEN) as server,
         visiting(browser, server, may_complain=True) as visit,
@@ -84,7 +84,7 @@ def test_a_token_is_asked_for_once_kept_for_the_tab_and_sent_with_every_picture(
         assert page.locator("#token").is_hidden()
 
 
-def test_who_asks_too_often_is_told_how_long_to_wait(browser, scene):
+def test_too_many_searches_show_how_long_to_wait(browser, scene):
     with served(scene / "catalog", "--rate", 2) as server, visiting(browser, server, may_complain=True) as visit:
         page = visit.open()
         for sentence in ("a cat", "a fish", "a star", "a car", "a house"):
@@ -96,7 +96,7 @@ def test_who_asks_too_often_is_told_how_long_to_wait(browser, scene):
         assert page.inner_text("#problem-words").endswith(".")
 
 
-def test_a_picture_that_is_too_large_is_not_sent(visit):
+def test_an_image_that_is_too_large_is_not_sent(visit):
     page = visit.open()
     page.set_input_files("#file", {"name": "big.jpg", "mimeType": "image/jpeg", "buffer": b"\xff" * 3_000_000})
     page.wait_for_selector("#problem:not([hidden])")
@@ -105,7 +105,7 @@ def test_a_picture_that_is_too_large_is_not_sent(visit):
     assert not any("api/search" in url for url in visit.requests)
 
 
-def test_a_lost_server_is_said_and_comes_back_with_one_key(browser, scene):
+def test_a_lost_server_is_reported_and_retried_with_one_key(browser, scene):
     with served(scene / "catalog", "--rate", 0) as server, visiting(browser, server, may_complain=True) as visit:
         page = visit.open()
         server.stop()
@@ -127,7 +127,7 @@ def test_a_lost_server_is_said_and_comes_back_with_one_key(browser, scene):
         visit.wait_for_hits("ids[0].startsWith('blue-')")
 
 
-def test_a_new_version_is_noticed_by_a_search_and_by_waiting(browser, scene, tmp_path):
+def test_a_new_version_is_noticed_by_search_and_polling(browser, scene, tmp_path):
     catalog = copy_catalog(scene / "catalog", tmp_path)
     with (
         served(catalog, "--rate", 0, "--follow-every", 0.2) as server,
@@ -169,7 +169,7 @@ def wait_for_other_version(server, version):
     raise AssertionError(f"version {version} stayed in force")
 
 
-def test_a_catalog_that_cannot_embed_is_searched_by_its_ids(browser, tmp_path):
+def test_a_catalog_without_embedding_is_searched_by_ids(browser, tmp_path):
     rng = np.random.default_rng(5)
     vectors = rng.standard_normal((30, 64)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -229,7 +229,7 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_stands_out_by_four_and_a_half_to_one(browser, server, scheme):
+def test_all_text_has_a_contrast_of_at_least_4_5(browser, server, scheme):
     with visiting(browser, server, may_complain=True, color_scheme=scheme, reduced_motion="reduce") as visit:
         page = visit.open()
         seen = page.evaluate(CONTRAST)
@@ -252,7 +252,7 @@ def test_all_text_stands_out_by_four_and_a_half_to_one(browser, server, scheme):
         assert [what for ratio, what in seen if ratio < 4.5] == []
 
 
-def test_every_control_has_a_name_and_every_picture_an_alternative(visit):
+def test_every_control_has_a_name_and_every_image_alt_text(visit):
     page = visit.open()
     visit.search("an orange cat")
     page.click("#filters-button")
