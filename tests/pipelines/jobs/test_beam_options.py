@@ -1,4 +1,4 @@
-"""An option that Beam does not know is named and refused, before anything is read or sent."""
+"""Unknown Beam options are errors, before anything is read or sent."""
 
 import pytest
 

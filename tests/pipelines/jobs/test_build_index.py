@@ -1,4 +1,4 @@
-"""Indexes built on their own: from the vectors of a catalog, and from vectors that somebody else made."""
+"""Indexes built without embedding: from a catalog's vectors, and from imported vectors."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def unit_vectors(rows, dimension=_DIMENSION, seed=0):
 
 
 def column(vectors, kind=None):
-    """Vectors as an Arrow column; None and lists of other lengths may be among them."""
+    """Vectors as an Arrow column, which may contain None and lists of other lengths."""
     kind = kind or pa.list_(pa.float32())
     if pa.types.is_float16(kind.value_type):
         vectors = [None if v is None else np.asarray(v, np.float16) for v in vectors]
@@ -36,7 +36,7 @@ def column(vectors, kind=None):
 
 
 def write_folder(folder, vectors, of="text", name="part.parquet", *, type_=None, row_group_size=64, **columns):
-    """A file of texts with ids `text-0`, `text-1`, … unless it is said otherwise; a column that is None is left out."""
+    """Write a file of texts with ids `text-0`, `text-1`, … by default; a column that is None is left out."""
     rows = len(vectors)
     table = {"id": [f"{of}-{i}" for i in range(rows)], "kind": [of] * rows, "embedding": column(vectors, type_)}
     table = {key: value for key, value in {**table, **columns}.items() if value is not None}
@@ -65,7 +65,7 @@ def assert_whole(catalog):
 
 
 def contents(catalog):
-    """The sha256 of the vectors and indexes in force."""
+    """The sha256 of the current vectors and indexes."""
     with open_catalog(catalog) as opened:
         files = opened.manifest.files
     return {file.name: file.sha256 for file in files if file.name.startswith(("vectors/", "index/"))}
@@ -78,7 +78,7 @@ def vectors():
 
 @pytest.fixture
 def catalog(tmp_path, vectors):
-    """A catalog of 150 texts from elsewhere."""
+    """A catalog of 150 imported texts."""
     import_vectors(str(tmp_path / "catalog"), str(write_folder(tmp_path / "first", vectors)))
     return tmp_path / "catalog"
 
@@ -326,7 +326,7 @@ def test_same_vectors_give_same_bytes_also_with_codes(tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
     manifest = assert_whole(tmp_path / "one")
     assert sum(file.name.endswith(".codes.faiss") for file in manifest.files) == 2
-    # Built from the catalog's own vectors, its bytes are those of the first build again.
+    # An index built from the catalog's own vectors has the same bytes as the first build.
     build_index(str(tmp_path / "one"), ["index.exact_up_to_mb=64"])
     assert not any(name.endswith(".codes.faiss") for name in contents(tmp_path / "one"))
     report = build_index(str(tmp_path / "one"), codes)
@@ -371,7 +371,7 @@ def spread(rows, dimension, apart):
     ],
 )
 def test_unusual_vectors_are_published_under_all_settings(tmp_path, image, text):
-    """The rows themselves are asked for as well, and nothing less than the whole recall is allowed."""
+    """The rows themselves are also queries, and full recall is required."""
     kinds = {kind: rows for kind, rows in (("image", image), ("text", text)) if rows is not None}
     for kind, rows in kinds.items():
         write_folder(tmp_path / "vectors", rows, kind, name=f"{kind}.parquet", row_group_size=500)
@@ -481,7 +481,7 @@ def test_a_jobs_index_is_built_without_its_sources(place):
     assert found["results"][0]["hits"][0]["text"] == "text number 7"
     shutil.move(place.folder / "hidden", place.folder / "pictures")
     report = json.loads(place.cli("run", "job.yaml", "--json").stdout)
-    assert report["status"] == "published"  # a run builds what its own config says
+    assert report["status"] == "published"  # a run uses its own index settings
     assert report["counts"]["unchanged"] == 90
 
 

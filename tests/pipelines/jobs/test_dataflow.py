@@ -1,4 +1,4 @@
-"""Dataflow without an account: its SDK checks the options and builds the job of a whole run, and sends nothing."""
+"""Dataflow without an account: its SDK checks the options and builds the job of a run without sending it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The demo and the guide's three patterns find what is asked for, in both languages."""
+"""The demo and the guide's three patterns find the right assets, in both languages."""
 
 import re
 import subprocess

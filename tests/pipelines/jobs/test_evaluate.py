@@ -1,4 +1,4 @@
-"""`evaluate` on real catalogs: model and index are told apart, two are compared, and wrong labels are named."""
+"""`evaluate` on real catalogs: it separates model and index errors, compares catalogs and reports invalid labels."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def write_pairs(path, rows):
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """Vectors whose neighbours are known, under a coarse index and, in the version in force, an exact one."""
+    """Vectors with known neighbours, under a coarse index and, in the current version, an exact one."""
 
     catalog: str
     coarse: str
@@ -41,7 +41,7 @@ class Known:
     pairs: Path
     vectors: dict[str, np.ndarray]
     labels: dict[tuple[str, str], set[str]]
-    """By the query's id and the kind of what is right."""
+    """Labels by the query's id and the kind of the relevant assets."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def known(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory):
-    """24 pictures and 30 texts by the emulator's hash, where only the same text finds itself; one picture is none."""
+    """24 images and 30 texts with hash vectors, where only equal texts are similar; one image is invalid."""
     place = Place(tmp_path_factory.mktemp("embedded"))
     write_images(place.folder / "pictures", 24)
     (place.folder / "pictures" / "none.jpg").write_text("no picture")
@@ -92,7 +92,7 @@ def embedded(tmp_path_factory):
 
 
 def shares_found(known, version, ask):
-    """The share of its labels that each query finds; `ask` gives the kinds and ids that the catalog answers."""
+    """The share of its labels that each query finds; `ask` returns the kinds and ids of the hits."""
     with open_catalog(known.catalog, version=version) as opened_catalog:
         for name, vector in known.vectors.items():
             if (name, "image") in known.labels:
@@ -104,7 +104,7 @@ def shares_found(known, version, ask):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_errors_of_index_and_model_are_separated(known, kind):
-    """The labels are the exact neighbours: the model makes no error, so that all that is missing is the index's."""
+    """The labels are the exact neighbours, so every miss is an error of the index."""
     found = evaluate([(known.catalog, known.coarse)], Question(pairs=known.pairs, ks=(5,)))["directions"]
     found = found[f"text->{kind}"]
     (figures,) = found["catalogs"]
@@ -124,7 +124,7 @@ def test_errors_of_index_and_model_are_separated(known, kind):
 
 
 def test_metrics_at_k_use_a_search_with_that_k(known):
-    """An index works harder for longer lists, so that the first of a long one are better than a short one."""
+    """An index searches more cells for longer lists, so the start of a long list is better than a short one."""
     short = evaluate([(known.catalog, known.coarse)], Question(pairs=known.pairs, ks=(5,)))
     both = evaluate([(known.catalog, known.coarse)], Question(pairs=known.pairs, ks=(5, 100)))
     for direction, found in short["directions"].items():
@@ -142,7 +142,7 @@ def test_an_exact_index_makes_no_error(known):
 
 @pytest.mark.parametrize("merge", [None, "score", "quota", "standardised"])
 def test_near_duplicates_do_not_count_as_errors_of_an_exact_index(tmp_path, merge):
-    """Rows that fp16 cannot put in order; each query wants the neighbours that exact search finds first."""
+    """fp16 cannot order these rows; the labels are the first neighbours of exact search."""
     rng = np.random.default_rng(7)
     drawn = {kind: 1 + 2e-2 * rng.standard_normal((300, DIMENSION)) for kind in ("image", "text")}
     drawn = {k: (v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for k, v in drawn.items()}
@@ -150,7 +150,7 @@ def test_near_duplicates_do_not_count_as_errors_of_an_exact_index(tmp_path, merg
     rows = []
     for kind, vectors in made.vectors.items():
         ids = made.assets[kind].column("asset_id").to_pylist()
-        scores = as_stored(vectors).astype("f8") @ vectors.T.astype("f8")  # queries that are assets are as stored
+        scores = as_stored(vectors).astype("f8") @ vectors.T.astype("f8")  # asset queries use stored vectors
         for query in range(0, 300, 5):
             best = [ids[i] for i in np.argsort(-scores[query]).tolist() if i != query][:5]
             row = {"query_kind": kind, "query_id": ids[query], "relevant_kind": kind, "relevant": best}
@@ -184,7 +184,7 @@ def test_a_merged_list_is_rated_as_search_returns_it(known, merge):
     question = Question(pairs=known.pairs, ks=(10,), merge=merge)
     found = evaluate([(known.catalog, known.exact)], question)["directions"]["text->all"]
     assert found["relevant"] == 600
-    if merge == "quota":  # in turns, of which none is lost on the query itself
+    if merge == "quota":  # the query itself takes no turn
         assert found["catalogs"][0]["index"]["recall@10"]["value"] == pytest.approx(1.0, abs=0.02)
         return
 
@@ -208,7 +208,7 @@ def test_text_and_image_queries_are_embedded_by_the_catalogs_model(embedded):
     texts, images = (document["directions"][name] for name in ("text->text", "image->text"))
     assert (texts["queries"], images["queries"]) == (32, 10)
     assert texts["catalogs"][0]["index"]["recall@1"]["value"] == pytest.approx(31 / 32, abs=1e-6)
-    assert images["catalogs"][0]["exact"]["recall@5"]["value"] < 0.7  # a hash knows nothing of pictures
+    assert images["catalogs"][0]["exact"]["recall@5"]["value"] < 0.7  # a hash does not know image content
     assert texts["worst"][0]["query"]["text"] == "nothing " + HOSTILE
     assert texts["worst"][0]["cause"] == "model"
     assert texts["failing"] == 1

@@ -1,7 +1,7 @@
-"""A catalog that an earlier release wrote is opened, searched, verified, and carried on without paying anything again.
+"""A catalog of an earlier release opens, searches, verifies, and is reused by a run without sending anything.
 
-`golden/` was written by the release before the packages were put into rooms: a published version, one that a guard
-held, and the units of that one, which no published version has.
+`golden/` was written by the release before the packages were split into sub-packages. It has a published version, a
+version held by a gate, and the units of the held version.
 """
 
 import json
@@ -41,7 +41,7 @@ def test_every_old_version_verifies(golden: Place) -> None:
 
 
 def test_a_run_on_an_old_catalog_reuses_its_vectors(golden: Place) -> None:
-    """Pictures were listed under another path: they are read, and known by their content."""
+    """The images have another path: they are read, and recognised by content."""
     before = read_latest(Store(str(golden.catalog)))
     assert before is not None
     report = json.loads(golden.cli("run", "job.yaml", "--json").stdout)

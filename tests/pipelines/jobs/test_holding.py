@@ -1,4 +1,4 @@
-"""A run holds its catalog and gives it back, however it is ended; who comes meanwhile is told who holds it."""
+"""A run holds its catalog and releases it at any outcome; another run reports the holder."""
 
 import signal
 import time
@@ -31,7 +31,7 @@ def start_a_run(place, emulator):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_releases_its_catalog(place, number):
-    """Or the next one, on another machine perhaps, would have to wait until the lease has ended by itself."""
+    """Otherwise the next run, on another machine, must wait until the lease expires."""
     with serve_slowly() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         process = start_a_run(place, emulator)
@@ -59,7 +59,7 @@ def test_a_holder_on_another_machine_is_reported_at_once(place):
     Store(str(place.catalog)).write(LEASE, holder.to_bytes())
     began = time.monotonic()
     done = place.cli("run", "job.yaml")
-    assert time.monotonic() - began < 60  # and not the ttl
+    assert time.monotonic() - began < 60  # shorter than the TTL
     assert done.returncode == 4
     assert "Another run holds the catalog" in done.stderr
     assert "process 7 on elsewhere" in done.stderr

@@ -1,4 +1,4 @@
-"""A nightly run: it pays for what is new, follows what changed, and amounts to what a run from nothing would."""
+"""Incremental runs send only new content, follow changes, and give the result of a run from scratch."""
 
 import contextlib
 import csv
@@ -31,7 +31,7 @@ DIMENSION = 16
 
 
 class Night:
-    """A folder of pictures and a table of texts that a seeded hand changes, and catalogs made of them."""
+    """A folder of images and a table of texts with seeded changes, and catalogs made of them."""
 
     def __init__(self, folder: Path, emulator: Emulator, seed: int, images: int = 30, texts: int = 40) -> None:
         self.folder = folder
@@ -46,7 +46,7 @@ class Night:
         for _ in range(texts):
             self.add_text()
 
-    # ------------------------------------------------------------------ what may happen in a day
+    # ------------------------------------------------------------------ changes of a day
 
     def add_image(self) -> Path:
         number = next(self.numbers)
@@ -106,7 +106,7 @@ class Night:
         self.texts = {name: self.texts[name] for name in names}
 
     def go_by(self, changes: int) -> None:
-        """A day with so many seeded changes."""
+        """Apply a number of seeded changes."""
         hands = [
             self.add_image, self.edit_image, self.delete_image, self.rename_image, self.copy_image,
             self.touch_image, self.spoil_image, self.add_text, self.edit_text, self.edit_price, self.delete_text,
@@ -115,7 +115,7 @@ class Night:
         for hand in self.rng.choices(hands, k=changes):
             hand()
 
-    # ------------------------------------------------------------------ what is made of it
+    # ------------------------------------------------------------------ runs and results
 
     def run(self, catalog: str = "catalog", **settings) -> dict:
         with (self.folder / "texts.csv").open("w", newline="", encoding="utf-8") as file:
@@ -141,7 +141,7 @@ class Night:
         return run(load_config(path))
 
     def contents(self) -> dict[str, tuple[str, bytes]]:
-        """What can be embedded, by its digest."""
+        """The contents that can be embedded, by digest."""
         found = [("image", p.read_bytes()) for p in self.images.rglob("*.jpg")]
         found = [(kind, data) for kind, data in found if data != b"no picture"]
         found += [("text", text.encode()) for text, _ in self.texts.values()]
@@ -156,7 +156,7 @@ def emulator(monkeypatch):
 
 
 def rows_of(catalog: Path) -> dict[tuple[str, str], dict]:
-    """All that the version in force says of each asset; the vector as bytes."""
+    """All fields of each asset in the current version; the vector as bytes."""
     version = open_catalog(catalog).version
     found = {}
     for path in sorted((catalog / "versions" / version / "vectors").iterdir()):
@@ -174,7 +174,7 @@ def dead_of(catalog: Path) -> set[tuple[str, str, str]]:
 
 
 def answers_of(catalog: Path, seed: int) -> list:
-    """Hits of random queries and of stored vectors, alone and over both kinds, copies and all."""
+    """Hits of random queries and of stored vectors, for each kind and for both, with copies."""
     with open_catalog(catalog) as opened:
         drawn = np.random.default_rng(seed).standard_normal((12, DIMENSION)).astype(np.float32)
         known = [np.frombuffer(row["embedding"], np.float32) for _, row in sorted(rows_of(catalog).items())[::7]]
@@ -197,7 +197,7 @@ def test_incremental_runs_equal_one_run_from_scratch(tmp_path, emulator, seed):
             night.go_by(12)
         report = night.run()
         contents = set(night.contents())
-        # A content that was deleted and came back may be paid again; one that is there is not.
+        # Content that was deleted and came back may be sent again; other content is not.
         assert set(emulator.payments()) <= contents - (known & contents)
         assert set(emulator.payments().values()) <= {1}
         known = contents
@@ -234,9 +234,7 @@ def test_each_type_of_change_is_counted(tmp_path, emulator):
     assert len(emulator.payments()) == 4
     expected = {"moved": 2, "copied": 2, "touched": 1, "changed": 2, "new": 2, "deleted": 4, "embedded": 4}
     assert {name: counts[name] for name in expected} == expected
-    assert (
-        counts["unchanged"] == 70 - 2 * 4 + 1
-    )  # of text, the changed, deleted and moved one; of pictures also touched
+    assert counts["unchanged"] == 70 - 2 * 4 + 1  # texts: changed, deleted and moved; images also touched
     assert rows_of(tmp_path / "catalog")["text", names[3]]["metadata"] == {"price": 77.5}
 
 
@@ -352,13 +350,13 @@ def test_new_index_settings_build_new_indexes_and_send_nothing(tmp_path, emulato
         vector = np.frombuffer(row.pop("embedding"), np.float32)
         assert half[key].pop("embedding") == vector.astype(np.float16).astype(np.float32).tobytes()
     assert half == full
-    night.run(index__vector_type="float32")  # needs bits that are gone, but for the version before
+    night.run(index__vector_type="float32")  # needs float32 vectors, which only the previous version has
     assert not emulator.payments()
     assert rows_of(tmp_path / "catalog") == before
 
 
 def test_vectors_of_a_failed_run_are_reused_after_units_change(tmp_path, monkeypatch):
-    """The run ends before it writes a version; then assets come and go, so that no unit is what it was."""
+    """The run fails before it writes a version; then assets are added and removed, so that all units change."""
     monkeypatch.setenv("EPITHRE_KEY", KEY)
     out_of_quota = Faults(quota_429=1.0, start_at_request=6)
     with Emulator(EmulatorSettings(dimension=DIMENSION, api_keys=(KEY,), faults=out_of_quota)) as emulator:
@@ -404,7 +402,7 @@ def test_changed_metadata_makes_a_new_version(tmp_path, emulator):
 
 
 def test_contents_of_older_versions_are_reused(tmp_path, emulator):
-    """Held back night after night, published at last, and then the sources are as they were."""
+    """Versions are held for some nights, one is published, and then the sources return to their first state."""
     night = Night(tmp_path, emulator, 16)
     night.run()
     all_texts = dict(night.texts)
@@ -443,7 +441,7 @@ def test_a_plan_reports_what_it_cannot_know_without_a_request(tmp_path, emulator
         "and is http://127.0.0.1:1/v1: if that serves another model"
         in estimate(moved_to("http://127.0.0.1:1/v1")).uncertain_because
     )
-    plan = estimate(moved_to("https://api.example/v1"))  # an emulator's vectors are never the API's
+    plan = estimate(moved_to("https://api.example/v1"))  # the API never reuses vectors of an emulator
     assert plan.assets_to_send == 70
     assert "which https://api.example/v1 is not" in plan.every_vector_is_new_because[0]
 
@@ -471,7 +469,7 @@ def _full_disk_at(open_write, suffix: str):
 
 
 def test_a_catalog_without_latest_json_is_not_started_again(tmp_path, emulator):
-    """Nothing would be compared, and no guard would see what is missing."""
+    """A new start compares with nothing, so that no gate can detect missing assets."""
     night = Night(tmp_path, emulator, 20)
     for _ in range(2):
         night.add_text()

@@ -1,4 +1,4 @@
-"""The key stands in no file of a catalog and in no line of a command, though the API's errors repeat it."""
+"""No file of a catalog and no output contains the key, even if the API's errors repeat it."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""`look` on real catalogs: sheets and maps that open anywhere, show what is there, and believe no text."""
+"""`look` on real catalogs: sheets and maps are self-contained, show the assets and escape all text."""
 
 import json
 import re
@@ -23,7 +23,7 @@ HOSTILE_ID = '"><b onmouseover=alert(3)>id</b>'
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """24 pictures, 20 texts with metadata, among them what would run if it were believed."""
+    """24 images and 20 texts with metadata, some of them with scripts."""
     found = Place(tmp_path_factory.mktemp("look"))
     write_images(found.folder / "pictures", 24)
     lines = [f"t{i:03d},text number {i},{'en' if i % 3 else 'id'},{i}.5,2026-01-{i + 1:02d}" for i in range(20)]
@@ -46,7 +46,7 @@ def map_page(place):
 
 
 def card_of(page, sought):
-    """The card of what the box finds first."""
+    """The card of the first asset that the search box finds."""
     page.fill("#find", sought)
     page.press("#find", "Enter")
     page.locator("#card").wait_for()
@@ -71,7 +71,7 @@ def test_the_map_shows_image_text_and_metadata_of_each_asset(map_page):
 
 def test_a_mark_shows_its_asset_on_hover_and_click(map_page):
     with opened(map_page) as page:
-        card_of(page, "text number 7")  # it now stands in the middle
+        card_of(page, "text number 7")  # now in the middle
         page.fill("#find", "")
         page.locator("#map").press("Escape")
         page.locator("#card").wait_for(state="hidden")
@@ -127,7 +127,7 @@ def test_colours_show_kinds_or_metadata_and_the_legend_filters(map_page):
 
 
 def test_scripts_in_texts_are_shown_as_text(map_page):
-    with opened(map_page) as page:  # an alert, an error or a request would be told
+    with opened(map_page) as page:  # an alert, an error or a request fails the test
         card = card_of(page, "alert(1)")
         assert card.locator("p").inner_text() == HOSTILE
         assert card.locator("b").inner_text() == HOSTILE_ID
@@ -161,7 +161,7 @@ def test_the_map_depends_only_on_catalog_and_seed(place, map_page, tmp_path):
 
 @pytest.fixture(scope="module")
 def two_islands(tmp_path_factory):
-    """60 pictures and 60 texts of the same clusters, with a gap between the kinds."""
+    """60 images and 60 texts of the same clusters, with a gap between the kinds."""
     vectors = {kind: clustered_vectors(60, 32, seed, gap=1.5) for seed, kind in enumerate(("image", "text"))}
     return make(tmp_path_factory.mktemp("islands") / "c", vectors)
 
@@ -244,7 +244,7 @@ def test_a_sheet_is_written_as_image_or_page(place):
         assert sheet.format == "PNG"
         assert 1200 < sheet.width < 1500
         assert 500 < sheet.height < 800
-        # The picture itself is its own best hit, and stands beside its query.
+        # The image is its own best hit, next to the query.
         with Image.open(place.folder / "pictures" / "p005.jpg") as image:
             colour = np.asarray(image, float).mean(axis=(0, 1))
         first = np.asarray(sheet.convert("RGB").crop((24, sheet.height - 240, 224, sheet.height - 100)), float)

@@ -1,4 +1,4 @@
-"""A catalog belongs to one job, and no night replaces most of it without being asked for."""
+"""A catalog belongs to one job, and a run does not replace most of it without consent."""
 
 import hashlib
 import json
@@ -74,7 +74,7 @@ def twelve(of: str) -> set[str]:
 
 
 class Shops:
-    """Two shops of one layout, each with its own job, and the catalog of the first."""
+    """Two shops with the same layout, each with its own job, and the catalog of the first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.catalog = folder, folder / "catalog"
@@ -121,7 +121,7 @@ def test_another_job_is_refused_before_sending_and_needs_adopt(place: Place, sho
 
 
 def test_another_job_is_refused_before_any_request(shops: Shops) -> None:
-    """The address does not even answer; a run would ask it whether vectors may be reused."""
+    """The server does not answer; a run would request its model to decide on reuse."""
     with pytest.raises(OtherJobError):
         shops.run("b", "embed.base_url=http://127.0.0.1:9/v1")
 
@@ -144,7 +144,7 @@ def _renamed_file(shops: Shops) -> Path:
 
 
 def _another_day(shops: Shops) -> Path:
-    """A table with the date in its name, most of whose rows are yesterday's."""
+    """A table with the date in its name; most rows are those of the previous day."""
     write_table(shops.folder / "a" / "products-2026-10-02.csv", "a", 13, price=2)
     return write_job(shops.folder / "a", shops.catalog, "products-2026-10-02.csv")
 
@@ -189,7 +189,7 @@ def test_ordinary_edits_keep_the_job(shops: Shops, edit) -> None:
 
 
 def test_an_image_with_the_same_name_and_another_size_is_different(tmp_path: Path) -> None:
-    """Cameras number their files alike."""
+    """Different cameras use the same file names."""
     for name, seed in (("a", 1), ("b", 2)):
         write_images(tmp_path / name, 12, seed=seed)
     sizes = [{path.name: path.stat().st_size for path in (tmp_path / name).iterdir()} for name in ("a", "b")]
@@ -202,7 +202,7 @@ def test_an_image_with_the_same_name_and_another_size_is_different(tmp_path: Pat
 
 
 def test_a_job_name_decides_the_owner_of_a_catalog(shops: Shops) -> None:
-    """A catalog that is taken over by a job that changes nothing is written all the same, for its new name."""
+    """Adoption writes a version with the new job name even if no asset changes."""
     write_job(shops.folder / "a", shops.catalog, "products.csv", job="shop")
     write_table(shops.folder / "a" / "products.csv", "a", 13)
     assert not shops.run("a")["held_back"]
@@ -254,7 +254,7 @@ def test_an_import_is_a_job_and_a_new_index_is_not(shops: Shops, tmp_path: Path)
     with pytest.raises(OtherJobError, match=r"another job, vectors .*/other, which lists 0 of its 12 assets"):
         import_vectors(catalog, write_vectors(tmp_path / "other", "b"))
     same, more, fewer = (write_vectors(tmp_path / f"{count}", "a", count) for count in (12, 15, 4))
-    assert not import_vectors(catalog, same)["held_back"]  # the ids decide: contents are not known
+    assert not import_vectors(catalog, same)["held_back"]  # ids decide, because contents are unknown
     assert not import_vectors(catalog, more)["held_back"]
     (reason,) = import_vectors(catalog, fewer, ["gates.max_shrinkage=1"])["held_back"]
     assert "11 are gone and 0 have another content" in reason

@@ -1,4 +1,4 @@
-"""Another preparation pays for the pictures that it sends otherwise, and for no others; the night after, for none."""
+"""A new preparation sends only the images that it changes; the next run sends none."""
 
 import io
 import json
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow  # several runs a test
 
 DIMENSION = 16
 CHANGED = {"p3-upright.jpg", "p3-upright.png", "float.tif"}
-"""What the first rules sent otherwise."""
+"""Images that the older rules prepare differently."""
 LOOKED_AT = {*CHANGED, "upright.jpg", "upright.png", "scan.tif"}
 FIRST_SETTINGS = (
     "formats", "send_formats", "check", "max_file_bytes", "max_decode_pixels", "decode_timeout_s", "max_pixels",
@@ -66,7 +66,7 @@ def write_all(folder: Path) -> None:
 
 
 class Nights:
-    """A folder of pictures, and runs over it with this preparation or another."""
+    """A folder of images, and runs over it with different preparations."""
 
     def __init__(self, folder: Path, emulator: Emulator) -> None:
         self.folder, self.emulator = folder, emulator
@@ -93,7 +93,7 @@ class Nights:
         return set(self.emulator.payments())
 
     def sent(self, prepare: Mapping[str, Any] = {}) -> dict[str, bytes]:
-        """What each picture is sent as."""
+        """The prepared content of each image."""
         found = {}
         for path in sorted((self.folder / "pictures").iterdir()):
             try:
@@ -117,8 +117,8 @@ class Nights:
             np.testing.assert_allclose(rows[name]["embedding"], wanted, atol=1e-5, err_msg=name)
 
     def make_old(self) -> Manifest:
-        """Turns the version in force into one of the first rules: less said in each row, other vectors where they
-        sent other pixels.
+        """Rewrite the current version as one of the older rules: fewer row fields, and other vectors for images that
+        the older rules prepare differently.
         """
         store = Store(str(self.folder / "catalog"))
         latest = read_latest(store)
@@ -216,7 +216,7 @@ def test_a_rebuilt_index_keeps_the_rules_of_its_rows(nights: Nights) -> None:
     ids=str,
 )
 def test_a_new_setting_sends_only_images_that_differ(nights: Nights, settings: Any) -> None:
-    """And all is as if the catalog had been made with it; going back pays for nothing."""
+    """The result equals a catalog made with the setting; reverting the setting sends nothing."""
     nights.run()
     before = nights.sent()
     nights.assert_vectors_are_of(before)

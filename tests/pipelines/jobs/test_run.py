@@ -1,4 +1,4 @@
-"""The main job as a user runs it: real processes, a real server, a real catalog."""
+"""The main job with real processes, a real server and a real catalog."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def rows_of(catalog: Path, kind: str, version: str = "*"):
 
 
 def assert_every_vector_is_on_its_own_asset(place, dimension=64):
-    """The hash model's vector is a function of the content alone."""
+    """The hash model's vector, a function of the content alone."""
     for row in rows_of(place.catalog, "image"):
         content = Path(row["uri"]).read_bytes()
         assert row["content_sha256"] == hashlib.sha256(content).hexdigest()
@@ -49,7 +49,7 @@ def assert_every_vector_is_on_its_own_asset(place, dimension=64):
 
 
 def digests(catalog: Path):
-    """The version's files without the manifest and the report, which hold times."""
+    """The version's files, except the manifest and the report, which contain times."""
     (version,) = (catalog / "versions").iterdir()
     files = [
         p for p in version.rglob("*") if p.is_file() and p.name not in {"manifest.json", "report.json", "report.html"}
@@ -142,7 +142,7 @@ def test_a_run_without_changes_sends_reads_and_writes_nothing(place):
         for image in (place.folder / "pictures").iterdir():
             content = image.read_bytes()
             facts = image.stat()
-            image.write_bytes(content[::-1])  # would be seen if it were read
+            image.write_bytes(content[::-1])  # a run that reads it fails the test
             os.utime(image, ns=(facts.st_atime_ns, facts.st_mtime_ns))
         emulator.reset()
         done = place.cli("run", "job.yaml", "--json")
@@ -170,7 +170,7 @@ def test_the_same_content_is_sent_once(place):
 
 
 def test_copies_in_several_units_are_sent_once(place):
-    """A picture that stands for missing ones: 150 copies, units of 16."""
+    """A placeholder image: 150 copies in units of 16."""
     first = min((place.folder / "pictures").iterdir())
     for i in range(150):
         shutil.copyfile(first, place.folder / "pictures" / f"copy{i}.jpg")
@@ -185,7 +185,7 @@ def test_copies_in_several_units_are_sent_once(place):
 
 
 def finished_contents(catalog: Path) -> set[str]:
-    """What stands in finished units, by the emulator's digests; the hash model sends what it is given."""
+    """The contents of finished units, by the emulator's digests."""
     found = set()
     for path in catalog.glob("units/*.parquet"):
         if not path.name.endswith(".dead.parquet"):
@@ -202,7 +202,7 @@ def test_a_killed_run_is_finished_without_sending_finished_units_again(place):
     with serve(faults=Faults(latency_s=0.1)) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=4, embed__max_concurrency=2)
         for _ in range(12):
-            # By requests and not by the clock: a busy machine needs longer to begin than another one to end.
+            # Wait for requests instead of time, because a busy machine starts slowly.
             wanted = len(emulator.log) + rng.randint(0, 16)
             process = place.start("run", "job.yaml")
             while len(emulator.log) < wanted and process.poll() is None:
@@ -211,7 +211,7 @@ def test_a_killed_run_is_finished_without_sending_finished_units_again(place):
             process.send_signal(signal.SIGKILL)
             process.wait()
             process.communicate()
-            while emulator.stats()["in_service"]:  # what was in flight is answered
+            while emulator.stats()["in_service"]:  # requests in flight are answered
                 time.sleep(0.01)
             billed = emulator.payments()
             for digest in finished_contents(place.catalog) if place.catalog.exists() else ():
@@ -236,7 +236,9 @@ def test_a_run_leaves_no_temporary_files(place):
     temporary.mkdir()
     done = place.cli("run", "job.yaml", imports_itself=True, TMPDIR=str(temporary))
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in temporary.rglob("*")] == [f"epithre-beam-{os.geteuid()}"]  # of this user, and empty
+    assert [path.name for path in temporary.rglob("*")] == [
+        f"epithre-beam-{os.geteuid()}"
+    ]  # the user's own folder, empty
 
 
 @pytest.mark.core
@@ -261,7 +263,7 @@ def test_sigterm_ends_at_once_and_keeps_finished_work(place):
 
 
 def assert_spread_over_the_minute(emulator, requests_per_minute):
-    """All requests of a job together are as far apart as the limit has them; a busy machine only sends later."""
+    """All requests of a job together keep the distance of the limit; a busy machine only sends later."""
     instants = [a.decided_ns for a in emulator.log if a.path.endswith("embeddings") and a.decision == "admitted"]
     assert len(instants) >= 20
     assert max(instants) - min(instants) >= ((len(instants) - 1) * 60 / requests_per_minute - 1.5) * 1e9
@@ -280,7 +282,7 @@ def test_the_rate_limit_holds_over_a_whole_job(place):
 
 @pytest.mark.core
 def test_only_new_contents_are_sent_when_sources_change(place):
-    """New, edited, renamed, deleted, copied: what is sent is exactly the distinct new contents."""
+    """After new, edited, renamed, deleted and copied files, exactly the distinct new contents are sent."""
     images = place.folder / "pictures"
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
@@ -322,7 +324,7 @@ def test_a_new_model_or_preparation_sends_what_it_changes(place, change, billed)
         emulator.reset()
         place.write_job(embed__base_url=emulator.base_url, **change)
         assert place.cli("run", "job.yaml").returncode == 0
-        assert len(emulator.payments()) == billed  # every picture here is sent as it is
+        assert len(emulator.payments()) == billed  # every image here is sent unchanged
 
 
 def test_only_transient_failures_are_retried(place):
@@ -385,7 +387,7 @@ def test_a_gate_holds_a_bad_version_until_it_is_published_manually(place):
 
 
 def test_near_identical_texts_are_published_and_ties_are_reported(place):
-    """Their scores differ by less than fp16 can tell, so that which of them come first is a matter of rounding."""
+    """Their scores differ by less than fp16 resolution, so that rounding decides the order."""
     with (place.folder / "texts.csv").open("w") as file:
         file.write("id,text\n")
         file.writelines(f"t{i},sepeda merah nomor {i}\n" for i in range(1, 151))
@@ -488,7 +490,7 @@ def test_a_folder_of_ordinary_images_works_by_default(place):
             shutil.copyfile(source, folder / name)
     (folder / "a text.jpg").write_text("this is no picture")
     (folder / "empty.jpg").write_bytes(b"")
-    with open(os.fsencode(folder) + b"/caf\xe9.jpg", "wb") as file:  # noqa: PTH123 - bytes that are no text
+    with open(os.fsencode(folder) + b"/caf\xe9.jpg", "wb") as file:  # noqa: PTH123 - bytes that are not UTF-8
         file.write(write_images(place.folder / "tmp", 1, seed=99)[0].read_bytes())
     place.write_job(sources=[{"kind": "image", "files": "my photos"}])
     done = place.cli("run", "job.yaml", "--json")
@@ -544,7 +546,7 @@ def test_an_image_too_large_for_the_api_is_resized_and_noted(place):
 
 
 def test_texts_keep_their_vectors_when_texts_are_added(place):
-    """What a unit holds is decided by its references: more of them may cut units anew, and never mix rows up."""
+    """References decide the content of units: new ones change the units and never mix up rows."""
     assert place.cli("run", "job.yaml").returncode == 0
     first = {row["asset_id"]: row["embedding"] for row in rows_of(place.catalog, "text")}
     write_texts(place.folder / "texts.csv", 70)

@@ -1,4 +1,4 @@
-"""The one line of a runner's pages that says what failed."""
+"""The line of a runner's error that says what failed."""
 
 import grpc
 import pytest

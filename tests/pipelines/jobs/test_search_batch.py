@@ -1,4 +1,4 @@
-"""Bulk search: every query gets the hits that a search by itself would give it, once, whatever happens on the way."""
+"""Bulk search: every query gets the hits of a single search exactly once, also after failures."""
 
 import json
 import signal
@@ -44,7 +44,7 @@ def write_vectors(path, vectors, kind="text", prefix="q", **columns):
 
 
 def make_catalog(folder, catalog, seed=0, model="elsewhere", copies=0, overrides=()):
-    """Both kinds, with metadata; the first `copies` texts stand twice."""
+    """Both kinds, with metadata; the first `copies` texts are duplicates."""
     for i, kind in enumerate(("image", "text")):
         vectors = unit_vectors(_ROWS, seed + i)
         if kind == "text" and copies:
@@ -256,7 +256,7 @@ def test_errors_of_the_output_name_the_output(write_job, tmp_path):
     assert "catalog" not in str(reported.value)
     (tmp_path / "other" / "results").mkdir(parents=True)
     (tmp_path / "other" / "search-batch.json").touch()
-    (tmp_path / "other" / "LATEST.json").mkdir()  # cannot be written, and that shows at the end
+    (tmp_path / "other" / "LATEST.json").mkdir()  # LATEST.json cannot be written, which fails at the end
     with pytest.raises(UnwritableError, match=r"^output '.*' cannot be written") as reported:
         search_batch(load_search_job(write_job(output="other")))
     assert "catalog" not in str(reported.value)
@@ -316,7 +316,7 @@ def test_queries_are_embedded_like_single_searches_and_only_once(place):
         assert [(row["kind"], row["asset_id"]) for row in got] == [(h["kind"], h["asset_id"]) for h in result["hits"]]
         assert {row["query"] for row in got} == {words[i]}
         assert {row["query_source"] for row in got} == {"queries[0]"}
-    # A picture of the catalog, sent as a query, finds itself: it is not known to be the same asset.
+    # An image of the catalog, sent as a query, finds itself: it is not known to be the same asset.
     assert all(rows[0]["asset_id"] == name for (kind, name), rows in found.items() if kind == "image")
     again = search(*words)
     assert (again["embedded"], again["requests"], again["result"]) == (0, 0, first["result"])

@@ -1,4 +1,4 @@
-"""A run stops before it would pass its spending limit, keeps what it paid for, and the next one goes on."""
+"""A run stops before it exceeds its spending limit, keeps finished vectors, and the next run continues."""
 
 import json
 import shutil
@@ -21,12 +21,12 @@ def serve(**settings):
 
 
 def asked(emulator):
-    """Every request that the server saw, the greeting and what it refused among them."""
+    """Every request that the server received, including the probe and refused ones."""
     return len(emulator.log)
 
 
 def run_until_published(place, emulator, *options, most=60, limit=None):
-    """Runs again and again; each run must stay within `limit` requests and send something new."""
+    """Run until all is embedded; each run must stay within `limit` requests and send something new."""
     runs = 0
     while runs < most:
         runs += 1
@@ -59,14 +59,14 @@ def test_runs_stay_within_max_requests_and_send_each_content_once(place):
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=5)
         runs = run_until_published(place, emulator, "--max-requests", "9", limit=9)
         billed = emulator.payments()
-    assert runs == 3  # some 22 requests of 5 or fewer in units of 16, 8 a run beside the greeting
+    assert runs == 3  # about 22 requests of at most 5 inputs in units of 16; 8 per run besides the probe
     assert len(billed) == 90
     assert set(billed.values()) == {1}
     assert_all_right(place)
 
 
 def test_changing_sources_are_not_sent_twice(place):
-    """A new picture cuts all units anew; what was paid for in the old ones is found by its content."""
+    """A new image changes all units; vectors of the old units are reused by content."""
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=9)
         for night in range(20):
@@ -80,7 +80,7 @@ def test_changing_sources_are_not_sent_twice(place):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_retries_count_and_only_broken_responses_are_billed_twice(place, seed):
-    faults = Faults(error_500=0.2, drop_connection=0.1)  # neither is admitted, so neither is paid
+    faults = Faults(error_500=0.2, drop_connection=0.1)  # neither is admitted, so neither is billed
     with serve(faults=faults, seed=seed) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=5)
         run_until_published_with_faults(place, emulator)
@@ -125,7 +125,7 @@ def test_a_repeated_step_does_not_spend_twice(place):
 
 
 def test_no_run_costs_more_than_its_limit_by_the_servers_bill(place):
-    """Tokens: the server bills texts by words and pictures by size, which is not what was estimated."""
+    """The server bills tokens by words and image sizes, which differ from the estimate."""
     with serve() as emulator:
         place.write_job(
             embed__base_url=emulator.base_url, embed__batch_items=4, embed__max_cost=0.5,
@@ -145,7 +145,7 @@ def test_no_run_costs_more_than_its_limit_by_the_servers_bill(place):
 
 
 def test_tokens_are_counted_as_billed(place):
-    """The bill of each run, in tokens, stays within the limit though the estimate is another."""
+    """The billed tokens of each run stay within the limit although the estimate differs."""
     price = 1000.0
     with serve() as emulator:
         place.write_job(

@@ -1,4 +1,4 @@
-"""A run in worker processes ends when its work does, and when one of them dies; tests/engines kills real ones."""
+"""A run in worker processes ends with its work, or when a process dies; tests/engines kills real ones."""
 
 import os
 import threading
@@ -53,7 +53,7 @@ def test_a_dead_worker_ends_a_run_that_would_wait_forever():
 def test_loopback_is_added_to_no_grpc_proxy(monkeypatch, before, after):
     name = "no_grpc_proxy"  # in lower case, as gRPC reads it
     monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.setenv(name, "")  # so that what is set here ends with the test
+    monkeypatch.setenv(name, "")  # so that monkeypatch restores it
     for known, value in before.items():
         monkeypatch.setenv(known, value)
     for _ in range(2):  # a second run in one process adds nothing

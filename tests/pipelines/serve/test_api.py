@@ -1,4 +1,4 @@
-"""What the API answers is what the catalog says, and what its description says."""
+"""Responses of the API match the catalog and the OpenAPI description."""
 
 import base64
 import json

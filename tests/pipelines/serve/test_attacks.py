@@ -1,4 +1,4 @@
-"""Whoever is slow, silent or many on purpose takes nothing from those who ask as they should."""
+"""Clients that are slow, silent or many on purpose do not affect normal clients."""
 
 import contextlib
 import http.client
@@ -24,7 +24,7 @@ from ..conftest import KEY, command
 from .attacker import KINDS
 from .conftest import DIMENSION, WITHOUT_API, fault, read_all, serving
 
-pytestmark = pytest.mark.slow  # a server that is attacked until it would fail
+pytestmark = pytest.mark.slow  # attacks up to the server's limits
 
 _WITH_SETTINGS = """
 import asyncio, json, sys
@@ -36,7 +36,7 @@ asyncio.run(_serve(ServeSettings(catalog=sys.argv[1], port=0, **json.loads(sys.a
 
 @contextlib.contextmanager
 def serving_with(place, files=None, **settings):
-    """A server of a process that may open so many files; `server.log` is the file of what it logs."""
+    """A server in a process with a limit of open files; `server.log` is its log file."""
     settings = {"requests_per_minute": 0, "base_url": WITHOUT_API[1], **settings}
     program = [sys.executable, "-c", _WITH_SETTINGS, str(place.catalog), json.dumps(settings)]
     if files is not None:
@@ -50,7 +50,7 @@ def serving_with(place, files=None, **settings):
 
 @contextlib.contextmanager
 def attacked(server, kind, count, addresses=1):
-    """For as long as the block runs."""
+    """Run the attack while the block runs."""
     arguments = [server.address[1], kind, count, addresses]
     program = [sys.executable, Path(__file__).with_name("attacker.py"), *map(str, arguments)]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as attacker:
@@ -62,7 +62,7 @@ def attacked(server, kind, count, addresses=1):
 
 
 def ask(server, vector, times=12):
-    """Honest requests, each over a connection of its own."""
+    """Send normal requests, each on its own connection."""
     body = json.dumps({"vector": vector, "k": 3})
     for _ in range(times):
         connection = http.client.HTTPConnection(*server.address, timeout=20)
@@ -133,7 +133,7 @@ def test_the_connection_limit_applies_per_address(hashed):
         first = stack.enter_context(server.connect())
         for _ in range(3):
             stack.enter_context(server.connect())
-        assert read_all(first) == b""  # it was waited for longest
+        assert read_all(first) == b""  # the longest idle one
         other = stack.enter_context(server.connect("127.0.0.9"))
         other.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert read_all(other).startswith(b"HTTP/1.1 200")
@@ -159,7 +159,7 @@ def test_total_body_size_is_limited_and_slow_bodies_make_room(hashed, image):
         reported = read_all(slow[0])
         assert reported.startswith(b"HTTP/1.1 503")
         assert b"retry-after: 1" in reported.lower()
-        assert fault(server.search_image(image), 422)  # read to its end; this server embeds nothing
+        assert fault(server.search_image(image), 422)  # read completely; this server does not embed
 
 
 def test_a_pause_between_body_chunks_is_an_error(hashed):
@@ -181,7 +181,7 @@ def ask_live(connection):
 
 
 def test_idle_connections_close_after_keep_alive(hashed):
-    assert ServeSettings(catalog="c").keep_alive_s > 60  # what proxies keep theirs for
+    assert ServeSettings(catalog="c").keep_alive_s > 60  # the idle timeout of most proxies
     with serving_with(hashed, header_timeout_s=0.2, keep_alive_s=60) as server, server.connect() as kept:
         ask_live(kept)
         with server.connect() as silent:
@@ -193,7 +193,7 @@ def test_idle_connections_close_after_keep_alive(hashed):
 
 
 def png(width, height, rows):
-    """A grey PNG whose rows are so many, whatever it claims."""
+    """A grey PNG with a number of rows that may differ from its header."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -212,7 +212,7 @@ def webp(side):
 
 @pytest.fixture(scope="module")
 def embedding(hashed):
-    """A server with an API behind it."""
+    """A server with an embedding API."""
     with (
         Emulator(EmulatorSettings(dimension=DIMENSION, model="hash", api_keys=(KEY,))) as emulator,
         serving(hashed, "--base-url", emulator.base_url) as server,
@@ -258,7 +258,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize("origin", FOREIGN)
 def test_a_page_of_another_origin_sends_no_query_to_the_api(embedding, image, origin):
-    """Browsers send Origin where they send no Sec-Fetch-Site: over plain http to a machine of the network."""
+    """Over plain HTTP to another machine, browsers send Origin without Sec-Fetch-Site."""
     embedding.emulator.reset()
     headers = {"origin": origin.encode()}
     client = embedding.client
@@ -277,7 +277,7 @@ def test_our_own_page_works_under_any_host_name(embedding, vector):
             assert embedding.client.post("/api/search", json={"vector": vector}, headers=headers).status_code == 200
     headers = {"host": "localhost", "origin": "http://localhost:80"}
     assert embedding.client.post("/api/search", json={"vector": vector}, headers=headers).status_code == 200
-    # A proxy may have changed the Host; the browser itself says whose page it is.
+    # A proxy may have changed Host; Sec-Fetch-Site still identifies the page.
     headers = {"host": "localhost", "origin": "https://pictures.example", "sec-fetch-site": "same-origin"}
     assert embedding.client.post("/api/search", json={"vector": vector}, headers=headers).status_code == 200
 

@@ -1,4 +1,4 @@
-"""Whatever comes from outside is answered with a 4xx and a sentence."""
+"""Invalid input gets a 4xx response with a message."""
 
 import io
 import json
@@ -16,7 +16,7 @@ def chunk(name, data):
 
 
 def bomb(side):
-    """A PNG of some kilobytes that wants gigabytes."""
+    """A PNG of some kilobytes that decodes to gigabytes."""
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     pixels = zlib.compress(bytes(1 << 20), 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
@@ -159,7 +159,7 @@ def test_invalid_query_parameters_are_reported(served):
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(served):
-    """Its length is enough to know."""
+    """Content-Length is sufficient."""
     for path in ("/api/search", "/api/search/image"):
         with served.connect() as connection:
             lines = [
@@ -194,7 +194,7 @@ def test_a_body_without_content_length_is_limited_while_it_is_read(served):
             except TimeoutError:
                 continue
     assert answer.startswith(b"HTTP/1.1 413")
-    assert sent < 20_000_000  # what the sockets hold is sent before the server looks
+    assert sent < 20_000_000  # socket buffers are sent before the server reads
 
 
 def test_an_image_slightly_above_the_limit_is_refused(served):

@@ -1,4 +1,4 @@
-"""Who may be connected, and who makes room for whom."""
+"""Limits on connections, and which connection is dropped for a new one."""
 
 import resource
 import subprocess
@@ -22,7 +22,7 @@ class One:
 
 
 def come(connections, peer):
-    """The new connection; None when it is not let in."""
+    """The new connection; None when it is refused."""
     if not connections.make_room(peer):
         return None
     one = One(peer)
@@ -33,10 +33,10 @@ def come(connections, peer):
 def test_the_longest_idle_connection_makes_room():
     connections = Connections(100, 3)
     first, second, third = (come(connections, "192.0.2.1") for _ in range(3))
-    connections.wait_for(first, is_waited_for=False)  # it is being answered
+    connections.wait_for(first, is_waited_for=False)  # a request is in progress
     assert come(connections, "192.0.2.1")
     assert (first.is_open, second.is_open, third.is_open) == (True, False, True)
-    connections.wait_for(first, is_waited_for=True)  # the answer is given: from now on it waits, behind the others
+    connections.wait_for(first, is_waited_for=True)  # answered: from now on it is idle, after the others
     assert come(connections, "192.0.2.1")
     assert (first.is_open, third.is_open) == (True, False)
 
@@ -100,7 +100,7 @@ def test_the_limits_hold_and_busy_connections_are_never_dropped(steps):
 
 
 def limited(soft, hard, wanted):
-    """What `connections_for` says in a process with such a limit of open files, and the limit that it leaves."""
+    """The result of `connections_for` in a process with a limit of open files, and the limit afterwards."""
     program = (
         "import resource, sys; from epithre_beam.pipelines.serve.connection_limits import connections_for;"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}));"

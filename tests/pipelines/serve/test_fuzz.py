@@ -1,4 +1,4 @@
-"""Requests drawn from the server's own description find no failure and nothing that it does not describe."""
+"""Requests generated from the OpenAPI description cause no failure and no undocumented response."""
 
 import shutil
 import subprocess

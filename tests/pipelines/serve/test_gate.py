@@ -1,4 +1,4 @@
-"""Who is let in, how often and how slowly; and how the server ends."""
+"""Access checks, rate and time limits, and shutdown of the server."""
 
 import contextlib
 import signal
@@ -28,7 +28,7 @@ asyncio.run(_serve(settings, as_json=True))
 
 @pytest.fixture(scope="module")
 def guarded(hashed):
-    """A server that wants a token and lets a client search six times a minute."""
+    """A server with a token and a limit of six searches per minute."""
     options = ("--token-env", "SERVE_TOKEN", "--rate", 6, "--allow-host", "pictures.example")
     with serving(hashed, *WITHOUT_API, *options, token=TOKEN, key=None, SERVE_TOKEN=TOKEN) as server:
         yield server
@@ -36,7 +36,7 @@ def guarded(hashed):
 
 @pytest.fixture(scope="module")
 def impatient(hashed):
-    """A server that answers one request at a time and waits half a second for a header, 2.5 s for a body."""
+    """A server with one slot that waits 0.5 s for a header and 2.5 s for a body."""
 
     def start():
         program = [sys.executable, "-c", _IMPATIENT, str(hashed.catalog), WITHOUT_API[1]]
@@ -48,7 +48,7 @@ def impatient(hashed):
 
 @pytest.fixture(scope="module")
 def get():
-    """Asks a server without its token."""
+    """Send a request without the token."""
     with httpx.Client() as client:
         yield lambda server, path, **headers: client.get(f"{server.url.rstrip('/')}{path}", headers=headers)
 
@@ -91,9 +91,9 @@ def test_too_many_searches_get_retry_after(guarded, vector):
     for answer in answers[1:]:
         assert "Too many requests" in fault(answer, 429)
         assert 1 <= int(answer.headers["retry-after"]) <= 10
-    assert guarded.client.get("/api/catalog").status_code == 200  # what costs nothing is not counted
+    assert guarded.client.get("/api/catalog").status_code == 200  # only searches are counted
     pretended = guarded.client.post("/api/search", json={"vector": vector}, headers={"x-forwarded-for": "192.0.2.7"})
-    assert pretended.status_code == 429  # nobody said that this client is a proxy
+    assert pretended.status_code == 429  # this client is not a trusted proxy
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "", "[::2]"])
@@ -152,12 +152,12 @@ def test_the_size_of_headers_is_limited(served, endless):
         with contextlib.suppress(ConnectionError):
             connection.sendall(endless)
         assert b" 200 " not in read_all(connection)
-    assert time.monotonic() - started < 8  # and not only when a header is too slow
+    assert time.monotonic() - started < 8  # well before the header timeout
     assert served.client.get("/health/live").status_code == 200
 
 
 def wait_until_under_way(server, requests):
-    """The one that asks is among them."""
+    """Includes the request that reads it."""
     deadline = time.monotonic() + 20
     while f"requests_under_way {requests}.0" not in server.client.get("/metrics").text:
         assert time.monotonic() < deadline
@@ -218,13 +218,13 @@ def test_a_signal_finishes_requests_in_progress_and_exits_with_0(hashed, number)
             wait_until_under_way(server, 2)
             server.process.send_signal(number)
             with contextlib.suppress(OSError):
-                while True:  # until nobody is let in any more
+                while True:  # until connections are refused
                     server.connect().close()
             connection.sendall(body[10:])
             answer = read_all(connection)
         assert answer.startswith(b"HTTP/1.1 200")
         assert server.process.wait(20) == 0
-        assert "WARNING" in server.process.stderr.readline()  # that there is no key
+        assert "WARNING" in server.process.stderr.readline()  # the missing key
         assert server.process.stderr.read() == ""
 
 

@@ -1,4 +1,4 @@
-"""What is logged a thousand times a second is written a few times, and how often it happened is said."""
+"""Frequent log lines are written a few times, with a count of the others."""
 
 import io
 import logging
@@ -53,5 +53,5 @@ def test_other_kinds_pass_and_all_handlers_agree():
 def test_all_kinds_together_are_limited():
     logger, (written,) = logger_with(Clock())
     for i in range(10_000):
-        logger.error(f"never the same {i}")  # noqa: G004 - that is what is tested
+        logger.error(f"never the same {i}")  # noqa: G004 - the subject of this test
     assert len(written.getvalue().splitlines()) <= 50

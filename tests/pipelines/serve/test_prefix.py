@@ -1,4 +1,4 @@
-"""Below a path of a proxy's everything that names a place of the server names it as the client reaches it."""
+"""Below a proxy's path prefix, all paths in responses are valid for the client."""
 
 import httpx
 import pytest
@@ -16,7 +16,7 @@ def prefixed(hashed):
 
 
 def go_through(client):
-    """All that a client finds by what the server says. `client` asks below the prefix."""
+    """Follow all paths that the server returns; `client` sends requests below the prefix."""
     found = client.post("api/search", json={"asset": {"kind": "image", "id": "p003.jpg"}, "kinds": ["image"], "k": 3})
     paths = [hit["thumbnail"] for hit in found.json()["hits"]]
     asset = client.get("api/assets/image", params={"id": "p003.jpg"}).json()

@@ -1,4 +1,4 @@
-"""No client searches more often than it may, whatever it does, and one never waits for another."""
+"""No client exceeds its rate limit, and clients do not affect each other."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Bodies that are read are bounded in time each and in bytes together."""
+"""Request bodies are limited in time each, and in bytes together."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ def test_the_oldest_body_is_dropped_while_it_waits():
         with pytest.raises(Fault) as caught:
             await waiting
         assert (caught.value.status_code, caught.value.code) == (503, "busy")
-        await fast.next(piece(40))  # all the room is free again
+        await fast.next(piece(40))  # all memory is free again
         with pytest.raises(Fault):
             await slow.next(piece(1))
 

@@ -1,4 +1,4 @@
-"""`epithre-beam serve` says what is wrong in a sentence, and where it serves in a line."""
+"""`epithre-beam serve` reports errors and its address in one line."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ def test_the_search_command_accepts_the_same_conditions(hashed):
 
 
 def test_without_a_key_only_vectors_and_assets_are_searched(hashed, vector):
-    """An API that is elsewhere wants a key, and none is set."""
+    """A remote API needs a key, and none is set."""
     with serving(hashed, *WITHOUT_API, key=None) as server:
         assert server.client.get("/api/catalog").json()["can_embed"] is False
         assert server.search(text="a").status_code == 422
@@ -70,7 +70,7 @@ def test_an_api_outage_fails_only_text_searches(hashed, vector):
             answer = ask_from(server, "192.0.2.2", text="text number 4")
             assert "embedding API" in fault(answer, 503)
             assert KEY not in answer.text
-            assert ask_from(server, "192.0.2.3", text="text number 3").status_code == 200  # it is remembered
+            assert ask_from(server, "192.0.2.3", text="text number 3").status_code == 200  # from the cache
             assert ask_from(server, "192.0.2.4", vector=vector).status_code == 200
         assert 'epithre_beam_embeds_total{result="failed"} 1.0' in server.client.get("/metrics").text
         assert server.stop() == 0
@@ -78,12 +78,12 @@ def test_an_api_outage_fails_only_text_searches(hashed, vector):
 
 
 def ask_from(server, address, **asked):
-    """Through a proxy that the server trusts."""
+    """Send a search through a trusted proxy."""
     return server.client.post("/api/search", json=asked, headers={"x-forwarded-for": address})
 
 
 def test_a_pause_of_the_api_is_reported_and_retried(hashed, vector):
-    """Half a minute later or in a thousand years: sentences fail at once, all else is answered, and it is told."""
+    """For any length of pause, text searches fail at once, others succeed, and the state is reported."""
     (manifest,) = hashed.catalog.glob("versions/*/manifest.json")
     models = CannedReply(
         body={"data": []}, headers={"x-emulator-fingerprint": json.loads(manifest.read_text())["model_fingerprint"]}

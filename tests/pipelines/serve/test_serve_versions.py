@@ -1,4 +1,4 @@
-"""Versions come, go and break under a server that is asked all the time, and no answer fails."""
+"""No search fails while versions are published, pruned and damaged under a running server."""
 
 import shutil
 import threading
@@ -15,7 +15,7 @@ from .conftest import WITHOUT_API, serving
 
 @pytest.fixture(scope="module")
 def two_versions(hashed, tmp_path_factory):
-    """The catalog with a second version, which has half of the texts."""
+    """The catalog with a second version that has half of the texts."""
     place = Place(tmp_path_factory.mktemp("two"))
     for name in ("catalog", "pictures"):
         shutil.copytree(hashed.folder / name, place.folder / name)
@@ -61,7 +61,7 @@ def test_queries_succeed_while_versions_change(two_versions, vector):
             for thread in threads:
                 thread.join()
         assert {status for status, _, _ in answers} == {200}
-        assert all(count == texts[version] for _, version, count in answers)  # each is wholly of one version
+        assert all(count == texts[version] for _, version, count in answers)  # each response has one version only
         assert {version for _, version, _ in answers} == set(texts)
 
 
@@ -79,5 +79,7 @@ def test_a_deleted_catalog_is_still_served_and_shown_in_metrics(hashed, tmp_path
         wait_for(lambda: "epithre_beam_catalog_refresh_failing 0.0" in server.client.get("/metrics").text)
         assert server.stop() == 0
         reported = server.process.stderr.read()
-        assert reported.count("there is no such folder") == reported.count("stays at version") == 1  # not at every look
+        assert (
+            reported.count("there is no such folder") == reported.count("stays at version") == 1
+        )  # not at every refresh
         assert "Traceback" not in reported

@@ -1,4 +1,4 @@
-"""A thumbnail is made once, and of the asset's own bytes."""
+"""A thumbnail is made once, from the asset's own bytes."""
 
 from ...transforms.viewing.test_image_sources import as_jpeg, opened
 from .conftest import fault
@@ -8,7 +8,7 @@ def test_a_thumbnail_is_made_once_and_then_not_modified(served):
     path, asked = "/api/thumbnails/image", {"id": "p003.jpg"}
     answer = served.client.get(path, params=asked)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
-    assert opened(answer.content).size == (48, 36)  # never larger than the picture
+    assert opened(answer.content).size == (48, 36)  # never larger than the image
     again = served.client.get(path, params=asked, headers={"if-none-match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     assert served.client.get(path, params=asked).content == answer.content

@@ -1,4 +1,4 @@
-"""The page finds what is asked for, by sentence, picture, likeness and filter, by mouse, keyboard and thumb."""
+"""The page searches by text, image, asset and filter, with mouse, keyboard and touch."""
 
 import json
 

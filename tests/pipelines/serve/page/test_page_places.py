@@ -1,4 +1,4 @@
-"""The page below a proxy's path, and numbers that a double cannot hold."""
+"""The page below a proxy's path prefix, and integers that a double cannot hold."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ WIDE = (9007199254740993, 9007199254740992, -9223372036854775808, 92233720368547
 
 @dataclass
 class Below:
-    """A server as the page reaches it."""
+    """A server at the URL of the page."""
 
     url: str
 
@@ -69,7 +69,7 @@ def test_large_integers_keep_all_their_digits(browser, wide):
                 f"document.querySelectorAll('.hit').length === 1 && !!document.querySelector('.hit[data-id={found}]')",
             )
             assert str(number) in page.evaluate("decodeURIComponent(location.hash)")
-        page.reload()  # the address has them too
+        page.reload()  # the URL has them too
         until(page, "document.querySelectorAll('.hit').length === 1 && !!document.querySelector('.hit[data-id=t2]')")
         assert page.input_value("#filter-0-least") == str(WIDE[2])
         page.click("#filters-button")

@@ -1,4 +1,4 @@
-"""The page with hostile data, refusals, a lost server, a changing catalog, one that cannot embed; what all can read."""
+"""The page with hostile data, errors, a lost server, changing catalogs; accessibility."""
 
 import re
 import time
@@ -66,7 +66,7 @@ def test_the_token_is_requested_once_and_sent_with_thumbnails(browser, scene):
         page.fill("#token-value", "wrong")
         page.keyboard.press("Enter")
         until(page, "document.getElementById('token-title').textContent.includes('wrong')")
-        page.fill("#token-value", "schlüssel ✓")  # no header can carry it
+        page.fill("#token-value", "schlüssel ✓")  # invalid in a header
         page.keyboard.press("Enter")
         assert page.locator("#token").is_visible()
         page.fill("#token-value", f" {TOKEN} ")
@@ -101,7 +101,7 @@ def test_an_image_that_is_too_large_is_not_sent(visit):
     page.set_input_files("#file", {"name": "big.jpg", "mimeType": "image/jpeg", "buffer": b"\xff" * 3_000_000})
     page.wait_for_selector("#problem:not([hidden])")
     assert "3.0 MB" in page.inner_text("#problem-words")
-    assert not page.is_visible("#problem-again")  # the same would be said again
+    assert not page.is_visible("#problem-again")  # a retry has the same result
     assert not any("api/search" in url for url in visit.requests)
 
 
@@ -117,7 +117,7 @@ def test_a_lost_server_is_reported_and_retried_with_one_key(browser, scene):
         page.click("#problem-again")
         visit.wait_for_hits("ids.length === 12")
         assert page.locator("#problem").is_hidden()
-        page.route("**/api/catalog", lambda route: route.abort())  # as when it is lost while the page loads
+        page.route("**/api/catalog", lambda route: route.abort())  # the connection fails while the page loads
         page.goto("about:blank")
         page.goto(server.url)
         page.wait_for_selector("#problem:not([hidden])")
