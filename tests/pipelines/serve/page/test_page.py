@@ -26,7 +26,7 @@ def test_a_text_finds_images_and_texts_in_both_languages(visit, sentence, word, 
     assert len(visit.ids()) == len(visit.ids("text")) == 12
     texts = page.locator(".hit[data-kind=text] .caption").all_inner_texts()
     assert any(caption in text for text in texts[:count])
-    assert "12 pictures and 12 texts" in page.inner_text("#status")
+    assert "12 images and 12 texts" in page.inner_text("#status")
     scores = [float(score) for score in page.locator(".hit[data-kind=image] .score").all_inner_texts()]
     assert scores == sorted(scores, reverse=True)
 
@@ -251,9 +251,9 @@ def test_results_are_announced_to_screen_readers(visit):
     page = visit.open()
     assert page.get_attribute("#status", "aria-live") == "polite"
     visit.search("an orange cat")
-    assert page.inner_text("#status").startswith("12 pictures and 12 texts")
+    assert page.inner_text("#status").startswith("12 images and 12 texts")
     tree = page.locator("#results").aria_snapshot()
-    assert 'heading "Pictures 12"' in tree
+    assert 'heading "Images 12"' in tree
     assert 'button "More like this"' in tree
 
 
@@ -291,7 +291,7 @@ def test_a_phone_shows_one_kind_at_a_time(browser, server):
         page.tap("#tabs >> text=Texts")
         assert page.locator(".column[data-kind=image]").is_hidden()
         assert page.locator(".column[data-kind=text]").is_visible()
-        page.tap("#tabs >> text=Pictures")
+        page.tap("#tabs >> text=Images")
         visit.wait_for_images()
         keep(page, "serve-phone")
 

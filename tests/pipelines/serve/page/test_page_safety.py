@@ -137,7 +137,7 @@ def test_a_new_version_is_noticed_by_search_and_polling(browser, scene, tmp_path
         page.clock.install()
         visit.open()
         newer = page.inner_text("#version")
-        assert "56 pictures and 57 texts" in page.inner_text("#title")
+        assert "56 images and 57 texts" in page.inner_text("#title")
         visit.search("an orange cat")
         assert page.locator("#notice").is_hidden()
         cli(tmp_path, "versions", "rollback", catalog)
