@@ -305,8 +305,8 @@ def test_invalid_or_truncated_parquet_files_are_reported(tmp_path, vectors):
         ({"metadata": ["pri\0ce:int"]}, "--metadata must have metadata columns of at most 1000 characters"),
         ({"metadata": ["price:int", "price:int"]}, "twice"),
         ({"overrides": ["sources=1"]}, "cannot be changed without embedding again"),
-        ({"overrides": ["index.rows_per_fil=1"]}, "did you mean 'rows_per_file'"),
-        ({"overrides": ["embed.dimension=32"]}, "embed.dimension must be that of the vectors, 16, got 32"),
+        ({"overrides": ["index.rows_per_fil=1"]}, "Did you mean 'rows_per_file'"),
+        ({"overrides": ["embed.dimension=32"]}, "embed.dimension must be 16 like the vectors, got 32"),
     ],
 )
 def test_invalid_options_are_reported(tmp_path, arguments, sentence):

@@ -234,7 +234,7 @@ def test_an_output_folder_with_other_content_is_refused(write_job, catalog, tmp_
         search_batch(load_search_job(write_job(output=str(catalog))))
     assert {path: path.stat().st_mtime_ns for path in catalog.rglob("*")} == before
     (tmp_path / "mine" / "results" / "old").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="which has 'results' in it"):
+    with pytest.raises(ConfigError, match="contains 'results', which search-batch did not write"):
         search_batch(load_search_job(write_job(output="mine")))
     assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["results", "old"]
     (tmp_path / "new").mkdir()
@@ -379,8 +379,8 @@ def test_example_jobs_parse_and_the_shipped_schema_is_current():
         ({"search": {"pairs_once": True}}, "search.pairs_once, which goes with `assets` alone"),
         ({"vectors": [{"files": "nowhere"}]}, "vectors[0].files"),
         ({"assets": [{"ids": "x.csv"}]}, "has `ids` and must name their `kind`"),
-        ({"embed": {"model": "other"}}, "embed.model must be left away, or be that of the catalog, 'elsewhere'"),
-        ({"embed": {"dimension": 8}}, "embed.dimension must be left away"),
+        ({"embed": {"model": "other"}}, "embed.model must be that of the catalog ('elsewhere'), got 'other'"),
+        ({"embed": {"dimension": 8}}, "embed.dimension must be that of the catalog (16), got 8"),
         ({"embed": {"batch_itms": 8}}, "embed.batch_itms is not a known key. Did you mean 'batch_items'?"),
         ({"embed": {"api_key": "k"}}, "embed.api_key must not stand in a config"),
     ],
