@@ -27,9 +27,9 @@ def refused(done, code, *words):
     assert "Traceback" not in done.stderr
 
 
-def test_wrong_usage_exits_with_2_and_a_missing_catalog_with_1(hashed, tmp_path):
+def test_wrong_usage_and_a_missing_catalog_exit_with_2(hashed, tmp_path):
     catalog = hashed.catalog
-    refused(hashed.cli("serve", tmp_path / "none"), 1, "there is no such folder")
+    refused(hashed.cli("serve", tmp_path / "none"), 2, "there is no catalog here")
     done = hashed.cli("serve", catalog, "--token-env", "SHORT", SHORT="hunter2")
     refused(done, 2, "SHORT", "at least 16")
     assert "hunter2" not in done.stderr
