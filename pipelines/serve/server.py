@@ -31,7 +31,7 @@ class BoundedProtocol(HttpToolsProtocol):
     It also tracks deadlines for the header, the body and the next request, so that slow clients can be dropped.
     """
 
-    _beside_bodies = 0
+    _non_body_bytes = 0
     """Bytes of the current request other than its body: header, chunk framing, trailers."""
     _is_idle = False
     """Whether the last request was answered and nothing has arrived since."""
@@ -63,9 +63,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_idle:
             self._is_idle = False
             self._waits_until = self.loop.time() + self._settings.header_timeout_s
-        self._beside_bodies += len(data)
+        self._non_body_bytes += len(data)
         super().data_received(data)
-        if self._beside_bodies > _MOST_HEADER_BYTES:
+        if self._non_body_bytes > _MOST_HEADER_BYTES:
             self.transport.abort()
 
     def on_headers_complete(self) -> None:
@@ -74,11 +74,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self._waits_until = self.loop.time() + self._settings.body_timeout_s + _AFTER_BODY_S
 
     def on_body(self, body: bytes) -> None:
-        self._beside_bodies -= len(body)
+        self._non_body_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._beside_bodies = 0
+        self._non_body_bytes = 0
         super().on_message_complete()
         if self.cycle.response_complete:  # the response was sent before the request was complete
             self._wait_for_next()

@@ -262,7 +262,7 @@ def test_a_page_of_another_origin_sends_no_query_to_the_api(embedding, image, or
     embedding.emulator.reset()
     headers = {"origin": origin.encode()}
     client = embedding.client
-    assert "another site" in fault(client.post("/api/search", json={"text": "paid?"}, headers=headers), 403)
+    assert "other sites" in fault(client.post("/api/search", json={"text": "paid?"}, headers=headers), 403)
     form = {"files": {"image": image}, "headers": headers}
     assert fault(client.post("/api/search/image", **form), 403)
     assert fault(client.get("/api/thumbnails/image?id=p001.jpg", headers=headers), 403)

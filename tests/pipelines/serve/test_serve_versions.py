@@ -80,6 +80,6 @@ def test_a_deleted_catalog_is_still_served_and_shown_in_metrics(hashed, tmp_path
         assert server.stop() == 0
         reported = server.process.stderr.read()
         assert (
-            reported.count("there is no such folder") == reported.count("stays at version") == 1
+            reported.count("there is no catalog here") == reported.count("stays at version") == 1
         )  # not at every refresh
         assert "Traceback" not in reported

@@ -166,7 +166,7 @@ def wait_for_other_version(server, version):
             if version.encode() not in answer.read():
                 return
         time.sleep(0.02)
-    raise AssertionError(f"version {version} stayed in force")
+    raise AssertionError(f"version {version} stayed the current one")
 
 
 def test_a_catalog_without_embedding_is_searched_by_ids(browser, tmp_path):
