@@ -41,7 +41,7 @@ def place(tmp_path_factory):
 def map_page(place):
     path = place.folder / "map.html"
     said = make_map(str(place.catalog), path, points=5000, is_aligned=True, seed=0)
-    assert "45 of 45 assets, 24 with a small picture" in said
+    assert "45 of 45 assets, 24 with a thumbnail" in said
     return path
 
 
