@@ -87,7 +87,9 @@ def prune(store: Store, rules: PruneRules, *, dry_run: bool = False) -> Pruning:
         SwapConflictError: If a version to delete was published in the meantime. Nothing was deleted.
     """
     if not any(store.names(folder) for folder in ("versions", "units", "runs")):
-        raise NoCatalogError(f"{store.url}: there is no catalog here, it has neither versions nor units. Check the path.")
+        raise NoCatalogError(
+            f"{store.url}: there is no catalog here, it has neither versions nor units. Check the path."
+        )
     with hold(store, "prune") as lease:
         planned = _plan(store, rules)
         if dry_run:

@@ -1,4 +1,4 @@
-"""Beam's own options, parsed by Beam; one that it does not know is refused instead of passed over."""
+"""Beam's own options, parsed by Beam; unknown options are errors instead of being ignored."""
 
 import contextlib
 import difflib
@@ -9,26 +9,26 @@ from typing import Any
 from ...configs.errors import ConfigError
 
 _JOB_SERVERS = {"FlinkRunner", "SparkRunner", "PortableRunner", "PrismRunner"}
-"""Runners whose job servers have options that Beam's Python side does not know."""
+"""Runners whose job servers accept options that Beam's Python SDK does not know."""
 
 
 def parsed_options(options: Sequence[str]) -> Any:
-    """Beam's `PipelineOptions`.
+    """Parse options into Beam's `PipelineOptions`.
 
     Raises:
-        ConfigError: When Beam does not take a value, or does not know an option.
+        ConfigError: When Beam rejects a value or does not know an option.
     """
     from apache_beam.options.pipeline_options import PipelineOptions
 
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):  # its parser ends the process over a wrong value, after a page of usage
+        with contextlib.redirect_stderr(said):  # for a wrong value, Beam's parser prints its usage and exits
             parsed = PipelineOptions(list(options))
             found = parsed.get_all_options(retain_unknown_options=True)
             known = set(PipelineOptions([]).get_all_options())
     except SystemExit as error:
         problem = said.getvalue().strip().rpartition("error: ")[2].rstrip(".")
-        raise ConfigError(f"Beam does not take these options: {problem}.") from error
+        raise ConfigError(f"Beam does not accept these options: {problem}.") from error
     runner = str(found.get("runner") or "").rpartition(".")[2]
     sentences = []
     for option in options:

@@ -1,4 +1,4 @@
-"""What is wrong with a request: a status, a code for programs, a sentence for people; always in the same shape."""
+"""Errors of requests: a status, a code for programs and a sentence for people, always in the same shape."""
 
 import re
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from starlette.exceptions import HTTPException
 from .models import ErrorAnswer
 
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
-_NOTHING_HERE = "There is nothing at this path."
+_NOTHING_HERE = "This path does not exist. See /openapi.json."
 
 
 class Fault(HTTPException):
-    """A request that is not answered as asked. The message is one sentence and quotes no more than it must."""
+    """An error response. The message quotes as little of the request as possible."""
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, message, headers)
@@ -26,13 +26,13 @@ class Fault(HTTPException):
 
     def response(self) -> Response:
         error = {"error": {"code": self.code, "message": self.detail}}
-        # What a client sent may be quoted, half a surrogate pair as well.
+        # Quoted input may contain a lone surrogate.
         content = orjson.dumps(_printable(error))
         return Response(content, self.status_code, self.headers, media_type="application/json")
 
 
 def answer_fault(request: Request, error: Exception) -> Response:
-    """Any HTTPException as our error."""
+    """Convert an HTTPException to an error response."""
     assert isinstance(error, HTTPException)
     if isinstance(error, Fault):
         return error.response()
@@ -41,28 +41,28 @@ def answer_fault(request: Request, error: Exception) -> Response:
         return Response(status_code=204, headers=error.headers)
     sentence = _NOTHING_HERE if status == 404 else str(error.detail).rstrip(".") + "."
     if status == 405:
-        sentence = f"{request.url.path} is not asked with {request.method}, but with {(error.headers or {})['Allow']}."
+        sentence = f"Use {(error.headers or {})['Allow']} for {request.url.path}, got {request.method}."
     return Fault(status, _CODES.get(status, "bad_request"), sentence, error.headers).response()
 
 
 def answer_invalid(_: Request, error: Exception) -> Response:
-    """What FastAPI found wrong with a request, in a sentence."""
+    """Convert a validation error of FastAPI to an error response."""
     assert isinstance(error, RequestValidationError)
     return invalid(error.errors()).response()
 
 
 def defect() -> Fault:
-    """What a client is told of a failure that nobody foresaw; the log has the traceback."""
-    return Fault(500, "defect", "The server failed as nobody foresaw; its log says more.")
+    """Return the error for an unexpected failure; the log has the traceback."""
+    return Fault(500, "defect", "The server failed unexpectedly. Its log has the details.")
 
 
 def checked(error: ValidationError, place: str = "") -> Fault:
-    """What pydantic found wrong at `place`, as a fault."""
+    """Convert a validation error of pydantic at `place` to a fault."""
     return invalid(error.errors(include_url=False), place)
 
 
 def invalid(errors: Any, place: str = "") -> Fault:
-    """The first of pydantic's errors, as a fault."""
+    """Convert the first of pydantic's errors to a fault."""
     first = errors[0]
     for part in first["loc"]:
         if part not in {"body", "query", "path", "header"} or place:
@@ -70,37 +70,37 @@ def invalid(errors: Any, place: str = "") -> Fault:
     place = place.lstrip(".") or "The request"
     kind, message = first["type"], str(first["msg"])
     if kind == "json_invalid":
-        return Fault(400, "bad_json", f"{place} must be JSON.")
+        return Fault(400, "bad_json", f"{place} must be valid JSON.")
     if kind == "missing":
-        return Fault(422, "invalid", f"{place} is missing and must be given.")
+        return Fault(422, "invalid", f"{place} is missing.")
     if kind == "extra_forbidden":
-        return Fault(422, "invalid", f"{place} is not known here: see /openapi.json.")
+        return Fault(422, "invalid", f"{place} is unknown. See /openapi.json.")
     if "UploadFile" in message:
-        return Fault(422, "invalid", f"{place} must be the file itself, not a text such as its path or address.")
+        return Fault(422, "invalid", f"{place} must be a file, not text such as its path or address.")
     if kind == "value_error":
         return Fault(422, "invalid", re.sub(r"^Value error, ", "", message))
     rule = re.sub(r"^Input should (be )?", r"must \1", message)
     rule = re.sub(r"^(String|List) should have", "must have", rule)
-    rule = rule if rule.startswith("must") else f"is wrong: {rule[:1].lower()}{rule[1:]}"
+    rule = rule if rule.startswith("must") else f"is invalid: {rule[:1].lower()}{rule[1:]}"
     return Fault(422, "invalid", f"{place} {rule}, got {_shown(first['input'])}.")
 
 
 def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI description: the errors that a route may answer with."""
+    """Return the error responses of a route, for the OpenAPI description."""
     return {status: {"model": ErrorAnswer, "description": _MEANINGS[status]} for status in statuses}
 
 
 _MEANINGS = {
-    400: "The request cannot be read, or names a host that this server is not.",
+    400: "The request cannot be parsed, or its Host header is not a name of this server.",
     401: "The token is missing or wrong.",
     403: "The request comes from a page of another site.",
-    404: "There is no such thing in the catalog.",
-    408: "The request came too slowly.",
-    413: "The request is larger than the server takes.",
-    415: "The request's content type is not the one that is asked for, or its body is encoded.",
-    422: "The request breaks a rule; the message says which, and where.",
-    429: "The client has asked too often; Retry-After says when to come back.",
-    503: "The server, or the embedding API behind it, cannot answer at the moment.",
+    404: "The catalog has no such asset or thumbnail.",
+    408: "The request arrived too slowly.",
+    413: "The request is larger than the limit.",
+    415: "The content type is not supported, or the body has a Content-Encoding.",
+    422: "The request is invalid; the message says where and why.",
+    429: "The client sent too many requests; Retry-After says when to try again.",
+    503: "The server or its embedding API is temporarily unavailable.",
 }
 
 

@@ -1,4 +1,4 @@
-"""What a server has open while it runs: the catalog it follows, the way to embed queries, and its threads."""
+"""The state of a running server: the catalog that it follows, the query embedder and the threads."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a search gave, and how long its stages took."""
+    """The hits of a search, and the duration of its stages."""
 
     catalog: Catalog
     query_kind: AssetKind | None
@@ -47,7 +47,7 @@ class Found:
 
 
 class Service:
-    """Answers searches, whatever asks for them; for one event loop."""
+    """Answers searches. Use one instance per event loop."""
 
     def __init__(
         self, settings: ServeSettings, catalog: FollowingCatalog, searcher: Searcher | None, metrics: Metrics
@@ -66,14 +66,14 @@ class Service:
 
     @property
     def embedding_api(self) -> Literal["answers", "fails", "none"]:
-        """What is known of the API that embeds queries."""
+        """State of the API that embeds queries; 'none' when this server does not embed."""
         if self._searcher is None:
             return "none"
         return "answers" if self._searcher.is_answered else "fails"
 
     @property
     def retry_after_s(self) -> int:
-        """Whole seconds until the API is asked again; 0: with the next query."""
+        """Whole seconds until the next request to the API; 0: the next query is sent."""
         return 0 if self._searcher is None else math.ceil(self._searcher.rest_s)
 
     @property
@@ -82,7 +82,7 @@ class Service:
         return re.sub(r"(?<=://)[^/@]*@", "", self.settings.catalog)
 
     def thumbnail_of(self, version: Catalog, asset: Hit | Asset, prefix: str = "") -> str | None:
-        """Where the thumbnail of an asset is on this server, below a prefix, if it can have one."""
+        """Return the path of an asset's thumbnail on this server, with the prefix; None when it has none."""
         if asset.kind != "image" or not asset.uri or not self.thumbnails.sources(version):
             return None
         return f"{prefix}/api/thumbnails/image?id={urllib.parse.quote(asset.asset_id, safe='')}"
@@ -99,19 +99,21 @@ class Service:
         query_kind: AssetKind | None = None,
         exclude_self: bool = True,
     ) -> Found:
-        """Searches the version in force.
+        """Search the current version.
 
         Raises:
-            Fault: With what is wrong, or missing.
+            Fault: When the query or an option is invalid, or a search cannot be answered.
         """
         with self.catalog.pinned() as version:
             if isinstance(query, (str, bytes)):
                 query_kind = "text" if isinstance(query, str) else "image"
             elif isinstance(query, AssetName):
                 query_kind = query.kind
-            where = self._where(options, version)  # nothing is paid for a search that would be refused
+            where = self._where(options, version)  # validate before the query is sent to the API
             if options.merge == "standardised" and query_kind is None:
-                raise Fault(422, "invalid", "merge 'standardised' needs query_kind: the gap depends on it.")
+                raise Fault(
+                    422, "invalid", "query_kind is missing. Set it, because merge 'standardised' depends on it."
+                )
             self._check_kinds(options, version)
             started = time.perf_counter()
             vector = await self._embed(query) if isinstance(query, (str, bytes)) else query
@@ -131,7 +133,7 @@ class Service:
         )
 
     async def asset(self, kind: AssetKind, asset_id: str) -> tuple[Catalog, Asset]:
-        """Raises Fault when the version in force has no such asset."""
+        """Find an asset. Raises Fault when the current version does not have it."""
         with self.catalog.pinned() as version:
             row = await asyncio.to_thread(version.find_asset, kind, asset_id) if kind in version.kinds else None
             if row is None:
@@ -139,7 +141,7 @@ class Service:
             return version, version.asset(kind, row)
 
     def exposition(self) -> bytes:
-        """The counters, with what the catalog is at the moment."""
+        """Return the metrics, with the current state of the catalog."""
         manifest = self.catalog.manifest
         self.metrics.report_catalog(
             manifest.version,
@@ -177,15 +179,15 @@ class Service:
         except ArgumentError as error:
             raise Fault(422, "invalid", str(error)) from None
         except CatalogError as error:
-            _log.error("the catalog fails: %s", error)
-            raise Fault(503, "catalog", "The catalog cannot be searched at the moment.") from None
+            _log.error("cannot search the catalog: %s", error)
+            raise Fault(503, "catalog", "The catalog cannot be searched at the moment. Try again later.") from None
         if is_excluded:
             hits = [hit for hit in hits if (hit.kind, hit.asset_id) != own]
         return hits[: options.k]
 
     async def _embed(self, query: str | bytes) -> Vector:
         if self._searcher is None:
-            raise Fault(422, "cannot_embed", "This server embeds no queries; search by a vector or by an asset.")
+            raise Fault(422, "cannot_embed", "This server does not embed queries. Search by vector or by asset.")
         started = time.perf_counter()
         result = "failed"
         try:
@@ -198,7 +200,7 @@ class Service:
             result = "refused"
             raise Fault(422, "query", str(error)) from None
         except ApiError as error:
-            if error is not self._logged:  # all who ask in a pause are told the same
+            if error is not self._logged:  # all queries during a pause raise the same error
                 self._logged = error
                 _log.error("the embedding API fails: %s", error)
             raise self._unanswered() from None
@@ -209,10 +211,7 @@ class Service:
 
     def _unanswered(self) -> Fault:
         wait_s = max(1, self.retry_after_s)
-        message = (
-            f"The embedding API answers nobody at the moment; it is asked again in {wait_s} s. Searches by vectors and "
-            "assets are answered."
-        )
+        message = f"The embedding API is unavailable. Try again in {wait_s} s. Searches by vector or asset still work."
         return Fault(503, "embedding_api", message, {"Retry-After": str(wait_s)})
 
     def _where(self, options: SearchOptions, version: Catalog) -> pc.Expression | None:
@@ -227,16 +226,16 @@ class Service:
         for kind in options.kinds or ():
             if kind not in version.kinds:
                 has = " and ".join(version.kinds) or "no assets"
-                raise Fault(422, "invalid", f"kinds must be among those that the catalog has, {has}, got {kind!r}.")
+                raise Fault(422, "invalid", f"kinds must be among those of the catalog, {has}, got {kind!r}.")
 
 
 @contextlib.asynccontextmanager
 async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterator[Service]:
-    """Opens the catalog and, where queries can be embedded, the way to its API.
+    """Open the catalog and, if queries can be embedded, the connection to the embedding API.
 
     Raises:
-        CatalogError: When the catalog cannot be opened, or the API's model is not the one that made it.
-        ApiError: When the API is not there, or refuses the key.
+        CatalogError: When the catalog cannot be opened, or the API's model did not make its vectors.
+        ApiError: When the API does not answer or refuses the key.
     """
     catalog = await asyncio.to_thread(
         open_catalog, settings.catalog, follow=True, follow_every_s=settings.follow_every_s
@@ -245,7 +244,7 @@ async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterat
         stack.callback(catalog.close)
         searcher = None
         if catalog.manifest.model == UNKNOWN_MODEL:
-            _log.warning("it is not known what made the vectors: sentences and pictures cannot be searched by")
+            _log.warning("the model of the vectors is unknown: searches by text or image are disabled")
         else:
             asked = Searcher.from_catalog(
                 catalog,
@@ -255,8 +254,8 @@ async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterat
             )
             try:
                 searcher = await stack.enter_async_context(asked)
-            except ConfigError as error:  # no key: vectors and assets can be searched by all the same
-                _log.warning("sentences and pictures cannot be searched by: %s", error)
+            except ConfigError as error:  # no key: searches by vector or asset still work
+                _log.warning("searches by text or image are disabled: %s", error)
         service = Service(settings, catalog, searcher, metrics)
         stack.callback(service.close)
         yield service

@@ -348,10 +348,10 @@ def test_a_filter_that_matches_nothing_names_the_empty_column(published):
     search = ("search", "catalog", "--text", "number 3")
     done = published.cli(*search, "--where", '{"$or": [{"price": {"$lt": 5}}]}')
     assert done.returncode == 0
-    assert done.stderr == "No image of the catalog fulfils --where: none has a value of price.\n"
+    assert done.stderr == "No image of the catalog matches --where: all have null in price.\n"
     assert "text number 3" in done.stdout
     done = published.cli(*search, "--where", '{"price": {"$lt": 0}}', "--kind", "text")
-    assert done.stderr == "No text of the catalog fulfils --where.\n"
+    assert done.stderr == "No text of the catalog matches --where.\n"
     for quiet in (["--kind", "text"], ["--json"]):
         assert published.cli(*search, *quiet, "--where", '{"price": {"$lt": 5}}').stderr == ""
 

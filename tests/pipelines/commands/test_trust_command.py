@@ -94,7 +94,7 @@ def test_serve_sends_no_key_for_an_untrusted_catalog(place, catalog, sink):
     finally:
         server.terminate()
         _, errors = server.communicate(timeout=60)
-    assert "cannot be searched by" in errors
+    assert "searches by text or image are disabled" in errors
     assert "AWS_SECRET_ACCESS_KEY" in errors
     assert AWS_SECRET not in errors
     assert received == []

@@ -1,4 +1,4 @@
-"""An option that Beam does not know is named and refused, before anything is read or sent."""
+"""Unknown Beam options are errors, before anything is read or sent."""
 
 import pytest
 
@@ -12,16 +12,16 @@ from epithre_beam.pipelines.jobs.beam_options import parsed_options
         (["--paralelism=4"], "--paralelism is not an option of Beam. Did you mean --parallelism?"),
         (["--zzzz"], "--zzzz is not an option of Beam or of FnApiRunner. Remove it."),
         (["--zzzz=1", "--direct_num_worker=2"], "--direct_num_worker is not an option of Beam. Did you mean"),
-        (["--direct_num_workers=x"], "Beam does not take these options: argument --direct_num_workers: invalid int"),
+        (["--direct_num_workers=x"], "Beam does not accept these options: argument --direct_num_workers: invalid int"),
     ],
 )
-def test_an_unknown_option_or_a_wrong_value_is_told(options, sentence):
+def test_unknown_options_and_invalid_values_are_errors(options, sentence):
     with pytest.raises(ConfigError) as caught:
         parsed_options(["--runner=FnApiRunner", *options])
     assert sentence in str(caught.value)
 
 
-def test_all_unknown_options_are_told_at_once():
+def test_all_unknown_options_are_reported_at_once():
     with pytest.raises(ConfigError) as caught:
         parsed_options(["--runner=FnApiRunner", "--aaaa", "--bbbb=1", "--direct_num_workers=1"])
     assert [line[:6] for line in str(caught.value).splitlines()] == ["--aaaa", "--bbbb"]
@@ -35,11 +35,11 @@ def test_all_unknown_options_are_told_at_once():
         ["--runner=DataflowRunner", "--sdk_container_image=i", "--max_num_workers=3"],
     ],
 )
-def test_what_beam_or_a_job_server_knows_is_taken(options):
+def test_options_of_beam_and_job_servers_are_accepted(options):
     parsed_options(options)
 
 
-def test_a_command_refuses_it_before_it_begins(place):
+def test_a_command_rejects_unknown_options_before_it_starts(place):
     done = place.cli("run", "job.yaml", "--", "--direct_num_worker=2")
     assert done.returncode == 2
     assert "--direct_num_worker is not an option of Beam. Did you mean --direct_num_workers?" in done.stderr
