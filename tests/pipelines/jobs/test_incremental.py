@@ -443,7 +443,7 @@ def test_a_plan_reports_what_it_cannot_know_without_a_request(tmp_path, emulator
     )
     plan = estimate(moved_to("https://api.example/v1"))  # the API never reuses vectors of an emulator
     assert plan.assets_to_send == 70
-    assert "which https://api.example/v1 is not" in plan.every_vector_is_new_because[0]
+    assert "not by https://api.example/v1" in plan.every_vector_is_new_because[0]
 
 
 def test_a_failed_run_leaves_no_incomplete_version(tmp_path, emulator, monkeypatch):
