@@ -99,7 +99,7 @@ def _read_latest(store: Store) -> Latest | None:
     for version in names:
         if _previous(store, version) in names:  # a version is based only on a published one
             raise CatalogError(
-                f"{store.url}/LATEST.json is missing, but the catalog had a published version when {version} was written. "
+                f"{store.url}/LATEST.json is missing, but {version} was written after a published version. "
                 "List them with `epithre-beam versions list`, and publish one with `versions publish`."
             )
     return latest
