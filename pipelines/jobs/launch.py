@@ -99,8 +99,8 @@ def _read_latest(store: Store) -> Latest | None:
     for version in names:
         if _previous(store, version) in names:  # a version is based only on a published one
             raise CatalogError(
-                f"{store.url}/LATEST.json is missing, but the catalog has published versions ({version}). "
-                "List them with `epithre-beam versions list`, and publish one with `versions publish`."
+                f"{store.url}/LATEST.json is missing, but {version} was written after a published version. "
+                "List the versions with `epithre-beam versions list`, and publish one with `versions publish`."
             )
     return latest
 

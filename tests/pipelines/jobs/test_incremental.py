@@ -438,12 +438,12 @@ def test_a_plan_reports_what_it_cannot_know_without_a_request(tmp_path, emulator
         return config.model_copy(update={"embed": config.embed.model_copy(update={"base_url": url})})
 
     assert (
-        "and is http://127.0.0.1:1/v1: if that serves another model"
+        "to http://127.0.0.1:1/v1: if it serves another model"
         in estimate(moved_to("http://127.0.0.1:1/v1")).uncertain_because
     )
     plan = estimate(moved_to("https://api.example/v1"))  # the API never reuses vectors of an emulator
     assert plan.assets_to_send == 70
-    assert "which https://api.example/v1 is not" in plan.every_vector_is_new_because[0]
+    assert "not by https://api.example/v1" in plan.every_vector_is_new_because[0]
 
 
 def test_a_failed_run_leaves_no_incomplete_version(tmp_path, emulator, monkeypatch):
@@ -477,7 +477,7 @@ def test_a_catalog_without_latest_json_is_not_started_again(tmp_path, emulator):
     pointer = tmp_path / "catalog/LATEST.json"
     kept = pointer.read_bytes()
     pointer.unlink()
-    with pytest.raises(CatalogError, match=r"LATEST.json is missing, though .*versions publish"):
+    with pytest.raises(CatalogError, match=r"LATEST.json is missing, but .*versions publish"):
         night.run()
     pointer.write_bytes(kept)
     assert night.run()["unchanged"]
