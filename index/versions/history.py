@@ -46,7 +46,7 @@ def find_version(store: Store, name: str) -> str:
         return name
     folders = dict.fromkeys(parts[1] for parts in (file.split("/") for file in store.names("versions")))
     if name in folders:
-        return name  # damaged, which whoever reads it says
+        return name  # damaged: the reader of the version reports it
     versions = existing_versions(store)
     if not versions:
         raise nothing_published(store)
