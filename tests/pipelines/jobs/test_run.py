@@ -254,7 +254,7 @@ def test_sigterm_ends_at_once_and_keeps_finished_work(place):
         _, errors = process.communicate(timeout=60)
         assert time.monotonic() - started < 10
         assert process.returncode == 128 + signal.SIGTERM
-        assert "run again" in errors
+        assert "Run the command again" in errors
         finished = finished_contents(place.catalog)
         assert finished
         emulator.reset(faults=Faults())
