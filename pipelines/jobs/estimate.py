@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from rich.table import Table
 from rich.text import Text
@@ -10,6 +11,7 @@ from ...configs import GateConfig, RunConfig
 from ...configs.words import of_count
 from ...index.publish.gates import check_shrinkage, check_turnover
 from ...index.storage.store import Store
+from ...index.vectors.units import ids_to_retry
 from ...index.versions.latest import read_latest
 from ...index.versions.layout import UNITS
 from ...index.versions.layout import unit_name as unit_file
@@ -112,18 +114,26 @@ def estimate(config: RunConfig) -> Estimate:
         done_units = set(store.names(UNITS)) if changes.todo else set()
         for part in iterate_units(comparison.todo(), embed.unit_references):
             units += 1
-            if unit_file(unit_name(part, made_with)) in done_units:
-                done += 1
-                continue
+            if unit_file(name := unit_name(part, made_with)) in done_units:
+                again = ids_to_retry(store, name, retry_dead=embed.retry_dead)
+                if again == set():
+                    done += 1
+                    continue
+                if (
+                    again is not None
+                ):  # a run stopped at a spending limit, or some assets failed with a transient failure
+                    part = part.filter(pc.is_in(part.column("asset_id"), pa.array(sorted(again))))  # noqa: PLW2901
             to_read += len(part)
             # Texts with a known hash are not sent, and duplicates are sent once.
             is_text = pc.starts_with(part.column("fingerprint"), "sha256:").to_numpy(zero_copy_only=False)
             seen = set(known)
             sent = []
-            for row, (name, hashed) in enumerate(zip(part.column("fingerprint").to_pylist(), is_text, strict=True)):
-                if not hashed or name not in seen:
+            for row, (fingerprint, hashed) in enumerate(
+                zip(part.column("fingerprint").to_pylist(), is_text, strict=True)
+            ):
+                if not hashed or fingerprint not in seen:
                     sent.append(row)
-                    seen.add(name)
+                    seen.add(fingerprint)
             references = references_of(part)
             requests += len(cut_batches(sent, references, embed, config.prepare))
             to_send += len(sent)

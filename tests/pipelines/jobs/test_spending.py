@@ -65,6 +65,16 @@ def test_runs_stay_within_max_requests_and_send_each_content_once(place):
     assert_all_right(place)
 
 
+def test_a_plan_after_a_spending_stop_counts_what_remains(place):
+    """The unit in progress at the limit is stored with what it has; the rest of it is still to be sent."""
+    place.write_job(embed__base_url="emulator", embed__batch_items=5)
+    assert place.cli("run", "job.yaml", "--quiet", "--max-requests", "5").returncode == 1
+    plan = json.loads(place.cli("plan", "job.yaml", "--json").stdout)
+    report = json.loads(place.cli("run", "job.yaml", "--quiet", "--json").stdout)
+    assert 0 < plan["assets_to_send"] == report["api"]["items_embedded"] < 90
+    assert plan["requests"] + 2 >= report["api"]["requests"] >= plan["requests"]  # two test the API
+
+
 def test_changing_sources_are_not_sent_twice(place):
     """A new image changes all units; vectors of the old units are reused by content."""
     with serve() as emulator:

@@ -26,13 +26,13 @@ def bomb(side):
     ("data", "words"),
     [
         (b"", "empty"),
-        (b"no picture at all", "no picture"),
-        (b"/etc/passwd", "no picture"),
-        (b"http://127.0.0.1/picture.jpg", "no picture"),
-        (b"%PDF-1.7 and so on", "no picture"),
+        (b"no picture at all", "not an image"),
+        (b"/etc/passwd", "not an image"),
+        (b"http://127.0.0.1/picture.jpg", "not an image"),
+        (b"%PDF-1.7 and so on", "not an image"),
         (b"\xff\xd8\xff\xe0 begins as one", "broken"),
         (bomb(40_000), "pixels"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
     ],
 )
 def test_an_upload_that_is_not_an_image_is_refused(served, data, words):
