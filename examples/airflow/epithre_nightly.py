@@ -28,7 +28,7 @@ def call(*arguments: str) -> tuple[int, str]:
     finally:
         if process.poll() is None:  # for example on a timeout; finished units are kept
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=40)
     return process.returncode, output
 
 
