@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cli("demo", "demo", "--images", str(IMAGES))
     for name in ("job.yaml", "captions.csv"):
         shutil.copy(folder / "demo" / name, folder)
-    for name, copy in (("catalog", "catalog"), ("pictures", "pictures"), ("pictures", "photos")):
+    for name, copy in (("catalog", "catalog"), ("images", "images"), ("images", "photos")):
         shutil.copytree(folder / "demo" / name, folder / copy)
     cli("index", "catalog", "--set", "index.target_recall=0.97", "--quiet")
     (folder / "old-vectors").mkdir()
