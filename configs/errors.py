@@ -10,6 +10,8 @@
     │                            a catalog requests what this user has not allowed
     ├── DataError
     │   └── SourceError          a source is invalid as a whole, not in a single asset
+    │       └── UnreadableSourceError
+    │                            the system failed to read it
     ├── ApiError                 the embedding API; the class itself: the API cannot be reached
     │   ├── ApiRefusedError      the API refuses every request; no retry helps
     │   │   ├── RefusedKeyError, UnknownModelError, SpentQuotaError, WrongAddressError, WrongDimensionError,
@@ -68,6 +70,7 @@ __all__ = [
     "UnknownAssetError",
     "UnknownModelError",
     "UnknownVersionError",
+    "UnreadableSourceError",
     "UntrustedCatalogError",
     "UnusableVectorsError",
     "UnwritableError",
@@ -157,6 +160,12 @@ class SourceError(DataError):
     """A source is invalid as a whole, not in a single asset; the message names the row."""
 
     code = "source"
+
+
+class UnreadableSourceError(SourceError):
+    """The system failed to list or read a source; the same source may be readable later."""
+
+    code = "source_unreadable"
 
 
 class ApiError(EpithreBeamError):

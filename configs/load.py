@@ -71,7 +71,7 @@ def _read_job(
     path: Path, example: str, overrides: Iterable[str], environ: Mapping[str, str], mistakes: Mistakes
 ) -> tuple[dict[Any, Any], Origins]:
     """The plain data of a job with its variables replaced, and the origin of each value."""
-    text = _read(path, "config", example)
+    text = _read(path, "job file", example)
     raw: dict[Any, Any] = text.document.data
     names = []
     for override in overrides:

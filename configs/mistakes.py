@@ -34,6 +34,19 @@ _BOUNDS = {
     "less_than": ("less than", "lt"),
 }
 
+_NUMBERS = {
+    **dict.fromkeys(("int_parsing", "int_parsing_size", "int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+}
+_ALIASES = {
+    **dict.fromkeys(("float", "float32", "float64", "number", "decimal"), "double"),
+    **dict.fromkeys(("integer", "int32", "int64", "long"), "int"),
+    **dict.fromkeys(("str", "text", "varchar"), "string"),
+    "boolean": "bool",
+    "datetime": "timestamp",
+}
+"""Names that other programs give to the types of columns."""
+
 Location = tuple[int | str, ...]
 """Keys and list indexes."""
 
@@ -208,7 +221,9 @@ def _sentence(error: Any, location: Location, schema: type[BaseModel]) -> str:
         word, bound = _BOUNDS[kind]
         return f"{place} must be {word} {context[bound]:g}{got}."
     if kind == "literal_error":
-        close = difflib.get_close_matches(str(value), re.findall(r"'([^']+)'", context["expected"]), n=1)
+        allowed = re.findall(r"'([^']+)'", context["expected"])
+        alias = _ALIASES.get(str(value).lower())
+        close = [alias] if alias in allowed else difflib.get_close_matches(str(value), allowed, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         if isinstance(value, str) and (renamed := RENAMED_VALUES.get((place, value))) is not None:
             hint = f" {value!r} is now {renamed!r}."
@@ -220,6 +235,10 @@ def _sentence(error: Any, location: Location, schema: type[BaseModel]) -> str:
         return f"{place} {what}{got}{dot}{remedy}."
     if kind == "too_short":
         return f"{place} must have at least {of_count(context['min_length'], 'entry', 'entries')}{got}."
+    if kind in _NUMBERS:
+        return f"{place} must be {_NUMBERS[kind]}{got}."
+    if kind == "string_pattern_mismatch" and location[-1] == "api_key_env":
+        return f"{place} must be the name of an environment variable, such as EPITHRE_KEY, not the key itself."
     message = error["msg"][0].lower() + error["msg"][1:]
     message = message.replace("input should be", "must be").replace("string should", "must")
     message = message.replace("valid tuple", "list")

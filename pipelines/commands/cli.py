@@ -369,7 +369,10 @@ def index(
 
 @app.command()
 def plan(config: ConfigFile, set_: Set = None, as_json: Json = False) -> None:
-    """Show what a run of CONFIG would do: changes, requests, minutes, cost. Nothing is read, sent or written."""
+    """Show what a run of CONFIG would do: changes, requests, minutes, cost.
+
+    It reads the tables and lists the files, but opens no image. It sends and writes nothing.
+    """
     from ..jobs.estimate import estimate, plan_table
 
     found = estimate(_load(config, set_))

@@ -187,6 +187,8 @@ def rollback(
     """Verify the previous version or an older VERSION, and make it the current version."""
     store = Store(catalog)
     latest = read_latest(store)
+    if version is None and latest is not None and read_manifest(store, latest.version).previous is None:
+        raise CatalogError(f"{latest.version} is the first version; there is nothing to roll back to.")
     target = find_version(store, version) if version else version_before(store)
     if latest is None:
         raise CatalogError(f"{store.url} has no current version. Publish {target} with `versions publish`.")
@@ -201,7 +203,11 @@ def rollback(
             "Name an older one, or use `versions publish`."
         )
     _make_current(store, target, expected, dry_run=dry_run)
-    _print(f"{target} {'would be' if dry_run else 'is'} published, in place of {current}.")
+    if dry_run:
+        _print(f"{target} would be current again, instead of {current}.")
+        return
+    _print(f"{target} is current again, instead of {current}.")
+    _print("The next run publishes the sources again: stop the schedule first.")
 
 
 @versions.command()
@@ -252,7 +258,9 @@ def _print_pieces(verb: str, pieces: Sequence[Piece]) -> None:
             _print(f"{verb}: {piece.sort} {piece.name}, {piece.size_bytes:,} bytes: {piece.why}")
     for why, same in units.items():
         size_bytes = sum(piece.size_bytes for piece in same)
-        _print(f"{verb}: {of_count(len(same), 'unit')}, {size_bytes:,} bytes: each {why}")
+        _print(
+            f"{verb}: {of_count(len(same), 'unit')}, {size_bytes:,} bytes: {'it' if len(same) == 1 else 'each'} {why}"
+        )
 
 
 def _make_current(store: Store, version: str, expected: bytes | None, *, dry_run: bool = False) -> None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ...transforms.batch_search.last_step import SearchReport
     from ...transforms.reports.report import Report
 
+_LETTERS = 3
+"""Dead letters in the message of a held version."""
 _STATUS = {ExitCode.USAGE: "usage", ExitCode.HELD_BY_GATE: "held_by_gate", ExitCode.BUSY: "busy"}
 
 
@@ -66,6 +68,7 @@ def outcome_of_report(report: "Report", catalog: str) -> Outcome:
     facts = {name: value for name, value in report.items() if name not in {"series", "histograms"}}
     if report[GATE_FAILURES]:
         sentences = [f"held by a gate: {sentence}" for sentence in report[GATE_FAILURES]]
+        sentences += _dead_letter_lines(report)
         release = f"epithre-beam versions publish {catalog} {version}"
         sentences.append(f"The version is kept. Check it, then publish it with `{release}`.")
         return outcome_of_known(GateError("\n".join(sentences), **facts))
@@ -83,6 +86,17 @@ def outcome_of_report(report: "Report", catalog: str) -> Outcome:
         sentence += f", {imported['normalised']:,} of them normalised" if imported["normalised"] else ""
     sentence += f", {of_count(counts['dead'], 'dead letter')}." if counts["dead"] else "."
     return Outcome(exit_code=ExitCode.PUBLISHED, status="published", message=sentence, facts=facts)
+
+
+def _dead_letter_lines(report: "Report") -> list[str]:
+    """The first dead letters of a held version: a mail has nothing but the message."""
+    letters = [letter for samples in report["dead_letters"]["samples"].values() for letter in samples]
+    lines = [
+        f"dead letter: {letter['kind']} {letter['asset_id']}: {letter['reason']}: {letter['detail']}"
+        for letter in letters[:_LETTERS]
+    ]
+    more = report["counts"]["dead"] - len(lines)
+    return [*lines, f"{of_count(more, 'more dead letter')}: see report.html."] if lines and more > 0 else lines
 
 
 def outcome_of_search(report: "SearchReport", output: str) -> Outcome:

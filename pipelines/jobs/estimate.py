@@ -1,4 +1,4 @@
-"""Estimate the work and cost of a run from a listing; no asset is read, sent or written."""
+"""Estimate the work and cost of a run from its tables and a listing; no image is opened, nothing sent or written."""
 
 from dataclasses import asdict, dataclass
 
@@ -23,7 +23,7 @@ from ...transforms.planning.embedding_config import embedding_config_hash
 from ...transforms.planning.job_identity import identity_of, other_job
 from ...transforms.planning.plan import iterate_units, unit_name
 from ...transforms.sources.references import references_of
-from .base import compare, find_base, overlap
+from .base import compare, find_base, is_whole, overlap
 
 _FP16 = 2
 
@@ -76,6 +76,8 @@ class Estimate:
     """Cost at the configured prices, with estimated tokens; None without prices."""
     vectors_bytes: int
     index_bytes: int
+    writes_nothing: bool
+    """Nothing changed, so a run would end after the listing."""
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -141,6 +143,13 @@ def estimate(config: RunConfig) -> Estimate:
             texts = part.column("kind")[0].as_py() == "text"
             tokens += sum(-(-(r.size_bytes or 0) // 4) if texts else IMAGE_TOKENS for r in chosen)
             upload += sum(r.size_bytes or 0 for r in chosen) * (1 if texts else 4 / 3)
+        writes_nothing = (
+            found.usable is not None
+            and found.is_certain
+            and another_job is None
+            and changes.is_nothing
+            and is_whole(store, found.usable, config.index, config.metadata_types, config.prepare)
+        )
     limits = (
         (requests, embed.requests_per_minute),
         (to_send, embed.items_per_minute),
@@ -184,6 +193,7 @@ def estimate(config: RunConfig) -> Estimate:
         cost=embed.cost(requests=requests, items=to_send, tokens=tokens),
         vectors_bytes=rows * embed.dimension * bytes_each,
         index_bytes=rows * embed.dimension * _FP16,
+        writes_nothing=writes_nothing,
     )
 
 
@@ -201,6 +211,15 @@ def _foresee(
     foreseen = check_turnover(changes.gone, certain, before, gates)
     may = [] if foreseen else check_turnover(changes.gone, possible, before, gates)
     return [*check_shrinkage(left, before, gates), *foreseen], may
+
+
+def _time_words(minutes: float | None) -> str:
+    if minutes is None:
+        return "no limit is configured"
+    seconds = minutes * 60
+    if seconds < 1:
+        return "under 1 s (the rate limit allows it)"
+    return (f"at least {seconds:,.0f} s" if seconds < 120 else f"at least {minutes:,.1f} minutes") + " at the limit"
 
 
 def plan_table(found: Estimate) -> Table:
@@ -228,9 +247,10 @@ def plan_table(found: Estimate) -> Table:
             if found.likely_moved
             else ""
         )
+        touched = " (modified: perhaps only touched)" if found.differing else ""
         table.add_row(
             "changes",
-            f"{found.unchanged:,} unchanged, {found.new:,} new{moved}, {found.differing:,} to check, "
+            f"{found.unchanged:,} unchanged, {found.new:,} new{moved}, {found.differing:,} to check{touched}, "
             f"{found.deleted:,} deleted, {found.other_metadata:,} with other metadata, since {found.base}",
         )
     for reason, count in found.prepared_anew.items():
@@ -238,17 +258,18 @@ def plan_table(found: Estimate) -> Table:
         table.add_row("prepared anew", Text(f"{words}: {reason}"))
     if found.dead:
         table.add_row("dead", f"{found.dead:,} have a permanent failure and are not retried")
+    if found.writes_nothing:
+        table.add_row("run", "nothing changed; a run would write nothing")
+        return table
     done = f", {found.units_done:,} of {of_count(found.units, 'unit')} already embedded" if found.units_done else ""
     table.add_row("to read", f"{of_count(found.assets_to_read, 'asset')}{done}")
-    requests = of_count(found.requests, "request")
-    table.add_row("to send", f"at most {of_count(found.assets_to_send, 'asset')} in about {requests}")
-    table.add_row("upload", f"about {found.upload_bytes:,} bytes")
-    words = "no limit is configured"
-    if found.minutes_at_limit is not None:
-        seconds = found.minutes_at_limit * 60
-        words = f"at least {seconds:,.0f} s" if seconds < 120 else f"at least {seconds / 60:,.1f} minutes"
-        words += " at the limit"
-    table.add_row("time", words)
+    if found.requests:
+        requests = f"about {of_count(found.requests, 'request')}, plus a few to test the API"
+        table.add_row("to send", f"at most {of_count(found.assets_to_send, 'asset')} in {requests}")
+        table.add_row("upload", f"about {found.upload_bytes:,} bytes; more if images must be converted")
+        table.add_row("time", _time_words(found.minutes_at_limit))
+    else:
+        table.add_row("to send", "nothing")
     if found.cost is not None:
         table.add_row("cost", f"about {found.cost:,.2f} at the configured prices")
     table.add_row("vectors", f"{found.vectors_bytes:,} bytes in the new version")

@@ -161,7 +161,16 @@ def test_a_number_out_of_bounds_is_refused_with_path_rule_and_value(
         (with_embed(timeout_s=float("nan")), "embed.timeout_s must be a finite number, got nan."),
         (
             with_embed(batch_items=1.5),
-            "embed.batch_items must be a valid integer, got a number with a fractional part,",
+            "embed.batch_items must be a whole number, got 1.5.",
+        ),
+        (
+            with_embed(requests_per_minute="600/min"),
+            "embed.requests_per_minute must be a whole number, got '600/min'.",
+        ),
+        ({**SMALL, "gates": {"max_dead_share": "5%"}}, "gates.max_dead_share must be a number, got '5%'."),
+        (
+            with_embed(api_key_env="sk-1234"),
+            "embed.api_key_env must be the name of an environment variable, such as EPITHRE_KEY, not the key itself.",
         ),
     ],
     ids=lambda value: value[:50] if isinstance(value, str) else "",
@@ -219,8 +228,8 @@ def test_any_value_gives_a_config_or_a_config_error(place: tuple[str, ...], valu
             "catalog: a\nembed:\n  model: x\n  readers: 3\n  model: y\n",
             "line 5, column 3: .* 'model' is duplicate",
         ),
-        ("- a\n- b\n", "a config must be a mapping of keys"),
-        ("", "a config must be a mapping of keys"),
+        ("- a\n- b\n", "a job file must be a mapping of keys"),
+        ("", "a job file must be a mapping of keys"),
         ("catalog: 2024-13-45\n", "this is not valid YAML: month must be in 1..12"),
         ("catalog: \x00\n", "this is not valid YAML"),
         ("catalog: !!python/object/apply:os.getcwd []\n", "this is not valid YAML"),
@@ -275,7 +284,25 @@ def test_a_misplaced_secret_never_appears_in_the_error(place: tuple[str, ...], f
 @pytest.mark.parametrize("value", ["hunter-2", "a b", 4711, ["hunter-2"]], ids=str)
 def test_an_invalid_api_key_env_is_not_shown(value: Any) -> None:
     """A short password is recognised by its key only."""
-    assert refusal(with_embed(api_key_env=value)).endswith(", got a value that is not shown.")
+    message = refusal(with_embed(api_key_env=value))
+    assert message.endswith((", got a value that is not shown.", "such as EPITHRE_KEY, not the key itself."))
+    assert "hunter-2" not in message
+    assert "4711" not in message
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [("float", "double"), ("number", "double"), ("integer", "int"), ("str", "string"), ("boolean", "bool")],
+)
+def test_a_type_by_another_name_is_recognised(word: str, kind: str) -> None:
+    texts = {"kind": "text", "table": "t.csv", "id": "id", "text": "text", "metadata": {"price": word}}
+    message = refusal({"catalog": "catalog", "sources": [texts]})
+    assert message.endswith(f", got {word!r}. Did you mean {kind!r}?")
+
+
+def test_a_missing_job_file_is_called_a_job_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"jobs\.yaml: the job file cannot be read \(No such file or directory\)"):
+        load_config(tmp_path / "jobs.yaml")
 
 
 @pytest.mark.parametrize(

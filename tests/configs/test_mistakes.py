@@ -135,7 +135,7 @@ def test_all_errors_of_a_job_are_sorted_by_line(tmp_path: Path) -> None:
 
 def test_a_wrong_value_from_a_variable_has_the_variables_place(tmp_path: Path) -> None:
     message = refusal(tmp_path, f"{RUN}embed:\n  batch_items:   ${{N}}\n", environ={"N": "many"})
-    assert message.startswith("JOB line 5, column 18: embed.batch_items must be a valid integer")
+    assert message.startswith("JOB line 5, column 18: embed.batch_items must be a whole number")
 
 
 def test_an_unset_variable_hides_the_errors_it_causes(tmp_path: Path) -> None:

@@ -229,12 +229,15 @@ def test_rollback_publishes_the_previous_version_until_the_first(place):
     first, second, third = names(place)
     before = (place.catalog / "LATEST.json").read_bytes()
     text = said(place.cli("versions", "rollback", "catalog", "--dry-run"))
-    assert text == f"{second} would be published, in place of {third}.\n"
+    assert text == f"{second} would be current again, instead of {third}.\n"
     assert (place.catalog / "LATEST.json").read_bytes() == before
     for target, current in ((second, third), (first, second)):
-        assert said(place.cli("versions", "rollback", "catalog")) == f"{target} is published, in place of {current}.\n"
+        assert said(place.cli("versions", "rollback", "catalog")).splitlines() == [
+            f"{target} is current again, instead of {current}.",
+            "The next run publishes the sources again: stop the schedule first.",
+        ]
         assert current_version(place) == target
-    refused(place.cli("versions", "rollback", "catalog"), 1, "no version before", first)
+    refused(place.cli("versions", "rollback", "catalog"), 1, f"{first} is the first version; there is nothing to roll")
     refused(place.cli("versions", "rollback", "catalog", third), 2, third, "newer than the current version")
     refused(place.cli("versions", "rollback", "catalog", first), 2, "is the current version")
     said(place.cli("versions", "publish", "catalog", third))
@@ -280,6 +283,7 @@ def test_prune_reports_what_it_deletes(place):
     text = said(place.cli("versions", "prune", "catalog", "--keep", "2", "--dry-run"))
     assert f"delete: version {first}, " in text
     assert "delete: 2 units, 8 bytes: each is older than 7 days" in text
+    assert "keep: 1 unit, 4 bytes: it is younger than 7 days" in text
     assert re.search(r"\n[\d,]+ bytes would be freed\.\n$", text)
     done = reported(place.cli("versions", "prune", "catalog", "--keep", "2", "--json"))
     assert (done["dry_run"], planned["dry_run"]) == (False, True)

@@ -46,6 +46,12 @@ def test_a_held_version_prints_the_report_and_how_to_publish_it(place):
     found = document(done)
     assert (found["exit_code"], found["status"], found["counts"]["dead"]) == (3, "held_by_gate", 8)
     assert f"versions publish {place.catalog} {found['version']}" in found["message"]
+    letters = found["dead_letters"]["samples"]
+    (reason,) = letters
+    assert [line for line in found["message"].splitlines() if "dead letter" in line] == [
+        *(f"dead letter: image {one['asset_id']}: {reason}: {one['detail']}" for one in letters[reason][:3]),
+        "5 more dead letters: see report.html.",
+    ]
     assert found["message"].splitlines() == [line.removeprefix("epithre-beam: ") for line in sentences(done.stderr)]
 
 

@@ -3,15 +3,19 @@
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import os
 import random
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from epithre_beam.configs import load_config
 from epithre_beam.configs.errors import CatalogError, EpithreBeamError, UnwritableError
@@ -19,6 +23,7 @@ from epithre_beam.index import Store, open_catalog
 from epithre_beam.index.publish.verify import find_damage
 from epithre_beam.index.versions.latest import read_latest
 from epithre_beam.index.versions.manifest import read_manifest
+from epithre_beam.pipelines.jobs.estimate import estimate, plan_table
 from epithre_beam.pipelines.jobs.run import run
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 from epithre_beam.transforms.epithre.emulator.hash_model import content_digest
@@ -239,8 +244,6 @@ def test_each_type_of_change_is_counted(tmp_path, emulator):
 
 
 def test_a_plan_predicts_the_run(tmp_path, emulator):
-    from epithre_beam.pipelines.jobs.estimate import estimate
-
     night = Night(tmp_path, emulator, 6)
     night.run()
     night.go_by(15)
@@ -255,12 +258,43 @@ def test_a_plan_predicts_the_run(tmp_path, emulator):
     assert plan.base == read_manifest(Store(config.catalog), read_latest(Store(config.catalog)).version).previous
     assert len(emulator.payments()) <= plan.assets_to_send <= plan.assets_to_read == plan.new + plan.differing
     assert plan.prepared_anew == {}
-    assert estimate(config).assets_to_read == 0
+    shown = _shown(plan_table(plan))
+    assert f"{plan.differing} to check (modified: perhaps only touched)" in shown
+    assert re.search(r"to send +at most \d+ assets in about \d+ requests?, plus a few to test the API", shown)
+    assert f"about {plan.upload_bytes:,} bytes; more if images must be converted" in shown
+    after = estimate(config)
+    assert (plan.writes_nothing, after.writes_nothing, after.assets_to_read) == (False, True, 0)
+    shown = _shown(plan_table(after))
+    assert "nothing changed; a run would write nothing" in shown
+    assert not re.search(r"vectors|to send|time", shown)
+    other = config.model_copy(update={"index": config.index.model_copy(update={"recall_k": 7})})
+    assert not estimate(other).writes_nothing
+    assert re.search(r"to send +nothing", _shown(plan_table(estimate(other))))
+
+
+@pytest.mark.parametrize(
+    ("minutes", "words"),
+    [
+        (None, "no limit is configured"),
+        (0.001, "under 1 s (the rate limit allows it)"),
+        (1.5, "at least 90 s at the limit"),
+        (90, "at least 90.0 minutes at the limit"),
+    ],
+)
+def test_a_plan_says_how_long_the_limit_makes_it(tmp_path, emulator, minutes, words):
+    night = Night(tmp_path, emulator, 8)
+    night.run(catalog="unused")  # writes the table
+    config = load_config(tmp_path / "job.yaml").model_copy(update={"catalog": str(tmp_path / "catalog")})
+    assert words in _shown(plan_table(replace(estimate(config), minutes_at_limit=minutes)))
+
+
+def _shown(table):
+    console = Console(width=200, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
 
 
 def test_a_plan_says_why_every_vector_is_new(tmp_path, emulator):
-    from epithre_beam.pipelines.jobs.estimate import estimate
-
     night = Night(tmp_path, emulator, 7)
     night.run()
     config = load_config(tmp_path / "job.yaml")
@@ -416,19 +450,15 @@ def test_contents_of_older_versions_are_reused(tmp_path, emulator):
 
 
 def test_a_plan_predicts_the_shrinkage_gate(tmp_path, emulator):
-    from epithre_beam.pipelines.jobs.estimate import estimate
-
     night = Night(tmp_path, emulator, 17)
     night.run()
     night.texts = dict(list(night.texts.items())[:10])
     held = night.run(gates__max_shrinkage=0.5)["held_back"]
     assert estimate(load_config(tmp_path / "job.yaml")).gate_failures == held
-    assert "and of 40 text rows" in held[0]
+    assert "but of 40 text rows" in held[0]
 
 
 def test_a_plan_reports_what_it_cannot_know_without_a_request(tmp_path, emulator):
-    from epithre_beam.pipelines.jobs.estimate import estimate
-
     night = Night(tmp_path, emulator, 18)
     night.run()
     config = load_config(tmp_path / "job.yaml")
