@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 from .models import ErrorAnswer
 
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
-_NOTHING_HERE = "This path does not exist. See /openapi.json."
 
 
 class Fault(HTTPException):
@@ -39,7 +38,9 @@ def answer_fault(request: Request, error: Exception) -> Response:
     status = error.status_code
     if status == 405 and request.method == "OPTIONS":
         return Response(status_code=204, headers=error.headers)
-    sentence = _NOTHING_HERE if status == 404 else str(error.detail).rstrip(".") + "."
+    sentence = str(error.detail).rstrip(".") + "."
+    if status == 404:
+        sentence = f"This path does not exist. See {request.scope.get('root_path', '')}/openapi.json."
     if status == 405:
         sentence = f"Use {(error.headers or {})['Allow']} for {request.url.path}, got {request.method}."
     return Fault(status, _CODES.get(status, "bad_request"), sentence, error.headers).response()

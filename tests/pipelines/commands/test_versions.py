@@ -234,7 +234,7 @@ def test_rollback_publishes_the_previous_version_until_the_first(place):
     for target, current in ((second, third), (first, second)):
         assert said(place.cli("versions", "rollback", "catalog")) == f"{target} is published, in place of {current}.\n"
         assert current_version(place) == target
-    refused(place.cli("versions", "rollback", "catalog"), 1, "no version before", first)
+    refused(place.cli("versions", "rollback", "catalog"), 2, "no version before", first)
     refused(place.cli("versions", "rollback", "catalog", third), 2, third, "newer than the current version")
     refused(place.cli("versions", "rollback", "catalog", first), 2, "is the current version")
     said(place.cli("versions", "publish", "catalog", third))

@@ -33,6 +33,7 @@ def test_wrong_usage_and_a_missing_catalog_exit_with_2(hashed, tmp_path):
     done = hashed.cli("serve", catalog, "--token-env", "SHORT", SHORT="hunter2")
     refused(done, 2, "SHORT", "at least 16")
     assert "hunter2" not in done.stderr
+    refused(hashed.cli("serve", catalog, "--token-env", "NOPE"), 2, "--token-env NOPE", "NOPE is not set")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = hashed.cli("serve", catalog, "--port", port, *WITHOUT_API, key=None)
