@@ -93,13 +93,12 @@ def test_fastapi_service_searches_and_follows_new_version(published: Place, emul
         assert (found["hits"][0]["text"], found["hits"][0]["score"] > 0.99) == ("text number 3", True)
         found = client.post("/search", params={"k": 1}, content=image.read_bytes()).json()
         assert found["hits"][0]["id"] == image.name
-        where = {"text": "text number 3", "k": 20, "where": '{"price": {"$gt": 15}}'}
-        found = client.get("/search", params={**where, "kind": "text"}).json()
-        assert sorted(hit["id"] for hit in found["hits"]) == ["t015", "t016", "t017", "t018", "t019"]
-        everything = client.post(
-            "/search", params={"k": 20, "where": where["where"]}, content=image.read_bytes()
-        ).json()
-        assert {hit["id"] for hit in everything["hits"]} == {"t015", "t016", "t017", "t018", "t019"}
+        where = {"k": 20, "where": '{"price": {"$gt": 15}}'}
+        for found in (
+            client.get("/search", params={**where, "text": "text number 3"}).json(),
+            client.post("/search", params=where, content=image.read_bytes()).json(),
+        ):
+            assert sorted(hit["id"] for hit in found["hits"]) == ["t015", "t016", "t017", "t018", "t019"]
 
         for answer, sentence in (
             (client.get("/search", params={"text": " "}), "empty_text"),

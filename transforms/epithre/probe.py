@@ -56,7 +56,7 @@ def probe(
     longest_pause_s: float | None = None,
     for_queries: bool = False,
 ) -> Probe:
-    """Request `/models` before a run or the first query, to check that the server is up, the key is valid and the model exists.
+    """Request `/models` before a run or a query: check that the server is up, the key valid and the model known.
 
     The API's guide does not promise that endpoint. If a server refuses it (any 4xx that is not about the key) or
     answers something else, or if the provider does not allow it for every valid key, the probe succeeds without a check
