@@ -44,7 +44,7 @@ def export(
             done = export_catalog(
                 Store(catalog),
                 target,
-                to,  # type: ignore[arg-type]  # checked there
+                to,
                 kinds=kind or (),
                 version=version,
                 overwrite=overwrite,

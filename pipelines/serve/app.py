@@ -49,7 +49,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
 
     Raises:
         CatalogError: From the lifespan, when the catalog cannot be opened.
-        ApiError: From the lifespan, when the embedding API does not answer or refuses the key.
+        ApiRefusedError: From the lifespan, when the embedding API refuses the key or does not know the model.
     """
     metrics = Metrics()
 

@@ -98,7 +98,7 @@ def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _MEANINGS = {
-    400: "The request cannot be parsed, or its Host header is not a name of this server.",
+    400: "The request cannot be parsed, or its Host is not allowed.",
     401: "The token is missing or wrong.",
     403: "The request comes from a page of another site.",
     404: "The catalog has no such asset or thumbnail.",

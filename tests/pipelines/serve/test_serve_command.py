@@ -58,6 +58,34 @@ def test_without_a_key_only_vectors_and_assets_are_searched(hashed, vector):
         assert server.search(asset={"kind": "text", "id": "t001"}).status_code == 200
 
 
+def test_a_server_that_starts_in_an_outage_embeds_when_the_api_answers(hashed, vector):
+    settings = EmulatorSettings(model="hash", dimension=DIMENSION, api_keys=(KEY,), port=free_port())
+    with serving(hashed, "--base-url", f"http://127.0.0.1:{settings.port}/v1") as server:
+        ready = server.client.get("/health/ready").json()
+        assert (ready["status"], ready["embedding_api"]) == ("degraded", "fails")
+        assert server.client.get("/api/catalog").json()["can_embed"] is True
+        answer = server.search(text="text number 3")
+        assert "The embedding API is unavailable" in fault(answer, 503)
+        assert 1 <= int(answer.headers["retry-after"]) <= 5
+        assert server.search(vector=vector).status_code == 200
+        with Emulator(settings):
+            deadline = time.monotonic() + 60
+            while server.search(text="text number 3").status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert server.client.get("/health/ready").json()["status"] == "ready"
+        assert server.stop() == 0
+        log = server.process.stderr.read()
+        assert "until the embedding API answers" in log
+        assert KEY not in log
+
+
+def test_a_server_stops_while_the_api_does_not_answer(hashed):
+    with serving(hashed, "--base-url", f"http://127.0.0.1:{free_port()}/v1") as server:
+        assert server.stop() == 0
+        assert "Traceback" not in server.process.stderr.read()
+
+
 def test_an_api_outage_fails_only_text_searches(hashed, vector):
     settings = EmulatorSettings(model="hash", dimension=DIMENSION, api_keys=(KEY,))
     with contextlib.ExitStack() as stack:
