@@ -31,7 +31,8 @@ UNKNOWN_MODEL = "unknown"
 _LONGEST_COLUMN = 1000
 
 
-def _check_base_url(url: str) -> str:
+def check_base_url(url: str) -> str:
+    """Return the address without trailing slashes. Raises ValueError, with rule and remedy, when it is invalid."""
     if url == EMULATOR:
         return url
     parts = urlsplit(url)
@@ -264,7 +265,7 @@ _DIALECTS_OF_TEXTS = ("openai",)
 class EmbedConfig(Section):
     """The embedding API: its address, the model, and the limits of requests, retries, cost and memory."""
 
-    base_url: Annotated[str, AfterValidator(_check_base_url)] = Field(
+    base_url: Annotated[str, AfterValidator(check_base_url)] = Field(
         "https://api.epithre.com/v1",
         description="The base URL of the API. `emulator` starts the local emulator for the run.",
     )

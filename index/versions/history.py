@@ -109,9 +109,10 @@ def version_before(store: Store) -> str:
     """Return the version that was current when the published one was made.
 
     Raises:
-        CatalogError: If there is none, or nothing is published.
+        UnknownVersionError: If there is none.
+        CatalogError: If nothing is published.
     """
     manifest = published_manifest(store)
     if manifest.previous is None:
-        raise CatalogError(f"{store.url} has no version before {manifest.version}, its first version.")
+        raise UnknownVersionError(f"{store.url} has no version before {manifest.version}, its first version.")
     return manifest.previous

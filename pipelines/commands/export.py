@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...configs.errors import ConfigError
 from ...configs.words import of_count, of_size
 from ...index.storage.store import Store
 from ..console.documents import json_text
@@ -30,15 +31,20 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a version of CATALOG to FOLDER as plain FAISS files, for clip-retrieval, or for pgvector."""
-    from ...index.export.export import export_catalog
+    from ...index.export.export import FORMS, export_catalog
 
+    if to not in FORMS:
+        raise ConfigError(f"--to must be {', '.join(FORMS[:-1])} or {FORMS[-1]}, got {to!r}.")
+    for name in kind or []:
+        if name not in {"image", "text"}:
+            raise ConfigError(f"--kind must be image or text, got {name!r}.")
     target = Store(folder)
     try:
         with _shown(quiet=quiet or as_json) as progress:
             done = export_catalog(
                 Store(catalog),
                 target,
-                to,  # type: ignore[arg-type]  # checked there
+                to,
                 kinds=kind or (),
                 version=version,
                 overwrite=overwrite,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...configs.errors import ConfigError
-from ..console.options import ApiKeyEnv, BaseUrl, CatalogUrl, Json
+from ..console.options import ApiKeyEnv, BaseUrl, CatalogUrl
 
 if TYPE_CHECKING:
     from ..serve.settings import ServeSettings
@@ -23,7 +23,7 @@ _SHORTEST_TOKEN = 16
 def serve(
     catalog: CatalogUrl,
     host: Annotated[
-        str, typer.Option(help="The address to listen on. Other machines can reach any address but loopback.")
+        str, typer.Option(help="The address to listen on. Loopback addresses cannot be reached from other machines.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="The port. 0: any free port.")] = 8000,
     allow_host: Annotated[
@@ -31,7 +31,9 @@ def serve(
     ] = None,
     token_env: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The environment variable with the token that each request must have."),
+        typer.Option(
+            metavar="NAME", help="The environment variable with the token, which is required for /api and /metrics."
+        ),
     ] = None,
     base_url: BaseUrl = None,
     api_key_env: ApiKeyEnv = None,
@@ -54,7 +56,7 @@ def serve(
     follow_every: Annotated[
         float, typer.Option(metavar="S", min=0.05, help="Seconds between checks for a new version.")
     ] = 30.0,
-    as_json: Json = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the start line as JSON.")] = False,
 ) -> None:
     """Serve CATALOG: a JSON API and a page to search it with texts and images. Stop it with Ctrl-C."""
     from ..serve.settings import ServeSettings
@@ -94,9 +96,9 @@ def _prefix(path: str) -> str:
 
     prefix = prefix_of(path)
     if prefix is None:
+        rule = "contain only letters, digits and .~_- between single slashes" if path[:1] == "/" else "start with `/`"
         raise ConfigError(
-            f"--root-path must be a path of letters, digits and .~_- such as /search, got {path!r}. "
-            "Give the path that the proxy shows the server below."
+            f"--root-path must {rule}, got {path!r}. Give the path at which the proxy serves this server, e.g. /search."
         )
     return prefix
 
@@ -110,7 +112,7 @@ async def _serve(settings: "ServeSettings", *, as_json: bool) -> None:
     async with app.router.lifespan_context(app):
         with listen(settings) as listening, bounded_logs():
             version = app.state.service.catalog.version
-            url = url_of(listening)
+            url = f"{url_of(listening).rstrip('/')}{settings.root_path}/"
             said = json.dumps({"url": url, "version": version}) if as_json else f"serving {version} at {url}"
             gc.collect()
             gc.freeze()  # these objects live until the end: scanning them would delay requests
@@ -123,6 +125,11 @@ async def _serve(settings: "ServeSettings", *, as_json: bool) -> None:
 def _token(name: str) -> str:
     """Raises ConfigError if the variable does not hold a valid token."""
     token = os.environ.get(name, "").strip()
+    if not token:
+        raise ConfigError(
+            f"--token-env {name}: the environment variable {name} is not set. "
+            "Create a token with `openssl rand -hex 32` and export it."
+        )
     if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
             f"--token-env {name}: the variable must hold at least {_SHORTEST_TOKEN} printable ASCII characters without "

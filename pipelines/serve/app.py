@@ -49,7 +49,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
 
     Raises:
         CatalogError: From the lifespan, when the catalog cannot be opened.
-        ApiError: From the lifespan, when the embedding API does not answer or refuses the key.
+        ApiRefusedError: From the lifespan, when the embedding API refuses the key or does not know the model.
     """
     metrics = Metrics()
 
@@ -139,7 +139,7 @@ async def _read(request: Request) -> SearchRequest:
     try:
         return SearchRequest.model_validate_json(body)  # reports errors with JSON types
     except ValidationError as error:
-        raise checked(error) from None
+        raise checked(error, SearchRequest) from None
 
 
 async def search(request: Request, asked: SearchRequest) -> Response:
@@ -171,7 +171,7 @@ async def search_image(
     try:
         asked = SearchOptions.model_validate_json(options)
     except ValidationError as error:
-        raise checked(error, "options") from None
+        raise checked(error, SearchOptions, "options") from None
     data = await image.read(service.settings.max_upload_bytes + 1)
     if len(data) > service.settings.max_upload_bytes:
         raise Fault(

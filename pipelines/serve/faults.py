@@ -8,13 +8,12 @@ import orjson
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from .models import ErrorAnswer
+from .models import AssetName, ErrorAnswer, SearchRequest
 
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
-_NOTHING_HERE = "This path does not exist. See /openapi.json."
 
 
 class Fault(HTTPException):
@@ -39,7 +38,9 @@ def answer_fault(request: Request, error: Exception) -> Response:
     status = error.status_code
     if status == 405 and request.method == "OPTIONS":
         return Response(status_code=204, headers=error.headers)
-    sentence = _NOTHING_HERE if status == 404 else str(error.detail).rstrip(".") + "."
+    sentence = str(error.detail).rstrip(".") + "."
+    if status == 404:
+        sentence = f"This path does not exist. See {request.scope.get('root_path', '')}/openapi.json."
     if status == 405:
         sentence = f"Use {(error.headers or {})['Allow']} for {request.url.path}, got {request.method}."
     return Fault(status, _CODES.get(status, "bad_request"), sentence, error.headers).response()
@@ -56,12 +57,12 @@ def defect() -> Fault:
     return Fault(500, "defect", "The server failed unexpectedly. Its log has the details.")
 
 
-def checked(error: ValidationError, place: str = "") -> Fault:
-    """Convert a validation error of pydantic at `place` to a fault."""
-    return invalid(error.errors(include_url=False), place)
+def checked(error: ValidationError, asked: type[BaseModel], place: str = "") -> Fault:
+    """Convert a validation error of `asked`, which is at `place`, to a fault."""
+    return invalid(error.errors(include_url=False), asked, place)
 
 
-def invalid(errors: Any, place: str = "") -> Fault:
+def invalid(errors: Any, asked: type[BaseModel] = SearchRequest, place: str = "") -> Fault:
     """Convert the first of pydantic's errors to a fault."""
     first = errors[0]
     for part in first["loc"]:
@@ -72,14 +73,20 @@ def invalid(errors: Any, place: str = "") -> Fault:
     if kind == "json_invalid":
         return Fault(400, "bad_json", f"{place} must be valid JSON.")
     if kind == "missing":
-        return Fault(422, "invalid", f"{place} is missing.")
+        remedy = " Send multipart/form-data with a field `image`." if place == "image" else ""
+        return Fault(422, "invalid", f"{place} is missing.{remedy}")
     if kind == "extra_forbidden":
-        return Fault(422, "invalid", f"{place} is unknown. See /openapi.json.")
+        is_inner = first["loc"][0] == "asset" and len(first["loc"]) > 1
+        owner, schema = ("an asset", AssetName) if is_inner else ("a search", asked)
+        return Fault(422, "invalid", f"{place} is not a field of {owner}. Fields: {', '.join(schema.model_fields)}.")
     if "UploadFile" in message:
         return Fault(422, "invalid", f"{place} must be a file, not text such as its path or address.")
     if kind == "value_error":
         return Fault(422, "invalid", re.sub(r"^Value error, ", "", message))
     rule = re.sub(r"^Input should (be )?", r"must \1", message)
+    rule = rule.replace("a valid array", "a list").replace("a valid list", "a list")
+    if kind == "too_short":
+        rule = f"must have at least one {place.rpartition('.')[2].removesuffix('s')}"
     rule = re.sub(r"^(String|List) should have", "must have", rule)
     rule = rule if rule.startswith("must") else f"is invalid: {rule[:1].lower()}{rule[1:]}"
     return Fault(422, "invalid", f"{place} {rule}, got {_shown(first['input'])}.")
@@ -91,7 +98,7 @@ def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _MEANINGS = {
-    400: "The request cannot be parsed, or its Host header is not a name of this server.",
+    400: "The request cannot be parsed, or its Host is not allowed.",
     401: "The token is missing or wrong.",
     403: "The request comes from a page of another site.",
     404: "The catalog has no such asset or thumbnail.",
@@ -109,7 +116,7 @@ def _printable(error: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, (dict, list)):
+    if isinstance(value, (dict, list)) and value:
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = repr(value)
     return text if len(text) <= 80 else text[:79] + "…"

@@ -7,7 +7,7 @@ import math
 import re
 import time
 import urllib.parse
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ import orjson
 import pyarrow.compute as pc
 
 from ...configs import AssetKind
-from ...configs.errors import ApiError, ArgumentError, CatalogError, ConfigError, QueryError
+from ...configs.errors import ApiError, ApiRefusedError, ArgumentError, CatalogError, ConfigError, QueryError
 from ...configs.schema import UNKNOWN_MODEL
 from ...index.search.catalog import Catalog
 from ...index.search.following import FollowingCatalog
@@ -33,6 +33,9 @@ from .settings import ServeSettings
 from .thumbnails import Thumbnails
 
 _log = logging.getLogger(__name__)
+
+_ASK_AGAIN_S = 5.0
+"""Pause between attempts to reach an embedding API that did not answer at the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,22 +62,26 @@ class Service:
         self._searcher = searcher
         self._batches = Batches(metrics)
         self._logged: ApiError | None = None
+        self._asks_again_at: float | None = None
 
     @property
     def can_embed(self) -> bool:
-        return self._searcher is not None
+        """Whether queries are embedded, now or as soon as the API answers."""
+        return self._searcher is not None or self._asks_again_at is not None
 
     @property
     def embedding_api(self) -> Literal["answers", "fails", "none"]:
         """State of the API that embeds queries; 'none' when this server does not embed."""
         if self._searcher is None:
-            return "none"
+            return "fails" if self.can_embed else "none"
         return "answers" if self._searcher.is_answered else "fails"
 
     @property
     def retry_after_s(self) -> int:
         """Whole seconds until the next request to the API; 0: the next query is sent."""
-        return 0 if self._searcher is None else math.ceil(self._searcher.rest_s)
+        if self._searcher is not None:
+            return math.ceil(self._searcher.rest_s)
+        return 0 if self._asks_again_at is None else max(0, math.ceil(self._asks_again_at - time.monotonic()))
 
     @property
     def shown_url(self) -> str:
@@ -86,6 +93,20 @@ class Service:
         if asset.kind != "image" or not asset.uri or not self.thumbnails.sources(version):
             return None
         return f"{prefix}/api/thumbnails/image?id={urllib.parse.quote(asset.asset_id, safe='')}"
+
+    async def ask_again(self, open_searcher: Callable[[], Awaitable[Searcher]]) -> None:
+        """Call `open_searcher` until the embedding API answers; until then, searches by text or image get 503."""
+        while self._searcher is None:
+            self._asks_again_at = time.monotonic() + _ASK_AGAIN_S
+            await asyncio.sleep(_ASK_AGAIN_S)
+            try:
+                self._searcher = await open_searcher()
+            except ApiError as error:
+                _log.debug("the embedding API still fails: %s", error)
+            except (CatalogError, ConfigError) as error:
+                _log.error("searches by text or image are disabled: %s", error)
+                break
+        self._asks_again_at = None
 
     def close(self) -> None:
         self._batches.close()
@@ -186,6 +207,8 @@ class Service:
         return hits[: options.k]
 
     async def _embed(self, query: str | bytes) -> Vector:
+        if self._searcher is None and self.can_embed:
+            raise self._unanswered()
         if self._searcher is None:
             raise Fault(422, "cannot_embed", "This server does not embed queries. Search by vector or by asset.")
         started = time.perf_counter()
@@ -233,29 +256,49 @@ class Service:
 async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterator[Service]:
     """Open the catalog and, if queries can be embedded, the connection to the embedding API.
 
+    If the API does not answer, the service starts without it and asks it again.
+
     Raises:
         CatalogError: When the catalog cannot be opened, or the API's model did not make its vectors.
-        ApiError: When the API does not answer or refuses the key.
+        ApiRefusedError: When the API refuses the key or does not know the model.
     """
     catalog = await asyncio.to_thread(
         open_catalog, settings.catalog, follow=True, follow_every_s=settings.follow_every_s
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(catalog.close)
-        searcher = None
-        if catalog.manifest.model == UNKNOWN_MODEL:
-            _log.warning("the model of the vectors is unknown: searches by text or image are disabled")
-        else:
+        searcher, is_unanswered = None, False
+
+        async def open_searcher() -> Searcher:
             asked = Searcher.from_catalog(
                 catalog,
                 base_url=settings.base_url,
                 api_key_env=settings.api_key_env,
                 decode_pixels=settings.max_image_pixels,
             )
+            return await stack.enter_async_context(asked)
+
+        if catalog.manifest.model == UNKNOWN_MODEL:
+            _log.warning("the model of the vectors is unknown: searches by text or image are disabled")
+        else:
             try:
-                searcher = await stack.enter_async_context(asked)
+                searcher = await open_searcher()
             except ConfigError as error:  # no key: searches by vector or asset still work
                 _log.warning("searches by text or image are disabled: %s", error)
+            except ApiRefusedError:
+                raise
+            except ApiError as error:
+                _log.warning("searches by text or image fail until the embedding API answers: %s", error)
+                is_unanswered = True
         service = Service(settings, catalog, searcher, metrics)
         stack.callback(service.close)
-        yield service
+        if not is_unanswered:
+            yield service
+            return
+        asking = asyncio.create_task(service.ask_again(open_searcher))
+        await asyncio.sleep(0)  # the task sets the state of the API
+        try:
+            yield service
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)

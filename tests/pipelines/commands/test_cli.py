@@ -373,7 +373,14 @@ def test_a_query_that_cannot_be_embedded_is_reported(published):
 
 def test_search_checks_base_url_and_key_like_a_job(published):
     search = ("search", "catalog", "--text", "x", "--base-url")
-    assert_one_sentence(published.cli(*search, "nonsense"), 2, "embed.base_url must be", "'nonsense'")
+    assert_one_sentence(
+        published.cli(*search, "nonsense"), 2, "epithre-beam: --base-url must be an http(s) URL", "'nonsense'"
+    )
+    done = published.cli(*search[:-1], EPITHRE_BEAM_BASE_URL="127.0.0.1:9")
+    assert_one_sentence(done, 2, "EPITHRE_BEAM_BASE_URL must be an http(s) URL", "'127.0.0.1:9'")
+    done = published.cli(*search, "http://127.0.0.1:9")
+    assert_one_sentence(done, 1, "http://127.0.0.1:9 does not answer", "give another address of the model (--base-url)")
+    assert "embed.base_url" not in done.stderr
     done = published.cli(*search, "http://example.org/v1", "--api-key-env", "EPITHRE_KEY")
     assert_one_sentence(done, 2, "embed: base_url 'http://example.org/v1' would send the key in clear text")
     done = published.cli(*search, "http://127.0.0.1:9", "--api-key-env", "NOPE")

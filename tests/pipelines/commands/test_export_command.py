@@ -45,7 +45,7 @@ def test_export_prints_a_summary_or_the_json_document(made, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["catalog", "new", "--to", "csv"], 2, "to must be one of faiss, clip-retrieval, pgvector, got 'csv'."),
+        (["catalog", "new", "--to", "csv"], 2, "--to must be faiss, clip-retrieval or pgvector, got 'csv'."),
         (["catalog", "pictures", "--to", "faiss"], 2, "pictures is not empty (it contains p000.jpg). Choose a new"),
         (["catalog", "new", "--to", "faiss", "--version", "7"], 2, "catalog has no version '7'"),
         (["catalog", "job.yaml/new", "--to", "faiss"], 2, "' cannot be written ("),

@@ -237,7 +237,7 @@ def test_rollback_publishes_the_previous_version_until_the_first(place):
             "The next run publishes the sources again: stop the schedule first.",
         ]
         assert current_version(place) == target
-    refused(place.cli("versions", "rollback", "catalog"), 1, f"{first} is the first version; there is nothing to roll")
+    refused(place.cli("versions", "rollback", "catalog"), 2, f"{first} is the first version; there is nothing to roll")
     refused(place.cli("versions", "rollback", "catalog", third), 2, third, "newer than the current version")
     refused(place.cli("versions", "rollback", "catalog", first), 2, "is the current version")
     said(place.cli("versions", "publish", "catalog", third))

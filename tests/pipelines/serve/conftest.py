@@ -24,6 +24,7 @@ class Served:
 
     process: subprocess.Popen
     url: str
+    """The address in the start line, with the prefix below a proxy."""
     version: str
     place: Place
     token: str | None = None
@@ -31,7 +32,11 @@ class Served:
 
     def __post_init__(self):
         headers = {} if self.token is None else {"authorization": f"Bearer {self.token}"}
-        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=60)
+        self.client = httpx.Client(base_url=self.origin, headers=headers, timeout=60)
+
+    @property
+    def origin(self):
+        return f"http://127.0.0.1:{httpx.URL(self.url).port}"
 
     @property
     def address(self):

@@ -26,13 +26,13 @@ def bomb(side):
     ("data", "words"),
     [
         (b"", "empty"),
-        (b"no picture at all", "not an image"),
-        (b"/etc/passwd", "not an image"),
-        (b"http://127.0.0.1/picture.jpg", "not an image"),
-        (b"%PDF-1.7 and so on", "not an image"),
+        (b"no picture at all", "is not an image"),
+        (b"/etc/passwd", "is not an image"),
+        (b"http://127.0.0.1/picture.jpg", "is not an image"),
+        (b"%PDF-1.7 and so on", "is not an image"),
         (b"\xff\xd8\xff\xe0 begins as one", "broken"),
         (bomb(40_000), "pixels"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
     ],
 )
 def test_an_upload_that_is_not_an_image_is_refused(served, data, words):
@@ -68,14 +68,18 @@ def test_invalid_options_of_an_image_search_are_refused(served, image, options):
         ({"text": "a", "k": "10"}, "k must be a valid integer, got '10'."),
         ({"text": "a", "k": True}, "k must be a valid integer, got True."),
         ({"text": "a", "kinds": ["video"]}, "kinds[0] must be 'image' or 'text', got 'video'."),
-        ({"text": "a", "kinds": []}, "kinds must have at least 1 item"),
-        ({"text": "a", "kinds": "text"}, "kinds must be a valid array, got 'text'."),
+        ({"text": "a", "kinds": []}, "kinds must have at least one kind, got []."),
+        ({"text": "a", "kinds": "text"}, "kinds must be a list, got 'text'."),
         ({"text": "a", "merge": "best"}, "merge must be 'score', 'quota' or 'standardised', got 'best'."),
         ({"text": "a", "recall": 2}, "recall must be less than or equal to 1, got 2"),
-        ({"text": "a", "colour": "red"}, "colour is unknown. See /openapi.json."),
+        (
+            {"text": "a", "colour": "red"},
+            "colour is not a field of a search. Fields: k, kinds, where, merge, recall, text, ",
+        ),
+        ({"asset": {"kind": "text", "id": "a", "x": 1}}, "asset.x is not a field of an asset. Fields: kind, id."),
         ({"text": "a", "query_kind": "text"}, "query_kind is only for vectors"),
         ({"text": "a", "where": {"price": {"$lt": "x"}}}, "where.price.$lt must be a number, got 'x'."),
-        ({"text": "a", "where": {"nope": 1}}, "where.nope must be a column among price, asset_id"),
+        ({"text": "a", "where": {"nope": 1}}, "where.nope: there is no column nope. Columns: price, asset_id"),
         ({"text": "a", "where": "price < 5"}, "where must be an object, got 'price < 5'."),
         ({"text": "a", "where": {"$or": [{"price": 1}] * 200}}, "where must have at most 100 terms"),
         ({"vector": [1.0] * (DIMENSION - 1)}, "vector must have 64 numbers, got 63."),
@@ -217,6 +221,16 @@ def test_an_invalid_form_is_refused(served):
         answer = served.client.post("/api/search/image", content=body, headers=headers)
         assert answer.status_code in {400, 422}
         fault(answer, answer.status_code)
+
+
+def test_an_image_that_is_not_in_a_form_is_refused(served):
+    headers = {"content-type": "application/x-www-form-urlencoded"}  # as curl's --data-binary sends it
+    answer = served.client.post("/api/search/image", content=b"x", headers=headers)
+    assert fault(answer, 422) == "image is missing. Send multipart/form-data with a field `image`."
+    answer = served.search_image(b"x", txt="a")
+    assert fault(answer, 422) == "options.txt is not a field of a search. Fields: k, kinds, where, merge, recall."
+    answer = served.client.post("/api/search", json=[])
+    assert fault(answer, 422).endswith("got [].")
 
 
 def test_an_image_with_many_pixels_and_few_bytes_is_searched(served):

@@ -33,11 +33,16 @@ def test_thumbnails_and_openapi_have_the_prefix(prefixed, strips):
         assert go_through(client) == ("/search", "/search")
         for path in ("", "page/app.js", "health/ready", "api/catalog"):
             assert client.get(path).status_code == 200
-        assert fault(client.get("api/nothing"), 404)
+        assert fault(client.get("api/nothing"), 404).endswith("See /search/openapi.json.")
         redirected = httpx.get(url.rstrip("/"))
         assert redirected.status_code == (200 if strips else 307)
         if not strips:
             assert redirected.headers["location"] == "/search/"
+
+
+def test_the_start_line_has_the_prefix(prefixed):
+    assert prefixed.url == f"{prefixed.origin}/search/"
+    assert httpx.get(f"{prefixed.url}health/ready").status_code == 200
 
 
 def test_the_prefix_matches_whole_path_segments(prefixed):
@@ -70,7 +75,9 @@ def test_an_invalid_prefix_is_refused(hashed, path):
     assert prefix_of(path) is None
     done = hashed.cli("serve", "catalog", "--root-path", path)
     assert done.returncode == 2
-    assert "--root-path must be a path" in done.stderr
+    rule = "contain only letters, digits and .~_-" if path[0] == "/" else "start with `/`"
+    assert f"--root-path must {rule}" in done.stderr
+    assert "Give the path at which the proxy serves this server" in done.stderr
 
 
 def test_token_and_host_are_checked_below_a_prefix(hashed):
@@ -78,8 +85,8 @@ def test_token_and_host_are_checked_below_a_prefix(hashed):
     options = (*WITHOUT_API, "--root-path", "/search", "--token-env", "SERVE_TOKEN")
     with serving(hashed, *options, token=token, key=None, SERVE_TOKEN=token) as server:
         for path in ("/search/api/catalog", "/api/catalog", "/search/metrics", "/metrics"):
-            assert fault(httpx.get(f"{server.url.rstrip('/')}{path}"), 401)
+            assert fault(httpx.get(f"{server.origin}{path}"), 401)
             assert server.client.get(path).status_code == 200
         for path in ("/search//api/catalog", "//api/catalog", "/search/search/metrics", "/api/search/api/catalog"):
-            assert httpx.get(f"{server.url.rstrip('/')}{path}").status_code in {401, 404}
+            assert httpx.get(f"{server.origin}{path}").status_code in {401, 404}
     assert ServeSettings(catalog="c").root_path == ""

@@ -33,6 +33,7 @@ def test_wrong_usage_and_a_missing_catalog_exit_with_2(hashed, tmp_path):
     done = hashed.cli("serve", catalog, "--token-env", "SHORT", SHORT="hunter2")
     refused(done, 2, "SHORT", "at least 16")
     assert "hunter2" not in done.stderr
+    refused(hashed.cli("serve", catalog, "--token-env", "NOPE"), 2, "--token-env NOPE", "NOPE is not set")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = hashed.cli("serve", catalog, "--port", port, *WITHOUT_API, key=None)
@@ -55,6 +56,34 @@ def test_without_a_key_only_vectors_and_assets_are_searched(hashed, vector):
         assert server.search(text="a").status_code == 422
         assert server.search(vector=vector).status_code == 200
         assert server.search(asset={"kind": "text", "id": "t001"}).status_code == 200
+
+
+def test_a_server_that_starts_in_an_outage_embeds_when_the_api_answers(hashed, vector):
+    settings = EmulatorSettings(model="hash", dimension=DIMENSION, api_keys=(KEY,), port=free_port())
+    with serving(hashed, "--base-url", f"http://127.0.0.1:{settings.port}/v1") as server:
+        ready = server.client.get("/health/ready").json()
+        assert (ready["status"], ready["embedding_api"]) == ("degraded", "fails")
+        assert server.client.get("/api/catalog").json()["can_embed"] is True
+        answer = server.search(text="text number 3")
+        assert "The embedding API is unavailable" in fault(answer, 503)
+        assert 1 <= int(answer.headers["retry-after"]) <= 5
+        assert server.search(vector=vector).status_code == 200
+        with Emulator(settings):
+            deadline = time.monotonic() + 60
+            while server.search(text="text number 3").status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert server.client.get("/health/ready").json()["status"] == "ready"
+        assert server.stop() == 0
+        log = server.process.stderr.read()
+        assert "until the embedding API answers" in log
+        assert KEY not in log
+
+
+def test_a_server_stops_while_the_api_does_not_answer(hashed):
+    with serving(hashed, "--base-url", f"http://127.0.0.1:{free_port()}/v1") as server:
+        assert server.stop() == 0
+        assert "Traceback" not in server.process.stderr.read()
 
 
 def test_an_api_outage_fails_only_text_searches(hashed, vector):
