@@ -43,8 +43,8 @@ def advised(message: str) -> str:
     if (found := _DOWNLOAD.match(message)) is None:
         return message
     return (
-        f"Beam could not download its {found['what']} from {found['url']} ({found['why']}). Start a job server yourself, and "
-        "use --runner=PortableRunner --job_endpoint=HOST:PORT; see docs/engines.md."
+        f"Beam could not download its {found['what']} from {found['url']} ({found['why']}). Start a job server "
+        "yourself, and use --runner=PortableRunner --job_endpoint=HOST:PORT; see docs/engines.md."
     )
 
 

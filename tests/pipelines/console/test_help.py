@@ -16,8 +16,10 @@ from ..conftest import Place
         ("run a --zzzzzz", "No such option: --zzzzzz. See `epithre-beam run --help`."),
         (
             "run a --runner=PrismRunner",
-            "No such option: --runner. Put Beam options after `--`: epithre-beam run … -- --runner=…. "
-            "See `epithre-beam run --help`.",
+            (
+                "No such option: --runner. Put Beam options after `--`: epithre-beam run … -- --runner=…. "
+                "See `epithre-beam run --help`."
+            ),
         ),
         ("search c --runner=PrismRunner", "No such option: --runner. See `epithre-beam search --help`."),
         ("search", "Missing argument 'CATALOG'. See `epithre-beam search --help`."),
