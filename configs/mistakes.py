@@ -27,6 +27,8 @@ _SECRET_SHAPE = re.compile(
     r"|(?<=\?)[^\s'\",]+"  # its query
     r"|(?=[\w+-]*[0-9])(?=[\w+-]*[A-Za-z])[\w+-]{16,}"  # a long word of letters and digits
 )
+_SHORT_OPTIONS = {"embed.max_cost": "--max-cost", "embed.max_requests": "--max-requests"}
+"""Options of the command line for single keys."""
 _BOUNDS = {
     "greater_than_equal": ("at least", "ge"),
     "less_than_equal": ("at most", "le"),
@@ -122,13 +124,30 @@ class Origins:
         for i, name in reversed(list(enumerate(self.options))):
             parts = name.split(".")
             if [str(part) for part in location[: len(parts)]] == parts:
-                return Mistake((2, i, 0), f"--set {cut(masked(name))}", sentence)
+                return Mistake((2, i, 0), _option(name), sentence)
+        return self._in_files(location, sentence, is_key=is_key)
+
+    def mistake_of_rule(self, section: Location, sentence: str) -> Mistake:
+        """A mistake in how the keys of a section fit: at the last option that set a key which the sentence names."""
+        words = set(re.findall(r"\w+", sentence))
+        for i, name in reversed(list(enumerate(self.options))):
+            *parents, key = name.split(".")
+            if key in words and parents[: len(section)] == [str(part) for part in section]:
+                return Mistake((2, i, 0), _option(name), cut(masked(sentence)))
+        return self.mistake(section, sentence)
+
+    def _in_files(self, location: Location, sentence: str, *, is_key: bool) -> Mistake:
         is_inherited = location[:1] == ("embed",) and location[1:2] and location[1] in self.inherited
         text = self.profile if is_inherited else self.text
         if text is None:
             return Mistake((0, 0, 0), "", sentence)
         order, place = text.place(location, is_key=is_key)
         return Mistake((1 if is_inherited else 0, *order), place, sentence)
+
+
+def _option(name: str) -> str:
+    """The option that set a key."""
+    return _SHORT_OPTIONS.get(name) or f"--set {cut(masked(name))}"
 
 
 def add_mistakes(
@@ -159,7 +178,13 @@ def add_mistakes(
         if kind == "missing" and location[-1] in misplaced:
             continue  # it exists in the wrong place
         is_key = kind in {"extra_forbidden", "missing"}
-        mistakes.add(origins.mistake(location, _sentence(one, location, schema), is_key=is_key))
+        sentence = _sentence(one, location, schema)
+        is_rule = kind == "value_error" and isinstance(one["input"], (dict, BaseModel))
+        mistakes.add(
+            origins.mistake_of_rule(location, sentence)
+            if is_rule
+            else origins.mistake(location, sentence, is_key=is_key)
+        )
 
 
 def _hides(unset: Location, location: Location, kind: str) -> bool:

@@ -250,7 +250,7 @@ def _run(
 ) -> int:
     _begin(output_options)
     job = _load(path, overrides)
-    options = _beam_options(beam_options, job.runner, job.beam_options)
+    options = _beam_options(beam_options)
     secrets = [os.environ.get(name or "", "").strip() for name in (job.embed.api_key_env, job.embed.redis_password_env)]
     _reporter.secrets = secrets
     set_format(output_options.lines or LogFormat.TEXT, secrets)
@@ -451,7 +451,7 @@ def search_batch(
     output_options = OutputOptions(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
     _begin(output_options)
     job = load_search_job(config, [*(set_ or ()), *_limits(max_requests, max_cost)])
-    options = _beam_options(beam_options, job.runner)
+    options = _beam_options(beam_options)
     names = (job.embed.get("api_key_env", "EPITHRE_KEY"), job.embed.get("redis_password_env"))
     _reporter.secrets = [os.environ.get(str(name or ""), "").strip() for name in names]
     set_format(output_options.lines or LogFormat.TEXT, _reporter.secrets)
@@ -531,14 +531,10 @@ def _load(path: Path, overrides: Sequence[str] | None) -> RunConfig:
     return load_config(path, overrides or ())
 
 
-def _beam_options(options: Sequence[str] | None, runner: str = "", of_job: Sequence[str] = ()) -> list[str]:
+def _beam_options(options: Sequence[str] | None) -> list[str]:
     for option in options or []:
         if not option.startswith("--"):
             raise ConfigError(f"Beam options must follow `--` and begin with two dashes, got {option!r}.")
-    if options and runner:  # fail before anything is read or sent; options of the job are parsed when Beam starts
-        from ..jobs.beam_options import parsed_options
-
-        parsed_options([f"--runner={runner}", *of_job, *options])
     return list(options or [])
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...configs.errors import CatalogError, ConfigError
+from ...configs.errors import CatalogError, ConfigError, UnknownVersionError
 from ...configs.words import of_count
 from ...index.publish.prune import Piece
 from ...index.publish.publish import publish
@@ -188,14 +188,14 @@ def rollback(
     store = Store(catalog)
     latest = read_latest(store)
     if version is None and latest is not None and read_manifest(store, latest.version).previous is None:
-        raise CatalogError(f"{latest.version} is the first version; there is nothing to roll back to.")
+        raise UnknownVersionError(f"{latest.version} is the first version; there is nothing to roll back to.")
     target = find_version(store, version) if version else version_before(store)
     if latest is None:
         raise CatalogError(f"{store.url} has no current version. Publish {target} with `versions publish`.")
     expected, current, _ = latest
     if target not in existing_versions(store):
         why = "It was pruned." if version is None else "See `versions list`."
-        raise CatalogError(f"{store.url} has no version {target} to roll back to. {why}")
+        raise UnknownVersionError(f"{store.url} has no version {target} to roll back to. {why}")
     if target >= current:
         what = "the current version" if target == current else "newer than the current version"
         raise ConfigError(

@@ -52,7 +52,10 @@ def usage_sentence(error: Any) -> str:
         known = [name for parameter in error.ctx.command.params for name in parameter.opts] if error.ctx else []
         close = difflib.get_close_matches(option, known, n=2) or list(error.possibilities or ())
         message = f"No such option: {option}."
-        message += f" Did you mean {' or '.join(close)}?" if close else ""
+        if _is_beams(option, error.ctx):
+            message += f" Put Beam options after `--`: {path} … -- {option}=…."
+        elif close:
+            message += f" Did you mean {' or '.join(close)}?"
     message = (
         message.replace("Value error, ", "")
         .replace("Input should be", "must be")
@@ -60,3 +63,12 @@ def usage_sentence(error: Any) -> str:
     )
     end = "" if message.endswith((".", "?", "!")) else "."
     return f"{message}{end} See `{path} --help`."
+
+
+def _is_beams(option: str, context: Any) -> bool:
+    """Return whether a command takes Beam options and Beam knows this one."""
+    if context is None or all(parameter.name != "beam_options" for parameter in context.command.params):
+        return False
+    from apache_beam.options.pipeline_options import PipelineOptions  # takes a second
+
+    return option.removeprefix("--").replace("-", "_") in PipelineOptions([]).get_all_options()

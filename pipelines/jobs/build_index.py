@@ -56,6 +56,7 @@ def build_index(
         EpithreBeamError: When nothing was published.
     """
     started_at_s = time.time()
+    runner = runner or Runner()
     url = _absolute(url)
     parse_settings({"catalog": url}, overrides, _SETTABLE)  # before anything is written
     if read_latest(Store(url)) is None:
@@ -67,6 +68,7 @@ def build_index(
         manifest = read_manifest(held.store, held.latest.version, held.latest.manifest_sha256)
         config = parse_settings({**manifest.config, "catalog": url}, overrides, _SETTABLE)
         check_rebuild(manifest.config, config, url)
+        runner.check(config.runner, config.beam_options)
         Trust().remember_job(config, before=manifest.config)
         stored = manifest.config.get("index", {}).get("vector_type", "float32")
         if stored not in {config.index.vector_type, "float32"}:
@@ -137,11 +139,13 @@ def import_vectors(
         EpithreBeamError: When nothing was published.
     """
     started_at_s = time.time()
+    runner = runner or Runner()
     url = _absolute(url)
     types = _metadata_types(metadata)
     sections = (*_SETTABLE, "embed", "job")
     raw: dict[str, Any] = {"catalog": url, "embed": {"model": model or UNKNOWN_MODEL}}
     said = parse_settings(raw, overrides, sections)  # before anything is written
+    runner.check(said.runner, said.beam_options)
     with contextlib.ExitStack() as stack:
         held = hold_catalog(url, stack)
         before = None
@@ -186,7 +190,7 @@ def import_vectors(
 
 
 def _write(
-    setup: VersionSetup, parts: Sequence[ReusedGroup | ImportedGroup], config: CatalogConfig, runner: Runner | None
+    setup: VersionSetup, parts: Sequence[ReusedGroup | ImportedGroup], config: CatalogConfig, runner: Runner
 ) -> Report:
     """Write the version made of these parts and return its report."""
 
@@ -197,7 +201,7 @@ def _write(
 
         _ = pipeline | "Parts" >> beam.Create((Begin(), *parts)) | "WriteVersion" >> WriteVersion(setup=setup)
 
-    (runner or Runner()).run(setup.run, wire, config.runner, config.beam_options)
+    runner.run(setup.run, wire, config.runner, config.beam_options)
     report: Report = orjson.loads(setup.run.store().read(report_name(setup.run.version)))
     report["every_vector_is_new_because"] = []
     return report

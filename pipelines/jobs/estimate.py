@@ -24,6 +24,7 @@ from ...transforms.planning.job_identity import identity_of, other_job
 from ...transforms.planning.plan import iterate_units, unit_name
 from ...transforms.sources.references import references_of
 from .base import compare, find_base, is_whole, overlap
+from .launch import Runner
 
 _FP16 = 2
 
@@ -87,10 +88,11 @@ def estimate(config: RunConfig) -> Estimate:
     """Estimate a run.
 
     Raises:
-        ConfigError: When a source matches no file.
+        ConfigError: When a source matches no file, or Beam does not know the runner.
         SourceError: When an id is a duplicate.
         CatalogError: When LATEST.json is damaged; a run would not start either.
     """
+    Runner().check(config.runner, config.beam_options, is_run=False)
     store = Store(config.catalog)
     found = find_base(config, store, read_latest(store))
     embed = config.embed

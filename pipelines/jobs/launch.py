@@ -19,13 +19,14 @@ from ...index.versions.manifest import read_manifest
 from ...transforms.workers.failures import failure_in, failure_of
 from ...transforms.workers.progress import LaneProgress, read_progress
 from ...transforms.workers.run_folder import RunFolder
-from .beam_options import parsed_options
+from .beam_options import check_job_server, parsed_options
 from .places import misplaced
 from .remote_jobs import RemoteJob, under_way
-from .runner_errors import message_of
+from .runner_errors import advised, message_of
 from .worker_processes import ask_loopback_directly, process_runner, run_to_its_end, uses_processes
 
 _RECORDS_HELD = 100
+_DEFAULT_RUNNER = "FnApiRunner"
 
 Watch = Callable[[list[LaneProgress]], None]
 """Called every half second with the progress of all lanes."""
@@ -141,6 +142,27 @@ class Runner:
     expect: Callable[[int], None] | None = None
     """Called with the number of assets to embed, before a worker reports progress."""
 
+    def check(self, runner: str, beam_options: Sequence[str] = (), *, is_run: bool = True) -> None:
+        """Check the runner and Beam's options, before anything is listed or sent.
+
+        Args:
+            runner: Beam's name of the job's runner.
+            beam_options: Beam's options in the job.
+            is_run: Whether a run follows, so that the job server must answer.
+
+        Raises:
+            ConfigError: When Beam does not know the runner or an option, or rejects a value.
+            RunnerError: When no job server answers at `--job_endpoint`.
+        """
+        if runner == _DEFAULT_RUNNER and not beam_options and not self.beam_options:
+            return  # without an import of Beam, which takes seconds
+        options = self._parsed(runner, beam_options)
+        if is_run:
+            check_job_server(options)
+
+    def _parsed(self, runner: str, beam_options: Sequence[str]) -> Any:
+        return parsed_options([f"--runner={runner}", *beam_options, *self.beam_options])
+
     def run(self, run: RunFolder, wire: Callable[[Any], None], runner: str, beam_options: Sequence[str] = ()) -> None:
         """Run a pipeline to its end.
 
@@ -158,11 +180,10 @@ class Runner:
         ask_loopback_directly()
         # Importing Beam takes seconds; a run without changes does not need it.
         import apache_beam as beam
-        from apache_beam.options.pipeline_options import SetupOptions
+        from apache_beam.options.pipeline_options import SetupOptions, StandardOptions
 
-        said = (option.partition("=")[2] for option in self.beam_options if option.startswith("--runner="))
-        runner = next(said, runner)
-        options = parsed_options([f"--runner={runner}", *beam_options, *self.beam_options])
+        options = self._parsed(runner, beam_options)
+        runner = str(options.view_as(StandardOptions).runner)
         options.view_as(SetupOptions).save_main_session = False
         has_processes = runner == "FnApiRunner" and uses_processes(options)
         try:
@@ -188,7 +209,7 @@ class Runner:
                 raise failure from None
             if isinstance(error, EpithreBeamError):  # raised before a worker started
                 raise
-            raise RunnerError(f"The runner {runner} failed: {message_of(error)}") from error
+            raise RunnerError(f"The runner {runner} failed: {advised(message_of(error))}") from error
         finally:
             pages.report()
 

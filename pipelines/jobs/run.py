@@ -55,21 +55,21 @@ def run(config: RunConfig, runner: Runner | None = None, *, adopt: bool = False)
         adopt: Use the catalog even if it belongs to another job.
 
     Raises:
-        ConfigError: Before anything is sent: a source matches no file, the key is not set.
+        ConfigError: Before anything is sent: a source matches no file, the key is not set, the runner is unknown.
         OtherJobError: Before anything is sent: the catalog belongs to another job.
         CatalogBusyError: When another run holds the catalog.
         EpithreBeamError: When nothing was published. Finished vectors are kept for the next run.
     """
     started_at_s = time.time()
+    runner = runner or Runner()
+    runner.check(config.runner, config.beam_options)
     with contextlib.ExitStack() as stack:
         held = hold_catalog(config.catalog, stack)
         Trust().remember_job(config)
         comparison = stack.enter_context(compare(config.sources, config.metadata_types))
         if comparison.passed_over:
             log_event("passed_over", what=str(comparison.passed_over))
-        launch = _Launch(
-            config=config, runner=runner or Runner(), comparison=comparison, started_at_s=started_at_s, adopt=adopt
-        )
+        launch = _Launch(config=config, runner=runner, comparison=comparison, started_at_s=started_at_s, adopt=adopt)
         return launch.run(held)
 
 

@@ -20,6 +20,9 @@ _CHAIN = re.compile(r"The above exception was the direct cause|During handling o
 _DETAILS = re.compile(r'details = "((?:[^"\\]|\\.)*)"')
 _STATUS = re.compile(r"status = StatusCode\.(\w+)")
 _WORD = re.compile(r"[^\W\d_]{2,}")
+_DOWNLOAD = re.compile(
+    r".*?Unable to fetch remote (?P<what>job server|prism)\b.*? at (?P<url>\S+): (?P<why>.+?)(\. (Also|If no)\b.*|…)?$"
+)
 
 
 def message_of(error: BaseException) -> str:
@@ -33,6 +36,16 @@ def message_of(error: BaseException) -> str:
     if not _WORD.search(found) and cause is not None:
         return message_of(cause)
     return _shortened(found) if found else type(error).__name__
+
+
+def advised(message: str) -> str:
+    """Return an error's message with what to do, if Beam could not download its own job server or Prism."""
+    if (found := _DOWNLOAD.match(message)) is None:
+        return message
+    return (
+        f"Beam could not download its {found['what']} from {found['url']} ({found['why']}). Start a job server "
+        "yourself, and use --runner=PortableRunner --job_endpoint=HOST:PORT; see docs/engines.md."
+    )
 
 
 def _line_of(text: str) -> str:

@@ -82,12 +82,14 @@ def search_batch(job: SearchJob, runner: Runner | None = None) -> SearchReport:
         EpithreBeamError: When there is no result. Finished work is kept for the next run.
     """
     started_at_s = time.time()
+    runner = runner or Runner()
+    runner.check(job.runner)
     searched = _searched(job)
     _check_output(job.output, Store(job.output))
     with contextlib.ExitStack() as stack:
         _hold(Store(job.catalog), searched.version, stack)
         held = hold_folder(job.output, "output", stack, _mark)
-        report = _Launch(job, searched, held).run(runner or Runner())
+        report = _Launch(job, searched, held).run(runner)
         report["seconds"] = max(0.0, time.time() - started_at_s)
         return report
 

@@ -151,6 +151,21 @@ def test_a_rule_of_a_section_has_the_place_of_its_key(tmp_path: Path) -> None:
     assert refusal(tmp_path, f"{RUN}  - kind: text\n").startswith("JOB line 4, column 5: sources[1]: the source")
 
 
+@pytest.mark.parametrize(
+    ("section", "overrides", "begin"),
+    [
+        ("readers: 2", ["embed.lanes=4", "embed.readers=3"], "--set embed.lanes: embed: lanes is 4, but"),
+        ("readers: 2", ["embed.max_cost=5"], "--max-cost: embed: max_cost is 5, but no price"),
+        ("lanes: 2", ["embed.max_requests=2"], "--max-requests: embed: max_requests is 2, but"),
+        ("lanes: 4", ["embed.readers=3"], "JOB line 4, column 1: embed: lanes is 4, but"),  # not named by the rule
+    ],
+)
+def test_a_rule_of_a_section_names_the_option_that_set_its_key(
+    tmp_path: Path, section: str, overrides: list[str], begin: str
+) -> None:
+    assert refusal(tmp_path, f"{RUN}embed:\n  {section}\n", overrides).startswith(begin)
+
+
 def test_a_missing_key_has_the_place_of_its_section(tmp_path: Path) -> None:
     assert refusal(tmp_path, f"{RUN}  - files: x\n") == "JOB line 4, column 5: sources[1].kind is missing. Add it."
     assert refusal(tmp_path, "catalog: c\n") == "JOB line 1, column 1: sources is missing. Add it."

@@ -60,7 +60,9 @@ def test_unknown_values_are_reported_with_their_place(place):
     place.write_job(catalog="s3x://bucket/catalog")
     assert_one_sentence(place.cli("plan", "job.yaml"), 2, "s3x://bucket/catalog must be a path, or a URL")
     place.write_job(runner="Nonsense")
-    assert_one_sentence(place.cli("run", "job.yaml"), 2, "runner: Beam cannot start 'Nonsense'")
+    for command in ("run", "plan"):
+        done = place.cli(command, "job.yaml")
+        assert_one_sentence(done, 2, "runner: 'Nonsense' is not a runner of Beam. Use one of FnApiRunner, ")
     done = place.cli("index", "catalog", "--set", "indx.target_recall=0.9")
     assert_one_sentence(done, 2, "--set indx.target_recall: this is not a known key.", "Set a key of index,")
     place.write_job(sources=[{"kind": "text", "table": "pictures", "id": "id", "text": "text"}])

@@ -14,6 +14,14 @@ from ..conftest import Place
         ("run a --quit", "No such option: --quit. Did you mean --quiet? See `epithre-beam run --help`."),
         ("search c --txet x", "No such option: --txet. Did you mean --text? See `epithre-beam search --help`."),
         ("run a --zzzzzz", "No such option: --zzzzzz. See `epithre-beam run --help`."),
+        (
+            "run a --runner=PrismRunner",
+            (
+                "No such option: --runner. Put Beam options after `--`: epithre-beam run … -- --runner=…. "
+                "See `epithre-beam run --help`."
+            ),
+        ),
+        ("search c --runner=PrismRunner", "No such option: --runner. See `epithre-beam search --help`."),
         ("search", "Missing argument 'CATALOG'. See `epithre-beam search --help`."),
         (
             "run a --max-requests x",

@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from epithre_beam.pipelines.jobs.runner_errors import message_of
+from epithre_beam.pipelines.jobs.runner_errors import advised, message_of
 
 PYTHON = """Pipeline job-001 failed in state FAILED: bundle inst003 stage-004 failed:Traceback (most recent call last):
   File "/usr/lib/python3.11/site-packages/apache_beam/runners/worker/sdk_worker.py", line 318, in _execute
@@ -138,3 +138,13 @@ def test_a_grpc_call_without_a_server_reports_the_reason():
         channel.unary_unary("/x/y")(b"", timeout=10)
     assert message_of(caught.value).endswith("(UNAVAILABLE)")
     assert len(message_of(caught.value)) > 30
+
+
+@pytest.mark.parametrize("after", [". Also failed to fetch from Google", ". If no Internet access", "…", ""])
+def test_a_failed_download_of_beam_gives_advice(after):
+    url = "https://repo.maven.apache.org/beam-runners-flink-2.2-job-server-2.77.0.jar"
+    found = advised(f"Unable to fetch remote job server jar at {url}: HTTP Error 404: Not Found{after}")
+    assert found.startswith(
+        f"Beam could not download its job server from {url} (HTTP Error 404: Not Found). Start a job"
+    )
+    assert advised("the worker pool is gone") == "the worker pool is gone"

@@ -1,6 +1,7 @@
 """A run stops before it exceeds its spending limit, keeps finished vectors, and the next run continues."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -149,6 +150,7 @@ def test_no_run_costs_more_than_its_limit_by_the_servers_bill(place):
             if done.returncode == 0:
                 break
             assert "embed.max_cost 0.5" in done.stderr
+            assert re.search(r"It sent [0-9]+ requests? with [0-9]+ items? \(cost 0\.[0-9]+\);", done.stderr)
         assert done.returncode == 0, done.stderr
         assert set(emulator.payments().values()) == {1}
     assert_all_right(place)
@@ -179,6 +181,8 @@ def test_a_limit_of_zero_publishes_only_reused_vectors(place):
         done = place.cli("run", "job.yaml", "--max-requests", "0")
         assert done.returncode == 1
         assert "0 requests" in done.stderr
+        assert "spent.requests=0" in done.stderr
+        assert "spent.cost" not in done.stderr  # there is no price
         assert not emulator.log
         assert place.cli("run", "job.yaml").returncode == 0
         first = open_catalog(place.catalog).version
@@ -219,10 +223,11 @@ def test_retry_failed_stays_within_the_limit(place):
 def test_invalid_cost_limits_are_refused(place):
     done = place.cli("run", "job.yaml", "--max-cost", "3")
     assert done.returncode == 2
-    assert "max_cost=3" in done.stderr
+    assert "--max-cost: embed: max_cost is 3, but no price is configured" in done.stderr
     assert "price_per_1000_requests" in done.stderr
     done = place.cli("run", "job.yaml", "--max-requests", "1")
     assert done.returncode == 2
+    assert "--max-requests: embed: max_requests is 1" in done.stderr
     assert "at least 2" in done.stderr
     assert place.cli("run", "job.yaml", "--max-requests", "-1").returncode == 2
 
