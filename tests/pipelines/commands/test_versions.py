@@ -219,7 +219,7 @@ def test_diff_compares_the_current_with_the_previous_version_by_default(place):
     assert "image: 20 → 20 assets; no difference" in text
     refused(place.cli("versions", "diff", "catalog", "nine"), 2, "has no version 'nine'")
     said(place.cli("versions", "publish", "catalog", first))
-    refused(place.cli("versions", "diff", "catalog"), 1, "no version before", first)
+    refused(place.cli("versions", "diff", "catalog"), 2, "no version before", first)
 
 
 # ---------------------------------------------------------------------------------------------------- rollback
