@@ -27,14 +27,17 @@ def parsed_options(options: Sequence[str]) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):  # for a wrong value, Beam's parser prints its usage and exits
+            runner = str(
+                PipelineOptions(list(options)).get_all_options(retain_unknown_options=True).get("runner") or ""
+            )
+            _check_runner(runner)  # imports it: the module of a runner may declare options, as Dask's does
             parsed = PipelineOptions(list(options))
-            found = parsed.get_all_options(retain_unknown_options=True)
+            parsed.get_all_options(retain_unknown_options=True)
             known = set(PipelineOptions([]).get_all_options())
     except SystemExit as error:
         problem = said.getvalue().strip().rpartition("error: ")[2].rstrip(".")
         raise ConfigError(f"Beam does not accept these options: {problem}.") from error
-    _check_runner(str(found.get("runner") or ""))
-    runner = str(found.get("runner") or "").rpartition(".")[2]
+    runner = runner.rpartition(".")[2]
     sentences = []
     for option in options:
         name = option.removeprefix("--").partition("=")[0]

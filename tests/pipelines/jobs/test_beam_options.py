@@ -1,6 +1,8 @@
 """Unknown Beam options are errors, before anything is read or sent."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -110,3 +112,14 @@ def test_a_job_server_that_cannot_be_downloaded_gives_advice(place):
         in done.stderr
     )
     assert "use --runner=PortableRunner --job_endpoint=HOST:PORT; see docs/engines.md." in done.stderr
+
+
+def test_options_that_a_runner_declares_are_known() -> None:
+    """Beam knows them once the module of the runner is imported, in a process that has not imported it yet."""
+    code = (
+        "from epithre_beam.pipelines.jobs.beam_options import parsed_options as parse; "
+        "print(parse(['--runner=apache_beam.runners.dask.dask_runner.DaskRunner', '--dask_npartitions=3'])"
+        ".get_all_options()['dask_npartitions'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "3", done.stderr
