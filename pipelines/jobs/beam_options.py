@@ -53,6 +53,21 @@ def parsed_options(options: Sequence[str]) -> Any:
     return parsed
 
 
+def _flags() -> set[str]:
+    """The options that Beam and the imported modules declare, as they are written: a value may have another name."""
+    from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+
+    parser = _BeamArgumentParser(add_help=False, conflict_handler="resolve")
+    classes = [PipelineOptions]
+    while classes:
+        cls = classes.pop()
+        classes += cls.__subclasses__()
+        if "_add_argparse_args" in cls.__dict__:
+            cls._add_argparse_args(parser)
+    actions = parser._actions  # noqa: SLF001 - argparse has no public list of them
+    return {flag.lstrip("-") for action in actions for flag in action.option_strings}
+
+
 def check_job_server(options: Any) -> None:
     """Check that the job server in Beam's options listens: Beam itself would wait for it for minutes, silently.
 

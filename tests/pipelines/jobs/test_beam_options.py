@@ -119,7 +119,7 @@ def test_options_that_a_runner_declares_are_known() -> None:
     code = (
         "from epithre_beam.pipelines.jobs.beam_options import parsed_options as parse; "
         "print(parse(['--runner=apache_beam.runners.dask.dask_runner.DaskRunner', '--dask_npartitions=3'])"
-        ".get_all_options()['dask_npartitions'])"
+        ".get_all_options()['npartitions'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "3", done.stderr
