@@ -27,13 +27,12 @@ def parsed_options(options: Sequence[str]) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):  # for a wrong value, Beam's parser prints its usage and exits
-            runner = str(
-                PipelineOptions(list(options)).get_all_options(retain_unknown_options=True).get("runner") or ""
-            )
+            found = PipelineOptions(list(options)).get_all_options(retain_unknown_options=True)
+            runner = str(found.get("runner") or "")
             _check_runner(runner)  # imports it: the module of a runner may declare options, as Dask's does
             parsed = PipelineOptions(list(options))
             parsed.get_all_options(retain_unknown_options=True)
-            known = set(PipelineOptions([]).get_all_options())
+            known = _flags() | set(PipelineOptions([]).get_all_options())
     except SystemExit as error:
         problem = said.getvalue().strip().rpartition("error: ")[2].rstrip(".")
         raise ConfigError(f"Beam does not accept these options: {problem}.") from error
