@@ -328,7 +328,7 @@ def test_a_gate_holds_a_shrunk_source_until_it_is_published(tmp_path, emulator):
     gone = dict(list(night.texts.items())[:25])
     night.texts = {name: value for name, value in night.texts.items() if name not in gone}
     report = night.run(gates__max_shrinkage=0.2)
-    assert "gates.max_shrinkage allows a kind to lose 20.00%, and of 60 text rows" in report["held_back"][0]
+    assert "gates.max_shrinkage allows a kind to lose 20.00%, but of 60 text rows" in report["held_back"][0]
     assert open_catalog(tmp_path / "catalog").version == first
     night.texts |= gone
     assert night.run(gates__max_shrinkage=0.2)["unchanged"]
