@@ -123,9 +123,7 @@ def estimate(config: RunConfig) -> Estimate:
                 if again == set():
                     done += 1
                     continue
-                if (
-                    again is not None
-                ):  # a run stopped at a spending limit, or some assets failed with a transient failure
+                if again is not None:  # left by a spending limit or by transient failures
                     part = part.filter(pc.is_in(part.column("asset_id"), pa.array(sorted(again))))  # noqa: PLW2901
             to_read += len(part)
             # Texts with a known hash are not sent, and duplicates are sent once.
