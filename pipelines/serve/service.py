@@ -101,11 +101,11 @@ class Service:
             await asyncio.sleep(_ASK_AGAIN_S)
             try:
                 self._searcher = await open_searcher()
-            except ApiError as error:
-                _log.debug("the embedding API still fails: %s", error)
-            except (CatalogError, ConfigError) as error:
+            except (ApiRefusedError, CatalogError, ConfigError) as error:  # no retry helps
                 _log.error("searches by text or image are disabled: %s", error)
                 break
+            except ApiError as error:
+                _log.debug("the embedding API still fails: %s", error)
         self._asks_again_at = None
 
     def close(self) -> None:

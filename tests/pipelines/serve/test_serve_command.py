@@ -80,6 +80,21 @@ def test_a_server_that_starts_in_an_outage_embeds_when_the_api_answers(hashed, v
         assert KEY not in log
 
 
+def test_a_key_that_is_refused_after_an_outage_ends_the_attempts(hashed, vector):
+    other = EmulatorSettings(model="hash", dimension=DIMENSION, api_keys=("another-key-0123456789",), port=free_port())
+    with serving(hashed, "--base-url", f"http://127.0.0.1:{other.port}/v1") as server, Emulator(other):
+        deadline = time.monotonic() + 60
+        while server.search(text="text number 3").status_code != 422:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert server.client.get("/api/catalog").json()["can_embed"] is False
+        assert server.search(vector=vector).status_code == 200
+        assert server.stop() == 0
+        log = server.process.stderr.read()
+        assert "refused the API key" in log
+        assert KEY not in log
+
+
 def test_a_server_stops_while_the_api_does_not_answer(hashed):
     with serving(hashed, "--base-url", f"http://127.0.0.1:{free_port()}/v1") as server:
         assert server.stop() == 0
