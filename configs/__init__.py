@@ -1,4 +1,4 @@
-"""What a run is: the typed configuration and how it is read."""
+"""The typed configuration of a run, and its loading."""
 
 from .errors import ConfigError, EpithreBeamError
 from .load import load_config

@@ -1,34 +1,36 @@
-"""Every error that this library raises on purpose, in one tree.
+"""The tree of errors that this library raises.
 
     EpithreBeamError
-    ├── ArgumentError            a call's argument is wrong; also a ValueError
+    ├── ArgumentError            an argument is invalid; also a ValueError
     │   ├── QueryError           a query cannot be embedded
     │   └── UnknownAssetError    the catalog has no such asset
-    ├── ConfigError              the job or the command line is wrong
+    ├── ConfigError              the job or the command line is invalid
     │   ├── OtherJobError        the catalog belongs to another job
     │   └── UntrustedCatalogError
-    │                            a catalog asks for what nobody here has allowed
+    │                            a catalog requests what this user has not allowed
     ├── DataError
-    │   └── SourceError          a source breaks a rule that no single asset can be blamed for
-    ├── ApiError                 the embedding API; raised itself, it is not there or does not answer
-    │   ├── ApiRefusedError      no retry helps:
+    │   └── SourceError          a source is invalid as a whole, not in a single asset
+    │       └── UnreadableSourceError
+    │                            the system failed to read it
+    ├── ApiError                 the embedding API; the class itself: the API cannot be reached
+    │   ├── ApiRefusedError      the API refuses every request; no retry helps
     │   │   ├── RefusedKeyError, UnknownModelError, SpentQuotaError, WrongAddressError, WrongDimensionError,
     │   │   │   UnusableVectorsError
-    │   ├── SpendingLimitError   the run has spent what it may
-    │   ├── ApiPausedError       it asks for a longer pause than is waited for
-    │   └── RateLimiterLostError what keeps count of a shared limit is gone
+    │   ├── SpendingLimitError   the run has reached its spending limit
+    │   ├── ApiPausedError       the API requests a longer pause than the run may wait
+    │   └── RateLimiterLostError the backend of a shared rate limiter cannot be reached
     ├── StorageError
-    │   ├── StoreError           the storage refused or broke a promise
+    │   ├── StoreError           the storage refused an operation or failed
     │   │   ├── SwapConflictError, SwapUnknownError, LeaseLostError, DamagedFileError, UnwritableError
     │   ├── CatalogError         a catalog cannot be opened, trusted or changed
     │   │   ├── NoCatalogError, UnknownVersionError
     │   └── CatalogBusyError     another run holds the catalog
     ├── RunnerError              Beam's runner failed, or one of its worker processes died
     ├── GateError                a version or a result is held by a gate
-    └── DefectError              a worker failed as nobody foresaw: please report it
+    └── DefectError              a worker failed unexpectedly: please report it
 
-Each has a stable `code` for programs, an exit code for schedulers, one message for people, and `facts`, plain data
-that goes with it. All can be pickled. Any other exception is a defect of this library or of one below it.
+Each error has a stable `code` for programs, an exit code for schedulers, a message for people, and `facts`, plain data
+about the failure. All can be pickled. Any other exception is a defect of this library or of a dependency.
 """
 
 from collections.abc import Mapping
@@ -68,6 +70,7 @@ __all__ = [
     "UnknownAssetError",
     "UnknownModelError",
     "UnknownVersionError",
+    "UnreadableSourceError",
     "UntrustedCatalogError",
     "UnusableVectorsError",
     "UnwritableError",
@@ -77,7 +80,7 @@ __all__ = [
 
 
 class ExitCode(IntEnum):
-    """What a scheduler is told."""
+    """The exit codes of the commands."""
 
     PUBLISHED = 0
     FAILED = 1
@@ -90,13 +93,13 @@ class EpithreBeamError(Exception):
     """The root of all errors of this library.
 
     Args:
-        message: One sentence for a person: the place, what is wrong, the value, what to do. Passwords and signatures
-            in its URLs are hidden.
-        **facts: What a program may want to know besides: plain data, no secrets.
+        message: For people: the place, what is wrong, the value, what to do. Passwords and signatures in URLs are
+            hidden.
+        **facts: Further information for programs: plain data, no secrets.
     """
 
     code: ClassVar[str] = "error"
-    """For programs: never changes, and no two classes share one."""
+    """For programs: stable, and unique to the class."""
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
 
     def __init__(self, message: str = "", **facts: Any) -> None:
@@ -105,7 +108,7 @@ class EpithreBeamError(Exception):
 
 
 class ArgumentError(EpithreBeamError, ValueError):
-    """An argument of a call is wrong; the message has the argument, the rule and the value."""
+    """An argument is invalid; the message has the argument, the rule and the value."""
 
     code = "argument"
     exit_code = ExitCode.USAGE
@@ -118,7 +121,7 @@ class QueryError(ArgumentError):
 
     @property
     def reason(self) -> str:
-        """For programs: a `Reason`, a `RefusalReason`, or `unsupported` for a kind that the API does not embed."""
+        """A `Reason`, a `RefusalReason`, or `unsupported` for a kind that the API does not embed."""
         return str(self.facts.get("reason", ""))
 
 
@@ -129,14 +132,14 @@ class UnknownAssetError(ArgumentError):
 
 
 class ConfigError(EpithreBeamError):
-    """The config or the command line is wrong; the message is one sentence for the person who wrote it."""
+    """The config or the command line is invalid; the message says where, what is wrong and what to do."""
 
     code = "config"
     exit_code = ExitCode.USAGE
 
 
 class UntrustedCatalogError(ConfigError):
-    """A catalog asks for what this user has not allowed, such as a key; `facts` has what it asks for."""
+    """A catalog requests what this user has not allowed, such as a key; `facts` has the requests."""
 
     code = "untrusted_catalog"
 
@@ -148,32 +151,38 @@ class OtherJobError(ConfigError):
 
 
 class DataError(EpithreBeamError):
-    """Data from outside breaks a rule."""
+    """Input data is invalid."""
 
     code = "data"
 
 
 class SourceError(DataError):
-    """The data of a source breaks a rule that no single asset can be blamed for; the message names the row."""
+    """A source is invalid as a whole, not in a single asset; the message names the row."""
 
     code = "source"
 
 
+class UnreadableSourceError(SourceError):
+    """The system failed to list or read a source; the same source may be readable later."""
+
+    code = "source_unreadable"
+
+
 class ApiError(EpithreBeamError):
-    """No further request makes sense; the message says why, and what to do."""
+    """No further request can succeed; the message says why, and what to do."""
 
     code = "api"
 
 
 class ApiRefusedError(ApiError):
-    """The API will refuse every request until a person changes something: no retry helps."""
+    """The API refuses every request until a person changes something; no retry helps."""
 
     code = "api_refused"
     exit_code = ExitCode.USAGE
 
 
 class RefusedKeyError(ApiRefusedError):
-    """The API refuses the key, or a worker's environment has none."""
+    """The API refuses the key, or a worker's environment has no key."""
 
     code = "key_refused"
 
@@ -191,83 +200,83 @@ class SpentQuotaError(ApiRefusedError):
 
 
 class WrongAddressError(ApiRefusedError):
-    """The API is not at this address: it redirects elsewhere, or has nothing of the kind there."""
+    """The API is not at this address: the server redirects or does not know the path."""
 
     code = "wrong_address"
 
 
 class WrongDimensionError(ApiRefusedError):
-    """The API answers vectors of another dimension than the one that is configured."""
+    """The API returns vectors of another dimension than the configured one."""
 
     code = "wrong_dimension"
 
 
 class UnusableVectorsError(ApiRefusedError):
-    """The API answers vectors that are none: empty ones, or numbers in another format than float32."""
+    """The API returns invalid vectors: empty ones, or numbers in another format than float32."""
 
     code = "unusable_vectors"
 
 
 class SpendingLimitError(ApiError):
-    """A run has sent what `embed.max_requests` or `embed.max_cost` allows; `facts` say what was spent and is left."""
+    """A run reached `embed.max_requests` or `embed.max_cost`; `facts` has what was spent and what is left."""
 
     code = "spending_limit"
 
 
 class ApiPausedError(ApiError):
-    """The API asks for a longer pause than `embed.max_retry_after_s`; asking again earlier makes no sense.
+    """The API requests a longer pause than `embed.max_retry_after_s`.
 
-    The facts `retry_at` (ISO 8601, UTC) and `retry_after_s` say when it does.
+    The facts `retry_at` (ISO 8601, UTC) and `retry_after_s` say when to run again.
     """
 
     code = "api_paused"
 
     @property
     def retry_after_s(self) -> float:
-        """As the API asked, from when it did."""
+        """The requested pause in seconds, from the time of the response."""
         return float(self.facts.get("retry_after_s", 0.0))
 
 
 class RateLimiterLostError(ApiError):
-    """What keeps count of a limit that several workers share cannot be reached, so nothing may be sent."""
+    """The backend of a rate limiter that workers share cannot be reached, so nothing may be sent."""
 
     code = "rate_limiter_lost"
 
 
 class StorageError(EpithreBeamError):
-    """The storage, or what lies in it."""
+    """The storage or a file in it failed."""
 
     code = "storage"
 
 
 class StoreError(StorageError):
-    """The storage refused or broke a promise; the message names the file."""
+    """The storage refused an operation or failed; the message names the file."""
 
     code = "store"
 
 
 class SwapConflictError(StoreError):
-    """The file is not what it was when it was read: somebody else has written it since."""
+    """The file changed since it was read: another process has written it."""
 
     code = "swap_conflict"
     is_certain = True
-    """Whether nothing was written. Otherwise it may have been, and was written over by somebody else."""
+    """Whether certainly nothing was written. Otherwise the write may have succeeded and been overwritten since."""
 
 
 class SwapUnknownError(StoreError):
-    """The storage did not say whether it wrote the file, and it cannot be found out by reading it."""
+    """It is unknown whether the storage wrote the file, and reading the file does not show it."""
 
     code = "swap_unknown"
 
 
 class LeaseLostError(StoreError):
-    """The lease was taken over, or could not be renewed for as long as it lasts."""
+    """Another run took the lease, or it could not be renewed before it expired."""
 
     code = "lease_lost"
 
 
 class DamagedFileError(StoreError):
-    """A file of vectors cannot be trusted: what it held must come from elsewhere. The fact `file` is its name."""
+    """A file of vectors is damaged and its content must be restored. The fact `file` is its name."""
 
     code = "damaged_file"
 
@@ -278,7 +287,7 @@ class DamagedFileError(StoreError):
 
 
 class UnwritableError(StoreError):
-    """The catalog, or another folder that a job writes, cannot be written at the moment."""
+    """The catalog, or another folder that a job writes, cannot be written."""
 
     code = "unwritable"
 
@@ -290,21 +299,21 @@ class CatalogError(StorageError):
 
 
 class NoCatalogError(CatalogError):
-    """There is no catalog at this place: its name is mistyped, or no run has published anything there yet."""
+    """There is no catalog at this place: its name is wrong, or no run has published a version yet."""
 
     code = "no_catalog"
     exit_code = ExitCode.USAGE
 
 
 class UnknownVersionError(CatalogError):
-    """The catalog has no version of this name, or several that begin with it; the message lists what it has."""
+    """The catalog has no version of this name, or several that begin with it; the message lists them."""
 
     code = "unknown_version"
     exit_code = ExitCode.USAGE
 
 
 class CatalogBusyError(StorageError):
-    """Another run holds the catalog; the message says who."""
+    """Another run holds the catalog; the message says which."""
 
     code = "busy"
     exit_code = ExitCode.BUSY
@@ -317,28 +326,28 @@ class RunnerError(EpithreBeamError):
 
 
 class GateError(EpithreBeamError):
-    """A version or a result was written and is held by a gate until a person has looked at it."""
+    """A version or a result was written and is held by a gate until a person publishes it."""
 
     code = "held"
     exit_code = ExitCode.HELD_BY_GATE
 
 
 class DefectError(EpithreBeamError):
-    """A worker failed as nobody foresaw. The fact `traceback` is the worker's own."""
+    """A worker failed unexpectedly. The fact `traceback` is the worker's traceback."""
 
     code = "defect"
 
 
 def error_of(code: str, message: str, facts: Mapping[str, Any] | None = None) -> EpithreBeamError:
-    """The error that a code stands for: an error crosses to another process as code, message and facts.
+    """Creates an error from its code, message and facts, as another process sent them.
 
-    A code that is not known, such as a later release's, becomes an `EpithreBeamError`.
+    An unknown code, such as that of a later release, becomes an `EpithreBeamError`.
     """
     return _CLASSES.get(code, EpithreBeamError)(message, **(facts or {}))
 
 
 def all_errors(root: type[EpithreBeamError] = EpithreBeamError) -> list[type[EpithreBeamError]]:
-    """The classes of the tree, each before those below it."""
+    """The classes of the tree, each before its subclasses."""
     return [root, *(found for child in root.__subclasses__() for found in all_errors(child))]
 
 

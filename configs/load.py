@@ -1,4 +1,4 @@
-"""Reads a run's YAML: environment variables, `--set`, and errors that say where, what and what to do."""
+"""Loads the YAML of a job, with environment variables, profiles and `--set`."""
 
 import copy
 import difflib
@@ -27,17 +27,17 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> RunConfig:
-    """Reads a job's YAML file.
+    """Loads the YAML file of a job.
 
-    Relative paths in it start at the file's own folder, so that a job means the same whoever starts it.
+    Relative paths in the file are resolved against its folder, not against the current directory.
 
     Args:
         path: The YAML file.
-        overrides: `key.path=value` pairs, values read as YAML; a list's entries are numbered from 0.
-        environ: Where `${NAME}` and `${NAME:-default}` are looked up; absent: the process's environment.
+        overrides: `key.path=value` pairs. Values are parsed as YAML; list entries are numbered from 0.
+        environ: Where `${NAME}` and `${NAME:-default}` are looked up. None: the environment of the process.
 
     Raises:
-        ConfigError: With the place, the rule and the value.
+        ConfigError: The config is invalid. The message has the place, the rule and the value of each error.
     """
     path = Path(path)
     environ = os.environ if environ is None else environ
@@ -51,16 +51,16 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), environ: Mappin
 def load_search_job(
     path: str | Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None
 ) -> SearchJob:
-    """Reads the YAML file of a bulk search, as `load_config` does that of a run.
+    """Loads the YAML file of a bulk search. Arguments as in `load_config`.
 
     Raises:
-        ConfigError: With the place, the rule and the value.
+        ConfigError: The config is invalid. The message has the place, the rule and the value of each error.
     """
     path = Path(path)
     environ = os.environ if environ is None else environ
     mistakes = Mistakes(str(path))
     raw, origins = _read_job(path, "`catalog`, `output` and `queries`", overrides, environ, mistakes)
-    try:  # what the catalog says besides is not known yet, so each setting is checked by itself
+    try:  # the catalog's settings are not known yet, so each setting is checked on its own
         EmbedConfig.model_validate(raw.get("embed", {}))
     except ValidationError as error:
         add_mistakes(mistakes, error, origins, SearchJob, ("embed",), is_whole=False)
@@ -70,8 +70,8 @@ def load_search_job(
 def _read_job(
     path: Path, example: str, overrides: Iterable[str], environ: Mapping[str, str], mistakes: Mistakes
 ) -> tuple[dict[Any, Any], Origins]:
-    """The plain data of a job with its variables replaced, and where each value comes from."""
-    text = _read(path, "config", example)
+    """The plain data of a job with its variables replaced, and the origin of each value."""
+    text = _read(path, "job file", example)
     raw: dict[Any, Any] = text.document.data
     names = []
     for override in overrides:
@@ -82,10 +82,10 @@ def _read_job(
 
 
 def parse_config(raw: Mapping[str, Any]) -> RunConfig:
-    """Checks a config given as plain data. It is whole: an `embed.profile` in it says where settings came from.
+    """Validates a complete config given as plain data. Its `embed.profile` is not applied again.
 
     Raises:
-        ConfigError: With every wrong key's path, rule and value, a sentence each.
+        ConfigError: With the path, rule and value of every invalid key, one line each.
     """
     return _validated(raw, RunConfig)
 
@@ -111,21 +111,21 @@ def parse_sources(
 
 
 def parse_query_settings(manifest_config: Mapping[str, Any], job: SearchJob) -> RunConfig | CatalogConfig:
-    """The settings that the queries of a bulk search are embedded with: the catalog's, asked as the job says.
+    """The settings to embed the queries of a bulk search with: the catalog's, with the job's `embed` settings.
 
     Args:
-        manifest_config: Of the version that is searched.
-        job: Its `output` takes the place of the catalog, its `queries` that of the sources.
+        manifest_config: The config in the manifest of the searched version.
+        job: The bulk search. Its `output` becomes the catalog, and its `queries` become the sources.
 
     Raises:
-        ConfigError: When the job changes what decides a vector, or a setting is wrong.
+        ConfigError: The job changes a setting that determines vectors, or a setting is invalid.
     """
     before = manifest_config.get("embed", {})
     for name in ("dialect", "model", "dimension", "input_type", "profile"):
         if name in job.embed and job.embed[name] != before.get(name):
             raise ConfigError(
-                f"embed.{name} must be that of the catalog ({before.get(name)!r}), got "
-                f"{shown(f'embed.{name}', job.embed[name])}. Remove it: other vectors cannot be compared with its own."
+                f"embed.{name} must be the catalog's ({before.get(name)!r}), got "
+                f"{shown(f'embed.{name}', job.embed[name])}. Remove it: vectors of another model cannot be compared."
             )
     raw: dict[str, Any] = {"catalog": job.output, "embed": {**before, **job.embed}, "gates": job.gates}
     raw |= {"prepare": manifest_config.get("prepare", {}), "runner": job.runner}
@@ -137,15 +137,15 @@ def parse_query_settings(manifest_config: Mapping[str, Any], job: SearchJob) -> 
 def parse_settings(
     raw: Mapping[str, Any], overrides: Iterable[str] = (), sections: Collection[str] = ()
 ) -> CatalogConfig:
-    """Checks the config of a version, as its manifest has it: its sources, if it has any, are not looked at.
+    """Validates the config in the manifest of a version, without its sources.
 
     Args:
         raw: The plain data.
-        overrides: `key.path=value` pairs, values read as YAML.
-        sections: What they may set.
+        overrides: `key.path=value` pairs. Values are parsed as YAML.
+        sections: The sections that `overrides` may change.
 
     Raises:
-        ConfigError: With every wrong key's path, rule and value, a sentence each.
+        ConfigError: With the path, rule and value of every invalid key, one line each.
     """
     changed = {name: copy.deepcopy(value) for name, value in raw.items() if name in CatalogConfig.model_fields}
     names = []
@@ -156,10 +156,10 @@ def parse_settings(
                 raise ConfigError(f"--set {masked(name)}: {name.partition('.')[0]} is now {renamed}. Rename the key.")
             if name.partition(".")[0] not in RunConfig.model_fields:
                 known = ", ".join(sections)
-                raise ConfigError(f"--set {masked(name)}: this is not a known key. Here {known} can be set.")
+                raise ConfigError(f"--set {masked(name)}: this is not a known key. Set a key of {known}.")
             raise ConfigError(
-                f"--set {masked(name)}: this cannot be changed without embedding again. Use `run` for it; here "
-                f"{', '.join(sections)} can be set."
+                f"--set {masked(name)}: this cannot change without embedding again. Use `run`, or set a key of "
+                f"{', '.join(sections)}."
             )
         _set(changed, override)
     return _validated(changed, CatalogConfig, Origins(options=names))
@@ -167,27 +167,27 @@ def parse_settings(
 
 @dataclass(frozen=True, kw_only=True)
 class _Profile:
-    """Settings of the `embed` section that hold where the config says nothing else."""
+    """Default settings for the `embed` section."""
 
     name: str
-    """As in the config; a path is absolute."""
+    """The name in the config, or an absolute path."""
     path: Traversable
 
 
 def _with_profile(
     raw: dict[Any, Any], origins: Origins, folder: Path, environ: Mapping[str, str], mistakes: Mistakes
 ) -> tuple[dict[Any, Any], Origins]:
-    """The config with the settings of the profile that its `embed` section names, if it names one."""
+    """The config with the settings of its `embed.profile`, if it has one."""
     embed = raw.get("embed")
     name = embed.get("profile") if isinstance(embed, dict) else None
     if not isinstance(embed, dict) or not isinstance(name, str) or not name:
-        return raw, origins  # what is wrong with another value is said with all else that is wrong
+        return raw, origins  # validation reports other types
     try:
         profile = _find_profile(name, folder)
         text = _read(profile.path, "profile", "`batch_items`", ("embed",))
         if "profile" in text.document.data:
             place = text.place(("embed", "profile"), is_key=True)[1]
-            raise ConfigError(f"{place}: a profile must not name a `profile` itself.")
+            raise ConfigError(f"{place}: a profile must not contain `profile`. Remove it.")
     except ConfigError as error:
         mistakes.add(Mistake((1, 0, 0), "", str(error)))
         return _without_profile(raw), origins
@@ -206,10 +206,10 @@ def _without_profile(raw: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _find_profile(name: str, folder: Path) -> _Profile:
-    """Raises ValueError with a sentence when there is none of this name. Relative paths start at `folder`."""
+    """Raises ValueError with a message for an unknown name. Relative paths are resolved against `folder`."""
     if "://" in name:
         got = shown("embed.profile", name)
-        raise ValueError(f"embed.profile must be a shipped profile's name or a path on this machine, got {got}.")
+        raise ValueError(f"embed.profile must be the name of a built-in profile or a local path, got {got}.")
     if "/" in name or os.sep in name or name.endswith((".yaml", ".yml")):
         path = anchored(name, folder)
         return _Profile(name=path, path=Path(path))
@@ -217,7 +217,9 @@ def _find_profile(name: str, folder: Path) -> _Profile:
     shipped = sorted(file.removesuffix(".yaml") for file in found if file.endswith(".yaml"))
     if name not in shipped:
         close = difflib.get_close_matches(name, shipped, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(shipped)}; or a YAML file's path."
+        hint = (
+            f"Did you mean {close[0]!r}?" if close else f"Use one of {', '.join(shipped)}, or the path of a YAML file."
+        )
         raise ValueError(f"embed.profile {shown('embed.profile', name)} is not a known profile. {hint}")
     return _Profile(name=name, path=_PROFILES / f"{name}.yaml")
 
@@ -228,12 +230,12 @@ def _validated(
     origins: Origins | None = None,
     mistakes: Mistakes | None = None,
 ) -> _Config:
-    """Raises ConfigError with all that is wrong, what was found before (`mistakes`) too."""
+    """Raises ConfigError with all errors, including those found before (`mistakes`)."""
     mistakes = Mistakes() if mistakes is None else mistakes
     config = None
     try:
         config = model.model_validate(raw)
-    except ValidationError as error:  # which repeats every value, so it is no cause
+    except ValidationError as error:  # not chained as the cause, because it repeats every value
         add_mistakes(mistakes, error, origins or Origins(), model)
     mistakes.check()
     assert config is not None
@@ -241,14 +243,16 @@ def _validated(
 
 
 def _read(path: Traversable, what: str, example: str, section: Location = ()) -> ConfigText:
-    """A YAML file that holds a mapping, the keys of a `section` of the config."""
+    """Reads a YAML file with the keys of a `section` of the config."""
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: a {what} must be UTF-8 text ({error.reason}). Save it as UTF-8.") from error
-    except (OSError, ValueError) as error:  # a ValueError of a name with a NUL
+    except (OSError, ValueError) as error:  # ValueError: the name contains a NUL
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: the {what} cannot be read ({reason}).") from error
+        raise ConfigError(
+            f"{path}: the {what} cannot be read ({reason}). Check the path and its permissions."
+        ) from error
     try:
         document = parse_document(text)
     except YamlBombError as error:
@@ -260,7 +264,7 @@ def _read(path: Traversable, what: str, example: str, section: Location = ()) ->
         place = f"{path} {Position(mark.line + 1, mark.column + 1)}" if mark else str(path)
         problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or "it does not parse")
         plain = next((words for begin, words in _YAML_PROBLEMS.items() if problem.startswith(begin)), problem)
-        # Not `from error`: YAML's own error quotes the line, and with it whatever was pasted there.
+        # Not `from error`: YAML's error quotes the line, which may contain a secret.
         raise ConfigError(f"{place}: this is not valid YAML: {cut(plain)}.") from None
     if not isinstance(document.data, dict):
         raise ConfigError(f"{path}: a {what} must be a mapping of keys such as {example}.")
@@ -268,33 +272,33 @@ def _read(path: Traversable, what: str, example: str, section: Location = ()) ->
 
 
 _YAML_PROBLEMS = {
-    "expected <block end>": "the indentation fits no line above. Keys of one section start in the same column",
+    "expected <block end>": "the indentation matches no line above. Start the keys of a section in the same column",
     "mapping values are not allowed here": "a `:` is not allowed here. Quote the value, or check the indentation",
-    "found character '\\t' that cannot start any token": "a tab stands here. Indent with spaces",
-    "could not find expected ':'": "a key has no `:` behind it",
+    "found character '\\t' that cannot start any token": "the line is indented with a tab. Indent with spaces",
+    "could not find expected ':'": "a key is not followed by `:`. Add it",
 }
-"""How YAML's own words for common slips begin, and plainer ones."""
+"""The beginnings of YAML's messages for common mistakes, and plainer messages."""
 
 
 def _expand_all(
     raw: dict[Any, Any], text: ConfigText, origins: Origins, environ: Mapping[str, str], mistakes: Mistakes
 ) -> dict[Any, Any]:
-    """Replaces variables; those that are not set are noted, and left as they are."""
+    """Replaces variables. A variable that is not set is recorded as an error and left unchanged."""
 
     def note(location: Location, name: str) -> None:
         mistakes.unset.add(location)
         mistakes.add(
             origins.mistake(
                 location,
-                f"{place_of(location)} names the environment variable {name}, which is not set. "
-                f"Set it (`export {name}=…`), or give it a default: ${{{name}:-default}}.",
+                f"{place_of(location)} uses the environment variable {name}, which is not set. "
+                f"Set it (`export {name}=…`), or add a default: ${{{name}:-default}}.",
             )
         )
 
     try:
         expanded: dict[Any, Any] = _expand(raw, (), environ, note)
     except RecursionError as error:
-        raise ConfigError(f"{text.name}: an alias (`*name`) must not contain itself.") from error
+        raise ConfigError(f"{text.name}: an alias (`*name`) contains itself. Write the values out.") from error
     return expanded
 
 
@@ -310,21 +314,21 @@ def _set(raw: dict[str, Any], override: str) -> None:
         elif isinstance(here, dict):
             here = here.setdefault(part, {})
         else:
-            raise ConfigError(f"--set {name}: there is no {'.'.join(parents[: depth + 1])!r} to set into.")
+            raise ConfigError(f"--set {name}: the config has no {'.'.join(parents[: depth + 1])!r}. Check the key.")
     try:
         parsed = parse_yaml(value)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise ConfigError(f"--set {name}: the value must be YAML, got {shown(name, value)}.") from None
+        raise ConfigError(f"--set {name}: the value is not valid YAML ({shown(name, value)}). Quote it.") from None
     if isinstance(here, list) and last.isdigit() and int(last) < len(here):
         here[int(last)] = parsed
     elif isinstance(here, dict):
         here[last] = parsed
     else:
-        raise ConfigError(f"--set {name}: there is no such place in the config.")
+        raise ConfigError(f"--set {name}: the config has no such key. Check the key.")
 
 
 def _expand(value: Any, location: Location, environ: Mapping[str, str], note: Callable[[Location, str], None]) -> Any:
-    """Replaces `${NAME}` in every string; a string that was a variable alone is read as YAML again."""
+    """Replaces `${NAME}` in every string. A string that is only a variable is parsed as YAML."""
     if isinstance(value, dict):
         return {key: _expand(item, (*location, key), environ, note) for key, item in value.items()}
     if isinstance(value, list):
@@ -346,12 +350,12 @@ def _expand(value: Any, location: Location, environ: Mapping[str, str], note: Ca
         return expanded
     try:
         return parse_yaml(expanded)
-    except (yaml.YAMLError, ValueError, RecursionError):  # such as *.jpg, which YAML takes for an alias
+    except (yaml.YAMLError, ValueError, RecursionError):  # such as *.jpg, which YAML reads as an alias
         return expanded
 
 
 def _anchor(config: RunConfig, folder: Path) -> RunConfig:
-    """Makes the config's relative paths start at `folder`."""
+    """Resolves the relative paths of the config against `folder`."""
     sources = tuple(_anchor_source(source, folder) for source in config.sources)
     return config.model_copy(update={"catalog": anchored(config.catalog, folder), "sources": sources})
 

@@ -1,4 +1,4 @@
-"""What is wrong with a config: each mistake in one line, with its place, in the order of the file."""
+"""Error messages for configs: one line per error, with its place, in the order of the file."""
 
 import difflib
 import re
@@ -19,14 +19,16 @@ from .yaml_text import Document
 _SECRET_NAME = re.compile(r"(?i)(api_?key|secret|token\b|password|credential)")
 _LINES = 50
 _LINE_CHARS = 1000
-"""Of a mistake: a key may be as long as the file."""
+"""Maximum characters of a message: a key may be as long as the file."""
 _MASKED_CHARS = 2000
 _WORD = string.ascii_letters + string.digits + "_+-"
 _SECRET_SHAPE = re.compile(
-    r"(?<=://)[^/\s'\"]+(?=@)"  # a URL's user and password
+    r"(?<=://)[^/\s'\"]+(?=@)"  # the user and password of a URL
     r"|(?<=\?)[^\s'\",]+"  # its query
-    r"|(?=[\w+-]*[0-9])(?=[\w+-]*[A-Za-z])[\w+-]{16,}"  # letters and digits in one long run
+    r"|(?=[\w+-]*[0-9])(?=[\w+-]*[A-Za-z])[\w+-]{16,}"  # a long word of letters and digits
 )
+_SHORT_OPTIONS = {"embed.max_cost": "--max-cost", "embed.max_requests": "--max-requests"}
+"""Options of the command line for single keys."""
 _BOUNDS = {
     "greater_than_equal": ("at least", "ge"),
     "less_than_equal": ("at most", "le"),
@@ -34,16 +36,29 @@ _BOUNDS = {
     "less_than": ("less than", "lt"),
 }
 
+_NUMBERS = {
+    **dict.fromkeys(("int_parsing", "int_parsing_size", "int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+}
+_ALIASES = {
+    **dict.fromkeys(("float", "float32", "float64", "number", "decimal"), "double"),
+    **dict.fromkeys(("integer", "int32", "int64", "long"), "int"),
+    **dict.fromkeys(("str", "text", "varchar"), "string"),
+    "boolean": "bool",
+    "datetime": "timestamp",
+}
+"""Names that other programs give to the types of columns."""
+
 Location = tuple[int | str, ...]
-"""Keys, and numbers of list entries from 0."""
+"""Keys and list indexes."""
 
 
 class Mistake(NamedTuple):
-    """One thing that is wrong."""
+    """One error in a config."""
 
     order: tuple[int, int, int]
     place: str
-    """A file with line and column, or an option; empty for a config that comes from neither."""
+    """A file with line and column, or an option; empty for plain data."""
     sentence: str
 
     def __str__(self) -> str:
@@ -51,23 +66,23 @@ class Mistake(NamedTuple):
 
 
 class Mistakes:
-    """Collects what is wrong, and tells all of it at once.
+    """Collects errors and raises them together.
 
     Args:
-        name: What is checked, such as the file's path.
+        name: The name of the config, such as the path of its file.
     """
 
     def __init__(self, name: str = "The config") -> None:
         self._name = name
         self._found: list[Mistake] = []
         self.unset: set[Location] = set()
-        """Where a variable stands that is not set. What else is wrong there is told once it is."""
+        """Locations with a variable that is not set. Other errors there are reported once it is set."""
 
     def add(self, mistake: Mistake) -> None:
         self._found.append(mistake)
 
     def check(self) -> None:
-        """Raises ConfigError when anything is wrong: a line each, by their places, below the count of them."""
+        """Raises ConfigError if there are errors: their count, then one line per error, sorted by place."""
         lines = list(dict.fromkeys(map(str, sorted(self._found))))
         if not lines:
             return
@@ -83,10 +98,10 @@ class ConfigText:
     name: str
     document: Document
     section: Location = ()
-    """Where in the config its keys stand."""
+    """The location of its keys in the config."""
 
     def place(self, location: Location, *, is_key: bool) -> tuple[tuple[int, int], str]:
-        """The order and the words of a place."""
+        """The sort key and the text of a place."""
         inner = location[len(self.section) :]
         position = self.document.position(inner, is_key=is_key) if inner else None
         return position or (0, 0), f"{self.name} {position}" if position else self.name
@@ -94,28 +109,45 @@ class ConfigText:
 
 @dataclass(frozen=True, kw_only=True)
 class Origins:
-    """Where the values of a config come from: a file, a profile for the settings that it leaves open, `--set`."""
+    """The origins of a config's values: its file, its profile, `--set`."""
 
     text: ConfigText | None = None
     profile: ConfigText | None = None
     inherited: frozenset[str] = frozenset()
-    """Settings of `embed` that come from the profile."""
+    """The keys of `embed` that come from the profile."""
     options: Sequence[str] = field(default=())
-    """The paths that `--set` was given, in order."""
+    """The keys given with `--set`, in order."""
 
     def mistake(self, location: Location, sentence: str, *, is_key: bool = False) -> Mistake:
-        """A mistake with the place of the value, or of the key, at `location`."""
+        """A mistake at the place of the value, or of the key, at `location`."""
         sentence = cut(masked(sentence))
         for i, name in reversed(list(enumerate(self.options))):
             parts = name.split(".")
             if [str(part) for part in location[: len(parts)]] == parts:
-                return Mistake((2, i, 0), f"--set {cut(masked(name))}", sentence)
+                return Mistake((2, i, 0), _option(name), sentence)
+        return self._in_files(location, sentence, is_key=is_key)
+
+    def mistake_of_rule(self, section: Location, sentence: str) -> Mistake:
+        """A mistake in how the keys of a section fit: at the last option that set a key which the sentence names."""
+        words = set(re.findall(r"\w+", sentence))
+        for i, name in reversed(list(enumerate(self.options))):
+            *parents, key = name.split(".")
+            if key in words and parents[: len(section)] == [str(part) for part in section]:
+                return Mistake((2, i, 0), _option(name), cut(masked(sentence)))
+        return self.mistake(section, sentence)
+
+    def _in_files(self, location: Location, sentence: str, *, is_key: bool) -> Mistake:
         is_inherited = location[:1] == ("embed",) and location[1:2] and location[1] in self.inherited
         text = self.profile if is_inherited else self.text
         if text is None:
             return Mistake((0, 0, 0), "", sentence)
         order, place = text.place(location, is_key=is_key)
         return Mistake((1 if is_inherited else 0, *order), place, sentence)
+
+
+def _option(name: str) -> str:
+    """The option that set a key."""
+    return _SHORT_OPTIONS.get(name) or f"--set {cut(masked(name))}"
 
 
 def add_mistakes(
@@ -127,15 +159,15 @@ def add_mistakes(
     *,
     is_whole: bool = True,
 ) -> None:
-    """Adds what pydantic found.
+    """Adds the errors that pydantic found.
 
     Args:
-        mistakes: What is told in the end.
-        error: Of validating a config, or a section of it.
-        origins: Where its values come from.
-        schema: The whole config's.
-        section: The part of it that was validated.
-        is_whole: Whether rules of several settings of the section apply: not where some are still to be added.
+        mistakes: Where to add them.
+        error: From validating a config or a section of it.
+        origins: The origins of its values.
+        schema: The schema of the whole config.
+        section: The section that was validated.
+        is_whole: Whether the section is complete. Otherwise rules that concern several keys are skipped.
     """
     found = [one for one in error.errors() if not _is_echo(one) and (is_whole or one["loc"])]
     misplaced = {one["loc"][-1] for one in found if one["type"] == "extra_forbidden"}
@@ -144,18 +176,24 @@ def add_mistakes(
         if any(_hides(unset, location, kind) for unset in mistakes.unset):
             continue
         if kind == "missing" and location[-1] in misplaced:
-            continue  # it is there, in the wrong place
+            continue  # it exists in the wrong place
         is_key = kind in {"extra_forbidden", "missing"}
-        mistakes.add(origins.mistake(location, _sentence(one, location, schema), is_key=is_key))
+        sentence = _sentence(one, location, schema)
+        is_rule = kind == "value_error" and isinstance(one["input"], (dict, BaseModel))
+        mistakes.add(
+            origins.mistake_of_rule(location, sentence)
+            if is_rule
+            else origins.mistake(location, sentence, is_key=is_key)
+        )
 
 
 def _hides(unset: Location, location: Location, kind: str) -> bool:
-    """Whether a mistake may be due to a variable that is not set: it is of that value, or of all around it."""
+    """Whether an error may be caused by a variable that is not set, in the value or in a section around it."""
     return location[: len(unset)] == unset or (kind == "value_error" and unset[: len(location)] == location)
 
 
 def place_of(location: Iterable[int | str]) -> str:
-    """`sources[0].files`."""
+    """A location as text: `sources[0].files`."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}"
@@ -163,7 +201,7 @@ def place_of(location: Iterable[int | str]) -> str:
 
 
 def shown(place: str, value: Any) -> str:
-    """The value as it stands in an error; never what may be a secret, never a page of it."""
+    """The value for an error message: shortened, and without possible secrets."""
     if _SECRET_NAME.search(place):
         return "a value that is not shown"
     if isinstance(value, (dict, list)):
@@ -177,19 +215,19 @@ def cut(text: str) -> str:
 
 
 def masked(text: str) -> str:
-    """A key is pasted into the wrong place sooner or later, and an error ends in a log: what looks like one goes."""
-    if len(text) > _MASKED_CHARS:  # the time it takes grows with the square, and half a key is like no key
+    """The text with everything that looks like a key hidden, because users paste keys into wrong places."""
+    if len(text) > _MASKED_CHARS:  # the search takes quadratic time, and a cut key would not be recognised
         text = text[:_MASKED_CHARS].rstrip(_WORD) + "…"
     return _SECRET_SHAPE.sub(lambda match: match[0] if _is_like_a_key_of_ours(match[0]) else "***", text)
 
 
 def _is_like_a_key_of_ours(word: str) -> bool:
-    """Whether a word is a setting's name or a slip of one, such as `price_per_1000_itms`."""
+    """Whether a word is the name of a setting or similar to one, such as `price_per_1000_itms`."""
     return bool(difflib.get_close_matches(word, _SETTINGS, n=1, cutoff=0.8))
 
 
 def _is_echo(error: Any) -> bool:
-    """Whether the error only repeats that an entry of a list is wrong: pydantic then calls the list too short."""
+    """Whether the error only repeats that a list entry is invalid: pydantic then reports the list as too short."""
     return error["type"] == "too_short" and bool(len(error["input"]) >= error["ctx"]["min_length"])
 
 
@@ -208,16 +246,24 @@ def _sentence(error: Any, location: Location, schema: type[BaseModel]) -> str:
         word, bound = _BOUNDS[kind]
         return f"{place} must be {word} {context[bound]:g}{got}."
     if kind == "literal_error":
-        close = difflib.get_close_matches(str(value), re.findall(r"'([^']+)'", context["expected"]), n=1)
+        allowed = re.findall(r"'([^']+)'", context["expected"])
+        alias = _ALIASES.get(str(value).lower())
+        close = [alias] if alias in allowed else difflib.get_close_matches(str(value), allowed, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         if isinstance(value, str) and (renamed := RENAMED_VALUES.get((place, value))) is not None:
             hint = f" {value!r} is now {renamed!r}."
         return f"{place} must be {context['expected']}{got}.{hint}"
     if kind == "value_error":
-        message = str(context["error"])
-        return f"{place} {message}{'' if isinstance(value, (dict, BaseModel)) else got}."
+        what, dot, remedy = str(context["error"]).partition(". ")
+        if isinstance(value, (dict, BaseModel)):  # a rule of a section
+            return f"{place}: {what}{dot}{remedy}."
+        return f"{place} {what}{got}{dot}{remedy}."
     if kind == "too_short":
-        return f"{place} must have at least {context['min_length']} entry{got}."
+        return f"{place} must have at least {of_count(context['min_length'], 'entry', 'entries')}{got}."
+    if kind in _NUMBERS:
+        return f"{place} must be {_NUMBERS[kind]}{got}."
+    if kind == "string_pattern_mismatch" and location[-1] == "api_key_env":
+        return f"{place} must be the name of an environment variable, such as EPITHRE_KEY, not the key itself."
     message = error["msg"][0].lower() + error["msg"][1:]
     message = message.replace("input should be", "must be").replace("string should", "must")
     message = message.replace("valid tuple", "list")
@@ -228,14 +274,14 @@ def _sentence(error: Any, location: Location, schema: type[BaseModel]) -> str:
 
 
 def _sections(schema: type[BaseModel]) -> Iterator[tuple[Location, type[BaseModel]]]:
-    """The sections of a config, each by its location; that of a list's entries has a 0 in it."""
+    """The sections of a config with their locations; a list's entries have the index 0."""
     yield (), schema
     for name, info in schema.model_fields.items():
         for candidate in (info.annotation, *getattr(info.annotation, "__args__", ())):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 first: Location = (name,) if candidate is info.annotation else (name, 0)
                 yield from (((*first, *rest), section) for rest, section in _sections(candidate))
-    if schema is SearchJob:  # checked as far as a catalog's settings need not be known for it
+    if schema is SearchJob:  # its other settings come from the catalog
         yield ("embed",), EmbedConfig
 
 
@@ -244,7 +290,7 @@ _JOBS: Mapping[type[BaseModel], tuple[str, type[BaseModel]]] = {
     CatalogConfig: ("run", SearchJob),
     SearchJob: ("search-batch", RunConfig),
 }
-"""Of the schema of a command's job: the command, and the schema of the other one."""
+"""For each job schema: its command, and the other job schema."""
 _SETTINGS = frozenset(
     key for schema in (RunConfig, SearchJob) for _, part in _sections(schema) for key in part.model_fields
 )
@@ -254,7 +300,7 @@ def _of_unknown_key(location: Location, schema: type[BaseModel]) -> str:
     *parents, key = location
     place, name = place_of(location), str(key)
     if name == "api_key":
-        return f"{place} must not stand in a config. Name the environment variable that holds the key in api_key_env."
+        return f"{place}: a config must not contain the key. Set api_key_env to the name of a variable that holds it."
     if (renamed := RENAMED_KEYS.get(place)) is not None:
         return f"{place} is now {renamed}. Rename the key."
     here = tuple(0 if isinstance(part, int) else part for part in parents)
@@ -274,7 +320,7 @@ def _of_unknown_key(location: Location, schema: type[BaseModel]) -> str:
         if homes := [_home(section) for section, part in _sections(other) if name in part.model_fields]:
             theirs = _JOBS[other][0]
             return (
-                f"`{name}` belongs into a job for `{theirs}` ({' or '.join(homes)}), and this is one for `{command}`."
+                f"`{name}` belongs in a job for `{theirs}` ({' or '.join(homes)}), and this is a job for `{command}`."
             )
         elsewhere = {found: section for section, part in sections.items() for found in part.model_fields}
         if far := difflib.get_close_matches(name, elsewhere, n=1, cutoff=0.85):
@@ -286,7 +332,7 @@ def _of_unknown_key(location: Location, schema: type[BaseModel]) -> str:
 
 
 def _home(section: Location) -> str:
-    """Where the keys of a section stand, in words."""
+    """The place of a section's keys, in words."""
     if not section:
         return "at the top level"
     return f"under an entry of `{place_of(section[:-1])}`" if section[-1] == 0 else f"under `{place_of(section)}`"

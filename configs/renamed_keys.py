@@ -1,7 +1,7 @@
 """Keys and values of configs that were renamed.
 
-An old key in a job is refused with the new one named; in the config of a version that an older release wrote, it is
-read as the new one.
+An old key in a job is an error that names the new key. In the config of a version that an older release wrote, the
+old key is read as the new one.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ RENAMED_KEYS = {
     "embed.budget": "embed.rate_limiter",
     "embed.budget_name": "embed.rate_limiter_name",
 }
-"""Old path: new path. Both are in the same section."""
+"""Old path to new path. Both are in the same section."""
 RENAMED_VALUES = {("embed.rate_limiter", "lane"): "memory"}
-"""New path and old value: new value."""
+"""(New path, old value) to new value."""
 
 
 def with_current_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a manifest with today's keys and values; `config` stays as it is.
+    """The config of a manifest with the current keys and values; `config` is not changed.
 
-    A section that is not a mapping stays as it is: whoever validates the config refuses it.
+    A section that is not a mapping is returned unchanged: validation refuses it later.
     """
     return {
         name: _with_current_keys(value, name) if isinstance(value, Mapping) else value
@@ -36,7 +36,7 @@ def _with_current_keys(section: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _renamed(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries under their current keys; where a section has the old and the new key, the new one counts."""
+    """The entries under their current keys. Where a section has the old and the new key, the new one is used."""
     found: dict[str, Any] = {}
     for key, value in section.items():
         new = RENAMED_KEYS.get(f"{prefix}{key}", f"{prefix}{key}").removeprefix(prefix)

@@ -1,4 +1,4 @@
-"""What no text may show: secrets that are known, however they are written, and credentials that stand in URLs."""
+"""Removes known secrets, in any encoding, and credentials in URLs from texts."""
 
 import base64
 import html.entities
@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 
 HIDDEN = "***"
 _SHORTEST = 6
-"""Characters. A shorter secret is none, and hiding it would make words unreadable."""
+"""Characters. Shorter secrets are not hidden, because that would make ordinary words unreadable."""
 _BREAK = r"(?:\s|\\{1,4}[rn]){0,4}"
-"""Where encoders break lines; bounded, like every repetition here, because the text is hostile."""
+"""Where encoders break lines. All repetitions here are bounded, because the text may be hostile."""
 _PASSWORD = re.compile(r"(?<=://)[^/?#\s@]*:[^/?#\s]*@")
 _WEB_USER = re.compile(r"(?i)(?<=http://|ttps://)[^/?#\s@]+@")
 _SIGNATURE = re.compile(
@@ -19,14 +19,14 @@ _SIGNATURE = re.compile(
 
 
 class Scrubber:
-    r"""Takes known secrets out of texts of others, such as a key that a server's error repeats.
+    r"""Hides known secrets in texts from elsewhere, such as a key that a server's error message repeats.
 
-    A secret is found as it is, in either case of its letters; with any of its characters escaped as in URLs (`%4b`,
-    also twice), JSON and Python (`\u004b`, `\x4b`, `\/`) or HTML (`&#75;`, `&amp;`); as hex; and within base64 of
-    either alphabet at any offset, as in a `Basic` header. Beyond reach: a secret in pieces, or encoded otherwise.
+    A secret is found in plain text (in upper or lower case), with characters escaped as in URLs (`%4b`, also twice),
+    JSON and Python (`\u004b`, `\x4b`, `\/`) or HTML (`&#75;`, `&amp;`), as hex, and in base64 of either alphabet at
+    any offset, as in a `Basic` header. A secret that is split or encoded in another way is not found.
 
     Args:
-        *secrets: Empty and very short ones are ignored.
+        *secrets: Secrets of less than 6 characters are ignored.
     """
 
     def __init__(self, *secrets: str) -> None:
@@ -34,20 +34,20 @@ class Scrubber:
         self._pattern = re.compile("|".join(found)) if found else None
 
     def text(self, text: str) -> str:
-        """The text with `***` in place of the secrets."""
+        """The text with each secret replaced by `***`."""
         return text if self._pattern is None else self._pattern.sub(HIDDEN, text)
 
     def body(self, body: bytes) -> bytes:
-        """The same of bytes. JSON stays JSON."""
+        """As `text`, for bytes. Valid JSON stays valid."""
         return self.text(body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
     def headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """The same of an answer's headers, by their names in lower case."""
+        """As `text`, for the headers of a response; their names become lower case."""
         return {self.text(name.lower()): self.text(value) for name, value in headers.items()}
 
 
 def without_credentials(text: str) -> str:
-    """The text without what URLs in it carry: passwords, users of web addresses, and parameters that sign or open."""
+    """Hides the credentials of URLs in the text: passwords, users of http(s) URLs, signatures, keys and tokens."""
     if "://" not in text:
         return text
     text = _WEB_USER.sub(f"{HIDDEN}@", _PASSWORD.sub(f"{HIDDEN}@", text))
@@ -60,19 +60,19 @@ def _patterns(secret: str) -> Iterator[str]:
     yield f"(?i:{'[:-]?'.join(f'{byte:02x}' for byte in data)})"
     for shift in range(3):
         encoded = base64.b64encode(bytes(shift) + data).decode()
-        # Characters that depend on the secret alone, whatever stands before and after it.
+        # Only the characters that do not depend on what precedes or follows the secret.
         core = encoded[(0, 2, 3)[shift] : (shift + len(data)) * 8 // 6]
         yield _BREAK.join(_in_base64(c) for c in core) + "[A-Za-z0-9+/_-]?={0,2}"
 
 
 def _in_base64(character: str) -> str:
-    """A character of base64, of whichever alphabet."""
+    """A base64 character in both alphabets, as a regular expression."""
     both = {"+": "+-", "/": "/_"}.get(character, character)
     return f"(?:{'|'.join(_written(c) for c in both)})"
 
 
 def _written(character: str) -> str:
-    """The ways to write a character, as a regular expression."""
+    """All encodings of a character, as a regular expression."""
     units = character.encode("utf-16-be", "surrogatepass")
     data = character.encode("utf-8", "surrogatepass")
     code = ord(character)

@@ -1,4 +1,4 @@
-"""The schema of a bulk search: queries from wherever a run can read them, and what is wanted of the hits."""
+"""The schema of a bulk search: where the queries come from, and which hits to return."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,108 +7,117 @@ from pydantic import Field, model_validator
 from .schema import AssetKind, GateConfig, Location, Positive, PositiveInt, Section, SourceConfig
 
 SAME = "same"
-"""The `assets.catalog` that stands for the catalog that is searched."""
+"""The value of `assets.catalog` that means the searched catalog."""
 
 AssetColumn = Literal["uri", "text", "media_type", "size_bytes", "width", "height", "content_sha256", "fingerprint"]
 
 
 class VectorQueries(Section):
-    """Queries whose vectors are there already."""
+    """Queries that already have vectors."""
 
     files: Location = Field(
-        description="Parquet files with `id`, `kind` and vectors: a folder of them, or one; any fsspec URL."
+        description="Parquet files with `id`, `kind` and a column of vectors: a file or a folder, as a path or an "
+        "fsspec URL."
     )
-    embedding: str | None = Field(None, description="The column of vectors; absent: `embedding` or `vector`.")
+    embedding: str | None = Field(None, description="The column of vectors. Absent: `embedding` or `vector`.")
 
 
 class AssetQueries(Section):
-    """Assets of a catalog as queries, by the vectors that they have there."""
+    """Assets of a catalog as queries, with their vectors from the catalog."""
 
     catalog: Location = Field(
-        SAME, description="A catalog's path or URL; `same`: the one that is searched, which finds near-duplicates."
+        SAME, description="A catalog's path or URL. `same`: the searched catalog, which finds near-duplicates."
     )
-    kind: AssetKind | None = Field(None, description="Absent: both.")
+    kind: AssetKind | None = Field(None, description="The kind of the assets. Absent: both kinds.")
     ids: Location | None = Field(
-        None, description="A csv, jsonl or parquet table with the ids of the assets; absent: every asset of the kind."
+        None,
+        description="A CSV, JSON Lines or Parquet table with the ids of the assets. Absent: every asset of the kind.",
     )
-    id: str = Field("id", description="The column of `ids` that has them.")
+    id: str = Field("id", description="The column of the table `ids` that has the ids.")
 
     @model_validator(mode="after")
     def _check(self) -> "AssetQueries":
         if self.ids is not None and self.kind is None:
-            raise ValueError("has `ids` and must name their `kind`: an id is unique within its kind only")
+            raise ValueError("`ids` needs `kind`, because an id is unique only within its kind. Set `kind`")
         return self
 
 
 class HitsConfig(Section):
-    """What is looked for, and what is told of what was found."""
+    """Which hits to find, and which of their columns to write."""
 
-    k: Annotated[int, Field(ge=1, le=10_000)] = Field(10, description="Hits for each query at most.")
+    k: Annotated[int, Field(ge=1, le=10_000)] = Field(10, description="Maximum hits per query.")
     kinds: Annotated[tuple[AssetKind, ...], Field(min_length=1)] | None = Field(
-        None, description="Look only among these; absent: all that the catalog has."
+        None, description="The kinds to search. Absent: all kinds of the catalog."
     )
     where: dict[str, Any] | None = Field(
-        None, description='A condition on the assets, such as {"lang": "id", "price": {"$lt": 10}}.'
+        None, description='A filter on metadata, such as {"lang": "id", "price": {"$lt": 10}}.'
     )
     merge: Literal["score", "quota", "standardised"] = Field(
-        "score", description="How hits of both kinds are put in one order: see docs/searching.md."
+        "score", description="How hits of both kinds are merged into one order: see docs/searching.md."
     )
     recall: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="The cheapest way to search that has reached this recall; absent: as the catalog was tuned."
+        None,
+        description="Use the cheapest index settings that reached this recall. Absent: the catalog's tuned settings.",
     )
     min_score: Annotated[float, Field(ge=-1, le=1)] | None = Field(
-        None, description="Hits with a lower inner product are left out."
+        None, description="Minimum inner product of a hit. Hits below it are dropped."
     )
-    columns: tuple[AssetColumn, ...] = Field(("uri",), description="Columns of the assets that hits have.")
-    metadata: tuple[str, ...] = Field((), description="Metadata columns that hits have.")
-    exclude_self: bool = Field(
-        True, description="An asset of the catalog that is searched is not among its own hits, if it is the query."
-    )
+    columns: tuple[AssetColumn, ...] = Field(("uri",), description="Asset columns to add to each hit.")
+    metadata: tuple[str, ...] = Field((), description="Metadata columns to add to each hit.")
+    exclude_self: bool = Field(True, description="Drop the query asset itself from its hits.")
     pairs_once: bool = Field(
-        False, description="Of a pair of assets that find each other, keep the hit of the one with the smaller id."
+        False, description="Of two assets that find each other, keep only the hit of the asset with the smaller id."
     )
 
 
 class SearchJob(Section):
-    """One bulk search: queries in, Parquet of hits out."""
+    """A bulk search: its queries, and the Parquet files of hits it writes."""
 
-    catalog: Location = Field(description="What is searched: a path or an fsspec URL.")
-    version: str | None = Field(None, description="Absent: the version in force.")
-    output: Location = Field(description="A folder for the hits, of this job alone: a path or an fsspec URL.")
+    catalog: Location = Field(description="The catalog to search: a path or an fsspec URL.")
+    version: str | None = Field(None, description="The version to search. Absent: the current version.")
+    output: Location = Field(description="The folder for the hits, used by this job only: a path or an fsspec URL.")
     queries: tuple[SourceConfig, ...] = Field(
-        (), description="Texts and pictures, as `sources` of a run; embedded with the catalog's model."
+        (), description="Texts and images, as the `sources` of a run. They are embedded with the catalog's model."
     )
-    vectors: tuple[VectorQueries, ...] = Field((), description="Queries whose vectors are there already.")
-    assets: tuple[AssetQueries, ...] = Field((), description="Assets of this or another catalog.")
+    vectors: tuple[VectorQueries, ...] = Field((), description="Queries that already have vectors.")
+    assets: tuple[AssetQueries, ...] = Field((), description="Assets of this or another catalog as queries.")
     search: HitsConfig = HitsConfig()
     embed: dict[str, Any] = Field(
         default_factory=dict,
-        description="How the API is asked, as in a run (base_url, api_key_env, requests_per_minute, rate_limiter, …). "
-        "What decides a vector is the catalog's: dialect, model, dimension.",
+        description="How requests to the API are sent, as in a run (base_url, api_key_env, requests_per_minute, "
+        "rate_limiter, …). The catalog sets the keys that determine a vector: dialect, model, dimension.",
     )
     gates: GateConfig = Field(
-        GateConfig(), description="`max_dead_share`: of the queries, as in a run; beyond it the result is held back."
+        GateConfig(),
+        description="`max_dead_share`: maximum dead letters as a share of the queries. A result above it is held by a "
+        "gate.",
     )
     block_queries: PositiveInt = Field(
-        2048, description="Queries that are searched together, and finished or done again together."
+        2048, description="Queries per block, which is searched and finished or repeated as a whole."
     )
     worker_index_mb: Positive = Field(
         50_000,
-        description="Index files that a worker opens at most, on its local disk. Of a larger catalog each worker "
-        "searches its share of the files, and what they found is merged.",
+        description="Maximum size of the index files that a worker opens on its local disk. In a larger catalog each "
+        "worker searches a share of the files, and the hits are merged.",
     )
-    keep_results: PositiveInt = Field(2, description="Results that stay in `output`, the newest.")
-    runner: str = Field("FnApiRunner", description="A Beam runner. Its own options follow `--` on the command line.")
+    keep_results: PositiveInt = Field(2, description="How many of the newest results are kept in `output`.")
+    runner: str = Field("FnApiRunner", description="The Beam runner. Its options follow `--` on the command line.")
 
     @model_validator(mode="after")
     def _check(self) -> "SearchJob":
         if not (self.queries or self.vectors or self.assets):
-            raise ValueError("must have queries: at least one entry in `queries`, `vectors` or `assets`")
+            raise ValueError("there are no queries. Add an entry to `queries`, `vectors` or `assets`")
         for i, source in enumerate(self.queries):
             if source.metadata:
-                raise ValueError(f"has queries[{i}].metadata, which hits do not carry: join it by query_id afterwards")
+                raise ValueError(
+                    f"queries[{i}].metadata is set, but hits have no metadata of their query. Remove it, and join the "
+                    f"metadata "
+                    "to the hits by query_id"
+                )
         if self.search.pairs_once and not (self.assets and not self.queries and not self.vectors):
-            raise ValueError("has search.pairs_once, which goes with `assets` alone")
+            raise ValueError("search.pairs_once applies only to `assets`. Remove it, or remove `queries` and `vectors`")
         if self.search.pairs_once and any(entry.catalog != SAME for entry in self.assets):
-            raise ValueError("has search.pairs_once, which goes with assets of the `same` catalog")
+            raise ValueError(
+                "search.pairs_once applies only to assets of the searched catalog. Remove it, or set `catalog: same`"
+            )
         return self

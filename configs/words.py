@@ -1,18 +1,18 @@
-"""Counts, sizes and times in the words of a report."""
+"""Formats counts, sizes and times for people."""
 
 import time
 
 _ASSETS = {
     "assets": "assets listed",
     "embedded": "embedded in this run",
-    "reused": "vectors taken over",
-    "deduplicated": "share a vector sent once",
+    "reused": "vectors reused",
+    "deduplicated": "reuse the vector of equal content",
     "dead": "without a vector",
     "touched": "touched, not changed",
-    "prepared_anew": "prepared anew, not changed",
+    "prepared_anew": "prepared again, not changed",
     "moved": "moved or renamed",
-    "copied": "copies of old content",
-    "deleted": "gone since the last version",
+    "copied": "copies of known content",
+    "deleted": "deleted since the last version",
 }
 _API = {
     "items_sent": "items sent",
@@ -21,40 +21,40 @@ _API = {
     "tokens_billed": "tokens, as billed",
     "bytes_up": "sent",
     "bytes_down": "received",
-    "retries": "sent again, by reason",
+    "retries": "retries, by reason",
     "answers_429": "answered 429",
-    "renormalised": "vectors brought to norm 1",
-    "throttled_s": "waited for the limit",
+    "renormalised": "vectors normalised to norm 1",
+    "throttled_s": "time waited for the rate limit",
     "latency_s": "latency",
-    "limits": "limits a minute",
+    "limits": "limits per minute",
     "utilisation": "share of the limit used",
 }
 _BYTES = ("B", "kB", "MB", "GB", "TB")
 
 
 def of_asset_count(name: str) -> str:
-    """What a count of the manifest counts; a name that is not known is its own words."""
+    """The label of a count in the manifest; an unknown name is its own label."""
     return _ASSETS.get(name, name.replace("_", " "))
 
 
 def of_api_figure(name: str) -> str:
-    """What a figure under `api` says; a name that is not known is its own words."""
+    """The label of a figure under `api`; an unknown name is its own label."""
     return _API.get(name, name.replace("_", " "))
 
 
 def of_count(count: int, one: str, many: str | None = None) -> str:
-    """`1 asset`, `1,200 assets`; `many` where that is not `one` with an s."""
+    """`1 asset`, `1,200 assets`. Give `many` for an irregular plural."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def unwritable(label: str, place: str, error: OSError, remedy: str) -> str:
-    """That a folder or file cannot be written, in the one wording that there is for it.
+    """The message for a folder or file that cannot be written.
 
     Args:
-        label: What the user calls it: `catalog`, `--html`.
+        label: The user's name for it: `catalog`, `--html`.
         place: Its path or URL.
-        error: Why.
-        remedy: What to do, a sentence.
+        error: The cause.
+        remedy: What to do, as a sentence.
     """
     reason = error.strerror or str(error)
     file = f": {error.filename}" if error.strerror and error.filename and str(error.filename) != place else ""
@@ -62,7 +62,7 @@ def unwritable(label: str, place: str, error: OSError, remedy: str) -> str:
 
 
 def of_name(name: str) -> str:
-    """`index_image` as a person would write it."""
+    """A name such as `index_image` with spaces."""
     return name.replace("_", " ")
 
 
@@ -75,7 +75,7 @@ def of_size(size_bytes: float) -> str:
 
 
 def of_duration(seconds: float) -> str:
-    """In the unit that keeps the number small, to three digits."""
+    """A duration in ms, s, min or h, with three digits."""
     for most, one, unit in ((1.0, 1e-3, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "min")):
         if seconds < most:
             return f"{seconds / one:.3g} {unit}"
@@ -83,7 +83,7 @@ def of_duration(seconds: float) -> str:
 
 
 def of_moment(moment_s: float) -> str:
-    """A time of day of this machine with its zone, `12:17 CET`; with the date unless it is today.
+    """A local time with its zone, `12:17 CET`; with the date unless it is today.
 
     Args:
         moment_s: Seconds since the epoch, below the year 9999.
@@ -94,11 +94,11 @@ def of_moment(moment_s: float) -> str:
 
 
 def of_pause(until_s: float, asked_s: float, why: str) -> str:
-    """That a server asked for a pause, which is kept, and until when.
+    """The message for a pause that the server requested.
 
     Args:
-        until_s: Seconds since the epoch.
-        asked_s: As the server said.
-        why: Its answer, in a few words.
+        until_s: The end of the pause, in seconds since the epoch.
+        asked_s: The requested pause, in seconds.
+        why: The server's response, in a few words.
     """
     return f"paused until {of_moment(until_s)}: the server asked for {asked_s:.0f} s ({why})"

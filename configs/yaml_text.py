@@ -1,4 +1,4 @@
-"""YAML from a file or a command line as plain data, within bounds, and where each value stands."""
+"""Parses YAML into plain data, within size limits, with the position of each value."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,19 +9,19 @@ import yaml
 MAX_CHARS = 1_000_000
 MAX_DEPTH = 100
 MAX_VALUES = 20_000
-"""As written out: where an alias stands, all that it names stands again."""
+"""Counted with every alias replaced by what it refers to."""
 _MAX_NUMBER = 1000
-"""Characters. `1:1:1` is a number to the base of 60, whose reading takes the square of its length."""
+"""Characters. Parsing a base-60 number such as `1:1:1` takes time quadratic in its length."""
 
-_TOO_MANY = f"this must have at most {MAX_VALUES} values, with its aliases (`*name`) written out"
+_TOO_MANY = f"there are more than {MAX_VALUES} values, counting aliases (`*name`) as what they refer to"
 
 
 class YamlBombError(ValueError):
-    """It is larger, deeper, or by its aliases larger than what anybody writes; the message says which."""
+    """The text is too long, too deep, or has too many values; the message says which."""
 
 
 class Position(NamedTuple):
-    """A place in a text; both numbers count from 1."""
+    """A position in a text; line and column count from 1."""
 
     line: int
     column: int
@@ -32,17 +32,17 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What a YAML text holds."""
+    """A parsed YAML text."""
 
     data: Any
     _node: yaml.Node | None = field(repr=False)
 
     def position(self, location: Sequence[int | str], *, is_key: bool = False) -> Position | None:
-        """Where the value at `location` stands; where it is not there, the innermost section around it.
+        """The position of the value at `location`; if there is no such value, that of the innermost section around it.
 
         Args:
-            location: Keys, and numbers of list entries from 0.
-            is_key: Whether the key's place is wanted; it is for mappings and lists in any case.
+            location: Keys and list indexes.
+            is_key: Whether to return the position of the key. For mappings and lists it always is.
 
         Returns:
             None for an empty document.
@@ -58,7 +58,7 @@ class Document:
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain data; a key that stands twice in a mapping is refused.
+    """The plain data of a YAML text.
 
     Raises:
         As `parse_document`.
@@ -67,15 +67,15 @@ def parse_yaml(text: str) -> Any:
 
 
 def parse_document(text: str) -> Document:
-    """Plain data, with its positions; a key that stands twice in a mapping is refused.
+    """Parses a YAML text.
 
     Raises:
-        YamlBombError: Before it takes time or memory.
-        yaml.YAMLError: When it is no YAML.
-        ValueError: When a date or number in it is none.
+        YamlBombError: The text exceeds a limit. Raised before it costs time or memory.
+        yaml.YAMLError: The text is not valid YAML, or a mapping has a duplicate key.
+        ValueError: A date or number is invalid.
     """
     if len(text) > MAX_CHARS:
-        raise YamlBombError(f"this must have at most {MAX_CHARS} characters, got {len(text)}")
+        raise YamlBombError(f"the text has {len(text)} characters; at most {MAX_CHARS} are allowed")
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -84,13 +84,13 @@ def parse_document(text: str) -> Document:
         _values(node, {}, set())
         return Document(data=loader.construct_document(node), _node=node)
     except (IndexError, KeyError, AttributeError, TypeError) as error:  # PyYAML's own, for `!!int ''` and the like
-        raise ValueError("a value is not what its tag, such as `!!int`, says") from error
+        raise ValueError("a value does not match its tag, such as `!!int`") from error
     finally:
         loader.dispose()
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML takes the last of two equal keys in silence; a config must not."""
+    """Refuses duplicate keys, of which YAML would silently use the last, and texts that exceed the limits."""
 
     depth = 0
     values = 0
@@ -99,7 +99,7 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         self.values += 1
         if self.depth > MAX_DEPTH:
-            raise YamlBombError(f"this must be at most {MAX_DEPTH} levels deep")
+            raise YamlBombError(f"the nesting is deeper than {MAX_DEPTH} levels")
         if self.values > MAX_VALUES:
             raise YamlBombError(_TOO_MANY)
         try:
@@ -110,40 +110,40 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults`, which the parent resolves
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults`, which the base class resolves
                 continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str):
                 if key in seen:
                     raise yaml.MarkedYAMLError(
-                        problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
+                        problem=f"the key {key!r} is duplicate", problem_mark=key_node.start_mark
                     )
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def _below(node: yaml.Node | None, part: int | str) -> tuple[yaml.Node | None, yaml.Node] | None:
-    """A key and its value, or no key and the entry of a list; None where there is no such thing."""
+    """The key and value at `part` of a mapping, or None and the entry of a list; None if there is none."""
     if isinstance(node, yaml.SequenceNode):
         return (None, node.value[int(part)]) if str(part).isdigit() and int(part) < len(node.value) else None
     if not isinstance(node, yaml.MappingNode):
         return None
-    # From the end: what a merge (`<<`) brings stands before a mapping's own keys, which go over it.
+    # From the end: merged keys (`<<`) come before the mapping's own keys, which override them.
     return next((pair for pair in reversed(node.value) if pair[0].value == str(part)), None)
 
 
 def _values(node: Any, counted: dict[int, int], open_nodes: set[int]) -> int:
-    """How many values a node stands for with its aliases written out, each node being counted once."""
+    """The number of values of a node, counting each alias as what it refers to. `counted` caches the results."""
     if (known := counted.get(id(node))) is not None:
         return known
     if id(node) in open_nodes:
-        raise YamlBombError("an alias (`*name`) must not contain itself")
+        raise YamlBombError("an alias (`*name`) contains itself")
     if (
         isinstance(node, yaml.ScalarNode)
         and not node.tag.endswith((":str", ":binary"))
         and len(node.value) > _MAX_NUMBER
     ):
-        raise YamlBombError(f"a number or time must have at most {_MAX_NUMBER} characters, got {len(node.value)}")
+        raise YamlBombError(f"a number or time has {len(node.value)} characters; at most {_MAX_NUMBER} are allowed")
     open_nodes.add(id(node))
     parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else []
     parts = list(node.value) if isinstance(node, yaml.SequenceNode) else parts

@@ -4,14 +4,18 @@
     make demo
     CATALOG=demo/catalog .venv/bin/uvicorn --app-dir examples service_fastapi:app
     curl 'http://127.0.0.1:8000/search?text=sepeda+merah&k=3'
+    curl -G http://127.0.0.1:8000/search -d text=kucing -d kind=text --data-urlencode 'where={"lang": "id"}'
     curl --data-binary @photo.jpg 'http://127.0.0.1:8000/search?kind=image'
 
 For a catalog of the emulator it starts an emulator; otherwise it reads the key from the variable that the job names.
-With `--workers 4` each process opens the catalog; the mapped files are in memory once.
+With `--workers 4` each process opens the catalog; the mapped files are in memory once. `HOLD_S=60` protects the open
+version from `versions prune` and needs write permission in the catalog.
 `epithre-beam serve` adds limits, metrics and a page.
 """
 
+import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
@@ -20,11 +24,14 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from epithre_beam.errors import ApiError, ArgumentError
-from epithre_beam.index import FollowingCatalog, Hit, open_catalog
+from epithre_beam.errors import ApiError, ArgumentError, QueryError
+from epithre_beam.index import Hit, open_catalog
+from epithre_beam.index.search.where import parse_where
 from epithre_beam.transforms.query.searcher import Searcher
 
 MAX_IMAGE_BYTES = 10_000_000
+TIMEOUT_S = 60.0
+log = logging.getLogger("uvicorn.error")  # uvicorn shows this logger; use your service's own
 Kinds = Annotated[list[Literal["image", "text"]] | None, Query(alias="kind")]
 Count = Annotated[int, Query(ge=1, le=100)]
 
@@ -32,7 +39,8 @@ Count = Annotated[int, Query(ge=1, le=100)]
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     every_s = float(os.environ.get("FOLLOW_EVERY_S", "30"))
-    with open_catalog(os.environ["CATALOG"], follow=True, follow_every_s=every_s) as catalog:
+    hold_s = float(os.environ["HOLD_S"]) if "HOLD_S" in os.environ else None
+    with open_catalog(os.environ["CATALOG"], follow=True, follow_every_s=every_s, hold_s=hold_s) as catalog:
         async with Searcher.from_catalog(catalog) as searcher:
             app.state.catalog, app.state.searcher = catalog, searcher
             yield
@@ -42,29 +50,38 @@ app = FastAPI(lifespan=lifespan)
 
 
 @app.get("/search")
-async def search_by_text(request: Request, text: str, k: Count = 10, kinds: Kinds = None) -> dict[str, Any]:
-    return await answer(request, text, k, kinds)
+async def search_by_text(
+    request: Request, text: str, k: Count = 10, kinds: Kinds = None, where: str | None = None
+) -> dict[str, Any]:
+    return await answer(request, text, k, kinds, where)
 
 
 @app.post("/search")
-async def search_by_image(request: Request, k: Count = 10, kinds: Kinds = None) -> Any:
+async def search_by_image(request: Request, k: Count = 10, kinds: Kinds = None, where: str | None = None) -> Any:
     image = bytearray()
     async for part in request.stream():
         image += part
         if len(image) > MAX_IMAGE_BYTES:
             return refusal(413, f"The image has more than {MAX_IMAGE_BYTES} bytes.")
-    return await answer(request, bytes(image), k, kinds)
+    return await answer(request, bytes(image), k, kinds, where)
 
 
 @app.get("/ready")
 async def ready(request: Request) -> dict[str, Any]:
-    catalog: FollowingCatalog = request.app.state.catalog
-    return {"version": catalog.version, "assets": len(catalog), "refresh_error": catalog.last_refresh_error}
+    catalog, searcher = request.app.state.catalog, request.app.state.searcher
+    return {
+        "version": catalog.version,
+        "assets": len(catalog),
+        "refresh_error": catalog.last_refresh_error,
+        "api_is_answered": searcher.is_answered,
+        "api_rest_s": searcher.rest_s,
+    }
 
 
 @app.exception_handler(ArgumentError)  # also QueryError: a query that cannot be embedded
 async def wrong_query(_: Request, error: ArgumentError) -> JSONResponse:
-    return refusal(400, str(error))
+    is_outage = isinstance(error, QueryError) and error.reason == "retries_exhausted"
+    return refusal(503 if is_outage else 400, str(error))
 
 
 @app.exception_handler(RequestValidationError)  # errors of FastAPI in the same shape
@@ -78,10 +95,18 @@ async def no_api(_: Request, error: ApiError) -> JSONResponse:
     return refusal(503, str(error))
 
 
-async def answer(request: Request, query: str | bytes, k: int, kinds: Kinds) -> dict[str, Any]:
+@app.exception_handler(TimeoutError)
+async def too_slow(_: Request, __: TimeoutError) -> JSONResponse:
+    return refusal(503, f"The search took longer than {TIMEOUT_S:g} s. Try again later.")
+
+
+async def answer(request: Request, query: str | bytes, k: int, kinds: Kinds, where: str | None) -> dict[str, Any]:
     catalog, searcher = request.app.state.catalog, request.app.state.searcher
     with catalog.pinned() as version:  # the answer names the version that was searched
-        hits = await searcher.search(query, k, kinds=kinds, within=version)
+        condition = None if where is None else parse_where(where, version.assets(version.kinds[0]).schema)
+        async with asyncio.timeout(TIMEOUT_S):
+            hits = await searcher.search(query, k, kinds=kinds, where=condition, within=version)
+        log.info("version=%s hits=%d", version.version, len(hits))
         return {"version": version.version, "hits": [plain(hit) for hit in hits]}
 
 

@@ -55,6 +55,21 @@ ALLOWED = {
     ("budget", "benchmarks/rivals/with_faiss.py"): "autofaiss calls the memory that it may use so",
 }
 
+PROSE = (
+    r"in force", r"held back", r"ledgers?", r"guards?", r"recipes?", r"greetings?", r"pictures?", r"doubled",
+    r"mend(?:ed|s|ing)?", r"told", r"judge[ds]?", r"reckon(?:ed|s)?", r"of the moment", r"must be such",
+    r"whoever|somebody|nobody", r"issue \d+",
+)  # fmt: skip
+"""What comments, docstrings and messages must not say either; tests/docs/test_plain_words.py says what to write."""
+ALLOWED_PROSE = {
+    "configs/renamed_keys.py": "the old keys themselves",
+    "index/versions/stored_names.py": "names on disk",
+    "index/local/trust.py": "what users have allowed is known by the hash of this sentence",
+    "benchmarks/rivals/with_pgvector.py": "the user nobody",
+}
+_OLD_PROSE = re.compile(rf"(?i)\b(?:{'|'.join(PROSE)})\b")
+_ROOMS = ("configs/", "index/", "transforms/", "pipelines/", "epithre_beam/", "benchmarks/", "examples/")
+
 FILES = {"tests/fuzz/budget.py"}
 """Allowed file names: the time of a fuzz target is a budget."""
 

@@ -28,7 +28,7 @@ def call(*arguments: str) -> tuple[int, str]:
     finally:
         if process.poll() is None:  # for example on a timeout; finished units are kept
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=40)
     return process.returncode, output
 
 
@@ -47,8 +47,9 @@ def epithre_nightly() -> None:
         outcome: dict[str, Any] = json.loads(output)
         if code == 4:
             raise AirflowSkipException(outcome["message"])  # another run does the work; prune is skipped too
-        # 2: the job is wrong; 3: a gate holds the version; stopped: each retry might spend the limit again.
-        if code in {2, 3} or outcome["status"] == "stopped":
+        # 2: the job is wrong; 3: a gate holds the version; stopped: each retry might spend the limit again; source: the
+        # data breaks a rule, such as a wrong number or a duplicate id.
+        if code in {2, 3} or outcome["status"] == "stopped" or outcome.get("code") == "source":
             raise AirflowFailException(outcome["message"])
         if code:
             raise AirflowException(outcome["message"])  # a transient failure: retried

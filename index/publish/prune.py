@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from ...configs.errors import ArgumentError, CatalogError
+from ...configs.errors import ArgumentError, CatalogError, NoCatalogError
 from ..storage.partials import writer_of
 from ..storage.store import Store, StoredFile
 from ..versions.history import VersionInfo, list_versions
@@ -87,7 +87,9 @@ def prune(store: Store, rules: PruneRules, *, dry_run: bool = False) -> Pruning:
         SwapConflictError: If a version to delete was published in the meantime. Nothing was deleted.
     """
     if not any(store.names(folder) for folder in ("versions", "units", "runs")):
-        raise CatalogError(f"{store.url} is not a catalog: it has neither versions nor units. Check the path.")
+        raise NoCatalogError(
+            f"{store.url}: there is no catalog here, it has neither versions nor units. Check the path."
+        )
     with hold(store, "prune") as lease:
         planned = _plan(store, rules)
         if dry_run:

@@ -123,7 +123,7 @@ class _Parser:
             raise _wrong(place, "a column, $and, $or or $not", key)
         column = self._columns.get(key)
         if column is None:
-            raise _wrong(place, f"a column among {', '.join(self._columns)}", key)
+            raise ArgumentError(f"{place}: there is no column {_cut(key)}. Columns: {', '.join(self._columns)}.")
         if isinstance(value, Mapping):
             return self._operators(column, value, place, depth + 1)
         return self._operator(column, "$eq", value, place, depth)
@@ -321,5 +321,8 @@ def _wrong(place: str, rule: str, value: Any) -> ArgumentError:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else text[:59] + "…"

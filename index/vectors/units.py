@@ -252,6 +252,29 @@ def read_unit_dead_letters(store: Store, unit: str) -> list[DeadLetter]:
     return [DeadLetter(**{**row, "reason": Reason(row["reason"])}) for row in rows]
 
 
+def ids_to_retry(store: Store, unit: str, *, retry_dead: bool) -> set[str] | None:
+    """Return the ids of a finished unit that a run tries again; None if it is not finished, or damaged.
+
+    Unlike `read_unit_dead_letters`, this deletes no damaged unit.
+
+    Args:
+        store: The catalog.
+        unit: The unit's name.
+        retry_dead: Whether permanent failures are tried again, too.
+    """
+    footer = read_unit_footer(store, unit)
+    if footer is None:
+        return None
+    if not (footer.dead if retry_dead else footer.transient):
+        return set()
+    try:
+        with store.open_read(unit_dead_letters_name(unit)) as file:
+            letters = pq.read_table(file, columns=["asset_id", "reason"], use_threads=False).to_pylist()
+        return {row["asset_id"] for row in letters if retry_dead or Reason(row["reason"]).is_transient}
+    except (pa.ArrowException, OSError, ValueError):
+        return None
+
+
 def read_dead_letter_table(store: Store, unit: str) -> pa.Table:
     """Reads a finished unit's dead letters and verifies every page.
 

@@ -46,7 +46,7 @@ def find_version(store: Store, name: str) -> str:
         return name
     folders = dict.fromkeys(parts[1] for parts in (file.split("/") for file in store.names("versions")))
     if name in folders:
-        return name  # damaged, which whoever reads it says
+        return name  # damaged: the reader of the version reports it
     versions = existing_versions(store)
     if not versions:
         raise nothing_published(store)
@@ -109,9 +109,10 @@ def version_before(store: Store) -> str:
     """Return the version that was current when the published one was made.
 
     Raises:
-        CatalogError: If there is none, or nothing is published.
+        UnknownVersionError: If there is none.
+        CatalogError: If nothing is published.
     """
     manifest = published_manifest(store)
     if manifest.previous is None:
-        raise CatalogError(f"{store.url} has no version before {manifest.version}, its first version.")
+        raise UnknownVersionError(f"{store.url} has no version before {manifest.version}, its first version.")
     return manifest.previous

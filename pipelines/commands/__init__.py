@@ -1,1 +1,1 @@
-"""How a command is spelt: arguments, options, and what is printed."""
+"""The commands: their arguments, options and output."""

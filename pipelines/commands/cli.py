@@ -1,4 +1,4 @@
-"""The command line. Exit codes are a contract: see `ExitCode`."""
+"""The command line. Its exit codes are stable: see `ExitCode`."""
 
 import contextlib
 import errno
@@ -59,27 +59,27 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=Commands,
-    help="Embed pictures and texts with epithre-embed, keep them as Parquet, search them with FAISS.",
+    help="Embed images and texts with epithre-embed, store the vectors as Parquet, search them with FAISS.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # whose tables cut off what a narrow terminal has no room for
+    rich_markup_mode=None,  # rich tables cut text off on a narrow terminal
 )
 app.add_typer(versions, name="versions")
 
 _reporter = Reporter()
-"""Whoever ends the program says so through this: the end of a command, its failure, or a signal."""
+"""Reports the outcome of the program: the end of a command, its failure, or a signal."""
 
 
 _stopping: threading.Thread | None = None
-"""Ends the program, once what runs elsewhere is cancelled."""
+"""The thread that ends the program after it cancelled remote jobs."""
 
 
 def console() -> NoReturn:
     """The console script.
 
-    It ends the process with the code that was told and does not return: threads of Arrow and Beam have aborted
-    interpreters on their way out, after all was done.
+    It ends the process with `os._exit`, because threads of Arrow and Beam have aborted the interpreter at its normal
+    exit, after the command was complete.
     """
     open_closed_streams()
     code = main()
@@ -90,24 +90,26 @@ def console() -> NoReturn:
         except ValueError:
             pass
         except OSError as error:
-            if error.errno != errno.EPIPE:  # a reader that is gone, as of `| head`, wants no more
+            if error.errno != errno.EPIPE:  # a closed pipe, as of `| head`, is no error
                 _reporter.end(outcome_of_error(error))
                 code = code or 1
     os._exit(code)
 
 
 def main() -> int:
-    """Runs a command; every expected failure is a sentence on standard error. Returns the exit code."""
+    """Runs a command and returns its exit code. Expected failures become a message on standard error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         with contextlib.suppress(OSError):
-            sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: a terminal may not know every letter
+            sys.stdout.reconfigure(
+                errors="backslashreplace"
+            )  # as standard error does: the terminal may not support every character
     guard_output()
     logging.basicConfig(level=logging.WARNING)
     set_format(LogFormat.TEXT)
     if "--debug" in sys.argv[1:]:
         logging.getLogger().setLevel(logging.INFO)
     else:
-        # Beam logs a failure with its traceback, and again on the way up; here it becomes one sentence.
+        # Beam logs a failure several times with its traceback; here it becomes one message.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
         logging.lastResort = None
         for handler in logging.getLogger().handlers:
@@ -119,10 +121,10 @@ def main() -> int:
         code = app(standalone_mode=False, terminal_width=shutil.get_terminal_size().columns - 1)
     except Exception as error:
         if _stopping is not None:
-            _stopping.join()  # the job failed because it was cancelled; the process ends there
+            _stopping.join()  # the job failed because it was cancelled; the thread ends the process
         outcome = outcome_of_error(error)
         if type(error).__name__ == "NoArgsIsHelpError":
-            error.show()  # type: ignore[attr-defined]  # the help page, which is the answer
+            error.show()  # type: ignore[attr-defined]  # prints the help page
             _reporter.end(outcome, has_sentence=False)
         _reporter.end(outcome)
         return int(outcome.exit_code)
@@ -130,37 +132,37 @@ def main() -> int:
 
 
 def _wants_document(arguments: Sequence[str]) -> bool:
-    """Whether this is a run that promised a document, known before its command line is read: that may be wrong."""
+    """Whether the command must print a JSON document. Decided before parsing, because the arguments may be invalid."""
     arguments = list(itertools.takewhile(lambda argument: argument != "--", arguments))
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     return command in {"run", "retry-failed", "index", "search-batch"} and "--json" in arguments
 
 
 def _stopped(number: int, _: Any) -> None:
-    """SIGTERM and Ctrl-C end at once. What was finished is on disk, whole; nothing else would survive a slower end.
+    """Ends the program at once on SIGTERM and Ctrl-C. Finished units are complete on disk.
 
-    A job that runs on a cluster would go on, and go on paying, so it is cancelled first: in a thread, since what the
-    signal interrupted may hold the locks of the connection to the cluster. A second signal does not wait for that.
+    A job on a cluster would continue to run and to cost money, so it is cancelled first. This happens in a thread,
+    because the interrupted code may hold the locks of the connection to the cluster. A second signal does not wait.
     """
     global _stopping  # noqa: PLW0603 - signals have no object of their own
     if _reporter.is_over:
-        return  # the program is at its end anyway
+        return  # the outcome is already reported
     if _stopping is None and remote_jobs.any_under_way():
         _stopping = threading.Thread(target=_cancel_and_end, args=(number,), name="stop", daemon=True)
         _stopping.start()
         return
-    _end_by(number, [f"{place} may run on: cancel it there." for place in remote_jobs.places()])
+    _end_by(number, [f"{place} may still be running. Cancel it there." for place in remote_jobs.places()])
 
 
 def _cancel_and_end(number: int) -> None:
     sentences = remote_jobs.cancel_all()
-    if not _reporter.is_over:  # the command may have come to its own end meanwhile
+    if not _reporter.is_over:  # the command may have ended in the meantime
         _end_by(number, sentences)
 
 
 def _end_by(number: int, sentences: Sequence[str]) -> None:
     _reporter.end(outcome_of_signal(number, is_run=_reporter.is_run, more=sentences))
-    release_all()  # or the next run, on another machine perhaps, would have to wait for the lease to end
+    release_all()  # otherwise the next run waits until the lease expires
     os._exit(128 + number)
 
 
@@ -172,12 +174,12 @@ def _print_version(is_asked: bool) -> None:
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Log what the runner does, with tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Log the runner's messages, with tracebacks.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Options that stand before the command."""
+    """Options before the command."""
 
 
 @app.command()
@@ -193,7 +195,7 @@ def run(
     log_format: LogLines = None,
     progress_every: ProgressEvery = 30.0,
 ) -> int:
-    """Embed the assets of CONFIG, build the indexes, measure them, publish a new version of the catalog."""
+    """Embed the assets of CONFIG, build and measure the indexes, and publish a new version of the catalog."""
     overrides = [*(set_ or []), *_limits(max_requests, max_cost)]
     output_options = OutputOptions(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
     return _run("run", config, overrides, beam_options, output_options, adopt=adopt)
@@ -212,7 +214,7 @@ def retry_failed(
     log_format: LogLines = None,
     progress_every: ProgressEvery = 30.0,
 ) -> int:
-    """Run CONFIG again and send only its dead letters, whatever their reason was."""
+    """Run CONFIG and send its dead letters again, for any reason."""
     overrides = [*(set_ or []), *_limits(max_requests, max_cost), "embed.retry_dead=true"]
     output_options = OutputOptions(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
     return _run("retry-failed", config, overrides, beam_options, output_options, adopt=adopt)
@@ -220,7 +222,7 @@ def retry_failed(
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """How a run says what it does."""
+    """How a run reports its progress and outcome."""
 
     as_json: bool
     quiet: bool
@@ -229,7 +231,7 @@ class OutputOptions:
 
     @property
     def lines(self) -> LogFormat | None:
-        """The format of its log lines; None when it shows a person a bar instead, or nothing."""
+        """The format of log lines; None if a progress bar or nothing is shown."""
         if self.log_format is None and (self.quiet or sys.stderr.isatty()):
             return None
         if self.quiet and self.log_format is LogFormat.TEXT:
@@ -248,7 +250,7 @@ def _run(
 ) -> int:
     _begin(output_options)
     job = _load(path, overrides)
-    options = _beam_options(beam_options, job.runner, job.beam_options)
+    options = _beam_options(beam_options)
     secrets = [os.environ.get(name or "", "").strip() for name in (job.embed.api_key_env, job.embed.redis_password_env)]
     _reporter.secrets = secrets
     set_format(output_options.lines or LogFormat.TEXT, secrets)
@@ -264,7 +266,7 @@ def _run(
 
 
 def _begin(output_options: OutputOptions) -> None:
-    """What a command that writes a version says goes where it is wanted from now on."""
+    """Sets up the output of a command that writes a version."""
     _reporter.log_format = output_options.lines
     _reporter.is_run = True
     set_format(output_options.lines or LogFormat.TEXT)
@@ -272,11 +274,11 @@ def _begin(output_options: OutputOptions) -> None:
     if output_options.lines is not None:
         logging.getLogger(EVENTS).setLevel(logging.WARNING if output_options.quiet else logging.INFO)
     else:
-        logging.getLogger(EVENTS).setLevel(logging.CRITICAL)  # a person sees the bar and the summary instead
+        logging.getLogger(EVENTS).setLevel(logging.CRITICAL)  # the progress bar and the summary replace them
 
 
 def _watched(catalog: str, output_options: OutputOptions, lanes: int, write: Callable[["Watch"], "Report"]) -> int:
-    """Shows how a version is written and how that ended. Returns the exit code."""
+    """Writes a version, shows its progress and outcome, and returns the exit code."""
     from ..console.progress import print_summary
 
     with _shown(output_options, lanes) as watch:
@@ -308,40 +310,41 @@ def index(
     beam_options: BeamOptions = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. index.target_recall=0.99."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. index.target_recall=0.99."),
     ] = None,
     folder: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="FOLDER", help="Parquet files with `id`, `kind` and vectors, or one; any fsspec URL."
+            "--from",
+            metavar="FOLDER",
+            help="A Parquet file or a folder of them, with columns `id`, `kind` and vectors: a path or an fsspec URL.",
         ),
     ] = None,
     embedding: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="--from: the column of vectors; absent: `embedding` or `vector`."),
+        typer.Option(metavar="NAME", help="--from: the column of vectors. Default: `embedding` or `vector`."),
     ] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="--from: what made the vectors.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="--from: the model that made the vectors.")] = None,
     metadata: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME:TYPE", help="--from: a column that is kept with each asset, e.g. price:double."),
+        typer.Option(metavar="NAME:TYPE", help="--from: a metadata column to store, e.g. price:double."),
     ] = None,
     adopt: Annotated[
-        bool, typer.Option("--adopt", help="--from: take the catalog over if it belongs to another job.")
+        bool,
+        typer.Option("--adopt", help="--from: write to the catalog of another job, and make it this job's."),
     ] = False,
-    rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Build even where the settings are what they were.")
-    ] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build even if the settings have not changed.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     log_format: LogLines = None,
     progress_every: ProgressEvery = 30.0,
 ) -> int:
-    """Build a version of CATALOG from the vectors that are there, with other index settings; nothing is sent."""
+    """Build a version of CATALOG from its vectors with new index settings, or import vectors. Nothing is sent."""
     output_options = OutputOptions(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
     _begin(output_options)
     options = _beam_options(beam_options)
     if folder is None and (embedding or model or metadata or adopt):
-        raise ConfigError("--embedding, --model, --metadata and --adopt go with --from FOLDER: give that too.")
+        raise ConfigError("--embedding, --model, --metadata and --adopt require --from FOLDER. Add it.")
     from ..jobs.build_index import build_index, import_vectors
     from ..jobs.launch import Runner
 
@@ -366,7 +369,10 @@ def index(
 
 @app.command()
 def plan(config: ConfigFile, set_: Set = None, as_json: Json = False) -> None:
-    """Show what a run of CONFIG would do: what changed, requests, minutes, cost. Nothing is read, sent or written."""
+    """Show what a run of CONFIG would do: changes, requests, minutes, cost.
+
+    It reads the tables and lists the files, but opens no image. It sends and writes nothing.
+    """
     from ..jobs.estimate import estimate, plan_table
 
     found = estimate(_load(config, set_))
@@ -379,26 +385,29 @@ def plan(config: ConfigFile, set_: Set = None, as_json: Json = False) -> None:
 @app.command()
 def search(
     catalog: CatalogUrl,
-    text: Annotated[list[str] | None, typer.Option(help="A sentence; may be given several times.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture's file; may be given several times.")] = None,
-    k: Annotated[int, typer.Option("-k", help="Hits for each query.")] = 10,
-    kind: Annotated[list[str] | None, typer.Option(help="Look only among `image` or `text`.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text query. Repeatable.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="The file of an image query. Repeatable.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Number of hits per query.")] = 10,
+    kind: Annotated[list[str] | None, typer.Option(help="Search only `image` or `text`.")] = None,
     where: Annotated[
-        str | None, typer.Option(metavar="JSON", help='A condition, e.g. \'{"lang": "id", "price": {"$lt": 10}}\'.')
+        str | None,
+        typer.Option(metavar="JSON", help='A filter on metadata, e.g. \'{"lang": "id", "price": {"$lt": 10}}\'.'),
     ] = None,
-    merge: Annotated[str, typer.Option(help="Order over both kinds: score, quota or standardised.")] = "score",
+    merge: Annotated[
+        str, typer.Option(help="How hits of both kinds are merged: score, quota or standardised.")
+    ] = "score",
     base_url: BaseUrl = None,
     api_key_env: ApiKeyEnv = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with the pictures to this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the images to this file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Search CATALOG by sentences and pictures."""
+    """Search CATALOG with texts and images."""
     from ..jobs.search import hits_json, left_out, named_queries, print_hits, write_page
     from ..jobs.search import search as search_catalog
 
     queries = named_queries(text or [], image or [])
     if not queries:
-        raise ConfigError("search needs a query: give --text SENTENCE or --image FILE.")
+        raise ConfigError("search: there is no query. Give --text TEXT or --image FILE.")
     if not 1 <= k <= 10_000:
         raise ConfigError(f"-k must be from 1 to 10000, got {k}.")
     for name in kind or []:
@@ -438,11 +447,11 @@ def search_batch(
     log_format: LogLines = None,
     progress_every: ProgressEvery = 30.0,
 ) -> int:
-    """Search a catalog by many queries: those of CONFIG in, Parquet of hits out. See docs/searching.md."""
+    """Search a catalog with the many queries of CONFIG and write the hits as Parquet. See docs/searching.md."""
     output_options = OutputOptions(as_json=as_json, quiet=quiet, log_format=log_format, progress_every_s=progress_every)
     _begin(output_options)
     job = load_search_job(config, [*(set_ or ()), *_limits(max_requests, max_cost)])
-    options = _beam_options(beam_options, job.runner)
+    options = _beam_options(beam_options)
     names = (job.embed.get("api_key_env", "EPITHRE_KEY"), job.embed.get("redis_password_env"))
     _reporter.secrets = [os.environ.get(str(name or ""), "").strip() for name in names]
     set_format(output_options.lines or LogFormat.TEXT, _reporter.secrets)
@@ -469,13 +478,15 @@ app.command()(trust)
 
 @app.command()
 def emulator(
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any free one.")] = 8080,
-    model: Annotated[str, typer.Option(help="attributes (knows colours and shapes) or hash (fast).")] = "attributes",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="The port. 0: any free port.")] = 8080,
+    model: Annotated[
+        str, typer.Option(help="attributes (recognises colours and shapes) or hash (fast).")
+    ] = "attributes",
     settings: Annotated[
-        Path | None, typer.Option(help="A YAML file with limits and faults: see emulator/settings.py for their names.")
+        Path | None, typer.Option(help="A YAML file with limits and faults: see docs/emulator.md.")
     ] = None,
 ) -> None:
-    """Serve the API on loopback until interrupted. The line it prints has its address and its key."""
+    """Serve the emulator of the API on loopback until interrupted. Prints its address and key."""
     from ...transforms.epithre.emulator.__main__ import main as serve
 
     if model not in {"attributes", "hash"}:
@@ -485,17 +496,17 @@ def emulator(
     try:
         raise typer.Exit(serve(arguments))
     except OSError as error:
-        raise ConfigError(f"--port {port} cannot be served: {error.strerror or error}.") from error
+        raise ConfigError(f"--port {port} cannot be served: {error.strerror or error}. Use another port.") from error
 
 
 @app.command()
 def demo(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Where the pictures, the job and the catalog go.")
+        Path, typer.Argument(metavar="FOLDER", help="The folder for the images, the job and the catalog.")
     ] = Path("demo"),
-    images: Annotated[int, typer.Option(help="How many to draw.")] = 400,
+    images: Annotated[int, typer.Option(help="Number of images to draw.")] = 400,
 ) -> None:
-    """Draw pictures, run the main job on the emulator, search, and write a page with the results."""
+    """Draw images, run a job on the emulator, search, and write a page with the results."""
     from ..jobs.demo import run_demo
 
     run_demo(folder, images, Screen())
@@ -503,9 +514,11 @@ def demo(
 
 @app.command()
 def schema(
-    of_search: Annotated[bool, typer.Option("--search-batch", help="That of a bulk search instead of a run.")] = False,
+    of_search: Annotated[
+        bool, typer.Option("--search-batch", help="The schema of a bulk search instead of a run.")
+    ] = False,
 ) -> None:
-    """Print the JSON Schema of a job's YAML, for editors."""
+    """Print the JSON Schema of a job's YAML file, for editors."""
     _print(json_text((SearchJob if of_search else RunConfig).model_json_schema(), indent=2))
 
 
@@ -518,14 +531,10 @@ def _load(path: Path, overrides: Sequence[str] | None) -> RunConfig:
     return load_config(path, overrides or ())
 
 
-def _beam_options(options: Sequence[str] | None, runner: str = "", of_job: Sequence[str] = ()) -> list[str]:
+def _beam_options(options: Sequence[str] | None) -> list[str]:
     for option in options or []:
         if not option.startswith("--"):
-            raise ConfigError(f"Beam's options follow `--` and begin with two dashes, got {option!r}.")
-    if options and runner:  # before anything is read or sent; those of a job alone are parsed when Beam is needed
-        from ..jobs.beam_options import parsed_options
-
-        parsed_options([f"--runner={runner}", *of_job, *options])
+            raise ConfigError(f"Beam options must follow `--` and begin with two dashes, got {option!r}.")
     return list(options or [])
 
 

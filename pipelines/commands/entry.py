@@ -1,4 +1,4 @@
-"""Where the console script begins: Ctrl-C ends it in a word even while it is still importing."""
+"""The entry of the console script: Ctrl-C ends it with a short message even during imports."""
 
 import os
 import signal
@@ -26,5 +26,5 @@ def console() -> NoReturn:
 
 def _stopped_early(number: int, _: object) -> None:
     word = b"Terminated" if number == signal.SIGTERM else b"Interrupted"
-    os.write(sys.stderr.fileno(), b"epithre-beam: " + word + b" before anything was begun.\n")
+    os.write(sys.stderr.fileno(), b"epithre-beam: " + word + b" before the command started.\n")
     os._exit(128 + number)

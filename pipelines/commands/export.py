@@ -1,4 +1,4 @@
-"""The command `epithre-beam export`: a version of a catalog as another tool wants it."""
+"""The command `epithre-beam export`: writes a version of a catalog in the format of another tool."""
 
 import contextlib
 import sys
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...configs.errors import ConfigError
 from ...configs.words import of_count, of_size
 from ...index.storage.store import Store
 from ..console.documents import json_text
@@ -19,24 +20,31 @@ Progress = Callable[[int, int], None]
 
 def export(
     catalog: CatalogUrl,
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="New or empty; a path or an fsspec URL.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORM", help="faiss, clip-retrieval or pgvector.")],
-    kind: Annotated[list[str] | None, typer.Option(help="Only `image` or `text`.")] = None,
-    version: Annotated[str | None, typer.Option(help="One of `versions list`; absent: the published one.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished export in FOLDER.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")] = False,
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A new or empty folder: a path or an fsspec URL.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORM", help="The format: faiss, clip-retrieval or pgvector.")],
+    kind: Annotated[list[str] | None, typer.Option(help="Export only `image` or `text`.")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="A version of `versions list`. Default: the current version.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a complete export in FOLDER.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no summary.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a version of CATALOG into FOLDER as stock FAISS files, for clip-retrieval, or for pgvector."""
-    from ...index.export.export import export_catalog
+    """Write a version of CATALOG to FOLDER as plain FAISS files, for clip-retrieval, or for pgvector."""
+    from ...index.export.export import FORMS, export_catalog
 
+    if to not in FORMS:
+        raise ConfigError(f"--to must be {', '.join(FORMS[:-1])} or {FORMS[-1]}, got {to!r}.")
+    for name in kind or []:
+        if name not in {"image", "text"}:
+            raise ConfigError(f"--kind must be image or text, got {name!r}.")
     target = Store(folder)
     try:
         with _shown(quiet=quiet or as_json) as progress:
             done = export_catalog(
                 Store(catalog),
                 target,
-                to,  # type: ignore[arg-type]  # checked there
+                to,
                 kinds=kind or (),
                 version=version,
                 overwrite=overwrite,
@@ -54,7 +62,7 @@ def export(
 
 @contextlib.contextmanager
 def _shown(*, quiet: bool) -> Iterator[Progress | None]:
-    """A bar for a person, as long as the block runs; nothing where nobody looks."""
+    """Shows a progress bar while the block runs; nothing if standard error is no terminal."""
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
@@ -75,6 +83,6 @@ def _print_summary(folder: str, done: dict[str, Any]) -> None:
     for kind, facts in done["kinds"].items():
         if nuls := facts.get("replaced_nuls"):
             lines.append(
-                f"  {of_count(nuls, 'NUL character')} of {kind} became U+FFFD: PostgreSQL's text cannot hold them"
+                f"  {of_count(nuls, 'NUL character')} of {kind} became U+FFFD, because PostgreSQL cannot store them"
             )
     sys.stdout.write("".join(f"{line}\n" for line in lines))

@@ -1,4 +1,4 @@
-"""The commands that show what a catalog is worth: `evaluate` by labelled queries, `look` by eye."""
+"""The commands that show the quality of a catalog: `evaluate` with labelled queries, `look` for visual checks."""
 
 import sys
 from pathlib import Path
@@ -29,32 +29,35 @@ def _lengths(words: str) -> tuple[int, ...]:
 
 def evaluate(
     catalog: CatalogUrl,
-    pairs: Annotated[Path, typer.Option(metavar="FILE", help="Labelled pairs: csv, jsonl or parquet.")],
-    against: Annotated[str | None, typer.Option(metavar="CATALOG", help="Compare with this one.")] = None,
-    version: Annotated[str | None, typer.Option(help="Of CATALOG; absent: the published one.")] = None,
+    pairs: Annotated[Path, typer.Option(metavar="FILE", help="A table of labelled pairs: CSV, JSON Lines or Parquet.")],
+    against: Annotated[str | None, typer.Option(metavar="CATALOG", help="Compare with this catalog.")] = None,
+    version: Annotated[str | None, typer.Option(help="A version of CATALOG. Default: the current version.")] = None,
     against_version: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="Compare with this version, of --against or of CATALOG.")
+        str | None,
+        typer.Option(metavar="VERSION", help="Compare with this version of --against or, without it, of CATALOG."),
     ] = None,
-    k: Annotated[str, typer.Option("-k", metavar="K,…", help="Lengths of list, up to 100.")] = "1,5,10",
+    k: Annotated[str, typer.Option("-k", metavar="K,…", help="Numbers of hits to evaluate, up to 100.")] = "1,5,10",
     merge: Annotated[
-        str | None, typer.Option(help="Also judge the list of both kinds: score, quota or standardised.")
+        str | None, typer.Option(help="Also evaluate merged hits of both kinds: score, quota or standardised.")
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95,
     drop_unknown: Annotated[
-        bool, typer.Option("--drop-unknown", help="Leave out pairs whose query or asset is in no version judged.")
+        bool, typer.Option("--drop-unknown", help="Skip pairs whose query or asset is in none of the versions.")
     ] = False,
     base_url: BaseUrl = None,
     api_key_env: ApiKeyEnv = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with plots and the queries that fail.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with plots and the failed queries to this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how well CATALOG answers labelled queries, and tell the model's error from the index's."""
+    """Measure how well CATALOG answers labelled queries, with separate errors of the model and of the index."""
     if merge is not None and merge not in _MERGES:
         raise ConfigError(f"--merge must be score, quota or standardised, got {merge!r}.")
     if not 0 < confidence < 1:
         raise ConfigError(f"--confidence must be between 0 and 1, such as 0.95, got {confidence:g}.")
     check_file("--html", html)
-    if html is not None:  # what the page needs, before anything is sent
+    if html is not None:  # fail before anything is sent
         import matplotlib  # noqa: F401
     from ..jobs.evaluate import CatalogPlace, Question, print_evaluation, write_page
     from ..jobs.evaluate import evaluate as evaluate_catalogs
@@ -81,31 +84,37 @@ def evaluate(
 
 def look(
     catalog: CatalogUrl,
-    text: Annotated[list[str] | None, typer.Option(help="A sentence; may be given several times.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture's file; may be given several times.")] = None,
-    sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="The hits laid out: out.png, or out.html.")] = None,
-    k: Annotated[int, typer.Option("-k", help="Hits for each query.")] = 8,
-    kind: Annotated[list[str] | None, typer.Option(help="Look only among `image` or `text`.")] = None,
-    merge: Annotated[str, typer.Option(help="Order over both kinds: score, quota or standardised.")] = "score",
-    map_: Annotated[
-        Path | None, typer.Option("--map", metavar="FILE", help="The catalog in two dimensions: map.html.")
+    text: Annotated[list[str] | None, typer.Option(help="A text query. Repeatable.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="The file of an image query. Repeatable.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a contact sheet of the hits: out.png or out.html.")
     ] = None,
-    points: Annotated[int, typer.Option(help="--map: assets that are drawn, at most.")] = 5000,
+    k: Annotated[int, typer.Option("-k", help="Number of hits per query.")] = 8,
+    kind: Annotated[list[str] | None, typer.Option(help="Search only `image` or `text`.")] = None,
+    merge: Annotated[
+        str, typer.Option(help="How hits of both kinds are merged: score, quota or standardised.")
+    ] = "score",
+    map_: Annotated[
+        Path | None, typer.Option("--map", metavar="FILE", help="Write a two-dimensional map of the catalog: map.html.")
+    ] = None,
+    points: Annotated[int, typer.Option(help="--map: maximum number of assets.")] = 5000,
     align: Annotated[
-        bool, typer.Option("--align/--no-align", help="--map: take the mean of each kind away first.")
+        bool, typer.Option("--align/--no-align", help="--map: subtract the mean of each kind first.")
     ] = True,
-    seed: Annotated[int, typer.Option(help="--map: of the draw and of the projection.")] = 0,
+    seed: Annotated[int, typer.Option(help="--map: seed of the sample and of the projection.")] = 0,
     base_url: BaseUrl = None,
     api_key_env: ApiKeyEnv = None,
 ) -> None:
-    """Look at CATALOG: a contact sheet of the hits of some queries, or a map of its assets."""
+    """Write a contact sheet of the hits of some queries, or a map of the assets of CATALOG."""
     queries = [*(text or []), *(image or [])]
     if sheet is None and map_ is None:
-        raise ConfigError("look needs something to write: give --sheet FILE.png with a query, or --map FILE.html.")
+        raise ConfigError("look: there is nothing to write. Give --sheet FILE.png with a query, or --map FILE.html.")
     if map_ is not None and map_.suffix.lower() not in {".html", ".htm"}:
         raise ConfigError(f"--map must name an HTML page, such as map.html, got {str(map_)!r}.")
     if (sheet is not None) != bool(queries):
-        raise ConfigError("A sheet goes with queries: give --sheet FILE with --text SENTENCE or --image FILE.")
+        raise ConfigError(
+            "look: --sheet and queries require each other. Give --sheet FILE with --text TEXT or --image FILE."
+        )
     if sheet is not None and sheet.suffix.lower() not in {".png", ".html"}:
         raise ConfigError(f"--sheet must end in .png or .html, got {str(sheet)!r}.")
     if not 1 <= k <= _LONGEST_LIST:

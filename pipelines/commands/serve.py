@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...configs.errors import ConfigError
-from ..console.options import ApiKeyEnv, BaseUrl, CatalogUrl, Json
+from ..console.options import ApiKeyEnv, BaseUrl, CatalogUrl
 
 if TYPE_CHECKING:
     from ..serve.settings import ServeSettings
@@ -23,39 +23,42 @@ _SHORTEST_TOKEN = 16
 def serve(
     catalog: CatalogUrl,
     host: Annotated[
-        str, typer.Option(help="The address to listen at; others than loopback are seen by others.")
+        str, typer.Option(help="The address to listen on. Loopback addresses cannot be reached from other machines.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="The port. 0: any free port.")] = 8000,
     allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A name that is answered to; may be given several times.")
+        list[str] | None, typer.Option(metavar="NAME", help="A Host header that is accepted. Repeatable.")
     ] = None,
     token_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The variable with a token that each request must carry.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The environment variable with the token, which is required for /api and /metrics."
+        ),
     ] = None,
     base_url: BaseUrl = None,
     api_key_env: ApiKeyEnv = None,
-    max_upload_mb: Annotated[float, typer.Option(min=0.001, help="A picture's size at most.")] = 10.0,
-    max_concurrency: Annotated[int, typer.Option(min=1, help="Requests that are answered at the same time.")] = 64,
-    rate: Annotated[int, typer.Option(min=0, help="Searches of one client a minute; 0: any number.")] = 300,
+    max_upload_mb: Annotated[float, typer.Option(min=0.001, help="Maximum size of an image upload.")] = 10.0,
+    max_concurrency: Annotated[int, typer.Option(min=1, help="Maximum requests in parallel.")] = 64,
+    rate: Annotated[int, typer.Option(min=0, help="Maximum searches per client and minute. 0: no limit.")] = 300,
     trust_proxy: Annotated[
         list[str] | None,
-        typer.Option(metavar="ADDRESS", help="Whose X-Forwarded-* are believed; may be given several times."),
+        typer.Option(metavar="ADDRESS", help="A proxy whose X-Forwarded-* headers are trusted. Repeatable."),
     ] = None,
     root_path: Annotated[
-        str, typer.Option(metavar="PATH", help="The path that a proxy shows the server below, e.g. /search.")
+        str, typer.Option(metavar="PATH", help="The path prefix of the server behind a proxy, e.g. /search.")
     ] = "",
-    max_connections: Annotated[int, typer.Option(min=1, help="Connections at the same time.")] = 1000,
-    max_client_connections: Annotated[int, typer.Option(min=1, help="Those of one client.")] = 100,
+    max_connections: Annotated[int, typer.Option(min=1, help="Maximum open connections.")] = 1000,
+    max_client_connections: Annotated[int, typer.Option(min=1, help="Maximum open connections per client.")] = 100,
     keep_alive: Annotated[
-        float, typer.Option(metavar="S", min=0.1, help="Seconds that a connection is kept for its next request.")
+        float, typer.Option(metavar="S", min=0.1, help="Seconds that an idle connection stays open.")
     ] = 75.0,
-    max_image_mp: Annotated[float, typer.Option(min=0.001, help="Megapixels of a picture that is searched by.")] = 50.0,
+    max_image_mp: Annotated[float, typer.Option(min=0.001, help="Maximum megapixels of an image query.")] = 50.0,
     follow_every: Annotated[
-        float, typer.Option(metavar="S", min=0.05, help="Seconds between looks for a new version.")
+        float, typer.Option(metavar="S", min=0.05, help="Seconds between checks for a new version.")
     ] = 30.0,
-    as_json: Json = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the start line as JSON.")] = False,
 ) -> None:
-    """Serve CATALOG: a JSON API and a page to search it by sentences and pictures. Ctrl-C ends it."""
+    """Serve CATALOG: a JSON API and a page to search it with texts and images. Stop it with Ctrl-C."""
     from ..serve.settings import ServeSettings
 
     settings = ServeSettings(
@@ -93,9 +96,9 @@ def _prefix(path: str) -> str:
 
     prefix = prefix_of(path)
     if prefix is None:
+        rule = "contain only letters, digits and .~_- between single slashes" if path[:1] == "/" else "start with `/`"
         raise ConfigError(
-            f"--root-path must be a path of letters, digits and .~_- such as /search, got {path!r}. "
-            "Give the path that the proxy shows the server below."
+            f"--root-path must {rule}, got {path!r}. Give the path at which the proxy serves this server, e.g. /search."
         )
     return prefix
 
@@ -109,22 +112,27 @@ async def _serve(settings: "ServeSettings", *, as_json: bool) -> None:
     async with app.router.lifespan_context(app):
         with listen(settings) as listening, bounded_logs():
             version = app.state.service.catalog.version
-            url = url_of(listening)
+            url = f"{url_of(listening).rstrip('/')}{settings.root_path}/"
             said = json.dumps({"url": url, "version": version}) if as_json else f"serving {version} at {url}"
             gc.collect()
-            gc.freeze()  # what is there now stays: to look through it now and then would hold requests up
-            with contextlib.suppress(OSError):  # it serves, whether or not the line can be written
+            gc.freeze()  # these objects live until the end: scanning them would delay requests
+            with contextlib.suppress(OSError):  # the server runs even if standard output is closed
                 sys.stdout.write(said + "\n")
                 sys.stdout.flush()
             await Server(app, settings).serve(sockets=[listening])
 
 
 def _token(name: str) -> str:
-    """Raises ConfigError when the variable holds none that is worth its name."""
+    """Raises ConfigError if the variable does not hold a valid token."""
     token = os.environ.get(name, "").strip()
+    if not token:
+        raise ConfigError(
+            f"--token-env {name}: the environment variable {name} is not set. "
+            "Create a token with `openssl rand -hex 32` and export it."
+        )
     if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
-            f"--token-env names the environment variable {name}, which must hold at least {_SHORTEST_TOKEN} printable "
-            "ASCII characters without spaces: `openssl rand -hex 32` makes a token."
+            f"--token-env {name}: the variable must hold at least {_SHORTEST_TOKEN} printable ASCII characters without "
+            "spaces. Create a token with `openssl rand -hex 32`."
         )
     return token

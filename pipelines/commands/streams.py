@@ -1,13 +1,13 @@
-"""The three standard streams, of which any may be closed where a program begins."""
+"""Opens standard streams that were closed when the program started."""
 
 import os
 import sys
 
 
 def open_closed_streams() -> None:
-    """Opens those of the three standard streams that were closed (`>&-`) on nothing.
+    """Connects closed standard streams (`>&-`) to the null device.
 
-    Otherwise the next file or connection would get a stream's number, and with it what is printed.
+    Otherwise the next file or connection would get the stream's descriptor, and receive what is printed.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -17,7 +17,7 @@ def open_closed_streams() -> None:
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
-            os.set_inheritable(number, True)  # for workers, which would meet the same
+            os.set_inheritable(number, True)  # worker processes need it too
         if getattr(sys, name) is None:
             mode = "w" if number else "r"
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False))

@@ -1,4 +1,4 @@
-"""The commands of `epithre-beam versions`: what a catalog has, whether it is whole, and which version is in force."""
+"""The commands of `epithre-beam versions`: list, verify, compare, publish and prune versions."""
 
 import sys
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...configs.errors import CatalogError, ConfigError
+from ...configs.errors import CatalogError, ConfigError, UnknownVersionError
 from ...configs.words import of_count
 from ...index.publish.prune import Piece
 from ...index.publish.publish import publish
@@ -23,7 +23,7 @@ from ..console.options import CatalogUrl, DryRun, Json
 
 versions = typer.Typer(
     cls=Commands,
-    help="List, verify, compare, publish and prune a catalog's versions.",
+    help="List, verify, compare, publish and prune the versions of a catalog.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -31,13 +31,13 @@ versions = typer.Typer(
 
 @versions.command("list")
 def list_(catalog: CatalogUrl, as_json: Json = False) -> None:
-    """List the versions, the published one marked."""
+    """List the versions. An arrow marks the current version."""
     store = Store(catalog)
     damage, latest = None, None
     try:
         latest = read_latest(store)
     except CatalogError as error:
-        damage = error  # the versions are what it is mended from
+        damage = error  # the versions are needed to repair it
     found = list_versions(store, latest)
     if not found and damage is None:
         raise nothing_published(store)
@@ -87,28 +87,28 @@ def _print_version(info: VersionInfo) -> None:
     _print(f"{mark} {info.version}  {kinds}, {of_count(row['dead'], 'dead letter')}, {info.size_bytes:,} bytes")
     _print(f"    {row['created_at']}  {row['model']}  after {row['previous'] or 'none'}")
     for sentence in row[GATE_FAILURES]:
-        _print(f"    {'was ' if info.is_published else ''}held back: {sentence}")
+        _print(f"    {'was ' if info.is_published else ''}held by a gate: {sentence}")
 
 
 @versions.command()
 def verify(
     catalog: CatalogUrl,
-    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="Absent: the published one.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every version that has a manifest.")] = False,
+    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="Default: the current version.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Verify every version that has a manifest.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Read every byte of a version and compare: files, rows, ids, indexes, norms, and LATEST.json."""
+    """Read a version completely and verify its files, rows, ids, indexes and norms, and LATEST.json."""
     from ...index.publish.verify import verify_versions
 
     if every and version is not None:
-        raise ConfigError(f"--all verifies every version, so none may be named beside it, got {version!r}.")
+        raise ConfigError(f"--all verifies every version and takes no VERSION, got {version!r}. Remove one of them.")
     verdicts = []
     store = Store(catalog)
     for verdict in verify_versions(store, version and find_version(store, version), every=every):
         verdicts.append(verdict)
         if not verdict.damage and not as_json:
             files = of_count(verdict.files, "file")
-            _print(f"{verdict.version}: {files}, {verdict.size_bytes:,} bytes, all as the manifest says.")
+            _print(f"{verdict.version}: {files}, {verdict.size_bytes:,} bytes, all match the manifest.")
     damage = [sentence for verdict in verdicts for sentence in verdict.damage]
     if as_json:
         _print(json_text([asdict(verdict) for verdict in verdicts]))
@@ -119,12 +119,14 @@ def verify(
 @versions.command()
 def diff(
     catalog: CatalogUrl,
-    old: Annotated[str | None, typer.Argument(metavar="OLD", help="Absent: the one before the published one.")] = None,
-    new: Annotated[str | None, typer.Argument(metavar="NEW", help="Absent: the published one.")] = None,
-    limit: Annotated[int, typer.Option(min=0, help="At most so many ids of each change.")] = 10,
+    old: Annotated[
+        str | None, typer.Argument(metavar="OLD", help="Default: the version before the current one.")
+    ] = None,
+    new: Annotated[str | None, typer.Argument(metavar="NEW", help="Default: the current version.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Maximum ids to list per change.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Say what differs between two versions: assets of each kind, and settings. No vector is read."""
+    """Show the differences between two versions: settings, and assets of each kind. No vector is read."""
     from ...index.publish.diff import diff_versions
 
     store = Store(catalog)
@@ -151,25 +153,25 @@ _WORDS = {
     "added": "added",
     "removed": "removed",
     "moved": "moved",
-    "changed": "with other content",
-    "metadata": "with other metadata",
-    "relocated": "at another uri",
+    "changed": "with new content",
+    "metadata": "with new metadata",
+    "relocated": "at a new uri",
 }
 
 
 @versions.command("publish")
 def publish_(
     catalog: CatalogUrl,
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="Its name, or the beginning of it.")],
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="The name of the version, or the beginning of it.")],
 ) -> None:
-    """Make VERSION the one that readers open, after verifying it: for one that a guard held back, say."""
+    """Verify VERSION and make it the current version, such as one that is held by a gate."""
     store = Store(catalog)
     version = find_version(store, version)
     try:
         latest = read_latest(store)
         expected = None if latest is None else latest.data
     except CatalogError:
-        expected = store.read(LATEST)  # damaged: this is how it is mended
+        expected = store.read(LATEST)  # damaged: publishing repairs it
     _make_current(store, version, expected)
     _print(f"{version} is published.")
 
@@ -178,43 +180,54 @@ def publish_(
 def rollback(
     catalog: CatalogUrl,
     version: Annotated[
-        str | None, typer.Argument(metavar="VERSION", help="Absent: the one before the published one.")
+        str | None, typer.Argument(metavar="VERSION", help="Default: the version before the current one.")
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Publish the version that was in force before, or an older VERSION, after verifying it."""
+    """Verify the previous version or an older VERSION, and make it the current version."""
     store = Store(catalog)
     latest = read_latest(store)
+    if version is None and latest is not None and read_manifest(store, latest.version).previous is None:
+        raise UnknownVersionError(f"{latest.version} is the first version; there is nothing to roll back to.")
     target = find_version(store, version) if version else version_before(store)
     if latest is None:
-        raise CatalogError(f"{store.url} has no published version: `versions publish` publishes {target}.")
+        raise CatalogError(f"{store.url} has no current version. Publish {target} with `versions publish`.")
     expected, current, _ = latest
     if target not in existing_versions(store):
-        why = "it was pruned" if version is None else "`versions list` shows those that there are"
-        raise CatalogError(f"{store.url} has no version {target} to go back to: {why}.")
+        why = "It was pruned." if version is None else "See `versions list`."
+        raise UnknownVersionError(f"{store.url} has no version {target} to roll back to. {why}")
     if target >= current:
-        what = "the published one" if target == current else "newer than the published one"
-        raise ConfigError(f"rollback goes back to an older version, and {target} is {what} ({current}).")
+        what = "the current version" if target == current else "newer than the current version"
+        raise ConfigError(
+            f"rollback needs an older version, but {target} is {what} ({current}). "
+            "Name an older one, or use `versions publish`."
+        )
     _make_current(store, target, expected, dry_run=dry_run)
-    _print(f"{target} {'would be' if dry_run else 'is'} published, in place of {current}.")
+    if dry_run:
+        _print(f"{target} would be current again, instead of {current}.")
+        return
+    _print(f"{target} is current again, instead of {current}.")
+    _print("The next run publishes the sources again: stop the schedule first.")
 
 
 @versions.command()
 def prune(
     catalog: CatalogUrl,
-    keep: Annotated[int, typer.Option(help="Versions that stay: the published, the one before it, the newest.")] = 3,
+    keep: Annotated[int, typer.Option(help="Versions to keep: the current, the previous, and the newest.")] = 3,
     older_than: Annotated[
-        float | None, typer.Option(metavar="DAYS", help="Only versions that are older than this.")
+        float | None, typer.Option(metavar="DAYS", help="Delete only versions older than this.")
     ] = None,
-    units_older_than: Annotated[float, typer.Option(metavar="DAYS", help="Only units that are older than this.")] = 7,
+    units_older_than: Annotated[float, typer.Option(metavar="DAYS", help="Delete only units older than this.")] = 7,
     drop: Annotated[
         list[str] | None,
-        typer.Option(metavar="VERSION", help="Delete this one too. What is newer than the published one stays else."),
+        typer.Option(
+            metavar="VERSION", help="Delete this version too, even if it is newer than the current version. Repeatable."
+        ),
     ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Delete old versions and units, and what killed runs left behind."""
+    """Delete old versions, unused units, and the remains of killed runs."""
     from ...index.publish.prune import PruneRules
     from ...index.publish.prune import prune as prune_catalog
 
@@ -236,7 +249,7 @@ def prune(
 
 
 def _print_pieces(verb: str, pieces: Sequence[Piece]) -> None:
-    """A line for each; units, of which there are many, one for all that have the same reason."""
+    """Prints a line per piece; units with the same reason share a line."""
     units: dict[str, list[Piece]] = {}
     for piece in pieces:
         if piece.sort == "unit":
@@ -245,11 +258,13 @@ def _print_pieces(verb: str, pieces: Sequence[Piece]) -> None:
             _print(f"{verb}: {piece.sort} {piece.name}, {piece.size_bytes:,} bytes: {piece.why}")
     for why, same in units.items():
         size_bytes = sum(piece.size_bytes for piece in same)
-        _print(f"{verb}: {of_count(len(same), 'unit')}, {size_bytes:,} bytes: each {why}")
+        _print(
+            f"{verb}: {of_count(len(same), 'unit')}, {size_bytes:,} bytes: {'it' if len(same) == 1 else 'each'} {why}"
+        )
 
 
 def _make_current(store: Store, version: str, expected: bytes | None, *, dry_run: bool = False) -> None:
-    """Verifies a version and publishes it. `expected` was read before: what prune condemns meanwhile is refused."""
+    """Verifies a version and publishes it. `expected` was read before, so a version that prune deletes is refused."""
     from ...index.publish.verify import find_damage
 
     manifest = read_manifest(store, version)
@@ -261,7 +276,9 @@ def _make_current(store: Store, version: str, expected: bytes | None, *, dry_run
     publish(store, manifest, expected)
     latest = read_latest(store)
     if latest is None or latest.version != version:
-        raise CatalogError(f"Another run published {latest and latest.version} at the same time. Try again.")
+        raise CatalogError(
+            f"Another run published {latest and latest.version} at the same time. Run the command again."
+        )
 
 
 def _print(text: str) -> None:

@@ -1,1 +1,1 @@
-"""What a command says: log lines, progress, how it ended."""
+"""The output of commands: log lines, progress, outcome."""

@@ -1,4 +1,4 @@
-"""JSON for programs, as RFC 8259 has it: what JSON cannot say is null, as it is in the answers of `serve`."""
+"""JSON documents for programs (RFC 8259)."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """A value as JSON. NaN and infinities become null; what JSON has no type for, such as a date, its `str`."""
+    """A value as JSON. NaN and infinities become null, as in `serve`; other types become their `str`."""
     return json.dumps(_finite(value), ensure_ascii=False, default=str, indent=indent, allow_nan=False)
 
 

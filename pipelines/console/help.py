@@ -1,4 +1,4 @@
-"""Help pages and wrong command lines: whole on a terminal of any width, without colours, each mistake one sentence."""
+"""Help pages and messages for invalid command lines, complete on terminals of any width, without colours."""
 
 import difflib
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from typing import Any
 from typer.core import TyperGroup
 
 _NARROW = 60
-"""Columns. Below, what an option is for stands under it instead of beside it."""
+"""Columns. On narrower terminals the help of an option is below it instead of next to it."""
 _INDENT = 4
 
-_Context: Any = TyperGroup.context_class  # of click, or of what typer has in its place
+_Context: Any = TyperGroup.context_class  # of click, or of its copy in typer
 
 
 class _Formatter(_Context.formatter_class):  # type: ignore[misc]
@@ -23,7 +23,7 @@ class _HelpContext(_Context):  # type: ignore[misc]
 
 
 class Commands(TyperGroup):
-    """A group of commands, each listed with all of its first line."""
+    """A group of commands whose help lists their help texts in full."""
 
     context_class = _HelpContext
 
@@ -40,10 +40,10 @@ class Commands(TyperGroup):
 
 
 def usage_sentence(error: Any) -> str:
-    """What is wrong with a command line, in one sentence; the nearest option or command; and where to read on.
+    """The message for an invalid command line, with the most similar option and the help command.
 
     Args:
-        error: As the parser raised it.
+        error: The parser's error.
     """
     path = error.ctx.command_path if getattr(error, "ctx", None) else "epithre-beam"
     option = getattr(error, "option_name", None)
@@ -52,7 +52,10 @@ def usage_sentence(error: Any) -> str:
         known = [name for parameter in error.ctx.command.params for name in parameter.opts] if error.ctx else []
         close = difflib.get_close_matches(option, known, n=2) or list(error.possibilities or ())
         message = f"No such option: {option}."
-        message += f" Did you mean {' or '.join(close)}?" if close else ""
+        if _is_beams(option, error.ctx):
+            message += f" Put Beam options after `--`: {path} … -- {option}=…."
+        elif close:
+            message += f" Did you mean {' or '.join(close)}?"
     message = (
         message.replace("Value error, ", "")
         .replace("Input should be", "must be")
@@ -60,3 +63,12 @@ def usage_sentence(error: Any) -> str:
     )
     end = "" if message.endswith((".", "?", "!")) else "."
     return f"{message}{end} See `{path} --help`."
+
+
+def _is_beams(option: str, context: Any) -> bool:
+    """Return whether a command takes Beam options and Beam knows this one."""
+    if context is None or all(parameter.name != "beam_options" for parameter in context.command.params):
+        return False
+    from apache_beam.options.pipeline_options import PipelineOptions  # takes a second
+
+    return option.removeprefix("--").replace("-", "_") in PipelineOptions([]).get_all_options()

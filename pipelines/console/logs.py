@@ -1,10 +1,10 @@
-"""Log lines: one event is one line, whatever an asset is called. As logfmt for people, as JSON for programs.
+"""Log lines, one per event: logfmt for people, JSON for programs.
 
 ```
 2026-11-22T10:00:00.123Z INFO published version=000007-… embedded=120 seconds=41.2
 {"time": "2026-11-22T10:00:00.123Z", "level": "INFO", "event": "published", "version": "000007-…", …}
 ```
-What others log, Beam above all, becomes the event `log` with `logger` and `message`.
+Records of other loggers, such as Beam's, become the event `log` with `logger` and `message`.
 """
 
 import datetime
@@ -27,14 +27,14 @@ _PLAIN = re.compile(r'[^\s"=\\,\x00-\x1f]+')
 
 
 class LogFormat(StrEnum):
-    """How a log line is written."""
+    """The format of log lines."""
 
     TEXT = "text"
     JSON = "json"
 
 
 def line_of(event: str, level: int, fields: Mapping[str, Any]) -> str:
-    """The line that `log_event` would log, for who must not wait for a lock."""
+    """The line that `log_event` would log, for callers that must not wait for a lock."""
     handlers = logging.getLogger().handlers
     formatter = handlers[0].formatter if handlers else None
     record = logging.LogRecord(EVENTS, level, "", 0, event, None, None)
@@ -43,17 +43,17 @@ def line_of(event: str, level: int, fields: Mapping[str, Any]) -> str:
 
 
 def log_event(event: str, level: int = logging.INFO, /, **fields: Any) -> None:
-    """Logs one event of a run. Fields that are None are left out."""
+    """Logs an event of a run, without fields that are None."""
     logging.getLogger(EVENTS).log(level, event, extra={"fields": fields})
 
 
 def escaped(text: str) -> str:
-    r"""The text on one line and without what steers a terminal: such characters become `\uXXXX`."""
+    r"""The text on one line; line breaks and characters that control a terminal become `\uXXXX`."""
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def hidden(text: str, secrets: Collection[str]) -> str:
-    """The text without the secrets, however they are written, and without credentials in URLs."""
+    """The text without the secrets in any encoding, and without credentials in URLs."""
     return without_credentials(Scrubber(*secrets).text(text))
 
 
@@ -61,8 +61,8 @@ class LineFormatter(logging.Formatter):
     """Writes a record as one line.
 
     Args:
-        form: As what.
-        secrets: Strings that no line may show, such as the API's key.
+        form: The format.
+        secrets: Strings to hide in every line, such as the API key.
     """
 
     def __init__(self, form: LogFormat, secrets: Collection[str] = ()) -> None:
@@ -99,7 +99,7 @@ class LineFormatter(logging.Formatter):
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Logfmt knows no nesting: `{"assets": {"image": 3}}` becomes `assets.image=3`."""
+    """Flattens nested fields for logfmt: `{"assets": {"image": 3}}` becomes `assets.image=3`."""
     for name, value in fields.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
@@ -115,12 +115,12 @@ def _word(value: Any) -> str:
 
 
 def format_in_use() -> LogFormat:
-    """How log lines of this process are written."""
+    """The format of this process's log lines."""
     formatters = (handler.formatter for handler in logging.getLogger().handlers)
     return next((f.form for f in formatters if isinstance(f, LineFormatter)), LogFormat.TEXT)
 
 
 def set_format(form: LogFormat, secrets: Collection[str] = ()) -> None:
-    """From now on everything that is logged is written so."""
+    """Sets the format of all log lines, and the secrets to hide in them."""
     for handler in logging.getLogger().handlers:
         handler.setFormatter(LineFormatter(form, secrets))

@@ -1,4 +1,4 @@
-"""Options that several commands have, spelt alike."""
+"""Options that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,42 +11,49 @@ from ...configs.words import unwritable
 from .logs import LogFormat
 
 CatalogUrl = Annotated[str, typer.Argument(metavar="CATALOG", help="The catalog: a path or an fsspec URL.")]
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The job's YAML file.")]
-BeamOptions = Annotated[list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="Options for the runner.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file of the job.")]
+BeamOptions = Annotated[
+    list[str] | None, typer.Argument(metavar="[-- BEAM OPTIONS]", help="Options for the Beam runner.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no summary.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides a setting, e.g. embed.batch_items=32.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. embed.batch_items=32.")
 ]
 MaxRequests = Annotated[
     int | None,
     typer.Option(
-        "--max-requests", metavar="N", min=0, help="Stop before more requests than this; the next run goes on."
+        "--max-requests", metavar="N", min=0, help="Stop before more than N requests. The next run continues."
     ),
 ]
 MaxCost = Annotated[
     float | None,
-    typer.Option("--max-cost", metavar="X", min=0, help="Stop before it costs more, at the configured prices."),
+    typer.Option("--max-cost", metavar="X", min=0, help="Stop before the cost exceeds X, at the configured prices."),
 ]
-Adopt = Annotated[bool, typer.Option("--adopt", help="Take the catalog over if it belongs to another job.")]
+Adopt = Annotated[bool, typer.Option("--adopt", help="Write to the catalog of another job, and make it this job's.")]
 LogLines = Annotated[
     LogFormat | None,
     typer.Option(
-        "--log-format", envvar="EPITHRE_LOG_FORMAT", help="Log lines as text (the default off a terminal) or JSON."
+        "--log-format",
+        envvar="EPITHRE_LOG_FORMAT",
+        help="Write log lines as text (the default without a terminal) or JSON.",
     ),
 ]
 ProgressEvery = Annotated[
-    float, typer.Option("--progress-every", metavar="S", min=0.5, help="Seconds between log lines of progress.")
+    float, typer.Option("--progress-every", metavar="S", min=0.5, help="Seconds between progress log lines.")
 ]
-BaseUrl = Annotated[str | None, typer.Option(help=f"Where the catalog's model is asked; also by {BASE_URL_VARIABLE}.")]
+BaseUrl = Annotated[
+    str | None, typer.Option(help=f"Base URL of the API that embeds queries. Environment: {BASE_URL_VARIABLE}.")
+]
 ApiKeyEnv = Annotated[
-    str | None, typer.Option(metavar="NAME", help=f"The variable with the key; also by {API_KEY_ENV_VARIABLE}.")
+    str | None,
+    typer.Option(metavar="NAME", help=f"Name of the variable that holds the key. Environment: {API_KEY_ENV_VARIABLE}."),
 ]
 
 
 def check_file(option: str, path: Path | None) -> None:
-    """Raises ConfigError when a file cannot be written at this path: before anything is sent."""
+    """Raises ConfigError if the file cannot be written. Call it before anything is sent."""
     if path is None:
         return
     is_there = path.exists()

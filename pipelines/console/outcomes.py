@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, its sentence, and the one JSON document that says the same to programs."""
+"""The outcome of a command: its exit code, its message, and the same as a JSON document for programs."""
 
 import contextlib
 import errno
@@ -32,49 +32,52 @@ if TYPE_CHECKING:
     from ...transforms.batch_search.last_step import SearchReport
     from ...transforms.reports.report import Report
 
+_LETTERS = 3
+"""Dead letters in the message of a held version."""
 _STATUS = {ExitCode.USAGE: "usage", ExitCode.HELD_BY_GATE: "held_by_gate", ExitCode.BUSY: "busy"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a command ended."""
+    """The outcome of a command."""
 
     exit_code: int
     status: str
     """published, unchanged, searched, failed, stopped, refused, usage, held_by_gate, busy, terminated."""
     message: str
-    """One sentence, sometimes several lines of them."""
+    """For people: one or more lines."""
     code: str | None = None
-    """Of the error, for programs; None where there was none."""
+    """The code of the error, for programs; None without an error."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else a program may want to know: the report, if there is one."""
+    """Further fields for programs: those of the report, or of the error."""
     traceback: str | None = None
-    """Of a defect."""
+    """The traceback of a defect."""
 
     @property
     def document(self) -> str:
-        """For standard output, on one line."""
+        """The JSON document for standard output, on one line."""
         first = {"exit_code": int(self.exit_code), "status": self.status, "message": self.message}
         first |= {} if self.code is None else {"code": self.code}
         return json_text({**first, **self.facts})
 
 
 def outcome_of_report(report: "Report", catalog: str) -> Outcome:
-    """The ending of a run that wrote a version."""
+    """The outcome of a run that wrote a version."""
     version, counts = report["version"], report["counts"]
-    # What is drawn on the report's page is long, and stands in report.json.
+    # The data of the report's plots is long, and is in report.json.
     facts = {name: value for name, value in report.items() if name not in {"series", "histograms"}}
     if report[GATE_FAILURES]:
-        sentences = [f"held back: {sentence}" for sentence in report[GATE_FAILURES]]
+        sentences = [f"held by a gate: {sentence}" for sentence in report[GATE_FAILURES]]
+        sentences += _dead_letter_lines(report)
         release = f"epithre-beam versions publish {catalog} {version}"
-        sentences.append(f"The version is kept; after a look, `{release}` releases it.")
+        sentences.append(f"The version is kept. Check it, then publish it with `{release}`.")
         return outcome_of_known(GateError("\n".join(sentences), **facts))
     rows = sum(counts["per_kind"].values())
     if report.get("unchanged"):
         return Outcome(
             exit_code=ExitCode.PUBLISHED,
             status="unchanged",
-            message=f"Nothing changed: {version} stays in force with {of_count(rows, 'vector')}.",
+            message=f"Nothing changed: {version} is still the current version, with {of_count(rows, 'vector')}.",
             facts=facts,
         )
     sentence = f"{version} is published: {of_count(rows, 'vector')}, {counts['embedded']:,} of them new"
@@ -85,27 +88,38 @@ def outcome_of_report(report: "Report", catalog: str) -> Outcome:
     return Outcome(exit_code=ExitCode.PUBLISHED, status="published", message=sentence, facts=facts)
 
 
+def _dead_letter_lines(report: "Report") -> list[str]:
+    """The first dead letters of a held version: a mail has nothing but the message."""
+    letters = [letter for samples in report["dead_letters"]["samples"].values() for letter in samples]
+    lines = [
+        f"dead letter: {letter['kind']} {letter['asset_id']}: {letter['reason']}: {letter['detail']}"
+        for letter in letters[:_LETTERS]
+    ]
+    more = report["counts"]["dead"] - len(lines)
+    return [*lines, f"{of_count(more, 'more dead letter')}: see report.html."] if lines and more > 0 else lines
+
+
 def outcome_of_search(report: "SearchReport", output: str) -> Outcome:
-    """The ending of a bulk search."""
+    """The outcome of a bulk search."""
     place, facts = f"{output.rstrip('/')}/{report['result']}", cast("dict[str, Any]", report)
     if report[GATE_FAILURES]:
-        sentences = [f"held back: {sentence}" for sentence in report[GATE_FAILURES]]
-        sentences.append(f"The hits are in {place} all the same, and {output}/LATEST.json does not name them.")
+        sentences = [f"held by a gate: {sentence}" for sentence in report[GATE_FAILURES]]
+        sentences.append(f"The hits are kept in {place}, but {output}/LATEST.json does not name them. Check them.")
         return outcome_of_known(GateError("\n".join(sentences), **facts))
     asked, found = of_count(report["searched"], "query", "queries"), of_count(report["hits"], "hit")
     sentence = f"{asked} found {found} in {report['version']}: {place}/hits"
     if cut_off := report.get("cut_off"):
         asked = of_count(cut_off, "query has", "queries have")
-        sentence += f"; {asked} more above search.min_score than search.k let them keep"
+        sentence += f"; {asked} more hits above search.min_score than search.k allows"
     if not report["hits"] and report["search"]["where"] is not None:
-        sentence += "; perhaps no asset of these kinds fulfils search.where"
+        sentence += "; check search.where, which may match no asset of these kinds"
     sentence += f", {of_count(report['dead'], 'dead letter')}." if report["dead"] else "."
     return Outcome(exit_code=ExitCode.PUBLISHED, status="searched", message=sentence, facts=facts)
 
 
 def outcome_of_error(error: Exception) -> Outcome:
-    """The ending that an error amounts to; one that nobody foresaw is a defect, with its traceback."""
-    error = as_os_error(error, "The storage")  # a store's driver may raise where a file is read piece by piece
+    """The outcome of an error; an unexpected error is a defect, with its traceback."""
+    error = as_os_error(error, "The storage")  # drivers of stores raise their own errors while a file is read
     if isinstance(error, EpithreBeamError):
         return outcome_of_known(error)
     if hasattr(error, "format_message"):  # the command line's own errors
@@ -116,15 +130,15 @@ def outcome_of_error(error: Exception) -> Outcome:
     if isinstance(error, OSError):
         place = f" ({error.filename})" if error.filename else ""
         if error.errno == errno.ENOTDIR:
-            message = f"A folder is needed where a file stands{place}: name another place."
+            message = f"A folder is needed, but there is a file{place}. Use another path."
             return Outcome(exit_code=ExitCode.USAGE, status="usage", code="storage", message=message)
-        message = f"The storage refused: {error.strerror or error}{place}; mend it, then do the same again."
+        message = f"The storage failed: {error.strerror or error}{place}. Fix the cause, then run the command again."
         return Outcome(exit_code=ExitCode.FAILED, status="failed", code="storage", message=message)
     return _outcome_of_defect(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)).rstrip())
 
 
 def outcome_of_known(error: EpithreBeamError) -> Outcome:
-    """The ending that an error of the library amounts to."""
+    """The outcome of an error of the library."""
     if isinstance(error, DefectError):
         return _outcome_of_defect(str(error), error.facts.get("traceback"))
     status = _STATUS.get(error.exit_code, "failed")
@@ -136,58 +150,56 @@ def outcome_of_known(error: EpithreBeamError) -> Outcome:
 
 
 def _outcome_of_defect(what: str, found_at: str | None) -> Outcome:
-    message = (
-        f"{what}: this is a defect of epithre-beam, please report it with its traceback; what was finished is kept."
-    )
+    message = f"{what}: this is a defect of epithre-beam. Please report it with its traceback. Finished work is kept."
     code = DefectError.code
     return Outcome(exit_code=ExitCode.FAILED, status="failed", code=code, message=message, traceback=found_at)
 
 
 def outcome_of_signal(number: int, *, is_run: bool, more: Sequence[str] = ()) -> Outcome:
-    """The ending of a command that was stopped; only one that writes a version or a result has something to keep.
+    """The outcome of a command that a signal stopped.
 
     Args:
-        number: Of the signal.
-        is_run: Whether the command is such a one.
-        more: Sentences about what it has running elsewhere.
+        number: The signal.
+        is_run: Whether the command writes a version or a result, whose finished units are kept.
+        more: Messages about its remote jobs.
     """
     word = "Terminated" if number == signal.SIGTERM else "Interrupted"
-    what = ": units that were finished are kept, run again to go on." if is_run else "."
+    what = ": finished units are kept. Run the command again to continue." if is_run else "."
     return Outcome(exit_code=128 + number, status="terminated", message=" ".join([word + what, *more]))
 
 
 def _missing_package(error: ImportError) -> str:
-    """A service installs neither Beam nor every store's driver: what to install, in a sentence."""
+    """The message for a missing optional package: Beam, a store's driver, or another extra."""
     name = (error.name or "").split(".")[0]
     extras = {"apache_beam": "beam", "duckdb": "beam", "s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure", "redis": "redis"}
     extras |= dict.fromkeys(("fastapi", "httptools", "uvicorn", "prometheus_client", "python_multipart"), "serve")
     extras |= dict.fromkeys(("sklearn", "scipy", "matplotlib"), "explore")
     extra = extras.get(name) or next((e for n, e in extras.items() if n in str(error)), None)
     if extra is None:
-        return f"A package is missing: {error}."
-    return f"This needs a package that is not installed ({error}): install epithre-beam[{extra}]."
+        return f"A package is not installed: {error}. Install it."
+    return f"A package is not installed: {error}. Install epithre-beam[{extra}]."
 
 
 @dataclass
 class Reporter:
-    """Says how a command ended: once, whatever ends it."""
+    """Reports the outcome of a command, once."""
 
     as_json: bool = False
-    """Whether standard output gets the document."""
+    """Whether to write the JSON document to standard output."""
     log_format: LogFormat | None = None
-    """Of a run's events; None when it tells none."""
+    """The format of a run's log lines; None without log lines."""
     secrets: Collection[str] = field(default=(), repr=False)
-    """What nothing that is said may show, such as the API's key."""
+    """Strings to hide in all output, such as the API key."""
     is_run: bool = field(default=False, init=False)
-    """Whether what the command has finished is kept when it is stopped."""
+    """Whether the command keeps finished units when a signal stops it."""
     is_over: bool = field(default=False, init=False)
 
     def end(self, outcome: Outcome, *, has_sentence: bool = True) -> None:
-        """Says it, and nothing after it. Safe in a signal's handler: it takes no lock that the program may hold.
+        """Reports the outcome; later calls do nothing. Safe in a signal handler: it takes no lock of the program.
 
         Args:
-            outcome: How the command ended.
-            has_sentence: Whether standard error is still to be told in words.
+            outcome: The outcome of the command.
+            has_sentence: Whether to write the message to standard error.
         """
         if self.is_over:
             return
@@ -199,7 +211,7 @@ class Reporter:
         has_sentence = has_sentence and self.log_format is not LogFormat.JSON
         if self.log_format is not None:
             level = logging.WARNING if outcome.status == "held_by_gate" else logging.ERROR
-            # Where the sentence follows, the line does not say it too.
+            # The log line leaves out the message if it follows as plain text.
             fields = {"exit_code": int(outcome.exit_code), "message": None if has_sentence else outcome.message}
             fields |= {
                 name: value
@@ -217,6 +229,6 @@ class Reporter:
 
 def _write(descriptor: int, text: str) -> None:
     data = (without_steering(text) + "\n").encode("utf-8", "backslashreplace")
-    with contextlib.suppress(OSError):  # nobody listens any more
+    with contextlib.suppress(OSError):  # the stream is closed
         while data:
             data = data[os.write(descriptor, data) :]

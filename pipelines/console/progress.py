@@ -1,4 +1,4 @@
-"""What is seen of a run: a bar or log lines while it lasts, a summary for a person at its end."""
+"""The progress of a run as a bar or log lines, and its summary for people."""
 
 import contextlib
 import logging
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 3
 _SAME_PAUSE_S = 5.0
-"""Pauses that end closer together are one: requests that were on their way together."""
+"""Pauses whose ends are closer than this are one pause, requested in parallel responses."""
 
 
 class _Rate(ProgressColumn):
@@ -42,17 +42,17 @@ class _Rate(ProgressColumn):
 
 
 class Watch:
-    """Is told every half second what the lanes say of themselves, and at the end what came of it. Shows nothing."""
+    """Receives the lanes' progress every half second, and the report at the end. This base class shows nothing."""
 
     planned = 0
-    """Assets that are to be embedded, as the launcher knows before a lane says so."""
+    """Assets to embed, as planned by the launcher before the lanes report theirs."""
 
     def expect(self, assets: int) -> None:
-        """Is told so, once the run is planned."""
+        """Sets the number of assets to embed, once the run is planned."""
         self.planned = assets
 
     def total(self, lanes: "list[LaneProgress]") -> int:
-        """All that is to be embedded; lanes come up one by one, on a cluster after a minute."""
+        """All assets to embed. Lanes start one by one, on a cluster after a minute, so their sum may be too low."""
         return max(self.planned, sum(lane["assets"] for lane in lanes))
 
     def __call__(self, lanes: "list[LaneProgress]") -> None:
@@ -69,14 +69,14 @@ class Watch:
 def shown(
     console: Console, *, quiet: bool, as_lines: bool | None = None, lanes: int = 1, every_s: float = 30.0
 ) -> Iterator[Watch]:
-    """Shows progress for as long as the block runs.
+    """Shows progress while the block runs.
 
     Args:
         console: Standard error.
         quiet: Whether to show no bar.
-        as_lines: As log lines instead of a bar; absent: where `console` is no terminal.
-        lanes: How many the run has; 0: nothing is to be embedded.
-        every_s: Seconds between two log lines of progress.
+        as_lines: Whether to write log lines instead of a bar. None: if `console` is no terminal.
+        lanes: The number of lanes of the run. 0: nothing is embedded.
+        every_s: Seconds between two progress log lines.
     """
     if console.is_terminal if as_lines is None else not as_lines:
         with _bar(console) if not quiet else contextlib.nullcontext(Watch()) as watch:
@@ -106,7 +106,7 @@ def _bar(console: Console) -> Iterator[Watch]:
 
 
 class _Pauses:
-    """Which pauses of the lanes are still to be told of; lanes that keep the same one are told of once."""
+    """Finds new pauses of the lanes. A pause that several lanes share is reported once."""
 
     def __init__(self) -> None:
         self._last_reported_until_s = 0.0
@@ -140,7 +140,7 @@ class _Bar(Watch):
 
 
 class Events(Watch):
-    """A run's log lines: one now and then while it goes on, and one for each thing that happened."""
+    """Logs a run's progress at intervals, and each of its events."""
 
     def __init__(self, lanes: int, every_s: float) -> None:
         self._expected = lanes
@@ -156,7 +156,7 @@ class Events(Watch):
         if pause := self._pauses.new(lanes):
             sentence = of_pause(pause["until_s"], pause["asked_s"], pause["why"])
             log_event("paused", logging.WARNING, until_s=pause["until_s"], asked_s=pause["asked_s"], message=sentence)
-        # Lanes that have nothing to do never show up; the end then says what this line would have said.
+        # Lanes without work never report. `report_end` then logs this event.
         if not self._is_embedded and len(lanes) >= self._expected and all(lane["is_done"] for lane in lanes):
             self._is_embedded = True
             log_event("embedded", **self._figures())
@@ -165,7 +165,7 @@ class Events(Watch):
             log_event("progress", stage=self._stage(), **self._figures())
 
     def report_end(self, report: "Report") -> None:
-        """What a run that wrote a version amounts to; one that is held back is told with its exit code instead."""
+        """Logs the result of a run that wrote a version. The `Reporter` reports a version that is held by a gate."""
         self._is_over = True
         counts, timings, api = report["counts"], report["timings_s"], report["api"]
         if imported := report.get("imported"):
@@ -196,14 +196,14 @@ class Events(Watch):
             log_event(word, version=report["version"], **whole, seconds=timings["total"], cost=api["cost"])
 
     def report_searched(self, report: "SearchReport") -> None:
-        """What a bulk search amounts to."""
+        """Logs the result of a bulk search."""
         self._is_over = True
         names = ("searched", "hits", "dead", "requests", "seconds", "result")
         figures = cast("dict[str, Any]", report)
         log_event("searched", version=report["version"], **{name: figures[name] for name in names})
 
     def close(self) -> None:
-        """What is known of a run that failed."""
+        """Logs the last known progress of a failed run."""
         if not self._is_over and self._lanes:
             log_event("progress", stage="ended", **self._figures())
             retries: Counter[str] = Counter()
@@ -246,7 +246,7 @@ def _notes(lanes: "list[LaneProgress]") -> str:
 
 
 def print_summary(console: Console, report: "Report", catalog: str) -> None:
-    """The end of a run for a person."""
+    """Prints the summary of a run."""
     counts, api, timings = report["counts"], report["api"], report["timings_s"]
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
@@ -257,19 +257,19 @@ def print_summary(console: Console, report: "Report", catalog: str) -> None:
     imported = report.get("imported")
     if imported:
         table.add_row("vectors", Text(f"{kinds}, from {imported['from']}"))
-        table.add_row("normalised", f"{of_count(imported['normalised'], 'vector')}, whose norm was not 1")
+        table.add_row("normalised", f"{of_count(imported['normalised'], 'vector')} whose norm was not 1")
     else:
-        table.add_row("vectors", f"{kinds} ({counts['embedded']} new, {counts['reused']} paid for before)")
+        table.add_row("vectors", f"{kinds} ({counts['embedded']} new, {counts['reused']} reused)")
     if report.get("unchanged"):
-        table.add_row("changes", "none: this version stays in force, nothing was read, sent or written")
+        table.add_row("changes", "none: this is still the current version; nothing was read, sent or written")
     elif report["previous"] is not None:
         names = ("unchanged", "new", "changed", "touched", "prepared_anew", "moved", "copied", "deleted")
         of_name = cast("dict[str, int]", counts)
         words = [f"{of_name[name]:,} {name.replace('_', ' ')}" for name in names if of_name[name]]
-        words += [f"{counts['other_metadata']:,} with other metadata"] if counts["other_metadata"] else []
+        words += [f"{counts['other_metadata']:,} with new metadata"] if counts["other_metadata"] else []
         table.add_row("changes", ", ".join(words))
     if counts["deduplicated"]:
-        table.add_row("deduplicated", f"{counts['deduplicated']} with the same content as another, not sent")
+        table.add_row("deduplicated", f"{counts['deduplicated']} not sent, because another asset has the same content")
     retries = sum(api["retries"].values())
     up, down = of_size(api["bytes_up"]), of_size(api["bytes_down"])
     if not imported:
@@ -281,12 +281,12 @@ def print_summary(console: Console, report: "Report", catalog: str) -> None:
         table.add_row("cost", f"{api['cost']:,.2f}")
     recall = ", ".join(_of_recall(report, direction) for direction in report["recall"])
     table.add_row("recall", recall or "not measured")
-    table.add_row("time", f"{timings['total']:.1f} s, of which embedding {timings['embed']:.1f} s")
+    table.add_row("time", f"{timings['total']:.1f} s, including {timings['embed']:.1f} s of embedding")
     console.print(table)
     reasons = report["dead_letters"]["by_reason"]
     if reasons:
         console.print(
-            f"[bold]{counts['dead']} of {of_count(counts['assets'], 'asset')} got no vector[/bold] (dead letters):"
+            f"[bold]{counts['dead']} of {of_count(counts['assets'], 'asset')} have no vector[/bold] (dead letters):"
         )
         for reason, count in reasons.items():
             for sample in report["dead_letters"]["samples"][reason][:_SAMPLES]:

@@ -1,10 +1,9 @@
-r"""What the program prints, and the one place where all of it loses what would steer a terminal.
+r"""Escapes terminal control characters in all output of the program.
 
-Ids, texts and the words of servers come from anybody, and a terminal obeys what is printed. So standard output and
-standard error take no control characters but line feeds and tabs, and none that change the direction of writing: they
-become `\uXXXX`, which JSON reads as the character that it was. Colours and progress are drawn by a `Screen`, which
-escapes texts before it adds sequences of its own. How a command ended is told past the streams (`outcomes`), through
-the same function.
+Ids, texts and server messages are untrusted, and a terminal executes control sequences in what is printed. So control
+characters, except line feeds and tabs, and characters that change the writing direction become `\uXXXX` on standard
+output and standard error; JSON parsers read that as the original character. `Screen` draws colours and progress, and
+escapes texts before it adds its own sequences. `outcomes` writes to the descriptors, through the same function.
 """
 
 import os
@@ -18,17 +17,17 @@ from rich.segment import Segment
 from rich.table import Table
 
 _NARROW = 60
-"""Columns of a terminal below which tables are not drawn."""
+"""Columns. On narrower terminals tables are not drawn."""
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u2028-\u202e\u2066-\u2069]")
 
 
 def without_steering(text: str) -> str:
-    r"""The text with each character that steers a terminal as `\uXXXX`."""
+    r"""The text with each character that controls a terminal as `\uXXXX`."""
     return _STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 class SafeStream:
-    """A text stream that steers no terminal, whatever is written to it."""
+    """A text stream that escapes terminal control characters."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -49,14 +48,14 @@ class SafeStream:
 
 
 def _write_to_nothing(stream: TextIO) -> None:
-    """Lets the rest go: the reader, such as `head`, has had what it wants, which is no failure."""
+    """Discards further output: the reader, such as `head`, closed the pipe, which is no failure."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, stream.fileno())
     os.close(nothing)
 
 
 def guard_output() -> None:
-    """From now on whatever this process prints on standard output and standard error steers no terminal."""
+    """Escapes terminal control characters in what this process prints to standard output and standard error."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, SafeStream):
@@ -64,15 +63,15 @@ def guard_output() -> None:
 
 
 class Screen(Console):
-    """A console that may colour and redraw, and escapes what the texts on it have of that.
+    """A console with colours and progress that escapes terminal control characters in texts.
 
     Args:
-        stderr: Whether it is standard error.
+        stderr: Whether to write to standard error instead of standard output.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
         stream = sys.stderr if stderr else sys.stdout
-        # rich leaves bold and dim where NO_COLOR is set, which some terminals show as colours.
+        # With NO_COLOR rich still uses bold and dim, which some terminals show as colours.
         is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") in {"dumb", "unknown"}
         super().__init__(
             file=cast("TextIO", stream.stream if isinstance(stream, SafeStream) else stream),
@@ -90,7 +89,7 @@ class Screen(Console):
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Prints a table; on a narrow terminal its rows one below the other, so that nothing is cut off or torn apart."""
+    """Prints a table; on a narrow terminal one line per cell, so that nothing is cut off."""
     if console.width >= _NARROW:
         console.print(table)
         return

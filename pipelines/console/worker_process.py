@@ -1,8 +1,8 @@
-"""A worker process of Beam's FnApiRunner, which says on standard error only what a person can use.
+"""A worker process of Beam's FnApiRunner without Beam's log messages on standard error.
 
     python -m epithre_beam.pipelines.console.worker_process FORMAT
 
-Beam's own program logs every step, and each failure several times over; here the launcher tells it, once.
+Beam's own worker program logs every step, and each failure several times. Here the launcher reports a failure once.
 """
 
 import io
@@ -13,7 +13,7 @@ from .logs import LogFormat, set_format
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO)  # to the standard error that there is now
+    logging.basicConfig(level=logging.INFO)  # the handler keeps the current standard error
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.WARNING)
         handler.addFilter(lambda record: not record.name.startswith(("apache_beam", "root")))
@@ -24,12 +24,12 @@ def main() -> None:
     try:
         sdk_worker_main.main(sys.argv)
     except BaseException:
-        sys.stderr = real  # why the process itself fails is wanted
+        sys.stderr = real  # show why the process itself fails
         raise
 
 
 class _Nowhere(io.TextIOBase):
-    """Takes the tracebacks that Beam prints beside its log."""
+    """Discards the tracebacks that Beam prints in addition to its log."""
 
     def write(self, text: str) -> int:
         return len(text)

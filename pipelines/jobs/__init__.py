@@ -1,1 +1,1 @@
-"""What a command does, for the command line and for programs."""
+"""The jobs behind the commands, for the command line and for programs."""

@@ -1,4 +1,4 @@
-"""What a run starts from: its references, and the version in force if its vectors may be taken over."""
+"""The base of a run: the listed references, and the current version if its vectors can be reused."""
 
 import contextlib
 import logging
@@ -22,16 +22,16 @@ from ..console.logs import log_event
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """The version in force, as a run sees it."""
+    """The current version, as a run sees it."""
 
     manifest: Manifest | None
-    """None when nothing is published, or its manifest is damaged."""
+    """None when nothing is published, or the manifest is damaged."""
     reasons: tuple[str, ...]
-    """Why its vectors may not be taken over."""
+    """Why its vectors cannot be reused; empty when they can."""
     fingerprint: str | None
-    """Of the model that the run will ask, as far as it is known."""
+    """Fingerprint of the model that embeds this run; None when it is unknown."""
     is_certain: bool
-    """Whether the model is known without asking the server."""
+    """Whether the model is known without a request to the server."""
 
     @property
     def usable(self) -> Manifest | None:
@@ -42,15 +42,15 @@ class Base:
 def compare(
     sources: Sequence[SourceConfig], metadata_types: Mapping[str, str], label: str = "sources"
 ) -> Iterator[Comparison]:
-    """Lists all sources, to be compared with a version.
+    """List all sources, for comparison with a version.
 
     Args:
-        sources: Of the job.
-        metadata_types: The metadata columns of all of them.
-        label: What the job calls them.
+        sources: The job's sources.
+        metadata_types: Type of each metadata column, for all sources.
+        label: Key of the sources in the job file, for errors.
 
     Raises:
-        ConfigError: When a source matches nothing or lacks a column.
+        ConfigError: When a source matches no file or lacks a column.
         SourceError: When a source cannot be read, or two assets of a kind share an id.
     """
     with Comparison(metadata_types) as comparison:
@@ -64,21 +64,21 @@ _NOT_ASKED = "not asked"
 
 
 def find_base(config: CatalogConfig, store: Store, latest: Latest | None, fingerprint: str | None = _NOT_ASKED) -> Base:
-    """The version in force, and whether its vectors may be taken over.
+    """Find the current version and decide whether its vectors can be reused.
 
     Args:
-        config: Of the run.
+        config: The run's configuration.
         store: The catalog.
         latest: LATEST.json; None when nothing is published.
-        fingerprint: What the server said of its model. Not given: it is taken to be the one that it was when the
-            version was made, if it is asked at the same address; the emulator that a run starts is known.
+        fingerprint: Model fingerprint that the server reported. Without it, the fingerprint of the current version
+            is assumed if `embed.base_url` is the same; the fingerprint of the built-in emulator is always known.
     """
     manifest = None
     reasons: tuple[str, ...] = ()
     if latest is not None:
         try:
             manifest = read_manifest(store, latest.version, latest.manifest_sha256)
-        except CatalogError as error:  # its files cannot be trusted, so all is read again
+        except CatalogError as error:  # its files cannot be trusted, so the run reads everything again
             reasons = (str(error).removesuffix("."),)
     is_certain = True
     if fingerprint == _NOT_ASKED:
@@ -92,12 +92,12 @@ def find_base(config: CatalogConfig, store: Store, latest: Latest | None, finger
     if manifest is not None:
         reasons = tuple(differences(manifest, config, fingerprint))
         if not is_certain and manifest.model_fingerprint is not None and not is_loopback(config.embed.base_url):
-            reasons += (f"the vectors came from {manifest.model_fingerprint}, which {config.embed.base_url} is not",)
+            reasons += (f"the vectors were made by {manifest.model_fingerprint}, not by {config.embed.base_url}",)
     return Base(manifest=manifest, reasons=reasons, fingerprint=fingerprint, is_certain=is_certain)
 
 
 def overlap(comparison: Comparison, store: Store, current: Manifest | None) -> Overlap:
-    """How much of a listing the current version has, whatever made its vectors."""
+    """Count the listed assets that the current version also has, whichever model made its vectors."""
     if current is None:
         return Overlap(listed=0, rows=0, shared=0)
     comparison.set_base(store, current, is_reusable=False)
@@ -105,21 +105,21 @@ def overlap(comparison: Comparison, store: Store, current: Manifest | None) -> O
 
 
 def check_adoption(sentence: str | None, *, adopt: bool) -> None:
-    """Logs that another job's catalog is taken over.
+    """Check whether a run may adopt the catalog of another job, and log it if so.
 
     Args:
-        sentence: Why the run is of another job, of `other_job`; None when it is not.
-        adopt: Whether it may take the catalog over.
+        sentence: Why the catalog belongs to another job, from `other_job`; None when it does not.
+        adopt: Whether the run may adopt the catalog.
 
     Raises:
-        OtherJobError: When it may not.
+        OtherJobError: When the catalog belongs to another job and `adopt` is false.
     """
     if sentence is None:
         return
     if not adopt:
         raise OtherJobError(
-            f"{sentence}: nothing was sent. Name another catalog, or take this one over with --adopt; "
-            "a `job:` name in the job's file keeps its catalog whatever its sources are."
+            f"{sentence}: nothing was sent. Name another catalog, or use this one with --adopt. "
+            "Set `job:` in the job file to keep the catalog when the sources change."
         )
     log_event("adopted", logging.WARNING, because=sentence)
 
@@ -131,9 +131,9 @@ def is_whole(
     metadata_types: Mapping[str, str],
     prepare: PrepareConfig | None = None,
 ) -> bool:
-    """Whether a version has all its files, and indexes, columns and settings as they are wanted now.
+    """Return whether a version has all its files, and the indexes, columns and settings that the job asks for.
 
-    On a local disk what readers open is read too: a night without changes must not call a damaged index well.
+    On a local disk the index files are also read, so that a run without changes detects a damaged index.
     """
     prefix = version_folder(manifest.version)
     if manifest.config.get("index") != index.model_dump(mode="json"):

@@ -1,4 +1,4 @@
-"""An index built on its own: from the vectors that a catalog has, or from a folder of vectors from elsewhere."""
+"""Build an index without embedding: from a catalog's own vectors, or from a folder of imported vectors."""
 
 import contextlib
 import os
@@ -37,25 +37,26 @@ _SETTABLE = ("index", "gates", "runner")
 def build_index(
     url: str, overrides: Sequence[str] = (), *, rebuild: bool = False, runner: Runner | None = None
 ) -> Report:
-    """Makes a version with the vectors of the one in force and other settings. Returns the report.
+    """Write a version with the vectors of the current version and new settings, and return its report.
 
-    No source is listed and nothing is sent. Where the settings are what they were and the version is whole, no
-    version is written, and the report says that it is `unchanged`.
+    No source is listed and nothing is sent. If the settings are the same and the current version is complete, no
+    version is written and the report is marked `unchanged`.
 
     Args:
         url: The catalog's path.
-        overrides: `key.path=value` pairs of index, gates and runner; what they do not say stays as it was.
-        rebuild: Write a version even so.
-        runner: Beam's options, and who watches.
+        overrides: `key.path=value` pairs of index, gates and runner; other settings stay as they are.
+        rebuild: Write a version even if nothing changes.
+        runner: Beam's options and the progress callbacks.
 
     Raises:
-        ConfigError: When a setting is wrong, or needs other vectors.
-        UntrustedCatalogError: When the manifest wants a runner or options that this user has not allowed.
+        ConfigError: When a setting is invalid, or needs other vectors.
+        UntrustedCatalogError: When the manifest names a runner or options that this user has not allowed.
         CatalogBusyError: When another run holds the catalog.
         CatalogError: When nothing is published, or the manifest is damaged.
         EpithreBeamError: When nothing was published.
     """
     started_at_s = time.time()
+    runner = runner or Runner()
     url = _absolute(url)
     parse_settings({"catalog": url}, overrides, _SETTABLE)  # before anything is written
     if read_latest(Store(url)) is None:
@@ -63,16 +64,17 @@ def build_index(
     with contextlib.ExitStack() as stack:
         held = hold_catalog(url, stack)
         if held.latest is None:
-            raise CatalogError(f"{url} has no published version any more.")
+            raise CatalogError(f"{url}: the catalog no longer has a published version.")
         manifest = read_manifest(held.store, held.latest.version, held.latest.manifest_sha256)
         config = parse_settings({**manifest.config, "catalog": url}, overrides, _SETTABLE)
         check_rebuild(manifest.config, config, url)
+        runner.check(config.runner, config.beam_options)
         Trust().remember_job(config, before=manifest.config)
         stored = manifest.config.get("index", {}).get("vector_type", "float32")
         if stored not in {config.index.vector_type, "float32"}:
             raise ConfigError(
-                f"index.vector_type cannot be {config.index.vector_type} without embedding again, for the vectors are "
-                f"stored as {stored}: use `run`."
+                f"index.vector_type cannot be {config.index.vector_type}: the vectors are stored as {stored}. "
+                "Use `run` to embed again."
             )
         try:
             if not rebuild and is_whole(held.store, manifest, config.index, manifest.metadata_types):
@@ -101,7 +103,7 @@ def build_index(
             return _write(setup, plan.reused_groups, config, runner)
         except DamagedFileError as error:
             raise CatalogError(
-                f"{error} Nothing was published: `run` makes its vectors anew, `versions rollback` goes back."
+                f"{error} Nothing was published. Use `run` to embed again, or `versions rollback` to go back."
             ) from error
 
 
@@ -116,32 +118,34 @@ def import_vectors(
     adopt: bool = False,
     runner: Runner | None = None,
 ) -> Report:
-    """Makes a version of a new or an existing catalog from Parquet files with `id`, `kind` and vectors.
+    """Write a version of a new or existing catalog from Parquet files with `id`, `kind` and vectors.
 
-    The catalog's assets become those of the folder, as if it were the sources of a run. Returns the report.
+    The folder replaces the catalog's assets, as the sources of a run would. Returns the report.
 
     Args:
         url: The catalog's path.
-        folder: A folder of Parquet files, or one, as a path or fsspec URL.
-        overrides: `key.path=value` pairs of index, gates and runner, and of embed where others embed queries.
-        embedding: The column of vectors; absent: `embedding` or `vector`.
-        model: What made the vectors.
-        metadata: `name:type` of columns that are kept with each asset.
-        adopt: Take the catalog over if it belongs to another job.
-        runner: Beam's options, and who watches.
+        folder: A folder of Parquet files, or a single file, as a path or fsspec URL.
+        overrides: `key.path=value` pairs of index, gates, runner and job, and of embed for the queries.
+        embedding: The column of vectors; None: `embedding` or `vector`.
+        model: Name of the model that made the vectors.
+        metadata: `name:type` of the columns to keep with each asset.
+        adopt: Use the catalog even if it belongs to another job.
+        runner: Beam's options and the progress callbacks.
 
     Raises:
-        ConfigError: When the folder has no files with these columns, or a setting is wrong.
+        ConfigError: When the folder has no files with these columns, or a setting is invalid.
         OtherJobError: When the catalog belongs to another job.
         CatalogBusyError: When another run holds the catalog.
         EpithreBeamError: When nothing was published.
     """
     started_at_s = time.time()
+    runner = runner or Runner()
     url = _absolute(url)
     types = _metadata_types(metadata)
     sections = (*_SETTABLE, "embed", "job")
     raw: dict[str, Any] = {"catalog": url, "embed": {"model": model or UNKNOWN_MODEL}}
     said = parse_settings(raw, overrides, sections)  # before anything is written
+    runner.check(said.runner, said.beam_options)
     with contextlib.ExitStack() as stack:
         held = hold_catalog(url, stack)
         before = None
@@ -161,7 +165,7 @@ def import_vectors(
         dimension = scan.folder.dimension
         if "dimension" in said.embed.model_fields_set and said.embed.dimension != dimension:
             raise ConfigError(
-                f"embed.dimension must be that of the vectors, {dimension}, got {said.embed.dimension}: leave it away."
+                f"embed.dimension must be {dimension} like the vectors, got {said.embed.dimension}. Remove the setting."
             )
         config = parse_settings({**raw, "embed": {**raw["embed"], "dimension": dimension}}, overrides, sections)
         Trust().remember_job(config)
@@ -186,9 +190,9 @@ def import_vectors(
 
 
 def _write(
-    setup: VersionSetup, parts: Sequence[ReusedGroup | ImportedGroup], config: CatalogConfig, runner: Runner | None
+    setup: VersionSetup, parts: Sequence[ReusedGroup | ImportedGroup], config: CatalogConfig, runner: Runner
 ) -> Report:
-    """Writes the version that these parts amount to, and returns its report."""
+    """Write the version made of these parts and return its report."""
 
     def wire(pipeline: Any) -> None:
         import apache_beam as beam
@@ -197,14 +201,14 @@ def _write(
 
         _ = pipeline | "Parts" >> beam.Create((Begin(), *parts)) | "WriteVersion" >> WriteVersion(setup=setup)
 
-    (runner or Runner()).run(setup.run, wire, config.runner, config.beam_options)
+    runner.run(setup.run, wire, config.runner, config.beam_options)
     report: Report = orjson.loads(setup.run.store().read(report_name(setup.run.version)))
     report["every_vector_is_new_because"] = []
     return report
 
 
 def _plan(scan: Scan, gone: Mapping[str, int]) -> Plan:
-    """Everything is new; of the current version only the ids are compared."""
+    """Make a plan in which all assets are new; only ids are compared with the current version."""
     changes = Changes(
         assets=scan.assets,
         size_bytes={},
@@ -220,7 +224,7 @@ def _plan(scan: Scan, gone: Mapping[str, int]) -> Plan:
 
 
 def _absolute(url: str) -> str:
-    """The catalog's place as it stands in the manifest: the same wherever the next command is started."""
+    """Make the catalog's path absolute, so that the manifest does not depend on the working directory."""
     return url if "://" in url or "::" in url else os.path.abspath(Path(url).expanduser())  # noqa: PTH100 - links stay
 
 
@@ -230,12 +234,12 @@ def _metadata_types(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         name, _, kind = pair.rpartition(":")
         if not name or kind not in known:
-            raise ConfigError(f"--metadata takes NAME:TYPE with a type of {', '.join(known)}, got {pair!r}.")
+            raise ConfigError(f"--metadata must be NAME:TYPE with a type of {', '.join(known)}, got {pair!r}.")
         if name in types:
             raise ConfigError(f"--metadata must name each column once, got {name!r} twice.")
         try:
             check_metadata_name(name)
         except ValueError as error:
-            raise ConfigError(f"--metadata {error}.") from None
+            raise ConfigError(f"--metadata: {error}.") from None
         types[name] = kind
     return types

@@ -1,4 +1,4 @@
-"""The demo: drawn pictures and their captions through the main job, then searches in two languages."""
+"""The demo: embed generated images and captions with the main job, then search in two languages."""
 
 import csv
 import os
@@ -38,7 +38,7 @@ _CERTAIN = (
     *(Attributes(colour="brown", shape="house", texture="plain", ground="grass") for _ in range(3)),
 )
 _JOB = """\
-# Written by `epithre-beam demo`. `epithre-beam run job.yaml` runs it again: nothing is paid twice.
+# Written by `epithre-beam demo`. `epithre-beam run job.yaml` runs it again: embedded assets are reused.
 catalog: catalog
 sources:
   - kind: image
@@ -55,12 +55,12 @@ embed:
 
 
 def run_demo(folder: Path, images: int, console: Screen) -> None:
-    """Draws, runs, searches and shows.
+    """Generate images, run the job, search and show the results.
 
     Args:
-        folder: For all that is written; pictures that are there already are drawn over.
-        images: How many to draw, at least 20.
-        console: For what a person sees.
+        folder: Output folder; existing images are overwritten.
+        images: Number of images, at least 20.
+        console: The terminal for the results.
 
     Raises:
         ConfigError: When `images` is too small, or the folder cannot be written.
@@ -68,7 +68,7 @@ def run_demo(folder: Path, images: int, console: Screen) -> None:
     if images < len(_CERTAIN):
         raise ConfigError(f"--images must be at least {len(_CERTAIN)}, got {images}.")
     started = time.monotonic()
-    console.print(f"drawing {images} pictures in {folder}/images", highlight=False)
+    console.print(f"drawing {images} images in {folder}/images", highlight=False)
     try:
         job = write_inputs(folder, images, seed=7)
     except OSError as error:
@@ -83,14 +83,14 @@ def run_demo(folder: Path, images: int, console: Screen) -> None:
     print_hits(console, queries, results)
     page = folder / "results.html"
     write_page(page, queries, results, catalog)
-    console.print(f"the pictures: {page.absolute()}", highlight=False, soft_wrap=True)
+    console.print(f"results page: {page.absolute()}", highlight=False, soft_wrap=True)
     program = "epithre-beam" if shutil.which("epithre-beam") else os.path.relpath(sys.argv[0])
     console.print(f"done in {time.monotonic() - started:.1f} s; try another sentence:", highlight=False)
     console.print(f"  {program} search {folder}/catalog --text 'mobil biru'", highlight=False, soft_wrap=True)
 
 
 def write_inputs(folder: Path, images: int, seed: int) -> Path:
-    """Draws pictures, named after what they show, writes captions and the job; returns the job's path."""
+    """Write images named after their content, captions and the job file; return the path of the job file."""
     rng = np.random.default_rng(seed)
     target = folder / "images"
     target.mkdir(parents=True, exist_ok=True)

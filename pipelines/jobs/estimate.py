@@ -1,7 +1,8 @@
-"""What a run would do and cost, from a listing alone: nothing is read, sent or written."""
+"""Estimate the work and cost of a run from its tables and a listing; no image is opened, nothing sent or written."""
 
 from dataclasses import asdict, dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from rich.table import Table
 from rich.text import Text
@@ -10,6 +11,7 @@ from ...configs import GateConfig, RunConfig
 from ...configs.words import of_count
 from ...index.publish.gates import check_shrinkage, check_turnover
 from ...index.storage.store import Store
+from ...index.vectors.units import ids_to_retry
 from ...index.versions.latest import read_latest
 from ...index.versions.layout import UNITS
 from ...index.versions.layout import unit_name as unit_file
@@ -21,72 +23,76 @@ from ...transforms.planning.embedding_config import embedding_config_hash
 from ...transforms.planning.job_identity import identity_of, other_job
 from ...transforms.planning.plan import iterate_units, unit_name
 from ...transforms.sources.references import references_of
-from .base import compare, find_base, overlap
+from .base import compare, find_base, is_whole, overlap
+from .launch import Runner
 
 _FP16 = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run would do. Requests assume that pictures need not be shrunk and nothing is refused."""
+    """The work and cost of a run. Requests are counted as if no image is resized and no input is refused."""
 
     assets: dict[str, int]
     source_bytes: dict[str, int]
     passed_over: str
-    """What folders of the sources hold that is not taken, such as `4 files (.avif, .jfif), 1 linked folder`."""
+    """Files in the source folders that are skipped, such as `4 files (.avif, .jfif), 1 linked folder`."""
     base: str | None
-    """The version whose vectors are taken over."""
+    """The version whose vectors are reused."""
     every_vector_is_new_because: list[str]
-    """Why those of the version in force may not be taken over; empty when they may, or there is none."""
+    """Why the vectors of the current version cannot be reused; empty when they can, or there is no version."""
     uncertain_because: str | None
-    """Why all may be new after all: the server is another than the one that was asked, and a plan asks nobody."""
+    """Why all vectors may be new: the server's address changed, and a plan sends no request to check its model."""
     another_job: str | None
     """Why a run would be refused: the catalog belongs to another job; None when it does not."""
     gate_failures: list[str]
-    """What the guards against shrinking and turnover would say."""
+    """Failures of the gates on shrinkage and turnover."""
     possible_gate_failures: list[str]
-    """What the guard against turnover would say if all files that look changed are."""
+    """Failures of the turnover gate if every file that looks changed is changed."""
     unchanged: int
-    """Taken over without being read."""
+    """Assets that are reused without being read."""
     dead: int
-    """Failed for a reason of their own in the version in force, unchanged since: not tried again."""
+    """Unchanged assets with a permanent failure in the current version; they are not retried."""
     new: int
     differing: int
-    """Of known assets: those with another fingerprint or place, and those that failed for a reason of the moment."""
+    """Known assets with another fingerprint or location, or with a transient failure in the current version."""
     prepared_anew: dict[str, int]
-    """Unchanged assets by the reason for which they may be sent otherwise than they were: read, and sent if so."""
+    """Unchanged assets to prepare again, by reason: they are read, and sent if the prepared content differs."""
     deleted: int
-    """Rows that would be dropped."""
+    """Rows that the new version drops."""
     likely_moved: int
-    """Of the new ones: files that look like known ones under another name, which would be read and not sent."""
+    """New files that look like renamed known files; they are read and not sent."""
     other_metadata: int
     units: int
     units_done: int
-    """Paid for by an earlier run that ended before it wrote its version."""
+    """Units embedded by an earlier run that stopped before it wrote its version."""
     assets_to_read: int
     assets_to_send: int
-    """At most: contents that are known already are found out only when they are read, and are not sent."""
+    """Upper bound: known contents are detected only when they are read, and are not sent."""
     requests: int
     upload_bytes: int
     minutes_at_limit: float | None
-    """At the configured limits; None when there are none."""
+    """Minutes at the configured rate limits; None without limits."""
     cost: float | None
-    """At the configured prices; None when there are none. Tokens are estimated."""
+    """Cost at the configured prices, with estimated tokens; None without prices."""
     vectors_bytes: int
     index_bytes: int
+    writes_nothing: bool
+    """Nothing changed, so a run would end after the listing."""
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
 def estimate(config: RunConfig) -> Estimate:
-    """Estimates a run.
+    """Estimate a run.
 
     Raises:
-        ConfigError: When a source matches nothing.
-        SourceError: When an id stands twice.
-        CatalogError: When LATEST.json is damaged: a run would not start either.
+        ConfigError: When a source matches no file, or Beam does not know the runner.
+        SourceError: When an id is a duplicate.
+        CatalogError: When LATEST.json is damaged; a run would not start either.
     """
+    Runner().check(config.runner, config.beam_options, is_run=False)
     store = Store(config.catalog)
     found = find_base(config, store, read_latest(store))
     embed = config.embed
@@ -112,18 +118,24 @@ def estimate(config: RunConfig) -> Estimate:
         done_units = set(store.names(UNITS)) if changes.todo else set()
         for part in iterate_units(comparison.todo(), embed.unit_references):
             units += 1
-            if unit_file(unit_name(part, made_with)) in done_units:
-                done += 1
-                continue
+            if unit_file(name := unit_name(part, made_with)) in done_units:
+                again = ids_to_retry(store, name, retry_dead=embed.retry_dead)
+                if again == set():
+                    done += 1
+                    continue
+                if again is not None:  # left by a spending limit or by transient failures
+                    part = part.filter(pc.is_in(part.column("asset_id"), pa.array(sorted(again))))  # noqa: PLW2901
             to_read += len(part)
-            # Contents that are known by their hash need not be sent, and the same one is sent once.
+            # Texts with a known hash are not sent, and duplicates are sent once.
             is_text = pc.starts_with(part.column("fingerprint"), "sha256:").to_numpy(zero_copy_only=False)
             seen = set(known)
             sent = []
-            for row, (name, hashed) in enumerate(zip(part.column("fingerprint").to_pylist(), is_text, strict=True)):
-                if not hashed or name not in seen:
+            for row, (fingerprint, hashed) in enumerate(
+                zip(part.column("fingerprint").to_pylist(), is_text, strict=True)
+            ):
+                if not hashed or fingerprint not in seen:
                     sent.append(row)
-                    seen.add(name)
+                    seen.add(fingerprint)
             references = references_of(part)
             requests += len(cut_batches([(i, references[i]) for i in sent], embed, config.prepare))
             to_send += len(sent)
@@ -131,6 +143,13 @@ def estimate(config: RunConfig) -> Estimate:
             texts = part.column("kind")[0].as_py() == "text"
             tokens += sum(-(-(r.size_bytes or 0) // 4) if texts else IMAGE_TOKENS for r in chosen)
             upload += sum(r.size_bytes or 0 for r in chosen) * (1 if texts else 4 / 3)
+        writes_nothing = (
+            found.usable is not None
+            and found.is_certain
+            and another_job is None
+            and changes.is_nothing
+            and is_whole(store, found.usable, config.index, config.metadata_types, config.prepare)
+        )
     limits = (
         (requests, embed.requests_per_minute),
         (to_send, embed.items_per_minute),
@@ -143,7 +162,8 @@ def estimate(config: RunConfig) -> Estimate:
     if found.usable is not None and not found.is_certain:
         before = found.usable.config.get("embed", {}).get("base_url")
         uncertain = (
-            f"embed.base_url was {before} and is {embed.base_url}: if that serves another model, all is paid anew"
+            f"embed.base_url changed from {before} to {embed.base_url}: "
+            "if it serves another model, all assets are sent again"
         )
     return Estimate(
         assets=dict(changes.assets),
@@ -173,13 +193,14 @@ def estimate(config: RunConfig) -> Estimate:
         cost=embed.cost(requests=requests, items=to_send, tokens=tokens),
         vectors_bytes=rows * embed.dimension * bytes_each,
         index_bytes=rows * embed.dimension * _FP16,
+        writes_nothing=writes_nothing,
     )
 
 
 def _foresee(
     comparison: Comparison, changes: Changes, current: Manifest | None, gates: GateConfig
 ) -> tuple[list[str], list[str]]:
-    """What the guards would say of a listing, and what they might once its files are read."""
+    """Return the gate failures of a listing, and those possible once its files are read."""
     if current is None:
         return [], []
     before = current.counts.per_kind
@@ -192,52 +213,63 @@ def _foresee(
     return [*check_shrinkage(left, before, gates), *foreseen], may
 
 
+def _time_words(minutes: float | None) -> str:
+    if minutes is None:
+        return "no limit is configured"
+    seconds = minutes * 60
+    if seconds < 1:
+        return "under 1 s (the rate limit allows it)"
+    return (f"at least {seconds:,.0f} s" if seconds < 120 else f"at least {minutes:,.1f} minutes") + " at the limit"
+
+
 def plan_table(found: Estimate) -> Table:
-    """The estimate for a person."""
+    """Format an estimate for the terminal."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for kind, count in found.assets.items():
         table.add_row(kind, f"{of_count(count, 'asset')}, {of_count(found.source_bytes[kind], 'byte')}")
     if found.passed_over:
-        table.add_row("passed over", Text(f"{found.passed_over}: name them with a pattern to take them"))
+        table.add_row("skipped", Text(f"{found.passed_over}: add a pattern that matches them to include them"))
     for reason in found.every_vector_is_new_because:
-        table.add_row("all is new", Text(f"no vector of the version in force is taken over: {reason}"))
+        table.add_row("all is new", Text(f"no vector of the current version can be reused: {reason}"))
     if found.uncertain_because is not None:
         table.add_row("not certain", Text(found.uncertain_because))
     if found.another_job is not None:
-        table.add_row("another job", Text(f"the run would be refused without --adopt: {found.another_job}."))
+        table.add_row("another job", Text(f"the run will fail without --adopt: {found.another_job}."))
     for reason in found.gate_failures:
-        table.add_row("held back", Text(f"the version would not be published by itself: {reason}"))
+        table.add_row("gate", Text(f"the version will be held and not published: {reason}"))
     for reason in found.possible_gate_failures:
-        table.add_row("not certain", Text(f"if what is to be looked at again has another content: {reason}"))
+        table.add_row("not certain", Text(f"if the files to check have new content: {reason}"))
     if found.base is not None:
         moved = (
             f" ({of_count(found.likely_moved, 'looks like a known file', 'look like known files')} under another name)"
             if found.likely_moved
             else ""
         )
+        touched = " (modified: perhaps only touched)" if found.differing else ""
         table.add_row(
             "changes",
-            f"{found.unchanged:,} unchanged, {found.new:,} new{moved}, {found.differing:,} to look at again, "
-            f"{found.deleted:,} gone, {found.other_metadata:,} with other metadata, since {found.base}",
+            f"{found.unchanged:,} unchanged, {found.new:,} new{moved}, {found.differing:,} to check{touched}, "
+            f"{found.deleted:,} deleted, {found.other_metadata:,} with other metadata, since {found.base}",
         )
     for reason, count in found.prepared_anew.items():
-        words = f"{of_count(count, 'unchanged asset')} to read again, and to send only where that makes other pixels"
+        words = f"{of_count(count, 'unchanged asset')} to read again, and to send only if the pixels differ"
         table.add_row("prepared anew", Text(f"{words}: {reason}"))
     if found.dead:
-        table.add_row("dead", f"{found.dead:,} failed before for a reason of their own and are not tried again")
-    done = f", {found.units_done:,} of {of_count(found.units, 'unit')} paid for already" if found.units_done else ""
+        table.add_row("dead", f"{found.dead:,} have a permanent failure and are not retried")
+    if found.writes_nothing:
+        table.add_row("run", "nothing changed; a run would write nothing")
+        return table
+    done = f", {found.units_done:,} of {of_count(found.units, 'unit')} already embedded" if found.units_done else ""
     table.add_row("to read", f"{of_count(found.assets_to_read, 'asset')}{done}")
-    requests = of_count(found.requests, "request")
-    table.add_row("to send", f"at most {of_count(found.assets_to_send, 'asset')} in about {requests}")
-    table.add_row("upload", f"about {found.upload_bytes:,} bytes")
-    words = "no limit is configured"
-    if found.minutes_at_limit is not None:
-        seconds = found.minutes_at_limit * 60
-        words = f"at least {seconds:,.0f} s" if seconds < 120 else f"at least {seconds / 60:,.1f} minutes"
-        words += " at the limit"
-    table.add_row("time", words)
+    if found.requests:
+        requests = f"about {of_count(found.requests, 'request')}, plus a few to test the API"
+        table.add_row("to send", f"at most {of_count(found.assets_to_send, 'asset')} in {requests}")
+        table.add_row("upload", f"about {found.upload_bytes:,} bytes; more if images must be converted")
+        table.add_row("time", _time_words(found.minutes_at_limit))
+    else:
+        table.add_row("to send", "nothing")
     if found.cost is not None:
         table.add_row("cost", f"about {found.cost:,.2f} at the configured prices")
     table.add_row("vectors", f"{found.vectors_bytes:,} bytes in the new version")

@@ -1,4 +1,4 @@
-"""`evaluate`: what a catalog's answers to labelled queries are worth, and whether model or index is to blame."""
+"""`evaluate`: rate search results against labelled queries, and separate errors of model and index."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -56,41 +56,41 @@ _IMAGES_BYTES = 8 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What an evaluation is to find out."""
+    """The parameters of an evaluation."""
 
     pairs: Path
     ks: tuple[int, ...] = (1, 5, 10)
     merge: Merge | None = None
-    """Judge the list of all kinds, too, put in order so."""
+    """Also rate one list of all kinds, merged in this way."""
     confidence: float = 0.95
     drop_unknown: bool = False
     address: ApiAddress | None = None
-    """Where queries are embedded for the first catalog, if not as its manifest says."""
+    """Address that embeds queries for the first catalog; None: as its manifest says."""
 
 
 class CatalogPlace(NamedTuple):
-    """A catalog that is judged."""
+    """A catalog to rate."""
 
     url: str
     version: str | None
-    """None: the published one."""
+    """None: the current version."""
 
 
 def evaluate(places: Sequence[CatalogPlace], question: Question) -> Evaluation:
-    """Judges one catalog, or two by the same pairs.
+    """Rate one catalog, or two against the same labels.
 
     Args:
         places: One catalog, or two.
-        question: What to find out.
+        question: The parameters.
 
     Returns:
-        `pairs`, `ks`, `depth`, `confidence`, `merge`, `catalogs`, and `directions`: by name (`text->image`; with a
-        merge also `text->all`), what `compare_figures` gives, with `queries`, `relevant`, `dead` (of each catalog),
-        `curve` (recall of exact search, by the length of the list), `words`, `failing`, and `worst`, the queries that
-        fail most.
+        A document with `pairs`, `ks`, `depth`, `confidence`, `merge`, `catalogs` and `directions`. `directions` has,
+        by name (`text->image`; with a merge also `text->all`), the result of `compare_figures` with `queries`,
+        `relevant`, `dead` (of each catalog), `curve` (recall of exact search by length of the list), `words`,
+        `failing`, and `worst`, the queries with the lowest scores.
 
     Raises:
-        ConfigError: When the file of pairs is wrong.
+        ConfigError: When the file of pairs is invalid.
         CatalogError: When a catalog cannot be opened, or its vectors cannot be read.
         QueryError: When a query cannot be embedded.
     """
@@ -133,13 +133,13 @@ def evaluate(places: Sequence[CatalogPlace], question: Question) -> Evaluation:
 
 
 def _names(catalogs: Sequence[NamedCatalog]) -> list[str]:
-    """What the catalogs are called in sentences: two versions of one by the version."""
+    """Return display names of the catalogs; two versions of one catalog are named by version."""
     urls = [url for url, _ in catalogs]
     return urls if len(set(urls)) == len(urls) else [catalog.version for _, catalog in catalogs]
 
 
 def _embedding_config(catalog: Catalog) -> object:
-    """What decides which vector a query gets."""
+    """Return the settings that determine a query's vector."""
     manifest = catalog.manifest
     embed = manifest.config.get("embed", {})
     asked = [embed.get(name) for name in ("base_url", "dialect", "input_type")]
@@ -149,7 +149,7 @@ def _embedding_config(catalog: Catalog) -> object:
 def _vectors(
     url: str, catalog: Catalog, placed: PlacedLabels, number: int, question: Question, known: Subject | None
 ) -> npt.NDArray[np.float32]:
-    """The queries as the catalog's model sees them: assets by their stored vectors, all others are sent."""
+    """Return the query vectors: assets have stored vectors, other queries are embedded."""
     vectors = np.zeros((len(placed.queries), catalog.dimension), np.float32)
     sent = [i for i, query in enumerate(placed.queries) if query.asset_id is None]
     if known is not None:
@@ -202,13 +202,13 @@ def _rate(
 
 @dataclass(frozen=True, kw_only=True)
 class _Answers:
-    """What a catalog finds for all queries."""
+    """The hits of one catalog for all queries."""
 
     exact: Lists
     index: Mapping[int, Lists]
-    """By the length that was asked for."""
+    """By k."""
     resolved: Mapping[int, Lists]
-    """The lists of exact search with near ties as the index has them, by the same length."""
+    """Hits of exact search with near ties in the order of the index, by k."""
 
 
 def _search(subject: Subject, kind: str, ks: Sequence[int]) -> _Answers:
@@ -242,7 +242,7 @@ def _rate_direction(
     by_index = found.rows[positions]
     quality, possible = (part[f"ndcg@{longest}"] for part in (figures[0].index, figures[0].resolved))
     rank, exact_rank = first_ranks(by_index, right), first_ranks(exact, right)
-    # The worst first; of those that find nothing, those first whose right asset is furthest away.
+    # The worst first; among queries that find nothing, the one whose relevant asset is furthest away.
     place, exact_place = (np.where(ranks > 0, ranks, DEPTH + 1) for ranks in (rank, exact_rank))
     order = np.lexsort((np.arange(len(quality)), -exact_place, -place, quality))
     failing = quality < 1 - 1e-9
@@ -314,16 +314,16 @@ def _query(query: LabelledQuery, subject: Subject, placed: PlacedLabels, positio
 
 
 def write_page(path: Path, document: Evaluation) -> None:
-    """Writes the page, with small pictures of what fails where they are at hand.
+    """Write the HTML page, with thumbnails of failed queries where images are available.
 
     Raises:
-        ConfigError: When it cannot be written.
+        ConfigError: When the page cannot be written.
     """
     from ...transforms.evaluation.page import render_evaluation
     from ...transforms.viewing.image_sources import ImageSources
     from ...transforms.viewing.small_images import data_urls
 
-    document = copy.deepcopy(document)  # the pictures are the page's alone
+    document = copy.deepcopy(document)  # only the page has the thumbnails
     failures = [failure for figures in document["directions"].values() for failure in figures["worst"]]
     things = [thing for one in failures for thing in (one["query"], *one["relevant"], *one["found"])]
     asked = [one["query"]["uri"] for one in failures if one["query"]["kind"] == "image"]
@@ -342,7 +342,7 @@ def write_page(path: Path, document: Evaluation) -> None:
 
 
 def _read_image(catalog: Catalog, sources: "ImageSources", thing: Thing, asked: Sequence[str | None]) -> "Read | None":
-    """Reads the picture of an asset, or one that the labels ask with; None where there is none."""
+    """Return a reader of an asset's or a labelled query's image; None when there is none."""
     if thing["kind"] != "image" or thing["uri"] is None:
         return None
     row = None if thing["asset_id"] is None else catalog.find_asset("image", thing["asset_id"])
@@ -380,7 +380,7 @@ def print_evaluation(console: Console, document: Evaluation) -> None:
             table.add_column(name, justify="right")
         for figure in first["index"]:
             if figure.startswith("ndcg") and not figure.endswith(f"@{document['ks'][-1]}"):
-                continue  # the page and the document have them
+                continue  # the page and the JSON document have them
             table.add_row(figure, *(Text(say(intervals[figure])) for say, intervals in columns.values()))
         print_table(console, table)
         for sentence in figures["words"]:

@@ -1,4 +1,4 @@
-"""What jobs that write have in common: holding the folder that is written, and running the pipeline."""
+"""Shared by jobs that write: hold the output folder, and run the pipeline."""
 
 import contextlib
 import logging
@@ -19,63 +19,64 @@ from ...index.versions.manifest import read_manifest
 from ...transforms.workers.failures import failure_in, failure_of
 from ...transforms.workers.progress import LaneProgress, read_progress
 from ...transforms.workers.run_folder import RunFolder
-from .beam_options import parsed_options
+from .beam_options import check_job_server, parsed_options
 from .places import misplaced
 from .remote_jobs import RemoteJob, under_way
-from .runner_errors import message_of
+from .runner_errors import advised, message_of
 from .worker_processes import ask_loopback_directly, process_runner, run_to_its_end, uses_processes
 
 _RECORDS_HELD = 100
+_DEFAULT_RUNNER = "FnApiRunner"
 
 Watch = Callable[[list[LaneProgress]], None]
-"""Is told every half second what the lanes say of themselves."""
+"""Called every half second with the progress of all lanes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """A folder that this process holds for a run, and the version that the run is to write."""
+    """A folder that this process holds for a run, and the version that the run writes."""
 
     run: RunFolder
     latest: Latest | None
-    """LATEST.json when the catalog was taken."""
+    """LATEST.json at the time the folder was acquired."""
     stack: contextlib.ExitStack = field(repr=False)
-    """What is to be undone when the run is over, however it ends."""
+    """Clean-up at the end of the run, successful or not."""
 
     @property
     def store(self) -> Store:
         return self.run.store()
 
     def again(self) -> "Held":
-        """The same folder, for another version: the one before could not be finished."""
+        """Start another version in the same folder, because the previous one could not be finished."""
         run = replace(self.run, version=_new_version(self.store, self.latest, self.stack))
         run.begin()
         return replace(self, run=run)
 
 
 def hold_catalog(url: str, stack: contextlib.ExitStack) -> Held:
-    """Holds a catalog until the end of `stack`.
+    """Hold a catalog until `stack` closes.
 
     Raises:
-        ConfigError: When there can be no catalog at this place.
+        ConfigError: When no catalog can exist at this location.
         CatalogBusyError: When another run holds it.
-        CatalogError: When its LATEST.json was lost.
+        CatalogError: When its LATEST.json is missing.
         UnwritableError: When it cannot be written.
     """
     return hold_folder(url, "catalog", stack, _read_latest)
 
 
 def hold_folder(url: str, label: str, stack: contextlib.ExitStack, read: Callable[[Store], Latest | None]) -> Held:
-    """Holds a folder that one run at a time may write, until the end of `stack`.
+    """Hold a folder that one run at a time may write, until `stack` closes.
 
     Args:
         url: The folder.
-        label: What the user calls it.
-        stack: Gives it back.
-        read: What is in force there, called when it is held: what another run publishes before it lets go is what
-            this one starts from.
+        label: Name of the folder in the configuration.
+        stack: Releases the folder when it closes.
+        read: Reads the current version. It is called while the folder is held, so that the run starts from what the
+            previous run published.
 
     Raises:
-        ConfigError: When there can be no such folder at this place.
+        ConfigError: When the folder cannot exist at this location.
         CatalogBusyError: When another run holds it.
         UnwritableError: When it cannot be written.
     """
@@ -83,24 +84,24 @@ def hold_folder(url: str, label: str, stack: contextlib.ExitStack, read: Callabl
     run = RunFolder(url=store.url, version="", label=label)
     try:
         stack.enter_context(hold(store, "run", label=label))
-        store.delete(RUNS)  # what runs that were killed left behind
+        store.delete(RUNS)  # left behind by runs that were killed
         latest = read(store)
         run = replace(run, version=_new_version(store, latest, stack))
-        run.begin()  # a run whose work cannot be kept must not be paid
+        run.begin()  # fails before anything is sent if the folder cannot be written
     except OSError as error:
         raise misplaced(label, store, error) or run.unwritable(error) from error
     return Held(run=run, latest=latest, stack=stack)
 
 
 def _read_latest(store: Store) -> Latest | None:
-    """LATEST.json. None in a catalog that is new; in one that had a version in force a file is missing."""
+    """Read LATEST.json; None in a new catalog. Raises CatalogError when a catalog with history has none."""
     latest = read_latest(store)
     names = existing_versions(store) if latest is None else []
     for version in names:
-        if _previous(store, version) in names:  # which must have been in force then
+        if _previous(store, version) in names:  # a version is based only on a published one
             raise CatalogError(
-                f"{store.url}/LATEST.json is missing, though {version} was made after another version: "
-                "`epithre-beam versions list` shows them, and `versions publish` puts one in force again."
+                f"{store.url}/LATEST.json is missing, but {version} was written after a published version. "
+                "List the versions with `epithre-beam versions list`, and publish one with `versions publish`."
             )
     return latest
 
@@ -113,14 +114,14 @@ def _previous(store: Store, version: str) -> str | None:
 
 
 def _new_version(store: Store, latest: Latest | None, stack: contextlib.ExitStack) -> str:
-    """A name for the version to be written; what is left of one that was not finished goes at the end of `stack`."""
+    """Return the name of the next version; an unfinished version is removed when `stack` closes."""
     version = next_version(max([*existing_versions(store), latest.version if latest else ""]) or None)
     stack.callback(_forget, store, version)
     return version
 
 
 def _forget(store: Store, version: str) -> None:
-    """Removes what a run needs only while it lasts, and a version that it did not finish."""
+    """Remove a run's temporary files, and its version if it is unfinished."""
     with contextlib.suppress(Exception):
         store.delete(run_folder(version))
         if store.size(manifest_name(version)) is None:
@@ -133,36 +134,56 @@ def software() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Runner:
-    """How the pipelines of a command are run, and who watches them."""
+    """How a command runs its pipelines: Beam's options and the progress callbacks."""
 
     beam_options: Sequence[str] = ()
-    """Beam's own command-line options; they go over those of the job."""
+    """Beam's own command-line options; they override those of the job."""
     watch: Watch | None = None
     expect: Callable[[int], None] | None = None
-    """Is told how many assets are to be embedded, before a worker says so."""
+    """Called with the number of assets to embed, before a worker reports progress."""
 
-    def run(self, run: RunFolder, wire: Callable[[Any], None], runner: str, beam_options: Sequence[str] = ()) -> None:
-        """Runs what `wire` puts into a pipeline, to its end.
+    def check(self, runner: str, beam_options: Sequence[str] = (), *, is_run: bool = True) -> None:
+        """Check the runner and Beam's options, before anything is listed or sent.
 
         Args:
-            run: Whose folder has what workers say.
-            wire: Is given the pipeline.
-            runner: Beam's name of the runner, of the job.
-            beam_options: Of the job.
+            runner: Beam's name of the job's runner.
+            beam_options: Beam's options in the job.
+            is_run: Whether a run follows, so that the job server must answer.
 
         Raises:
-            ConfigError: When Beam does not take the options.
-            EpithreBeamError: What stopped a worker; a `DefectError` with its traceback if nobody foresaw it.
+            ConfigError: When Beam does not know the runner or an option, or rejects a value.
+            RunnerError: When no job server answers at `--job_endpoint`.
+        """
+        if runner == _DEFAULT_RUNNER and not beam_options and not self.beam_options:
+            return  # without an import of Beam, which takes seconds
+        options = self._parsed(runner, beam_options)
+        if is_run:
+            check_job_server(options)
+
+    def _parsed(self, runner: str, beam_options: Sequence[str]) -> Any:
+        return parsed_options([f"--runner={runner}", *beam_options, *self.beam_options])
+
+    def run(self, run: RunFolder, wire: Callable[[Any], None], runner: str, beam_options: Sequence[str] = ()) -> None:
+        """Run a pipeline to its end.
+
+        Args:
+            run: Folder with the progress and failures of workers.
+            wire: Adds the steps to the pipeline.
+            runner: Beam's name of the job's runner.
+            beam_options: Beam's options in the job.
+
+        Raises:
+            ConfigError: When Beam rejects the options.
+            EpithreBeamError: The error that stopped a worker; a `DefectError` with the traceback if it is unexpected.
             RunnerError: When the runner itself failed.
         """
         ask_loopback_directly()
-        # Beam takes seconds to import; a run that finds nothing changed should not wait for it.
+        # Importing Beam takes seconds; a run without changes does not need it.
         import apache_beam as beam
-        from apache_beam.options.pipeline_options import SetupOptions
+        from apache_beam.options.pipeline_options import SetupOptions, StandardOptions
 
-        said = (option.partition("=")[2] for option in self.beam_options if option.startswith("--runner="))
-        runner = next(said, runner)
-        options = parsed_options([f"--runner={runner}", *beam_options, *self.beam_options])
+        options = self._parsed(runner, beam_options)
+        runner = str(options.view_as(StandardOptions).runner)
         options.view_as(SetupOptions).save_main_session = False
         has_processes = runner == "FnApiRunner" and uses_processes(options)
         try:
@@ -182,19 +203,19 @@ class Runner:
                     with under_way(RemoteJob(place=_place(options, runner), stop=run.end)) as job:
                         job.submit(pipeline.run).wait_until_finish()
         except Exception as error:
-            # What a worker wrote comes first: a runner adds pages of its own to what it passes on.
+            # Prefer the error that a worker recorded: runners add pages of their own text.
             if (failure := failure_of(run) or failure_in(str(error))) is not None:
                 pages.forget()
                 raise failure from None
-            if isinstance(error, EpithreBeamError):  # before there was a worker to note it
+            if isinstance(error, EpithreBeamError):  # raised before a worker started
                 raise
-            raise RunnerError(f"The runner {runner} failed: {message_of(error)}") from error
+            raise RunnerError(f"The runner {runner} failed: {advised(message_of(error))}") from error
         finally:
             pages.report()
 
 
 class _RunnersErrors(logging.Filter):
-    """What a runner logs as errors while it runs a pipeline, held until it is known whether a worker told it better."""
+    """Buffers errors that a runner logs, and drops them if a worker recorded a better error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,14 +244,14 @@ class _RunnersErrors(logging.Filter):
         self._records.clear()
 
     def report(self) -> None:
-        """Logs what is still held."""
+        """Log the buffered records."""
         while self._records:
             record = self._records.popleft()
             logging.getLogger(record.name).handle(record)
 
 
 def _is_local(runner: Any) -> bool:
-    """Whether a runner works in this process, and ends with it."""
+    """Return whether a runner works in this process and ends with it."""
     from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner, SwitchingDirectRunner
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
@@ -238,7 +259,7 @@ def _is_local(runner: Any) -> bool:
 
 
 def _place(options: Any, runner: str) -> str:
-    """Where a job runs, for people."""
+    """Return where a job runs, for messages."""
     said = options.get_all_options()
     names = ("job_endpoint", "flink_master", "spark_master_url", "dask_client_address", "project")
     return next((str(said[name]) for name in names if said.get(name) not in {None, "", "[auto]"}), runner)
@@ -253,7 +274,7 @@ def _watching(read: Callable[[], list[LaneProgress]], watch: Watch | None) -> It
 
     def look() -> None:
         while not over.wait(0.5):
-            with contextlib.suppress(Exception):  # progress is a courtesy and must not stop a run
+            with contextlib.suppress(Exception):  # a failure to show progress must not stop a run
                 watch(read())
 
     thread = threading.Thread(target=look, daemon=True)
@@ -264,4 +285,4 @@ def _watching(read: Callable[[], list[LaneProgress]], watch: Watch | None) -> It
         over.set()
         thread.join(timeout=5)
         with contextlib.suppress(Exception):
-            watch(read())  # the last word of a run that failed; one that published has cleared it away
+            watch(read())  # the last progress of a failed run; a published run has removed it

@@ -1,4 +1,4 @@
-"""`look`: contact sheets of what queries find, and a map of a catalog, for a person's eyes."""
+"""`look`: contact sheets of hits, and a map of a catalog."""
 
 import time
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from .search import NamedQuery, read_hit, search, write_page
 
 _MAP_IMAGE_PIXELS = 112
 _MAP_IMAGES_BYTES = 12 << 20
-"""Of all small pictures in a page together; the marks beyond have none."""
+"""Limit of all thumbnails in a page together; points beyond it have no thumbnail."""
 
 
 def make_sheet(
@@ -36,7 +36,7 @@ def make_sheet(
     merge: Merge,
     address: ApiAddress | None = None,
 ) -> None:
-    """Searches, and lays the hits out: as a picture, or as the page that `search --html` writes.
+    """Search, and write the hits as a PNG contact sheet, or as the page of `search --html`.
 
     Raises:
         ConfigError: When the file cannot be written.
@@ -70,12 +70,12 @@ def _cell(hit: Hit, image: Image.Image | None) -> Cell:
 
 
 def make_map(url: str, path: Path, *, points: int, is_aligned: bool, seed: int) -> str:
-    """Writes a catalog's map as one page; returns a sentence that says what is on it.
+    """Write a catalog's map as one HTML page, and return a summary line.
 
     Raises:
         ConfigError: When the page cannot be written.
         CatalogError: When the catalog cannot be opened, or has no assets.
-        ImportError: Without scikit-learn.
+        ImportError: When scikit-learn is not installed.
     """
     import sklearn  # noqa: F401  # before anything is read
 
@@ -108,6 +108,6 @@ def make_map(url: str, path: Path, *, points: int, is_aligned: bool, seed: int) 
         raise ConfigError(unwritable("--map", str(path), error, "Name another file.")) from error
     small = len(images) - images.count(None)
     return (
-        f"{path}: {len(drawn.kinds):,} of {of_count(assets, 'asset')}, {small:,} with a small picture, "
+        f"{path}: {len(drawn.kinds):,} of {of_count(assets, 'asset')}, {small:,} with a thumbnail, "
         f"{len(page.encode()) / 1e6:.1f} MB, in {time.monotonic() - started:.1f} s"
     )

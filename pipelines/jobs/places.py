@@ -1,4 +1,4 @@
-"""What it amounts to that a local folder cannot be begun."""
+"""Distinguish configuration errors from storage failures when a local folder cannot be created."""
 
 import errno
 import os
@@ -13,18 +13,19 @@ _NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT})
 
 
 def misplaced(label: str, store: Store, error: OSError) -> ConfigError | None:
-    """The error of a local folder that cannot be begun, where no other try will change it.
+    """Return the error for a local folder that cannot be created, if a retry cannot succeed.
 
-    None where that is not so: what could be written before will be again, when its disk has room or is mounted.
+    Returns None otherwise: a folder that was written before can be written again, when its disk has space
+    or is mounted.
 
     Args:
-        label: What the user calls the folder.
+        label: Name of the folder in the configuration or on the command line.
         store: The folder.
-        error: From the first write to it.
+        error: The error of the first write.
     """
     if not store.is_local:
         return None
-    was_written = os.path.lexists(os.path.join(store.path(""), LATEST))  # noqa: PTH118 - a path that nobody may look at
+    was_written = os.path.lexists(os.path.join(store.path(""), LATEST))  # noqa: PTH118 - the path may be unreadable
     if error.errno not in (_NO_FOLDER if was_written else _NO_FOLDER | _NOT_ALLOWED):
         return None
     return ConfigError(unwritable(label, store.url, error, "Name a folder that you may write."))

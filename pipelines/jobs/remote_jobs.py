@@ -1,4 +1,4 @@
-"""Jobs that run elsewhere: whoever stops the launcher stops them too, or is told where they run on."""
+"""Jobs on remote runners: stopping the launcher cancels them, or reports where they still run."""
 
 import contextlib
 import threading
@@ -11,29 +11,29 @@ from .runner_errors import message_of
 
 _SUBMIT_S = 10.0
 _CANCEL_S = 15.0
-"""Both together are less than what Kubernetes waits before it kills."""
+"""Both together are shorter than the grace period of Kubernetes ."""
 _LOOK_EVERY_S = 0.1
 _OVER = frozenset({"DONE", "STOPPED", "FAILED", "CANCELLED", "UPDATED", "DRAINED"})
-"""Beam's words for a job that has ended."""
+"""Beam's states of a job that has ended."""
 
 _under_way: "list[RemoteJob]" = []
 
 
 @dataclass(eq=False, kw_only=True)
 class RemoteJob:
-    """A job that an engine runs in processes which outlive the launcher."""
+    """A job whose processes can outlive the launcher."""
 
     place: str
-    """Where it runs: the engine's address, or what it is called."""
+    """The engine's address, or its name."""
     stop: Callable[[], None] = lambda: None
-    """Tells its workers to stop: some engines call a job cancelled and let its workers end what they have, in hours."""
+    """Makes the workers stop: some engines report a job as cancelled while its workers continue for hours."""
     cancel_s: float = _CANCEL_S
-    """So long its end is waited for."""
+    """Seconds to wait for the job to end."""
     _result: Any = field(default=None, init=False, repr=False)
     _is_submitted: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
 
     def submit(self, run: Callable[[], Any]) -> Any:
-        """Calls `run`, which sends the job to the engine, and returns its result, Beam's."""
+        """Call `run`, which sends the job to the engine, and return Beam's pipeline result."""
         try:
             self._result = run()
         finally:
@@ -42,18 +42,18 @@ class RemoteJob:
 
     @property
     def name(self) -> str:
-        """What the engine calls it."""
+        """The job's id at the engine."""
         result = self._result
         found = getattr(result, "_job_id", None)
         found = found or (result.job_id() if callable(getattr(result, "job_id", None)) else None)
         return str(found or "the job")
 
     def cancel(self) -> str:
-        """Cancels it and waits for its end. Returns a sentence that says how that went; never raises."""
-        with contextlib.suppress(Exception):  # the storage may be what fails
+        """Cancel the job and wait for its end. Return a sentence with the outcome; never raise."""
+        with contextlib.suppress(Exception):  # the storage may be failing
             self.stop()
         if not self._is_submitted.wait(_SUBMIT_S):
-            return f"A job was being sent to {self.place} and may run there: look there, and cancel it."
+            return f"A job was being submitted to {self.place} and may run there. Check there, and cancel it."
         if self._result is None:
             return ""
         deadline = time.monotonic() + self.cancel_s
@@ -77,14 +77,14 @@ class RemoteJob:
         if ends.is_set():
             return f"The job {self.name} at {self.place} was cancelled."
         return (
-            f"The job {self.name} could not be cancelled at {self.place} ({why.rstrip('.')}) and may run on there: "
-            "cancel it there."
+            f"The job {self.name} could not be cancelled at {self.place} ({why.rstrip('.')}) and may still run. "
+            "Cancel it there."
         )
 
 
 @contextlib.contextmanager
 def under_way(job: RemoteJob) -> Iterator[RemoteJob]:
-    """The job is one to cancel when this process is stopped, for as long as the block runs."""
+    """Register a job for cancellation while the block runs, in case this process is stopped."""
     _under_way.append(job)
     try:
         yield job
@@ -97,10 +97,10 @@ def any_under_way() -> bool:
 
 
 def places() -> list[str]:
-    """Where jobs run at the moment."""
+    """Return the running jobs and where they run."""
     return [f"{job.name} at {job.place}" for job in list(_under_way)]
 
 
 def cancel_all() -> list[str]:
-    """Cancels what is under way, and waits for its end. Returns a sentence for each job."""
+    """Cancel the running jobs and wait for their end. Return a sentence for each job."""
     return [sentence for job in list(_under_way) if (sentence := job.cancel())]

@@ -1,4 +1,4 @@
-"""The main job: sources in, a published catalog version out."""
+"""The main job: embed the sources and publish a catalog version."""
 
 import contextlib
 import logging
@@ -38,61 +38,61 @@ from .launch import Held, Runner, hold_catalog, software
 
 _log = logging.getLogger(__name__)
 _REUSABLE_VERSIONS = 10
-"""Versions that are looked through for contents; each takes 16 bytes of memory a row."""
+"""Versions searched for reusable contents; each takes 16 bytes of memory per row."""
 _ATTEMPTS = 20
-"""Each leaves out one damaged file."""
+"""Each attempt leaves out one more damaged file."""
 
 
 def run(config: RunConfig, runner: Runner | None = None, *, adopt: bool = False) -> Report:
-    """Runs the job and returns its report, the content of the version's `report.json`.
+    """Run the job and return its report, the content of the version's `report.json`.
 
-    Where nothing has changed since the version in force, no version is written, and the report says that it
-    is `unchanged`. A version that a gate holds is told in `held_back`.
+    If nothing changed since the current version, no version is written and the report is marked `unchanged`. If a
+    gate holds the version, `held_back` in the report has the reasons.
 
     Args:
-        config: What to do.
-        runner: Beam's options, and who watches.
-        adopt: Take the catalog over if it belongs to another job.
+        config: The job.
+        runner: Beam's options and the progress callbacks.
+        adopt: Use the catalog even if it belongs to another job.
 
     Raises:
-        ConfigError: Before anything is sent: a source matches nothing, the key is not set.
+        ConfigError: Before anything is sent: a source matches no file, the key is not set, the runner is unknown.
         OtherJobError: Before anything is sent: the catalog belongs to another job.
         CatalogBusyError: When another run holds the catalog.
-        EpithreBeamError: When nothing was published. What was embedded is kept for the next run.
+        EpithreBeamError: When nothing was published. Finished vectors are kept for the next run.
     """
     started_at_s = time.time()
+    runner = runner or Runner()
+    runner.check(config.runner, config.beam_options)
     with contextlib.ExitStack() as stack:
         held = hold_catalog(config.catalog, stack)
         Trust().remember_job(config)
         comparison = stack.enter_context(compare(config.sources, config.metadata_types))
         if comparison.passed_over:
             log_event("passed_over", what=str(comparison.passed_over))
-        launch = _Launch(
-            config=config, runner=runner or Runner(), comparison=comparison, started_at_s=started_at_s, adopt=adopt
-        )
+        launch = _Launch(config=config, runner=runner, comparison=comparison, started_at_s=started_at_s, adopt=adopt)
         return launch.run(held)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Launch:
-    """A run under way in its launcher."""
+    """One run, in the launcher."""
 
     config: RunConfig
     runner: Runner
     comparison: Comparison
-    """Of what the sources list with a version."""
+    """Compares the listed assets with a version."""
     started_at_s: float
     adopt: bool = False
-    """Whether it may take over another job's catalog."""
+    """Whether the run may use another job's catalog."""
     units: list[Unit] = field(default_factory=list)
-    """Of all attempts."""
+    """Units of all attempts."""
 
     @property
     def elapsed_s(self) -> float:
-        return max(0.0, time.time() - self.started_at_s)  # a clock may have been put back
+        return max(0.0, time.time() - self.started_at_s)  # the clock may have been set back
 
     def run(self, held: Held) -> Report:
-        """Compares, and runs the pipeline; again without a file that turns out damaged. Returns the report."""
+        """Compare, run the pipeline and return the report; retry without any file that turns out to be damaged."""
         config, store, comparison = self.config, held.store, self.comparison
         found = find_base(config, store, held.latest)
         is_taken_over = self._check_job(store, found)
@@ -122,7 +122,7 @@ class _Launch:
             try:
                 return self._write(held, found, endpoint, spent, is_taken_over=is_taken_over)
             except DamagedFileError as error:
-                _log.warning("%s It is left out, and what it held is read again.", error)
+                _log.warning("%s The run ignores this file and reads its assets again.", error)
                 attempts -= 1
                 if not attempts:
                     raise
@@ -132,10 +132,10 @@ class _Launch:
                 held = held.again()
 
     def _check_job(self, store: Store, found: Base) -> bool:
-        """Whether the run takes the catalog over from another job.
+        """Return whether the run adopts the catalog of another job.
 
         Raises:
-            OtherJobError: When it may not.
+            OtherJobError: When adoption is not allowed.
         """
         job = identity_of(self.config)
         sentence = other_job(store.url, found.manifest, job, lambda: overlap(self.comparison, store, found.manifest))
@@ -143,7 +143,7 @@ class _Launch:
         return sentence is not None
 
     def _set_base(self, store: Store, found: Base, damaged: Sequence[str]) -> list[str]:
-        """Compares with the current version, if it can be read; returns its files that can not."""
+        """Compare with the current version, if it is readable; return its damaged files."""
         if found.reasons:
             log_event("all_new", logging.WARNING, because=list(found.reasons))
         if found.manifest is None:
@@ -161,11 +161,11 @@ class _Launch:
         if not is_reusable:
             return list(damaged)
         for name in set(bad) - set(damaged):
-            _log.warning("%s/%s is damaged: what it held is read again.", store.url, name)
+            _log.warning("%s/%s is damaged. The run reads its assets again.", store.url, name)
         return bad
 
     def _write(self, held: Held, found: Base, endpoint: Endpoint | None, spent: int, *, is_taken_over: bool) -> Report:
-        """Writes the version that is to be; without an endpoint where nothing is to be read."""
+        """Write the new version; `endpoint` is None when no asset must be read."""
         config, store = self.config, held.store
         base = found.usable.version if found.usable else None
         fingerprint = endpoint.fingerprint if endpoint else found.fingerprint
@@ -258,15 +258,15 @@ def _wiring(setup: VersionSetup, lane: LaneSetup, plan: Plan) -> Any:
 
 
 def _collect(store: Store, units: Sequence[Unit]) -> None:
-    """Removes the files of units whose rows stand in the version that was just published."""
+    """Remove the files of units whose rows are in the version that was just published."""
     for unit in units:
-        with contextlib.suppress(OSError):  # what is left is collected by age
+        with contextlib.suppress(OSError):  # remaining files are removed later, by age
             store.delete(unit_name(unit.name))
             store.delete(unit_dead_letters_name(unit.name))
 
 
 def _reusable_versions(store: Store, config: RunConfig, fingerprint: str | None, base: str | None) -> tuple[str, ...]:
-    """The version in force and the newest others whose vectors were made as this run makes them."""
+    """Return the current version and the newest others with the same model and settings."""
     found = [] if base is None else [base]
     for version in reversed(existing_versions(store)):
         if len(found) == _REUSABLE_VERSIONS:

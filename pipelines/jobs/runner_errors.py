@@ -1,7 +1,7 @@
-"""What a runner says of a failure, in the one line that says it.
+"""Reduce a runner's error to one line.
 
-A runner's message is pages: tracebacks of Python and Java, logs of other processes, a gRPC call's own form. Its last
-line is seldom the one, and may be a bracket.
+The message of a runner can have pages: tracebacks of Python and Java, logs of other processes, gRPC status text. The
+last line is rarely the cause, and may be a single bracket.
 """
 
 import re
@@ -9,24 +9,27 @@ import re
 _LONGEST = 300
 _WHERE = re.compile(r"\s*\[while running.*")
 _MARGIN = re.compile(r"^(\s*\|)+\s*|^\s*Exception in thread \"[^\"]*\" |^Caused by: ")
-"""Of a group of exceptions, and what Java writes before an error's name."""
+"""Margins of exception groups, and Java's prefixes of an error's name."""
 _ERROR = re.compile(r"([\w$]+[.:])*[\w$]*(Error|Exception|Failure|Exit|Interrupt|Timeout)(: .+|$)")
 _FRAME = re.compile(
     r"at [\w.$/<>]+\(|File \"|Traceback \(most recent|\.\.\. \d+ more|Full log|\^+$|Driver stacktrace|Suppressed: "
     r"|(Exception|BaseException)Group: |\+[-+]"
 )
 _CHAIN = re.compile(r"The above exception was the direct cause|During handling of the above exception")
-"""Python writes the cause first, Java last."""
+"""Python prints the cause first, Java prints it last."""
 _DETAILS = re.compile(r'details = "((?:[^"\\]|\\.)*)"')
 _STATUS = re.compile(r"status = StatusCode\.(\w+)")
 _WORD = re.compile(r"[^\W\d_]{2,}")
+_DOWNLOAD = re.compile(
+    r".*?Unable to fetch remote (?P<what>job server|prism)\b.*? at (?P<url>\S+): (?P<why>.+?)(\. (Also|If no)\b.*|…)?$"
+)
 
 
 def message_of(error: BaseException) -> str:
-    """What an error says, in one line of at most 300 characters.
+    """Return an error's message in one line of at most 300 characters.
 
-    That is a gRPC call's details; else the line that has the name and words of the error that caused the others; else
-    the last line of some words; else what the error says that this one was raised from.
+    The first that exists of: the details of a gRPC status; the line with the name and message of the first cause; the
+    last line with at least two words; the message of the exception that this one was raised from.
     """
     found = _line_of(str(error))
     cause = error.__cause__ or error.__context__
@@ -35,12 +38,22 @@ def message_of(error: BaseException) -> str:
     return _shortened(found) if found else type(error).__name__
 
 
+def advised(message: str) -> str:
+    """Return an error's message with what to do, if Beam could not download its own job server or Prism."""
+    if (found := _DOWNLOAD.match(message)) is None:
+        return message
+    return (
+        f"Beam could not download its {found['what']} from {found['url']} ({found['why']}). Start a job server "
+        "yourself, and use --runner=PortableRunner --job_endpoint=HOST:PORT; see docs/engines.md."
+    )
+
+
 def _line_of(text: str) -> str:
     if (details := _DETAILS.findall(text)) or _STATUS.search(text):
         status = _STATUS.search(text)
         said = _line_of(details[-1].replace("\\n", "\n")) if details and details[-1].strip() else "the call failed"
         return f"{said} ({status[1]})" if status else said
-    # The cause is named before the first link of a chain, if one is named there.
+    # In a chain of Python exceptions, the cause comes before the first link.
     begin, *links = _CHAIN.split(text)
     named = _named(_lines(begin)) if links else []
     lines = _lines(text)

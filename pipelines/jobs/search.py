@@ -1,4 +1,4 @@
-"""Searches a catalog from the command line: a sentence or a picture in, hits out as a table, JSON or a page."""
+"""Search a catalog from the command line by texts or images, and show hits as a table, JSON or an HTML page."""
 
 import json
 from collections.abc import Sequence
@@ -36,10 +36,10 @@ _THUMBNAIL = 320
 
 
 class NamedQuery(NamedTuple):
-    """A query, and what a person calls it."""
+    """A query and its display name."""
 
     words: str
-    """The sentence itself, or the picture's file."""
+    """The text itself, or the path of the image file."""
     content: str | bytes
 
     @property
@@ -61,12 +61,12 @@ def search(
     merge: Merge = "score",
     address: ApiAddress | None = None,
 ) -> tuple[Catalog, list[list[Hit]]]:
-    """Embeds queries with the catalog's own model and settings, and searches; `where` is JSON for `parse_where`.
+    """Embed queries with the catalog's model and settings, and search; `where` is JSON for `parse_where`.
 
     Raises:
-        CatalogError: When the catalog cannot be opened, or the server's model is not the one that made it.
+        CatalogError: When the catalog cannot be opened, or the server's model did not make its vectors.
         QueryError: When a query cannot be embedded.
-        ArgumentError: When `k`, `kinds` or `where` is wrong.
+        ArgumentError: When `k`, `kinds` or `where` is invalid.
     """
     catalog = open_catalog(url)
     condition = None if where is None else parse_where(where, assets_schema(catalog.metadata_types))
@@ -82,11 +82,11 @@ def search(
 def _named(query: NamedQuery | str | bytes, place: int) -> NamedQuery:
     if isinstance(query, NamedQuery):
         return query
-    return NamedQuery(query if isinstance(query, str) else f"picture {place}", query)
+    return NamedQuery(query if isinstance(query, str) else f"image {place}", query)
 
 
 def left_out(catalog: Catalog, kinds: Sequence[AssetKind] | None, where: str) -> list[str]:
-    """A sentence for each kind of which a condition leaves nothing: why there is no hit of it."""
+    """Return a sentence for each kind in which no asset matches a condition."""
     condition = parse_where(where, assets_schema(catalog.metadata_types))
     named = [name for name in catalog.metadata_types if name in _keys(json.loads(where))]
     sentences = []
@@ -95,8 +95,8 @@ def left_out(catalog: Catalog, kinds: Sequence[AssetKind] | None, where: str) ->
         if not len(assets) or len(assets.filter(condition)):
             continue
         absent = [name for name in named if pc.all(pc.is_null(pc.struct_field(assets["metadata"], name))).as_py()]
-        why = f": none has a value of {' or '.join(absent)}" if absent else ""
-        sentences.append(f"No {kind} of the catalog fulfils --where{why}.")
+        why = f": all have null in {' and '.join(absent)}" if absent else ""
+        sentences.append(f"No {kind} of the catalog matches --where{why}.")
     return sentences
 
 
@@ -113,17 +113,17 @@ def embed_for(
     names: Sequence[str],
     address: ApiAddress | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Embeds queries with the model and settings that made a catalog: float32, (queries, dimension), unit norm.
+    """Embed queries with a catalog's model and settings: float32, (queries, dimension), unit norm.
 
     Args:
-        catalog: That is to be searched.
+        catalog: The catalog to search.
         url: Its address, for errors.
-        queries: Sentences, pictures' files, or their paths.
-        names: What errors call each query.
-        address: Another address of the same model.
+        queries: Texts, contents of image files, or paths of image files.
+        names: Name of each query in errors.
+        address: Another address that serves the same model.
 
     Raises:
-        CatalogError: When it is not known what made the catalog, or the server's model is another.
+        CatalogError: When the catalog's model is unknown, or the server has another model.
         QueryError: When a query cannot be embedded.
     """
     with open_query_endpoint(catalog.manifest, url, address) as endpoint:
@@ -131,7 +131,7 @@ def embed_for(
 
 
 def named_queries(texts: Sequence[str], images: Sequence[Path]) -> list[NamedQuery]:
-    """The queries of a command line: sentences, then pictures. Raises ConfigError when there is no such file."""
+    """Return the queries of a command line: texts, then images. Raises ConfigError when a file cannot be read."""
     return [
         *(NamedQuery(text, text) for text in texts),
         *(NamedQuery(str(path), read_query_image(path)) for path in images),
@@ -139,7 +139,7 @@ def named_queries(texts: Sequence[str], images: Sequence[Path]) -> list[NamedQue
 
 
 def read_query_image(path: Path) -> bytes:
-    """Raises ConfigError when there is no such file."""
+    """Read the image file of a query. Raises ConfigError when it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -147,13 +147,13 @@ def read_query_image(path: Path) -> bytes:
 
 
 def hits_table(query: str, hits: Sequence[Hit]) -> Table:
-    """Hits for a terminal."""
+    """Format the hits of a query for the terminal."""
     table = Table(title=Text(query if len(query) <= 120 else query[:119] + "…"), title_justify="left", show_edge=False)
     table.add_column("", justify="right")
     table.add_column("score", justify="right")
     table.add_column("kind")
     table.add_column("id", overflow="fold")
-    # A picture's place says nothing new where its id is the end of it.
+    # An image's URI is redundant when it ends with the id.
     whats = [hit.text if hit.kind == "text" else _place(hit) for hit in hits]
     if any(whats):
         table.add_column("what", overflow="fold")
@@ -169,7 +169,7 @@ def _place(hit: Hit) -> str:
 
 
 def hits_json(queries: Sequence[NamedQuery], results: Sequence[Sequence[Hit]], version: str) -> str:
-    """Hits for programs: one JSON document."""
+    """Format the hits of all queries as one JSON document."""
     document = {
         "version": version,
         "results": [
@@ -181,13 +181,16 @@ def hits_json(queries: Sequence[NamedQuery], results: Sequence[Sequence[Hit]], v
 
 
 def write_page(path: Path, queries: Sequence[NamedQuery], results: Sequence[Sequence[Hit]], catalog: Catalog) -> None:
-    """Writes results as one HTML file with small pictures inside, so that it opens anywhere.
+    """Write results as one HTML file with embedded thumbnails.
 
     Args:
-        path: Of the page.
-        queries: As they were asked.
+        path: Path of the HTML file.
+        queries: The queries.
         results: The hits of each query.
-        catalog: That was searched.
+        catalog: The catalog that was searched.
+
+    Raises:
+        ConfigError: When the file cannot be written.
     """
     with ImageSources(catalog.manifest.config, catalog.url) as sources:
         reads = [read_hit(catalog, sources, hit) for hits in results for hit in hits]
@@ -236,7 +239,7 @@ def _plain(hit: Hit) -> dict[str, Any]:
 
 
 def read_hit(catalog: Catalog, sources: ImageSources, hit: Hit) -> Read | None:
-    """Reads the picture of a hit from the catalog's sources; None for a text."""
+    """Return a reader of a hit's image from the catalog's sources; None for a text."""
     return partial(sources.read, catalog.asset("image", hit.row)) if hit.kind == "image" else None
 
 

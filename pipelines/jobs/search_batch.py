@@ -1,4 +1,4 @@
-"""The bulk search: queries in, Parquet of hits out."""
+"""The bulk search: search many queries and write the hits as Parquet."""
 
 import contextlib
 import hashlib
@@ -62,44 +62,46 @@ from .launch import Held, Runner, hold_folder
 
 _HOLD_S = 900.0
 MARK = "search-batch.json"
-"""Says that a folder is for results, so that what is old in it may be deleted."""
+"""Marks a folder as one of results, in which old files may be deleted."""
 LATEST_RESULT = "LATEST.json"
-"""{"result": the folder of the newest result below `output`}."""
+"""{"result": folder of the newest result below `output`, "results": all that are kept}."""
 
 _log = logging.getLogger(__name__)
 
 
 def search_batch(job: SearchJob, runner: Runner | None = None) -> SearchReport:
-    """Runs the job and returns its report, the content of the result's `report.json`.
+    """Run the job and return its report, the content of the result's `report.json`.
 
-    A result has a name made of all that decides it, so a job that was killed goes on where it was, and one that is
-    done and whose queries and catalog are what they were does nothing again.
+    The name of a result is a hash of its inputs. A job that was killed therefore resumes, and a finished job with the
+    same queries and catalog does no work.
 
     Raises:
-        ConfigError: Before anything is sent: a source matches nothing, the catalog lacks a column.
+        ConfigError: Before anything is sent: a source matches no file, the catalog lacks a column.
         CatalogBusyError: When another run holds the output.
         CatalogError: When the catalog cannot be opened.
-        EpithreBeamError: When there is no result. What was embedded and searched is kept for the next run.
+        EpithreBeamError: When there is no result. Finished work is kept for the next run.
     """
     started_at_s = time.time()
+    runner = runner or Runner()
+    runner.check(job.runner)
     searched = _searched(job)
     _check_output(job.output, Store(job.output))
     with contextlib.ExitStack() as stack:
         _hold(Store(job.catalog), searched.version, stack)
         held = hold_folder(job.output, "output", stack, _mark)
-        report = _Launch(job, searched, held).run(runner or Runner())
+        report = _Launch(job, searched, held).run(runner)
         report["seconds"] = max(0.0, time.time() - started_at_s)
         return report
 
 
 def _mark(output: Store) -> Latest | None:
-    """Says that the folder is for results. None: it has no versions of its own."""
+    """Mark the folder as one of results. Returns None: it has no versions."""
     output.write(MARK, b'{"made_by": "epithre-beam search-batch"}\n')
     return None
 
 
 def _searched(job: SearchJob) -> Manifest:
-    """The manifest of the version that is searched, which must have what the job asks for."""
+    """Return the manifest of the version to search, after checking that it has what the job asks for."""
     store = Store(job.catalog)
     if job.version is None:
         manifest = published_manifest(store)
@@ -110,7 +112,7 @@ def _searched(job: SearchJob) -> Manifest:
         if kind not in kinds:
             raise ConfigError(f"search.kinds must be among those of the catalog, {', '.join(kinds)}, got {kind!r}.")
     if not kinds:
-        raise CatalogError(f"{job.catalog} has no assets in {manifest.version}: there is nothing to search.")
+        raise CatalogError(f"{job.catalog}: version {manifest.version} has no assets to search.")
     for name in job.search.metadata:
         if name not in manifest.metadata_types:
             known = ", ".join(manifest.metadata_types) or "none"
@@ -128,17 +130,17 @@ def _searched(job: SearchJob) -> Manifest:
         raise ConfigError(f"search.{error}") from error
     if job.queries and manifest.model == UNKNOWN_MODEL:
         raise ConfigError(
-            f"{job.catalog} has vectors from elsewhere, and it is not known what made them, so `queries` cannot be "
-            "embedded: give `vectors` of the same model, or name it (`index --from … --model NAME`)."
+            f"queries cannot be embedded: {job.catalog} has imported vectors of an unknown model. "
+            "Use `vectors` of the same model, or name the model (`index --from … --model NAME`)."
         )
     return manifest
 
 
 def _check_output(url: str, output: Store) -> None:
-    """Refuses a folder that has anything but results: what is old in it is deleted, and a catalog has its own names.
+    """Refuse a folder that has anything but results, because old files in it are deleted.
 
     Raises:
-        ConfigError: With what stands there.
+        ConfigError: When the folder has other content.
     """
     try:
         found = output.fs.ls(output.path(""), detail=False)
@@ -151,23 +153,25 @@ def _check_output(url: str, output: Store) -> None:
         return
     other = next((name for name in names if not name.startswith(".")), None)
     if "versions" in names:
-        raise ConfigError(f"output: {url!r} is a catalog. Name a folder of its own for the results.")
+        raise ConfigError(f"output: {url!r} is a catalog. Name a separate folder for the results.")
     if other is not None:
         raise ConfigError(
-            f"output: {url!r} has {other!r} in it, which search-batch did not make. Name a new or empty folder."
+            f"output: {url!r} contains {other!r}, which search-batch did not write. Name a new or empty folder."
         )
 
 
 def _hold(store: Store, version: str, stack: contextlib.ExitStack) -> None:
-    """Keeps the version from being pruned while it is searched, where this process may write there."""
+    """Protect the version from pruning during the search, if this process may write to the catalog."""
     try:
         stack.callback(VersionHold(store, version, _HOLD_S).release)
     except (OSError, StoreError) as error:
-        _log.warning("%s cannot be written (%s), so %s is not held: do not prune it now.", store.url, error, version)
+        _log.warning(
+            "%s cannot be written (%s). Do not prune version %s during this search.", store.url, error, version
+        )
 
 
 class _Launch:
-    """A bulk search under way in its launcher."""
+    """One bulk search, in the launcher."""
 
     def __init__(self, job: SearchJob, searched: Manifest, held: Held) -> None:
         self._job = job
@@ -217,7 +221,7 @@ class _Launch:
             raise run.unwritable(error) from error
 
     def _settings(self) -> dict[str, Any]:
-        """Of the catalog, as far as it may be asked as its manifest says."""
+        """Return the catalog's settings, with the address and the sources that this user trusts."""
         job, stated = self._job, self._searched.config
         if not job.queries:
             return stated  # nothing is sent
@@ -226,7 +230,7 @@ class _Launch:
         return {**stated, "embed": embed, "prepare": allowed_prepare(stated, job.catalog)}
 
     def _plan(self, config: RunConfig) -> tuple[LaneSetup, Plan]:
-        """How the queries that must be embedded are, and what they are, cut into units."""
+        """Return the settings of the lane and the plan of units for the queries to embed."""
         held, embed = self._held, _as_queries(config.embed)
         comparison = held.stack.enter_context(compare(config.sources, config.metadata_types, "queries"))
         endpoint = held.stack.enter_context(open_endpoint(embed, held.store))
@@ -263,8 +267,8 @@ class _Launch:
             scan = scan_folder(entry.files, entry.embedding, label=f"vectors[{number}].files")
             if scan.folder.dimension != self._searched.dimension:
                 raise ConfigError(
-                    f"vectors[{number}].files must have vectors of {self._searched.dimension} dimensions as the "
-                    f"catalog has, got {scan.folder.dimension} in {entry.files}."
+                    f"vectors[{number}].files must have vectors of {self._searched.dimension} dimensions like the "
+                    f"catalog, got {scan.folder.dimension} in {entry.files}."
                 )
             folders.append(scan.folder)
             prints = [_fingerprint(scan.folder, i) for i in range(len(scan.folder.files))]
@@ -287,18 +291,18 @@ class _Launch:
             groups += found
             self._missing += missing_letters(entry.kind or "", missing, number, url)
             if not found and not missing:
-                raise ConfigError(f"assets[{number}] must name assets, and {url} has none of them.")
+                raise ConfigError(f"assets[{number}]: {url} has none of these assets.")
         return groups
 
     def _check_comparable(self, number: int, url: str, other: Manifest) -> None:
         for name, ours, theirs in self._searched.made_by.differences(other.made_by):
             raise ConfigError(
-                f"assets[{number}].catalog must be of the same model: {name} of {url} is {theirs!r} "
-                f"and of {self._job.catalog} {ours!r}, so their vectors cannot be compared."
+                f"assets[{number}].catalog must have the same model: {name} is {theirs!r} in {url} "
+                f"and {ours!r} in {self._job.catalog}."
             )
 
     def _name(self, groups: Sequence[QueryGroup]) -> str:
-        """The name of the result: a hash of what is searched, with what, and how."""
+        """Return the name of the result: a hash of the catalog version, the queries and the settings."""
         job = self._job
         decides: list[Any] = [job.catalog, self._searched.version, self._searched.nonce, job.block_queries]
         decides += [job.search.model_dump(mode="json"), [group.key for group in groups]]
@@ -306,14 +310,14 @@ class _Launch:
         return hashlib.sha256(orjson.dumps(decides, option=orjson.OPT_SORT_KEYS)).hexdigest()[:20]
 
     def _groups(self) -> tuple[tuple[IndexPart, ...], ...]:
-        """The index files that a worker opens together, where they are too large to be opened all."""
+        """Return groups of index files that a worker opens together; empty when all fit in memory at once."""
         kinds = self._job.search.kinds or [entry.kind for entry in self._searched.indexes]
         parts, limit = index_parts(self._searched, kinds), int(self._job.worker_index_mb * 1_000_000)
         is_small = sum(part.size_bytes for part in parts) <= limit
         return () if is_small else tuple(group_parts(parts, limit))
 
     def _publish(self, setup: SearchSetup, plan: Plan | None) -> SearchReport:
-        """Names the result in LATEST.json, unless a guard objects, and removes what no longer counts."""
+        """Record the result in LATEST.json, unless a gate holds it, and remove old results and unused units."""
         output = setup.run.store()
         report: SearchReport = orjson.loads(output.read(report_of(setup.result)))
         report["requests"] = sum(lane["meter"]["requests"] for lane in read_progress(setup.run))
@@ -354,13 +358,13 @@ def _wiring(setup: SearchSetup, lane: LaneSetup | None, plan: Plan | None, block
 
 
 def _as_queries(embed: EmbedConfig) -> EmbedConfig:
-    """The settings of a catalog for its queries: some providers embed them differently."""
+    """Return a catalog's settings for queries: some providers embed queries differently from documents."""
     query_type = DIALECTS[embed.dialect](embed).query_type
     return embed if query_type is None else embed.model_copy(update={"input_type": query_type})
 
 
 def _published(store: Store, number: int) -> Manifest:
-    """The manifest of a catalog whose assets are queries."""
+    """Return the manifest of a catalog whose assets are queries."""
     try:
         return published_manifest(store)
     except CatalogError as error:

@@ -1,4 +1,4 @@
-"""Worker processes of Beam's FnApiRunner: what they say, and that one of them died, which Beam does not notice."""
+"""Worker processes of Beam's FnApiRunner: their log format, and detection of their death, which Beam misses."""
 
 import contextlib
 import os
@@ -13,36 +13,36 @@ from ...configs.errors import RunnerError
 from ..console.logs import format_in_use
 
 _BEAMS_THREAD = "run_worker"
-"""Beam's thread that waits for a worker process; it raises when that ended badly, and nobody hears it."""
+"""Beam's thread that waits for a worker process; it raises when the process fails, and Beam ignores the error."""
 
 _NO_GRPC_PROXY = "no_grpc_proxy"
-"""In lower case, as gRPC reads it; where it is set, `no_proxy` is not looked at."""
+"""In lower case, as gRPC reads it; when it is set, gRPC ignores `no_proxy`."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_SENTENCE = "A worker process died ({}): what was finished is kept; run again, with fewer workers if memory was short."
+_SENTENCE = "A worker process died ({}). Finished work is kept; run again, with fewer workers if memory was short."
 
 
 def uses_processes(options: Any) -> bool:
-    """Whether Beam's options ask for worker processes. If so they do not any more: `process_runner` makes them."""
+    """Return whether Beam's options ask for worker processes, and clear that option: use `process_runner` instead."""
     from apache_beam.options.pipeline_options import DirectOptions
 
     direct = options.view_as(DirectOptions)
     if direct.direct_running_mode != "multi_processing":
         return False
-    direct.direct_running_mode = "in_memory"  # or the runner would start Beam's own workers instead
+    direct.direct_running_mode = "in_memory"  # otherwise the runner starts Beam's own workers
     return True
 
 
 def ask_loopback_directly() -> None:
-    """Tells gRPC, here and in processes that are started from now on, that no proxy leads to this machine.
+    """Exclude loopback from gRPC's proxy, in this process and in the processes it starts.
 
-    Runners and their workers talk over it on loopback, and it takes `http_proxy` for every address.
+    Runners and their workers use gRPC on loopback, and gRPC applies `http_proxy` to every address.
     """
     names = (os.environ.get(_NO_GRPC_PROXY) or os.environ.get("no_proxy") or "").split(",")
     os.environ[_NO_GRPC_PROXY] = ",".join(dict.fromkeys([*filter(None, map(str.strip, names)), *_LOOPBACK]))
 
 
 def process_runner() -> Any:
-    """FnApiRunner with worker processes that are ours: Beam's own write pages of log lines to standard error."""
+    """Return an FnApiRunner with our worker program: Beam's own writes pages of log lines to standard error."""
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
     from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
@@ -51,10 +51,10 @@ def process_runner() -> Any:
 
 
 def run_to_its_end(run: Callable[[], Any]) -> None:
-    """Calls `run`, which runs a pipeline in worker processes of FnApiRunner, and waits until it is over.
+    """Call `run`, which runs a pipeline in worker processes of FnApiRunner, and wait for its end.
 
-    FnApiRunner would wait for ever for a process that was killed, by the kernel for its memory for instance. So the
-    pipeline runs in a thread of its own, which is left behind then.
+    FnApiRunner waits forever for a process that was killed, for example by the kernel when memory is short. The
+    pipeline therefore runs in its own thread, which is abandoned in that case.
 
     Raises:
         RunnerError: When a worker process died.
@@ -64,7 +64,7 @@ def run_to_its_end(run: Callable[[], Any]) -> None:
     def work() -> None:
         try:
             run()
-        except BaseException as error:  # raised again where it was asked for
+        except BaseException as error:  # raised again in the calling thread
             ends.put(error)
         else:
             ends.put(None)

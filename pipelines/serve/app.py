@@ -1,4 +1,4 @@
-"""The HTTP API and the page: routes over `Service`, described by OpenAPI."""
+"""The HTTP API and the search page: routes over `Service`, described by OpenAPI."""
 
 import binascii
 import contextlib
@@ -38,18 +38,18 @@ from .settings import MAX_BODY_BYTES, MAX_K, MAX_OPTIONS_BYTES, ServeSettings
 from .thumbnails import SIZES, tag
 
 _PAGE = Path(str(importlib.resources.files(__package__) / "page"))
-_DESCRIPTION = "Search a catalog of pictures and texts by a sentence, a picture, a vector or one of its assets."
-_SIZE = "The side of a square of as many pixels."
+_DESCRIPTION = "Search a catalog of images and texts by text, image, vector or asset."
+_SIZE = "Thumbnail size: the side, in pixels, of a square with the same area."
 _Responses = dict[int | str, dict[str, Any]]
 _ALWAYS = (400, 401, 403, 408, 413, 415, 422, 503)
 
 
 def create_app(settings: ServeSettings) -> FastAPI:
-    """The application. What it serves is opened by its lifespan.
+    """Create the application. Its lifespan opens the catalog.
 
     Raises:
         CatalogError: From the lifespan, when the catalog cannot be opened.
-        ApiError: From the lifespan, when the embedding API is not there, or refuses the key.
+        ApiRefusedError: From the lifespan, when the embedding API refuses the key or does not know the model.
     """
     metrics = Metrics()
 
@@ -64,7 +64,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
         description=_DESCRIPTION,
         version="1",
         lifespan=lifespan,
-        docs_url=None,  # its scripts come from another host
+        docs_url=None,  # its scripts load from another host
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -74,7 +74,7 @@ def create_app(settings: ServeSettings) -> FastAPI:
     _add_routes(app)
     app.mount("/page", StaticFiles(directory=_PAGE, check_dir=False), name="page")
     if settings.token is not None:
-        schema = app.openapi()  # kept by the app
+        schema = app.openapi()  # the app caches it
         schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"token": []}]
     return app
@@ -102,7 +102,7 @@ def _add_routes(app: FastAPI) -> None:
     add("/api/assets/{kind}", show_asset, response_model=AssetAnswer, responses=faults(*_ALWAYS, 404))
     jpeg: _Responses = {
         200: {"content": {"image/jpeg": {}}},
-        304: {"description": "The thumbnail that is known has not changed."},
+        304: {"description": "The thumbnail has not changed."},
     }
     add(
         "/api/thumbnails/image",
@@ -118,7 +118,7 @@ def _add_routes(app: FastAPI) -> None:
 
 
 class _SearchRoute(APIRoute):
-    """A route whose body is read here: FastAPI's own way takes longer than the search."""
+    """A route that parses its own body: FastAPI's parsing takes longer than the search."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         async def handle(request: Request) -> Response:
@@ -130,18 +130,20 @@ class _SearchRoute(APIRoute):
 async def _read(request: Request) -> SearchRequest:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise Fault(415, "content_type", "A search must be sent as application/json.")
+        raise Fault(415, "content_type", "Content-Type must be application/json for a search.")
     body = await request.body()
     with contextlib.suppress(orjson.JSONDecodeError, ValidationError):
-        return SearchRequest.model_validate(orjson.loads(body))  # of a vector in two thirds of pydantic's own time
+        return SearchRequest.model_validate(
+            orjson.loads(body)
+        )  # for vectors, orjson takes two thirds of pydantic's time
     try:
-        return SearchRequest.model_validate_json(body)  # says what is wrong in the words of JSON
+        return SearchRequest.model_validate_json(body)  # reports errors with JSON types
     except ValidationError as error:
-        raise checked(error) from None
+        raise checked(error, SearchRequest) from None
 
 
 async def search(request: Request, asked: SearchRequest) -> Response:
-    """Search by a sentence, a vector or an asset of the catalog."""
+    """Search by a text, a vector or an asset of the catalog."""
     service = _service(request)
     query: Any = asked.asset or asked.text
     try:
@@ -151,7 +153,7 @@ async def search(request: Request, asked: SearchRequest) -> Response:
             query = unit_vector(_decoded(asked.vector_base64), service.catalog.dimension, "vector_base64")
     except ValueError as error:
         raise Fault(422, "vector", str(error)) from None
-    # A list of numbers takes eight times the bytes of its vector: those of all who wait would crowd the caches.
+    # Lists of numbers take eight times the memory of arrays, and waiting requests would evict the CPU caches.
     asked = asked.model_copy(update={"vector": None, "vector_base64": None})
     found = await service.search(query, asked, query_kind=asked.query_kind, exclude_self=asked.exclude_self)
     return _found(request, found)
@@ -159,25 +161,29 @@ async def search(request: Request, asked: SearchRequest) -> Response:
 
 async def search_image(
     request: Request,
-    image: Annotated[UploadFile, File(description="A picture's file.")],
-    options: Annotated[str, Form(description="A JSON object with k, kinds, where, merge and recall.")] = "{}",
+    image: Annotated[UploadFile, File(description="An image file.")],
+    options: Annotated[str, Form(description="A JSON object with any of k, kinds, where, merge and recall.")] = "{}",
 ) -> Response:
-    """Search by a picture."""
+    """Search by an image."""
     service = _service(request)
     if len(options.encode("utf-8", "replace")) > MAX_OPTIONS_BYTES:
-        raise Fault(413, "too_large", f"options may have {MAX_OPTIONS_BYTES:,} bytes at most.")
+        raise Fault(413, "too_large", f"options must have at most {MAX_OPTIONS_BYTES:,} bytes.")
     try:
         asked = SearchOptions.model_validate_json(options)
     except ValidationError as error:
-        raise checked(error, "options") from None
+        raise checked(error, SearchOptions, "options") from None
     data = await image.read(service.settings.max_upload_bytes + 1)
     if len(data) > service.settings.max_upload_bytes:
-        raise Fault(413, "too_large", f"A picture may have {service.settings.max_upload_bytes:,} bytes at most.")
+        raise Fault(
+            413,
+            "too_large",
+            f"image must have at most {service.settings.max_upload_bytes:,} bytes. Send a smaller image.",
+        )
     return _found(request, await service.search(data, asked))
 
 
 async def show_catalog(request: Request) -> Response:
-    """What is served, and what a request may be."""
+    """Describe the catalog version that is served, and the limits of requests."""
     service = _service(request)
     with service.catalog.pinned() as version:
         manifest = version.manifest
@@ -206,7 +212,7 @@ async def show_catalog(request: Request) -> Response:
 async def show_asset(
     request: Request, kind: AssetKind, asset_id: Annotated[AssetId, Query(alias="id", description="The asset's id.")]
 ) -> Response:
-    """One asset."""
+    """Return one asset."""
     service = _service(request)
     version, asset = await service.asset(kind, asset_id)
     return _json(
@@ -228,10 +234,10 @@ async def show_asset(
 
 async def show_thumbnail(
     request: Request,
-    asset_id: Annotated[AssetId, Query(alias="id", description="The picture's id.")],
+    asset_id: Annotated[AssetId, Query(alias="id", description="The image's id.")],
     size: Annotated[int, Query(description=_SIZE, json_schema_extra={"enum": list(SIZES)})] = 320,
 ) -> Response:
-    """A small picture of an asset, as JPEG, from where the catalog's job found it."""
+    """Return a thumbnail of an image asset as JPEG, made from the original file."""
     if size not in SIZES:
         raise Fault(422, "invalid", f"size must be one of {', '.join(map(str, SIZES))}, got {size}.")
     service = _service(request)
@@ -244,12 +250,12 @@ async def show_thumbnail(
 
 
 async def live() -> HealthAnswer:
-    """Whether the process answers."""
+    """Return 200 while the process runs."""
     return HealthAnswer(status="alive")
 
 
 async def ready(request: Request) -> ReadyAnswer:
-    """Whether searches can be answered, and by which version; those by vectors and assets need no embedding API."""
+    """Report the version and the embedding API's state; searches by vector or asset need no embedding API."""
     service = _service(request)
     return ReadyAnswer(
         status="degraded" if service.embedding_api == "fails" else "ready",
@@ -260,12 +266,12 @@ async def ready(request: Request) -> ReadyAnswer:
 
 
 async def show_metrics(request: Request) -> Response:
-    """Counters for Prometheus."""
+    """Return the metrics in Prometheus format."""
     return Response(_service(request).exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 async def show_page() -> Response:
-    """The page."""
+    """Return the search page."""
     if not (_PAGE / "index.html").is_file():
         raise HTTPException(404)
     return FileResponse(_PAGE / "index.html")
@@ -277,7 +283,7 @@ def _service(request: Request) -> Service:
 
 
 def _prefix(request: Request) -> str:
-    """The path that this server stands below for who asks."""
+    """Return the path prefix under which the client sees this server."""
     prefix: str = request.scope.get("root_path", "")
     return prefix
 
@@ -306,11 +312,11 @@ def _json(content: Any) -> Response:
 
 
 def _decoded(text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Raises ValueError when it is no base64 of float32."""
+    """Decode base64 of float32. Raises ValueError when it is invalid."""
     try:
         data = binascii.a2b_base64(text, strict_mode=True)
     except ValueError:
-        raise ValueError("vector_base64 must be base64 without line breaks.") from None
+        raise ValueError("vector_base64 must be valid base64 without line breaks.") from None
     if len(data) % 4:
-        raise ValueError(f"vector_base64 must hold float32 of 4 bytes each, got {len(data)} bytes.")
+        raise ValueError(f"vector_base64 must contain float32 values of 4 bytes, got {len(data)} bytes.")
     return np.frombuffer(data, "<f4")

@@ -1,4 +1,4 @@
-"""Single queries that come at the same time are searched together: one call for many costs less than many calls."""
+"""Batching: queries that arrive at the same time share one search call, which is cheaper than separate calls."""
 
 import asyncio
 import os
@@ -22,13 +22,13 @@ from .faults import Fault
 from .metrics import Metrics
 
 _MOST = 8
-"""Queries in a call: with more each costs hardly less, and those that wait crowd the caches."""
+"""Queries per call: larger batches are hardly cheaper per query, and waiting queries evict the CPU caches."""
 Vector = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """How a query is searched. Queries that are searched alike may share a call."""
+    """The parameters of a search. Queries with the same parameters can share a call."""
 
     version: str
     k: int
@@ -54,15 +54,15 @@ class _Group:
 
 
 class Batches:
-    """Searches in threads, so that the event loop stays free; for one loop.
+    """Searches in threads, so that the event loop stays free. Use one instance per event loop.
 
-    Nothing waits for a batch to fill: while some queries are searched, the next ones gather.
+    A batch does not wait to fill: queries that arrive during a search form the next batch.
     """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._threads = max(1, min(4, (os.cpu_count() or 1) // 2))
-        # Threads of FAISS's own would share out a handful of queries, and spin for longer than these take.
+        # FAISS's own threads spin for longer than a few queries take.
         self._pool = ThreadPoolExecutor(self._threads, "search", initializer=partial(faiss.omp_set_num_threads, 1))
         self._running = 0
         self._groups: OrderedDict[Asked, _Group] = OrderedDict()
@@ -74,11 +74,11 @@ class Batches:
     async def search(
         self, catalog: Catalog, asked: Asked, where: pc.Expression | None, query: Vector | tuple[AssetKind, str]
     ) -> list[Hit]:
-        """The hits of one query: a vector, or the kind and the id of an asset.
+        """Return the hits of one query: a vector, or the kind and id of an asset.
 
         Raises:
-            Fault: When there is no such asset.
-            ValueError: With the argument, the rule and the value.
+            Fault: When the asset does not exist.
+            ArgumentError: When a parameter is invalid.
         """
         found: asyncio.Future[list[Hit]] = asyncio.get_running_loop().create_future()
         group = self._groups.get(asked)
@@ -91,12 +91,12 @@ class Batches:
     def _start(self) -> None:
         while self._groups and self._running < self._threads:
             asked, group = self._groups.popitem(last=False)
-            # Half of them: while these are searched, those before them are answered and ask again. Were all taken,
-            # who asks would wait for the search and the search for who asks, in turns.
+            # Take half of the queue: the clients of the previous batch send their next query during this search. Taking
+            # all would make clients and search wait for each other in turns.
             batch = [group.waiting.popleft() for _ in range(min(_MOST, (len(group.waiting) + 1) // 2))]
             if group.waiting:
-                self._groups[asked] = group  # behind all others
-            batch = [one for one in batch if not one.found.done()]  # nobody waits for the rest any more
+                self._groups[asked] = group  # last in the queue
+            batch = [one for one in batch if not one.found.done()]  # drop queries of clients that have disconnected
             if batch:
                 self._running += 1
                 task = asyncio.get_running_loop().create_task(self._run(group, batch))
@@ -123,7 +123,7 @@ class Batches:
 
 
 def _search(group: _Group, queries: Sequence[Vector | tuple[AssetKind, str]]) -> list[Any]:
-    """A list of hits for each query, or what was wrong with it."""
+    """Return for each query a list of hits, or a Fault."""
     vectors = [_vector(group.catalog, query) if isinstance(query, tuple) else query for query in queries]
     whole = [vector for vector in vectors if not isinstance(vector, Fault)]
     asked = group.asked
@@ -152,4 +152,4 @@ def _vector(catalog: Catalog, asset: tuple[AssetKind, str]) -> Vector | Fault:
 
 
 def no_asset(kind: str) -> Fault:
-    return Fault(404, "no_asset", f"The version in force has no {kind} of this id.")
+    return Fault(404, "no_asset", f"The current version has no {kind} with this id.")

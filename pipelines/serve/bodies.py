@@ -1,4 +1,4 @@
-"""Requests' bodies while they are read: bounded in time each, and in bytes together."""
+"""Limits on request bodies while they are read: time for each, bytes for all together."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -10,10 +10,9 @@ Message = MutableMapping[str, Any]
 
 
 class Bodies:
-    """The bodies that are being read, bounded together; for one event loop.
+    """The bodies that are being read, with a limit on their total size. Use one instance per event loop.
 
-    Where they have too many bytes, those that began first and are still not whole are given up: whoever is slow makes
-    room for who is not.
+    Above the limit, the oldest incomplete bodies are dropped, so that slow clients make room for fast ones.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -22,18 +21,18 @@ class Bodies:
         self._read: dict[Body, None] = {}
 
     def begin(self, timeout_s: float, pause_s: float) -> "Body":
-        """A body of which nothing was read yet.
+        """Start to count a new body.
 
         Args:
-            timeout_s: From now to its last byte.
-            pause_s: To its next piece.
+            timeout_s: Longest time from now to its last byte.
+            pause_s: Longest time between two chunks.
         """
         body = Body(self, timeout_s, pause_s)
         self._read[body] = None
         return body
 
     def note(self, body: "Body", size_bytes: int) -> None:
-        """A piece of a body has come. Raises Fault when the body has to make room itself."""
+        """Count a chunk of a body. Raises Fault when this body itself is dropped."""
         if body not in self._read:
             return
         body.size_bytes += size_bytes
@@ -55,7 +54,7 @@ class Body:
 
     def __init__(self, bodies: Bodies, timeout_s: float, pause_s: float) -> None:
         self.size_bytes = 0
-        """That have come."""
+        """Bytes received so far."""
         self._bodies = bodies
         self._pause_s = pause_s
         self._deadline = asyncio.get_running_loop().time() + timeout_s
@@ -63,7 +62,7 @@ class Body:
         self._is_given_up = False
 
     async def next(self, receive: Callable[[], Awaitable[Message]]) -> Message:
-        """The next message of its request. Raises Fault when it comes too slowly, or the room was needed."""
+        """Receive the next message. Raises Fault when it is too slow, or when the body was dropped."""
         now = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(min(self._deadline, now + self._pause_s)) as self._timeout:
@@ -73,7 +72,12 @@ class Body:
         except TimeoutError:
             if self._is_given_up:
                 raise given_up() from None
-            raise Fault(408, "too_slow", "The request's body came too slowly.", {"Connection": "close"}) from None
+            raise Fault(
+                408,
+                "too_slow",
+                "The request body arrived too slowly. Send it faster, or send less.",
+                {"Connection": "close"},
+            ) from None
         finally:
             self._timeout = None
         if message["type"] == "http.request":
@@ -81,17 +85,17 @@ class Body:
         return message
 
     def give_up(self) -> None:
-        """Ends the reading, from outside."""
+        """Drop the body and interrupt its reader."""
         self.end()
         self._is_given_up = True
         if self._timeout is not None:
             self._timeout.reschedule(asyncio.get_running_loop().time())
 
     def end(self) -> None:
-        """It is whole, or nobody waits for it any more."""
+        """Stop counting: the body is complete or dropped."""
         self._bodies.remove(self)
 
 
 def given_up() -> Fault:
-    message = "The server reads as many bytes as it can, and this body took long; come back in a second."
+    message = "The server has no memory left for this slow request body. Try again in a second."
     return Fault(503, "busy", message, {"Retry-After": "1", "Connection": "close"})

@@ -1,4 +1,4 @@
-"""Who is connected: a bounded number of each client and of all, where whoever keeps the server waiting makes room."""
+"""Limits on connections, per client and in total: idle connections are dropped to make room for new ones."""
 
 import asyncio
 import contextlib
@@ -15,38 +15,38 @@ from .rates import network_of
 
 _PAUSE_S = 0.2
 _OTHER_FILES = 128
-"""Files that a server opens beside its connections: those of the next version, connections to the API, pictures."""
+"""Open files besides connections: those of the next version, connections to the API, images."""
 _FILES_EACH = 2
-"""A connection, and the file that a large upload is kept in while it is read."""
+"""The connection, and the temporary file of a large upload."""
 
 _log = logging.getLogger(__name__)
 
 
 class Connection(Protocol):
-    """A connection as its number is counted."""
+    """A connection that is counted."""
 
     peer: str
-    """The address at its other end."""
+    """The client's address."""
 
     def drop(self) -> None:
-        """Closes it at once, whatever is unsent."""
+        """Close it at once, without sending buffered data."""
 
 
 class Connections:
-    """Counts connections; for one event loop.
+    """Counts connections. Use one instance per event loop.
 
-    A connection is *waited for* while no complete request has come through it. When a client, or all of them, have as
-    many as they may, the one that was waited for longest is dropped for the new one. So who opens connections and says
-    nothing only takes from who does the same; a request that is being answered is never dropped.
+    A connection is *waited for* while the server waits for a complete request on it. At the limit of a client, or of
+    all clients, a new connection replaces the one that has been waited for longest. Idle connections therefore only
+    displace other idle ones, and a connection with a request in progress is never dropped.
     """
 
     def __init__(self, most: int, most_of_client: int, proxies: Sequence[str] = ()) -> None:
-        """Takes the bounds.
+        """Set the limits.
 
         Args:
-            most: Of all clients.
-            most_of_client: Of one: an address; of IPv6 its /64.
-            proxies: Addresses or networks that speak for many clients, and have the bound of all alone.
+            most: Connections of all clients.
+            most_of_client: Connections of one client: an IPv4 address or an IPv6 /64.
+            proxies: Addresses or networks of trusted proxies; only the limit for all clients applies to them.
         """
         self._most = most
         self._most_of_client = most_of_client
@@ -59,7 +59,7 @@ class Connections:
         return self._count
 
     def is_proxy(self, peer: str) -> bool:
-        """Whether an address is one of a proxy that is trusted."""
+        """Return whether an address belongs to a trusted proxy."""
         try:
             address = ipaddress.ip_address(peer.partition("%")[0])
         except ValueError:
@@ -68,7 +68,7 @@ class Connections:
         return any(address in network for network in self._proxies)
 
     def make_room(self, peer: str) -> bool:
-        """Whether one more connection of a client may be taken; one that is waited for may have to go first."""
+        """Return whether a client may open one more connection; drops an idle one if necessary."""
         own = self._of_client.get(network_of(peer), OrderedDict())
         if len(own) >= self._most_of_client and not self.is_proxy(peer):
             return self._drop(next((one for one, is_waited_for in own.items() if is_waited_for), None))
@@ -82,7 +82,7 @@ class Connections:
         self._count += 1
 
     def wait_for(self, one: Connection, *, is_waited_for: bool) -> None:
-        """Notes whether the next request of a connection is waited for from now on."""
+        """Record whether the server waits for a request on a connection."""
         own = self._of_client.get(network_of(one.peer))
         if own is None or one not in own:
             return
@@ -113,9 +113,9 @@ class Connections:
 
 
 class Door:
-    """Takes connections at a listening socket, one after the other.
+    """Accepts connections at a listening socket, one at a time.
 
-    asyncio's own way logs a traceback for each of thousands of attempts a second when no file can be opened any more.
+    asyncio's own server logs a traceback for each of thousands of attempts per second when no file can be opened.
     """
 
     def __init__(
@@ -145,14 +145,14 @@ class Door:
             asyncio.get_running_loop().add_reader(self._listening, self._take)
 
     def _take(self) -> None:
-        """Takes one; what those who are there have sent is read before the next."""
+        """Accept one connection; data of existing connections is read before the next accept."""
         loop = asyncio.get_running_loop()
         try:
             accepted, address = self._listening.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
-            _log.error("no connection can be taken: %s", error.strerror or error)
+            _log.error("cannot accept connections: %s", error.strerror or error)
             loop.remove_reader(self._listening)
             loop.call_later(_PAUSE_S, self._listen)
             return
@@ -165,14 +165,14 @@ class Door:
         task.add_done_callback(self._coming.discard)
 
     async def _let_in(self, accepted: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # who came is gone
+        with contextlib.suppress(OSError):  # the client has disconnected
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, accepted)
 
 
 def connections_for(wanted: int) -> int:
-    """How many connections this process can have of those wanted; its limit of open files is raised as far as it goes.
+    """Return how many of the wanted connections this process can have, after raising its limit of open files.
 
-    Each may take two files, and others are kept free, so that a server that is full still opens what it serves.
+    Each connection may need two files. Some files are reserved, so that a full server can still open a new version.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = Path("/proc/self/fd")
@@ -187,7 +187,7 @@ def connections_for(wanted: int) -> int:
         return wanted
     found = max(1, (soft - used - _OTHER_FILES) // _FILES_EACH)
     _log.warning(
-        "at most %d connections are taken instead of %d: this process may open %d files (ulimit -n).",
+        "max_connections: %d instead of %d, because this process may open only %d files. Raise `ulimit -n`.",
         found, wanted, soft,
     )  # fmt: skip
     return found

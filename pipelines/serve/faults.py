@@ -1,4 +1,4 @@
-"""What is wrong with a request: a status, a code for programs, a sentence for people; always in the same shape."""
+"""Errors of requests: a status, a code for programs and a sentence for people, always in the same shape."""
 
 import re
 from collections.abc import Mapping
@@ -8,17 +8,16 @@ import orjson
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from .models import ErrorAnswer
+from .models import AssetName, ErrorAnswer, SearchRequest
 
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
-_NOTHING_HERE = "There is nothing at this path."
 
 
 class Fault(HTTPException):
-    """A request that is not answered as asked. The message is one sentence and quotes no more than it must."""
+    """An error response. The message quotes as little of the request as possible."""
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, message, headers)
@@ -26,43 +25,45 @@ class Fault(HTTPException):
 
     def response(self) -> Response:
         error = {"error": {"code": self.code, "message": self.detail}}
-        # What a client sent may be quoted, half a surrogate pair as well.
+        # Quoted input may contain a lone surrogate.
         content = orjson.dumps(_printable(error))
         return Response(content, self.status_code, self.headers, media_type="application/json")
 
 
 def answer_fault(request: Request, error: Exception) -> Response:
-    """Any HTTPException as our error."""
+    """Convert an HTTPException to an error response."""
     assert isinstance(error, HTTPException)
     if isinstance(error, Fault):
         return error.response()
     status = error.status_code
     if status == 405 and request.method == "OPTIONS":
         return Response(status_code=204, headers=error.headers)
-    sentence = _NOTHING_HERE if status == 404 else str(error.detail).rstrip(".") + "."
+    sentence = str(error.detail).rstrip(".") + "."
+    if status == 404:
+        sentence = f"This path does not exist. See {request.scope.get('root_path', '')}/openapi.json."
     if status == 405:
-        sentence = f"{request.url.path} is not asked with {request.method}, but with {(error.headers or {})['Allow']}."
+        sentence = f"Use {(error.headers or {})['Allow']} for {request.url.path}, got {request.method}."
     return Fault(status, _CODES.get(status, "bad_request"), sentence, error.headers).response()
 
 
 def answer_invalid(_: Request, error: Exception) -> Response:
-    """What FastAPI found wrong with a request, in a sentence."""
+    """Convert a validation error of FastAPI to an error response."""
     assert isinstance(error, RequestValidationError)
     return invalid(error.errors()).response()
 
 
 def defect() -> Fault:
-    """What a client is told of a failure that nobody foresaw; the log has the traceback."""
-    return Fault(500, "defect", "The server failed as nobody foresaw; its log says more.")
+    """Return the error for an unexpected failure; the log has the traceback."""
+    return Fault(500, "defect", "The server failed unexpectedly. Its log has the details.")
 
 
-def checked(error: ValidationError, place: str = "") -> Fault:
-    """What pydantic found wrong at `place`, as a fault."""
-    return invalid(error.errors(include_url=False), place)
+def checked(error: ValidationError, asked: type[BaseModel], place: str = "") -> Fault:
+    """Convert a validation error of `asked`, which is at `place`, to a fault."""
+    return invalid(error.errors(include_url=False), asked, place)
 
 
-def invalid(errors: Any, place: str = "") -> Fault:
-    """The first of pydantic's errors, as a fault."""
+def invalid(errors: Any, asked: type[BaseModel] = SearchRequest, place: str = "") -> Fault:
+    """Convert the first of pydantic's errors to a fault."""
     first = errors[0]
     for part in first["loc"]:
         if part not in {"body", "query", "path", "header"} or place:
@@ -70,37 +71,43 @@ def invalid(errors: Any, place: str = "") -> Fault:
     place = place.lstrip(".") or "The request"
     kind, message = first["type"], str(first["msg"])
     if kind == "json_invalid":
-        return Fault(400, "bad_json", f"{place} must be JSON.")
+        return Fault(400, "bad_json", f"{place} must be valid JSON.")
     if kind == "missing":
-        return Fault(422, "invalid", f"{place} is missing and must be given.")
+        remedy = " Send multipart/form-data with a field `image`." if place == "image" else ""
+        return Fault(422, "invalid", f"{place} is missing.{remedy}")
     if kind == "extra_forbidden":
-        return Fault(422, "invalid", f"{place} is not known here: see /openapi.json.")
+        is_inner = first["loc"][0] == "asset" and len(first["loc"]) > 1
+        owner, schema = ("an asset", AssetName) if is_inner else ("a search", asked)
+        return Fault(422, "invalid", f"{place} is not a field of {owner}. Fields: {', '.join(schema.model_fields)}.")
     if "UploadFile" in message:
-        return Fault(422, "invalid", f"{place} must be the file itself, not a text such as its path or address.")
+        return Fault(422, "invalid", f"{place} must be a file, not text such as its path or address.")
     if kind == "value_error":
         return Fault(422, "invalid", re.sub(r"^Value error, ", "", message))
     rule = re.sub(r"^Input should (be )?", r"must \1", message)
+    rule = rule.replace("a valid array", "a list").replace("a valid list", "a list")
+    if kind == "too_short":
+        rule = f"must have at least one {place.rpartition('.')[2].removesuffix('s')}"
     rule = re.sub(r"^(String|List) should have", "must have", rule)
-    rule = rule if rule.startswith("must") else f"is wrong: {rule[:1].lower()}{rule[1:]}"
+    rule = rule if rule.startswith("must") else f"is invalid: {rule[:1].lower()}{rule[1:]}"
     return Fault(422, "invalid", f"{place} {rule}, got {_shown(first['input'])}.")
 
 
 def faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI description: the errors that a route may answer with."""
+    """Return the error responses of a route, for the OpenAPI description."""
     return {status: {"model": ErrorAnswer, "description": _MEANINGS[status]} for status in statuses}
 
 
 _MEANINGS = {
-    400: "The request cannot be read, or names a host that this server is not.",
+    400: "The request cannot be parsed, or its Host is not allowed.",
     401: "The token is missing or wrong.",
     403: "The request comes from a page of another site.",
-    404: "There is no such thing in the catalog.",
-    408: "The request came too slowly.",
-    413: "The request is larger than the server takes.",
-    415: "The request's content type is not the one that is asked for, or its body is encoded.",
-    422: "The request breaks a rule; the message says which, and where.",
-    429: "The client has asked too often; Retry-After says when to come back.",
-    503: "The server, or the embedding API behind it, cannot answer at the moment.",
+    404: "The catalog has no such asset or thumbnail.",
+    408: "The request arrived too slowly.",
+    413: "The request is larger than the limit.",
+    415: "The content type is not supported, or the body has a Content-Encoding.",
+    422: "The request is invalid; the message says where and why.",
+    429: "The client sent too many requests; Retry-After says when to try again.",
+    503: "The server or its embedding API is temporarily unavailable.",
 }
 
 
@@ -109,7 +116,7 @@ def _printable(error: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, (dict, list)):
+    if isinstance(value, (dict, list)) and value:
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = repr(value)
     return text if len(text) <= 80 else text[:79] + "…"

@@ -1,6 +1,6 @@
-"""The gate: what every request passes on its way in and every answer on its way out.
+"""The gate: ASGI middleware that checks every request and adds headers to every response.
 
-It is plain ASGI, so that a body is bounded while it is read, and so that it costs microseconds.
+It is plain ASGI, so that body limits apply while a body is read, and so that it takes only microseconds.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ _HEADERS: tuple[tuple[bytes, bytes], ...] = (
 
 
 class Gate:
-    """ASGI middleware. Checks host, origin, token, rate, concurrency and sizes; adds headers; counts."""
+    """ASGI middleware: checks host, origin, token, rate, concurrency and sizes; adds headers; records metrics."""
 
     def __init__(self, app: Any, *, settings: ServeSettings, metrics: Metrics) -> None:
         self._app = app
@@ -63,12 +63,12 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] == "HEAD":  # the server below sends no body to a HEAD
+        if scope["method"] == "HEAD":  # uvicorn sends no body for HEAD
             scope = {**scope, "method": "GET"}
         path = scope["path"]
         if root := scope.get("root_path") or self.settings.root_path:
             path = path.removeprefix(root) if f"{path}/".startswith(f"{root}/") else path
-            # Starlette finds files only where the path has the prefix, which most proxies take away.
+            # Starlette needs the prefix in the path to find files, and most proxies remove it.
             scope = {**scope, "root_path": root, "path": root + path}
         passage = _Passage(scope, receive, send, self, path)
         started = time.perf_counter()
@@ -78,9 +78,9 @@ class Gate:
         except ClientDisconnect:
             pass
         except Exception:
-            _log.exception("a request failed as nobody foresaw")
+            _log.exception("a request failed unexpectedly")
             if passage.status:
-                raise  # half an answer is ended by closing the connection
+                raise  # closing the connection ends a partial response
             await passage.answer(defect())
         finally:
             self._metrics.under_way.dec()
@@ -90,11 +90,11 @@ class Gate:
         try:
             self._check(scope, passage)
             if passage.is_api and scope["method"] != "POST":
-                passage.take_slot()  # a search takes its own when its body is there
+                passage.take_slot()  # a search takes its slot when its body is complete
         except Fault as fault:
             await passage.answer(fault)
             return
-        if not passage.path:  # below a prefix, whose last stroke is missing: what the page names is relative to it
+        if not passage.path:  # a prefix without its trailing slash: the page's links are relative to it
             await RedirectResponse(f"{scope['root_path']}/")(scope, passage.receive, passage.send)
             return
         try:
@@ -102,13 +102,13 @@ class Gate:
                 await self._app(scope, passage.receive, passage.send)
         except TimeoutError:
             if passage.status:
-                raise  # half an answer is ended by closing the connection
-            await passage.answer(Fault(503, "timeout", "The answer took too long; try again later."))
+                raise  # closing the connection ends a partial response
+            await passage.answer(Fault(503, "timeout", "The request took too long. Try again later."))
         finally:
             passage.close()
 
     def _check(self, scope: Scope, passage: "_Passage") -> None:
-        """Raises Fault for a request that goes no further."""
+        """Raise Fault for a request that is refused."""
         headers, path = passage.headers, passage.path
         self._check_host(headers)
         if not passage.is_api and path != "/metrics":
@@ -118,19 +118,19 @@ class Gate:
             return
         self._check_site(headers)
         if scope["method"] == "POST" and path in _SEARCHES and (wait_s := self._rates.take(_client(scope))):
-            message = f"This client has asked too often; come back in {wait_s} s."
+            message = f"Too many requests from this client. Try again in {wait_s} s."
             raise Fault(429, "too_often", message, {"Retry-After": str(wait_s)})
         if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
-            message = "A request's body must be sent as it is, without a Content-Encoding."
+            message = "Content-Encoding is not supported. Send the body without encoding."
             raise Fault(415, "content_encoding", message, {"Accept-Encoding": "identity"})
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > passage.most_bytes:
             raise passage.too_large()
 
     def take_slot(self) -> None:
-        """Raises Fault when as many requests are answered as may be."""
+        """Take a slot for one request. Raises Fault when all are in use."""
         if self._under_way >= self.settings.max_concurrency:
-            message = "The server answers as many requests as it can; come back in a second."
+            message = "The server is at its limit of concurrent requests. Try again in a second."
             raise Fault(503, "busy", message, {"Retry-After": "1"})
         self._under_way += 1
 
@@ -138,17 +138,17 @@ class Gate:
         self._under_way -= 1
 
     def _check_site(self, headers: dict[bytes, bytes]) -> None:
-        """Whether a page asks that may. Browsers say of each request whose page it is from."""
-        site = headers.get(b"sec-fetch-site")  # nobody but the browser can write it, and only where it trusts the way
+        """Raise Fault for a request from a page of another site, by the headers that browsers add."""
+        site = headers.get(b"sec-fetch-site")  # only browsers can set it, and only on HTTPS or loopback
         if site == b"same-origin":
             return
         origin = headers.get(b"origin")
         if site in {None, b"none"} and (origin is None or self._is_ours(origin, headers.get(b"host", b""))):
             return
-        raise Fault(403, "other_site", "A page of another site may not ask this server.")
+        raise Fault(403, "other_site", "Requests from pages of other sites are not allowed.")
 
     def _is_ours(self, origin: bytes, host: bytes) -> bool:
-        """Whether an Origin is the address that was asked, or has a name that was allowed."""
+        """Return whether an Origin matches the Host header or an allowed name."""
         scheme, _, authority = origin.decode("latin-1").lower().partition("://")
         port = _DEFAULT_PORTS.get(scheme)
         if port is None or not authority:
@@ -160,26 +160,32 @@ class Gate:
         if self._hosts is None:
             return
         if _name(headers.get(b"host", b"").decode("latin-1").lower()) not in self._hosts:
-            raise Fault(400, "wrong_host", "The server does not answer to the name in the Host header.")
+            raise Fault(
+                400,
+                "wrong_host",
+                "The name in the Host header is not allowed. Start the server with --allow-host to allow it.",
+            )
 
     def _check_token(self, headers: dict[bytes, bytes]) -> None:
         if self._token is None:
             return
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        digest = hashlib.sha256(given.strip()).digest()  # of one length, so that no length can be told by the time
+        digest = hashlib.sha256(
+            given.strip()
+        ).digest()  # of fixed length, so that timing does not reveal the token's length
         if scheme.lower() != b"bearer" or not hmac.compare_digest(digest, self._token):
-            message = "This needs the server's token, as `Authorization: Bearer …`."
+            message = "The token is missing or wrong. Send `Authorization: Bearer TOKEN`."
             raise Fault(401, "token", message, {"WWW-Authenticate": "Bearer"})
 
 
 class _Passage:
-    """One request through the gate: its body bounded in bytes and time, its answer with our headers."""
+    """One request: limits its body in bytes and time, and adds our headers to its response."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, gate: Gate, path: str) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.status = 0
         self.path = path
-        """Below the prefix, if there is one."""
+        """The path without the prefix."""
         self.is_api = path.startswith("/api/")
         self._scope = scope
         self._receive = receive
@@ -192,16 +198,16 @@ class _Passage:
 
     @property
     def most_bytes(self) -> int:
-        """Of the body."""
+        """Limit of the body."""
         if self.path == IMAGE_SEARCH:
             return self._settings.max_upload_bytes + MAX_OPTIONS_BYTES
         return MAX_BODY_BYTES
 
     def too_large(self) -> Fault:
         if self.path == IMAGE_SEARCH:
-            message = f"A picture may have {self._settings.max_upload_bytes:,} bytes at most; send a smaller one."
+            message = f"image must have at most {self._settings.max_upload_bytes:,} bytes. Send a smaller image."
         else:
-            message = f"A request may have {MAX_BODY_BYTES:,} bytes at most."
+            message = f"A request must have at most {MAX_BODY_BYTES:,} bytes."
         return Fault(413, "too_large", message)
 
     def take_slot(self) -> None:
@@ -209,7 +215,7 @@ class _Passage:
         self._has_slot = True
 
     def close(self) -> None:
-        """The request is answered, or given up."""
+        """Release what the request holds."""
         if self._body is not None:
             self._body.end()
         if self._has_slot:
@@ -245,7 +251,7 @@ class _Passage:
 
 
 def _name(authority: str) -> str:
-    """Without its port."""
+    """Return the name without its port."""
     return authority.partition("]")[0].lstrip("[") if authority.startswith("[") else authority.partition(":")[0]
 
 

@@ -1,4 +1,4 @@
-"""Log lines at a bounded rate: whoever makes a server fail a thousand times a second fills no disk with it."""
+"""Rate limit of log lines, so that a client that causes many failures cannot fill the disk."""
 
 import contextlib
 import logging
@@ -14,9 +14,9 @@ _MOST_OF_ALL = 50
 
 
 class LogRate(logging.Filter):
-    """Lets a few lines of each kind through, then one every ten seconds, which says how many were left out.
+    """Passes a few lines of each kind, then one every ten seconds with the number of lines left out.
 
-    A kind is a logger, a level and a message before its arguments. All kinds together have a bound of their own.
+    A kind is a logger, a level and a message template. All kinds together have their own limit.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,7 +29,7 @@ class LogRate(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         with self._lock:
-            if self._last is None or self._last[0] is not record:  # each handler asks
+            if self._last is None or self._last[0] is not record:  # each handler calls the filter
                 self._last = record, self._may_pass(record)
             return self._last[1]
 
@@ -49,7 +49,7 @@ class LogRate(logging.Filter):
 
 
 class _Bucket:
-    """A number of lines, of which one comes back every so often."""
+    """A token bucket of log lines."""
 
     def __init__(self, most: int, now: float) -> None:
         self._most = self._level = float(most)
@@ -68,7 +68,7 @@ class _Bucket:
 
 @contextlib.contextmanager
 def bounded_logs() -> Iterator[None]:
-    """What this process logs is bounded for as long as the block runs."""
+    """Limit the rate of log lines of this process while the block runs."""
     rate, handlers = LogRate(), list(logging.getLogger().handlers)
     for handler in handlers:
         handler.addFilter(rate)

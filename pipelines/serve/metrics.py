@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus."""
+"""The server's Prometheus metrics."""
 
 from collections.abc import Mapping, MutableMapping
 from typing import Any
@@ -10,7 +10,7 @@ _METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE")
 
 
 class Metrics:
-    """One server's counters. Their labels are a closed set: nothing that a client sends becomes one."""
+    """The metrics of one server. Labels are a closed set: client input never becomes a label."""
 
     def __init__(self) -> None:
         registry = self._registry = CollectorRegistry()
@@ -19,30 +19,34 @@ class Metrics:
             f"{name}requests", "Requests answered.", ("route", "method", "status"), registry=registry
         )
         self._seconds = Histogram(
-            f"{name}request_seconds", "Time to answer.", ("route",), registry=registry, buckets=_SECONDS
+            f"{name}request_seconds", "Seconds to answer a request.", ("route",), registry=registry, buckets=_SECONDS
         )
-        self.under_way = Gauge(f"{name}requests_under_way", "Requests that are being answered.", registry=registry)
-        self.queries = Counter(f"{name}queries", "Searches, by what they ask with.", ("query",), registry=registry)
-        self.hits = Counter(f"{name}hits", "Hits given.", registry=registry)
+        self.under_way = Gauge(f"{name}requests_under_way", "Requests in progress.", registry=registry)
+        self.queries = Counter(f"{name}queries", "Searches, by type of query.", ("query",), registry=registry)
+        self.hits = Counter(f"{name}hits", "Hits returned.", registry=registry)
         stages = Histogram(
-            f"{name}stage_seconds", "Time of a search's stages.", ("stage",), registry=registry, buckets=_SECONDS
+            f"{name}stage_seconds",
+            "Seconds of each stage of a search.",
+            ("stage",),
+            registry=registry,
+            buckets=_SECONDS,
         )
         self.embed_seconds, self.search_seconds = stages.labels("embed"), stages.labels("search")
         self.batches = Histogram(
-            f"{name}batch_queries", "Queries searched in one call.", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64)
+            f"{name}batch_queries", "Queries per search call.", registry=registry, buckets=(1, 2, 4, 8, 16, 32, 64)
         )
-        self.embeds = Counter(f"{name}embeds", "Queries embedded, by how that went.", ("result",), registry=registry)
+        self.embeds = Counter(
+            f"{name}embeds", "Queries sent to be embedded, by result.", ("result",), registry=registry
+        )
         self.thumbnails = Counter(
-            f"{name}thumbnails", "Thumbnails asked for, by how that went.", ("result",), registry=registry
+            f"{name}thumbnails", "Thumbnails requested, by result.", ("result",), registry=registry
         )
-        self._info = Gauge(
-            f"{name}catalog_info", "1 for the version that is served.", ("version", "model"), registry=registry
-        )
-        self._assets = Gauge(
-            f"{name}catalog_assets", "Assets of the version that is served.", ("kind",), registry=registry
-        )
+        self._info = Gauge(f"{name}catalog_info", "1 for the version served.", ("version", "model"), registry=registry)
+        self._assets = Gauge(f"{name}catalog_assets", "Assets of the version served.", ("kind",), registry=registry)
         self._refresh_failing = Gauge(
-            f"{name}catalog_refresh_failing", "1 while the published version cannot be gone over to.", registry=registry
+            f"{name}catalog_refresh_failing",
+            "1 while the newest published version cannot be loaded.",
+            registry=registry,
         )
         self._api_failing = Gauge(
             f"{name}embedding_api_failing", "1 while queries cannot be embedded.", registry=registry
@@ -71,5 +75,5 @@ class Metrics:
         self._api_failing.set(int(is_failing))
 
     def exposition(self) -> bytes:
-        """All of it as text, for /metrics."""
+        """Return all metrics as text, for /metrics."""
         return generate_latest(self._registry)

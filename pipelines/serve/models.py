@@ -1,4 +1,4 @@
-"""What goes in and out, as the OpenAPI description has it."""
+"""Requests and responses of the API, as in its OpenAPI description."""
 
 from array import array
 from typing import Annotated, Any, Literal
@@ -19,20 +19,20 @@ class _Asked(BaseModel):
 
 
 class SearchOptions(_Asked):
-    """How a search is made, whatever the query is."""
+    """Options of a search, for any type of query."""
 
-    k: int = Field(10, ge=1, le=MAX_K, description="Hits; fewer come back where fewer assets match.")
+    k: int = Field(10, ge=1, le=MAX_K, description="Number of hits; fewer are returned when fewer assets match.")
     kinds: list[AssetKind] | None = Field(
-        None, min_length=1, max_length=2, description="Which kinds to look in; null: all that the catalog has."
+        None, min_length=1, max_length=2, description="Kinds to search; null: all kinds of the catalog."
     )
     where: dict[str, Any] | None = Field(
         None,
         description='A condition on metadata and other columns, such as {"lang": "id", "price": {"$lt": 10}}; '
         "operators: $eq $ne $gt $gte $lt $lte $in $nin $exists $not, $and $or $not.",
     )
-    merge: Merge = Field("score", description="How hits of several kinds are put in one order.")
+    merge: Merge = Field("score", description="How hits of several kinds are merged into one list.")
     recall: float | None = Field(
-        None, ge=0, le=1, description="The recall that the index shall have reached; null: what the catalog's job says."
+        None, ge=0, le=1, description="Minimum recall of the index; null: as configured in the catalog's job."
     )
 
 
@@ -44,7 +44,7 @@ class AssetName(_Asked):
 
 
 class SearchRequest(SearchOptions):
-    """A search: exactly one of `text`, `vector`, `vector_base64` and `asset`, and how it is made."""
+    """A search: exactly one of `text`, `vector`, `vector_base64` and `asset`, and options."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -56,18 +56,21 @@ class SearchRequest(SearchOptions):
         }
     )
 
-    text: str | None = Field(None, min_length=1, description="A sentence, embedded by the catalog's model.")
+    text: str | None = Field(None, min_length=1, description="Text, embedded by the catalog's model.")
     vector: SkipValidation[list[float] | None] = Field(
-        None, description="A query of your own, as long as the catalog's vectors; it is brought to unit norm."
+        None, description="A vector with the catalog's dimension; it is normalised to unit norm."
     )
     vector_base64: str | None = Field(
-        None, min_length=1, description="The same as base64 of little-endian float32: a third of the bytes, and faster."
+        None,
+        min_length=1,
+        description="The vector as base64 of little-endian float32: a third of the bytes, and faster.",
     )
-    asset: AssetName | None = Field(None, description="More like this asset.")
+    asset: AssetName | None = Field(None, description="An asset of the catalog: find similar assets.")
     query_kind: AssetKind | None = Field(
-        None, description="What a vector was made of; `merge: standardised` needs it. Of other queries it is known."
+        None,
+        description="The kind that a vector was made from; only for vectors. `merge: standardised` requires it.",
     )
-    exclude_self: bool = Field(True, description="Whether an `asset` is left out of its own hits.")
+    exclude_self: bool = Field(True, description="Whether to leave an `asset` out of its own hits.")
 
     @model_validator(mode="after")
     def _check(self) -> "SearchRequest":
@@ -76,7 +79,7 @@ class SearchRequest(SearchOptions):
             got = " and ".join(given) or "none"
             raise ValueError(f"A search must have exactly one of {', '.join(_QUERIES)}, got {got}.")
         if self.query_kind is not None and self.vector is None and self.vector_base64 is None:
-            raise ValueError("query_kind goes with a vector: of other queries it is known.")
+            raise ValueError("query_kind is only for vectors. Remove it.")
         return self
 
 
@@ -85,27 +88,27 @@ class _Answer(BaseModel):
 
 
 class FoundAsset(_Answer):
-    """An asset that was found."""
+    """A hit."""
 
-    rank: int = Field(description="From 1.")
+    rank: int = Field(description="Position in the list, from 1.")
     asset_id: str
     kind: AssetKind
-    score: float = Field(description="The cosine of the query and the asset.")
+    score: float = Field(description="Cosine similarity of the query and the asset.")
     uri: str | None
     text: str | None
     metadata: dict[str, Any]
-    thumbnail: str | None = Field(description="The path of a small picture of it, on this server.")
+    thumbnail: str | None = Field(description="Path of the asset's thumbnail on this server.")
 
 
 class Took(_Answer):
-    """Milliseconds."""
+    """Durations in milliseconds."""
 
     embed: float
     search: float
 
 
 class SearchAnswer(_Answer):
-    """Hits, best first."""
+    """The hits, best first."""
 
     version: str
     query_kind: AssetKind | None
@@ -114,7 +117,7 @@ class SearchAnswer(_Answer):
 
 
 class AssetAnswer(_Answer):
-    """What the catalog says of an asset."""
+    """An asset of the catalog."""
 
     version: str
     asset_id: str
@@ -130,7 +133,7 @@ class AssetAnswer(_Answer):
 
 
 class Limits(_Answer):
-    """What a request may be."""
+    """Limits of requests."""
 
     max_k: int
     max_upload_bytes: int
@@ -139,22 +142,22 @@ class Limits(_Answer):
 
 
 class CatalogAnswer(_Answer):
-    """The version that is served."""
+    """The catalog version that is served."""
 
     catalog: str
     version: str
     created: str
     model: str
     dimension: int
-    kinds: dict[str, int] = Field(description="Assets of each kind.")
-    metadata: dict[str, str] = Field(description="Columns and their types.")
-    can_embed: bool = Field(description="Whether a query may be a sentence or a picture.")
+    kinds: dict[str, int] = Field(description="Number of assets of each kind.")
+    metadata: dict[str, str] = Field(description="Metadata columns and their types.")
+    can_embed: bool = Field(description="Whether a query can be a text or an image.")
     merges: list[Merge]
     limits: Limits
 
 
 class HealthAnswer(_Answer):
-    """Whether the server lives."""
+    """Whether the process runs."""
 
     status: str
     version: str | None = None
@@ -164,31 +167,31 @@ class ReadyAnswer(_Answer):
     """Whether searches can be answered."""
 
     status: Literal["ready", "degraded"] = Field(
-        description="degraded: sentences and pictures cannot be searched by at the moment, all else can."
+        description="degraded: searches by text or image fail at the moment; other searches work."
     )
     version: str
-    embedding_api: Literal["answers", "fails", "none"] = Field(description="none: this server embeds no queries.")
-    retry_after_s: int | None = Field(None, description="Before that the embedding API is not asked again.")
+    embedding_api: Literal["answers", "fails", "none"] = Field(description="none: this server does not embed queries.")
+    retry_after_s: int | None = Field(None, description="Seconds until the next request to the embedding API.")
 
 
 class ErrorWords(_Answer):
-    """For programs, and for people."""
+    """An error: `code` is for programs, `message` for people."""
 
     code: str
-    message: str = Field(description="One sentence.")
+    message: str = Field(description="What is wrong and what to do.")
 
 
 class ErrorAnswer(_Answer):
-    """What was wrong."""
+    """The response of a failed request."""
 
     error: ErrorWords
 
 
 def unit_vector(numbers: Any, dimension: int, place: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """A query that came from outside, a list or an array, as float32, (dimension,), of unit norm.
+    """Convert a client's vector, a list or an array, to float32, (dimension,), unit norm.
 
     Raises:
-        ValueError: With the place, the rule and the value.
+        ValueError: When it has the wrong length, or is not a finite vector other than zero.
     """
     if isinstance(numbers, np.ndarray):
         exact = numbers.astype(np.float64)
@@ -196,7 +199,7 @@ def unit_vector(numbers: Any, dimension: int, place: str) -> np.ndarray[Any, np.
         try:
             if not isinstance(numbers, list) or any(isinstance(number, bool) for number in numbers[:1]):
                 raise TypeError
-            exact = np.frombuffer(array("d", numbers))  # numpy itself takes as long as the search to look at each
+            exact = np.frombuffer(array("d", numbers))  # numpy's own conversion takes as long as the search
         except (TypeError, OverflowError):
             raise ValueError(f"{place} must be a list of numbers.") from None
     if len(exact) != dimension:
@@ -204,7 +207,7 @@ def unit_vector(numbers: Any, dimension: int, place: str) -> np.ndarray[Any, np.
     with np.errstate(over="ignore"):
         norm = float(np.sqrt(exact @ exact))
     if not 0 < norm < float("inf"):  # NaN too
-        raise ValueError(f"{place} must be finite and not all zeros, got the norm {norm:g}.")
-    if abs(norm - 1) > 1e-3:  # a vector of unit norm stays what it is, to the last bit
+        raise ValueError(f"{place} must be finite and not all zeros, got norm {norm:g}.")
+    if abs(norm - 1) > 1e-3:  # a vector of unit norm keeps its exact values
         exact = exact / norm
     return exact.astype(np.float32)

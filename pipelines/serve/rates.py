@@ -1,4 +1,4 @@
-"""How often each client may ask: a bucket of searches that fills at an even pace."""
+"""Rate limit of searches per client: a token bucket."""
 
 import ipaddress
 import math
@@ -9,15 +9,15 @@ from functools import lru_cache
 
 _CLIENTS_KEPT = 10_000
 _BURST_S = 10.0
-"""A client that was quiet may ask as much at once as it may in this time."""
+"""Burst of an idle client: the searches that the limit allows in this time."""
 
 
 class Rates:
-    """Counts searches by client; for one event loop.
+    """Counts searches per client. Use one instance per event loop.
 
     Args:
-        per_minute: Of one client, in the long run; 0: any number.
-        clock: Seconds that never go back.
+        per_minute: Searches of one client per minute; 0: no limit.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -27,7 +27,7 @@ class Rates:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, client: str) -> int:
-        """Counts one search. Returns 0, or the whole seconds until the next would be let through."""
+        """Count one search. Return 0 if it is allowed, else the whole seconds until the next one is."""
         if not self._per_s:
             return 0
         now, name = self._clock(), network_of(client)
@@ -42,7 +42,7 @@ class Rates:
 
 @lru_cache(maxsize=4096)
 def network_of(client: str) -> str:
-    """Whom an address belongs to: of IPv6 every customer has at least a /64."""
+    """Return the client of an address: the /64 for IPv6, because every customer has at least a /64."""
     try:
         address = ipaddress.ip_address(client.partition("%")[0])
     except ValueError:

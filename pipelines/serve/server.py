@@ -1,4 +1,4 @@
-"""Runs the application until it is told to stop, and does not wait for who is slow on purpose."""
+"""Run the application until a signal stops it, and drop clients that are slow on purpose."""
 
 import contextlib
 import logging
@@ -22,19 +22,19 @@ _GRACE_S = 30
 _BACKLOG = 2048
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AFTER_BODY_S = 5.0
-"""Who sent no body in time is told so, and has as long to take that."""
+"""Time for a client whose body was too slow to receive the error response."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP that is read in C, by a parser that would keep a header of any length: here it may take 64 kB.
+    """uvicorn's httptools protocol with a limit of 64 kB on headers, which the parser itself does not have.
 
-    It knows since when it waits, and for what, so that whoever is slow can be dropped.
+    It also tracks deadlines for the header, the body and the next request, so that slow clients can be dropped.
     """
 
-    _beside_bodies = 0
-    """Bytes of the request under way that are no body: its header, the frames of chunks, what follows them."""
+    _non_body_bytes = 0
+    """Bytes of the current request other than its body: header, chunk framing, trailers."""
     _is_idle = False
-    """Whether an answer was given and nothing has come since."""
+    """Whether the last request was answered and nothing has arrived since."""
 
     def __init__(self, *arguments: Any, settings: ServeSettings, counted: Connections) -> None:
         super().__init__(*arguments)
@@ -47,7 +47,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def is_late(self, now: float) -> bool:
-        """Whether what is waited for should have come by now; what is being answered is waited for elsewhere."""
+        """Return whether the client missed a deadline; requests in progress have their own timeout."""
         return self._waits_until is not None and now > self._waits_until
 
     def connection_made(self, transport: Any) -> None:
@@ -63,9 +63,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_idle:
             self._is_idle = False
             self._waits_until = self.loop.time() + self._settings.header_timeout_s
-        self._beside_bodies += len(data)
+        self._non_body_bytes += len(data)
         super().data_received(data)
-        if self._beside_bodies > _MOST_HEADER_BYTES:
+        if self._non_body_bytes > _MOST_HEADER_BYTES:
             self.transport.abort()
 
     def on_headers_complete(self) -> None:
@@ -74,13 +74,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self._waits_until = self.loop.time() + self._settings.body_timeout_s + _AFTER_BODY_S
 
     def on_body(self, body: bytes) -> None:
-        self._beside_bodies -= len(body)
+        self._non_body_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._beside_bodies = 0
+        self._non_body_bytes = 0
         super().on_message_complete()
-        if self.cycle.response_complete:  # it was answered before its end
+        if self.cycle.response_complete:  # the response was sent before the request was complete
             self._wait_for_next()
         else:
             self._waits_until = None
@@ -88,7 +88,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.cycle.response_complete:  # and no other request came meanwhile
+        if self.cycle.response_complete:  # and no other request has started
             self._wait_for_next()
 
     def _wait_for_next(self) -> None:
@@ -98,7 +98,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class Forwarded:
-    """ASGI middleware: what a trusted proxy says of a request: its client, its scheme, its path's prefix."""
+    """ASGI middleware that applies the client, scheme and path prefix from headers of trusted proxies."""
 
     def __init__(self, app: Any, counted: Connections, proxies: list[str]) -> None:
         self._app = ProxyHeadersMiddleware(app, trusted_hosts=proxies)
@@ -116,7 +116,7 @@ class Forwarded:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends without an error when it is told to stop, after what is under way."""
+    """uvicorn's server, which finishes requests in progress on a signal and then ends without an error."""
 
     def __init__(self, app: FastAPI, settings: ServeSettings) -> None:
         most, proxies = connections_for(settings.max_connections), list(settings.trusted_proxies)
@@ -125,7 +125,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 Forwarded(app, self._counted, proxies) if proxies else app,
-                lifespan="off",  # entered by the command, so that what goes wrong in it is a sentence
+                lifespan="off",  # the command enters it, so that its errors become messages
                 log_config=None,
                 log_level="error",
                 access_log=False,
@@ -133,15 +133,15 @@ class Server(uvicorn.Server):
                 ws="none",
                 server_header=False,
                 proxy_headers=False,
-                timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]  # only ever passed to call_later
+                timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]  # only passed to call_later
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )
-        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # one line for each broken form is for nobody
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it logs a useless line for each malformed form
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C let what is under way end; a second one does not."""
+        """Finish requests in progress on SIGTERM or Ctrl-C; a second signal stops at once."""
 
         def stop(_: int, __: FrameType | None) -> None:
             self.force_exit = self.should_exit
@@ -155,7 +155,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Takes connections at the sockets; each is asked for."""
+        """Accept connections at the sockets, subject to the connection limits."""
 
         def protocol() -> BoundedProtocol:
             return BoundedProtocol(self.config, self.server_state, {}, settings=self._settings, counted=self._counted)
@@ -163,7 +163,7 @@ class Server(uvicorn.Server):
         doors = [Door(listening, protocol, self._counted) for listening in sockets or ()]
         for door in doors:
             door.open()
-        self.servers = doors  # type: ignore[assignment]  # of which uvicorn only closes each
+        self.servers = doors  # type: ignore[assignment]  # uvicorn only closes them
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -172,20 +172,20 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _drop_slow(self) -> None:
-        """Closes connections that are waited for too long: who sends a header a byte at a time holds one."""
+        """Close connections that missed a deadline, such as a header sent one byte at a time."""
         connections: Any = self.server_state.connections
         for connection in [one for one in connections if one.is_late(one.loop.time())]:
             connection.drop()
 
 
 def listen(settings: ServeSettings) -> socket.socket:
-    """A socket that takes connections from now on, before anybody is told of its address.
+    """Return a listening socket, before its address is announced.
 
     Raises:
         ConfigError: When the address cannot be used.
     """
     try:
-        # With its protocol named, or asyncio would not turn Nagle's delay of 40 ms off.
+        # asyncio disables Nagle's algorithm (a delay of 40 ms) only if the protocol is explicit.
         kind = {"type": socket.SOCK_STREAM, "proto": socket.IPPROTO_TCP, "flags": socket.AI_PASSIVE}
         family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, **kind)[0]
         with contextlib.ExitStack() as stack:
@@ -196,7 +196,8 @@ def listen(settings: ServeSettings) -> socket.socket:
             stack.pop_all()  # open from here on
     except OSError as error:
         raise ConfigError(
-            f"--host {settings.host} --port {settings.port} cannot be served: {error.strerror or error}."
+            f"--host {settings.host} --port {settings.port}: cannot listen here ({error.strerror or error}). "
+            "Choose another host or port."
         ) from error
     return listening
 

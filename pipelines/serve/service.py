@@ -1,4 +1,4 @@
-"""What a server has open while it runs: the catalog it follows, the way to embed queries, and its threads."""
+"""The state of a running server: the catalog that it follows, the query embedder and the threads."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ import math
 import re
 import time
 import urllib.parse
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ import orjson
 import pyarrow.compute as pc
 
 from ...configs import AssetKind
-from ...configs.errors import ApiError, ArgumentError, CatalogError, ConfigError, QueryError
+from ...configs.errors import ApiError, ApiRefusedError, ArgumentError, CatalogError, ConfigError, QueryError
 from ...configs.schema import UNKNOWN_MODEL
 from ...index.search.catalog import Catalog
 from ...index.search.following import FollowingCatalog
@@ -34,10 +34,13 @@ from .thumbnails import Thumbnails
 
 _log = logging.getLogger(__name__)
 
+_ASK_AGAIN_S = 5.0
+"""Pause between attempts to reach an embedding API that did not answer at the start."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a search gave, and how long its stages took."""
+    """The hits of a search, and the duration of its stages."""
 
     catalog: Catalog
     query_kind: AssetKind | None
@@ -47,7 +50,7 @@ class Found:
 
 
 class Service:
-    """Answers searches, whatever asks for them; for one event loop."""
+    """Answers searches. Use one instance per event loop."""
 
     def __init__(
         self, settings: ServeSettings, catalog: FollowingCatalog, searcher: Searcher | None, metrics: Metrics
@@ -59,22 +62,26 @@ class Service:
         self._searcher = searcher
         self._batches = Batches(metrics)
         self._logged: ApiError | None = None
+        self._asks_again_at: float | None = None
 
     @property
     def can_embed(self) -> bool:
-        return self._searcher is not None
+        """Whether queries are embedded, now or as soon as the API answers."""
+        return self._searcher is not None or self._asks_again_at is not None
 
     @property
     def embedding_api(self) -> Literal["answers", "fails", "none"]:
-        """What is known of the API that embeds queries."""
+        """State of the API that embeds queries; 'none' when this server does not embed."""
         if self._searcher is None:
-            return "none"
+            return "fails" if self.can_embed else "none"
         return "answers" if self._searcher.is_answered else "fails"
 
     @property
     def retry_after_s(self) -> int:
-        """Whole seconds until the API is asked again; 0: with the next query."""
-        return 0 if self._searcher is None else math.ceil(self._searcher.rest_s)
+        """Whole seconds until the next request to the API; 0: the next query is sent."""
+        if self._searcher is not None:
+            return math.ceil(self._searcher.rest_s)
+        return 0 if self._asks_again_at is None else max(0, math.ceil(self._asks_again_at - time.monotonic()))
 
     @property
     def shown_url(self) -> str:
@@ -82,10 +89,24 @@ class Service:
         return re.sub(r"(?<=://)[^/@]*@", "", self.settings.catalog)
 
     def thumbnail_of(self, version: Catalog, asset: Hit | Asset, prefix: str = "") -> str | None:
-        """Where the thumbnail of an asset is on this server, below a prefix, if it can have one."""
+        """Return the path of an asset's thumbnail on this server, with the prefix; None when it has none."""
         if asset.kind != "image" or not asset.uri or not self.thumbnails.sources(version):
             return None
         return f"{prefix}/api/thumbnails/image?id={urllib.parse.quote(asset.asset_id, safe='')}"
+
+    async def ask_again(self, open_searcher: Callable[[], Awaitable[Searcher]]) -> None:
+        """Call `open_searcher` until the embedding API answers; until then, searches by text or image get 503."""
+        while self._searcher is None:
+            self._asks_again_at = time.monotonic() + _ASK_AGAIN_S
+            await asyncio.sleep(_ASK_AGAIN_S)
+            try:
+                self._searcher = await open_searcher()
+            except (ApiRefusedError, CatalogError, ConfigError) as error:  # no retry helps
+                _log.error("searches by text or image are disabled: %s", error)
+                break
+            except ApiError as error:
+                _log.debug("the embedding API still fails: %s", error)
+        self._asks_again_at = None
 
     def close(self) -> None:
         self._batches.close()
@@ -99,19 +120,21 @@ class Service:
         query_kind: AssetKind | None = None,
         exclude_self: bool = True,
     ) -> Found:
-        """Searches the version in force.
+        """Search the current version.
 
         Raises:
-            Fault: With what is wrong, or missing.
+            Fault: When the query or an option is invalid, or a search cannot be answered.
         """
         with self.catalog.pinned() as version:
             if isinstance(query, (str, bytes)):
                 query_kind = "text" if isinstance(query, str) else "image"
             elif isinstance(query, AssetName):
                 query_kind = query.kind
-            where = self._where(options, version)  # nothing is paid for a search that would be refused
+            where = self._where(options, version)  # validate before the query is sent to the API
             if options.merge == "standardised" and query_kind is None:
-                raise Fault(422, "invalid", "merge 'standardised' needs query_kind: the gap depends on it.")
+                raise Fault(
+                    422, "invalid", "query_kind is missing. Set it, because merge 'standardised' depends on it."
+                )
             self._check_kinds(options, version)
             started = time.perf_counter()
             vector = await self._embed(query) if isinstance(query, (str, bytes)) else query
@@ -131,7 +154,7 @@ class Service:
         )
 
     async def asset(self, kind: AssetKind, asset_id: str) -> tuple[Catalog, Asset]:
-        """Raises Fault when the version in force has no such asset."""
+        """Find an asset. Raises Fault when the current version does not have it."""
         with self.catalog.pinned() as version:
             row = await asyncio.to_thread(version.find_asset, kind, asset_id) if kind in version.kinds else None
             if row is None:
@@ -139,7 +162,7 @@ class Service:
             return version, version.asset(kind, row)
 
     def exposition(self) -> bytes:
-        """The counters, with what the catalog is at the moment."""
+        """Return the metrics, with the current state of the catalog."""
         manifest = self.catalog.manifest
         self.metrics.report_catalog(
             manifest.version,
@@ -177,15 +200,17 @@ class Service:
         except ArgumentError as error:
             raise Fault(422, "invalid", str(error)) from None
         except CatalogError as error:
-            _log.error("the catalog fails: %s", error)
-            raise Fault(503, "catalog", "The catalog cannot be searched at the moment.") from None
+            _log.error("cannot search the catalog: %s", error)
+            raise Fault(503, "catalog", "The catalog cannot be searched at the moment. Try again later.") from None
         if is_excluded:
             hits = [hit for hit in hits if (hit.kind, hit.asset_id) != own]
         return hits[: options.k]
 
     async def _embed(self, query: str | bytes) -> Vector:
+        if self._searcher is None and self.can_embed:
+            raise self._unanswered()
         if self._searcher is None:
-            raise Fault(422, "cannot_embed", "This server embeds no queries; search by a vector or by an asset.")
+            raise Fault(422, "cannot_embed", "This server does not embed queries. Search by vector or by asset.")
         started = time.perf_counter()
         result = "failed"
         try:
@@ -198,7 +223,7 @@ class Service:
             result = "refused"
             raise Fault(422, "query", str(error)) from None
         except ApiError as error:
-            if error is not self._logged:  # all who ask in a pause are told the same
+            if error is not self._logged:  # all queries during a pause raise the same error
                 self._logged = error
                 _log.error("the embedding API fails: %s", error)
             raise self._unanswered() from None
@@ -209,10 +234,7 @@ class Service:
 
     def _unanswered(self) -> Fault:
         wait_s = max(1, self.retry_after_s)
-        message = (
-            f"The embedding API answers nobody at the moment; it is asked again in {wait_s} s. Searches by vectors and "
-            "assets are answered."
-        )
+        message = f"The embedding API is unavailable. Try again in {wait_s} s. Searches by vector or asset still work."
         return Fault(503, "embedding_api", message, {"Retry-After": str(wait_s)})
 
     def _where(self, options: SearchOptions, version: Catalog) -> pc.Expression | None:
@@ -227,36 +249,56 @@ class Service:
         for kind in options.kinds or ():
             if kind not in version.kinds:
                 has = " and ".join(version.kinds) or "no assets"
-                raise Fault(422, "invalid", f"kinds must be among those that the catalog has, {has}, got {kind!r}.")
+                raise Fault(422, "invalid", f"kinds must be among those of the catalog, {has}, got {kind!r}.")
 
 
 @contextlib.asynccontextmanager
 async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterator[Service]:
-    """Opens the catalog and, where queries can be embedded, the way to its API.
+    """Open the catalog and, if queries can be embedded, the connection to the embedding API.
+
+    If the API does not answer, the service starts without it and asks it again.
 
     Raises:
-        CatalogError: When the catalog cannot be opened, or the API's model is not the one that made it.
-        ApiError: When the API is not there, or refuses the key.
+        CatalogError: When the catalog cannot be opened, or the API's model did not make its vectors.
+        ApiRefusedError: When the API refuses the key or does not know the model.
     """
     catalog = await asyncio.to_thread(
         open_catalog, settings.catalog, follow=True, follow_every_s=settings.follow_every_s
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(catalog.close)
-        searcher = None
-        if catalog.manifest.model == UNKNOWN_MODEL:
-            _log.warning("it is not known what made the vectors: sentences and pictures cannot be searched by")
-        else:
+        searcher, is_unanswered = None, False
+
+        async def open_searcher() -> Searcher:
             asked = Searcher.from_catalog(
                 catalog,
                 base_url=settings.base_url,
                 api_key_env=settings.api_key_env,
                 decode_pixels=settings.max_image_pixels,
             )
+            return await stack.enter_async_context(asked)
+
+        if catalog.manifest.model == UNKNOWN_MODEL:
+            _log.warning("the model of the vectors is unknown: searches by text or image are disabled")
+        else:
             try:
-                searcher = await stack.enter_async_context(asked)
-            except ConfigError as error:  # no key: vectors and assets can be searched by all the same
-                _log.warning("sentences and pictures cannot be searched by: %s", error)
+                searcher = await open_searcher()
+            except ConfigError as error:  # no key: searches by vector or asset still work
+                _log.warning("searches by text or image are disabled: %s", error)
+            except ApiRefusedError:
+                raise
+            except ApiError as error:
+                _log.warning("searches by text or image fail until the embedding API answers: %s", error)
+                is_unanswered = True
         service = Service(settings, catalog, searcher, metrics)
         stack.callback(service.close)
-        yield service
+        if not is_unanswered:
+            yield service
+            return
+        asking = asyncio.create_task(service.ask_again(open_searcher))
+        await asyncio.sleep(0)  # the task sets the state of the API
+        try:
+            yield service
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Small pictures of the catalog's own assets, read from where the job found them and from nowhere else."""
+"""Thumbnails of the catalog's image assets, read only from the sources of the catalog's job."""
 
 import asyncio
 from collections import OrderedDict
@@ -12,14 +12,14 @@ from .faults import Fault
 from .metrics import Metrics
 
 SIZES = (160, 320, 640, 1024)
-"""The side of a square with as many pixels as the thumbnail has."""
+"""Allowed sizes: the side of a square with as many pixels as the thumbnail."""
 _THREADS = 2
 _MOST_WAITING = 256
 _READ_S = 20.0
 
 
 class Thumbnails:
-    """Makes thumbnails of what `ImageSources` gives and remembers the last of them; for one event loop."""
+    """Makes thumbnails from `ImageSources` and caches the latest. Use one instance per event loop."""
 
     def __init__(self, cache_bytes: int, metrics: Metrics) -> None:
         self._most_bytes = cache_bytes
@@ -36,17 +36,17 @@ class Thumbnails:
             self._sources[1].close()
 
     def sources(self, catalog: Catalog) -> ImageSources:
-        """Where the pictures of a version are."""
+        """Return the image sources of a version."""
         manifest = catalog.manifest
         if self._sources is None or self._sources[0] != manifest.version:
             self._sources = manifest.version, ImageSources(manifest.config, catalog.url)
         return self._sources[1]
 
     async def make(self, catalog: Catalog, asset: Asset, size: int) -> bytes:
-        """A JPEG.
+        """Return a thumbnail as JPEG.
 
         Raises:
-            Fault: When the asset has no picture that may be shown.
+            Fault: When the asset's image cannot be shown.
         """
         key = tag(asset, size)
         if key in self._kept:
@@ -55,7 +55,7 @@ class Thumbnails:
             return self._kept[key]
         if key not in self._under_way:
             if len(self._under_way) >= _MOST_WAITING:
-                message = "Too many thumbnails are being made; come back in a second."
+                message = "Too many thumbnails are being made. Try again in a second."
                 raise Fault(503, "busy", message, {"Retry-After": "1"})
             making = asyncio.ensure_future(self._make(self.sources(catalog), asset, size, key))
             self._under_way[key] = making
@@ -70,7 +70,7 @@ class Thumbnails:
         except (Unpreparable, TimeoutError) as error:
             self._metrics.thumbnails.labels("refused").inc()
             why = error.detail if isinstance(error, Unpreparable) else "it took too long to read"
-            raise Fault(404, "no_thumbnail", f"The picture cannot be shown: {why}.") from None
+            raise Fault(404, "no_thumbnail", f"The image cannot be shown: {why}.") from None
         self._metrics.thumbnails.labels("made").inc()
         self._kept[key] = content
         self._kept_bytes += len(content)
@@ -80,5 +80,5 @@ class Thumbnails:
 
 
 def tag(asset: Asset, size: int) -> str:
-    """The thumbnail's ETag: it is a function of the picture's content."""
+    """Return the thumbnail's ETag, a function of the image's content."""
     return f'"{asset.content_sha256[:32]}-{size}"'

@@ -1,4 +1,4 @@
-"""The ready jobs for engines: Beam takes their options."""
+"""Beam accepts the options of the example jobs for engines."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_beam_knows_every_option(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["flink", "spark"])
-def test_workers_come_from_the_pool_beside_them(name, monkeypatch):
+def test_workers_come_from_the_pool_next_to_them(name, monkeypatch):
     job = job_of(name, monkeypatch)
     found = PipelineOptions(list(job.beam_options)).view_as(PortableOptions)
     assert (found.environment_type, found.environment_config) == ("EXTERNAL", "localhost:50000")
@@ -48,6 +48,6 @@ def test_workers_come_from_the_pool_beside_them(name, monkeypatch):
 
 
 @pytest.mark.parametrize("option", ["parallelism=4", "-p", "--", "-- x"])
-def test_what_is_no_option_is_told(option, monkeypatch):
+def test_an_unknown_option_is_reported(option, monkeypatch):
     with pytest.raises(ConfigError, match="beam_options"):
         job_of("flink", monkeypatch, f"beam_options=['{option}']")

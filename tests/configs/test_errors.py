@@ -1,4 +1,4 @@
-"""One tree of errors: each with a code of its own, whole after a process was crossed, and none beside it."""
+"""The errors form one tree, have unique codes, and can be sent to another process."""
 
 import ast
 import pickle
@@ -40,14 +40,14 @@ NOT_SHOWN_TO_USERS = {
 }
 
 
-def test_codes_are_words_and_no_two_share_one() -> None:
+def test_codes_are_words_and_unique() -> None:
     codes = [error.code for error in TREE]
     assert len(set(codes)) == len(codes)
     assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", code) for code in codes)
 
 
 @pytest.mark.parametrize("error", TREE, ids=lambda error: error.__name__)
-def test_an_error_is_whole_after_it_was_pickled_or_sent_by_its_code(error: type[EpithreBeamError]) -> None:
+def test_an_error_survives_pickling_and_error_of(error: type[EpithreBeamError]) -> None:
     raised = error("units/u.parquet is damaged.", file="units/u.parquet", counts={"rows": 3})
     for found in (pickle.loads(pickle.dumps(raised)), error_of(raised.code, str(raised), raised.facts)):
         assert type(found) is error
@@ -56,30 +56,30 @@ def test_an_error_is_whole_after_it_was_pickled_or_sent_by_its_code(error: type[
         assert found.exit_code is error.exit_code
 
 
-def test_a_code_of_a_later_release_is_an_error_of_the_root() -> None:
+def test_an_unknown_code_becomes_the_root_error() -> None:
     found = error_of("of_tomorrow", "It failed.", {"a": 1})
     assert (type(found), str(found), found.facts) == (EpithreBeamError, "It failed.", {"a": 1})
 
 
-def test_what_no_retry_helps_has_the_exit_code_of_wrong_usage() -> None:
+def test_refusals_by_the_api_exit_with_the_usage_code() -> None:
     for error in (RefusedKeyError, UnknownModelError, SpentQuotaError):
         assert issubclass(error, ApiRefusedError)
         assert error.exit_code is ExitCode.USAGE
 
 
-def test_a_wrong_argument_is_a_value_error_too() -> None:
+def test_an_argument_error_is_a_value_error() -> None:
     assert issubclass(QueryError, ArgumentError)
     assert issubclass(ArgumentError, ValueError)
     assert QueryError("Query 0 is empty.", reason="empty_text").reason == "empty_text"
     assert DamagedFileError("u is damaged.", file="u").file == "u"
 
 
-def test_all_are_importable_from_the_documented_place() -> None:
+def test_all_errors_are_exported() -> None:
     assert [error.__name__ for error in TREE if getattr(errors, error.__name__, None) is not error] == []
 
 
-def test_no_exception_class_stands_beside_the_tree() -> None:
-    """But for those that never leave the code that raises them."""
+def test_no_exception_class_is_outside_the_tree() -> None:
+    """Except those that never leave the code that raises them."""
     found = set()
     for folder in ("configs", "index", "transforms", "pipelines"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -91,6 +91,6 @@ def test_no_exception_class_stands_beside_the_tree() -> None:
     assert found == NOT_SHOWN_TO_USERS
 
 
-def test_the_tree_is_drawn_whole() -> None:
+def test_the_docstring_lists_the_whole_tree() -> None:
     drawn = re.findall(r"\b[A-Z]\w+Error\b", (ROOT / "configs" / "errors.py").read_text("utf-8").split('"""')[1])
     assert {name for name in drawn if name != "ValueError"} == {error.__name__ for error in TREE}

@@ -1,4 +1,4 @@
-"""All that is wrong with a config is told at once: a line each, with file, line and column, sorted by line."""
+"""All errors of a config are reported at once, one line each, with file, line and column, sorted by line."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -39,9 +39,7 @@ KEYS = [(RUN, *found) for found in sections(RunConfig)] + [(SEARCH, *found) for 
 
 
 @pytest.mark.parametrize(("job", "key", "section"), [k for k in KEYS if k[2]])
-def test_a_key_one_level_too_far_left_is_told_where_it_belongs(
-    tmp_path: Path, job: str, key: str, section: str
-) -> None:
+def test_a_key_one_level_too_high_names_its_section(tmp_path: Path, job: str, key: str, section: str) -> None:
     if re.search(rf"^{key}:", job, re.MULTILINE) or key in (RunConfig if job is RUN else SearchJob).model_fields:
         pytest.skip("the top level has a key of this name too")
     line = job.count("\n") + 1
@@ -83,8 +81,8 @@ def test_a_key_one_level_too_far_left_is_told_where_it_belongs(
         (
             f"{RUN}min_score: 0.5\n",
             (
-                "JOB line 4, column 1: `min_score` belongs into a job for `search-batch` (under `search`), "
-                "and this is one for `run`."
+                "JOB line 4, column 1: `min_score` belongs in a job for `search-batch` (under `search`), "
+                "and this is a job for `run`."
             ),
         ),
         (
@@ -98,11 +96,11 @@ def test_a_key_one_level_too_far_left_is_told_where_it_belongs(
         (f"{SEARCH}embed:\n  batch_items: 0\n", "JOB line 6, column 16: embed.batch_items must be at least 1, got 0."),
     ],
 )
-def test_a_misplaced_or_misspelt_key_is_told_with_its_line_and_what_to_do(tmp_path: Path, text: str, line: str) -> None:
+def test_a_misplaced_or_misspelt_key_is_reported_with_line_and_remedy(tmp_path: Path, text: str, line: str) -> None:
     assert refusal(tmp_path, text) == line
 
 
-def test_all_errors_of_a_job_are_told_at_once_sorted_by_line(tmp_path: Path) -> None:
+def test_all_errors_of_a_job_are_sorted_by_line(tmp_path: Path) -> None:
     text = (
         "catalog: ''\n"
         "embed:\n"
@@ -120,40 +118,55 @@ def test_all_errors_of_a_job_are_told_at_once_sorted_by_line(tmp_path: Path) -> 
         "JOB line 1, column 10: catalog must have at least 1 character, got ''.",
         "JOB line 3, column 16: embed.batch_items must be at least 1, got 0.",
         (
-            "JOB line 4, column 10: embed.model names the environment variable NO_MODEL, which is not set. "
-            "Set it (`export NO_MODEL=…`), or give it a default: ${NO_MODEL:-default}."
+            "JOB line 4, column 10: embed.model uses the environment variable NO_MODEL, which is not set. "
+            "Set it (`export NO_MODEL=…`), or add a default: ${NO_MODEL:-default}."
         ),
         "JOB line 5, column 12: embed.profile 'voyag' is not a known profile. Did you mean 'voyage'?",
         "JOB line 6, column 1: `timeout_s` belongs under `embed`, not at the top level.",
         "JOB line 8, column 11: sources[0].kind must be 'image' or 'text', got 'imgae'. Did you mean 'image'?",
         (
-            "JOB line 9, column 12: sources[0].files names the environment variable NO_FOLDER, which is not set. "
-            "Set it (`export NO_FOLDER=…`), or give it a default: ${NO_FOLDER:-default}."
+            "JOB line 9, column 12: sources[0].files uses the environment variable NO_FOLDER, which is not set. "
+            "Set it (`export NO_FOLDER=…`), or add a default: ${NO_FOLDER:-default}."
         ),
         "--set index.target_recall: index.target_recall must be at most 1, got 2.",
         "--set prepare.jpeg_qualty: prepare.jpeg_qualty is not a known key. Did you mean 'jpeg_quality'?",
     ]
 
 
-def test_a_value_that_a_variable_brought_is_told_with_the_place_of_the_variable(tmp_path: Path) -> None:
+def test_a_wrong_value_from_a_variable_has_the_variables_place(tmp_path: Path) -> None:
     message = refusal(tmp_path, f"{RUN}embed:\n  batch_items:   ${{N}}\n", environ={"N": "many"})
-    assert message.startswith("JOB line 5, column 18: embed.batch_items must be a valid integer")
+    assert message.startswith("JOB line 5, column 18: embed.batch_items must be a whole number")
 
 
-def test_a_variable_that_is_not_set_hides_what_it_alone_makes_wrong(tmp_path: Path) -> None:
-    """`redis_url` without its address would be refused for its shape, and `rate_limiter` beside it."""
+def test_an_unset_variable_hides_the_errors_it_causes(tmp_path: Path) -> None:
+    """Without its address `redis_url` is invalid, and so is `rate_limiter`."""
     message = refusal(tmp_path, f"{RUN}embed:\n  rate_limiter: redis\n  redis_url: ${{REDIS}}\n")
-    assert message.startswith("JOB line 6, column 14: embed.redis_url names the environment variable REDIS")
+    assert message.startswith("JOB line 6, column 14: embed.redis_url uses the environment variable REDIS")
     assert "\n" not in message
 
 
-def test_a_rule_of_a_section_is_told_at_the_key_of_the_section(tmp_path: Path) -> None:
+def test_a_rule_of_a_section_has_the_place_of_its_key(tmp_path: Path) -> None:
     message = refusal(tmp_path, f"{RUN}embed:\n  lanes: 4\n")
-    assert message.startswith("JOB line 4, column 1: embed has lanes=4")
-    assert refusal(tmp_path, f"{RUN}  - kind: text\n").startswith("JOB line 4, column 5: sources[1] must name")
+    assert message.startswith("JOB line 4, column 1: embed: lanes is 4, but")
+    assert refusal(tmp_path, f"{RUN}  - kind: text\n").startswith("JOB line 4, column 5: sources[1]: the source")
 
 
-def test_a_missing_key_is_told_at_its_section(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("section", "overrides", "begin"),
+    [
+        ("readers: 2", ["embed.lanes=4", "embed.readers=3"], "--set embed.lanes: embed: lanes is 4, but"),
+        ("readers: 2", ["embed.max_cost=5"], "--max-cost: embed: max_cost is 5, but no price"),
+        ("lanes: 2", ["embed.max_requests=2"], "--max-requests: embed: max_requests is 2, but"),
+        ("lanes: 4", ["embed.readers=3"], "JOB line 4, column 1: embed: lanes is 4, but"),  # not named by the rule
+    ],
+)
+def test_a_rule_of_a_section_names_the_option_that_set_its_key(
+    tmp_path: Path, section: str, overrides: list[str], begin: str
+) -> None:
+    assert refusal(tmp_path, f"{RUN}embed:\n  {section}\n", overrides).startswith(begin)
+
+
+def test_a_missing_key_has_the_place_of_its_section(tmp_path: Path) -> None:
     assert refusal(tmp_path, f"{RUN}  - files: x\n") == "JOB line 4, column 5: sources[1].kind is missing. Add it."
     assert refusal(tmp_path, "catalog: c\n") == "JOB line 1, column 1: sources is missing. Add it."
 
@@ -164,13 +177,13 @@ def test_a_missing_key_is_told_at_its_section(tmp_path: Path) -> None:
         (
             "catalog: c\nembed:\n   readers: 3\n  lanes: 2\n",
             (
-                "JOB line 4, column 3: this is not valid YAML: the indentation fits no line above. "
-                "Keys of one section start in the same column."
+                "JOB line 4, column 3: this is not valid YAML: the indentation matches no line above. "
+                "Start the keys of a section in the same column."
             ),
         ),
         (
             "catalog: c\nembed:\n\treaders: 3\n",
-            "JOB line 3, column 1: this is not valid YAML: a tab stands here. Indent with spaces.",
+            "JOB line 3, column 1: this is not valid YAML: the line is indented with a tab. Indent with spaces.",
         ),
         (
             "catalog: c: d\n",
@@ -179,14 +192,14 @@ def test_a_missing_key_is_told_at_its_section(tmp_path: Path) -> None:
                 "Quote the value, or check the indentation."
             ),
         ),
-        ("catalog: c\nembed\n", "JOB line 3, column 1: this is not valid YAML: a key has no `:` behind it."),
+        ("catalog: c\nembed\n", "JOB line 3, column 1: this is not valid YAML: a key is not followed by `:`. Add it."),
     ],
 )
-def test_a_slip_of_yaml_is_told_in_plain_words(tmp_path: Path, text: str, line: str) -> None:
+def test_common_yaml_mistakes_have_plain_messages(tmp_path: Path, text: str, line: str) -> None:
     assert refusal(tmp_path, text) == line
 
 
-def test_very_many_errors_are_counted_and_the_first_are_told(tmp_path: Path) -> None:
+def test_many_errors_are_counted_and_the_first_listed(tmp_path: Path) -> None:
     said = refusal(tmp_path, RUN + "".join(f"zz{i}: 1\n" for i in range(80))).splitlines()
     assert said[0] == "JOB has 80 errors:"
     assert said[1].startswith("JOB line 4, column 1: zz0 is not a known key.")

@@ -1,4 +1,4 @@
-"""Old keys are read in the manifests of older releases, and refused with the new key named in a job."""
+"""Old keys are accepted in manifests of older releases, and refused in jobs with the new key named."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def test_a_stored_config_gets_the_current_keys(then: dict[str, Any], now: dict[s
     assert orjson.dumps(then) == before
 
 
-def test_the_configs_of_golden_catalogs_are_read_with_the_current_keys() -> None:
+def test_configs_of_golden_catalogs_get_the_current_keys() -> None:
     seen = set()
     for path in GOLDEN:
         stored = orjson.loads(path.read_bytes())
@@ -77,7 +77,7 @@ def has(config: dict[str, Any], place: str) -> bool:
         ({"embed": {"budget_name": "b"}}, "embed.budget_name is now embed.rate_limiter_name. Rename the key."),
     ],
 )
-def test_an_old_key_is_refused_with_the_new_one_named(tmp_path: Path, old: dict[str, Any], sentence: str) -> None:
+def test_an_old_key_is_refused_and_the_new_one_named(tmp_path: Path, old: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError) as refused:
         parse_config({**SMALL, **old})
     assert str(refused.value) == sentence
@@ -91,7 +91,7 @@ def test_an_old_value_is_refused_with_the_new_one_named() -> None:
         parse_config({**SMALL, "embed": {"rate_limiter": "lane"}})
 
 
-def test_an_old_key_on_the_command_line_is_refused_with_the_new_one_named(tmp_path: Path) -> None:
+def test_an_old_key_in_set_is_refused_with_the_new_one_named(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL)
     with pytest.raises(ConfigError, match=r"guards is now gates\. Rename the key"):
         load_config(path, ["guards.max_dead_share=1"])

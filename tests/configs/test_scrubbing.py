@@ -1,4 +1,4 @@
-"""A secret that is known is found however it is written, and nothing else is touched; URLs show no credentials."""
+"""Known secrets are found in every encoding, other text is not changed, and URLs show no credentials."""
 
 import base64
 import html
@@ -55,7 +55,7 @@ ESCAPES = {
 @pytest.mark.parametrize("way", ESCAPES)
 @given(key=KEYS, before=JUNK, after=JUNK, seed=st.integers(0, 999))
 @settings(max_examples=10, deadline=None)
-def test_a_key_is_found_in_whichever_way_it_is_written(way, key, before, after, seed):
+def test_a_key_is_found_in_every_encoding(way, key, before, after, seed):
     written = ESCAPES[way](key, random.Random(seed))
     shown = Scrubber(key).text(f"{before} {written} {after}")
     assert "***" in shown
@@ -70,7 +70,7 @@ def test_a_key_is_found_in_whichever_way_it_is_written(way, key, before, after, 
     coded=st.sampled_from(["plain", "in a URL", "in JSON", "on two lines"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_key_is_found_within_base64_at_any_offset(key, before, after, urlsafe, coded):
+def test_a_key_is_found_in_base64_at_any_offset(key, before, after, urlsafe, coded):
     encode = base64.urlsafe_b64encode if urlsafe else base64.b64encode
     text = encode(before + key.encode() + after).decode()
     if coded == "in a URL":
@@ -81,7 +81,7 @@ def test_a_key_is_found_within_base64_at_any_offset(key, before, after, urlsafe,
         text = f"{text[: len(text) // 2]}\r\n{text[len(text) // 2 :]}"
     shown = Scrubber(key).text(f"Basic {text}.")
     assert "***" in shown
-    # What is left around it, in any reading, is less than any six characters of the key.
+    # However the rest is decoded, it contains less than six characters of the key.
     rest = re.sub(r"\s", "", urllib.parse.unquote(shown).replace("\\", "")).replace("-", "+").replace("_", "/")
     for run in re.findall(r"[A-Za-z0-9+/]{6,}", rest):
         for start in range(4):
@@ -90,7 +90,7 @@ def test_a_key_is_found_within_base64_at_any_offset(key, before, after, urlsafe,
             assert not any(key[i : i + 6] in read for i in range(len(key) - 5) if len(set(key[i : i + 6])) > 3), shown
 
 
-def test_what_does_not_hold_the_key_stays_as_it_is():
+def test_a_text_without_the_key_is_not_changed():
     rng = random.Random(5)
     scrubber = Scrubber("sk-live-0123456789abcdef")
     texts = [
@@ -104,7 +104,7 @@ def test_what_does_not_hold_the_key_stays_as_it_is():
     assert scrubber.body(everything) == everything
 
 
-def test_bytes_that_were_json_are_json_afterwards_and_headers_keep_their_names():
+def test_json_stays_valid_and_headers_keep_their_names():
     key = 'quote"back\\slash/plus+é'
     body = json.dumps({"error": {"message": f"key {key} and {key}", "code": None}}).encode()
     assert json.loads(Scrubber(key).body(body)) == {"error": {"message": "key *** and ***", "code": None}}
@@ -113,7 +113,7 @@ def test_bytes_that_were_json_are_json_afterwards_and_headers_keep_their_names()
     }  # fmt: skip
 
 
-def test_several_secrets_are_hidden_and_none_that_is_a_mere_word():
+def test_several_secrets_are_hidden_and_short_ones_ignored():
     assert (
         Scrubber("first-secret", "", "abc", "second-secret").text("abc first-secret, second-secret") == "abc ***, ***"
     )
@@ -123,7 +123,7 @@ def test_several_secrets_are_hidden_and_none_that_is_a_mere_word():
 @pytest.mark.parametrize(
     "unit", ["\\", "s", "%25", "&amp;", "&#000000", "sk-live-0123456789abcde", "c2stbGl2ZS0w\n", "\n"]
 )
-def test_a_hostile_text_takes_time_in_proportion_to_its_length(unit):
+def test_hostile_texts_take_linear_time(unit):
     scrubber = Scrubber("sk-live-0123456789abcdef")
     started = time.process_time()
     scrubber.text(unit * (200_000 // len(unit)))

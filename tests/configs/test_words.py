@@ -10,15 +10,15 @@ from epithre_beam.configs.words import of_count, of_moment, of_pause, unwritable
     ("count", "words"),
     [(0, "0 dead letters"), (1, "1 dead letter"), (2, "2 dead letters"), (12_345, "12,345 dead letters")],
 )
-def test_one_is_one_and_all_else_are_many(count: int, words: str) -> None:
+def test_counts_use_singular_only_for_one(count: int, words: str) -> None:
     assert of_count(count, "dead letter") == words
 
 
-def test_words_whose_plural_is_their_own_are_given_both() -> None:
+def test_counts_accept_irregular_plurals() -> None:
     assert [of_count(n, "query has", "queries have") for n in (1, 3)] == ["1 query has", "3 queries have"]
 
 
-def test_a_moment_has_its_zone_and_a_date_where_it_is_not_today() -> None:
+def test_a_moment_has_its_zone_and_a_date_unless_today() -> None:
     midnight = time.mktime((*time.localtime()[:3], 0, 0, 0, 0, 0, -1))
     zone = time.strftime("%Z", time.localtime(midnight + 12 * 3600))
     assert of_moment(midnight + 12 * 3600 + 17 * 60) in {f"12:17 {zone}", f"13:17 {zone}", f"11:17 {zone}"}
@@ -28,7 +28,7 @@ def test_a_moment_has_its_zone_and_a_date_where_it_is_not_today() -> None:
     assert of_moment(time.time() + 30 * 365 * 86_400).startswith(str(time.localtime().tm_year + 29)[:2])
 
 
-def test_a_pause_is_told_with_its_end_length_and_reason() -> None:
+def test_a_pause_message_has_end_length_and_reason() -> None:
     sentence = of_pause(time.time() + 40 * 86_400, 3600.0, "429: daily quota, try tomorrow")
     assert re.fullmatch(
         r"paused until \d{4}-\d\d-\d\d \d\d:\d\d \S+: the server asked for 3600 s \(429: daily quota, try tomorrow\)",
@@ -36,7 +36,7 @@ def test_a_pause_is_told_with_its_end_length_and_reason() -> None:
     )
 
 
-def test_what_cannot_be_written_is_told_in_one_wording() -> None:
+def test_unwritable_places_have_one_wording() -> None:
     error = PermissionError(13, "Permission denied", "/c/x")
     assert unwritable("catalog", "/c", error, "Go on.") == (
         "catalog '/c' cannot be written (Permission denied: /c/x). Go on."

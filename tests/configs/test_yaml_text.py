@@ -1,4 +1,4 @@
-"""YAML that is larger than anybody writes is refused at once; what people write is read."""
+"""YAML of unusual size is refused at once; ordinary YAML is read."""
 
 import string
 import time
@@ -19,7 +19,7 @@ DATA = st.recursive(
 
 @settings(max_examples=100, deadline=None)
 @given(DATA)
-def test_what_is_written_is_read(data: object) -> None:
+def test_written_data_is_read_back(data: object) -> None:
     assert parse_yaml(yaml.safe_dump(data)) == data
 
 
@@ -50,20 +50,20 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_before_it_takes_time(name: str) -> None:
+def test_a_yaml_bomb_is_refused_quickly(name: str) -> None:
     begin = time.process_time()
     with pytest.raises(YamlBombError):
         parse_yaml(BOMBS[name])
     assert time.process_time() - begin < 10
 
 
-def test_aliases_depth_and_sizes_that_people_use_are_read() -> None:
+def test_ordinary_aliases_depths_and_sizes_are_read() -> None:
     assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: *a") == {"a": {"x": 1}, "b": {"x": 1, "y": 2}, "c": {"x": 1}}
     depth = MAX_DEPTH - 1
     assert str(parse_yaml("[" * depth + "]" * depth)).count("[") == depth
     assert len(parse_yaml("[" + "1, " * (MAX_VALUES - 2) + "]")) == MAX_VALUES - 2
     assert parse_yaml("") is None
-    with pytest.raises(yaml.YAMLError, match="stands twice"):
+    with pytest.raises(yaml.YAMLError, match="is duplicate"):
         parse_yaml("a: 1\na: 2")
 
 
@@ -71,7 +71,7 @@ def test_aliases_depth_and_sizes_that_people_use_are_read() -> None:
     "tag", ["int", "float", "bool", "timestamp", "binary", "set", "omap", "pairs", "map", "seq", "str"]
 )
 @pytest.mark.parametrize("value", ["''", "x", "[]", "[x]", "{}", "{a: b}", "-", "'-'", "~"])
-def test_a_value_that_is_not_what_its_tag_says_is_an_error_of_yaml(tag: str, value: str) -> None:
+def test_a_value_that_does_not_match_its_tag_is_an_error(tag: str, value: str) -> None:
     try:
         parse_yaml(f"!!{tag} {value}")
     except (yaml.YAMLError, ValueError):

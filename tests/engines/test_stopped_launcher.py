@@ -104,7 +104,7 @@ def test_error_names_job_that_cannot_be_cancelled_and_its_endpoint(engine, place
         message = json.loads(said)["message"]
         assert "could not be cancelled" in message
         assert f"at {endpoint_of(engine)} " in message
-        assert "cancel it there" in message
+        assert "Cancel it there" in message
         for job in [job for job, state in states_of(engine).items() if state == "RUNNING"]:
             with grpc.insecure_channel(endpoint_of(engine)) as channel:
                 service = beam_job_api_pb2_grpc.JobServiceStub(channel)

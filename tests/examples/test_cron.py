@@ -66,6 +66,15 @@ def test_run_at_spending_limit_is_not_retried(place, nightly):
         assert len(emulator.log) == 3
 
 
+def test_wrong_data_is_not_retried(place, nightly):
+    (place.folder / "texts.csv").write_text("id,text,price\na,one,12\nb,two,twelve\n")
+    done = nightly()
+    assert done.returncode == 1
+    (said,) = sentences(done.stderr)
+    assert "line 3: 'twelve' is not valid as" in said
+    assert "If the message names a file or a column, fix it" in done.stderr
+
+
 def test_invalid_job_is_reported_once(place, nightly):
     (place.folder / "bad.yaml").write_text("catalog: c\n")
     done = nightly(job="bad.yaml")

@@ -37,7 +37,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, emulator: Emulator) -> P
     place = Place(tmp_path_factory.mktemp("published"))
     write_images(place.folder / "pictures", 10)
     write_texts(place.folder / "texts.csv", 20)
-    place.write_job(embed__base_url=emulator.base_url)
+    place.write_job(embed__base_url=emulator.base_url, embed__max_sends=1)
     done = place.cli("run", "job.yaml")
     assert done.returncode == 0, done.stderr
     return place
@@ -85,33 +85,52 @@ def wait_until(is_so: Callable[[], Any]) -> None:
 def test_fastapi_service_searches_and_follows_new_version(published: Place, emulator: Emulator) -> None:
     image = published.folder / "pictures" / "p003.jpg"
     command = ("-m", "uvicorn", "--app-dir", EXAMPLES, "--port", 0, "service_fastapi:app")
-    with serving(*command, CATALOG=str(published.catalog), FOLLOW_EVERY_S="0.1") as (client, _):
+    settings = {"CATALOG": str(published.catalog), "FOLLOW_EVERY_S": "0.1", "HOLD_S": "60"}
+    with serving(*command, **settings) as (client, _):
+        assert list((published.catalog / "readers").iterdir())
         found = client.get("/search", params={"text": "text number 3", "k": 2, "kind": ["text"]}).json()
         assert [hit["kind"] for hit in found["hits"]] == ["text", "text"]
         assert (found["hits"][0]["text"], found["hits"][0]["score"] > 0.99) == ("text number 3", True)
         found = client.post("/search", params={"k": 1}, content=image.read_bytes()).json()
         assert found["hits"][0]["id"] == image.name
+        where = {"k": 20, "where": '{"price": {"$gt": 15}}'}
+        for found in (
+            client.get("/search", params={**where, "text": "text number 3"}).json(),
+            client.post("/search", params=where, content=image.read_bytes()).json(),
+        ):
+            assert sorted(hit["id"] for hit in found["hits"]) == ["t015", "t016", "t017", "t018", "t019"]
 
         for answer, sentence in (
             (client.get("/search", params={"text": " "}), "empty_text"),
             (client.post("/search", content=b"no picture"), "not_a_picture"),
             (client.post("/search", params={"kind": "image"}, content=b""), "empty_file"),
+            (client.get("/search", params={"text": "a", "where": '{"colour": 1}'}), "where.colour"),
+            (client.get("/search", params={"text": "a", "where": "{"}), "where must be JSON"),
             (client.get("/search", params={"text": "a", "k": 0}), "k: Input should be greater than or equal to 1"),
             (client.get("/search"), "text: Field required"),
         ):
             assert answer.status_code == 400
             assert sentence in answer.json()["error"]
         assert client.post("/search", content=b"0" * 10_000_001).status_code == 413
+        emulator.reset(faults=Faults(refuse_all=503))
+        answer = client.get("/search", params={"text": "unheard of"})
+        assert (answer.status_code, "retries_exhausted" in answer.text) == (503, True)
+        assert client.get("/ready").json()["api_is_answered"] is False
         emulator.reset(faults=Faults(refuse_all=401))
         assert client.get("/search", params={"text": "unheard of"}).status_code == 503
+        assert client.get("/ready").json()["api_rest_s"] > 0
         emulator.reset(faults=Faults())
 
         publish_another(published)
         wait_until(lambda: client.get("/ready").json()["version"] != found["version"])
+        wait_until(lambda: client.get("/ready").json()["api_rest_s"] == 0)
+        assert client.get("/search", params={"text": "after the outage"}).status_code == 200
         assert client.get("/ready").json() == {
             "version": client.get("/search", params={"text": "text number 3"}).json()["version"],
             "assets": 31,
             "refresh_error": None,
+            "api_is_answered": True,
+            "api_rest_s": 0.0,
         }
 
 

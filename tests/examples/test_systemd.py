@@ -56,6 +56,11 @@ def test_permanent_failures_are_not_retried():
     assert service["Service", "SuccessExitStatus"] == ["4 143"]
 
 
+def test_service_may_take_as_long_to_stop_as_the_docs_say():
+    assert settings_of("epithre-beam.service")["Service", "TimeoutStopSec"] == ["40"]
+    assert "Allow 40 s" in (EXAMPLES.parent / "docs" / "nightly.md").read_text()
+
+
 @pytest.mark.slow
 def test_commands_of_units_run_and_prune(place, environment):
     service = settings_of("epithre-beam.service")

@@ -1,4 +1,4 @@
-"""A page that somebody opens from a disk, in a real browser that notes all that it should not see."""
+"""A page opened from disk in a real browser that records errors and requests."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobil
 
 @contextlib.contextmanager
 def opened(path: Path, **options) -> Iterator[Page]:
-    """The page, which must neither complain nor ask anybody for anything."""
+    """The page, which must cause no errors and send no requests."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is not installed: apt-get install chromium")
@@ -35,7 +35,7 @@ def opened(path: Path, **options) -> Iterator[Page]:
 
 
 def keep_screenshot(page: Page, name: str, **options) -> None:
-    """Into the folder that CI keeps, if it is set."""
+    """Save a screenshot in the folder that CI keeps, if it is set."""
     if folder := os.environ.get("EPITHRE_BEAM_SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=Path(folder) / f"{name}.png", **options)

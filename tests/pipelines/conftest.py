@@ -1,4 +1,4 @@
-"""Small real inputs, and the command line as a user runs it."""
+"""Small real inputs, and a runner for the command line."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ KEY = "key-for-tests-0123456789"
 
 @dataclass
 class Place:
-    """A folder with a job in it."""
+    """A folder with a job."""
 
     folder: Path
 
@@ -47,7 +47,7 @@ class Place:
         return path
 
     def cli(self, *arguments, key=KEY, timeout=120, imports_itself=False, **environment) -> subprocess.CompletedProcess:
-        """Runs a command to its end; `imports_itself`: in a process that shares nothing with another one."""
+        """Run a command to its end; `imports_itself`: in a new process instead of a fork."""
         process = self.start(*arguments, key=key, imports_itself=imports_itself, **environment)
         try:
             output, errors = process.communicate(timeout=timeout)
@@ -71,12 +71,12 @@ class Place:
 
 @functools.cache
 def _preloaded() -> Preloaded:
-    """Ends with the process that asks for it first."""
+    """Ends with the process that uses it first."""
     return Preloaded()
 
 
 def sentences(errors: str) -> list[str]:
-    """What was said in words on standard error, among the log lines."""
+    """The messages on standard error, without log lines."""
     return [line for line in errors.splitlines() if line.startswith("epithre-beam: ")]
 
 
@@ -106,7 +106,7 @@ def write_texts(path: Path, count: int) -> dict[str, str]:
 
 @pytest.fixture
 def place(tmp_path) -> Place:
-    """40 pictures, 50 texts and a job for the emulator."""
+    """40 images, 50 texts and a job for the emulator."""
     found = Place(tmp_path)
     write_images(tmp_path / "pictures", 40)
     write_texts(tmp_path / "texts.csv", 50)

@@ -1,4 +1,4 @@
-"""Runs the program in processes that die, or lose their storage, at a chosen step of the catalog's store.
+"""Run the program in processes that die, or lose their storage, at a chosen step of the catalog's store.
 
 `python faulty.py writer` imports everything once and forks a process for each order, a line of JSON on its standard
 input; `python faulty.py reader` opens a catalog in a loop. Both answer in lines of JSON. What they run is the real
@@ -45,7 +45,7 @@ class Steps:
         self._lock = threading.Lock()
 
     def name_of(self, path):
-        """A file's place in the catalog, the same in every run; None outside of it."""
+        """A file's path in the catalog, the same in every run; None for other files."""
         path = Path(os.path.abspath(path))  # noqa: PTH100 - links stay
         if not path.is_relative_to(self.catalog):
             return None
@@ -54,7 +54,7 @@ class Steps:
         return _VERSION.sub("<version>", str(path.relative_to(self.catalog)))
 
     def reached(self, what, path):
-        """Counts a step; says whether it is the one."""
+        """Count a step, and return whether it is the chosen one."""
         name = self.name_of(path)
         if name is None:
             return False
@@ -78,7 +78,7 @@ class Steps:
         elif self._deed == "limit":
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         else:
-            deadline = time.monotonic() + 10  # another thread may be in the middle of a file
+            deadline = time.monotonic() + 10  # another thread may be writing a file
             while subprocess.run(self._deed, check=False, capture_output=True).returncode:
                 if time.monotonic() > deadline:
                     os._exit(99)
@@ -113,7 +113,7 @@ class Steps:
                 yield file
 
         def write_and_report(writer, data):
-            path = getattr(writer._file, "name", "/nowhere")  # what is written in memory is no step
+            path = getattr(writer._file, "name", "/nowhere")  # writes to memory are not steps
             self.step("before write", path)
             if self.reached("half of write", path):
                 writer._file.write(memoryview(data).cast("B")[: memoryview(data).nbytes // 2])
@@ -127,7 +127,7 @@ class Steps:
 
 
 def drop_the_right_to_write_anywhere():
-    """Root may write whatever a file's mode says; without CAP_DAC_OVERRIDE it may not."""
+    """Drop CAP_DAC_OVERRIDE, with which root ignores file modes."""
 
     class Header(ctypes.Structure):
         _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
@@ -146,8 +146,8 @@ def drop_the_right_to_write_anywhere():
 
 
 def write_on_order():
-    """Forks a process for each order: {arguments, folder, catalog, at, deed, is_ordinary_user}."""
-    from preloaded import import_all  # which stands beside this script
+    """Fork a process for each order: {arguments, folder, catalog, at, deed, is_ordinary_user}."""
+    from preloaded import import_all  # next to this script
 
     import_all()
     for line in sys.stdin:
@@ -163,7 +163,7 @@ def write_on_order():
 
 
 def run_in_this_process(order):
-    """The command line as a user runs it; its streams and its steps go to files in `order["folder"]`."""
+    """Run the command line; its streams and steps go to files in `order["folder"]`."""
     code = 98
     try:
         os.chdir(order["folder"])
@@ -192,7 +192,7 @@ def run_in_this_process(order):
 
 
 class Watcher:
-    """Opens one catalog again and again, proves it, searches it, and counts what it saw."""
+    """Opens a catalog repeatedly, verifies and searches it, and counts the results."""
 
     def __init__(self, catalog, expected):
         import numpy as np
@@ -229,19 +229,19 @@ class Watcher:
 
 
 def answers(catalog, queries):
-    """All that a search finds, in an order that depends on the assets alone."""
+    """All hits of the queries, in an order that depends only on the assets."""
     hits = catalog.search(queries, k=1000)
     return [[[hit.asset_id, hit.kind, round(hit.score, 5)] for hit in found] for found in hits]
 
 
 def read_in_a_loop():
-    """Orders: {catalog, expected} to look at another one, {} to rest. Each is answered after a last or first look."""
+    """Orders: {catalog, expected} to watch another catalog, {} to pause. Each is answered after one more look."""
     orders, watcher = queue.SimpleQueue(), None
 
     def listen():
         for line in sys.stdin:
             orders.put(json.loads(line))
-        os._exit(0)  # nobody is there any more
+        os._exit(0)  # the parent has ended
 
     threading.Thread(target=listen, daemon=True).start()
     while True:

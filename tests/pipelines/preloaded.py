@@ -1,4 +1,4 @@
-"""The command line in processes forked from one that has imported everything: importing takes longer than most runs.
+"""The command line in forks of a process that has imported everything: importing takes longer than most runs.
 
 `python preloaded.py SOCKET` forks a process for each order that comes through the socket with that number. An order is
 a message of JSON, {arguments, folder, environment}, and the ends of three pipes: for what the program says on standard
@@ -33,18 +33,18 @@ IMPORTED = (
     "epithre_beam.pipelines.jobs.run",
     "epithre_beam.transforms.write_version",
 )
-"""Before the first fork: it takes seconds."""
+"""Import everything before the first fork; it takes seconds."""
 _LARGEST_ORDER = 1 << 20
 
 
 def import_all():
     for module in IMPORTED:
         importlib.import_module(module)
-    gc.freeze()  # or the first collection of every fork would copy all of it
+    gc.freeze()  # otherwise the first collection in every fork copies all memory
 
 
 class Program:
-    """A forked process, to be handled as one of `subprocess.Popen` with pipes and text."""
+    """A forked process with the interface of `subprocess.Popen` with pipes and text."""
 
     def __init__(self, arguments, stdout, stderr, reported):
         self.args = arguments
@@ -87,19 +87,19 @@ class Program:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout=None):
-        """What it said; a process that takes longer is killed, unlike by Popen."""
+        """Return its output; unlike Popen, kill a process that takes longer."""
         with ThreadPoolExecutor(2) as pool, self.stdout, self.stderr:
             said = [pool.submit(stream.read) for stream in (self.stdout, self.stderr)]
             try:
                 self.wait(timeout)
             except BaseException:
-                self.kill()  # or what it says would be waited for
+                self.kill()  # otherwise reading its output blocks
                 raise
             return tuple(text.result() for text in said)
 
 
 class Preloaded:
-    """The process that forks, as those see it who order programs."""
+    """The client side of the process that forks."""
 
     def __init__(self):
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -130,11 +130,11 @@ class Preloaded:
 
 def fork_on_order(orders: socket.socket) -> NoReturn:
     import_all()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the waiting processes are not reaped
     while True:
         data, ends, _, _ = socket.recv_fds(orders, _LARGEST_ORDER, 3)
         if not data:
-            os._exit(0)  # nobody is there any more
+            os._exit(0)  # the parent has ended
         if not os.fork():
             orders.close()
             run_and_wait(json.loads(data), *ends)
@@ -143,7 +143,7 @@ def fork_on_order(orders: socket.socket) -> NoReturn:
 
 
 def run_and_wait(order, stdout, stderr, reported) -> NoReturn:
-    """Forks the program, tells its process id, and at its end how it ended."""
+    """Fork the program, report its process id, and at its end its exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     process = os.fork()
     if not process:

@@ -1,4 +1,4 @@
-"""A catalog with a published version, sources that have changed since, and who writes and reads it meanwhile."""
+"""A catalog with a published version, changed sources, and processes that write and read it."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ _DIMENSION = 64
 
 
 class Worker:
-    """A process of `faulty.py`, spoken to in lines of JSON."""
+    """A process of `faulty.py`, controlled by lines of JSON."""
 
     def __init__(self, role, **environment):
         self._process = subprocess.Popen(
@@ -50,7 +50,7 @@ class Worker:
 
 @dataclass(kw_only=True)
 class Done:
-    """How a command ended."""
+    """The outcome of a command."""
 
     returncode: int
     stdout: str
@@ -65,7 +65,7 @@ class Done:
 
 @dataclass
 class Scene:
-    """Sources that were published as `base` and have changed since: `new` is what a run from scratch makes of them."""
+    """Sources that were published as `base` and then changed; `new` is the result of a run from scratch."""
 
     folder: Path
     emulator: Emulator
@@ -74,17 +74,17 @@ class Scene:
     base: Path = field(init=False)
     new: Path = field(init=False)
     expected: list = field(init=False)
-    """What the reader's queries find in the old version and in the new one."""
+    """The reader's hits in the old and in the new version."""
     rows: list = field(init=False)
-    """Of both, see `current_rows`."""
+    """Rows of both versions, see `current_rows`."""
     all_digests: dict = field(init=False)
-    """The contents of the new version, as the emulator calls them."""
+    """The contents of the new version, by the emulator's names."""
     digests: dict = field(init=False)
-    """Those that the old one has not."""
+    """The contents that the old version does not have."""
     first_steps: list[tuple[str, int]] = field(init=False)
-    """Of a run that makes the first version."""
+    """Steps of a run that writes the first version."""
     steps: list[tuple[str, int]] = field(init=False)
-    """Of a run that makes the new version out of the old one."""
+    """Steps of a run that writes the new version from the old one."""
     _made: int = 0
 
     def __post_init__(self):
@@ -101,12 +101,12 @@ class Scene:
         self.steps = self.run(self.copy()).steps
 
     def copy(self, into=None):
-        """Another catalog with the base version in force."""
+        """Another catalog with the base version as the current one."""
         self._made += 1
         return Path(shutil.copytree(self.base, (into or self.folder) / f"catalog{self._made}"))
 
     def command(self, catalog, *arguments, writer=None, at=None, deed="kill", is_ordinary_user=False):
-        """Runs the command line in a process of its own; `deed` is what happens at the step `at`."""
+        """Run the command line in its own process; `deed` happens at the step `at`."""
         order = {"arguments": [str(argument) for argument in arguments], "folder": str(self.folder), "at": at}
         order |= {"catalog": str(catalog), "deed": deed, "is_ordinary_user": is_ordinary_user}
         answer = (writer or self.writer).ask(order)
@@ -117,16 +117,16 @@ class Scene:
         return Done(**answer, stdout=texts[0], stderr=texts[1], steps=reported)
 
     def run(self, catalog, *arguments, **options):
-        """Runs the job into `catalog`."""
+        """Run the job into `catalog`."""
         write_job(self.folder, catalog, self.emulator.base_url)
         return self.command(catalog, "run", "job.yaml", "--json", *arguments, **options)
 
     def watch(self, catalog):
-        """Lets the reader open this catalog from now on."""
+        """Let the reader open this catalog from now on."""
         self.reader.ask({"catalog": str(catalog), "expected": self.expected})
 
     def stop_watching(self, *orders):
-        """What the reader saw since `watch` were whole versions, in one of these orders: `nothing`, 0 old, 1 new."""
+        """Check that since `watch` the reader saw only complete versions, in one of these orders (0: old, 1: new)."""
         reported = self.reader.ask({})
         assert not reported["problems"]
         assert sum(reported["seen"].values()) >= 2
@@ -163,7 +163,7 @@ def write_sources(folder):
 
 
 def change_sources(folder):
-    """New, changed, deleted, renamed, copied, touched, and what cannot be embedded."""
+    """Make files new, changed, deleted, renamed, copied, touched, or invalid."""
     images = folder / "pictures"
     write_images(images, 5, seed=1, start=100)
     for name, seed in (("p001.jpg", 2), ("p002.jpg", 3)):
@@ -189,7 +189,7 @@ def _write_texts(folder, texts):
 
 
 def digests_of(rows):
-    """The emulator's names of contents, by kind and sha256; the hash model is sent what there is."""
+    """The emulator's names of contents, by kind and sha256."""
     vectors, _ = rows
     found = {}
     for (kind, _), row in vectors.items():
@@ -199,14 +199,14 @@ def digests_of(rows):
 
 
 def found_in(catalog):
-    """What the reader's queries find."""
+    """The hits of the reader's queries."""
     queries = np.random.default_rng(5).standard_normal((2, _DIMENSION)).astype(np.float32)
     with open_catalog(catalog) as opened:
         return answers(opened, queries)
 
 
 def current_rows(catalog):
-    """The assets of the published version with their vectors, and its dead letters; and it must be whole."""
+    """The assets of the published version with vectors, and its dead letters; the version must verify."""
     with open_catalog(catalog) as opened:
         manifest = opened.manifest
     assert not list(find_damage(Store(str(catalog)), manifest))

@@ -84,7 +84,7 @@ def test_two_nightly_runs_in_a_bucket(night: Night, place: Place, proxy: Proxy, 
     found = night.asked("search", night.catalog, "--text", "a changed text", "-k", "3", "--json")
     assert "t0" in json.dumps(found)
     looked = night.command("look", night.catalog, "--sheet", "sheet.html", "--text", "a", "-k", "25", "--map", "m.html")
-    assert "13 with a small picture" in looked.stdout, looked.stderr
+    assert "13 with a thumbnail" in looked.stdout, looked.stderr
     assert (tmp_path / "sheet.html").read_text("utf-8").count("data:image/jpeg") == 13
 
     assert night.command("versions", "rollback", night.catalog).returncode == 0

@@ -68,7 +68,7 @@ def texts(count, words="text"):
     return [Asset.of_text(f"{i:03d}", f"{words} {i}") for i in range(count)]
 
 
-def picture(seed):
+def png(seed):
     file = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(file, "PNG")
@@ -108,12 +108,12 @@ def requests_of(emulator):
 @pytest.mark.parametrize("runner", [FN_API, BUNDLES, THREADS, REPEATED])
 def test_every_asset_has_its_own_vector_or_is_dead_alone(serve, tmp_path, runner):
     emulator = serve(Faults(poison_marker="poison"))
-    (tmp_path / "there.png").write_bytes(picture(1))
+    (tmp_path / "there.png").write_bytes(png(1))
     assets = [
         Asset.of_text("good", "a red mug", metadata={"price": 2}, fingerprint="v1"),
         Asset.of_text("poisoned", "poison"),
         Asset.of_text("empty", ""),
-        Asset.of_image("inline", picture(0)),
+        Asset.of_image("inline", png(0)),
         Asset.of_image("file", uri=str(tmp_path / "there.png")),
         Asset.of_image("lost", uri=str(tmp_path / "lost.png")),
         Asset.of_image("broken", b"not an image"),
@@ -121,7 +121,7 @@ def test_every_asset_has_its_own_vector_or_is_dead_alone(serve, tmp_path, runner
     embedded, dead = run(assets, embed_assets(emulator), runner)
     found = {asset.id: asset for asset in embedded}
     assert sorted(found) == ["file", "good", "inline"]
-    contents = {"good": ("text", b"a red mug"), "inline": ("image", picture(0)), "file": ("image", picture(1))}
+    contents = {"good": ("text", b"a red mug"), "inline": ("image", png(0)), "file": ("image", png(1))}
     for name, (kind, content) in contents.items():
         np.testing.assert_allclose(found[name].embedding, hash_vector(kind, content, DIMENSION), atol=1e-5)
         assert found[name].content_sha256 == hashlib.sha256(content).hexdigest()
@@ -249,7 +249,7 @@ def test_contents_in_the_cache_are_not_sent_again(serve, tmp_path, is_catalog):
     if is_catalog:
         cache.mkdir()
         (cache / "units").mkdir()
-    assets = [*texts(20), *(Asset.of_image(str(i), picture(i)) for i in range(5))]
+    assets = [*texts(20), *(Asset.of_image(str(i), png(i)) for i in range(5))]
     first, _ = run(assets, embed_assets(emulator, cache=str(cache)))
     billed = emulator.stats()["billed_items"]
     assert billed == 25
@@ -455,8 +455,8 @@ def test_all_steps_of_a_pipeline_spend_what_it_may_spend_and_the_rest_is_dead(se
 def test_uris_are_read_only_where_they_may_point_to(serve, tmp_path):
     emulator = serve()
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.png").write_bytes(picture(1))
-    (tmp_path / "b.png").write_bytes(picture(2))
+    (tmp_path / "in" / "a.png").write_bytes(png(1))
+    (tmp_path / "b.png").write_bytes(png(2))
     uris = {"in": tmp_path / "in" / "a.png", "out": tmp_path / "b.png"}
     assets = [Asset.of_image(name, uri=str(uri)) for name, uri in uris.items()]
     embedded, dead = run(assets, embed_assets(emulator, within=[str(tmp_path / "in")]))
@@ -469,14 +469,14 @@ def test_uris_are_read_only_where_they_may_point_to(serve, tmp_path):
 def test_assets_of_a_source_are_read_where_they_are_embedded(serve, tmp_path):
     emulator = serve()
     for i in range(3):
-        (tmp_path / f"{i}.png").write_bytes(picture(i))
+        (tmp_path / f"{i}.png").write_bytes(png(i))
     embedded = Collected()
     with pipeline() as p:
         listed = p | epithre.ReadAssets({"kind": "image", "files": str(tmp_path / "*.png")})
         _ = (listed.assets | embed_assets(emulator)).embedded | beam.Map(embedded)
     found = {asset.id: asset.embedding for asset in embedded.elements}
     assert sorted(found) == ["0.png", "1.png", "2.png"]
-    np.testing.assert_allclose(found["2.png"], hash_vector("image", picture(2), DIMENSION), atol=1e-5)
+    np.testing.assert_allclose(found["2.png"], hash_vector("image", png(2), DIMENSION), atol=1e-5)
 
 
 SCRIPT = """

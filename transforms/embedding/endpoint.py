@@ -39,7 +39,7 @@ def open_endpoint(
     embed: EmbedConfig,
     catalog: Store,
     *,
-    without_key: str = "use `--set embed.base_url=emulator` to run without one",
+    for_queries: bool = False,
     longest_pause_s: float | None = None,
 ) -> Iterator[Endpoint]:
     """Probe the API, or start the emulator while the block runs.
@@ -47,7 +47,7 @@ def open_endpoint(
     Args:
         embed: Address and model of the API.
         catalog: The catalog whose versions give the fingerprint when the spending limit allows no probe.
-        without_key: The advice in the error for a user without a key.
+        for_queries: Whether queries are sent, and not a job's assets; for messages.
         longest_pause_s: The longest pause that the server may request; absent: as in `embed`.
 
     Raises:
@@ -63,6 +63,9 @@ def open_endpoint(
             embed = embed.model_copy(update={"base_url": emulator.base_url, "api_key_env": EMULATOR_KEY_ENV})
         key = os.environ.get(embed.api_key_env, "").strip()
         if not key:
+            without_key = "use `--set embed.base_url=emulator` to run without one"
+            if for_queries:
+                without_key = "name the variable that has it (--api-key-env)"
             raise ConfigError(
                 f"embed.api_key_env: the environment variable {embed.api_key_env} is not set. "
                 f"Export it with your key, or {without_key}."
@@ -75,7 +78,8 @@ def open_endpoint(
         if not is_own and not embed.may_send(requests=1, items=0, tokens=0):
             yield Endpoint(embed=embed, fingerprint=_fingerprint_before(embed, catalog), requests=0)
             return
-        found = probe(embed, key, tries=min(3, embed.max_requests or 3), longest_pause_s=longest_pause_s)
+        tries = min(3, embed.max_requests or 3)
+        found = probe(embed, key, tries=tries, longest_pause_s=longest_pause_s, for_queries=for_queries)
         yield Endpoint(embed=embed, fingerprint=found.emulator, requests=0 if is_own else found.requests)
 
 

@@ -200,7 +200,7 @@ class Engine:
                 try:
                     found = await asyncio.to_thread(probe, self.embed, self._key, tries=1)
                 finally:
-                    self._account.settle(reservation, 0)
+                    self._account.reconcile(reservation, 0)
                 self._meter.requests += found.requests
                 return found.emulator
             finally:

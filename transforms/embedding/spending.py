@@ -53,7 +53,7 @@ def _limit_reached(
     limits = [f"embed.max_requests {embed.max_requests:,}"] if embed.max_requests is not None else []
     limits += [f"embed.max_cost {embed.max_cost:g}"] if embed.max_cost is not None else []
     spent = f"{of_count(requests, 'request')} with {of_count(meter.items_sent, 'item')}"
-    spent += "" if cost is None else f" for {cost:,.4g}"
+    spent += "" if cost is None else f" (cost {cost:,.4g})"
     advice = "Run again to continue"
     if not meter.requests and (embed.max_requests or embed.max_cost):
         advice = "The limit is too low for a single request: raise it or lower embed.batch_items"
@@ -61,6 +61,6 @@ def _limit_reached(
         f"{' and '.join(limits)}: the run stopped at its limit. It sent {spent}; {kept:,} of "
         f"{of_count(assets, 'asset is', 'assets are')} embedded and kept, {of_count(left, 'is', 'are')} left, and "
         f"{consequence}. {advice}.",
-        spent={"requests": requests, "items": meter.items_sent, "cost": cost},
+        spent={"requests": requests, "items": meter.items_sent, **({} if cost is None else {"cost": cost})},
         assets={"all": assets, "embedded": kept, "left": left},
     )

@@ -65,6 +65,8 @@ _TOO_LARGE = re.compile(
 )
 _PARAM_ITEM = re.compile(r"^(?:input|inputs|messages|texts|images)\[(\d{1,9})\]")
 _ITEM_LISTS = {"input", "inputs", "messages", "texts", "images"}
+_VERSION_PATH = re.compile(r"/v\d+\w*/?$")
+"""The end of most base URLs."""
 _UNKNOWN_MODEL = re.compile(r"(?i)\bmodel:?\s+\S+\s+(?:(?:is |was )?not (?:found|supported|available)|does not exist)")
 _PROSE_ITEM = re.compile(
     r"(?i)(?:input|inputs|items?|element|index|position)\s*(?:\[|#|number|at index|at|:)?\s*(\d{1,9})(?!\d)"
@@ -214,9 +216,10 @@ def refusal_of(error: ErrorAnswer, settings: EmbedConfig) -> ApiRefusedError:
             f"{where}: the server redirects to another address ({error}), and the API key is not sent there. "
             "Change embed.base_url."
         )
+    is_path_wrong = error.status == 404 and not _VERSION_PATH.search(where)
     message = (
         f"{where}: this address does not serve embed.model {settings.model!r} ({error}). "
-        "Check embed.base_url and embed.model."
+        f"{'Does embed.base_url end in /v1? ' if is_path_wrong else ''}Check embed.base_url and embed.model."
     )
     if error.code == "model_not_found" or _UNKNOWN_MODEL.search(error.message):
         return UnknownModelError(message)

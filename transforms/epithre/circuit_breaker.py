@@ -21,10 +21,12 @@ class CircuitBreaker:
 
     Args:
         settings: The `embed` section of a config, for messages.
+        for_queries: Whether the requests embed queries, whose vectors are not kept; for messages.
     """
 
-    def __init__(self, settings: EmbedConfig) -> None:
+    def __init__(self, settings: EmbedConfig, *, for_queries: bool = False) -> None:
         self._settings = settings
+        self._for_queries = for_queries
         self._good_answers = 0
         self._failures = 0
         self._failed_at = -1.0
@@ -66,7 +68,7 @@ class CircuitBreaker:
 
     def asked_to_pause(self, answer: ErrorAnswer, pause_s: float) -> NoReturn:
         """Open after an answer that asks for a longer pause than the settings allow. Raises ApiPausedError."""
-        self._open(paused_error(answer, pause_s, self._settings))
+        self._open(paused_error(answer, pause_s, self._settings, for_queries=self._for_queries))
 
     def answered_badly(self, error: BrokenAnswerError, started: float) -> None:
         """Count a 200 without one valid vector per item. Raises ApiError when the breaker opens."""
@@ -102,10 +104,12 @@ class CircuitBreaker:
         # After some good answers, a run of bad assets is more likely than a server that refuses everything.
         most = _FAILURES_IN_A_ROW if is_patient or not self._good_answers else 3 * _FAILURES_IN_A_ROW
         if self._failures >= most and (not is_patient or now - self._succeeded_at >= _OUTAGE_S):
+            remedy = "The vectors embedded so far are kept. Run again when the server works."
+            if self._for_queries:
+                remedy = "Search again when the server works."
             self._open(
                 ApiError(
-                    f"{self._settings.base_url}: {self._failures} requests in a row failed (last: {what}). The vectors "
-                    "embedded so far are kept. Run again when the server works."
+                    f"{self._settings.base_url}: {self._failures} requests in a row failed (last: {what}). {remedy}"
                 )
             )
 
@@ -114,14 +118,17 @@ class CircuitBreaker:
         raise self._error
 
 
-def paused_error(answer: ErrorAnswer, pause_s: float, settings: EmbedConfig) -> ApiPausedError:
+def paused_error(
+    answer: ErrorAnswer, pause_s: float, settings: EmbedConfig, *, for_queries: bool = False
+) -> ApiPausedError:
     """Return the exception for an answer that asks for a longer pause than the settings allow."""
     retry_at = time.time() + pause_s
     moment = datetime.datetime.fromtimestamp(retry_at, datetime.UTC).isoformat(timespec="seconds")
+    remedy = "Search again" if for_queries else "Finished work is kept. Run again"
     return ApiPausedError(
         f"{settings.base_url}: the server asked for a pause of {pause_s:.0f} s ({answer}), longer than the limit of "
         f"{settings.max_retry_after_s:g} s (in a job: embed.max_retry_after_s). "
-        f"Finished work is kept. Run again after {of_moment(retry_at)}.",
+        f"{remedy} after {of_moment(retry_at)}.",
         retry_at=moment,
         retry_after_s=pause_s,
     )

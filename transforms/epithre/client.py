@@ -55,6 +55,7 @@ class Client:
         seed: Seed of the retry jitter.
         sleep: Waits for a number of seconds; tests may shorten it.
         report_pause: Called before a pause that the server asks for.
+        for_queries: Whether the requests embed queries, and not a job's assets; for messages.
 
     Raises:
         ConfigError: If the environment names a proxy or certificates that cannot be used.
@@ -71,6 +72,7 @@ class Client:
         seed: int | None = None,
         sleep: Callable[[float], Any] = asyncio.sleep,
         report_pause: ReportPause = log_pause,
+        for_queries: bool = False,
     ) -> None:
         self._settings = settings
         self._scrubber = Scrubber(api_key)
@@ -82,7 +84,7 @@ class Client:
         self.meter = meter or Meter()
         self._dialect = DIALECTS[settings.dialect](settings)
         self._packer = Packer(settings, self._dialect.overhead_bytes)
-        self._breaker = CircuitBreaker(settings)
+        self._breaker = CircuitBreaker(settings, for_queries=for_queries)
         self._retries = Retries(
             settings.retry_share,
             longest,
@@ -222,7 +224,7 @@ class Client:
         finally:
             self.rate_limiter.answered(lease)
             if reservation is not None:
-                self._account.settle(reservation, billed)
+                self._account.reconcile(reservation, billed)
 
     def _read(self, reply: Reply, count: int, tokens: int) -> tuple[Outcome, int]:
         """Return the outcome of a reply to `count` items (about `tokens` tokens), and the tokens that it bills."""

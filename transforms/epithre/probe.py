@@ -48,9 +48,15 @@ class Probe:
 
 
 def probe(
-    settings: EmbedConfig, api_key: str, *, tries: int = 3, pause_s: float = 0.5, longest_pause_s: float | None = None
+    settings: EmbedConfig,
+    api_key: str,
+    *,
+    tries: int = 3,
+    pause_s: float = 0.5,
+    longest_pause_s: float | None = None,
+    for_queries: bool = False,
 ) -> Probe:
-    """Request `/models` before a run starts, to check that the server is up, the key is valid and the model exists.
+    """Request `/models` before a run or a query: check that the server is up, the key valid and the model known.
 
     The API's guide does not promise that endpoint. If a server refuses it (any 4xx that is not about the key) or
     answers something else, or if the provider does not allow it for every valid key, the probe succeeds without a check
@@ -62,6 +68,7 @@ def probe(
         tries: Maximum number of requests.
         pause_s: Pause after the first failed request, in seconds; later pauses are longer.
         longest_pause_s: Longest pause that the server may ask for, in seconds; by default as in the settings.
+        for_queries: Whether queries follow, and not a job; for messages.
 
     Raises:
         ApiError: If no run can succeed; the message says what is wrong and what to do.
@@ -97,10 +104,13 @@ def probe(
         if (400 <= error.status < 500 and error.status not in _LATER_STATUS) or error.status == 501:
             return probed
         last = str(error)
-        time.sleep(max(pause_s * attempt, _asked_pause_s(error, settings)))
+        time.sleep(max(pause_s * attempt, _asked_pause_s(error, settings, for_queries=for_queries)))
+    place, other = "embed.base_url: ", "set `embed.base_url: emulator` to try without a server"
+    if for_queries:
+        place, other = "", "give another address of the model (--base-url)"
     raise ApiError(
-        f"embed.base_url: {settings.base_url} does not answer ({last}; tried {tries} times). "
-        "Check the address and the network, or set `embed.base_url: emulator` to try without a server."
+        f"{place}{settings.base_url} does not answer ({last}; tried {tries} times). "
+        f"Check the address and the network, or {other}."
     )
 
 
@@ -110,11 +120,11 @@ def _check_scheme(settings: EmbedConfig, way: Way) -> None:
         raise error
 
 
-def _asked_pause_s(answer: ErrorAnswer, settings: EmbedConfig) -> float:
+def _asked_pause_s(answer: ErrorAnswer, settings: EmbedConfig, *, for_queries: bool) -> float:
     """Return the pause that the server asks for. Raises ApiPausedError if the settings do not allow it."""
     asked_s = answer.retry_after_s or 0.0
     if asked_s > settings.max_retry_after_s:
-        raise paused_error(answer, asked_s, settings)
+        raise paused_error(answer, asked_s, settings, for_queries=for_queries)
     report_long_pause(answer, asked_s, log_pause)
     return asked_s
 

@@ -37,7 +37,7 @@ class Relevant:
     kind: AssetKind | None
     """None when the file does not name it; the kind that has the id is then used."""
     grade: float
-    """The relevance; 0 means judged as not relevant."""
+    """The relevance; 0 means rated as not relevant."""
     place: str = field(compare=False)
     """Its place in the file: `line 7`, or `row 6` in Parquet."""
 

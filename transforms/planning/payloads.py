@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 _BATCH_BYTES = 1 << 16
 """Size of a batch, the unit of reading."""
-_HELD = 1024
-"""Batches in memory. Each added table is stored in the order of reading, so one batch per table is enough."""
+_HELD_BYTES = 64 << 20
+"""Of batches in memory. Each added table is stored in the order of reading, so one batch per table is enough."""
 
 
 class Payloads:
@@ -41,6 +41,7 @@ class Payloads:
         self._starts: npt.NDArray[np.int64] = np.zeros(1, np.int64)
         self._rows = 0
         self._held: OrderedDict[int, pa.RecordBatch] = OrderedDict()
+        self._held_bytes = 0
 
     def add(self, table: pa.Table) -> npt.NDArray[np.int64]:
         """Add rows. Rows cannot be added after the first call of `take`.
@@ -103,8 +104,9 @@ class Payloads:
             assert self._reader is not None
             found = self._reader.get_batch(number)
             self._held[number] = found
-            if len(self._held) > _HELD:
-                self._held.popitem(last=False)
+            self._held_bytes += found.nbytes
+            while self._held_bytes > _HELD_BYTES and len(self._held) > 1:  # a batch of one row may be large
+                self._held_bytes -= self._held.popitem(last=False)[1].nbytes
         else:
             self._held.move_to_end(number)
         return found

@@ -50,7 +50,7 @@ def embed_queries(
     called = [f"Query {i}" for i in range(len(queries))] if names is None else names
 
     async def ask() -> list[npt.NDArray[np.float32] | Refusal]:
-        async with Client(query_settings(embed), api_key) as client:
+        async with Client(query_settings(embed), api_key, for_queries=True) as client:
             results: list[npt.NDArray[np.float32] | Refusal] = []
             for first in range(0, len(queries), _AT_ONCE):
                 part = zip(queries[first : first + _AT_ONCE], called[first : first + _AT_ONCE], strict=True)

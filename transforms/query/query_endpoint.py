@@ -50,8 +50,7 @@ def open_query_endpoint(manifest: Manifest, url: str, address: ApiAddress | None
         )
     embed = allowed_embed(manifest.config, url, (address or ApiAddress()).said())
     config = parse_settings({"catalog": url, "embed": embed, "prepare": allowed_prepare(manifest.config, url)})
-    without_key = "name the variable that has it (--api-key-env)"
-    with open_endpoint(config.embed, Store(url), without_key=without_key, longest_pause_s=LONGEST_PAUSE_S) as endpoint:
+    with open_endpoint(config.embed, Store(url), for_queries=True, longest_pause_s=LONGEST_PAUSE_S) as endpoint:
         check_made_by(manifest, url, endpoint)
         api_key = os.environ[endpoint.embed.api_key_env].strip()
         yield QueryEndpoint(embed=endpoint.embed, prepare=config.prepare, api_key=api_key)

@@ -123,7 +123,7 @@ class Searcher:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._client = Client(self._embed, self._api_key)
+        self._client = Client(self._embed, self._api_key, for_queries=True)
         self._old_client: Client | None = None
         self._searching = ThreadPoolExecutor(self._threads, thread_name_prefix="search")
         # A separate pool: large images take long to prepare and must not delay searches.
@@ -259,7 +259,7 @@ class Searcher:
         self._is_answered = False
         self._stopped, self._stopped_until = why, time.monotonic() + rest_s
         older, self._old_client = self._old_client, client  # other queries may still wait for its answers
-        self._client = Client(self._embed, self._api_key, rate_limiter=client.rate_limiter)
+        self._client = Client(self._embed, self._api_key, rate_limiter=client.rate_limiter, for_queries=True)
         if older is not None:
             await older.__aexit__(None, None, None)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 
-from ...configs.errors import ConfigError, SourceError
+from ...configs.errors import ConfigError, UnreadableSourceError
 from ...configs.words import of_count
 from ...index.storage.remote import connect, has_pages
 from .buckets import walk_bucket
@@ -79,7 +79,7 @@ def match_files(
 
     Raises:
         ConfigError: If no file matches.
-        SourceError: If a folder cannot be listed.
+        UnreadableSourceError: If a folder cannot be listed.
     """
     fs, path = filesystem(url, options)
     info = file_info(fs, path)
@@ -159,14 +159,16 @@ def _entries(folder: str, below: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the entries of a folder, in order.
 
     Raises:
-        SourceError: If the folder cannot be listed: its assets would count as deleted.
+        UnreadableSourceError: If the folder cannot be listed: its assets would count as deleted.
     """
     try:
         entries = sorted(os.scandir(f"{folder}/{below}"), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise SourceError(f"The folder {f'{folder}/{below}'!r} cannot be listed: {error.strerror or error}.") from error
+        raise UnreadableSourceError(
+            f"The folder {f'{folder}/{below}'!r} cannot be listed: {error.strerror or error}."
+        ) from error
     for entry in entries:
         yield below, entry
 

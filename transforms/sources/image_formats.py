@@ -55,7 +55,7 @@ def image_format(data: bytes, allowed: Iterable[str]) -> str:
         name = _known_by_name(data)
     if name is not None:
         raise Unpreparable(Reason.FORMAT_NOT_ALLOWED, f"prepare.formats allows {', '.join(allowed)}, got {name}")
-    raise Unpreparable(Reason.NOT_AN_IMAGE, f"the file is not an image: it begins with {_shown(data[:8])}")
+    raise Unpreparable(Reason.NOT_AN_IMAGE, f"the file begins with {_shown(data[:8])} and is not an image")
 
 
 def _known_by_name(data: bytes) -> str | None:

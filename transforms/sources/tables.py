@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from fsspec.implementations.local import LocalFileSystem
 
 from ...configs import SourceConfig
-from ...configs.errors import ConfigError, EpithreBeamError, SourceError
+from ...configs.errors import ConfigError, EpithreBeamError, SourceError, UnreadableSourceError
 from ...index.storage.remote import as_os_error
 from ...index.versions.layout import metadata_type
 from .casts import cast_cells
@@ -152,7 +152,10 @@ class TableReader:
             words = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
             behind = f", from {self.place_of_row(row)} on" if row else ""
             reason = (words or type(error).__name__)[:200].rstrip(".")
-            raise SourceError(f"{self._here} cannot be read as {self.format}{behind}: {reason}.") from error
+            # Arrow also raises OSError for damaged content, but without a number of the system.
+            is_of_system = isinstance(error, OSError) and error.errno is not None
+            kind = UnreadableSourceError if is_of_system else SourceError
+            raise kind(f"{self._here} cannot be read as {self.format}{behind}: {reason}.") from error
 
     @property
     def _here(self) -> str:
@@ -183,26 +186,29 @@ class TableReader:
     def _check_names(self, names: list[str], wanted: Mapping[str, str | None]) -> None:
         absent = {key: name for key, name in wanted.items() if name is not None and name not in names}
         if absent:
-            hint = self._separator_hint(names)
-            raise ConfigError("\n".join(self._no_column(key, name, names, hint) for key, name in absent.items()))
+            if other := self._other_separator(names):
+                raise ConfigError(
+                    f"{self._here}: the header is separated by {other}: {names[0][:200]}. Save the table with commas "
+                    "and decimal points."
+                )
+            raise ConfigError("\n".join(self._no_column(key, name, names) for key, name in absent.items()))
         for name in filter(None, wanted.values()):
             if names.count(name) > 1:
                 raise ConfigError(
                     f"{self.place}.{self.table_key}: {self.url} has the column {name!r} twice. Rename one of them."
                 )
 
-    def _no_column(self, key: str, name: str, names: list[str], hint: str) -> str:
+    def _no_column(self, key: str, name: str, names: list[str]) -> str:
         close = difflib.get_close_matches(name, names, n=1)
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        hint = hint or (f" Did you mean {close[0]!r}?" if close else "")
+        hint = f" Did you mean {close[0]!r}?" if close else ""
         known = ", ".join(names[:_NAMED])
         return f"{self.place}.{key}: {self.url} has no column {name!r}.{hint} Its columns: {known}{more}."
 
-    def _separator_hint(self, names: list[str]) -> str:
+    def _other_separator(self, names: list[str]) -> str | None:
         if self.format != "csv" or len(names) > 1:
-            return ""
-        found = next((word for sign, word in _SEPARATORS.items() if sign in names[0]), None)
-        return f" Its header is separated by {found}. Save the table with commas." if found else ""
+            return None
+        return next((word for sign, word in _SEPARATORS.items() if sign in names[0]), None)
 
     def _mixed_column(self, name: str, cells: list[Cell]) -> pa.Array:
         """Cast a column with cells of several types to its declared type."""

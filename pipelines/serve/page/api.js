@@ -1,10 +1,10 @@
-// The server's API. Addresses are relative to the page, so that a proxy may put both below a path of its own.
+// Client of the server's API. URLs are relative to the page, so that a proxy can serve both under a path prefix.
 
 import * as json from "./json.js";
 
 const TOKEN = "epithre-beam-token";
 
-/** What went wrong, as a sentence for a person; the status is 0 where the server gave no answer. */
+/** An error with a sentence for the user; the status is 0 when the server did not answer. */
 export class Problem extends Error {
   constructor(sentence, { status = 0, waitS = 0 } = {}) {
     super(sentence);
@@ -14,26 +14,26 @@ export class Problem extends Error {
 }
 
 const SENTENCES = {
-  401: "This server needs its token.",
-  404: "The catalog in force has no such asset.",
-  413: "This is more than the server takes at once.",
-  429: "This server is asked too often at the moment.",
-  503: "The server is busy or not ready.",
+  401: "This server needs a token.",
+  404: "The current catalog version has no such asset.",
+  413: "The request is too large for this server.",
+  429: "Too many requests. Wait a moment.",
+  503: "The server is busy or not ready. Try again later.",
 };
 
 let askForToken = async () => null;
 let asking = null;
 
-/** Says how a person is asked for the token: a function of "was refused" that resolves to it, or to null. */
+/** Sets the function that asks the user for the token: it takes "was refused", and resolves to the token or to null. */
 export function onTokenNeeded(ask) {
   askForToken = ask;
 }
 
 const token = () => sessionStorage.getItem(TOKEN);
 
-/** Many requests may learn at once that a token is needed; the person is asked once. */
+/** Asks the user once, even if several requests need the token at the same time. */
 async function renewToken(refused) {
-  if (token() !== refused) return true; // renewed since this request left
+  if (token() !== refused) return true; // renewed after this request was sent
   asking ??= askForToken(refused !== null).finally(() => (asking = null));
   const given = await asking;
   if (given === null) return false;
@@ -50,7 +50,7 @@ async function ask(path, options = {}) {
     answer = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem("The server does not answer: look whether it runs, and whether you are online.");
+    throw new Problem("The server does not answer. Check that it is running and that you are online.");
   }
   if (answer.ok) return answer;
   if (answer.status === 401 && (await renewToken(sent))) return ask(path, options);
@@ -67,7 +67,7 @@ async function ask(path, options = {}) {
 async function askForJson(path, options) {
   const answer = await ask(path, options);
   return answer.text().then(json.parse).catch(() => {
-    throw new Problem("The server's answer broke off: try again.");
+    throw new Problem("The server's response is incomplete. Try again.");
   });
 }
 
@@ -91,7 +91,7 @@ export function searchByImage(file, options, signal) {
 export const asset = (kind, id, signal) =>
   askForJson(`api/assets/${encodeURIComponent(kind)}?${new URLSearchParams({ id })}`, { signal });
 
-/** Resolves when an element comes near the part of the page that is seen. */
+/** Resolves when an element comes close to the visible part of the page. */
 function near(element) {
   return new Promise((resolve) => {
     const watch = new IntersectionObserver(
@@ -106,9 +106,9 @@ function near(element) {
   });
 }
 
-/** Puts a thumbnail into an <img>. With a token it has to be fetched, since an <img> sends no header. */
+/** Shows a thumbnail in an <img>. With a token it is fetched, because an <img> cannot send the header. */
 export async function showThumbnail(image, path, signal) {
-  const address = path.replace(/^.*?\/(?=api\/thumbnails\/)/, ""); // as the page itself is reached, whatever the server knows of that
+  const address = path.replace(/^.*?\/(?=api\/thumbnails\/)/, ""); // relative to the page, because the server may not know its public path
   if (token() === null) {
     image.src = address;
     return;

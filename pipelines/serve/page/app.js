@@ -1,4 +1,4 @@
-// The page: what is asked stands in `state` and in the address; everything else follows from it.
+// The page. The search is in `state` and in the URL; everything else is derived from it.
 
 import * as api from "./api.js";
 import { listenForColours } from "./colours.js";
@@ -22,7 +22,7 @@ let running = new AbortController();
 
 // Searching
 
-/** Makes a change of the state, searches, and leaves the state before to the back button. */
+/** Changes the state, adds it to the browser history, and searches. */
 function go(change, { focusHits = false } = {}) {
   if (catalog === null) return null;
   state = { ...state, ...change };
@@ -63,7 +63,7 @@ async function search(focusHits = false) {
   }
 }
 
-/** Searches what the address says: at the start, and when the back button changed it. */
+/** Searches what the URL says: at the start, and after the back button. */
 function comeBack(typed = "") {
   state = fromHash(location.hash, catalog);
   find("query").value = state.query?.text ?? typed;
@@ -77,18 +77,18 @@ const isSideBySide = (asked) => asked.merge === null && kindsOf(asked).length > 
 async function request({ query, ...asked }, signal) {
   const options = { k: asked.k, kinds: asked.kinds, where: asked.where, merge: asked.merge ?? "score" };
   if (isSideBySide(asked)) {
-    // The kinds take turns, so that so many hits hold the k best of each; one request, one embedding. An asset is
-    // left out of its own turns, so those go one round further.
+    // With quota, the kinds take turns: k hits per kind contain the k best of each, with one request and one embedding.
+    // An asset is left out of its own hits, so it needs one more round.
     const rounds = asked.k + (query.asset ? 1 : 0);
     options.merge = "quota";
     options.k = Math.min(rounds * kindsOf(asked).length, catalog.limits.max_k);
   }
   if (!query.image) return api.search({ ...query, ...options }, signal);
   const file = keptImage(query.image);
-  if (file === null) throw new api.Problem("The picture of this search is not kept any more: drop it again.", { status: 404 });
+  if (file === null) throw new api.Problem("The image of this search is no longer available. Drop it again.", { status: 404 });
   if (file.size > catalog.limits.max_upload_bytes)
     throw new api.Problem(
-      `The picture has ${bytes(file.size)}, and this server takes at most ${bytes(catalog.limits.max_upload_bytes)}: make it smaller.`,
+      `The image has ${bytes(file.size)}, but the limit is ${bytes(catalog.limits.max_upload_bytes)}. Use a smaller image.`,
       { status: 413 },
     );
   return api.searchByImage(file, options, signal);
@@ -100,7 +100,7 @@ function show(asked, answer) {
     : [[kindsOf(asked).length === 1 ? kindsOf(asked)[0] : null, answer.hits]];
   if (columns.every(([, found]) => found.length === 0)) {
     hits.clear();
-    find("status").textContent = asked.where ? "Nothing matches these filters." : "This catalog has nothing to find there.";
+    find("status").textContent = asked.where ? "Nothing matches these filters." : "The catalog has no assets to search here.";
   } else {
     hits.show(columns);
     const found = Object.keys(catalog.kinds)
@@ -113,7 +113,7 @@ function show(asked, answer) {
   }
   if (answer.version !== catalog.version) {
     noticeVersion(answer.version, true);
-    api.catalog().then(meetCatalog, () => {}); // the hits are right without it
+    api.catalog().then(meetCatalog, () => {}); // the hits are correct without it
   }
 }
 
@@ -122,9 +122,9 @@ const inMs = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : `${number(Math.round(ms)
 function searchByImage(file) {
   if (catalog === null) return;
   if (!catalog.can_embed) {
-    showProblem(new api.Problem("Pictures cannot be embedded here: start from an asset's id instead.", { status: 422 }));
+    showProblem(new api.Problem("This server does not embed images. Start from the id of an asset.", { status: 422 }));
   } else if (file.type && !file.type.startsWith("image/")) {
-    showProblem(new api.Problem(`“${file.name}” is no picture: choose a JPEG, PNG or WebP.`, { status: 415 }));
+    showProblem(new api.Problem(`“${file.name}” is not an image. Choose a JPEG, PNG or WebP file.`, { status: 415 }));
   } else {
     find("query").value = "";
     go({ query: { image: keepImage(file) } });
@@ -138,16 +138,16 @@ function moreLike(hit) {
   go({ query: { asset: { kind: hit.kind, id: hit.asset_id } } }, { focusHits: true });
 }
 
-// What the page says of it
+// Display of the state
 
-/** Brings box, chip and controls in line with the state. */
+/** Updates box, chip and controls from the state. */
 function layOutState() {
   const { query } = state;
   document.title = `${query?.text ?? (query ? "More like this" : "Search")} · epithre-beam`;
   const chip = find("chip");
   chip.hidden = !query || Boolean(query.text);
   if (!chip.hidden) layOutChip(query);
-  find("query").placeholder = chip.hidden ? placeholder() : "or type a sentence";
+  find("query").placeholder = chip.hidden ? placeholder() : "or type text";
   find("kinds").dataset.chosen = state.kinds?.[0] ?? "";
   for (const button of find("kinds").children) {
     button.setAttribute("aria-pressed", button.dataset.kind === find("kinds").dataset.chosen);
@@ -174,7 +174,7 @@ function layOutChip({ image, asset }) {
   chip.removeAttribute("src");
   if (file) chip.src = URL.createObjectURL(file);
   if (asset?.kind === "image") showAsset(chip, asset);
-  find("chip-words").textContent = asset ? `like ${asset.id}` : (file?.name ?? "a picture");
+  find("chip-words").textContent = asset ? `like ${asset.id}` : (file?.name ?? "an image");
 }
 
 async function showAsset(image, asset) {
@@ -182,7 +182,7 @@ async function showAsset(image, asset) {
     const { thumbnail } = await api.asset(asset.kind, asset.id);
     if (thumbnail && state.query?.asset === asset) api.showThumbnail(image, thumbnail);
   } catch {
-    // The search itself says what is wrong.
+    // The search itself reports the error.
   }
 }
 
@@ -195,20 +195,20 @@ function addSize(k) {
 
 function noticeVersion(version, isShown) {
   find("notice-words").textContent = isShown
-    ? `The catalog has changed; these hits are of its new version ${version}.`
-    : `The catalog has changed: version ${version} is in force.`;
+    ? `The catalog has changed. These hits are from the new version ${version}.`
+    : `The catalog has changed. The current version is ${version}.`;
   find("notice-again").hidden = isShown || state.query === null;
   find("notice").hidden = false;
 }
 
 // The catalog
 
-/** Takes what the server says of its catalog, at first or of a new version, and lays out what follows from it. */
+/** Updates the page for the catalog's current version, at the start and after a change. */
 function meetCatalog(found) {
   const columns = JSON.stringify(catalog?.metadata);
   catalog = found;
   find("version").textContent = found.version;
-  find("version").title = `of ${found.created}, made by ${found.model}, ${number(found.dimension)} dimensions`;
+  find("version").title = `created ${found.created} with ${found.model}, ${number(found.dimension)} dimensions`;
   if (JSON.stringify(found.metadata) !== columns) filters.layOut(found.metadata);
   const kinds = Object.keys(catalog.kinds);
   find("title").textContent = `Search ${kinds.map((kind) => counted(catalog.kinds[kind], kind)).join(" and ")}`;
@@ -229,7 +229,7 @@ function meetCatalog(found) {
   if (!catalog.can_embed) {
     find("query").setAttribute("aria-label", "The id of an asset");
     find("hint").textContent =
-      "No sentence or picture can be embedded here, but every asset can be searched by: give its id, then go on with “more like this”.";
+      "This server does not embed text or images. Type the id of an asset to find similar ones, then use “More like this”.";
   }
   layOutState();
 }
@@ -243,11 +243,11 @@ async function lookForVersion() {
     noticeVersion(found.version, false);
     meetCatalog(found);
   } catch {
-    // Whoever searches will be told; until then what is shown stays right.
+    // The next search reports the error; the hits on the page stay valid.
   }
 }
 
-// What a person does
+// User actions
 
 function listen() {
   find("search").addEventListener("submit", (event) => {
@@ -257,7 +257,7 @@ function listen() {
       begin().then(() => catalog !== null && find("search").requestSubmit());
       return;
     }
-    if (matchMedia("(pointer: coarse)").matches) find("query").blur(); // puts the keyboard of a phone away
+    if (matchMedia("(pointer: coarse)").matches) find("query").blur(); // hides the on-screen keyboard
     if (!text && state.query && !state.query.text) search();
     else if (!text) clear();
     else if (catalog.can_embed) go({ query: { text } });
@@ -331,7 +331,7 @@ async function begin() {
     showProblem(error);
     return;
   }
-  comeBack(find("query").value); // what was typed meanwhile stays
+  comeBack(find("query").value); // keeps what was typed meanwhile
 }
 
 api.onTokenNeeded(askForToken);

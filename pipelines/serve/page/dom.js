@@ -1,6 +1,6 @@
-// Elements from data: it becomes text or an attribute's value, never markup.
+// Creates elements from data, as text or attribute values and never as markup.
 
-/** An element with attributes and children; of attributes, `true` is empty and null, undefined or false is left out. */
+/** Creates an element. An attribute `true` becomes an empty value; null, undefined and false are left out. */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -11,7 +11,7 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** One of the drawings that index.html keeps as symbols. */
+/** Creates an icon from a symbol in index.html. */
 export function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("aria-hidden", "true");
@@ -29,7 +29,7 @@ const KINDS = { image: ["image", "images"], text: ["text", "texts"] };
 
 export const number = (value) => NUMBERS.format(value);
 
-/** "1 picture", "1,200 texts". */
+/** "1 image", "1,200 texts". */
 export function counted(count, kind) {
   const many = KINDS[kind]?.[1] ?? kind;
   return `${number(count)} ${count === 1 ? one(kind) : many}`;
@@ -37,7 +37,7 @@ export function counted(count, kind) {
 
 export const one = (kind) => KINDS[kind]?.[0] ?? kind;
 
-/** "Pictures", as a heading. */
+/** "Images", as a heading. */
 export function heading(kind) {
   const many = KINDS[kind]?.[1] ?? kind;
   return many[0].toUpperCase() + many.slice(1);

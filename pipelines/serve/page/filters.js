@@ -1,11 +1,11 @@
-// Filters: a field for each metadata column, and a box for any condition as JSON.
+// Filters: a field for each metadata column, and a box for a condition as JSON.
 
 import { find, make } from "./dom.js";
 import * as json from "./json.js";
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 
-/** A field that asks for equality; `parse` gives undefined when nothing is asked. */
+/** A field for equality; `parse` returns undefined when the field is empty. */
 function equality(name, input, parse, format) {
   return {
     nodes: [make("label", { for: input.id }, name), input],
@@ -18,7 +18,7 @@ function equality(name, input, parse, format) {
   };
 }
 
-/** A field with a least and a greatest value. */
+/** A field for a range, with a least and a greatest value. */
 function range(name, id, type, parse, format) {
   const input = (side, words) =>
     make("input", { id: `${id}-${side}`, type, step: type === "number" ? "any" : null, "aria-label": words });
@@ -34,7 +34,7 @@ function range(name, id, type, parse, format) {
     read() {
       const condition = {};
       for (const [operator, { value, validity }] of [["$gte", least], ["$lte", greatest]]) {
-        if (validity.badInput) throw new Error(`${name} needs a whole value, or none.`);
+        if (validity.badInput) throw new Error(`${name} is incomplete or invalid. Complete it or clear it.`);
         if (value !== "") condition[operator] = parse(value);
       }
       return Object.keys(condition).length ? condition : undefined;
@@ -45,7 +45,7 @@ function range(name, id, type, parse, format) {
       const [from, to] = [format(condition.$gte), format(condition.$lte)];
       if (from === null || to === null) return false;
       [least.value, greatest.value] = [from, to];
-      return least.value === from && greatest.value === to; // a browser empties what is no date
+      return least.value === from && greatest.value === to; // browsers clear an invalid date
     },
   };
 }
@@ -71,9 +71,9 @@ function field(name, type, id) {
 }
 
 let fields = new Map();
-let written = ""; // what is typed and not yet applied is not written over with what stood there before
+let written = ""; // last condition shown; input that is not yet applied is not overwritten
 
-/** Lays out the fields of a catalog's metadata, {name: type}. */
+/** Creates the fields for a catalog's metadata, {name: type}. */
 export function layOut(metadata) {
   const names = Object.keys(metadata);
   fields = new Map(names.map((name, i) => [name, field(name, metadata[name], `filter-${i}`)]));
@@ -82,7 +82,7 @@ export function layOut(metadata) {
   written = "";
 }
 
-/** The condition as it stands in the fields and the box, or null. Throws an Error with a sentence. */
+/** Returns the condition of the fields and the box, or null. Throws an Error with a sentence for the user. */
 export function read() {
   const simple = {};
   for (const [name, { read: value }] of fields) {
@@ -97,7 +97,7 @@ export function read() {
   let other;
   try {
     other = json.parse(text);
-    if (!isObject(other)) throw new Error("it is no object");
+    if (!isObject(other)) throw new Error("it is not an object");
   } catch (error) {
     box.setAttribute("aria-invalid", "true");
     throw new Error(`The condition must be a JSON object such as {"price": {"$lt": 10}}: ${error.message}.`);
@@ -112,7 +112,7 @@ export function empty() {
   written = "";
 }
 
-/** Puts a condition into the fields, and what fits none of them into the box. */
+/** Shows a condition in the fields, and parts that fit no field in the box. */
 export function write(where) {
   if (json.stringify(where) === written) return;
   empty();
@@ -137,7 +137,7 @@ function leftOver(where) {
   return Object.fromEntries(Object.entries(where).filter((entry) => !put(entry)));
 }
 
-/** How many things a condition asks. */
+/** Counts the terms of a condition. */
 export function count(where) {
   if (where === null) return 0;
   if (!isObject(where)) return 1;

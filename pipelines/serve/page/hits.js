@@ -1,4 +1,4 @@
-// Hits as cards, side by side or in one list, and one of them in full.
+// Hits as cards, side by side or in one list, and a dialog with the details of one hit.
 
 import * as api from "./api.js";
 import { bytes, find, heading, icon, make, number, one } from "./dom.js";
@@ -6,16 +6,16 @@ import { bytes, find, heading, icon, make, number, one } from "./dom.js";
 const SHOWN_METADATA = 3;
 
 let listed = []; // hits in the order of their cards
-let loading = new AbortController(); // ends the loading of thumbnails that are gone
+let loading = new AbortController(); // cancels the loading of thumbnails that are no longer shown
 
-/** What the hits of the page do when asked for more like them: a function of a hit. */
+/** Called with a hit to search for similar assets. */
 let moreLike = () => {};
 
 export function onMoreLike(act) {
   moreLike = act;
 }
 
-/** Shows the hits of each column, [[kind or null, hits]]; null is a list of both kinds. */
+/** Shows columns of hits, [[kind or null, hits]]; null is one list of both kinds. */
 export function show(columns) {
   loading.abort();
   loading = new AbortController();
@@ -35,7 +35,7 @@ export function show(columns) {
 
 export const clear = () => show([]);
 
-/** Grey cards while a search takes its time. */
+/** Shows grey cards while a search is running. */
 export function showWaiting(kinds) {
   loading.abort();
   listed = [];
@@ -82,7 +82,7 @@ function card(hit, position, best) {
 
 function imageOf(hit) {
   const frame = make("span", { class: "frame" });
-  const absent = () => frame.replaceChildren(icon("image"), make("span", { class: "absent" }, "picture not at hand"));
+  const absent = () => frame.replaceChildren(icon("image"), make("span", { class: "absent" }, "image not available"));
   if (!hit.thumbnail) {
     absent();
     return frame;
@@ -105,16 +105,16 @@ function metadata(values) {
 
 const written = (value) => (value === true ? "yes" : value === false ? "no" : String(value));
 
-const score = (value) => make("span", { class: "score", title: "inner product with the query" }, value.toFixed(3));
+const score = (value) => make("span", { class: "score", title: "Cosine similarity to the query" }, value.toFixed(3));
 
-/** How near the hit comes to the best one of its column. */
+/** Creates a bar with the score relative to the best hit of the column. */
 function bar(value, best) {
   const filled = make("span");
   filled.style.width = `${best > 0 ? Math.max(0, Math.min(1, value / best)) * 100 : 0}%`;
   return make("span", { class: "bar", "aria-hidden": "true" }, filled);
 }
 
-/** On a phone one column is shown at a time; these choose which. */
+/** Creates tabs for phones, which show one column at a time. */
 function layOutTabs(columns) {
   const tabs = find("tabs");
   tabs.hidden = columns.length < 2;
@@ -136,7 +136,7 @@ function layOutTabs(columns) {
   }
 }
 
-// Of all cards one is in the order of the Tab key; arrow keys move it.
+// Only one card is in the Tab order; arrow keys move the focus to another one.
 
 export const cards = () => [...document.querySelectorAll("#results .open")].filter((card) => card.offsetParent !== null);
 
@@ -145,7 +145,7 @@ function makeCurrent(card) {
   for (const button of card?.closest(".hit").querySelectorAll("button") ?? []) button.tabIndex = 0;
 }
 
-/** The hit whose card, or a button of it, has the focus. */
+/** Returns the hit whose card, or a button in it, has the focus. */
 export function focused() {
   const open = document.activeElement?.closest?.(".hit")?.querySelector(".open");
   return open ? listed[Number(open.dataset.position)] : null;
@@ -155,7 +155,7 @@ export function focusFirst() {
   cards()[0]?.focus({ preventScroll: true });
 }
 
-/** Moves the focus to the card that lies that way; false when there is none. */
+/** Moves the focus to the next card in a direction; returns false when there is none. */
 export function moveFocus(key) {
   const all = cards();
   const here = document.activeElement.closest(".hit")?.querySelector(".open");
@@ -173,19 +173,19 @@ export function moveFocus(key) {
     const box = card.getBoundingClientRect();
     const along = (box.left + box.width / 2 - x) * dx + (box.top + box.height / 2 - y) * dy;
     const across = Math.abs((box.left + box.width / 2 - x) * dy) + Math.abs((box.top + box.height / 2 - y) * dx);
-    const distance = along + 3 * across; // straight ahead before near
+    const distance = along + 3 * across; // prefer cards straight ahead over closer ones
     if (along > 4 && distance < least) [best, least] = [card, distance];
   }
   best?.focus();
   return best !== null;
 }
 
-// One hit in full.
+// The dialog with the details of one hit.
 
 let shown = 0;
 let asking = new AbortController();
 
-/** Opens the dialog on a hit; `step` moves it to a neighbour. */
+/** Opens the dialog for a hit; `step` moves to a neighbour. */
 export function showInFull(position) {
   shown = position;
   const hit = listed[position];
@@ -204,7 +204,7 @@ export function showInFull(position) {
   api
     .asset(hit.kind, hit.asset_id, asking.signal)
     .then((found) => layOutFacts(hit, found))
-    .catch(() => {}); // what the hit itself says is there already
+    .catch(() => {}); // the facts of the hit itself are shown already
   const dialog = find("detail");
   if (!dialog.open) dialog.showModal();
 }

@@ -1,15 +1,15 @@
-// Pictures that are chosen, pasted or dropped.
+// Images that are chosen, pasted or dropped.
 
 import { Problem } from "./api.js";
 import { find } from "./dom.js";
 import { showProblem } from "./problem.js";
 
-/** Hands every picture's file to `take`. */
+/** Passes each image file to `take`. */
 export function listen(take) {
   find("choose").addEventListener("click", () => find("file").click());
   find("file").addEventListener("change", ({ target }) => {
     if (target.files.length) take(target.files[0]);
-    target.value = ""; // the same file may be chosen again
+    target.value = ""; // so that the same file can be chosen again
   });
   document.addEventListener("paste", (event) => {
     const file = [...event.clipboardData.files].find(({ type }) => type.startsWith("image/"));
@@ -32,7 +32,7 @@ export function listen(take) {
     const [file] = event.dataTransfer.files;
     if (file) take(file);
     else {
-      const sentence = "Only a picture's file can be dropped here, not its address: save it first.";
+      const sentence = "Only image files can be dropped here, not links. Save the image first, then drop the file.";
       showProblem(new Problem(sentence, { status: 415 }));
     }
   });

@@ -1,11 +1,11 @@
-// The keyboard, for the whole page.
+// Keyboard shortcuts of the page.
 
 import { find } from "./dom.js";
 import * as hits from "./hits.js";
 
 const isWriting = (element) => element?.matches("input, textarea, select") ?? false;
 
-/** Acts on keys: `moreLike` takes a hit, `clear` empties the search. */
+/** Listens for keys: `moreLike` takes a hit, `clear` empties the search. */
 export function listen({ moreLike, clear }) {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.defaultPrevented) return;
@@ -35,7 +35,7 @@ function act({ key, target }, { moreLike, clear }) {
 
 function actInDialog(key, moreLike) {
   const hit = hits.inFull();
-  if (!hit) return false; // the other dialogs need no more than the browser does
+  if (!hit) return false; // the browser handles the keys of the other dialogs
   if (key === "ArrowLeft" || key === "ArrowRight") hits.step(key === "ArrowLeft" ? -1 : 1);
   else if (key === "m") moreLike(hit);
   else return false;

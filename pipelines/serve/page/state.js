@@ -1,4 +1,4 @@
-// What is searched, and how it stands in the address, so that a link or the back button brings it back.
+// The state of the search, and its form in the URL, so that links and the back button restore it.
 
 import * as json from "./json.js";
 
@@ -6,11 +6,11 @@ export const DEFAULT_K = 12;
 
 export const NOTHING = { query: null, kinds: null, k: DEFAULT_K, merge: null, where: null };
 /*
- * query: null | {text} | {asset: {kind, id}} | {image: name under which `images` keeps the file}
- * kinds: null is all; merge: null is side by side, each kind with its own best
+ * query: null | {text} | {asset: {kind, id}} | {image: key of the file in `images`}
+ * kinds: null means all; merge: null means side by side, each kind with its own best hits
  */
 
-/** A state's hash, with its "#"; what is as usual is left out. */
+/** Returns the URL hash of a state, with "#"; default values are left out. */
 export function toHash(state) {
   const parts = new URLSearchParams();
   if (state.query?.text) parts.set("q", state.query.text);
@@ -23,7 +23,7 @@ export function toHash(state) {
   return parts.size ? `#${parts}` : "#";
 }
 
-/** The state of a hash; what this catalog has no use for is left out. */
+/** Returns the state of a URL hash; values that this catalog does not support are left out. */
 export function fromHash(hash, catalog) {
   const parts = new URLSearchParams(hash.replace(/^#/, ""));
   const state = { ...NOTHING };
@@ -40,7 +40,7 @@ export function fromHash(hash, catalog) {
     try {
       state.where = json.parse(parts.get("where"));
     } catch {
-      state.where = parts.get("where"); // the person, or the server, will be told what is wrong with it
+      state.where = parts.get("where"); // the page or the server reports what is wrong with it
     }
   }
   return state;
@@ -49,7 +49,7 @@ export function fromHash(hash, catalog) {
 const KEPT = 20;
 const images = new Map();
 
-/** Keeps a picture for the back button, as long as the page lives; returns its name in the address. */
+/** Keeps an image for the back button until the page is closed; returns its key in the URL. */
 export function keepImage(file) {
   const name = crypto.getRandomValues(new Uint32Array(1))[0].toString(36);
   images.set(name, file);

@@ -2,11 +2,11 @@
 
 import { find } from "./dom.js";
 
-/** Resolves to what was given, or to null. */
+/** Resolves to the token, or to null. */
 export function askForToken(wasRefused) {
   const dialog = find("token");
   const value = find("token-value");
-  find("token-title").textContent = wasRefused ? "That token was not taken" : "This server needs a token";
+  find("token-title").textContent = wasRefused ? "The token is wrong" : "This server needs a token";
   value.value = "";
   dialog.returnValue = "";
   dialog.showModal();

@@ -110,7 +110,7 @@ def test_writer_refuses_extra_rows_and_other_dimensions() -> None:
     writer.add(drawn(2, 8))
     written = buffer.getvalue()
     for wrong in (drawn(2, 8), drawn(1, 9), np.zeros(8, np.float32)):
-        with pytest.raises(ValueError, match="takes 1 more rows of 8"):
+        with pytest.raises(ValueError, match="at most 1 rows of 8"):
             writer.add(wrong)
     assert buffer.getvalue() == written
 

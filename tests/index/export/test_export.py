@@ -80,7 +80,7 @@ def test_documented_code_searches_without_this_library(small: Any, tmp_path: Pat
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     with small.open() as catalog:
         expected = catalog.search(queries, 5, kinds="image")
-    assert [[name for name, _ in hits] for hits in json.loads(done.stdout)] == [
+    assert [[name for name, _ in hits] for hits in json.loads(done.stdout.splitlines()[-1])] == [
         [hit.asset_id for hit in hits] for hits in expected
     ]
 
@@ -176,7 +176,8 @@ class Postgres:
         assert package is not None
         assert package.origin is not None
         self.programs = Path(package.origin).parent / "pginstall18" / "bin"
-        self.folder = Path(tempfile.mkdtemp(prefix="pg-"))  # a socket path has at most 107 characters
+        # A socket path has at most 107 characters, and another user must be able to enter its folder.
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
         self.user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
         if self.user:
             shutil.chown(self.folder, self.user)

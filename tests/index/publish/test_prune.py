@@ -305,7 +305,7 @@ def test_unreadable_versions_do_not_stop_prune(eight: Shelf) -> None:
 def test_prune_raises_and_writes_nothing_outside_a_catalog(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"x")
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(CatalogError, match="is not a catalog"):
+        with pytest.raises(CatalogError, match="there is no catalog here"):
             prune(Store(str(folder)), PruneRules())
     assert [path.name for path in tmp_path.rglob("*")] == ["photo.jpg"]
 

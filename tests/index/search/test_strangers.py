@@ -151,8 +151,14 @@ def test_numbers_out_of_bounds_are_refused(forged: Forged, path: tuple[str | int
             set_in("metadata_types", value={"a": "int); DROP TABLE x; --"}),
             r"\(metadata_types\.a: must be one of string",
         ),
-        (set_in("metadata_types", value={"a\x1b[2J": "int"}), r"must have metadata columns of at most 1000 characters"),
-        (set_in("metadata_types", value={"a" * 1001: "int"}), r"must have metadata columns of at most 1000 characters"),
+        (
+            set_in("metadata_types", value={"a\x1b[2J": "int"}),
+            r"names of metadata columns must have at most 1000 characters",
+        ),
+        (
+            set_in("metadata_types", value={"a" * 1001: "int"}),
+            r"names of metadata columns must have at most 1000 characters",
+        ),
         (set_in("files", 0, "sha256", value="../../../etc/passwd"), r"\(files\.0\.sha256: "),
         (set_in("files", 0, "sha256", value="A" * 64), r"\(files\.0\.sha256: "),
         (set_in("config", value={"embed": []}), r"\(config: embed must be an object"),

@@ -1,4 +1,4 @@
-"""Wrong input gets one sentence with the place, the rule and the value, the right exit code, and loses nothing."""
+"""Invalid input gets one message with the place, the rule and the value, and the right exit code."""
 
 import errno
 import io
@@ -33,36 +33,38 @@ def serve(**settings):
     return Emulator(EmulatorSettings(dimension=64, api_keys=(KEY,), **settings))
 
 
-def test_a_misspelt_key_is_named_with_the_right_one(place):
+def test_a_misspelt_key_is_reported_with_a_suggestion(place):
     place.write_job(embed__batch_itmes=3)
     assert_one_sentence(place.cli("run", "job.yaml"), 2, "embed.batch_itmes", "'batch_items'")
 
 
-def test_a_value_out_of_range_is_named_with_its_rule(place):
+def test_a_value_out_of_range_is_reported_with_its_rule(place):
     done = place.cli("run", "job.yaml", "--set", "embed.batch_items=0")
     assert_one_sentence(done, 2, "embed.batch_items must be at least 1, got 0")
 
 
-def test_a_missing_config_and_no_yaml_are_usage_errors(place):
+def test_a_missing_config_and_invalid_yaml_are_usage_errors(place):
     assert_one_sentence(place.cli("run", "none.yaml"), 2, "none.yaml")
     (place.folder / "bad.yaml").write_text("a: [1\nb: 2")
     assert_one_sentence(place.cli("run", "bad.yaml"), 2, "bad.yaml", "YAML")
 
 
-def test_garbage_in_place_of_a_job_is_a_sentence(place):
+def test_an_invalid_job_file_is_one_message(place):
     for content in (b"", b"- a\n", b"\x00\x01", b"\xff\xfe\xfd", b"!!python/object:os.system {}", b"a: &a [*a]\n"):
         (place.folder / "bad.yaml").write_bytes(content)
         assert_one_sentence(place.cli("plan", "bad.yaml"), 2, "bad.yaml")
     assert_one_sentence(place.cli("plan", "pictures"), 2, "pictures", "Is a directory")
 
 
-def test_what_nobody_knows_is_named_with_its_place(place):
+def test_unknown_values_are_reported_with_their_place(place):
     place.write_job(catalog="s3x://bucket/catalog")
     assert_one_sentence(place.cli("plan", "job.yaml"), 2, "s3x://bucket/catalog must be a path, or a URL")
     place.write_job(runner="Nonsense")
-    assert_one_sentence(place.cli("run", "job.yaml"), 2, "runner: Beam cannot start 'Nonsense'")
+    for command in ("run", "plan"):
+        done = place.cli(command, "job.yaml")
+        assert_one_sentence(done, 2, "runner: 'Nonsense' is not a runner of Beam. Use one of FnApiRunner, ")
     done = place.cli("index", "catalog", "--set", "indx.target_recall=0.9")
-    assert_one_sentence(done, 2, "--set indx.target_recall: this is not a known key.", "Here index,")
+    assert_one_sentence(done, 2, "--set indx.target_recall: this is not a known key.", "Set a key of index,")
     place.write_job(sources=[{"kind": "text", "table": "pictures", "id": "id", "text": "text"}])
     assert_one_sentence(place.cli("plan", "job.yaml"), 2, "sources[0].table", "is a folder. Name its tables")
     assert_one_sentence(
@@ -87,12 +89,12 @@ def test_a_source_that_matches_nothing_is_named(place):
     assert_one_sentence(place.cli("plan", "job.yaml"), 2, "sources[0].files")
 
 
-def test_a_table_without_the_column_is_named_with_those_it_has(place):
+def test_a_missing_column_is_reported_with_the_existing_ones(place):
     place.write_job(sources=[{"kind": "text", "table": "texts.csv", "id": "sku", "text": "text"}])
     assert_one_sentence(place.cli("run", "job.yaml"), 2, "sources[0].id", "'sku'", "id, text, price")
 
 
-def test_duplicate_ids_are_named_with_their_places_and_nothing_is_sent(place):
+def test_duplicate_ids_are_reported_before_anything_is_sent(place):
     with (place.folder / "texts.csv").open("a") as file:
         file.write("t003,again,1\n")
     with serve() as emulator:
@@ -101,14 +103,14 @@ def test_duplicate_ids_are_named_with_their_places_and_nothing_is_sent(place):
         assert not emulator.log
 
 
-def test_a_cell_that_is_not_of_its_type_is_named_with_its_row(place):
+def test_a_cell_of_another_type_is_reported_with_its_row(place):
     with (place.folder / "texts.csv").open("a") as file:
         file.write("t999,fine,cheap\n")
     assert_one_sentence(place.cli("run", "job.yaml"), 1, "metadata.price", "'cheap'", "line 52")
 
 
 def bomb() -> bytes:
-    """A PNG of a hundred bytes that claims 3.6 billion pixels."""
+    """A PNG of a hundred bytes whose header states 3.6 billion pixels."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -118,7 +120,7 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def test_bad_assets_become_dead_letters_with_the_reason_and_the_rest_is_published(place):
+def test_invalid_assets_become_dead_letters_and_the_rest_is_published(place):
     images = place.folder / "pictures"
     whole = next(images.iterdir()).read_bytes()
     (images / "cut.jpg").write_bytes(whole[: len(whole) // 2])
@@ -148,7 +150,7 @@ def test_bad_assets_become_dead_letters_with_the_reason_and_the_rest_is_publishe
     assert "cut.jpg" in shown.stdout
 
 
-def test_a_guard_that_is_set_is_taken_as_it_is(place):
+def test_a_configured_gate_replaces_the_default(place):
     (place.folder / "pictures" / "bad.jpg").write_text("no")
     place.write_job(gates__max_dead_share=0.0)
     done = place.cli("run", "job.yaml", "--quiet")
@@ -157,7 +159,7 @@ def test_a_guard_that_is_set_is_taken_as_it_is(place):
     assert "versions publish" in done.stderr
 
 
-def test_names_and_queries_with_brackets_are_shown_as_they_are(place):
+def test_names_and_queries_with_brackets_are_shown_unchanged(place):
     source = next((place.folder / "pictures").iterdir())
     for name in ("[red]x.jpg", "a [/b].jpg"):
         path = place.folder / "pictures" / name
@@ -173,7 +175,7 @@ def test_names_and_queries_with_brackets_are_shown_as_they_are(place):
         assert text in done.stdout
 
 
-def test_a_second_run_on_one_catalog_is_refused_at_once_and_the_next_is_not(place):
+def test_a_second_run_on_a_catalog_is_refused_until_the_first_ends(place):
     with serve(faults=Faults(latency_s=1.0)) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=8, embed__max_concurrency=1)
         first = place.start("run", "job.yaml")
@@ -189,7 +191,7 @@ def test_a_second_run_on_one_catalog_is_refused_at_once_and_the_next_is_not(plac
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut"])
-def test_a_damaged_unit_is_noticed_and_done_anew(place, damage):
+def test_a_damaged_unit_is_detected_and_repeated(place, damage):
     (place.folder / "pictures" / "bad.jpg").write_bytes(b"not a picture")
     assert place.cli("run", "job.yaml", "--set", "gates.max_dead_share=0").returncode == 3  # its units are kept
     (unit,) = [p for p in place.catalog.glob("units/*") if pq.read_metadata(p).num_rows == 16][:1]
@@ -198,13 +200,13 @@ def test_a_damaged_unit_is_noticed_and_done_anew(place, damage):
     unit.write_bytes(data if damage == "flipped" else data[: len(data) // 2])
     done = place.cli("run", "job.yaml")
     assert done.returncode == 0, done.stderr
-    assert (f"{unit.name} is damaged" in done.stderr) == (damage == "flipped")  # one that is cut was never done
+    assert (f"{unit.name} is damaged" in done.stderr) == (damage == "flipped")  # a cut unit was never complete
     for kind in ("image", "text"):
         first, last = (pq.read_table(p) for p in sorted(place.catalog.glob(f"versions/*/vectors/{kind}-*"))[::1][:2])
         assert first.equals(last)
 
 
-def test_ctrl_c_ends_at_once_and_says_that_the_work_is_kept(place):
+def test_ctrl_c_ends_at_once_and_reports_that_work_is_kept(place):
     with serve(faults=Faults(latency_s=120)) as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         process = place.start("run", "job.yaml")
@@ -214,15 +216,15 @@ def test_ctrl_c_ends_at_once_and_says_that_the_work_is_kept(place):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "units that were finished are kept" in errors
+    assert "finished units are kept" in errors
 
 
-def test_an_unclosed_quote_is_told_instead_of_losing_rows(place):
+def test_an_unclosed_quote_is_an_error(place):
     (place.folder / "texts.csv").write_text('id,text,price\na,"open,1\nb,two,2\n')
     assert_one_sentence(place.cli("run", "job.yaml"), 1, "sources[1].table", "quote")
 
 
-def test_a_run_without_beam_says_what_to_install(place):
+def test_a_run_without_beam_names_the_extra_to_install(place):
     hidden = place.folder / "hidden"
     (hidden / "apache_beam").mkdir(parents=True)
     (hidden / "apache_beam" / "__init__.py").write_text("raise ModuleNotFoundError('no beam', name='apache_beam')")
@@ -237,7 +239,7 @@ def test_a_key_in_a_config_is_refused_and_not_shown(place):
     assert "1234567890" not in done.stderr
 
 
-def test_a_refused_key_is_told_without_the_key(place):
+def test_a_refused_key_is_reported_without_the_key(place):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         done = place.cli("run", "job.yaml", key="sk-wrong-987654321")
@@ -245,18 +247,18 @@ def test_a_refused_key_is_told_without_the_key(place):
     assert "987654321" not in done.stderr
 
 
-def test_an_unknown_model_is_named_with_those_there_are(place):
+def test_an_unknown_model_is_reported_with_the_known_ones(place):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__model="epithre-embde")
         assert_one_sentence(place.cli("run", "job.yaml"), 2, "'epithre-embde'", "epithre-embed")
 
 
-def test_a_server_that_is_not_there_is_named(place):
+def test_an_unreachable_server_is_named(place):
     place.write_job(embed__base_url="http://127.0.0.1:9/v1")
     assert_one_sentence(place.cli("run", "job.yaml"), 1, "http://127.0.0.1:9/v1", "does not answer")
 
 
-def test_answers_of_another_dimension_stop_the_run_and_say_which(place):
+def test_vectors_of_another_dimension_stop_the_run(place):
     with Emulator(EmulatorSettings(dimension=32, api_keys=(KEY,))) as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         assert_one_sentence(
@@ -269,7 +271,7 @@ def test_answers_of_another_dimension_stop_the_run_and_say_which(place):
     assert not (place.catalog / "LATEST.json").exists()
 
 
-def test_a_key_that_is_revoked_in_the_middle_stops_the_run_with_the_work_kept(place):
+def test_a_spent_quota_stops_the_run_and_keeps_its_work(place):
     with serve(faults=Faults(quota_429=1.0, start_at_request=2)) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__max_concurrency=1)
         assert_one_sentence(place.cli("run", "job.yaml"), 2, "quota")
@@ -286,8 +288,8 @@ def test_an_unwritable_catalog_is_named(place):
     assert_one_sentence(place.cli("search", "file", "--text", "x"), 2, "file is a file. Give the folder of a catalog")
 
 
-def test_a_place_where_no_folder_can_be_made_is_usage_and_one_that_was_written_before_is_a_failing_storage(place):
-    """Nobody may write below /proc, not even who may do everything."""
+def test_an_unwritable_new_catalog_is_usage_and_an_existing_one_a_storage_failure(place):
+    """Not even root may write below /proc."""
     place.write_job(catalog="/proc/catalog")
     assert_one_sentence(place.cli("run", "job.yaml"), 2, "catalog '", "' cannot be written (")
     error = PermissionError(errno.EACCES, "Permission denied", str(place.folder / "texts.csv"))
@@ -308,7 +310,7 @@ def test_wrong_usage_is_exit_code_2(place):
     assert_one_sentence(place.cli("search", "catalog", "--image", "none.jpg"), 2, "none.jpg")
 
 
-def test_a_catalog_that_is_not_there_is_told(place):
+def test_a_missing_catalog_is_reported(place):
     for command in (
         ("search", "catalog", "--text", "x"),
         ("versions", "list", "catalog"),
@@ -326,7 +328,7 @@ def published(place):
     return place
 
 
-def test_search_prints_a_table_json_and_a_page(published):
+def test_search_writes_a_table_json_and_a_page(published):
     image = next((published.folder / "pictures").iterdir())
     done = published.cli(
         "search", "catalog", "--text", "sepeda merah", "--image", image, "-k", "3", "--json", "--html", "page.html"
@@ -343,26 +345,26 @@ def test_search_prints_a_table_json_and_a_page(published):
     assert "text number" in table.stdout
 
 
-def test_a_condition_that_leaves_nothing_of_a_kind_is_told_with_the_column_that_is_empty(published):
-    """The prices stand in the table of texts alone."""
+def test_a_filter_that_matches_nothing_names_the_empty_column(published):
+    """Only the table of texts has prices."""
     search = ("search", "catalog", "--text", "number 3")
     done = published.cli(*search, "--where", '{"$or": [{"price": {"$lt": 5}}]}')
     assert done.returncode == 0
-    assert done.stderr == "No image of the catalog fulfils --where: none has a value of price.\n"
+    assert done.stderr == "No image of the catalog matches --where: all have null in price.\n"
     assert "text number 3" in done.stdout
     done = published.cli(*search, "--where", '{"price": {"$lt": 0}}', "--kind", "text")
-    assert done.stderr == "No text of the catalog fulfils --where.\n"
+    assert done.stderr == "No text of the catalog matches --where.\n"
     for quiet in (["--kind", "text"], ["--json"]):
         assert published.cli(*search, *quiet, "--where", '{"price": {"$lt": 5}}').stderr == ""
 
 
-def test_a_page_that_cannot_be_written_is_told_before_anything_is_sent(published):
+def test_an_unwritable_page_is_reported_before_anything_is_sent(published):
     for page in ("job.yaml/page.html", "none/page.html", "pictures"):
         done = published.cli("search", "catalog", "--text", "x", "--base-url", "http://127.0.0.1:9", "--html", page)
         assert_one_sentence(done, 2, "--html '", "' cannot be written (", page)
 
 
-def test_a_query_that_cannot_be_embedded_is_told(published):
+def test_a_query_that_cannot_be_embedded_is_reported(published):
     (published.folder / "no.jpg").write_text("no picture")
     assert_one_sentence(published.cli("search", "catalog", "--image", "no.jpg"), 2, "'no.jpg'", "not_a_picture")
     assert_one_sentence(published.cli("search", "catalog", "--text", " "), 2, "empty_text")
@@ -371,22 +373,29 @@ def test_a_query_that_cannot_be_embedded_is_told(published):
     assert len(done.stderr) < 300
 
 
-def test_an_address_or_a_key_that_a_job_could_not_have_a_search_cannot_either(published):
+def test_search_checks_base_url_and_key_like_a_job(published):
     search = ("search", "catalog", "--text", "x", "--base-url")
-    assert_one_sentence(published.cli(*search, "nonsense"), 2, "embed.base_url must be", "'nonsense'")
+    assert_one_sentence(
+        published.cli(*search, "nonsense"), 2, "epithre-beam: --base-url must be an http(s) URL", "'nonsense'"
+    )
+    done = published.cli(*search[:-1], EPITHRE_BEAM_BASE_URL="127.0.0.1:9")
+    assert_one_sentence(done, 2, "EPITHRE_BEAM_BASE_URL must be an http(s) URL", "'127.0.0.1:9'")
+    done = published.cli(*search, "http://127.0.0.1:9")
+    assert_one_sentence(done, 1, "http://127.0.0.1:9 does not answer", "give another address of the model (--base-url)")
+    assert "embed.base_url" not in done.stderr
     done = published.cli(*search, "http://example.org/v1", "--api-key-env", "EPITHRE_KEY")
-    assert_one_sentence(done, 2, "embed would send the key in clear text to 'http://example.org/v1'")
+    assert_one_sentence(done, 2, "embed: base_url 'http://example.org/v1' would send the key in clear text")
     done = published.cli(*search, "http://127.0.0.1:9", "--api-key-env", "NOPE")
     assert_one_sentence(done, 2, "NOPE is not set", "--api-key-env")
 
 
-def test_what_a_terminal_cannot_show_is_spelled_out(published):
+def test_characters_outside_the_terminals_encoding_are_escaped(published):
     done = published.cli("search", "catalog", "--text", "größe 猫", imports_itself=True, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert "gr\\xf6\\xdfe \\u732b" in done.stdout
 
 
-def test_a_search_with_another_model_than_the_catalogs_is_refused(published):
+def test_a_search_with_another_model_is_refused(published):
     with Emulator(EmulatorSettings(dimension=512, api_keys=(KEY,))) as emulator:
         done = published.cli(
             *("search", "catalog", "--text", "x", "--base-url", emulator.base_url, "--api-key-env", "EPITHRE_KEY")
@@ -394,14 +403,14 @@ def test_a_search_with_another_model_than_the_catalogs_is_refused(published):
     assert_one_sentence(done, 1, "emulator-attributes", "cannot be compared")
 
 
-def test_the_schema_for_editors_is_the_one_in_the_repository(place):
+def test_the_printed_schema_equals_the_one_in_the_repository(place):
     from pathlib import Path
 
     shipped = Path(__file__).parents[3] / "configs" / "job.schema.json"
     assert json.loads(place.cli("schema").stdout) == json.loads(shipped.read_text())
 
 
-def test_the_version_of_the_program_is_told(place):
+def test_the_version_option_prints_the_version(place):
     import importlib.metadata
 
     assert place.cli("--version").stdout.strip() == importlib.metadata.version("epithre-beam")

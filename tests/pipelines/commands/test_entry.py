@@ -1,4 +1,4 @@
-"""The console script, as it is installed: whoever stops it early gets a word and an exit code, and no traceback."""
+"""The installed console script: an early signal gives a short message, an exit code, and no traceback."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ WORDS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
 
 @contextlib.contextmanager
 def started(folder, config):
-    """`epithre-beam plan` on a pipe that nobody writes into, so that it never comes to its end."""
+    """`epithre-beam plan` on a pipe without a writer, so that it never ends."""
     os.mkfifo(folder / config)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([SCRIPT, "plan", config], cwd=folder, **pipes) as process:
@@ -35,7 +35,7 @@ def wait_for(condition, process):
 
 
 def is_minding(process):
-    """Whether it has its own answer to SIGTERM, which Python by itself has not."""
+    """Whether it has set its own handler of SIGTERM, which Python does not by default."""
     (line,) = (x for x in Path(f"/proc/{process.pid}/status").read_text().splitlines() if x.startswith("SigCgt"))
     return int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1
 
@@ -48,7 +48,7 @@ def assert_quiet(process, number, words):
 
 
 @pytest.mark.parametrize("pause_s", [0, 0.02, 0.05, 0.1, 0.2, 0.4])
-def test_ctrl_c_while_it_imports_ends_it_in_a_word(tmp_path, pause_s):
+def test_ctrl_c_during_imports_ends_with_a_short_message(tmp_path, pause_s):
     with started(tmp_path, "job.yaml") as process:
         wait_for(lambda: is_minding(process), process)
         time.sleep(pause_s)
@@ -56,20 +56,20 @@ def test_ctrl_c_while_it_imports_ends_it_in_a_word(tmp_path, pause_s):
         assert_quiet(process, signal.SIGINT, "Interrupted")
 
 
-def test_sigterm_while_it_imports_ends_it_in_a_word(tmp_path):
+def test_sigterm_during_imports_ends_with_a_short_message(tmp_path):
     with started(tmp_path, "job.yaml") as process:
         wait_for(lambda: is_minding(process), process)
         process.send_signal(signal.SIGTERM)
-        assert_quiet(process, signal.SIGTERM, "Terminated before anything was begun.")
+        assert_quiet(process, signal.SIGTERM, "Terminated before the command started.")
 
 
 @pytest.mark.parametrize("number", WORDS)
-def test_a_signal_once_everything_is_imported_ends_it_in_a_word_too(tmp_path, number):
-    """Whoever opens the pipe has imported all that comes before."""
+def test_a_signal_after_imports_ends_with_a_short_message(tmp_path, number):
+    """The command opens the pipe after all imports."""
     writers = []
 
     def is_read():
-        with contextlib.suppress(OSError):  # nobody has opened it for reading
+        with contextlib.suppress(OSError):  # not opened for reading yet
             writers.append(os.open(tmp_path / "job.yaml", os.O_WRONLY | os.O_NONBLOCK))
         return writers
 
@@ -80,7 +80,7 @@ def test_a_signal_once_everything_is_imported_ends_it_in_a_word_too(tmp_path, nu
     os.close(*writers)
 
 
-def test_it_runs_the_command_and_gives_its_exit_code(tmp_path):
+def test_the_script_returns_the_exit_code_of_the_command(tmp_path):
     done = subprocess.run([SCRIPT, "plan", "none.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "none.yaml" in done.stderr

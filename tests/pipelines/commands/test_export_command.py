@@ -1,4 +1,4 @@
-"""`epithre-beam export` as a person and as a program use it."""
+"""The command `epithre-beam export`: its output, refusals and repetition."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from ..conftest import Place, sentences, write_images, write_texts
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A catalog that a real run made. Only for reading."""
+    """A catalog from a real run. Read-only."""
     place = Place(tmp_path_factory.mktemp("export"))
     write_images(place.folder / "pictures", 20)
     write_texts(place.folder / "texts.csv", 30)
@@ -22,7 +22,7 @@ def made(tmp_path_factory):
     return place
 
 
-def test_a_person_is_told_what_was_written_and_a_program_gets_the_mark(made, tmp_path):
+def test_export_prints_a_summary_or_the_json_document(made, tmp_path):
     done = made.cli("export", "catalog", tmp_path / "one", "--to", "pgvector", key=None)
     assert (done.returncode, done.stderr) == (0, "")
     first, *files = done.stdout.splitlines()
@@ -45,7 +45,7 @@ def test_a_person_is_told_what_was_written_and_a_program_gets_the_mark(made, tmp
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["catalog", "new", "--to", "csv"], 2, "to must be one of faiss, clip-retrieval, pgvector, got 'csv'."),
+        (["catalog", "new", "--to", "csv"], 2, "--to must be faiss, clip-retrieval or pgvector, got 'csv'."),
         (["catalog", "pictures", "--to", "faiss"], 2, "pictures is not empty (it contains p000.jpg). Choose a new"),
         (["catalog", "new", "--to", "faiss", "--version", "7"], 2, "catalog has no version '7'"),
         (["catalog", "job.yaml/new", "--to", "faiss"], 2, "' cannot be written ("),
@@ -53,7 +53,7 @@ def test_a_person_is_told_what_was_written_and_a_program_gets_the_mark(made, tmp
         (["none", "new", "--to", "faiss"], 2, "none: there is no catalog here, the folder does not exist."),
     ],
 )
-def test_each_refusal_is_one_sentence_and_a_code(made, words, code, sentence):
+def test_each_refusal_has_one_message_and_an_exit_code(made, words, code, sentence):
     done = made.cli("export", *words, key=None)
     assert done.returncode == code, done.stderr
     (said,) = sentences(done.stderr)
@@ -62,8 +62,8 @@ def test_each_refusal_is_one_sentence_and_a_code(made, words, code, sentence):
     assert "Traceback" not in done.stderr
 
 
-def test_a_killed_export_is_done_by_the_same_command(made, tmp_path):
-    """Killed at the first file that shows, whole or half, and at any later one."""
+def test_a_killed_export_is_completed_by_the_same_command(made, tmp_path):
+    """It is killed when the first file appears, complete or not, and at later files."""
     expected = made.cli("export", "catalog", tmp_path / "whole", "--to", "clip-retrieval", "--json", key=None)
     files = json.loads(expected.stdout)["files"]
     for name in ("image/image.index", "text/metadata/00000.arrow"):

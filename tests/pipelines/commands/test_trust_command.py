@@ -1,4 +1,4 @@
-"""A catalog from a stranger gets no key, reads no place, and a person can allow what it asks for."""
+"""An untrusted catalog gets no key and reads no place until the user allows its requests."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ AWS_SECRET = "AKIA-nobody-but-amazon-may-see-this"
 
 @pytest.fixture
 def sink():
-    """A server that remembers what was sent to it and answers nothing of use."""
+    """A server that records requests and returns useless responses."""
     received = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -38,7 +38,7 @@ def sink():
 
 
 def forge(catalog: Path, **changes) -> None:
-    """Another config in the manifest, with every checksum as it must be."""
+    """Replaces the config in the manifest, with valid checksums."""
     latest = catalog / "LATEST.json"
     version = json.loads(latest.read_bytes())["version"]
     path = catalog / "versions" / version / "manifest.json"
@@ -69,7 +69,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_key_goes_where_a_strangers_catalog_says(place, catalog, sink, command):
+def test_no_key_is_sent_to_the_address_of_an_untrusted_catalog(place, catalog, sink, command):
     address, received = sink
     forge(catalog, embed__base_url=f"{address}/v1", embed__api_key_env="AWS_SECRET_ACCESS_KEY")
     (place.folder / "pairs.csv").write_text("query,relevant\nhello,t001\n")
@@ -85,7 +85,7 @@ def test_no_key_goes_where_a_strangers_catalog_says(place, catalog, sink, comman
     assert received == []
 
 
-def test_a_server_of_a_strangers_catalog_sends_no_key_and_searches_by_what_needs_none(place, catalog, sink):
+def test_serve_sends_no_key_for_an_untrusted_catalog(place, catalog, sink):
     address, received = sink
     forge(catalog, embed__base_url=f"{address}/v1", embed__api_key_env="AWS_SECRET_ACCESS_KEY")
     server = place.start("serve", "catalog", "--port=0", "--json", AWS_SECRET_ACCESS_KEY=AWS_SECRET)
@@ -94,13 +94,13 @@ def test_a_server_of_a_strangers_catalog_sends_no_key_and_searches_by_what_needs
     finally:
         server.terminate()
         _, errors = server.communicate(timeout=60)
-    assert "cannot be searched by" in errors
+    assert "searches by text or image are disabled" in errors
     assert "AWS_SECRET_ACCESS_KEY" in errors
     assert AWS_SECRET not in errors
     assert received == []
 
 
-def test_the_users_own_word_and_a_persons_yes_are_enough(place, catalog):
+def test_own_options_or_the_trust_command_allow_the_requests(place, catalog):
     with Emulator(EmulatorSettings(model="hash", dimension=64, api_keys=(KEY,))) as emulator:
         forge(catalog, embed__base_url=emulator.base_url, embed__api_key_env="OTHER_KEY")
         search = ("search", "catalog", "--text", "text number 7", "-k1", "--json")
@@ -111,7 +111,7 @@ def test_the_users_own_word_and_a_persons_yes_are_enough(place, catalog):
         )
         refused = place.cli(*search, OTHER_KEY=KEY)
         named = place.cli(*search, OTHER_KEY=KEY, EPITHRE_BEAM_TRUSTED_CATALOGS=str(catalog))
-        asked = place.cli("trust", "catalog")  # nobody is there to answer
+        asked = place.cli("trust", "catalog")  # standard input is no terminal
         allowed = place.cli("trust", "catalog", "--yes")
         afterwards = place.cli(*search, OTHER_KEY=KEY)
         again = place.cli("trust", "catalog")
@@ -122,10 +122,10 @@ def test_the_users_own_word_and_a_persons_yes_are_enough(place, catalog):
     assert refused.returncode == asked.returncode == 2
     assert "--yes" in asked.stderr
     assert f'send the key in "OTHER_KEY" to "{address}"' in allowed.stdout
-    assert again.stdout == "catalog may have all that it asks for.\n"
+    assert again.stdout == "catalog: all requests are allowed.\n"
 
 
-def test_the_catalog_of_a_job_needs_no_word_from_who_ran_it(place):
+def test_a_catalog_of_the_users_own_job_is_trusted(place):
     with Emulator(EmulatorSettings(model="hash", dimension=64, api_keys=(KEY,))) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__api_key_env="MY_GATEWAY")
         assert place.cli("run", "job.yaml", "--quiet", MY_GATEWAY=KEY).returncode == 0
@@ -134,7 +134,7 @@ def test_the_catalog_of_a_job_needs_no_word_from_who_ran_it(place):
     assert "not shown" not in done.stderr
 
 
-def test_no_picture_is_read_where_a_strangers_catalog_says(place, catalog, sink):
+def test_no_image_is_read_from_the_places_of_an_untrusted_catalog(place, catalog, sink):
     address, received = sink
     forge(catalog, sources=[{"kind": "image", "files": f"{address}/internal/*.jpg"}])
     done = place.cli("search", "catalog", "--image", "pictures/p001.jpg", "--kind=image", "--html=page.html")
@@ -144,7 +144,7 @@ def test_no_picture_is_read_where_a_strangers_catalog_says(place, catalog, sink)
     assert received == []
 
 
-def test_a_rebuild_runs_nothing_that_a_strangers_catalog_says(place, catalog):
+def test_a_rebuild_runs_no_code_from_an_untrusted_catalog(place, catalog):
     script = place.folder / "setup.py"
     script.write_text("open('ran', 'w')")
     forge(catalog, beam_options=[f"--setup_file={script}"])

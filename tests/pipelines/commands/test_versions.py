@@ -1,4 +1,4 @@
-"""`epithre-beam versions` on a catalog of three real runs: what it tells is so, and each refusal is a sentence."""
+"""`epithre-beam versions` on a catalog of three real runs: its output is correct, and each refusal is one message."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from ..conftest import Place, write_images, write_texts
 
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory):
-    """Three nightly runs, each on changed sources."""
+    """A catalog of three nightly runs with changed sources."""
     place = Place(tmp_path_factory.mktemp("nights"))
     images = write_images(place.folder / "pictures", 20)
     write_texts(place.folder / "texts.csv", 30)
@@ -37,7 +37,7 @@ def nights(tmp_path_factory):
 
 @pytest.fixture
 def place(nights, tmp_path):
-    """A copy of the three nights to be changed."""
+    """A copy of the catalog that a test may change."""
     shutil.copytree(nights.catalog, tmp_path / "catalog")
     return Place(tmp_path)
 
@@ -81,7 +81,7 @@ def flip(path):
 # ---------------------------------------------------------------------------------------------------- list
 
 
-def test_the_list_has_every_version_with_what_it_is(place):
+def test_list_shows_every_version(place):
     first, second, third = names(place)
     rows = reported(place.cli("versions", "list", "catalog", "--json"))
     assert [(row["version"], row["is_published"], row["previous"]) for row in rows] == [
@@ -114,7 +114,7 @@ def test_a_damaged_version_is_listed_as_damaged(place):
     assert "is missing" in reported(place.cli("versions", "list", "catalog", "--json"))[2]["damage"]
 
 
-def test_the_versions_are_listed_though_the_pointer_is_damaged_and_publish_mends_it(place):
+def test_list_works_with_a_damaged_pointer_and_publish_repairs_it(place):
     version = names(place)[1]
     (place.catalog / "LATEST.json").write_text('{"version": ')
     done = place.cli("versions", "list", "catalog", "--json")
@@ -128,9 +128,9 @@ def test_the_versions_are_listed_though_the_pointer_is_damaged_and_publish_mends
 # ---------------------------------------------------------------------------------------------------- verify
 
 
-def test_one_flipped_byte_in_any_file_of_the_published_version_and_in_the_pointer_is_found(place):
+def test_verify_finds_one_flipped_byte_in_any_file(place):
     version = names(place)[2]
-    assert "all as the manifest says" in said(place.cli("versions", "verify", "catalog"))
+    assert "all match the manifest" in said(place.cli("versions", "verify", "catalog"))
     folder = place.catalog / "versions" / version
     one_of_each = {(path.parent, path.suffix): path for path in sorted(folder.glob("*/*"))}
     assert len(one_of_each) == 3  # vectors, indexes, assets
@@ -144,7 +144,7 @@ def test_one_flipped_byte_in_any_file_of_the_published_version_and_in_the_pointe
     assert place.cli("versions", "verify", "catalog").returncode == 0
 
 
-def test_all_versions_are_verified_at_once_and_a_damaged_one_does_not_hide_the_others(place):
+def test_verify_all_reports_every_damaged_version(place):
     first, second, third = names(place)
     path = next((place.catalog / "versions" / second / "vectors").iterdir())
     flip(path)
@@ -162,7 +162,7 @@ def test_all_versions_are_verified_at_once_and_a_damaged_one_does_not_hide_the_o
     refused(place.cli("versions", "verify", "catalog", first, "--all"), 2, "--all", first)
 
 
-def test_a_version_is_named_by_the_beginning_of_its_name_wherever_one_is_named(place):
+def test_every_command_accepts_the_beginning_of_a_version_name(place):
     first, second, third = names(place)
     said(place.cli("versions", "verify", "catalog", "000002")).startswith(f"{second}: ")
     by_name = said(place.cli("versions", "diff", "catalog", first, second, "--json"))
@@ -179,7 +179,7 @@ def test_a_version_is_named_by_the_beginning_of_its_name_wherever_one_is_named(p
     assert names(place) == [second, third]
 
 
-def test_the_versions_are_listed_where_a_name_fits_several_or_none(place):
+def test_an_ambiguous_or_unknown_version_lists_the_versions(place):
     all_names = ", ".join(names(place))
     for command in (["verify", "catalog"], ["diff", "catalog"], ["rollback", "catalog"], ["publish", "catalog"]):
         refused(place.cli("versions", *command, "00000"), 2, f"catalog: 3 versions begin with '00000': {all_names}.")
@@ -191,7 +191,7 @@ def test_the_versions_are_listed_where_a_name_fits_several_or_none(place):
 # ---------------------------------------------------------------------------------------------------- diff
 
 
-def test_the_differences_of_two_nights_are_those_that_were_made(place):
+def test_diff_shows_the_changes_between_two_nights(place):
     first, second, _third = names(place)
     found = reported(place.cli("versions", "diff", "catalog", first, second, "--json"))
     kinds = {kind["kind"]: kind for kind in found["kinds"]}
@@ -203,11 +203,11 @@ def test_the_differences_of_two_nights_are_those_that_were_made(place):
     assert found["settings"] == {}
     text = said(place.cli("versions", "diff", "catalog", first, second, "--limit", "1"))
     assert f"{first} → {second}" in text
-    assert "text: 30 → 31 assets; 2 added, 1 removed, 1 with other content" in text
+    assert "text: 30 → 31 assets; 2 added, 1 removed, 1 with new content" in text
     assert "added: … and 1 more" in text
 
 
-def test_without_names_the_published_version_is_compared_with_the_one_before_it(place):
+def test_diff_compares_the_current_with_the_previous_version_by_default(place):
     first, second, third = names(place)
     found = reported(place.cli("versions", "diff", "catalog", "--json"))
     assert (found["old"], found["new"]) == (second, third)
@@ -219,24 +219,27 @@ def test_without_names_the_published_version_is_compared_with_the_one_before_it(
     assert "image: 20 → 20 assets; no difference" in text
     refused(place.cli("versions", "diff", "catalog", "nine"), 2, "has no version 'nine'")
     said(place.cli("versions", "publish", "catalog", first))
-    refused(place.cli("versions", "diff", "catalog"), 1, "no version before", first)
+    refused(place.cli("versions", "diff", "catalog"), 2, "no version before", first)
 
 
 # ---------------------------------------------------------------------------------------------------- rollback
 
 
-def test_a_rollback_goes_to_the_version_that_was_in_force_before_and_no_further_than_the_first(place):
+def test_rollback_publishes_the_previous_version_until_the_first(place):
     first, second, third = names(place)
     before = (place.catalog / "LATEST.json").read_bytes()
     text = said(place.cli("versions", "rollback", "catalog", "--dry-run"))
-    assert text == f"{second} would be published, in place of {third}.\n"
+    assert text == f"{second} would be current again, instead of {third}.\n"
     assert (place.catalog / "LATEST.json").read_bytes() == before
     for target, current in ((second, third), (first, second)):
-        assert said(place.cli("versions", "rollback", "catalog")) == f"{target} is published, in place of {current}.\n"
+        assert said(place.cli("versions", "rollback", "catalog")).splitlines() == [
+            f"{target} is current again, instead of {current}.",
+            "The next run publishes the sources again: stop the schedule first.",
+        ]
         assert current_version(place) == target
-    refused(place.cli("versions", "rollback", "catalog"), 1, "no version before", first)
-    refused(place.cli("versions", "rollback", "catalog", third), 2, third, "newer than the published one")
-    refused(place.cli("versions", "rollback", "catalog", first), 2, "is the published one")
+    refused(place.cli("versions", "rollback", "catalog"), 2, f"{first} is the first version; there is nothing to roll")
+    refused(place.cli("versions", "rollback", "catalog", third), 2, third, "newer than the current version")
+    refused(place.cli("versions", "rollback", "catalog", first), 2, "is the current version")
     said(place.cli("versions", "publish", "catalog", third))
     assert current_version(place) == third
     said(place.cli("versions", "rollback", "catalog", first))
@@ -244,7 +247,7 @@ def test_a_rollback_goes_to_the_version_that_was_in_force_before_and_no_further_
 
 
 @pytest.mark.parametrize("command", ["rollback", "publish"])
-def test_a_damaged_version_is_never_put_in_force(place, command):
+def test_a_damaged_version_is_never_published(place, command):
     _, second, third = names(place)
     path = next((place.catalog / "versions" / second / "index").iterdir())
     flip(path)
@@ -252,7 +255,7 @@ def test_a_damaged_version_is_never_put_in_force(place, command):
     assert current_version(place) == third
 
 
-def test_a_version_of_an_older_release_whose_manifest_has_fewer_fields_can_be_put_in_force(place):
+def test_a_version_of_an_older_release_can_be_published(place):
     version = names(place)[1]
     path = place.catalog / manifest_name(version)
     raw = json.loads(path.read_bytes())
@@ -268,7 +271,7 @@ def test_a_version_of_an_older_release_whose_manifest_has_fewer_fields_can_be_pu
 # ---------------------------------------------------------------------------------------------------- prune
 
 
-def test_a_prune_says_what_it_does_and_does_it(place):
+def test_prune_reports_what_it_deletes(place):
     first, second, third = names(place)
     (place.catalog / "units").mkdir(exist_ok=True)
     for i, days in enumerate((1, 8, 9)):
@@ -280,6 +283,7 @@ def test_a_prune_says_what_it_does_and_does_it(place):
     text = said(place.cli("versions", "prune", "catalog", "--keep", "2", "--dry-run"))
     assert f"delete: version {first}, " in text
     assert "delete: 2 units, 8 bytes: each is older than 7 days" in text
+    assert "keep: 1 unit, 4 bytes: it is younger than 7 days" in text
     assert re.search(r"\n[\d,]+ bytes would be freed\.\n$", text)
     done = reported(place.cli("versions", "prune", "catalog", "--keep", "2", "--json"))
     assert (done["dry_run"], planned["dry_run"]) == (False, True)
@@ -296,7 +300,7 @@ def test_a_prune_says_what_it_does_and_does_it(place):
     assert place.cli("versions", "verify", "catalog", "--all").returncode == 0
 
 
-def test_a_run_after_a_prune_pays_for_nothing_again(nights, tmp_path):
+def test_a_run_after_a_prune_sends_nothing_again(nights, tmp_path):
     shutil.copytree(nights.folder, tmp_path / "copy")
     place = Place(tmp_path / "copy")
     said(place.cli("versions", "prune", "catalog", "--keep", "1", "--units-older-than", "0"))
@@ -307,7 +311,7 @@ def test_a_run_after_a_prune_pays_for_nothing_again(nights, tmp_path):
     assert (report["counts"]["embedded"], report["counts"]["reused"]) == (0, 51)
 
 
-def test_prune_is_refused_while_a_run_holds_the_catalog_and_publish_is_not(place):
+def test_prune_is_refused_during_a_run_and_publish_is_not(place):
     first, _second, _ = names(place)
     with hold(Store(str(place.catalog)), "run"):
         refused(place.cli("versions", "prune", "catalog", "--keep", "1"), 4, "run holds the catalog", str(os.getpid()))
@@ -316,12 +320,12 @@ def test_prune_is_refused_while_a_run_holds_the_catalog_and_publish_is_not(place
     assert len(names(place)) == 3
 
 
-def test_a_wrong_rule_is_told(place):
+def test_an_invalid_prune_rule_is_reported(place):
     refused(place.cli("versions", "prune", "catalog", "--keep", "0"), 2, "--keep must be at least 1, got 0")
     refused(place.cli("versions", "prune", "catalog", "--older-than", "-1"), 2, "--older-than", "-1")
 
 
-def test_where_there_is_no_catalog_each_command_says_so_and_writes_nothing(tmp_path):
+def test_each_command_reports_a_missing_catalog_and_writes_nothing(tmp_path):
     place = Place(tmp_path)
     for command in (["list"], ["verify"], ["verify", "--all"], ["diff"], ["rollback"], ["prune"], ["publish", "nine"]):
         refused(place.cli("versions", command[0], "catalog", *command[1:]), 2, "catalog: there is no catalog here")

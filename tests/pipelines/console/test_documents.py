@@ -1,4 +1,4 @@
-"""What is printed as JSON is JSON, whatever stands in a catalog."""
+"""Printed JSON is valid for every catalog."""
 
 import datetime
 import decimal
@@ -25,7 +25,7 @@ def refuse(word):
 
 
 def without(value):
-    """The value with null for what JSON cannot say."""
+    """The value with null for NaN and infinities."""
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, dict):
@@ -34,18 +34,18 @@ def without(value):
 
 
 @given(VALUES)
-def test_every_value_is_json_and_all_but_what_json_cannot_say_is_kept(value):
+def test_every_value_becomes_json_and_json_values_are_kept(value):
     assert json.loads(json_text(value), parse_constant=refuse) == without(value)
 
 
-def test_what_json_has_no_type_for_is_told_in_words():
+def test_other_types_become_strings():
     value = {float("nan"): [decimal.Decimal("1.50"), datetime.date(2026, 1, 2)]}
     assert json.loads(json_text(value)) == {"nan": ["1.50", "2026-01-02"]}
 
 
 @pytest.fixture
 def odd(tmp_path):
-    """A catalog whose prices are no numbers of JSON."""
+    """A catalog whose prices are NaN and infinite."""
     place = Place(tmp_path)
     (tmp_path / "texts.csv").write_text("id,text,price\na,red,inf\nb,blue,nan\nc,green,-inf\nd,black,1.5\n", "utf-8")
     source = {"kind": "text", "table": "texts.csv", "id": "id", "text": "text", "metadata": {"price": "double"}}
@@ -54,7 +54,7 @@ def odd(tmp_path):
     return place
 
 
-def test_a_search_of_hits_with_infinite_metadata_is_json(odd):
+def test_hits_with_infinite_metadata_are_json(odd):
     done = odd.cli("search", "catalog", "--text", "red", "--json")
     document = json.loads(done.stdout, parse_constant=refuse)
     prices = {hit["asset_id"]: hit["metadata"]["price"] for hit in document["results"][0]["hits"]}

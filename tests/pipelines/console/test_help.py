@@ -1,4 +1,4 @@
-"""A wrong command line is one sentence that names the nearest command or option and where to read on."""
+"""An invalid command line gives one message with a suggestion and the help command."""
 
 import pytest
 
@@ -14,6 +14,14 @@ from ..conftest import Place
         ("run a --quit", "No such option: --quit. Did you mean --quiet? See `epithre-beam run --help`."),
         ("search c --txet x", "No such option: --txet. Did you mean --text? See `epithre-beam search --help`."),
         ("run a --zzzzzz", "No such option: --zzzzzz. See `epithre-beam run --help`."),
+        (
+            "run a --runner=PrismRunner",
+            (
+                "No such option: --runner. Put Beam options after `--`: epithre-beam run … -- --runner=…. "
+                "See `epithre-beam run --help`."
+            ),
+        ),
+        ("search c --runner=PrismRunner", "No such option: --runner. See `epithre-beam search --help`."),
         ("search", "Missing argument 'CATALOG'. See `epithre-beam search --help`."),
         (
             "run a --max-requests x",
@@ -28,7 +36,7 @@ from ..conftest import Place
         ),
     ],
 )
-def test_a_wrong_command_line_is_one_sentence_with_the_nearest_name(tmp_path, words, sentence):
+def test_an_invalid_command_line_is_one_message_with_a_suggestion(tmp_path, words, sentence):
     done = Place(tmp_path).cli(*words.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"epithre-beam: {sentence}\n"
@@ -38,5 +46,5 @@ def test_without_a_command_the_help_is_shown(tmp_path):
     done = Place(tmp_path).cli("versions")
     assert done.returncode == 2
     shown = " ".join(done.stderr.split())
-    assert "Read every byte of a version and compare: files, rows, ids, indexes, norms, and LATEST.json." in shown
+    assert "Read a version completely and verify its files, rows, ids, indexes and norms, and LATEST.json." in shown
     assert "epithre-beam: " not in done.stderr

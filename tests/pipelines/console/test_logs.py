@@ -1,4 +1,4 @@
-"""One event is one line that a program can read back, whatever it holds."""
+"""Every event is one line that a program can parse, whatever its values."""
 
 import base64
 import json
@@ -38,7 +38,7 @@ def record(message, fields=None, level=logging.INFO, name="epithre_beam.run", er
 
 
 def read_logfmt(line):
-    """Pairs of a logfmt line, after its time, level and event."""
+    """The pairs of a logfmt line, after its time, level and event."""
     time, level, event, rest = ([*line.split(" ", 3), ""])[:4]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time)
     pairs = re.findall(r'([^\s="]+)=("(?:[^"\\]|\\.)*"|[^\s"]*)(?: |$)', rest)
@@ -52,7 +52,7 @@ def hostile(seed):
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_any_id_stays_on_its_line_and_is_read_back(seed):
+def test_any_id_is_one_line_and_can_be_parsed(seed):
     text = hostile(seed)
     for form in LogFormat:
         line = LineFormatter(form).format(record("dead_letter", {"asset_id": text, "count": 3}))
@@ -68,7 +68,7 @@ def test_any_id_stays_on_its_line_and_is_read_back(seed):
         assert found["asset_id"] == text
 
 
-def test_nested_fields_lists_and_what_is_not_known_are_written_for_each_reader():
+def test_nested_fields_lists_and_none_are_written_in_both_formats():
     fields = {"assets": {"image": 3, "text": 4}, "ids": ["a", "b c"], "cost": None, "seconds": 1.23456, "done": True}
     line = LineFormatter(LogFormat.TEXT).format(record("planned", fields))
     assert line.endswith('INFO planned assets.image=3 assets.text=4 ids="a, b c" seconds=1.235 done=true')
@@ -80,7 +80,7 @@ def test_nested_fields_lists_and_what_is_not_known_are_written_for_each_reader()
     }  # fmt: skip
 
 
-def test_what_others_log_passes_through_the_same_formatter_with_its_traceback():
+def test_records_of_other_loggers_are_formatted_with_their_traceback():
     try:
         raise ValueError("two\nlines")
     except ValueError:
@@ -96,7 +96,7 @@ def test_what_others_log_passes_through_the_same_formatter_with_its_traceback():
 
 
 @pytest.mark.parametrize("form", LogFormat)
-def test_a_secret_is_hidden_wherever_it_stands(form):
+def test_a_secret_is_hidden_in_every_field(form):
     secret = 'sk-"x"-123456'
     formatter = LineFormatter(form, [secret, ""])
     fields = {"message": f"refused {secret}.", "deep": {"list": [secret]}}
@@ -107,11 +107,11 @@ def test_a_secret_is_hidden_wherever_it_stands(form):
     assert "123456" not in repr(formatter)
 
 
-def test_escaped_text_steers_no_terminal():
+def test_escaped_text_has_no_terminal_control_characters():
     assert escaped("a\x1b[31mb\nc\u202ed\u2028é猫") == "a\\u001b[31mb\\u000ac\\u202ed\\u2028é猫"
 
 
-def test_no_line_shows_a_secret_in_any_form_or_a_credential_of_a_url():
+def test_no_line_shows_an_encoded_secret_or_a_urls_credentials():
     secret = "sk-logged/0123456789"
     forms = [
         secret,

@@ -1,4 +1,4 @@
-"""On a terminal of 40 columns, without colours, and into a pipe, all that a command shows is whole."""
+"""Output is complete on a terminal of 40 columns, without colours, and in a pipe."""
 
 import fcntl
 import os
@@ -20,7 +20,7 @@ LONG_ID = "a-folder-with-a-long-name/and-another-one-below-it/picture-000001.jpg
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A published catalog with an id that is longer than a line, and labels for it."""
+    """A published catalog with an id longer than a line, and labels for it."""
     place = Place(tmp_path_factory.mktemp("narrow"))
     path = place.folder / "pictures" / LONG_ID
     path.parent.mkdir(parents=True)
@@ -33,7 +33,7 @@ def made(tmp_path_factory):
 
 
 def on_terminal(place, *words, columns=40, **environment):
-    """What a command draws on a terminal, and its exit code."""
+    """The exit code of a command and its output on a terminal."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     options = place.process("key-for-tests-0123456789", {"TERM": "xterm-256color", **environment})
@@ -57,18 +57,18 @@ def on_terminal(place, *words, columns=40, **environment):
 
 
 def unfolded(drawn):
-    """The text without what a terminal's width does to it."""
+    """The text without line breaks and padding."""
     return re.sub(r"\s+", "", re.sub(COLOURS, "", drawn))
 
 
 def test_a_narrow_terminal_cuts_nothing_off(made):
-    """Each command once: without colours where the variable says so, without any sequence on a dumb terminal."""
+    """Each command runs once, with NO_COLOR or on a dumb terminal."""
     code, drawn = on_terminal(made, "plan", "job.yaml", NO_COLOR="1")
     assert code == 0, drawn
     assert "atmost6assetsinabout1request" in unfolded(drawn)
     code, run = on_terminal(made, "run", "job.yaml", TERM="dumb")
     assert code == 0, run
-    assert "6image(6new,0paidforbefore)" in unfolded(run)
+    assert "6image(6new,0reused)" in unfolded(run)
     assert "\x1b" not in run
     (version,) = (path.name for path in (made.catalog / "versions").iterdir())
     assert version in unfolded(run)
@@ -84,13 +84,13 @@ def test_a_narrow_terminal_cuts_nothing_off(made):
     for name, drawn in said.items():
         assert "…" not in drawn, (name, drawn)
         assert "\x1b" not in drawn, (name, drawn)
-    # An id or a figure is one piece, that can be copied.
+    # An id or a figure is not broken, so that it can be copied.
     assert LONG_ID in said["search"]
     assert re.search(r"\n  score: -?0\.\d{3}\n  kind: image\n", said["search"])
 
 
 @pytest.mark.parametrize("words", [(), ("run",), ("versions",), ("search",)], ids=lambda words: words[:1] or "all")
-def test_help_is_whole_on_a_narrow_terminal_and_has_no_sequences(made, words):
+def test_help_is_complete_on_a_narrow_terminal_without_control_sequences(made, words):
     wide = made.cli(*words, "--help")
     code, drawn = on_terminal(made, *words, "--help")
     assert code == 0, drawn
@@ -105,7 +105,7 @@ def test_help_is_whole_on_a_narrow_terminal_and_has_no_sequences(made, words):
     assert set(names) <= set(re.findall(r"--[a-z-]+", drawn))
 
 
-def test_a_pipe_gets_every_value_and_no_sequences(made):
+def test_a_pipe_gets_every_value_without_control_sequences(made):
     made.cli("run", "job.yaml", "--quiet")
     for words in (("search", "catalog", "--text", "red"), ("versions", "list", "catalog"), ("plan", "job.yaml")):
         done = made.cli(*words, COLUMNS="", TERM="xterm-256color")

@@ -1,4 +1,4 @@
-"""However a run ends, a program is told in one document and in log lines, and a person in a sentence."""
+"""Every outcome of a run gives one JSON document, log lines and a message."""
 
 import json
 import re
@@ -32,20 +32,26 @@ def events(done):
     return [json.loads(line) for line in done.stderr.splitlines()]
 
 
-def test_success_is_told_with_the_report(place):
+def test_success_prints_the_report(place):
     found = document(place.cli("run", "job.yaml", "--json"))
     assert (found["exit_code"], found["status"], found["counts"]["embedded"]) == (0, "published", 90)
     assert found["version"] in found["message"]
     assert found["held_back"] == []
 
 
-def test_a_version_that_is_held_back_is_told_with_the_report_and_how_to_release_it(place):
+def test_a_held_version_prints_the_report_and_how_to_publish_it(place):
     for path in sorted((place.folder / "pictures").iterdir())[:8]:
         path.write_bytes(b"no picture")
     done = place.cli("run", "job.yaml", "--json")
     found = document(done)
     assert (found["exit_code"], found["status"], found["counts"]["dead"]) == (3, "held_by_gate", 8)
     assert f"versions publish {place.catalog} {found['version']}" in found["message"]
+    letters = found["dead_letters"]["samples"]
+    (reason,) = letters
+    assert [line for line in found["message"].splitlines() if "dead letter" in line] == [
+        *(f"dead letter: image {one['asset_id']}: {reason}: {one['detail']}" for one in letters[reason][:3]),
+        "5 more dead letters: see report.html.",
+    ]
     assert found["message"].splitlines() == [line.removeprefix("epithre-beam: ") for line in sentences(done.stderr)]
 
 
@@ -61,13 +67,13 @@ def test_a_version_that_is_held_back_is_told_with_the_report_and_how_to_release_
         (("run", "job.yaml", "--json", "--", "nodashes"), "nodashes"),
     ],
 )
-def test_wrong_usage_is_told(place, arguments, words):
+def test_wrong_usage_prints_a_document(place, arguments, words):
     found = document(place.cli(*arguments))
     assert (found["exit_code"], found["status"]) == (2, "usage")
     assert words in found["message"]
 
 
-def test_a_failure_is_told_and_so_is_a_limit_that_was_reached(place):
+def test_a_failure_and_a_spending_limit_print_a_document(place):
     with serve(faults=Faults(refuse_all=403)) as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         found = document(place.cli("run", "job.yaml", "--json"))
@@ -77,12 +83,12 @@ def test_a_failure_is_told_and_so_is_a_limit_that_was_reached(place):
         found = document(place.cli("run", "job.yaml", "--json", "--max-requests", "3"))
     assert (found["exit_code"], found["status"], found["code"]) == (1, "stopped", "spending_limit")
     items = found["spent"]["items"]
-    assert found["spent"] == {"requests": 3, "items": items, "cost": None}
+    assert found["spent"] == {"requests": 3, "items": items}  # no price is configured
     assert found["assets"] == {"all": 90, "embedded": items, "left": 90 - items}
     assert 0 < items < 90
 
 
-def test_a_catalog_that_is_held_is_told_and_a_signal_too(place):
+def test_a_busy_catalog_and_a_signal_print_a_document(place):
     with serve(faults=Faults(latency_s=120)) as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         first = place.start("run", "job.yaml", "--json", "--log-format", "json")
@@ -111,7 +117,7 @@ def wait_for(condition, timeout_s=30):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_at_any_instant_leaves_one_document_and_the_exit_code_agrees(place, number, code):
+def test_a_signal_at_any_time_leaves_one_document_with_its_exit_code(place, number, code):
     for pause_s in (0.0, 0.4, 0.8, 1.2):
         process = place.start("run", "job.yaml", "--json")
         assert "started" in process.stderr.readline()
@@ -124,7 +130,7 @@ def test_a_signal_at_any_instant_leaves_one_document_and_the_exit_code_agrees(pl
         assert found["status"] == ("terminated" if process.returncode else "published")
 
 
-def test_log_lines_tell_each_thing_that_happens_in_its_order(place):
+def test_events_are_logged_in_order(place):
     (place.folder / "pictures" / "new\nline \u202e.jpg").write_text("no picture")
     faults = Faults(error_500=0.3)
     with serve(faults=faults) as emulator:
@@ -146,7 +152,7 @@ def test_log_lines_tell_each_thing_that_happens_in_its_order(place):
     assert KEY not in done.stderr
 
 
-def test_text_lines_are_logfmt_and_the_sentence_follows_a_failure_and_is_said_once(place):
+def test_text_lines_are_logfmt_and_a_failure_has_one_message(place):
     with serve(faults=Faults(quota_429=1.0, start_at_request=4)) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__max_concurrency=1)
         done = place.cli("run", "job.yaml", EPITHRE_LOG_FORMAT="text")
@@ -162,7 +168,7 @@ def test_text_lines_are_logfmt_and_the_sentence_follows_a_failure_and_is_said_on
     assert done.stderr.count(sentence) == 1
 
 
-def test_progress_is_told_as_often_as_asked(place):
+def test_progress_is_logged_at_the_given_interval(place):
     with serve(faults=Faults(latency_s=0.5)) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=4, embed__max_concurrency=2)
         done = place.cli("run", "job.yaml", "--log-format", "json", "--progress-every", "1")
@@ -172,7 +178,7 @@ def test_progress_is_told_as_often_as_asked(place):
     assert any(event.get("left_s") for event in reported)
 
 
-def test_quiet_says_nothing_unless_something_is_wrong(place):
+def test_quiet_prints_only_failures(place):
     done = place.cli("run", "job.yaml", "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     (place.folder / "texts.csv").unlink()
@@ -182,8 +188,8 @@ def test_quiet_says_nothing_unless_something_is_wrong(place):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_key_is_in_no_line_even_if_the_server_sends_it_back(place):
-    """An address that has the key in it, say, comes back in every error about it."""
+def test_no_line_shows_a_key_that_the_server_repeats(place):
+    """For example, every error about an address that contains the key would show it."""
     place.write_job(embed__base_url=f"http://127.0.0.1:9/{KEY}")
     done = place.cli("run", "job.yaml", "--json", "--log-format", "json")
     assert done.returncode == 1
@@ -197,8 +203,8 @@ def test_an_unknown_line_format_is_refused(place):
     assert "xml" in done.stderr
 
 
-def test_before_a_worker_says_so_progress_has_what_was_planned(caplog):
-    """On a cluster the first lane comes up after a minute, and the last of several later still."""
+def test_progress_has_the_planned_total_before_lanes_report(caplog):
+    """On a cluster the first lane starts after a minute, and others later."""
     lane = {"assets": 40, "done": 4, "dead": 0, "elapsed_s": 2.0, "is_done": False}
     lane["meter"] = {"requests": 1, "retries": {}, "answers_429": 0}
     with caplog.at_level("INFO", EVENTS):

@@ -1,4 +1,4 @@
-"""A pause that the API asked for is told once, on a terminal and in the log; test_outcomes tells of all else."""
+"""A pause that the API requested is reported once, on a terminal and in the log."""
 
 import io
 import logging
@@ -29,14 +29,14 @@ def lane(until_s=None, asked_s=300.0, why="429: daily quota, try tomorrow"):
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_a_pause_is_told_once_with_its_end_and_why(is_terminal, caplog):
+def test_a_pause_is_reported_once_with_its_end_and_reason(is_terminal, caplog):
     caplog.set_level(logging.INFO)
     out = io.StringIO()
     until_s = time.time() + 300
     clock = time.strftime("%H:%M", time.localtime(until_s))
     with shown(Console(file=out, force_terminal=is_terminal, width=60), quiet=False) as watch:
         watch([lane()])
-        for _ in range(5):  # two lanes that heard of it one after the other
+        for _ in range(5):  # two lanes that learn of it one after the other
             watch([lane(until_s), lane(until_s + 1)])
     reported = out.getvalue() if is_terminal else "\n".join(str(record.fields) for record in caplog.records)
     sentence = f"paused until {clock} "
@@ -49,7 +49,7 @@ def test_a_pause_is_told_once_with_its_end_and_why(is_terminal, caplog):
         assert record.fields["asked_s"] == 300
 
 
-def test_the_next_pause_is_told_too(caplog):
+def test_a_later_pause_is_reported_too(caplog):
     caplog.set_level(logging.INFO)
     now = time.time()
     with shown(Console(file=io.StringIO()), quiet=False, as_lines=True) as watch:

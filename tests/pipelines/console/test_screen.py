@@ -1,4 +1,4 @@
-"""Nothing that is printed steers a terminal, whoever wrote it; only what the program draws itself does."""
+"""Printed texts never control the terminal; only the program's own drawing does."""
 
 import io
 import json
@@ -33,7 +33,7 @@ SEQUENCES = {
 
 
 @given(st.text())
-def test_only_what_steers_changes_and_json_reads_what_it_was(text):
+def test_only_control_characters_change_and_json_restores_them(text):
     shown = without_steering(text)
     assert not re.search(STEERS, shown)
     assert (shown == text) == (not re.search(STEERS, text))
@@ -41,7 +41,7 @@ def test_only_what_steers_changes_and_json_reads_what_it_was(text):
     assert json.loads(without_steering(document)) == {"a": text}
 
 
-def test_a_stream_says_no_less_and_stays_a_stream():
+def test_a_safe_stream_writes_all_text_and_behaves_like_a_stream():
     inner = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     stream = SafeStream(inner)
     assert stream.write("a\x1b[1mb\n") == 7
@@ -51,7 +51,7 @@ def test_a_stream_says_no_less_and_stays_a_stream():
     assert stream.encoding == "utf-8"
 
 
-def test_output_is_guarded_once(monkeypatch):
+def test_output_is_wrapped_once(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     guard_output()
     guarded = sys.stdout
@@ -62,7 +62,7 @@ def test_output_is_guarded_once(monkeypatch):
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES.values(), ids=SEQUENCES)
-def test_a_screen_draws_its_colours_and_none_of_a_text(monkeypatch, sequence):
+def test_a_screen_draws_its_own_colours_and_none_from_texts(monkeypatch, sequence):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr(sys, "stdout", io.StringIO())
@@ -84,7 +84,7 @@ HOSTILE = "".join(f"{name}{sequence}" for name, sequence in SEQUENCES.items())
 
 @pytest.fixture
 def hostile(place):
-    """A catalog whose ids, texts and metadata steer terminals."""
+    """A catalog whose ids, texts and metadata have control sequences."""
     names = {"price": "string"}
     place.write_job(
         sources=[{"kind": "text", "table": "t.jsonl", "id": "id", "text": "text", "metadata": names}],
@@ -101,7 +101,7 @@ def hostile(place):
     return place
 
 
-def test_no_command_lets_an_asset_steer_the_terminal(hostile):
+def test_no_command_prints_control_characters_of_an_asset(hostile):
     said = {"run": hostile.said}
     for words in (
         ("search", "catalog", "--text", "a dog"),
@@ -123,8 +123,8 @@ def test_no_command_lets_an_asset_steer_the_terminal(hostile):
     assert "\\u001b]0;owned" in said["versions diff"]
 
 
-def test_on_a_terminal_too(hostile):
-    """Where colours are drawn, what an id has of them is still words."""
+def test_a_terminal_gets_no_control_characters_of_an_asset(hostile):
+    """On a terminal with colours the control sequences of an id are still escaped."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         command("search", "catalog", "--text", "a dog"),
@@ -153,7 +153,7 @@ def test_on_a_terminal_too(hostile):
 
 
 class Refusing(BaseHTTPRequestHandler):
-    """A server whose every word steers terminals."""
+    """A server whose messages have control sequences."""
 
     def do_GET(self):
         self.answer(200, {"data": [{"id": HOSTILE}, {"id": "epithre-embed"}]})
@@ -173,7 +173,7 @@ class Refusing(BaseHTTPRequestHandler):
         pass
 
 
-def test_the_words_of_a_server_steer_nothing(place):
+def test_control_characters_of_a_server_are_escaped(place):
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         place.write_job(embed__base_url=f"http://127.0.0.1:{server.server_address[1]}/v1")

@@ -1,4 +1,4 @@
-"""Indexes built on their own: from the vectors of a catalog, and from vectors that somebody else made."""
+"""Indexes built without embedding: from a catalog's vectors, and from imported vectors."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def unit_vectors(rows, dimension=_DIMENSION, seed=0):
 
 
 def column(vectors, kind=None):
-    """Vectors as an Arrow column; None and lists of other lengths may be among them."""
+    """Vectors as an Arrow column, which may contain None and lists of other lengths."""
     kind = kind or pa.list_(pa.float32())
     if pa.types.is_float16(kind.value_type):
         vectors = [None if v is None else np.asarray(v, np.float16) for v in vectors]
@@ -36,7 +36,7 @@ def column(vectors, kind=None):
 
 
 def write_folder(folder, vectors, of="text", name="part.parquet", *, type_=None, row_group_size=64, **columns):
-    """A file of texts with ids `text-0`, `text-1`, … unless it is said otherwise; a column that is None is left out."""
+    """Write a file of texts with ids `text-0`, `text-1`, … by default; a column that is None is left out."""
     rows = len(vectors)
     table = {"id": [f"{of}-{i}" for i in range(rows)], "kind": [of] * rows, "embedding": column(vectors, type_)}
     table = {key: value for key, value in {**table, **columns}.items() if value is not None}
@@ -65,7 +65,7 @@ def assert_whole(catalog):
 
 
 def contents(catalog):
-    """The sha256 of the vectors and indexes in force."""
+    """The sha256 of the current vectors and indexes."""
     with open_catalog(catalog) as opened:
         files = opened.manifest.files
     return {file.name: file.sha256 for file in files if file.name.startswith(("vectors/", "index/"))}
@@ -78,7 +78,7 @@ def vectors():
 
 @pytest.fixture
 def catalog(tmp_path, vectors):
-    """A catalog of 150 texts from elsewhere."""
+    """A catalog of 150 imported texts."""
     import_vectors(str(tmp_path / "catalog"), str(write_folder(tmp_path / "first", vectors)))
     return tmp_path / "catalog"
 
@@ -95,7 +95,7 @@ def catalog(tmp_path, vectors):
     ],
     ids=str,
 )
-def test_every_column_of_vectors_gives_its_rows_in_their_order(tmp_path, vectors, type_, ids):
+def test_rows_of_any_vector_column_type_keep_their_order(tmp_path, vectors, type_, ids):
     expected = vectors.astype(np.float16).astype(np.float32) if type_.value_type == pa.float16() else vectors
     options = {} if ids == "string" else {"id": list(range(100, 190))}
     write_folder(tmp_path / "old", vectors[:90], name="a.parquet", type_=type_, **options)
@@ -119,7 +119,7 @@ def test_every_column_of_vectors_gives_its_rows_in_their_order(tmp_path, vectors
     assert found == stored(tmp_path / "catalog", "text").column("asset_id").to_pylist()
 
 
-def test_a_single_file_another_name_of_the_column_texts_uris_and_metadata(tmp_path, vectors):
+def test_single_file_with_named_column_texts_uris_and_metadata(tmp_path, vectors):
     texts = [None, *(f"text {i}" for i in range(1, 150))]
     write_folder(
         tmp_path / "old",
@@ -150,7 +150,7 @@ def test_a_single_file_another_name_of_the_column_texts_uris_and_metadata(tmp_pa
     assert len(set(rows.column("content_sha256").to_pylist())) == 150
 
 
-def test_rows_of_one_large_row_group_fill_several_files(tmp_path, vectors):
+def test_one_large_row_group_fills_several_files(tmp_path, vectors):
     kinds = ["image" if i % 3 == 0 else "text" for i in range(150)]
     write_folder(tmp_path / "old", vectors, kind=kinds, id=list(range(150)), row_group_size=150)
     import_vectors(str(tmp_path / "catalog"), str(tmp_path / "old"), ["index.rows_per_file=20"])
@@ -164,7 +164,7 @@ def test_rows_of_one_large_row_group_fill_several_files(tmp_path, vectors):
         assert np.abs(matrix(rows) - vectors[wanted]).max() < 1e-6
 
 
-def test_what_is_no_vector_becomes_a_dead_letter_and_a_norm_is_put_right(tmp_path, vectors):
+def test_invalid_vectors_become_dead_letters_and_others_are_normalised(tmp_path, vectors):
     mixed = [v * 3 if i in {20, 21} else v for i, v in enumerate(vectors)]
     mixed[3] = [float("nan")] * _DIMENSION
     mixed[4] = [0.0] * _DIMENSION
@@ -192,7 +192,7 @@ def test_what_is_no_vector_becomes_a_dead_letter_and_a_norm_is_put_right(tmp_pat
     assert np.abs(matrix(stored(tmp_path / "catalog", "text")) - vectors[good]).max() < 1e-6
 
 
-def test_too_many_dead_letters_hold_the_version_back(catalog, tmp_path, vectors):
+def test_a_gate_holds_a_version_with_too_many_dead_letters(catalog, tmp_path, vectors):
     before = open_catalog(catalog).version
     mixed = [None if i >= 140 else v for i, v in enumerate(vectors)]
     write_folder(tmp_path / "next", mixed, row_group_size=10)
@@ -206,7 +206,7 @@ def test_too_many_dead_letters_hold_the_version_back(catalog, tmp_path, vectors)
     assert open_catalog(catalog).version == report["version"]
 
 
-def test_a_folder_without_any_good_vector_is_held_back(tmp_path):
+def test_a_gate_holds_a_folder_without_valid_vectors(tmp_path):
     write_folder(tmp_path / "old", np.zeros((10, 16)))
     report = import_vectors(str(tmp_path / "catalog"), str(tmp_path / "old"), ["gates.max_dead_share=1"])
     assert report["held_back"] == ["none of the 10 text assets got a vector."]
@@ -274,7 +274,7 @@ WRONG_CONTENT = {
 
 
 @pytest.mark.parametrize("case", WRONG_FOLDER)
-def test_a_wrong_folder_is_said_and_nothing_is_written(tmp_path, case):
+def test_an_invalid_folder_is_reported_and_nothing_is_written(tmp_path, case):
     files, sentence = WRONG_FOLDER[case]
     (tmp_path / "old").mkdir()
     for name, options in files.items():
@@ -287,7 +287,7 @@ def test_a_wrong_folder_is_said_and_nothing_is_written(tmp_path, case):
 
 
 @pytest.mark.parametrize("case", WRONG_CONTENT)
-def test_a_wrong_content_is_named_by_file_row_and_value(tmp_path, case):
+def test_invalid_content_is_reported_with_file_row_and_value(tmp_path, case):
     files, sentence = WRONG_CONTENT[case]
     for name, options in files.items():
         write_folder(tmp_path / "old", name=f"{name}.parquet", row_group_size=3, **options)
@@ -298,7 +298,7 @@ def test_a_wrong_content_is_named_by_file_row_and_value(tmp_path, case):
     assert not (tmp_path / "catalog" / "LATEST.json").exists()
 
 
-def test_a_file_that_is_no_parquet_or_is_cut_off_is_named(tmp_path, vectors):
+def test_invalid_or_truncated_parquet_files_are_reported(tmp_path, vectors):
     write_folder(tmp_path / "old", vectors, name="a.parquet")
     whole = (tmp_path / "old" / "a.parquet").read_bytes()
     (tmp_path / "old" / "b.parquet").write_bytes(whole[: len(whole) // 2])
@@ -311,21 +311,21 @@ def test_a_file_that_is_no_parquet_or_is_cut_off_is_named(tmp_path, vectors):
     [
         ({"metadata": ["price"]}, "NAME:TYPE"),
         ({"metadata": ["price:number"]}, "NAME:TYPE"),
-        ({"metadata": ["pri\0ce:int"]}, "--metadata must have metadata columns of at most 1000 characters"),
+        ({"metadata": ["pri\0ce:int"]}, "--metadata: names of metadata columns must have at most 1000 characters"),
         ({"metadata": ["price:int", "price:int"]}, "twice"),
-        ({"overrides": ["sources=1"]}, "cannot be changed without embedding again"),
-        ({"overrides": ["index.rows_per_fil=1"]}, "did you mean 'rows_per_file'"),
-        ({"overrides": ["embed.dimension=32"]}, "embed.dimension must be that of the vectors, 16, got 32"),
+        ({"overrides": ["sources=1"]}, "cannot change without embedding again"),
+        ({"overrides": ["index.rows_per_fil=1"]}, "Did you mean 'rows_per_file'"),
+        ({"overrides": ["embed.dimension=32"]}, "embed.dimension must be 16 like the vectors, got 32"),
     ],
 )
-def test_a_wrong_option_is_said(tmp_path, arguments, sentence):
+def test_invalid_options_are_reported(tmp_path, arguments, sentence):
     write_folder(tmp_path / "old", FEW)
     with pytest.raises(ConfigError, match=sentence):
         import_vectors(str(tmp_path / "catalog"), str(tmp_path / "old"), **arguments)
 
 
 @pytest.mark.slow
-def test_the_same_vectors_give_the_same_bytes_with_codes_too(tmp_path):
+def test_same_vectors_give_same_bytes_also_with_codes(tmp_path):
     many = unit_vectors(1100)
     for kind, seed in (("text", 0), ("image", 1)):
         write_folder(tmp_path / "old", unit_vectors(1100, seed=seed), kind, name=f"{kind}.parquet")
@@ -335,7 +335,7 @@ def test_the_same_vectors_give_the_same_bytes_with_codes_too(tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "other")
     manifest = assert_whole(tmp_path / "one")
     assert sum(file.name.endswith(".codes.faiss") for file in manifest.files) == 2
-    # Built from the catalog's own vectors, its bytes are those of the first build again.
+    # An index built from the catalog's own vectors has the same bytes as the first build.
     build_index(str(tmp_path / "one"), ["index.exact_up_to_mb=64"])
     assert not any(name.endswith(".codes.faiss") for name in contents(tmp_path / "one"))
     report = build_index(str(tmp_path / "one"), codes)
@@ -345,7 +345,7 @@ def test_the_same_vectors_give_the_same_bytes_with_codes_too(tmp_path):
         assert opened.search(many[5], k=1, kinds="text")[0][0].asset_id == "text-5"
 
 
-def test_rows_metadata_and_dead_letters_are_taken_over(tmp_path, vectors):
+def test_rows_metadata_and_dead_letters_are_reused(tmp_path, vectors):
     mixed = [None if i in {1, 2} else v for i, v in enumerate(vectors)]
     write_folder(tmp_path / "old", mixed, price=list(range(150)), text=[f"text {i}" for i in range(150)])
     catalog = tmp_path / "catalog"
@@ -379,8 +379,8 @@ def spread(rows, dimension, apart):
         pytest.param(spread(11, 16, 0), spread(10, 16, 0), id="all equal"),
     ],
 )
-def test_unusual_vectors_are_published_and_stay_so_with_other_settings(tmp_path, image, text):
-    """The rows themselves are asked for as well, and nothing less than the whole recall is allowed."""
+def test_unusual_vectors_are_published_under_all_settings(tmp_path, image, text):
+    """The rows themselves are also queries, and full recall is required."""
     kinds = {kind: rows for kind, rows in (("image", image), ("text", text)) if rows is not None}
     for kind, rows in kinds.items():
         write_folder(tmp_path / "vectors", rows, kind, name=f"{kind}.parquet", row_group_size=500)
@@ -399,7 +399,7 @@ def test_unusual_vectors_are_published_and_stay_so_with_other_settings(tmp_path,
     assert_whole(tmp_path / "catalog")
 
 
-def test_with_the_same_settings_nothing_is_written_unless_it_is_wanted(catalog):
+def test_same_settings_write_nothing_without_rebuild(catalog):
     first = open_catalog(catalog).version
     report = build_index(str(catalog), ["gates.max_dead_share=0.5"])
     assert report["unchanged"]
@@ -409,7 +409,7 @@ def test_with_the_same_settings_nothing_is_written_unless_it_is_wanted(catalog):
     assert_whole(catalog)
 
 
-def test_an_index_that_is_damaged_is_built_again_and_damaged_vectors_are_named(catalog):
+def test_damaged_index_is_rebuilt_and_damaged_vectors_are_reported(catalog):
     version = open_catalog(catalog).version
     index = catalog / "versions" / version / "index" / "text-00000-of-00001.faiss"
     index.write_bytes(index.read_bytes()[:-1] + b"\x01")
@@ -419,27 +419,25 @@ def test_an_index_that_is_damaged_is_built_again_and_damaged_vectors_are_named(c
     data = bytearray(vectors.read_bytes())
     data[len(data) // 2] ^= 1
     vectors.write_bytes(data)
-    with pytest.raises(
-        CatalogError, match=r"text-00000-of-00001\.parquet: the file is damaged .*`run` makes its vectors anew"
-    ):
+    with pytest.raises(CatalogError, match=r"text-00000-of-00001\.parquet.* is damaged .*Use `run` to embed again"):
         build_index(str(catalog), rebuild=True)
     assert open_catalog(catalog).version == version
 
 
-def test_vectors_that_were_cut_to_float16_do_not_become_float32(catalog):
+def test_float16_vectors_cannot_become_float32(catalog):
     build_index(str(catalog), ["index.vector_type=float16"])
     assert_whole(catalog)
     with pytest.raises(ConfigError, match="vectors are stored as float16"):
         build_index(str(catalog), ["index.vector_type=float32"])
 
 
-def test_a_catalog_without_a_version_has_nothing_to_build_from(tmp_path):
+def test_build_index_raises_without_a_published_version(tmp_path):
     with pytest.raises(CatalogError, match="there is no catalog here"):
         build_index(str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
 
-def test_the_command_ends_with_the_codes_of_a_run(place, vectors):
+def test_the_command_has_the_exit_codes_of_a_run(place, vectors):
     catalog = place.catalog
     write_folder(place.folder / "old", vectors)
     done = place.cli("index", "catalog", "--from", "old", "--json", key=None)
@@ -451,17 +449,17 @@ def test_the_command_ends_with_the_codes_of_a_run(place, vectors):
     write_folder(place.folder / "next", [None, *vectors[1:]])
     done = place.cli("index", "catalog", "--from", "next", "--set", "gates.max_dead_share=0", key=None)
     assert done.returncode == 3
-    assert "held back: gates.max_dead_share allows 0.00%" in done.stderr
+    assert "held by a gate: gates.max_dead_share allows 0.00%" in done.stderr
     done = place.cli("index", "catalog", "--set", "embed.model=other", key=None)
     assert done.returncode == 2
-    assert "embed.model: this cannot be changed without embedding again" in done.stderr
+    assert "embed.model: this cannot change without embedding again" in done.stderr
     done = place.cli("search", "catalog", "--text", "red")
     assert done.returncode == 1
     assert "imported vectors of an unknown model" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_killed_command_leaves_the_version_in_force_and_the_next_one_ends_well(place, vectors):
+def test_a_killed_command_keeps_the_current_version_and_the_next_succeeds(place, vectors):
     many = unit_vectors(2000)
     write_folder(place.folder / "old", vectors)
     import_vectors(str(place.catalog), str(place.folder / "old"))
@@ -480,7 +478,7 @@ def test_a_killed_command_leaves_the_version_in_force_and_the_next_one_ends_well
     assert assert_whole(place.catalog).version == report["version"]
 
 
-def test_the_index_of_a_job_is_built_without_its_sources_and_searched(place):
+def test_a_jobs_index_is_built_without_its_sources(place):
     assert place.cli("run", "job.yaml", "-q").returncode == 0
     shutil.move(place.folder / "pictures", place.folder / "hidden")
     done = place.cli("index", "catalog", "--set", "index.recall_k=5", "--json", key=None)
@@ -492,7 +490,7 @@ def test_the_index_of_a_job_is_built_without_its_sources_and_searched(place):
     assert found["results"][0]["hits"][0]["text"] == "text number 7"
     shutil.move(place.folder / "hidden", place.folder / "pictures")
     report = json.loads(place.cli("run", "job.yaml", "--json").stdout)
-    assert report["status"] == "published"  # a run builds what its own config says
+    assert report["status"] == "published"  # a run uses its own index settings
     assert report["counts"]["unchanged"] == 90
 
 
@@ -505,7 +503,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_rows_even_in_one_row_group(tmp_path):
+def test_memory_does_not_grow_with_the_rows_of_a_row_group(tmp_path):
     peaks = []
     for rows in (5_000, 40_000):
         values = pa.array(np.tile(unit_vectors(1000, 512), (rows // 1000, 1)).reshape(-1))

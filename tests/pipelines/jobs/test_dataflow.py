@@ -1,4 +1,4 @@
-"""Dataflow without an account: its SDK checks the options and builds the job of a whole run, and sends nothing."""
+"""Dataflow without an account: its SDK checks the options and builds the job of a run without sending it."""
 
 import json
 
@@ -22,7 +22,7 @@ from ..conftest import KEY
 pytest.importorskip("google.cloud.dataflow", reason="not installed: pip install google-cloud-dataflow-client")
 
 
-def test_the_job_is_built_and_dataflow_has_no_objection(place, monkeypatch):
+def test_dataflows_sdk_accepts_the_job(place, monkeypatch):
     from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
     from apache_beam.runners.dataflow.internal import apiclient
 

@@ -1,4 +1,4 @@
-"""The demo and the guide's three patterns find what is asked for, in both languages."""
+"""The demo and the guide's three patterns find the right assets, in both languages."""
 
 import re
 import subprocess
@@ -21,7 +21,7 @@ def demo(tmp_path_factory):
     return place, done.stdout
 
 
-def test_the_demos_hits_are_right_for_english_and_indonesian_sentences(demo):
+def test_demo_hits_are_correct_in_english_and_indonesian(demo):
     _, output = demo
     blocks = output.split("\n\n")
     for sentence, name in (
@@ -37,7 +37,7 @@ def test_the_demos_hits_are_right_for_english_and_indonesian_sentences(demo):
         assert all(name in row for row in rows[:2]), block
 
 
-def test_the_demo_writes_a_page_with_the_pictures(demo):
+def test_the_demo_writes_a_page_with_images(demo):
     place, _ = demo
     assert (place.folder / "demo" / "results.html").read_text().count("<img") >= 30
 
@@ -49,13 +49,13 @@ def run_example(place, name, *arguments):
     return done.stdout.splitlines()
 
 
-def test_pattern_a_finds_pictures_by_a_description(demo):
+def test_pattern_a_finds_images_by_description(demo):
     lines = run_example(demo[0], "pattern_a_text_to_image.py", "demo/job.yaml", "sepeda merah", "kucing oren")
     assert all("red-bicycle" in line for line in lines[1:5])
     assert all("orange-" in line and "cat" in line for line in lines[7:11])
 
 
-def test_pattern_b_finds_texts_by_a_picture(demo):
+def test_pattern_b_finds_texts_by_image(demo):
     image = next((demo[0].folder / "demo" / "images").glob("0000-*.jpg"))
     lines = run_example(demo[0], "pattern_b_image_to_text.py", "demo/catalog", image)
     assert "red bicycle" in lines[1] or "sepeda merah" in lines[1]
@@ -68,7 +68,7 @@ def test_pattern_c_finds_both_kinds(demo):
     assert all("orange" in line or "oren" in line for line in quota[:4])
 
 
-def test_the_program_in_the_readme_runs_as_it_stands(demo):
+def test_the_program_in_the_readme_runs_unchanged(demo):
     (program,) = re.findall(r"```python\n(.*?)```", (TOP / "README.md").read_text("utf-8"), re.DOTALL)
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=demo[0].folder, capture_output=True, text=True, timeout=120, check=False)

@@ -1,4 +1,4 @@
-"""`evaluate` on real catalogs: model and index are told apart, two are compared, and wrong labels are named."""
+"""`evaluate` on real catalogs: it separates model and index errors, compares catalogs and reports invalid labels."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def write_pairs(path, rows):
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """Vectors whose neighbours are known, under a coarse index and, in the version in force, an exact one."""
+    """Vectors with known neighbours, under a coarse index and, in the current version, an exact one."""
 
     catalog: str
     coarse: str
@@ -41,7 +41,7 @@ class Known:
     pairs: Path
     vectors: dict[str, np.ndarray]
     labels: dict[tuple[str, str], set[str]]
-    """By the query's id and the kind of what is right."""
+    """Labels by the query's id and the kind of the relevant assets."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def known(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory):
-    """24 pictures and 30 texts by the emulator's hash, where only the same text finds itself; one picture is none."""
+    """24 images and 30 texts with hash vectors, where only equal texts are similar; one image is invalid."""
     place = Place(tmp_path_factory.mktemp("embedded"))
     write_images(place.folder / "pictures", 24)
     (place.folder / "pictures" / "none.jpg").write_text("no picture")
@@ -92,7 +92,7 @@ def embedded(tmp_path_factory):
 
 
 def shares_found(known, version, ask):
-    """The share of its labels that each query finds; `ask` gives the kinds and ids that the catalog answers."""
+    """The share of its labels that each query finds; `ask` returns the kinds and ids of the hits."""
     with open_catalog(known.catalog, version=version) as opened_catalog:
         for name, vector in known.vectors.items():
             if (name, "image") in known.labels:
@@ -103,8 +103,8 @@ def shares_found(known, version, ask):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "text"])
-def test_the_indexs_error_is_told_from_the_models(known, kind):
-    """The labels are the exact neighbours: the model makes no error, so that all that is missing is the index's."""
+def test_errors_of_index_and_model_are_separated(known, kind):
+    """The labels are the exact neighbours, so every miss is an error of the index."""
     found = evaluate([(known.catalog, known.coarse)], Question(pairs=known.pairs, ks=(5,)))["directions"]
     found = found[f"text->{kind}"]
     (figures,) = found["catalogs"]
@@ -123,8 +123,8 @@ def test_the_indexs_error_is_told_from_the_models(known, kind):
     assert all(failure["cause"] == "index" for failure in found["worst"][:5])
 
 
-def test_a_figure_is_that_of_a_search_for_so_many(known):
-    """An index works harder for longer lists, so that the first of a long one are better than a short one."""
+def test_metrics_at_k_use_a_search_with_that_k(known):
+    """An index searches more cells for longer lists, so the start of a long list is better than a short one."""
     short = evaluate([(known.catalog, known.coarse)], Question(pairs=known.pairs, ks=(5,)))
     both = evaluate([(known.catalog, known.coarse)], Question(pairs=known.pairs, ks=(5, 100)))
     for direction, found in short["directions"].items():
@@ -141,8 +141,8 @@ def test_an_exact_index_makes_no_error(known):
 
 
 @pytest.mark.parametrize("merge", [None, "score", "quota", "standardised"])
-def test_near_duplicates_are_no_error_of_an_exact_index(tmp_path, merge):
-    """Rows that fp16 cannot put in order; each query wants the neighbours that exact search finds first."""
+def test_near_duplicates_do_not_count_as_errors_of_an_exact_index(tmp_path, merge):
+    """fp16 cannot order these rows; the labels are the first neighbours of exact search."""
     rng = np.random.default_rng(7)
     drawn = {kind: 1 + 2e-2 * rng.standard_normal((300, DIMENSION)) for kind in ("image", "text")}
     drawn = {k: (v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for k, v in drawn.items()}
@@ -150,7 +150,7 @@ def test_near_duplicates_are_no_error_of_an_exact_index(tmp_path, merge):
     rows = []
     for kind, vectors in made.vectors.items():
         ids = made.assets[kind].column("asset_id").to_pylist()
-        scores = as_stored(vectors).astype("f8") @ vectors.T.astype("f8")  # queries that are assets are as stored
+        scores = as_stored(vectors).astype("f8") @ vectors.T.astype("f8")  # asset queries use stored vectors
         for query in range(0, 300, 5):
             best = [ids[i] for i in np.argsort(-scores[query]).tolist() if i != query][:5]
             row = {"query_kind": kind, "query_id": ids[query], "relevant_kind": kind, "relevant": best}
@@ -167,7 +167,7 @@ def test_near_duplicates_are_no_error_of_an_exact_index(tmp_path, merge):
             assert any("loses nothing: the difference is near ties" in sentence for sentence in found["words"])
 
 
-def test_two_versions_are_compared_by_the_same_pairs(known):
+def test_two_versions_are_compared_on_the_same_labels(known):
     places = [(known.catalog, known.coarse), (known.catalog, known.exact)]
     found = evaluate(places, Question(pairs=known.pairs, ks=(5,)))["directions"]["text->image"]
     difference = found["difference"]["index"]["recall@5"]
@@ -180,11 +180,11 @@ def test_two_versions_are_compared_by_the_same_pairs(known):
 
 
 @pytest.mark.parametrize("merge", ["score", "quota", "standardised"])
-def test_a_list_of_both_kinds_is_judged_as_search_gives_it(known, merge):
+def test_a_merged_list_is_rated_as_search_returns_it(known, merge):
     question = Question(pairs=known.pairs, ks=(10,), merge=merge)
     found = evaluate([(known.catalog, known.exact)], question)["directions"]["text->all"]
     assert found["relevant"] == 600
-    if merge == "quota":  # in turns, of which none is lost on the query itself
+    if merge == "quota":  # the query itself takes no turn
         assert found["catalogs"][0]["index"]["recall@10"]["value"] == pytest.approx(1.0, abs=0.02)
         return
 
@@ -196,25 +196,25 @@ def test_a_list_of_both_kinds_is_judged_as_search_gives_it(known, merge):
     assert found["catalogs"][0]["index"]["recall@10"]["value"] == pytest.approx(np.mean(shares), abs=0.01)
 
 
-def test_the_same_question_has_the_same_answer(known):
+def test_evaluation_is_deterministic(known):
     asked = Question(pairs=known.pairs, ks=(5,))
     assert evaluate([(known.catalog, None)], asked) == evaluate([(known.catalog, None)], asked)
 
 
-def test_sentences_and_pictures_are_embedded_by_the_catalogs_model(embedded):
+def test_text_and_image_queries_are_embedded_by_the_catalogs_model(embedded):
     done = embedded.cli("evaluate", "catalog", "--pairs", "pairs.jsonl", "--json", "-k", "1,5")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     texts, images = (document["directions"][name] for name in ("text->text", "image->text"))
     assert (texts["queries"], images["queries"]) == (32, 10)
     assert texts["catalogs"][0]["index"]["recall@1"]["value"] == pytest.approx(31 / 32, abs=1e-6)
-    assert images["catalogs"][0]["exact"]["recall@5"]["value"] < 0.7  # a hash knows nothing of pictures
+    assert images["catalogs"][0]["exact"]["recall@5"]["value"] < 0.7  # a hash does not know image content
     assert texts["worst"][0]["query"]["text"] == "nothing " + HOSTILE
     assert texts["worst"][0]["cause"] == "model"
     assert texts["failing"] == 1
 
 
-def test_the_table_and_the_page_are_for_people(embedded):
+def test_the_table_and_the_page_show_the_results(embedded):
     done = embedded.cli(
         "evaluate", "catalog", "--pairs", "pairs.jsonl", "--against", "catalog", "--html", "page.html", COLUMNS="160"
     )
@@ -259,24 +259,24 @@ def ask(place, rows, **question):
         ),
     ],
 )
-def test_an_id_that_means_nothing_is_named(embedded, row, words):
+def test_unknown_and_ambiguous_ids_are_reported(embedded, row, words):
     with pytest.raises(ConfigError) as raised:
         ask(embedded, [row])
     assert words in str(raised.value)
 
 
-def test_an_id_of_two_kinds_is_one_asset_once_its_kind_is_said(embedded):
+def test_an_id_of_both_kinds_is_resolved_by_its_kind(embedded):
     row = {"query_kind": "text", "query_id": "t000", "relevant": "p001.jpg", "relevant_kind": "text"}
     assert list(ask(embedded, [row])["directions"]) == ["text->text"]
 
 
-def test_a_pair_that_is_there_with_and_without_its_kind_is_named(embedded):
+def test_a_pair_repeated_without_its_kind_is_a_duplicate(embedded):
     row = {"query_kind": "text", "query_id": "t000", "relevant": "t001"}
     with pytest.raises(ConfigError, match="line 2: relevant 't001' is a duplicate of line 1"):
         ask(embedded, [row, {**row, "relevant_kind": "text"}])
 
 
-def test_unknown_pairs_are_left_out_where_that_is_asked_and_counted(embedded):
+def test_drop_unknown_leaves_out_and_counts_unknown_pairs(embedded):
     rows = [
         {"query_kind": "text", "query_id": "t000", "relevant": ["t001", "t999"]},
         {"query_kind": "text", "query_id": "t002", "relevant": "t998"},
@@ -288,7 +288,7 @@ def test_unknown_pairs_are_left_out_where_that_is_asked_and_counted(embedded):
         ask(embedded, rows[1:], drop_unknown=True)
 
 
-def test_what_became_a_dead_letter_counts_as_not_found_and_is_said(embedded):
+def test_dead_letters_count_as_not_found_and_are_reported(embedded):
     row = {"query_kind": "text", "query_id": "t000", "relevant": ["none.jpg", "p000.jpg"], "relevant_kind": "image"}
     found = ask(embedded, [row], ks=(100,))["directions"]["text->image"]
     assert found["catalogs"][0]["exact"]["recall@100"]["value"] == 0.5
@@ -317,7 +317,7 @@ def test_what_became_a_dead_letter_counts_as_not_found_and_is_said(embedded):
         pytest.param(["--pairs", "pairs.jsonl", "--confidence", "95"], "--confidence must be", id="confidence"),
     ],
 )
-def test_a_wrong_option_is_named(embedded, arguments, words, capfd, monkeypatch):
+def test_invalid_options_are_reported(embedded, arguments, words, capfd, monkeypatch):
     from epithre_beam.pipelines.commands import cli
 
     monkeypatch.chdir(embedded.folder)
@@ -328,14 +328,14 @@ def test_a_wrong_option_is_named(embedded, arguments, words, capfd, monkeypatch)
     assert words in sentence
 
 
-def test_a_query_that_cannot_be_sent_is_named_with_its_line(embedded):
+def test_a_query_that_cannot_be_sent_is_reported_with_its_line(embedded):
     (embedded.folder / "pictures" / "broken.jpg").write_bytes(b"GIF89a")
     rows = [{"query": "x", "relevant": "t000"}, {"image": "pictures/broken.jpg", "relevant": "t001"}]
     with pytest.raises(QueryError, match=r"some.jsonl line 2: the query 'broken.jpg' cannot be sent"):
         ask(embedded, rows)
 
 
-def test_a_damaged_file_of_vectors_is_named(known, tmp_path):
+def test_a_damaged_vector_file_is_reported(known, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(known.catalog, copy)
     path = min((copy / "versions" / known.exact / "vectors").glob("image-*.parquet"))

@@ -1,4 +1,4 @@
-"""Processes that die, storage that fails: the published version stays whole, and the next run finishes the work."""
+"""Killed processes and failing storage: the published version stays complete, and the next run finishes."""
 
 import datetime
 import json
@@ -36,7 +36,7 @@ PLACES = {
     "LATEST.json, after": r"after (?:rename|swap) LATEST\.json",
     "what is deleted at the end": r".* delete (?:units/|runs/<version>|\.lease).*",
 }
-"""Where a run writes, in its order."""
+"""The folders where a run writes, in order."""
 
 INSTANTS = 24
 
@@ -52,7 +52,7 @@ def steps_at(steps, place):
 
 
 def draw_instants(steps, count, seed=12):
-    """Instants all over a run: two in each place, the rest anywhere; not only among the many writes of one file."""
+    """Steps spread over a run: two in each folder, the others anywhere."""
     rng = random.Random(seed)
     turns = [place for place in PLACES for _ in range(2)]
     turns += rng.choices(list(PLACES), k=count - len(turns))
@@ -72,7 +72,7 @@ def finished_contents(catalog):
 
 def files_of(catalog):
     names = {str(path.relative_to(catalog)) for path in catalog.rglob("*") if path.is_file()}
-    return names - {".lease.json.lock", ".LATEST.json.lock"}  # who swaps leaves an empty one
+    return names - {".lease.json.lock", ".LATEST.json.lock"}  # an atomic replace leaves an empty lock file
 
 
 def let_a_week_go_by(catalog):
@@ -82,7 +82,7 @@ def let_a_week_go_by(catalog):
 
 
 @pytest.mark.parametrize("number", range(INSTANTS))
-def test_a_run_that_dies_at_any_write_leaves_a_whole_version_and_the_next_one_finishes(scene, number):
+def test_a_run_killed_at_any_write_keeps_the_version_and_the_next_finishes(scene, number):
     at = draw_instants(scene.steps, INSTANTS)[number]
     catalog = scene.copy()
     scene.emulator.reset()
@@ -121,7 +121,7 @@ def test_a_run_that_dies_at_any_write_leaves_a_whole_version_and_the_next_one_fi
     shutil.rmtree(catalog)
 
 
-def test_the_first_run_may_die_again_and_again_and_its_catalog_has_no_version_before_it_has_a_whole_one(scene):
+def test_a_new_catalog_has_no_version_until_a_run_completes(scene):
     catalog = scene.folder / "dying"
     unit = steps_at(scene.first_steps, "a unit")[-1][0].split()[-1]
     instants = [(step, 0) for step in (f"half of write {unit}", f"before rename {unit}", f"after rename {unit}")]
@@ -147,7 +147,7 @@ def test_the_first_run_may_die_again_and_again_and_its_catalog_has_no_version_be
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small file system of its own."""
+    """A small separate file system."""
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path], capture_output=True, text=True)
     if mount.returncode:
         pytest.skip(f"only root may mount a file system: run it as root ({mount.stderr.strip()})")
@@ -156,26 +156,26 @@ def disk(tmp_path):
 
 
 def assert_ends_with_a_sentence(done, catalog, reason):
-    """Which says where, why, and what to do."""
+    """The message says where, why and what to do."""
     assert done.returncode == 1, done
     assert "Traceback" not in done.stderr
     (sentence,) = sentences(done.stderr)
     assert str(catalog) in sentence
     assert reason in sentence
-    assert "run again" in sentence
+    assert re.search("(?i)run (the command )?again", sentence)
     assert done.report["message"] == sentence.removeprefix("epithre-beam: ")
 
 
 def assert_goes_on(scene, catalog):
-    """The same command succeeds when the storage is well again."""
+    """The same command succeeds when the storage works again."""
     done = scene.run(catalog)
     assert done.returncode == 0, done.stderr
     assert current_rows(catalog) == scene.rows[1]
     assert not {name for name in files_of(catalog) if name.startswith((".lease.json", "runs/"))}
 
 
-def test_a_full_disk_is_told_and_the_next_run_with_room_finishes(scene, disk):
-    """With less and less room other writes are those that fail."""
+def test_a_full_disk_is_reported_and_the_next_run_finishes(scene, disk):
+    """With less space, other writes fail."""
     catalog = scene.copy(disk)
     before = os.statvfs(disk).f_bavail
     assert scene.run(catalog).returncode == 0
@@ -217,7 +217,7 @@ LARGE_WRITES = [write for write in WRITES if "vectors" in write or "report" in w
 
 
 def assert_no_failure_hurts(scene, catalog, *, deed, fix, reason, writes=WRITES, is_ordinary_user=False):
-    """A run fails at each of these writes in turn, and the one after them finishes."""
+    """A run fails at each of these writes in turn, and the next run finishes."""
     scene.watch(catalog)
     for write in writes:
         step = (steps_at(scene.steps, write)[0][0] if write in PLACES else write, 0)
@@ -229,7 +229,7 @@ def assert_no_failure_hurts(scene, catalog, *, deed, fix, reason, writes=WRITES,
     scene.stop_watching("01")
 
 
-def test_a_disk_that_fills_up_before_any_write(scene, disk):
+def test_a_disk_that_fills_up_before_any_write_is_reported(scene, disk):
     assert_no_failure_hurts(
         scene,
         scene.copy(disk),
@@ -239,19 +239,19 @@ def test_a_disk_that_fills_up_before_any_write(scene, disk):
     )
 
 
-def test_a_disk_that_becomes_read_only_before_any_write(scene, disk):
+def test_a_disk_that_becomes_read_only_before_any_write_is_reported(scene, disk):
     assert_no_failure_hurts(
         scene,
         scene.copy(disk),
         deed=["mount", "-o", "remount,ro", str(disk)],
         fix=lambda: subprocess.run(["mount", "-o", "remount,rw", disk], check=True),
         reason="Read-only file system",
-        # No file may be open for writing when a disk is made read-only: the sample is opened before the vectors.
+        # A disk cannot become read-only while a file is open for writing: the sample is opened before the vectors.
         writes=[SAMPLE if "vectors" in write else write for write in WRITES],
     )
 
 
-def test_a_catalog_that_may_not_be_written_any_more_before_any_write(scene):
+def test_a_catalog_that_loses_write_permission_before_any_write_is_reported(scene):
     catalog = scene.copy()
 
     def fix():
@@ -261,7 +261,7 @@ def test_a_catalog_that_may_not_be_written_any_more_before_any_write(scene):
     assert_no_failure_hurts(scene, catalog, deed="chmod", fix=fix, reason="Permission denied", is_ordinary_user=True)
 
 
-def test_a_limit_on_the_size_of_files_that_a_large_write_reaches(scene):
+def test_a_file_size_limit_reached_by_a_write_is_reported(scene):
     catalog = scene.copy()
     assert_no_failure_hurts(
         scene, catalog, deed="limit", fix=lambda: None, reason="File too large", writes=LARGE_WRITES
@@ -269,12 +269,12 @@ def test_a_limit_on_the_size_of_files_that_a_large_write_reaches(scene):
 
 
 def verified_files(catalog):
-    """What a version consists of, as named in the catalog; the report is not proved."""
+    """The files of a version, except the report, which is not verified."""
     return sorted(name for name in files_of(catalog) if "/report." not in name)
 
 
 def damage(path, rng, place):
-    """Changes one byte."""
+    """Change one byte."""
     data = bytearray(path.read_bytes())
     size = len(data)
     footer = int.from_bytes(data[-8:-4], "little") if path.suffix == ".parquet" else size // 4
@@ -292,7 +292,7 @@ def damage(path, rng, place):
 DAMAGED_PLACES = ("start", "middle", "end", "footer", "anywhere", "anywhere")
 
 
-def test_any_damaged_byte_is_found_by_verify_and_refused_by_a_reader_with_the_files_name(scene):
+def test_verify_and_readers_report_any_damaged_byte(scene):
     catalog = scene.copy()
     rng = random.Random(21)
     files = verified_files(catalog)
@@ -307,10 +307,10 @@ def test_any_damaged_byte_is_found_by_verify_and_refused_by_a_reader_with_the_fi
             assert f"{catalog}/{name}" in done.stderr
             assert "Traceback" not in done.stderr
             if "/vectors/" in name or "/dead_letters/" in name:
-                with open_catalog(catalog) as opened:  # what it does not open cannot hurt it
+                with open_catalog(catalog) as opened:  # the damaged file is not opened
                     assert len(opened) == len(scene.rows[0][0])
             elif name == "LATEST.json" and say_the_same(path.read_bytes(), whole):
-                assert found_in(catalog) == scene.expected[0]  # a space became another one
+                assert found_in(catalog) == scene.expected[0]  # only whitespace changed
             else:
                 with pytest.raises(CatalogError, match=re.escape(f"{catalog}/{name}")):
                     open_catalog(catalog)
@@ -336,7 +336,7 @@ def say_the_same(one, other):
         ("manifest.json", ("start", "middle")),
     ],
 )
-def test_a_run_after_a_byte_was_damaged_makes_a_whole_version_all_the_same(scene, kind, places):
+def test_a_run_after_damage_writes_a_complete_version(scene, kind, places):
     rng = random.Random(22)
     names = [name for name in verified_files(scene.base) if kind in name]
     assert names
@@ -355,7 +355,7 @@ def test_a_run_after_a_byte_was_damaged_makes_a_whole_version_all_the_same(scene
             shutil.rmtree(catalog)
 
 
-def test_a_run_on_a_damaged_pointer_says_what_to_do_and_does_nothing_else(scene):
+def test_a_run_with_a_damaged_latest_json_fails_and_changes_nothing(scene):
     catalog = scene.copy()
     (version,) = (catalog / "versions").iterdir()
     damage(catalog / "LATEST.json", random.Random(23), "middle")
@@ -373,7 +373,7 @@ def test_a_run_on_a_damaged_pointer_says_what_to_do_and_does_nothing_else(scene)
     assert_goes_on(scene, catalog)
 
 
-def test_units_of_a_run_that_died_and_were_damaged_are_done_anew(scene):
+def test_damaged_units_of_a_killed_run_are_embedded_again(scene):
     rng = random.Random(24)
     died = scene.copy()
     assert scene.run(died, at=steps_at(scene.steps, "vectors")[0]).returncode == -signal.SIGKILL
@@ -389,7 +389,7 @@ def test_units_of_a_run_that_died_and_were_damaged_are_done_anew(scene):
 
 
 class Clock:
-    """A clock that can be moved, and a writer that lives by it. Time passes at its pace, and files keep theirs."""
+    """A clock that can be moved, and a writer that uses it. Time passes at normal speed; files keep real times."""
 
     def __init__(self, file):
         show = ["faketime", "-f", "+0", "printenv", "LD_PRELOAD"]
@@ -406,7 +406,7 @@ class Clock:
         )
 
     def move(self, days):
-        """So many days from now."""
+        """Move the clock by this number of days from now."""
         self.file.write_text(f"{days:+}d\n")
 
 
@@ -453,7 +453,7 @@ def test_a_clock_that_jumps_back_between_runs_does_not_reorder_versions(scene, c
 
 
 @pytest.mark.parametrize("days", [-2, 2])
-def test_a_clock_that_jumps_in_the_middle_of_a_run_changes_nothing_but_times(scene, clock, days):
+def test_a_clock_jump_during_a_run_changes_only_times(scene, clock, days):
     catalog = scene.copy()
     clock.move(0)
     deed = ["sh", "-c", f"echo {days:+}d > '{clock.file}'"]
@@ -467,7 +467,7 @@ def test_a_clock_that_jumps_in_the_middle_of_a_run_changes_nothing_but_times(sce
 
 
 @pytest.mark.parametrize("is_of_this_machine", [True, False])
-def test_a_lease_from_the_future_does_not_hold_a_catalog_for_ever(scene, clock, is_of_this_machine):
+def test_a_lease_from_the_future_does_not_block_a_catalog(scene, clock, is_of_this_machine):
     catalog = scene.copy()
     clock.move(2)
     died = scene.run(catalog, writer=clock.writer, at=steps_at(scene.steps, "vectors")[0])
@@ -479,6 +479,6 @@ def test_a_lease_from_the_future_does_not_hold_a_catalog_for_ever(scene, clock, 
         lease.write_text(json.dumps({**holder, "host": "elsewhere", "ttl_s": 2.0}))
     done = scene.run(catalog)
     assert done.returncode == 0, done.stderr
-    assert is_of_this_machine or done.seconds > 2  # who cannot look for the process watches the lease
+    assert is_of_this_machine or done.seconds > 2  # on another machine the lease is watched instead of the process
     assert done.seconds < 60
     assert current_rows(catalog) == scene.rows[1]

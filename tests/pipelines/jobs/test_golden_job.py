@@ -1,7 +1,7 @@
-"""A catalog that an earlier release wrote is opened, searched, verified, and carried on without paying anything again.
+"""A catalog of an earlier release opens, searches, verifies, and is reused by a run without sending anything.
 
-`golden/` was written by the release before the packages were put into rooms: a published version, one that a guard
-held, and the units of that one, which no published version has.
+`golden/` was written by the release before the packages were split into sub-packages. It has a published version, a
+version held by a gate, and the units of the held version.
 """
 
 import json
@@ -26,7 +26,7 @@ def golden(tmp_path: Path) -> Place:
     return Place(tmp_path / "golden")
 
 
-def test_it_is_opened_and_searched_as_before(golden: Place) -> None:
+def test_an_old_catalog_opens_and_gives_the_same_answers(golden: Place) -> None:
     answers = json.loads((GOLDEN / "answers.json").read_text())
     found = golden.cli("search", "catalog", "--text", "sentence number 3", "--kind", "text", "-k", "3", "--json")
     assert json.loads(found.stdout) == answers
@@ -35,13 +35,13 @@ def test_it_is_opened_and_searched_as_before(golden: Place) -> None:
         assert catalog.asset("text", 0).metadata.keys() == {"price"}
 
 
-def test_every_version_is_whole(golden: Place) -> None:
+def test_every_old_version_verifies(golden: Place) -> None:
     found = list(verify_versions(Store(str(golden.catalog)), every=True))
     assert [(verdict.version is not None, verdict.damage) for verdict in found] == [(True, ())] * 2
 
 
-def test_it_is_carried_on_and_nothing_is_paid_again(golden: Place) -> None:
-    """Pictures were listed under another path: they are read, and known by their content."""
+def test_a_run_on_an_old_catalog_reuses_its_vectors(golden: Place) -> None:
+    """The images have another path: they are read, and recognised by content."""
     before = read_latest(Store(str(golden.catalog)))
     assert before is not None
     report = json.loads(golden.cli("run", "job.yaml", "--json").stdout)

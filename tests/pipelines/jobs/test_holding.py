@@ -1,4 +1,4 @@
-"""A run holds its catalog and gives it back, however it is ended; who comes meanwhile is told who holds it."""
+"""A run holds its catalog and releases it at any outcome; another run reports the holder."""
 
 import signal
 import time
@@ -30,8 +30,8 @@ def start_a_run(place, emulator):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_stopped_gives_its_catalog_back(place, number):
-    """Or the next one, on another machine perhaps, would have to wait until the lease has ended by itself."""
+def test_a_stopped_run_releases_its_catalog(place, number):
+    """Otherwise the next run, on another machine, must wait until the lease expires."""
     with serve_slowly() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         process = start_a_run(place, emulator)
@@ -41,7 +41,7 @@ def test_a_run_that_is_stopped_gives_its_catalog_back(place, number):
         assert not (place.catalog / LEASE).exists()
 
 
-def test_a_run_that_is_killed_is_followed_at_once(place):
+def test_the_catalog_of_a_killed_run_is_free_at_once(place):
     with serve_slowly() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         for _ in range(2):
@@ -54,18 +54,18 @@ def test_a_run_that_is_killed_is_followed_at_once(place):
     assert not (place.catalog / LEASE).exists()
 
 
-def test_a_run_on_another_machine_is_named_at_once(place):
+def test_a_holder_on_another_machine_is_reported_at_once(place):
     holder = make_holder("run", "theirs", 300).model_copy(update={"host": "elsewhere", "machine": "x", "process": 7})
     Store(str(place.catalog)).write(LEASE, holder.to_bytes())
     began = time.monotonic()
     done = place.cli("run", "job.yaml")
-    assert time.monotonic() - began < 60  # and not the ttl
+    assert time.monotonic() - began < 60  # shorter than the TTL
     assert done.returncode == 4
     assert "Another run holds the catalog" in done.stderr
     assert "process 7 on elsewhere" in done.stderr
 
 
-def test_a_catalog_in_a_bucket_is_held_published_and_given_back(place, s3_server):
+def test_a_catalog_in_a_bucket_is_held_published_and_released(place, s3_server):
     url = f"s3://{BUCKET}/{place.folder.name}"
     access = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_server.port}",

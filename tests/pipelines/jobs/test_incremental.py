@@ -1,17 +1,21 @@
-"""A nightly run: it pays for what is new, follows what changed, and amounts to what a run from nothing would."""
+"""Incremental runs send only new content, follow changes, and give the result of a run from scratch."""
 
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import os
 import random
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from epithre_beam.configs import load_config
 from epithre_beam.configs.errors import CatalogError, EpithreBeamError, UnwritableError
@@ -19,6 +23,7 @@ from epithre_beam.index import Store, open_catalog
 from epithre_beam.index.publish.verify import find_damage
 from epithre_beam.index.versions.latest import read_latest
 from epithre_beam.index.versions.manifest import read_manifest
+from epithre_beam.pipelines.jobs.estimate import estimate, plan_table
 from epithre_beam.pipelines.jobs.run import run
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 from epithre_beam.transforms.epithre.emulator.hash_model import content_digest
@@ -31,7 +36,7 @@ DIMENSION = 16
 
 
 class Night:
-    """A folder of pictures and a table of texts that a seeded hand changes, and catalogs made of them."""
+    """A folder of images and a table of texts with seeded changes, and catalogs made of them."""
 
     def __init__(self, folder: Path, emulator: Emulator, seed: int, images: int = 30, texts: int = 40) -> None:
         self.folder = folder
@@ -46,7 +51,7 @@ class Night:
         for _ in range(texts):
             self.add_text()
 
-    # ------------------------------------------------------------------ what may happen in a day
+    # ------------------------------------------------------------------ changes of a day
 
     def add_image(self) -> Path:
         number = next(self.numbers)
@@ -106,7 +111,7 @@ class Night:
         self.texts = {name: self.texts[name] for name in names}
 
     def go_by(self, changes: int) -> None:
-        """A day with so many seeded changes."""
+        """Apply a number of seeded changes."""
         hands = [
             self.add_image, self.edit_image, self.delete_image, self.rename_image, self.copy_image,
             self.touch_image, self.spoil_image, self.add_text, self.edit_text, self.edit_price, self.delete_text,
@@ -115,7 +120,7 @@ class Night:
         for hand in self.rng.choices(hands, k=changes):
             hand()
 
-    # ------------------------------------------------------------------ what is made of it
+    # ------------------------------------------------------------------ runs and results
 
     def run(self, catalog: str = "catalog", **settings) -> dict:
         with (self.folder / "texts.csv").open("w", newline="", encoding="utf-8") as file:
@@ -141,7 +146,7 @@ class Night:
         return run(load_config(path))
 
     def contents(self) -> dict[str, tuple[str, bytes]]:
-        """What can be embedded, by its digest."""
+        """The contents that can be embedded, by digest."""
         found = [("image", p.read_bytes()) for p in self.images.rglob("*.jpg")]
         found = [(kind, data) for kind, data in found if data != b"no picture"]
         found += [("text", text.encode()) for text, _ in self.texts.values()]
@@ -156,7 +161,7 @@ def emulator(monkeypatch):
 
 
 def rows_of(catalog: Path) -> dict[tuple[str, str], dict]:
-    """All that the version in force says of each asset; the vector as bytes."""
+    """All fields of each asset in the current version; the vector as bytes."""
     version = open_catalog(catalog).version
     found = {}
     for path in sorted((catalog / "versions" / version / "vectors").iterdir()):
@@ -174,7 +179,7 @@ def dead_of(catalog: Path) -> set[tuple[str, str, str]]:
 
 
 def answers_of(catalog: Path, seed: int) -> list:
-    """Hits of random queries and of stored vectors, alone and over both kinds, copies and all."""
+    """Hits of random queries and of stored vectors, for each kind and for both, with copies."""
     with open_catalog(catalog) as opened:
         drawn = np.random.default_rng(seed).standard_normal((12, DIMENSION)).astype(np.float32)
         known = [np.frombuffer(row["embedding"], np.float32) for _, row in sorted(rows_of(catalog).items())[::7]]
@@ -188,7 +193,7 @@ def answers_of(catalog: Path, seed: int) -> list:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_night_after_night_equals_one_run_from_nothing(tmp_path, emulator, seed):
+def test_incremental_runs_equal_one_run_from_scratch(tmp_path, emulator, seed):
     night = Night(tmp_path, emulator, seed)
     catalog = tmp_path / "catalog"
     known: set[str] = set()
@@ -197,7 +202,7 @@ def test_night_after_night_equals_one_run_from_nothing(tmp_path, emulator, seed)
             night.go_by(12)
         report = night.run()
         contents = set(night.contents())
-        # A content that was deleted and came back may be paid again; one that is there is not.
+        # Content that was deleted and came back may be sent again; other content is not.
         assert set(emulator.payments()) <= contents - (known & contents)
         assert set(emulator.payments().values()) <= {1}
         known = contents
@@ -213,7 +218,7 @@ def test_night_after_night_equals_one_run_from_nothing(tmp_path, emulator, seed)
     assert answers_of(catalog, seed) == answers_of(tmp_path / "scratch", seed)
 
 
-def test_each_kind_of_change_is_counted_as_what_it_is(tmp_path, emulator):
+def test_each_type_of_change_is_counted(tmp_path, emulator):
     night = Night(tmp_path, emulator, 5)
     night.run()
     paths = sorted(night.images.glob("*.jpg"))
@@ -234,15 +239,11 @@ def test_each_kind_of_change_is_counted_as_what_it_is(tmp_path, emulator):
     assert len(emulator.payments()) == 4
     expected = {"moved": 2, "copied": 2, "touched": 1, "changed": 2, "new": 2, "deleted": 4, "embedded": 4}
     assert {name: counts[name] for name in expected} == expected
-    assert (
-        counts["unchanged"] == 70 - 2 * 4 + 1
-    )  # of text, the changed, deleted and moved one; of pictures also touched
+    assert counts["unchanged"] == 70 - 2 * 4 + 1  # texts: changed, deleted and moved; images also touched
     assert rows_of(tmp_path / "catalog")["text", names[3]]["metadata"] == {"price": 77.5}
 
 
-def test_a_plan_says_beforehand_what_the_night_then_does(tmp_path, emulator):
-    from epithre_beam.pipelines.jobs.estimate import estimate
-
+def test_a_plan_predicts_the_run(tmp_path, emulator):
     night = Night(tmp_path, emulator, 6)
     night.run()
     night.go_by(15)
@@ -257,12 +258,43 @@ def test_a_plan_says_beforehand_what_the_night_then_does(tmp_path, emulator):
     assert plan.base == read_manifest(Store(config.catalog), read_latest(Store(config.catalog)).version).previous
     assert len(emulator.payments()) <= plan.assets_to_send <= plan.assets_to_read == plan.new + plan.differing
     assert plan.prepared_anew == {}
-    assert estimate(config).assets_to_read == 0
+    shown = _shown(plan_table(plan))
+    assert f"{plan.differing} to check (modified: perhaps only touched)" in shown
+    assert re.search(r"to send +at most \d+ assets in about \d+ requests?, plus a few to test the API", shown)
+    assert f"about {plan.upload_bytes:,} bytes; more if images must be converted" in shown
+    after = estimate(config)
+    assert (plan.writes_nothing, after.writes_nothing, after.assets_to_read) == (False, True, 0)
+    shown = _shown(plan_table(after))
+    assert "nothing changed; a run would write nothing" in shown
+    assert not re.search(r"vectors|to send|time", shown)
+    other = config.model_copy(update={"index": config.index.model_copy(update={"recall_k": 7})})
+    assert not estimate(other).writes_nothing
+    assert re.search(r"to send +nothing", _shown(plan_table(estimate(other))))
 
 
-def test_a_plan_says_that_every_vector_is_new_and_why(tmp_path, emulator):
-    from epithre_beam.pipelines.jobs.estimate import estimate
+@pytest.mark.parametrize(
+    ("minutes", "words"),
+    [
+        (None, "no limit is configured"),
+        (0.001, "under 1 s (the rate limit allows it)"),
+        (1.5, "at least 90 s at the limit"),
+        (90, "at least 90.0 minutes at the limit"),
+    ],
+)
+def test_a_plan_says_how_long_the_limit_makes_it(tmp_path, emulator, minutes, words):
+    night = Night(tmp_path, emulator, 8)
+    night.run(catalog="unused")  # writes the table
+    config = load_config(tmp_path / "job.yaml").model_copy(update={"catalog": str(tmp_path / "catalog")})
+    assert words in _shown(plan_table(replace(estimate(config), minutes_at_limit=minutes)))
 
+
+def _shown(table):
+    console = Console(width=200, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_a_plan_says_why_every_vector_is_new(tmp_path, emulator):
     night = Night(tmp_path, emulator, 7)
     night.run()
     config = load_config(tmp_path / "job.yaml")
@@ -274,7 +306,7 @@ def test_a_plan_says_that_every_vector_is_new_and_why(tmp_path, emulator):
 
 
 @pytest.mark.parametrize("dead", [3, 0])
-def test_dead_letters_that_are_the_assets_own_are_not_tried_again_until_they_change(tmp_path, emulator, dead):
+def test_permanent_failures_are_retried_only_after_a_change(tmp_path, emulator, dead):
     night = Night(tmp_path, emulator, 8)
     for path in sorted(night.images.glob("*.jpg"))[:dead]:
         path.write_bytes(b"no picture")
@@ -290,13 +322,13 @@ def test_dead_letters_that_are_the_assets_own_are_not_tried_again_until_they_cha
         assert night.run()["counts"]["dead"] == dead - 1
 
 
-def test_a_source_that_suddenly_lists_little_is_held_back_and_can_be_published(tmp_path, emulator):
+def test_a_gate_holds_a_shrunk_source_until_it_is_published(tmp_path, emulator):
     night = Night(tmp_path, emulator, 9, images=30, texts=60)
     first = night.run()["version"]
     gone = dict(list(night.texts.items())[:25])
     night.texts = {name: value for name, value in night.texts.items() if name not in gone}
     report = night.run(gates__max_shrinkage=0.2)
-    assert "gates.max_shrinkage allows a kind to lose 20.00%, and of 60 text rows" in report["held_back"][0]
+    assert "gates.max_shrinkage allows a kind to lose 20.00%, but of 60 text rows" in report["held_back"][0]
     assert open_catalog(tmp_path / "catalog").version == first
     night.texts |= gone
     assert night.run(gates__max_shrinkage=0.2)["unchanged"]
@@ -306,7 +338,7 @@ def test_a_source_that_suddenly_lists_little_is_held_back_and_can_be_published(t
     assert not emulator.payments()
 
 
-def test_a_damaged_file_of_the_version_in_force_is_left_out_and_its_assets_are_read_again(tmp_path, emulator):
+def test_assets_of_a_damaged_file_are_read_again(tmp_path, emulator):
     night = Night(tmp_path, emulator, 10, images=10, texts=1500)
     night.run()
     catalog = tmp_path / "catalog"
@@ -328,7 +360,7 @@ def test_a_damaged_file_of_the_version_in_force_is_left_out_and_its_assets_are_r
     assert len(rows) == len(expected) + 1
 
 
-def test_a_run_over_a_version_that_lost_a_file_makes_a_whole_one(tmp_path, emulator):
+def test_a_run_replaces_a_version_with_a_missing_file(tmp_path, emulator):
     night = Night(tmp_path, emulator, 11)
     night.run()
     catalog = tmp_path / "catalog"
@@ -339,7 +371,7 @@ def test_a_run_over_a_version_that_lost_a_file_makes_a_whole_one(tmp_path, emula
     assert open_catalog(catalog).version == report["version"]
 
 
-def test_all_but_the_index_settings_unchanged_makes_new_indexes_and_pays_nothing(tmp_path, emulator):
+def test_new_index_settings_build_new_indexes_and_send_nothing(tmp_path, emulator):
     night = Night(tmp_path, emulator, 12)
     night.run()
     before = rows_of(tmp_path / "catalog")
@@ -352,13 +384,13 @@ def test_all_but_the_index_settings_unchanged_makes_new_indexes_and_pays_nothing
         vector = np.frombuffer(row.pop("embedding"), np.float32)
         assert half[key].pop("embedding") == vector.astype(np.float16).astype(np.float32).tobytes()
     assert half == full
-    night.run(index__vector_type="float32")  # needs bits that are gone, but for the version before
+    night.run(index__vector_type="float32")  # needs float32 vectors, which only the previous version has
     assert not emulator.payments()
     assert rows_of(tmp_path / "catalog") == before
 
 
-def test_what_was_paid_for_before_a_failure_is_not_paid_again_though_everything_was_cut_anew(tmp_path, monkeypatch):
-    """The run ends before it writes a version; then assets come and go, so that no unit is what it was."""
+def test_vectors_of_a_failed_run_are_reused_after_units_change(tmp_path, monkeypatch):
+    """The run fails before it writes a version; then assets are added and removed, so that all units change."""
     monkeypatch.setenv("EPITHRE_KEY", KEY)
     out_of_quota = Faults(quota_429=1.0, start_at_request=6)
     with Emulator(EmulatorSettings(dimension=DIMENSION, api_keys=(KEY,), faults=out_of_quota)) as emulator:
@@ -380,7 +412,7 @@ def test_what_was_paid_for_before_a_failure_is_not_paid_again_though_everything_
     assert report["counts"]["reused"] == len(kept & set(contents))
 
 
-def test_a_night_without_changes_mends_a_damaged_index_instead_of_calling_it_well(tmp_path, emulator):
+def test_a_run_without_changes_rebuilds_a_damaged_index(tmp_path, emulator):
     night = Night(tmp_path, emulator, 14)
     night.run()
     catalog = tmp_path / "catalog"
@@ -394,7 +426,7 @@ def test_a_night_without_changes_mends_a_damaged_index_instead_of_calling_it_wel
     assert open_catalog(catalog).version == report["version"]
 
 
-def test_other_metadata_makes_a_version_that_says_so(tmp_path, emulator):
+def test_changed_metadata_makes_a_new_version(tmp_path, emulator):
     night = Night(tmp_path, emulator, 15)
     night.run()
     night.edit_price()
@@ -403,8 +435,8 @@ def test_other_metadata_makes_a_version_that_says_so(tmp_path, emulator):
     assert not emulator.log
 
 
-def test_what_stood_in_an_older_version_is_not_paid_again_when_it_comes_back(tmp_path, emulator):
-    """Held back night after night, published at last, and then the sources are as they were."""
+def test_contents_of_older_versions_are_reused(tmp_path, emulator):
+    """Versions are held for some nights, one is published, and then the sources return to their first state."""
     night = Night(tmp_path, emulator, 16)
     night.run()
     all_texts = dict(night.texts)
@@ -417,20 +449,16 @@ def test_what_stood_in_an_older_version_is_not_paid_again_when_it_comes_back(tmp
     assert not emulator.payments()
 
 
-def test_a_plan_foresees_the_guard_against_shrinking(tmp_path, emulator):
-    from epithre_beam.pipelines.jobs.estimate import estimate
-
+def test_a_plan_predicts_the_shrinkage_gate(tmp_path, emulator):
     night = Night(tmp_path, emulator, 17)
     night.run()
     night.texts = dict(list(night.texts.items())[:10])
     held = night.run(gates__max_shrinkage=0.5)["held_back"]
     assert estimate(load_config(tmp_path / "job.yaml")).gate_failures == held
-    assert "and of 40 text rows" in held[0]
+    assert "but of 40 text rows" in held[0]
 
 
-def test_a_plan_says_what_it_cannot_know_without_asking(tmp_path, emulator):
-    from epithre_beam.pipelines.jobs.estimate import estimate
-
+def test_a_plan_reports_what_it_cannot_know_without_a_request(tmp_path, emulator):
     night = Night(tmp_path, emulator, 18)
     night.run()
     config = load_config(tmp_path / "job.yaml")
@@ -440,15 +468,15 @@ def test_a_plan_says_what_it_cannot_know_without_asking(tmp_path, emulator):
         return config.model_copy(update={"embed": config.embed.model_copy(update={"base_url": url})})
 
     assert (
-        "and is http://127.0.0.1:1/v1: if that serves another model"
+        "to http://127.0.0.1:1/v1: if it serves another model"
         in estimate(moved_to("http://127.0.0.1:1/v1")).uncertain_because
     )
-    plan = estimate(moved_to("https://api.example/v1"))  # an emulator's vectors are never the API's
+    plan = estimate(moved_to("https://api.example/v1"))  # the API never reuses vectors of an emulator
     assert plan.assets_to_send == 70
-    assert "which https://api.example/v1 is not" in plan.every_vector_is_new_because[0]
+    assert "not by https://api.example/v1" in plan.every_vector_is_new_because[0]
 
 
-def test_a_run_that_fails_leaves_no_half_version_behind(tmp_path, emulator, monkeypatch):
+def test_a_failed_run_leaves_no_incomplete_version(tmp_path, emulator, monkeypatch):
     night = Night(tmp_path, emulator, 19)
     night.run()
     night.add_text()
@@ -470,8 +498,8 @@ def _full_disk_at(open_write, suffix: str):
     return opened
 
 
-def test_a_catalog_whose_pointer_is_gone_is_not_begun_anew(tmp_path, emulator):
-    """Nothing would be compared, and no guard would see what is missing."""
+def test_a_catalog_without_latest_json_is_not_started_again(tmp_path, emulator):
+    """A new start compares with nothing, so that no gate can detect missing assets."""
     night = Night(tmp_path, emulator, 20)
     for _ in range(2):
         night.add_text()
@@ -479,7 +507,7 @@ def test_a_catalog_whose_pointer_is_gone_is_not_begun_anew(tmp_path, emulator):
     pointer = tmp_path / "catalog/LATEST.json"
     kept = pointer.read_bytes()
     pointer.unlink()
-    with pytest.raises(CatalogError, match=r"LATEST.json is missing, though .*versions publish"):
+    with pytest.raises(CatalogError, match=r"LATEST.json is missing, but .*versions publish"):
         night.run()
     pointer.write_bytes(kept)
     assert night.run()["unchanged"]

@@ -1,4 +1,4 @@
-"""The key stands in no file of a catalog and in no line of a command, though the API's errors repeat it."""
+"""No file of a catalog and no output contains the key, even if the API's errors repeat it."""
 
 import base64
 import json
@@ -48,7 +48,7 @@ def echo(asked):
     return good(asked)
 
 
-def test_dead_letters_reports_and_log_lines_are_free_of_a_key_that_an_error_repeats(texts):
+def test_files_and_logs_never_contain_a_key_that_an_error_repeats(texts):
     with answering(echo) as server:
         write_job(texts, server)
         done = texts.cli("run", "job.yaml", "--json", key=KEY)
@@ -70,7 +70,7 @@ def test_dead_letters_reports_and_log_lines_are_free_of_a_key_that_an_error_repe
 
 
 @pytest.mark.parametrize("status", [401, 402, 404, 429, 503])
-def test_what_ends_a_run_is_told_without_the_key(texts, status):
+def test_errors_that_end_a_run_do_not_contain_the_key(texts, status):
     reported = error(status, SAID, retry_after="9999")
     with answering(lambda asked: reported if asked.method == "POST" else CannedReply(status=404)) as server:
         write_job(texts, server)
@@ -82,7 +82,7 @@ def test_what_ends_a_run_is_told_without_the_key(texts, status):
         assert_no_trace(path.read_bytes(), path)
 
 
-def test_a_pause_that_is_too_long_ends_a_run_with_when_to_run_again_and_keeps_what_was_embedded(texts):
+def test_a_long_pause_ends_the_run_and_keeps_finished_vectors(texts):
     def tired(asked):
         return error(429, "daily quota, try tomorrow", retry_after="3600") if asked.number >= 2 else good(asked)
 

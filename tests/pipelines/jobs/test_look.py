@@ -1,4 +1,4 @@
-"""`look` on real catalogs: sheets and maps that open anywhere, show what is there, and believe no text."""
+"""`look` on real catalogs: sheets and maps are self-contained, show the assets and escape all text."""
 
 import json
 import re
@@ -23,7 +23,7 @@ HOSTILE_ID = '"><b onmouseover=alert(3)>id</b>'
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """24 pictures, 20 texts with metadata, among them what would run if it were believed."""
+    """24 images and 20 texts with metadata, some of them with scripts."""
     found = Place(tmp_path_factory.mktemp("look"))
     write_images(found.folder / "pictures", 24)
     lines = [f"t{i:03d},text number {i},{'en' if i % 3 else 'id'},{i}.5,2026-01-{i + 1:02d}" for i in range(20)]
@@ -41,12 +41,12 @@ def place(tmp_path_factory):
 def map_page(place):
     path = place.folder / "map.html"
     said = make_map(str(place.catalog), path, points=5000, is_aligned=True, seed=0)
-    assert "45 of 45 assets, 24 with a small picture" in said
+    assert "45 of 45 assets, 24 with a thumbnail" in said
     return path
 
 
 def card_of(page, sought):
-    """The card of what the box finds first."""
+    """The card of the first asset that the search box finds."""
     page.fill("#find", sought)
     page.press("#find", "Enter")
     page.locator("#card").wait_for()
@@ -54,7 +54,7 @@ def card_of(page, sought):
 
 
 @pytest.mark.slow
-def test_the_map_shows_each_asset_with_its_picture_text_and_metadata(map_page):
+def test_the_map_shows_image_text_and_metadata_of_each_asset(map_page):
     with opened(map_page) as page:
         page.locator("canvas[data-drawn='45']").wait_for()
         image = card_of(page, "p003.jpg")
@@ -69,9 +69,9 @@ def test_the_map_shows_each_asset_with_its_picture_text_and_metadata(map_page):
         keep_screenshot(page, "map")
 
 
-def test_a_mark_says_what_it_is_to_a_mouse_and_is_held_by_a_click(map_page):
+def test_a_mark_shows_its_asset_on_hover_and_click(map_page):
     with opened(map_page) as page:
-        card_of(page, "text number 7")  # it now stands in the middle
+        card_of(page, "text number 7")  # now in the middle
         page.fill("#find", "")
         page.locator("#map").press("Escape")
         page.locator("#card").wait_for(state="hidden")
@@ -87,7 +87,7 @@ def test_a_mark_says_what_it_is_to_a_mouse_and_is_held_by_a_click(map_page):
         assert page.locator("#card b").inner_text() == "t007"
 
 
-def test_the_map_goes_by_keyboard_alone(map_page):
+def test_the_map_works_by_keyboard_alone(map_page):
     with opened(map_page) as page:
         page.locator("canvas[data-drawn='45']").wait_for()
         for _ in range(3):
@@ -108,7 +108,7 @@ def test_the_map_goes_by_keyboard_alone(map_page):
         page.locator("#card").wait_for(state="hidden")
 
 
-def test_colours_tell_kinds_and_metadata_and_the_legend_hides_them(map_page):
+def test_colours_show_kinds_or_metadata_and_the_legend_filters(map_page):
     with opened(map_page, color_scheme="dark") as page:
         legend = page.locator("aside")
         assert legend.locator("#kinds").inner_text().split() == ["image", "24", "text", "21"]
@@ -126,8 +126,8 @@ def test_colours_tell_kinds_and_metadata_and_the_legend_hides_them(map_page):
         keep_screenshot(page, "map-dark")
 
 
-def test_a_text_that_would_run_is_only_shown(map_page):
-    with opened(map_page) as page:  # an alert, an error or a request would be told
+def test_scripts_in_texts_are_shown_as_text(map_page):
+    with opened(map_page) as page:  # an alert, an error or a request fails the test
         card = card_of(page, "alert(1)")
         assert card.locator("p").inner_text() == HOSTILE
         assert card.locator("b").inner_text() == HOSTILE_ID
@@ -138,7 +138,7 @@ def test_a_text_that_would_run_is_only_shown(map_page):
     assert "alert(1)</script>" not in written
 
 
-def test_a_phone_has_the_map_and_its_legend_below_each_other(map_page):
+def test_a_phone_shows_the_legend_below_the_map(map_page):
     with opened(map_page, **PHONE) as page:
         page.locator("canvas[data-drawn='45']").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -152,7 +152,7 @@ def test_a_phone_has_the_map_and_its_legend_below_each_other(map_page):
         keep_screenshot(page, "map-phone")
 
 
-def test_the_same_catalog_gives_the_same_map_and_another_seed_another(place, map_page, tmp_path):
+def test_the_map_depends_only_on_catalog_and_seed(place, map_page, tmp_path):
     for seed, is_same in ((0, True), (1, False)):
         path = tmp_path / f"{seed}.html"
         make_map(str(place.catalog), path, points=5000, is_aligned=True, seed=seed)
@@ -161,12 +161,12 @@ def test_the_same_catalog_gives_the_same_map_and_another_seed_another(place, map
 
 @pytest.fixture(scope="module")
 def two_islands(tmp_path_factory):
-    """60 pictures and 60 texts of the same clusters, with a gap between the kinds."""
+    """60 images and 60 texts of the same clusters, with a gap between the kinds."""
     vectors = {kind: clustered_vectors(60, 32, seed, gap=1.5) for seed, kind in enumerate(("image", "text"))}
     return make(tmp_path_factory.mktemp("islands") / "c", vectors)
 
 
-def test_the_draw_is_by_ids_and_of_all_kinds(two_islands):
+def test_the_sample_depends_on_ids_and_has_all_kinds(two_islands):
     with open_catalog(two_islands.folder) as catalog:
         some, more = draw_assets(catalog, 40), draw_assets(catalog, 80)
         chosen = [list(zip(one.kinds, one.assets.column("asset_id").to_pylist(), strict=True)) for one in (some, more)]
@@ -198,7 +198,7 @@ def test_alignment_closes_the_gap_between_the_kinds(two_islands):
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9])
 @pytest.mark.parametrize("is_copied", [False, True])
-def test_few_assets_and_copies_have_a_place_as_well(rows, is_copied):
+def test_few_assets_and_copies_are_projected(rows, is_copied):
     vectors = clustered_vectors(1 if is_copied else rows, 16, 3)
     places = project(align_kinds(np.repeat(vectors, rows, axis=0)[:rows], ["text"] * rows))
     assert places.shape == (rows, 2)
@@ -212,13 +212,13 @@ def test_a_map_without_alignment_says_so(two_islands, tmp_path):
     assert "20 assets" in (tmp_path / "m.html").read_text("utf-8")
 
 
-def test_a_catalog_of_vectors_from_elsewhere_shows_no_files_of_this_machine(two_islands, tmp_path):
+def test_a_map_of_imported_vectors_shows_no_local_files(two_islands, tmp_path):
     make_map(str(two_islands.folder), tmp_path / "m.html", points=120, is_aligned=True, seed=0)
     data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "m.html").read_text("utf-8"), re.DOTALL)[1])
     assert set(data["image"]) == {None}
 
 
-def test_small_pictures_come_in_order_until_a_page_is_full(tmp_path):
+def test_thumbnails_keep_their_order_up_to_the_page_limit(tmp_path):
     paths = write_images(tmp_path, 150)
     reads = [None if number % 7 == 3 else path.read_bytes for number, path in enumerate(paths)]
     reads[5] = (tmp_path / "none.jpg").read_bytes
@@ -234,7 +234,7 @@ def test_small_pictures_come_in_order_until_a_page_is_full(tmp_path):
     assert full == urls[:70] + [None] * 80
 
 
-def test_a_sheet_lays_the_hits_out_as_a_picture_and_as_a_page(place):
+def test_a_sheet_is_written_as_image_or_page(place):
     queries = ["--text", "text number 3", "--image", "pictures/p005.jpg", "-k", "6"]
     for name in ("sheet.png", "sheet.html"):
         done = place.cli("look", "catalog", "--sheet", name, *queries)
@@ -244,7 +244,7 @@ def test_a_sheet_lays_the_hits_out_as_a_picture_and_as_a_page(place):
         assert sheet.format == "PNG"
         assert 1200 < sheet.width < 1500
         assert 500 < sheet.height < 800
-        # The picture itself is its own best hit, and stands beside its query.
+        # The image is its own best hit, next to the query.
         with Image.open(place.folder / "pictures" / "p005.jpg") as image:
             colour = np.asarray(image, float).mean(axis=(0, 1))
         first = np.asarray(sheet.convert("RGB").crop((24, sheet.height - 240, 224, sheet.height - 100)), float)
@@ -254,7 +254,7 @@ def test_a_sheet_lays_the_hits_out_as_a_picture_and_as_a_page(place):
         keep_screenshot(page, "sheet")
 
 
-def test_a_sheet_draws_whatever_there_is():
+def test_a_sheet_draws_unusual_rows():
     long = "a very long sentence without an end " * 40
     cells = [
         Cell(asset_id="x" * 300, score=0.5, text=long),
@@ -270,9 +270,9 @@ def test_a_sheet_draws_whatever_there_is():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        pytest.param([], "look needs something to write", id="nothing"),
-        pytest.param(["--sheet", "a.png"], "goes with queries", id="sheet alone"),
-        pytest.param(["--text", "x", "--map", "m.html"], "goes with queries", id="query alone"),
+        pytest.param([], "look: there is nothing to write", id="nothing"),
+        pytest.param(["--sheet", "a.png"], "--sheet and queries require each other", id="sheet alone"),
+        pytest.param(["--text", "x", "--map", "m.html"], "--sheet and queries require each other", id="query alone"),
         pytest.param(["--text", "x", "--sheet", "a.gif"], ".png or .html", id="suffix"),
         pytest.param(["--text", "x", "--sheet", "a.png", "-k", "0"], "-k must be from 1 to 100", id="k"),
         pytest.param(["--text", "x", "--sheet", "a.png", "--kind", "video"], "--kind must be", id="kind"),
@@ -284,7 +284,7 @@ def test_a_sheet_draws_whatever_there_is():
         pytest.param(["--map", "/proc/m.html"], "--map '/proc/m.html' cannot be written (No such", id="unwritable"),
     ],
 )
-def test_a_wrong_option_is_named(place, arguments, words, capfd, monkeypatch):
+def test_invalid_options_are_reported(place, arguments, words, capfd, monkeypatch):
     import sys
 
     from epithre_beam.pipelines.commands import cli

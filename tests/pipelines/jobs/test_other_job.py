@@ -1,4 +1,4 @@
-"""A catalog belongs to one job, and no night replaces most of it without being asked for."""
+"""A catalog belongs to one job, and a run does not replace most of it without consent."""
 
 import hashlib
 import json
@@ -74,7 +74,7 @@ def twelve(of: str) -> set[str]:
 
 
 class Shops:
-    """Two shops of one layout, each with its own job, and the catalog of the first."""
+    """Two shops with the same layout, each with its own job, and the catalog of the first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.catalog = folder, folder / "catalog"
@@ -100,9 +100,7 @@ def shops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shops:
 # ---------------------------------------------------------------------------------------------------- identity
 
 
-def test_another_job_is_refused_before_anything_is_sent_with_both_named_and_takes_over_if_told_to(
-    place: Place, shops: Shops
-) -> None:
+def test_another_job_is_refused_before_sending_and_needs_adopt(place: Place, shops: Shops) -> None:
     before, latest = shops.files(), (shops.catalog / LATEST).read_bytes()
     refused = place.cli("run", shops.folder / "b" / "job.yaml", "--json")
     assert refused.returncode == 2
@@ -122,8 +120,8 @@ def test_another_job_is_refused_before_anything_is_sent_with_both_named_and_take
     assert shops.run("b").get("unchanged")
 
 
-def test_nobody_is_asked_before_another_job_is_refused(shops: Shops) -> None:
-    """The address does not even answer; a run would ask it whether vectors may be reused."""
+def test_another_job_is_refused_before_any_request(shops: Shops) -> None:
+    """The server does not answer; a run would request its model to decide on reuse."""
     with pytest.raises(OtherJobError):
         shops.run("b", "embed.base_url=http://127.0.0.1:9/v1")
 
@@ -146,7 +144,7 @@ def _renamed_file(shops: Shops) -> Path:
 
 
 def _another_day(shops: Shops) -> Path:
-    """A table with the date in its name, most of whose rows are yesterday's."""
+    """A table with the date in its name; most rows are those of the previous day."""
     write_table(shops.folder / "a" / "products-2026-10-02.csv", "a", 13, price=2)
     return write_job(shops.folder / "a", shops.catalog, "products-2026-10-02.csv")
 
@@ -181,7 +179,7 @@ EDITS = [
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_ordinary_edit_is_the_same_job(shops: Shops, edit) -> None:
+def test_ordinary_edits_keep_the_job(shops: Shops, edit) -> None:
     config = load_config(edit(shops))
     assert estimate(config).another_job is None
     report = run(config)
@@ -190,8 +188,8 @@ def test_an_ordinary_edit_is_the_same_job(shops: Shops, edit) -> None:
     assert report.get("unchanged") or job == identity_of(config)
 
 
-def test_a_picture_of_the_same_name_and_another_size_is_another_picture(tmp_path: Path) -> None:
-    """Cameras number their files alike."""
+def test_an_image_with_the_same_name_and_another_size_is_different(tmp_path: Path) -> None:
+    """Different cameras use the same file names."""
     for name, seed in (("a", 1), ("b", 2)):
         write_images(tmp_path / name, 12, seed=seed)
     sizes = [{path.name: path.stat().st_size for path in (tmp_path / name).iterdir()} for name in ("a", "b")]
@@ -203,8 +201,8 @@ def test_a_picture_of_the_same_name_and_another_size_is_another_picture(tmp_path
     assert not run(load_config(tmp_path / "b.yaml"))["held_back"]
 
 
-def test_a_name_keeps_a_catalog_whatever_the_sources_are_and_another_name_is_another_job(shops: Shops) -> None:
-    """A catalog that is taken over by a job that changes nothing is written all the same, for its new name."""
+def test_a_job_name_decides_the_owner_of_a_catalog(shops: Shops) -> None:
+    """Adoption writes a version with the new job name even if no asset changes."""
     write_job(shops.folder / "a", shops.catalog, "products.csv", job="shop")
     write_table(shops.folder / "a" / "products.csv", "a", 13)
     assert not shops.run("a")["held_back"]
@@ -219,7 +217,7 @@ def test_a_name_keeps_a_catalog_whatever_the_sources_are_and_another_name_is_ano
     assert shops.run("b").get("unchanged")
 
 
-def test_a_catalog_of_an_older_release_takes_the_first_job_that_comes(shops: Shops) -> None:
+def test_a_catalog_of_an_older_release_accepts_the_first_job(shops: Shops) -> None:
     store = Store(str(shops.catalog))
     latest = read_latest(store)
     assert latest is not None
@@ -233,7 +231,7 @@ def test_a_catalog_of_an_older_release_takes_the_first_job_that_comes(shops: Sho
         shops.run("a")
 
 
-def test_of_two_first_jobs_at_once_one_has_the_catalog_and_the_other_is_told(place: Place) -> None:
+def test_of_two_simultaneous_first_jobs_one_is_refused(place: Place) -> None:
     catalog = place.folder / "shared"
     for name in ("a", "b"):
         write_table(place.folder / name / "products.csv", name)
@@ -249,14 +247,14 @@ def test_of_two_first_jobs_at_once_one_has_the_catalog_and_the_other_is_told(pla
     assert ids_of(catalog) == twelve("ab"[winner])
 
 
-def test_an_import_is_a_job_too_and_a_new_index_is_none(shops: Shops, tmp_path: Path) -> None:
+def test_an_import_is_a_job_and_a_new_index_is_not(shops: Shops, tmp_path: Path) -> None:
     catalog = str(shops.catalog)
     build_index(catalog, rebuild=True)
     assert manifest_of(shops.catalog).job == identity_of(load_config(shops.folder / "a" / "job.yaml"))
     with pytest.raises(OtherJobError, match=r"another job, vectors .*/other, which lists 0 of its 12 assets"):
         import_vectors(catalog, write_vectors(tmp_path / "other", "b"))
     same, more, fewer = (write_vectors(tmp_path / f"{count}", "a", count) for count in (12, 15, 4))
-    assert not import_vectors(catalog, same)["held_back"]  # the ids decide: contents are not known
+    assert not import_vectors(catalog, same)["held_back"]  # ids decide, because contents are unknown
     assert not import_vectors(catalog, more)["held_back"]
     (reason,) = import_vectors(catalog, fewer, ["gates.max_shrinkage=1"])["held_back"]
     assert "11 are gone and 0 have another content" in reason
@@ -267,9 +265,7 @@ def test_an_import_is_a_job_too_and_a_new_index_is_none(shops: Shops, tmp_path: 
 # ---------------------------------------------------------------------------------------------------- turnover
 
 
-def test_a_source_with_other_assets_in_the_same_place_is_held_back_and_let_through_as_it_says(
-    place: Place, shops: Shops
-) -> None:
+def test_the_turnover_gate_holds_a_source_with_other_assets(place: Place, shops: Shops) -> None:
     job = shops.folder / "a" / "job.yaml"
     write_table(shops.folder / "a" / "products.csv", "other")
     held = place.cli("run", job, "--json")
@@ -290,7 +286,7 @@ def test_a_source_with_other_assets_in_the_same_place_is_held_back_and_let_throu
 
 
 @pytest.mark.parametrize("changed", [6, 7])
-def test_other_contents_under_the_same_ids_count_and_a_half_is_let_through(shops: Shops, changed: int) -> None:
+def test_other_contents_under_the_same_ids_count_as_turnover(shops: Shops, changed: int) -> None:
     table = shops.folder / "a" / "products.csv"
     table.write_text(table.read_text().replace("about", "on", changed))
     held = shops.run("a")["held_back"]
@@ -299,9 +295,7 @@ def test_other_contents_under_the_same_ids_count_and_a_half_is_let_through(shops
 
 
 @pytest.mark.parametrize("setting", ["embed.dimension=32", "embed.emulator_model=attributes"])
-def test_a_re_embedding_is_no_turnover_but_other_assets_are_while_all_is_embedded_anew(
-    shops: Shops, setting: str
-) -> None:
+def test_embedding_again_is_not_turnover_but_other_assets_are(shops: Shops, setting: str) -> None:
     assert shops.run("a", setting)["held_back"] == []
     write_table(shops.folder / "a" / "products.csv", "other")
     report = shops.run("a")
@@ -311,7 +305,7 @@ def test_a_re_embedding_is_no_turnover_but_other_assets_are_while_all_is_embedde
     assert estimate(load_config(shops.folder / "a" / "job.yaml")).gate_failures == [reason]
 
 
-def test_another_preparation_is_no_turnover_and_other_assets_are_under_it_too(shops: Shops) -> None:
+def test_another_preparation_is_not_turnover_but_other_assets_are(shops: Shops) -> None:
     report = shops.run("a", "prepare.max_text_chars=31000")
     assert (report["held_back"], report["every_vector_is_new_because"]) == ([], [])
     write_table(shops.folder / "a" / "products.csv", "other")
@@ -321,12 +315,12 @@ def test_another_preparation_is_no_turnover_and_other_assets_are_under_it_too(sh
     assert "12 are gone" in reason
 
 
-def test_other_metadata_everywhere_and_three_times_the_rows_are_no_turnover(shops: Shops) -> None:
+def test_new_metadata_and_new_rows_are_not_turnover(shops: Shops) -> None:
     write_table(shops.folder / "a" / "products.csv", "a", 40, price=9)
     assert shops.run("a")["held_back"] == []
 
 
-def test_pictures_that_were_touched_or_moved_are_no_turnover_and_a_plan_says_what_it_cannot_know(
+def test_touched_or_moved_images_are_not_turnover(
     tmp_path: Path,
 ) -> None:
     write_images(tmp_path / "pictures", 12)
@@ -349,10 +343,10 @@ def test_pictures_that_were_touched_or_moved_are_no_turnover_and_a_plan_says_wha
     assert [*plan.gate_failures, *plan.possible_gate_failures] == [reason]
 
 
-def test_a_plan_says_that_the_run_would_be_refused(place: Place, shops: Shops) -> None:
+def test_a_plan_reports_that_the_run_will_fail(place: Place, shops: Shops) -> None:
     shown = place.cli("plan", shops.folder / "b" / "job.yaml")
     assert shown.returncode == 0
-    assert "would be refused without --adopt" in " ".join(shown.stdout.split())
+    assert "will fail without --adopt" in " ".join(shown.stdout.split())
     document = json.loads(place.cli("plan", shops.folder / "b" / "job.yaml", "--json").stdout)
     assert f"{shops.folder}/b/products.csv" in document["another_job"]
     assert "12 are gone" in document["gate_failures"][0]

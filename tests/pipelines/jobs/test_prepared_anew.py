@@ -1,4 +1,4 @@
-"""Another preparation pays for the pictures that it sends otherwise, and for no others; the night after, for none."""
+"""A new preparation sends only the images that it changes; the next run sends none."""
 
 import io
 import json
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow  # several runs a test
 
 DIMENSION = 16
 CHANGED = {"p3-upright.jpg", "p3-upright.png", "float.tif"}
-"""What the first rules sent otherwise."""
+"""Images that the older rules prepare differently."""
 LOOKED_AT = {*CHANGED, "upright.jpg", "upright.png", "scan.tif"}
 FIRST_SETTINGS = (
     "formats", "send_formats", "check", "max_file_bytes", "max_decode_pixels", "decode_timeout_s", "max_pixels",
@@ -66,7 +66,7 @@ def write_all(folder: Path) -> None:
 
 
 class Nights:
-    """A folder of pictures, and runs over it with this preparation or another."""
+    """A folder of images, and runs over it with different preparations."""
 
     def __init__(self, folder: Path, emulator: Emulator) -> None:
         self.folder, self.emulator = folder, emulator
@@ -93,7 +93,7 @@ class Nights:
         return set(self.emulator.payments())
 
     def sent(self, prepare: Mapping[str, Any] = {}) -> dict[str, bytes]:
-        """What each picture is sent as."""
+        """The prepared content of each image."""
         found = {}
         for path in sorted((self.folder / "pictures").iterdir()):
             try:
@@ -117,8 +117,8 @@ class Nights:
             np.testing.assert_allclose(rows[name]["embedding"], wanted, atol=1e-5, err_msg=name)
 
     def make_old(self) -> Manifest:
-        """Turns the version in force into one of the first rules: less said in each row, other vectors where they
-        sent other pixels.
+        """Rewrite the current version as one of the older rules: fewer row fields, and other vectors for images that
+        the older rules prepare differently.
         """
         store = Store(str(self.folder / "catalog"))
         latest = read_latest(store)
@@ -165,7 +165,7 @@ def digests(contents: Mapping[str, bytes]) -> set[str]:
     return {content_digest("image", content).hex() for content in contents.values()}
 
 
-def test_a_catalog_of_the_first_rules_pays_for_what_they_sent_otherwise(nights: Nights) -> None:
+def test_a_catalog_of_older_rules_sends_only_images_that_differ(nights: Nights) -> None:
     first = nights.run()
     assert (first["counts"]["embedded"], first["counts"]["dead"]) == (12, 1)
     nights.make_old()
@@ -185,7 +185,7 @@ def test_a_catalog_of_the_first_rules_pays_for_what_they_sent_otherwise(nights: 
     assert not nights.emulator.log
 
 
-def test_a_catalog_of_the_first_rules_with_nothing_to_look_at_is_not_even_written_again(nights: Nights) -> None:
+def test_a_catalog_of_older_rules_without_differences_is_unchanged(nights: Nights) -> None:
     for name in (*LOOKED_AT, "broken.png"):
         (nights.folder / "pictures" / name).unlink()
     nights.run()
@@ -194,7 +194,7 @@ def test_a_catalog_of_the_first_rules_with_nothing_to_look_at_is_not_even_writte
     assert not nights.emulator.log
 
 
-def test_an_index_that_is_built_anew_says_the_rules_of_its_rows(nights: Nights) -> None:
+def test_a_rebuilt_index_keeps_the_rules_of_its_rows(nights: Nights) -> None:
     nights.run()
     nights.make_old()
     report = build_index(str(nights.folder / "catalog"), ["index.recall_queries=5"])
@@ -215,8 +215,8 @@ def test_an_index_that_is_built_anew_says_the_rules_of_its_rows(nights: Nights) 
     ],
     ids=str,
 )
-def test_another_setting_pays_for_the_pictures_that_it_sends_otherwise(nights: Nights, settings: Any) -> None:
-    """And all is as if the catalog had been made with it; going back pays for nothing."""
+def test_a_new_setting_sends_only_images_that_differ(nights: Nights, settings: Any) -> None:
+    """The result equals a catalog made with the setting; reverting the setting sends nothing."""
     nights.run()
     before = nights.sent()
     nights.assert_vectors_are_of(before)
@@ -233,7 +233,7 @@ def test_another_setting_pays_for_the_pictures_that_it_sends_otherwise(nights: N
     nights.assert_vectors_are_of(before)
 
 
-def test_a_setting_that_changes_no_picture_is_noted_and_costs_nothing(nights: Nights) -> None:
+def test_a_setting_that_changes_no_image_sends_nothing(nights: Nights) -> None:
     nights.run()
     report = nights.run({"max_pixels": 15_000_000})
     assert not report.get("unchanged")
@@ -242,9 +242,7 @@ def test_a_setting_that_changes_no_picture_is_noted_and_costs_nothing(nights: Ni
     assert nights.run({"max_pixels": 15_000_000}).get("unchanged")
 
 
-def test_what_the_api_found_too_large_is_not_sent_again_by_another_setting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_too_large_for_the_api_are_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EPITHRE_KEY", KEY)
     settings = EmulatorSettings(
         dimension=DIMENSION, model="hash", api_keys=(KEY,), limits=Limits(max_body_bytes=30_000)

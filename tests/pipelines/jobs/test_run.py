@@ -1,4 +1,4 @@
-"""The main job as a user runs it: real processes, a real server, a real catalog."""
+"""The main job with real processes, a real server and a real catalog."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def rows_of(catalog: Path, kind: str, version: str = "*"):
 
 
 def assert_every_vector_is_on_its_own_asset(place, dimension=64):
-    """The hash model's vector is a function of the content alone."""
+    """The hash model's vector, a function of the content alone."""
     for row in rows_of(place.catalog, "image"):
         content = Path(row["uri"]).read_bytes()
         assert row["content_sha256"] == hashlib.sha256(content).hexdigest()
@@ -49,7 +49,7 @@ def assert_every_vector_is_on_its_own_asset(place, dimension=64):
 
 
 def digests(catalog: Path):
-    """The version's files without the manifest and the report, which hold times."""
+    """The version's files, except the manifest and the report, which contain times."""
     (version,) = (catalog / "versions").iterdir()
     files = [
         p for p in version.rglob("*") if p.is_file() and p.name not in {"manifest.json", "report.json", "report.html"}
@@ -94,7 +94,7 @@ FAULTS = (
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_with_each_fault_assets_in_are_vectors_and_dead_letters_out(place, fault):
+def test_every_asset_becomes_a_vector_or_dead_letter_under_faults(place, fault):
     with serve(faults=Faults(**{fault: 0.2, "hang_s": 30})) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=4, embed__timeout_s=2)
         done = place.cli("run", "job.yaml", "--json")
@@ -107,7 +107,7 @@ def test_with_each_fault_assets_in_are_vectors_and_dead_letters_out(place, fault
 
 
 @pytest.mark.parametrize("names", ["param", "prose", "nowhere"])
-def test_poisoned_assets_become_dead_letters_and_no_others(place, names):
+def test_only_poisoned_assets_become_dead_letters(place, names):
     with serve(faults=Faults(poison_marker="number 7", poison_names=names)) as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         done = place.cli("run", "job.yaml", "--json")
@@ -120,7 +120,7 @@ def test_poisoned_assets_become_dead_letters_and_no_others(place, names):
 
 @pytest.mark.core
 @pytest.mark.parametrize("refusal", [401, 402, 403, 404])
-def test_what_will_never_work_ends_the_run_with_nothing_published(place, refusal):
+def test_permanent_refusals_end_the_run_without_publishing(place, refusal):
     with serve(faults=Faults(refuse_all=refusal)) as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         done = place.cli("run", "job.yaml")
@@ -132,7 +132,7 @@ def test_what_will_never_work_ends_the_run_with_nothing_published(place, refusal
 
 
 @pytest.mark.core
-def test_a_second_run_with_nothing_changed_asks_nothing_reads_nothing_and_writes_nothing(place):
+def test_a_run_without_changes_sends_reads_and_writes_nothing(place):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         assert place.cli("run", "job.yaml").returncode == 0
@@ -142,7 +142,7 @@ def test_a_second_run_with_nothing_changed_asks_nothing_reads_nothing_and_writes
         for image in (place.folder / "pictures").iterdir():
             content = image.read_bytes()
             facts = image.stat()
-            image.write_bytes(content[::-1])  # would be seen if it were read
+            image.write_bytes(content[::-1])  # a run that reads it fails the test
             os.utime(image, ns=(facts.st_atime_ns, facts.st_mtime_ns))
         emulator.reset()
         done = place.cli("run", "job.yaml", "--json")
@@ -169,8 +169,8 @@ def test_the_same_content_is_sent_once(place):
     assert_every_vector_is_on_its_own_asset(place)
 
 
-def test_copies_beyond_what_a_unit_holds_are_sent_once_too(place):
-    """A picture that stands for missing ones: 150 copies, units of 16."""
+def test_copies_in_several_units_are_sent_once(place):
+    """A placeholder image: 150 copies in units of 16."""
     first = min((place.folder / "pictures").iterdir())
     for i in range(150):
         shutil.copyfile(first, place.folder / "pictures" / f"copy{i}.jpg")
@@ -185,7 +185,7 @@ def test_copies_beyond_what_a_unit_holds_are_sent_once_too(place):
 
 
 def finished_contents(catalog: Path) -> set[str]:
-    """What stands in finished units, by the emulator's digests; the hash model sends what it is given."""
+    """The contents of finished units, by the emulator's digests."""
     found = set()
     for path in catalog.glob("units/*.parquet"):
         if not path.name.endswith(".dead.parquet"):
@@ -195,14 +195,14 @@ def finished_contents(catalog: Path) -> set[str]:
     return found
 
 
-def test_a_run_killed_at_12_instants_is_finished_by_the_next_and_pays_nothing_twice_that_was_finished(place):
+def test_a_killed_run_is_finished_without_sending_finished_units_again(place):
     write_images(place.folder / "pictures", 260, seed=9, start=100)
     rng = random.Random(4)
     finished: dict[str, int] = {}
     with serve(faults=Faults(latency_s=0.1)) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=4, embed__max_concurrency=2)
         for _ in range(12):
-            # By requests and not by the clock: a busy machine needs longer to begin than another one to end.
+            # Wait for requests instead of time, because a busy machine starts slowly.
             wanted = len(emulator.log) + rng.randint(0, 16)
             process = place.start("run", "job.yaml")
             while len(emulator.log) < wanted and process.poll() is None:
@@ -211,7 +211,7 @@ def test_a_run_killed_at_12_instants_is_finished_by_the_next_and_pays_nothing_tw
             process.send_signal(signal.SIGKILL)
             process.wait()
             process.communicate()
-            while emulator.stats()["in_service"]:  # what was in flight is answered
+            while emulator.stats()["in_service"]:  # requests in flight are answered
                 time.sleep(0.01)
             billed = emulator.payments()
             for digest in finished_contents(place.catalog) if place.catalog.exists() else ():
@@ -230,17 +230,19 @@ def test_a_run_killed_at_12_instants_is_finished_by_the_next_and_pays_nothing_tw
     assert all(billed[digest] == count for digest, count in finished.items())
 
 
-def test_a_run_leaves_no_file_in_the_temporary_folder(place):
+def test_a_run_leaves_no_temporary_files(place):
     place.write_job(embed__rate_limiter="host")
     temporary = place.folder / "temporary"
     temporary.mkdir()
     done = place.cli("run", "job.yaml", imports_itself=True, TMPDIR=str(temporary))
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in temporary.rglob("*")] == [f"epithre-beam-{os.geteuid()}"]  # of this user, and empty
+    assert [path.name for path in temporary.rglob("*")] == [
+        f"epithre-beam-{os.geteuid()}"
+    ]  # the user's own folder, empty
 
 
 @pytest.mark.core
-def test_sigterm_ends_at_once_and_keeps_what_was_finished(place):
+def test_sigterm_ends_at_once_and_keeps_finished_work(place):
     with serve(faults=Faults(latency_s=0.5)) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=4, embed__max_concurrency=1)
         process = place.start("run", "job.yaml")
@@ -252,7 +254,7 @@ def test_sigterm_ends_at_once_and_keeps_what_was_finished(place):
         _, errors = process.communicate(timeout=60)
         assert time.monotonic() - started < 10
         assert process.returncode == 128 + signal.SIGTERM
-        assert "run again" in errors
+        assert "Run the command again" in errors
         finished = finished_contents(place.catalog)
         assert finished
         emulator.reset(faults=Faults())
@@ -261,7 +263,7 @@ def test_sigterm_ends_at_once_and_keeps_what_was_finished(place):
 
 
 def assert_spread_over_the_minute(emulator, requests_per_minute):
-    """All requests of a job together are as far apart as the limit has them; a busy machine only sends later."""
+    """All requests of a job together keep the distance of the limit; a busy machine only sends later."""
     instants = [a.decided_ns for a in emulator.log if a.path.endswith("embeddings") and a.decision == "admitted"]
     assert len(instants) >= 20
     assert max(instants) - min(instants) >= ((len(instants) - 1) * 60 / requests_per_minute - 1.5) * 1e9
@@ -269,7 +271,7 @@ def assert_spread_over_the_minute(emulator, requests_per_minute):
     assert not [a for a in emulator.log if a.status == 429]
 
 
-def test_the_limit_holds_by_the_servers_log_over_a_whole_job(place):
+def test_the_rate_limit_holds_over_a_whole_job(place):
     with serve(limits=Limits(requests_per_minute=240)) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=4, embed__requests_per_minute=240)
         done = place.cli("run", "job.yaml", "--json")
@@ -279,8 +281,8 @@ def test_the_limit_holds_by_the_servers_log_over_a_whole_job(place):
 
 
 @pytest.mark.core
-def test_what_an_earlier_version_has_is_not_paid_again_however_the_sources_change(place):
-    """New, edited, renamed, deleted, copied: what is sent is exactly the distinct new contents."""
+def test_only_new_contents_are_sent_when_sources_change(place):
+    """After new, edited, renamed, deleted and copied files, exactly the distinct new contents are sent."""
     images = place.folder / "pictures"
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
@@ -315,17 +317,17 @@ def test_what_an_earlier_version_has_is_not_paid_again_however_the_sources_chang
 @pytest.mark.parametrize(
     ("change", "billed"), [({"prepare__jpeg_quality": 80}, 0), ({"embed__model": "epithre-lyt"}, 90)]
 )
-def test_another_model_makes_every_vector_new_and_another_preparation_those_that_it_changes(place, change, billed):
+def test_a_new_model_or_preparation_sends_what_it_changes(place, change, billed):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         assert place.cli("run", "job.yaml").returncode == 0
         emulator.reset()
         place.write_job(embed__base_url=emulator.base_url, **change)
         assert place.cli("run", "job.yaml").returncode == 0
-        assert len(emulator.payments()) == billed  # every picture here is sent as it is
+        assert len(emulator.payments()) == billed  # every image here is sent unchanged
 
 
-def test_a_failed_asset_of_the_moment_is_tried_again_and_the_others_are_not(place):
+def test_only_transient_failures_are_retried(place):
     target = place.folder / "pictures" / "p000.jpg"
     content = target.read_bytes()
     target.unlink()
@@ -348,7 +350,7 @@ def test_a_failed_asset_of_the_moment_is_tried_again_and_the_others_are_not(plac
 
 
 @pytest.mark.core
-def test_metadata_changes_without_a_vector_being_paid_again(place):
+def test_metadata_changes_send_no_vectors(place):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         assert place.cli("run", "job.yaml").returncode == 0
@@ -370,7 +372,7 @@ def test_metadata_stays_with_its_own_asset(place):
 
 
 @pytest.mark.core
-def test_a_guard_holds_a_bad_version_back_until_it_is_published_by_hand(place):
+def test_a_gate_holds_a_bad_version_until_it_is_published_manually(place):
     for path in sorted((place.folder / "pictures").iterdir())[:8]:
         path.write_bytes(b"not a picture")
     done = place.cli("run", "job.yaml")
@@ -384,8 +386,8 @@ def test_a_guard_holds_a_bad_version_back_until_it_is_published_by_hand(place):
     assert place.cli("run", "job.yaml").returncode == 0
 
 
-def test_texts_that_differ_by_one_number_are_published_and_the_report_tells_of_their_ties(place):
-    """Their scores differ by less than fp16 can tell, so that which of them come first is a matter of rounding."""
+def test_near_identical_texts_are_published_and_ties_are_reported(place):
+    """Their scores differ by less than fp16 resolution, so that rounding decides the order."""
     with (place.folder / "texts.csv").open("w") as file:
         file.write("id,text\n")
         file.writelines(f"t{i},sepeda merah nomor {i}\n" for i in range(1, 151))
@@ -405,7 +407,7 @@ def test_texts_that_differ_by_one_number_are_published_and_the_report_tells_of_t
     assert f"near tie: text-&gt;text {percent} %" in (folder / "report.html").read_text()
 
 
-def test_the_whole_recall_is_reached_in_few_dimensions(place):
+def test_full_recall_is_reached_in_few_dimensions(place):
     """In 16 dimensions 3000 vectors lie so close that fp16 swaps a few neighbours."""
     write_texts(place.folder / "texts.csv", 3000)
     place.write_job(
@@ -422,7 +424,7 @@ def test_the_whole_recall_is_reached_in_few_dimensions(place):
 
 
 @pytest.mark.core
-def test_plan_says_what_a_run_then_does(place):
+def test_a_plan_predicts_the_run(place):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__requests_per_minute=60)
         plan = json.loads(place.cli("plan", "job.yaml", "--json").stdout)
@@ -470,7 +472,7 @@ def test_photographs_of_every_orientation_reach_the_api_upright(place):
         assert (vectors @ vectors.T).min() > 0.99
 
 
-def test_a_folder_of_ones_own_pictures_works_without_a_flag(place):
+def test_a_folder_of_ordinary_images_works_by_default(place):
     shutil.rmtree(place.folder / "pictures")
     folder = place.folder / "my photos"
     names = [
@@ -488,7 +490,7 @@ def test_a_folder_of_ones_own_pictures_works_without_a_flag(place):
             shutil.copyfile(source, folder / name)
     (folder / "a text.jpg").write_text("this is no picture")
     (folder / "empty.jpg").write_bytes(b"")
-    with open(os.fsencode(folder) + b"/caf\xe9.jpg", "wb") as file:  # noqa: PTH123 - bytes that are no text
+    with open(os.fsencode(folder) + b"/caf\xe9.jpg", "wb") as file:  # noqa: PTH123 - bytes that are not UTF-8
         file.write(write_images(place.folder / "tmp", 1, seed=99)[0].read_bytes())
     place.write_job(sources=[{"kind": "image", "files": "my photos"}])
     done = place.cli("run", "job.yaml", "--json")
@@ -500,7 +502,7 @@ def test_a_folder_of_ones_own_pictures_works_without_a_flag(place):
 
 
 @pytest.mark.core
-def test_pictures_in_a_parquet_column_and_texts_in_files_are_sources_too(place):
+def test_image_columns_and_text_files_are_sources(place):
     import pyarrow as pa
 
     paths = sorted((place.folder / "pictures").iterdir())
@@ -526,7 +528,7 @@ def test_pictures_in_a_parquet_column_and_texts_in_files_are_sources_too(place):
     assert texts == {f"{i}.txt": f"text in file {i}" for i in range(5)}
 
 
-def test_a_picture_too_large_for_the_api_is_sent_smaller_and_the_row_says_so(place):
+def test_an_image_too_large_for_the_api_is_resized_and_noted(place):
     rng = np.random.default_rng(0)
     from PIL import Image
 
@@ -543,8 +545,8 @@ def test_a_picture_too_large_for_the_api_is_sent_smaller_and_the_row_says_so(pla
     del rng
 
 
-def test_texts_keep_their_vectors_when_other_texts_come(place):
-    """What a unit holds is decided by its references: more of them may cut units anew, and never mix rows up."""
+def test_texts_keep_their_vectors_when_texts_are_added(place):
+    """References decide the content of units: new ones change the units and never mix up rows."""
     assert place.cli("run", "job.yaml").returncode == 0
     first = {row["asset_id"]: row["embedding"] for row in rows_of(place.catalog, "text")}
     write_texts(place.folder / "texts.csv", 70)
@@ -555,7 +557,7 @@ def test_texts_keep_their_vectors_when_other_texts_come(place):
     assert all(second[name] == vector for name, vector in first.items())
 
 
-def test_float16_storage_halves_the_vectors_and_finds_the_same(place):
+def test_float16_halves_the_vectors_and_finds_the_same_hits(place):
     place.write_job(index__vector_type="float16", embed__dimension=512)
     assert place.cli("run", "job.yaml").returncode == 0
     with open_catalog(place.catalog) as catalog:
@@ -569,7 +571,7 @@ def test_float16_storage_halves_the_vectors_and_finds_the_same(place):
 
 
 @pytest.mark.core
-def test_the_report_is_a_page_that_opens_offline_and_escapes_what_assets_are_called(place):
+def test_the_report_page_works_offline_and_escapes_ids(place):
     (place.folder / "pictures" / "<script>alert(1)<.jpg").write_text("no picture")
     assert place.cli("run", "job.yaml").returncode == 0
     (page,) = place.catalog.glob("versions/*/report.html")
@@ -583,7 +585,7 @@ def test_the_report_is_a_page_that_opens_offline_and_escapes_what_assets_are_cal
     assert "plots are missing" not in text
 
 
-def test_what_a_report_tells_over_time_adds_up_to_its_totals(place):
+def test_the_time_series_of_a_report_add_up_to_its_totals(place):
     (place.folder / "pictures" / "none.jpg").write_text("no picture")
     with serve(faults=Faults(latency_s=0.05, error_500=0.2)) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=4)
@@ -608,7 +610,7 @@ def test_what_a_report_tells_over_time_adds_up_to_its_totals(place):
 
 @pytest.mark.core
 @pytest.mark.parametrize("rate_limiter", ["host", "redis"])
-def test_the_limit_holds_over_three_lanes_in_processes_of_their_own(place, rate_limiter, redis_server):
+def test_the_rate_limit_holds_over_lanes_in_three_processes(place, rate_limiter, redis_server):
     with serve(limits=Limits(requests_per_minute=240), faults=Faults(latency_s=0.02)) as emulator:
         place.write_job(
             embed__base_url=emulator.base_url,
@@ -628,7 +630,7 @@ def test_the_limit_holds_over_three_lanes_in_processes_of_their_own(place, rate_
     assert report["api"]["throttled_s"] > 0
 
 
-def test_a_run_without_its_redis_fails_with_a_sentence(place):
+def test_a_run_without_redis_fails_with_one_line(place):
     place.write_job(embed__rate_limiter="redis", embed__redis_url="redis://127.0.0.1:9/0")
     done = place.cli("run", "job.yaml")
     assert done.returncode == 1
@@ -652,7 +654,7 @@ def test_retry_failed_sends_only_the_dead_letters(place):
     assert [r["asset_id"] for r in rows_of(place.catalog, "text", version)].count("t007") == 1
 
 
-def test_costs_are_told_where_prices_are_configured(place):
+def test_costs_are_reported_when_prices_are_configured(place):
     place.write_job(embed__price_per_1000_requests=1000.0)
     planned = json.loads(place.cli("plan", "job.yaml", "--json").stdout)
     report = json.loads(place.cli("run", "job.yaml", "--json").stdout)
@@ -660,7 +662,7 @@ def test_costs_are_told_where_prices_are_configured(place):
 
 
 @pytest.mark.core
-def test_beams_metrics_have_what_was_sent(place, monkeypatch):
+def test_beam_metrics_count_what_was_sent(place, monkeypatch):
     import apache_beam as beam
 
     from epithre_beam.configs import load_config

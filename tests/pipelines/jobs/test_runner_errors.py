@@ -1,9 +1,9 @@
-"""The one line of a runner's pages that says what failed."""
+"""The line of a runner's error that says what failed."""
 
 import grpc
 import pytest
 
-from epithre_beam.pipelines.jobs.runner_errors import message_of
+from epithre_beam.pipelines.jobs.runner_errors import advised, message_of
 
 PYTHON = """Pipeline job-001 failed in state FAILED: bundle inst003 stage-004 failed:Traceback (most recent call last):
   File "/usr/lib/python3.11/site-packages/apache_beam/runners/worker/sdk_worker.py", line 318, in _execute
@@ -46,7 +46,7 @@ CALL = """<_MultiThreadedRendezvous of RPC that terminated with:
         ("", "RuntimeError"),
     ],
 )  # fmt: skip
-def test_it_is_the_line_that_says_something(text, line):
+def test_the_line_with_the_error_is_chosen(text, line):
     assert message_of(RuntimeError(text)) == line
 
 
@@ -119,22 +119,32 @@ GROUP = """  + Exception Group Traceback (most recent call last):
     ],
     ids=["cause", "during", "suppressed", "spark", "inner class", "silent call", "call", "group", "docker"],
 )  # fmt: skip
-def test_it_is_the_cause_of_the_others(text, line):
+def test_the_first_cause_is_chosen(text, line):
     assert message_of(RuntimeError(text)) == line
 
 
-def test_an_error_that_says_nothing_is_told_by_its_cause():
+def test_an_error_without_a_message_reports_its_cause():
     outer = RuntimeError("]")
     outer.__cause__ = FileNotFoundError(2, "No such file or directory", "/models/clip.pt")
     assert message_of(outer) == "[Errno 2] No such file or directory: '/models/clip.pt'"
 
 
-def test_it_is_short():
+def test_the_line_is_short():
     assert len(message_of(RuntimeError("words " * 1000))) == 300
 
 
-def test_a_real_call_to_a_server_that_is_not_there_tells_why():
+def test_a_grpc_call_without_a_server_reports_the_reason():
     with grpc.insecure_channel("localhost:1") as channel, pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary("/x/y")(b"", timeout=10)
     assert message_of(caught.value).endswith("(UNAVAILABLE)")
     assert len(message_of(caught.value)) > 30
+
+
+@pytest.mark.parametrize("after", [". Also failed to fetch from Google", ". If no Internet access", "…", ""])
+def test_a_failed_download_of_beam_gives_advice(after):
+    url = "https://repo.maven.apache.org/beam-runners-flink-2.2-job-server-2.77.0.jar"
+    found = advised(f"Unable to fetch remote job server jar at {url}: HTTP Error 404: Not Found{after}")
+    assert found.startswith(
+        f"Beam could not download its job server from {url} (HTTP Error 404: Not Found). Start a job"
+    )
+    assert advised("the worker pool is gone") == "the worker pool is gone"

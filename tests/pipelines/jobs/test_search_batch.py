@@ -1,4 +1,4 @@
-"""Bulk search: every query gets the hits that a search by itself would give it, once, whatever happens on the way."""
+"""Bulk search: every query gets the hits of a single search exactly once, also after failures."""
 
 import json
 import signal
@@ -44,7 +44,7 @@ def write_vectors(path, vectors, kind="text", prefix="q", **columns):
 
 
 def make_catalog(folder, catalog, seed=0, model="elsewhere", copies=0, overrides=()):
-    """Both kinds, with metadata; the first `copies` texts stand twice."""
+    """Both kinds, with metadata; the first `copies` texts are duplicates."""
     for i, kind in enumerate(("image", "text")):
         vectors = unit_vectors(_ROWS, seed + i)
         if kind == "text" and copies:
@@ -107,7 +107,7 @@ def by_query(table):
     ],
 )
 @pytest.mark.core
-def test_hits_are_those_of_a_search_by_itself(search, write_job, catalog, tmp_path):
+def test_hits_equal_those_of_single_searches(search, write_job, catalog, tmp_path):
     report = search_batch(load_search_job(write_job(search=search, block_queries=32)))
     found = by_query(hits_of(report, tmp_path / "found"))
     with open_catalog(catalog) as opened:
@@ -136,7 +136,7 @@ def test_hits_are_those_of_a_search_by_itself(search, write_job, catalog, tmp_pa
 
 @pytest.mark.core
 @pytest.mark.parametrize("search", [{"k": 7}, {"k": 200, "merge": "quota", "where": {"lang": "id"}}])
-def test_a_catalog_that_is_dealt_out_over_workers_gives_the_same_hits(search, write_job, tmp_path):
+def test_a_catalog_distributed_over_workers_gives_the_same_hits(search, write_job, tmp_path):
     several = make_catalog(
         tmp_path / "v", tmp_path / "several", copies=40, overrides=["index.rows_per_index=50", "index.rows_per_file=25"]
     )
@@ -149,7 +149,7 @@ def test_a_catalog_that_is_dealt_out_over_workers_gives_the_same_hits(search, wr
     assert (again["hits"], again["searched"]) == (dealt["hits"], dealt["searched"]) == (whole["hits"], 100)
 
 
-def test_near_duplicates_are_found_once_and_never_an_asset_itself(write_job, tmp_path):
+def test_near_duplicates_exclude_the_asset_itself(write_job, tmp_path):
     job = {"vectors": None, "assets": [{"kind": "text"}]}
     search = {"k": 3, "kinds": ["text"], "min_score": 0.999}
     twice = search_batch(load_search_job(write_job(**job, search=search)))
@@ -165,7 +165,7 @@ def test_near_duplicates_are_found_once_and_never_an_asset_itself(write_job, tmp
     assert short["cut_off"] == _ROWS + 5
 
 
-def test_assets_of_another_catalog_are_joined_and_one_of_another_model_is_refused(write_job, tmp_path):
+def test_assets_of_another_catalog_need_the_same_model(write_job, tmp_path):
     other = make_catalog(tmp_path / "other", tmp_path / "other-catalog", seed=0)
     job = {"vectors": None, "assets": [{"catalog": str(other), "kind": "image"}], "search": {"k": 1}}
     report = search_batch(load_search_job(write_job(**job)))
@@ -174,11 +174,11 @@ def test_assets_of_another_catalog_are_joined_and_one_of_another_model_is_refuse
     # The same vectors under the same ids: an asset of another catalog is not "itself".
     assert all(row["asset_id"] == row["query_id"] and row["score"] > 0.999 for row in rows)
     different = make_catalog(tmp_path / "third", tmp_path / "third-catalog", model="another")
-    with pytest.raises(ConfigError, match=r"assets\[0\].catalog must be of the same model: model of .*another"):
+    with pytest.raises(ConfigError, match=r"assets\[0\].catalog must have the same model: model is .*another"):
         search_batch(load_search_job(write_job(**{**job, "assets": [{"catalog": str(different)}]})))
 
 
-def test_ids_choose_assets_and_unknown_ones_are_dead_letters_which_a_guard_counts(write_job, tmp_path):
+def test_unknown_ids_are_dead_letters_that_a_gate_counts(write_job, tmp_path):
     (tmp_path / "wanted.csv").write_text("sku\n" + "\n".join(f"image-{i}" for i in (7, 3, 250)) + "\nimage-9999\n")
     job = {"vectors": None, "assets": [{"kind": "image", "ids": "wanted.csv", "id": "sku"}]}
     report = search_batch(load_search_job(write_job(**job)))
@@ -198,7 +198,7 @@ def test_ids_choose_assets_and_unknown_ones_are_dead_letters_which_a_guard_count
     assert not (tmp_path / "other" / "LATEST.json").exists()
 
 
-def test_a_text_that_cannot_be_sent_is_a_dead_letter_and_one_without_others_leaves_an_empty_result(place):
+def test_a_text_that_cannot_be_sent_is_a_dead_letter(place):
     assert place.cli("run", "job.yaml", "-q").returncode == 0
     (place.folder / "asked.jsonl").write_text('{"n": 1, "words": "  "}\n')
     job = {"catalog": "catalog", "output": "found", "gates": {"max_dead_share": 1}}
@@ -213,7 +213,7 @@ def test_a_text_that_cannot_be_sent_is_a_dead_letter_and_one_without_others_leav
     assert len(hits_of(report, place.folder / "found")) == 0
 
 
-def test_vectors_that_are_none_are_dead_letters(write_job, tmp_path):
+def test_invalid_vectors_are_dead_letters(write_job, tmp_path):
     vectors = unit_vectors(200, 9)
     vectors[3, 2], vectors[150] = np.nan, 0
     write_vectors(tmp_path / "queries" / "a.parquet", vectors)
@@ -228,20 +228,20 @@ def test_vectors_that_are_none_are_dead_letters(write_job, tmp_path):
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in report.items() if k != "seconds"}
 
 
-def test_an_output_that_is_a_catalog_or_has_anything_else_is_refused_and_left_alone(write_job, catalog, tmp_path):
+def test_an_output_folder_with_other_content_is_refused(write_job, catalog, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in catalog.rglob("*")}
     with pytest.raises(ConfigError, match="is a catalog"):
         search_batch(load_search_job(write_job(output=str(catalog))))
     assert {path: path.stat().st_mtime_ns for path in catalog.rglob("*")} == before
     (tmp_path / "mine" / "results" / "old").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="which has 'results' in it"):
+    with pytest.raises(ConfigError, match="contains 'results', which search-batch did not write"):
         search_batch(load_search_job(write_job(output="mine")))
     assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["results", "old"]
     (tmp_path / "new").mkdir()
     assert search_batch(load_search_job(write_job(output="new")))["searched"] == 100
 
 
-def test_what_is_wrong_with_the_output_is_said_of_the_output(write_job, tmp_path):
+def test_errors_of_the_output_name_the_output(write_job, tmp_path):
     (tmp_path / "file").write_text("x")
     for place in ("file/found", "/proc/found"):
         with pytest.raises(ConfigError, match=r"^output '.*' cannot be written \("):
@@ -256,13 +256,13 @@ def test_what_is_wrong_with_the_output_is_said_of_the_output(write_job, tmp_path
     assert "catalog" not in str(reported.value)
     (tmp_path / "other" / "results").mkdir(parents=True)
     (tmp_path / "other" / "search-batch.json").touch()
-    (tmp_path / "other" / "LATEST.json").mkdir()  # cannot be written, and that shows at the end
+    (tmp_path / "other" / "LATEST.json").mkdir()  # LATEST.json cannot be written, which fails at the end
     with pytest.raises(UnwritableError, match=r"^output '.*' cannot be written") as reported:
         search_batch(load_search_job(write_job(output="other")))
     assert "catalog" not in str(reported.value)
 
 
-def test_a_query_that_stands_twice_is_named_with_both_lines(place):
+def test_a_duplicate_query_is_reported_with_both_lines(place):
     assert place.cli("run", "job.yaml", "-q").returncode == 0
     (place.folder / "asked.csv").write_text("n,words\n1,x\n2,y\n1,z\n")
     job = {"catalog": "catalog", "output": "found"}
@@ -274,7 +274,7 @@ def test_a_query_that_stands_twice_is_named_with_both_lines(place):
         assert words in done.stderr
 
 
-def test_the_result_in_force_is_named_and_older_ones_go(write_job, tmp_path):
+def test_latest_json_names_the_result_and_old_ones_are_removed(write_job, tmp_path):
     output = tmp_path / "found"
     names = [search_batch(load_search_job(write_job(search={"k": k})))["result"] for k in (1, 2, 3, 3)]
     assert names[2] == names[3]
@@ -285,7 +285,7 @@ def test_the_result_in_force_is_named_and_older_ones_go(write_job, tmp_path):
 
 
 @pytest.mark.core
-def test_texts_and_pictures_are_embedded_as_the_command_line_does_and_never_paid_twice(place):
+def test_queries_are_embedded_like_single_searches_and_only_once(place):
     assert place.cli("run", "job.yaml", "-q").returncode == 0
     words = [f"what is asked for: number {i}" for i in range(40)]
 
@@ -316,7 +316,7 @@ def test_texts_and_pictures_are_embedded_as_the_command_line_does_and_never_paid
         assert [(row["kind"], row["asset_id"]) for row in got] == [(h["kind"], h["asset_id"]) for h in result["hits"]]
         assert {row["query"] for row in got} == {words[i]}
         assert {row["query_source"] for row in got} == {"queries[0]"}
-    # A picture of the catalog, sent as a query, finds itself: it is not known to be the same asset.
+    # An image of the catalog, sent as a query, finds itself: it is not known to be the same asset.
     assert all(rows[0]["asset_id"] == name for (kind, name), rows in found.items() if kind == "image")
     again = search(*words)
     assert (again["embedded"], again["requests"], again["result"]) == (0, 0, first["result"])
@@ -327,7 +327,7 @@ def test_texts_and_pictures_are_embedded_as_the_command_line_does_and_never_paid
 
 
 @pytest.mark.core
-def test_a_job_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(write_job, place, tmp_path):
+def test_a_killed_job_resumes_with_the_same_result(write_job, place, tmp_path):
     write_vectors(tmp_path / "queries" / "a.parquet", unit_vectors(1500, 5), "text")
     path = write_job(block_queries=20, search={"k": 50})
     process = place.start("search-batch", path, "--quiet")
@@ -350,14 +350,14 @@ def test_a_job_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(write_job,
 
 
 @pytest.mark.core
-def test_several_processes_find_the_same(write_job, tmp_path):
+def test_several_processes_find_the_same_hits(write_job, tmp_path):
     one = search_batch(load_search_job(write_job(block_queries=20)))
     options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
     two = search_batch(load_search_job(write_job(block_queries=20, output="two")), Runner(beam_options=options))
     assert hits_of(one, tmp_path / "found").equals(hits_of(two, tmp_path / "two"))
 
 
-def test_the_ready_jobs_can_be_read_and_the_shipped_schema_is_that_of_the_program():
+def test_example_jobs_parse_and_the_shipped_schema_is_current():
     configs = Path(__file__).parents[3] / "configs"
     jobs = sorted((configs / "searches").glob("*.yaml"))
     assert [load_search_job(job).catalog for job in jobs] == [str(configs / "searches" / "catalog")] * 3
@@ -367,7 +367,7 @@ def test_the_ready_jobs_can_be_read_and_the_shipped_schema_is_that_of_the_progra
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"vectors": None}, "the config must have queries: at least one entry in `queries`, `vectors` or `assets`"),
+        ({"vectors": None}, "the config: there are no queries. Add an entry to `queries`, `vectors` or `assets`"),
         ({"search": {"k": 0}}, "search.k must be at least 1, got 0"),
         ({"search": {"kind": "image"}}, "search.kind is not a known key. Did you mean 'kinds'"),
         (
@@ -376,16 +376,16 @@ def test_the_ready_jobs_can_be_read_and_the_shipped_schema_is_that_of_the_progra
         ),
         ({"search": {"where": {"colour": "red"}}}, "colour"),
         ({"search": {"min_score": 2}}, "search.min_score must be at most 1, got 2"),
-        ({"search": {"pairs_once": True}}, "search.pairs_once, which goes with `assets` alone"),
+        ({"search": {"pairs_once": True}}, "search.pairs_once applies only to `assets`"),
         ({"vectors": [{"files": "nowhere"}]}, "vectors[0].files"),
-        ({"assets": [{"ids": "x.csv"}]}, "has `ids` and must name their `kind`"),
-        ({"embed": {"model": "other"}}, "embed.model must be left away, or be that of the catalog, 'elsewhere'"),
-        ({"embed": {"dimension": 8}}, "embed.dimension must be left away"),
+        ({"assets": [{"ids": "x.csv"}]}, "`ids` needs `kind`"),
+        ({"embed": {"model": "other"}}, "embed.model must be the catalog's ('elsewhere'), got 'other'. Remove it"),
+        ({"embed": {"dimension": 8}}, "embed.dimension must be the catalog's"),
         ({"embed": {"batch_itms": 8}}, "embed.batch_itms is not a known key. Did you mean 'batch_items'?"),
-        ({"embed": {"api_key": "k"}}, "embed.api_key must not stand in a config"),
+        ({"embed": {"api_key": "k"}}, "embed.api_key: a config must not contain the key"),
     ],
 )
-def test_a_wrong_job_is_told_in_a_sentence_and_nothing_is_written(changes, sentence, write_job, tmp_path):
+def test_an_invalid_job_is_reported_and_nothing_is_written(changes, sentence, write_job, tmp_path):
     with pytest.raises((ConfigError, ValueError)) as reported:
         search_batch(load_search_job(write_job(**changes)))
     assert sentence in str(reported.value)
@@ -398,7 +398,7 @@ def test_vectors_of_another_length_are_refused(write_job, tmp_path):
         search_batch(load_search_job(write_job(vectors=[{"files": "short"}])))
 
 
-def test_a_catalog_that_is_not_there_and_one_that_is_damaged_are_told(write_job, tmp_path):
+def test_missing_and_damaged_catalogs_are_reported(write_job, tmp_path):
     with pytest.raises(CatalogError, match="there is no catalog here"):
         search_batch(load_search_job(write_job(catalog=str(tmp_path / "nothing"))))
     broken = make_catalog(tmp_path / "v", tmp_path / "broken")

@@ -1,6 +1,7 @@
-"""A run stops before it would pass its spending limit, keeps what it paid for, and the next one goes on."""
+"""A run stops before it exceeds its spending limit, keeps finished vectors, and the next run continues."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -21,12 +22,12 @@ def serve(**settings):
 
 
 def asked(emulator):
-    """Every request that the server saw, the greeting and what it refused among them."""
+    """Every request that the server received, including the probe and refused ones."""
     return len(emulator.log)
 
 
 def run_until_published(place, emulator, *options, most=60, limit=None):
-    """Runs again and again; each run must stay within `limit` requests and send something new."""
+    """Run until all is embedded; each run must stay within `limit` requests and send something new."""
     runs = 0
     while runs < most:
         runs += 1
@@ -54,19 +55,29 @@ def assert_all_right(place):
                 np.testing.assert_allclose(row["embedding"], hash_vector("text", row["text"].encode(), 64), atol=1e-5)
 
 
-def test_no_run_passes_its_requests_and_together_they_send_each_content_once(place):
+def test_runs_stay_within_max_requests_and_send_each_content_once(place):
     with serve(faults=Faults(latency_s=0.02)) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=5)
         runs = run_until_published(place, emulator, "--max-requests", "9", limit=9)
         billed = emulator.payments()
-    assert runs == 3  # some 22 requests of 5 or fewer in units of 16, 8 a run beside the greeting
+    assert runs == 3  # about 22 requests of at most 5 inputs in units of 16; 8 per run besides the probe
     assert len(billed) == 90
     assert set(billed.values()) == {1}
     assert_all_right(place)
 
 
-def test_sources_that_change_from_night_to_night_cost_nothing_twice(place):
-    """A new picture cuts all units anew; what was paid for in the old ones is found by its content."""
+def test_a_plan_after_a_spending_stop_counts_what_remains(place):
+    """The unit in progress at the limit is stored with what it has; the rest of it is still to be sent."""
+    place.write_job(embed__base_url="emulator", embed__batch_items=5)
+    assert place.cli("run", "job.yaml", "--quiet", "--max-requests", "5").returncode == 1
+    plan = json.loads(place.cli("plan", "job.yaml", "--json").stdout)
+    report = json.loads(place.cli("run", "job.yaml", "--quiet", "--json").stdout)
+    assert 0 < plan["assets_to_send"] == report["api"]["items_embedded"] < 90
+    assert plan["requests"] + 2 >= report["api"]["requests"] >= plan["requests"]  # two test the API
+
+
+def test_changing_sources_are_not_sent_twice(place):
+    """A new image changes all units; vectors of the old units are reused by content."""
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=9)
         for night in range(20):
@@ -79,8 +90,8 @@ def test_sources_that_change_from_night_to_night_cost_nothing_twice(place):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_retries_count_and_what_is_paid_twice_is_only_what_was_answered_broken(place, seed):
-    faults = Faults(error_500=0.2, drop_connection=0.1)  # neither is admitted, so neither is paid
+def test_retries_count_and_only_broken_responses_are_billed_twice(place, seed):
+    faults = Faults(error_500=0.2, drop_connection=0.1)  # neither is admitted, so neither is billed
     with serve(faults=faults, seed=seed) as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=5)
         run_until_published_with_faults(place, emulator)
@@ -101,7 +112,7 @@ def run_until_published_with_faults(place, emulator):
     raise AssertionError("not published after 40 runs")
 
 
-def test_the_limit_is_shared_by_lanes_and_never_passed_by_all_together(place):
+def test_the_spending_limit_is_shared_by_all_lanes(place):
     with serve(faults=Faults(latency_s=0.05)) as emulator:
         place.write_job(
             embed__base_url=emulator.base_url, embed__batch_items=8, embed__lanes=3, embed__rate_limiter="host",
@@ -115,7 +126,7 @@ def test_the_limit_is_shared_by_lanes_and_never_passed_by_all_together(place):
     assert_all_right(place)
 
 
-def test_a_step_that_the_runner_repeats_does_not_spend_twice(place):
+def test_a_repeated_step_does_not_spend_twice(place):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url, embed__batch_items=5)
         run_until_published(
@@ -124,8 +135,8 @@ def test_a_step_that_the_runner_repeats_does_not_spend_twice(place):
         assert set(emulator.payments().values()) == {1}
 
 
-def test_no_run_costs_more_than_its_limit_by_the_servers_own_bill(place):
-    """Tokens: the server bills texts by words and pictures by size, which is not what was estimated."""
+def test_no_run_costs_more_than_its_limit_by_the_servers_bill(place):
+    """The server bills tokens by words and image sizes, which differ from the estimate."""
     with serve() as emulator:
         place.write_job(
             embed__base_url=emulator.base_url, embed__batch_items=4, embed__max_cost=0.5,
@@ -139,13 +150,14 @@ def test_no_run_costs_more_than_its_limit_by_the_servers_own_bill(place):
             if done.returncode == 0:
                 break
             assert "embed.max_cost 0.5" in done.stderr
+            assert re.search(r"It sent [0-9]+ requests? with [0-9]+ items? \(cost 0\.[0-9]+\);", done.stderr)
         assert done.returncode == 0, done.stderr
         assert set(emulator.payments().values()) == {1}
     assert_all_right(place)
 
 
 def test_tokens_are_counted_as_billed(place):
-    """The bill of each run, in tokens, stays within the limit though the estimate is another."""
+    """The billed tokens of each run stay within the limit although the estimate differs."""
     price = 1000.0
     with serve() as emulator:
         place.write_job(
@@ -163,12 +175,14 @@ def test_tokens_are_counted_as_billed(place):
         assert set(emulator.payments().values()) == {1}
 
 
-def test_a_limit_of_nothing_publishes_only_what_is_paid_for(place):
+def test_a_limit_of_zero_publishes_only_reused_vectors(place):
     with serve() as emulator:
         place.write_job(embed__base_url=emulator.base_url)
         done = place.cli("run", "job.yaml", "--max-requests", "0")
         assert done.returncode == 1
         assert "0 requests" in done.stderr
+        assert "spent.requests=0" in done.stderr
+        assert "spent.cost" not in done.stderr  # there is no price
         assert not emulator.log
         assert place.cli("run", "job.yaml").returncode == 0
         first = open_catalog(place.catalog).version
@@ -186,7 +200,7 @@ def test_a_limit_of_nothing_publishes_only_what_is_paid_for(place):
         assert not emulator.log
 
 
-def test_retry_failed_keeps_to_the_limit_and_goes_on(place):
+def test_retry_failed_stays_within_the_limit(place):
     with serve(faults=Faults(poison_marker="number 1", poison_names="param")) as emulator:
         place.write_job(embed__base_url=emulator.base_url, gates__max_dead_share=0.5, embed__unit_references=64)
         assert place.cli("run", "job.yaml", "--quiet").returncode == 0
@@ -206,25 +220,26 @@ def test_retry_failed_keeps_to_the_limit_and_goes_on(place):
     assert runs == 2
 
 
-def test_a_cost_limit_without_a_price_and_a_limit_that_lets_nothing_through_are_refused(place):
+def test_invalid_cost_limits_are_refused(place):
     done = place.cli("run", "job.yaml", "--max-cost", "3")
     assert done.returncode == 2
-    assert "max_cost=3" in done.stderr
+    assert "--max-cost: embed: max_cost is 3, but no price is configured" in done.stderr
     assert "price_per_1000_requests" in done.stderr
     done = place.cli("run", "job.yaml", "--max-requests", "1")
     assert done.returncode == 2
+    assert "--max-requests: embed: max_requests is 1" in done.stderr
     assert "at least 2" in done.stderr
     assert place.cli("run", "job.yaml", "--max-requests", "-1").returncode == 2
 
 
-def test_a_limit_below_one_request_says_so(place):
+def test_a_limit_below_one_request_is_reported(place):
     place.write_job(embed__price_per_1000_items=1000.0, embed__max_cost=0.5)
     done = place.cli("run", "job.yaml", "--quiet")
     assert done.returncode == 1
     assert "The limit is too low for a single request" in done.stderr
 
 
-def test_a_search_is_not_held_to_the_limit_of_the_run(place):
+def test_a_search_ignores_the_spending_limit_of_the_run(place):
     assert place.cli("run", "job.yaml", "--max-requests", "30").returncode == 0
     assert place.cli("run", "job.yaml", "--max-requests", "0").returncode == 0
     done = place.cli("search", "catalog", "--text", "text number 3", "-k", "1", "--json")

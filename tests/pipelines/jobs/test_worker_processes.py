@@ -1,4 +1,4 @@
-"""A run in worker processes ends when its work does, and when one of them dies; tests/engines kills real ones."""
+"""A run in worker processes ends with its work, or when a process dies; tests/engines kills real ones."""
 
 import os
 import threading
@@ -13,18 +13,18 @@ from ...ports import free_port
 pytestmark = pytest.mark.slow  # worker processes import everything
 
 
-def test_it_waits_until_the_work_is_done():
+def test_run_waits_until_the_work_is_done():
     done = []
     run_to_its_end(lambda: done.append(1))
     assert done == [1]
 
 
-def test_an_error_of_the_work_comes_out_as_it_is():
+def test_an_error_of_the_work_is_raised_unchanged():
     with pytest.raises(ZeroDivisionError):
         run_to_its_end(lambda: 1 / 0)
 
 
-def test_a_worker_that_died_ends_it_though_the_work_would_wait_for_ever():
+def test_a_dead_worker_ends_a_run_that_would_wait_forever():
     over = threading.Event()
 
     def wait_for_the_dead():
@@ -50,10 +50,10 @@ def test_a_worker_that_died_ends_it_though_the_work_would_wait_for_ever():
     ],
     ids=str,
 )
-def test_grpc_is_told_of_this_machine_beside_what_it_knew(monkeypatch, before, after):
+def test_loopback_is_added_to_no_grpc_proxy(monkeypatch, before, after):
     name = "no_grpc_proxy"  # in lower case, as gRPC reads it
     monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.setenv(name, "")  # so that what is set here ends with the test
+    monkeypatch.setenv(name, "")  # so that monkeypatch restores it
     for known, value in before.items():
         monkeypatch.setenv(known, value)
     for _ in range(2):  # a second run in one process adds nothing
@@ -61,7 +61,7 @@ def test_grpc_is_told_of_this_machine_beside_what_it_knew(monkeypatch, before, a
         assert os.environ.get(name) == after
 
 
-def test_workers_and_the_emulator_are_reached_whatever_proxies_the_environment_names(place):
+def test_workers_and_emulator_are_reached_despite_proxy_variables(place):
     place.write_job(beam_options=["--direct_running_mode=multi_processing", "--direct_num_workers=2"])
     nobody = f"http://127.0.0.1:{free_port()}"
     proxies = {name: nobody for kind in ("http", "https", "all") for name in (f"{kind}_proxy", f"{kind}_proxy".upper())}

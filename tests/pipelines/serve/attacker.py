@@ -1,4 +1,4 @@
-"""Connections of somebody who means harm: `python attacker.py PORT KIND COUNT [ADDRESSES]`, until standard input ends.
+"""Connections of an attacker: `python attacker.py PORT KIND COUNT [ADDRESSES]`, until standard input ends.
 
 It says `ready` when all were opened once. Connections that the server drops are opened again, ten times a second.
 """

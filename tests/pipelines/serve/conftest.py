@@ -1,4 +1,4 @@
-"""Real servers, started by `epithre-beam serve`, over small catalogs with a hash for a model."""
+"""Real servers, started by `epithre-beam serve`, over small catalogs with hash vectors."""
 
 import contextlib
 import json
@@ -15,15 +15,16 @@ from ..conftest import Place, write_images, write_texts
 
 DIMENSION = 64
 WITHOUT_API = ("--base-url", "https://api.example/v1")
-"""With no key set, such a server embeds nothing, and starts sooner: no emulator is started for it."""
+"""Without a key the server does not embed, needs no emulator and starts faster."""
 
 
 @dataclass
 class Served:
-    """A server under way."""
+    """A running server."""
 
     process: subprocess.Popen
     url: str
+    """The address in the start line, with the prefix below a proxy."""
     version: str
     place: Place
     token: str | None = None
@@ -31,7 +32,11 @@ class Served:
 
     def __post_init__(self):
         headers = {} if self.token is None else {"authorization": f"Bearer {self.token}"}
-        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=60)
+        self.client = httpx.Client(base_url=self.origin, headers=headers, timeout=60)
+
+    @property
+    def origin(self):
+        return f"http://127.0.0.1:{httpx.URL(self.url).port}"
 
     @property
     def address(self):
@@ -56,7 +61,7 @@ class Served:
 
 @contextlib.contextmanager
 def serving(place: Place, *arguments, token=None, start=None, **environment) -> Iterator[Served]:
-    """`epithre-beam serve` on a free port; `start` starts another program that says the same line."""
+    """Run `epithre-beam serve` on a free port; `start` starts another program with the same output line."""
     arguments = ("serve", place.catalog, "--port", 0, "--json", "--rate", 0, *arguments)
     process = start() if start else place.start(*arguments, imports_itself=True, **environment)
     try:
@@ -70,7 +75,7 @@ def serving(place: Place, *arguments, token=None, start=None, **environment) -> 
 
 @pytest.fixture(scope="session")
 def hashed(tmp_path_factory) -> Place:
-    """A job of 12 pictures and 20 texts and its catalog, only for reading."""
+    """A job of 12 images and 20 texts and its catalog, read-only."""
     place = Place(tmp_path_factory.mktemp("hashed"))
     write_images(place.folder / "pictures", 12)
     write_texts(place.folder / "texts.csv", 20)
@@ -82,7 +87,7 @@ def hashed(tmp_path_factory) -> Place:
 
 @pytest.fixture(scope="session")
 def served(hashed) -> Iterator[Served]:
-    """A server that lets everybody in and takes pictures of a megabyte."""
+    """A server without a token that accepts images of at most one megabyte."""
     with serving(hashed, "--max-upload-mb", 1) as server:
         yield server
 
@@ -99,7 +104,7 @@ def vector() -> list[float]:
 
 
 def read_all(connection):
-    """What a connection gives until it is closed."""
+    """Read from a connection until it is closed."""
     connection.settimeout(20)
     with contextlib.suppress(ConnectionResetError):
         return b"".join(iter(lambda: connection.recv(65536), b""))
@@ -107,7 +112,7 @@ def read_all(connection):
 
 
 def fault(answer: httpx.Response, status: int) -> str:
-    """The sentence of an error, which has our shape and no traceback."""
+    """Return the message of an error response, after checking its shape."""
     assert answer.status_code == status, (answer.status_code, answer.text)
     body = answer.json()
     assert set(body) == {"error"}

@@ -1,4 +1,4 @@
-"""A small proxy that shows a server below a path, and may take that path away before it asks."""
+"""A small proxy that serves a server below a path, and optionally removes the path from requests."""
 
 import contextlib
 import http.client
@@ -11,7 +11,7 @@ _OWN = {"connection", "keep-alive", "transfer-encoding", "content-length", "date
 
 @contextlib.contextmanager
 def proxied(port: int, prefix: str, *, strips: bool = True, **headers: str) -> Iterator[str]:
-    """Its address with the prefix. Headers are added to each request, with `_` for `-`."""
+    """Yield the proxy's URL with the prefix. Headers are added to each request, with `_` for `-`."""
     added = {name.replace("_", "-"): value for name, value in headers.items()}
 
     class Handler(BaseHTTPRequestHandler):

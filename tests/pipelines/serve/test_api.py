@@ -1,4 +1,4 @@
-"""What the API answers is what the catalog says, and what its description says."""
+"""Responses of the API match the catalog and the OpenAPI description."""
 
 import base64
 import json
@@ -26,7 +26,7 @@ def expected(found):
     return [(hit.kind, hit.asset_id, pytest.approx(hit.score, abs=1e-6)) for hit in found[0]]
 
 
-def test_a_vector_finds_what_the_catalog_finds_however_it_is_sent(served, catalog, vector):
+def test_vector_searches_equal_searches_of_the_catalog(served, catalog, vector):
     found = expected(catalog.search(np.array(vector, np.float32), k=5))
     assert pairs(served.search(vector=vector, k=5)) == found
     as_base64 = base64.b64encode(np.array(vector, "<f4").tobytes()).decode()
@@ -34,7 +34,7 @@ def test_a_vector_finds_what_the_catalog_finds_however_it_is_sent(served, catalo
     assert pairs(served.search(vector=[1000 * number for number in vector], k=5)) == found
 
 
-def test_a_sentence_and_a_picture_find_their_own_asset_first(served, image):
+def test_a_text_and_an_image_find_their_own_asset_first(served, image):
     answer = served.search(text="text number 3", k=3, kinds=["text"])
     assert pairs(answer)[0] == ("text", "t003", pytest.approx(1, abs=1e-3))
     body = answer.json()
@@ -48,7 +48,7 @@ def test_a_sentence_and_a_picture_find_their_own_asset_first(served, image):
     assert answer.json()["hits"][0]["thumbnail"] == "/api/thumbnails/image?id=p003.jpg"
 
 
-def test_an_asset_finds_others_like_it_and_itself_only_if_asked(served, catalog):
+def test_an_asset_finds_similar_assets_and_itself_on_request(served, catalog):
     asset = {"kind": "image", "id": "p003.jpg"}
     row = catalog.find_asset("image", "p003.jpg")
     found = expected(catalog.search(catalog.vectors("image", [row])[0], k=6))
@@ -57,7 +57,7 @@ def test_an_asset_finds_others_like_it_and_itself_only_if_asked(served, catalog)
     assert pairs(served.search(asset=asset, k=5)) == found[1:]
 
 
-def test_kinds_conditions_merges_and_recall_are_those_of_the_catalog(served, catalog, vector):
+def test_kinds_where_merge_and_recall_work_as_in_the_catalog(served, catalog, vector):
     import pyarrow.compute as pc
 
     query = np.array(vector, np.float32)
@@ -69,7 +69,7 @@ def test_kinds_conditions_merges_and_recall_are_those_of_the_catalog(served, cat
         assert pairs(answer) == expected(catalog.search(query, k=8, merge=merge, query_kind="text"))
 
 
-def test_the_catalog_says_what_it_is(served, catalog):
+def test_the_catalog_route_describes_the_version(served, catalog):
     reported = served.client.get("/api/catalog").json()
     assert reported["version"] == catalog.version == served.version
     assert reported["kinds"] == {"image": 12, "text": 20}
@@ -91,7 +91,7 @@ def test_an_asset_is_shown_with_its_metadata(served):
     assert (reported["width"], reported["height"], reported["media_type"]) == (48, 36, "image/jpeg")
 
 
-def test_health_and_metrics_say_how_it_is(served, vector):
+def test_health_and_metrics_report_the_state(served, vector):
     assert served.client.get("/health/live").json() == {"status": "alive", "version": None}
     ready = {"status": "ready", "version": served.version, "embedding_api": "answers", "retry_after_s": None}
     assert served.client.get("/health/ready").json() == ready
@@ -106,7 +106,7 @@ def test_health_and_metrics_say_how_it_is(served, vector):
     assert "of/mine" not in served.client.get("/metrics").text
 
 
-def test_the_description_names_every_route_with_its_answers_and_errors(served):
+def test_openapi_describes_every_route_with_responses_and_errors(served):
     description = served.client.get("/openapi.json").json()
     assert set(description["paths"]) == {
         "/api/search",
@@ -128,7 +128,7 @@ def test_the_description_names_every_route_with_its_answers_and_errors(served):
         assert served.search(**example).status_code in {200, 404, 422}
 
 
-def test_every_answer_carries_the_headers_that_keep_a_page_safe(served):
+def test_every_response_has_the_security_headers(served):
     paths = ("/", "/page/app.js", "/api/catalog", "/no/such", "/metrics", "/openapi.json", "/api/assets/text?id=none")
     for path in paths:
         headers = served.client.get(path).headers
@@ -140,7 +140,7 @@ def test_every_answer_carries_the_headers_that_keep_a_page_safe(served):
         assert headers["cache-control"] == ("no-store" if path.startswith("/api/") else "no-cache")
 
 
-def test_head_and_options_are_answered_and_other_methods_are_told_which_is_right(served):
+def test_head_and_options_work_and_wrong_methods_name_the_right_one(served):
     head = served.client.head("/api/catalog")
     assert (head.status_code, head.content) == (200, b"")
     assert int(head.headers["content-length"]) == len(served.client.get("/api/catalog").content)

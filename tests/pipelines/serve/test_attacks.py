@@ -1,4 +1,4 @@
-"""Whoever is slow, silent or many on purpose takes nothing from those who ask as they should."""
+"""Clients that are slow, silent or many on purpose do not affect normal clients."""
 
 import contextlib
 import http.client
@@ -24,7 +24,7 @@ from ..conftest import KEY, command
 from .attacker import KINDS
 from .conftest import DIMENSION, WITHOUT_API, fault, read_all, serving
 
-pytestmark = pytest.mark.slow  # a server that is attacked until it would fail
+pytestmark = pytest.mark.slow  # attacks up to the server's limits
 
 _WITH_SETTINGS = """
 import asyncio, json, sys
@@ -36,7 +36,7 @@ asyncio.run(_serve(ServeSettings(catalog=sys.argv[1], port=0, **json.loads(sys.a
 
 @contextlib.contextmanager
 def serving_with(place, files=None, **settings):
-    """A server of a process that may open so many files; `server.log` is the file of what it logs."""
+    """A server in a process with a limit of open files; `server.log` is its log file."""
     settings = {"requests_per_minute": 0, "base_url": WITHOUT_API[1], **settings}
     program = [sys.executable, "-c", _WITH_SETTINGS, str(place.catalog), json.dumps(settings)]
     if files is not None:
@@ -50,7 +50,7 @@ def serving_with(place, files=None, **settings):
 
 @contextlib.contextmanager
 def attacked(server, kind, count, addresses=1):
-    """For as long as the block runs."""
+    """Run the attack while the block runs."""
     arguments = [server.address[1], kind, count, addresses]
     program = [sys.executable, Path(__file__).with_name("attacker.py"), *map(str, arguments)]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as attacker:
@@ -62,7 +62,7 @@ def attacked(server, kind, count, addresses=1):
 
 
 def ask(server, vector, times=12):
-    """Honest requests, each over a connection of its own."""
+    """Send normal requests, each on its own connection."""
     body = json.dumps({"vector": vector, "k": 3})
     for _ in range(times):
         connection = http.client.HTTPConnection(*server.address, timeout=20)
@@ -75,7 +75,7 @@ def ask(server, vector, times=12):
 
 
 @pytest.mark.parametrize("files", [320, 1024])
-def test_more_idle_connections_than_files_silence_nothing_and_fill_no_log(hashed, vector, files):
+def test_idle_connections_beyond_the_file_limit_do_no_harm(hashed, vector, files):
     with serving_with(hashed, files) as server:
         ask(server, vector, 2)
         with attacked(server, "idle", 1100):
@@ -101,12 +101,12 @@ def small(hashed):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "idle"])
-def test_who_never_comes_to_an_end_holds_no_slot_and_no_connection_of_others(small, vector, kind):
+def test_endless_requests_hold_no_slots_or_connections_of_others(small, vector, kind):
     with attacked(small, kind, 150):
         ask(small, vector)
 
 
-def test_a_flood_from_many_addresses_makes_room_for_who_asks(hashed, vector):
+def test_a_flood_of_connections_makes_room_for_real_requests(hashed, vector):
     with serving_with(hashed, max_connections=60, max_client_connections=8) as server:
         with attacked(server, "body", 300, addresses=100):
             ask(server, vector)
@@ -114,7 +114,7 @@ def test_a_flood_from_many_addresses_makes_room_for_who_asks(hashed, vector):
         assert count <= 62
 
 
-def test_what_is_being_answered_is_not_dropped_for_who_comes(hashed):
+def test_requests_in_progress_are_not_dropped_for_new_connections(hashed):
     settings = EmulatorSettings(dimension=DIMENSION, model="hash", api_keys=(KEY,))
     with Emulator(settings) as emulator:
         arguments = ("--base-url", emulator.base_url, "--max-client-connections", 12, "--max-concurrency", 20)
@@ -128,18 +128,18 @@ def test_what_is_being_answered_is_not_dropped_for_who_comes(hashed):
                 assert [one.result().status_code for one in asked] == [200] * 8
 
 
-def test_an_address_has_so_many_connections_and_another_its_own(hashed):
+def test_the_connection_limit_applies_per_address(hashed):
     with serving_with(hashed, max_client_connections=3) as server, contextlib.ExitStack() as stack:
         first = stack.enter_context(server.connect())
         for _ in range(3):
             stack.enter_context(server.connect())
-        assert read_all(first) == b""  # it was waited for longest
+        assert read_all(first) == b""  # the longest idle one
         other = stack.enter_context(server.connect("127.0.0.9"))
         other.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert read_all(other).startswith(b"HTTP/1.1 200")
 
 
-def test_a_proxy_that_is_trusted_has_the_bound_of_all(hashed):
+def test_a_trusted_proxy_is_only_limited_in_total(hashed):
     settings = {"max_client_connections": 2, "trusted_proxies": ["127.0.0.0/8"]}
     with serving_with(hashed, **settings) as server, contextlib.ExitStack() as stack:
         kept = [stack.enter_context(server.connect()) for _ in range(12)]
@@ -148,7 +148,7 @@ def test_a_proxy_that_is_trusted_has_the_bound_of_all(hashed):
             assert read_all(connection).startswith(b"HTTP/1.1 200")
 
 
-def test_bodies_have_a_bound_together_and_the_slowest_make_room(hashed, image):
+def test_total_body_size_is_limited_and_slow_bodies_make_room(hashed, image):
     settings = {"max_bodies_bytes": 1_000_000, "max_upload_bytes": 400_000}
     head = b"POST /api/search/image HTTP/1.1\r\nHost: localhost\r\nContent-Length: 400000\r\n"
     head += b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
@@ -159,10 +159,10 @@ def test_bodies_have_a_bound_together_and_the_slowest_make_room(hashed, image):
         reported = read_all(slow[0])
         assert reported.startswith(b"HTTP/1.1 503")
         assert b"retry-after: 1" in reported.lower()
-        assert fault(server.search_image(image), 422)  # read to its end; this server embeds nothing
+        assert fault(server.search_image(image), 422)  # read completely; this server does not embed
 
 
-def test_who_waits_between_two_pieces_of_a_body_is_told_so(hashed):
+def test_a_pause_between_body_chunks_is_an_error(hashed):
     with serving_with(hashed, body_pause_s=0.3) as server, server.connect() as connection:
         connection.sendall(KINDS["body"])
         reported = read_all(connection)
@@ -180,8 +180,8 @@ def ask_live(connection):
     assert reported.startswith(b"HTTP/1.1 200")
 
 
-def test_a_connection_is_kept_for_longer_than_a_header_may_take_and_not_for_ever(hashed):
-    assert ServeSettings(catalog="c").keep_alive_s > 60  # what proxies keep theirs for
+def test_idle_connections_close_after_keep_alive(hashed):
+    assert ServeSettings(catalog="c").keep_alive_s > 60  # the idle timeout of most proxies
     with serving_with(hashed, header_timeout_s=0.2, keep_alive_s=60) as server, server.connect() as kept:
         ask_live(kept)
         with server.connect() as silent:
@@ -193,7 +193,7 @@ def test_a_connection_is_kept_for_longer_than_a_header_may_take_and_not_for_ever
 
 
 def png(width, height, rows):
-    """A grey PNG whose rows are so many, whatever it claims."""
+    """A grey PNG with a number of rows that may differ from its header."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -212,7 +212,7 @@ def webp(side):
 
 @pytest.fixture(scope="module")
 def embedding(hashed):
-    """A server with an API behind it."""
+    """A server with an embedding API."""
     with (
         Emulator(EmulatorSettings(dimension=DIMENSION, model="hash", api_keys=(KEY,))) as emulator,
         serving(hashed, "--base-url", emulator.base_url) as server,
@@ -221,7 +221,7 @@ def embedding(hashed):
         yield server
 
 
-def test_small_files_of_huge_pictures_are_refused_by_their_header(embedding, image):
+def test_small_files_of_huge_images_are_refused_by_their_header(embedding, image):
     bombs = [png(60_000_000, 1, 1), png(1, 60_000_000, 0), png(9000, 9000, 2), webp(9000)]
     assert max(map(len, bombs)) < 200_000
     before = psutil.Process(embedding.process.pid).memory_info().rss
@@ -234,7 +234,7 @@ def test_small_files_of_huge_pictures_are_refused_by_their_header(embedding, ima
     assert psutil.Process(embedding.process.pid).memory_info().rss - before < 200e6
 
 
-def test_an_api_that_fails_writes_a_few_lines_however_often_it_is_asked(hashed):
+def test_a_failing_api_writes_only_a_few_log_lines(hashed):
     with Emulator(EmulatorSettings(dimension=DIMENSION, model="hash", api_keys=(KEY,))) as emulator:
         log = hashed.folder / "failing.log"
         with log.open("w") as errors:
@@ -257,19 +257,19 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("origin", FOREIGN)
-def test_a_page_of_another_origin_pays_for_nothing(embedding, image, origin):
-    """Browsers send Origin where they send no Sec-Fetch-Site: over plain http to a machine of the network."""
+def test_a_page_of_another_origin_sends_no_query_to_the_api(embedding, image, origin):
+    """Over plain HTTP to another machine, browsers send Origin without Sec-Fetch-Site."""
     embedding.emulator.reset()
     headers = {"origin": origin.encode()}
     client = embedding.client
-    assert "another site" in fault(client.post("/api/search", json={"text": "paid?"}, headers=headers), 403)
+    assert "other sites" in fault(client.post("/api/search", json={"text": "paid?"}, headers=headers), 403)
     form = {"files": {"image": image}, "headers": headers}
     assert fault(client.post("/api/search/image", **form), 403)
     assert fault(client.get("/api/thumbnails/image?id=p001.jpg", headers=headers), 403)
     assert embedding.emulator.payments() == {}
 
 
-def test_our_own_page_may_ask_by_whatever_name_it_was_opened(embedding, vector):
+def test_our_own_page_works_under_any_host_name(embedding, vector):
     port = embedding.address[1]
     for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"LOCALHOST:{port}"):
         for scheme in ("http", "https"):  # a proxy may end TLS
@@ -277,12 +277,12 @@ def test_our_own_page_may_ask_by_whatever_name_it_was_opened(embedding, vector):
             assert embedding.client.post("/api/search", json={"vector": vector}, headers=headers).status_code == 200
     headers = {"host": "localhost", "origin": "http://localhost:80"}
     assert embedding.client.post("/api/search", json={"vector": vector}, headers=headers).status_code == 200
-    # A proxy may have changed the Host; the browser itself says whose page it is.
+    # A proxy may have changed Host; Sec-Fetch-Site still identifies the page.
     headers = {"host": "localhost", "origin": "https://pictures.example", "sec-fetch-site": "same-origin"}
     assert embedding.client.post("/api/search", json={"vector": vector}, headers=headers).status_code == 200
 
 
-def test_a_name_that_was_allowed_may_ask_through_a_proxy_that_hides_it(hashed, vector):
+def test_an_allowed_name_works_through_a_proxy_that_hides_it(hashed, vector):
     with serving(hashed, *WITHOUT_API, "--allow-host", "pictures.example", key=None) as server:
         for origin, status in (("https://pictures.example", 200), ("https://pictures.example:8443", 200),
                                ("https://pictures.example.evil", 403)):  # fmt: skip
@@ -291,7 +291,7 @@ def test_a_name_that_was_allowed_may_ask_through_a_proxy_that_hides_it(hashed, v
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "GZIP", "gzip, identity", "zstd"])
-def test_a_body_that_is_encoded_is_refused_in_a_sentence(served, vector, encoding):
+def test_an_encoded_body_is_refused(served, vector, encoding):
     headers = {"content-encoding": encoding, "content-type": "application/json"}
     body = zlib.compress(json.dumps({"vector": vector}).encode())
     for path in ("/api/search", "/api/search/image"):

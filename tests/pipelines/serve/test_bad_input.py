@@ -1,4 +1,4 @@
-"""Whatever comes from outside is answered with a 4xx and a sentence."""
+"""Invalid input gets a 4xx response with a message."""
 
 import io
 import json
@@ -16,7 +16,7 @@ def chunk(name, data):
 
 
 def bomb(side):
-    """A PNG of some kilobytes that wants gigabytes."""
+    """A PNG of some kilobytes that decodes to gigabytes."""
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     pixels = zlib.compress(bytes(1 << 20), 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
@@ -26,29 +26,29 @@ def bomb(side):
     ("data", "words"),
     [
         (b"", "empty"),
-        (b"no picture at all", "no picture"),
-        (b"/etc/passwd", "no picture"),
-        (b"http://127.0.0.1/picture.jpg", "no picture"),
-        (b"%PDF-1.7 and so on", "no picture"),
+        (b"no picture at all", "is not an image"),
+        (b"/etc/passwd", "is not an image"),
+        (b"http://127.0.0.1/picture.jpg", "is not an image"),
+        (b"%PDF-1.7 and so on", "is not an image"),
         (b"\xff\xd8\xff\xe0 begins as one", "broken"),
         (bomb(40_000), "pixels"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
     ],
 )
-def test_an_upload_that_is_no_picture_is_refused(served, data, words):
+def test_an_upload_that_is_not_an_image_is_refused(served, data, words):
     assert words in fault(served.search_image(data), 422)
 
 
 @pytest.mark.parametrize("value", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:1/x.jpg"])
-def test_a_path_or_an_address_instead_of_bytes_is_refused(served, value):
+def test_a_path_or_url_instead_of_a_file_is_refused(served, value):
     answer = served.client.post("/api/search/image", data={"image": value})
-    assert "the file itself" in fault(answer, 422)
+    assert "must be a file, not text" in fault(answer, 422)
 
 
 @pytest.mark.parametrize(
     "options", ['{"k": 0}', "{", "[]", '{"k": 1e9}', '{"text": "x"}', '{"where": {"nope": 1}}', "\x00", '{"k": NaN}']
 )
-def test_wrong_options_beside_a_picture_are_refused(served, image, options):
+def test_invalid_options_of_an_image_search_are_refused(served, image, options):
     answer = served.client.post("/api/search/image", files={"image": image}, data={"options": options})
     assert answer.status_code in {400, 422}
     assert fault(answer, answer.status_code)
@@ -68,14 +68,18 @@ def test_wrong_options_beside_a_picture_are_refused(served, image, options):
         ({"text": "a", "k": "10"}, "k must be a valid integer, got '10'."),
         ({"text": "a", "k": True}, "k must be a valid integer, got True."),
         ({"text": "a", "kinds": ["video"]}, "kinds[0] must be 'image' or 'text', got 'video'."),
-        ({"text": "a", "kinds": []}, "kinds must have at least 1 item"),
-        ({"text": "a", "kinds": "text"}, "kinds must be a valid array, got 'text'."),
+        ({"text": "a", "kinds": []}, "kinds must have at least one kind, got []."),
+        ({"text": "a", "kinds": "text"}, "kinds must be a list, got 'text'."),
         ({"text": "a", "merge": "best"}, "merge must be 'score', 'quota' or 'standardised', got 'best'."),
         ({"text": "a", "recall": 2}, "recall must be less than or equal to 1, got 2"),
-        ({"text": "a", "colour": "red"}, "colour is not known here: see /openapi.json."),
-        ({"text": "a", "query_kind": "text"}, "query_kind goes with a vector"),
+        (
+            {"text": "a", "colour": "red"},
+            "colour is not a field of a search. Fields: k, kinds, where, merge, recall, text, ",
+        ),
+        ({"asset": {"kind": "text", "id": "a", "x": 1}}, "asset.x is not a field of an asset. Fields: kind, id."),
+        ({"text": "a", "query_kind": "text"}, "query_kind is only for vectors"),
         ({"text": "a", "where": {"price": {"$lt": "x"}}}, "where.price.$lt must be a number, got 'x'."),
-        ({"text": "a", "where": {"nope": 1}}, "where.nope must be a column among price, asset_id"),
+        ({"text": "a", "where": {"nope": 1}}, "where.nope: there is no column nope. Columns: price, asset_id"),
         ({"text": "a", "where": "price < 5"}, "where must be an object, got 'price < 5'."),
         ({"text": "a", "where": {"$or": [{"price": 1}] * 200}}, "where must have at most 100 terms"),
         ({"vector": [1.0] * (DIMENSION - 1)}, "vector must have 64 numbers, got 63."),
@@ -91,22 +95,22 @@ def test_wrong_options_beside_a_picture_are_refused(served, image, options):
         ({"vector": [10**400] + [0] * (DIMENSION - 1)}, "vector must be"),
         ({"vector": [0] * DIMENSION}, "vector must be finite and not all zeros"),
         ({"vector": [1e308] * DIMENSION}, "vector must be finite"),
-        ({"vector_base64": "*"}, "vector_base64 must be base64"),
-        ({"vector_base64": "AAA="}, "vector_base64 must hold float32 of 4 bytes each"),
+        ({"vector_base64": "*"}, "vector_base64 must be valid base64"),
+        ({"vector_base64": "AAA="}, "vector_base64 must contain float32 values of 4 bytes"),
         ({"vector_base64": "AAAA" * 8}, "vector_base64 must have 64 numbers, got 6."),
-        ({"vector": [0.1] * DIMENSION, "merge": "standardised"}, "merge 'standardised' needs query_kind"),
+        ({"vector": [0.1] * DIMENSION, "merge": "standardised"}, "query_kind is missing"),
         ({"asset": {"kind": "video", "id": "x"}}, "asset.kind must be 'image' or 'text', got 'video'."),
-        ({"asset": {"kind": "text"}}, "asset.id is missing and must be given."),
+        ({"asset": {"kind": "text"}}, "asset.id is missing."),
         ({"asset": {"kind": "text", "id": 5}}, "asset.id must be a valid string, got 5."),
         ({"asset": "t003"}, "asset must be an object, got 't003'."),
     ],
 )
-def test_a_search_that_breaks_a_rule_is_told_which(served, asked, sentence):
+def test_an_invalid_search_reports_the_rule(served, asked, sentence):
     assert sentence in fault(served.search(**asked), 422)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_numbers_that_are_none_are_refused(served, number):
+def test_non_finite_numbers_are_refused(served, number):
     body = f'{{"vector": [{",".join([number] * DIMENSION)}]}}'
     answer = served.client.post("/api/search", content=body, headers={"content-type": "application/json"})
     assert answer.status_code in {400, 422}
@@ -116,14 +120,14 @@ def test_numbers_that_are_none_are_refused(served, number):
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"\xff\xfe", b"null", b"[1]", b'"x"', b'{"text": "\\ud800"}', b"[" * 100_000, b'{"k": 1}']
 )
-def test_a_body_that_is_no_search_is_refused(served, body):
+def test_an_invalid_body_is_refused(served, body):
     answer = served.client.post("/api/search", content=body, headers={"content-type": "application/json"})
     assert answer.status_code in {400, 422}
     fault(answer, answer.status_code)
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "", "multipart/form-data"])
-def test_a_search_of_another_content_type_is_refused(served, media_type):
+def test_a_search_with_another_content_type_is_refused(served, media_type):
     answer = served.client.post("/api/search", content=b'{"text": "a"}', headers={"content-type": media_type})
     assert "application/json" in fault(answer, 415)
 
@@ -132,7 +136,7 @@ def test_a_search_of_another_content_type_is_refused(served, media_type):
     "asset_id",
     ["none", "../texts.csv", "../../etc/passwd", "/etc/passwd", "p001.jpg/../p002.jpg", "p001.jpg\x00", "é☃"],
 )
-def test_an_id_that_the_catalog_has_not_is_not_found_whatever_it_looks_like(served, asset_id):
+def test_unknown_ids_are_not_found(served, asset_id):
     for path in ("/api/assets/image", "/api/assets/text", "/api/thumbnails/image"):
         assert asset_id not in fault(served.client.get(path, params={"id": asset_id}), 404)
     assert fault(served.search(asset={"kind": "image", "id": asset_id}), 404)
@@ -141,7 +145,7 @@ def test_an_id_that_the_catalog_has_not_is_not_found_whatever_it_looks_like(serv
 @pytest.mark.parametrize(
     "path", ["/page/../app.py", "/page/%2e%2e/app.py", "/page//etc/passwd", "/page/..%2fapp.py", "/api", "/api/", "//"]
 )
-def test_no_path_leads_out_of_the_page(served, path):
+def test_no_path_leaves_the_page_folder(served, path):
     with served.connect() as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
@@ -149,7 +153,7 @@ def test_no_path_leads_out_of_the_page(served, path):
     assert b"create_app" not in answer
 
 
-def test_query_parameters_that_break_a_rule_are_told(served):
+def test_invalid_query_parameters_are_reported(served):
     assert "id is missing" in fault(served.client.get("/api/assets/image"), 422)
     assert "id must have at most 4096" in fault(served.client.get("/api/assets/image", params={"id": "x" * 5000}), 422)
     assert "kind must be" in fault(served.client.get("/api/assets/video", params={"id": "x"}), 422)
@@ -158,8 +162,8 @@ def test_query_parameters_that_break_a_rule_are_told(served):
         assert fault(answer, 422).startswith("size ")
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_is_sent(served):
-    """Its length is enough to know."""
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(served):
+    """Content-Length is sufficient."""
     for path in ("/api/search", "/api/search/image"):
         with served.connect() as connection:
             lines = [
@@ -174,7 +178,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_sent(served):
             assert connection.recv(65536).startswith(b"HTTP/1.1 413")
 
 
-def test_a_body_without_a_length_is_refused_while_it_is_read(served):
+def test_a_body_without_content_length_is_limited_while_it_is_read(served):
     head = ["POST /api/search/image HTTP/1.1", "Host: localhost", "Transfer-Encoding: chunked"]
     head += ["Content-Type: multipart/form-data; boundary=b", "", ""]
     part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="p"\r\n\r\n'
@@ -194,16 +198,16 @@ def test_a_body_without_a_length_is_refused_while_it_is_read(served):
             except TimeoutError:
                 continue
     assert answer.startswith(b"HTTP/1.1 413")
-    assert sent < 20_000_000  # what the sockets hold is sent before the server looks
+    assert sent < 20_000_000  # socket buffers are sent before the server reads
 
 
-def test_a_picture_that_is_just_too_large_is_told_so_after_it_was_sent(served):
+def test_an_image_slightly_above_the_limit_is_refused(served):
     answer = served.search_image(b"\xff\xd8\xff" + bytes(1_000_000))
-    assert "1,000,000 bytes at most" in fault(answer, 413)
+    assert "at most 1,000,000 bytes" in fault(answer, 413)
     assert served.search_image(bytes(1_900_000)).status_code == 413
 
 
-def test_a_form_that_is_none_is_refused(served):
+def test_an_invalid_form_is_refused(served):
     for headers, body in (
         ({"content-type": "multipart/form-data"}, b"x"),
         ({"content-type": "multipart/form-data; boundary=b"}, b"--c\r\n\r\n"),
@@ -219,13 +223,23 @@ def test_a_form_that_is_none_is_refused(served):
         fault(answer, answer.status_code)
 
 
-def test_a_picture_that_is_large_in_pixels_and_small_in_bytes_is_searched(served):
+def test_an_image_that_is_not_in_a_form_is_refused(served):
+    headers = {"content-type": "application/x-www-form-urlencoded"}  # as curl's --data-binary sends it
+    answer = served.client.post("/api/search/image", content=b"x", headers=headers)
+    assert fault(answer, 422) == "image is missing. Send multipart/form-data with a field `image`."
+    answer = served.search_image(b"x", txt="a")
+    assert fault(answer, 422) == "options.txt is not a field of a search. Fields: k, kinds, where, merge, recall."
+    answer = served.client.post("/api/search", json=[])
+    assert fault(answer, 422).endswith("got [].")
+
+
+def test_an_image_with_many_pixels_and_few_bytes_is_searched(served):
     buffer = io.BytesIO()
     Image.new("L", (6000, 4000)).save(buffer, "PNG")
     assert served.search_image(buffer.getvalue(), k=1).status_code == 200
 
 
-def test_what_a_client_sends_is_not_reflected_as_markup(served):
+def test_client_input_is_not_reflected_as_markup(served):
     answer = served.search(text="a", merge="<script>alert(1)</script>")
     assert answer.headers["content-type"] == "application/json"
     assert json.loads(answer.content)["error"]["message"].startswith("merge must be")

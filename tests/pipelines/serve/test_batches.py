@@ -1,4 +1,4 @@
-"""Queries that wait are searched together, each gets its own hits, and some are left for while others are answered."""
+"""Waiting queries share search calls, each gets its own hits, and some stay queued for the next call."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ _DIMENSION = 16
 
 
 @pytest.mark.parametrize(("queries", "most"), [(8, 4), (64, 8)])
-def test_of_those_that_wait_half_are_searched_in_a_call_but_few(tmp_path: Path, queries: int, most: int) -> None:
+def test_a_call_takes_half_of_the_waiting_queries(tmp_path: Path, queries: int, most: int) -> None:
     vectors = unit_vectors(60, _DIMENSION, 1)
     make(tmp_path / "c", {"text": vectors})
     metrics = Metrics()
@@ -35,6 +35,6 @@ def test_of_those_that_wait_half_are_searched_in_a_call_but_few(tmp_path: Path, 
     reported = dict(line.rsplit(" ", 1) for line in metrics.exposition().decode().splitlines() if line[:1] != "#")
     name = "epithre_beam_batch_queries"
     assert float(reported[f"{name}_sum"]) == queries
-    # Those that came first did not wait for others.
+    # The first queries did not wait for others.
     assert float(reported[f'{name}_bucket{{le="{most}.0"}}']) == float(reported[f"{name}_count"])
     assert 4 <= float(reported[f"{name}_count"]) < queries

@@ -1,4 +1,4 @@
-"""Who may be connected, and who makes room for whom."""
+"""Limits on connections, and which connection is dropped for a new one."""
 
 import resource
 import subprocess
@@ -22,7 +22,7 @@ class One:
 
 
 def come(connections, peer):
-    """The new connection; None when it is not let in."""
+    """The new connection; None when it is refused."""
     if not connections.make_room(peer):
         return None
     one = One(peer)
@@ -30,18 +30,18 @@ def come(connections, peer):
     return one
 
 
-def test_the_one_that_is_waited_for_longest_makes_room():
+def test_the_longest_idle_connection_makes_room():
     connections = Connections(100, 3)
     first, second, third = (come(connections, "192.0.2.1") for _ in range(3))
-    connections.wait_for(first, is_waited_for=False)  # it is being answered
+    connections.wait_for(first, is_waited_for=False)  # a request is in progress
     assert come(connections, "192.0.2.1")
     assert (first.is_open, second.is_open, third.is_open) == (True, False, True)
-    connections.wait_for(first, is_waited_for=True)  # the answer is given: from now on it waits, behind the others
+    connections.wait_for(first, is_waited_for=True)  # answered: from now on it is idle, after the others
     assert come(connections, "192.0.2.1")
     assert (first.is_open, third.is_open) == (True, False)
 
 
-def test_where_all_are_being_answered_nobody_is_dropped_and_nobody_is_let_in():
+def test_new_connections_are_refused_when_all_are_busy():
     connections = Connections(2, 2)
     busy = [come(connections, f"192.0.2.{i}") for i in range(2)]
     for one in busy:
@@ -52,7 +52,7 @@ def test_where_all_are_being_answered_nobody_is_dropped_and_nobody_is_let_in():
     assert come(connections, "192.0.2.9")
 
 
-def test_a_client_is_an_address_and_of_ipv6_its_network():
+def test_a_client_is_an_ipv4_address_or_ipv6_network():
     connections = Connections(100, 1)
     first = come(connections, "2001:db8::1")
     assert come(connections, "2001:db8::ffff")
@@ -64,7 +64,7 @@ def test_a_client_is_an_address_and_of_ipv6_its_network():
 
 
 @pytest.mark.parametrize("peer", ["10.1.2.3", "::ffff:10.1.2.3", "fd00::5", "10.0.0.1"])
-def test_a_trusted_proxy_has_as_many_as_all(peer):
+def test_a_trusted_proxy_is_only_limited_in_total(peer):
     connections = Connections(5, 1, ["10.0.0.0/8", "fd00::/64"])
     ones = [come(connections, peer) for _ in range(5)]
     assert all(one.is_open for one in ones)
@@ -75,7 +75,7 @@ def test_a_trusted_proxy_has_as_many_as_all(peer):
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from(["come", "answer", "wait", "go"])), max_size=200))
-def test_the_bounds_hold_whatever_happens_and_nobody_who_is_answered_is_dropped(steps):
+def test_the_limits_hold_and_busy_connections_are_never_dropped(steps):
     connections = Connections(4, 2)
     opened, answered = [], set()
     for peer, what in steps:
@@ -100,7 +100,7 @@ def test_the_bounds_hold_whatever_happens_and_nobody_who_is_answered_is_dropped(
 
 
 def limited(soft, hard, wanted):
-    """What `connections_for` says in a process with such a limit of open files, and the limit that it leaves."""
+    """The result of `connections_for` in a process with a limit of open files, and the limit afterwards."""
     program = (
         "import resource, sys; from epithre_beam.pipelines.serve.connection_limits import connections_for;"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}));"
@@ -110,21 +110,21 @@ def limited(soft, hard, wanted):
     return *map(int, done.stdout.split()), done.stderr
 
 
-def test_the_limit_of_open_files_is_raised_as_far_as_it_goes():
+def test_the_limit_of_open_files_is_raised_as_needed():
     found, soft, said = limited(256, 8000, 1000)
     assert (found, said) == (1000, "")
     assert 2000 < soft < 8000
 
 
 @pytest.mark.parametrize("files", [64, 200, 512])
-def test_there_are_no_more_connections_than_files(files):
+def test_connections_are_limited_by_open_files(files):
     found, soft, said = limited(files, files, 1000)
     assert soft == files
     assert 1 <= found < max(2, files / 2)
-    assert f"at most {found} connections are taken instead of 1000" in said
+    assert f"max_connections: {found} instead of 1000" in said
 
 
-def test_where_there_are_files_enough_nothing_is_changed():
+def test_a_sufficient_file_limit_is_not_changed():
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert connections_for(1) == 1
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == before

@@ -1,4 +1,4 @@
-"""Who is let in, how often and how slowly; and how the server ends."""
+"""Access checks, rate and time limits, and shutdown of the server."""
 
 import contextlib
 import signal
@@ -28,7 +28,7 @@ asyncio.run(_serve(settings, as_json=True))
 
 @pytest.fixture(scope="module")
 def guarded(hashed):
-    """A server that wants a token and lets a client search six times a minute."""
+    """A server with a token and a limit of six searches per minute."""
     options = ("--token-env", "SERVE_TOKEN", "--rate", 6, "--allow-host", "pictures.example")
     with serving(hashed, *WITHOUT_API, *options, token=TOKEN, key=None, SERVE_TOKEN=TOKEN) as server:
         yield server
@@ -36,7 +36,7 @@ def guarded(hashed):
 
 @pytest.fixture(scope="module")
 def impatient(hashed):
-    """A server that answers one request at a time and waits half a second for a header, 2.5 s for a body."""
+    """A server with one slot that waits 0.5 s for a header and 2.5 s for a body."""
 
     def start():
         program = [sys.executable, "-c", _IMPATIENT, str(hashed.catalog), WITHOUT_API[1]]
@@ -48,7 +48,7 @@ def impatient(hashed):
 
 @pytest.fixture(scope="module")
 def get():
-    """Asks a server without its token."""
+    """Send a request without the token."""
     with httpx.Client() as client:
         yield lambda server, path, **headers: client.get(f"{server.url.rstrip('/')}{path}", headers=headers)
 
@@ -56,7 +56,7 @@ def get():
 @pytest.mark.parametrize(
     "given", [None, "Bearer wrong", "Bearer", f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", TOKEN, "é"]
 )
-def test_without_the_right_token_nothing_is_told_and_no_token_is_echoed(guarded, get, given):
+def test_a_wrong_token_gets_no_data_and_is_not_echoed(guarded, get, given):
     headers = {} if given is None else {"authorization": given.encode("latin-1")}
     for path in (
         "/api/catalog",
@@ -74,7 +74,7 @@ def test_without_the_right_token_nothing_is_told_and_no_token_is_echoed(guarded,
     assert fault(answer, 401)
 
 
-def test_with_the_token_all_is_told_and_health_and_the_page_need_none(guarded, get):
+def test_the_token_gives_access_and_health_and_page_need_none(guarded, get):
     assert guarded.client.get("/api/catalog").status_code == 200
     assert guarded.client.get("/metrics").status_code == 200
     assert get(guarded, "/api/catalog", authorization=f"bearer {TOKEN}").status_code == 200
@@ -85,35 +85,35 @@ def test_with_the_token_all_is_told_and_health_and_the_page_need_none(guarded, g
     assert TOKEN not in str(description)
 
 
-def test_a_flood_is_told_when_to_come_back(guarded, vector):
+def test_too_many_searches_get_retry_after(guarded, vector):
     answers = [guarded.search(vector=vector) for _ in range(3)]
     assert answers[0].status_code == 200
     for answer in answers[1:]:
-        assert "asked too often" in fault(answer, 429)
+        assert "Too many requests" in fault(answer, 429)
         assert 1 <= int(answer.headers["retry-after"]) <= 10
-    assert guarded.client.get("/api/catalog").status_code == 200  # what costs nothing is not counted
+    assert guarded.client.get("/api/catalog").status_code == 200  # only searches are counted
     pretended = guarded.client.post("/api/search", json={"vector": vector}, headers={"x-forwarded-for": "192.0.2.7"})
-    assert pretended.status_code == 429  # nobody said that this client is a proxy
+    assert pretended.status_code == 429  # this client is not a trusted proxy
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "", "[::2]"])
-def test_a_foreign_name_for_loopback_is_not_answered(served, get, host):
+def test_a_foreign_host_name_on_loopback_is_refused(served, get, host):
     for path in ("/", "/api/catalog", "/health/ready"):
         assert "Host header" in fault(get(served, path, host=host), 400)
 
 
-def test_loopback_and_names_that_were_allowed_are_answered(served, guarded, get):
+def test_loopback_and_allowed_host_names_are_accepted(served, guarded, get):
     for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:80"):
         assert get(served, "/health/ready", host=host).status_code == 200
     assert get(guarded, "/health/ready", host="pictures.example").status_code == 200
     assert get(served, "/health/ready", host="pictures.example").status_code == 400
 
 
-def test_a_page_of_another_site_may_not_ask(served, image):
+def test_requests_from_pages_of_other_sites_are_refused(served, image):
     for site in ("cross-site", "same-site"):
         headers = {"sec-fetch-site": site}
         answer = served.client.post("/api/search/image", files={"image": image}, headers=headers)
-        assert "another site" in fault(answer, 403)
+        assert "other sites" in fault(answer, 403)
         assert fault(served.client.get("/api/thumbnails/image?id=p001.jpg", headers=headers), 403)
     for site in ("same-origin", "none"):
         assert served.client.get("/api/catalog", headers={"sec-fetch-site": site}).status_code == 200
@@ -122,7 +122,7 @@ def test_a_page_of_another_site_may_not_ask(served, image):
     )
 
 
-def test_who_sends_a_header_a_byte_at_a_time_is_dropped(impatient):
+def test_a_client_that_sends_its_header_slowly_is_dropped(impatient):
     started = time.monotonic()
     with impatient.connect() as connection:
         with contextlib.suppress(OSError):  # dropped
@@ -145,19 +145,19 @@ def test_who_sends_a_header_a_byte_at_a_time_is_dropped(impatient):
     ],
     ids=["path", "value", "headers", "trailers"],
 )
-def test_a_header_without_an_end_is_not_kept(served, endless):
+def test_the_size_of_headers_is_limited(served, endless):
     started = time.monotonic()
     with served.connect() as connection:
         connection.settimeout(20)
         with contextlib.suppress(ConnectionError):
             connection.sendall(endless)
         assert b" 200 " not in read_all(connection)
-    assert time.monotonic() - started < 8  # and not only when a header is too slow
+    assert time.monotonic() - started < 8  # well before the header timeout
     assert served.client.get("/health/live").status_code == 200
 
 
 def wait_until_under_way(server, requests):
-    """The one that asks is among them."""
+    """Includes the request that reads it."""
     deadline = time.monotonic() + 20
     while f"requests_under_way {requests}.0" not in server.client.get("/metrics").text:
         assert time.monotonic() < deadline
@@ -173,7 +173,7 @@ def head(length):
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def test_who_sends_a_body_slowly_is_told_so_and_holds_no_slot_meanwhile(impatient, vector):
+def test_a_slow_body_is_an_error_and_holds_no_slot(impatient, vector):
     with impatient.connect() as connection:
         connection.sendall(head(100) + b'{"text"')
         wait_until_under_way(impatient, 2)
@@ -183,7 +183,7 @@ def test_who_sends_a_body_slowly_is_told_so_and_holds_no_slot_meanwhile(impatien
     assert impatient.search(vector=vector).status_code == 200
 
 
-def test_who_comes_while_all_slots_are_taken_is_asked_to_come_back(hashed, vector):
+def test_requests_above_the_concurrency_limit_get_retry_after(hashed, vector):
     settings = EmulatorSettings(dimension=DIMENSION, model="hash", api_keys=(KEY,))
     with Emulator(settings) as emulator:
         arguments = ("--base-url", emulator.base_url, "--max-concurrency", 1)
@@ -192,7 +192,7 @@ def test_who_comes_while_all_slots_are_taken_is_asked_to_come_back(hashed, vecto
             slow = pool.submit(server.search, text="a sentence that takes its time")
             wait_until_under_way(server, 2)
             busy = server.search(vector=vector)
-            assert "as many requests as it can" in fault(busy, 503)
+            assert "limit of concurrent requests" in fault(busy, 503)
             assert busy.headers["retry-after"] == "1"
             assert fault(server.client.get("/api/catalog"), 503)
             assert server.client.get("/health/ready").status_code == 200
@@ -200,7 +200,7 @@ def test_who_comes_while_all_slots_are_taken_is_asked_to_come_back(hashed, vecto
             assert server.search(vector=vector).status_code == 200
 
 
-def test_who_goes_away_in_the_middle_leaves_nothing_behind(impatient, vector):
+def test_a_client_that_disconnects_leaves_nothing_behind(impatient, vector):
     for _ in range(5):
         with impatient.connect() as connection:
             connection.sendall(head(100) + b'{"text"')
@@ -210,7 +210,7 @@ def test_who_goes_away_in_the_middle_leaves_nothing_behind(impatient, vector):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_0_after_what_is_under_way(hashed, number):
+def test_a_signal_finishes_requests_in_progress_and_exits_with_0(hashed, number):
     with serving(hashed, *WITHOUT_API, key=None) as server:
         body = b'{"asset": {"kind": "text", "id": "t003"}}'
         with server.connect() as connection:
@@ -218,13 +218,13 @@ def test_a_signal_ends_it_with_0_after_what_is_under_way(hashed, number):
             wait_until_under_way(server, 2)
             server.process.send_signal(number)
             with contextlib.suppress(OSError):
-                while True:  # until nobody is let in any more
+                while True:  # until connections are refused
                     server.connect().close()
             connection.sendall(body[10:])
             answer = read_all(connection)
         assert answer.startswith(b"HTTP/1.1 200")
         assert server.process.wait(20) == 0
-        assert "WARNING" in server.process.stderr.readline()  # that there is no key
+        assert "WARNING" in server.process.stderr.readline()  # the missing key
         assert server.process.stderr.read() == ""
 
 

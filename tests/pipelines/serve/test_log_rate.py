@@ -1,4 +1,4 @@
-"""What is logged a thousand times a second is written a few times, and how often it happened is said."""
+"""Frequent log lines are written a few times, with a count of the others."""
 
 import io
 import logging
@@ -24,7 +24,7 @@ def logger_with(clock, handlers=1):
     return logger, written
 
 
-def test_a_thousand_of_a_kind_are_a_few_lines_and_a_count():
+def test_a_thousand_lines_of_a_kind_become_a_few_and_a_count():
     clock = Clock()
     logger, (written,) = logger_with(clock)
     for i in range(1000):
@@ -41,7 +41,7 @@ def test_a_thousand_of_a_kind_are_a_few_lines_and_a_count():
     assert left_out == 1001 - len(lines)
 
 
-def test_another_kind_is_told_beside_a_flood_and_every_handler_tells_the_same():
+def test_other_kinds_pass_and_all_handlers_agree():
     logger, (first, second) = logger_with(Clock(), handlers=2)
     for _ in range(100):
         logger.error("flood")
@@ -50,8 +50,8 @@ def test_another_kind_is_told_beside_a_flood_and_every_handler_tells_the_same():
     assert "a new version cannot be opened" in first.getvalue()
 
 
-def test_a_kind_for_each_line_is_bounded_too():
+def test_all_kinds_together_are_limited():
     logger, (written,) = logger_with(Clock())
     for i in range(10_000):
-        logger.error(f"never the same {i}")  # noqa: G004 - that is what is tested
+        logger.error(f"never the same {i}")  # noqa: G004 - the subject of this test
     assert len(written.getvalue().splitlines()) <= 50

@@ -1,4 +1,4 @@
-"""Below a path of a proxy's everything that names a place of the server names it as the client reaches it."""
+"""Below a proxy's path prefix, all paths in responses are valid for the client."""
 
 import httpx
 import pytest
@@ -16,7 +16,7 @@ def prefixed(hashed):
 
 
 def go_through(client):
-    """All that a client finds by what the server says. `client` asks below the prefix."""
+    """Follow all paths that the server returns; `client` sends requests below the prefix."""
     found = client.post("api/search", json={"asset": {"kind": "image", "id": "p003.jpg"}, "kinds": ["image"], "k": 3})
     paths = [hit["thumbnail"] for hit in found.json()["hits"]]
     asset = client.get("api/assets/image", params={"id": "p003.jpg"}).json()
@@ -28,24 +28,29 @@ def go_through(client):
 
 
 @pytest.mark.parametrize("strips", [True, False])
-def test_thumbnails_and_the_description_have_the_prefix(prefixed, strips):
+def test_thumbnails_and_openapi_have_the_prefix(prefixed, strips):
     with proxied(prefixed.address[1], "/search", strips=strips) as url, httpx.Client(base_url=url) as client:
         assert go_through(client) == ("/search", "/search")
         for path in ("", "page/app.js", "health/ready", "api/catalog"):
             assert client.get(path).status_code == 200
-        assert fault(client.get("api/nothing"), 404)
+        assert fault(client.get("api/nothing"), 404).endswith("See /search/openapi.json.")
         redirected = httpx.get(url.rstrip("/"))
         assert redirected.status_code == (200 if strips else 307)
         if not strips:
             assert redirected.headers["location"] == "/search/"
 
 
-def test_the_prefix_is_a_whole_step_of_the_path(prefixed):
+def test_the_start_line_has_the_prefix(prefixed):
+    assert prefixed.url == f"{prefixed.origin}/search/"
+    assert httpx.get(f"{prefixed.url}health/ready").status_code == 200
+
+
+def test_the_prefix_matches_whole_path_segments(prefixed):
     assert prefixed.client.get("/searching/api/catalog").status_code == 404
     assert prefixed.client.get("/search/search/api/catalog").status_code == 404
 
 
-def test_a_trusted_proxy_says_its_prefix_and_nobody_else_does(hashed):
+def test_only_a_trusted_proxy_can_set_the_prefix(hashed):
     with serving(hashed, *WITHOUT_API, "--trust-proxy", "127.0.0.1", key=None) as server:
         port = server.address[1]
         for prefix in ("/a", "/a/b-c.d", "/x~1"):
@@ -61,25 +66,27 @@ def test_a_trusted_proxy_says_its_prefix_and_nobody_else_does(hashed):
 
 
 @pytest.mark.parametrize(("path", "prefix"), [("", ""), ("/", ""), ("/a", "/a"), ("/a/", "/a"), ("/a/b", "/a/b")])
-def test_a_prefix_is_a_path_without_its_last_stroke(path, prefix):
+def test_a_prefix_is_a_path_without_trailing_slash(path, prefix):
     assert prefix_of(path) == prefix
 
 
 @pytest.mark.parametrize("path", ["a", "//a", "/a//b", "/..", "/a/./b", "/a b", "/é", "http://x/a", "/a%2f", "/a\n"])
-def test_what_is_no_prefix_is_refused(hashed, path):
+def test_an_invalid_prefix_is_refused(hashed, path):
     assert prefix_of(path) is None
     done = hashed.cli("serve", "catalog", "--root-path", path)
     assert done.returncode == 2
-    assert "--root-path must be a path" in done.stderr
+    rule = "contain only letters, digits and .~_-" if path[0] == "/" else "start with `/`"
+    assert f"--root-path must {rule}" in done.stderr
+    assert "Give the path at which the proxy serves this server" in done.stderr
 
 
-def test_a_token_and_hosts_are_asked_for_below_a_prefix_too(hashed):
+def test_token_and_host_are_checked_below_a_prefix(hashed):
     token = "a-token-for-tests-0123456789"
     options = (*WITHOUT_API, "--root-path", "/search", "--token-env", "SERVE_TOKEN")
     with serving(hashed, *options, token=token, key=None, SERVE_TOKEN=token) as server:
         for path in ("/search/api/catalog", "/api/catalog", "/search/metrics", "/metrics"):
-            assert fault(httpx.get(f"{server.url.rstrip('/')}{path}"), 401)
+            assert fault(httpx.get(f"{server.origin}{path}"), 401)
             assert server.client.get(path).status_code == 200
         for path in ("/search//api/catalog", "//api/catalog", "/search/search/metrics", "/api/search/api/catalog"):
-            assert httpx.get(f"{server.url.rstrip('/')}{path}").status_code in {401, 404}
+            assert httpx.get(f"{server.origin}{path}").status_code in {401, 404}
     assert ServeSettings(catalog="c").root_path == ""

@@ -1,4 +1,4 @@
-"""No client searches more often than it may, whatever it does, and one never waits for another."""
+"""No client exceeds its rate limit, and clients do not affect each other."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ class Clock:
 
 
 @given(st.integers(1, 1200), st.lists(st.floats(0, 30), min_size=1, max_size=200))
-def test_in_no_minute_are_more_let_through_than_a_minutes_worth_and_the_burst(per_minute, pauses):
+def test_any_minute_allows_at_most_the_limit_plus_the_burst(per_minute, pauses):
     clock = Clock()
     rates, let_through = Rates(per_minute, clock), []
     for pause in pauses:
@@ -35,7 +35,7 @@ def test_in_no_minute_are_more_let_through_than_a_minutes_worth_and_the_burst(pe
 
 
 @given(st.integers(1, 600), st.integers(1, 50))
-def test_who_waits_as_long_as_told_is_let_through(per_minute, floods):
+def test_a_client_that_waits_retry_after_is_allowed(per_minute, floods):
     clock = Clock()
     rates = Rates(per_minute, clock)
     for _ in range(floods):
@@ -46,7 +46,7 @@ def test_who_waits_as_long_as_told_is_let_through(per_minute, floods):
     assert rates.take("192.0.2.2") == 0
 
 
-def test_an_ipv6_customer_is_one_client_and_0_lets_everybody_through():
+def test_an_ipv6_network_is_one_client_and_0_means_no_limit():
     rates = Rates(6, Clock())
     assert rates.take("2001:db8:0:1::1") == 0
     assert rates.take("2001:db8:0:1:ffff::2") > 0
@@ -56,7 +56,7 @@ def test_an_ipv6_customer_is_one_client_and_0_lets_everybody_through():
     assert all(Rates(0).take("192.0.2.1") == 0 for _ in range(1000))
 
 
-def test_a_failure_that_nobody_foresaw_is_logged_and_tells_the_client_nothing(caplog):
+def test_an_unexpected_failure_is_logged_and_hidden_from_the_client(caplog):
     async def app(scope, receive, send):
         raise RuntimeError("the secret of the house")
 
@@ -74,7 +74,7 @@ def test_a_failure_that_nobody_foresaw_is_logged_and_tells_the_client_nothing(ca
     assert "the secret of the house" in caplog.text
 
 
-def test_the_token_is_in_no_repr():
+def test_the_repr_omits_the_token():
     assert "hunter2" not in repr(ServeSettings(catalog="c", token="hunter2"))
 
 
@@ -88,6 +88,6 @@ def test_the_token_is_in_no_repr():
         ("pictures.example", {"name"}),
     ],
 )
-def test_names_are_checked_on_loopback_always_and_elsewhere_when_one_is_given(host, answered):
+def test_host_names_are_checked_on_loopback_or_when_given(host, answered):
     assert ServeSettings(catalog="c", host=host, allowed_hosts=("Name",)).answered_hosts == answered
     assert (ServeSettings(catalog="c", host=host).answered_hosts is None) == (answered == {"name"})

@@ -1,4 +1,4 @@
-"""Bodies that are read are bounded in time each and in bytes together."""
+"""Request bodies are limited in time each, and in bytes together."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ async def never():
     await asyncio.Event().wait()
 
 
-def test_the_body_that_began_first_makes_room_also_while_it_waits():
+def test_the_oldest_body_is_dropped_while_it_waits():
     async def scene():
         bodies = Bodies(100)
         slow, fast = bodies.begin(60, 60), bodies.begin(60, 60)
@@ -30,14 +30,14 @@ def test_the_body_that_began_first_makes_room_also_while_it_waits():
         with pytest.raises(Fault) as caught:
             await waiting
         assert (caught.value.status_code, caught.value.code) == (503, "busy")
-        await fast.next(piece(40))  # all the room is free again
+        await fast.next(piece(40))  # all memory is free again
         with pytest.raises(Fault):
             await slow.next(piece(1))
 
     asyncio.run(scene())
 
 
-def test_a_body_that_began_first_itself_is_told_so_and_one_that_ended_counts_no_more():
+def test_the_oldest_body_raises_and_finished_ones_do_not_count():
     async def scene():
         bodies = Bodies(100)
         whole = bodies.begin(60, 60)
@@ -53,7 +53,7 @@ def test_a_body_that_began_first_itself_is_told_so_and_one_that_ended_counts_no_
 
 
 @pytest.mark.parametrize(("timeout_s", "pause_s"), [(0.01, 60), (60, 0.01)])
-def test_a_body_that_comes_too_slowly_is_told_so(timeout_s, pause_s):
+def test_a_slow_body_raises(timeout_s, pause_s):
     async def scene():
         body = Bodies(100).begin(timeout_s, pause_s)
         with pytest.raises(Fault) as caught:
@@ -63,7 +63,7 @@ def test_a_body_that_comes_too_slowly_is_told_so(timeout_s, pause_s):
     asyncio.run(scene())
 
 
-def test_who_cancels_is_not_told_of_slowness():
+def test_cancellation_is_not_reported_as_slowness():
     async def scene():
         body = Bodies(100).begin(60, 60)
         waiting = asyncio.ensure_future(body.next(never))

@@ -1,4 +1,4 @@
-"""`epithre-beam serve` says what is wrong in a sentence, and where it serves in a line."""
+"""`epithre-beam serve` reports errors and its address in one line."""
 
 import contextlib
 import json
@@ -27,19 +27,20 @@ def refused(done, code, *words):
     assert "Traceback" not in done.stderr
 
 
-def test_wrong_usage_ends_with_2_and_a_missing_catalog_with_1(hashed, tmp_path):
+def test_wrong_usage_and_a_missing_catalog_exit_with_2(hashed, tmp_path):
     catalog = hashed.catalog
-    refused(hashed.cli("serve", tmp_path / "none"), 1, "the folder does not exist")
+    refused(hashed.cli("serve", tmp_path / "none"), 2, "there is no catalog here")
     done = hashed.cli("serve", catalog, "--token-env", "SHORT", SHORT="hunter2")
     refused(done, 2, "SHORT", "at least 16")
     assert "hunter2" not in done.stderr
+    refused(hashed.cli("serve", catalog, "--token-env", "NOPE"), 2, "--token-env NOPE", "NOPE is not set")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = hashed.cli("serve", catalog, "--port", port, *WITHOUT_API, key=None)
-        refused(done, 2, f"--port {port} cannot be served: Address already in use")
+        refused(done, 2, f"--port {port}: cannot listen here (Address already in use")
 
 
-def test_a_search_of_the_command_line_takes_the_same_conditions(hashed):
+def test_the_search_command_accepts_the_same_conditions(hashed):
     asked = ("search", hashed.catalog, "--text", "text number 3", "--kind", "text", "--json")
     done = hashed.cli(*asked, "--where", '{"price": {"$gt": 15}}')
     assert done.returncode == 0, done.stderr
@@ -48,8 +49,8 @@ def test_a_search_of_the_command_line_takes_the_same_conditions(hashed):
     refused(hashed.cli(*asked, "--where", '{"price": "cheap"}'), 2, "where.price must be a number, got 'cheap'.")
 
 
-def test_without_a_key_vectors_and_assets_are_searched_and_sentences_are_not(hashed, vector):
-    """An API that is elsewhere wants a key, and none is set."""
+def test_without_a_key_only_vectors_and_assets_are_searched(hashed, vector):
+    """A remote API needs a key, and none is set."""
     with serving(hashed, *WITHOUT_API, key=None) as server:
         assert server.client.get("/api/catalog").json()["can_embed"] is False
         assert server.search(text="a").status_code == 422
@@ -57,7 +58,50 @@ def test_without_a_key_vectors_and_assets_are_searched_and_sentences_are_not(has
         assert server.search(asset={"kind": "text", "id": "t001"}).status_code == 200
 
 
-def test_an_api_that_answers_nobody_fails_sentences_and_nothing_else(hashed, vector):
+def test_a_server_that_starts_in_an_outage_embeds_when_the_api_answers(hashed, vector):
+    settings = EmulatorSettings(model="hash", dimension=DIMENSION, api_keys=(KEY,), port=free_port())
+    with serving(hashed, "--base-url", f"http://127.0.0.1:{settings.port}/v1") as server:
+        ready = server.client.get("/health/ready").json()
+        assert (ready["status"], ready["embedding_api"]) == ("degraded", "fails")
+        assert server.client.get("/api/catalog").json()["can_embed"] is True
+        answer = server.search(text="text number 3")
+        assert "The embedding API is unavailable" in fault(answer, 503)
+        assert 1 <= int(answer.headers["retry-after"]) <= 5
+        assert server.search(vector=vector).status_code == 200
+        with Emulator(settings):
+            deadline = time.monotonic() + 60
+            while server.search(text="text number 3").status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert server.client.get("/health/ready").json()["status"] == "ready"
+        assert server.stop() == 0
+        log = server.process.stderr.read()
+        assert "until the embedding API answers" in log
+        assert KEY not in log
+
+
+def test_a_key_that_is_refused_after_an_outage_ends_the_attempts(hashed, vector):
+    other = EmulatorSettings(model="hash", dimension=DIMENSION, api_keys=("another-key-0123456789",), port=free_port())
+    with serving(hashed, "--base-url", f"http://127.0.0.1:{other.port}/v1") as server, Emulator(other):
+        deadline = time.monotonic() + 60
+        while server.search(text="text number 3").status_code != 422:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert server.client.get("/api/catalog").json()["can_embed"] is False
+        assert server.search(vector=vector).status_code == 200
+        assert server.stop() == 0
+        log = server.process.stderr.read()
+        assert "refused the API key" in log
+        assert KEY not in log
+
+
+def test_a_server_stops_while_the_api_does_not_answer(hashed):
+    with serving(hashed, "--base-url", f"http://127.0.0.1:{free_port()}/v1") as server:
+        assert server.stop() == 0
+        assert "Traceback" not in server.process.stderr.read()
+
+
+def test_an_api_outage_fails_only_text_searches(hashed, vector):
     settings = EmulatorSettings(model="hash", dimension=DIMENSION, api_keys=(KEY,))
     with contextlib.ExitStack() as stack:
         with Emulator(settings) as emulator:
@@ -70,7 +114,7 @@ def test_an_api_that_answers_nobody_fails_sentences_and_nothing_else(hashed, vec
             answer = ask_from(server, "192.0.2.2", text="text number 4")
             assert "embedding API" in fault(answer, 503)
             assert KEY not in answer.text
-            assert ask_from(server, "192.0.2.3", text="text number 3").status_code == 200  # it is remembered
+            assert ask_from(server, "192.0.2.3", text="text number 3").status_code == 200  # from the cache
             assert ask_from(server, "192.0.2.4", vector=vector).status_code == 200
         assert 'epithre_beam_embeds_total{result="failed"} 1.0' in server.client.get("/metrics").text
         assert server.stop() == 0
@@ -78,12 +122,12 @@ def test_an_api_that_answers_nobody_fails_sentences_and_nothing_else(hashed, vec
 
 
 def ask_from(server, address, **asked):
-    """Through a proxy that the server trusts."""
+    """Send a search through a trusted proxy."""
     return server.client.post("/api/search", json=asked, headers={"x-forwarded-for": address})
 
 
-def test_an_api_that_asks_for_a_pause_is_told_of_and_asked_again(hashed, vector):
-    """Half a minute later or in a thousand years: sentences fail at once, all else is answered, and it is told."""
+def test_a_pause_of_the_api_is_reported_and_retried(hashed, vector):
+    """For any length of pause, text searches fail at once, others succeed, and the state is reported."""
     (manifest,) = hashed.catalog.glob("versions/*/manifest.json")
     models = CannedReply(
         body={"data": []}, headers={"x-emulator-fingerprint": json.loads(manifest.read_text())["model_fingerprint"]}
@@ -102,7 +146,7 @@ def test_an_api_that_asks_for_a_pause_is_told_of_and_asked_again(hashed, vector)
         for text in ("one", "two"):
             answered = server.search(text=text)
             assert KEY not in answered.text
-            assert "asked again in" in fault(answered, 503)
+            assert "Try again in" in fault(answered, 503)
             assert 1 <= int(answered.headers["retry-after"]) <= 6
         assert api.count() == 1
         reported = server.client.get("/health/ready")
@@ -123,7 +167,7 @@ def test_an_api_that_asks_for_a_pause_is_told_of_and_asked_again(hashed, vector)
 
 
 @pytest.mark.parametrize("closed", [">&- 2>&-", "> /dev/full"])
-def test_it_serves_where_nobody_can_be_told_of_its_address(hashed, closed):
+def test_the_server_runs_with_closed_output_streams(hashed, closed):
     port = free_port()
     line = " ".join(map(shlex.quote, map(str, command("serve", hashed.catalog, "--port", port, *WITHOUT_API))))
     options = hashed.process(None, {}) | {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

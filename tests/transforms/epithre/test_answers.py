@@ -7,17 +7,37 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from epithre_beam.configs import EmbedConfig
 from epithre_beam.transforms.epithre.answers import (
+    ErrorAnswer,
     Verdict,
     read_error,
     read_limits,
     read_retry_after,
+    refusal_of,
     short,
 )
 
 
 def error_body(**fields):
     return orjson.dumps({"error": {"message": "", "type": "", "param": None, "code": None, **fields}})
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "is_hinted"),
+    [
+        ("", 404, True),
+        ("/api/", 404, True),
+        ("/v1", 404, False),
+        ("/v1/", 404, False),
+        ("/v1beta", 404, False),
+        ("", 405, False),
+    ],
+)
+def test_an_unknown_path_below_an_address_without_v1_gets_a_hint(path, status, is_hinted):
+    error = ErrorAnswer(verdict=Verdict.STOP, status=status, code="unknown_url", message="Unknown path")
+    refusal = refusal_of(error, EmbedConfig(base_url=f"https://api.example.com{path}"))
+    assert ("Does embed.base_url end in /v1? " in str(refusal)) is is_hinted
 
 
 @pytest.mark.parametrize(

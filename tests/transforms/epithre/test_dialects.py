@@ -626,7 +626,8 @@ def refusal(sources: Any = (SOURCES[0],), **settings: Any) -> str:
 def test_images_in_a_text_only_dialect_are_a_config_error() -> None:
     own = {"base_url": "https://host/v1", "model": "m", "api_key_env": "K"}
     assert refusal(SOURCES, dialect="openai", **own) == (
-        "the config has images in sources[1], but embed.dialect 'openai' embeds texts only."
+        "the config: sources[1] has images, but embed.dialect 'openai' embeds texts only. "
+        "Remove the source, or use another dialect."
     )
     parse_config({"catalog": "c", "sources": SOURCES[:1], "embed": {"dialect": "openai", **own}})
     parse_config({"catalog": "c", "sources": SOURCES, "embed": {"dialect": "jina", **own}})
@@ -640,15 +641,18 @@ def test_the_error_for_an_unknown_dialect_lists_the_known_ones() -> None:
 
 def test_epithres_defaults_do_not_apply_to_other_dialects() -> None:
     assert refusal(dialect="cohere") == (
-        "embed has dialect 'cohere' and must say its own `base_url`, `model`, `api_key_env`: "
-        "the defaults are Epithre's."
+        "embed: dialect 'cohere' has no defaults for `base_url`, `model`, `api_key_env`. Set them."
     )
-    assert "its own `api_key_env`:" in refusal(dialect="cohere", base_url="https://api.cohere.com/v2", model="m")
+    assert "no defaults for `api_key_env`. Set it." in refusal(
+        dialect="cohere", base_url="https://api.cohere.com/v2", model="m"
+    )
     EmbedConfig(dialect="vllm", base_url="http://localhost:8000/v1")
 
 
 def test_settings_that_a_dialect_does_not_support_are_refused() -> None:
-    assert "goes with the dialects voyage and cohere, not with 'epithre'" in refusal(input_type="document")
-    assert "the emulator speaks only epithre and openai" in refusal(dialect="jina", base_url="emulator")
+    assert "applies only to the dialects voyage and cohere, not to 'epithre'" in refusal(input_type="document")
+    assert "the emulator does not support dialect 'jina'. Use epithre or openai" in refusal(
+        dialect="jina", base_url="emulator"
+    )
     assert settings_for("vllm", batch_items=64).items_per_request == 1
     assert settings_for("jina", batch_items=64).items_per_request == 64

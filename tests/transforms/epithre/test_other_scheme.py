@@ -1,4 +1,4 @@
-"""A server that speaks http where it is asked by https, or the reverse, is told as that. No key reaches it."""
+"""A server that speaks http where https is used, or the reverse, is named in the error. It gets no key."""
 
 import contextlib
 import datetime
@@ -76,7 +76,7 @@ def ask(url: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_https_against_a_server_of_http_is_told_with_the_right_address(host: str) -> None:
+def test_https_against_a_server_of_http_is_named_with_the_right_address(host: str) -> None:
     with serve() as emulator:
         right = emulator.base_url.replace("127.0.0.1", host)
         wrong = right.replace("http://", "https://")
@@ -86,7 +86,7 @@ def test_https_against_a_server_of_http_is_told_with_the_right_address(host: str
     assert caught.value.exit_code == 2
 
 
-def test_http_against_a_server_of_https_is_told_with_the_right_address(tls: ssl.SSLContext) -> None:
+def test_http_against_a_server_of_https_is_named_with_the_right_address(tls: ssl.SSLContext) -> None:
     def serve_one(connection: socket.socket) -> None:
         with tls.wrap_socket(connection, server_side=True) as inner:
             inner.recv(10)
@@ -106,7 +106,7 @@ def test_http_against_a_server_of_https_is_told_with_the_right_address(tls: ssl.
     ],
     ids=["nginx", "Go", "Apache"],
 )
-def test_a_server_of_https_that_answers_plain_http_with_a_400_is_told(tls: ssl.SSLContext, words: str) -> None:
+def test_a_server_of_https_that_answers_plain_http_with_a_400_is_named(tls: ssl.SSLContext, words: str) -> None:
     def serve_one(connection: socket.socket) -> None:
         if connection.recv(1, socket.MSG_PEEK) == b"\x16":  # a handshake
             with tls.wrap_socket(connection, server_side=True) as inner:
@@ -130,7 +130,7 @@ def test_an_alert_of_tls_is_tls() -> None:
 
 @pytest.mark.parametrize("words", [b"", b"220 mail.example ESMTP\r\n", b"\x00\x01\x02"], ids=["silent", "mail", "junk"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_what_speaks_neither_is_not_told_as_the_other(scheme: str, words: bytes) -> None:
+def test_what_speaks_neither_is_not_taken_for_the_other(scheme: str, words: bytes) -> None:
     with listening(answers(words, [])) as port, pytest.raises(ApiError, match="does not answer"):
         ask(f"{scheme}://127.0.0.1:{port}/v1")
 
@@ -150,7 +150,7 @@ def test_where_nothing_listens_nothing_is_said() -> None:
     assert wrong_scheme(f"https://127.0.0.1:{port}/v1") is None
 
 
-def test_another_machine_is_told_that_its_key_would_go_in_clear_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_for_another_machine_would_go_in_clear_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """The name of this machine, which is no loopback name, stands for another one."""
     found = socket.getaddrinfo("127.0.0.1", 0)
     with listening(answers(hostile.answer(200, b"{}"), [])) as port:

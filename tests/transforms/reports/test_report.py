@@ -148,6 +148,15 @@ def test_unknown_count_is_shown_by_its_name(draw_report):
     assert text.count("4,321") >= 2  # in the drawing and in the table
 
 
+@pytest.mark.parametrize(
+    ("limits", "reason"), [({"requests": 600.0}, "embedding took less than 60 s"), ({}, "no limit of requests")]
+)
+def test_page_says_why_the_share_of_the_limit_is_unknown(draw_report, limits, reason):
+    report, manifest = draw_report()
+    report["api"] |= {"utilisation": None, "limits": limits}
+    assert f"<tr><th>share of the limit used</th><td>– ({reason})</td></tr>" in render_report(report, manifest)
+
+
 def test_page_of_a_run_without_requests_and_index(draw_report):
     report, manifest = draw_report(lanes=[], indexes=(), files=(), timings_s={"embed": 0.0, "total": 1.0})
     text = render_report(report, manifest)

@@ -364,10 +364,10 @@ def test_bytes_after_a_complete_image_do_not_matter(kind: str) -> None:
     ("data", "reason", "words"),
     [
         (b"", Reason.EMPTY_FILE, "empty"),
-        (b"\x00\x01", Reason.NOT_AN_IMAGE, "not an image: it begins with 00 01"),
+        (b"\x00\x01", Reason.NOT_AN_IMAGE, "the file begins with 00 01 and is not an image"),
         (b"hello, I am a text and called photo.jpg", Reason.NOT_AN_IMAGE, "not an image"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', Reason.NOT_AN_IMAGE, "not an image"),
-        (b"%PDF-1.7\n", Reason.NOT_AN_IMAGE, "not an image: it begins with “%PDF-1.7”"),
+        (b"%PDF-1.7\n", Reason.NOT_AN_IMAGE, "the file begins with “%PDF-1.7” and is not an image"),
         (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", Reason.FORMAT_NOT_ALLOWED, "heic"),
         (b"\x00\x00\x00\x1cftypavif" + bytes(40), Reason.FORMAT_NOT_ALLOWED, "avif"),
         (b"\xff\xd8\xff", Reason.UNDECODABLE, "jpeg"),

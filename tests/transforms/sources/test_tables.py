@@ -149,11 +149,14 @@ def test_all_missing_columns_are_reported_with_close_matches(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("sign", "word"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
 def test_a_header_with_another_separator_is_reported(tmp_path: Path, sign: str, word: str) -> None:
-    path = write(tmp_path / "t.csv", f"id{sign}t\n1{sign}x\n")
-    with pytest.raises(
-        ConfigError, match=f"has no column 'id'. Its header is separated by {word}. Save the table with"
-    ):
-        table(path)
+    """Once for the table, and not once for each column."""
+    path = write(tmp_path / "t.csv", f"id{sign}t{sign}price\n1{sign}x{sign}2,5\n")
+    with pytest.raises(ConfigError) as caught:
+        table(path, metadata={"price": "double"})
+    assert str(caught.value) == (
+        f"sources[0].table: {path}: the header is separated by {word}: id{sign}t{sign}price. "
+        "Save the table with commas and decimal points."
+    )
 
 
 def test_a_table_in_utf_16_is_reported(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class Account:
                 await asyncio.sleep(_BILL_POLL_S)
         return None
 
-    def settle(self, reservation: Reservation, billed: int) -> None:
+    def reconcile(self, reservation: Reservation, billed: int) -> None:
         """Count the answer of a request.
 
         Args:

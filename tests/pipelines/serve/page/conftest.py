@@ -28,7 +28,7 @@ def server(scene):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Not for longer: while Playwright is at work, `asyncio.run` fails in every test of the process."""
+    """Per module, because `asyncio.run` fails in the whole process while Playwright runs."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("chromium is not installed: apt-get install chromium")

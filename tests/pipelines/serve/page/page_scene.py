@@ -1,4 +1,4 @@
-"""A small catalog that is nice to look at, a server over it, and a browser that notes all that it should not see."""
+"""A small catalog of generated images, a server over it, and a browser that records errors."""
 
 import contextlib
 import csv
@@ -42,7 +42,7 @@ _METADATA = {"lang": "string", "price": "double", "added": "date", "on_sale": "b
 
 
 def write_sources(folder: Path) -> Path:
-    """56 drawn pictures and their captions in two languages, both with metadata, and a job; the last are hostile."""
+    """Write 56 images, captions in two languages with metadata, and a job; the last assets are hostile."""
     rng = np.random.default_rng(11)
     (folder / "pictures").mkdir(parents=True)
     cats = [Attributes(colour="grey", shape="cat", texture="plain", ground=g) for g in ("grass", "sand", "sunset")]
@@ -84,7 +84,7 @@ def write_job(folder: Path, texts: str) -> Path:
 
 
 def cli(folder: Path, *arguments: object) -> str:
-    """Runs a command to its good end; its standard output."""
+    """Run a command that must succeed, and return its standard output."""
     done = Place(folder).cli(*arguments, key=None)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -96,7 +96,7 @@ def _environment(more: dict[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def served(catalog: Path, *options: object, **environment: str) -> Iterator["Server"]:
-    """`epithre-beam serve` in a process of its own, until the block ends."""
+    """Run `epithre-beam serve` in its own process while the block runs."""
     server = Server(catalog, free_port(), options, environment)
     server.start()
     try:
@@ -144,13 +144,13 @@ class Server:
 
 @dataclass
 class Visit:
-    """A page in a browser, and what was seen of it."""
+    """A page in a browser, and its errors and requests."""
 
     page: Page
     server: Server
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
-    """Errors of the console and of scripts, and dialogs: there shall be none."""
+    """Errors of the console and of scripts, and dialogs; must stay empty."""
 
     def __post_init__(self) -> None:
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -171,13 +171,13 @@ class Visit:
         return self.page
 
     def ids(self, kind: str = "image") -> list[str]:
-        """Of the hits of a kind, in their order."""
+        """Return the ids of the hits of a kind, in order."""
         return self.page.eval_on_selector_all(
             f".hit[data-kind={kind}]", "hits => hits.map(hit => hit.getAttribute('data-id'))"
         )
 
     def wait_for_hits(self, condition: str) -> None:
-        """Until an expression of `ids`, those of the pictures, is true."""
+        """Wait until an expression of `ids`, those of the image hits, is true."""
         until(
             self.page,
             "() => { const ids = [...document.querySelectorAll('.hit[data-kind=image]')].map(hit => hit.dataset.id);"
@@ -185,7 +185,7 @@ class Visit:
         )
 
     def wait_for_images(self) -> None:
-        """Until those in sight are loaded, and have faded in."""
+        """Wait until the visible images are loaded and have faded in."""
         until(
             self.page,
             "[...document.querySelectorAll('.open img')].every(img => img.getBoundingClientRect().top > innerHeight"
@@ -195,7 +195,7 @@ class Visit:
 
 @contextlib.contextmanager
 def visiting(browser: Browser, server: Server, *, may_complain: bool = False, **options: object) -> Iterator[Visit]:
-    """A visit in a context of its own. At its end nothing may have left the server's origin, and nothing failed."""
+    """A visit in its own browser context. It fails on requests to other origins and on errors."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 770}, **options})
     context.set_default_timeout(60_000)
     visit = Visit(context.new_page(), server)
@@ -210,7 +210,7 @@ def visiting(browser: Browser, server: Server, *, may_complain: bool = False, **
 
 
 def until(page: Page, expression: str) -> None:
-    """Until an expression of the page is true. `Page.wait_for_function` needs eval, which our policy forbids."""
+    """Wait until an expression of the page is true. `Page.wait_for_function` needs eval, which our policy forbids."""
     deadline = time.monotonic() + 60
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, f"{expression} did not become true"
@@ -218,7 +218,7 @@ def until(page: Page, expression: str) -> None:
 
 
 def keep(page: Page, name: str) -> None:
-    """A screenshot for people, in the folder that EPITHRE_BEAM_SCREENSHOTS names; none without it."""
+    """Save a screenshot in the folder EPITHRE_BEAM_SCREENSHOTS, if it is set."""
     folder = os.environ.get("EPITHRE_BEAM_SCREENSHOTS")
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The page finds what is asked for, by sentence, picture, likeness and filter, by mouse, keyboard and thumb."""
+"""The page searches by text, image, asset and filter, with mouse, keyboard and touch."""
 
 import json
 
@@ -19,19 +19,19 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobil
         ("bintang kuning di malam hari", "yellow-star-at-night", 2, "bintang kuning"),
     ],
 )
-def test_a_sentence_finds_pictures_and_texts_in_both_languages(visit, sentence, word, count, caption):
+def test_a_text_finds_images_and_texts_in_both_languages(visit, sentence, word, count, caption):
     page = visit.open()
     visit.search(sentence)
     assert all(word in found for found in visit.ids()[:count])
     assert len(visit.ids()) == len(visit.ids("text")) == 12
     texts = page.locator(".hit[data-kind=text] .caption").all_inner_texts()
     assert any(caption in text for text in texts[:count])
-    assert "12 pictures and 12 texts" in page.inner_text("#status")
+    assert "12 images and 12 texts" in page.inner_text("#status")
     scores = [float(score) for score in page.locator(".hit[data-kind=image] .score").all_inner_texts()]
     assert scores == sorted(scores, reverse=True)
 
 
-def test_kinds_stand_side_by_side_and_one_may_be_chosen(visit):
+def test_kinds_are_side_by_side_and_one_can_be_chosen(visit):
     page = visit.open()
     visit.search("a blue fish")
     images, texts = (page.locator(f".column[data-kind={kind}]").bounding_box() for kind in ("image", "text"))
@@ -63,7 +63,7 @@ def image_of(scene, word):
     return next(iter(sorted((scene / "pictures").glob(f"{word}*.jpg"))))
 
 
-def test_a_chosen_picture_finds_itself_and_its_likes(visit, scene):
+def test_a_chosen_image_finds_itself_and_similar_ones(visit, scene):
     page = visit.open()
     image = image_of(scene, "red-bicycle")
     with page.expect_response("**/api/search/image"):
@@ -85,7 +85,7 @@ GIVE = """([bytes, type, name]) => {
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
-def test_a_picture_that_is_dropped_or_pasted_is_searched_by(visit, scene, way):
+def test_a_dropped_or_pasted_image_is_searched(visit, scene, way):
     page = visit.open()
     image = image_of(scene, "blue-fish")
     given = [list(image.read_bytes()), way, image.name]
@@ -97,7 +97,7 @@ def test_a_picture_that_is_dropped_or_pasted_is_searched_by(visit, scene, way):
     assert page.locator("#drop").is_hidden()
 
 
-def test_what_is_no_picture_is_refused_in_a_sentence(browser, server, tmp_path):
+def test_a_file_that_is_not_an_image_is_refused(browser, server, tmp_path):
     text = tmp_path / "notes.jpg"
     text.write_text("no picture at all")
     with visiting(browser, server, may_complain=True) as visit:  # the browser logs each 4xx
@@ -110,7 +110,7 @@ def test_what_is_no_picture_is_refused_in_a_sentence(browser, server, tmp_path):
         until(page, "document.getElementById('problem-words').textContent.includes('notes.txt')")
 
 
-def test_more_like_this_leaves_the_asset_itself_out_and_goes_across_kinds(visit):
+def test_more_like_this_omits_the_asset_and_crosses_kinds(visit):
     page = visit.open()
     visit.search("a red bicycle")
     first = visit.ids()[0]
@@ -124,7 +124,7 @@ def test_more_like_this_leaves_the_asset_itself_out_and_goes_across_kinds(visit)
     visit.wait_for_hits("ids.slice(0, 4).every(id => id.includes('red-bicycle'))")
 
 
-def test_fields_and_json_filter_together_and_stand_in_the_address(visit):
+def test_fields_and_json_filter_together_and_are_in_the_url(visit):
     page = visit.open()
     visit.search("an orange cat")
     page.click("#filters-button")
@@ -154,7 +154,7 @@ def test_fields_and_json_filter_together_and_stand_in_the_address(visit):
     assert page.get_by_label("lang", exact=True).input_value() == ""
 
 
-def test_a_wrong_condition_is_said_and_nothing_is_lost(browser, server):
+def test_an_invalid_condition_is_reported_and_input_is_kept(browser, server):
     with visiting(browser, server, may_complain=True) as visit:
         page = visit.open()
         visit.search("an orange cat")
@@ -173,7 +173,7 @@ def test_a_wrong_condition_is_said_and_nothing_is_lost(browser, server):
         assert page.locator("#problem").is_hidden()
 
 
-def test_the_address_brings_a_search_back_and_so_does_the_back_button(visit):
+def test_the_url_and_the_back_button_restore_a_search(visit):
     page = visit.open("#q=sepeda+merah&kinds=image&k=6")
     visit.wait_for_hits("ids.length === 6")
     assert page.input_value("#query") == "sepeda merah"
@@ -191,7 +191,7 @@ def test_the_address_brings_a_search_back_and_so_does_the_back_button(visit):
     visit.wait_for_hits("ids[0].startsWith('blue-')")
 
 
-def test_a_picture_comes_back_with_the_back_button(visit, scene):
+def test_the_back_button_restores_an_image_search(visit, scene):
     page = visit.open()
     image = image_of(scene, "red-bicycle")
     page.set_input_files("#file", image)
@@ -201,10 +201,10 @@ def test_a_picture_comes_back_with_the_back_button(visit, scene):
     visit.wait_for_hits(f"ids[0] === {image.stem!r}")
     page.reload()
     page.wait_for_selector("#problem:not([hidden])")
-    assert "drop it again" in page.inner_text("#problem-words")
+    assert "Drop it again" in page.inner_text("#problem-words")
 
 
-def test_the_keyboard_alone_searches_moves_opens_and_goes_on(visit):
+def test_the_page_works_by_keyboard_alone(visit):
     page = visit.open()
     press = page.keyboard.press
     press("/")
@@ -247,18 +247,18 @@ def test_the_keyboard_alone_searches_moves_opens_and_goes_on(visit):
     assert page.locator("#keys").is_hidden()
 
 
-def test_what_was_found_is_told_to_screen_readers(visit):
+def test_results_are_announced_to_screen_readers(visit):
     page = visit.open()
     assert page.get_attribute("#status", "aria-live") == "polite"
     visit.search("an orange cat")
-    assert page.inner_text("#status").startswith("12 pictures and 12 texts")
+    assert page.inner_text("#status").startswith("12 images and 12 texts")
     tree = page.locator("#results").aria_snapshot()
-    assert 'heading "Pictures 12"' in tree
+    assert 'heading "Images 12"' in tree
     assert 'button "More like this"' in tree
 
 
 @pytest.mark.parametrize("stage", ["home", "results", "filters", "detail"])
-def test_a_phone_needs_no_scrolling_sideways(browser, server, stage):
+def test_a_phone_needs_no_horizontal_scrolling(browser, server, stage):
     with visiting(browser, server, **PHONE) as visit:
         page = visit.open("" if stage == "home" else "#q=an+orange+cat")
         if stage != "home":
@@ -291,7 +291,7 @@ def test_a_phone_shows_one_kind_at_a_time(browser, server):
         page.tap("#tabs >> text=Texts")
         assert page.locator(".column[data-kind=image]").is_hidden()
         assert page.locator(".column[data-kind=text]").is_visible()
-        page.tap("#tabs >> text=Pictures")
+        page.tap("#tabs >> text=Images")
         visit.wait_for_images()
         keep(page, "serve-phone")
 
@@ -300,7 +300,7 @@ def paper(page):
     return page.evaluate("getComputedStyle(document.body).backgroundColor")
 
 
-def test_dark_follows_the_system_and_the_choice_is_kept(browser, server):
+def test_dark_mode_follows_the_system_and_keeps_the_choice(browser, server):
     with visiting(browser, server, color_scheme="dark") as visit:
         page = visit.open("#q=an+orange+cat")
         visit.wait_for_hits("ids.length === 12")
@@ -315,7 +315,7 @@ def test_dark_follows_the_system_and_the_choice_is_kept(browser, server):
         assert page.get_attribute("#theme-button", "aria-pressed") == "false"
 
 
-def test_a_screenshot_in_light_is_kept(visit):
+def test_a_light_screenshot_is_kept(visit):
     page = visit.open()
     keep(page, "serve-home")
     visit.search("an orange cat")

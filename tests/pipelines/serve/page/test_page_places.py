@@ -1,4 +1,4 @@
-"""The page below a proxy's path, and numbers that a double cannot hold."""
+"""The page below a proxy's path prefix, and integers that a double cannot hold."""
 
 import json
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ WIDE = (9007199254740993, 9007199254740992, -9223372036854775808, 92233720368547
 
 @dataclass
 class Below:
-    """A server as the page reaches it."""
+    """A server at the URL of the page."""
 
     url: str
 
 
 @pytest.mark.parametrize("options", [("--root-path", "/tools/search"), ()], ids=["told", "not told"])
-def test_below_a_path_the_page_finds_its_files_its_hits_and_their_pictures(browser, scene, options):
+def test_the_page_works_below_a_path_prefix(browser, scene, options):
     with (
         served(scene / "catalog", "--rate", 0, *options) as server,
         proxied(server.port, "/tools/search") as url,
@@ -47,7 +47,7 @@ def wide(tmp_path_factory):
     return place
 
 
-def test_a_whole_number_is_shown_and_asked_for_with_all_its_digits(browser, wide):
+def test_large_integers_keep_all_their_digits(browser, wide):
     with served(wide.catalog, "--rate", 0) as server, visiting(browser, server) as visit:
         page = visit.open()
         visit.search("text number 0")
@@ -69,7 +69,7 @@ def test_a_whole_number_is_shown_and_asked_for_with_all_its_digits(browser, wide
                 f"document.querySelectorAll('.hit').length === 1 && !!document.querySelector('.hit[data-id={found}]')",
             )
             assert str(number) in page.evaluate("decodeURIComponent(location.hash)")
-        page.reload()  # the address has them too
+        page.reload()  # the URL has them too
         until(page, "document.querySelectorAll('.hit').length === 1 && !!document.querySelector('.hit[data-id=t2]')")
         assert page.input_value("#filter-0-least") == str(WIDE[2])
         page.click("#filters-button")

@@ -1,4 +1,4 @@
-"""The page with hostile data, refusals, a lost server, a changing catalog, one that cannot embed; what all can read."""
+"""The page with hostile data, errors, a lost server, changing catalogs; accessibility."""
 
 import re
 import time
@@ -55,7 +55,7 @@ def test_the_page_is_allowed_nothing_but_its_own_origin(server):
     assert not re.search(r"<script>|style=|\son\w+=|https?://", body)
 
 
-def test_a_token_is_asked_for_once_kept_for_the_tab_and_sent_with_every_picture(browser, scene):
+def test_the_token_is_requested_once_and_sent_with_thumbnails(browser, scene):
     with (
         served(scene / "catalog", "--rate", 0, "--token-env", "PAGE_TOKEN", PAGE_TOKEN=TOKEN) as server,
         visiting(browser, server, may_complain=True) as visit,
@@ -65,8 +65,8 @@ def test_a_token_is_asked_for_once_kept_for_the_tab_and_sent_with_every_picture(
         page.wait_for_selector("#token[open]")
         page.fill("#token-value", "wrong")
         page.keyboard.press("Enter")
-        until(page, "document.getElementById('token-title').textContent.includes('not taken')")
-        page.fill("#token-value", "schlüssel ✓")  # no header can carry it
+        until(page, "document.getElementById('token-title').textContent.includes('wrong')")
+        page.fill("#token-value", "schlüssel ✓")  # invalid in a header
         page.keyboard.press("Enter")
         assert page.locator("#token").is_visible()
         page.fill("#token-value", f" {TOKEN} ")
@@ -84,7 +84,7 @@ def test_a_token_is_asked_for_once_kept_for_the_tab_and_sent_with_every_picture(
         assert page.locator("#token").is_hidden()
 
 
-def test_who_asks_too_often_is_told_how_long_to_wait(browser, scene):
+def test_too_many_searches_show_how_long_to_wait(browser, scene):
     with served(scene / "catalog", "--rate", 2) as server, visiting(browser, server, may_complain=True) as visit:
         page = visit.open()
         for sentence in ("a cat", "a fish", "a star", "a car", "a house"):
@@ -96,16 +96,16 @@ def test_who_asks_too_often_is_told_how_long_to_wait(browser, scene):
         assert page.inner_text("#problem-words").endswith(".")
 
 
-def test_a_picture_that_is_too_large_is_not_sent(visit):
+def test_an_image_that_is_too_large_is_not_sent(visit):
     page = visit.open()
     page.set_input_files("#file", {"name": "big.jpg", "mimeType": "image/jpeg", "buffer": b"\xff" * 3_000_000})
     page.wait_for_selector("#problem:not([hidden])")
     assert "3.0 MB" in page.inner_text("#problem-words")
-    assert not page.is_visible("#problem-again")  # the same would be said again
+    assert not page.is_visible("#problem-again")  # a retry has the same result
     assert not any("api/search" in url for url in visit.requests)
 
 
-def test_a_lost_server_is_said_and_comes_back_with_one_key(browser, scene):
+def test_a_lost_server_is_reported_and_retried_with_one_key(browser, scene):
     with served(scene / "catalog", "--rate", 0) as server, visiting(browser, server, may_complain=True) as visit:
         page = visit.open()
         server.stop()
@@ -117,7 +117,7 @@ def test_a_lost_server_is_said_and_comes_back_with_one_key(browser, scene):
         page.click("#problem-again")
         visit.wait_for_hits("ids.length === 12")
         assert page.locator("#problem").is_hidden()
-        page.route("**/api/catalog", lambda route: route.abort())  # as when it is lost while the page loads
+        page.route("**/api/catalog", lambda route: route.abort())  # the connection fails while the page loads
         page.goto("about:blank")
         page.goto(server.url)
         page.wait_for_selector("#problem:not([hidden])")
@@ -127,7 +127,7 @@ def test_a_lost_server_is_said_and_comes_back_with_one_key(browser, scene):
         visit.wait_for_hits("ids[0].startsWith('blue-')")
 
 
-def test_a_new_version_is_noticed_by_a_search_and_by_waiting(browser, scene, tmp_path):
+def test_a_new_version_is_noticed_by_search_and_polling(browser, scene, tmp_path):
     catalog = copy_catalog(scene / "catalog", tmp_path)
     with (
         served(catalog, "--rate", 0, "--follow-every", 0.2) as server,
@@ -137,7 +137,7 @@ def test_a_new_version_is_noticed_by_a_search_and_by_waiting(browser, scene, tmp
         page.clock.install()
         visit.open()
         newer = page.inner_text("#version")
-        assert "56 pictures and 57 texts" in page.inner_text("#title")
+        assert "56 images and 57 texts" in page.inner_text("#title")
         visit.search("an orange cat")
         assert page.locator("#notice").is_hidden()
         cli(tmp_path, "versions", "rollback", catalog)
@@ -166,10 +166,10 @@ def wait_for_other_version(server, version):
             if version.encode() not in answer.read():
                 return
         time.sleep(0.02)
-    raise AssertionError(f"version {version} stayed in force")
+    raise AssertionError(f"version {version} stayed the current one")
 
 
-def test_a_catalog_that_cannot_embed_is_searched_by_its_ids(browser, tmp_path):
+def test_a_catalog_without_embedding_is_searched_by_ids(browser, tmp_path):
     rng = np.random.default_rng(5)
     vectors = rng.standard_normal((30, 64)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -184,7 +184,7 @@ def test_a_catalog_that_cannot_embed_is_searched_by_its_ids(browser, tmp_path):
     with served(tmp_path / "catalog") as server, visiting(browser, server) as visit:
         page = visit.open()
         assert page.locator("#choose").is_hidden()
-        assert "give its id" in page.inner_text("#hint")
+        assert "the id of an asset" in page.inner_text("#hint")
         page.fill("#query", "old-03")
         page.press("#query", "Enter")
         visit.wait_for_hits("ids.length === 12")
@@ -229,7 +229,7 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_stands_out_by_four_and_a_half_to_one(browser, server, scheme):
+def test_all_text_has_a_contrast_of_at_least_4_5(browser, server, scheme):
     with visiting(browser, server, may_complain=True, color_scheme=scheme, reduced_motion="reduce") as visit:
         page = visit.open()
         seen = page.evaluate(CONTRAST)
@@ -252,7 +252,7 @@ def test_all_text_stands_out_by_four_and_a_half_to_one(browser, server, scheme):
         assert [what for ratio, what in seen if ratio < 4.5] == []
 
 
-def test_every_control_has_a_name_and_every_picture_an_alternative(visit):
+def test_every_control_has_a_name_and_every_image_alt_text(visit):
     page = visit.open()
     visit.search("an orange cat")
     page.click("#filters-button")

@@ -65,7 +65,7 @@ def test_bills_above_the_estimate_do_not_exceed_the_cost_and_bills_below_it_are_
             await asyncio.sleep(rng.uniform(0, 0.002))
             bill = rng.randint(1, reservation.tokens)
             billed.append(bill)
-            account.settle(reservation, bill)
+            account.reconcile(reservation, bill)
         limiter.close()
 
     async def both():
