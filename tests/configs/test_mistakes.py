@@ -156,7 +156,7 @@ def test_a_rule_of_a_section_has_the_place_of_its_key(tmp_path: Path) -> None:
     [
         ("readers: 2", ["embed.lanes=4", "embed.readers=3"], "--set embed.lanes: embed: lanes is 4, but"),
         ("readers: 2", ["embed.max_cost=5"], "--max-cost: embed: max_cost is 5, but no price"),
-        ("lanes: 2", ["embed.max_requests=2"], "--max-requests: embed: max_requests is 2, but"),
+        ("readers: 2", ["embed.max_requests=1"], "--max-requests: embed: max_requests is 1, which the probe"),
         ("lanes: 4", ["embed.readers=3"], "JOB line 4, column 1: embed: lanes is 4, but"),  # not named by the rule
     ],
 )

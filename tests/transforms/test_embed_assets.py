@@ -402,7 +402,7 @@ def test_a_wrong_element_type_is_refused_when_the_pipeline_is_built():
         ({"embed": {"batch_item": 3}}, "EmbedAssets: batch_item: Extra inputs are not permitted, got 3."),
         ({"prepare": {"check": "all"}}, "EmbedAssets: check: Input should be 'structure' or 'decode', got 'all'."),
         ({"max_buffering_s": 0}, "EmbedAssets: max_buffering_s must be greater than 0, got 0."),
-        ({"rate_limiter": "redis"}, "EmbedAssets: must have `rate_limiter: redis` and `redis_url` together."),
+        ({"rate_limiter": "redis"}, "EmbedAssets: `rate_limiter: redis` and `redis_url` require each other."),
     ],
 )
 def test_a_wrong_or_contradicting_argument_is_refused(options, words):

@@ -137,7 +137,7 @@ def test_relative_paths_start_where_the_pipeline_is_built(sources, tmp_path, mon
 @pytest.mark.parametrize(
     ("sources", "words"),
     [
-        ({"kind": "text"}, r"sources\[0\] must name exactly one of `files` and `table`"),
+        ({"kind": "text"}, r"sources\[0\]: the source needs either `files` or `table`."),
         ({"kind": "video", "files": "x"}, r"sources\[0\].kind must be 'image' or 'text', got 'video'"),
         ({"kind": "text", "tabel": "x"}, "tabel is not a known key. Did you mean 'table'"),
         ([], "sources must have at least 1 entry"),
