@@ -633,7 +633,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux: peak memory is read from /proc")
 def test_export_memory_does_not_grow_with_assets(draw_vectors: Any, tmp_path: Path) -> None:
     peaks = []
-    for rows in (33_000, 66_000):  # two batches of assets, and three
+    for rows in (33_000, 99_000):  # two batches of assets, and four
         index = IndexConfig(exact_up_to_mb=1e6, recall_queries=2, recall_k=1)
         columns = {"asset_id": [f"{i:09d}" for i in range(rows)], "text": ["a word " * 100] * rows}
         vectors = np.tile(draw_vectors(1000, 512), (rows // 1000, 1))
@@ -642,4 +642,5 @@ def test_export_memory_does_not_grow_with_assets(draw_vectors: Any, tmp_path: Pa
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout) / 1e3)
         shutil.rmtree(tmp_path / str(rows))
-    assert peaks[1] < peaks[0] + 18, peaks  # 34 MB more vectors and 23 MB more texts; the allocator keeps some memory
+    # 68 MB more vectors and 46 MB more texts. What the allocators of the threads keep differs between runs.
+    assert peaks[1] < peaks[0] + 60, peaks

@@ -515,4 +515,5 @@ def test_memory_does_not_grow_with_the_rows_of_a_row_group(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ), timeout=120)
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout) / 1e3)
-    assert peaks[1] < peaks[0] + 30, peaks  # the vectors alone are 72 MB more
+    # The vectors alone are 72 MB more. The index, whose mapped pages count once they are read, is 36 MB more.
+    assert peaks[1] < peaks[0] + 55, peaks
