@@ -470,7 +470,7 @@ class IndexConfig(Section):
         description="Dimensions that codes may be projected to. The cheapest that reaches the recall is used.",
     )
     training_rows: Annotated[int, Field(ge=256)] = Field(
-        6000, description="Vectors of each kind that the projection is fitted on."
+        6000, description="Maximum vectors of each kind that the projection is fitted on. Small kinds use an eighth."
     )
     rows_per_index: PositiveInt = Field(
         1_000_000, description="Maximum vectors per index file. `build_memory_mb` may lower it."

@@ -22,7 +22,7 @@ from .stored_header import check_codes, mapped
 BITS = 4
 LEAST_ROWS = 1024
 """Fewer rows cannot train codes, and an exact scan of them is fast."""
-_ROUTED_ROWS = 20_000
+_ROUTED_ROWS = 50_000
 _POINTS_PER_CELL = 32
 _CELL_ITERATIONS = 6
 _TRAINING_ROWS = 12_000

@@ -29,6 +29,10 @@ _FIXED_MB = 640
 """The fixed memory of a worker that builds an index file: Python with its libraries, and blocks of rows."""
 _LEAST_ROWS_PER_FILE = 10_000
 _SAMPLE_K_FACTOR = 5
+_LEAST_TRAINING_ROWS = 2000
+_ROWS_PER_TRAINING_ROW = 8
+_ESTIMATED_FROM_ROWS = 100_000
+"""From this many rows of a kind on, it is cheaper to estimate the number of axes than to project all rows to all axes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +76,20 @@ def has_codes(rows: int, dimension: int, settings: IndexConfig) -> bool:
     return rows >= LEAST_ROWS and rows * dimension * 2 > settings.exact_up_to_mb * _MB
 
 
+def training_rows(rows: int, settings: IndexConfig) -> int:
+    """The vectors of a kind with `rows` rows that the axes are fitted to: an eighth, but at least 2,000."""
+    return min(settings.training_rows, max(_LEAST_TRAINING_ROWS, rows // _ROWS_PER_TRAINING_ROW))
+
+
 def sample_rules(rows: Mapping[str, int], dimension: int, settings: IndexConfig) -> dict[str, SampleRule]:
     """The rules, by kind, for the rows to sample while the Parquet files are written."""
-    wanted = settings.recall_queries
-    if any(has_codes(count, dimension, settings) for count in rows.values()):
-        wanted += settings.training_rows  # the axes are fitted to all kinds
-    return {kind: SampleRule.for_rows(count, wanted, settings.seed) for kind, count in rows.items()}
+    # The axes are fitted to all kinds.
+    with_codes = any(has_codes(count, dimension, settings) for count in rows.values())
+    wanted = {
+        kind: settings.recall_queries + (training_rows(count, settings) if with_codes else 0)
+        for kind, count in rows.items()
+    }
+    return {kind: SampleRule.for_rows(count, wanted[kind], settings.seed) for kind, count in rows.items()}
 
 
 def rows_per_index(dimension: int, settings: IndexConfig) -> int:
@@ -128,7 +140,7 @@ def train_indexes(
     for kind in sorted({*rows, *given}):
         drawn_rows, vectors = np.empty(0, np.int64), np.empty((0, dimension), np.float32)
         if rows.get(kind):
-            wanted = settings.recall_queries + (settings.training_rows if coded else 0)
+            wanted = settings.recall_queries + (training_rows(rows[kind], settings) if coded else 0)
             files = [(s.sample, s.rows) for s in _of_kind(shards, kind)]
             sample = read_sample(store, kind, files, wanted)
             if len(sample.rows):
@@ -143,7 +155,8 @@ def train_indexes(
     axes = np.empty((0, dimension), np.float32)
     if coded:
         axes = fit_axes([s.vectors for s in training.values()], code_dimensions(dimension, settings)[-1], settings.seed)
-        axes = axes[: _axes_needed(axes, {kind: training[kind] for kind in coded}, queries, settings)]
+        if max(rows.values()) >= _ESTIMATED_FROM_ROWS:
+            axes = axes[: _axes_needed(axes, {kind: training[kind] for kind in coded}, queries, settings)]
     model["axes"] = axes
     data = io.BytesIO()
     np.savez(data, allow_pickle=False, **model)

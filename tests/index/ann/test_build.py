@@ -25,7 +25,14 @@ from epithre_beam.index.ann.build import build_indexes
 from epithre_beam.index.ann.codes import LEAST_ROWS, bytes_a_row
 from epithre_beam.index.ann.exact import ExactIndexWriter
 from epithre_beam.index.ann.recall import recall_at
-from epithre_beam.index.ann.train import IndexTask, has_codes, rows_per_index, sample_rules, train_indexes
+from epithre_beam.index.ann.train import (
+    IndexTask,
+    has_codes,
+    rows_per_index,
+    sample_rules,
+    train_indexes,
+    training_rows,
+)
 from epithre_beam.index.ann.truth import Queries, Truth
 from epithre_beam.index.publish.gates import check_gates
 from epithre_beam.index.vectors.sample import SampleRule, asset_hashes
@@ -321,6 +328,12 @@ def test_more_rows_are_sampled_when_axes_are_fitted() -> None:
     assert exact["image"] == SampleRule.for_rows(100_000, 100, 0)
     assert coded["image"] == SampleRule.for_rows(100_000, 6100, 0)
     assert coded["text"].share == 1.0
+
+
+def test_training_grows_with_the_rows_up_to_the_setting() -> None:
+    found = [training_rows(rows, IndexConfig()) for rows in (1024, 16_000, 20_000, 48_000, 10**6)]
+    assert found == [2000, 2000, 2500, 6000, 6000]
+    assert training_rows(10**6, IndexConfig(training_rows=256)) == 256
 
 
 def test_error_names_the_required_build_memory(make_catalog: Any, draw_clustered: Draw) -> None:

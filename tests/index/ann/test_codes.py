@@ -176,4 +176,4 @@ def test_search_returns_only_selected_rows(vectors: Floats) -> None:
 
 
 def test_cells_for_returns_one_cell_or_four_times_the_root() -> None:
-    assert [cells_for(rows) for rows in (1024, 19_999, 20_000, 1_000_000)] == [1, 1, 565, 4000]
+    assert [cells_for(rows) for rows in (1024, 49_999, 50_000, 1_000_000)] == [1, 1, 894, 4000]
