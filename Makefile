@@ -33,6 +33,7 @@ PYTEST := OMP_WAIT_POLICY=$(or $(OMP_WAIT_POLICY),passive) $(BIN)/python -m pyte
 test: $(VENV)/.dev
 	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not fuzz and not alone" $(TESTS)
 
+test-slow: export EPITHRE_BEAM_FUZZ_S ?= 8
 test-slow: $(VENV)/.dev
 	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "(slow or fuzz) and not alone" $(TESTS) || test $$? -eq 5
 
@@ -42,7 +43,7 @@ test-alone: $(VENV)/.dev
 
 test-all: test-alone test test-slow test-stores test-engines
 
-# `make test-slow` runs the same targets for 20 seconds each, from seeds that are always the same.
+# `make test-slow` runs the same targets for 8 seconds each, from seeds that are always the same.
 fuzz: export EPITHRE_BEAM_FUZZ_S ?= 600
 fuzz: export EPITHRE_BEAM_FUZZ_SEED := $(or $(EPITHRE_BEAM_FUZZ_SEED),$(shell date +%s))
 fuzz: $(VENV)/.dev

@@ -32,7 +32,7 @@ _SAMPLE_K_FACTOR = 5
 _LEAST_TRAINING_ROWS = 2000
 _ROWS_PER_TRAINING_ROW = 8
 _ESTIMATED_FROM_ROWS = 100_000
-"""From this many rows of a kind on, it is cheaper to estimate the number of axes than to project all rows to all axes."""
+"""From this many rows of a kind on, the number of axes is estimated, because projecting to all of them costs more."""
 
 
 @dataclass(frozen=True, kw_only=True)
