@@ -28,7 +28,7 @@ _WHOLE_SENDS = 3
 """Number of failures of a whole request before single items of it are sent."""
 _ALONE_SENDS = 3
 """Number of sends of a request that are reserved for single items."""
-_PROOFS = 3
+_ISOLATED_FAILURES = 3
 """Number of times the server must fail at one half and serve the other before an item counts as the cause."""
 _PASSING = {0, 502, 503, 504}
 """Transient failures of the network or the server: they never count as evidence against an item."""
@@ -92,14 +92,14 @@ class Resolver:
         await self._resolve(pack)
 
     async def _resolve(
-        self, pack: list[int], *, failures: int = 0, proofs: int = 0, is_trial: bool = False
+        self, pack: list[int], *, failures: int = 0, isolated: int = 0, is_trial: bool = False
     ) -> ErrorAnswer | None:
         """Send `pack` until each of its items has a result.
 
         Args:
             pack: Positions of items.
             failures: Number of times the server failed at this pack.
-            proofs: Number of times the server served other items and failed at these.
+            isolated: Number of times the server served other items and failed at these.
             is_trial: Whether a failure of the server is returned instead of retried, leaving items unresolved.
         """
         broken = 0
@@ -136,11 +136,11 @@ class Resolver:
                         if len(pack) > 1 and failures >= self._whole_sends:
                             await self._try_alone(pack, outcome, failures)
                             return None
-                    if failures >= (self._max_sends if proofs < _PROOFS else self._whole_sends):
-                        self._give_up(pack, outcome, proofs)
+                    if failures >= (self._max_sends if isolated < _ISOLATED_FAILURES else self._whole_sends):
+                        self._give_up(pack, outcome, isolated)
                         return None
                     may_test = outcome.may_be_an_item and len(pack) > 1
-                    if not await self._before_retry(outcome, failures, is_counted=proofs == 0, may_test=may_test):
+                    if not await self._before_retry(outcome, failures, is_counted=isolated == 0, may_test=may_test):
                         await self._try_alone(pack, outcome, failures)
                         return None
                 case Verdict.TOO_LARGE:
@@ -208,9 +208,9 @@ class Resolver:
                 await self._isolate([i for i in pack if i != item])
                 return
             error, failures = failed, failures + 1
-        self._give_up(pack, error, proofs=0)
+        self._give_up(pack, error, isolated=0)
 
-    async def _isolate(self, pack: list[int], proofs: int = 0) -> None:
+    async def _isolate(self, pack: list[int], isolated: int = 0) -> None:
         """Find the items at which a working server fails: send both halves, and continue with the failed ones.
 
         If one half is served, retries of the other do not count in the retry budget: the server works, and they are
@@ -221,7 +221,7 @@ class Resolver:
         failed = [(half, error) for half, error in trials if error is not None]
         for tried, error in failed:
             half = [i for i in tried if self.results[i] is None]
-            known = proofs + 1 if len(failed) == 1 and len(pack) > 1 else 0
+            known = isolated + 1 if len(failed) == 1 and len(pack) > 1 else 0
             if len(half) > 1 and not known:
                 await self._try_alone(half, error, self._whole_sends)
                 continue
@@ -229,7 +229,7 @@ class Resolver:
             if len(half) > 1:
                 await self._isolate(half, known)
             else:
-                await self._resolve(half, failures=1, proofs=known)
+                await self._resolve(half, failures=1, isolated=known)
 
     async def _before_retry(self, error: ErrorAnswer, tries: int, *, is_counted: bool, may_test: bool = False) -> bool:
         reason = error.code or str(error.status)
@@ -237,9 +237,9 @@ class Resolver:
             reason, tries, error.retry_after_s, self._is_spent, is_counted=is_counted, may_test=may_test
         )
 
-    def _give_up(self, pack: list[int], error: ErrorAnswer, proofs: int) -> None:
+    def _give_up(self, pack: list[int], error: ErrorAnswer, isolated: int) -> None:
         """Refuse the items after the last send failed."""
-        if proofs >= _PROOFS and error.status not in _PASSING and error.may_be_an_item:
+        if isolated >= _ISOLATED_FAILURES and error.status not in _PASSING and error.may_be_an_item:
             self._refuse(pack, RefusalReason.REFUSED, f"{error} (alone, while others were served)")
         else:
             self._refuse(pack, RefusalReason.RETRIES_EXHAUSTED, str(error))
