@@ -131,6 +131,11 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
         self._embed = embed_config({name: value for name, value in given.items() if value is not None}, embed)
         self._prepare = config_of(PrepareConfig, prepare)
         self._cache = cache
+        if cache is not None:
+            try:
+                self._embed.check_allows_probe()
+            except ValueError as error:
+                raise ConfigError(f"EmbedAssets: with `cache`, {error}.") from None
         self._within = None if within is None else tuple(within)
         self._storage_options = orjson.dumps(dict(storage_options or {}), option=orjson.OPT_SORT_KEYS).decode()
         if not max_buffering_s > 0:
