@@ -182,7 +182,7 @@ class Engine:
     def _check_pause(self) -> None:
         error = self._limiter.refusal
         if error is not None and _is_paused(error):
-            raise error
+            raise error.with_traceback(None)
 
     def _client(self) -> Client:
         return Client(self.embed, self._key, rate_limiter=self._limiter, account=self._account, meter=self._meter)
@@ -205,7 +205,7 @@ class Engine:
                 try:
                     found = await asyncio.to_thread(probe, self.embed, self._key, tries=1)
                 except ApiError as error:
-                    self._limiter.key_refused(error)
+                    self._limiter.client_stopped(error)
                     raise
                 finally:
                     self._account.reconcile(reservation, 0)

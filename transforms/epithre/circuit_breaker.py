@@ -66,7 +66,7 @@ class CircuitBreaker:
     def check(self) -> None:
         """Raise ApiError if the breaker is open."""
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)
 
     async def unless_open(self, awaitable: Awaitable[_T]) -> _T:
         """Wait for something that precedes a request, but only while the breaker is closed.
@@ -81,7 +81,7 @@ class CircuitBreaker:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._error is not None and not (task and task.cancelling()):
-                raise self._error from None
+                raise self._error.with_traceback(None) from None  # it is raised often
             raise
         finally:
             self._waiting.discard(waiting)
@@ -94,6 +94,10 @@ class CircuitBreaker:
     def refused(self, answer: ErrorAnswer) -> NoReturn:
         """Open after an answer that no request can succeed. Raises ApiRefusedError."""
         self._open(refusal_of(answer, self._settings))
+
+    def stop(self, error: ApiError) -> NoReturn:
+        """Open because another client with the same key was refused. Raises the error."""
+        self._open(error)
 
     def asked_to_pause(self, answer: ErrorAnswer, pause_s: float) -> NoReturn:
         """Open after an answer that asks for a longer pause than the settings allow. Raises ApiPausedError."""
@@ -148,7 +152,7 @@ class CircuitBreaker:
             self._on_open(self._error)
         for waiting in self._waiting:
             waiting.cancel()
-        raise self._error
+        raise self._error.with_traceback(None)
 
 
 def paused_error(

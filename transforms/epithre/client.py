@@ -97,6 +97,7 @@ class Client:
             report_pause=report_pause,
         )
         self._account = account or Account(self.rate_limiter, SpendingLimit.of(settings), scope=secrets.token_hex(8))
+        self._refusal_before = self.rate_limiter.refusal
         self._has_warned_of_bill = False
         options = self._way.client_options()  # once, because reading certificates takes longer than a request
 
@@ -181,7 +182,7 @@ class Client:
         await self._breaker.unless_open(self._wait(seconds))
 
     def _stopped(self, error: ApiError) -> None:
-        self.rate_limiter.key_refused(error)
+        self.rate_limiter.client_stopped(error)
 
     async def _send(self, batch: Sequence[Item]) -> Outcome | None:
         """Send one request within the rate limits; None if the spending limits allow no further request."""
@@ -194,7 +195,10 @@ class Client:
         try:
             reservation = await self._account.reserve(len(batch), tokens)
             try:
-                # While this request waited, another one may have opened the breaker.
+                # While this request waited, another one, perhaps of another client, may have opened the breaker.
+                refusal = self.rate_limiter.refusal
+                if refusal is not None and refusal is not self._refusal_before:
+                    self._breaker.stop(refusal)
                 self._breaker.check()
             except ApiError:
                 if reservation is not None:

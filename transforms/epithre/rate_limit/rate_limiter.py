@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ....configs.errors import ApiError, RateLimiterLostError
+from ....configs.errors import ApiError, ApiPausedError, RateLimiterLostError, RefusedKeyError, SpentQuotaError
 from .memory_backend import CUT, CUT_EVERY_S, WINDOW_S, Answer, MemoryBackend, RateLimiterBackend, RateLimiterSettings
 from .spending import SpendingLimit, Totals, Verdict
 
@@ -93,7 +93,7 @@ class RateLimiter:
         self._users_lock = threading.Lock()
         self._is_key_accepted = is_key_accepted
         self.refusal: ApiError | None = None
-        """The error that stopped a client last, until an answer shows that the API accepts requests again."""
+        """A refusal that concerns all who use this key, until an answer shows that the API accepts requests again."""
         self._concurrency = math.inf if known else float(_START_CONCURRENCY)
         """What the latency and the refusals allow."""
         self._slow_start = not known
@@ -155,9 +155,10 @@ class RateLimiter:
             self._is_key_accepted = True
             self._changed.set()
 
-    def key_refused(self, error: ApiError) -> None:
+    def client_stopped(self, error: ApiError) -> None:
         """Record that a client was stopped; after that one request is in flight until the API accepts one."""
-        self.refusal = error
+        if isinstance(error, (RefusedKeyError, SpentQuotaError, ApiPausedError)):
+            self.refusal = error
         self._is_key_accepted = False
 
     async def acquire(self, *, items: int, tokens: int) -> Lease:
