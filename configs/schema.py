@@ -318,7 +318,7 @@ class EmbedConfig(Section):
     )
     lanes: PositiveInt = Field(
         1,
-        description="Lanes (event loops that send requests) that embed in parallel. More than 1 requires "
+        description="Lanes (workers that send requests) that embed in parallel. More than 1 requires "
         "`rate_limiter: host` or `redis`.",
     )
     rate_limiter_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = Field(

@@ -1,6 +1,9 @@
 """Steps, bundles, threads and processes of pipelines keep one limit, and stop together when the API refuses them."""
 
 import contextlib
+import os
+import subprocess
+import sys
 import time
 
 import apache_beam as beam
@@ -9,6 +12,7 @@ import pytest
 from epithre_beam import transforms as epithre
 from epithre_beam.configs.errors import ConfigError
 from epithre_beam.transforms.epithre.emulator import Faults, Limits
+from epithre_beam.transforms.epithre.emulator.hash_model import content_digest
 
 from .epithre.answering import answering, error, good
 from .test_embed_assets import (  # `serve` is a fixture
@@ -189,3 +193,105 @@ def test_no_window_of_two_processes_and_steps_is_over_and_nothing_is_refused(ser
     assert set(stats["statuses"]) == {"200"}
     assert stats["billed_items"] == 480
     assert stats["worst_window"]["requests"] <= 60
+
+
+WORKER = """
+import sys
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from epithre_beam import transforms as epithre
+
+address, limit, window_s, timeout_s, backend, redis_url, name, count = sys.argv[1:]
+transform = epithre.EmbedAssets(
+    base_url=address, dimension=16, batch_items=1, requests_per_minute=int(limit), rate_limiter=backend,
+    redis_url=redis_url or None, embed={"timeout_s": float(timeout_s)},
+)
+transform._window_s = float(window_s)
+with beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner"])) as p:
+    assets = p | beam.Create([epithre.Asset.of_text(str(i), f"{name} {i}") for i in range(int(count))])
+    result = assets | transform
+    _ = result.embedded | beam.combiners.Count.Globally() | beam.Map(print)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start processes with a pipeline each; those that are left at the end of the test are killed."""
+    (tmp_path / "worker.py").write_text(WORKER)
+    started = []
+
+    def begin(emulator, name, count, backend="host", redis_url="", limit=10, window_s=1.0, timeout_s=1.0):
+        words = [emulator.base_url, limit, window_s, timeout_s, backend, redis_url, name, count]
+        process = subprocess.Popen(
+            [sys.executable, str(tmp_path / "worker.py"), *map(str, words)],
+            env={**os.environ, "EPITHRE_KEY": emulator.api_key},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition):
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def sent(emulator, at_least):
+    return lambda: requests_of(emulator) >= at_least
+
+
+@pytest.mark.slow
+def test_leases_of_a_killed_process_expire_and_others_go_on(serve, start):  # noqa: F811
+    """The holder of the host's limiter lives on; the other process is killed with requests in flight."""
+    emulator = serve(Faults(latency_s=0.3), Limits(requests_per_minute=10, window_s=1.0))
+    holder = start(emulator, "holder", 60)
+    wait_for(sent(emulator, 3))
+    killed = start(emulator, "killed", 500)
+    wait_for(lambda: _sends_of(emulator, "killed 0"))
+    killed.kill()
+    out, errors = holder.communicate(timeout=90)
+    assert out.split() == ["60"], errors[-2000:]
+    assert set(emulator.stats()["statuses"]) == {"200"}
+    assert emulator.stats()["worst_window"]["requests"] <= 10
+
+
+def _sends_of(emulator, text):
+    return emulator.payments().get(content_digest("text", text.encode()).hex(), 0)
+
+
+@pytest.mark.slow
+def test_another_process_counts_after_the_host_limiter_was_killed(serve, start):  # noqa: F811
+    emulator = serve(Faults(latency_s=0.1), Limits(requests_per_minute=10, window_s=1.0))
+    holder = start(emulator, "holder", 500)
+    wait_for(sent(emulator, 3))
+    survivor = start(emulator, "survivor", 30)
+    wait_for(lambda: _sends_of(emulator, "survivor 0"))
+    holder.kill()
+    out, errors = survivor.communicate(timeout=90)
+    assert out.split() == ["30"], errors[-2000:]
+    assert "The process that counted the requests of this host has ended. Nothing is sent until" in errors
+    assert set(emulator.stats()["statuses"]) == {"200"}
+    assert emulator.stats()["worst_window"]["requests"] <= 10
+
+
+@pytest.mark.slow
+def test_the_limit_holds_when_redis_starts_anew_without_its_data(serve, start, redis_server):  # noqa: F811
+    emulator = serve(Faults(latency_s=0.1), Limits(requests_per_minute=10, window_s=1.0))
+    workers = [start(emulator, name, 20, "redis", redis_server.url) for name in ("one", "two")]
+    wait_for(lambda: _sends_of(emulator, "one 0") and _sends_of(emulator, "two 0"))
+    redis_server.kill()
+    redis_server.start()
+    for worker in workers:
+        out, errors = worker.communicate(timeout=90)
+        assert out.split() == ["20"], errors[-2000:]
+    assert set(emulator.stats()["statuses"]) == {"200"}
+    assert emulator.stats()["worst_window"]["requests"] <= 10

@@ -109,6 +109,7 @@ class RateLimiter:
         # One thread, so that calls of a remote backend arrive in order.
         self._remote = ThreadPoolExecutor(1, thread_name_prefix="rate-limiter") if self._backend.is_remote else None
         self._known_limits = known
+        self._spent: dict[tuple[str, str], Totals] = {}
         self.throttled_s = 0.0
         """Seconds that sending waited for a limit or a pause; overlapping waits count once."""
 
@@ -238,10 +239,19 @@ class RateLimiter:
         Raises:
             RateLimiterLostError: If a shared backend was unreachable for ten minutes.
         """
-        return await self._ask(self._backend.reserve, scope, limit, user, after, request)
+        self._spent[scope, user] = after
+        try:
+            verdict = await self._ask(self._backend.reserve, scope, limit, user, after, request)
+        except BaseException:
+            self._spent[scope, user] = after.minus(request)
+            raise
+        if verdict != Verdict.YES:
+            self._spent[scope, user] = after.minus(request)
+        return verdict
 
     def report_spent(self, scope: str, user: str, totals: Totals) -> None:
         """Tell the backend what a user has spent."""
+        self._spent[scope, user] = totals
         self._report(self._backend.report, scope, user, totals)
 
     async def _ask(self, function: Callable[..., _T], *arguments: Any) -> _T:
@@ -251,6 +261,8 @@ class RateLimiter:
         lost_at: float | None = None
         while True:
             try:
+                if lost_at is not None:
+                    await loop.run_in_executor(self._remote, self._report_again)
                 answer = await loop.run_in_executor(self._remote, functools.partial(function, *arguments))
             except RateLimiterLostError as error:
                 now = self._clock()
@@ -265,6 +277,11 @@ class RateLimiter:
                 if lost_at is not None:
                     log.warning("The rate limiter is reachable again after %.0f s.", self._clock() - lost_at)
                 return answer
+
+    def _report_again(self) -> None:
+        """State what was spent to a backend that may have lost it, before anything more is sent."""
+        for (scope, user), totals in list(self._spent.items()):
+            self._backend.report(scope, user, totals)
 
     def _report(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call the backend. If a remote backend misses an answer, it keeps the lease longer, which is safe."""
