@@ -14,6 +14,10 @@ _ROUNDS = 100_000
 """About 30 ms for a guess: whoever reads the names in a shared Redis cannot test weak keys quickly."""
 
 
+_OWN_HOLD_S = 86_400.0
+"""In memory every lease ends with its request: those who share it may have different timeouts, and die together."""
+
+
 def limiter_name(embed: EmbedConfig, api_key: str) -> str:
     """Return the name of all that count together: `rate_limiter_name`, or one that a key and an address share.
 
@@ -58,7 +62,7 @@ def make_backend(
     settings = RateLimiterSettings(
         limits={name: limit for name, limit in limits_of(embed).items() if limit is not None},
         window_s=window_s,
-        hold_s=embed.timeout_s,
+        hold_s=_OWN_HOLD_S if embed.rate_limiter == "memory" else embed.timeout_s,
         max_pause_s=embed.max_retry_after_s,
         spent=spent,
     )

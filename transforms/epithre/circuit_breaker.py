@@ -68,8 +68,12 @@ class CircuitBreaker:
         if self._error is not None:
             raise self._error.with_traceback(None)
 
-    async def unless_open(self, awaitable: Awaitable[_T]) -> _T:
+    async def unless_open(self, awaitable: Awaitable[_T], undo: Callable[[_T], None] | None = None) -> _T:
         """Wait for something that precedes a request, but only while the breaker is closed.
+
+        Args:
+            awaitable: What to wait for.
+            undo: Called with its result if the caller is cancelled before it receives the result.
 
         Raises:
             ApiError: As soon as the breaker opens: the pause that opened it may take longer than anybody waits.
@@ -80,6 +84,8 @@ class CircuitBreaker:
             return await waiting
         except asyncio.CancelledError:
             task = asyncio.current_task()
+            if undo is not None and waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                undo(waiting.result())
             if self._error is not None and not (task and task.cancelling()):
                 raise self._error.with_traceback(None) from None  # it is raised often
             raise

@@ -189,7 +189,8 @@ class Client:
         tokens = sum(item.tokens for item in batch)
         if self.is_spent:
             return None
-        lease = await self._breaker.unless_open(self.rate_limiter.acquire(items=len(batch), tokens=tokens))
+        acquiring = self.rate_limiter.acquire(items=len(batch), tokens=tokens)
+        lease = await self._breaker.unless_open(acquiring, undo=self.rate_limiter.answered)
         reservation = None
         billed = 0
         try:
