@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -52,6 +53,17 @@ def test_the_smallest_number_in_flight_holds_for_all_steps_of_a_process(serve, r
     embedded, _ = run_steps(steps, texts(60), runner)
     assert len(embedded) == 120
     assert emulator.stats()["peak_in_service"] == 3
+
+
+def test_copies_of_steps_in_threads_share_one_limit(serve):  # noqa: F811
+    """Beam unpickles each step once a thread."""
+    emulator = serve(limits=Limits(requests_per_minute=20, window_s=0.5))
+    steps = [pickle.loads(pickle.dumps(embed_assets(emulator, requests_per_minute=20, batch_items=1))) for _ in "ab"]
+    for step in steps:
+        step._window_s = 0.5
+    embedded, _ = run_steps(steps, texts(30), THREADS)
+    assert len(embedded) == 60
+    assert set(emulator.stats()["statuses"]) == {"200"}
 
 
 def test_a_later_pipeline_of_the_process_may_have_more_in_flight(serve):  # noqa: F811
