@@ -194,7 +194,7 @@ class UnknownModelError(ApiRefusedError):
 
 
 class SpentQuotaError(ApiRefusedError):
-    """The account's quota is used up."""
+    """The account's quota is used up. If the API says until when, the fact `retry_at` has it (ISO 8601, UTC)."""
 
     code = "quota_spent"
 

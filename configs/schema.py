@@ -305,7 +305,11 @@ class EmbedConfig(Section):
     tokens_per_minute: PositiveInt | None = Field(
         None, description="Maximum tokens in any 60 s. Absent: learned from the server's answers."
     )
-    max_concurrency: PositiveInt = Field(256, description="Maximum requests in flight.")
+    max_concurrency: PositiveInt = Field(
+        256,
+        description="Maximum requests in flight of a process. Of several users of one rate limiter the smallest "
+        "maximum holds for all together.",
+    )
     rate_limiter: Literal["memory", "host", "redis"] = Field(
         "memory",
         description="Where the rate limiter counts requests. memory: in the process of the only lane. host: in one "
@@ -314,11 +318,12 @@ class EmbedConfig(Section):
     )
     lanes: PositiveInt = Field(
         1,
-        description="Lanes (event loops that send requests) that embed in parallel. More than 1 requires "
+        description="Lanes (workers that send requests) that embed in parallel. More than 1 requires "
         "`rate_limiter: host` or `redis`.",
     )
-    rate_limiter_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = Field(
-        "epithre", description="The rate limiter's name. Jobs with the same API key share one name."
+    rate_limiter_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = Field(
+        None,
+        description="Who counts together: all that use the same name. Absent: all that use the same key and address.",
     )
     redis_url: str | None = Field(
         None, description="redis://HOST:PORT/DB without a password. Requires `rate_limiter: redis`."
@@ -396,10 +401,6 @@ class EmbedConfig(Section):
                 f"max_cost is {self.max_cost:g}, but no price is configured. Set price_per_1000_requests, "
                 "price_per_1000_items or price_per_million_tokens"
             )
-        if self.max_requests == 1:
-            raise ValueError(
-                "max_requests is 1, which the probe needs for itself. Set at least 2, or 0 to send nothing"
-            )
         if self.lanes > 1 and self.rate_limiter == "memory":
             raise ValueError(
                 f"lanes is {self.lanes}, but `rate_limiter: memory` counts the requests of one lane only. "
@@ -438,6 +439,17 @@ class EmbedConfig(Section):
                     f"{'it' if len(missing) == 1 else 'them'}"
                 )
         return self
+
+    def check_allows_probe(self) -> None:
+        """Check that `max_requests` leaves something to send after the probe of a job or a cache.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        if self.max_requests == 1:
+            raise ValueError(
+                "max_requests is 1, which the probe needs for itself. Set at least 2, or 0 to send nothing"
+            )
 
     @property
     def items_per_request(self) -> int:
@@ -506,6 +518,11 @@ class GateConfig(Section):
     )
 
 
+def _check_allows_probe(embed: EmbedConfig) -> EmbedConfig:
+    embed.check_allows_probe()
+    return embed
+
+
 BeamOption = Annotated[str, Field(pattern=r"^--[A-Za-z]\w*(=|$)")]
 
 
@@ -518,7 +535,7 @@ class CatalogConfig(Section):
         description="The job's name. A catalog belongs to one job and refuses others. Absent: the job is identified "
         "by its sources and the assets they list.",
     )
-    embed: EmbedConfig = EmbedConfig()
+    embed: Annotated[EmbedConfig, AfterValidator(_check_allows_probe)] = EmbedConfig()
     prepare: PrepareConfig = PrepareConfig()
     index: IndexConfig = IndexConfig()
     gates: GateConfig = GateConfig()

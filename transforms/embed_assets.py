@@ -67,11 +67,12 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
         items_per_minute: The same for items.
         tokens_per_minute: The same for tokens.
         batch_items: Items in a request at most.
-        max_concurrency: Requests of a process in flight at most.
+        max_concurrency: Requests of a process in flight at most. Of steps that share the rate limiter, the smallest
+            maximum holds for all together.
         max_requests: All steps of the pipeline that share the rate limiter stop before they send more, retries
             included.
         rate_limiter: Who shares the counts of requests with the same key, address and limits: all threads and steps of
-            this process (`memory`), of this host (`host`), or all that use a Redis (`redis`).
+            this process (`memory`), of this host (`host`), or all that use a Redis (`redis`), each with its own limits.
         redis_url: `redis://HOST:PORT/DB`, without a password.
         redis_password_env: The name of the environment variable with Redis' password.
         embed: Other settings of the API, or all of them: the section `embed` of a job.
@@ -131,6 +132,11 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
         self._embed = embed_config({name: value for name, value in given.items() if value is not None}, embed)
         self._prepare = config_of(PrepareConfig, prepare)
         self._cache = cache
+        if cache is not None:
+            try:
+                self._embed.check_allows_probe()
+            except ValueError as error:
+                raise ConfigError(f"EmbedAssets: with `cache`, {error}.") from None
         self._within = None if within is None else tuple(within)
         self._storage_options = orjson.dumps(dict(storage_options or {}), option=orjson.OPT_SORT_KEYS).decode()
         if not max_buffering_s > 0:

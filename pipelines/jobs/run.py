@@ -18,8 +18,9 @@ from ...index.versions.layout import report_name, unit_dead_letters_name, unit_n
 from ...index.versions.manifest import read_manifest
 from ...index.versions.stored_names import GATE_FAILURES
 from ...transforms.embedding.endpoint import Endpoint, open_endpoint
-from ...transforms.embedding.lane import LaneSetup
-from ...transforms.embedding.shared_limit import remove_shared_backend, set_up_shared_backend
+from ...transforms.embedding.lane import LaneSetup, api_key
+from ...transforms.embedding.limiters import remove_host_limiter
+from ...transforms.embedding.shared_limit import set_up_shared_backend
 from ...transforms.planning.compare import Comparison
 from ...transforms.planning.embedding_config import (
     differences,
@@ -204,7 +205,7 @@ class _Launch:
         )
         self.units.extend(plan.units)
         self.runner.run(held.run, _wiring(setup, lane, plan), config.runner, config.beam_options)
-        remove_shared_backend(lane.embed, lane.run.version)
+        remove_host_limiter(lane.embed, lane.run.version)
         report: Report = orjson.loads(store.read(report_name(held.run.version)))
         if not report[GATE_FAILURES]:
             _collect(store, self.units)
@@ -249,7 +250,7 @@ def _wiring(setup: VersionSetup, lane: LaneSetup, plan: Plan) -> Any:
         from ...transforms.embed_units import EmbedUnits
         from ...transforms.write_version import Begin, WriteVersion
 
-        set_up_shared_backend(lane.embed, lane.run.version, lane.requests_spent)
+        set_up_shared_backend(lane.embed, api_key(lane.embed.api_key_env), lane.run.version, lane.requests_spent)
         records = pipeline | "Units" >> beam.Create(plan.units) | "EmbedUnits" >> EmbedUnits(setup=lane)
         reused_groups = pipeline | "Reused" >> beam.Create((Begin(), *plan.reused_groups))
         _ = (records, reused_groups) | "Parts" >> beam.Flatten() | "WriteVersion" >> WriteVersion(setup=setup)

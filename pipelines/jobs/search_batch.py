@@ -41,8 +41,9 @@ from ...transforms.batch_search.query_blocks import (
     missing_letters,
 )
 from ...transforms.embedding.endpoint import open_endpoint
-from ...transforms.embedding.lane import LaneSetup
-from ...transforms.embedding.shared_limit import remove_shared_backend, set_up_shared_backend
+from ...transforms.embedding.lane import LaneSetup, api_key
+from ...transforms.embedding.limiters import remove_host_limiter
+from ...transforms.embedding.shared_limit import set_up_shared_backend
 from ...transforms.epithre.dialects import DIALECTS
 from ...transforms.planning.embedding_config import (
     embedding_config_hash,
@@ -214,7 +215,7 @@ class _Launch:
         log_event("planned", queries=dict(self._asked), blocks=len(blocks), searched=self._searched.version)
         runner.run(run, _wiring(setup, lane, plan, blocks), config.runner)
         if lane is not None:
-            remove_shared_backend(lane.embed, lane.run.version)
+            remove_host_limiter(lane.embed, lane.run.version)
         try:
             return self._publish(setup, plan)
         except OSError as error:
@@ -350,7 +351,7 @@ def _wiring(setup: SearchSetup, lane: LaneSetup | None, plan: Plan | None, block
 
         parts = [pipeline | "Blocks" >> beam.Create((Begin(), *blocks))]
         if lane is not None and plan is not None:
-            set_up_shared_backend(lane.embed, lane.run.version, lane.requests_spent)
+            set_up_shared_backend(lane.embed, api_key(lane.embed.api_key_env), lane.run.version, lane.requests_spent)
             parts.append(pipeline | "Units" >> beam.Create(plan.units) | "EmbedUnits" >> EmbedUnits(setup=lane))
         _ = parts | "Parts" >> beam.Flatten() | "SearchAll" >> SearchAll(setup=setup)
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import orjson
 
 from ...configs import EmbedConfig, PrepareConfig
-from ...configs.errors import ApiPausedError
+from ...configs.errors import ApiError
 from ...configs.schema import EMULATOR
 from ...index.versions.layout import DeadLetter
 from ..epithre.client import Client
@@ -93,6 +93,7 @@ class Engine:
             self.memory = embed.memory_mb * 1_000_000
             self.loop = process_loop()
             self._limiter = limiter_of(embed, self._key, window_s=setup.window_s)
+            stack.enter_context(self._limiter.in_use(embed.max_concurrency))
             self._account = Account(
                 self._limiter, SpendingLimit.of(embed), scope=setup.scope, user=secrets.token_hex(8)
             )
@@ -126,13 +127,12 @@ class Engine:
         """Return the embedder, with a new client if the last one was stopped: the cause may be gone by now.
 
         Raises:
-            ApiPausedError: While the pause lasts that the API asked for.
+            ApiError: While the pause lasts that the API asked for when it stopped a client of this process.
         """
         with self._lock:
             client = self._embedder.client
+            self._check_pause()
             if client.stopped_by is not None:
-                if isinstance(client.stopped_by, ApiPausedError) and _is_paused(client.stopped_by):
-                    raise client.stopped_by
                 self._embedder = replace(self._embedder, client=self._client())
                 self._close_client(client)
             return self._embedder
@@ -179,6 +179,11 @@ class Engine:
         self._close_client(self._embedder.client)
         self._stack.close()
 
+    def _check_pause(self) -> None:
+        error = self._limiter.refusal
+        if error is not None and _is_paused(error):
+            raise error.with_traceback(None)
+
     def _client(self) -> Client:
         return Client(self.embed, self._key, rate_limiter=self._limiter, account=self._account, meter=self._meter)
 
@@ -199,13 +204,18 @@ class Engine:
                     return None
                 try:
                     found = await asyncio.to_thread(probe, self.embed, self._key, tries=1)
+                except ApiError as error:
+                    self._limiter.client_stopped(error)
+                    raise
                 finally:
                     self._account.reconcile(reservation, 0)
                 self._meter.requests += found.requests
+                self._limiter.key_accepted()
                 return found.emulator
             finally:
                 self._limiter.answered(lease)
 
+        self._check_pause()
         fingerprint = asyncio.run_coroutine_threadsafe(ask(), self.loop).result()
         return VectorCache(self.setup.cache, self.embed, self.setup.prepare, fingerprint)
 
@@ -318,9 +328,9 @@ def release_engine(engine: Engine) -> None:
     engine.close()
 
 
-def _is_paused(error: ApiPausedError) -> bool:
-    retry_at = datetime.datetime.fromisoformat(str(error.facts["retry_at"]))
-    return datetime.datetime.now(datetime.UTC) < retry_at
+def _is_paused(error: ApiError) -> bool:
+    until = error.facts.get("retry_at")
+    return until is not None and datetime.datetime.now(datetime.UTC) < datetime.datetime.fromisoformat(str(until))
 
 
 def _emulator(embed: EmbedConfig) -> "contextlib.AbstractContextManager[EmulatorProcess]":

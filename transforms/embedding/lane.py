@@ -1,4 +1,4 @@
-"""A lane: one event loop that embeds many units concurrently within one rate limit, and reports its progress.
+"""A lane: embeds many units concurrently on the process's event loop within one rate limit, and reports its progress.
 
 By default a run has one lane, so a rate limiter in memory is enough on any runner. Several lanes share a rate limiter
 backend.
@@ -20,7 +20,7 @@ from ...configs.errors import RefusedKeyError, RunnerError, StorageError
 from ...index.vectors.reusable import ReusableVectors
 from ...index.vectors.units import UnitRecord
 from ...index.versions.manifest import read_manifest
-from ..epithre.client import Client, limits_of
+from ..epithre.client import Client
 from ..epithre.meter import Meter
 from ..epithre.rate_limit.account import Account
 from ..epithre.rate_limit.rate_limiter import RateLimiter
@@ -32,12 +32,13 @@ from ..workers.progress import ProgressWriter, read_lane
 from ..workers.run_folder import RunFolder
 from .assets import AssetEmbedder
 from .in_flight import ByteLimit, SentContents
-from .shared_limit import shared_backend
+from .limiters import limiter_of, process_loop
 from .unit import UnitContext, embed_unit
 
 _PAYLOAD_SHARE = 0.4
 _LOOK_EVERY_S = 2.0
 _SENT_KEPT = 1024
+_END_WITHIN_S = 10.0
 _UNIT_COPIES = 2
 """The vectors of a unit are in memory about twice while they are written."""
 
@@ -72,6 +73,22 @@ class Telemetry:
         self.throttled_s = 0.0
 
 
+class _Throttle:
+    """The figures of a rate limiter since this lane started; the process may have used it before."""
+
+    def __init__(self, rate_limiter: RateLimiter) -> None:
+        self._rate_limiter = rate_limiter
+        self._before_s = rate_limiter.throttled_s
+
+    @property
+    def throttled_s(self) -> float:
+        return self._rate_limiter.throttled_s - self._before_s
+
+    @property
+    def limits(self) -> dict[str, float]:
+        return self._rate_limiter.limits
+
+
 def run_lane(
     setup: LaneSetup, units: Iterable[Unit], lane: int = 0, telemetry: Telemetry | None = None
 ) -> Iterator[UnitRecord]:
@@ -80,36 +97,24 @@ def run_lane(
     Raises:
         ApiError: When the API is not available. Finished units stay finished.
     """
-    records: queue.SimpleQueue[UnitRecord | BaseException | None] = queue.SimpleQueue()
-    loop = asyncio.new_event_loop()
-    main: list[asyncio.Task[None]] = []
+    records: queue.SimpleQueue[UnitRecord | None] = queue.SimpleQueue()
+    ended = threading.Event()
 
-    def run() -> None:
+    async def run(own: list[Unit]) -> None:
         try:
-            main.append(loop.create_task(_run(setup, list(units), lane, records.put, telemetry or Telemetry())))
-            loop.run_until_complete(main[0])
-            records.put(None)
-        except BaseException as error:  # raised in the caller's thread
-            records.put(error)
+            await _run(setup, own, lane, records.put, telemetry or Telemetry())
         finally:
-            loop.close()
+            ended.set()
+            records.put(None)
 
-    thread = threading.Thread(target=run, name="embed-lane", daemon=True)
-    thread.start()
+    running = asyncio.run_coroutine_threadsafe(run(list(units)), process_loop())
     try:
         while (record := records.get()) is not None:
-            if isinstance(record, BaseException):
-                raise record
             yield record
+        running.result()
     finally:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the lane has ended
-            loop.call_soon_threadsafe(_cancel, main)
-        thread.join(timeout=10)
-
-
-def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
+        running.cancel()
+        ended.wait(timeout=_END_WITHIN_S)
 
 
 async def _run(
@@ -123,15 +128,12 @@ async def _run(
     is_limited = embed.max_requests is not None or embed.max_cost is not None
     if is_limited and (before := await asyncio.to_thread(read_lane, setup.run, lane)) is not None:
         meter.add(before["meter"])  # a runner may restart a lane: what it spent before counts too
-    rate_limiter = RateLimiter(
-        limits_of(embed),
-        max_concurrency=embed.max_concurrency,
-        spent=setup.requests_spent,
-        max_pause_s=embed.max_retry_after_s,
-        backend=shared_backend(embed, setup.run.version, setup.requests_spent),
-    )
+    key = api_key(embed.api_key_env)
+    rate_limiter = await asyncio.to_thread(limiter_of, embed, key, run=setup.run.version, spent=setup.requests_spent)
+    rate_limiter.key_accepted()  # by the launcher's probe
+    figures = _Throttle(rate_limiter)
     vectors_in_flight = ByteLimit(int(memory * (1 - _PAYLOAD_SHARE)))
-    progress = ProgressWriter(setup.run, lane, sum(u.references for u in units), meter, rate_limiter)
+    progress = ProgressWriter(setup.run, lane, sum(u.references for u in units), meter, figures)
     reader = Reader(setup.sources, setup.prepare)
     account = Account(
         rate_limiter,
@@ -142,7 +144,7 @@ async def _run(
     )
     client = Client(
         embed,
-        api_key(embed.api_key_env),
+        key,
         rate_limiter=rate_limiter,
         account=account,
         meter=meter,
@@ -188,13 +190,15 @@ async def _run(
 
             references = references_of(await context.in_thread(read))
             record = await embed_unit(unit, references, context)
-            telemetry.throttled_s = rate_limiter.throttled_s
+            telemetry.throttled_s = figures.throttled_s
             emit(record)
         finally:
             vectors_in_flight.release(held)
 
     try:
-        async with client:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(rate_limiter.in_use(embed.max_concurrency))
+            await stack.enter_async_context(client)
             ticker = asyncio.create_task(progress.tick())
             try:
                 async with asyncio.TaskGroup() as group:
@@ -216,7 +220,7 @@ async def _run(
         local_threads.shutdown(wait=False, cancel_futures=True)
         reader.close()
         plan.close()
-        await asyncio.to_thread(rate_limiter.close)
+        await rate_limiter.drain()
 
 
 async def _stop_with(run: RunFolder) -> None:

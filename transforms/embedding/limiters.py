@@ -1,20 +1,29 @@
-"""The rate limiters of this process: one for a key, an address and its limits, whoever sends.
+"""The rate limiters of this process: one for a key, an address and its limits, whoever sends: steps or lanes.
 
 Beam's pickler copies objects and replaces their locks, so a rate limiter in an element or a DoFn would silently become
 one for each. This registry belongs to the module, and all its rate limiters run on the event loop of the process.
 """
 
 import asyncio
-import hashlib
 import os
 import threading
-
-import orjson
+from typing import NamedTuple
 
 from ...configs import EmbedConfig
 from ..epithre.client import limits_of
-from ..epithre.rate_limit.memory_backend import WINDOW_S, RateLimiterBackend, RateLimiterSettings
+from ..epithre.rate_limit.memory_backend import WINDOW_S, MemoryBackend, RateLimiterBackend
 from ..epithre.rate_limit.rate_limiter import RateLimiter
+from .shared_limit import backend_name, make_backend
+
+
+class _Place(NamedTuple):
+    """Where requests are counted, and against which limits."""
+
+    backend: str
+    redis_url: str | None
+    name: str
+    window_s: float
+    limits: tuple[tuple[str, float | None], ...]
 
 
 class _Process:
@@ -26,7 +35,7 @@ class _Process:
     def reset(self) -> None:
         """Start anew, also in a forked process: the loop's thread is not in it, and neither are the connections."""
         self.lock = threading.Lock()
-        self.limiters: dict[str, RateLimiter] = {}
+        self.limiters: dict[_Place, tuple[RateLimiter, RateLimiterBackend]] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
 
 
@@ -44,51 +53,46 @@ def process_loop() -> asyncio.AbstractEventLoop:
         return _process.loop
 
 
-def limiter_name(embed: EmbedConfig, api_key: str) -> str:
-    """Return a name that all processes derive from the same key, address and limits. It does not reveal the key."""
-    counted = [embed.base_url, embed.rate_limiter_name, sorted(limits_of(embed).items())]
-    digest = hashlib.sha256(orjson.dumps(counted) + hashlib.sha256(api_key.encode()).digest())
-    return digest.hexdigest()[:24]
-
-
-def limiter_of(embed: EmbedConfig, api_key: str, *, window_s: float = WINDOW_S) -> RateLimiter:
+def limiter_of(
+    embed: EmbedConfig, api_key: str, *, run: str | None = None, spent: int = 0, window_s: float = WINDOW_S
+) -> RateLimiter:
     """Return the rate limiter of this key, address and limits, for use on the process's loop.
 
     Args:
         embed: The settings; `rate_limiter` says who shares the counts: this process, the host, or all that use a Redis.
         api_key: The key.
+        run: The name of a job's run, for its lanes: they share what the launcher has set up, and the launcher has
+            shown that the API accepts the key.
+        spent: Requests of that run that were sent before, without a lease, and that the server may still count.
         window_s: Length of the server's window in seconds; tests shorten it.
+
+    Raises:
+        RateLimiterLostError: When Redis does not answer.
     """
-    name = limiter_name(embed, api_key)
-    backend_name = f"{embed.rate_limiter}:{embed.redis_url or ''}:{name}:{window_s}"
+    name = backend_name(embed, api_key, run=run, window_s=window_s)
+    limits = limits_of(embed)
+    place = _Place(embed.rate_limiter, embed.redis_url, name, window_s, tuple(sorted(limits.items())))
     with _process.lock:
-        if backend_name not in _process.limiters:
-            _process.limiters[backend_name] = RateLimiter(
-                limits_of(embed),
-                max_concurrency=embed.max_concurrency,
-                window_s=window_s,
-                max_pause_s=embed.max_retry_after_s,
-                backend=_backend(embed, name, window_s),
-            )
-        return _process.limiters[backend_name]
+        found = _process.limiters.get(place)
+        if found is None:
+            backend = make_backend(embed, api_key, run=run, spent=spent, window_s=window_s)
+            if embed.rate_limiter == "redis" and run is None:
+                backend.create()  # type: ignore[attr-defined]  # of a run, the launcher creates it
+            limiter = RateLimiter(limits, window_s=window_s, backend=backend, is_key_accepted=False)
+            found = _process.limiters[place] = (limiter, backend)
+        elif isinstance(backend := found[1], MemoryBackend):
+            backend.count(spent)
+        return found[0]
 
 
-def _backend(embed: EmbedConfig, name: str, window_s: float) -> RateLimiterBackend | None:
-    if embed.rate_limiter == "memory":
-        return None  # the rate limiter's own: there is one in this process
-    settings = RateLimiterSettings(
-        limits={name: limit for name, limit in limits_of(embed).items() if limit is not None},
-        window_s=window_s,
-        hold_s=embed.timeout_s,
-        max_pause_s=embed.max_retry_after_s,
-    )
-    if embed.rate_limiter == "host":
-        from .host_backend import HostBackend
-
-        return HostBackend(name, settings)
-    from ..epithre.rate_limit.redis_backend import RedisBackend
-
-    password = os.environ.get(embed.redis_password_env or "")
-    backend = RedisBackend(embed.redis_url or "", embed.rate_limiter_name, settings, password=password)
-    backend.create()
-    return backend
+def remove_host_limiter(embed: EmbedConfig, run: str) -> None:
+    """Remove what the lanes of a run shared on this host, in this process and as files, after a successful run."""
+    if embed.rate_limiter != "host":
+        return
+    name = backend_name(embed, "", run=run)
+    with _process.lock:
+        places = [place for place in _process.limiters if place.name == name]
+        ended = [_process.limiters.pop(place) for place in places]
+    for limiter, _ in ended:
+        limiter.close()
+    make_backend(embed, "", run=run).remove_files()  # type: ignore[attr-defined]

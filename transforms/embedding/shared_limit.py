@@ -1,40 +1,85 @@
-"""The rate limiter backend that several lanes share: select it, and set it up before the lanes start."""
+"""Where the requests are counted: a rate limiter's backend in this process, on this host or in Redis."""
 
+import functools
+import hashlib
 import os
+
+import orjson
 
 from ...configs import EmbedConfig
 from ..epithre.client import limits_of
-from ..epithre.rate_limit.memory_backend import RateLimiterBackend, RateLimiterSettings
+from ..epithre.rate_limit.memory_backend import WINDOW_S, MemoryBackend, RateLimiterBackend, RateLimiterSettings
+
+_ROUNDS = 100_000
+"""About 30 ms for a guess: whoever reads the names in a shared Redis cannot test weak keys quickly."""
 
 
-def shared_backend(embed: EmbedConfig, run: str, requests_spent: int) -> RateLimiterBackend | None:
-    """Return the rate limiter backend shared by the lanes; None for `memory`, where a lane has its own.
+_OWN_HOLD_S = 86_400.0
+"""In memory every lease ends with its request: those who share it may have different timeouts, and die together."""
+
+
+def limiter_name(embed: EmbedConfig, api_key: str) -> str:
+    """Return the name of all that count together: `rate_limiter_name`, or one that a key and an address share.
+
+    All processes derive the same name, which does not reveal the key.
+    """
+    return embed.rate_limiter_name or _digest(api_key, embed.base_url)
+
+
+@functools.lru_cache(maxsize=256)
+def _digest(api_key: str, base_url: str) -> str:
+    salt = b"epithre-beam rate limiter\n" + base_url.encode()
+    return hashlib.pbkdf2_hmac("sha256", api_key.encode(), salt, _ROUNDS).hex()[:24]
+
+
+def backend_name(embed: EmbedConfig, api_key: str, *, run: str | None = None, window_s: float = WINDOW_S) -> str:
+    """Return the name of a backend in memory, on the host or in Redis.
+
+    In memory and on the host a backend has one set of limits, so other limits are counted apart. In Redis each user
+    brings its own. The lanes of a run share a backend of the host that nobody else uses, because the process that holds
+    it may end with the run.
+    """
+    if embed.rate_limiter == "redis":
+        return limiter_name(embed, api_key)
+    if embed.rate_limiter == "host" and run is not None:
+        return f"{embed.rate_limiter_name or 'epithre'}-{run}"
+    limits = orjson.dumps([sorted(limits_of(embed).items()), window_s])
+    return f"{limiter_name(embed, api_key)}-{hashlib.sha256(limits).hexdigest()[:8]}"
+
+
+def make_backend(
+    embed: EmbedConfig, api_key: str, *, run: str | None = None, spent: int = 0, window_s: float = WINDOW_S
+) -> RateLimiterBackend:
+    """Return the backend of this key, address and limits: a new one in memory, or access to a shared one.
 
     Args:
-        embed: The settings with the backend.
-        run: The name of the run.
-        requests_spent: Requests that the launcher sent and the server may still count.
+        embed: The settings.
+        api_key: The key.
+        run: The name of the run, for its lanes.
+        spent: Requests that were sent before, without a lease, and that the server may still count.
+        window_s: Length of the server's window in seconds; tests shorten it.
     """
-    if embed.rate_limiter == "memory":
-        return None
     settings = RateLimiterSettings(
         limits={name: limit for name, limit in limits_of(embed).items() if limit is not None},
-        hold_s=embed.timeout_s,
+        window_s=window_s,
+        hold_s=_OWN_HOLD_S if embed.rate_limiter == "memory" else embed.timeout_s,
         max_pause_s=embed.max_retry_after_s,
-        spent=requests_spent,
+        spent=spent,
     )
+    if embed.rate_limiter == "memory":
+        return MemoryBackend(settings)
+    name = backend_name(embed, api_key, run=run, window_s=window_s)
     if embed.rate_limiter == "host":
         from .host_backend import HostBackend
 
-        # One rate limiter per run: the process that holds it may end with the run.
-        return HostBackend(f"{embed.rate_limiter_name}-{run}", settings)
+        return HostBackend(name, settings)
     from ..epithre.rate_limit.redis_backend import RedisBackend
 
     password = os.environ.get(embed.redis_password_env or "")
-    return RedisBackend(embed.redis_url or "", embed.rate_limiter_name, settings, password=password)
+    return RedisBackend(embed.redis_url or "", name, settings, password=password)
 
 
-def set_up_shared_backend(embed: EmbedConfig, run: str, requests_spent: int) -> None:
+def set_up_shared_backend(embed: EmbedConfig, api_key: str, run: str, requests_spent: int) -> None:
     """Prepare the backend before the lanes start: check that Redis answers, and store the requests spent so far.
 
     Raises:
@@ -43,16 +88,6 @@ def set_up_shared_backend(embed: EmbedConfig, run: str, requests_spent: int) -> 
     if embed.rate_limiter == "redis":
         from ..epithre.rate_limit.redis_backend import RedisBackend
 
-        backend = shared_backend(embed, run, requests_spent)
+        backend = make_backend(embed, api_key, run=run)
         assert isinstance(backend, RedisBackend)
         backend.create(spent=requests_spent)
-
-
-def remove_shared_backend(embed: EmbedConfig, run: str) -> None:
-    """Remove the files of a shared rate limiter on this host, after a successful run."""
-    if embed.rate_limiter == "host":
-        from .host_backend import HostBackend
-
-        backend = shared_backend(embed, run, 0)
-        assert isinstance(backend, HostBackend)
-        backend.remove_files()

@@ -4,6 +4,7 @@ import datetime
 import email.utils
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -15,6 +16,7 @@ import orjson
 from ...configs import EmbedConfig
 from ...configs.errors import ApiRefusedError, RefusedKeyError, SpentQuotaError, UnknownModelError, WrongAddressError
 from ...configs.scrubbing import Scrubber
+from ...configs.words import of_moment
 
 
 class Verdict(Enum):
@@ -208,9 +210,11 @@ def refusal_of(error: ErrorAnswer, settings: EmbedConfig) -> ApiRefusedError:
             f"{settings.api_key_env} (embed.api_key_env)."
         )
     if error.status == 402 or error.code in _QUOTA_CODES:
-        return SpentQuotaError(
-            f"{where}: the quota is used up ({error}). Raise the quota and run again; waiting does not help."
-        )
+        advice, facts = "Raise the quota and run again; waiting does not help.", {}
+        if error.retry_after_s:
+            retry_at = time.time() + error.retry_after_s
+            advice, facts = f"Raise the quota, or run again after {of_moment(retry_at)}.", pause_facts(retry_at)
+        return SpentQuotaError(f"{where}: the quota is used up ({error}). {advice}", **facts)
     if 300 <= error.status < 400:
         return WrongAddressError(
             f"{where}: the server redirects to another address ({error}), and the API key is not sent there. "
@@ -224,6 +228,12 @@ def refusal_of(error: ErrorAnswer, settings: EmbedConfig) -> ApiRefusedError:
     if error.code == "model_not_found" or _UNKNOWN_MODEL.search(error.message):
         return UnknownModelError(message)
     return WrongAddressError(message)
+
+
+def pause_facts(retry_at: float) -> dict[str, str]:
+    """Return the facts of an error after which the server wants no request before `retry_at`, seconds of the epoch."""
+    moment = datetime.datetime.fromtimestamp(math.ceil(retry_at), datetime.UTC)
+    return {"retry_at": moment.isoformat(timespec="seconds")}
 
 
 def _read_detail(found: list[Any]) -> tuple[str, str]:

@@ -1,19 +1,21 @@
 """A circuit breaker: after consecutive failures or a final refusal, no further request is sent."""
 
-import datetime
+import asyncio
 import time
-from typing import NoReturn
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
 
 from ...configs import EmbedConfig
 from ...configs.errors import ApiError, ApiPausedError, UnusableVectorsError, WrongDimensionError
 from ...configs.words import of_moment
-from .answers import ErrorAnswer, refusal_of
+from .answers import ErrorAnswer, pause_facts, refusal_of
 from .vectors import BrokenAnswerError
 
 _FAILURES_IN_A_ROW = 10
 _OUTAGE_S = 15.0
 _QUIET_S = 2.0
 _BROKEN_ANSWERS = 3
+_T = TypeVar("_T")
 
 
 class CircuitBreaker:
@@ -22,11 +24,20 @@ class CircuitBreaker:
     Args:
         settings: The `embed` section of a config, for messages.
         for_queries: Whether the requests embed queries, whose vectors are not kept; for messages.
+        on_open: Called with the error whenever an answer opens the breaker.
     """
 
-    def __init__(self, settings: EmbedConfig, *, for_queries: bool = False) -> None:
+    def __init__(
+        self,
+        settings: EmbedConfig,
+        *,
+        for_queries: bool = False,
+        on_open: Callable[[ApiError], None] | None = None,
+    ) -> None:
         self._settings = settings
         self._for_queries = for_queries
+        self._on_open = on_open
+        self._waiting: set[asyncio.Future[Any]] = set()
         self._good_answers = 0
         self._failures = 0
         self._failed_at = -1.0
@@ -55,7 +66,31 @@ class CircuitBreaker:
     def check(self) -> None:
         """Raise ApiError if the breaker is open."""
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)
+
+    async def unless_open(self, awaitable: Awaitable[_T], undo: Callable[[_T], None] | None = None) -> _T:
+        """Wait for something that precedes a request, but only while the breaker is closed.
+
+        Args:
+            awaitable: What to wait for.
+            undo: Called with its result if the caller is cancelled before it receives the result.
+
+        Raises:
+            ApiError: As soon as the breaker opens: the pause that opened it may take longer than anybody waits.
+        """
+        waiting = asyncio.ensure_future(awaitable)
+        self._waiting.add(waiting)
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if undo is not None and waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                undo(waiting.result())
+            if self._error is not None and not (task and task.cancelling()):
+                raise self._error.with_traceback(None) from None  # it is raised often
+            raise
+        finally:
+            self._waiting.discard(waiting)
 
     def succeeded(self) -> None:
         self._good_answers += 1
@@ -65,6 +100,10 @@ class CircuitBreaker:
     def refused(self, answer: ErrorAnswer) -> NoReturn:
         """Open after an answer that no request can succeed. Raises ApiRefusedError."""
         self._open(refusal_of(answer, self._settings))
+
+    def stop(self, error: ApiError) -> NoReturn:
+        """Open because another client with the same key was refused. Raises the error."""
+        self._open(error)
 
     def asked_to_pause(self, answer: ErrorAnswer, pause_s: float) -> NoReturn:
         """Open after an answer that asks for a longer pause than the settings allow. Raises ApiPausedError."""
@@ -115,7 +154,11 @@ class CircuitBreaker:
 
     def _open(self, error: ApiError) -> NoReturn:
         self._error = self._error or error
-        raise self._error
+        if self._on_open is not None:
+            self._on_open(self._error)
+        for waiting in self._waiting:
+            waiting.cancel()
+        raise self._error.with_traceback(None)
 
 
 def paused_error(
@@ -123,12 +166,11 @@ def paused_error(
 ) -> ApiPausedError:
     """Return the exception for an answer that asks for a longer pause than the settings allow."""
     retry_at = time.time() + pause_s
-    moment = datetime.datetime.fromtimestamp(retry_at, datetime.UTC).isoformat(timespec="seconds")
     remedy = "Search again" if for_queries else "Finished work is kept. Run again"
     return ApiPausedError(
         f"{settings.base_url}: the server asked for a pause of {pause_s:.0f} s ({answer}), longer than the limit of "
         f"{settings.max_retry_after_s:g} s (in a job: embed.max_retry_after_s). "
         f"{remedy} after {of_moment(retry_at)}.",
-        retry_at=moment,
         retry_after_s=pause_s,
+        **pause_facts(retry_at),
     )

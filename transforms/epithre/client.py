@@ -77,6 +77,7 @@ class Client:
         self._settings = settings
         self._scrubber = Scrubber(api_key)
         self._way = way_to(settings.base_url)
+        self._wait = sleep
         longest = settings.max_retry_after_s
         self.rate_limiter = rate_limiter or RateLimiter(
             limits_of(settings), max_concurrency=settings.max_concurrency, max_pause_s=longest
@@ -84,7 +85,7 @@ class Client:
         self.meter = meter or Meter()
         self._dialect = DIALECTS[settings.dialect](settings)
         self._packer = Packer(settings, self._dialect.overhead_bytes)
-        self._breaker = CircuitBreaker(settings, for_queries=for_queries)
+        self._breaker = CircuitBreaker(settings, for_queries=for_queries, on_open=self._stopped)
         self._retries = Retries(
             settings.retry_share,
             longest,
@@ -92,10 +93,11 @@ class Client:
             self.rate_limiter,
             self._breaker,
             seed=seed,
-            sleep=sleep,
+            sleep=self._sleep,
             report_pause=report_pause,
         )
         self._account = account or Account(self.rate_limiter, SpendingLimit.of(settings), scope=secrets.token_hex(8))
+        self._refusal_before = self.rate_limiter.refusal
         self._has_warned_of_bill = False
         options = self._way.client_options()  # once, because reading certificates takes longer than a request
 
@@ -176,18 +178,28 @@ class Client:
             raise errors.exceptions[0] from None  # the first one is the cause; the other tasks were cancelled
         return [result for result in resolver.results if result is not None]
 
+    async def _sleep(self, seconds: float) -> None:
+        await self._breaker.unless_open(self._wait(seconds))
+
+    def _stopped(self, error: ApiError) -> None:
+        self.rate_limiter.client_stopped(error)
+
     async def _send(self, batch: Sequence[Item]) -> Outcome | None:
         """Send one request within the rate limits; None if the spending limits allow no further request."""
         tokens = sum(item.tokens for item in batch)
         if self.is_spent:
             return None
-        lease = await self.rate_limiter.acquire(items=len(batch), tokens=tokens)
+        acquiring = self.rate_limiter.acquire(items=len(batch), tokens=tokens)
+        lease = await self._breaker.unless_open(acquiring, undo=self.rate_limiter.answered)
         reservation = None
         billed = 0
         try:
             reservation = await self._account.reserve(len(batch), tokens)
             try:
-                # While this request waited, another one may have opened the breaker.
+                # While this request waited, another one, perhaps of another client, may have opened the breaker.
+                refusal = self.rate_limiter.refusal
+                if refusal is not None and refusal is not self._refusal_before:
+                    self._breaker.stop(refusal)
                 self._breaker.check()
             except ApiError:
                 if reservation is not None:
@@ -265,6 +277,7 @@ class Client:
     def _note(self, outcome: Outcome, started: float, count: int, size: int) -> None:
         """Update the request sizes, the rate and the breaker. Raises ApiError if no further request can succeed."""
         if isinstance(outcome, np.ndarray):
+            self.rate_limiter.key_accepted()
             self._breaker.succeeded()
             self._packer.grow()
             return
@@ -273,6 +286,8 @@ class Client:
             return
         match outcome.verdict:
             case Verdict.STOP:
+                if outcome.retry_after_s:  # of a quota: it holds for all that share the rate limiter
+                    self.rate_limiter.slow_down(min(outcome.retry_after_s, self._settings.max_retry_after_s))
                 self._breaker.refused(outcome)
             case Verdict.TOO_LARGE:
                 if count > 1:
@@ -284,7 +299,7 @@ class Client:
             case Verdict.BATCH if count > 1 or self._packer.items.most == 1:
                 self._breaker.failed(str(outcome), started, is_patient=False)
             case _:
-                pass  # the server works and names the item that it refuses
+                self.rate_limiter.key_accepted()  # the server works and names the item that it refuses
 
 
 def limits_of(settings: EmbedConfig) -> dict[str, float | None]:

@@ -1,12 +1,15 @@
 """Permanent errors stop the run after few requests, and an outage makes no dead letters."""
 
+import asyncio
 import base64
 
 import numpy as np
 import pytest
 
+from epithre_beam.configs import EmbedConfig
 from epithre_beam.configs.errors import ApiError, UnusableVectorsError
 from epithre_beam.transforms.epithre import circuit_breaker
+from epithre_beam.transforms.epithre.circuit_breaker import CircuitBreaker
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 
 from . import hostile
@@ -66,3 +69,31 @@ def test_unusable_vectors_stop_the_run_without_advising_a_dimension(form, words)
             embed(server, texts(640), max_concurrency=1)
         assert len(server.posts) <= 5
     assert "embed.dimension" not in str(caught.value)
+
+
+def test_what_precedes_a_request_is_not_waited_for_when_the_breaker_opens():
+    async def go():
+        breaker = CircuitBreaker(EmbedConfig())
+        waiting = [asyncio.create_task(breaker.unless_open(asyncio.sleep(600))) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError, match="because"):
+            breaker.stop(ApiError("because"))
+        return await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 20)
+
+    assert [str(error) for error in asyncio.run(go())] == ["because"] * 3
+
+
+def test_a_result_that_arrives_together_with_a_cancellation_is_undone():
+    async def go():
+        breaker = CircuitBreaker(EmbedConfig())
+        undone = []
+        ready = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(breaker.unless_open(ready, undone.append))
+        await asyncio.sleep(0)
+        ready.set_result("lease")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return undone
+
+    assert asyncio.run(go()) == ["lease"]

@@ -116,8 +116,13 @@ class MemoryBackend:
         self._factor, self._factor_at = 1.0, self.clock()
         self._purses: dict[str, Purse] = {}
         self._lock = threading.Lock()
-        for _ in range(self.settings.spent):
-            lease = self._take({"requests": 1.0}, self.clock())
+        self.count(self.settings.spent)
+
+    def count(self, requests: int) -> None:
+        """Count requests that were sent just before, without a lease."""
+        for _ in range(requests):
+            with self._lock:
+                lease = self._take({"requests": 1.0}, self.clock())
             self.answered(lease)
 
     def try_acquire(self, weights: Mapping[str, float]) -> Answer:

@@ -1,7 +1,9 @@
-"""The rate limiter of a lane: takes leases from a backend and adapts the number of requests in flight.
+"""The rate limiter of a process: takes leases from a backend and adapts the number of requests in flight.
 
 A refusal (429, 503, Retry-After) lowers the rate: all requests pause, then the rate is 0.7 of the previous one and
 recovers by 5 % of the limit per minute. If no limit is known, the number of requests in flight adapts.
+
+Until an answer shows that the API accepts the key, one request is in flight, so that a refused key costs one request.
 """
 
 import asyncio
@@ -10,13 +12,14 @@ import functools
 import logging
 import math
 import random
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ....configs.errors import RateLimiterLostError
+from ....configs.errors import ApiError, ApiPausedError, RateLimiterLostError, RefusedKeyError, SpentQuotaError
 from .memory_backend import CUT, CUT_EVERY_S, WINDOW_S, Answer, MemoryBackend, RateLimiterBackend, RateLimiterSettings
 from .spending import SpendingLimit, Totals, Verdict
 
@@ -55,16 +58,17 @@ class Lease:
 
 
 class RateLimiter:
-    """Decides when a request may be sent. All requests of a lane share one rate limiter, on one event loop.
+    """Decides when a request may be sent. All requests that share a rate limiter are sent on one event loop.
 
     Args:
         limits: Limits per minute, by name: `requests`, `items`, `tokens`. None or absent: not limited.
-        max_concurrency: Maximum number of requests in flight.
+        max_concurrency: Maximum number of requests in flight, unless users state theirs (`in_use`).
         clock: Returns monotonic seconds.
         window_s: Length of the window in seconds; tests shorten it together with the server's.
         spent: Number of requests sent earlier that the server may still count.
         max_pause_s: Longest pause that a server may ask for, in seconds; used if `backend` is absent.
-        backend: Backend shared with other lanes; by default a new one in memory.
+        backend: Backend shared with other processes; by default a new one in memory.
+        is_key_accepted: Whether the API is known to accept the key.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class RateLimiter:
         spent: int = 0,
         max_pause_s: float = 600.0,
         backend: RateLimiterBackend | None = None,
+        is_key_accepted: bool = True,
     ) -> None:
         known = {name: float(limit) for name, limit in limits.items() if limit is not None}
         settings = RateLimiterSettings(limits=known, window_s=window_s, spent=spent, max_pause_s=max_pause_s)
@@ -84,7 +89,13 @@ class RateLimiter:
         self._is_limited = bool(known)
         self._learned: dict[str, float] = {}
         self._max_concurrency = max_concurrency
-        self._concurrency = float(max_concurrency if known else min(_START_CONCURRENCY, max_concurrency))
+        self._users: tuple[int, ...] = ()
+        self._users_lock = threading.Lock()
+        self._is_key_accepted = is_key_accepted
+        self.refusal: ApiError | None = None
+        """A refusal that concerns all who use this key, until an answer shows that the API accepts requests again."""
+        self._concurrency = math.inf if known else float(_START_CONCURRENCY)
+        """What the latency and the refusals allow."""
         self._slow_start = not known
         self._clock = clock
         self._window_s = window_s
@@ -98,6 +109,7 @@ class RateLimiter:
         # One thread, so that calls of a remote backend arrive in order.
         self._remote = ThreadPoolExecutor(1, thread_name_prefix="rate-limiter") if self._backend.is_remote else None
         self._known_limits = known
+        self._spent: dict[tuple[str, str], Totals] = {}
         self.throttled_s = 0.0
         """Seconds that sending waited for a limit or a pause; overlapping waits count once."""
 
@@ -113,7 +125,42 @@ class RateLimiter:
     @property
     def concurrency(self) -> int:
         """Current maximum number of requests in flight."""
-        return max(1, int(self._concurrency))
+        if not self._is_key_accepted:
+            return 1
+        return max(1, int(min(self._concurrency, self._most_in_flight)))
+
+    @property
+    def _most_in_flight(self) -> int:
+        return min(self._users, default=self._max_concurrency)
+
+    @contextlib.contextmanager
+    def in_use(self, max_concurrency: int) -> Iterator[None]:
+        """Keep the requests in flight of all users together within the smallest maximum of those who use it now.
+
+        Thread-safe.
+        """
+        with self._users_lock:
+            self._users = (*self._users, max_concurrency)
+        try:
+            yield
+        finally:
+            with self._users_lock:
+                left = list(self._users)
+                left.remove(max_concurrency)
+                self._users = tuple(left)
+
+    def key_accepted(self) -> None:
+        """Record that the API accepts requests with this key."""
+        self.refusal = None
+        if not self._is_key_accepted:
+            self._is_key_accepted = True
+            self._changed.set()
+
+    def client_stopped(self, error: ApiError) -> None:
+        """Record that a client was stopped; after that one request is in flight until the API accepts one."""
+        if isinstance(error, (RefusedKeyError, SpentQuotaError, ApiPausedError)):
+            self.refusal = error
+        self._is_key_accepted = False
 
     async def acquire(self, *, items: int, tokens: int) -> Lease:
         """Wait for a lease to send one request with `items` items and `tokens` tokens; first come, first served.
@@ -181,16 +228,30 @@ class RateLimiter:
         if self._remote is not None:
             self._remote.shutdown(wait=True)
 
+    async def drain(self) -> None:
+        """Wait until a remote backend has received all reports."""
+        if self._remote is not None:
+            await asyncio.get_running_loop().run_in_executor(self._remote, int)
+
     async def reserve(self, scope: str, limit: SpendingLimit, user: str, after: Totals, request: Totals) -> Verdict:
         """Count one request against the spending limits of a scope; see `Purse.reserve`.
 
         Raises:
             RateLimiterLostError: If a shared backend was unreachable for ten minutes.
         """
-        return await self._ask(self._backend.reserve, scope, limit, user, after, request)
+        self._spent[scope, user] = after
+        try:
+            verdict = await self._ask(self._backend.reserve, scope, limit, user, after, request)
+        except BaseException:
+            self._spent[scope, user] = after.minus(request)
+            raise
+        if verdict != Verdict.YES:
+            self._spent[scope, user] = after.minus(request)
+        return verdict
 
     def report_spent(self, scope: str, user: str, totals: Totals) -> None:
         """Tell the backend what a user has spent."""
+        self._spent[scope, user] = totals
         self._report(self._backend.report, scope, user, totals)
 
     async def _ask(self, function: Callable[..., _T], *arguments: Any) -> _T:
@@ -200,6 +261,8 @@ class RateLimiter:
         lost_at: float | None = None
         while True:
             try:
+                if lost_at is not None:
+                    await loop.run_in_executor(self._remote, self._report_again)
                 answer = await loop.run_in_executor(self._remote, functools.partial(function, *arguments))
             except RateLimiterLostError as error:
                 now = self._clock()
@@ -214,6 +277,11 @@ class RateLimiter:
                 if lost_at is not None:
                     log.warning("The rate limiter is reachable again after %.0f s.", self._clock() - lost_at)
                 return answer
+
+    def _report_again(self) -> None:
+        """State what was spent to a backend that may have lost it, before anything more is sent."""
+        for (scope, user), totals in list(self._spent.items()):
+            self._backend.report(scope, user, totals)
 
     def _report(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call the backend. If a remote backend misses an answer, it keeps the lease longer, which is safe."""
@@ -235,6 +303,5 @@ class RateLimiter:
         self._latency_s = smooth
         if smooth > 3 * self._best_latency_s + 0.05 and not self._is_limited:
             self._slow_start = False
-        elif self._in_flight + 1 >= self.concurrency:
-            step = 1.0 if self._slow_start else 1.0 / self._concurrency
-            self._concurrency = min(float(self._max_concurrency), self._concurrency + step)
+        elif self._in_flight + 1 >= self.concurrency and self._concurrency < self._most_in_flight:
+            self._concurrency += 1.0 if self._slow_start else 1.0 / self._concurrency

@@ -114,3 +114,41 @@ def test_the_limits_of_a_config_are_less_by_the_requests_before():
     assert not limit.allows(Totals(4, 0, 0))
     assert not limit.allows(Totals(3, 0, 260_000))
     assert not SpendingLimit().is_limited
+
+
+def test_users_that_notice_a_loss_of_redis_state_again_what_they_spent(redis_server):
+    """Each waits for a lease when Redis loses its data; before one of them sends, both have stated their totals."""
+    limit = SpendingLimit(max_requests=7)
+    settings = RateLimiterSettings(limits={"requests": 10_000.0}, window_s=0.5, hold_s=2.5)
+    name = secrets.token_hex(4)
+
+    async def send(limiter, account):
+        lease = await limiter.acquire(items=1, tokens=1)
+        reservation = await account.reserve(1, 1)
+        limiter.answered(lease)
+        if reservation is not None:
+            account.reconcile(reservation, 0)
+        return reservation is not None
+
+    async def go():
+        limiters = [
+            RateLimiter(settings.limits, window_s=0.5, backend=RedisBackend(redis_server.url, name, settings))
+            for _ in range(2)
+        ]
+        users = [(one, Account(one, limit, scope="run", user=f"{i}")) for i, one in enumerate(limiters)]
+        limiters[0]._backend.create()
+        sent = sum([await send(*user) for user in users for _ in range(3)])
+        await asyncio.gather(*(one.drain() for one in limiters))
+        redis_server.kill()
+        first = [asyncio.create_task(send(*user)) for user in users]
+        await asyncio.sleep(0.1)
+        redis_server.start()
+        sent += sum(await asyncio.gather(*first))
+        for user in (users[0], users[1]):
+            while await send(*user):
+                sent += 1
+        for one in limiters:
+            one.close()
+        return sent
+
+    assert asyncio.run(go()) == 7
