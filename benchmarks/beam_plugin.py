@@ -23,14 +23,13 @@ from figures import Recording, Table, add_results_option
 from main_job import BATCH_ITEMS, CONCURRENCY, run_bare
 
 _Run = dict[str, float]
+_PARTS = ("slow", "fast", "limit", "stream")
 _QUICK = {
+    "parts": "slow,fast,stream",
     "images": 40,
     "texts": 40,
     "slow_texts": 200,
     "latency": 0.05,
-    "limited": 16,
-    "limit": 6,
-    "window": 0.5,
     "pairs": 1,
 }
 
@@ -94,6 +93,7 @@ def measure_fast(options: argparse.Namespace, folder: Path) -> tuple[dict[str, f
     runs = [("the transforms, a quarter of the assets", quarter)]
     for bare, write in pairs:
         runs += [("bare loop: httpx, orjson, pyarrow", bare), ("the transforms", write)]
+    seconds = ("wall_s", "cpu_s", "server_cpu_s")
     peak = max(write["peak_mb"] for _, write in pairs)
     return {
         "time_ratio": median(write["wall_s"] / bare["wall_s"] for bare, write in pairs),
@@ -101,7 +101,7 @@ def measure_fast(options: argparse.Namespace, folder: Path) -> tuple[dict[str, f
         "peak_mb": peak,
         "memory_ratio": peak / quarter["peak_mb"],
     }, [
-        [what, f"{run['assets']:,}", f"{run['wall_s']:.1f}", f"{run['cpu_s']:.1f}", f"{run['peak_mb']:,}"]
+        [what, f"{run['assets']:,}", *(f"{run[name]:.1f}" for name in seconds), f"{run['peak_mb']:,}"]
         for what, run in runs
     ]
 
@@ -135,7 +135,8 @@ def main() -> None:
     parser.add_argument("--streamed", type=int, default=30, help="items of a stream")
     parser.add_argument("--bundles", type=int, default=6)
     parser.add_argument("--buffering", type=float, default=5.0, help="seconds that an item may wait for others")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
+    parser.add_argument("--parts", default=",".join(_PARTS), help="which to measure; all are needed to store a result")
+    parser.add_argument("--quick", action="store_true", help="small sizes and no limit, to see that it works")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--subject")
     parser.add_argument("--images-at", type=Path)
@@ -149,16 +150,24 @@ def main() -> None:
     if options.quick:
         vars(options).update(_QUICK)
     recording = Recording.start("beam_plugin", options)
-    slow, slow_rows = measure_slow(options)
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        fast, fast_rows = measure_fast(options, Path(folder))
-    recording.store(
-        {**slow, **fast, **measure_limit(options), **measure_stream(options)},
-        {
-            "Texts": Table(("subject", "wall s", "requests"), slow_rows),
-            "Images and texts": Table(("subject", "assets", "wall s", "CPU s", "peak MB"), fast_rows),
-        },
-    )
+    parts = options.parts.split(",")
+    figures: dict[str, float] = {}
+    tables = {}
+    if "slow" in parts:
+        found, rows = measure_slow(options)
+        figures |= found
+        tables["Texts"] = Table(("subject", "wall s", "requests"), rows)
+    if "fast" in parts:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            found, rows = measure_fast(options, Path(folder))
+        figures |= found
+        columns = ("subject", "assets", "wall s", "CPU s", "CPU s of the emulator", "peak MB")
+        tables["Images and texts"] = Table(columns, rows)
+    if "limit" in parts:
+        figures |= measure_limit(options)
+    if "stream" in parts:
+        figures |= measure_stream(options)
+    recording.store(figures, tables)
 
 
 if __name__ == "__main__":

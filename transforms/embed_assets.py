@@ -339,5 +339,5 @@ def element_of(asset: Asset, result: EmbeddedVector | DeadLetter) -> EmbeddedAss
         height=facts.height,
         prepared=facts.prepared,
         metadata=asset.metadata,
-        embedding=Vector(result.vector),
+        embedding=Vector(result.vector),  # type: ignore[arg-type]  # numpy's type names FLOAT in the schema
     )

@@ -42,13 +42,12 @@ class Vector(Sequence[float]):
     def __getitem__(self, index: slice) -> list[float]: ...
 
     def __getitem__(self, index: int | slice) -> float | list[float]:
-        found = self._array[index].tolist()
-        return found  # type: ignore[no-any-return]
+        return self._array[index].tolist()  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[float]:
         return iter(self._array.tolist())
 
-    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> npt.NDArray[Any]:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.array(self._array, dtype, copy=copy)
 
     def __eq__(self, other: object) -> bool:
