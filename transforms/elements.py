@@ -152,8 +152,8 @@ class EmbeddedAsset(NamedTuple):
     embedding: Sequence[np.float32]
     """The vector: a sequence of `float`, each a float32 value, with norm 1. The schema's type is an array of FLOAT.
 
-    `EmbedAssets` returns a sequence over an array, which `numpy.asarray` reads without a copy; a shuffle turns it into a
-    list. `list(embedding)` is a list in both cases, for example for JSON.
+    `EmbedAssets` returns one over an array, which `numpy.asarray` reads without a copy; a shuffle turns it into a list.
+    `list(embedding)` is a list in both cases, for example for JSON.
     """
 
 
