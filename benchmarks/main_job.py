@@ -16,15 +16,14 @@ import asyncio
 import base64
 import csv
 import glob
-import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import subjects
 from assets import write_images, write_texts
 from figures import Recording, Table, add_results_option
 
@@ -127,17 +126,9 @@ _SUBJECTS = {"job": run_job, "bare": run_bare, "guide": run_guide}
 
 def measure(subject: str, images: Path, texts: Path, latency_s: float = 0.0) -> dict[str, float]:
     """Run a subject in a separate process. Return its figures, wall seconds and peak memory."""
-    from epithre_beam.transforms.epithre.emulator import EmulatorSettings, Faults, start_emulator_process
-
-    settings = EmulatorSettings(faults=Faults(latency_s=latency_s))
-    with tempfile.TemporaryDirectory(dir=images.parent) as folder, start_emulator_process(settings) as emulator:
-        command = [sys.executable, __file__, "--subject", subject, "--folder", folder]
-        command += ["--images-at", str(images), "--texts-at", str(texts), "--url", emulator.base_url]
-        environment = {**os.environ, "BENCH_KEY": emulator.api_key}
-        found = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    figures: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
-    print(f"{subject:6s} latency {latency_s} s: {json.dumps(figures)}", flush=True)
-    return figures
+    with tempfile.TemporaryDirectory(dir=images.parent) as folder:
+        arguments = ["--folder", folder, "--images-at", str(images), "--texts-at", str(texts)]
+        return subjects.measure(__file__, subject, arguments, faults={"latency_s": latency_s})
 
 
 def _speed(figures: dict[str, float]) -> float:
@@ -181,11 +172,8 @@ def main() -> None:
     add_results_option(parser)
     options = parser.parse_args()
     if options.subject:
-        started = time.monotonic()
-        figures = _SUBJECTS[options.subject](options.folder, options.images_at, options.texts_at, options.url)
-        figures["wall_s"] = round(time.monotonic() - started, 2)
-        figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(json.dumps(figures))
+        run = _SUBJECTS[options.subject]
+        subjects.report(lambda: run(options.folder, options.images_at, options.texts_at, options.url))
         return
     recording = Recording.start("main_job", options)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-HELPERS = {"assets", "clustered", "figures", "growth"}
-"""Make data or drawings for the benchmarks, and measure nothing."""
+HELPERS = {"assets", "beam_pipelines", "clustered", "figures", "growth", "subjects"}
+"""Make data, drawings or processes for the benchmarks, and store nothing."""
 _REASON = r"\bsince\b|\bso that\b|: |, the default of |, for the same reason|, the `\w+`"
 
 

@@ -150,7 +150,11 @@ class EmbeddedAsset(NamedTuple):
     metadata: Optional[str]
     """As in the asset."""
     embedding: Sequence[np.float32]
-    """The vector: a list of `float`, each a float32 value, with norm 1. The schema's type is an array of FLOAT."""
+    """The vector: a sequence of `float`, each a float32 value, with norm 1. The schema's type is an array of FLOAT.
+
+    `EmbedAssets` returns one over an array, which `numpy.asarray` reads without a copy; a shuffle turns it into a list.
+    `list(embedding)` is a list in both cases, for example for JSON.
+    """
 
 
 class DeadAsset(NamedTuple):

@@ -21,6 +21,7 @@ from .elements import Asset, DeadAsset, EmbeddedAsset, EmbedResult, as_assets
 from .embedding.arguments import config_of, embed_config
 from .embedding.assets import InlineReference
 from .embedding.engine import AssetBundle, EmbeddedVector, Engine, EngineSetup, acquire_engine, release_engine
+from .embedding.vector import Vector
 from .epithre.rate_limit.memory_backend import WINDOW_S
 from .fill_requests import ChooseKey, FillRequests
 from .sources.references import UNKNOWN, Reference
@@ -344,5 +345,5 @@ def element_of(asset: Asset, result: EmbeddedVector | DeadLetter) -> EmbeddedAss
         height=facts.height,
         prepared=facts.prepared,
         metadata=asset.metadata,
-        embedding=result.vector.tolist(),
+        embedding=Vector(result.vector),  # type: ignore[arg-type]  # numpy's type names FLOAT in the schema
     )

@@ -81,6 +81,11 @@ class MergeTask:
     parts: tuple[VectorPart, ...]
 
 
+def rows_of_group(dimension: int) -> int:
+    """Return how many rows a row group has at most."""
+    return max(1, _GROUP_BYTES // (4 * dimension + _ROW_BYTES))
+
+
 def new_hidden_folder() -> str:
     return f".writing-{uuid.uuid4().hex[:12]}"
 
@@ -110,7 +115,7 @@ class PartWriter:
     def __init__(self, setup: VectorsSetup) -> None:
         self._setup = setup
         self._rows: list[Mapping[str, Any]] = []
-        self._vectors = bytearray()
+        self._vectors = np.empty((0, 0), np.float32)
         self._dimension = 0
         self._held_bytes = 0
         self._written = 0
@@ -123,8 +128,8 @@ class PartWriter:
         """Add a row. Return the part that it completes, if any.
 
         Args:
-            row: Values of `COLUMNS`; those that are absent are null.
-            vector: The numbers, as float32.
+            row: Values of `COLUMNS`; those that are absent are null, others are ignored.
+            vector: The numbers, as float32, best with a buffer: lists are converted.
 
         Raises:
             ArgumentError: If the id or kind is wrong, or the vector is not of finite numbers or does not have the
@@ -138,11 +143,13 @@ class PartWriter:
         numbers = _float32(vector, row)
         if self._dimension not in {0, len(numbers)}:
             raise ArgumentError(_other_dimension(self._dimension, len(numbers)))
-        self._dimension = len(numbers)
-        self._vectors += numbers.tobytes()
-        self._rows.append(row)
+        if not self._dimension:
+            self._dimension = len(numbers)
+            self._vectors = np.empty((rows_of_group(self._dimension), self._dimension), np.float32)
+        self._vectors[len(self._rows)] = numbers
+        self._rows.append({name: value for name, value in row.items() if name != "embedding"})
         self._held_bytes += numbers.nbytes + len(row.get("text") or "") + len(row.get("metadata") or "") + _ROW_BYTES
-        if self._held_bytes >= _GROUP_BYTES:
+        if self._held_bytes >= _GROUP_BYTES or len(self._rows) == len(self._vectors):
             self._write_group()
             if self._file is not None and self._file.size_bytes >= self._setup.file_bytes:
                 return self.finish()
@@ -180,13 +187,13 @@ class PartWriter:
         assert self._writer is not None
         self._writer.write_table(table, row_group_size=len(table))
         self._written += len(table)
-        self._rows, self._vectors, self._held_bytes = [], bytearray(), 0
+        self._rows, self._held_bytes = [], 0
 
     def _table(self) -> pa.Table:
         schema = vectors_schema(self._dimension, self._setup.metadata)
         columns: list[Any] = [_column(self._rows, field) for field in _FIELDS]
         columns += metadata_columns(self._rows, self._setup.metadata)
-        numbers = pa.array(np.frombuffer(bytes(self._vectors), np.float32))
+        numbers = pa.array(self._vectors[: len(self._rows)].reshape(-1))
         columns.append(pa.FixedSizeListArray.from_arrays(numbers, type=schema.field("embedding").type))
         return pa.table(columns, schema=schema)
 
@@ -286,8 +293,8 @@ def write_file(task: MergeTask, setup: VectorsSetup) -> VectorPart:
         size, sha256 = first.size_bytes, first.sha256
     else:
         schema = vectors_schema(first.dimension, setup.metadata)
-        rows_per_group = max(1, _GROUP_BYTES // (4 * first.dimension + _ROW_BYTES))
-        entry = write_tables(setup.store, task.name, _tables(task.parts, setup.store), schema, rows_per_group)
+        tables = _tables(task.parts, setup.store)
+        entry = write_tables(setup.store, task.name, tables, schema, rows_of_group(first.dimension))
         if entry.rows != rows:
             raise SourceError(f"{setup.store.url}/{task.name} must have {rows} rows, got {entry.rows}. Run again.")
         size, sha256 = entry.size_bytes, entry.sha256

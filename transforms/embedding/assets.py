@@ -262,7 +262,7 @@ class AssetEmbedder:
             # A copy: the vector is a view of a row, which would keep the whole answer in memory.
             kept = Sent(final if isinstance(final, Refusal) else final.copy(), facts.prepared)
             self.sent.finish(asset.reference.kind, facts.content_sha256, promise, kept)
-            _pass_on(asset, facts, final, "sent", sink)
+            _pass_on(asset, facts, kept.result, "sent", sink)
 
     async def _send_smaller(
         self, asset: _Prepared, refusal: Refusal

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -59,13 +59,13 @@ class Reader:
             path = local_path(uri)
             if path is not None:
                 # Opening a pipe would block for ever. Opening a folder raises an error by itself.
-                if not stat.S_ISREG(mode := Path(path).stat().st_mode) and not stat.S_ISDIR(mode):
+                found = Path(path).stat()
+                if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
                     raise Unpreparable(Reason.UNREADABLE, "the file cannot be read: it is not a regular file")
-                # Read one byte more than allowed, to notice a file that has grown since it was listed.
                 with Path(path).open("rb") as file:
                     if source.uri is not None:
                         check_opened(file, path, source)
-                    return self._capped(file.read(self._settings.max_file_bytes + 1))
+                    return self._capped(self._read_file(file, found.st_size))
             return self._capped(read_remote(uri, source, self._settings.max_file_bytes))
         except FileNotFoundError:
             raise Unpreparable(Reason.MISSING, "the file does not exist") from None
@@ -81,6 +81,12 @@ class Reader:
             for table in self._tables.values():
                 table.close()
             self._tables = {}
+
+    def _read_file(self, file: BinaryIO, size: int) -> bytes:
+        """Read a file of about `size` bytes: at most one byte more than allowed, to notice a larger one."""
+        most = self._settings.max_file_bytes + 1
+        data = file.read(min(size + 1, most))  # not `most` at once: its memory would be allocated for each file
+        return data if len(data) <= size else data + file.read(most - len(data))  # it has grown
 
     def _capped(self, data: bytes) -> bytes:
         self._check_size(len(data))

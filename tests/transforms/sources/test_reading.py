@@ -65,6 +65,17 @@ def test_a_file_that_has_grown_since_it_was_listed_is_noticed(tmp_path: Path) ->
     assert reader.read(reference) == bytes(CAP)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, whose /proc has files that state no size")
+def test_a_file_is_read_to_its_end_whatever_size_it_states() -> None:
+    path = Path("/proc/self/limits")
+    assert path.stat().st_size == 0
+    reader = Reader([SourceConfig(kind="image", files=str(path))], PrepareConfig())
+    reference = Reference(
+        asset_id="a", kind="image", uri=str(path), text=None, fingerprint="", size_bytes=None, source=0
+    )
+    assert reader.read(reference) == path.read_bytes() != b""
+
+
 @pytest.mark.skipif(
     sys.platform != "linux", reason="needs Linux: elsewhere a sparse file of a terabyte takes its place"
 )

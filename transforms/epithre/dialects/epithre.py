@@ -20,4 +20,4 @@ class EpithreDialect(OpenAIShape):
     def encode_item(self, kind: str, content: bytes) -> bytes:
         if kind == "text":
             return text_json(content)
-        return b"".join((b'{"type":"image","image":', base64_json(content), b"}"))
+        return base64_json(content, b'{"type":"image","image":', b"}")
