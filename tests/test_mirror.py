@@ -53,7 +53,6 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     ),
     "transforms/embedding/engine.py": "tests/transforms/test_embed_assets.py",
     "transforms/embedding/in_flight.py": "tests/transforms/embedding/test_unit.py",
-    "transforms/embedding/vector_cache.py": "tests/transforms/test_embed_assets.py",
     "transforms/fill_requests.py": "tests/transforms/test_embed_assets.py",
     "transforms/epithre/rate_limit/account.py": "tests/transforms/epithre/rate_limit/test_spending.py",
     "pipelines/commands/export.py": "tests/pipelines/commands/test_export_command.py",

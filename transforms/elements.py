@@ -151,6 +151,9 @@ class EmbeddedAsset(NamedTuple):
     """As in the asset."""
     embedding: Sequence[np.float32]
     """The vector: a list of `float`, each a float32 value, with norm 1. The schema's type is an array of FLOAT."""
+    made_by: Optional[str] = None
+    """What made the vector: a JSON object with `model`, `dimension`, `dialect`, `input_type` where the dialect has one,
+    and `server` (the fingerprint of an emulator, or null). Set it to None if you change the vector; None: unknown."""
 
 
 class DeadAsset(NamedTuple):

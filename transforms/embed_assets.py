@@ -241,7 +241,7 @@ class _Embedding(beam.DoFn):  # type: ignore[misc]
         Metrics.counter(_NAMESPACE, "vectors" if isinstance(result, EmbeddedVector) else "dead_letters").inc()
         if isinstance(result, EmbeddedVector) and result.origin != "sent":
             Metrics.counter(_NAMESPACE, f"vectors_{result.origin}").inc()
-        return element_of(asset, result)
+        return element_of(asset, result, None if self._engine is None else self._engine.made_by)
 
     def _report(self) -> None:
         if self._engine is not None:
@@ -312,8 +312,13 @@ def reference_of(asset: Asset, engine: Engine) -> Reference:
     return reference if asset.content is None else InlineReference(**vars(reference), content=asset.content)
 
 
-def element_of(asset: Asset, result: EmbeddedVector | DeadLetter) -> EmbeddedAsset | DeadAsset:
-    """Return the output element of an asset."""
+def element_of(
+    asset: Asset, result: EmbeddedVector | DeadLetter, made_by: str | None = None
+) -> EmbeddedAsset | DeadAsset:
+    """Return the output element of an asset.
+
+    `made_by` is in each element, because steps between `EmbedAssets` and a sink may join the output of several models.
+    """
     if isinstance(result, DeadLetter):
         return DeadAsset(
             id=asset.id,
@@ -339,4 +344,5 @@ def element_of(asset: Asset, result: EmbeddedVector | DeadLetter) -> EmbeddedAss
         prepared=facts.prepared,
         metadata=asset.metadata,
         embedding=result.vector.tolist(),
+        made_by=made_by,
     )

@@ -22,11 +22,10 @@ import pyarrow.parquet as pq
 from ...configs.errors import ArgumentError, ConfigError, SourceError
 from ..storage.store import HashingWriter, Store
 from ..versions.layout import KINDS, embedding_field, metadata_type
+from .folder_mark import MARK, check_made_by, made_by_of, write_mark
 from .shards import write_tables
 from .units import parquet_writer
 
-MARK = "_vectors.json"
-"""Lists the files with their rows and sums. Its name is hidden from tools that read a folder of Parquet files."""
 _GROUP_BYTES = 16_000_000
 """Bytes of a row group, about: what a worker holds in memory."""
 _ROW_BYTES = 256
@@ -71,6 +70,8 @@ class VectorPart:
     size_bytes: int
     sha256: str
     dimension: int
+    made_by: tuple[str, ...] = ()
+    """What made its vectors, each as in `EmbeddedAsset`, sorted; empty: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,7 @@ class PartWriter:
         self._rows: list[Mapping[str, Any]] = []
         self._vectors = bytearray()
         self._dimension = 0
+        self._made_by: set[str] = set()
         self._held_bytes = 0
         self._written = 0
         self._name = ""
@@ -123,12 +125,12 @@ class PartWriter:
         """Add a row. Return the part that it completes, if any.
 
         Args:
-            row: Values of `COLUMNS`; those that are absent are null.
+            row: Values of `COLUMNS`, and `made_by`; those that are absent are null.
             vector: The numbers, as float32.
 
         Raises:
             ArgumentError: If the id or kind is wrong, or the vector is not of finite numbers or does not have the
-                dimension of the others.
+                dimension and model of the others.
         """
         if not isinstance(row.get("id"), str) or not row["id"] or row.get("kind") not in KINDS:
             raise ArgumentError(
@@ -139,6 +141,8 @@ class PartWriter:
         if self._dimension not in {0, len(numbers)}:
             raise ArgumentError(_other_dimension(self._dimension, len(numbers)))
         self._dimension = len(numbers)
+        self._made_by.add(made_by_of(row, len(numbers)))
+        check_made_by(self._made_by)
         self._vectors += numbers.tobytes()
         self._rows.append(row)
         self._held_bytes += numbers.nbytes + len(row.get("text") or "") + len(row.get("metadata") or "") + _ROW_BYTES
@@ -160,6 +164,7 @@ class PartWriter:
             size_bytes=self._file.size_bytes,
             sha256=self._file.sha256,
             dimension=self._dimension,
+            made_by=tuple(sorted(self._made_by)),
         )
         self._file, self._written = None, 0
         return part
@@ -251,12 +256,13 @@ def plan_files(parts: Iterable[VectorPart], file_bytes: int) -> list[MergeTask]:
     """Distribute parts over files. The same parts always become the same files, with the same names.
 
     Raises:
-        ArgumentError: If parts have vectors of different dimensions.
+        ArgumentError: If parts have vectors of different dimensions or models.
     """
     ordered = sorted(parts, key=lambda part: (part.sha256, part.name))
     dimensions = sorted({part.dimension for part in ordered})
     if len(dimensions) > 1:
         raise ArgumentError(_other_dimension(*dimensions[:2]))
+    check_made_by(made_by for part in ordered for made_by in part.made_by)
     groups: list[list[VectorPart]] = []
     room = 0
     for part in ordered:
@@ -291,7 +297,10 @@ def write_file(task: MergeTask, setup: VectorsSetup) -> VectorPart:
         if entry.rows != rows:
             raise SourceError(f"{setup.store.url}/{task.name} must have {rows} rows, got {entry.rows}. Run again.")
         size, sha256 = entry.size_bytes, entry.sha256
-    return VectorPart(name=task.name, rows=rows, size_bytes=size, sha256=sha256, dimension=first.dimension)
+    made_by = tuple(sorted({made_by for part in task.parts for made_by in part.made_by}))
+    return VectorPart(
+        name=task.name, rows=rows, size_bytes=size, sha256=sha256, dimension=first.dimension, made_by=made_by
+    )
 
 
 def _tables(parts: Sequence[VectorPart], store: Store) -> Iterator[pa.Table]:
@@ -306,8 +315,9 @@ def finish_folder(files: Iterable[VectorPart], setup: VectorsSetup) -> list[Vect
     """Write `_vectors.json` and delete what failed attempts left. Return the files, sorted by name."""
     ordered = sorted(files, key=lambda file: file.name)
     listed = [{"name": f.name, "rows": f.rows, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in ordered]
-    mark = {"rows": sum(f.rows for f in ordered), "dimension": ordered[0].dimension if ordered else None}
-    setup.store.write(MARK, json.dumps({**mark, "files": listed}, indent=1).encode())
+    made_by = {made_by for f in ordered for made_by in f.made_by}
+    known = made_by.pop() if len(made_by) == 1 else ""
+    write_mark(setup.store, listed, ordered[0].dimension if ordered else None, known or None)
     setup.store.delete(setup.hidden)
     return ordered
 

@@ -42,8 +42,8 @@ def serve(monkeypatch):
     """Start emulators; each has a key of its own, so that no test waits for the rate limiter of another."""
     started = []
 
-    def start(faults=None, limits=None):
-        settings = EmulatorSettings(dimension=DIMENSION, faults=faults or Faults(), limits=limits or Limits())
+    def start(faults=None, limits=None, dimension=DIMENSION):
+        settings = EmulatorSettings(dimension=dimension, faults=faults or Faults(), limits=limits or Limits())
         emulator = Emulator(settings)
         emulator.start()
         started.append(emulator)
