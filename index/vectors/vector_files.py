@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...configs.errors import ArgumentError, ConfigError, SourceError
+from ...configs.errors import ArgumentError, SourceError
 from ..storage.store import HashingWriter, Store
 from ..versions.layout import KINDS, embedding_field, metadata_type
-from .folder_mark import MARK, check_made_by, made_by_of, write_mark
+from .folder_mark import check_made_by, made_by_of, write_mark
+from .hidden_folder import SignOfLife
 from .shards import write_tables
 from .units import parquet_writer
 
@@ -82,27 +83,9 @@ class MergeTask:
     parts: tuple[VectorPart, ...]
 
 
-def new_hidden_folder() -> str:
-    return f".writing-{uuid.uuid4().hex[:12]}"
-
-
 def vectors_schema(dimension: int, metadata: Mapping[str, str]) -> pa.Schema:
     struct = metadata_type(metadata)
     return pa.schema([*_FIELDS, *(struct or ()), embedding_field(dimension)])
-
-
-def check_is_new(store: Store) -> None:
-    """Check that a folder has no Parquet files yet.
-
-    Raises:
-        ConfigError: If it has some: rows of an earlier pipeline would be mixed with new ones.
-    """
-    names = [name for name in store.names("") if not name.startswith(".") and "/." not in name]
-    found = [name for name in names if name.lower().endswith(".parquet") or name == MARK]
-    if found:
-        raise ConfigError(
-            f"{store.url}: the folder already has vectors ({found[0]}). Name a new folder, or delete its files."
-        )
 
 
 class PartWriter:
@@ -120,6 +103,7 @@ class PartWriter:
         self._file: HashingWriter | None = None
         self._writer: pq.ParquetWriter | None = None
         self._open = contextlib.ExitStack()
+        self._sign = SignOfLife(setup.store, setup.hidden)
 
     def add(self, row: Mapping[str, Any], vector: Sequence[float]) -> VectorPart | None:
         """Add a row. Return the part that it completes, if any.
@@ -137,6 +121,7 @@ class PartWriter:
                 f"Asset {row.get('id')!r:.80}: id must be a str that is not empty, and kind image or text, "
                 f"got {row.get('kind')!r:.80}."
             )
+        self._sign.give()
         numbers = _float32(vector, row)
         if self._dimension not in {0, len(numbers)}:
             raise ArgumentError(_other_dimension(self._dimension, len(numbers)))

@@ -22,7 +22,7 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from epithre_beam import transforms as epithre
 from epithre_beam.configs.errors import ArgumentError, ConfigError
 from epithre_beam.index import open_catalog
-from epithre_beam.index.vectors.vector_files import MARK
+from epithre_beam.index.vectors.folder_mark import MARK
 from epithre_beam.pipelines.jobs.build_index import import_vectors
 
 from .pipeline_runs import BUNDLES, RUNNERS, run

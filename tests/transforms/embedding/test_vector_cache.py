@@ -118,7 +118,9 @@ def test_an_index_of_a_folder_knows_its_model_and_is_searched_by_text(serve, tmp
     with open_catalog(tmp_path / "catalog") as catalog:
         made_by = catalog.manifest.made_by
         assert (made_by.model, made_by.dimension) == ("epithre-embed", 64)
-        assert catalog.manifest.model_fingerprint == emulator_fingerprint(EmulatorSettings(model="attributes", dimension=64))
+        assert catalog.manifest.model_fingerprint == emulator_fingerprint(
+            EmulatorSettings(model="attributes", dimension=64)
+        )
         monkeypatch.delenv("EPITHRE_KEY", raising=False)
 
         async def search():
