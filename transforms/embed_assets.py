@@ -17,7 +17,7 @@ from ..configs import EmbedConfig, PrepareConfig
 from ..configs.errors import ConfigError
 from ..configs.schema import Dialect
 from ..index.versions.layout import DeadLetter
-from .elements import Asset, DeadAsset, EmbeddedAsset, EmbedResult, as_assets
+from .elements import Asset, DeadAsset, EmbeddedAsset, EmbedResult, as_assets, check_elements
 from .embedding.arguments import config_of, embed_config
 from .embedding.assets import InlineReference
 from .embedding.engine import AssetBundle, EmbeddedVector, Engine, EngineSetup, acquire_engine, release_engine
@@ -150,6 +150,7 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
         return self
 
     def expand(self, assets: beam.PCollection) -> Any:
+        check_elements(assets, Asset, "EmbedAssets")
         pipeline = assets.pipeline
         setup = EngineSetup(
             embed=self._embed,

@@ -1,5 +1,6 @@
 """The transform that lists the assets of sources."""
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -87,6 +88,11 @@ class ReadAssets(beam.PTransform):  # type: ignore[misc]
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"ReadAssets: {name} must be an int of at least 1, got {value!r:.80}.")
         self._readers, self._memory = readers, memory_mb * 1_000_000
+        if isinstance(sources, (str, os.PathLike)):
+            raise ConfigError(
+                "ReadAssets: a source must be a mapping, such as "
+                f'{{"kind": "image", "files": "{sources!s:.80}"}}, got a {type(sources).__name__}.'
+            )
         several = [sources] if isinstance(sources, (SourceConfig, Mapping)) else sources
         self._sources, self._prepare = parse_sources(several, prepare, "ReadAssets")
         self._content = content
