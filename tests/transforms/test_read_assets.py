@@ -88,6 +88,7 @@ def test_elements_have_the_types_that_the_schema_says(sources, tmp_path):
     assert len(read(sources, tmp_path, ["--runner=FnApiRunner", "--runtime_type_check"], content=True)["assets"]) == 12
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_content_is_read_by_the_rules_of_its_source(runner, sources, tmp_path):
     found = read(sources, tmp_path, RUNNERS[runner], content=True)
@@ -274,6 +275,7 @@ def slow(tmp_path):
     server.server_close()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("runner", ["in_memory", "bundles", "repeated"])
 def test_several_files_are_read_at_once(runner, slow, tmp_path):
     server, source = slow
