@@ -55,6 +55,7 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "transforms/embedding/in_flight.py": "tests/transforms/embedding/test_unit.py",
     "transforms/fill_requests.py": "tests/transforms/test_embed_assets.py",
     "transforms/epithre/rate_limit/account.py": "tests/transforms/epithre/rate_limit/test_spending.py",
+    "transforms/versions/import_model.py": "tests/transforms/embedding/test_vector_cache.py",
     "pipelines/commands/export.py": "tests/pipelines/commands/test_export_command.py",
     "pipelines/commands/quality.py": (_EVALUATE, _LOOK),
     "pipelines/commands/trust.py": "tests/pipelines/commands/test_trust_command.py",

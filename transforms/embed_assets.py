@@ -76,9 +76,10 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
         redis_password_env: The name of the environment variable with Redis' password.
         embed: Other settings of the API, or all of them: the section `embed` of a job.
         prepare: How assets are prepared: the section `prepare` of a job.
-        cache: A catalog, or a folder in which this transform kept vectors earlier: a path or an fsspec URL. Contents
-            that it has of the same model are not sent, and what is sent is kept there before it leaves the transform,
-            so that a pipeline that was killed sends nothing twice. Other folders of vectors do not name their model.
+        cache: A catalog, a folder that `WriteVectors` wrote, or a folder in which this transform kept vectors earlier:
+            a path or an fsspec URL. Contents that it has of the same model, request and preparation are not sent. What
+            is sent is kept there before it leaves the transform. After a kill, only what was not stored is sent again:
+            at most `2 * max_concurrency` requests of each step and process.
         within: The folders that an asset's `uri` may point into; None: everywhere. Set it if uris come from strangers.
         storage_options: Options for fsspec. Credentials belong into the cloud's own chain.
         max_buffering_s: Seconds that an asset of unbounded input waits at most for others to share its request with.
