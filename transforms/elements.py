@@ -11,6 +11,7 @@ Fields that may be None are `Optional[…]`: Beam gives `… | None` a coder of 
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
@@ -155,6 +156,9 @@ class EmbeddedAsset(NamedTuple):
     `EmbedAssets` returns one over an array, which `numpy.asarray` reads without a copy; a shuffle turns it into a list.
     `list(embedding)` is a list in both cases, for example for JSON.
     """
+    made_by: Optional[str] = None
+    """What made the vector: a JSON object with `model`, `dimension`, `dialect`, `input_type` where the dialect has one,
+    and `server` (the fingerprint of an emulator, or null). Set it to None if you change the vector; None: unknown."""
 
 
 class DeadAsset(NamedTuple):
@@ -186,6 +190,9 @@ class EmbedResult(NamedTuple):
 
 
 _ELEMENTS = (Asset, EmbeddedAsset, DeadAsset)
+_NOTHING = "A function of beam.Map must return an asset; one of beam.FlatMap may return none."
+_CLASS = re.compile(r"<class '(?:[\w]+\.)*(\w+)'>|(?:[\w]+\.)+(?=\w)")
+"""How Beam spells classes within types."""
 for _element in _ELEMENTS:
     registry.register_coder(_element, RowCoder)
 
@@ -269,7 +276,7 @@ def to_asset(element: Any) -> Asset:
     if names is None or "id" not in names or "kind" not in names:
         raise ArgumentError(
             f"An element must be an Asset, or a beam.Row with its fields, got {type(element).__name__}. "
-            "Create it with Asset.of_text or Asset.of_image."
+            + (_NOTHING if element is None else "Create it with Asset.of_text or Asset.of_image.")
         )
     return check_asset(Asset(**{name: getattr(element, name) for name in Asset._fields if name in names}))
 
@@ -301,7 +308,10 @@ def check_elements(elements: Any, wanted: type, label: str) -> None:
     """
     name = wanted.__name__
     if not isinstance(elements, beam.PCollection):
-        hint = " Pass its field `embedded`, or `assets`." if isinstance(elements, tuple) else ""
+        field = next((field for field in ("embedded", "assets") if hasattr(elements, field)), None)
+        hint = "" if field is None else f" Pass its field `{field}`."
+        if isinstance(elements, beam.pvalue.PBegin):
+            hint = " Apply it to the output of another step, and not to the pipeline."
         raise ArgumentError(f"{label} takes a PCollection of {name}, got {type(elements).__name__}.{hint}")
     given = elements.element_type
     if given is None or given == typehints.Any or typehints.is_consistent_with(given, wanted):
@@ -311,9 +321,20 @@ def check_elements(elements: Any, wanted: type, label: str) -> None:
     row = given if is_row else RowTypeConstraint.from_user_type(given)
     if row is not None and given not in _ELEMENTS and needed <= {field[0] for field in row._fields}:
         return
-    shown = "Row" if is_row else getattr(given, "__name__", str(given))
-    create = " Map its elements with Asset.of_text or Asset.of_image first." if wanted is Asset else ""
-    raise ArgumentError(f"{label} takes a PCollection of {name}, got one of {shown}.{create}")
+    absent = sorted(needed - {field[0] for field in row._fields}) if row is not None else []
+    shown = "Row" if is_row else _CLASS.sub(r"\1", getattr(given, "__name__", str(given)))
+    if absent and given not in _ELEMENTS:
+        shown += f" without {' and '.join(absent)}"
+    raise ArgumentError(f"{label} takes a PCollection of {name}, got one of {shown}. {_advice(given, wanted)}")
+
+
+def _advice(given: Any, wanted: type) -> str:
+    """Return what to do about elements of another type."""
+    if isinstance(given, typehints.IterableTypeConstraint | typehints.ListConstraint):
+        return "If each element is a list of them, use beam.FlatMap instead of beam.Map before this step."
+    if wanted is Asset:
+        return "Map its elements with Asset.of_text or Asset.of_image first."
+    return "Pass `embedded` of the result of EmbedAssets, or beam.Row(id=…, kind=…, embedding=…) for your own vectors."
 
 
 def _is_unicode(text: str) -> bool:

@@ -17,7 +17,7 @@ from ..configs import EmbedConfig, PrepareConfig
 from ..configs.errors import ConfigError
 from ..configs.schema import Dialect
 from ..index.versions.layout import DeadLetter
-from .elements import Asset, DeadAsset, EmbeddedAsset, EmbedResult, as_assets
+from .elements import Asset, DeadAsset, EmbeddedAsset, EmbedResult, as_assets, check_elements
 from .embedding.arguments import config_of, embed_config
 from .embedding.assets import InlineReference
 from .embedding.engine import AssetBundle, EmbeddedVector, Engine, EngineSetup, acquire_engine, release_engine
@@ -78,9 +78,10 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
         redis_password_env: The name of the environment variable with Redis' password.
         embed: Other settings of the API, or all of them: the section `embed` of a job.
         prepare: How assets are prepared: the section `prepare` of a job.
-        cache: A catalog, or a folder in which this transform kept vectors earlier: a path or an fsspec URL. Contents
-            that it has of the same model are not sent, and what is sent is kept there before it leaves the transform,
-            so that a pipeline that was killed sends nothing twice. Other folders of vectors do not name their model.
+        cache: A catalog, a folder that `WriteVectors` wrote, or a folder in which this transform kept vectors earlier:
+            a path or an fsspec URL. Contents that it has of the same model, request and preparation are not sent. What
+            is sent is kept there before it leaves the transform. After a kill, only what was not stored is sent again:
+            at most `2 * max_concurrency` requests of each step and process.
         within: The folders that an asset's `uri` may point into; None: everywhere. Set it if uris come from strangers.
         storage_options: Options for fsspec. Credentials belong into the cloud's own chain.
         max_buffering_s: Seconds that an asset of unbounded input waits at most for others to share its request with.
@@ -157,6 +158,7 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
         return self
 
     def expand(self, assets: beam.PCollection) -> Any:
+        check_elements(assets, Asset, "EmbedAssets")
         pipeline = assets.pipeline
         setup = EngineSetup(
             embed=self._embed,
@@ -248,7 +250,7 @@ class _Embedding(beam.DoFn):  # type: ignore[misc]
         Metrics.counter(_NAMESPACE, "vectors" if isinstance(result, EmbeddedVector) else "dead_letters").inc()
         if isinstance(result, EmbeddedVector) and result.origin != "sent":
             Metrics.counter(_NAMESPACE, f"vectors_{result.origin}").inc()
-        return element_of(asset, result)
+        return element_of(asset, result, None if self._engine is None else self._engine.made_by)
 
     def _report(self) -> None:
         if self._engine is not None:
@@ -319,8 +321,13 @@ def reference_of(asset: Asset, engine: Engine) -> Reference:
     return reference if asset.content is None else InlineReference(**vars(reference), content=asset.content)
 
 
-def element_of(asset: Asset, result: EmbeddedVector | DeadLetter) -> EmbeddedAsset | DeadAsset:
-    """Return the output element of an asset."""
+def element_of(
+    asset: Asset, result: EmbeddedVector | DeadLetter, made_by: str | None = None
+) -> EmbeddedAsset | DeadAsset:
+    """Return the output element of an asset.
+
+    `made_by` is in each element, because steps between `EmbedAssets` and a sink may join the output of several models.
+    """
     if isinstance(result, DeadLetter):
         return DeadAsset(
             id=asset.id,
@@ -346,4 +353,5 @@ def element_of(asset: Asset, result: EmbeddedVector | DeadLetter) -> EmbeddedAss
         prepared=facts.prepared,
         metadata=asset.metadata,
         embedding=Vector(result.vector),  # type: ignore[arg-type]  # numpy's type names FLOAT in the schema
+        made_by=made_by,
     )

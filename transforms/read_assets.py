@@ -1,16 +1,21 @@
 """The transform that lists the assets of sources."""
 
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints.decorators import no_annotations
+from apache_beam.utils.windowed_value import WindowedValue
 
 from ..configs import PrepareConfig, SourceConfig
-from ..configs.errors import ArgumentError
+from ..configs.errors import ArgumentError, ConfigError
 from ..configs.load import parse_sources
 from .elements import Asset, DeadAsset, check_asset, metadata_json
 from .sources.asset_reader import AssetReader, metadata_rows, source_json
@@ -20,6 +25,8 @@ from .sources.unpreparable import Unpreparable
 
 _NAMESPACE = "epithre_beam"
 _LABEL = "sources"
+_UNKNOWN_SIZE = 300_000
+"""Bytes that a file of unknown size counts as."""
 
 
 class ReadResult(NamedTuple):
@@ -47,6 +54,8 @@ class ReadAssets(beam.PTransform):  # type: ignore[misc]
         prepare: A `PrepareConfig`, or a mapping with its keys; `max_file_bytes` limits what `content` reads.
         content: Read the bytes of each asset into `content` instead of naming their place in `uri`. Use it for steps
             other than `EmbedAssets` that need the bytes; if a shuffle follows, all bytes cross it.
+        readers: Files that a worker reads at a time, for `content`. On Dask it is one.
+        memory_mb: Memory for the content of files that are being read or wait for those before them, about.
 
     Raises:
         ArgumentError: When it is applied to a PCollection.
@@ -71,8 +80,19 @@ class ReadAssets(beam.PTransform):  # type: ignore[misc]
         prepare: PrepareConfig | Mapping[str, Any] | None = None,
         *,
         content: bool = False,
+        readers: int = 16,
+        memory_mb: int = 160,
     ) -> None:
         super().__init__()
+        for name, value in (("readers", readers), ("memory_mb", memory_mb)):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"ReadAssets: {name} must be an int of at least 1, got {value!r:.80}.")
+        self._readers, self._memory = readers, memory_mb * 1_000_000
+        if isinstance(sources, (str, os.PathLike)):
+            raise ConfigError(
+                "ReadAssets: a source must be a mapping, such as "
+                f'{{"kind": "image", "files": "{sources!s:.80}"}}, got a {type(sources).__name__}.'
+            )
         several = [sources] if isinstance(sources, (SourceConfig, Mapping)) else sources
         self._sources, self._prepare = parse_sources(several, prepare, "ReadAssets")
         self._content = content
@@ -96,7 +116,9 @@ class ReadAssets(beam.PTransform):  # type: ignore[misc]
         if not self._content:
             dead = begin | "NoDead" >> beam.Create([]).with_output_types(DeadAsset)
             return ReadResult(assets, dead)
-        read = assets | "ReadContent" >> beam.ParDo(_ReadContent(self._prepare))
+        # Dask drops what leaves `finish_bundle`, so it gets each file before the next one is read.
+        readers = 1 if type(begin.pipeline.runner).__name__ == "DaskRunner" else self._readers
+        read = assets | "ReadContent" >> beam.ParDo(_ReadContent(self._prepare, readers, self._memory))
         return ReadResult(
             read | "Assets" >> beam.Filter(_is_alive).with_output_types(Asset),
             read | "Dead" >> beam.Filter(_is_dead).with_output_types(DeadAsset),
@@ -153,38 +175,71 @@ def _metadata(table: pa.Table) -> list[str]:
 
 
 class _ReadContent(beam.DoFn):  # type: ignore[misc]
-    """Replace the uri of an asset by its bytes. An asset that cannot be read becomes a `DeadAsset`."""
+    """Replace the uri of an asset by its bytes. An asset that cannot be read becomes a `DeadAsset`.
 
-    def __init__(self, prepare: PrepareConfig) -> None:
+    Several files are read at once. Elements leave in the order in which they came, on the DoFn's own thread, because
+    Beam loses metrics of other threads.
+    """
+
+    def __init__(self, prepare: PrepareConfig, readers: int, memory: int) -> None:
         self._prepare = prepare
+        self._readers = readers
+        self._memory = memory
 
     def setup(self) -> None:
         self._reader = AssetReader(self._prepare)
+        self._threads = ThreadPoolExecutor(self._readers, thread_name_prefix="read")
+
+    def start_bundle(self) -> None:
+        self._reading: deque[tuple[int, Asset, Future[bytes] | None]] = deque()
+        self._held = 0
 
     def process(self, element: Any) -> Iterator[Asset | DeadAsset]:
-        if element.uri is None:
-            yield Asset(*element)
-            return
+        asset = Asset(*element)
+        size = 0 if asset.uri is None else asset.size_bytes or _UNKNOWN_SIZE
+        while self._reading and (self._held + size > self._memory or len(self._reading) >= 2 * self._readers):
+            yield self._take()
+        self._held += size
+        future = None if asset.uri is None else self._threads.submit(self._read, asset)
+        self._reading.append((size, asset, future))
+        while self._reading and (self._readers == 1 or _is_done(self._reading[0][2])):
+            yield self._take()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        while self._reading:
+            yield GlobalWindows.windowed_value(self._take())
+
+    def teardown(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._reader.close()
+
+    def _read(self, asset: Asset) -> bytes:
+        return self._reader.read(asset.uri or "", kind=asset.kind, size_bytes=asset.size_bytes, source=asset.source)
+
+    def _take(self) -> Asset | DeadAsset:
+        """Wait for the file that came first, and return its asset."""
+        size, asset, future = self._reading.popleft()
+        self._held -= size
+        if future is None:
+            return asset
         try:
-            content = self._reader.read(
-                element.uri, kind=element.kind, size_bytes=element.size_bytes, source=element.source
-            )
+            content = future.result()
         except Unpreparable as failure:
             Metrics.counter(_NAMESPACE, "dead_assets").inc()
-            yield DeadAsset(
-                id=element.id,
-                kind=element.kind,
-                uri=element.uri,
+            return DeadAsset(
+                id=asset.id,
+                kind=asset.kind,
+                uri=asset.uri,
                 stage="read",
                 reason=failure.reason.value,
                 detail=failure.detail,
                 attempts=0,
             )
-            return
-        yield check_asset(Asset(*element)._replace(uri=None, content=content, size_bytes=len(content), source=None))
+        return check_asset(asset._replace(uri=None, content=content, size_bytes=len(content), source=None))
 
-    def teardown(self) -> None:
-        self._reader.close()
+
+def _is_done(future: "Future[bytes] | None") -> bool:
+    return future is None or future.done()
 
 
 def _is_alive(element: Any) -> bool:

@@ -1,5 +1,6 @@
 """The transform that writes embedded assets to Parquet files."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,15 +18,14 @@ from ..configs.errors import ArgumentError, ConfigError
 from ..configs.load import anchored
 from ..configs.schema import Location, MetadataType, check_metadata_name
 from ..index.storage.store import Store
+from ..index.vectors.hidden_folder import check_is_new, delete_dead, new_hidden_folder
 from ..index.vectors.vector_files import (
     COLUMNS,
     MergeTask,
     PartWriter,
     VectorPart,
     VectorsSetup,
-    check_is_new,
     finish_folder,
-    new_hidden_folder,
     plan_files,
     write_file,
 )
@@ -34,6 +34,8 @@ from .workers.steps import under_one_key
 
 _NAMESPACE = "epithre_beam"
 _MOST_FILE_BYTES = 100_000_000_000
+
+log = logging.getLogger("epithre_beam.vectors")
 
 
 class VectorFile(NamedTuple):
@@ -64,7 +66,12 @@ class WriteVectors(beam.PTransform):  # type: ignore[misc]
     (fixed_size_list of float32). Each row is written once, whatever Beam repeats. Vectors do not cross a shuffle.
     A file's name comes from its content. Files appear completely, after all vectors are there, and `_vectors.json`
     appears last. Without elements, it is the only file, with `"rows": 0`. While it is written, the folder has a hidden
-    folder `.writing-…`; one that is left belongs to a pipeline that was killed, and can be deleted.
+    folder `.writing-…`. One that a killed pipeline left is named in a warning by the next pipeline into the folder, and
+    deleted by it when nothing was written there for a week; writers show every hour that they are alive.
+
+    `_vectors.json` has the model, dimension and request that made the vectors, from `made_by` of the elements. So
+    `index --from` knows the model, and `EmbedAssets(cache=folder)` reuses the vectors. Vectors of several models are
+    refused. If some elements have no `made_by`, the model is unknown.
 
     Args:
         folder: A path or fsspec URL. It must not have Parquet files yet. A relative path starts at the working folder
@@ -76,7 +83,7 @@ class WriteVectors(beam.PTransform):  # type: ignore[misc]
     Raises:
         ConfigError: When an argument is wrong. While the pipeline runs: when the folder already has vectors.
         ArgumentError: When the input is unbounded or has other elements, or the runner cannot run it. While the
-            pipeline runs: when vectors have different dimensions.
+            pipeline runs: when vectors have different dimensions or models.
 
     >>> import tempfile
     >>> import apache_beam as beam
@@ -175,6 +182,13 @@ def _file_bytes(size: int) -> int:
 
 def check(begin: int, setup: VectorsSetup) -> int:
     check_is_new(setup.store)
+    for name in delete_dead(setup.store, setup.hidden):
+        log.warning(
+            "%s/%s was left by a pipeline that was killed, or belongs to one that runs. Delete it if none runs; it is "
+            "deleted by itself after a week without a sign of life.",
+            setup.store.url,
+            name,
+        )
     return begin
 
 

@@ -16,14 +16,18 @@ from ...configs.errors import CatalogError, StoreError
 from ...configs.schema import stored_prepare
 from ..storage.store import Store
 from ..versions.files import check_file
-from ..versions.layout import UNITS, is_unit, version_folder
+from ..versions.layout import KINDS, UNITS, is_unit, version_folder
 from ..versions.manifest import IndexEntry, Manifest
 from .assets_file import iterate_assets
+from .folder_mark import FolderMark, open_marked
 from .units import open_vectors, read_unit_footer
 
 _GROUPS_KEPT = 4
 _COLUMNS = ["content_sha256", "media_type", "width", "height", "prepared", "embedding"]
+_WHOSE = ["kind", "content_sha256"]
 _READERS = 8
+_NORM_TOLERANCE = 1e-3
+"""Rows of a folder may have been changed by the program that wrote them."""
 
 Keys = npt.NDArray[np.uint64]
 
@@ -76,6 +80,7 @@ class ReusableVectors:
         manifests: Sequence[Manifest],
         embedding_config_hash: str,
         of_first_rules: Mapping[str, PrepareConfig] | None = None,
+        folder: FolderMark | None = None,
     ) -> None:
         """Reads the keys of all available contents.
 
@@ -86,13 +91,18 @@ class ReusableVectors:
                 a version.
             of_first_rules: Embedding config hashes of units whose rows do not record their prepare settings, with
                 these settings.
+            folder: The mark of a folder of vectors that may be reused; its files are in `store`.
         """
         self._store = store
         self._contents: dict[str, _Contents] = {}
         self._kept: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
         self._lock = threading.Lock()
+        self._dimensions: dict[str, int] = {}
+        """Of the files of a folder of vectors, which have other columns than those of a catalog."""
         for manifest in manifests:
             self._add_version(manifest)
+        if folder is not None:
+            self._add_folder(folder)
         self._add_units({**(of_first_rules or {}), embedding_config_hash: None})
         for contents in self._contents.values():
             contents.sort()
@@ -121,6 +131,8 @@ class ReusableVectors:
             found = values.drop_columns(["embedding"]).to_pylist()[0]
             if found.pop("content_sha256") == content_sha256:  # the keys compare only the first 64 bits
                 vector = np.array(values.column("embedding").chunk(0).flatten(), np.float32)
+                if not abs(float(np.linalg.norm(vector)) - 1) < _NORM_TOLERANCE:
+                    continue
                 yield ReusableVector(vector=vector, settings=contents.settings[group], **found)
 
     def _add_version(self, manifest: Manifest) -> None:
@@ -144,6 +156,29 @@ class ReusableVectors:
                 contents.sizes += sizes
                 contents.parts += parts
 
+    def _add_folder(self, mark: FolderMark) -> None:
+        for entry in mark.files:
+            if mark.dimension is None or self._store.size(entry.name) != entry.size_bytes:
+                continue
+            self._dimensions[entry.name] = mark.dimension
+            try:
+                with self._store.open_read(entry.name) as handle:
+                    file = self._open(handle, entry.name)
+                    found = [_keys_by_kind(_read_group(file, i, _WHOSE)) for i in range(file.num_row_groups)]
+            except (pa.ArrowException, OSError, StoreError):
+                continue
+            for number, keys_by_kind in enumerate(found):
+                for kind, keys in keys_by_kind.items():
+                    contents = self._contents.setdefault(kind, _Contents())
+                    contents.groups.append((entry.name, number))
+                    contents.settings.append(None)
+                    contents.sizes.append(len(keys))
+                    contents.parts.append(keys)
+
+    def _open(self, handle: Any, name: str) -> Any:
+        dimension = self._dimensions.get(name)
+        return open_vectors(handle) if dimension is None else open_marked(handle, dimension)
+
     def _add_units(self, config_hashes: Mapping[str, PrepareConfig | None]) -> None:
         names = [name for name in self._store.names(UNITS) if is_unit(name)]
         with ThreadPoolExecutor(_READERS) as pool:
@@ -164,7 +199,7 @@ class ReusableVectors:
             if footer is None or footer.embedding_config_hash not in config_hashes or not footer.rows:
                 return None
             with self._store.open_read(name) as file:
-                table = _read_group(open_vectors(file), 0, ["kind", "content_sha256"])
+                table = _read_group(open_vectors(file), 0, _WHOSE)
         except (pa.ArrowException, OSError, KeyError):
             return None
         return table.column("kind")[0].as_py(), _keys(table.column("content_sha256")), footer.embedding_config_hash
@@ -175,7 +210,7 @@ class ReusableVectors:
                 self._kept.move_to_end((name, number))
                 return self._kept[name, number]
             with self._store.open_read(name) as file:
-                self._kept[name, number] = _read_group(open_vectors(file), number, _COLUMNS).combine_chunks()
+                self._kept[name, number] = _read_group(self._open(file, name), number, _COLUMNS).combine_chunks()
             while len(self._kept) > _GROUPS_KEPT:
                 self._kept.popitem(last=False)
             return self._kept[name, number]
@@ -206,6 +241,19 @@ def _keys(column: pa.Array | pa.ChunkedArray) -> Keys:
     try:
         return np.array([content_key(s) for s in column.to_pylist()], np.uint64)
     except (ValueError, TypeError) as error:
+        raise pa.ArrowInvalid(f"content_sha256 is not a sha256: {error}") from error
+
+
+def _keys_by_kind(table: pa.Table) -> dict[str, Keys]:
+    """Return the keys of the rows of each kind. Rows of the other kind and without a hash keep their place, as 0."""
+    kinds, hashes = table.column("kind").to_pylist(), table.column("content_sha256").to_pylist()
+    rows = list(zip(kinds, (digest or "0" for digest in hashes), strict=True))
+    try:
+        return {
+            kind: np.array([content_key(digest) if of == kind else 0 for of, digest in rows], np.uint64)
+            for kind in set(kinds) & set(KINDS)
+        }
+    except ValueError as error:
         raise pa.ArrowInvalid(f"content_sha256 is not a sha256: {error}") from error
 
 

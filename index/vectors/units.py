@@ -176,7 +176,7 @@ def open_vectors(file: IO[bytes], manifest: Manifest | None = None, entry: FileE
         raise pa.ArrowInvalid(f"its footer cannot be read: {error}") from error
     if found not in written:
         raise pa.ArrowInvalid("its columns are not those of a file of vectors")
-    _check_sizes(opened.metadata)
+    check_sizes(opened.metadata)
     if manifest is not None:
         if vector.list_size != manifest.dimension:
             raise pa.ArrowInvalid(f"its vectors must have {manifest.dimension} dimensions, got {vector.list_size}")
@@ -188,7 +188,7 @@ def open_vectors(file: IO[bytes], manifest: Manifest | None = None, entry: FileE
     return opened
 
 
-def _check_sizes(metadata: pq.FileMetaData) -> None:
+def check_sizes(metadata: pq.FileMetaData) -> None:
     """Raises pa.ArrowInvalid when the row groups do not add up to the file's rows or need too much memory.
 
     Each page also states its own length, up to 2 GB, which Arrow trusts.

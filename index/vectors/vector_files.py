@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...configs.errors import ArgumentError, ConfigError, SourceError
+from ...configs.errors import ArgumentError, SourceError
 from ..storage.store import HashingWriter, Store
 from ..versions.layout import KINDS, embedding_field, metadata_type
+from .folder_mark import check_made_by, made_by_of, write_mark
+from .hidden_folder import SignOfLife
 from .shards import write_tables
 from .units import parquet_writer
 
-MARK = "_vectors.json"
-"""Lists the files with their rows and sums. Its name is hidden from tools that read a folder of Parquet files."""
 _GROUP_BYTES = 16_000_000
 """Bytes of a row group, about: what a worker holds in memory."""
 _ROW_BYTES = 256
@@ -47,6 +47,7 @@ _FIELDS = (
 )
 COLUMNS = tuple(field.name for field in _FIELDS)
 """The columns of a file before those of its metadata and the vector."""
+_NOT_KEPT = ("embedding", "made_by")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ class VectorPart:
     size_bytes: int
     sha256: str
     dimension: int
+    made_by: tuple[str, ...] = ()
+    """What made its vectors, each as in `EmbeddedAsset`, sorted; empty: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,27 +89,9 @@ def rows_of_group(dimension: int) -> int:
     return max(1, _GROUP_BYTES // (4 * dimension + _ROW_BYTES))
 
 
-def new_hidden_folder() -> str:
-    return f".writing-{uuid.uuid4().hex[:12]}"
-
-
 def vectors_schema(dimension: int, metadata: Mapping[str, str]) -> pa.Schema:
     struct = metadata_type(metadata)
     return pa.schema([*_FIELDS, *(struct or ()), embedding_field(dimension)])
-
-
-def check_is_new(store: Store) -> None:
-    """Check that a folder has no Parquet files yet.
-
-    Raises:
-        ConfigError: If it has some: rows of an earlier pipeline would be mixed with new ones.
-    """
-    names = [name for name in store.names("") if not name.startswith(".") and "/." not in name]
-    found = [name for name in names if name.lower().endswith(".parquet") or name == MARK]
-    if found:
-        raise ConfigError(
-            f"{store.url}: the folder already has vectors ({found[0]}). Name a new folder, or delete its files."
-        )
 
 
 class PartWriter:
@@ -117,37 +102,42 @@ class PartWriter:
         self._rows: list[Mapping[str, Any]] = []
         self._vectors = np.empty((0, 0), np.float32)
         self._dimension = 0
+        self._made_by: set[str] = set()
         self._held_bytes = 0
         self._written = 0
         self._name = ""
         self._file: HashingWriter | None = None
         self._writer: pq.ParquetWriter | None = None
         self._open = contextlib.ExitStack()
+        self._sign = SignOfLife(setup.store, setup.hidden)
 
     def add(self, row: Mapping[str, Any], vector: Sequence[float]) -> VectorPart | None:
         """Add a row. Return the part that it completes, if any.
 
         Args:
-            row: Values of `COLUMNS`; those that are absent are null, others are ignored.
+            row: Values of `COLUMNS`, and `made_by`; those that are absent are null, others are ignored.
             vector: The numbers, as float32, best with a buffer: lists are converted.
 
         Raises:
             ArgumentError: If the id or kind is wrong, or the vector is not of finite numbers or does not have the
-                dimension of the others.
+                dimension and model of the others.
         """
         if not isinstance(row.get("id"), str) or not row["id"] or row.get("kind") not in KINDS:
             raise ArgumentError(
                 f"Asset {row.get('id')!r:.80}: id must be a str that is not empty, and kind image or text, "
                 f"got {row.get('kind')!r:.80}."
             )
+        self._sign.give()
         numbers = _float32(vector, row)
         if self._dimension not in {0, len(numbers)}:
             raise ArgumentError(_other_dimension(self._dimension, len(numbers)))
         if not self._dimension:
             self._dimension = len(numbers)
             self._vectors = np.empty((rows_of_group(self._dimension), self._dimension), np.float32)
+        self._made_by.add(made_by_of(row, len(numbers)))
+        check_made_by(self._made_by)
         self._vectors[len(self._rows)] = numbers
-        self._rows.append({name: value for name, value in row.items() if name != "embedding"})
+        self._rows.append({name: value for name, value in row.items() if name not in _NOT_KEPT})
         self._held_bytes += numbers.nbytes + len(row.get("text") or "") + len(row.get("metadata") or "") + _ROW_BYTES
         if self._held_bytes >= _GROUP_BYTES or len(self._rows) == len(self._vectors):
             self._write_group()
@@ -167,6 +157,7 @@ class PartWriter:
             size_bytes=self._file.size_bytes,
             sha256=self._file.sha256,
             dimension=self._dimension,
+            made_by=tuple(sorted(self._made_by)),
         )
         self._file, self._written = None, 0
         return part
@@ -258,12 +249,13 @@ def plan_files(parts: Iterable[VectorPart], file_bytes: int) -> list[MergeTask]:
     """Distribute parts over files. The same parts always become the same files, with the same names.
 
     Raises:
-        ArgumentError: If parts have vectors of different dimensions.
+        ArgumentError: If parts have vectors of different dimensions or models.
     """
     ordered = sorted(parts, key=lambda part: (part.sha256, part.name))
     dimensions = sorted({part.dimension for part in ordered})
     if len(dimensions) > 1:
         raise ArgumentError(_other_dimension(*dimensions[:2]))
+    check_made_by(made_by for part in ordered for made_by in part.made_by)
     groups: list[list[VectorPart]] = []
     room = 0
     for part in ordered:
@@ -298,7 +290,10 @@ def write_file(task: MergeTask, setup: VectorsSetup) -> VectorPart:
         if entry.rows != rows:
             raise SourceError(f"{setup.store.url}/{task.name} must have {rows} rows, got {entry.rows}. Run again.")
         size, sha256 = entry.size_bytes, entry.sha256
-    return VectorPart(name=task.name, rows=rows, size_bytes=size, sha256=sha256, dimension=first.dimension)
+    made_by = tuple(sorted({made_by for part in task.parts for made_by in part.made_by}))
+    return VectorPart(
+        name=task.name, rows=rows, size_bytes=size, sha256=sha256, dimension=first.dimension, made_by=made_by
+    )
 
 
 def _tables(parts: Sequence[VectorPart], store: Store) -> Iterator[pa.Table]:
@@ -313,8 +308,9 @@ def finish_folder(files: Iterable[VectorPart], setup: VectorsSetup) -> list[Vect
     """Write `_vectors.json` and delete what failed attempts left. Return the files, sorted by name."""
     ordered = sorted(files, key=lambda file: file.name)
     listed = [{"name": f.name, "rows": f.rows, "size_bytes": f.size_bytes, "sha256": f.sha256} for f in ordered]
-    mark = {"rows": sum(f.rows for f in ordered), "dimension": ordered[0].dimension if ordered else None}
-    setup.store.write(MARK, json.dumps({**mark, "files": listed}, indent=1).encode())
+    made_by = {made_by for f in ordered for made_by in f.made_by}
+    known = made_by.pop() if len(made_by) == 1 else ""
+    write_mark(setup.store, listed, ordered[0].dimension if ordered else None, known or None)
     setup.store.delete(setup.hidden)
     return ordered
 

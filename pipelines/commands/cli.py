@@ -324,7 +324,12 @@ def index(
         str | None,
         typer.Option(metavar="NAME", help="--from: the column of vectors. Default: `embedding` or `vector`."),
     ] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="--from: the model that made the vectors.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="--from: the model that made the vectors. Default: as `WriteVectors` recorded it."
+        ),
+    ] = None,
     metadata: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME:TYPE", help="--from: a metadata column to store, e.g. price:double."),

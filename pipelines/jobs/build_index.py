@@ -13,7 +13,7 @@ import orjson
 from ...configs import CatalogConfig, MetadataType
 from ...configs.errors import CatalogError, ConfigError, DamagedFileError
 from ...configs.load import parse_settings
-from ...configs.schema import UNKNOWN_MODEL, check_metadata_name
+from ...configs.schema import check_metadata_name
 from ...index.local.trust import Trust, check_rebuild
 from ...index.storage.store import Store
 from ...index.vectors.units import ReusedGroup
@@ -24,6 +24,7 @@ from ...transforms.planning.compare import Changes, Comparison
 from ...transforms.planning.job_identity import identity_of_import, other_job
 from ...transforms.planning.plan import Plan
 from ...transforms.reports.report import Report, unchanged_report
+from ...transforms.versions.import_model import import_model
 from ...transforms.versions.imports import ImportedGroup, Scan, scan_folder
 from ...transforms.versions.reused_rows import iterate_dead_letters, plan_all_reused
 from ...transforms.versions.setup import VersionSetup, public_settings
@@ -127,7 +128,7 @@ def import_vectors(
         folder: A folder of Parquet files, or a single file, as a path or fsspec URL.
         overrides: `key.path=value` pairs of index, gates, runner and job, and of embed for the queries.
         embedding: The column of vectors; None: `embedding` or `vector`.
-        model: Name of the model that made the vectors.
+        model: Name of the model that made the vectors; None: as `WriteVectors` recorded it in the folder.
         metadata: `name:type` of the columns to keep with each asset.
         adopt: Use the catalog even if it belongs to another job.
         runner: Beam's options and the progress callbacks.
@@ -143,7 +144,8 @@ def import_vectors(
     url = _absolute(url)
     types = _metadata_types(metadata)
     sections = (*_SETTABLE, "embed", "job")
-    raw: dict[str, Any] = {"catalog": url, "embed": {"model": model or UNKNOWN_MODEL}}
+    made = import_model(_absolute(folder), model)
+    raw: dict[str, Any] = {"catalog": url, "embed": made.embed}
     said = parse_settings(raw, overrides, sections)  # before anything is written
     runner.check(said.runner, said.beam_options)
     with contextlib.ExitStack() as stack:
@@ -178,6 +180,7 @@ def import_vectors(
             settings=public_settings(config),
             plan=_plan(scan, gone),
             folder=scan.folder,
+            model_fingerprint=made.fingerprint,
             latest=held.latest,
             rows_before=before.counts.per_kind if before else None,
             job=job,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -9,7 +10,10 @@ import textwrap
 import pyarrow.dataset as ds
 import pytest
 
-from .engine import Engine
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
+from epithre_beam.transforms.epithre.emulator.hash_model import hash_vector
+
+from .engine import KEY, Engine
 
 ASSETS = 60
 PROGRAM = """
@@ -85,3 +89,58 @@ def test_reading_and_writing_give_each_asset_once_on_every_engine(engine: Engine
         assert row["price"] == (int(row["id"][1:]) / 2 if row["id"].startswith("t") else None)
     assert json.loads((out / "_vectors.json").read_text())["rows"] == ASSETS
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+EMBEDDING = """
+import hashlib, json, pathlib, sys
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from epithre_beam import transforms as epithre
+
+def describe(element):
+    if hasattr(element, "embedding"):
+        return element.id, [round(number, 4) for number in element.embedding], json.loads(element.made_by)["server"]
+    return element.id, element.stage, element.reason
+
+def keep(row, folder):
+    text = json.dumps(row)
+    pathlib.Path(folder, hashlib.sha256(text.encode()).hexdigest()).write_text(text)
+
+def main(sources, out, base_url, options):
+    with beam.Pipeline(options=PipelineOptions(options)) as p:
+        assets = (p | epithre.ReadAssets(sources)).assets
+        result = assets | epithre.EmbedAssets(base_url=base_url, dimension=8, batch_items=7)
+        embedded = result.embedded | "Vectors" >> beam.Map(describe)
+        dead = result.dead | "Reasons" >> beam.Map(describe)
+        _ = (embedded, dead) | "All" >> beam.Flatten() | beam.Map(keep, out)
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:])
+"""
+
+
+def test_embedding_gives_each_asset_its_vector_or_its_reason_on_every_engine(engine: Engine, sources, tmp_path):
+    """Dask runs one leaf of a pipeline only, so the two outputs are joined."""
+    program, out = tmp_path / "program.py", tmp_path / "out"
+    program.write_text(textwrap.dedent(EMBEDDING))
+    out.mkdir()
+    settings = EmulatorSettings(dimension=8, api_keys=(KEY,), faults=Faults(poison_marker="row 7"))
+    with Emulator(settings) as emulator:
+        done = subprocess.run(
+            [sys.executable, program, json.dumps(sources), out, emulator.base_url, *engine.options],
+            cwd=tmp_path,
+            env={**os.environ, "EPITHRE_KEY": KEY},
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    contents = {f"{i}.txt": f"file {i}" for i in range(ASSETS // 2)} | {f"t{i}": f"row {i}" for i in range(ASSETS // 2)}
+    expected = [
+        [name, [round(float(number), 4) for number in hash_vector("text", text.encode(), 8)], "emulator-hash-1-8"]
+        for name, text in contents.items()
+        if text != "row 7"
+    ]
+    found = [json.loads(file.read_text()) for file in out.iterdir()]
+    assert sorted(found) == sorted([*expected, ["t7", "embed", "refused"]], key=lambda row: row[0])

@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+from typing import NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epithre_beam import transforms as epithre
-from epithre_beam.configs.errors import ArgumentError
+from epithre_beam.configs.errors import ArgumentError, ConfigError
 from epithre_beam.transforms.elements import as_assets, check_elements, metadata_json, problem_of, to_asset
 
 from .pipeline_runs import RUNNERS, run
@@ -179,3 +180,76 @@ def test_every_public_name_is_exported_without_loading_beam_first():
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'Asse'"):
         _ = epithre.Asse
+
+
+class Product(NamedTuple):
+    sku: str
+
+
+def wrong(values, wanted):
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    elements = pipeline | beam.Create([1]) | beam.Map(lambda _: values[0]).with_output_types(wanted)
+    return pipeline, elements
+
+
+IS_BUILT = [
+    (epithre.EmbedAssets, dict[str, str], r"takes a PCollection of Asset, got one of Dict\[str, str\]\. Map its"),
+    (epithre.EmbedAssets, str, r"got one of str\. Map its elements with Asset\.of_text or Asset\.of_image first\."),
+    (epithre.EmbedAssets, tuple[str, epithre.Asset], r"got one of Tuple\[str, Asset\]\. Map"),
+    (epithre.EmbedAssets, Product, r"got one of Product without id and kind\."),
+    (epithre.EmbedAssets, list[epithre.Asset], r"got one of List\[Asset\]\. .* use beam\.FlatMap instead of beam\.Map"),
+    (epithre.EmbedAssets, epithre.EmbeddedAsset | None, r"got one of Union\[.*EmbeddedAsset.*\]\. Map"),
+    (epithre.WriteVectors, dict[str, str], r"PCollection of EmbeddedAsset, got one of Dict\[str, str\]\. Pass `embed"),
+    (epithre.WriteVectors, tuple[str, list[float]], r"got one of Tuple\[str, List\[float\]\]\. Pass `embedded` of"),
+    (epithre.WriteVectors, Product, r"got one of Product without embedding and id and kind\. Pass"),
+]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("transform", "wanted", "words"), IS_BUILT)
+def test_wrong_elements_are_refused_when_the_pipeline_is_built(transform, wanted, words):
+    arguments = ["/out"] if transform is epithre.WriteVectors else []
+    _, elements = wrong([None], wanted)
+    with pytest.raises(ArgumentError, match=words) as caught:
+        _ = elements | transform(*arguments)
+    assert "<class" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"id": "a"}, r"got dict\. Create it with Asset\.of_text or Asset\.of_image\."),
+        (("a", "mug"), r"got tuple\. Create it"),
+        (Product("a"), r"got Product\. Create it"),
+        ([epithre.Asset.of_text("a", "mug")], r"got list\. Create it"),
+        (None, r"got NoneType\. A function of beam\.Map must return an asset; one of beam\.FlatMap may return none\."),
+        (beam.Row(id=1, kind="text", text="mug"), r"Asset 1: id must be a str, got int\."),
+    ],
+)
+def test_wrong_elements_of_an_unknown_type_are_refused_at_run_time(value, words):
+    pipeline, elements = wrong([value], beam.typehints.Any)
+    _ = elements | epithre.EmbedAssets(base_url="emulator", dimension=16)
+    with pytest.raises(ArgumentError, match=words):
+        pipeline.run().wait_until_finish()
+
+
+@pytest.mark.core
+def test_a_result_instead_of_its_field_is_refused_with_the_field():
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    read = pipeline | epithre.ReadAssets({"kind": "text", "files": "x"})
+    embedded = read.assets | epithre.EmbedAssets()
+    with pytest.raises(ArgumentError, match=r"EmbedAssets takes .*, got ReadResult\. Pass its field `assets`\."):
+        _ = read | "other" >> epithre.EmbedAssets()
+    with pytest.raises(ArgumentError, match=r"WriteVectors takes .*, got EmbedResult\. Pass its field `embedded`\."):
+        _ = embedded | epithre.WriteVectors("/out")
+    with pytest.raises(ArgumentError, match=r"EmbedAssets takes .*, got PBegin\. Apply it to the output of another"):
+        _ = pipeline | "begin" >> epithre.EmbedAssets()
+
+
+@pytest.mark.core
+def test_a_pattern_instead_of_a_source_is_refused_with_the_source():
+    words = r'a source must be a mapping, such as \{"kind": "image", "files": "photos/\*"\}, got a str\.'
+    with pytest.raises(ConfigError, match=words):
+        epithre.ReadAssets("photos/*")

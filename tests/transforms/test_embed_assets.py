@@ -31,6 +31,7 @@ DIMENSION = 16
 KEY_ENV = "EMBED_ASSETS_KEY"
 FN_API = "FnApiRunner"
 BUNDLES = "BundleBasedDirectRunner"
+PROCESSES = f"{FN_API} --direct_running_mode=multi_processing --direct_num_workers=2"
 THREADS = f"{FN_API} --direct_running_mode=multi_threading --direct_num_workers=2"
 REPEATED = f"{FN_API} --direct_runner_bundle_repeat=1"
 """Each bundle runs twice."""
@@ -42,8 +43,8 @@ def serve(monkeypatch):
     """Start emulators; each has a key of its own, so that no test waits for the rate limiter of another."""
     started = []
 
-    def start(faults=None, limits=None):
-        settings = EmulatorSettings(dimension=DIMENSION, faults=faults or Faults(), limits=limits or Limits())
+    def start(faults=None, limits=None, dimension=DIMENSION):
+        settings = EmulatorSettings(dimension=dimension, faults=faults or Faults(), limits=limits or Limits())
         emulator = Emulator(settings)
         emulator.start()
         started.append(emulator)
@@ -105,6 +106,7 @@ def requests_of(emulator):
     return emulator.stats()["requests"]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("runner", [FN_API, BUNDLES, THREADS, REPEATED])
 def test_every_asset_has_its_own_vector_or_is_dead_alone(serve, tmp_path, runner):
     emulator = serve(Faults(poison_marker="poison"))
@@ -290,6 +292,7 @@ def stream(bundles):
     return events.advance_watermark_to_infinity()
 
 
+@pytest.mark.core
 def test_unbounded_input_fills_requests_over_bundles_and_keeps_windows_and_timestamps(serve):
     emulator = serve()
     assets = texts(30)
@@ -327,6 +330,7 @@ def test_unbounded_input_waits_no_longer_than_allowed(serve):
     assert requests_of(emulator) == 2
 
 
+@pytest.mark.core
 def test_windowed_bounded_input_keeps_windows_and_timestamps(serve):
     emulator = serve()
 
@@ -350,6 +354,7 @@ def test_windowed_bounded_input_keeps_windows_and_timestamps(serve):
     assert emulator.stats()["billed_items"] == 6
 
 
+@pytest.mark.core
 def test_rows_are_assets_too_and_an_empty_input_gives_nothing(serve):
     emulator = serve()
     embedded, dead = run([beam.Row(id="a", kind="text", text="words")], embed_assets(emulator))
@@ -361,6 +366,7 @@ def test_rows_are_assets_too_and_an_empty_input_gives_nothing(serve):
     assert (dead, requests_of(emulator)) == ([], 1)
 
 
+@pytest.mark.core
 def test_an_error_handler_receives_the_dead(serve):
     emulator = serve()
     dead = Collected()
@@ -374,6 +380,7 @@ def test_an_error_handler_receives_the_dead(serve):
     assert [asset.id for asset in dead.elements] == ["b"]
 
 
+@pytest.mark.core
 def test_metrics_count_vectors_dead_assets_and_requests(serve):
     emulator = serve(Faults(poison_marker="poison"))
     p = pipeline()
@@ -571,3 +578,43 @@ def test_unbounded_input_on_dask_is_refused_when_the_pipeline_is_built():
     p = beam.Pipeline(runner=dask_runner.DaskRunner())
     with pytest.raises(ConfigError, match="EmbedAssets: the DaskRunner cannot run a pipeline with unbounded input"):
         _ = p | stream([texts(1)]) | epithre.EmbedAssets()
+
+
+@pytest.mark.slow
+def test_worker_processes_give_each_asset_its_vector_or_reason(serve):
+    emulator = serve(Faults(poison_marker="poison"))
+    with pipeline(PROCESSES) as p:
+        assets = [*texts(30), Asset.of_text("poisoned", "poison")]
+        result = p | beam.Create(assets) | embed_assets(emulator, rate_limiter="host", batch_items=4)
+        embedded = result.embedded | beam.Map(lambda asset: (asset.id, asset.embedding[0]))
+        expected = [(a.id, float(hash_vector("text", a.text.encode(), DIMENSION)[0])) for a in assets[:30]]
+        assert_that(
+            embedded | beam.Map(lambda pair: (pair[0], round(pair[1], 4))),
+            equal_to([(name, round(number, 4)) for name, number in expected]),
+        )
+        assert_that(
+            result.dead | beam.Map(lambda asset: (asset.id, asset.reason)),
+            equal_to([("poisoned", "refused")]),
+            label="dead",
+        )
+
+
+def test_a_drained_stream_sends_what_is_buffered(serve):
+    """A drain moves the watermark to its end while time stands still: nothing else releases what is buffered."""
+    emulator = serve()
+    found = Collected()
+    events = TestStream(coder=beam.coders.FastPrimitivesCoder()).add_elements(texts(5)).advance_watermark_to_infinity()
+    with pipeline(BUNDLES, "--streaming") as p:
+        transform = embed_assets(emulator, max_buffering_s=10**9)
+        transform._clock = beginning
+        _ = (p | events | transform).embedded | beam.Map(lambda asset: asset.id) | beam.Map(found)
+    assert sorted(found.elements) == [f"{i:03d}" for i in range(5)]
+    assert requests_of(emulator) == 1
+
+
+@pytest.mark.core
+def test_embedded_assets_say_what_made_them(serve):
+    emulator = serve()
+    (embedded,), _ = run(texts(1), embed_assets(emulator))
+    made_by = {"dialect": "epithre", "dimension": DIMENSION, "model": "epithre-embed"}
+    assert json.loads(embedded.made_by) == {**made_by, "server": f"emulator-hash-1-{DIMENSION}"}

@@ -1,10 +1,13 @@
 """ReadAssets lists what a job lists, by reference, and reads content only if it is told to."""
 
+import http.server
 import json
 import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import apache_beam as beam
 import pyarrow as pa
@@ -85,6 +88,7 @@ def test_elements_have_the_types_that_the_schema_says(sources, tmp_path):
     assert len(read(sources, tmp_path, ["--runner=FnApiRunner", "--runtime_type_check"], content=True)["assets"]) == 12
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_content_is_read_by_the_rules_of_its_source(runner, sources, tmp_path):
     found = read(sources, tmp_path, RUNNERS[runner], content=True)
@@ -221,3 +225,89 @@ def test_program_of_a_user_runs_with_and_without_its_main_session(flag, sources,
     assert done.returncode == 0, done.stderr[-3000:]
     names = [line for path in tmp_path.glob("names-*") for line in path.read_text().split()]
     assert sorted(names) == ["0.png", "1.png", "2.png", "c0", "c1", "c2", "p1", "p2", "p3", "u0", "u1", "u2"]
+
+
+class SlowServer(http.server.ThreadingHTTPServer):
+    """Answers each request for a file after a while, and counts how many of a file's content it has at once."""
+
+    daemon_threads = True
+
+    def __init__(self, latency_s=0.1, size=300_000):
+        server = self
+        self.lock, self.now, self.peak, self.ends = threading.Lock(), 0, 0, []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                with server.lock:
+                    server.now += self.command == "GET"
+                    server.peak = max(server.peak, server.now)
+                time.sleep(latency_s)
+                with server.lock:
+                    server.now -= self.command == "GET"
+                    server.ends.append(time.monotonic())
+                self.send_response(200)
+                body = self.path.encode().ljust(size)
+                self.send_header("Content-Length", str(size))
+                self.end_headers()
+                self.wfile.write(b"" if self.command == "HEAD" else body)
+
+            do_HEAD = do_GET  # noqa: N815 - http.server's name
+
+            def log_message(self, *_):
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def slow(tmp_path):
+    """A table of 24 files on a slow server."""
+    server = SlowServer()
+    place = f"http://127.0.0.1:{server.server_address[1]}"
+    lines = [f"{i:02d},{place}/{i:02d}.png" for i in range(24)]
+    (tmp_path / "t.csv").write_text("\n".join(["id,uri", *lines]))
+    source = {"kind": "image", "table": f"{tmp_path}/t.csv", "id": "id", "uri": "uri", "within": [f"{place}/"]}
+    yield server, source
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("runner", ["in_memory", "bundles", "repeated"])
+def test_several_files_are_read_at_once(runner, slow, tmp_path):
+    server, source = slow
+    found = read(source, tmp_path, RUNNERS[runner], content=True, readers=6)
+    assert [(a["id"], a["content"].split()[0]) for a in found["assets"]] == [
+        (f"{i:02d}", f"/{i:02d}.png".encode()) for i in range(24)
+    ]
+    assert found["dead"] == []
+    assert 4 <= server.peak <= 6
+
+
+def test_bytes_of_files_that_are_read_at_once_are_limited(slow, tmp_path):
+    server, source = slow
+    found = read(source, tmp_path, content=True, readers=20, memory_mb=1)
+    assert len(found["assets"]) == 24
+    assert server.peak <= 3
+
+
+@pytest.mark.alone
+def test_files_of_a_slow_server_are_read_several_times_as_fast(slow, tmp_path):
+    """From the first answer to the last one; starting a pipeline takes longer than 24 files."""
+    server, source = slow
+    took = {}
+    for readers in (1, 12):
+        server.ends.clear()
+        assert len(read(source, tmp_path, content=True, readers=readers)["assets"]) == 24
+        gets = server.ends[-24:]
+        took[readers] = gets[-1] - gets[0]
+    assert took[1] > 4 * took[12]
+
+
+@pytest.mark.parametrize("arguments", [{"readers": 0}, {"readers": 1.5}, {"memory_mb": 0}])
+def test_wrong_number_is_refused_at_construction(arguments):
+    with pytest.raises(ConfigError, match="must be an int of at least 1, got"):
+        epithre.ReadAssets({"kind": "image", "files": "x"}, content=True, **arguments)

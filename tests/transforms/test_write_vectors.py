@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import apache_beam as beam
@@ -22,7 +23,8 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from epithre_beam import transforms as epithre
 from epithre_beam.configs.errors import ArgumentError, ConfigError
 from epithre_beam.index import open_catalog
-from epithre_beam.index.vectors.vector_files import MARK
+from epithre_beam.index.vectors import vector_files
+from epithre_beam.index.vectors.folder_mark import MARK
 from epithre_beam.pipelines.jobs.build_index import import_vectors
 
 from .pipeline_runs import BUNDLES, RUNNERS, run
@@ -71,6 +73,7 @@ def assert_whole(folder, files, count=40):
     assert sorted(path.name for path in folder.iterdir()) == sorted([MARK, *(Path(f["path"]).name for f in files)])
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_each_vector_is_written_once_on_every_runner(runner, tmp_path):
     out = tmp_path / "out"
@@ -128,6 +131,7 @@ class FailsOnce:
         return np.array(self.numbers, dtype)
 
 
+@pytest.mark.core
 def test_bundle_that_fails_once_is_written_once(tmp_path):
     flag = tmp_path / "failed"
 
@@ -231,6 +235,7 @@ def test_folder_with_vectors_is_refused_before_anything_is_embedded(tmp_path):
     assert not calls.exists()
 
 
+@pytest.mark.core
 def test_unbounded_input_is_refused_when_the_pipeline_is_built():
     stream = (
         beam.Pipeline(options=PipelineOptions(["--streaming"]))
@@ -303,3 +308,70 @@ def test_display_data_metrics_and_types(tmp_path):
     assert files.element_type == epithre.VectorFile
     counters = {c.key.metric.name: c.committed for c in pipeline.run().metrics().query()["counters"]}
     assert (counters["vectors_written"], counters["vector_files_written"]) == (5, 1)
+
+
+@pytest.mark.parametrize("runner", ["bundles", "repeated"])
+def test_no_row_is_lost_or_doubled_by_a_bundle_that_fails_after_a_part(runner, tmp_path, monkeypatch):
+    """Parts are small, so that the failed attempt leaves complete ones."""
+    monkeypatch.setattr(vector_files, "_GROUP_BYTES", 1000)
+    flag = tmp_path / "failed"
+
+    def build(pipeline):
+        poisoned = FailsOnce(vector(37), str(flag))
+        rows = pipeline | beam.Create(range(40), reshuffle=False) | beam.Map(embed)
+        if runner == "bundles":
+            rows |= beam.Map(lambda row: row._replace(embedding=poisoned) if row.id == "a37" else row)
+        return {"files": rows | epithre.WriteVectors(tmp_path / "out", file_bytes=4000)}
+
+    files = run(build, tmp_path, RUNNERS[runner])["files"]
+    assert flag.exists() == (runner == "bundles")
+    assert len(files) > 2
+    assert_whole(tmp_path / "out", files)
+
+
+def test_what_a_killed_pipeline_left_is_named_and_deleted_after_a_week(tmp_path, caplog):
+    out = tmp_path / "out"
+    for name, days in (("dead", 8), ("young", 6)):
+        part = out / f".writing-{name}" / "part.parquet"
+        part.parent.mkdir(parents=True)
+        part.write_bytes(b"x")
+        os.utime(part, (time.time() - days * 86_400,) * 2)
+    with caplog.at_level("WARNING", "epithre_beam.vectors"):
+        run(lambda p: {"files": embedded(p, 3) | epithre.WriteVectors(out)}, tmp_path)
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [".writing-young"]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "epithre_beam.vectors"]
+    assert message.startswith(
+        f"{out}/.writing-young was left by a pipeline that was killed, or belongs to one that runs."
+    )
+
+
+MADE_BY = json.dumps({"dialect": "epithre", "dimension": _DIMENSION, "model": "one", "server": None})
+
+
+@pytest.mark.parametrize(
+    ("made_by", "expected"),
+    [
+        ([MADE_BY, MADE_BY], json.loads(MADE_BY)),
+        ([MADE_BY, None], None),
+        ([MADE_BY.replace(str(_DIMENSION), "99")] * 2, None),
+        ([None, None], None),
+    ],
+)
+def test_folder_says_what_made_its_vectors_if_all_rows_say_the_same(made_by, expected, tmp_path):
+    """Rows that were cut to another dimension, and rows of unknown origin, make the model unknown."""
+    rows = [embed(i)._replace(made_by=made_by[i]) for i in range(2)]
+    run(lambda p: {"f": p | beam.Create(rows) | epithre.WriteVectors(tmp_path / "out")}, tmp_path)
+    assert json.loads((tmp_path / "out" / MARK).read_text())["made_by"] == expected
+
+
+@pytest.mark.parametrize(
+    ("made_by", "words"),
+    [
+        (MADE_BY.replace("one", "two"), 'made by the same model and request, got {.*"one".*} and {.*"two".*}'),
+        ("epithre-embed", "Asset 'a1': made_by must be as EmbedAssets wrote it, or None, got 'epithre-embed'"),
+    ],
+)
+def test_vectors_of_two_models_are_refused(made_by, words, tmp_path):
+    rows = [embed(0)._replace(made_by=MADE_BY), embed(1)._replace(made_by=made_by)]
+    with pytest.raises(ArgumentError, match=words):
+        run(lambda p: {"f": p | beam.Create(rows) | epithre.WriteVectors(tmp_path / "out")}, tmp_path)

@@ -8,7 +8,7 @@ import asyncio
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...configs import EmbedConfig, PrepareConfig
-from ...index.vectors.reusable import ReusableVector, ReusableVectors
+from ...index.vectors.reusable import ReusableVector
 from ...index.versions.layout import DeadLetter, Reason
 from ..epithre.client import Client, Refusal, RefusalReason
 from ..epithre.packing import Item
@@ -76,6 +76,16 @@ class ContentReader(Protocol):
 
     def read(self, reference: Reference) -> bytes:
         """Return the bytes at a reference's uri. Raises Unpreparable."""
+
+
+class Reusable(Protocol):
+    """Finds existing vectors by content, from many threads."""
+
+    def find(self, kind: str, content_sha256: str) -> ReusableVector | None:
+        """Return the vector of a content, or None."""
+
+    def find_all(self, kind: str, content_sha256: str) -> Iterator[ReusableVector]:
+        """Return all vectors of a content, each prepared in its own way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +159,7 @@ class AssetEmbedder:
     """Threads for CPU-bound work: local files and texts. One per core; more would slow each other down."""
     bytes_in_flight: ByteLimit
     sent: SentContents
-    reusable: ReusableVectors | None
+    reusable: "Reusable | None"
     """Existing vectors with the same embedding config."""
 
     async def in_thread(self, function: Callable[[], _T], *, is_local: bool = False) -> _T:

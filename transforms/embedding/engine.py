@@ -30,6 +30,7 @@ from ..epithre.probe import probe
 from ..epithre.rate_limit.account import Account
 from ..epithre.rate_limit.memory_backend import WINDOW_S
 from ..epithre.rate_limit.spending import SpendingLimit
+from ..planning.embedding_config import made_by_json
 from ..sources.asset_reader import AssetReader
 from ..sources.references import Reference
 from .assets import AssetEmbedder, BatchFiller, Facts, Origin, Positioned, bytes_held
@@ -43,6 +44,8 @@ _PAYLOAD_SHARE = 0.4
 _SENT_KEPT = 2048
 _VECTOR_COPIES = 2
 _CLOSE_WITHIN_S = 5.0
+_UNKEPT_SHARE = 2
+"""Batches of a process that are in flight or not kept yet, at most, for each request that may be in flight."""
 
 
 class EmbeddedVector(NamedTuple):
@@ -101,7 +104,11 @@ class Engine:
             self._lock = threading.Lock()
             self._reported: dict[str, int] = {}
             self._throttled_before_s = self._limiter.throttled_s
+            self._unkept = asyncio.Semaphore(_UNKEPT_SHARE * embed.max_concurrency)
+            self._emulator: str | None = None
             self._cache = self._open_cache()
+            self.made_by = made_by_json(embed, self._emulator)
+            """What makes the vectors, as in `EmbeddedAsset`; known when the first one is there."""
             self.reader = AssetReader(
                 setup.prepare, within=setup.within, storage_options=orjson.loads(setup.storage_options)
             )
@@ -138,13 +145,25 @@ class Engine:
             return self._embedder
 
     async def embed_batch(self, embedder: AssetEmbedder, batch: Sequence[Positioned]) -> "Finished":
-        """Embed a batch and keep what is new in the cache, also if an error ends it."""
+        """Embed a batch and keep what is new in the cache, also if an error ends it.
+
+        With a cache, few batches are under way at a time: a process that is killed loses no more of what was sent.
+        """
+        if self._cache is None:
+            return await self._embed_batch(embedder, batch)
+        async with self._unkept:
+            return await self._embed_batch(embedder, batch)
+
+    async def _embed_batch(self, embedder: AssetEmbedder, batch: Sequence[Positioned]) -> "Finished":
         finished = Finished()
         references = dict(batch)
         try:
             await embedder.embed_batch(batch, finished)
         except BaseException as error:  # raised in the bundle's thread
             finished.error = error
+        client = embedder.client
+        if client.has_vectors and client.emulator != self._emulator:
+            self._emulator, self.made_by = client.emulator, made_by_json(self.embed, client.emulator)
         new: list[NewVector] = [
             (references[position], result.facts, result.vector)
             for position, result in finished.results
@@ -216,8 +235,8 @@ class Engine:
                 self._limiter.answered(lease)
 
         self._check_pause()
-        fingerprint = asyncio.run_coroutine_threadsafe(ask(), self.loop).result()
-        return VectorCache(self.setup.cache, self.embed, self.setup.prepare, fingerprint)
+        self._emulator = asyncio.run_coroutine_threadsafe(ask(), self.loop).result()
+        return VectorCache(self.setup.cache, self.embed, self.setup.prepare, self._emulator)
 
 
 class Finished:

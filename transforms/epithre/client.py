@@ -99,6 +99,10 @@ class Client:
         self._account = account or Account(self.rate_limiter, SpendingLimit.of(settings), scope=secrets.token_hex(8))
         self._refusal_before = self.rate_limiter.refusal
         self._has_warned_of_bill = False
+        self.emulator: str | None = None
+        """The fingerprint of the emulator that sent the last vectors; None for any other server."""
+        self.has_vectors = False
+        """Whether the server has sent vectors."""
         options = self._way.client_options()  # once, because reading certificates takes longer than a request
 
         def connection() -> httpx.AsyncClient:
@@ -263,6 +267,7 @@ class Client:
             self.meter.tokens_billed += read.tokens
             self.meter.renormalised += read.renormalised
             self.meter.items_embedded += count
+            self.emulator, self.has_vectors = read.emulator, True
         return self._to_show(read.outcome), read.tokens
 
     def _to_show(self, outcome: Outcome) -> Outcome:

@@ -22,11 +22,9 @@ from .circuit_breaker import paused_error
 from .dialects import DIALECTS
 from .other_scheme import wrong_scheme
 from .proxies import Way, way_to
-from .replies import error_in, error_to_show
+from .replies import emulator_of, error_in, error_to_show
 from .retries import log_pause, report_long_pause
 
-_FINGERPRINT = "x-emulator-fingerprint"
-_FINGERPRINTS = re.compile(r"emulator-[A-Za-z0-9_.-]{1,100}")
 _LATER_STATUS = {407, 408, 409, 425, 429}
 """Refusals that do not concern `/models`: from a proxy (407), or transient."""
 _OTHER_SCHEME = re.compile(rb"(?i)\bhttps\b|\bssl\b|\btls\b")
@@ -89,7 +87,7 @@ def probe(
             last = str(error_to_show(read_transport_error(failure, scrubber), scrubber, way))
             time.sleep(pause_s * attempt)
             continue
-        probed = Probe(requests=attempt, emulator=_fingerprint(reply, scrubber))
+        probed = Probe(requests=attempt, emulator=emulator_of(reply, scrubber))
         if not dialect.lists_models:
             return probed
         error = error_in(dialect, reply, 0, scrubber)
@@ -167,8 +165,3 @@ def _check_model(reply: Reply, settings: EmbedConfig, scrubber: Scrubber) -> Non
             f"embed.model: {settings.base_url} does not serve the model {settings.model!r}. "
             f"Choose one of its models: {names}{more}."
         )
-
-
-def _fingerprint(reply: Reply, scrubber: Scrubber) -> str | None:
-    found = scrubber.text(reply.headers.get(_FINGERPRINT, ""))
-    return found if _FINGERPRINTS.fullmatch(found) else None

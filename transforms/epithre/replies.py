@@ -1,5 +1,6 @@
 """Interpret a reply as checked vectors with their billed tokens, or as an error. Nothing here raises."""
 
+import re
 from dataclasses import dataclass, replace
 
 import httpx
@@ -16,6 +17,8 @@ from .vectors import BrokenAnswerError, check_vectors
 Outcome = npt.NDArray[np.float32] | BrokenAnswerError | ErrorAnswer
 """Checked vectors, float32, (items, dimension), unit norm, in the order of the request; or an error."""
 
+_EMULATOR = "x-emulator-fingerprint"
+_EMULATORS = re.compile(r"emulator-[A-Za-z0-9_.-]{1,100}")
 _MOST_TIMES_ESTIMATED = 1000
 """The highest plausible bill, as a multiple of the estimate; an image may cost 100 times its estimate."""
 
@@ -31,6 +34,8 @@ class ReplyRead:
     """Billed tokens; 0 if the reply states none."""
     is_bill_plausible: bool = True
     """Whether the billed tokens are plausible."""
+    emulator: str | None = None
+    """The fingerprint of the emulator that made the vectors; None for any other server."""
 
 
 def read_reply_to(
@@ -55,7 +60,19 @@ def read_reply_to(
     except BrokenAnswerError as broken:
         return ReplyRead(outcome=_broken_or_error(dialect, reply, count, broken, scrubber))
     billed, is_plausible = read_tokens(claims, _MOST_TIMES_ESTIMATED * max(tokens, count))
-    return ReplyRead(outcome=vectors, renormalised=renormalised, tokens=billed, is_bill_plausible=is_plausible)
+    return ReplyRead(
+        outcome=vectors,
+        renormalised=renormalised,
+        tokens=billed,
+        is_bill_plausible=is_plausible,
+        emulator=emulator_of(reply, scrubber),
+    )
+
+
+def emulator_of(reply: Reply, scrubber: Scrubber) -> str | None:
+    """Return the fingerprint of the emulator that sent a reply; None for any other server."""
+    found = scrubber.text(reply.headers.get(_EMULATOR, ""))
+    return found if _EMULATORS.fullmatch(found) else None
 
 
 def error_in(dialect: Dialect, reply: Reply, count: int, scrubber: Scrubber) -> ErrorAnswer | None:

@@ -31,6 +31,11 @@ def request_config_hash(embed: EmbedConfig, fingerprint: str | None) -> str:
     return _hash([_request(embed, fingerprint)])
 
 
+def made_by_json(embed: EmbedConfig, fingerprint: str | None) -> str:
+    """Return model and request as a JSON object with sorted keys. A vector is reused by equal ones only."""
+    return orjson.dumps(_request(embed, fingerprint), option=orjson.OPT_SORT_KEYS).decode()
+
+
 def first_embedding_config_hash(embed: EmbedConfig, prepare: PrepareConfig, fingerprint: str | None) -> str:
     """Return the hash in units of the first preparation rules, whose rows do not store the settings."""
     stated = prepare.model_dump(mode="json")

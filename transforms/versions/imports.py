@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from ...configs.errors import ConfigError, SourceError
 from ...configs.words import of_count
+from ...index.vectors.folder_mark import MARK
 from ...index.vectors.sample import SampleRule
 from ...index.vectors.shards import ShardTask
-from ...index.versions.layout import KINDS
+from ...index.versions.layout import KINDS, UNITS
 from ..planning.compare import Comparison
 from ..sources.files import filesystem
 from ..sources.references import reference_schema
@@ -227,6 +228,8 @@ def _list_files(url: str, label: str) -> list[str]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{label}: {url!r} cannot be listed ({error}).") from error
     found = [name for name in names if name.lower().endswith(".parquet") and not _HIDDEN.search(name)]
+    if MARK in names:  # EmbedAssets may have had the folder as its cache while it was written
+        found = [name for name in found if not name.startswith(f"{UNITS}/")]
     if not found:
         raise ConfigError(f"{label}: {url!r} has no Parquet files. Name a folder of Parquet files, or one such file.")
     return found

@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 
 from epithre_beam.configs.errors import ArgumentError, ConfigError, SourceError
 from epithre_beam.index import Store
+from epithre_beam.index.vectors.folder_mark import MARK
+from epithre_beam.index.vectors.hidden_folder import check_is_new, new_hidden_folder
 from epithre_beam.index.vectors.vector_files import (
-    MARK,
     PartWriter,
     VectorPart,
     VectorsSetup,
-    check_is_new,
     finish_folder,
     metadata_columns,
-    new_hidden_folder,
     plan_files,
     vectors_schema,
     write_file,
@@ -120,7 +119,7 @@ def test_folder_without_rows_has_only_its_mark(setup):
     assert PartWriter(setup).finish() is None
     assert plan_files([], 1000) == []
     finish_folder([], setup)
-    assert json.loads(setup.store.read(MARK)) == {"rows": 0, "dimension": None, "files": []}
+    assert json.loads(setup.store.read(MARK)) == {"rows": 0, "dimension": None, "made_by": None, "files": []}
 
 
 def test_mark_lists_files_with_their_sums(setup):
