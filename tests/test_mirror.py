@@ -86,7 +86,7 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "transforms/embed_units.py": _RUN,
     "transforms/embedding/endpoint.py": (_RUN, "tests/transforms/query/test_searcher.py"),
     "transforms/embedding/lane.py": _RUN,
-    "transforms/embedding/spending.py": "tests/pipelines/jobs/test_spending.py",
+    "transforms/embedding/spending.py": "tests/pipelines/jobs/test_run_spending.py",
     "transforms/epithre/dialects/cohere.py": _DIALECTS,
     "transforms/epithre/dialects/epithre.py": _DIALECTS,
     "transforms/epithre/dialects/jina.py": _DIALECTS,
