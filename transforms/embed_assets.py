@@ -27,6 +27,7 @@ from .fill_requests import ChooseKey, FillRequests
 from .sources.references import UNKNOWN, Reference
 
 _NAMESPACE = "epithre_beam"
+_DEAD = "dead"
 _scopes: "weakref.WeakKeyDictionary[beam.Pipeline, str]" = weakref.WeakKeyDictionary()
 
 
@@ -189,11 +190,13 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
                 | "Group" >> beam.GroupByKey()
                 | "EmbedGroup" >> beam.ParDo(_EmbedGroup(setup)).with_output_types(EmbeddedAsset | DeadAsset)
             )
+            # Filters, not tags: Dask drops tagged outputs.
+            embedded = results | "Embedded" >> beam.Filter(_is_embedded).with_output_types(EmbeddedAsset)
+            dead = results | "Dead" >> beam.Filter(_is_dead).with_output_types(DeadAsset)
         else:
-            results = assets | "Embed" >> beam.ParDo(_EmbedBundle(setup)).with_output_types(EmbeddedAsset | DeadAsset)
-        # Filters, not tags: Dask drops tagged outputs.
-        embedded = results | "Embedded" >> beam.Filter(_is_embedded).with_output_types(EmbeddedAsset)
-        dead = results | "Dead" >> beam.Filter(_is_dead).with_output_types(DeadAsset)
+            embed = beam.ParDo(_EmbedBundle(setup)).with_output_types(EmbeddedAsset | DeadAsset)
+            embedded, dead = assets | "Embed" >> embed.with_outputs(_DEAD, main="embedded")
+            embedded.element_type, dead.element_type = EmbeddedAsset, DeadAsset
         if self._error_handler is not None:
             self._error_handler.add_error_pcollection(dead)
             return embedded
@@ -271,13 +274,13 @@ class _EmbedBundle(_Embedding):
 
     def process(
         self, asset: Asset, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
-    ) -> Iterator[WindowedValue]:
+    ) -> Iterator[WindowedValue | beam.pvalue.TaggedOutput]:
         if self._current is None:
             self._current = self._bundle()
         for tag, result in self._add(self._current, asset, (asset, timestamp, window)):
             yield self._windowed(tag, result)
 
-    def finish_bundle(self) -> Iterator[WindowedValue]:
+    def finish_bundle(self) -> Iterator[WindowedValue | beam.pvalue.TaggedOutput]:
         if self._current is not None:
             for tag, result in self._current.finish():
                 yield self._windowed(tag, result)
@@ -286,9 +289,10 @@ class _EmbedBundle(_Embedding):
 
     def _windowed(
         self, tag: tuple[Asset, Timestamp, BoundedWindow], result: EmbeddedVector | DeadLetter
-    ) -> WindowedValue:
+    ) -> WindowedValue | beam.pvalue.TaggedOutput:
         asset, timestamp, window = tag
-        return WindowedValue(self._element(asset, result), timestamp, (window,))
+        element = WindowedValue(self._element(asset, result), timestamp, (window,))
+        return element if isinstance(result, EmbeddedVector) else beam.pvalue.TaggedOutput(_DEAD, element)
 
 
 class _EmbedGroup(_Embedding):
