@@ -11,11 +11,16 @@ if TYPE_CHECKING:
     from .embed_assets import EmbedAssets as EmbedAssets
     from .read_assets import ReadAssets as ReadAssets
     from .read_assets import ReadResult as ReadResult
+    from .write_catalog import CatalogOutcome as CatalogOutcome
+    from .write_catalog import CatalogResult as CatalogResult
+    from .write_catalog import WriteCatalog as WriteCatalog
     from .write_vectors import VectorFile as VectorFile
     from .write_vectors import WriteVectors as WriteVectors
 
 _MODULES = {
     "Asset": "elements",
+    "CatalogOutcome": "write_catalog",
+    "CatalogResult": "write_catalog",
     "DeadAsset": "elements",
     "EmbedAssets": "embed_assets",
     "EmbedResult": "elements",
@@ -23,12 +28,15 @@ _MODULES = {
     "ReadAssets": "read_assets",
     "ReadResult": "read_assets",
     "VectorFile": "write_vectors",
+    "WriteCatalog": "write_catalog",
     "WriteVectors": "write_vectors",
 }
 """The public names, and the modules that define them."""
 
 __all__ = [
     "Asset",
+    "CatalogOutcome",
+    "CatalogResult",
     "DeadAsset",
     "EmbedAssets",
     "EmbedResult",
@@ -36,6 +44,7 @@ __all__ = [
     "ReadAssets",
     "ReadResult",
     "VectorFile",
+    "WriteCatalog",
     "WriteVectors",
 ]
 

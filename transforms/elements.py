@@ -312,6 +312,24 @@ def check_elements(elements: Any, wanted: type, label: str) -> None:
     raise ArgumentError(f"{label} takes a PCollection of {name}, got one of {shown}.{create}")
 
 
+def as_row(element: Any, label: str) -> Mapping[str, Any]:
+    """Return the fields of an `EmbeddedAsset`, of a `beam.Row`, or of a named tuple with fields of an embedded asset.
+
+    Raises:
+        ArgumentError: When the element is something else, or lacks `id`, `kind` or `embedding`.
+    """
+    row: Mapping[str, Any] | None = None
+    if isinstance(element, beam.Row):
+        row = element.as_dict()
+    elif hasattr(element, "_asdict"):
+        row = element._asdict()
+    if row is None or not {"id", "kind", "embedding"} <= row.keys():
+        raise ArgumentError(
+            f"{label} takes elements of type EmbeddedAsset, or beam.Row with its fields, got {type(element).__name__}."
+        )
+    return row
+
+
 def _is_unicode(text: str) -> bool:
     """Whether UTF-8 can encode a text: it has no lone surrogate."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
