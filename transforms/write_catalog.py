@@ -475,7 +475,8 @@ def _letter_of(element: Any) -> DeadLetter:
 
 
 def _id_of(element: Any) -> tuple[str | None, str]:
-    kind, name = (None, element) if isinstance(element, str) else (*element, None)[:2]
+    is_pair = isinstance(element, (tuple, list)) and len(element) == 2
+    kind, name = element if is_pair else (None, element)
     if not isinstance(name, str) or not name or kind not in (None, *KINDS):
         raise ArgumentError(
             f"WriteCatalog: delete takes ids, or pairs of kind (image or text) and id, got {element!r:.80}."

@@ -82,12 +82,10 @@ class IncomingComparison(Comparison):
 
     def unseen(self, letters: pa.Table) -> pa.Table:
         """Return the dead letters of the current version whose assets the pipeline neither brings nor drops."""
-        self._db.register("letters", letters.append_column("at", pa.array(range(len(letters)), pa.int64())))
-        kept = self._db.execute(
-            f"SELECT at FROM letters b WHERE NOT {_IS_LISTED.format('b')} AND NOT {_IS_DROPPED.format('b')} ORDER BY at"
-        ).fetchall()
+        self._db.register("letters", letters.append_column("number", pa.array(range(len(letters)), pa.int64())))
+        kept = self._db.execute(f"SELECT number FROM letters b WHERE {_KEPT} ORDER BY number").fetchall()
         self._db.unregister("letters")
-        return letters.take(pa.array([at for (at,) in kept], pa.int64()))
+        return letters.take(pa.array([number for (number,) in kept], pa.int64()))
 
     def incoming_changes(self, *, keeps_others: bool) -> IncomingChanges:
         """Count the changes.
