@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from .embed_assets import EmbedAssets as EmbedAssets
     from .read_assets import ReadAssets as ReadAssets
     from .read_assets import ReadResult as ReadResult
+    from .search_catalog import SearchCatalog as SearchCatalog
+    from .search_elements import DeadQuery as DeadQuery
+    from .search_elements import Query as Query
+    from .search_elements import SearchHit as SearchHit
+    from .search_elements import SearchResult as SearchResult
     from .write_catalog import CatalogOutcome as CatalogOutcome
     from .write_catalog import CatalogResult as CatalogResult
     from .write_catalog import WriteCatalog as WriteCatalog
@@ -22,11 +27,16 @@ _MODULES = {
     "CatalogOutcome": "write_catalog",
     "CatalogResult": "write_catalog",
     "DeadAsset": "elements",
+    "DeadQuery": "search_elements",
     "EmbedAssets": "embed_assets",
     "EmbedResult": "elements",
     "EmbeddedAsset": "elements",
+    "Query": "search_elements",
     "ReadAssets": "read_assets",
     "ReadResult": "read_assets",
+    "SearchCatalog": "search_catalog",
+    "SearchHit": "search_elements",
+    "SearchResult": "search_elements",
     "VectorFile": "write_vectors",
     "WriteCatalog": "write_catalog",
     "WriteVectors": "write_vectors",
@@ -38,11 +48,16 @@ __all__ = [
     "CatalogOutcome",
     "CatalogResult",
     "DeadAsset",
+    "DeadQuery",
     "EmbedAssets",
     "EmbedResult",
     "EmbeddedAsset",
+    "Query",
     "ReadAssets",
     "ReadResult",
+    "SearchCatalog",
+    "SearchHit",
+    "SearchResult",
     "VectorFile",
     "WriteCatalog",
     "WriteVectors",

@@ -11,7 +11,7 @@ Fields that may be None are `Optional[…]`: Beam gives `… | None` a coder of 
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import apache_beam as beam
@@ -284,13 +284,17 @@ def as_assets(elements: beam.PCollection, label: str) -> beam.PCollection[Asset]
     return elements | "ToAssets" >> beam.Map(to_asset).with_output_types(Asset)
 
 
-def check_elements(elements: Any, wanted: type, label: str) -> None:
+def check_elements(
+    elements: Any, wanted: type, label: str, *, needed: Collection[str] | None = None, create: str | None = None
+) -> None:
     """Check when a pipeline is built that a transform gets the elements that it takes.
 
     Args:
         elements: The input of the transform.
-        wanted: `Asset`, `EmbeddedAsset` or `DeadAsset`.
+        wanted: `Asset`, `EmbeddedAsset`, `DeadAsset` or another named tuple.
         label: The transform, for messages.
+        needed: The fields that a row has at least. None: those of the first three.
+        create: What to do about other elements, for messages.
 
     Raises:
         ArgumentError: When it is not a PCollection, or the type of its elements is known, and another one.
@@ -302,13 +306,15 @@ def check_elements(elements: Any, wanted: type, label: str) -> None:
     given = elements.element_type
     if given is None or given == typehints.Any or typehints.is_consistent_with(given, wanted):
         return
-    needed = {"id", "kind", "embedding"} if wanted is EmbeddedAsset else {"id", "kind"}
+    if needed is None:
+        needed = {"id", "kind", "embedding"} if wanted is EmbeddedAsset else {"id", "kind"}
     is_row = isinstance(given, RowTypeConstraint)
     row = given if is_row else RowTypeConstraint.from_user_type(given)
-    if row is not None and given not in _ELEMENTS and needed <= {field[0] for field in row._fields}:
+    if row is not None and given not in _ELEMENTS and {field[0] for field in row._fields}.issuperset(needed):
         return
     shown = "Row" if is_row else getattr(given, "__name__", str(given))
-    create = " Map its elements with Asset.of_text or Asset.of_image first." if wanted is Asset else ""
+    if create is None:
+        create = " Map its elements with Asset.of_text or Asset.of_image first." if wanted is Asset else ""
     raise ArgumentError(f"{label} takes a PCollection of {name}, got one of {shown}.{create}")
 
 
