@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .catalog_steps import CatalogOutcome as CatalogOutcome
     from .elements import Asset as Asset
     from .elements import DeadAsset as DeadAsset
     from .elements import EmbeddedAsset as EmbeddedAsset
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from .search_elements import Query as Query
     from .search_elements import SearchHit as SearchHit
     from .search_elements import SearchResult as SearchResult
-    from .write_catalog import CatalogOutcome as CatalogOutcome
     from .write_catalog import CatalogResult as CatalogResult
     from .write_catalog import WriteCatalog as WriteCatalog
     from .write_vectors import VectorFile as VectorFile
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Asset": "elements",
-    "CatalogOutcome": "write_catalog",
+    "CatalogOutcome": "catalog_steps",
     "CatalogResult": "write_catalog",
     "DeadAsset": "elements",
     "DeadQuery": "search_elements",

@@ -2,73 +2,46 @@
 
 import os
 import secrets
-import uuid
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import apache_beam as beam
-from apache_beam.coders import RowCoder, registry
-from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsDict, AsSingleton
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import GlobalWindows
-from apache_beam.utils.windowed_value import WindowedValue
 from pydantic import TypeAdapter, ValidationError
 
 from ..configs import EmbedConfig, GateConfig, IndexConfig, MetadataType, PrepareConfig
-from ..configs.errors import ArgumentError, ConfigError, GateError
+from ..configs.errors import ArgumentError, ConfigError
 from ..configs.load import anchored
 from ..configs.schema import Location, check_metadata_name
-from ..index.storage.store import Store
-from ..index.versions.layout import KINDS, DeadLetter, Reason, run_folder
-from ..index.versions.manifest import Manifest, read_manifest
-from ..index.versions.shared_lease import end, leave, use, used
-from .elements import DeadAsset, EmbeddedAsset, as_row, check_elements
+from .catalog_steps import (
+    BeginVersion,
+    CatalogOutcome,
+    Seen,
+    WriteIds,
+    WriteRows,
+    finish,
+    held,
+    id_of,
+    is_a,
+    is_group,
+    letter_of,
+    pair_of,
+    plan,
+)
+from .elements import DeadAsset, EmbeddedAsset, check_elements
 from .embed_assets import EmbedAssets
 from .embedding.arguments import config_of
-from .embedding.engine import EngineSetup, fingerprint_of
-from .versions.incoming_rows import IncomingPart, IncomingWriter
-from .versions.last_step import Outcome
-from .versions.pipeline_version import (
-    Begun,
-    IdPart,
-    Mode,
-    NothingToDo,
-    PipelineSetup,
-    begin,
-    plan_version,
-    write_dead,
-    write_deleted,
-)
+from .embedding.engine import EngineSetup
+from .versions.begun import Mode, PipelineSetup
+from .versions.incoming_rows import IncomingPart
+from .versions.pipeline_version import IdPart, write_dead, write_deleted
 from .versions.setup import VersionSetup
 from .workers.steps import under_one_key
-from .write_version import Begin, WriteVersion
-
-_NAMESPACE = "epithre_beam"
-_IDS_HELD = 20_000
-
-
-class CatalogOutcome(NamedTuple):
-    """What `WriteCatalog` did."""
-
-    version: str
-    """The version that was written; the current one if there was nothing to do."""
-    is_published: bool
-    """Whether the version is current now. If not, a gate holds it."""
-    gate_failures: Sequence[str]
-    """Why a gate holds it, one sentence each."""
-    embedded: int
-    """Rows of this pipeline."""
-    reused: int
-    """Rows kept from the version before."""
-    deleted: int
-    """Rows of the version before whose ids are gone."""
-    dead: int
-    """Dead assets."""
+from .write_version import WriteVersion
 
 
 class CatalogResult(NamedTuple):
@@ -78,9 +51,6 @@ class CatalogResult(NamedTuple):
     """One element, after the version is written."""
     dead: beam.PCollection[DeadAsset]
     """Assets whose vectors are invalid."""
-
-
-registry.register_coder(CatalogOutcome, RowCoder)
 
 
 class WriteCatalog(beam.PTransform):  # type: ignore[misc]
@@ -185,16 +155,16 @@ class WriteCatalog(beam.PTransform):  # type: ignore[misc]
             adopt=self._adopt,
         )
         # A side input: writing, and embedding in the same stage, waits until the catalog is held.
-        begun = AsSingleton(pipeline | "Start" >> beam.Create([0]) | "Begin" >> beam.ParDo(_Begin(setup, engine)))
+        begun = AsSingleton(pipeline | "Start" >> beam.Create([0]) | "Begin" >> beam.ParDo(BeginVersion(setup, engine)))
         rows = (
             embedded
             | "GlobalWindow" >> beam.WindowInto(GlobalWindows())
-            | "WriteRows" >> beam.ParDo(_WriteRows(setup), begun).with_output_types(beam.typehints.Any)
+            | "WriteRows" >> beam.ParDo(WriteRows(setup), begun).with_output_types(beam.typehints.Any)
         )
         written = [rows]
         for name, ids, write in (
-            ("Dead", self._dead, _WriteIds(setup, _letter_of, write_dead)),
-            ("Deleted", self._delete, _WriteIds(setup, _id_of, write_deleted)),
+            ("Dead", self._dead, WriteIds(setup, letter_of, write_dead)),
+            ("Deleted", self._delete, WriteIds(setup, id_of, write_deleted)),
         ):
             if ids is not None:
                 written.append(
@@ -205,30 +175,30 @@ class WriteCatalog(beam.PTransform):  # type: ignore[misc]
         everything = written | "JoinWritten" >> beam.Flatten()
         seen = (
             everything
-            | "Seen" >> beam.Filter(_is, _Seen)
-            | "SeenOfKind" >> beam.Map(_pair).with_output_types(tuple[str, int])
+            | "Seen" >> beam.Filter(is_a, Seen)
+            | "SeenOfKind" >> beam.Map(pair_of).with_output_types(tuple[str, int])
             | "CountSeen" >> beam.CombinePerKey(sum)
         )
         planned = (
             (
                 pipeline | "Once" >> beam.Create([None]) | "OnceUnderOneKey" >> beam.Map(under_one_key),
-                everything | "Parts" >> beam.Filter(_is, (IncomingPart, IdPart)) | beam.Map(under_one_key),
+                everything | "Parts" >> beam.Filter(is_a, (IncomingPart, IdPart)) | beam.Map(under_one_key),
             )
             | "JoinParts" >> beam.Flatten()
             | "GroupParts" >> beam.GroupByKey()
             | "PlanVersion" >> beam.FlatMap(plan, begun, AsDict(seen), setup)
         )
-        version_setup = AsSingleton(planned | "Setup" >> beam.Filter(_is, VersionSetup))
+        version_setup = AsSingleton(planned | "Setup" >> beam.Filter(is_a, VersionSetup))
         outcomes = (
             planned
-            | "Groups" >> beam.Filter(_is_group)
-            | "WriteVersion" >> WriteVersion(setup=version_setup, within=partial(_held, setup.nonce))
+            | "Groups" >> beam.Filter(is_group)
+            | "WriteVersion" >> WriteVersion(setup=version_setup, within=partial(held, setup.nonce))
             | "Finish" >> beam.Map(finish, setup, self._fail_if_held).with_output_types(CatalogOutcome)
         )
-        nothing = planned | "NothingToDo" >> beam.Filter(_is, CatalogOutcome).with_output_types(CatalogOutcome)
+        nothing = planned | "NothingToDo" >> beam.Filter(is_a, CatalogOutcome).with_output_types(CatalogOutcome)
         return CatalogResult(
             outcome=(outcomes, nothing) | "Outcome" >> beam.Flatten(),
-            dead=rows | "Invalid" >> beam.Filter(_is, DeadAsset).with_output_types(DeadAsset),
+            dead=rows | "Invalid" >> beam.Filter(is_a, DeadAsset).with_output_types(DeadAsset),
         )
 
     def _check(self, embedded: Any) -> None:
@@ -305,225 +275,3 @@ def _metadata(types: Mapping[str, str]) -> dict[str, str]:
                 f"got {name!r:.80}: {kind!r:.80}."
             ) from None
     return dict(sorted(types.items()))
-
-
-class _Seen(NamedTuple):
-    """Assets that came in, counted apart from what is written of them."""
-
-    kind: str
-    assets: int
-
-
-def _is(element: Any, kinds: type | tuple[type, ...]) -> bool:
-    return isinstance(element, kinds)
-
-
-def _is_group(element: Any) -> bool:
-    return not isinstance(element, (VersionSetup, CatalogOutcome))
-
-
-def _pair(seen: _Seen) -> tuple[str, int]:
-    return seen.kind, seen.assets
-
-
-def _held(nonce: str, setup: VersionSetup) -> AbstractContextManager[None]:
-    return used(setup.run.store(), nonce)
-
-
-class _Holding(beam.DoFn):  # type: ignore[misc]
-    """A DoFn that holds the catalog from its first element until it is torn down."""
-
-    def __init__(self, setup: PipelineSetup) -> None:
-        self._setup = setup
-        self._holds = False
-
-    def hold(self) -> Store:
-        store = self._setup.store
-        if not self._holds:
-            use(store, self._setup.nonce)
-            self._holds = True
-        return store
-
-    def teardown(self) -> None:
-        if self._holds:
-            leave(self._setup.store, self._setup.nonce)
-            self._holds = False
-
-
-class _Begin(_Holding):
-    """Hold the catalog and begin a version."""
-
-    def __init__(self, setup: PipelineSetup, engine: EngineSetup | None) -> None:
-        super().__init__(setup)
-        self._engine = engine
-
-    def process(self, _: int) -> Iterator[Begun]:
-        self.hold()
-        try:
-            fingerprint = None if self._engine is None else fingerprint_of(self._engine)
-            yield begin(self._setup, fingerprint)
-        except Exception:
-            end(self._setup.store, self._setup.nonce)
-            raise
-
-
-class _WriteRows(_Holding):
-    """Write the rows of a bundle. What is written is only used if the bundle succeeds."""
-
-    _writer: IncomingWriter | None = None
-
-    def start_bundle(self) -> None:
-        self._abandon()  # what a failed bundle left
-        self._seen: Counter[str] = Counter()
-        self._letters: list[DeadLetter] = []
-
-    def process(self, element: Any, begun: Begun) -> Iterator[DeadAsset]:
-        store = self.hold()
-        if self._writer is None:
-            self._version = begun.run.version
-            self._writer = IncomingWriter(store, self._version, begun.metadata, begun.dimension)
-        row = as_row(element, "WriteCatalog")
-        yield from self._dead(self._writer.add(row, row["embedding"]))
-        self._seen[row["kind"]] += 1
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        if self._writer is None:
-            return
-        part, letters = self._writer.finish()
-        self._writer = None
-        found: list[Any] = list(self._dead(letters))
-        if part is not None:
-            Metrics.counter(_NAMESPACE, "vectors_written").inc(sum(part.rows.values()))
-            found.append(part)
-        if self._letters:
-            found.append(write_dead(self._setup.store, self._version, uuid.uuid4().hex, self._letters))
-        found += [_Seen(kind, count) for kind, count in sorted(self._seen.items())]
-        for element in found:
-            yield GlobalWindows.windowed_value_at_end_of_window(element)
-
-    def teardown(self) -> None:
-        self._abandon()
-        super().teardown()
-
-    def _abandon(self) -> None:
-        if self._writer is not None:
-            self._writer.abandon()
-            self._writer = None
-
-    def _dead(self, letters: Iterable[DeadLetter]) -> Iterator[DeadAsset]:
-        for letter in letters:
-            Metrics.counter(_NAMESPACE, "dead_assets").inc()
-            self._letters.append(letter)
-            yield DeadAsset(
-                id=letter.asset_id,
-                kind=letter.kind,
-                uri=letter.uri,
-                stage=letter.stage,
-                reason=letter.reason.value,
-                detail=letter.detail,
-                attempts=letter.attempts,
-            )
-
-
-class _WriteIds(_Holding):
-    """Write ids that get no row, so that they do not cross a shuffle either."""
-
-    def __init__(
-        self, setup: PipelineSetup, convert: Callable[[Any], Any], write: Callable[[Store, str, str, list[Any]], IdPart]
-    ) -> None:
-        super().__init__(setup)
-        self._convert = convert
-        self._write = write
-
-    def start_bundle(self) -> None:
-        self._ids: list[Any] = []
-
-    def process(self, element: Any, begun: Begun) -> Iterator[IdPart | _Seen]:
-        self.hold()
-        self._version = begun.run.version
-        self._ids.append(self._convert(element))
-        if len(self._ids) >= _IDS_HELD:
-            yield from self._flush()
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        if self._ids:
-            for element in self._flush():
-                yield GlobalWindows.windowed_value_at_end_of_window(element)
-
-    def _flush(self) -> Iterator[IdPart | _Seen]:
-        part = self._write(self._setup.store, self._version, uuid.uuid4().hex, self._ids)
-        yield part
-        if part.is_dead:
-            for kind, count in Counter(letter.kind for letter in self._ids).items():
-                yield _Seen(kind, count)
-        self._ids = []
-
-
-def _letter_of(element: Any) -> DeadLetter:
-    try:
-        return DeadLetter(
-            asset_id=element.id,
-            kind=element.kind,
-            uri=element.uri,
-            stage=element.stage,
-            reason=Reason(element.reason),
-            detail=element.detail,
-            attempts=element.attempts,
-        )
-    except (AttributeError, ValueError) as error:
-        raise ArgumentError(f"WriteCatalog: dead takes elements of type DeadAsset ({error}).") from error
-
-
-def _id_of(element: Any) -> tuple[str | None, str]:
-    is_pair = isinstance(element, (tuple, list)) and len(element) == 2
-    kind, name = element if is_pair else (None, element)
-    if not isinstance(name, str) or not name or kind not in (None, *KINDS):
-        raise ArgumentError(
-            f"WriteCatalog: delete takes ids, or pairs of kind (image or text) and id, got {element!r:.80}."
-        )
-    return kind, name
-
-
-def plan(element: tuple[int, Iterable[Any]], begun: Begun, seen: Mapping[str, int], setup: PipelineSetup) -> list[Any]:
-    """Plan the version; return its settings and what it is made of, or the outcome if there is nothing to do."""
-    parts = [part for part in element[1] if part is not None]
-    with used(setup.store, setup.nonce):
-        planned = plan_version(begun, parts, seen, setup)
-    if isinstance(planned, NothingToDo):
-        _clear(setup, begun.run.version)
-        return [_outcome(planned.manifest, is_published=True, is_new=False)]
-    return [planned.setup, Begin(), *planned.groups]
-
-
-def finish(outcome: Outcome, setup: PipelineSetup, fail_if_held: bool) -> CatalogOutcome:
-    """Release the catalog, and say what happened.
-
-    Raises:
-        GateError: When a gate holds the version, and this is to be an error.
-    """
-    manifest = read_manifest(setup.store, outcome.version)
-    _clear(setup, outcome.version)
-    if outcome.gate_failures and fail_if_held:
-        raise GateError(
-            f"{setup.url}: version {outcome.version} was written, but not published. {' '.join(outcome.gate_failures)} "
-            f"Publish it after a look: epithre-beam versions publish {setup.url} {outcome.version}"
-        )
-    return _outcome(manifest, is_published=not outcome.gate_failures, is_new=True)
-
-
-def _clear(setup: PipelineSetup, version: str) -> None:
-    setup.store.delete(run_folder(version))
-    end(setup.store, setup.nonce)
-
-
-def _outcome(manifest: Manifest, *, is_published: bool, is_new: bool) -> CatalogOutcome:
-    counts = manifest.counts
-    return CatalogOutcome(
-        version=manifest.version,
-        is_published=is_published,
-        gate_failures=list(manifest.gate_failures) if is_new else [],
-        embedded=counts.embedded if is_new else 0,
-        reused=counts.reused if is_new else sum(counts.per_kind.values()),
-        deleted=counts.deleted if is_new else 0,
-        dead=counts.dead,
-    )

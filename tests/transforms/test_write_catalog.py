@@ -36,8 +36,9 @@ from epithre_beam.index.publish.verify import verify_versions
 from epithre_beam.index.versions.lease import LEASE, hold
 from epithre_beam.pipelines.jobs.run import run as run_job
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings
+from epithre_beam.transforms.versions.begun import PipelineSetup, begin
 from epithre_beam.transforms.versions.incoming_rows import IncomingWriter
-from epithre_beam.transforms.versions.pipeline_version import PipelineSetup, begin, plan_version
+from epithre_beam.transforms.versions.pipeline_version import plan_version
 
 from .pipeline_runs import BUNDLES, IN_MEMORY, PROCESSES, REPEATED, RUNNERS, run
 from .test_write_vectors import FailsOnce, embed, embedded, vector

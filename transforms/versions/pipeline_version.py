@@ -1,85 +1,38 @@
-"""The version that a pipeline writes: begin it before the first row is written, and plan it when all rows are there."""
+"""Plan the version that a pipeline has begun, when all its rows are there."""
 
 import contextlib
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ... import __version__
-from ...configs import CatalogConfig, EmbedConfig, GateConfig, IndexConfig, PrepareConfig
-from ...configs.errors import CatalogError, ConfigError, LeaseLostError, OtherJobError, SourceError
+from ...configs import CatalogConfig
+from ...configs.errors import CatalogError, LeaseLostError, OtherJobError, SourceError
 from ...configs.load import parse_settings
-from ...configs.schema import UNKNOWN_MODEL
-from ...index.local.trust import Trust
 from ...index.storage.store import Store
 from ...index.vectors.units import IncomingGroup, ReusedGroup, dead_letter_table
-from ...index.versions.history import forget_unfinished, new_version, read_base
-from ...index.versions.latest import Latest
-from ...index.versions.layout import DEAD_LETTER_SCHEMA, PREPARE_RULES, RUNS, DeadLetter
-from ...index.versions.manifest import JobIdentity, Manifest, read_manifest
+from ...index.versions.layout import DEAD_LETTER_SCHEMA, PREPARE_RULES, DeadLetter
+from ...index.versions.manifest import JobIdentity, Manifest
 from ..planning.changes import UnitChanges
 from ..planning.compare import Changes
-from ..planning.embedding_config import differences, embedding_config_hash
+from ..planning.embedding_config import embedding_config_hash
 from ..planning.incoming import DROPPED_SCHEMA, IncomingComparison
 from ..planning.job_identity import other_job
 from ..planning.payloads import Payloads
 from ..planning.plan import Plan, iterate_units, reused_dead_name, unit_name
 from ..sources.references import reference_schema
-from ..workers.run_folder import RunFolder
+from .begun import Begun, PipelineSetup, current_manifest
 from .incoming_rows import IncomingPart, incoming_folder, incoming_name, incoming_schema, other_dimension, parts_name
 from .reused_rows import iterate_dead_letters, write_reused
 from .setup import VersionSetup, public_settings
 
-_BEGUN = "pipeline.json"
 _PIPELINE = "pipeline"
-
-Mode = Literal["replace", "upsert"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PipelineSetup:
-    """The arguments of a pipeline that writes a catalog. Part of the pipeline graph, so it contains no secrets."""
-
-    url: str
-    nonce: str
-    """Names the pipeline in the lease and in its run folder."""
-    mode: Mode
-    embed: EmbedConfig | None
-    """What made the vectors. None: unknown, or the same as in the current version."""
-    prepare: PrepareConfig | None
-    index: IndexConfig | None
-    gates: GateConfig
-    metadata: Mapping[str, str] | None
-    job: str | None
-    adopt: bool
-
-    @property
-    def store(self) -> Store:
-        return Store(self.url)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Begun:
-    """A version that a pipeline has begun to write."""
-
-    run: RunFolder
-    latest: Latest | None
-    """LATEST.json at that time; publishing fails if it has changed since."""
-    config: CatalogConfig
-    dimension: int | None
-    """Of the vectors; None: unknown until they are there."""
-    metadata: Mapping[str, str]
-    fingerprint: str | None
-    """Of the emulator that made the vectors; None: the API itself, or unknown."""
-    started_at_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,118 +59,6 @@ class NothingToDo:
     manifest: Manifest
 
 
-def begin(setup: PipelineSetup, fingerprint: str | None = None) -> Begun:
-    """Begin a version, while the catalog is held. The same pipeline gets the same version again.
-
-    Args:
-        setup: The arguments of the pipeline.
-        fingerprint: Of the emulator that makes the vectors, if one does.
-
-    Raises:
-        ConfigError: When the current version does not fit to the arguments.
-        OtherJobError: When the catalog belongs to another job.
-        CatalogError: When LATEST.json is missing or damaged.
-        UnwritableError: When the catalog cannot be written.
-    """
-    store = setup.store
-    run = RunFolder(url=store.url, version="")
-    try:
-        latest = read_base(store)
-        current = None if latest is None else _current(setup, latest)
-        _check_name(setup, current)
-        config = _config(setup, current)
-        metadata = _metadata(setup, current)
-        if setup.mode == "upsert" and current is not None:
-            _check_same_model(setup, current, config, fingerprint)
-            fingerprint = current.model_fingerprint
-        run = replace(run, version=_version(store, setup.nonce, latest))
-        store.write(run.name(_BEGUN), orjson.dumps({"nonce": setup.nonce}))
-    except OSError as error:
-        raise run.unwritable(error) from error
-    if setup.embed is not None:
-        Trust().remember_job(config, before=None if current is None else current.config)
-    is_known = setup.embed is not None or (setup.mode == "upsert" and current is not None)
-    return Begun(
-        run=run,
-        latest=latest,
-        config=config,
-        dimension=config.embed.dimension if is_known else None,
-        metadata=metadata,
-        fingerprint=fingerprint,
-        started_at_s=time.time(),
-    )
-
-
-def _current(setup: PipelineSetup, latest: Latest) -> Manifest | None:
-    try:
-        return read_manifest(setup.store, latest.version, latest.manifest_sha256)
-    except CatalogError:
-        if setup.mode == "upsert":
-            raise
-        return None  # its files cannot be trusted, and nothing of them is needed
-
-
-def _version(store: Store, nonce: str, latest: Latest | None) -> str:
-    """Return the version that the pipeline has begun before, or a new one. Clears what killed runs left behind."""
-    for version in {name.split("/")[1] for name in store.names(RUNS)}:
-        begun = RunFolder(url=store.url, version=version).name(_BEGUN)
-        with contextlib.suppress(FileNotFoundError, orjson.JSONDecodeError, KeyError, TypeError):
-            if orjson.loads(store.read(begun))["nonce"] == nonce and (latest is None or version > latest.version):
-                return version
-        forget_unfinished(store, version)
-    return new_version(store, latest)
-
-
-def _check_name(setup: PipelineSetup, current: Manifest | None) -> None:
-    """Raise OtherJobError when the catalog belongs to a job of another name."""
-    before = None if current is None else current.job
-    if before is None or setup.adopt or None in {before.name, setup.job} or before.name == setup.job:
-        return
-    raise OtherJobError(
-        f"{setup.url}: the catalog belongs to the job {before.name}, and this pipeline is the job {setup.job}. "
-        "Name another catalog, or use this one with adopt=True."
-    )
-
-
-def _config(setup: PipelineSetup, current: Manifest | None) -> CatalogConfig:
-    """Return the settings of the version. An upsert has those of the current version, unless others are given."""
-    raw: dict[str, Any] = {"embed": {"model": UNKNOWN_MODEL}}
-    if current is not None and setup.mode == "upsert":
-        raw = {name: current.config[name] for name in ("embed", "prepare", "index", "job") if name in current.config}
-    for name in ("embed", "prepare", "index", "gates"):
-        section = getattr(setup, name)
-        if section is not None:
-            raw[name] = section.model_dump(mode="json")
-    if setup.job is not None:
-        raw["job"] = setup.job
-    return parse_settings({**raw, "catalog": setup.url})
-
-
-def _metadata(setup: PipelineSetup, current: Manifest | None) -> dict[str, str]:
-    if current is None or setup.mode == "replace":
-        return dict(sorted((setup.metadata or {}).items()))
-    if setup.metadata is not None and dict(setup.metadata) != dict(current.metadata_types):
-        raise ConfigError(
-            f"WriteCatalog: metadata must be that of the catalog, {dict(current.metadata_types)}, with mode='upsert', "
-            f"got {dict(setup.metadata)}. Omit it, or use mode='replace'."
-        )
-    return dict(current.metadata_types)
-
-
-def _check_same_model(setup: PipelineSetup, current: Manifest, config: CatalogConfig, fingerprint: str | None) -> None:
-    """Check that the new vectors can be compared with those that stay.
-
-    Raises:
-        ConfigError: When another model made them, or they would need more bits than the stored ones have.
-    """
-    found = differences(current, config, fingerprint if setup.embed else current.model_fingerprint)
-    if found:
-        raise ConfigError(
-            f"WriteCatalog: mode='upsert' needs vectors like those of {setup.url}, but {'; '.join(found)}. "
-            "Use mode='replace' with all assets."
-        )
-
-
 def plan_version(
     begun: Begun, parts: Sequence[IncomingPart | IdPart], seen: Mapping[str, int], setup: PipelineSetup
 ) -> Planned | NothingToDo:
@@ -242,7 +83,7 @@ def plan_version(
     config = _with_dimension(begun, incoming)
     current = None
     if begun.latest is not None:
-        current = _current(setup, begun.latest)
+        current = current_manifest(setup, begun.latest)
     is_upsert = setup.mode == "upsert" and current is not None
     with contextlib.ExitStack() as stack:
         comparison = stack.enter_context(IncomingComparison())
