@@ -56,6 +56,10 @@ class Lease:
         """Whether another process may hold the catalog by now."""
         return self._is_taken or time.monotonic() - self._renewed_s > self.holder.ttl_s
 
+    @property
+    def is_released(self) -> bool:
+        return self._over.is_set()
+
     def check(self) -> None:
         """Raise LeaseLostError if another process may hold the catalog by now."""
         if self._is_taken:

@@ -56,9 +56,8 @@ def use(store: Store, nonce: str, purpose: str = "pipeline") -> None:
     """
     with _process.lock:
         used = _process.used.get((store.url, nonce))
-        if used is not None and used.lease.is_lost:
-            del _process.used[store.url, nonce]
-            used.lease.release()
+        if used is not None and (used.lease.is_lost or used.lease.is_released):
+            _drop((store.url, nonce))
             used = None
         if used is None:
             store.probe()

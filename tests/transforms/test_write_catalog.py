@@ -125,11 +125,11 @@ def test_same_rows_in_any_order_and_bundles_are_the_same_bytes(tmp_path, catalog
     assert data_files(tmp_path / "a") == data_files(tmp_path / "b")
 
 
-def data_files(folder):
-    """Return the sums of the files of the only version, without its manifest and report."""
-    (version,) = (folder / "versions").iterdir()
-    files = [path for path in version.rglob("*") if path.is_file() and path.parent != version]
-    return {str(path.relative_to(version)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def data_files(folder, version=None):
+    """Return the sums of the files of a version, or of the only one, without its manifest and report."""
+    (only,) = [folder / "versions" / version] if version else (folder / "versions").iterdir()
+    files = [path for path in only.rglob("*") if path.is_file() and path.parent != only]
+    return {str(path.relative_to(only)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def write_sources(folder):
