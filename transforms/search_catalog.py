@@ -9,7 +9,6 @@ from typing import Any, Literal
 import apache_beam as beam
 import orjson
 from apache_beam.pvalue import AsSingleton
-from apache_beam.transforms.window import GlobalWindows
 
 from ..configs import AssetKind, EmbedConfig
 from ..configs.errors import ArgumentError, ConfigError
@@ -17,26 +16,12 @@ from ..configs.load import anchored
 from ..index.search.catalog import MAX_K
 from ..index.search.merge import check_merge
 from ..index.versions.layout import KINDS
+from .catalog_elements import DeadQuery, Query, SearchHit, SearchResult, asset_of, query_of, to_query
 from .elements import Asset, check_elements
 from .embedding.arguments import config_of
 from .fill_requests import FillRequests
 from .query.many_queries import SearchOptions, choose_version
-from .search_elements import DeadQuery, Query, SearchHit, SearchResult, asset_of, query_of, to_query
-from .search_steps import (
-    PackQueries,
-    QueriesSetup,
-    QueryBlock,
-    SearchQueries,
-    by_block,
-    find_in_group,
-    has_no_vector,
-    has_vector,
-    is_block,
-    is_dead,
-    is_hit,
-    merge_found,
-    to_groups,
-)
+from .search_blocks import QueriesSetup, SearchBlocks, has_no_vector, has_vector, is_dead, is_hit
 
 
 class SearchCatalog(beam.PTransform):  # type: ignore[misc]
@@ -157,17 +142,11 @@ class SearchCatalog(beam.PTransform):  # type: ignore[misc]
         if not asked.is_bounded:
             options = SearchOptions(**{**vars(self._options), "follow_every_s": self._follow_every_s})
             setup = QueriesSetup(**{**vars(setup), "options": options})
-            found = self._filled(asked) | "Search" >> beam.ParDo(SearchQueries(setup), None).with_output_types(
-                SearchHit | DeadQuery
-            )
+            asked, searched = self._filled(asked), None
         else:
             start = pipeline | "Start" >> beam.Create([self._options])
             searched = AsSingleton(start | "ChooseVersion" >> beam.Map(choose_version))
-            if self._options.worker_index_mb is None:
-                search = beam.ParDo(SearchQueries(setup), searched)
-                found = asked | "Search" >> search.with_output_types(SearchHit | DeadQuery)
-            else:
-                found = self._in_groups(asked, setup, searched)
+        found = asked | "Search" >> SearchBlocks(setup=setup, searched=searched)
         # Filters, not tags, as in `EmbedAssets`.
         return SearchResult(
             hits=found | "Hits" >> beam.Filter(is_hit).with_output_types(SearchHit),
@@ -199,28 +178,6 @@ class SearchCatalog(beam.PTransform):  # type: ignore[misc]
         )
         vectors = queries | "WithVectors" >> beam.Filter(has_vector).with_output_types(Query)
         return (filled, vectors) | "JoinQueries" >> beam.Flatten()
-
-    def _in_groups(self, queries: beam.PCollection, setup: "QueriesSetup", searched: AsSingleton) -> beam.PCollection:
-        packed = (
-            queries
-            | "GlobalWindow" >> beam.WindowInto(GlobalWindows())
-            | "Pack" >> beam.ParDo(PackQueries(setup), searched).with_output_types(beam.typehints.Any)
-        )
-        blocks = packed | "Blocks" >> beam.Filter(is_block)
-        found = (
-            blocks
-            | "ToGroups" >> beam.FlatMap(to_groups, searched).with_output_types(tuple[int, QueryBlock])
-            | "ByGroup" >> beam.GroupByKey()
-            | "SearchGroup" >> beam.FlatMap(find_in_group, searched, self._options)
-        )
-        hits = (
-            (blocks | "ByBlock" >> beam.Map(by_block), found)
-            | "JoinFound" >> beam.Flatten()
-            | "GroupByBlock" >> beam.GroupByKey()
-            | "Merge" >> beam.FlatMap(merge_found, searched, self._options).with_output_types(SearchHit | DeadQuery)
-        )
-        dead = packed | "DeadOfPacking" >> beam.Filter(is_dead).with_output_types(SearchHit | DeadQuery)
-        return (hits, dead) | "JoinAll" >> beam.Flatten()
 
     def display_data(self) -> dict[str, Any]:
         options = self._options

@@ -5,52 +5,26 @@ import secrets
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import apache_beam as beam
-from apache_beam.pvalue import AsDict, AsSingleton
+from apache_beam.pvalue import AsSingleton
 from apache_beam.transforms.display import DisplayDataItem
-from apache_beam.transforms.window import GlobalWindows
 from pydantic import TypeAdapter, ValidationError
 
 from ..configs import EmbedConfig, GateConfig, IndexConfig, MetadataType, PrepareConfig
 from ..configs.errors import ArgumentError, ConfigError
 from ..configs.load import anchored
 from ..configs.schema import Location, check_metadata_name
-from .catalog_steps import (
-    BeginVersion,
-    CatalogOutcome,
-    Seen,
-    WriteIds,
-    WriteRows,
-    finish,
-    held,
-    id_of,
-    is_a,
-    is_group,
-    letter_of,
-    pair_of,
-    plan,
-)
+from .catalog_elements import CatalogOutcome, CatalogResult
 from .elements import DeadAsset, EmbeddedAsset, check_elements
 from .embed_assets import EmbedAssets
 from .embedding.arguments import config_of
 from .embedding.engine import EngineSetup
+from .plan_catalog import PlanCatalog, finish, held, is_a, is_group
 from .versions.begun import Mode, PipelineSetup
-from .versions.incoming_rows import IncomingPart
-from .versions.pipeline_version import IdPart, write_dead, write_deleted
 from .versions.setup import VersionSetup
-from .workers.steps import under_one_key
 from .write_version import WriteVersion
-
-
-class CatalogResult(NamedTuple):
-    """The output of `WriteCatalog`."""
-
-    outcome: beam.PCollection[CatalogOutcome]
-    """One element, after the version is written."""
-    dead: beam.PCollection[DeadAsset]
-    """Assets whose vectors are invalid."""
 
 
 class WriteCatalog(beam.PTransform):  # type: ignore[misc]
@@ -140,7 +114,6 @@ class WriteCatalog(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, embedded: beam.PCollection) -> Any:
         self._check(embedded)
-        pipeline = embedded.pipeline
         engine = None if self._embed is not None else made_by(embedded)
         setup = PipelineSetup(
             url=self._url,
@@ -154,40 +127,7 @@ class WriteCatalog(beam.PTransform):  # type: ignore[misc]
             job=self._job,
             adopt=self._adopt,
         )
-        # A side input: writing, and embedding in the same stage, waits until the catalog is held.
-        begun = AsSingleton(pipeline | "Start" >> beam.Create([0]) | "Begin" >> beam.ParDo(BeginVersion(setup, engine)))
-        rows = (
-            embedded
-            | "GlobalWindow" >> beam.WindowInto(GlobalWindows())
-            | "WriteRows" >> beam.ParDo(WriteRows(setup), begun).with_output_types(beam.typehints.Any)
-        )
-        written = [rows]
-        for name, ids, write in (
-            ("Dead", self._dead, WriteIds(setup, letter_of, write_dead)),
-            ("Deleted", self._delete, WriteIds(setup, id_of, write_deleted)),
-        ):
-            if ids is not None:
-                written.append(
-                    ids
-                    | f"GlobalWindow{name}" >> beam.WindowInto(GlobalWindows())
-                    | f"Write{name}" >> beam.ParDo(write, begun).with_output_types(beam.typehints.Any)
-                )
-        everything = written | "JoinWritten" >> beam.Flatten()
-        seen = (
-            everything
-            | "Seen" >> beam.Filter(is_a, Seen)
-            | "SeenOfKind" >> beam.Map(pair_of).with_output_types(tuple[str, int])
-            | "CountSeen" >> beam.CombinePerKey(sum)
-        )
-        planned = (
-            (
-                pipeline | "Once" >> beam.Create([None]) | "OnceUnderOneKey" >> beam.Map(under_one_key),
-                everything | "Parts" >> beam.Filter(is_a, (IncomingPart, IdPart)) | beam.Map(under_one_key),
-            )
-            | "JoinParts" >> beam.Flatten()
-            | "GroupParts" >> beam.GroupByKey()
-            | "PlanVersion" >> beam.FlatMap(plan, begun, AsDict(seen), setup)
-        )
+        planned, invalid = embedded | PlanCatalog(setup=setup, engine=engine, dead=self._dead, delete=self._delete)
         version_setup = AsSingleton(planned | "Setup" >> beam.Filter(is_a, VersionSetup))
         outcomes = (
             planned
@@ -198,7 +138,7 @@ class WriteCatalog(beam.PTransform):  # type: ignore[misc]
         nothing = planned | "NothingToDo" >> beam.Filter(is_a, CatalogOutcome).with_output_types(CatalogOutcome)
         return CatalogResult(
             outcome=(outcomes, nothing) | "Outcome" >> beam.Flatten(),
-            dead=rows | "Invalid" >> beam.Filter(is_a, DeadAsset).with_output_types(DeadAsset),
+            dead=invalid,
         )
 
     def _check(self, embedded: Any) -> None:

@@ -1,4 +1,4 @@
-"""The steps of `SearchCatalog`: embed queries, search blocks of them, merge what groups of index files gave."""
+"""The transform that embeds queries, searches blocks of them, and merges what groups of index files gave."""
 
 import hashlib
 import math
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 from apache_beam.metrics import Metrics
+from apache_beam.pvalue import AsSingleton
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -19,6 +20,7 @@ from ..index.storage.store import Store
 from ..index.versions.layout import DeadLetter, Reason
 from ..index.versions.manifest import Manifest, read_manifest
 from .batch_search.blocks import Found
+from .catalog_elements import DeadQuery, Query, SearchHit, asset_of
 from .elements import metadata_json
 from .embed_assets import reference_of
 from .embedding.engine import AssetBundle, Engine, acquire_engine, release_engine
@@ -34,7 +36,6 @@ from .query.many_queries import (
     search_group,
 )
 from .query.query_engine import query_engine_setup
-from .search_elements import DeadQuery, Query, SearchHit, asset_of
 
 _NAMESPACE = "epithre_beam"
 _BLOCK = 512
@@ -51,7 +52,7 @@ def is_dead(element: Any) -> bool:
     return hasattr(element, "reason")
 
 
-def is_block(element: Any) -> bool:
+def _is_block(element: Any) -> bool:
     return isinstance(element, QueryBlock)
 
 
@@ -90,6 +91,50 @@ class QueryBlock:
 
     def array(self) -> Vector:
         return np.frombuffer(self.vectors, np.float32).reshape(len(self.ids), -1)
+
+
+@dataclass(eq=False, kw_only=True)
+class SearchBlocks(beam.PTransform):  # type: ignore[misc]
+    """Search queries in blocks: in a process that opens the catalog, or in several that each open some of its files.
+
+    Input: PCollection[Query]. Output: PCollection[SearchHit | DeadQuery].
+    """
+
+    setup: QueriesSetup
+    searched: AsSingleton | None
+    """The version; None: the catalog is followed."""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, queries: beam.PCollection) -> beam.PCollection:
+        if self.searched is not None and self.setup.options.worker_index_mb is not None:
+            return self._in_groups(queries)
+        search = beam.ParDo(_SearchQueries(self.setup), self.searched)
+        return queries | "SearchQueries" >> search.with_output_types(SearchHit | DeadQuery)
+
+    def _in_groups(self, queries: beam.PCollection) -> beam.PCollection:
+        searched, options = self.searched, self.setup.options
+        packed = (
+            queries
+            | "GlobalWindow" >> beam.WindowInto(GlobalWindows())
+            | "Pack" >> beam.ParDo(_PackQueries(self.setup), searched).with_output_types(beam.typehints.Any)
+        )
+        blocks = packed | "Blocks" >> beam.Filter(_is_block)
+        found = (
+            blocks
+            | "ToGroups" >> beam.FlatMap(_to_groups, searched).with_output_types(tuple[int, QueryBlock])
+            | "ByGroup" >> beam.GroupByKey()
+            | "SearchGroup" >> beam.FlatMap(_find_in_group, searched, options)
+        )
+        hits = (
+            (blocks | "ByBlock" >> beam.Map(_by_block), found)
+            | "JoinFound" >> beam.Flatten()
+            | "GroupByBlock" >> beam.GroupByKey()
+            | "Merge" >> beam.FlatMap(_merge_found, searched, options).with_output_types(SearchHit | DeadQuery)
+        )
+        dead = packed | "DeadOfPacking" >> beam.Filter(is_dead).with_output_types(SearchHit | DeadQuery)
+        return (hits, dead) | "JoinAll" >> beam.Flatten()
 
 
 @dataclass
@@ -207,7 +252,7 @@ class _Queries(beam.DoFn):  # type: ignore[misc]
         return WindowedValue(found, timestamp, (window,))
 
 
-class SearchQueries(_Queries):
+class _SearchQueries(_Queries):
     """Search in the catalog that the process has open."""
 
     _catalog: Catalog | None = None
@@ -234,7 +279,7 @@ class SearchQueries(_Queries):
             self._manifest = None
 
 
-class PackQueries(_Queries):
+class _PackQueries(_Queries):
     """Pack queries into blocks, for workers that open some of the index files."""
 
     def open(self, searched: Searched | None) -> Manifest:
@@ -247,16 +292,16 @@ class PackQueries(_Queries):
         yield GlobalWindows.windowed_value_at_end_of_window(block)
 
 
-def to_groups(block: QueryBlock, searched: Searched) -> Iterator[tuple[int, QueryBlock]]:
+def _to_groups(block: QueryBlock, searched: Searched) -> Iterator[tuple[int, QueryBlock]]:
     for number in range(len(searched.groups)):
         yield number, block
 
 
-def by_block(block: QueryBlock) -> tuple[str, QueryBlock]:
+def _by_block(block: QueryBlock) -> tuple[str, QueryBlock]:
     return block.key, QueryBlock(kind=block.kind, ids=block.ids, vectors=b"")
 
 
-def find_in_group(
+def _find_in_group(
     element: tuple[int, Iterable[QueryBlock]], searched: Searched, options: SearchOptions
 ) -> Iterator[tuple[str, Found]]:
     """Search blocks in one group of index files."""
@@ -266,7 +311,7 @@ def find_in_group(
         yield block.key, Found(group=number, scores=scores.tobytes(), rows=rows.tobytes(), width=scores.shape[1])
 
 
-def merge_found(
+def _merge_found(
     element: tuple[str, Iterable[QueryBlock | Found]], searched: Searched, options: SearchOptions
 ) -> Iterator[SearchHit]:
     """Merge what a block found in all groups. Blocks with the same queries have the same hits."""

@@ -1,14 +1,15 @@
-"""The steps of `WriteCatalog`: hold the catalog, write rows where they are, plan the version, say what happened."""
+"""The first half of `WriteCatalog`: hold the catalog, write rows where they are, and plan the version."""
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam.coders import RowCoder, registry
 from apache_beam.metrics import Metrics
+from apache_beam.pvalue import AsDict, AsSingleton
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -17,42 +18,87 @@ from ..index.storage.store import Store
 from ..index.versions.layout import KINDS, DeadLetter, Reason, run_folder
 from ..index.versions.manifest import Manifest, read_manifest
 from ..index.versions.shared_lease import end, leave, use, used
+from .catalog_elements import CatalogOutcome
 from .elements import DeadAsset, as_row
 from .embedding.engine import EngineSetup, fingerprint_of
 from .versions.begun import Begun, PipelineSetup, begin
-from .versions.incoming_rows import IncomingWriter
+from .versions.incoming_rows import IncomingPart, IncomingWriter
 from .versions.last_step import Outcome
-from .versions.pipeline_version import IdPart, NothingToDo, plan_version, write_dead
+from .versions.pipeline_version import IdPart, NothingToDo, plan_version, write_dead, write_deleted
 from .versions.setup import VersionSetup
+from .workers.steps import under_one_key
 from .write_version import Begin
 
 _NAMESPACE = "epithre_beam"
 _IDS_HELD = 20_000
 
 
-class CatalogOutcome(NamedTuple):
-    """What `WriteCatalog` did."""
+class PlannedCatalog(NamedTuple):
+    """The output of `PlanCatalog`."""
 
-    version: str
-    """The version that was written; the current one if there was nothing to do."""
-    is_published: bool
-    """Whether the version is current now. If not, a gate holds it."""
-    gate_failures: Sequence[str]
-    """Why a gate holds it, one sentence each."""
-    embedded: int
-    """Rows of this pipeline."""
-    reused: int
-    """Rows kept from the version before."""
-    deleted: int
-    """Rows of the version before whose ids are gone."""
-    dead: int
-    """Dead assets."""
+    planned: beam.PCollection
+    """The settings of the version (`VersionSetup`) and its parts, or a `CatalogOutcome` if there is nothing to do."""
+    dead: beam.PCollection[DeadAsset]
+    """Assets whose vectors are invalid."""
 
 
-registry.register_coder(CatalogOutcome, RowCoder)
+@dataclass(eq=False, kw_only=True)
+class PlanCatalog(beam.PTransform):  # type: ignore[misc]
+    """Hold the catalog, write rows where they are, and plan the version when all are there.
+
+    Input: a bounded PCollection of `EmbeddedAsset`. Output: `PlannedCatalog`.
+    """
+
+    setup: PipelineSetup
+    engine: EngineSetup | None
+    """What embeds; it is asked which model it has."""
+    dead: beam.PCollection | None
+    delete: beam.PCollection | None
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, embedded: beam.PCollection) -> Any:
+        # A side input: writing, and embedding in the same stage, waits until the catalog is held.
+        start = embedded.pipeline | "Start" >> beam.Create([0])
+        begun = AsSingleton(start | "Begin" >> beam.ParDo(_BeginVersion(self.setup, self.engine)))
+        rows = (
+            embedded
+            | "GlobalWindow" >> beam.WindowInto(GlobalWindows())
+            | "WriteRows" >> beam.ParDo(_WriteRows(self.setup), begun).with_output_types(beam.typehints.Any)
+        )
+        written = [rows]
+        for name, ids, write in (
+            ("Dead", self.dead, _WriteIds(self.setup, _letter_of, write_dead)),
+            ("Deleted", self.delete, _WriteIds(self.setup, _id_of, write_deleted)),
+        ):
+            if ids is not None:
+                written.append(
+                    ids
+                    | f"GlobalWindow{name}" >> beam.WindowInto(GlobalWindows())
+                    | f"Write{name}" >> beam.ParDo(write, begun).with_output_types(beam.typehints.Any)
+                )
+        everything = written | "JoinWritten" >> beam.Flatten()
+        seen = (
+            everything
+            | "Seen" >> beam.Filter(is_a, _Seen)
+            | "SeenOfKind" >> beam.Map(_pair_of).with_output_types(tuple[str, int])
+            | "CountSeen" >> beam.CombinePerKey(sum)
+        )
+        planned = (
+            (
+                embedded.pipeline | "Once" >> beam.Create([None]) | "OnceUnderOneKey" >> beam.Map(under_one_key),
+                everything | "Parts" >> beam.Filter(is_a, (IncomingPart, IdPart)) | beam.Map(under_one_key),
+            )
+            | "JoinParts" >> beam.Flatten()
+            | "GroupParts" >> beam.GroupByKey()
+            | "PlanVersion" >> beam.FlatMap(plan, begun, AsDict(seen), self.setup)
+        )
+        invalid = rows | "Invalid" >> beam.Filter(is_a, DeadAsset).with_output_types(DeadAsset)
+        return PlannedCatalog(planned, invalid)
 
 
-class Seen(NamedTuple):
+class _Seen(NamedTuple):
     """Assets that came in, counted apart from what is written of them."""
 
     kind: str
@@ -67,7 +113,7 @@ def is_group(element: Any) -> bool:
     return not isinstance(element, (VersionSetup, CatalogOutcome))
 
 
-def pair_of(seen: Seen) -> tuple[str, int]:
+def _pair_of(seen: _Seen) -> tuple[str, int]:
     return seen.kind, seen.assets
 
 
@@ -75,7 +121,7 @@ def held(nonce: str, setup: VersionSetup) -> AbstractContextManager[None]:
     return used(setup.run.store(), nonce)
 
 
-class Holding(beam.DoFn):  # type: ignore[misc]
+class _Holding(beam.DoFn):  # type: ignore[misc]
     """A DoFn that holds the catalog from its first element until it is torn down."""
 
     def __init__(self, setup: PipelineSetup) -> None:
@@ -95,7 +141,7 @@ class Holding(beam.DoFn):  # type: ignore[misc]
             self._holds = False
 
 
-class BeginVersion(Holding):
+class _BeginVersion(_Holding):
     """Hold the catalog and begin a version."""
 
     def __init__(self, setup: PipelineSetup, engine: EngineSetup | None) -> None:
@@ -112,7 +158,7 @@ class BeginVersion(Holding):
             raise
 
 
-class WriteRows(Holding):
+class _WriteRows(_Holding):
     """Write the rows of a bundle. What is written is only used if the bundle succeeds."""
 
     _writer: IncomingWriter | None = None
@@ -142,7 +188,7 @@ class WriteRows(Holding):
             found.append(part)
         if self._letters:
             found.append(write_dead(self._setup.store, self._version, uuid.uuid4().hex, self._letters))
-        found += [Seen(kind, count) for kind, count in sorted(self._seen.items())]
+        found += [_Seen(kind, count) for kind, count in sorted(self._seen.items())]
         for element in found:
             yield GlobalWindows.windowed_value_at_end_of_window(element)
 
@@ -170,7 +216,7 @@ class WriteRows(Holding):
             )
 
 
-class WriteIds(Holding):
+class _WriteIds(_Holding):
     """Write ids that get no row, so that they do not cross a shuffle either."""
 
     def __init__(
@@ -183,7 +229,7 @@ class WriteIds(Holding):
     def start_bundle(self) -> None:
         self._ids: list[Any] = []
 
-    def process(self, element: Any, begun: Begun) -> Iterator[IdPart | Seen]:
+    def process(self, element: Any, begun: Begun) -> Iterator[IdPart | _Seen]:
         self.hold()
         self._version = begun.run.version
         self._ids.append(self._convert(element))
@@ -195,16 +241,16 @@ class WriteIds(Holding):
             for element in self._flush():
                 yield GlobalWindows.windowed_value_at_end_of_window(element)
 
-    def _flush(self) -> Iterator[IdPart | Seen]:
+    def _flush(self) -> Iterator[IdPart | _Seen]:
         part = self._write(self._setup.store, self._version, uuid.uuid4().hex, self._ids)
         yield part
         if part.is_dead:
             for kind, count in Counter(letter.kind for letter in self._ids).items():
-                yield Seen(kind, count)
+                yield _Seen(kind, count)
         self._ids = []
 
 
-def letter_of(element: Any) -> DeadLetter:
+def _letter_of(element: Any) -> DeadLetter:
     try:
         return DeadLetter(
             asset_id=element.id,
@@ -219,7 +265,7 @@ def letter_of(element: Any) -> DeadLetter:
         raise ArgumentError(f"WriteCatalog: dead takes elements of type DeadAsset ({error}).") from error
 
 
-def id_of(element: Any) -> tuple[str | None, str]:
+def _id_of(element: Any) -> tuple[str | None, str]:
     is_pair = isinstance(element, (tuple, list)) and len(element) == 2
     kind, name = element if is_pair else (None, element)
     if not isinstance(name, str) or not name or kind not in (None, *KINDS):

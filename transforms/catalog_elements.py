@@ -1,4 +1,4 @@
-"""The elements of `SearchCatalog`: queries, hits and dead queries, as named tuples with a schema."""
+"""The elements of `WriteCatalog` and `SearchCatalog`, as named tuples with a schema."""
 
 # ruff: noqa: UP045
 
@@ -11,7 +11,7 @@ from apache_beam.coders import RowCoder, registry
 
 from ..configs.errors import ArgumentError
 from ..index.versions.layout import KINDS
-from .elements import Asset, check_asset
+from .elements import Asset, DeadAsset, check_asset
 
 
 class Query(NamedTuple):
@@ -138,7 +138,35 @@ class SearchResult(NamedTuple):
     """The queries that could not be searched."""
 
 
-for _element in (Query, SearchHit, DeadQuery):
+class CatalogOutcome(NamedTuple):
+    """What `WriteCatalog` did."""
+
+    version: str
+    """The version that was written; the current one if there was nothing to do."""
+    is_published: bool
+    """Whether the version is current now. If not, a gate holds it."""
+    gate_failures: Sequence[str]
+    """Why a gate holds it, one sentence each."""
+    embedded: int
+    """Rows of this pipeline."""
+    reused: int
+    """Rows kept from the version before."""
+    deleted: int
+    """Rows of the version before whose ids are gone."""
+    dead: int
+    """Dead assets."""
+
+
+class CatalogResult(NamedTuple):
+    """The output of `WriteCatalog`."""
+
+    outcome: beam.PCollection[CatalogOutcome]
+    """One element, after the version is written."""
+    dead: beam.PCollection[DeadAsset]
+    """Assets whose vectors are invalid."""
+
+
+for _element in (Query, SearchHit, DeadQuery, CatalogOutcome):
     registry.register_coder(_element, RowCoder)
 
 
