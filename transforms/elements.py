@@ -304,7 +304,7 @@ def check_elements(
         hint = " Pass its field `embedded`, or `assets`." if isinstance(elements, tuple) else ""
         raise ArgumentError(f"{label} takes a PCollection of {name}, got {type(elements).__name__}.{hint}")
     given = elements.element_type
-    if given is None or given == typehints.Any or typehints.is_consistent_with(given, wanted):
+    if given in (None, beam.Row) or given == typehints.Any or typehints.is_consistent_with(given, wanted):
         return
     if needed is None:
         needed = {"id", "kind", "embedding"} if wanted is EmbeddedAsset else {"id", "kind"}
