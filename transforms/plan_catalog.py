@@ -15,7 +15,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from ..configs.errors import ArgumentError, GateError
 from ..index.storage.store import Store
-from ..index.versions.layout import KINDS, DeadLetter, Reason, run_folder
+from ..index.versions.layout import KINDS, RUNS, DeadLetter, Reason, run_folder
 from ..index.versions.manifest import Manifest, read_manifest
 from ..index.versions.shared_lease import end, leave, use, used
 from .catalog_elements import CatalogOutcome
@@ -281,7 +281,6 @@ def plan(element: tuple[int, Iterable[Any]], begun: Begun, seen: Mapping[str, in
     with used(setup.store, setup.nonce):
         planned = plan_version(begun, parts, seen, setup)
     if isinstance(planned, NothingToDo):
-        _clear(setup, begun.run.version)
         return [_outcome(planned.manifest, is_published=True, is_new=False)]
     return [planned.setup, Begin(), *planned.groups]
 
@@ -300,6 +299,14 @@ def finish(outcome: Outcome, setup: PipelineSetup, fail_if_held: bool) -> Catalo
             f"Publish it after a look: epithre-beam versions publish {setup.url} {outcome.version}"
         )
     return _outcome(manifest, is_published=not outcome.gate_failures, is_new=True)
+
+
+def clear(outcome: CatalogOutcome, setup: PipelineSetup) -> CatalogOutcome:
+    """Delete the files of a pipeline that had nothing to do, in a later stage: a repeated plan still needs them."""
+    with used(setup.store, setup.nonce):
+        setup.store.delete(RUNS)
+    end(setup.store, setup.nonce)
+    return outcome
 
 
 def _clear(setup: PipelineSetup, version: str) -> None:

@@ -21,7 +21,7 @@ from .elements import DeadAsset, EmbeddedAsset, check_elements
 from .embed_assets import EmbedAssets
 from .embedding.arguments import config_of
 from .embedding.engine import EngineSetup
-from .plan_catalog import PlanCatalog, finish, held, is_a, is_group
+from .plan_catalog import PlanCatalog, clear, finish, held, is_a, is_group
 from .versions.begun import Mode, PipelineSetup
 from .versions.setup import VersionSetup
 from .write_version import WriteVersion
@@ -135,7 +135,12 @@ class WriteCatalog(beam.PTransform):  # type: ignore[misc]
             | "WriteVersion" >> WriteVersion(setup=version_setup, within=partial(held, setup.nonce))
             | "Finish" >> beam.Map(finish, setup, self._fail_if_held).with_output_types(CatalogOutcome)
         )
-        nothing = planned | "NothingToDo" >> beam.Filter(is_a, CatalogOutcome).with_output_types(CatalogOutcome)
+        nothing = (
+            planned
+            | "NothingToDo" >> beam.Filter(is_a, CatalogOutcome).with_output_types(CatalogOutcome)
+            | "AfterPlan" >> beam.Reshuffle()
+            | "Clear" >> beam.Map(clear, setup).with_output_types(CatalogOutcome)
+        )
         return CatalogResult(
             outcome=(outcomes, nothing) | "Outcome" >> beam.Flatten(),
             dead=invalid,

@@ -239,9 +239,10 @@ def vectors_of(folder):
         }
 
 
-def test_upsert_without_changes_writes_no_version(catalog):
+@pytest.mark.parametrize("options", [IN_MEMORY, REPEATED, BUNDLES], ids=["once", "repeated", "bundles"])
+def test_upsert_without_changes_writes_no_version(options, catalog):
     written, _ = write(catalog, texts(*range(30)))
-    outcome, _ = write(catalog, [], mode="upsert", delete=["never there"])
+    outcome, _ = write(catalog, [], options, mode="upsert", delete=["never there"])
     assert (outcome["version"], outcome["is_published"], outcome["reused"]) == (written["version"], True, 30)
     assert_whole(catalog)
 
