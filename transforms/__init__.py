@@ -4,6 +4,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .catalog_elements import CatalogOutcome as CatalogOutcome
+    from .catalog_elements import CatalogResult as CatalogResult
+    from .catalog_elements import DeadQuery as DeadQuery
+    from .catalog_elements import Query as Query
+    from .catalog_elements import SearchHit as SearchHit
+    from .catalog_elements import SearchResult as SearchResult
     from .elements import Asset as Asset
     from .elements import DeadAsset as DeadAsset
     from .elements import EmbeddedAsset as EmbeddedAsset
@@ -11,31 +17,49 @@ if TYPE_CHECKING:
     from .embed_assets import EmbedAssets as EmbedAssets
     from .read_assets import ReadAssets as ReadAssets
     from .read_assets import ReadResult as ReadResult
+    from .search_catalog import SearchCatalog as SearchCatalog
+    from .write_catalog import WriteCatalog as WriteCatalog
     from .write_vectors import VectorFile as VectorFile
     from .write_vectors import WriteVectors as WriteVectors
 
 _MODULES = {
     "Asset": "elements",
+    "CatalogOutcome": "catalog_elements",
+    "CatalogResult": "catalog_elements",
     "DeadAsset": "elements",
+    "DeadQuery": "catalog_elements",
     "EmbedAssets": "embed_assets",
     "EmbedResult": "elements",
     "EmbeddedAsset": "elements",
+    "Query": "catalog_elements",
     "ReadAssets": "read_assets",
     "ReadResult": "read_assets",
+    "SearchCatalog": "search_catalog",
+    "SearchHit": "catalog_elements",
+    "SearchResult": "catalog_elements",
     "VectorFile": "write_vectors",
+    "WriteCatalog": "write_catalog",
     "WriteVectors": "write_vectors",
 }
 """The public names, and the modules that define them."""
 
 __all__ = [
     "Asset",
+    "CatalogOutcome",
+    "CatalogResult",
     "DeadAsset",
+    "DeadQuery",
     "EmbedAssets",
     "EmbedResult",
     "EmbeddedAsset",
+    "Query",
     "ReadAssets",
     "ReadResult",
+    "SearchCatalog",
+    "SearchHit",
+    "SearchResult",
     "VectorFile",
+    "WriteCatalog",
     "WriteVectors",
 ]
 

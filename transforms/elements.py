@@ -12,7 +12,7 @@ Fields that may be None are `Optional[…]`: Beam gives `… | None` a coder of 
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import apache_beam as beam
@@ -295,13 +295,17 @@ def as_assets(elements: beam.PCollection, label: str) -> beam.PCollection[Asset]
     return elements | "ToAssets" >> beam.Map(to_asset).with_output_types(Asset)
 
 
-def check_elements(elements: Any, wanted: type, label: str) -> None:
+def check_elements(
+    elements: Any, wanted: type, label: str, *, needed: Collection[str] | None = None, create: str | None = None
+) -> None:
     """Check when a pipeline is built that a transform gets the elements that it takes.
 
     Args:
         elements: The input of the transform.
-        wanted: `Asset`, `EmbeddedAsset` or `DeadAsset`.
+        wanted: `Asset`, `EmbeddedAsset`, `DeadAsset` or another named tuple.
         label: The transform, for messages.
+        needed: The fields that a row has at least. None: those of the first three.
+        create: What to do about other elements, for messages.
 
     Raises:
         ArgumentError: When it is not a PCollection, or the type of its elements is known, and another one.
@@ -314,18 +318,21 @@ def check_elements(elements: Any, wanted: type, label: str) -> None:
             hint = " Apply it to the output of another step, and not to the pipeline."
         raise ArgumentError(f"{label} takes a PCollection of {name}, got {type(elements).__name__}.{hint}")
     given = elements.element_type
-    if given is None or given == typehints.Any or typehints.is_consistent_with(given, wanted):
+    if given in (None, beam.Row) or given == typehints.Any or typehints.is_consistent_with(given, wanted):
         return
-    needed = {"id", "kind", "embedding"} if wanted is EmbeddedAsset else {"id", "kind"}
+    if needed is None:
+        needed = {"id", "kind", "embedding"} if wanted is EmbeddedAsset else {"id", "kind"}
     is_row = isinstance(given, RowTypeConstraint)
     row = given if is_row else RowTypeConstraint.from_user_type(given)
-    if row is not None and given not in _ELEMENTS and needed <= {field[0] for field in row._fields}:
+    if row is not None and given not in _ELEMENTS and {field[0] for field in row._fields}.issuperset(needed):
         return
-    absent = sorted(needed - {field[0] for field in row._fields}) if row is not None else []
+    absent = sorted(set(needed) - {field[0] for field in row._fields}) if row is not None else []
     shown = "Row" if is_row else _CLASS.sub(r"\1", getattr(given, "__name__", str(given)))
     if absent and given not in _ELEMENTS:
         shown += f" without {' and '.join(absent)}"
-    raise ArgumentError(f"{label} takes a PCollection of {name}, got one of {shown}. {_advice(given, wanted)}")
+    raise ArgumentError(
+        f"{label} takes a PCollection of {name}, got one of {shown}. {create or _advice(given, wanted)}"
+    )
 
 
 def _advice(given: Any, wanted: type) -> str:
@@ -334,7 +341,27 @@ def _advice(given: Any, wanted: type) -> str:
         return "If each element is a list of them, use beam.FlatMap instead of beam.Map before this step."
     if wanted is Asset:
         return "Map its elements with Asset.of_text or Asset.of_image first."
+    if wanted is DeadAsset:
+        return "Pass `dead` of the result of EmbedAssets."
     return "Pass `embedded` of the result of EmbedAssets, or beam.Row(id=…, kind=…, embedding=…) for your own vectors."
+
+
+def as_row(element: Any, label: str) -> Mapping[str, Any]:
+    """Return the fields of an `EmbeddedAsset`, of a `beam.Row`, or of a named tuple with fields of an embedded asset.
+
+    Raises:
+        ArgumentError: When the element is something else, or lacks `id`, `kind` or `embedding`.
+    """
+    row: Mapping[str, Any] | None = None
+    if isinstance(element, beam.Row):
+        row = element.as_dict()
+    elif hasattr(element, "_asdict"):
+        row = element._asdict()
+    if row is None or not {"id", "kind", "embedding"} <= row.keys():
+        raise ArgumentError(
+            f"{label} takes elements of type EmbeddedAsset, or beam.Row with its fields, got {type(element).__name__}."
+        )
+    return row
 
 
 def _is_unicode(text: str) -> bool:

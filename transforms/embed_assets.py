@@ -146,6 +146,8 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
             raise ConfigError(f"EmbedAssets: max_buffering_s must be greater than 0, got {max_buffering_s!r}.")
         self._max_buffering_s = max_buffering_s
         self._error_handler: Any = None
+        self.engine_setup: EngineSetup | None = None
+        """How it embeds, for steps that need to know; set when it is applied."""
         self._window_s = WINDOW_S
         self._clock = time.time
 
@@ -170,6 +172,7 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
             cache=self._cache,
             window_s=self._window_s,
         )
+        self.engine_setup = setup
         assets = as_assets(assets, "EmbedAssets")
         is_dask = type(pipeline.runner).__name__ == "DaskRunner"
         if not assets.is_bounded:

@@ -1,8 +1,10 @@
 """The transform that writes a version from reused rows and finished units, and publishes it."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -10,12 +12,13 @@ import pyarrow as pa
 from ..index.ann.build import AddedRows, BuiltIndex, WrittenAssets, add_rows, finish_index, write_assets
 from ..index.ann.train import AssetsTask, IndexTask, sample_rules, train_indexes
 from ..index.vectors.shards import ShardRecord, ShardTask, plan_shards, write_shard
-from ..index.vectors.units import ReusedGroup, UnitRecord, read_unit
+from ..index.vectors.units import IncomingGroup, ReusedGroup, UnitRecord, read_unit
 from ..index.versions.layout import vector_schema
 from .embedding.spending import check_all_sent
 from .planning.plan import PlanReader
 from .versions.imported_rows import write_imported
 from .versions.imports import ImportedGroup, ImportTask, plan_imports
+from .versions.incoming_rows import IncomingRows
 from .versions.last_step import Outcome, Written, complete_version
 from .versions.reused_rows import ReusedRows
 from .versions.setup import VersionSetup
@@ -27,7 +30,9 @@ class Begin:
     """An element that is always present, so that a version without rows is written too."""
 
 
-Part = Begin | ReusedGroup | UnitRecord | ImportedGroup
+StepFunction = Callable[[Any, VersionSetup], Any]
+Surrounding = Callable[[VersionSetup], AbstractContextManager[object]]
+Part = Begin | ReusedGroup | UnitRecord | ImportedGroup | IncomingGroup
 
 
 @dataclass(eq=False, kw_only=True)
@@ -37,29 +42,37 @@ class WriteVersion(beam.PTransform):  # type: ignore[misc]
     Input: PCollection[Part] with exactly one `Begin`. Output: PCollection[Outcome] with one element.
     """
 
-    setup: VersionSetup
+    setup: VersionSetup | beam.pvalue.AsSingleton
+    """The settings; a side input if the pipeline finds them."""
+    within: Surrounding | None = None
+    """What surrounds each step in the worker. None: the failure of a step is reported to the launcher."""
 
     def __post_init__(self) -> None:
         super().__init__()
+
+    def _step(self, transform: Callable[..., Any], function: StepFunction) -> Any:
+        if self.within is None:
+            return transform(Step(function, self.setup))
+        return transform(_call_within, self.setup, function, self.within)
 
     def expand(self, parts: beam.PCollection) -> beam.PCollection:
         shards = (
             parts
             | "AllParts" >> beam.Map(under_one_key)
             | "GroupParts" >> beam.GroupByKey()
-            | "PlanShards" >> beam.FlatMap(Step(plan_all_shards, self.setup))
+            | "PlanShards" >> self._step(beam.FlatMap, plan_all_shards)
             | "SpreadShards" >> beam.Reshuffle()
-            | "WriteShards" >> beam.FlatMap(Step(write_shards, self.setup))
+            | "WriteShards" >> self._step(beam.FlatMap, write_shards)
         )
         indexes = (
             shards
             | "AllShards" >> beam.Map(under_one_key)
             | "GroupShards" >> beam.GroupByKey()
-            | "TrainIndexes" >> beam.FlatMap(Step(train, self.setup))
+            | "TrainIndexes" >> self._step(beam.FlatMap, train)
             | "SpreadIndexes" >> beam.Reshuffle()
-            | "AddRows" >> beam.Map(Step(build_part, self.setup))
+            | "AddRows" >> self._step(beam.Map, build_part)
             | "GroupByKind" >> beam.GroupByKey()
-            | "FinishIndex" >> beam.Map(Step(finish_kind, self.setup))
+            | "FinishIndex" >> self._step(beam.Map, finish_kind)
         )
         return (
             (
@@ -69,8 +82,13 @@ class WriteVersion(beam.PTransform):  # type: ignore[misc]
             )
             | "Join" >> beam.Flatten()
             | "GroupAll" >> beam.GroupByKey()
-            | "Publish" >> beam.Map(Step(complete, self.setup))
+            | "Publish" >> self._step(beam.Map, complete)
         )
+
+
+def _call_within(element: Any, setup: VersionSetup, function: StepFunction, within: Surrounding) -> Any:
+    with within(setup):
+        return function(element, setup)
 
 
 def plan_all_shards(element: tuple[int, Iterable[Part]], setup: VersionSetup) -> list[ShardTask | ImportTask]:
@@ -100,10 +118,14 @@ def write_shards(task: ShardTask | ImportTask, setup: VersionSetup) -> list[Shar
     def tables() -> Iterator[pa.Table]:
         with contextlib.ExitStack() as stack:
             old = stack.enter_context(ReusedRows(store, version))
+            incoming = stack.enter_context(IncomingRows(store, version))
             plan: PlanReader | None = None
             for part in task.parts:
                 if isinstance(part, ReusedGroup):
                     yield old.read(part)
+                    continue
+                if isinstance(part, IncomingGroup):
+                    yield incoming.read(part)
                     continue
                 table = read_unit(store, part.unit)
                 if types:

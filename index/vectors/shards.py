@@ -19,12 +19,15 @@ from ..storage.store import Store
 from ..versions.layout import sample_name, vectors_name
 from ..versions.manifest import FileEntry
 from .sample import SampleRule, keep_sample
-from .units import ReusedGroup, UnitRecord, parquet_writer
+from .units import IncomingGroup, ReusedGroup, UnitRecord, parquet_writer
 
 ROWS_PER_GROUP = 512
 """The row group size of a version's Parquet files. It is independent of the input pieces, so that small changes do not
 accumulate small row groups."""
 _READ_AHEAD = 2
+
+ShardPart = ReusedGroup | UnitRecord | IncomingGroup
+"""Rows of one kind that a file takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class ShardTask:
     kind: str
     shard: int
     shards: int
-    parts: tuple[ReusedGroup | UnitRecord, ...]
+    parts: tuple[ShardPart, ...]
     rule: SampleRule = field(default_factory=SampleRule)
     """The rule for the sample of its rows."""
 
@@ -64,13 +67,13 @@ class ShardRecord:
 
 
 def plan_shards(
-    parts: Iterable[ReusedGroup | UnitRecord], rows_per_file: int, rules: Mapping[str, SampleRule] | None = None
+    parts: Iterable[ShardPart], rows_per_file: int, rules: Mapping[str, SampleRule] | None = None
 ) -> list[ShardTask]:
-    """Distributes reused rows in their order, then units by name, over files of about `rows_per_file` rows."""
+    """Distributes reused rows in their order, then the others by unit, over files of about `rows_per_file` rows."""
     tasks = []
     ordered = sorted(parts, key=_place)
     for kind in sorted({part.kind for part in ordered}):
-        files: list[list[ReusedGroup | UnitRecord]] = []
+        files: list[list[ShardPart]] = []
         room = 0
         for part in ordered:
             if part.kind != kind or not part.rows:
@@ -88,7 +91,7 @@ def plan_shards(
     return tasks
 
 
-def _place(part: ReusedGroup | UnitRecord) -> tuple[int, str, int]:
+def _place(part: ShardPart) -> tuple[int, str, int]:
     if isinstance(part, ReusedGroup):
         return 0, part.file, part.group
     return 1, part.unit, 0

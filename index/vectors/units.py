@@ -83,6 +83,18 @@ class ReusedGroup:
     rows: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class IncomingGroup:
+    """Rows that a pipeline brought with their vectors, in the order of a unit with the same assets."""
+
+    unit: str
+    """The name of that unit, by which the groups of a kind are ordered."""
+    kind: str
+    row_group: int
+    """The row group in the run's file of incoming rows."""
+    rows: int
+
+
 def parquet_writer(file: HashingWriter, schema: pa.Schema) -> pq.ParquetWriter:
     """Opens a Parquet writer for tables with vectors, whose vector column is not compressed or indexed.
 

@@ -1,12 +1,13 @@
 """The versions of a catalog: their size and state, the current one and the one before it."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...configs.errors import CatalogError, UnknownVersionError
 from ..storage.store import Store
-from .latest import Latest, nothing_published, published_manifest
-from .layout import manifest_name
+from .latest import Latest, nothing_published, published_manifest, read_latest
+from .layout import manifest_name, next_version, run_folder, version_folder
 from .manifest import Manifest, read_manifest
 from .values import is_version
 
@@ -116,3 +117,40 @@ def version_before(store: Store) -> str:
     if manifest.previous is None:
         raise UnknownVersionError(f"{store.url} has no version before {manifest.version}, its first version.")
     return manifest.previous
+
+
+def read_base(store: Store) -> Latest | None:
+    """Read LATEST.json before a version is written. None in a new catalog.
+
+    Raises:
+        CatalogError: If a catalog with history has no LATEST.json, or it is damaged.
+    """
+    latest = read_latest(store)
+    names = existing_versions(store) if latest is None else []
+    for version in names:
+        if _previous(store, version) in names:  # a version is based only on a published one
+            raise CatalogError(
+                f"{store.url}/LATEST.json is missing, but {version} was written after a published version. "
+                "List the versions with `epithre-beam versions list`, and publish one with `versions publish`."
+            )
+    return latest
+
+
+def _previous(store: Store, version: str) -> str | None:
+    try:
+        return read_manifest(store, version).previous
+    except CatalogError:
+        return None
+
+
+def new_version(store: Store, latest: Latest | None) -> str:
+    """Return a name for the next version, which sorts after all others."""
+    return next_version(max([*existing_versions(store), latest.version if latest else ""]) or None)
+
+
+def forget_unfinished(store: Store, version: str) -> None:
+    """Remove a run's temporary files, and its version if it is unfinished. Does not raise."""
+    with contextlib.suppress(Exception):
+        store.delete(run_folder(version))
+        if store.size(manifest_name(version)) is None:
+            store.delete(version_folder(version))

@@ -46,6 +46,8 @@ class Lease:
         self._renew_s = renew_s
         self._renewed_s = time.monotonic()
         self._is_taken = False
+        self.is_idle = False
+        """Whether nobody uses it at the moment, so that this process may take it for another purpose."""
         self._over = threading.Event()
         self._lock = threading.Lock()
 
@@ -53,6 +55,10 @@ class Lease:
     def is_lost(self) -> bool:
         """Whether another process may hold the catalog by now."""
         return self._is_taken or time.monotonic() - self._renewed_s > self.holder.ttl_s
+
+    @property
+    def is_released(self) -> bool:
+        return self._over.is_set()
 
     def check(self) -> None:
         """Raise LeaseLostError if another process may hold the catalog by now."""
@@ -98,7 +104,8 @@ class Lease:
         # Read first: a renewal whose answer was lost may have written a newer token.
         data = _found(self._store)
         found = read_holder(data)
-        if data is not None and found is not None and found.nonce == self.holder.nonce:
+        is_ours = found is not None and (found.nonce, found.process) == (self.holder.nonce, self.holder.process)
+        if data is not None and is_ours:
             self._store.delete_if(LEASE, data)
 
     def _renew_on(self) -> None:
@@ -127,6 +134,9 @@ class Lease:
                 self._is_taken = True
                 _log.warning("Another run has taken over the %s.", self._place)
                 return
+            if there.process != self.holder.process:  # another process of the same holder renews it now
+                self._is_taken = True
+                return
             holder, data, began_s = there, found, self._renewed_s  # an earlier renewal that seemed to fail
         self.holder, self._token, self._renewed_s = holder, data, began_s
 
@@ -152,7 +162,7 @@ def hold(
         StoreError: If the storage does not support conditional writes reliably.
     """
     store.probe()
-    lease = _acquire(_Place(store, label), purpose, ttl_s, renew_s)
+    lease = acquire(store, purpose, label=label, ttl_s=ttl_s, renew_s=renew_s)
     try:
         yield lease
     finally:
@@ -170,11 +180,36 @@ def release_all(timeout_s: float = 2.0) -> None:
         thread.join(max(0.0, deadline_s - time.monotonic()))
 
 
-def _acquire(place: _Place, purpose: str, ttl_s: float, renew_s: float) -> Lease:
-    store = place.store
+def acquire(
+    store: Store,
+    purpose: str,
+    *,
+    nonce: str | None = None,
+    label: str = "catalog",
+    ttl_s: float = 300.0,
+    renew_s: float = 30.0,
+) -> Lease:
+    """Take the lease; the caller releases it.
+
+    Args:
+        store: As for `hold`.
+        purpose: As for `hold`.
+        nonce: Names a holder of several processes: each may take the lease over from the others. Absent: a new one.
+        label: As for `hold`.
+        ttl_s: As for `hold`.
+        renew_s: As for `hold`.
+
+    Raises:
+        CatalogBusyError: If another holder has it.
+    """
+    place = _Place(store, label)
     found = _found(store)
-    if found is not None:
+    there = read_holder(found)
+    if there is not None and there.nonce in _held and _held[there.nonce].is_idle and there.nonce != nonce:
+        _held[there.nonce].release()
+        found = _found(store)
         there = read_holder(found)
+    if found is not None and not (there is not None and there.nonce == nonce):
         verdict = (
             "watch" if there is None else check_holder(there.state(_held), there.renewed_at, there.ttl_s, utc_now())
         )
@@ -182,7 +217,7 @@ def _acquire(place: _Place, purpose: str, ttl_s: float, renew_s: float) -> Lease
             raise _busy(place, there)
         if verdict == "watch":
             found = _watch(place, found, there, ttl_s if there is None else there.ttl_s)
-    lease = Lease(place, make_holder(purpose, secrets.token_hex(16), ttl_s), renew_s)
+    lease = Lease(place, make_holder(purpose, nonce or secrets.token_hex(16), ttl_s), renew_s)
     try:
         lease.take(found)
     except SwapConflictError:

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ... import __version__
-from ...configs.errors import CatalogError, ConfigError, EpithreBeamError, RunnerError
+from ...configs.errors import ConfigError, EpithreBeamError, RunnerError
 from ...index.storage.store import Store
-from ...index.versions.history import existing_versions
-from ...index.versions.latest import Latest, read_latest
-from ...index.versions.layout import RUNS, manifest_name, next_version, run_folder, version_folder
+from ...index.versions.history import forget_unfinished, new_version, read_base
+from ...index.versions.latest import Latest
+from ...index.versions.layout import RUNS
 from ...index.versions.lease import hold
-from ...index.versions.manifest import read_manifest
 from ...transforms.workers.failures import failure_in, failure_of
 from ...transforms.workers.progress import LaneProgress, read_progress
 from ...transforms.workers.run_folder import RunFolder
@@ -62,7 +61,7 @@ def hold_catalog(url: str, stack: contextlib.ExitStack) -> Held:
         CatalogError: When its LATEST.json is missing.
         UnwritableError: When it cannot be written.
     """
-    return hold_folder(url, "catalog", stack, _read_latest)
+    return hold_folder(url, "catalog", stack, read_base)
 
 
 def hold_folder(url: str, label: str, stack: contextlib.ExitStack, read: Callable[[Store], Latest | None]) -> Held:
@@ -93,39 +92,11 @@ def hold_folder(url: str, label: str, stack: contextlib.ExitStack, read: Callabl
     return Held(run=run, latest=latest, stack=stack)
 
 
-def _read_latest(store: Store) -> Latest | None:
-    """Read LATEST.json; None in a new catalog. Raises CatalogError when a catalog with history has none."""
-    latest = read_latest(store)
-    names = existing_versions(store) if latest is None else []
-    for version in names:
-        if _previous(store, version) in names:  # a version is based only on a published one
-            raise CatalogError(
-                f"{store.url}/LATEST.json is missing, but {version} was written after a published version. "
-                "List the versions with `epithre-beam versions list`, and publish one with `versions publish`."
-            )
-    return latest
-
-
-def _previous(store: Store, version: str) -> str | None:
-    try:
-        return read_manifest(store, version).previous
-    except CatalogError:
-        return None
-
-
 def _new_version(store: Store, latest: Latest | None, stack: contextlib.ExitStack) -> str:
     """Return the name of the next version; an unfinished version is removed when `stack` closes."""
-    version = next_version(max([*existing_versions(store), latest.version if latest else ""]) or None)
-    stack.callback(_forget, store, version)
+    version = new_version(store, latest)
+    stack.callback(forget_unfinished, store, version)
     return version
-
-
-def _forget(store: Store, version: str) -> None:
-    """Remove a run's temporary files, and its version if it is unfinished."""
-    with contextlib.suppress(Exception):
-        store.delete(run_folder(version))
-        if store.size(manifest_name(version)) is None:
-            store.delete(version_folder(version))
 
 
 def software() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from ...configs import EmbedConfig, RunConfig
+from ...configs import RunConfig
 from ...configs.address import ApiAddress
 from ...configs.errors import ArgumentError, CatalogError, ConfigError, StoreError
 from ...configs.load import parse_query_settings
@@ -44,14 +44,13 @@ from ...transforms.embedding.endpoint import open_endpoint
 from ...transforms.embedding.lane import LaneSetup, api_key
 from ...transforms.embedding.limiters import remove_host_limiter
 from ...transforms.embedding.shared_limit import set_up_shared_backend
-from ...transforms.epithre.dialects import DIALECTS
 from ...transforms.planning.embedding_config import (
     embedding_config_hash,
     first_embedding_config_hash,
     request_config_hash,
 )
 from ...transforms.planning.plan import Plan, write_plan
-from ...transforms.query.query_endpoint import check_made_by
+from ...transforms.query.query_endpoint import as_queries, check_made_by
 from ...transforms.sources.files import filesystem
 from ...transforms.sources.list_sources import read_ids
 from ...transforms.sources.references import file_fingerprint
@@ -232,7 +231,7 @@ class _Launch:
 
     def _plan(self, config: RunConfig) -> tuple[LaneSetup, Plan]:
         """Return the settings of the lane and the plan of units for the queries to embed."""
-        held, embed = self._held, _as_queries(config.embed)
+        held, embed = self._held, as_queries(config.embed)
         comparison = held.stack.enter_context(compare(config.sources, config.metadata_types, "queries"))
         endpoint = held.stack.enter_context(open_endpoint(embed, held.store))
         check_made_by(self._searched, self._job.catalog, endpoint)
@@ -356,12 +355,6 @@ def _wiring(setup: SearchSetup, lane: LaneSetup | None, plan: Plan | None, block
         _ = parts | "Parts" >> beam.Flatten() | "SearchAll" >> SearchAll(setup=setup)
 
     return wire
-
-
-def _as_queries(embed: EmbedConfig) -> EmbedConfig:
-    """Return a catalog's settings for queries: some providers embed queries differently from documents."""
-    query_type = DIALECTS[embed.dialect](embed).query_type
-    return embed if query_type is None else embed.model_copy(update={"input_type": query_type})
 
 
 def _published(store: Store, number: int) -> Manifest:

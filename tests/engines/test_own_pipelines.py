@@ -10,6 +10,8 @@ import textwrap
 import pyarrow.dataset as ds
 import pytest
 
+from epithre_beam.index import Store, open_catalog
+from epithre_beam.index.publish.verify import verify_versions
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 from epithre_beam.transforms.epithre.emulator.hash_model import hash_vector
 
@@ -144,3 +146,63 @@ def test_embedding_gives_each_asset_its_vector_or_its_reason_on_every_engine(eng
     ]
     found = [json.loads(file.read_text()) for file in out.iterdir()]
     assert sorted(found) == sorted([*expected, ["t7", "embed", "refused"]], key=lambda row: row[0])
+
+
+CATALOG_PROGRAM = """
+import json, sys
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from epithre_beam import transforms as epithre
+
+def vector(number):
+    return [float((number * 7 + i * 3) % 11 - 5) or 0.5 for i in range(16)]
+
+def row(number):
+    return beam.Row(id=f"r{number}", kind="text", text=f"row {number}", embedding=vector(number))
+
+def query(number):
+    return epithre.Query.of_vector(f"q{number}", vector(number))
+
+def main(catalog, out, options):
+    with beam.Pipeline(options=PipelineOptions(options)) as p:
+        rows = p | beam.Create(range(60)) | beam.Reshuffle() | beam.Map(row)
+        result = rows | epithre.WriteCatalog(catalog)
+    with beam.Pipeline(options=PipelineOptions(options)) as p:
+        rows = p | "New" >> beam.Create(range(60, 66)) | beam.Map(row)
+        gone = p | "Gone" >> beam.Create(["r0", ("text", "r1")])
+        result = rows | epithre.WriteCatalog(catalog, mode="upsert", delete=gone)
+    for groups, size in enumerate([None, 0.0001]):
+        with beam.Pipeline(options=PipelineOptions(options)) as p:
+            queries = p | beam.Create(range(66)) | beam.Reshuffle() | beam.Map(query)
+            hits = (queries | epithre.SearchCatalog(catalog, k=2, worker_index_mb=size)).hits
+            lines = hits | beam.Map(lambda hit: json.dumps(hit._asdict()))
+            _ = lines | beam.io.WriteToText(f"{out}-{groups}", shard_name_template="")
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+"""
+
+
+def test_catalog_is_written_brought_up_to_date_and_searched_on_every_engine(engine: Engine, tmp_path):
+    program, catalog, out = tmp_path / "program.py", tmp_path / "catalog", tmp_path / "hits"
+    program.write_text(CATALOG_PROGRAM)
+    done = subprocess.run(
+        [sys.executable, program, catalog, out, *engine.options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    if engine.name == "dask":
+        assert done.returncode != 0
+        assert "WriteCatalog does not run on Dask" in done.stderr
+        assert not catalog.exists()
+        return
+    assert done.returncode == 0, done.stderr[-3000:]
+    with open_catalog(catalog) as opened:
+        assert set(opened.assets("text").column("asset_id").to_pylist()) == {f"r{i}" for i in range(2, 66)}
+    assert [verdict.damage for verdict in verify_versions(Store(str(catalog)), every=True)] == [(), ()]
+    found = [sorted((tmp_path / f"hits-{groups}").read_text().splitlines()) for groups in range(2)]
+    assert found[0] == found[1]
+    assert len(found[0]) == 66 * 2

@@ -26,8 +26,13 @@ def embed_config(given: Mapping[str, Any], embed: EmbedConfig | Mapping[str, Any
     return config_of(EmbedConfig, {"rate_limiter": "host", **stated, **given})
 
 
-def config_of(kind: type[_Config], config: _Config | Mapping[str, Any] | None) -> _Config:
+def config_of(kind: type[_Config], config: _Config | Mapping[str, Any] | None, label: str = "EmbedAssets") -> _Config:
     """Return a config that was given as it is, as a mapping or not at all.
+
+    Args:
+        kind: The class of the config.
+        config: What was given.
+        label: The transform, for messages.
 
     Raises:
         ConfigError: With the setting, the rule and the value.
@@ -39,7 +44,7 @@ def config_of(kind: type[_Config], config: _Config | Mapping[str, Any] | None) -
         name = ".".join(str(part) for part in first["loc"])
         words = str(first["msg"]).removeprefix("Value error, ")
         place, value = (f"{name}: ", f", got {first['input']!r}") if name else ("", "")
-        raise ConfigError(f"EmbedAssets: {place}{words}{value}.") from None
+        raise ConfigError(f"{label}: {place}{words}{value}.") from None
 
 
 def _stated(config: BaseModel | Mapping[str, Any] | None) -> dict[str, Any]:

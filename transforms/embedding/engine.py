@@ -24,7 +24,7 @@ from ...configs.errors import ApiError
 from ...configs.schema import EMULATOR
 from ...index.versions.layout import DeadLetter
 from ..epithre.client import Client
-from ..epithre.emulator import EmulatorProcess, EmulatorSettings, start_emulator_process
+from ..epithre.emulator import EmulatorProcess, EmulatorSettings, emulator_fingerprint, start_emulator_process
 from ..epithre.meter import Meter
 from ..epithre.probe import probe
 from ..epithre.rate_limit.account import Account
@@ -211,9 +211,12 @@ class Engine:
         with contextlib.suppress(Exception):  # connections that do not close in time end with the process
             closing.result(timeout=_CLOSE_WITHIN_S)
 
-    def _open_cache(self) -> VectorCache | None:
-        if self.setup.cache is None:
-            return None
+    def fingerprint(self) -> str | None:
+        """Ask the API for the fingerprint of an emulator, within the limits. None: it is none, or nothing may be sent.
+
+        Raises:
+            ApiError: When the API does not answer or refuses the key.
+        """
 
         async def ask() -> str | None:
             lease = await self._limiter.acquire(items=0, tokens=0)
@@ -235,7 +238,12 @@ class Engine:
                 self._limiter.answered(lease)
 
         self._check_pause()
-        self._emulator = asyncio.run_coroutine_threadsafe(ask(), self.loop).result()
+        return asyncio.run_coroutine_threadsafe(ask(), self.loop).result()
+
+    def _open_cache(self) -> VectorCache | None:
+        if self.setup.cache is None:
+            return None
+        self._emulator = self.fingerprint()
         return VectorCache(self.setup.cache, self.embed, self.setup.prepare, self._emulator)
 
 
@@ -345,6 +353,22 @@ def release_engine(engine: Engine) -> None:
             return
         del _engines[engine.setup]
     engine.close()
+
+
+def fingerprint_of(setup: EngineSetup) -> str | None:
+    """Return the fingerprint of the emulator that embeds with these settings; None for the API itself.
+
+    Raises:
+        ApiError: When the API does not answer or refuses the key.
+    """
+    if setup.embed.base_url == EMULATOR:
+        embed = setup.embed
+        return emulator_fingerprint(EmulatorSettings(model=embed.emulator_model, dimension=embed.dimension))
+    engine = acquire_engine(replace(setup, cache=None))
+    try:
+        return engine.fingerprint()
+    finally:
+        release_engine(engine)
 
 
 def _is_paused(error: ApiError) -> bool:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import duckdb
 import numpy as np
@@ -190,7 +190,7 @@ class Comparison:
         self._create("listed", self._with_hash(pa.schema([*compared, _NUMBER])))
         self.clear_base()
 
-    def __enter__(self) -> "Comparison":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

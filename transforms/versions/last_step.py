@@ -14,9 +14,10 @@ from ...index.publish.dead_letters import DeadLetterSummary, write_dead_letters
 from ...index.publish.gates import check_gates
 from ...index.publish.publish import how_it_ended, publish
 from ...index.publish.write_manifest import write_manifest
+from ...index.storage.store import Store
 from ...index.vectors.shards import ShardRecord
-from ...index.vectors.units import ReusedGroup, UnitRecord
-from ...index.versions.layout import report_name, report_page_name, run_folder
+from ...index.vectors.units import IncomingGroup, ReusedGroup, UnitRecord
+from ...index.versions.layout import manifest_name, report_name, report_page_name, run_folder
 from ...index.versions.manifest import Counts, FileEntry, Manifest, ManifestDraft, read_manifest
 from ..planning.changes import UnitChanges, count_changes
 from ..planning.plan import reused_dead_name
@@ -42,6 +43,7 @@ class Written:
     units: tuple[UnitRecord, ...]
     reused_groups: tuple[ReusedGroup, ...]
     imported: tuple[ImportedGroup, ...]
+    incoming: tuple[IncomingGroup, ...]
     shards: tuple[ShardRecord, ...]
     indexes: tuple[BuiltIndex, ...]
     """Sorted by kind."""
@@ -55,6 +57,7 @@ class Written:
             units=tuple(e for e in everything if isinstance(e, UnitRecord)),
             reused_groups=tuple(e for e in everything if isinstance(e, ReusedGroup)),
             imported=tuple(e for e in everything if isinstance(e, ImportedGroup)),
+            incoming=tuple(e for e in everything if isinstance(e, IncomingGroup)),
             shards=tuple(e for e in everything if isinstance(e, ShardRecord)),
             indexes=tuple(sorted(indexes, key=lambda built: built.entry.kind)),
         )
@@ -64,8 +67,10 @@ class Written:
         """The shards with dead letters: imported rows with an invalid vector."""
         return sorted((shard for shard in self.shards if shard.dead), key=lambda shard: (shard.kind, shard.shard))
 
-    def imported_rows(self, kind: str) -> int:
-        return sum(group.rows for group in self.imported if group.kind == kind)
+    def taken_in(self, kind: str) -> int:
+        """Return the number of rows of a kind that came with their vectors, valid or not."""
+        groups: tuple[ImportedGroup | IncomingGroup, ...] = (*self.imported, *self.incoming)
+        return sum(group.rows for group in groups if group.kind == kind)
 
 
 class _DeadLetters(NamedTuple):
@@ -88,13 +93,15 @@ def complete_version(written: Written, setup: VersionSetup) -> Outcome:
     expected = setup.latest.data if setup.latest else None
     if how_it_ended(store, version, expected) == "published":
         return Outcome(version=version)  # a runner may repeat this step after it succeeded
+    if (held := _held_before(store, version)) is not None:
+        return held
     check_conservation(
         changes.assets,
         written.units,
         written.shards,
         written.reused_groups,
         changes.dead,
-        {kind: written.imported_rows(kind) for kind in changes.assets},
+        {kind: written.taken_in(kind) for kind in changes.assets},
     )
     dead = _gather_dead_letters(written, setup)
     entries = [built.entry for built in written.indexes]
@@ -121,6 +128,14 @@ def complete_version(written: Written, setup: VersionSetup) -> Outcome:
     return Outcome(version=version, gate_failures=tuple(gate_failures))
 
 
+def _held_before(store: Store, version: str) -> Outcome | None:
+    """Return the outcome of an earlier attempt of this step, if a gate held the version; its files are gone by now."""
+    if store.size(manifest_name(version)) is None:
+        return None
+    failures = read_manifest(store, version).gate_failures
+    return Outcome(version=version, gate_failures=failures) if failures else None
+
+
 def _gather_dead_letters(written: Written, setup: VersionSetup) -> _DeadLetters:
     version, changes = setup.run.version, setup.plan.changes
     others = [reused_dead_name(version)] if sum(changes.dead.values()) else []
@@ -136,6 +151,8 @@ def _gather_dead_letters(written: Written, setup: VersionSetup) -> _DeadLetters:
 
 
 def _compare(written: Written, setup: VersionSetup) -> UnitChanges:
+    if setup.compared is not None:
+        return setup.compared
     store, plan = setup.run.store(), setup.plan
     return count_changes(
         store,
@@ -155,7 +172,7 @@ def _count(written: Written, setup: VersionSetup, dead: _DeadLetters, compared: 
     return Counts(
         assets=sum(changes.assets.values()),
         per_kind={kind: changes.assets[kind] - dead.per_kind[kind] for kind in changes.assets},
-        embedded=sum(r.rows - r.reused_rows for r in units if not r.reused),
+        embedded=sum(r.rows - r.reused_rows for r in units if not r.reused) + sum(g.rows for g in written.incoming),
         reused=unchanged + taken_in + sum(r.rows if r.reused else r.reused_rows for r in units),
         deduplicated=sum(r.deduplicated for r in units if not r.reused),
         dead=sum(dead.per_kind.values()),
@@ -215,5 +232,8 @@ def _write_report(
     if setup.folder is not None:
         normalised = sum(shard.normalised for shard in written.shards)
         report["imported"] = {"from": setup.folder.url, "rows": _taken_in(written), "normalised": normalised}
+    if written.incoming:
+        rows = sum(group.rows for group in written.incoming)
+        report["imported"] = {"from": "a pipeline", "rows": rows, "normalised": setup.normalised}
     store.write(report_page_name(version), render_report(report, manifest).encode())
     store.write(report_name(version), orjson.dumps(report, option=orjson.OPT_INDENT_2))

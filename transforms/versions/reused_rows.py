@@ -2,9 +2,11 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -30,23 +32,10 @@ def plan_all_reused(store: Store, version: str, manifest: Manifest) -> Plan:
     Raises:
         DamagedFileError: When a file of the reused version cannot be read.
     """
-    types = manifest.metadata_types
-    reused_groups: list[ReusedGroup] = []
+    reused_groups = write_reused(store, version, manifest)
     rows: Counter[str] = Counter()
-    with (
-        store.open_write(reused_name(version)) as file,
-        pq.ParquetWriter(pa.PythonFile(file, mode="w"), reused_schema(types)) as writer,
-    ):
-        for entry in _entries(manifest, "vectors/"):
-            for group, table in enumerate(_assets(store, manifest, entry)):
-                kind = table.column("kind")[0].as_py()
-                placed = table.append_column("position", pa.array(range(len(table)), pa.int32()))
-                writer.write_table(placed.select(reused_schema(types).names).cast(reused_schema(types)))
-                name = f"{version_folder(manifest.version)}/{entry.name}"
-                reused_groups.append(
-                    ReusedGroup(kind=kind, file=name, group=group, row_group=len(reused_groups), rows=len(table))
-                )
-                rows[kind] += len(table)
+    for group in reused_groups:
+        rows[group.kind] += group.rows
     dead: Counter[str] = Counter()
     if manifest.counts.dead:
         with (
@@ -67,9 +56,50 @@ def plan_all_reused(store: Store, version: str, manifest: Manifest) -> Plan:
         deleted={},
         other_metadata=0,
     )
-    return Plan(
-        name=plan_name(version), units=(), reused_groups=tuple(reused_groups), changes=changes, base=manifest.version
-    )
+    return Plan(name=plan_name(version), units=(), reused_groups=reused_groups, changes=changes, base=manifest.version)
+
+
+def write_reused(
+    store: Store,
+    version: str,
+    manifest: Manifest,
+    places: Mapping[tuple[str, int], npt.NDArray[np.int32]] | None = None,
+) -> tuple[ReusedGroup, ...]:
+    """Write which rows of another version are reused, with their metadata. No vector is read.
+
+    Args:
+        store: The catalog.
+        version: The new version; the file is written to its run folder.
+        manifest: Manifest of the version to reuse.
+        places: By file and row group, the positions of the rows to reuse, sorted; None: all rows.
+
+    Raises:
+        DamagedFileError: When a file of the reused version cannot be read.
+    """
+    schema = reused_schema(manifest.metadata_types)
+    groups: list[ReusedGroup] = []
+    with (
+        store.open_write(reused_name(version)) as file,
+        pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema) as writer,
+    ):
+        for entry in _entries(manifest, "vectors/"):
+            name = f"{version_folder(manifest.version)}/{entry.name}"
+            for number, table in enumerate(_assets(store, manifest, entry)):
+                positions = np.arange(len(table), dtype=np.int32) if places is None else places.get((name, number))
+                if positions is None or not len(positions):
+                    continue
+                placed = table.take(pa.array(positions)).append_column("position", pa.array(positions))
+                writer.write_table(placed.select(schema.names).cast(schema))
+                groups.append(
+                    ReusedGroup(
+                        kind=table.column("kind")[0].as_py(),
+                        file=name,
+                        group=number,
+                        row_group=len(groups),
+                        rows=len(positions),
+                    )
+                )
+    return tuple(groups)
 
 
 def iterate_dead_letters(store: Store, manifest: Manifest) -> Iterator[pa.Table]:

@@ -8,6 +8,7 @@ from ...configs import CatalogConfig, EmbedConfig, GateConfig, IndexConfig
 from ...index.versions.latest import Latest
 from ...index.versions.layout import PREPARE_RULES
 from ...index.versions.manifest import JobIdentity
+from ..planning.changes import UnitChanges
 from ..planning.plan import Plan
 from ..workers.run_folder import RunFolder
 from .imports import VectorFolder
@@ -38,6 +39,10 @@ class VersionSetup:
     """LATEST.json before the run wrote anything; publishing fails if it has changed since."""
     rows_before: Mapping[str, int] | None
     """Rows of the current version by kind; None when there is none, or its manifest is damaged."""
+    compared: UnitChanges | None = None
+    """The changes, if they are known before the vectors are read: those of the rows of a pipeline."""
+    normalised: int = 0
+    """Vectors of a pipeline whose norm was not 1."""
     is_compared: bool = False
     """Whether the plan has the contents of the current version for the listed ids."""
     contents_known: bool = True
