@@ -154,7 +154,7 @@ class SearchCatalog(beam.PTransform):  # type: ignore[misc]
         )
 
     def _check(self, queries: Any) -> None:
-        create = " Map its elements with Query.of_vector, Query.of_text or Query.of_image first."
+        create = "Map its elements with Query.of_vector, Query.of_text or Query.of_image first."
         check_elements(queries, Query, self.label, needed={"id"}, create=create)
         if type(queries.pipeline.runner).__name__ == "DaskRunner":
             raise ArgumentError(f"{self.label} does not run on Dask, which loses what a bundle returns at its end.")
