@@ -69,7 +69,7 @@ def run(config: RunConfig, runner: Runner | None = None, *, adopt: bool = False)
         Trust().remember_job(config)
         comparison = stack.enter_context(compare(config.sources, config.metadata_types))
         if comparison.passed_over:
-            log_event("passed_over", what=str(comparison.passed_over))
+            log_event("skipped", what=str(comparison.passed_over))
         launch = _Launch(config=config, runner=runner, comparison=comparison, started_at_s=started_at_s, adopt=adopt)
         return launch.run(held)
 
