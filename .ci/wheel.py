@@ -116,8 +116,8 @@ def main() -> None:
         assert "versions" in run(base / "epithre-beam", "--help", cwd=folder)
         for command, sentence in (
             (("search", "nothing", "--text", "a"), "there is no catalog here"),
-            (("run", "demo/job.yaml"), "Install epithre-beam[beam]"),
-            (("serve", "demo/catalog"), "Install epithre-beam[serve]"),
+            (("run", "demo/job.yaml"), "Install the extra `beam`"),
+            (("serve", "demo/catalog"), "Install the extra `serve`"),
         ):
             done = subprocess.run([base / "epithre-beam", *command], cwd=folder, capture_output=True, text=True)
             assert done.returncode, command

@@ -73,7 +73,9 @@ def __getattr__(name: str) -> Any:
         if error.name != "apache_beam":
             raise
         raise ModuleNotFoundError(
-            f"{__name__}.{name} needs Apache Beam. Install it: pip install 'epithre-beam[beam]'.", name=error.name
+            f"{__name__}.{name} needs Apache Beam. Install the extra `beam`, in the checkout: "
+            "pip install -c constraints.txt '.[beam]'.",
+            name=error.name,
         ) from error
     return getattr(module, name)
 

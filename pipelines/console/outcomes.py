@@ -177,7 +177,8 @@ def _missing_package(error: ImportError) -> str:
     extra = extras.get(name) or next((e for n, e in extras.items() if n in str(error)), None)
     if extra is None:
         return f"A package is not installed: {error}. Install it."
-    return f"A package is not installed: {error}. Install epithre-beam[{extra}]."
+    command = f"pip install -c constraints.txt '.[{extra}]'"
+    return f"A package is not installed: {error}. Install the extra `{extra}`, in the checkout: {command}."
 
 
 @dataclass

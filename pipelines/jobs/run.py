@@ -250,7 +250,8 @@ def _wiring(setup: VersionSetup, lane: LaneSetup, plan: Plan) -> Any:
         from ...transforms.embed_units import EmbedUnits
         from ...transforms.write_version import Begin, WriteVersion
 
-        set_up_shared_backend(lane.embed, api_key(lane.embed.api_key_env), lane.run.version, lane.requests_spent)
+        if plan.units:  # otherwise nothing is sent, and no key is needed
+            set_up_shared_backend(lane.embed, api_key(lane.embed.api_key_env), lane.run.version, lane.requests_spent)
         records = pipeline | "Units" >> beam.Create(plan.units) | "EmbedUnits" >> EmbedUnits(setup=lane)
         reused_groups = pipeline | "Reused" >> beam.Create((Begin(), *plan.reused_groups))
         _ = (records, reused_groups) | "Parts" >> beam.Flatten() | "WriteVersion" >> WriteVersion(setup=setup)

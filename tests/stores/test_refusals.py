@@ -118,7 +118,7 @@ def test_error_names_missing_driver(protocol: str, package: str, extra: str, tmp
     command = [sys.executable, "-c", code, "versions", "list", f"{protocol}://bucket/catalog"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert f"Install epithre-beam[{extra}]" in done.stderr
+    assert f"Install the extra `{extra}`" in done.stderr
 
 
 def test_concurrent_reads_succeed_on_busy_store(place: Place, proxy: Proxy, store: Store, folder: str) -> None:

@@ -63,7 +63,7 @@ def open_endpoint(
             embed = embed.model_copy(update={"base_url": emulator.base_url, "api_key_env": EMULATOR_KEY_ENV})
         key = os.environ.get(embed.api_key_env, "").strip()
         if not key:
-            without_key = "use `--set embed.base_url=emulator` to run without one"
+            without_key = "try the job without one: `--set embed.base_url=emulator --set catalog=trial`"
             if for_queries:
                 without_key = "name the variable that has it (--api-key-env)"
             raise ConfigError(

@@ -98,10 +98,13 @@ def match_files(
     found = _walk(fs, folder, matches, passed_over)
     first = next(found, None)
     if first is None:
-        if file_info(fs, folder or "/") is None:
-            sought += f": there is no folder {folder!r}"
+        above = file_info(fs, folder or "/")
+        if above is None:
+            sought += f": there is no folder {folder!r}. Check the path, and that the disk is mounted"
         elif info is not None and folder_suffixes is None:
             sought = f"{url!r} is a folder. Name its tables, as in folder/*.csv"
+        elif info is None and above["type"] != "file":
+            sought += f". There is a folder {folder!r}: check the rest of the path"
         raise ConfigError(f"{place}: {sought}.")
 
     def chain() -> Iterator[FoundFile]:

@@ -229,7 +229,7 @@ def test_a_run_without_beam_names_the_extra_to_install(place):
     (hidden / "apache_beam").mkdir(parents=True)
     (hidden / "apache_beam" / "__init__.py").write_text("raise ModuleNotFoundError('no beam', name='apache_beam')")
     done = place.cli("run", "job.yaml", imports_itself=True, PYTHONPATH=str(hidden))
-    assert_one_sentence(done, 2, "epithre-beam[beam]")
+    assert_one_sentence(done, 2, "Install the extra `beam`")
 
 
 def test_a_key_in_a_config_is_refused_and_not_shown(place):

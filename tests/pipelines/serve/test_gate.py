@@ -98,15 +98,22 @@ def test_too_many_searches_get_retry_after(guarded, vector):
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "", "[::2]"])
 def test_a_foreign_host_name_on_loopback_is_refused(served, get, host):
-    for path in ("/", "/api/catalog", "/health/ready"):
+    for path in ("/", "/api/catalog", "/metrics"):
         assert "Host header" in fault(get(served, path, host=host), 400)
+
+
+def test_probes_and_scrapers_with_the_token_may_use_any_host_name(served, guarded, get):
+    for path in ("/health/live", "/health/ready"):
+        assert get(served, path, host="10.1.2.3:8124").status_code == 200
+    assert fault(get(guarded, "/metrics", host="10.1.2.3:8124"), 401)
+    assert get(guarded, "/metrics", host="10.1.2.3:8124", authorization=f"Bearer {TOKEN}").status_code == 200
 
 
 def test_loopback_and_allowed_host_names_are_accepted(served, guarded, get):
     for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:80"):
-        assert get(served, "/health/ready", host=host).status_code == 200
-    assert get(guarded, "/health/ready", host="pictures.example").status_code == 200
-    assert get(served, "/health/ready", host="pictures.example").status_code == 400
+        assert get(served, "/", host=host).status_code == 200
+    assert get(guarded, "/", host="pictures.example").status_code == 200
+    assert get(served, "/", host="pictures.example").status_code == 400
 
 
 def test_requests_from_pages_of_other_sites_are_refused(served, image):
