@@ -266,7 +266,10 @@ class _Embedding(beam.DoFn):  # type: ignore[misc]
 
 
 class _EmbedBundle(_Embedding):
-    """Embed the elements of a bundle; results leave with the timestamps and windows of their assets."""
+    """Embed the elements of a bundle; results leave with the timestamps and windows of their assets.
+
+    They are `WindowedValue`s, of dead assets in a `TaggedOutput`. Beam warns if the annotations say so.
+    """
 
     def __init__(self, setup: EngineSetup) -> None:
         super().__init__(setup)
@@ -277,22 +280,20 @@ class _EmbedBundle(_Embedding):
 
     def process(
         self, asset: Asset, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
-    ) -> Iterator[WindowedValue | beam.pvalue.TaggedOutput]:
+    ) -> Iterator[Any]:
         if self._current is None:
             self._current = self._bundle()
         for tag, result in self._add(self._current, asset, (asset, timestamp, window)):
             yield self._windowed(tag, result)
 
-    def finish_bundle(self) -> Iterator[WindowedValue | beam.pvalue.TaggedOutput]:
+    def finish_bundle(self) -> Iterator[Any]:
         if self._current is not None:
             for tag, result in self._current.finish():
                 yield self._windowed(tag, result)
             self._current = None
         self._report()
 
-    def _windowed(
-        self, tag: tuple[Asset, Timestamp, BoundedWindow], result: EmbeddedVector | DeadLetter
-    ) -> WindowedValue | beam.pvalue.TaggedOutput:
+    def _windowed(self, tag: tuple[Asset, Timestamp, BoundedWindow], result: EmbeddedVector | DeadLetter) -> Any:
         asset, timestamp, window = tag
         element = WindowedValue(self._element(asset, result), timestamp, (window,))
         return element if isinstance(result, EmbeddedVector) else beam.pvalue.TaggedOutput(_DEAD, element)
