@@ -6,6 +6,7 @@
     │   └── UnknownAssetError    the catalog has no such asset
     ├── ConfigError              the job or the command line is invalid
     │   ├── OtherJobError        the catalog belongs to another job
+    │   ├── EmulatorError        an emulator would replace the vectors of the API
     │   └── UntrustedCatalogError
     │                            a catalog requests what this user has not allowed
     ├── DataError
@@ -50,6 +51,7 @@ __all__ = [
     "DamagedFileError",
     "DataError",
     "DefectError",
+    "EmulatorError",
     "EpithreBeamError",
     "ExitCode",
     "GateError",
@@ -148,6 +150,12 @@ class OtherJobError(ConfigError):
     """The catalog belongs to another job; the message names both. Nothing was sent."""
 
     code = "other_job"
+
+
+class EmulatorError(ConfigError):
+    """The API made the vectors of the catalog, and an emulator would replace them. Nothing was sent."""
+
+    code = "emulator"
 
 
 class DataError(EpithreBeamError):

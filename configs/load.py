@@ -19,7 +19,7 @@ from .mistakes import ConfigText, Location, Mistake, Mistakes, Origins, add_mist
 from .renamed_keys import RENAMED_KEYS
 from .schema import CatalogConfig, EmbedConfig, PrepareConfig, RunConfig, Section, SourceConfig
 from .search_schema import SAME, SearchJob
-from .yaml_text import Position, YamlBombError, parse_document, parse_yaml
+from .yaml_text import DuplicateKeyError, Position, YamlBombError, parse_document, parse_yaml
 
 _Config = TypeVar("_Config", bound=Section)
 _PROFILES = importlib.resources.files(__package__) / "profiles"
@@ -264,6 +264,8 @@ def _read(path: Traversable, what: str, example: str, section: Location = ()) ->
         place = f"{path} {Position(mark.line + 1, mark.column + 1)}" if mark else str(path)
         problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or "it does not parse")
         plain = next((words for begin, words in _YAML_PROBLEMS.items() if problem.startswith(begin)), problem)
+        if isinstance(error, DuplicateKeyError):
+            raise ConfigError(f"{place}: {problem}.") from None
         # Not `from error`: YAML's error quotes the line, which may contain a secret.
         raise ConfigError(f"{place}: this is not valid YAML: {cut(plain)}.") from None
     if not isinstance(document.data, dict):

@@ -22,6 +22,8 @@ Dialect = Literal["epithre", "openai", "jina", "voyage", "cohere", "vllm"]
 
 EMULATOR = "emulator"
 """The `embed.base_url` that makes a run start the local emulator of the API."""
+TRIAL = "--set embed.base_url=emulator --set catalog=trial"
+"""Options to try a job without a server; in another catalog, so that no vector of the API is replaced."""
 
 UNKNOWN_MODEL = "unknown"
 """The `embed.model` of imported vectors whose model the user did not name."""

@@ -13,11 +13,17 @@ MAX_VALUES = 20_000
 _MAX_NUMBER = 1000
 """Characters. Parsing a base-60 number such as `1:1:1` takes time quadratic in its length."""
 
+_LINES_NAMED = 5
+"""Lines of a duplicate key in a message, besides the last."""
 _TOO_MANY = f"there are more than {MAX_VALUES} values, counting aliases (`*name`) as what they refer to"
 
 
 class YamlBombError(ValueError):
     """The text is too long, too deep, or has too many values; the message says which."""
+
+
+class DuplicateKeyError(yaml.MarkedYAMLError):
+    """A mapping has a key more than once; `problem` says where."""
 
 
 class Position(NamedTuple):
@@ -71,7 +77,8 @@ def parse_document(text: str) -> Document:
 
     Raises:
         YamlBombError: The text exceeds a limit. Raised before it costs time or memory.
-        yaml.YAMLError: The text is not valid YAML, or a mapping has a duplicate key.
+        DuplicateKeyError: A mapping has a key more than once.
+        yaml.YAMLError: The text is not valid YAML.
         ValueError: A date or number is invalid.
     """
     if len(text) > MAX_CHARS:
@@ -108,18 +115,27 @@ class _Loader(yaml.SafeLoader):
             self.depth -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
+        seen: dict[str, list[tuple[yaml.Node, yaml.Node]]] = {}
+        for key_node, value_node in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *defaults`, which the base class resolves
                 continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str):
-                if key in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key!r} is duplicate", problem_mark=key_node.start_mark
-                    )
-                seen.add(key)
+                seen.setdefault(key, []).append((key_node, value_node))
+        for key, pairs in seen.items():
+            if len(pairs) > 1:
+                raise _duplicate(key, pairs)
         return super().construct_mapping(node, deep)
+
+
+def _duplicate(key: str, pairs: Sequence[tuple[yaml.Node, yaml.Node]]) -> DuplicateKeyError:
+    *lines, last = [str(key_node.start_mark.line + 1) for key_node, _ in pairs]
+    times = "twice" if len(pairs) == 2 else f"{len(pairs):,} times"
+    places = f"lines {', '.join(lines[:_LINES_NAMED])} and {last}"
+    remedy = "Merge them into one" if all(isinstance(v, yaml.CollectionNode) for _, v in pairs) else "Keep one of them"
+    return DuplicateKeyError(
+        problem=f"`{key:.80}` occurs {times} ({places}). {remedy}", problem_mark=pairs[1][0].start_mark
+    )
 
 
 def _below(node: yaml.Node | None, part: int | str) -> tuple[yaml.Node | None, yaml.Node] | None:

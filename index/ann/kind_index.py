@@ -291,7 +291,7 @@ class KindIndex:
         """For text that is not UTF-8 or a date out of range, which opening does not check."""
         return CatalogError(
             f"The table of {self.entry.kind} assets is damaged: row {row} cannot be read ({error}). "
-            "Run `epithre-beam versions verify` for details."
+            "Run `epithre-beam versions verify CATALOG` for details."
         )
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """Exact search over the stored vectors of a version: the reference for an index."""
 
+import shlex
 from collections.abc import Iterator
 
 import faiss
@@ -71,7 +72,7 @@ def nearest_stored(
     if first != len(asset_ids):
         raise CatalogError(
             f"{store.url} version {manifest.version} has {len(asset_ids)} {kind} assets but {first} vectors. "
-            "Run `epithre-beam versions verify` to find the damaged file."
+            f"Run `epithre-beam versions verify {shlex.quote(store.url)} {manifest.version}` to find the damaged file."
         )
     _order_equal(scores, rows, asset_ids, k)
     return scores[:, :k], rows[:, :k]

@@ -8,6 +8,7 @@ first, so a partly deleted version never looks complete.
 import contextlib
 import datetime
 import re
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -133,7 +134,8 @@ def _check_drop(store: Store, rules: PruneRules, versions: Sequence[VersionInfo]
         info = next((info for info in versions if info.version == version), None)
         if info is None:
             raise ArgumentError(
-                f"--drop {version}: {store.url} has no such version. Run `versions list` to see all versions."
+                f"--drop {version}: {store.url} has no such version. "
+                f"Run `epithre-beam versions list {shlex.quote(store.url)}` to see all versions."
             )
         if info.is_published:
             raise ArgumentError(f"--drop {version}: the version is published. Publish another one first.")

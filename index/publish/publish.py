@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -40,7 +41,7 @@ def publish(store: Store, manifest: Manifest, expected: bytes | None) -> None:
         if end == "unknown" and not is_refused:
             raise SwapUnknownError(
                 f"{store.url}: it is unknown whether version {version} was published. Nothing was deleted. "
-                "When the store answers again, run `epithre-beam versions list` to check."
+                f"When the store answers again, run `epithre-beam versions list {shlex.quote(store.url)}` to check."
             ) from error
         if end != "published":
             raise SwapConflictError(

@@ -20,8 +20,8 @@ from ..vectors.assets_file import count_assets, iterate_assets
 from ..vectors.distribution import NORM_TOLERANCE
 from ..vectors.letters import iterate_letters
 from ..vectors.units import open_vectors, vectors_of
+from ..versions.complete import existing_versions, publish_command
 from ..versions.files import check_file
-from ..versions.history import existing_versions
 from ..versions.latest import Latest, nothing_published, read_latest
 from ..versions.layout import LATEST, version_folder
 from ..versions.manifest import IndexEntry, Manifest, read_manifest
@@ -77,7 +77,7 @@ def _read_latest_strictly(store: Store) -> Latest | None:
     if orjson.dumps(orjson.loads(latest.data), option=orjson.OPT_INDENT_2) + b"\n" != latest.data:
         raise CatalogError(
             f"{store.url}/{LATEST}: the file was modified after it was written. "
-            f"Run `epithre-beam versions publish {store.url} {latest.version}` to write it again."
+            f"To write it again: {publish_command(store, latest.version)}."
         )
     return latest
 

@@ -94,6 +94,6 @@ def checked_deviations(
         norm = np.linalg.norm(vectors[bad[0]].astype(np.float64))
         raise CatalogError(
             f"The vector of {kind} row {rows[bad[0]]} must have the norm 1, got {norm:.6g}. The input is damaged or "
-            "was never checked. Run `epithre-beam versions verify` to find a damaged file."
+            "was never checked. Run `epithre-beam versions verify CATALOG` to find a damaged file."
         )
     return deviations

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ...configs.errors import CatalogError, UnknownVersionError
 from ..storage.store import Store
+from .complete import existing_versions, publish_advice
 from .latest import Latest, nothing_published, published_manifest, read_latest
 from .layout import manifest_name, next_version, run_folder, version_folder
 from .manifest import Manifest, read_manifest
@@ -28,12 +29,6 @@ class VersionInfo:
     manifest: Manifest | None
     damage: str | None
     """Why `manifest` is None, in one sentence."""
-
-
-def existing_versions(store: Store) -> list[str]:
-    """Return the versions that have a manifest, published or not, oldest first."""
-    names = (name.split("/") for name in store.names("versions"))
-    return [parts[1] for parts in names if len(parts) == 3 and parts[2] == "manifest.json" and is_version(parts[1])]
 
 
 def find_version(store: Store, name: str) -> str:
@@ -131,7 +126,7 @@ def read_base(store: Store) -> Latest | None:
         if _previous(store, version) in names:  # a version is based only on a published one
             raise CatalogError(
                 f"{store.url}/LATEST.json is missing, but {version} was written after a published version. "
-                "List the versions with `epithre-beam versions list`, and publish one with `versions publish`."
+                f"{publish_advice(store)}"
             )
     return latest
 

@@ -10,6 +10,7 @@ import orjson
 
 from ...configs.errors import CatalogError, NoCatalogError
 from ..storage.store import Store
+from .complete import publish_advice
 from .layout import LATEST
 from .manifest import Manifest, read_manifest
 from .values import MAX_SMALL_BYTES, is_sha256, is_version
@@ -38,7 +39,7 @@ def read_latest(store: Store) -> Latest | None:
     if latest is None:
         raise CatalogError(
             f"{store.url}/{LATEST} must have a version and a manifest_sha256. The file is damaged. "
-            "Run `epithre-beam versions publish` to write it again."
+            f"{publish_advice(store)}"
         )
     return Latest(data, latest["version"], latest["manifest_sha256"])
 
@@ -60,7 +61,6 @@ _CHECK_PLACE = "Check the path; `epithre-beam run` makes a catalog."
 
 def nothing_published(store: Store) -> CatalogError:
     """Return the error for a missing LATEST.json: no such folder, not a catalog, or no version passed the gates."""
-    why = f"{LATEST} is missing. Run `epithre-beam versions list` to see versions held by a gate."
     with contextlib.suppress(Exception):  # a store that cannot list the folder
         try:
             found = store.fs.ls(store.path(""), detail=False)
@@ -70,7 +70,7 @@ def nothing_published(store: Store) -> CatalogError:
             return NoCatalogError(
                 f"{store.url}: there is no catalog here, the folder has no `versions`. {_CHECK_PLACE}"
             )
-    return CatalogError(f"{store.url} has no published version: {why}")
+    return CatalogError(f"{store.url} has no published version: {LATEST} is missing. {publish_advice(store)}")
 
 
 def latest_bytes(version: str, manifest_sha256: str, condemned: Iterable[str] = (), left: Iterable[str] = ()) -> bytes:

@@ -1,5 +1,6 @@
 """The commands of `epithre-beam versions`: list, verify, compare, publish and prune versions."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +13,8 @@ from ...configs.words import of_count
 from ...index.publish.prune import Piece
 from ...index.publish.publish import publish
 from ...index.storage.store import Store
-from ...index.versions.history import VersionInfo, existing_versions, find_version, list_versions, version_before
+from ...index.versions.complete import existing_versions, publish_command
+from ...index.versions.history import VersionInfo, find_version, list_versions, version_before
 from ...index.versions.latest import nothing_published, published_manifest, read_latest
 from ...index.versions.layout import LATEST
 from ...index.versions.manifest import read_manifest
@@ -191,16 +193,16 @@ def rollback(
         raise UnknownVersionError(f"{latest.version} is the first version; there is nothing to roll back to.")
     target = find_version(store, version) if version else version_before(store)
     if latest is None:
-        raise CatalogError(f"{store.url} has no current version. Publish {target} with `versions publish`.")
+        raise CatalogError(f"{store.url} has no current version. Publish {target}: {publish_command(store, target)}.")
     expected, current, _ = latest
     if target not in existing_versions(store):
-        why = "It was pruned." if version is None else "See `versions list`."
+        why = "It was pruned." if version is None else f"See `epithre-beam versions list {shlex.quote(store.url)}`."
         raise UnknownVersionError(f"{store.url} has no version {target} to roll back to. {why}")
     if target >= current:
         what = "the current version" if target == current else "newer than the current version"
         raise ConfigError(
             f"rollback needs an older version, but {target} is {what} ({current}). "
-            "Name an older one, or use `versions publish`."
+            f"Name an older one, or use {publish_command(store, target)}."
         )
     _make_current(store, target, expected, dry_run=dry_run)
     if dry_run:

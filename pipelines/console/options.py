@@ -31,7 +31,13 @@ MaxCost = Annotated[
     float | None,
     typer.Option("--max-cost", metavar="X", min=0, help="Stop before the cost exceeds X, at the configured prices."),
 ]
-Adopt = Annotated[bool, typer.Option("--adopt", help="Write to the catalog of another job, and make it this job's.")]
+Adopt = Annotated[
+    bool,
+    typer.Option(
+        "--adopt",
+        help="Write to the catalog of another job, and make it this job's; or let an emulator replace vectors.",
+    ),
+]
 LogLines = Annotated[
     LogFormat | None,
     typer.Option(

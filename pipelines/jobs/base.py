@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...configs import CatalogConfig, IndexConfig, PrepareConfig, SourceConfig
-from ...configs.errors import CatalogError, OtherJobError
+from ...configs.errors import CatalogError, EmulatorError, OtherJobError
 from ...configs.schema import EMULATOR, is_loopback, stored_prepare
 from ...index.storage.store import Store
 from ...index.versions.files import check_file
@@ -122,6 +122,29 @@ def check_adoption(sentence: str | None, *, adopt: bool) -> None:
             "Set `job:` in the job file to keep the catalog when the sources change."
         )
     log_event("adopted", logging.WARNING, because=sentence)
+
+
+def replaces_api(config: CatalogConfig, found: Base) -> str | None:
+    """Return, in a clause, that an emulator would replace vectors of the API; None if that is not so."""
+    if found.manifest is None or found.manifest.model_fingerprint is not None or found.fingerprint is None:
+        return None
+    return (
+        f"{config.catalog}: the API made the vectors of the current version {found.manifest.version}, and the run "
+        f"would replace all of them with vectors of an emulator (embed.base_url {config.embed.base_url})"
+    )
+
+
+def check_emulator(config: CatalogConfig, found: Base, *, adopt: bool) -> None:
+    """Check that no emulator replaces vectors of the API.
+
+    Raises:
+        EmulatorError: When one would, and `adopt` is false.
+    """
+    if not adopt and (sentence := replaces_api(config, found)) is not None:
+        raise EmulatorError(
+            f"{sentence}: nothing was sent. Name another catalog, such as `--set catalog=trial`, or replace the "
+            "vectors with --adopt."
+        )
 
 
 def is_whole(

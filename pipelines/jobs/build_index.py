@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -104,7 +105,8 @@ def build_index(
             return _write(setup, plan.reused_groups, config, runner)
         except DamagedFileError as error:
             raise CatalogError(
-                f"{error} Nothing was published. Use `run` to embed again, or `versions rollback` to go back."
+                f"{error} Nothing was published. Use `run` to embed again, or go back with "
+                f"`epithre-beam versions rollback {shlex.quote(url)}`."
             ) from error
 
 

@@ -17,13 +17,14 @@ from ...index.versions.layout import UNITS
 from ...index.versions.layout import unit_name as unit_file
 from ...index.versions.manifest import Manifest
 from ...transforms.embedding.assets import cut_batches
+from ...transforms.embedding.endpoint import is_key_set
 from ...transforms.epithre.client import IMAGE_TOKENS
 from ...transforms.planning.compare import Changes, Comparison
 from ...transforms.planning.embedding_config import embedding_config_hash
 from ...transforms.planning.job_identity import identity_of, other_job
 from ...transforms.planning.plan import iterate_units, unit_name
 from ...transforms.sources.references import references_of
-from .base import compare, find_base, is_whole, overlap
+from .base import compare, find_base, is_whole, overlap, replaces_api
 from .launch import Runner
 
 _FP16 = 2
@@ -45,6 +46,10 @@ class Estimate:
     """Why all vectors may be new: the server's address changed, and a plan sends no request to check its model."""
     another_job: str | None
     """Why a run would be refused: the catalog belongs to another job; None when it does not."""
+    emulator_refused: str | None
+    """Why a run would be refused: an emulator would replace vectors of the API; None when it would not."""
+    unset_key_variable: str | None
+    """The variable that a run reads the key from, if it is not set here; None if it is, or the run sends nothing."""
     gate_failures: list[str]
     """Failures of the gates on shrinkage and turnover."""
     possible_gate_failures: list[str]
@@ -150,6 +155,7 @@ def estimate(config: RunConfig) -> Estimate:
             and changes.is_nothing
             and is_whole(store, found.usable, config.index, config.metadata_types, config.prepare)
         )
+    needs_key = changes.todo > 0 or not found.is_certain
     limits = (
         (requests, embed.requests_per_minute),
         (to_send, embed.items_per_minute),
@@ -163,7 +169,7 @@ def estimate(config: RunConfig) -> Estimate:
         before = found.usable.config.get("embed", {}).get("base_url")
         uncertain = (
             f"embed.base_url changed from {before} to {embed.base_url}: "
-            "if it serves another model, all assets are sent again"
+            f"if it serves another model, all {of_count(sum(changes.assets.values()), 'asset')} are sent again"
         )
     return Estimate(
         assets=dict(changes.assets),
@@ -173,6 +179,8 @@ def estimate(config: RunConfig) -> Estimate:
         every_vector_is_new_because=list(found.reasons),
         uncertain_because=uncertain,
         another_job=another_job,
+        emulator_refused=replaces_api(config, found),
+        unset_key_variable=None if is_key_set(embed) or not needs_key else embed.api_key_env,
         gate_failures=gate_failures,
         possible_gate_failures=possible_gate_failures,
         unchanged=sum(changes.unchanged.values()),
@@ -237,6 +245,13 @@ def plan_table(found: Estimate) -> Table:
         table.add_row("not certain", Text(found.uncertain_because))
     if found.another_job is not None:
         table.add_row("another job", Text(f"the run will fail without --adopt: {found.another_job}."))
+    if found.emulator_refused is not None:
+        table.add_row("emulator", Text(f"the run will fail without --adopt: {found.emulator_refused}."))
+    if found.unset_key_variable is not None:
+        table.add_row(
+            "no key",
+            Text(f"the environment variable {found.unset_key_variable} is not set. The run will need it: export it."),
+        )
     for reason in found.gate_failures:
         table.add_row("gate", Text(f"the version will be held and not published: {reason}"))
     for reason in found.possible_gate_failures:
@@ -263,13 +278,14 @@ def plan_table(found: Estimate) -> Table:
         return table
     done = f", {found.units_done:,} of {of_count(found.units, 'unit')} already embedded" if found.units_done else ""
     table.add_row("to read", f"{of_count(found.assets_to_read, 'asset')}{done}")
+    same = "" if found.uncertain_because is None else " if the model is the same"
     if found.requests:
         requests = f"about {of_count(found.requests, 'request')}, plus a few to test the API"
-        table.add_row("to send", f"at most {of_count(found.assets_to_send, 'asset')} in {requests}")
+        table.add_row("to send", f"at most {of_count(found.assets_to_send, 'asset')} in {requests}{same}")
         table.add_row("upload", f"about {found.upload_bytes:,} bytes; more if images must be converted")
         table.add_row("time", _time_words(found.minutes_at_limit))
     else:
-        table.add_row("to send", "nothing")
+        table.add_row("to send", f"nothing{same}")
     if found.cost is not None:
         table.add_row("cost", f"about {found.cost:,.2f} at the configured prices")
     table.add_row("vectors", f"{found.vectors_bytes:,} bytes in the new version")

@@ -13,7 +13,7 @@ from ...configs import RunConfig
 from ...configs.errors import CatalogError, DamagedFileError
 from ...index.local.trust import Trust
 from ...index.storage.store import Store
-from ...index.versions.history import existing_versions
+from ...index.versions.complete import existing_versions
 from ...index.versions.layout import report_name, unit_dead_letters_name, unit_name, version_folder
 from ...index.versions.manifest import read_manifest
 from ...index.versions.stored_names import GATE_FAILURES
@@ -34,7 +34,7 @@ from ...transforms.reports.report import Report, unchanged_report
 from ...transforms.versions.setup import VersionSetup, public_settings
 from ...transforms.workers.progress import read_progress
 from ..console.logs import log_event
-from .base import Base, check_adoption, compare, find_base, is_whole, overlap
+from .base import Base, check_adoption, check_emulator, compare, find_base, is_whole, overlap
 from .launch import Held, Runner, hold_catalog, software
 
 _log = logging.getLogger(__name__)
@@ -53,11 +53,12 @@ def run(config: RunConfig, runner: Runner | None = None, *, adopt: bool = False)
     Args:
         config: The job.
         runner: Beam's options and the progress callbacks.
-        adopt: Use the catalog even if it belongs to another job.
+        adopt: Use the catalog even if it belongs to another job, or if an emulator would replace vectors of the API.
 
     Raises:
         ConfigError: Before anything is sent: a source matches no file, the key is not set, the runner is unknown.
         OtherJobError: Before anything is sent: the catalog belongs to another job.
+        EmulatorError: Before any asset is sent: an emulator would replace vectors of the API.
         CatalogBusyError: When another run holds the catalog.
         EpithreBeamError: When nothing was published. Finished vectors are kept for the next run.
     """
@@ -84,7 +85,7 @@ class _Launch:
     """Compares the listed assets with a version."""
     started_at_s: float
     adopt: bool = False
-    """Whether the run may use another job's catalog."""
+    """Whether the run may use another job's catalog, and replace vectors of the API with those of an emulator."""
     units: list[Unit] = field(default_factory=list)
     """Units of all attempts."""
 
@@ -104,6 +105,7 @@ class _Launch:
             if endpoint is None and not found.is_certain:
                 endpoint = held.stack.enter_context(open_endpoint(config.embed, store))
                 found = find_base(config, store, held.latest, endpoint.fingerprint)
+            check_emulator(config, found, adopt=self.adopt)
             damaged = self._set_base(store, found, damaged)
             changes = comparison.changes()
             if (

@@ -34,6 +34,7 @@ NOT_SHOWN_TO_USERS = {
     "UnnotedFailureError",  # what a runner passes on to the launcher, which reads the error out of it
     "Unpreparable",  # becomes a dead letter
     "UnreadableParquetError",  # becomes a SourceError with the table and the row
+    "DuplicateKeyError",  # becomes a ConfigError with the file
     "YamlBombError",  # becomes a ConfigError with the file
     "_BadItemError",
     "_UnlikeError",

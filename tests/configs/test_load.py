@@ -223,10 +223,17 @@ def test_any_value_gives_a_config_or_a_config_error(place: tuple[str, ...], valu
     ("text", "problem"),
     [
         ("catalog: a\nsources: [", "line 2, column 11: this is not valid YAML"),
-        ("catalog: a\ncatalog: b\n", "line 2, column 1: this is not valid YAML: the key 'catalog' is duplicate"),
+        (
+            "catalog: a\ncatalog: b\n",
+            r"line 2, column 1: `catalog` occurs twice \(lines 1 and 2\)\. Keep one of them\.$",
+        ),
+        (
+            "embed: {model: x}\ncatalog: a\nembed:\n  readers: 3\nembed: {}\n",
+            r"line 3, column 1: `embed` occurs 3 times \(lines 1, 3 and 5\)\. Merge them into one\.$",
+        ),
         (
             "catalog: a\nembed:\n  model: x\n  readers: 3\n  model: y\n",
-            "line 5, column 3: .* 'model' is duplicate",
+            r"line 5, column 3: `model` occurs twice \(lines 3 and 5\)",
         ),
         ("- a\n- b\n", "a job file must be a mapping of keys"),
         ("", "a job file must be a mapping of keys"),
@@ -236,7 +243,7 @@ def test_any_value_gives_a_config_or_a_config_error(place: tuple[str, ...], valu
         ("catalog: &a [*a]\n", r"an alias \(`\*name`\) contains itself"),
         ("catalog: " + "[" * 5000, "the nesting is deeper than 100 levels"),
     ],
-    ids=["open", "twice", "twice-below", "list", "empty", "date", "nul", "python", "cycle", "deep"],
+    ids=["open", "twice", "thrice", "twice-below", "list", "empty", "date", "nul", "python", "cycle", "deep"],
 )
 def test_invalid_yaml_is_a_config_error_with_its_file(tmp_path: Path, text: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem) as caught:

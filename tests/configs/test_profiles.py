@@ -183,7 +183,7 @@ def test_a_wrong_value_is_reported_with_its_origin(tmp_path: Path) -> None:
         ("batch_items: [", "line 1, column 15: this is not valid YAML"),
         (
             "batch_items: 1\nbatch_items: 2\n",
-            "line 2, column 1: this is not valid YAML: the key",
+            "line 2, column 1: `batch_items` occurs twice",
         ),
         ("", "a profile must be a mapping of keys such as `batch_items`"),
         ("- jina\n", "a profile must be a mapping of keys such as `batch_items`"),

@@ -102,7 +102,7 @@ def test_missing_bucket_is_reported(place: Place, tmp_path: Path) -> None:
     desk.write_job(sources=[{"kind": "image", "files": f"{nowhere}/**/*.jpg"}])
     planned = desk.cli("plan", "job.yaml", **place.environment())
     assert planned.returncode == 2
-    assert "there is no folder 'no-such-bucket/pictures'" in planned.stderr
+    assert "the folder 'no-such-bucket/pictures' does not exist" in planned.stderr
     with pytest.raises(FileNotFoundError):
         Store(nowhere, place.options()).create("a", b"x")
     with pytest.raises(FileNotFoundError):

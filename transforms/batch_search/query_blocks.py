@@ -1,6 +1,7 @@
 """The queries of a bulk search: find them, cut them into blocks, and read them with their vectors."""
 
 import itertools
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -284,7 +285,9 @@ def _iterate_columns(
 def _damaged(store: Store, name: str, error: Exception) -> DamagedFileError:
     reason = " ".join(str(error).split())[:200]
     return DamagedFileError(
-        f"{store.url}/{name}: the file cannot be read ({reason}). Run `versions verify` for details.", file=name
+        f"{store.url}/{name}: the file cannot be read ({reason}). "
+        f"Run `epithre-beam versions verify {shlex.quote(store.url)}` for details.",
+        file=name,
     )
 
 

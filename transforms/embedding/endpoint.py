@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from ...configs import EmbedConfig
 from ...configs.errors import CatalogError, ConfigError
-from ...configs.schema import EMULATOR
+from ...configs.schema import EMULATOR, TRIAL
 from ...index.storage.store import Store
-from ...index.versions.history import existing_versions
+from ...index.versions.complete import existing_versions
 from ...index.versions.manifest import MadeBy, read_manifest
 from ..epithre.emulator import EmulatorSettings, start_emulator_process
 from ..epithre.probe import probe
@@ -32,6 +32,11 @@ class Endpoint:
     def made_by(self) -> MadeBy:
         """Model, fingerprint and dimension of its vectors."""
         return MadeBy(self.embed.model, self.fingerprint, self.embed.dimension)
+
+
+def is_key_set(embed: EmbedConfig) -> bool:
+    """Return whether this process has the key. An emulator that a run starts needs none."""
+    return embed.base_url == EMULATOR or bool(os.environ.get(embed.api_key_env, "").strip())
 
 
 @contextlib.contextmanager
@@ -63,7 +68,7 @@ def open_endpoint(
             embed = embed.model_copy(update={"base_url": emulator.base_url, "api_key_env": EMULATOR_KEY_ENV})
         key = os.environ.get(embed.api_key_env, "").strip()
         if not key:
-            without_key = "try the job without one: `--set embed.base_url=emulator --set catalog=trial`"
+            without_key = f"try the job without one in another catalog (`{TRIAL}`)"
             if for_queries:
                 without_key = "name the variable that has it (--api-key-env)"
             raise ConfigError(

@@ -52,7 +52,10 @@ def _limit_reached(
     assets = sum(record.rows + record.dead + record.not_sent for record in records)
     limits = [f"embed.max_requests {embed.max_requests:,}"] if embed.max_requests is not None else []
     limits += [f"embed.max_cost {embed.max_cost:g}"] if embed.max_cost is not None else []
-    spent = f"{of_count(requests, 'request')} with {of_count(meter.items_sent, 'item')}"
+    before = ""  # the progress lines count only the requests of the lanes
+    if probe_requests:
+        before = f", {'1 of them a probe' if probe_requests == 1 else f'{probe_requests:,} of them probes or retried'},"
+    spent = f"{of_count(requests, 'request')}{before} with {of_count(meter.items_sent, 'item')}"
     spent += "" if cost is None else f" (cost {cost:,.4g})"
     advice = "Run again to continue"
     if not meter.requests and (embed.max_requests or embed.max_cost):

@@ -20,7 +20,7 @@ from ...index.storage.store import Store
 from ...index.vectors.folder_mark import read_mark
 from ...index.vectors.reusable import ReusableVector, ReusableVectors
 from ...index.vectors.units import write_unit
-from ...index.versions.history import existing_versions
+from ...index.versions.complete import existing_versions
 from ...index.versions.layout import asset_fields
 from ...index.versions.manifest import read_manifest
 from ..planning.embedding_config import differences, made_by_json, request_config_hash

@@ -15,6 +15,7 @@ import orjson
 
 from ...configs import EmbedConfig
 from ...configs.errors import ApiError, UnknownModelError
+from ...configs.schema import TRIAL
 from ...configs.scrubbing import Scrubber
 from .answers import ErrorAnswer, read_transport_error, refusal_of, short
 from .bodies import ACCEPTED, MOST_MODELS_BYTES, Reply, read_reply
@@ -103,7 +104,7 @@ def probe(
             return probed
         last = str(error)
         time.sleep(max(pause_s * attempt, _asked_pause_s(error, settings, for_queries=for_queries)))
-    place, other = "embed.base_url: ", "set `embed.base_url: emulator` to try without a server"
+    place, other = "embed.base_url: ", f"try the job without a server in another catalog (`{TRIAL}`)"
     if for_queries:
         place, other = "", "give another address of the model (--base-url)"
     raise ApiError(

@@ -85,33 +85,55 @@ def match_files(
     info = file_info(fs, path)
     if info is not None and info["type"] == "file":
         return Matches(fs, iter([FoundFile(path=path, id=posixpath.basename(path), info=info)]))
+    counted = PassedOver() if passed_over is None else passed_over
     if info is not None and folder_suffixes is not None:
         folder = path.rstrip("/")
-        counted = PassedOver() if passed_over is None else passed_over
         matches = functools.partial(_has_suffix, suffixes=folder_suffixes, passed_over=counted)
-        sought = f"no file below {url!r} ends in {', '.join(folder_suffixes)}"
     else:
         folder = fixed_part(path)
         pattern = re.compile(glob_regex(path[len(folder) :].lstrip("/")), re.DOTALL)
         matches = functools.partial(_matches, pattern=pattern)
-        sought = f"no file matches {url!r}"
     found = _walk(fs, folder, matches, passed_over)
     first = next(found, None)
     if first is None:
-        above = file_info(fs, folder or "/")
-        if above is None:
-            sought += f": there is no folder {folder!r}. Check the path, and that the disk is mounted"
-        elif info is not None and folder_suffixes is None:
-            sought = f"{url!r} is a folder. Name its tables, as in folder/*.csv"
-        elif info is None and above["type"] != "file":
-            sought += f". There is a folder {folder!r}: check the rest of the path"
-        raise ConfigError(f"{place}: {sought}.")
+        if info is not None and folder_suffixes is not None:
+            raise ConfigError(_nothing_in(fs, url, place, folder_suffixes, counted))
+        if info is not None:
+            raise ConfigError(f"{place}: {url!r} is a folder. Name its tables, as in folder/*.csv.")
+        raise ConfigError(_no_match(fs, path, folder, url, place))
 
     def chain() -> Iterator[FoundFile]:
         yield first
         yield from found
 
     return Matches(fs, chain())
+
+
+def _nothing_in(fs: Any, url: str, place: str, suffixes: tuple[str, ...], counted: PassedOver) -> str:
+    """The message for a folder without a file that is read."""
+    if not counted:
+        return f"{place}: no file is in the folder {url!r}. {_mounted(fs)}Check the folder, or name another one."
+    return (
+        f"{place}: no file below {url!r} ends in {', '.join(suffixes)}; it has {counted}. Name another folder, or a "
+        "pattern for its files, as in folder/*.img."
+    )
+
+
+def _no_match(fs: Any, path: str, folder: str, url: str, place: str) -> str:
+    """The message for a path or a pattern that matches no file: the first part of it that does not exist."""
+    if file_info(fs, folder or "/") is None:
+        return (
+            f"{place}: no file matches {url!r}, because the folder {folder!r} does not exist. "
+            f"{_mounted(fs)}Check the path."
+        )
+    if re.search(r"[*?\[{]", path[len(folder) :]):
+        return f"{place}: no file in the folder {folder!r} matches the pattern {url!r}. Correct the pattern."
+    what = "file" if posixpath.splitext(path)[1] else "folder"
+    return f"{place}: the {what} {url!r} does not exist. {_mounted(fs)}Check the path."
+
+
+def _mounted(fs: Any) -> str:
+    return "Is its disk mounted? " if isinstance(fs, LocalFileSystem) else ""
 
 
 def _walk(fs: Any, folder: str, matches: Callable[[str], bool], passed_over: PassedOver | None) -> Iterator[FoundFile]:

@@ -20,7 +20,7 @@ from ...configs import PrepareConfig
 from ...index.versions.layout import Reason
 from .image_formats import image_format
 from .png_chunks import png_parts
-from .unpreparable import Unpreparable, words_of
+from .unpreparable import Unpreparable, undecodable
 
 # Called by name, not through `Image.open`: the pixel limit of `Image.open` applies to the whole process.
 _DECODERS: Mapping[str, Callable[[io.BytesIO, str], ImageFile.ImageFile]] = {
@@ -105,14 +105,12 @@ def open_image(data: bytes, settings: PrepareConfig, deadline: float) -> OpenedI
         image = _DECODERS[name](_TimedFile(data if parts is None else parts.stream, deadline), "")
     except Unpreparable:
         raise
-    except (
-        Image.DecompressionBombError
-    ) as error:  # Pillow 13's WebP decoder has a limit of its own, before the size is known
+    except Image.DecompressionBombError:  # Pillow 13's WebP decoder has a limit of its own, before the size is known
         raise Unpreparable(
-            Reason.TOO_MANY_PIXELS, f"the {name} decoder refuses the size of the image: {words_of(error)}"
+            Reason.TOO_MANY_PIXELS, f"the image has more pixels than the {name} decoder allows"
         ) from None
     except Exception as error:  # decoders raise errors of any type on hostile bytes
-        raise Unpreparable(Reason.UNDECODABLE, f"the {name} header is broken: {words_of(error)}") from None
+        raise undecodable(error, name, len(data)) from None
     width, height = image.size
     if width * height > settings.max_decode_pixels:
         raise Unpreparable(
@@ -151,7 +149,7 @@ def load(image: Image.Image, deadline: float) -> None:
     except Unpreparable:
         raise
     except Exception as error:  # decoders raise errors of any type on hostile bytes
-        raise Unpreparable(Reason.UNDECODABLE, f"the image is broken: {words_of(error)}") from None
+        raise undecodable(error, (image.format or "image").lower()) from None
     check_time(deadline)
 
 

@@ -19,7 +19,7 @@ from ...index.versions.layout import Reason
 from .colours import SRGB, eight_bits, expected_steps, on_white, to_srgb
 from .effective import SMALLER, UPRIGHT, triggers, written
 from .image_files import OpenedImage, check_structure, check_time, load, open_image
-from .unpreparable import Unpreparable, words_of
+from .unpreparable import Unpreparable
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -182,12 +182,17 @@ def _re_encoded(
         content, done = _encoded_within(image, file, deadline, settings)
     except Unpreparable:
         raise
-    except Exception as error:  # an encoder may refuse the mode or the size
-        raise Unpreparable(Reason.UNDECODABLE, f"the image cannot be converted: {words_of(error)}") from None
+    except Exception:  # an encoder may refuse the mode or the size
+        raise Unpreparable(Reason.UNDECODABLE, f"the image cannot be converted ({_kind(file)})") from None
     width, height, target = done
     if width * height < full[0] * full[1]:
         steps = [f"downscaled {width}x{height}", *steps]
     return content, [*steps, f"jpeg q{settings.jpeg_quality}" if target == "jpeg" else target]
+
+
+def _kind(file: OpenedImage) -> str:
+    """The format and the mode of an image, for messages."""
+    return f"{file.name}, mode {file.image.mode}"
 
 
 def _decoded(file: OpenedImage, max_pixels: int, deadline: float) -> tuple[Image.Image, list[str]]:
@@ -217,8 +222,8 @@ def _decoded(file: OpenedImage, max_pixels: int, deadline: float) -> tuple[Image
             image = image.transpose(turn)
     except Unpreparable:
         raise
-    except Exception as error:  # there may be no conversion for the mode
-        raise Unpreparable(Reason.UNDECODABLE, f"the image cannot be converted: {words_of(error)}") from None
+    except Exception:  # there may be no conversion for the mode
+        raise Unpreparable(Reason.UNDECODABLE, f"the image cannot be converted ({_kind(file)})") from None
     check_time(deadline)
     image.info = {}  # metadata is applied to the pixels, or must not be sent
     return image, steps

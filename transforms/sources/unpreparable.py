@@ -1,6 +1,16 @@
 """The exception for an asset that cannot be sent."""
 
+import re
+import struct
+
+from ...configs.words import of_count
 from ...index.versions.layout import Reason
+
+_CUT_OFF = re.compile(
+    r"(?i)truncated|unexpected end|end of file|not enough|past the end|incomplete"
+    r"|requires a buffer|index out of range"
+)
+"""What decoders say of a file that ends too early."""
 
 
 class Unpreparable(Exception):  # noqa: N818 - not an error of the run: it becomes a dead letter
@@ -12,6 +22,15 @@ class Unpreparable(Exception):  # noqa: N818 - not an error of the run: it becom
         self.detail = detail
 
 
-def words_of(error: BaseException) -> str:
-    """Return the message of a decoder's error as one short line."""
-    return " ".join(str(error).split())[:120] or type(error).__name__
+def undecodable(error: BaseException, name: str, size_bytes: int | None = None) -> Unpreparable:
+    """Return the exception for an image that its decoder refused. Its own message is for programmers, and is left out.
+
+    Args:
+        error: The decoder's error.
+        name: The name of the format.
+        size_bytes: The size of the file, if known.
+    """
+    if isinstance(error, (EOFError, struct.error, IndexError)) or _CUT_OFF.search(str(error)):
+        size = name if size_bytes is None else f"{name}, {of_count(size_bytes, 'byte')}"
+        return Unpreparable(Reason.UNDECODABLE, f"the file is cut off ({size})")
+    return Unpreparable(Reason.UNDECODABLE, f"the image cannot be decoded ({name})")

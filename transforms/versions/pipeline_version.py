@@ -1,6 +1,7 @@
 """Plan the version that a pipeline has begun, when all its rows are there."""
 
 import contextlib
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,8 @@ def plan_version(
             if is_upsert and bad:
                 raise CatalogError(
                     f"{store.url}/{bad[0]}: the file is damaged, so its rows cannot be kept. Nothing was published. "
-                    "Use mode='replace' with all assets, or `versions rollback` to go back."
+                    "Use mode='replace' with all assets, or go back with "
+                    f"`epithre-beam versions rollback {shlex.quote(store.url)}`."
                 )
             is_taken_over = not is_upsert and _is_taken_over(setup, current, comparison)
         changes = comparison.incoming_changes(keeps_others=is_upsert)

@@ -7,7 +7,8 @@ import pytest
 
 from epithre_beam.configs.errors import CatalogError, NoCatalogError, UnknownVersionError
 from epithre_beam.index import Store, read_latest
-from epithre_beam.index.versions.history import existing_versions, find_version, list_versions, version_before
+from epithre_beam.index.versions.complete import existing_versions
+from epithre_beam.index.versions.history import find_version, list_versions, version_before
 from epithre_beam.index.versions.layout import manifest_name, version_folder
 
 from ..manifests import make_manifest, publish_new

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from epithre_beam.index import Store
-from epithre_beam.index.versions.history import existing_versions
+from epithre_beam.index.versions.complete import existing_versions
 from epithre_beam.pipelines.jobs.build_index import import_vectors
 from epithre_beam.transforms.epithre.emulator import Faults
 

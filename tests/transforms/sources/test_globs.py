@@ -41,7 +41,7 @@ from .listing import TREE, grow, ids
 def test_a_glob_matches_these_files(tmp_path: Path, pattern: str, expected: set[str]) -> None:
     grow(tmp_path, *TREE)
     if not expected:
-        with pytest.raises(ConfigError, match="no file matches"):
+        with pytest.raises(ConfigError, match=r"matches the pattern|does not exist"):
             ids(tmp_path / pattern)
         return
     assert ids(tmp_path / pattern) == sorted(expected, key=lambda name: name.split("/"))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -153,3 +154,29 @@ def test_a_png_with_a_broken_profile_or_text_is_sent_unchanged() -> None:
     for extra in (chunk(b"iCCP", b"x\0\0no deflated bytes"), chunk(b"zTXt", b"a\0\0none"), chunk(b"iTXt", b"a\0\1")):
         data = png(8, 8, 8, 0, GREYS, extra)
         assert prepare_image(data, DEFAULTS).content == data
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_broken_images_are_described_without_internals_of_the_decoder(form: str) -> None:
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (9, 9), bytes(243)).save(buffer, form)
+    whole = buffer.getvalue()
+    plain = re.compile(
+        rf"the file is cut off \({form.lower()}(, \d+ bytes?)?\)|the image cannot be decoded \({form.lower()}\)"
+        r"|the \w+ is truncated: its end is missing|the file begins with .* and is not an image"
+    )
+    broken = [whole[:size] for size in range(1, len(whole))] + [whole[:12] + b"\xff" * 12 + whole[24:]]
+    seen = set()
+    for data in broken:
+        try:
+            prepare_image(data, PrepareConfig(send_formats=("jpeg",), max_pixels=16))
+        except Unpreparable as failure:
+            if failure.reason is Reason.UNDECODABLE:
+                seen.add(failure.detail)
+    assert seen
+    assert [detail for detail in seen if not plain.fullmatch(detail)] == []
+
+
+def test_a_header_of_two_bytes_is_cut_off() -> None:
+    with pytest.raises(Unpreparable, match=r"^the file is cut off \(bmp, 2 bytes\)$"):
+        open_image(b"BM", DEFAULTS, time.monotonic() + 9)
