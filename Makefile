@@ -86,6 +86,7 @@ bench-main-job: $(VENV)/.dev
 
 bench-beam: $(VENV)/.dev
 	$(BIN)/python benchmarks/beam_plugin.py
+	$(BIN)/python benchmarks/beam_catalog.py
 
 bench-limit: $(VENV)/.dev
 	$(BIN)/python benchmarks/limit.py

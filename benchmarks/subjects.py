@@ -29,18 +29,30 @@ def measure(program: str, subject: str, arguments: Sequence[str], **settings: An
 
     before_s = _cpu_s(resource.RUSAGE_CHILDREN)
     with start_emulator_process(EmulatorSettings(**settings)) as emulator:
-        command = [sys.executable, program, "--subject", subject, "--url", emulator.base_url, *arguments]
-        # Workers in other processes import what a pipeline maps from the folder of the program.
-        paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        environment = {**os.environ, KEY_ENV: emulator.api_key, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        found = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        figures = _run(program, subject, ["--url", emulator.base_url, *arguments], {KEY_ENV: emulator.api_key})
         stats = httpx.get(f"{emulator.url}/emulator/stats").json()
-    figures: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
     figures["requests"] = stats["requests"]
     figures["refused"] = stats["statuses"].get("429", 0)
     figures["worst_window"] = stats["worst_window"]["requests"]
     figures["server_cpu_s"] = round(_cpu_s(resource.RUSAGE_CHILDREN) - before_s - figures["cpu_s"], 2)
     print(f"{subject:8s} {json.dumps(figures)}", flush=True)
+    return figures
+
+
+def measure_alone(program: str, subject: str, arguments: Sequence[str]) -> dict[str, float]:
+    """Run a subject that needs no emulator, and return its figures."""
+    figures = _run(program, subject, arguments, {})
+    print(f"{subject:8s} {json.dumps(figures)}", flush=True)
+    return figures
+
+
+def _run(program: str, subject: str, arguments: Sequence[str], added: Mapping[str, str]) -> dict[str, float]:
+    command = [sys.executable, program, "--subject", subject, *arguments]
+    # Workers in other processes import what a pipeline maps from the folder of the program.
+    paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, **added, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    found = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
     return figures
 
 

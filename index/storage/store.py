@@ -138,19 +138,24 @@ class Store:
             return self.fs.open(self._confined(name), "rb")  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
-    def open_write(self, name: str) -> Iterator["HashingWriter"]:
-        """Open a file for writing. It appears completely after the block, or not at all if the block raises."""
+    def open_write(self, name: str, *, is_temporary: bool = False) -> Iterator["HashingWriter"]:
+        """Open a file for writing. It appears completely after the block, or not at all if the block raises.
+
+        Args:
+            name: Name of the file.
+            is_temporary: Whether only this run reads it. It is then not hashed, and need not survive a power failure.
+        """
         path = self.path(name)
         if isinstance(self.fs, MemoryFileSystem):  # its files would appear when opened
             buffer = io.BytesIO()
-            yield HashingWriter(buffer)
+            yield HashingWriter(buffer, is_hashed=not is_temporary)
             self.fs.pipe_file(path, buffer.getvalue())
             return
         if not self.is_local:
             with storage_errors(self._place(name)):
                 handle = self.fs.open(path, "wb")
                 try:
-                    yield HashingWriter(handle)
+                    yield HashingWriter(handle, is_hashed=not is_temporary)
                 except BaseException:
                     with contextlib.suppress(Exception):
                         handle.discard()
@@ -164,9 +169,10 @@ class Store:
         partial, handle = _begin(target)
         try:
             with handle as file:
-                yield HashingWriter(file)
+                yield HashingWriter(file, is_hashed=not is_temporary)
                 file.flush()
-                os.fsync(file.fileno())
+                if not is_temporary:
+                    os.fsync(file.fileno())
             partial.replace(target)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -440,11 +446,13 @@ def _modified_s(info: dict[str, Any]) -> float | None:
 class HashingWriter:
     """A file for writing that counts its bytes and computes its sha256. Append-only, so any store supports it.
 
-    Do not modify a buffer after writing it: large buffers are hashed later, in a separate thread.
+    Do not modify a buffer after writing it, unless the file is not hashed: large buffers are hashed later, in a
+    separate thread.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], *, is_hashed: bool = True) -> None:
         self._file = file
+        self._is_hashed = is_hashed
         self._sha256 = hashlib.sha256()
         self._thread: ThreadPoolExecutor | None = None
         self._hashing: deque[Future[None]] = deque()
@@ -453,20 +461,26 @@ class HashingWriter:
 
     def write(self, data: bytes | memoryview) -> int:
         length = memoryview(data).nbytes
-        if length >= _HASHED_APART_BYTES and self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="sha256")
-        if self._thread is None:
-            self._sha256.update(data)
-        else:  # small pieces too, to keep the order
-            self._hashing.append(self._thread.submit(self._sha256.update, data))
+        if self._is_hashed:
+            self._hash(data, length)
         self._file.write(data)
         while len(self._hashing) > _HASHED_LATER:
             self._hashing.popleft().result()
         self.size_bytes += length
         return length
 
+    def _hash(self, data: bytes | memoryview, length: int) -> None:
+        if length >= _HASHED_APART_BYTES and self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        if self._thread is None:
+            self._sha256.update(data)
+        else:  # small pieces too, to keep the order
+            self._hashing.append(self._thread.submit(self._sha256.update, data))
+
     @property
     def sha256(self) -> str:
+        if not self._is_hashed:
+            raise ValueError("a temporary file is not hashed")
         if self._thread is not None:
             self._thread.shutdown()
             self._thread = None

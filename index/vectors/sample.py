@@ -83,7 +83,7 @@ def keep_sample(
             writer.write_table(pa.concat_tables(held))
 
     with (
-        store.open_write(name) as file,
+        store.open_write(name, is_temporary=True) as file,
         pq.ParquetWriter(
             pa.PythonFile(file, mode="w"),
             schema,

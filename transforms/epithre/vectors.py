@@ -24,6 +24,7 @@ except ImportError:
 _NORM_TOLERANCE = 1e-3
 _LONGEST_INDEX = 9
 _FLOAT32_BYTES = 4
+_UNIT_TOLERANCE = 1e-3
 _PLAUSIBLE_NORMS = (0.05, 1e6)
 """Range of the norms of a model's vectors. Other number formats, read as float32, fall outside it or are NaN."""
 _DIMENSIONS = range(8, 65_537)
@@ -184,6 +185,8 @@ def _wrong_lengths(entries: Sequence[AnswerEntry], dimension: int) -> BrokenAnsw
 
 def _other_format(vectors: Sequence[npt.NDArray[np.float32]], dimension: int) -> str | None:
     """Return the number format in which these bytes have the required dimension; None if unknown."""
+    if all(_is_unit(vector) for vector in vectors):
+        return None  # float32 of another dimension: no other format gives unit vectors when it is read as float32
     size = vectors[0].nbytes
     if size == 8 * dimension and all(_is_plausible(v.view("<f8")) for v in vectors):
         return "float64"
@@ -201,6 +204,13 @@ def _bfloat16(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def _is_plausible(vector: npt.NDArray[Any]) -> bool:
     least, most = _PLAUSIBLE_NORMS
+    return least <= _norm(vector) <= most
+
+
+def _is_unit(vector: npt.NDArray[Any]) -> bool:
+    return abs(_norm(vector) - 1) <= _UNIT_TOLERANCE
+
+
+def _norm(vector: npt.NDArray[Any]) -> float:
     with np.errstate(all="ignore"):
-        norm = float(np.linalg.norm(vector.astype(np.float64)))
-    return least <= norm <= most
+        return float(np.linalg.norm(vector.astype(np.float64)))

@@ -106,7 +106,7 @@ class IncomingWriter:
         self._is_given = dimension is not None
         self._dimension = dimension or 0
         self._rows: list[Mapping[str, Any]] = []
-        self._numbers = bytearray()
+        self._vectors: Vectors = np.empty((0, 0), np.float32)
         self._held_bytes = 0
         self._counts: Counter[str] = Counter()
         self._normalised = 0
@@ -145,10 +145,13 @@ class IncomingWriter:
             if not self._is_given:
                 raise other_dimension(self._dimension, numbers.size)
             return [_broken(row, f"the vector must have {self._dimension} dimensions, got {numbers.size}")]
-        self._numbers += numbers.tobytes()
+        if not self._vectors.size:
+            self._vectors = np.empty((max(1, _GROUP_BYTES // numbers.nbytes), self._dimension), np.float32)
+        self._vectors[len(self._rows)] = numbers
         self._rows.append(row)
         self._held_bytes += numbers.nbytes + len(row.get("text") or "") + len(row.get("metadata") or "") + _ROW_BYTES
-        return self._write_group() if self._held_bytes >= _GROUP_BYTES else []
+        is_full = self._held_bytes >= _GROUP_BYTES or len(self._rows) == len(self._vectors)
+        return self._write_group() if is_full else []
 
     def finish(self) -> tuple[IncomingPart | None, list[DeadLetter]]:
         """Complete the part. Return it, None if it has no rows, and the dead letters of the last rows."""
@@ -170,8 +173,8 @@ class IncomingWriter:
         rows = self._rows
         if not rows:
             return []
-        vectors = np.frombuffer(self._numbers, np.float32).reshape(len(rows), self._dimension).copy()
-        self._rows, self._numbers, self._held_bytes = [], bytearray(), 0
+        vectors = self._vectors[: len(rows)]
+        self._rows, self._held_bytes = [], 0
         are_finite, are_zero, normalised = normalise(vectors)
         are_good = are_finite & ~are_zero
         dead = [
@@ -190,11 +193,12 @@ class IncomingWriter:
         schema = part_schema(self._types)
         if self._file is None:
             self._name = f"{self._folder}/{uuid.uuid4().hex}"
-            self._file = self._open.enter_context(self._store.open_write(f"{self._name}.vectors"))
-            assets = self._open.enter_context(self._store.open_write(f"{self._name}.parquet"))
-            self._writer = self._open.enter_context(pq.ParquetWriter(pa.PythonFile(assets, mode="w"), schema))
+            # Not hashed, because each vector has a checksum, and the next step reads it in another order.
+            self._file = self._open.enter_context(self._store.open_write(f"{self._name}.vectors", is_temporary=True))
+            assets = self._open.enter_context(self._store.open_write(f"{self._name}.parquet", is_temporary=True))
+            self._writer = self._open.enter_context(parquet_writer(assets, schema))
         assert self._writer is not None
-        data = [vector.tobytes() for vector in vectors.astype("<f4", copy=False)]
+        data = np.ascontiguousarray(vectors, "<f4")
         stated = [_stated(row, its) for row, its in zip(rows, data, strict=True)]
         columns = [_column(stated, field) for field in asset_fields()]
         if struct := metadata_type(self._types):
@@ -203,8 +207,15 @@ class IncomingWriter:
             columns.append(pa.StructArray.from_arrays(values, fields=list(struct), mask=is_null))
         columns.append(pa.array([zlib.crc32(its) for its in data], pa.uint32()))
         self._writer.write_table(pa.table(columns, schema=schema))
-        self._file.write(b"".join(data))
+        self._file.write(data.data.cast("B"))
         self._counts.update(row["kind"] for row in rows)
+
+
+def parquet_writer(file: HashingWriter, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a Parquet file that is read once: what makes one small costs more than it saves."""
+    return pq.ParquetWriter(
+        pa.PythonFile(file, mode="w"), schema, compression="none", use_dictionary=False, write_statistics=False
+    )
 
 
 def other_dimension(one: int, other: int) -> ArgumentError:
@@ -223,7 +234,7 @@ def _broken(row: Mapping[str, Any], why: str) -> DeadLetter:
     )
 
 
-def _stated(row: Mapping[str, Any], vector: bytes) -> dict[str, Any]:
+def _stated(row: Mapping[str, Any], vector: npt.NDArray[Any]) -> dict[str, Any]:
     """Return the fields of a row, with what can be derived for those that are absent.
 
     The content of an image that is not known is represented by its vector.
@@ -233,7 +244,7 @@ def _stated(row: Mapping[str, Any], vector: bytes) -> dict[str, Any]:
     digest = row.get("content_sha256")
     fingerprint = row.get("fingerprint")
     if digest is None or (fingerprint is None and content is not None):
-        found = hashlib.sha256(vector if content is None else content).hexdigest()
+        found = hashlib.sha256(vector.data if content is None else content).hexdigest()
         digest, fingerprint = digest or found, fingerprint or f"sha256:{found}"
     size = row.get("size_bytes")
     return {
@@ -310,16 +321,19 @@ class _PartVectors:
     def take(self, parts: npt.NDArray[np.int32], rows: npt.NDArray[np.int64], checksums: npt.NDArray[Any]) -> Vectors:
         """Return the vectors in the order of the arguments: float32, (rows, dimension)."""
         order = np.lexsort((rows, parts))
+        vectors = np.empty((len(rows), self._dimension), "<f4")
+        first = 0
         runs = list(_runs(parts[order], rows[order], max(1, _READ_BYTES // (4 * self._dimension))))
-        found = np.frombuffer(b"".join(self._pieces(runs)), "<f4").reshape(-1, self._dimension)
-        if len(found) != len(rows):
+        for piece in self._pieces(runs):
+            if len(piece) % (4 * self._dimension):
+                raise _taken_over(self._store)
+            found = np.frombuffer(piece, "<f4").reshape(-1, self._dimension)
+            vectors[order[first : first + len(found)]] = found
+            first += len(found)
+        sums = np.array([zlib.crc32(vector.data) for vector in vectors], np.uint32)
+        if first != len(rows) or not np.array_equal(sums, checksums):
             raise _taken_over(self._store)
-        vectors: Vectors = np.empty((len(rows), self._dimension), np.float32)
-        vectors[order] = found
-        sums = np.array([zlib.crc32(vector.tobytes()) for vector in vectors], np.uint32)
-        if not np.array_equal(sums, checksums):
-            raise _taken_over(self._store)
-        return vectors
+        return vectors.astype(np.float32, copy=False)
 
     def _pieces(self, runs: Sequence[tuple[int, int, int]]) -> Iterator[bytes]:
         size = 4 * self._dimension

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,11 +30,21 @@ from ..planning.payloads import Payloads
 from ..planning.plan import Plan, iterate_units, reused_dead_name, unit_name
 from ..sources.references import reference_schema
 from .begun import Begun, PipelineSetup, current_manifest
-from .incoming_rows import IncomingPart, incoming_folder, incoming_name, incoming_schema, other_dimension, parts_name
+from .incoming_rows import (
+    IncomingPart,
+    incoming_folder,
+    incoming_name,
+    incoming_schema,
+    other_dimension,
+    parquet_writer,
+    parts_name,
+)
 from .reused_rows import iterate_dead_letters, write_reused
 from .setup import VersionSetup, public_settings
 
 _PIPELINE = "pipeline"
+_BLOCK_ROWS = 8192
+_BLOCK_BYTES = 32_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,33 +192,50 @@ def _load_rows(
     """Load the assets of all parts, and return their number by kind. No vector is read."""
     rows: Counter[str] = Counter()
     schema = reference_schema({})
+    for table in _in_blocks(_iterate_parts(store, parts)):
+        numbers = payloads.add(table)
+        rows.update(table.column("kind").to_pylist())
+        columns = {
+            "text": pa.nulls(len(table), pa.string()),  # it is in `payloads`
+            "source": pa.array(numbers, pa.int32()),
+        }
+        references = [columns.get(name) for name in schema.names]
+        references = [
+            table.column(name) if column is None else column
+            for name, column in zip(schema.names, references, strict=True)
+        ]
+        comparison.add_rows(pa.table(references, schema=schema), table.column("content_sha256"))
+    return rows
+
+
+def _iterate_parts(store: Store, parts: Sequence[IncomingPart]) -> Iterator[pa.Table]:
+    """Yield the assets of all parts with the places of their vectors, a row group at a time."""
     for number, part in enumerate(parts):
         first = 0
         with store.open_read(f"{part.name}.parquet") as handle:
             file = pq.ParquetFile(handle, pre_buffer=False)
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, use_threads=False)
-                count = len(table)
-                table = table.append_column("part", pa.array([number] * count, pa.int32()))
-                table = table.append_column("row", pa.array(range(first, first + count), pa.int64()))
-                first += count
-                numbers = payloads.add(table)
-                rows.update(table.column("kind").to_pylist())
-                columns = {
-                    "text": pa.nulls(count, pa.string()),  # it is in `payloads`
-                    "source": pa.array(numbers, pa.int32()),
-                }
-                references = [columns.get(name) for name in schema.names]
-                references = [
-                    table.column(name) if column is None else column
-                    for name, column in zip(schema.names, references, strict=True)
-                ]
-                comparison.add_rows(pa.table(references, schema=schema), table.column("content_sha256"))
+                places = np.arange(first, first + len(table))
+                table = table.append_column("part", pa.array(np.full(len(table), number), pa.int32()))
+                yield table.append_column("row", pa.array(places, pa.int64()))
+                first += len(table)
         if first != sum(part.rows.values()):
             raise CatalogError(
                 f"{store.url}/{part.name}.parquet must have {sum(part.rows.values())} rows, got {first}. Run again."
             )
-    return rows
+
+
+def _in_blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Concatenate tables, because a database takes one table of thousands of rows faster than many small ones."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(map(len, held)) >= _BLOCK_ROWS or sum(its.nbytes for its in held) >= _BLOCK_BYTES:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
 
 
 def _load_ids(store: Store, parts: Sequence[IdPart], comparison: IncomingComparison) -> Counter[str]:
@@ -306,8 +334,8 @@ def _write_groups(
     made_with = embedding_config_hash(config.embed, config.prepare, begun.fingerprint)
     schema = incoming_schema(begun.metadata)
     with (
-        store.open_write(incoming_name(begun.run.version)) as file,
-        pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema) as writer,
+        store.open_write(incoming_name(begun.run.version), is_temporary=True) as file,
+        parquet_writer(file, schema) as writer,
     ):
         for number, unit in enumerate(iterate_units(comparison.todo(), config.embed.unit_references)):
             writer.write_table(payloads.take(unit.column("source").to_numpy()), row_group_size=len(unit))

@@ -30,7 +30,7 @@ def bomb(side):
         (b"/etc/passwd", "is not an image"),
         (b"http://127.0.0.1/picture.jpg", "is not an image"),
         (b"%PDF-1.7 and so on", "is not an image"),
-        (b"\xff\xd8\xff\xe0 begins as one", "broken"),
+        (b"\xff\xd8\xff\xe0 begins as one", "cut off"),
         (bomb(40_000), "pixels"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
     ],

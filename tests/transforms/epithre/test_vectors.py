@@ -210,6 +210,14 @@ def test_the_error_names_twice_or_half_the_dimension(configured, found, form):
     assert reported.dimension == found
 
 
+@pytest.mark.parametrize(("configured", "found"), [(64, 32), (16, 8), (16, 32)])
+def test_a_unit_vector_in_float32_is_never_read_as_another_format(configured, found):
+    """A few numbers may be plausible in another format by chance."""
+    for seed in range(500):
+        reported = wrong([in_base64(unit(found, seed).astype(np.float32))], configured)
+        assert reported.dimension == found, seed
+
+
 @pytest.mark.parametrize("values", [[[]], [[], []], ["", ""]], ids=repr)
 def test_the_error_names_empty_vectors(values):
     reported = wrong(values)
