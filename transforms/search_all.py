@@ -7,10 +7,11 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from ..index.vectors.units import UnitRecord
-from .batch_search.blocks import BlockRecord, Found, SearchSetup, find_done, merge_block, search_block, search_parts
+from .batch_search.blocks import BlockRecord, SearchSetup, find_done, merge_block, search_block, search_parts
 from .batch_search.last_step import complete_search
 from .batch_search.query_blocks import Block, embedded
 from .embedding.spending import check_all_sent
+from .query.many_queries import Found
 from .workers.steps import Step, under_one_key
 
 

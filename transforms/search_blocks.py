@@ -19,20 +19,21 @@ from ..index.search.catalog import Catalog
 from ..index.storage.store import Store
 from ..index.versions.layout import DeadLetter, Reason
 from ..index.versions.manifest import Manifest, read_manifest
-from .batch_search.blocks import Found
 from .catalog_elements import DeadQuery, Query, SearchHit, asset_of
 from .elements import metadata_json
 from .embed_assets import reference_of
 from .embedding.engine import AssetBundle, Engine, acquire_engine, release_engine
 from .query.many_queries import (
+    Found,
     FoundAsset,
     Searched,
     SearchOptions,
     acquire_catalog,
     check_options,
+    hits_of,
     merge_groups,
     release_catalog,
-    search_block,
+    search_all,
     search_group,
 )
 from .query.query_engine import query_engine_setup
@@ -266,8 +267,9 @@ class _SearchQueries(_Queries):
 
     def release(self, kind: str | None, waiting: _Waiting) -> Iterator[WindowedValue]:
         assert self._catalog is not None
-        found = search_block(self._catalog, np.stack(waiting.vectors), kind, self._setup.options)
-        for (query, timestamp, window), hits in zip(waiting.queries, found, strict=True):
+        options = self._setup.options
+        answers = search_all(self._catalog, np.stack(waiting.vectors), options.k, kind, options)
+        for (query, timestamp, window), hits in zip(waiting.queries, hits_of(answers), strict=True):
             for hit in _search_hits(query.id, hits):
                 yield WindowedValue(hit, timestamp, (window,))
 
@@ -307,8 +309,7 @@ def _find_in_group(
     """Search blocks in one group of index files."""
     number, blocks = element
     for block in blocks:
-        scores, rows = search_group(searched.groups[number], searched.version, block.array(), options)
-        yield block.key, Found(group=number, scores=scores.tobytes(), rows=rows.tobytes(), width=scores.shape[1])
+        yield block.key, search_group(number, searched, block.array(), options.k, options)
 
 
 def _merge_found(
@@ -319,17 +320,7 @@ def _merge_found(
     blocks = [item for item in items if isinstance(item, QueryBlock)]
     queries = len(blocks[0].ids)
     found = {item.group: item for item in items if isinstance(item, Found)}
-    arrays = [
-        (
-            item.group,
-            (
-                np.frombuffer(item.scores, np.float32).reshape(queries, item.width),
-                np.frombuffer(item.rows, np.int64).reshape(queries, item.width),
-            ),
-        )
-        for item in found.values()
-    ]
-    merged = merge_groups(queries, arrays, searched, blocks[0].kind, options)
+    merged = hits_of(merge_groups(queries, found.values(), searched, options.k, blocks[0].kind, options))
     for block in blocks:
         for name, hits in zip(block.ids, merged, strict=True):
             yield from _search_hits(name, hits)

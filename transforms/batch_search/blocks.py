@@ -5,9 +5,7 @@ blocks. If the catalog is too large for one worker, each worker opens one group 
 groups are merged block by block.
 """
 
-import functools
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -19,16 +17,23 @@ import pyarrow.parquet as pq
 
 from ...configs import AssetKind, EmbedConfig
 from ...configs.search_schema import SearchJob
-from ...index.ann.kind_index import KindIndex
-from ...index.ann.parts import IndexPart, open_assets, open_parts
-from ...index.search.catalog import MAX_K, Catalog
-from ...index.search.merge import Merged, check_merge, merge_kinds
-from ...index.search.opening import open_catalog
-from ...index.search.where import parse_where
+from ...index.ann.parts import IndexPart
+from ...index.search.catalog import MAX_K
+from ...index.search.merge import Merged
 from ...index.storage.store import Store
 from ...index.vectors.units import dead_letter_table
 from ...index.versions.layout import DeadLetter, metadata_type
-from ...index.versions.manifest import IndexEntry
+from ..query.many_queries import (
+    Answers,
+    Found,
+    Searched,
+    SearchOptions,
+    acquire_catalog,
+    merge_groups,
+    release_catalog,
+    search_all,
+    search_group,
+)
 from ..versions.imports import VectorFolder
 from ..workers.run_folder import RunFolder
 from .query_blocks import QUERY_SCHEMA, Block, Queries, read_queries
@@ -64,18 +69,6 @@ class SearchSetup:
     """Types of the metadata columns in the hits."""
     groups: tuple[tuple[IndexPart, ...], ...] = ()
     """The groups of index files, one group per worker; empty: each worker opens all files."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """Hits of a block in one group of index files. Arrays are bytes because many small elements slow a runner down."""
-
-    group: int
-    scores: bytes
-    """float32, (queries, width)."""
-    rows: bytes
-    """int64, the same shape."""
-    width: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +123,13 @@ def search_block(block: Block, setup: SearchSetup) -> BlockRecord:
     if (done := find_done(block, setup)) is not None:
         return done
     queries = read_queries(block, output, setup.plan, setup.folders)
-    catalog = _opened(job.catalog, setup.searched)
-    k, kinds = _width(queries, job), _kinds(job, catalog.kinds)
-    found = []
-    for kind in kinds:
-        where = _where(job, catalog.assets(kind))
-        found.append(catalog.find_rows(queries.vectors, k, kind=kind, where=where, recall=job.search.recall))
-    assets = {kind: catalog.assets(kind) for kind in kinds}
-    return _write(block, setup, queries, _merge(catalog.manifest.indexes, found, kinds, k, block.kind, job), assets)
+    options = options_of(job)
+    catalog = acquire_catalog(options, setup.searched)
+    try:
+        answers = search_all(catalog, queries.vectors, _width(queries, job), block.kind, options)
+        return _write(block, setup, queries, answers)
+    finally:
+        release_catalog(catalog)
 
 
 def search_parts(number: int, blocks: Iterable[Block], setup: SearchSetup) -> Iterator[tuple[int, Found]]:
@@ -148,13 +140,10 @@ def search_parts(number: int, blocks: Iterable[Block], setup: SearchSetup) -> It
         DamagedFileError: When a file of vectors is damaged.
     """
     job, output = setup.job, Store(setup.job.output)
-    index = open_parts(job.catalog, setup.searched, setup.groups[number])
-    where, point = _where(job, index.assets), index.point(job.search.recall)
+    options = options_of(job)
     for block in sorted(blocks, key=lambda block: block.number):
         queries = read_queries(block, output, setup.plan, setup.folders)
-        scores, rows = index.search(queries.vectors, _width(queries, job), where, point)
-        found = Found(group=number, scores=scores.tobytes(), rows=rows.tobytes(), width=scores.shape[1])
-        yield block.number, found
+        yield block.number, search_group(number, _searched(setup), queries.vectors, _width(queries, job), options)
 
 
 def merge_block(block: Block, parts: Iterable[Found], setup: SearchSetup) -> BlockRecord:
@@ -163,17 +152,9 @@ def merge_block(block: Block, parts: Iterable[Found], setup: SearchSetup) -> Blo
     if (done := find_done(block, setup)) is not None:
         return done
     queries = read_queries(block, output, setup.plan, setup.folders)
-    indexes = _opened_assets(job.catalog, setup.searched)
-    k, kinds = _width(queries, job), _kinds(job, tuple(indexes))
-    by_kind: dict[str, list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]] = {kind: [] for kind in kinds}
-    for part in sorted(parts, key=lambda part: part.group):
-        shape = (len(queries.vectors), part.width)
-        arrays = np.frombuffer(part.scores, np.float32), np.frombuffer(part.rows, np.int64)
-        by_kind[setup.groups[part.group][0].kind].append((arrays[0].reshape(shape), arrays[1].reshape(shape)))
-    found = [indexes[kind].join(by_kind[kind], k) for kind in kinds]
-    entries = [index.entry for index in indexes.values()]
-    assets = {kind: indexes[kind].assets for kind in kinds}
-    return _write(block, setup, queries, _merge(entries, found, kinds, k, block.kind, job), assets)
+    k, options = _width(queries, job), options_of(job)
+    answers = merge_groups(len(queries.vectors), parts, _searched(setup), k, block.kind, options)
+    return _write(block, setup, queries, answers)
 
 
 def find_done(block: Block, setup: SearchSetup) -> BlockRecord | None:
@@ -192,13 +173,11 @@ def find_done(block: Block, setup: SearchSetup) -> BlockRecord | None:
     return BlockRecord(**{**reported, "size_bytes": size})
 
 
-def _write(
-    block: Block, setup: SearchSetup, queries: Queries, merged: Merged, assets: Mapping[AssetKind, pa.Table]
-) -> BlockRecord:
+def _write(block: Block, setup: SearchSetup, queries: Queries, answers: Answers) -> BlockRecord:
     output, name = Store(setup.job.output), hits_name(setup.result, block.number, setup.blocks)
     if queries.dead:
         write_dead_letters(output, block_dead_name(setup.result, block.number), queries.dead)
-    table, full = _table(queries, merged, assets, setup)
+    table, full = _table(queries, answers.merged, answers.assets, setup)
     record = BlockRecord(
         number=block.number,
         queries=len(queries.vectors),
@@ -220,50 +199,29 @@ def write_dead_letters(output: Store, name: str, letters: Iterable[DeadLetter]) 
         pq.write_table(dead_letter_table(list(letters)), pa.PythonFile(file, mode="w"), write_page_checksum=True)
 
 
-_opening = threading.Lock()
+def options_of(job: SearchJob) -> SearchOptions:
+    """Return what a job searches, as `SearchCatalog` states it."""
+    wanted = job.search
+    return SearchOptions(
+        url=job.catalog,
+        k=wanted.k,
+        kinds=None if wanted.kinds is None else tuple(wanted.kinds),
+        where=wanted.where,
+        merge=wanted.merge,
+        recall=wanted.recall,
+        worker_index_mb=None,  # the launcher has chosen the groups
+        follow_every_s=None,
+    )
 
 
-def _opened(url: str, version: str) -> Catalog:
-    with _opening:  # without the lock, two threads could open it: lru_cache does not prevent that
-        return _open(url, version)
-
-
-@functools.lru_cache(maxsize=2)
-def _open(url: str, version: str) -> Catalog:
-    return open_catalog(url, version=version)
-
-
-@functools.lru_cache(maxsize=2)
-def _opened_assets(url: str, version: str) -> dict[str, KindIndex]:
-    return open_assets(url, version)
-
-
-def _kinds(job: SearchJob, there: Sequence[str]) -> list[AssetKind]:
-    asked: tuple[AssetKind, ...] = job.search.kinds or ("image", "text")
-    return [kind for kind in sorted(asked) if kind in there]
+def _searched(setup: SearchSetup) -> Searched:
+    return Searched(version=setup.searched, groups=setup.groups)
 
 
 def _width(queries: Queries, job: SearchJob) -> int:
     """Return the number of hits to search for: one more if a query can find itself."""
     spare = job.search.exclude_self and bool(queries.is_same.any())
     return min(job.search.k + spare, MAX_K)
-
-
-def _where(job: SearchJob, assets: pa.Table) -> pc.Expression | None:
-    return None if job.search.where is None else parse_where(job.search.where, assets.schema)
-
-
-def _merge(
-    entries: Iterable[IndexEntry],
-    found: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]],
-    kinds: Sequence[AssetKind],
-    k: int,
-    query_kind: str,
-    job: SearchJob,
-) -> Merged:
-    of_kinds: dict[str, IndexEntry] = {entry.kind: entry for entry in entries if entry.kind in kinds}
-    figures = check_merge(job.search.merge, of_kinds, query_kind)
-    return merge_kinds(found, k, job.search.merge, [figures[kind] for kind in kinds])
 
 
 def _table(

@@ -1,4 +1,7 @@
-"""Search blocks of queries in catalogs that a process opens once, or in a group of index files. Does not use Beam."""
+"""Search many queries in catalogs that a process opens once, or in a group of index files. Does not use Beam.
+
+`SearchCatalog` makes elements of the answers, a bulk search writes them as Parquet.
+"""
 
 import functools
 import threading
@@ -16,7 +19,7 @@ from ...configs.errors import ArgumentError
 from ...index.ann.kind_index import KindIndex, operating_point
 from ...index.ann.parts import IndexPart, group_parts, index_parts, open_assets, open_parts
 from ...index.search.catalog import Catalog
-from ...index.search.merge import Merge, check_merge, merge_kinds
+from ...index.search.merge import Merge, Merged, check_merge, merge_kinds
 from ...index.search.opening import open_catalog
 from ...index.search.where import parse_where
 from ...index.storage.store import Store
@@ -26,7 +29,7 @@ from ...index.versions.manifest import IndexEntry, Manifest
 
 _KEPT_OPEN = 4
 
-Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 """Scores and rows, both (queries, width); row -1 for a missing hit."""
 
 
@@ -38,8 +41,8 @@ class SearchOptions:
     k: int
     kinds: tuple[AssetKind, ...] | None
     """None: all."""
-    where: str | None
-    """A condition as JSON."""
+    where: str | Mapping[str, Any] | None
+    """A condition, or its JSON."""
     merge: Merge
     recall: float | None
     worker_index_mb: float | None
@@ -55,6 +58,31 @@ class Searched:
     version: str
     groups: tuple[tuple[IndexPart, ...], ...]
     """The groups of index files, one for a worker each; empty: each worker opens all files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What queries found in one group of index files. Bytes, because many small elements slow a runner down."""
+
+    group: int
+    scores: bytes
+    """float32, (queries, width)."""
+    rows: bytes
+    """int64, the same shape."""
+    width: int
+
+    def arrays(self, queries: int) -> Arrays:
+        shape = queries, self.width
+        return np.frombuffer(self.scores, np.float32).reshape(shape), np.frombuffer(self.rows, np.int64).reshape(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The hits of many queries in all kinds."""
+
+    merged: Merged
+    assets: Mapping[AssetKind, pa.Table]
+    """The table that the rows of each kind are in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,14 +170,15 @@ def release_catalog(catalog: Catalog) -> None:
             _opened.pop(key).catalog.close()
 
 
-def search_block(
-    catalog: Catalog, vectors: npt.NDArray[np.float32], query_kind: str | None, options: SearchOptions
-) -> list[list[FoundAsset]]:
-    """Search queries in one version, and return the hits of each, best first.
+def search_all(
+    catalog: Catalog, vectors: npt.NDArray[np.float32], k: int, query_kind: str | None, options: SearchOptions
+) -> Answers:
+    """Search queries in one version.
 
     Args:
         catalog: The catalog; one that follows is searched in the version that is current now.
         vectors: float32, (queries, dimension), finite.
+        k: Hits for a query.
         query_kind: `image` or `text`; needed by the merge `standardised`.
         options: What is searched.
 
@@ -160,36 +189,33 @@ def search_block(
         kinds = _kinds(options, version.kinds)
         assets = {kind: version.assets(kind) for kind in kinds}
         found = [
-            version.find_rows(vectors, options.k, kind=kind, where=_where(options, assets[kind]), recall=options.recall)
+            version.find_rows(vectors, k, kind=kind, where=_where(options, assets[kind]), recall=options.recall)
             for kind in kinds
         ]
-        return _hits(len(vectors), found, assets, version.manifest.indexes, query_kind, options)
+        return _merged(len(vectors), found, assets, version.manifest.indexes, k, query_kind, options)
 
 
 def search_group(
-    group: Sequence[IndexPart], version: str, vectors: npt.NDArray[np.float32], options: SearchOptions
+    number: int, searched: Searched, vectors: npt.NDArray[np.float32], k: int, options: SearchOptions
 ) -> Found:
     """Search queries in a group of index files, which this process keeps open until it searches another one."""
-    index = _open_group(options.url, version, tuple(group))
-    return index.search(vectors, options.k, _where(options, index.assets), index.point(options.recall))
+    index = _open_group(options.url, searched.version, searched.groups[number])
+    scores, rows = index.search(vectors, k, _where(options, index.assets), index.point(options.recall))
+    return Found(group=number, scores=scores.tobytes(), rows=rows.tobytes(), width=scores.shape[1])
 
 
 def merge_groups(
-    queries: int,
-    found: Iterable[tuple[int, Found]],
-    searched: Searched,
-    query_kind: str | None,
-    options: SearchOptions,
-) -> list[list[FoundAsset]]:
-    """Merge what was found in all groups, given with the numbers of the groups, and return the hits of each query."""
+    queries: int, found: Iterable[Found], searched: Searched, k: int, query_kind: str | None, options: SearchOptions
+) -> Answers:
+    """Merge what was found in all groups."""
     indexes = _open_tables(options.url, searched.version)
     kinds = _kinds(options, tuple(indexes))
-    by_kind: dict[str, list[Found]] = {kind: [] for kind in kinds}
-    for number, part in sorted(found, key=lambda item: item[0]):
-        by_kind[searched.groups[number][0].kind].append(part)
-    joined = [indexes[kind].join(by_kind[kind], options.k) for kind in kinds]
+    by_kind: dict[str, list[Arrays]] = {kind: [] for kind in kinds}
+    for part in sorted(found, key=lambda part: part.group):
+        by_kind[searched.groups[part.group][0].kind].append(part.arrays(queries))
+    joined = [indexes[kind].join(by_kind[kind], k) for kind in kinds]
     assets = {kind: indexes[kind].assets for kind in kinds}
-    return _hits(queries, joined, assets, [index.entry for index in indexes.values()], query_kind, options)
+    return _merged(queries, joined, assets, [index.entry for index in indexes.values()], k, query_kind, options)
 
 
 @functools.lru_cache(maxsize=1)
@@ -211,28 +237,36 @@ def _where(options: SearchOptions, assets: pa.Table) -> pc.Expression | None:
     return None if options.where is None else parse_where(options.where, assets.schema)
 
 
-def _hits(
+def _merged(
     queries: int,
-    found: Sequence[Found],
+    found: Sequence[Arrays],
     assets: Mapping[AssetKind, pa.Table],
     entries: Iterable[IndexEntry],
+    k: int,
     query_kind: str | None,
     options: SearchOptions,
-) -> list[list[FoundAsset]]:
-    kinds = list(assets)
-    hits: list[list[FoundAsset]] = [[] for _ in range(queries)]
-    if not kinds:
-        return hits
-    of_kinds: dict[str, IndexEntry] = {entry.kind: entry for entry in entries if entry.kind in kinds}
+) -> Answers:
+    if not assets:
+        nothing = np.empty((queries, 0), np.int64)
+        return Answers(
+            merged=Merged(scores=nothing.astype(np.float32), kinds=nothing.astype(np.int8), rows=nothing), assets={}
+        )
+    of_kinds: dict[str, IndexEntry] = {entry.kind: entry for entry in entries if entry.kind in assets}
     figures = check_merge(options.merge, of_kinds, query_kind)
-    merged = merge_kinds(found, options.k, options.merge, [figures[kind] for kind in kinds])
+    return Answers(merged=merge_kinds(found, k, options.merge, [figures[kind] for kind in assets]), assets=assets)
+
+
+def hits_of(answers: Answers) -> list[list[FoundAsset]]:
+    """Return the hits of each query, best first."""
+    merged = answers.merged
+    hits: list[list[FoundAsset]] = [[] for _ in range(len(merged.rows))]
     query_of, column = np.nonzero(merged.rows >= 0)
     of_kind, rows = merged.kinds[query_of, column], merged.rows[query_of, column]
     cells: list[Any] = [None] * len(rows)
-    for number, kind in enumerate(kinds):  # all hits of a kind at once: single cells of Arrow are slow
-        here = np.flatnonzero(of_kind == number)
-        names = [name for name in ("asset_id", "uri", "text", "metadata") if name in assets[kind].column_names]
-        taken = assets[kind].select(names).take(pa.array(rows[here]))
+    for number, (kind, assets) in enumerate(answers.assets.items()):
+        here = np.flatnonzero(of_kind == number)  # all hits of a kind at once: single cells of Arrow are slow
+        names = [name for name in ("asset_id", "uri", "text", "metadata") if name in assets.column_names]
+        taken = assets.select(names).take(pa.array(rows[here]))
         columns = [taken.column(name).to_pylist() for name in names]
         for place, values in zip(here.tolist(), zip(*columns, strict=True), strict=True):
             cells[place] = kind, *values
