@@ -10,8 +10,10 @@ import numpy as np
 from apache_beam.coders import RowCoder, registry
 
 from ..configs.errors import ArgumentError
+from ..index.vectors.units import as_float32
 from ..index.versions.layout import KINDS
 from .elements import Asset, DeadAsset, check_asset
+from .embedding.vector import Vector
 
 
 class Query(NamedTuple):
@@ -56,12 +58,13 @@ class Query(NamedTuple):
             ArgumentError: When an argument has the wrong type, or the id is empty.
         """
         try:
-            numbers = np.asarray(vector, np.float32)
-        except (TypeError, ValueError) as error:
+            numbers = as_float32(vector)
+        except (TypeError, ValueError, OverflowError) as error:
             raise ArgumentError(f"Query {id!r:.80}: vector must be numbers ({error}).") from None
         if numbers.ndim != 1 or not numbers.size:
             raise ArgumentError(f"Query {id!r:.80}: vector must have one dimension, got the shape {numbers.shape}.")
-        return check_query(cls(id=id, kind=kind, vector=numbers.tolist()))
+        its: Any = Vector(numbers)
+        return check_query(cls(id=id, kind=kind, vector=its))
 
     @classmethod
     def of_text(cls, id: str, text: str) -> "Query":  # noqa: A002 - the name of the field

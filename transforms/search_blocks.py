@@ -17,6 +17,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from ..index.search.catalog import Catalog
 from ..index.storage.store import Store
+from ..index.vectors.units import as_float32
 from ..index.versions.layout import DeadLetter, Reason
 from ..index.versions.manifest import Manifest, read_manifest
 from .catalog_elements import DeadQuery, Query, SearchHit, asset_of
@@ -173,7 +174,7 @@ class _Queries(beam.DoFn):  # type: ignore[misc]
             self._manifest = self.open(searched)
         tag = query, timestamp, window
         if query.vector is not None:
-            yield from self._add(tag, np.asarray(query.vector, np.float32))
+            yield from self._add(tag, as_float32(query.vector))
             return
         if self._bundle is None:
             self._bundle = AssetBundle(self._engine_of(self._manifest))
@@ -330,16 +331,8 @@ def _search_hits(query_id: str, hits: Sequence[FoundAsset]) -> Iterator[SearchHi
     Metrics.counter(_NAMESPACE, "queries_searched").inc()
     Metrics.counter(_NAMESPACE, "hits").inc(len(hits))
     for hit in hits:
-        yield SearchHit(
-            query_id=query_id,
-            rank=hit.rank,
-            score=hit.score,
-            kind=hit.kind,
-            asset_id=hit.asset_id,
-            uri=hit.uri,
-            text=hit.text,
-            metadata=None if hit.metadata is None else _json(hit.metadata, hit.asset_id),
-        )
+        metadata = None if hit.metadata is None else _json(hit.metadata, hit.asset_id)
+        yield SearchHit(query_id, *hit[:-1], metadata)
 
 
 def _json(metadata: Mapping[str, Any], asset_id: str) -> str:

@@ -7,7 +7,7 @@ import functools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -85,8 +85,7 @@ class Answers:
     """The table that the rows of each kind are in."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoundAsset:
+class FoundAsset(NamedTuple):
     """A hit of a query."""
 
     rank: int
@@ -258,29 +257,23 @@ def _merged(
 
 def hits_of(answers: Answers) -> list[list[FoundAsset]]:
     """Return the hits of each query, best first."""
-    merged = answers.merged
-    hits: list[list[FoundAsset]] = [[] for _ in range(len(merged.rows))]
+    merged, kinds = answers.merged, list(answers.assets)
     query_of, column = np.nonzero(merged.rows >= 0)
+    if not len(query_of):
+        return [[] for _ in merged.rows]
     of_kind, rows = merged.kinds[query_of, column], merged.rows[query_of, column]
-    cells: list[Any] = [None] * len(rows)
-    for number, (kind, assets) in enumerate(answers.assets.items()):
-        here = np.flatnonzero(of_kind == number)  # all hits of a kind at once: single cells of Arrow are slow
+    tables, places = [], []
+    for number, assets in enumerate(answers.assets.values()):  # all at once: single cells of Arrow are slow
+        here = np.flatnonzero(of_kind == number)
         names = [name for name in ("asset_id", "uri", "text", "metadata") if name in assets.column_names]
-        taken = assets.select(names).take(pa.array(rows[here]))
-        columns = [taken.column(name).to_pylist() for name in names]
-        for place, values in zip(here.tolist(), zip(*columns, strict=True), strict=True):
-            cells[place] = kind, *values
-    scores = merged.scores[query_of, column].tolist()
-    for query, score, (kind, asset_id, uri, text, *metadata) in zip(query_of.tolist(), scores, cells, strict=True):
-        hits[query].append(
-            FoundAsset(
-                rank=len(hits[query]) + 1,
-                score=score,
-                kind=kind,
-                asset_id=asset_id,
-                uri=uri,
-                text=text,
-                metadata=metadata[0] if metadata else None,
-            )
-        )
-    return hits
+        tables.append(assets.select(names).take(pa.array(rows[here])))
+        places.append(here)
+    table = pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(places), kind="stable")))
+    columns = [its.to_pylist() for its in table.columns]
+    if "metadata" not in table.column_names:
+        columns.append([None] * len(table))
+    ranks, scores = (column + 1).tolist(), merged.scores[query_of, column].tolist()
+    names_of_kind = [kinds[number] for number in of_kind.tolist()]
+    hits = list(map(FoundAsset._make, zip(ranks, scores, names_of_kind, *columns, strict=True)))
+    ends = np.cumsum(np.bincount(query_of, minlength=len(merged.rows))).tolist()
+    return [hits[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]

@@ -8,9 +8,9 @@ import contextlib
 import hashlib
 import uuid
 import zlib
-from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from ...configs.errors import ArgumentError, LeaseLostError
 from ...index.storage.store import HashingWriter, Store
-from ...index.vectors.units import IncomingGroup
+from ...index.vectors.units import IncomingGroup, as_float32
 from ...index.vectors.vector_files import metadata_columns
 from ...index.versions.layout import (
     KINDS,
@@ -89,7 +89,7 @@ def incoming_schema(metadata: Mapping[str, str]) -> pa.Schema:
 
 
 class IncomingWriter:
-    """Writes the rows of a bundle into a part. It holds a few megabytes of them."""
+    """Writes the rows of a bundle into a part. It holds a few megabytes; a thread writes some while others come in."""
 
     def __init__(self, store: Store, version: str, metadata: Mapping[str, str], dimension: int | None) -> None:
         """Create a writer; nothing is written yet.
@@ -107,7 +107,10 @@ class IncomingWriter:
         self._dimension = dimension or 0
         self._rows: list[Mapping[str, Any]] = []
         self._vectors: Vectors = np.empty((0, 0), np.float32)
+        self._other_vectors: Vectors = self._vectors
         self._held_bytes = 0
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: Future[list[DeadLetter]] | None = None
         self._counts: Counter[str] = Counter()
         self._normalised = 0
         self._name = ""
@@ -136,8 +139,8 @@ class IncomingWriter:
             raise ArgumentError(f"{place}: content_sha256 must be 64 hexadecimal digits, got {digest!r:.80}.")
         if vector is None:
             return [_broken(row, "the vector is missing")]
-        try:  # `array` converts a list of floats four times as fast as numpy
-            numbers = np.asarray(array("f", vector) if isinstance(vector, list) else vector, np.float32)
+        try:
+            numbers = as_float32(vector)
         except (TypeError, ValueError, OverflowError) as error:
             raise ArgumentError(f"{place}: embedding must be numbers ({error}).") from error
         self._dimension = self._dimension or numbers.size
@@ -146,16 +149,19 @@ class IncomingWriter:
                 raise other_dimension(self._dimension, numbers.size)
             return [_broken(row, f"the vector must have {self._dimension} dimensions, got {numbers.size}")]
         if not self._vectors.size:
-            self._vectors = np.empty((max(1, _GROUP_BYTES // numbers.nbytes), self._dimension), np.float32)
+            shape = max(1, _GROUP_BYTES // numbers.nbytes), self._dimension
+            self._vectors, self._other_vectors = np.empty(shape, np.float32), np.empty(shape, np.float32)
         self._vectors[len(self._rows)] = numbers
         self._rows.append(row)
         self._held_bytes += numbers.nbytes + len(row.get("text") or "") + len(row.get("metadata") or "") + _ROW_BYTES
         is_full = self._held_bytes >= _GROUP_BYTES or len(self._rows) == len(self._vectors)
-        return self._write_group() if is_full else []
+        return self._begin_writing() if is_full else []
 
     def finish(self) -> tuple[IncomingPart | None, list[DeadLetter]]:
         """Complete the part. Return it, None if it has no rows, and the dead letters of the last rows."""
-        dead = self._write_group()
+        dead = [*self._begin_writing(), *self._end_writing()]
+        if self._thread is not None:
+            self._thread.shutdown()
         if self._file is None:
             return None, dead
         self._open.close()
@@ -166,15 +172,28 @@ class IncomingWriter:
 
     def abandon(self) -> None:
         """Drop the part: its files do not appear. The writer cannot be used after this."""
+        if self._thread is not None:
+            self._thread.shutdown()
         with contextlib.suppress(InterruptedError), self._open:
             raise InterruptedError
 
-    def _write_group(self) -> list[DeadLetter]:
-        rows = self._rows
-        if not rows:
+    def _begin_writing(self) -> list[DeadLetter]:
+        """Let the thread write the rows that are held. Return the dead letters of those before."""
+        if not self._rows:
             return []
-        vectors = self._vectors[: len(rows)]
+        dead = self._end_writing()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="incoming")
+        self._writing = self._thread.submit(self._write_group, self._rows, self._vectors[: len(self._rows)])
+        self._vectors, self._other_vectors = self._other_vectors, self._vectors
         self._rows, self._held_bytes = [], 0
+        return dead
+
+    def _end_writing(self) -> list[DeadLetter]:
+        writing, self._writing = self._writing, None
+        return [] if writing is None else writing.result()
+
+    def _write_group(self, rows: Sequence[Mapping[str, Any]], vectors: Vectors) -> list[DeadLetter]:
         are_finite, are_zero, normalised = normalise(vectors)
         are_good = are_finite & ~are_zero
         dead = [
