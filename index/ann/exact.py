@@ -164,9 +164,10 @@ def check_format(dimension: int) -> None:
     """Raises StoreError when the installed FAISS writes a different file than `ExactIndexWriter`."""
     vectors = np.random.default_rng(0).standard_normal((3, dimension)).astype(np.float32)
     ours = _Bytes()
-    writer = ExactIndexWriter(HashingWriter(ours), dimension, len(vectors))  # type: ignore[arg-type]
-    writer.add(vectors)
-    writer.finish()
+    with HashingWriter(ours) as file:  # type: ignore[arg-type]
+        writer = ExactIndexWriter(file, dimension, len(vectors))
+        writer.add(vectors)
+        writer.finish()
     index = empty_index(dimension)
     index.add(vectors)
     if bytes(ours.data) != faiss.serialize_index(index).tobytes():

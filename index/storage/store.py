@@ -32,9 +32,9 @@ from .remote import as_os_error, connect, storage_errors
 
 _ATTEMPTS = 4
 _DELETERS = 8
-_HASHED_APART_BYTES = 1 << 16
-_HASHED_LATER = 4
-"""Maximum number of pieces waiting to be hashed, some megabytes in total."""
+_WRITTEN_APART_BYTES = 1 << 16
+_WRITTEN_LATER = 4
+"""Maximum number of pieces that wait to be hashed and written, some megabytes in total."""
 _MEMORY = threading.RLock()
 _OUTSIDE = frozenset({"", ".", ".."})
 """Invalid parts of a file name."""
@@ -148,14 +148,16 @@ class Store:
         path = self.path(name)
         if isinstance(self.fs, MemoryFileSystem):  # its files would appear when opened
             buffer = io.BytesIO()
-            yield HashingWriter(buffer, is_hashed=not is_temporary)
+            with HashingWriter(buffer, is_hashed=not is_temporary) as file:
+                yield file
             self.fs.pipe_file(path, buffer.getvalue())
             return
         if not self.is_local:
             with storage_errors(self._place(name)):
                 handle = self.fs.open(path, "wb")
                 try:
-                    yield HashingWriter(handle, is_hashed=not is_temporary)
+                    with HashingWriter(handle, is_hashed=not is_temporary) as file:
+                        yield file
                 except BaseException:
                     with contextlib.suppress(Exception):
                         handle.discard()
@@ -168,11 +170,12 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial, handle = _begin(target)
         try:
-            with handle as file:
-                yield HashingWriter(file, is_hashed=not is_temporary)
-                file.flush()
+            with handle:
+                with HashingWriter(handle, is_hashed=not is_temporary) as file:
+                    yield file
+                handle.flush()
                 if not is_temporary:
-                    os.fsync(file.fileno())
+                    os.fsync(handle.fileno())
             partial.replace(target)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -446,8 +449,9 @@ def _modified_s(info: dict[str, Any]) -> float | None:
 class HashingWriter:
     """A file for writing that counts its bytes and computes its sha256. Append-only, so any store supports it.
 
-    Do not modify a buffer after writing it, unless the file is not hashed: large buffers are hashed later, in a
-    separate thread.
+    A separate thread hashes and writes large buffers while the caller makes the next ones. So do not modify a buffer
+    after writing it (unless the file is not hashed, and therefore written at once), and use a writer in a `with` block,
+    which ends when all is written. An error of the thread is raised by a later `write` or by the end of the block.
     """
 
     def __init__(self, file: IO[bytes], *, is_hashed: bool = True) -> None:
@@ -455,36 +459,46 @@ class HashingWriter:
         self._is_hashed = is_hashed
         self._sha256 = hashlib.sha256()
         self._thread: ThreadPoolExecutor | None = None
-        self._hashing: deque[Future[None]] = deque()
+        self._pending: deque[Future[None]] = deque()
         self.size_bytes = 0
         self.closed = False
 
+    def __enter__(self) -> "HashingWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=kind is not None)
+            self._thread = None
+        if kind is None:
+            self._wait_for(0)
+
     def write(self, data: bytes | memoryview) -> int:
         length = memoryview(data).nbytes
-        if self._is_hashed:
-            self._hash(data, length)
-        self._file.write(data)
-        while len(self._hashing) > _HASHED_LATER:
-            self._hashing.popleft().result()
+        if length >= _WRITTEN_APART_BYTES and self._is_hashed and self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
+        if self._thread is None:
+            self._take(data)
+        else:  # small pieces too, to keep the order
+            self._pending.append(self._thread.submit(self._take, data))
+            self._wait_for(_WRITTEN_LATER)
         self.size_bytes += length
         return length
 
-    def _hash(self, data: bytes | memoryview, length: int) -> None:
-        if length >= _HASHED_APART_BYTES and self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="sha256")
-        if self._thread is None:
+    def _take(self, data: bytes | memoryview) -> None:
+        if self._is_hashed:
             self._sha256.update(data)
-        else:  # small pieces too, to keep the order
-            self._hashing.append(self._thread.submit(self._sha256.update, data))
+        self._file.write(data)
+
+    def _wait_for(self, left: int) -> None:
+        while len(self._pending) > left:
+            self._pending.popleft().result()
 
     @property
     def sha256(self) -> str:
         if not self._is_hashed:
             raise ValueError("a temporary file is not hashed")
-        if self._thread is not None:
-            self._thread.shutdown()
-            self._thread = None
-            self._hashing.clear()
+        self._wait_for(0)
         return self._sha256.hexdigest()
 
     # Required by pyarrow of a file object for writing.

@@ -36,10 +36,11 @@ def stock(vectors: Floats) -> bytes:
 def ours(vectors: Floats, blocks: list[int]) -> bytes:
     """The bytes that we write when the rows arrive in blocks that end before these rows."""
     buffer = io.BytesIO()
-    writer = ExactIndexWriter(HashingWriter(buffer), vectors.shape[1], len(vectors))
-    for start, end in zip([0, *blocks], [*blocks, len(vectors)], strict=True):
-        writer.add(vectors[start:end])
-    writer.finish()
+    with HashingWriter(buffer) as file:
+        writer = ExactIndexWriter(file, vectors.shape[1], len(vectors))
+        for start, end in zip([0, *blocks], [*blocks, len(vectors)], strict=True):
+            writer.add(vectors[start:end])
+        writer.finish()
     return buffer.getvalue()
 
 

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -369,7 +370,7 @@ def test_delete_removes_files_and_folders_and_ignores_missing(store: Store) -> N
 
 
 @settings(max_examples=50, deadline=None)
-@given(chunks=st.lists(st.binary(max_size=300), max_size=10))
+@given(chunks=st.lists(st.binary(max_size=300) | st.sampled_from([b"x" * (1 << 16), b"y" * (1 << 17)]), max_size=10))
 def test_written_data_is_read_back_with_length_and_sha256(chunks: list[bytes]) -> None:
     store = Store(f"memory://{uuid.uuid4().hex}")
     with store.open_write("f") as file:
@@ -382,6 +383,52 @@ def test_written_data_is_read_back_with_length_and_sha256(chunks: list[bytes]) -
     with store.open_read("f") as opened:
         assert sha256_of(opened) == file.sha256
     store.delete("f")
+
+
+class _Full(io.BytesIO):
+    """A file on a disk that takes 1 MB."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + memoryview(data).nbytes > 1 << 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("pieces", [9, 30])
+def test_an_error_of_the_writing_thread_is_raised(pieces: int) -> None:
+    """By a later write, or at the end of the block if there is none."""
+
+    def fill() -> None:
+        with HashingWriter(_Full()) as file:
+            for _ in range(pieces):
+                file.write(bytes(1 << 17))
+
+    with pytest.raises(OSError, match="No space left"):
+        fill()
+
+
+def test_a_block_that_fails_leaves_no_thread_behind(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+
+    def fail() -> None:
+        with store.open_write("f") as file:
+            for _ in range(20):
+                file.write(bytes(1 << 17))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("write")]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_file_has_no_sum(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with store.open_write("f", is_temporary=True) as file:
+        file.write(b"x")
+        with pytest.raises(ValueError, match="not hashed"):
+            _ = file.sha256
+    assert store.read("f") == b"x"
 
 
 def test_hashing_writer_counts_bytes_not_elements() -> None:
