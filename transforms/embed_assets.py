@@ -3,6 +3,7 @@
 import secrets
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -238,6 +239,7 @@ class _Embedding(beam.DoFn):  # type: ignore[misc]
     def __init__(self, setup: EngineSetup) -> None:
         self._setup = setup
         self._engine: Engine | None = None
+        self._counts: Counter[str] = Counter()
 
     def teardown(self) -> None:
         if self._engine is not None:
@@ -253,16 +255,19 @@ class _Embedding(beam.DoFn):  # type: ignore[misc]
         return bundle.add(reference_of(asset, bundle.engine), tag)
 
     def _element(self, asset: Asset, result: EmbeddedVector | DeadLetter) -> EmbeddedAsset | DeadAsset:
-        Metrics.counter(_NAMESPACE, "vectors" if isinstance(result, EmbeddedVector) else "dead_letters").inc()
+        self._counts["vectors" if isinstance(result, EmbeddedVector) else "dead_letters"] += 1
         if isinstance(result, EmbeddedVector) and result.origin != "sent":
-            Metrics.counter(_NAMESPACE, f"vectors_{result.origin}").inc()
+            self._counts[f"vectors_{result.origin}"] += 1
         return element_of(asset, result, None if self._engine is None else self._engine.made_by)
 
     def _report(self) -> None:
+        """Add the counts since the last call to Beam's metrics: one update for each element would take long."""
         if self._engine is not None:
-            for name, count in self._engine.counts().items():
-                if count:
-                    Metrics.counter(_NAMESPACE, name).inc(count)
+            self._counts.update(self._engine.counts())
+        for name, count in self._counts.items():
+            if count:
+                Metrics.counter(_NAMESPACE, name).inc(count)
+        self._counts.clear()
 
 
 class _EmbedBundle(_Embedding):
@@ -277,6 +282,7 @@ class _EmbedBundle(_Embedding):
 
     def start_bundle(self) -> None:
         self._current = None
+        self._counts.clear()
 
     def process(
         self, asset: Asset, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
@@ -360,6 +366,6 @@ def element_of(
         height=facts.height,
         prepared=facts.prepared,
         metadata=asset.metadata,
-        embedding=Vector(result.vector),  # type: ignore[arg-type]  # numpy's type names FLOAT in the schema
+        embedding=Vector(result.vector, is_own=True),  # type: ignore[arg-type]  # numpy's type names FLOAT in the schema
         made_by=made_by,
     )

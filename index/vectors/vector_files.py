@@ -118,8 +118,8 @@ class PartWriter:
             vector: The numbers, as float32, best with a buffer: lists are converted.
 
         Raises:
-            ArgumentError: If the id or kind is wrong, or the vector is not of finite numbers or does not have the
-                dimension and model of the others.
+            ArgumentError: If the id or kind is wrong, the vector is not of numbers or does not have the dimension and
+                model of the others, or a vector of this or an earlier row has a number that is not finite.
         """
         if not isinstance(row.get("id"), str) or not row["id"] or row.get("kind") not in KINDS:
             raise ArgumentError(
@@ -145,7 +145,11 @@ class PartWriter:
         return None
 
     def finish(self) -> VectorPart | None:
-        """Complete the part, and return it; None if it has no rows."""
+        """Complete the part, and return it; None if it has no rows.
+
+        Raises:
+            ArgumentError: If a vector has a number that is not finite.
+        """
         self._write_group()
         if self._file is None:
             return None
@@ -169,6 +173,9 @@ class PartWriter:
     def _write_group(self) -> None:
         if not self._rows:
             return
+        are_finite = np.isfinite(self._vectors[: len(self._rows)]).all(axis=1)  # of all rows at once: faster
+        if not are_finite.all():
+            raise _not_finite(self._rows[int(np.argmin(are_finite))])
         table = self._table()
         if self._file is None:
             self._name = f"{self._setup.hidden}/{uuid.uuid4().hex}.parquet"
@@ -193,9 +200,13 @@ def _float32(vector: Sequence[float], row: Mapping[str, Any]) -> np.ndarray[Any,
         numbers = as_float32(vector)
     except (TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(f"Asset {row.get('id')!r:.80}: embedding must be numbers ({error}).") from error
-    if numbers.ndim != 1 or not len(numbers) or not np.isfinite(numbers).all():
-        raise ArgumentError(f"Asset {row.get('id')!r:.80}: embedding must be a list of finite numbers.")
+    if numbers.ndim != 1 or not len(numbers):
+        raise _not_finite(row)
     return numbers
+
+
+def _not_finite(row: Mapping[str, Any]) -> ArgumentError:
+    return ArgumentError(f"Asset {row.get('id')!r:.80}: embedding must be a list of finite numbers.")
 
 
 def _column(rows: Sequence[Mapping[str, Any]], field: pa.Field) -> pa.Array:

@@ -18,7 +18,8 @@ class Vector(Sequence[float]):
     `numpy.asarray` returns its array without a copy. A shuffle turns it into a list.
 
     Args:
-        values: Numbers. An array is copied: it may be a view that keeps a larger one in memory.
+        values: Numbers. An array is copied, because it may be a view that keeps a larger one in memory.
+        is_own: Whether nobody else changes the array; it is then not copied, unless it is a view.
 
     >>> vector = Vector([0.5, 0.25])
     >>> vector, vector == [0.5, 0.25], list(vector)
@@ -28,8 +29,11 @@ class Vector(Sequence[float]):
     __slots__ = ("_array",)
     __hash__ = None  # type: ignore[assignment]  # it equals lists, which have none
 
-    def __init__(self, values: npt.ArrayLike) -> None:
-        self._array: npt.NDArray[np.float32] = np.array(values, np.float32)
+    def __init__(self, values: npt.ArrayLike, *, is_own: bool = False) -> None:
+        is_view = isinstance(values, np.ndarray) and values.base is not None
+        self._array: npt.NDArray[np.float32] = np.array(
+            values, np.float32, copy=None if is_own and not is_view else True
+        )
         self._array.flags.writeable = False
 
     def __len__(self) -> int:

@@ -212,8 +212,13 @@ def test_value_of_another_type_is_refused_with_its_asset():
     ],
 )
 def test_row_that_is_nonsense_is_refused(changes, vector, words, tmp_path):
+    def write() -> None:
+        writer = PartWriter(setup_in(tmp_path))
+        writer.add({**row(0), **changes}, vector)
+        writer.finish()
+
     with pytest.raises(ArgumentError, match=words):
-        PartWriter(setup_in(tmp_path)).add({**row(0), **changes}, vector)
+        write()
 
 
 def test_value_of_the_wrong_type_is_refused_with_its_column(tmp_path):
