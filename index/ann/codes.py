@@ -80,12 +80,14 @@ def code_rows(projected: Projected, dimension: int) -> Coded:
     table = _table(centroids)
     offsets = np.arange(dimension, dtype=np.int32) << 16
     codes = np.empty((rows, (dimension + 1) // 2), np.uint8)
+    # In the order of the hashes: the last bit of a product may depend on the place of its row.
     for first in range(0, rows, _BLOCK):
-        block = slice(first, min(first + _BLOCK, rows))
+        block = projected.order[first : first + _BLOCK]
         bits = projected.turned(block, dimension, turn).astype(np.float16).view(np.uint16)
         found = table.take(bits + offsets)
-        codes[block] = found[:, 0::2]
-        codes[block, : dimension // 2] |= found[:, 1::2] << 4
+        packed = found[:, 0::2].copy()
+        packed[:, : dimension // 2] |= found[:, 1::2] << 4
+        codes[block] = packed
     return Coded(dimension=dimension, centroids=centroids, codes=codes)
 
 
@@ -152,7 +154,7 @@ def build_codes(projected: Projected, coded: Coded, cells: int) -> Any:
     cell_of = np.zeros(rows, np.int32)
     if cells > 1:
         for first in range(0, rows, _BLOCK):
-            block = slice(first, min(first + _BLOCK, rows))
+            block = projected.order[first : first + _BLOCK]
             cell_of[block] = (projected.turned(block, dimension, turn) @ centres.T).argmax(axis=1)
     quantiser = faiss.ProductQuantizer(dimension, dimension, BITS)
     faiss.copy_array_to_vector(coded.centroids.ravel(), quantiser.centroids)

@@ -18,6 +18,9 @@ _ITERATIONS = 4
 def fit_axes(samples: Sequence[npt.NDArray[np.float32]], count: int, seed: int) -> npt.NDArray[np.float32]:
     """Fits the first principal axes by subspace iteration on the covariance (Halko et al. 2011, alg. 4.4).
 
+    The covariance is applied as two products with the samples. As a matrix it would take more memory than they do, and
+    for a few thousand rows as long to compute as all iterations.
+
     Args:
         samples: For each kind, float32, (rows, dimension); at least one row in total.
         count: Number of axes, at most the dimension.
@@ -27,23 +30,41 @@ def fit_axes(samples: Sequence[npt.NDArray[np.float32]], count: int, seed: int) 
         float32, (count, dimension), orthonormal rows, strongest first.
     """
     dimension = samples[0].shape[1]
-    covariance = np.zeros((dimension, dimension), np.float32)
-    for sample in samples:
-        centred = sample - sample.mean(axis=0, dtype=np.float64).astype(np.float32)
-        covariance += (centred.T @ centred) / np.float32(max(len(sample), 1))
-    # Scaled, because float32 underflows on some spectra when squared.
-    greatest = float(np.abs(np.diagonal(covariance)).max())
-    covariance /= np.float32(greatest or 1.0)
+    # The mean is subtracted from the products, so that no sample is copied.
+    centred = [(s, s.mean(axis=0, dtype=np.float64).astype(np.float32)) for s in samples if len(s)]
     guess = np.random.default_rng([seed, dimension, count]).standard_normal(
         (dimension, min(count + _OVERSAMPLED, dimension)), np.float32
     )
     basis = _orthonormal(guess)
     for _ in range(_ITERATIONS):
-        # Keep a part of the guess, so that directions without variance still give an orthonormal basis.
-        basis = _orthonormal(covariance @ basis + np.float32(1e-6) * basis)
-    strengths, turn = np.linalg.eigh((basis.T @ covariance @ basis).astype(np.float64))
+        product = np.zeros_like(basis)
+        for sample, mean in centred:
+            product += sample.T @ _project(sample, mean, basis)
+        # Scaled, because float32 underflows on some spectra when squared. A part of the guess is kept, so that
+        # directions without variance still give an orthonormal basis.
+        greatest = float(np.abs(product).max())
+        basis = _orthonormal(product / np.float32(greatest or 1.0) + np.float32(1e-6) * basis)
+    gram = np.zeros((basis.shape[1], basis.shape[1]))
+    for sample, mean in centred:
+        projected = _project(sample, mean, basis) * np.float32(len(sample))
+        gram += (projected.T @ projected).astype(np.float64) / len(sample)
+    strengths, turn = np.linalg.eigh(gram)
     strongest = np.argsort(-strengths, kind="stable")[:count]
-    return np.ascontiguousarray((basis @ turn[:, strongest].astype(np.float32)).T)
+    axes = np.ascontiguousarray((basis @ turn[:, strongest].astype(np.float32)).T)
+    # An axis has two directions; without a rule, the last bit of a product would choose one.
+    greatest_at = np.abs(axes).argmax(axis=1)
+    axes *= np.sign(axes[np.arange(count), greatest_at])[:, None]
+    return axes
+
+
+def _project(
+    sample: npt.NDArray[np.float32], mean: npt.NDArray[np.float32], basis: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """The centred rows in the basis, divided by their number: float32, (rows, columns of the basis)."""
+    projected: npt.NDArray[np.float32] = sample @ basis
+    projected -= mean @ basis
+    projected /= np.float32(len(sample))
+    return projected
 
 
 def _orthonormal(columns: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
