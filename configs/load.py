@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
 from .errors import ConfigError
 from .mistakes import ConfigText, Location, Mistake, Mistakes, Origins, add_mistakes, cut, masked, place_of, shown
 from .renamed_keys import RENAMED_KEYS
-from .schema import CatalogConfig, EmbedConfig, PrepareConfig, RunConfig, Section, SourceConfig
+from .schema import CatalogConfig, EmbedConfig, PrepareConfig, RunConfig, SourceConfig
 from .search_schema import SAME, SearchJob
 from .yaml_text import DuplicateKeyError, Position, YamlBombError, parse_document, parse_yaml
 
-_Config = TypeVar("_Config", bound=Section)
+_Config = TypeVar("_Config", bound=BaseModel)
 _PROFILES = importlib.resources.files(__package__) / "profiles"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
@@ -108,6 +108,24 @@ def parse_sources(
     raw = {"catalog": ".", "sources": list(sources), "prepare": {} if prepare is None else prepare}
     config = _validated(raw, RunConfig, mistakes=Mistakes(name))
     return tuple(_anchor_source(source, Path.cwd()) for source in config.sources), config.prepare
+
+
+def parse_section(section: str, model: type[_Config], values: Mapping[str, Any], name: str) -> _Config:
+    """Checks a section of a config given as plain data.
+
+    Args:
+        section: Its name, such as `embed`.
+        model: Its class.
+        values: Its keys.
+        name: What is being checked, for errors.
+
+    Raises:
+        ConfigError: With every wrong key, rule and value, a sentence each.
+    """
+    whole: type[BaseModel] = create_model("Whole", **{section: (model, ...)})  # type: ignore[call-overload]
+    config = _validated({section: dict(values)}, whole, mistakes=Mistakes(name))
+    found: _Config = getattr(config, section)
+    return found
 
 
 def parse_query_settings(manifest_config: Mapping[str, Any], job: SearchJob) -> RunConfig | CatalogConfig:

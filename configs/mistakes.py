@@ -316,12 +316,14 @@ def _of_unknown_key(location: Location, schema: type[BaseModel]) -> str:
             else f"{belongs}, not {where}."
         )
     if not close:
-        command, other = _JOBS[schema]
-        if homes := [_home(section) for section, part in _sections(other) if name in part.model_fields]:
-            theirs = _JOBS[other][0]
-            return (
-                f"`{name}` belongs in a job for `{theirs}` ({' or '.join(homes)}), and this is a job for `{command}`."
-            )
+        if schema in _JOBS:
+            command, other = _JOBS[schema]
+            if homes := [_home(section) for section, part in _sections(other) if name in part.model_fields]:
+                theirs = _JOBS[other][0]
+                return (
+                    f"`{name}` belongs in a job for `{theirs}` ({' or '.join(homes)}), and this is a job for "
+                    f"`{command}`."
+                )
         elsewhere = {found: section for section, part in sections.items() for found in part.model_fields}
         if far := difflib.get_close_matches(name, elsewhere, n=1, cutoff=0.85):
             return f"{place} is not a known key. Did you mean {far[0]!r}, {_home(elsewhere[far[0]])}?"

@@ -2,7 +2,7 @@
 
 # ruff: noqa: UP045
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Optional
 
 import apache_beam as beam
@@ -73,7 +73,7 @@ class Query(NamedTuple):
         Raises:
             ArgumentError: When an argument has the wrong type, or the id is empty.
         """
-        asset = Asset.of_text(id, text)
+        asset = _as_query(id, Asset.of_text, text)
         return cls(id=id, kind="text", text=asset.text, content=asset.content)
 
     @classmethod
@@ -90,7 +90,7 @@ class Query(NamedTuple):
             ArgumentError: When an argument has the wrong type, the id is empty, or not exactly one of `content` and
                 `uri` is given.
         """
-        asset = Asset.of_image(id, content, uri=uri)
+        asset = _as_query(id, Asset.of_image, content, uri=uri)
         return cls(id=id, kind="image", content=asset.content, uri=uri)
 
 
@@ -183,7 +183,9 @@ def check_query(query: Query) -> Query:
     if query.vector is None:
         if query.kind is None:
             raise ArgumentError(f"{place}: kind must be image or text, got None. Use Query.of_text or Query.of_image.")
-        check_asset(asset_of(query))
+        asset = _as_query(query.id, lambda _: check_asset(asset_of(query)))
+        if asset.text is None and asset.content is None and asset.uri is None:
+            raise ArgumentError(f"{place}: a query has exactly one of vector, text, content and uri, got none.")
         return query
     if not isinstance(query.id, str) or not query.id:
         raise ArgumentError(f"{place}: id must be a str that is not empty.")
@@ -192,6 +194,14 @@ def check_query(query: Query) -> Query:
     if others := [name for name in ("text", "content", "uri") if getattr(query, name) is not None]:
         raise ArgumentError(f"{place}: a query has exactly one of vector, text, content and uri, got also {others}.")
     return query
+
+
+def _as_query(name: Any, make: Callable[..., Asset], *arguments: Any, **others: Any) -> Asset:
+    """Make an asset of a query, so that an error names the query."""
+    try:
+        return make(name, *arguments, **others)
+    except ArgumentError as error:
+        raise ArgumentError(str(error).replace("Asset ", "Query ", 1)) from None
 
 
 def to_query(element: Any) -> Query:

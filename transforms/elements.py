@@ -13,6 +13,7 @@ import datetime
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import apache_beam as beam
@@ -112,6 +113,11 @@ class Asset(NamedTuple):
         """
         if isinstance(content, (bytearray, memoryview)):
             content = bytes(content)
+        if (content is None) == (uri is None):
+            given = "none" if uri is None else "both"
+            raise ArgumentError(f"Asset {id!r:.80}: an image must have exactly one of content and uri, got {given}.")
+        if uri == "":
+            raise ArgumentError(f"Asset {id!r:.80}: uri must not be empty.")
         asset = cls(
             id=id,
             kind="image",
@@ -216,7 +222,7 @@ def metadata_json(metadata: Mapping[str, MetadataValue], place: str) -> str:
         else:
             raise ArgumentError(
                 f"{place}: metadata[{name!r}] must be a str, int, float, bool, date, datetime or None, "
-                f"got {type(value).__name__}. Convert it, for example with str() or .item()."
+                f"got {type(value).__name__}. Convert it, for example with str() or float()."
             )
     try:
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -236,7 +242,7 @@ def problem_of(asset: Asset) -> str | None:
         if not isinstance(value := getattr(asset, name), (str, type(None))):
             return f"{name} must be a str, got {type(value).__name__}"
     if not isinstance(asset.content, (bytes, type(None))):
-        hint = " Decode base64 first" if isinstance(asset.content, str) else ""
+        hint = " For a path or URL use `uri`; decode base64 first" if isinstance(asset.content, str) else ""
         return f"content must be bytes, got {type(asset.content).__name__}.{hint}".removesuffix(".")
     if not asset.id:
         return "id must not be empty"
@@ -246,11 +252,16 @@ def problem_of(asset: Asset) -> str | None:
         return f"kind must be image or text, got {asset.kind!r:.80}"
     given = [name for name in ("text", "content", "uri") if getattr(asset, name) is not None]
     allowed = ("content", "uri") if asset.kind == "image" else ("text", "content", "uri")
-    if len(given) != 1 or given[0] not in allowed:
-        return f"an asset of kind {asset.kind} must have exactly one of {', '.join(allowed)}, got {given or 'none'}"
-    if asset.uri == "" and asset.source is None:  # an empty cell of a table becomes a dead asset when it is read
-        return "uri must not be empty"
+    # Without any, as from an empty cell of a table, it becomes a dead asset when it is read.
+    if given and (len(given) > 1 or given[0] not in allowed):
+        return f"an asset of kind {asset.kind} must have exactly one of {', '.join(allowed)}, got {given}"
+    if asset.uri and asset.source is None and not _is_absolute(asset.uri):
+        return f"uri must be an absolute path or a URL, got {asset.uri!r:.80}. Workers have other working folders"
     return None
+
+
+def _is_absolute(uri: str) -> bool:
+    return uri.startswith("/") or Path(uri).is_absolute() or "://" in uri
 
 
 def check_asset(asset: Asset) -> Asset:

@@ -134,7 +134,7 @@ class EmbedAssets(beam.PTransform):  # type: ignore[misc]
             "redis_password_env": redis_password_env,
         }
         self._embed = embed_config({name: value for name, value in given.items() if value is not None}, embed)
-        self._prepare = config_of(PrepareConfig, prepare)
+        self._prepare = config_of("prepare", PrepareConfig, prepare)
         self._cache = cache
         if cache is not None:
             try:

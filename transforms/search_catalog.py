@@ -220,7 +220,7 @@ def _merge(merge: Any) -> Any:
 
 
 def _stated(embed: EmbedConfig | Mapping[str, Any] | None) -> dict[str, Any]:
-    config = config_of(EmbedConfig, embed, "SearchCatalog: embed")
+    config = config_of("embed", EmbedConfig, embed, "SearchCatalog")
     stated = {name: value for name, value in config.model_dump(mode="json").items() if name in config.model_fields_set}
     if fixed := [name for name in ("dialect", "model", "dimension", "input_type") if name in stated]:
         raise ConfigError(f"SearchCatalog: embed must not have {fixed[0]}, which the catalog determines.")

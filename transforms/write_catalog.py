@@ -103,11 +103,11 @@ class WriteCatalog(beam.PTransform):  # type: ignore[misc]
         self._mode: Mode = mode
         self._delete = delete
         self._dead = dead
-        self._index = None if index is None else config_of(IndexConfig, index, "WriteCatalog: index")
-        self._gates = config_of(GateConfig, gates, "WriteCatalog: gates")
+        self._index = None if index is None else config_of("index", IndexConfig, index, "WriteCatalog")
+        self._gates = config_of("gates", GateConfig, gates, "WriteCatalog")
         self._metadata = None if metadata is None else _metadata(metadata)
-        self._embed = None if embed is None else config_of(EmbedConfig, embed, "WriteCatalog: embed")
-        self._prepare = None if prepare is None else config_of(PrepareConfig, prepare, "WriteCatalog: prepare")
+        self._embed = None if embed is None else config_of("embed", EmbedConfig, embed, "WriteCatalog")
+        self._prepare = None if prepare is None else config_of("prepare", PrepareConfig, prepare, "WriteCatalog")
         self._job = job
         self._adopt = adopt
         self._fail_if_held = fail_if_held
@@ -151,7 +151,9 @@ class WriteCatalog(beam.PTransform):  # type: ignore[misc]
         if self._dead is not None:
             check_elements(self._dead, DeadAsset, f"{self.label}: dead")
         if self._delete is not None and not isinstance(self._delete, beam.PCollection):
-            raise ArgumentError(f"{self.label}: delete takes a PCollection, got {type(self._delete).__name__}.")
+            raise ArgumentError(
+                f"{self.label}: delete takes a PCollection, got {type(self._delete).__name__}. Wrap ids in beam.Create."
+            )
         for elements in (embedded, self._dead, self._delete):
             if elements is not None and not elements.is_bounded:
                 raise ArgumentError(

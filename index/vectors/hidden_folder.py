@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ...configs.errors import ConfigError
 from ..storage.store import Store
 from ..versions.layout import UNITS
-from .folder_mark import MARK
+from .folder_mark import MARK, read_mark
 
 _PREFIX = ".writing-"
 DEAD_AFTER_S = 7 * 86_400.0
@@ -26,7 +26,7 @@ def new_hidden_folder() -> str:
 
 
 def check_is_new(store: Store) -> None:
-    """Check that a folder has no Parquet files yet, besides those of the cache of `EmbedAssets`.
+    """Check that a folder has no vectors yet, besides those of the cache of `EmbedAssets`.
 
     Raises:
         ConfigError: If it has some: rows of an earlier pipeline would be mixed with new ones.
@@ -34,7 +34,9 @@ def check_is_new(store: Store) -> None:
     names = [
         name for name in store.names("") if not name.startswith((".", f"{UNITS}/", "_cache/")) and "/." not in name
     ]
-    found = [name for name in names if name.lower().endswith(".parquet") or name == MARK]
+    found = [name for name in names if name.lower().endswith(".parquet")]
+    if not found and MARK in names and ((mark := read_mark(store)) is None or mark.files):
+        found = [MARK]  # its files are gone; the mark of a pipeline without vectors is replaced
     if found:
         raise ConfigError(
             f"{store.url}: the folder already has vectors ({found[0]}). Name a new folder, or delete its files."

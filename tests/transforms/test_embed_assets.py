@@ -23,7 +23,7 @@ from PIL import Image
 
 from epithre_beam import transforms as epithre
 from epithre_beam.configs import EmbedConfig
-from epithre_beam.errors import ArgumentError, ConfigError
+from epithre_beam.errors import ApiError, ArgumentError, ConfigError
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults, Limits
 from epithre_beam.transforms.epithre.emulator.hash_model import hash_vector
 
@@ -367,6 +367,42 @@ def test_rows_are_assets_too_and_an_empty_input_gives_nothing(serve):
 
 
 @pytest.mark.core
+def test_rows_without_content_are_dead_alone(serve):
+    """As from an empty cell of a table or a NULL of a database."""
+    emulator = serve()
+    rows = [
+        beam.Row(id="a", kind="text", text="mug"),
+        beam.Row(id="b", kind="text", text=None),
+        beam.Row(id="c", kind="image", text=None),
+    ]
+    embedded, dead = run(rows, embed_assets(emulator))
+    assert [asset.id for asset in embedded] == ["a"]
+    assert sorted((letter.id, letter.reason) for letter in dead) == [("b", "empty_text"), ("c", "missing")]
+
+
+@pytest.mark.parametrize("count", [1, 60])
+def test_a_server_that_never_answers_stops_the_pipeline(monkeypatch, count):
+    """However few assets there are: they are not the cause, and nobody would notice them among dead assets."""
+    monkeypatch.setenv(KEY_ENV, "key")
+    transform = epithre.EmbedAssets(
+        base_url="http://127.0.0.1:9/v1", api_key_env=KEY_ENV, rate_limiter="memory", embed={"max_sends": 2}
+    )
+    with pytest.raises(ApiError) as caught:
+        run(texts(count), transform)
+    words = str(caught.value)
+    assert words.startswith("http://127.0.0.1:9/v1: the server does not answer (")
+    assert "Check the address and the network" in words
+    assert "are kept" not in words
+
+
+def test_a_message_names_arguments_and_not_keys_of_a_job(serve):
+    with pytest.raises(ApiError) as caught:
+        run(texts(3), embed_assets(serve(dimension=32)))
+    words = str(caught.value)
+    assert "Set dimension=32" in words
+    assert "embed." not in words
+
+
 def test_an_error_handler_receives_the_dead(serve):
     emulator = serve()
     dead = Collected()
@@ -404,12 +440,17 @@ def test_a_wrong_element_type_is_refused_when_the_pipeline_is_built():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch_items": 0}, "EmbedAssets: batch_items: Input should be greater than or equal to 1, got 0."),
+        ({"batch_items": 0}, "EmbedAssets: batch_items must be at least 1, got 0."),
+        ({"dimension": 3, "model": ""}, "EmbedAssets has 2 errors:\ndimension must be at least 8, got 3."),
+        ({"embed": {"dimension": 3}}, "EmbedAssets: embed.dimension must be at least 8, got 3."),
         ({"embed": EmbedConfig(batch_items=64), "batch_items": 3}, "EmbedAssets: batch_items is 3, but 64 in `embed`."),
-        ({"embed": {"batch_item": 3}}, "EmbedAssets: batch_item: Extra inputs are not permitted, got 3."),
-        ({"prepare": {"check": "all"}}, "EmbedAssets: check: Input should be 'structure' or 'decode', got 'all'."),
+        (
+            {"embed": {"batchitems": 3}},
+            "EmbedAssets: embed.batchitems is not a known key. Did you mean 'batch_items'?",
+        ),
+        ({"prepare": {"check": "all"}}, "EmbedAssets: prepare.check must be 'structure' or 'decode', got 'all'."),
         ({"max_buffering_s": 0}, "EmbedAssets: max_buffering_s must be greater than 0, got 0."),
-        ({"rate_limiter": "redis"}, "EmbedAssets: `rate_limiter: redis` and `redis_url` require each other."),
+        ({"rate_limiter": "redis"}, "EmbedAssets: embed: `rate_limiter: redis` and `redis_url` require each other."),
     ],
 )
 def test_a_wrong_or_contradicting_argument_is_refused(options, words):

@@ -354,7 +354,7 @@ def test_no_queries_give_no_hits(catalog, tmp_path):
         ({"recall": 2}, "recall must be from 0 to 1, got 2"),
         ({"worker_index_mb": 0}, "worker_index_mb must be greater than 0"),
         ({"embed": {"model": "other"}}, "embed must not have model, which the catalog determines"),
-        ({"embed": {"batch_items": 0}}, "SearchCatalog: embed: batch_items"),
+        ({"embed": {"batch_items": 0}}, "SearchCatalog: embed.batch_items"),
     ],
 )
 def test_wrong_argument_is_refused_at_construction(arguments, words):

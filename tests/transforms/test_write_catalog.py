@@ -568,8 +568,8 @@ def test_other_elements_are_refused_when_the_pipeline_is_built(elements, words):
         ({"catalog": "s3://user:secret-word@bucket/x"}, "without a password"),
         ({"mode": "append"}, "mode must be 'replace' or 'upsert', got 'append'"),
         ({"metadata": {"price": "float"}}, "got 'price': 'float'"),
-        ({"gates": {"max_shrinkage": 2}}, "WriteCatalog: gates: max_shrinkage: .* got 2"),
-        ({"index": {"target": 1}}, "WriteCatalog: index: target"),
+        ({"gates": {"max_shrinkage": 2}}, "WriteCatalog: gates.max_shrinkage must .* got 2"),
+        ({"index": {"target": 1}}, "WriteCatalog: index.target"),
         ({"delete": object()}, "delete needs mode='upsert'"),
     ],
 )

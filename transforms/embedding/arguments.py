@@ -1,14 +1,59 @@
 """The arguments of a transform: single settings of the API, and whole configs that they do not contradict."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from ...configs import EmbedConfig
-from ...configs.errors import ConfigError
+from ...configs.errors import ConfigError, EpithreBeamError
+from ...configs.load import parse_section
+from ...configs.schema import TRIAL
+from ..epithre.circuit_breaker import KEPT
 
 _Config = TypeVar("_Config", bound=BaseModel)
+
+
+ARGUMENTS = (
+    "base_url",
+    "model",
+    "dimension",
+    "dialect",
+    "api_key_env",
+    "requests_per_minute",
+    "items_per_minute",
+    "tokens_per_minute",
+    "batch_items",
+    "max_concurrency",
+    "max_requests",
+    "rate_limiter",
+    "redis_url",
+    "redis_password_env",
+)
+"""The settings of `embed` that `EmbedAssets` takes as arguments of their own."""
+_KEY = re.compile(r"\bembed\.([a-z_]+)")
+
+
+def in_pipeline(error: EpithreBeamError, *, has_cache: bool) -> EpithreBeamError:
+    """Change the message of an error of the API from the words of a job to those of a pipeline, and return the error.
+
+    Args:
+        error: The error.
+        has_cache: Whether vectors are kept if the pipeline fails.
+    """
+    message = str(error)
+    if not has_cache:
+        message = message.replace(KEPT, "").replace("Finished work is kept. ", "")
+    message = message.replace(f"try the job without a server in another catalog (`{TRIAL}`)", 'try base_url="emulator"')
+    message = message.replace("(in a job: embed.max_retry_after_s)", "(embed.max_retry_after_s)")
+    error.args = (_KEY.sub(_argument, message), *error.args[1:])
+    return error
+
+
+def _argument(found: re.Match[str]) -> str:
+    name = found[1]
+    return name if name in ARGUMENTS else f"`{name}` in `embed`"
 
 
 def embed_config(given: Mapping[str, Any], embed: EmbedConfig | Mapping[str, Any] | None) -> EmbedConfig:
@@ -23,13 +68,22 @@ def embed_config(given: Mapping[str, Any], embed: EmbedConfig | Mapping[str, Any
             raise ConfigError(
                 f"EmbedAssets: {name} is {value!r}, but {stated[name]!r} in `embed`. Set it in one of them."
             )
-    return config_of(EmbedConfig, {"rate_limiter": "host", **stated, **given})
+    try:
+        return parse_section("embed", EmbedConfig, {"rate_limiter": "host", **stated, **given}, "EmbedAssets")
+    except ConfigError as error:
+        message = str(error)
+        for name in given:  # as the user wrote it
+            message = message.replace(f"embed.{name} ", f"{name} ").replace(f"embed.{name}: ", f"{name}: ")
+        raise ConfigError(_labelled("EmbedAssets", message)) from None
 
 
-def config_of(kind: type[_Config], config: _Config | Mapping[str, Any] | None, label: str = "EmbedAssets") -> _Config:
+def config_of(
+    section: str, kind: type[_Config], config: _Config | Mapping[str, Any] | None, label: str = "EmbedAssets"
+) -> _Config:
     """Return a config that was given as it is, as a mapping or not at all.
 
     Args:
+        section: The argument, such as `prepare`.
         kind: The class of the config.
         config: What was given.
         label: The transform, for messages.
@@ -38,13 +92,13 @@ def config_of(kind: type[_Config], config: _Config | Mapping[str, Any] | None, l
         ConfigError: With the setting, the rule and the value.
     """
     try:
-        return kind.model_validate(_stated(config))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        words = str(first["msg"]).removeprefix("Value error, ")
-        place, value = (f"{name}: ", f", got {first['input']!r}") if name else ("", "")
-        raise ConfigError(f"{label}: {place}{words}{value}.") from None
+        return parse_section(section, kind, _stated(config), label)
+    except ConfigError as error:
+        raise ConfigError(_labelled(label, str(error))) from None
+
+
+def _labelled(label: str, message: str) -> str:
+    return message if message.startswith(label) else f"{label}: {message}"
 
 
 def _stated(config: BaseModel | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -170,7 +170,7 @@ class AssetEmbedder:
         """Embed a batch and pass one result for each reference to the sink.
 
         Raises:
-            ApiError: When the API is not available. The results so far have been passed on.
+            ApiError: When the API is not available, or has never answered. The results so far have been passed on.
         """
         held = await self.bytes_in_flight.acquire(bytes_held(batch, self.prepare))
         leaders: list[tuple[_Prepared, asyncio.Future[Sent]]] = []
@@ -259,12 +259,16 @@ class AssetEmbedder:
             return reference.content
         if reference.uri is not None and reference.text is None:
             return self.reader.read(reference)
+        if reference.kind == "image":
+            raise Unpreparable(Reason.MISSING, "the asset has neither content nor uri")
         return (reference.text or "").encode("utf-8", "surrogatepass")
 
     async def _send(self, leaders: Sequence[tuple[_Prepared, asyncio.Future[Sent]]], sink: Sink) -> None:
         if not leaders:
             return
         results = await self.client.embed([asset.item for asset, _ in leaders if asset.item is not None])
+        if (error := self.client.unreachable) is not None:
+            raise error.with_traceback(None)
         for (asset, promise), result in zip(leaders, results, strict=True):
             facts, final = asset.facts, result
             if isinstance(result, Refusal) and result.reason is RefusalReason.TOO_LARGE and facts.text is None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import orjson
 
 from ...configs import EmbedConfig, PrepareConfig
-from ...configs.errors import ApiError
+from ...configs.errors import ApiError, EpithreBeamError
 from ...configs.schema import EMULATOR
 from ...index.versions.layout import DeadLetter
 from ..epithre.client import Client
@@ -33,6 +33,7 @@ from ..epithre.rate_limit.spending import SpendingLimit
 from ..planning.embedding_config import made_by_json
 from ..sources.asset_reader import AssetReader
 from ..sources.references import Reference
+from .arguments import in_pipeline
 from .assets import AssetEmbedder, BatchFiller, Facts, Origin, Positioned, bytes_held
 from .in_flight import ByteLimit, SentContents
 from .lane import api_key
@@ -322,6 +323,8 @@ class AssetBundle(Generic[_T]):
         size, finished = self._finished.get()
         self._in_flight -= 1
         self._bytes -= size
+        if isinstance(finished.error, EpithreBeamError):
+            raise in_pipeline(finished.error, has_cache=self.engine.setup.cache is not None)
         if finished.error is not None:
             raise finished.error
         for position, result in finished.results:
@@ -337,7 +340,10 @@ def acquire_engine(setup: EngineSetup) -> Engine:
     with _engines_lock:
         engine, users = _engines.get(setup, (None, 0))
         if engine is None:
-            engine = Engine(setup)
+            try:
+                engine = Engine(setup)
+            except EpithreBeamError as error:
+                raise in_pipeline(error, has_cache=setup.cache is not None) from error.__cause__
         _engines[setup] = (engine, users + 1)
         return engine
 

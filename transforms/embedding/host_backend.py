@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import stat
 import tempfile
 import time
@@ -12,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fasteners  # type: ignore[import-untyped]  # a part of Beam
 from apache_beam.utils.multi_process_shared import MultiProcessShared
 
 from ...configs.errors import RateLimiterLostError
 from ..epithre.rate_limit.memory_backend import Answer, MemoryBackend, RateLimiterSettings
 from ..epithre.rate_limit.spending import SpendingLimit, Totals, Verdict
 
+_CONNECT_S = 2.0
 _log = logging.getLogger("epithre_beam.rate_limiter")
 
 
@@ -105,6 +108,7 @@ class HostBackend:
     def _call(self, method: str, *arguments: Any) -> Any:
         try:
             if self._proxy is None or self._pid != os.getpid():
+                _forget_dead(private_folder() / self._tag)
                 made = MultiProcessShared(
                     _Made(self.settings), tag=self._tag, path=str(private_folder()), always_proxy=True
                 )
@@ -129,6 +133,25 @@ class HostBackend:
                 "requests it had counted no longer count on the server.",
                 until,
             )
+
+
+def _forget_dead(place: Path) -> None:
+    """Delete the address of a process that has ended. Beam would try it five times, and log each with a traceback.
+
+    Args:
+        place: The path of its files, without their suffixes.
+    """
+    address = Path(f"{place}.address")
+    if not address.exists():
+        return
+    with fasteners.InterProcessLock(f"{place}.lock"):  # Beam's own, under which it writes the file
+        try:
+            host, _, port = address.read_text().partition(":")
+            socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+        except ConnectionRefusedError:
+            address.unlink(missing_ok=True)
+        except (OSError, ValueError):
+            return  # Beam decides
 
 
 @dataclass

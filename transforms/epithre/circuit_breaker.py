@@ -15,6 +15,7 @@ _FAILURES_IN_A_ROW = 10
 _OUTAGE_S = 15.0
 _QUIET_S = 2.0
 _BROKEN_ANSWERS = 3
+KEPT = "The vectors embedded so far are kept. "
 _T = TypeVar("_T")
 
 
@@ -43,6 +44,7 @@ class CircuitBreaker:
         self._failed_at = -1.0
         self._succeeded_at = time.monotonic()
         self._error: ApiError | None = None
+        self._unreachable: ApiError | None = None
 
     @property
     def is_open(self) -> bool:
@@ -94,6 +96,7 @@ class CircuitBreaker:
 
     def succeeded(self) -> None:
         self._good_answers += 1
+        self._unreachable = None
         self._failures = 0
         self._succeeded_at = time.monotonic()
 
@@ -143,7 +146,7 @@ class CircuitBreaker:
         # After some good answers, a run of bad assets is more likely than a server that refuses everything.
         most = _FAILURES_IN_A_ROW if is_patient or not self._good_answers else 3 * _FAILURES_IN_A_ROW
         if self._failures >= most and (not is_patient or now - self._succeeded_at >= _OUTAGE_S):
-            remedy = "The vectors embedded so far are kept. Run again when the server works."
+            remedy = f"{KEPT}Run again when the server works."
             if self._for_queries:
                 remedy = "Search again when the server works."
             self._open(
@@ -151,6 +154,23 @@ class CircuitBreaker:
                     f"{self._settings.base_url}: {self._failures} requests in a row failed (last: {what}). {remedy}"
                 )
             )
+
+    def gave_up(self, what: str) -> None:
+        """Note that a request failed for good without an answer.
+
+        Args:
+            what: A short description of the last failure.
+        """
+        if not self._good_answers:
+            self._unreachable = ApiError(
+                f"{self._settings.base_url}: the server does not answer ({what}), and no request has succeeded. "
+                "Check the address and the network, and run again."
+            )
+
+    @property
+    def unreachable(self) -> ApiError | None:
+        """The error if a request failed for good and none has succeeded: the server is the cause, not what was sent."""
+        return self._unreachable
 
     def _open(self, error: ApiError) -> NoReturn:
         self._error = self._error or error

@@ -130,6 +130,14 @@ class Client:
         return self._account.is_spent
 
     @property
+    def unreachable(self) -> ApiError | None:
+        """The error if a request got no answer however often it was sent, and no request of this client has succeeded.
+
+        The items are refused (`retries_exhausted`), but they are not the cause.
+        """
+        return self._breaker.unreachable
+
+    @property
     def stopped_by(self) -> ApiError | None:
         """The error after which this client sends nothing more; None while it works."""
         return self._breaker.error

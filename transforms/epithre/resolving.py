@@ -242,6 +242,8 @@ class Resolver:
         if isolated >= _ISOLATED_FAILURES and error.status not in _PASSING and error.may_be_an_item:
             self._refuse(pack, RefusalReason.REFUSED, f"{error} (alone, while others were served)")
         else:
+            if error.status in _PASSING:
+                self._retries.gave_up(str(error))
             self._refuse(pack, RefusalReason.RETRIES_EXHAUSTED, str(error))
 
     def _refuse(self, pack: list[int], reason: RefusalReason, detail: str) -> None:

@@ -154,5 +154,9 @@ class Retries:
         self._meter.retries[reason] += 1
         return True
 
+    def gave_up(self, what: str) -> None:
+        """Report that a request failed for good without an answer."""
+        self._breaker.gave_up(what)
+
     def _counted(self) -> int:
         return self._meter.retries.total() - self._uncounted

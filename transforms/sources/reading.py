@@ -50,9 +50,7 @@ class Reader:
         if source.bytes is not None:
             return self._capped(self._cell(uri, source))
         if source.uri is not None and not is_within(uri, allowed_prefixes(source)):
-            raise Unpreparable(
-                Reason.URI_NOT_ALLOWED, "the uri points outside the folders that the source's `within` allows"
-            )
+            raise Unpreparable(Reason.URI_NOT_ALLOWED, "the uri points outside the folders that `within` allows")
         if reference.size_bytes is not None:
             self._check_size(reference.size_bytes)
         try:
@@ -70,7 +68,7 @@ class Reader:
         except FileNotFoundError:
             raise Unpreparable(Reason.MISSING, "the file does not exist") from None
         except OutsideError as error:
-            raise Unpreparable(Reason.URI_NOT_ALLOWED, f"{error}, which the source's `within` does not allow") from None
+            raise Unpreparable(Reason.URI_NOT_ALLOWED, f"{error}, which `within` does not allow") from None
         except Unpreparable:
             raise
         except Exception as error:  # drivers raise errors of any type, and none may stop the run

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from epithre_beam.configs.errors import ArgumentError, ConfigError, SourceError
 from epithre_beam.index import Store
-from epithre_beam.index.vectors.folder_mark import MARK
+from epithre_beam.index.vectors.folder_mark import MARK, write_mark
 from epithre_beam.index.vectors.hidden_folder import check_is_new, new_hidden_folder
 from epithre_beam.index.vectors.vector_files import (
     PartWriter,
@@ -236,3 +236,13 @@ def test_vectors_of_two_dimensions_are_refused_in_a_part_and_between_parts(tmp_p
         writer.add(row(1), [1.0, 0.0, 0.0])
     with pytest.raises(ArgumentError, match="same dimension, got 8 and 9"):
         plan_files([*write_parts(setup, 1), *write_parts(setup, 1, dimension=9)], 1000)
+
+
+def test_a_folder_without_vectors_may_be_written_again(tmp_path):
+    """A pipeline whose server did not answer leaves one."""
+    store = Store(str(tmp_path))
+    write_mark(store, [], None, None)
+    check_is_new(store)
+    write_mark(store, [{"name": "vectors-a.parquet", "rows": 1, "size_bytes": 1, "sha256": "a" * 64}], 8, None)
+    with pytest.raises(ConfigError, match=r"already has vectors \(_vectors\.json\)"):
+        check_is_new(store)

@@ -1,5 +1,6 @@
 """If the process with the host's rate limiter is killed, a new one pauses as long as the lost counts matter."""
 
+import logging
 import multiprocessing
 import secrets
 
@@ -92,3 +93,14 @@ def test_restarted_worker_does_not_discard_counts_of_others(keeper):
     ask(started_anew)
     assert ask(survivor).wait_s > 170
     assert ask(started_anew).wait_s > 170
+
+
+def test_a_process_that_has_ended_is_replaced_without_a_word(keeper, caplog):
+    """Beam would log five tracebacks of refused connections, as if the API did not answer."""
+    backend = HostBackend(name=secrets.token_hex(4), settings=settings(requests=10))
+    process = keeper(backend)
+    process.kill()
+    process.join()
+    assert backend.try_acquire(WEIGHTS).lease is not None
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    backend.remove_files()
