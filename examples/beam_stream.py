@@ -7,8 +7,8 @@
 Each file waits at most `--max-buffering-s` for others to share its request. Then a line with its name and vector is
 appended to the output. The pipeline runs until it is stopped, or for `--seconds`. It needs a runner that streams, such
 as Prism, Flink or Dataflow; `FnApiRunner` does not wait for time to pass and ends early. On several workers, replace
-`append` by a sink of Beam, such as a vector database. All other arguments are options of Beam. `--base-url emulator` tries it without
-a key.
+`append` by a sink of Beam, such as a vector database. All other arguments are options of Beam. `--base-url emulator`
+tries it without a key.
 """
 
 import argparse

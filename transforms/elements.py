@@ -11,8 +11,9 @@ Fields that may be None are `Optional[…]`: Beam gives `… | None` a coder of 
 
 import datetime
 import json
+import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -196,6 +197,7 @@ class EmbedResult(NamedTuple):
 
 
 _ELEMENTS = (Asset, EmbeddedAsset, DeadAsset)
+log = logging.getLogger("epithre_beam.transforms")
 _NOTHING = "A function of beam.Map must return an asset; one of beam.FlatMap may return none."
 _CLASS = re.compile(r"<class '(?:[\w]+\.)*(\w+)'>|(?:[\w]+\.)+(?=\w)")
 """How Beam spells classes within types."""
@@ -231,6 +233,18 @@ def metadata_json(metadata: Mapping[str, MetadataValue], place: str) -> str:
     if not _is_unicode(text):
         raise ArgumentError(f"{place}: metadata must be text that UTF-8 can encode.")
     return text
+
+
+def warn_of_empty(types: Iterable[str], filled: Iterable[Collection[str]], label: str) -> None:
+    """Log a warning for each name of metadata that no asset has: it may be misspelt.
+
+    Args:
+        types: The names.
+        filled: The names that assets have, from each part of them.
+        label: The transform, for messages.
+    """
+    for name in sorted(set(types).difference(*filled)):
+        log.warning("%s: no asset has metadata %r, so its column is empty. Check the name.", label, name)
 
 
 def problem_of(asset: Asset) -> str | None:

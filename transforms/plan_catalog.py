@@ -19,7 +19,7 @@ from ..index.versions.layout import KINDS, RUNS, DeadLetter, Reason, run_folder
 from ..index.versions.manifest import Manifest, read_manifest
 from ..index.versions.shared_lease import end, leave, use, used
 from .catalog_elements import CatalogOutcome
-from .elements import DeadAsset, as_row
+from .elements import DeadAsset, as_row, warn_of_empty
 from .embedding.engine import EngineSetup, fingerprint_of
 from .versions.begun import Begun, PipelineSetup, begin
 from .versions.incoming_rows import IncomingPart, IncomingWriter
@@ -278,6 +278,8 @@ def _id_of(element: Any) -> tuple[str | None, str]:
 def plan(element: tuple[int, Iterable[Any]], begun: Begun, seen: Mapping[str, int], setup: PipelineSetup) -> list[Any]:
     """Plan the version; return its settings and what it is made of, or the outcome if there is nothing to do."""
     parts = [part for part in element[1] if part is not None]
+    if written := [part.filled for part in parts if isinstance(part, IncomingPart)]:
+        warn_of_empty(begun.metadata, written, "WriteCatalog")
     with used(setup.store, setup.nonce):
         planned = plan_version(begun, parts, seen, setup)
     if isinstance(planned, NothingToDo):

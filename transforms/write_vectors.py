@@ -29,7 +29,7 @@ from ..index.vectors.vector_files import (
     plan_files,
     write_file,
 )
-from .elements import EmbeddedAsset, check_elements
+from .elements import EmbeddedAsset, check_elements, warn_of_empty
 from .workers.steps import under_one_key
 
 _NAMESPACE = "epithre_beam"
@@ -250,6 +250,8 @@ def write(task: MergeTask, setup: VectorsSetup) -> VectorPart:
 
 def finish(element: tuple[int, Iterable[int | VectorPart]], setup: VectorsSetup) -> Iterator[VectorFile]:
     files = [file for file in element[1] if isinstance(file, VectorPart)]
+    if files:
+        warn_of_empty(setup.metadata, (file.filled for file in files), "WriteVectors")
     for file in finish_folder(files, setup):
         path = f"{setup.store.url.rstrip('/')}/{file.name}"
         yield VectorFile(path=path, rows=file.rows, size_bytes=file.size_bytes, sha256=file.sha256)

@@ -61,7 +61,9 @@ def parse_where(condition: str | Mapping[str, Any], schema: pa.Schema) -> pc.Exp
         try:
             condition = orjson.loads(condition)
         except orjson.JSONDecodeError as error:
-            raise ArgumentError(f"where must be JSON, got {_shown(condition)}: {error}.") from None
+            raise ArgumentError(
+                f'where must be JSON such as {{"price": {{"$lt": 10}}}}, got {_shown(condition)}: {error}.'
+            ) from None
     return _Parser(schema).condition(condition, "where", 1)
 
 

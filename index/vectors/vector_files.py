@@ -73,6 +73,8 @@ class VectorPart:
     dimension: int
     made_by: tuple[str, ...] = ()
     """What made its vectors, each as in `EmbeddedAsset`, sorted; empty: unknown."""
+    filled: frozenset[str] = frozenset()
+    """Names of metadata that at least one row has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ class PartWriter:
         self._vectors = np.empty((0, 0), np.float32)
         self._dimension = 0
         self._made_by: set[str] = set()
+        self._filled: set[str] = set()
         self._held_bytes = 0
         self._written = 0
         self._name = ""
@@ -161,6 +164,7 @@ class PartWriter:
             sha256=self._file.sha256,
             dimension=self._dimension,
             made_by=tuple(sorted(self._made_by)),
+            filled=frozenset(self._filled),
         )
         self._file, self._written = None, 0
         return part
@@ -189,7 +193,9 @@ class PartWriter:
     def _table(self) -> pa.Table:
         schema = vectors_schema(self._dimension, self._setup.metadata)
         columns: list[Any] = [_column(self._rows, field) for field in _FIELDS]
-        columns += metadata_columns(self._rows, self._setup.metadata)
+        values = metadata_columns(self._rows, self._setup.metadata)
+        self._filled |= filled_names(values, self._setup.metadata)
+        columns += values
         numbers = pa.array(self._vectors[: len(self._rows)].reshape(-1))
         columns.append(pa.FixedSizeListArray.from_arrays(numbers, type=schema.field("embedding").type))
         return pa.table(columns, schema=schema)
@@ -227,6 +233,12 @@ def metadata_columns(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]
         return []
     values = [json.loads(row.get("metadata") or "{}") for row in rows]
     return [_typed(field, [value.get(field.name) for value in values], rows) for field in metadata_type(types) or ()]
+
+
+def filled_names(columns: Sequence[pa.Array], types: Mapping[str, str]) -> set[str]:
+    """Return the names of the metadata that at least one row has, from what `metadata_columns` returned."""
+    names = [field.name for field in metadata_type(types) or ()]
+    return {name for name, column in zip(names, columns, strict=True) if column.null_count < len(column)}
 
 
 def _typed(field: pa.Field, values: list[Any], rows: Sequence[Mapping[str, Any]]) -> pa.Array:
@@ -299,9 +311,14 @@ def write_file(task: MergeTask, setup: VectorsSetup) -> VectorPart:
         if entry.rows != rows:
             raise SourceError(f"{setup.store.url}/{task.name} must have {rows} rows, got {entry.rows}. Run again.")
         size, sha256 = entry.size_bytes, entry.sha256
-    made_by = tuple(sorted({made_by for part in task.parts for made_by in part.made_by}))
     return VectorPart(
-        name=task.name, rows=rows, size_bytes=size, sha256=sha256, dimension=first.dimension, made_by=made_by
+        name=task.name,
+        rows=rows,
+        size_bytes=size,
+        sha256=sha256,
+        dimension=first.dimension,
+        made_by=tuple(sorted({made_by for part in task.parts for made_by in part.made_by})),
+        filled=frozenset().union(*(part.filled for part in task.parts)),
     )
 
 

@@ -56,7 +56,7 @@ def published_manifest(store: Store) -> Manifest:
     return read_manifest(store, latest.version, latest.manifest_sha256)
 
 
-_CHECK_PLACE = "Check the path; `epithre-beam run` makes a catalog."
+_CHECK_PLACE = "Check the path; `epithre-beam run` and WriteCatalog make a catalog."
 
 
 def nothing_published(store: Store) -> CatalogError:

@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -372,6 +373,13 @@ def test_metadata_keeps_its_types(catalog):
     write(catalog, [text(1, metadata=asset.metadata)], metadata={"n": "int", "on": "date", "ok": "bool"})
     with open_catalog(catalog) as opened:
         assert opened.asset("text", 0).metadata == metadata
+
+
+def test_a_name_of_metadata_that_no_asset_has_is_logged(tmp_path, caplog):
+    rows = [text(1, metadata='{"price":1}'), text(2, metadata=None)]
+    write(tmp_path / "c", rows, metadata={"price": "int", "prise": "int"})
+    words = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert words == ["WriteCatalog: no asset has metadata 'prise', so its column is empty. Check the name."]
 
 
 def test_metadata_of_a_wrong_type_names_the_asset(catalog):

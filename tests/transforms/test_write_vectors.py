@@ -118,6 +118,13 @@ def test_catalog_of_the_files_finds_each_asset_by_its_vector(tmp_path):
             assert hit.metadata == {"price": number / 2}
 
 
+def test_a_name_of_metadata_that_no_asset_has_is_logged(tmp_path, caplog):
+    metadata = {"price": "double", "prise": "double"}
+    run(lambda p: {"f": embedded(p) | epithre.WriteVectors(tmp_path / "out", metadata=metadata)}, tmp_path)
+    words = [record.getMessage() for record in caplog.records if record.name.startswith("epithre")]
+    assert words == ["WriteVectors: no asset has metadata 'prise', so its column is empty. Check the name."]
+
+
 class FailsOnce:
     """An embedding that cannot be read the first time it is."""
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from ...configs.errors import ArgumentError, LeaseLostError
 from ...index.storage.store import HashingWriter, Store
 from ...index.vectors.units import IncomingGroup, as_float32
-from ...index.vectors.vector_files import metadata_columns
+from ...index.vectors.vector_files import filled_names, metadata_columns
 from ...index.versions.layout import (
     KINDS,
     DeadLetter,
@@ -62,6 +62,8 @@ class IncomingPart:
     dimension: int
     normalised: int
     """Vectors whose norm was not 1."""
+    filled: frozenset[str]
+    """Names of metadata that at least one row has."""
 
 
 def incoming_folder(version: str) -> str:
@@ -113,6 +115,7 @@ class IncomingWriter:
         self._writing: Future[list[DeadLetter]] | None = None
         self._counts: Counter[str] = Counter()
         self._normalised = 0
+        self._filled: set[str] = set()
         self._name = ""
         self._file: HashingWriter | None = None
         self._writer: pq.ParquetWriter | None = None
@@ -166,7 +169,11 @@ class IncomingWriter:
             return None, dead
         self._open.close()
         part = IncomingPart(
-            name=self._name, rows=dict(self._counts), dimension=self._dimension, normalised=self._normalised
+            name=self._name,
+            rows=dict(self._counts),
+            dimension=self._dimension,
+            normalised=self._normalised,
+            filled=frozenset(self._filled),
         )
         return part, dead
 
@@ -223,6 +230,7 @@ class IncomingWriter:
         if struct := metadata_type(self._types):
             is_null = pa.array([row.get("metadata") is None for row in rows])
             values = metadata_columns(rows, self._types)
+            self._filled |= filled_names(values, self._types)
             columns.append(pa.StructArray.from_arrays(values, fields=list(struct), mask=is_null))
         columns.append(pa.array([zlib.crc32(its) for its in data], pa.uint32()))
         self._writer.write_table(pa.table(columns, schema=schema))
