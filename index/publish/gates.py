@@ -1,6 +1,5 @@
 """The gates: checks that stop a version from being published automatically."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from ...configs import GateConfig
@@ -96,7 +95,7 @@ def check_turnover(
 
     Args:
         gone: Rows of the current version by kind whose id is gone or has no vector now.
-        changed: Rows of the current version by kind whose id has another content.
+        changed: Rows of the current version by kind whose content changed.
         before: Rows of the current version by kind.
         gates: The allowed share.
     """
@@ -106,10 +105,8 @@ def check_turnover(
     if share <= allowed:
         return []
     rule = f"{allowed:.0%}" if gates.max_turnover is None else f"{allowed:.2%}"
-    enough = min(1.0, math.ceil(share * 100) / 100)
     sentence = (
         f"gates.max_turnover allows {rule} of the rows to be replaced, but of {of_count(old, 'row')} in the current "
-        f"version {lost:,} are gone and {other:,} have another content ({share:.1%}). If this is intended, run with "
-        f"--set gates.max_turnover={enough:g} to publish it."
+        f"version {lost:,} are gone and {other:,} changed ({share:.1%})."
     )
     return [sentence]

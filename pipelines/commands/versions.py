@@ -215,7 +215,9 @@ def rollback(
 @versions.command()
 def prune(
     catalog: CatalogUrl,
-    keep: Annotated[int, typer.Option(help="Versions to keep: the current, the previous, and the newest.")] = 3,
+    keep: Annotated[
+        int, typer.Option(help="Number of versions to keep: the current one, the previous one, then the newest others.")
+    ] = 3,
     older_than: Annotated[
         float | None, typer.Option(metavar="DAYS", help="Delete only versions older than this.")
     ] = None,

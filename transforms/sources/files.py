@@ -174,7 +174,11 @@ def _walk_local(folder: str, matches: Callable[[str], bool], passed_over: Passed
         elif matches(name):
             try:
                 status = item.stat()
-            except OSError:  # a broken or cyclic link, or a file that was deleted meanwhile
+            except OSError:
+                # A link that leads to no file is listed, so that it becomes a dead letter: its asset would count as
+                # deleted otherwise, and come back as a new one. A file that was deleted meanwhile is left out.
+                if item.is_symlink():
+                    yield FoundFile(path=item.path.replace("//", "/"), id=name, info={"size": None})
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield FoundFile(path=item.path.replace("//", "/"), id=name, info=_local_info(status))

@@ -172,10 +172,16 @@ def test_links_to_files_are_followed_and_cycles_are_not(tmp_path: Path) -> None:
     (tmp_path / "in/self").symlink_to(tmp_path / "in")
     (tmp_path / "in/one").symlink_to(tmp_path / "in/two")
     (tmp_path / "in/two").symlink_to(tmp_path / "in/one")
-    (tmp_path / "in/own.jpg").symlink_to(tmp_path / "in/own.jpg")
-    (tmp_path / "in/nowhere.jpg").symlink_to(tmp_path / "nowhere")
     (tmp_path / "in/link.jpg").symlink_to(tmp_path / "elsewhere/b.jpg")
     assert ids(tmp_path / "in") == ids(tmp_path / "in/**/*.jpg") == ["a.jpg", "link.jpg"]
+
+
+def test_links_to_nothing_are_listed_so_that_they_become_dead_letters(tmp_path: Path) -> None:
+    """The disk of their targets may not be mounted: their assets must not count as deleted."""
+    grow(tmp_path, "in/a.jpg")
+    (tmp_path / "in/own.jpg").symlink_to(tmp_path / "in/own.jpg")
+    (tmp_path / "in/nowhere.jpg").symlink_to(tmp_path / "nowhere")
+    assert ids(tmp_path / "in") == ids(tmp_path / "in/**/*.jpg") == ["a.jpg", "nowhere.jpg", "own.jpg"]
 
 
 def deep(folder: Path, depth: int) -> int:
