@@ -122,6 +122,7 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "transforms/planning/incoming.py": "tests/transforms/test_write_catalog.py",
     "transforms/query/many_queries.py": "tests/transforms/test_search_catalog.py",
     "transforms/query/query_engine.py": "tests/transforms/test_search_catalog.py",
+    "transforms/versions/as_before.py": _INCREMENTAL,
     "transforms/versions/begun.py": "tests/transforms/test_write_catalog.py",
     "transforms/versions/incoming_rows.py": "tests/transforms/test_write_catalog.py",
     "transforms/versions/pipeline_version.py": "tests/transforms/test_write_catalog.py",

@@ -16,6 +16,7 @@ from ..index.vectors.units import IncomingGroup, ReusedGroup, UnitRecord, read_u
 from ..index.versions.layout import vector_schema
 from .embedding.spending import check_all_sent
 from .planning.plan import PlanReader
+from .versions.as_before import is_as_before
 from .versions.imported_rows import write_imported
 from .versions.imports import ImportedGroup, ImportTask, plan_imports
 from .versions.incoming_rows import IncomingRows
@@ -95,6 +96,8 @@ def plan_all_shards(element: tuple[int, Iterable[Part]], setup: VersionSetup) ->
     parts = [part for part in element[1] if not isinstance(part, Begin)]
     records = [part for part in parts if isinstance(part, UnitRecord)]
     check_all_sent(records, setup.embed, setup.run, setup.requests_spent)
+    if is_as_before(records, setup):
+        return []
     rows = {kind: sum(part.rows for part in parts if part.kind == kind) for kind in {part.kind for part in parts}}
     rules = sample_rules(rows, setup.embed.dimension, setup.index)
     imported = [part for part in parts if isinstance(part, ImportedGroup)]

@@ -3,18 +3,19 @@
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
+import pyarrow as pa
 
 from ...configs import RunConfig
 from ...configs.errors import CatalogError, DamagedFileError
 from ...index.local.trust import Trust
 from ...index.storage.store import Store
 from ...index.versions.complete import existing_versions
-from ...index.versions.layout import report_name, unit_dead_letters_name, unit_name, version_folder
+from ...index.versions.layout import report_name, run_folder, unit_dead_letters_name, unit_name, version_folder
 from ...index.versions.manifest import read_manifest
 from ...index.versions.stored_names import GATE_FAILURES
 from ...transforms.embedding.endpoint import Endpoint, open_endpoint
@@ -31,8 +32,9 @@ from ...transforms.planning.embedding_config import (
 from ...transforms.planning.job_identity import identity_of, other_job
 from ...transforms.planning.plan import Plan, Unit, write_plan
 from ...transforms.reports.report import Report, unchanged_report
+from ...transforms.versions.reused_rows import iterate_dead_letters
 from ...transforms.versions.setup import VersionSetup, public_settings
-from ...transforms.workers.progress import read_progress
+from ...transforms.workers.progress import LaneProgress, read_progress
 from ..console.logs import log_event
 from .base import Base, check_adoption, check_emulator, compare, find_base, is_whole, overlap
 from .launch import Held, Runner, hold_catalog, software
@@ -108,22 +110,21 @@ class _Launch:
             check_emulator(config, found, adopt=self.adopt)
             damaged = self._set_base(store, found, damaged)
             changes = comparison.changes()
-            if (
-                found.usable
+            may_stay = (
+                found.usable is not None
                 and not damaged
                 and not is_taken_over
-                and changes.is_nothing
                 and is_whole(store, found.usable, config.index, config.metadata_types, config.prepare)
-            ):
-                rows = sum(changes.unchanged.values())
-                return unchanged_report(found.usable, rows, comparison.dead_letters(), config.embed, self.elapsed_s)
+            )
+            if may_stay and changes.is_nothing:
+                return self._unchanged(found, comparison.dead_letters())
             if endpoint is None and changes.todo:
                 endpoint = held.stack.enter_context(open_endpoint(config.embed, store))
                 if endpoint.fingerprint != found.fingerprint:
                     found = find_base(config, store, held.latest, endpoint.fingerprint)
                     continue
             try:
-                return self._write(held, found, endpoint, spent, is_taken_over=is_taken_over)
+                return self._write(held, found, endpoint, spent, is_taken_over=is_taken_over, may_stay=may_stay)
             except DamagedFileError as error:
                 _log.warning("%s The run ignores this file and reads its assets again.", error)
                 attempts -= 1
@@ -167,8 +168,25 @@ class _Launch:
             _log.warning("%s/%s is damaged. The run reads its assets again.", store.url, name)
         return bad
 
-    def _write(self, held: Held, found: Base, endpoint: Endpoint | None, spent: int, *, is_taken_over: bool) -> Report:
-        """Write the new version; `endpoint` is None when no asset must be read."""
+    def _unchanged(self, found: Base, letters: Iterable[pa.Table], lanes: Sequence[LaneProgress] = ()) -> Report:
+        assert found.usable is not None
+        rows = sum(self.comparison.changes().unchanged.values())
+        return unchanged_report(found.usable, rows, letters, self.config.embed, self.elapsed_s, lanes)
+
+    def _write(
+        self,
+        held: Held,
+        found: Base,
+        endpoint: Endpoint | None,
+        spent: int,
+        *,
+        is_taken_over: bool,
+        may_stay: bool,
+    ) -> Report:
+        """Write the new version; `endpoint` is None when no asset must be read.
+
+        If all that was read failed as before and `may_stay`, the current version stays.
+        """
         config, store = self.config, held.store
         base = found.usable.version if found.usable else None
         fingerprint = endpoint.fingerprint if endpoint else found.fingerprint
@@ -202,13 +220,19 @@ class _Launch:
             contents_known=found.manifest is not None and "sources" in found.manifest.config,
             job=identity_of(config),
             is_taken_over=is_taken_over,
+            may_stay=may_stay,
             software=software(),
             started_at_s=self.started_at_s,
         )
         self.units.extend(plan.units)
         self.runner.run(held.run, _wiring(setup, lane, plan), config.runner, config.beam_options)
         remove_host_limiter(lane.embed, lane.run.version)
-        report: Report = orjson.loads(store.read(report_name(held.run.version)))
+        if store.size(report_name(held.run.version)) is None:
+            assert found.usable is not None
+            report = self._unchanged(found, iterate_dead_letters(store, found.usable), read_progress(held.run))
+            store.delete(run_folder(held.run.version))
+        else:
+            report = orjson.loads(store.read(report_name(held.run.version)))
         if not report[GATE_FAILURES]:
             _collect(store, self.units)
         report["every_vector_is_new_because"] = list(found.reasons)

@@ -196,9 +196,14 @@ def make_report(
 
 
 def unchanged_report(
-    manifest: Manifest, rows: int, dead_letters: Iterable[pa.Table], embed: EmbedConfig, seconds: float
+    manifest: Manifest,
+    rows: int,
+    dead_letters: Iterable[pa.Table],
+    embed: EmbedConfig,
+    seconds: float,
+    lanes: Sequence[LaneProgress] = (),
 ) -> Report:
-    """Makes the report of a run that found no changes and wrote nothing; it describes the current version."""
+    """Makes the report of a run that found no changes and wrote no version; it describes the current version."""
     letters = DeadLetterSummary()
     for table in dead_letters:
         for letter in table.to_pylist():
@@ -215,7 +220,7 @@ def unchanged_report(
     )
     # A version that was held by a gate and then published by a person is accepted: do not report its gate failures.
     update = {"counts": counts, "gate_failures": (), "timings_s": {"embed": 0.0, "total": round(seconds, 3)}}
-    report = make_report(manifest.model_copy(update=update), letters, [], embed)
+    report = make_report(manifest.model_copy(update=update), letters, lanes, embed)
     report["unchanged"] = True
     return report
 

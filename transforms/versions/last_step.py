@@ -23,6 +23,7 @@ from ..planning.changes import UnitChanges, count_changes
 from ..planning.plan import reused_dead_name
 from ..reports.report import make_report, render_report
 from ..workers.progress import LaneProgress, read_progress
+from .as_before import is_as_before
 from .imported_rows import imported_dead_name
 from .imports import ImportedGroup
 from .setup import VersionSetup
@@ -95,6 +96,8 @@ def complete_version(written: Written, setup: VersionSetup) -> Outcome:
         return Outcome(version=version)  # a runner may repeat this step after it succeeded
     if (held := _held_before(store, version)) is not None:
         return held
+    if is_as_before(written.units, setup):
+        return Outcome(version=setup.plan.base or "")
     check_conservation(
         changes.assets,
         written.units,

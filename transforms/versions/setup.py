@@ -43,6 +43,8 @@ class VersionSetup:
     """The changes, if they are known before the vectors are read: those of the rows of a pipeline."""
     normalised: int = 0
     """Vectors of a pipeline whose norm was not 1."""
+    may_stay: bool = False
+    """Whether the current version stays if the run changes nothing in it: it is whole and made with these settings."""
     is_compared: bool = False
     """Whether the plan has the contents of the current version for the listed ids."""
     contents_known: bool = True

@@ -322,6 +322,35 @@ def test_permanent_failures_are_retried_only_after_a_change(tmp_path, emulator, 
         assert night.run()["counts"]["dead"] == dead - 1
 
 
+@pytest.mark.parametrize("is_permanent", [True, False], ids=["retry-failed", "missing"])
+def test_assets_that_fail_again_for_the_same_reason_make_no_version(tmp_path, emulator, is_permanent):
+    """Otherwise a file that is missing for good would cost a whole version each night."""
+    night = Night(tmp_path, emulator, 11)
+    bad = min(night.images.glob("*.jpg"))
+    if is_permanent:
+        bad.write_bytes(b"no picture")
+    else:
+        bad.unlink()
+        bad.symlink_to(tmp_path / "not mounted")
+    settings = {"embed__retry_dead": is_permanent}
+    first = night.run(**settings)
+    assert first["counts"]["dead"] == 1
+    again = night.run(**settings)
+    assert again["unchanged"]
+    assert (again["version"], again["counts"]["dead"]) == (first["version"], 1)
+    assert again["dead_letters"]["by_reason"] == first["dead_letters"]["by_reason"]
+    assert [path.name for path in (tmp_path / "catalog/versions").iterdir()] == [first["version"]]
+    assert not list((tmp_path / "catalog").glob("runs/*"))
+    if is_permanent:
+        bad.write_bytes(b"")  # another reason
+        assert night.run(**settings)["dead_letters"]["by_reason"] == {"empty_file": 1}
+    bad.unlink()
+    shutil.move(night.add_image(), bad)
+    report = night.run(**settings)
+    assert (report["counts"]["dead"], report.get("unchanged")) == (0, None)
+    assert answers_of(tmp_path / "catalog", 1)
+
+
 def test_a_gate_holds_a_shrunk_source_until_it_is_published(tmp_path, emulator):
     night = Night(tmp_path, emulator, 9, images=30, texts=60)
     first = night.run()["version"]
@@ -489,10 +518,10 @@ def test_a_failed_run_leaves_no_incomplete_version(tmp_path, emulator, monkeypat
 
 def _full_disk_at(open_write, suffix: str):
     @contextlib.contextmanager
-    def opened(self, name):
+    def opened(self, name, **options):
         if name.endswith(suffix):
             raise OSError(28, "No space left on device")
-        with open_write(self, name) as file:
+        with open_write(self, name, **options) as file:
             yield file
 
     return opened
