@@ -22,7 +22,8 @@
     │   └── RateLimiterLostError the backend of a shared rate limiter cannot be reached
     ├── StorageError
     │   ├── StoreError           the storage refused an operation or failed
-    │   │   ├── SwapConflictError, SwapUnknownError, LeaseLostError, DamagedFileError, UnwritableError
+    │   │   ├── SwapConflictError, SwapUnknownError, LeaseLostError, DamagedFileError, UnwritableError,
+    │   │   │   MissingDriverError
     │   ├── CatalogError         a catalog cannot be opened, trusted or changed
     │   │   ├── NoCatalogError, UnknownVersionError
     │   └── CatalogBusyError     another run holds the catalog
@@ -56,6 +57,7 @@ __all__ = [
     "ExitCode",
     "GateError",
     "LeaseLostError",
+    "MissingDriverError",
     "NoCatalogError",
     "OtherJobError",
     "QueryError",
@@ -298,6 +300,13 @@ class UnwritableError(StoreError):
     """The catalog, or another folder that a job writes, cannot be written."""
 
     code = "unwritable"
+
+
+class MissingDriverError(StoreError):
+    """The package that reads a store, such as s3fs, is not installed; the message names the extra."""
+
+    code = "driver_missing"
+    exit_code = ExitCode.USAGE
 
 
 class CatalogError(StorageError):

@@ -4,7 +4,9 @@ import bisect
 import contextlib
 import functools
 import itertools
+import json
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -318,6 +320,10 @@ class KindIndex:
 
     def _matching(self, where: pc.Expression) -> _Matching:
         """Returns the matching rows; the results of the last conditions are cached."""
+        if not isinstance(where, pc.Expression):
+            raise ArgumentError(
+                f"where must be a pyarrow expression, got {type(where).__name__}. Use `parse_where(condition, schema)`."
+            )
         key = str(where)
         with self._lock:
             kept = self._masks.get(key)
@@ -328,9 +334,7 @@ class KindIndex:
         try:
             rows = np.asarray(numbered.filter(where).column("__row").to_numpy(), np.int64)
         except (pa.ArrowException, TypeError) as error:
-            columns = self.assets.schema.names
-            what, *_ = str(error).splitlines()  # Arrow appends the whole schema
-            raise ArgumentError(f"where must be a condition on the columns {columns}: {what[:200]}") from None
+            raise ArgumentError(_wrong_where(error, self.assets.schema)) from None
         is_in = np.zeros(len(self.assets), bool)
         is_in[rows] = True
         matching = _Matching(rows=rows, bits=np.packbits(is_in, bitorder="little"))
@@ -358,22 +362,35 @@ def _joined(
     return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
 
 
+def _wrong_where(error: Exception, schema: pa.Schema) -> str:
+    """The message for a condition that Arrow refuses."""
+    what, *_ = str(error).splitlines()  # Arrow appends the whole schema
+    named = re.search(r"No match for FieldRef\.Name\((.+?)\) in", what)
+    metadata = schema.field("metadata").type if "metadata" in schema.names else ()
+    if named and named[1] in [field.name for field in metadata]:
+        right = f'pc.field("metadata", {json.dumps(named[1], ensure_ascii=False)})'
+        return f"where: {named[1]!r} is a metadata column. Name it as {right}."
+    return f"where must be a condition on the columns {schema.names}: {what[:200]}"
+
+
 def operating_point(entry: IndexEntry, recall: float | None) -> OperatingPoint:
     """Returns the manifest's operating point or, given a `recall`, the cheapest one that reached it.
 
     Raises:
-        ArgumentError: When no operating point reached it.
+        ArgumentError: When it is no number from 0 to 1, or no operating point reached it.
     """
     if recall is None:
         return OperatingPoint(recall=entry.recall, cost_us=0.0, **entry.search_parameters)
-    if isinstance(recall, bool) or not isinstance(recall, (int, float, np.number)) or not recall >= 0:
-        raise ArgumentError(f"recall must be a number of at least 0, got {recall!r}.")
+    if isinstance(recall, bool) or not isinstance(recall, (int, float, np.number)) or not 0 <= recall <= 1:
+        raise ArgumentError(f"recall must be from 0 to 1, got {recall!r}.")
     points = entry.operating_points or (OperatingPoint(recall=entry.recall, cost_us=0.0),)
     for point in points:
         if min(point.recall.values(), default=1.0) >= recall:
             return point
     best = max(min(point.recall.values(), default=1.0) for point in points)
-    raise ArgumentError(f"recall must be at most {best:g}, which the {entry.kind} index reached, got {recall!r}.")
+    raise ArgumentError(
+        f"recall must be at most {best:g} for kind {entry.kind!r}, got {recall!r}: no setting reached more."
+    )
 
 
 def rows_probed(share: float, width: int, recall_k: int, rows: int) -> float:

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from ...configs.errors import CatalogError
 from ..storage.store import Store
-from ..versions.layout import version_folder
+from ..versions.layout import DAMAGED, version_folder
 from ..versions.manifest import FileEntry
 from .download import Downloads
 from .private import CACHE
@@ -140,7 +140,7 @@ class FileCache:
                 partial.unlink(missing_ok=True)
         raise CatalogError(
             f"{downloads.url}/{name} must have sha256 {entry.sha256}, got {found} in each of {_DOWNLOADS} downloads. "
-            "The file is damaged."
+            f"{DAMAGED}"
         )
 
     def _begin(self, partial: Path, size_bytes: int) -> int:

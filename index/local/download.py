@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from ...configs.errors import CatalogError, StoreError
 from ..storage.store import Store
+from ..versions.layout import DAMAGED
 
 _READERS = 8
 RANGE_BYTES = 8_000_000
@@ -47,7 +48,7 @@ class Downloads:
         if found is None:
             raise CatalogError(f"{self.url}/{name} is missing.")
         if found != size_bytes:
-            raise CatalogError(f"{self.url}/{name} must have {size_bytes} bytes, got {found}. The file is damaged.")
+            raise CatalogError(f"{self.url}/{name} must have {size_bytes} bytes, got {found}. {DAMAGED}")
 
     def download(self, name: str, size_bytes: int, descriptor: int) -> str:
         """Download a file of the store into an open file. Return the sha256 of the written bytes, in hex.

@@ -9,6 +9,7 @@ from pathlib import Path
 from ...configs.errors import CatalogError
 from ..storage.store import Store
 from ..versions.files import check_file
+from ..versions.layout import DAMAGED
 from ..versions.manifest import FileEntry
 from .cache import BOUND_VARIABLE, FileCache, file_name
 from .private import CACHE
@@ -66,7 +67,7 @@ def _verify(store: Store, version: str, entry: FileEntry, verification_cache: Ve
         except OSError as error:
             raise CatalogError(f"{store.url}/{name} cannot be read ({error.strerror}).") from error
         if found != entry.sha256:
-            problem = f"{store.url}/{name} must have sha256 {entry.sha256}, got {found}. The file is damaged."
+            problem = f"{store.url}/{name} must have sha256 {entry.sha256}, got {found}. {DAMAGED}"
     if problem is not None:
         raise CatalogError(problem)
 

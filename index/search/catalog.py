@@ -28,8 +28,16 @@ class OpenVersion:
     Its memory and its hold are released with the last reference, for example when the last running search ends.
     """
 
-    def __init__(self, manifest: Manifest, indexes: Mapping[str, KindIndex], hold: VersionHold | None = None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        indexes: Mapping[str, KindIndex],
+        hold: VersionHold | None = None,
+        *,
+        is_closed: bool = False,
+    ) -> None:
         self.manifest = manifest
+        self.is_closed = is_closed
         self.indexes = dict(indexes)
         self.is_held = hold is not None
         self._let_go = None if hold is None else weakref.finalize(self, hold.release)  # also when the process ends
@@ -58,8 +66,10 @@ class OpenVersion:
         return self.indexes[kind]
 
     def _check_open(self) -> None:
+        if self.is_closed:
+            raise ArgumentError("The catalog is closed. Open it again.")
         if not self.indexes:
-            raise ArgumentError("The catalog is closed or has no assets.")
+            raise ArgumentError(f"Version {self.manifest.version} of the catalog has no assets.")
 
 
 class Catalog:
@@ -86,7 +96,7 @@ class Catalog:
 
     def close(self) -> None:
         """Release the mapped files and the hold. Running searches finish; later ones raise ArgumentError."""
-        opened, self._opened = self._opened, OpenVersion(self._opened.manifest, {})
+        opened, self._opened = self._opened, OpenVersion(self._opened.manifest, {}, is_closed=True)
         opened.let_go()
 
     @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 from fsspec.asyn import sync
 
-from ...configs.errors import ArgumentError, EpithreBeamError
+from ...configs.errors import ArgumentError, EpithreBeamError, MissingDriverError
 from ...configs.scrubbing import without_credentials
 
 _S3_ATTEMPTS = 4
@@ -27,6 +27,14 @@ _REFUSALS = {
     "TokenRetrievalError",
     "UnauthorizedSSOTokenError",
 }
+_EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure"}
+_PROTOCOLS = {
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("abfs", "abfss", "adl", "az"), "adlfs"),
+    **dict.fromkeys(("http", "https"), "aiohttp"),
+}
+"""The driver of each protocol."""
 _BARE = ("unable to connect to account", "Bad Request: ", "Forbidden: ")
 """Prefixes of messages that drivers raise without a specific error type."""
 
@@ -38,7 +46,7 @@ def connect(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     and botocore would multiply, and the Azure client would wait for 90 s.
 
     Raises:
-        ImportError: If the driver of the store is not installed.
+        MissingDriverError: If the driver of the store is not installed.
         PermissionError: If there are no credentials.
         ArgumentError: If fsspec does not know the protocol.
     """
@@ -54,6 +62,8 @@ def connect(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     try:
         with storage_errors(url):
             fs, path = fsspec.url_to_fs(url, **options)
+    except ImportError as error:
+        raise _missing_driver(fsspec.core.split_protocol(url)[0] or "file", error) from error
     except ValueError as error:
         if not str(error).startswith("Protocol not known"):
             raise
@@ -70,11 +80,24 @@ def driver_class(protocol: str) -> Any:
     """Return the file system class of a protocol. Imports the driver, but does not connect.
 
     Raises:
-        ImportError: If the driver is not installed.
+        MissingDriverError: If the driver is not installed.
         ValueError: If fsspec does not know the protocol.
     """
     _choose_gcsfs()
-    return fsspec.get_filesystem_class(protocol)
+    try:
+        return fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        raise _missing_driver(protocol, error) from error
+
+
+def _missing_driver(protocol: str, error: ImportError) -> MissingDriverError:
+    driver = _PROTOCOLS.get(protocol)
+    if driver is None:
+        return MissingDriverError(f"The driver of {protocol}:// is not installed: {str(error).rstrip('.')}.")
+    missing = getattr(error.__cause__, "name", None) or error.name or driver  # may be a package that the driver needs
+    extra = _EXTRAS.get(driver)
+    remedy = f"Install the extra `{extra}`, in the checkout: pip install -c constraints.txt '.[{extra}]'"
+    return MissingDriverError(f"{missing} is not installed. {remedy if extra else f'Run `pip install {driver}`'}.")
 
 
 def _choose_gcsfs() -> None:

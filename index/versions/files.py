@@ -1,7 +1,7 @@
 """Compare a file of a version with its entry in the manifest."""
 
 from ..storage.store import Store, sha256_of
-from .layout import version_folder
+from .layout import DAMAGED, version_folder
 from .manifest import FileEntry
 
 
@@ -15,7 +15,7 @@ def check_file(store: Store, version: str, entry: FileEntry, *, hashed: bool = T
     if size is None:
         return f"{store.url}/{name} is missing."
     if size != entry.size_bytes:
-        return f"{store.url}/{name} must have {entry.size_bytes} bytes, got {size}. The file is damaged."
+        return f"{store.url}/{name} must have {entry.size_bytes} bytes, got {size}. {DAMAGED}"
     if not hashed:
         return None
     try:
@@ -24,5 +24,5 @@ def check_file(store: Store, version: str, entry: FileEntry, *, hashed: bool = T
     except FileNotFoundError:
         return f"{store.url}/{name} is missing."
     if found != entry.sha256:
-        return f"{store.url}/{name} must have sha256 {entry.sha256}, got {found}. The file is damaged."
+        return f"{store.url}/{name} must have sha256 {entry.sha256}, got {found}. {DAMAGED}"
     return None

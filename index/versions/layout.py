@@ -34,6 +34,10 @@ RUNS = "runs"
 UNITS = "units"
 READERS = "readers"
 KINDS = ("image", "text")
+DAMAGED = (
+    "The file is damaged. Restore it from a backup, or publish an older version "
+    "(`epithre-beam versions rollback CATALOG`)."
+)
 _DEAD_SUFFIX = ".dead.parquet"
 
 _METADATA_TYPES: dict[str, pa.DataType] = {

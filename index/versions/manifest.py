@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ...configs.errors import CatalogError
 from ..storage.store import Store
-from .layout import FORMAT_VERSION, KINDS, manifest_name
+from .layout import DAMAGED, FORMAT_VERSION, KINDS, manifest_name
 from .stored_names import GATE_FAILURES
 from .values import (
     MAX_COLUMNS,
@@ -321,7 +321,7 @@ def read_manifest(store: Store, version: str, sha256: str | None = None) -> Mani
         raise CatalogError(f"{store.url} has no version {version!r}: {name} is missing.") from error
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
-        raise CatalogError(f"{store.url}/{name} must have sha256 {sha256}, got {found}. The file is damaged.")
+        raise CatalogError(f"{store.url}/{name} must have sha256 {sha256}, got {found}. {DAMAGED}")
     try:
         raw = orjson.loads(data)
         form = raw["format_version"]
@@ -332,14 +332,14 @@ def read_manifest(store: Store, version: str, sha256: str | None = None) -> Mani
             )
         manifest = Manifest.model_validate(raw)
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise CatalogError(f"{store.url}/{name} is not a valid manifest. The file is damaged.") from error
+        raise CatalogError(f"{store.url}/{name} is not a valid manifest. {DAMAGED}") from error
     except ValidationError as error:
         raise CatalogError(
             f"{store.url}/{name} is not a valid manifest ({wrong_value(error)}). The file is damaged, or "
             "epithre-beam did not write it."
         ) from None  # the pydantic error would repeat every value
     if manifest.version != version:
-        raise CatalogError(f"{store.url}/{name} is the manifest of version {manifest.version}. The file is damaged.")
+        raise CatalogError(f"{store.url}/{name} is the manifest of version {manifest.version}. {DAMAGED}")
     if (problem := disagreement(manifest)) is not None:
-        raise CatalogError(f"{store.url}/{name} contradicts itself: {problem}. The file is damaged.")
+        raise CatalogError(f"{store.url}/{name} contradicts itself: {problem}. {DAMAGED}")
     return manifest

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...configs.errors import ConfigError
-from ..console.options import ApiKeyEnv, BaseUrl, CatalogUrl
+from ..console.logs import set_format
+from ..console.options import ApiKeyEnv, BaseUrl, CatalogUrl, LogLines
 
 if TYPE_CHECKING:
     from ..serve.settings import ServeSettings
@@ -56,11 +57,17 @@ def serve(
     follow_every: Annotated[
         float, typer.Option(metavar="S", min=0.05, help="Seconds between checks for a new version.")
     ] = 30.0,
+    require_embedding: Annotated[
+        bool, typer.Option("--require-embedding", help="Do not start if queries cannot be embedded.")
+    ] = False,
+    log_format: LogLines = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the start line as JSON.")] = False,
 ) -> None:
     """Serve CATALOG: a JSON API and a page to search it with texts and images. Stop it with Ctrl-C."""
     from ..serve.settings import ServeSettings
 
+    if log_format is not None:
+        set_format(log_format)
     settings = ServeSettings(
         catalog=catalog,
         host=host,
@@ -69,6 +76,7 @@ def serve(
         token=None if token_env is None else _token(token_env),
         base_url=base_url,
         api_key_env=api_key_env,
+        require_embedding=require_embedding,
         max_upload_bytes=int(max_upload_mb * 1_000_000),
         max_concurrency=max_concurrency,
         requests_per_minute=rate,

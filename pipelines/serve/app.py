@@ -166,6 +166,10 @@ async def search_image(
 ) -> Response:
     """Search by an image."""
     service = _service(request)
+    for name in await request.form():  # FastAPI parsed it already
+        if name not in {"image", "options"}:
+            remedy = " Put it into `options`." if name in SearchOptions.model_fields else " Fields: image, options."
+            raise Fault(422, "invalid", f"{name:.80} is not a field of this form.{remedy}")
     if len(options.encode("utf-8", "replace")) > MAX_OPTIONS_BYTES:
         raise Fault(413, "too_large", f"options must have at most {MAX_OPTIONS_BYTES:,} bytes.")
     try:
@@ -258,7 +262,7 @@ async def ready(request: Request) -> ReadyAnswer:
     """Report the version and the embedding API's state; searches by vector or asset need no embedding API."""
     service = _service(request)
     return ReadyAnswer(
-        status="degraded" if service.embedding_api == "fails" else "ready",
+        status="degraded" if service.embedding_api in {"fails", "refuses"} else "ready",
         version=service.catalog.version,
         embedding_api=service.embedding_api,
         retry_after_s=service.retry_after_s or None,

@@ -71,7 +71,9 @@ def invalid(errors: Any, asked: type[BaseModel] = SearchRequest, place: str = ""
     place = place.lstrip(".") or "The request"
     kind, message = first["type"], str(first["msg"])
     if kind == "json_invalid":
-        return Fault(400, "bad_json", f"{place} must be valid JSON.")
+        found = re.search(r"(?P<why>[^:]+) at line (?P<line>\d+) column (?P<column>\d+)$", message)
+        where = f", line {found['line']}, column {found['column']}: {found['why'].strip()}" if found else ""
+        return Fault(400, "bad_json", f"{place} must be valid JSON{where}.")
     if kind == "missing":
         remedy = " Send multipart/form-data with a field `image`." if place == "image" else ""
         return Fault(422, "invalid", f"{place} is missing.{remedy}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse
+from starlette.routing import Match
 
 from .bodies import Bodies, Body
 from .faults import Fault, defect
@@ -84,7 +85,7 @@ class Gate:
             await passage.answer(defect())
         finally:
             self._metrics.under_way.dec()
-            self._metrics.report_request(scope, passage.status, time.perf_counter() - started)
+            self._metrics.report_request(scope, _route_of(scope), passage.status, time.perf_counter() - started)
 
     async def _pass(self, scope: Scope, passage: "_Passage") -> None:
         try:
@@ -255,6 +256,17 @@ class _Passage:
 def _name(authority: str) -> str:
     """Return the name without its port."""
     return authority.partition("]")[0].lstrip("[") if authority.startswith("[") else authority.partition(":")[0]
+
+
+def _route_of(scope: Scope) -> str | None:
+    """Return the path of the route that a request has or, if it was refused before, would have had."""
+    route = scope.get("route")
+    if route is None and (app := scope.get("app")) is not None:
+        # A mount, such as the files of the page, has no path of its own and counts as no route.
+        routes = (one for one in app.routes if hasattr(one, "methods"))
+        route = next((one for one in routes if one.matches(scope)[0] is not Match.NONE), None)
+    path: str | None = getattr(route, "path", None)
+    return path
 
 
 def _client(scope: Scope) -> str:

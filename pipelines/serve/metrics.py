@@ -49,12 +49,18 @@ class Metrics:
             registry=registry,
         )
         self._api_failing = Gauge(
-            f"{name}embedding_api_failing", "1 while queries cannot be embedded.", registry=registry
+            f"{name}embedding_api_failing", "1 while the embedding API fails or refuses queries.", registry=registry
+        )
+        self._can_embed = Gauge(
+            f"{name}can_embed",
+            "1 if this server embeds queries; 0: it has no key or model.",
+            registry=registry,
         )
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
-    def report_request(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
-        path = getattr(scope.get("route"), "path", None)
+    def report_request(self, scope: MutableMapping[str, Any], route: str | None, status: int, seconds: float) -> None:
+        """Count an answer. `route` is the path of the route, such as `/api/assets/{kind}`; None: there is none."""
+        path = route
         method = scope["method"] if path and scope["method"] in _METHODS else "other"
         key = (path or "other", method, status)
         if key not in self._children:
@@ -71,8 +77,9 @@ class Metrics:
             self._assets.labels(kind).set(count)
         self._refresh_failing.set(int(is_failing))
 
-    def report_embedding_api(self, *, is_failing: bool) -> None:
+    def report_embedding_api(self, *, is_failing: bool, can_embed: bool) -> None:
         self._api_failing.set(int(is_failing))
+        self._can_embed.set(int(can_embed))
 
     def exposition(self) -> bytes:
         """Return all metrics as text, for /metrics."""

@@ -170,7 +170,10 @@ class ReadyAnswer(_Answer):
         description="degraded: searches by text or image fail at the moment; other searches work."
     )
     version: str
-    embedding_api: Literal["answers", "fails", "none"] = Field(description="none: this server does not embed queries.")
+    embedding_api: Literal["answers", "fails", "refuses", "none"] = Field(
+        description="refuses: the key, the model or the quota; an operator has to act. none: this server "
+        "does not embed queries, for example without a key."
+    )
     retry_after_s: int | None = Field(None, description="Seconds until the next request to the embedding API.")
 
 

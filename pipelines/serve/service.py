@@ -14,15 +14,23 @@ from typing import Literal
 import orjson
 import pyarrow.compute as pc
 
-from ...configs import AssetKind
-from ...configs.errors import ApiError, ApiRefusedError, ArgumentError, CatalogError, ConfigError, QueryError
+from ...configs import AssetKind, PrepareConfig
+from ...configs.errors import (
+    ApiError,
+    ApiRefusedError,
+    ArgumentError,
+    CatalogError,
+    ConfigError,
+    QueryError,
+    SpentQuotaError,
+)
 from ...configs.schema import UNKNOWN_MODEL
 from ...index.search.catalog import Catalog
 from ...index.search.following import FollowingCatalog
 from ...index.search.hits import Asset, Hit
 from ...index.search.opening import open_catalog
 from ...index.search.where import parse_where
-from ...index.versions.layout import assets_schema
+from ...index.versions.layout import Reason, assets_schema
 from ...transforms.epithre.client import RefusalReason
 from ...transforms.query.searcher import Searcher
 from .batches import Asked, Batches, Vector, no_asset
@@ -34,6 +42,7 @@ from .thumbnails import Thumbnails
 
 _log = logging.getLogger(__name__)
 
+_FAILING = ("fails", "refuses")
 _ASK_AGAIN_S = 5.0
 """Pause between attempts to reach an embedding API that did not answer at the start."""
 
@@ -63,6 +72,7 @@ class Service:
         self._batches = Batches(metrics)
         self._logged: ApiError | None = None
         self._asks_again_at: float | None = None
+        self._refused: ApiRefusedError | None = None
 
     @property
     def can_embed(self) -> bool:
@@ -70,8 +80,10 @@ class Service:
         return self._searcher is not None or self._asks_again_at is not None
 
     @property
-    def embedding_api(self) -> Literal["answers", "fails", "none"]:
+    def embedding_api(self) -> Literal["answers", "fails", "refuses", "none"]:
         """State of the API that embeds queries; 'none' when this server does not embed."""
+        if self._refused is not None:
+            return "refuses"
         if self._searcher is None:
             return "fails" if self.can_embed else "none"
         return "answers" if self._searcher.is_answered else "fails"
@@ -103,6 +115,7 @@ class Service:
                 self._searcher = await open_searcher()
             except (ApiRefusedError, CatalogError, ConfigError) as error:  # no retry helps
                 _log.error("searches by text or image are disabled: %s", error)
+                self._refused = error if isinstance(error, ApiRefusedError) else None
                 break
             except ApiError as error:
                 _log.debug("the embedding API still fails: %s", error)
@@ -170,7 +183,7 @@ class Service:
             manifest.counts.per_kind,
             is_failing=self.catalog.last_refresh_error is not None,
         )
-        self.metrics.report_embedding_api(is_failing=self.embedding_api == "fails")
+        self.metrics.report_embedding_api(is_failing=self.embedding_api in _FAILING, can_embed=self.can_embed)
         return self.metrics.exposition()
 
     async def _search(
@@ -209,24 +222,29 @@ class Service:
     async def _embed(self, query: str | bytes) -> Vector:
         if self._searcher is None and self.can_embed:
             raise self._unanswered()
+        if self._searcher is None and self._refused is not None:
+            raise _refusal(self._refused)
         if self._searcher is None:
-            raise Fault(422, "cannot_embed", "This server does not embed queries. Search by vector or by asset.")
+            raise Fault(503, "cannot_embed", "This server does not embed queries. Search by vector or by asset.")
         started = time.perf_counter()
         result = "failed"
         try:
             vector = await self._searcher.embed(query)
             result = "done"
+            if self._searcher.is_answered:
+                self._refused = None
         except QueryError as error:
             if error.reason == RefusalReason.RETRIES_EXHAUSTED:
                 _log.error("the embedding API fails: %s", error)
                 raise self._unanswered() from None
             result = "refused"
-            raise Fault(422, "query", str(error)) from None
+            raise Fault(422, "query", self._refused_query(error, query)) from None
         except ApiError as error:
             if error is not self._logged:  # all queries during a pause raise the same error
                 self._logged = error
                 _log.error("the embedding API fails: %s", error)
-            raise self._unanswered() from None
+            self._refused = error if isinstance(error, ApiRefusedError) else None
+            raise (self._unanswered() if self._refused is None else _refusal(self._refused)) from None
         finally:
             self.metrics.embeds.labels(result).inc()
             self.metrics.embed_seconds.observe(time.perf_counter() - started)
@@ -236,6 +254,13 @@ class Service:
         wait_s = max(1, self.retry_after_s)
         message = f"The embedding API is unavailable. Try again in {wait_s} s. Searches by vector or asset still work."
         return Fault(503, "embedding_api", message, {"Retry-After": str(wait_s)})
+
+    def _refused_query(self, error: QueryError, query: str | bytes) -> str:
+        """The message for a client, who does not know the settings of the job."""
+        if error.reason == Reason.TEXT_TOO_LONG:
+            most = self.catalog.manifest.config.get("prepare", {}).get("max_text_chars", PrepareConfig().max_text_chars)
+            return f"The text has {len(query):,} characters, the maximum is {most:,}."
+        return str(error)
 
     def _where(self, options: SearchOptions, version: Catalog) -> pc.Expression | None:
         if options.where is None:
@@ -252,6 +277,13 @@ class Service:
                 raise Fault(422, "invalid", f"kinds must be among those of the catalog, {has}, got {kind!r}.")
 
 
+def _refusal(error: ApiRefusedError) -> Fault:
+    """The answer while the API refuses every query. The reason is in the log only: it is the operator's."""
+    what = "the quota of this server is used up" if isinstance(error, SpentQuotaError) else "it refuses this server"
+    message = f"The embedding API answers no queries: {what}. The operator has to fix it. "
+    return Fault(503, "embedding_api_refused", f"{message}Searches by vector or asset still work.")
+
+
 @contextlib.asynccontextmanager
 async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterator[Service]:
     """Open the catalog and, if queries can be embedded, the connection to the embedding API.
@@ -261,6 +293,7 @@ async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterat
     Raises:
         CatalogError: When the catalog cannot be opened, or the API's model did not make its vectors.
         ApiRefusedError: When the API refuses the key or does not know the model.
+        ConfigError: When `require_embedding` is set and queries cannot be embedded.
     """
     catalog = await asyncio.to_thread(
         open_catalog, settings.catalog, follow=True, follow_every_s=settings.follow_every_s
@@ -279,11 +312,15 @@ async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterat
             return await stack.enter_async_context(asked)
 
         if catalog.manifest.model == UNKNOWN_MODEL:
+            if settings.require_embedding:
+                raise ConfigError("The model of the vectors is unknown: no query can be embedded (require_embedding).")
             _log.warning("the model of the vectors is unknown: searches by text or image are disabled")
         else:
             try:
                 searcher = await open_searcher()
             except ConfigError as error:  # no key: searches by vector or asset still work
+                if settings.require_embedding:
+                    raise
                 _log.warning("searches by text or image are disabled: %s", error)
             except ApiRefusedError:
                 raise

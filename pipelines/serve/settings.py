@@ -35,6 +35,8 @@ class ServeSettings:
     base_url: str | None = None
     """Base URL of the embedding API; None: as in the catalog's manifest."""
     api_key_env: str | None = None
+    require_embedding: bool = False
+    """Do not start if queries cannot be embedded, for example without a key."""
     max_upload_bytes: int = 10_000_000
     max_concurrency: int = 64
     """Concurrent requests; further ones get status 503 with Retry-After."""

@@ -12,7 +12,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ...configs import SourceConfig
-from ...configs.errors import ConfigError
+from ...configs.errors import ConfigError, MissingDriverError
 from ...index.storage.remote import driver_class
 from .files import file_info, filesystem
 from .globs import fixed_part
@@ -49,8 +49,8 @@ def check_prefixes(source: SourceConfig, place: str) -> None:
     for prefix in source.within:
         try:
             _top(prefix)
-        except ImportError as error:
-            raise ConfigError(f"{place}.within: {prefix!r} needs a driver that is not installed: {error}.") from error
+        except MissingDriverError as error:
+            raise ConfigError(f"{place}.within: {prefix!r} needs a driver: {error}") from error
         except Exception as error:  # drivers raise errors of any type
             raise ConfigError(
                 f"{place}.within must have paths and URLs of folders, got {prefix!r}: {error}."

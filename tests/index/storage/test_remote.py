@@ -1,5 +1,8 @@
 """Driver errors are converted to a few OSErrors; errors of this package are not converted again."""
 
+import subprocess
+import sys
+
 import pytest
 
 from epithre_beam.configs.errors import StoreError
@@ -48,3 +51,32 @@ class NoSuchThingError(Exception):
 
 
 NoSuchThingError.__module__ = "aiohttp.client_exceptions"
+
+
+@pytest.mark.parametrize(
+    ("url", "driver", "remedy"),
+    [
+        ("s3://bucket/catalog", "s3fs", "Install the extra `s3`, in the checkout: pip install"),
+        ("gs://bucket/catalog", "gcsfs", "Install the extra `gcs`, in the checkout: pip install"),
+        ("abfs://bucket/catalog", "adlfs", "Install the extra `azure`, in the checkout: pip install"),
+        ("https://example.com/catalog", "aiohttp", "Run `pip install aiohttp`"),
+    ],
+)
+def test_missing_driver_is_an_error_that_names_the_extra(url: str, driver: str, remedy: str) -> None:
+    program = f"""
+import sys
+sys.modules[{driver!r}] = None  # as if it were not installed
+from epithre_beam.errors import MissingDriverError
+from epithre_beam.index import open_catalog
+from epithre_beam.index.storage.remote import driver_class
+for call in (lambda: open_catalog({url!r}), lambda: driver_class({url.partition(":")[0]!r})):
+    try:
+        call()
+    except MissingDriverError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"{driver} is not installed. {remedy}") for line in lines), lines

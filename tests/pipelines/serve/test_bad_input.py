@@ -45,6 +45,29 @@ def test_a_path_or_url_instead_of_a_file_is_refused(served, value):
     assert "must be a file, not text" in fault(answer, 422)
 
 
+def test_an_option_as_a_form_field_is_refused(served, image):
+    answer = served.client.post("/api/search/image", files={"image": image}, data={"k": "2"})
+    assert fault(answer, 422) == "k is not a field of this form. Put it into `options`."
+
+
+def test_a_body_that_is_not_json_is_refused_with_line_and_column(served):
+    answer = served.client.post(
+        "/api/search", content=b'{"text": \n "a",}', headers={"content-type": "application/json"}
+    )
+    assert "must be valid JSON, line 2, column" in fault(answer, 400)
+
+
+def test_a_long_text_is_refused_in_words_for_clients(served):
+    sentence = fault(served.search(text="x" * 1_000_000), 422)
+    assert sentence == "The text has 1,000,000 characters, the maximum is 32,000."
+
+
+def test_refused_requests_are_counted_with_their_route(served):
+    assert served.client.get("/api/catalog", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+    text = served.client.get("/metrics").text
+    assert 'epithre_beam_requests_total{method="GET",route="/api/catalog",status="403"}' in text
+
+
 @pytest.mark.parametrize(
     "options", ['{"k": 0}', "{", "[]", '{"k": 1e9}', '{"text": "x"}', '{"where": {"nope": 1}}', "\x00", '{"k": NaN}']
 )

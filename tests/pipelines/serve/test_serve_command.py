@@ -53,9 +53,18 @@ def test_without_a_key_only_vectors_and_assets_are_searched(hashed, vector):
     """A remote API needs a key, and none is set."""
     with serving(hashed, *WITHOUT_API, key=None) as server:
         assert server.client.get("/api/catalog").json()["can_embed"] is False
-        assert server.search(text="a").status_code == 422
+        refused_text = server.search(text="a")
+        assert "does not embed queries" in fault(refused_text, 503)
+        assert (refused_text.json()["error"]["code"], "retry-after" in refused_text.headers) == ("cannot_embed", False)
+        assert server.client.get("/health/ready").json()["embedding_api"] == "none"
+        assert "epithre_beam_can_embed 0.0" in server.client.get("/metrics").text
         assert server.search(vector=vector).status_code == 200
         assert server.search(asset={"kind": "text", "id": "t001"}).status_code == 200
+
+
+def test_with_require_embedding_a_server_without_a_key_does_not_start(hashed):
+    done = hashed.cli("serve", hashed.catalog, "--port", 0, "--require-embedding", *WITHOUT_API, key=None)
+    refused(done, 2, "EPITHRE_KEY is not set")
 
 
 def test_a_server_that_starts_in_an_outage_embeds_when_the_api_answers(hashed, vector):
@@ -84,9 +93,11 @@ def test_a_key_that_is_refused_after_an_outage_ends_the_attempts(hashed, vector)
     other = EmulatorSettings(model="hash", dimension=DIMENSION, api_keys=("another-key-0123456789",), port=free_port())
     with serving(hashed, "--base-url", f"http://127.0.0.1:{other.port}/v1") as server, Emulator(other):
         deadline = time.monotonic() + 60
-        while server.search(text="text number 3").status_code != 422:
+        while (answer := server.search(text="text number 3")).json()["error"]["code"] != "embedding_api_refused":
             assert time.monotonic() < deadline
             time.sleep(0.1)
+        assert "Try again" not in fault(answer, 503)
+        assert server.client.get("/health/ready").json()["embedding_api"] == "refuses"
         assert server.client.get("/api/catalog").json()["can_embed"] is False
         assert server.search(vector=vector).status_code == 200
         assert server.stop() == 0
@@ -112,7 +123,9 @@ def test_an_api_outage_fails_only_text_searches(hashed, vector):
             assert ask_from(server, "192.0.2.1", text="text number 3").status_code == 429
         with Emulator(settings.model_copy(update={"api_keys": ("another-key-0123456789",), "port": port})):
             answer = ask_from(server, "192.0.2.2", text="text number 4")
-            assert "embedding API" in fault(answer, 503)
+            assert "it refuses this server" in fault(answer, 503)
+            assert answer.json()["error"]["code"] == "embedding_api_refused"
+            assert "retry-after" not in answer.headers
             assert KEY not in answer.text
             assert ask_from(server, "192.0.2.3", text="text number 3").status_code == 200  # from the cache
             assert ask_from(server, "192.0.2.4", vector=vector).status_code == 200
