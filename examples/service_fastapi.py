@@ -31,6 +31,7 @@ from epithre_beam.transforms.query.searcher import Searcher
 
 MAX_IMAGE_BYTES = 10_000_000
 TIMEOUT_S = 60.0
+CONNECT_EVERY_S = float(os.environ.get("CONNECT_EVERY_S", "10"))
 log = logging.getLogger("uvicorn.error")  # uvicorn shows this logger; use your service's own
 Kinds = Annotated[list[Literal["image", "text"]] | None, Query(alias="kind")]
 Count = Annotated[int, Query(ge=1, le=100)]
@@ -41,9 +42,24 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     every_s = float(os.environ.get("FOLLOW_EVERY_S", "30"))
     hold_s = float(os.environ["HOLD_S"]) if "HOLD_S" in os.environ else None
     with open_catalog(os.environ["CATALOG"], follow=True, follow_every_s=every_s, hold_s=hold_s) as catalog:
-        async with Searcher.from_catalog(catalog) as searcher:
-            app.state.catalog, app.state.searcher = catalog, searcher
-            yield
+        app.state.catalog, app.state.searcher = catalog, None
+        async with contextlib.AsyncExitStack() as stack:
+            connecting = asyncio.create_task(connect(app, catalog, stack))
+            try:
+                yield
+            finally:
+                connecting.cancel()
+
+
+async def connect(app: FastAPI, catalog: Any, stack: contextlib.AsyncExitStack) -> None:
+    """Open the searcher, which asks the API once; the service starts without it if the API does not answer."""
+    while True:
+        try:
+            app.state.searcher = await stack.enter_async_context(Searcher.from_catalog(catalog))
+            return
+        except ApiError as error:
+            log.warning("%s Trying again in %g s.", error, CONNECT_EVERY_S)
+            await asyncio.sleep(CONNECT_EVERY_S)
 
 
 app = FastAPI(lifespan=lifespan)
@@ -73,8 +89,8 @@ async def ready(request: Request) -> dict[str, Any]:
         "version": catalog.version,
         "assets": len(catalog),
         "refresh_error": catalog.last_refresh_error,
-        "api_is_answered": searcher.is_answered,
-        "api_rest_s": searcher.rest_s,
+        "api_answers": searcher is not None and searcher.is_answered,
+        "api_pause_s": 0.0 if searcher is None else searcher.rest_s,
     }
 
 
@@ -102,6 +118,8 @@ async def too_slow(_: Request, __: TimeoutError) -> JSONResponse:
 
 async def answer(request: Request, query: str | bytes, k: int, kinds: Kinds, where: str | None) -> dict[str, Any]:
     catalog, searcher = request.app.state.catalog, request.app.state.searcher
+    if searcher is None:
+        raise ApiError("The API does not answer yet, so queries cannot be embedded. Try again later.")
     with catalog.pinned() as version:  # the answer names the version that was searched
         condition = None if where is None else parse_where(where, version.assets(version.kinds[0]).schema)
         async with asyncio.timeout(TIMEOUT_S):

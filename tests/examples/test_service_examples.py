@@ -88,6 +88,7 @@ def test_fastapi_service_searches_and_follows_new_version(published: Place, emul
     settings = {"CATALOG": str(published.catalog), "FOLLOW_EVERY_S": "0.1", "HOLD_S": "60"}
     with serving(*command, **settings) as (client, _):
         assert list((published.catalog / "readers").iterdir())
+        wait_until(lambda: client.get("/ready").json()["api_answers"])
         found = client.get("/search", params={"text": "text number 3", "k": 2, "kind": ["text"]}).json()
         assert [hit["kind"] for hit in found["hits"]] == ["text", "text"]
         assert (found["hits"][0]["text"], found["hits"][0]["score"] > 0.99) == ("text number 3", True)
@@ -115,23 +116,36 @@ def test_fastapi_service_searches_and_follows_new_version(published: Place, emul
         emulator.reset(faults=Faults(refuse_all=503))
         answer = client.get("/search", params={"text": "unheard of"})
         assert (answer.status_code, "retries_exhausted" in answer.text) == (503, True)
-        assert client.get("/ready").json()["api_is_answered"] is False
+        assert client.get("/ready").json()["api_answers"] is False
         emulator.reset(faults=Faults(refuse_all=401))
         assert client.get("/search", params={"text": "unheard of"}).status_code == 503
-        assert client.get("/ready").json()["api_rest_s"] > 0
+        assert client.get("/ready").json()["api_pause_s"] > 0
         emulator.reset(faults=Faults())
 
         publish_another(published)
         wait_until(lambda: client.get("/ready").json()["version"] != found["version"])
-        wait_until(lambda: client.get("/ready").json()["api_rest_s"] == 0)
+        wait_until(lambda: client.get("/ready").json()["api_pause_s"] == 0)
         assert client.get("/search", params={"text": "after the outage"}).status_code == 200
         assert client.get("/ready").json() == {
             "version": client.get("/search", params={"text": "text number 3"}).json()["version"],
             "assets": 31,
             "refresh_error": None,
-            "api_is_answered": True,
-            "api_rest_s": 0.0,
+            "api_answers": True,
+            "api_pause_s": 0.0,
         }
+
+
+def test_fastapi_service_starts_during_an_outage(published: Place, emulator: Emulator) -> None:
+    emulator.reset(faults=Faults(refuse_all=503))
+    command = ("-m", "uvicorn", "--app-dir", EXAMPLES, "--port", 0, "service_fastapi:app")
+    settings = {"CATALOG": str(published.catalog), "CONNECT_EVERY_S": "0.1"}
+    with serving(*command, **settings) as (client, _):
+        assert client.get("/ready").json()["api_answers"] is False
+        answer = client.get("/search", params={"text": "a"})
+        assert (answer.status_code, "does not answer yet" in answer.text) == (503, True)
+        emulator.reset(faults=Faults())
+        wait_until(lambda: client.get("/ready").json()["api_answers"])
+        assert client.get("/search", params={"text": "a"}).status_code == 200
 
 
 def test_every_process_of_threaded_service_follows_new_version(published: Place) -> None:
