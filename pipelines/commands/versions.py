@@ -164,7 +164,9 @@ _WORDS = {
 @versions.command("publish")
 def publish_(
     catalog: CatalogUrl,
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="The name of the version, or the beginning of it.")],
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="The version: its name, the beginning, or the number.")
+    ],
 ) -> None:
     """Verify VERSION and make it the current version, such as one that is held by a gate."""
     store = Store(catalog)
@@ -205,11 +207,9 @@ def rollback(
             f"Name an older one, or use {publish_command(store, target)}."
         )
     _make_current(store, target, expected, dry_run=dry_run)
-    if dry_run:
-        _print(f"{target} would be current again, instead of {current}.")
-        return
-    _print(f"{target} is current again, instead of {current}.")
-    _print("The next run publishes the sources again: stop the schedule first.")
+    _print(f"{target} {'would be' if dry_run else 'is'} current again, instead of {current}.")
+    when = "Stop the schedule first" if dry_run else "Stop the schedule now"
+    _print(f"{when}: the next run publishes the sources again.")
 
 
 @versions.command()
