@@ -25,7 +25,7 @@
     │   │   ├── SwapConflictError, SwapUnknownError, LeaseLostError, DamagedFileError, UnwritableError
     │   ├── CatalogError         a catalog cannot be opened, trusted or changed
     │   │   ├── NoCatalogError, UnknownVersionError
-    │   └── CatalogBusyError     another run holds the catalog
+    │   └── CatalogBusyError     another run is under way
     ├── RunnerError              Beam's runner failed, or one of its worker processes died
     ├── GateError                a version or a result is held by a gate
     └── DefectError              a worker failed unexpectedly: please report it
@@ -321,7 +321,7 @@ class UnknownVersionError(CatalogError):
 
 
 class CatalogBusyError(StorageError):
-    """Another run holds the catalog; the message says which."""
+    """Another run of the catalog is under way; the message says which."""
 
     code = "busy"
     exit_code = ExitCode.BUSY

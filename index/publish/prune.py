@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from ...configs.errors import ArgumentError, CatalogError, NoCatalogError
+from ..storage.obstacles import file_in_the_way
 from ..storage.partials import writer_of
 from ..storage.store import Store, StoredFile
 from ..versions.history import VersionInfo, list_versions
@@ -88,6 +89,8 @@ def prune(store: Store, rules: PruneRules, *, dry_run: bool = False) -> Pruning:
         SwapConflictError: If a version to delete was published in the meantime. Nothing was deleted.
     """
     if not any(store.names(folder) for folder in ("versions", "units", "runs")):
+        if store.is_local and (file := file_in_the_way(store.path(""))) is not None:
+            raise NoCatalogError(f"{file} is a file. Give the folder of a catalog.")
         raise NoCatalogError(
             f"{store.url}: there is no catalog here, it has neither versions nor units. Check the path."
         )

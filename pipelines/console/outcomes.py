@@ -20,6 +20,7 @@ from ...configs.errors import (
     SpendingLimitError,
 )
 from ...configs.words import of_count
+from ...index.storage.obstacles import file_in_the_way
 from ...index.storage.remote import as_os_error
 from ...index.versions.stored_names import GATE_FAILURES
 from ...installs import broken_install
@@ -130,7 +131,9 @@ def outcome_of_error(error: Exception) -> Outcome:
     if isinstance(error, OSError):
         place = f" ({error.filename})" if error.filename else ""
         if error.errno == errno.ENOTDIR:
-            message = f"A folder is needed, but there is a file{place}. Use another path."
+            file = file_in_the_way(error.filename) if error.filename else None
+            place = f" ({file})" if file is not None else place
+            message = f"A folder is needed, but there is a file{place}. Give the path of a folder."
             return Outcome(exit_code=ExitCode.USAGE, status="usage", code="storage", message=message)
         message = f"The storage failed: {error.strerror or error}{place}. Fix the cause, then run the command again."
         return Outcome(exit_code=ExitCode.FAILED, status="failed", code="storage", message=message)
