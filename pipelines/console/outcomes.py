@@ -22,6 +22,7 @@ from ...configs.errors import (
 from ...configs.words import of_count
 from ...index.storage.obstacles import file_in_the_way
 from ...index.storage.remote import as_os_error
+from ...index.versions.layout import report_page_name
 from ...index.versions.stored_names import GATE_FAILURES
 from ...installs import broken_install
 from .documents import json_text
@@ -63,15 +64,16 @@ class Outcome:
 
 
 def outcome_of_report(report: "Report", catalog: str) -> Outcome:
-    """The outcome of a run that wrote a version."""
+    """The outcome of a run that wrote a version, or left the current one."""
     version, counts = report["version"], report["counts"]
     # The data of the report's plots is long, and is in report.json.
     facts = {name: value for name, value in report.items() if name not in {"series", "histograms"}}
+    facts["report"] = page_of_report(report, catalog)
     if report[GATE_FAILURES]:
         sentences = [f"held by a gate: {sentence}" for sentence in report[GATE_FAILURES]]
         sentences += _dead_letter_lines(report)
         release = f"epithre-beam versions publish {catalog} {version}"
-        sentences.append(f"The version is kept. Check it, then publish it with `{release}`.")
+        sentences.append(f"The version is kept. Check {facts['report']}, then publish it with `{release}`.")
         return outcome_of_known(GateError("\n".join(sentences), **facts))
     rows = sum(counts["per_kind"].values())
     if report.get("unchanged"):
@@ -87,6 +89,11 @@ def outcome_of_report(report: "Report", catalog: str) -> Outcome:
         sentence += f", {imported['normalised']:,} of them normalised" if imported["normalised"] else ""
     sentence += f", {of_count(counts['dead'], 'dead letter')}." if counts["dead"] else "."
     return Outcome(exit_code=ExitCode.PUBLISHED, status="published", message=sentence, facts=facts)
+
+
+def page_of_report(report: "Report", catalog: str) -> str:
+    """The path or URL of the `report.html` of the version that a report describes."""
+    return f"{catalog.rstrip('/')}/{report_page_name(report['version'])}"
 
 
 def _dead_letter_lines(report: "Report") -> list[str]:

@@ -24,6 +24,7 @@ from rich.text import Text
 from ...configs.words import of_count, of_pause, of_size
 from ...index.versions.stored_names import GATE_FAILURES
 from .logs import escaped, log_event
+from .outcomes import page_of_report
 
 if TYPE_CHECKING:
     from ...transforms.batch_search.last_step import SearchReport
@@ -282,6 +283,7 @@ def print_summary(console: Console, report: "Report", catalog: str) -> None:
     recall = ", ".join(_of_recall(report, direction) for direction in report["recall"])
     table.add_row("recall", recall or "not measured")
     table.add_row("time", f"{timings['total']:.1f} s, including {timings['embed']:.1f} s of embedding")
+    table.add_row("report", Text(page_of_report(report, catalog)))
     console.print(table)
     reasons = report["dead_letters"]["by_reason"]
     if reasons:
