@@ -73,8 +73,8 @@ async def ready(request: Request) -> dict[str, Any]:
         "version": catalog.version,
         "assets": len(catalog),
         "refresh_error": catalog.last_refresh_error,
-        "api_is_answered": searcher.is_answered,
-        "api_rest_s": searcher.rest_s,
+        "api_answers": searcher.is_answered,
+        "api_retry_after_s": searcher.rest_s,
     }
 
 

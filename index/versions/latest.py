@@ -70,14 +70,14 @@ def nothing_published(store: Store) -> CatalogError:
         holder = None if existing_versions(store) else active_holder(store)
         if holder is not None:
             return NoCatalogError(
-                f"{store.url}: no version is published yet, the first {holder.purpose} is under way ({holder}). "
+                f"{store.url}: no version is current yet, the first {holder.purpose} is under way ({holder}). "
                 "Wait until it has ended."
             )
         if "versions" not in {str(path).rstrip("/").rpartition("/")[2] for path in found}:
             return NoCatalogError(
                 f"{store.url}: there is no catalog here, the folder has no `versions`. {_CHECK_PLACE}"
             )
-    return CatalogError(f"{store.url} has no published version: {LATEST} is missing. {publish_advice(store)}")
+    return CatalogError(f"{store.url} has no current version: {LATEST} is missing. {publish_advice(store)}")
 
 
 def latest_bytes(version: str, manifest_sha256: str, condemned: Iterable[str] = (), left: Iterable[str] = ()) -> bytes:

@@ -70,7 +70,7 @@ def outcome_of_report(report: "Report", catalog: str) -> Outcome:
     facts = {name: value for name, value in report.items() if name not in {"series", "histograms"}}
     facts["report"] = page_of_report(report, catalog)
     if report[GATE_FAILURES]:
-        sentences = [f"held by a gate: {sentence}" for sentence in report[GATE_FAILURES]]
+        sentences = [f"held back by a gate: {sentence}" for sentence in report[GATE_FAILURES]]
         sentences += _dead_letter_lines(report)
         release = f"epithre-beam versions publish {catalog} {version}"
         sentences.append(f"The version is kept. Check {facts['report']}, then publish it with `{release}`.")
@@ -111,7 +111,7 @@ def outcome_of_search(report: "SearchReport", output: str) -> Outcome:
     """The outcome of a bulk search."""
     place, facts = f"{output.rstrip('/')}/{report['result']}", cast("dict[str, Any]", report)
     if report[GATE_FAILURES]:
-        sentences = [f"held by a gate: {sentence}" for sentence in report[GATE_FAILURES]]
+        sentences = [f"held back by a gate: {sentence}" for sentence in report[GATE_FAILURES]]
         sentences.append(f"The hits are kept in {place}, but {output}/LATEST.json does not name them. Check them.")
         return outcome_of_known(GateError("\n".join(sentences), **facts))
     asked, found = of_count(report["searched"], "query", "queries"), of_count(report["hits"], "hit")

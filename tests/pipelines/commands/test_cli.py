@@ -331,7 +331,7 @@ def test_a_catalog_whose_first_run_is_under_way_is_reported_as_such(place):
     with hold(Store(str(place.catalog)), "run"):
         for command in (("versions", "list", "catalog"), ("search", "catalog", "--text", "x")):
             done = place.cli(*command)
-            words = "catalog: no version is published yet, the first run is under way (process "
+            words = "catalog: no version is current yet, the first run is under way (process "
             assert_one_sentence(done, 2, words, str(os.getpid()), "Wait until it has ended.")
     done = place.cli("versions", "list", "catalog")
     assert_one_sentence(done, 2, "catalog: there is no catalog here")

@@ -121,7 +121,7 @@ def test_list_works_with_a_damaged_pointer_and_publish_repairs_it(place):
     assert len(json.loads(done.stdout)) == 3
     refused(done, 1, "LATEST.json", "damaged", "versions publish")
     refused(place.cli("versions", "rollback", "catalog"), 1, "LATEST.json", "versions publish")
-    assert said(place.cli("versions", "publish", "catalog", version)) == f"{version} is published.\n"
+    assert said(place.cli("versions", "publish", "catalog", version)) == f"{version} is now the current version.\n"
     assert current_version(place) == version
 
 
@@ -203,7 +203,7 @@ def test_diff_shows_the_changes_between_two_nights(place):
     assert found["settings"] == {}
     text = said(place.cli("versions", "diff", "catalog", first, second, "--limit", "1"))
     assert f"{first} → {second}" in text
-    assert "text: 30 → 31 assets; 2 added, 1 removed, 1 with new content" in text
+    assert "text: 30 → 31 assets; 2 added, 1 removed, 1 changed" in text
     assert "added: … and 1 more" in text
 
 
