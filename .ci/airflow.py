@@ -101,7 +101,7 @@ def main() -> None:
         )
         assert holder.stdout is not None
         holder.stdout.readline()
-        check("skip", job, "holds the catalog")
+        check("skip", job, "is under way")
         holder.communicate()
         captions = job.with_name("captions.csv")
         captions.write_text("".join([text := captions.read_text(), text.splitlines(keepends=True)[-1]]))

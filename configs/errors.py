@@ -26,9 +26,9 @@
     │   │   │   MissingDriverError
     │   ├── CatalogError         a catalog cannot be opened, trusted or changed
     │   │   ├── NoCatalogError, UnknownVersionError
-    │   └── CatalogBusyError     another run holds the catalog
+    │   └── CatalogBusyError     another run is under way
     ├── RunnerError              Beam's runner failed, or one of its worker processes died
-    ├── GateError                a version or a result is held by a gate
+    ├── GateError                a version or a result is held back by a gate
     └── DefectError              a worker failed unexpectedly: please report it
 
 Each error has a stable `code` for programs, an exit code for schedulers, a message for people, and `facts`, plain data
@@ -330,7 +330,7 @@ class UnknownVersionError(CatalogError):
 
 
 class CatalogBusyError(StorageError):
-    """Another run holds the catalog; the message says which."""
+    """Another run of the catalog is under way; the message says which."""
 
     code = "busy"
     exit_code = ExitCode.BUSY
@@ -343,7 +343,7 @@ class RunnerError(EpithreBeamError):
 
 
 class GateError(EpithreBeamError):
-    """A version or a result was written and is held by a gate until a person publishes it."""
+    """A version or a result was written and is held back by a gate until a person publishes it."""
 
     code = "held"
     exit_code = ExitCode.HELD_BY_GATE

@@ -463,7 +463,7 @@ class IndexConfig(Section):
     """The FAISS indexes, one per kind, and the recall they must reach before a version is published."""
 
     target_recall: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.95, description="Minimum recall at `recall_k` in every direction. A version below it is held by a gate."
+        0.95, description="Minimum recall at `recall_k` in every direction. A version below it is held back by a gate."
     )
     recall_k: Annotated[int, Field(ge=1, le=1000)] = Field(
         10, description="The number of hits per query that recall is measured on."
@@ -500,7 +500,7 @@ class IndexConfig(Section):
 
 
 class GateConfig(Section):
-    """The gates: when a new version is held instead of published."""
+    """The gates: when a new version is held back instead of published."""
 
     max_dead_share: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None,
@@ -515,7 +515,7 @@ class GateConfig(Section):
     )
     max_turnover: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None,
-        description="Maximum share of the current version's rows that are deleted or have new content. New ids, "
+        description="Maximum share of the current version's rows that are removed or changed. Added ids, "
         "changed metadata, changed locations, and vectors of another model or preparation do not count. Absent: 50 %.",
     )
 

@@ -89,8 +89,8 @@ class SearchJob(Section):
     )
     gates: GateConfig = Field(
         GateConfig(),
-        description="`max_dead_share`: maximum dead letters as a share of the queries. A result above it is held by a "
-        "gate.",
+        description="`max_dead_share`: maximum dead letters as a share of the queries. A result above it is held back "
+        "by a gate.",
     )
     block_queries: PositiveInt = Field(
         2048, description="Queries per block, which is searched and finished or repeated as a whole."

@@ -8,11 +8,18 @@ _ASSETS = {
     "reused": "vectors reused",
     "deduplicated": "reuse the vector of equal content",
     "dead": "without a vector",
-    "touched": "touched, not changed",
-    "prepared_anew": "prepared again, not changed",
+    "new": "added",
+    "touched": "written again, unchanged",
+    "prepared_anew": "prepared again, unchanged",
     "moved": "moved or renamed",
     "copied": "copies of known content",
-    "deleted": "deleted since the last version",
+    "deleted": "removed",
+}
+_CHANGES = {
+    "new": "added",
+    "touched": "written again but unchanged",
+    "prepared_anew": "prepared again but unchanged",
+    "deleted": "removed",
 }
 _API = {
     "items_sent": "items sent",
@@ -35,6 +42,11 @@ _BYTES = ("B", "kB", "MB", "GB", "TB")
 def of_asset_count(name: str) -> str:
     """The label of a count in the manifest; an unknown name is its own label."""
     return _ASSETS.get(name, name.replace("_", " "))
+
+
+def of_change(name: str) -> str:
+    """The word for a count of changes in the manifest, after its number: `new` is `added`."""
+    return _CHANGES.get(name, name)
 
 
 def of_api_figure(name: str) -> str:

@@ -31,7 +31,9 @@ def main(arguments: list[str]) -> None:
         written = result.embedded | epithre.WriteCatalog(
             options.catalog, mode="upsert", delete=gone, dead=result.dead, job="nightly", fail_if_held=True
         )
-        _ = written.outcome | beam.Map(lambda o: print(f"{o.embedded} new, {o.reused} kept, {o.deleted} deleted"))
+        _ = written.outcome | beam.Map(
+            lambda o: print(f"{o.embedded} embedded, {o.reused} reused, {o.deleted} removed")
+        )
 
 
 if __name__ == "__main__":

@@ -53,10 +53,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 async def connect(app: FastAPI, catalog: Any, stack: contextlib.AsyncExitStack) -> None:
     """Open the searcher, which asks the API once; the service starts without it if the API does not answer."""
-    while True:
+    while app.state.searcher is None:
         try:
             app.state.searcher = await stack.enter_async_context(Searcher.from_catalog(catalog))
-            return
         except ApiError as error:
             log.warning("%s Trying again in %g s.", error, CONNECT_EVERY_S)
             await asyncio.sleep(CONNECT_EVERY_S)
@@ -90,7 +89,7 @@ async def ready(request: Request) -> dict[str, Any]:
         "assets": len(catalog),
         "refresh_error": catalog.last_refresh_error,
         "api_answers": searcher is not None and searcher.is_answered,
-        "api_pause_s": 0.0 if searcher is None else searcher.rest_s,
+        "api_retry_after_s": 0.0 if searcher is None else searcher.rest_s,
     }
 
 

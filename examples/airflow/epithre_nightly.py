@@ -47,7 +47,7 @@ def epithre_nightly() -> None:
         outcome: dict[str, Any] = json.loads(output)
         if code == 4:
             raise AirflowSkipException(outcome["message"])  # another run does the work; prune is skipped too
-        # 2: the job is wrong; 3: a gate holds the version; stopped: each retry might spend the limit again; source: the
+        # 2: the job is wrong; 3: a gate holds it back; stopped: each retry might spend the limit again; source: the
         # data breaks a rule, such as a wrong number or a duplicate id.
         if code in {2, 3} or outcome["status"] == "stopped" or outcome.get("code") == "source":
             raise AirflowFailException(outcome["message"])

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from ...configs.errors import ArgumentError, CatalogError, NoCatalogError
+from ..storage.obstacles import file_in_the_way
 from ..storage.partials import writer_of
 from ..storage.store import Store, StoredFile
 from ..versions.history import VersionInfo, list_versions
@@ -37,13 +38,13 @@ class PruneRules:
     """What prune may delete."""
 
     keep: int = 3
-    """Number of versions to keep: the published one, the one before it, then the newest."""
+    """Number of versions to keep: the current one, the one before it, then the newest."""
     older_than_days: float | None = None
     """Keep all versions younger than this number of days."""
     units_older_than_days: float = 7.0
     """Keep units younger than this number of days. After a killed run, units may hold vectors that no version has."""
     drop: tuple[str, ...] = ()
-    """Versions to delete regardless of the other rules. The only way to delete one newer than the published version."""
+    """Versions to delete regardless of the other rules. The only way to delete one newer than the current version."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -83,11 +84,13 @@ def prune(store: Store, rules: PruneRules, *, dry_run: bool = False) -> Pruning:
 
     Raises:
         CatalogBusyError: If a run or another prune holds the catalog.
-        CatalogError: If there is no catalog, or LATEST.json or the published manifest is damaged. Old versions may
-            still be needed then.
+        CatalogError: If there is no catalog, or LATEST.json or the manifest of the current version is damaged.
+            Old versions may still be needed then.
         SwapConflictError: If a version to delete was published in the meantime. Nothing was deleted.
     """
     if not any(store.names(folder) for folder in ("versions", "units", "runs")):
+        if store.is_local and (file := file_in_the_way(store.path(""))) is not None:
+            raise NoCatalogError(f"{file} is a file. Give the folder of a catalog.")
         raise NoCatalogError(
             f"{store.url}: there is no catalog here, it has neither versions nor units. Check the path."
         )
@@ -138,20 +141,20 @@ def _check_drop(store: Store, rules: PruneRules, versions: Sequence[VersionInfo]
                 f"Run `epithre-beam versions list {shlex.quote(store.url)}` to see all versions."
             )
         if info.is_published:
-            raise ArgumentError(f"--drop {version}: the version is published. Publish another one first.")
+            raise ArgumentError(f"--drop {version}: this is the current version. Publish another one first.")
 
 
 def _carry_out(store: Store, planned: Pruning, lease: Lease) -> Pruning:
     versions = [piece for piece in planned.deleted if piece.sort in {"version", "unfinished version"}]
     if fence(store, [piece.name for piece in versions]) is None and versions:
-        raise CatalogError(f"{store.url} has no published version any more. Nothing was deleted.")
+        raise CatalogError(f"{store.url} has no current version any more. Nothing was deleted.")
     deleted, kept = [], list(planned.kept)
     for piece in planned.deleted:
         lease.check()
         if piece in versions:
             reader = _delete_version(store, piece.name)
             if reader is not None:
-                kept.append(replace(piece, why=f"is read by {reader}; the next prune deletes it"))
+                kept.append(replace(piece, why=f"is in use by a reader ({reader}); the next prune deletes it"))
                 continue
         elif piece.sort == "run":
             store.delete(run_folder(piece.name))
@@ -206,9 +209,9 @@ def _decide_versions(
 ) -> list[Decided]:
     published = next((v for v in versions if v.is_published), None)
     if published is not None and published.damage is not None:
-        raise CatalogError(f"{published.damage} Nothing is pruned while the published version is damaged.")
+        raise CatalogError(f"{published.damage} Nothing is pruned while the current version is damaged.")
     previous = published.manifest.previous if published and published.manifest else None
-    # An unpublished version that is held by a gate is a draft. Every attempt writes one; only the newest matters.
+    # An unpublished version that is held back by a gate is a draft. Every attempt writes one; only the newest matters.
     named = {v.manifest.previous for v in versions if v.manifest is not None}
     drafts = [
         v.version
@@ -224,21 +227,21 @@ def _decide_versions(
 
     def why_kept(info: VersionInfo) -> str | None:
         if published is None:
-            return "is kept while no version is published"
+            return "is kept while no version is current"
         if info is published:
-            return "is published"
+            return "is the current version"
         if info.version in held:
-            return f"is read by {held[info.version]}"
+            return f"is in use by a reader ({held[info.version]})"
         if info.version in condemned or info.version in rules.drop:
             return None
         if info.version == previous and info.version in among:
             return "is the previous version, for `versions rollback`"
         if info.version > published.version and info.manifest is None:
-            return f"is newer than the published one and cannot be read: {info.damage}"
+            return f"is newer than the current version and cannot be read: {info.damage}"
         if info.version == max(drafts, default="") > published.version and info.manifest is not None:
-            return f"is held by a gate and newer than the published one: {' '.join(info.manifest.gate_failures)}"
+            return f"is held back by a gate and newer than the current version: {' '.join(info.manifest.gate_failures)}"
         if info.version > published.version and info.version not in drafts:
-            return f"is newer than the published one; use `--drop {info.version}` to delete it"
+            return f"is newer than the current version; use `--drop {info.version}` to delete it"
         if info.version in among:
             return f"is among the newest {rules.keep}"
         if rules.older_than_days is not None and not _is_older(_made_s(info), rules.older_than_days, now_s):
@@ -250,11 +253,11 @@ def _decide_versions(
         kept = why_kept(info)
         gone = f"is not among the newest {rules.keep}"
         if info.version in drafts:
-            gone = "was held by a gate and is replaced by a newer version"
+            gone = "was held back by a gate and is replaced by a newer version"
         if info.version in rules.drop:
             gone = "is named by --drop"
         if info.version in condemned:
-            gone = "was condemned by a prune that did not finish"
+            gone = "was left half deleted by a prune that did not finish"
         decided.append(
             Decided(kept is None, _piece("version", info.version, folders.get(info.version, []), kept or gone))
         )
@@ -277,7 +280,7 @@ def _decide_unfinished(
             continue
         kept = None
         if version in held:
-            kept = f"is read by {held[version]}"
+            kept = f"is in use by a reader ({held[version]})"
         elif nothing_published:
             kept = "is kept while no version is published"
         elif not all(_is_older(file.modified_s, 1, now_s) for file in its):

@@ -24,7 +24,7 @@ def publish_command(store: Store, version: str) -> str:
 
 
 def publish_advice(store: Store) -> str:
-    """Return what to do when LATEST.json is missing or damaged: publish the newest version that no gate holds."""
+    """Return what to do when LATEST.json is missing or damaged: publish the newest version that no gate holds back."""
     try:
         found = list(_newest(store))
     except (OSError, StoreError):  # the store fails meanwhile
@@ -32,10 +32,11 @@ def publish_advice(store: Store) -> str:
     for manifest in found:
         if not manifest.gate_failures:
             name = manifest.version
-            return f"The newest version that no gate holds is {name}. To publish it: {publish_command(store, name)}."
+            command = publish_command(store, name)
+            return f"The newest version that no gate holds back is {name}. To publish it: {command}."
     if found:
         name, why = found[0].version, found[0].gate_failures[0].rstrip(".")
-        return f"{name} is held by a gate ({why}). Check it, then publish it: {publish_command(store, name)}."
+        return f"{name} is held back by a gate ({why}). Check it, then publish it: {publish_command(store, name)}."
     return "No version is complete. Run the job again: `epithre-beam run CONFIG`."
 
 

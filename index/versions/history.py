@@ -32,7 +32,9 @@ class VersionInfo:
 
 
 def find_version(store: Store, name: str) -> str:
-    """The version that `name` names: its whole name, or a beginning of it that no other version shares.
+    """The version that `name` names: its whole name, a beginning of it, or its number without leading zeros.
+
+    A beginning or a number must fit only one version: `000009` and `9` name 000009-20250102T030405Z-abcdef.
 
     Raises:
         UnknownVersionError: With the versions that it may have meant, when there is none such or more than one.
@@ -46,15 +48,19 @@ def find_version(store: Store, name: str) -> str:
     versions = existing_versions(store)
     if not versions:
         raise nothing_published(store)
-    found = [version for version in versions if version.startswith(name)] if name else []
+    found = [version for version in versions if version.startswith(name) or _has_number(version, name)] if name else []
     if len(found) == 1:
         return found[0]
     if found:
         listed = _named(found)
-        raise UnknownVersionError(
-            f"{store.url}: {len(found)} versions begin with {name!r}: {listed}. Give more of the name."
-        )
+        raise UnknownVersionError(f"{store.url}: {len(found)} versions fit {name!r}: {listed}. Give more of the name.")
     raise UnknownVersionError(f"{store.url} has no version {name!r:.80}. It has {_named(versions)}.")
+
+
+def _has_number(version: str, number: str) -> bool:
+    """Whether the version has this number, with or without leading zeros."""
+    is_number = number.isascii() and number.isdigit()
+    return is_number and version.partition("-")[0].lstrip("0") == number.lstrip("0")
 
 
 def _named(versions: Sequence[str]) -> str:

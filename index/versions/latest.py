@@ -10,8 +10,9 @@ import orjson
 
 from ...configs.errors import CatalogError, NoCatalogError
 from ..storage.store import Store
-from .complete import publish_advice
+from .complete import existing_versions, publish_advice
 from .layout import LATEST
+from .lease import active_holder
 from .manifest import Manifest, read_manifest
 from .values import MAX_SMALL_BYTES, is_sha256, is_version
 
@@ -60,17 +61,23 @@ _CHECK_PLACE = "Check the path; `epithre-beam run` and WriteCatalog make a catal
 
 
 def nothing_published(store: Store) -> CatalogError:
-    """Return the error for a missing LATEST.json: no such folder, not a catalog, or no version passed the gates."""
+    """Return the error for a missing LATEST.json: no catalog, a first run under way, or no version passed the gates."""
     with contextlib.suppress(Exception):  # a store that cannot list the folder
         try:
             found = store.fs.ls(store.path(""), detail=False)
         except FileNotFoundError:
             return NoCatalogError(f"{store.url}: there is no catalog here, the folder does not exist. {_CHECK_PLACE}")
+        holder = None if existing_versions(store) else active_holder(store)
+        if holder is not None:
+            return NoCatalogError(
+                f"{store.url}: no version is current yet, the first {holder.purpose} is under way ({holder}). "
+                "Wait until it has ended."
+            )
         if "versions" not in {str(path).rstrip("/").rpartition("/")[2] for path in found}:
             return NoCatalogError(
                 f"{store.url}: there is no catalog here, the folder has no `versions`. {_CHECK_PLACE}"
             )
-    return CatalogError(f"{store.url} has no published version: {LATEST} is missing. {publish_advice(store)}")
+    return CatalogError(f"{store.url} has no current version: {LATEST} is missing. {publish_advice(store)}")
 
 
 def latest_bytes(version: str, manifest_sha256: str, condemned: Iterable[str] = (), left: Iterable[str] = ()) -> bytes:

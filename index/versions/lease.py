@@ -225,12 +225,22 @@ def acquire(
     return lease
 
 
+def active_holder(store: Store) -> Holder | None:
+    """Return who holds the catalog now. None if no one does, or the holder has ended or stopped renewing its lease."""
+    there = read_holder(_found(store))
+    if there is None or check_holder(there.state(_held), there.renewed_at, there.ttl_s, utc_now()) != "busy":
+        return None
+    return there
+
+
 def _watch(place: _Place, found: bytes, there: Holder | None, ttl_s: float) -> bytes | None:
     """Wait until the lease is unchanged for a full ttl and return it. Return None if it is released."""
     _log.warning(
-        "The %s is held by %s, which did not renew its lease in time. Watching it for %g s before taking over.",
+        "%s: another %s may be under way (%s), but did not renew its lease in time. "
+        "Watching it for %g s before taking over.",
         place,
-        there or "an unknown process (its lease cannot be read)",
+        "run" if there is None else there.purpose,
+        there or "its lease cannot be read",
         ttl_s,
     )
     deadline_s = time.monotonic() + ttl_s
@@ -253,8 +263,8 @@ def _found(store: Store) -> bytes | None:
 
 def _busy(place: _Place, holder: Holder | None) -> CatalogBusyError:
     if holder is None:
-        return CatalogBusyError(f"Another run holds the {place}. Wait until it has ended.")
+        return CatalogBusyError(f"{place}: another run is under way. Wait until it has ended.")
     advice = "Wait until it has ended."
     if holder.state(_held) != "alive":
         advice = f"Wait until it has ended. If it is dead, its lease expires {holder.ttl_s:g} s after the last renewal."
-    return CatalogBusyError(f"Another {holder.purpose} holds the {place} ({holder}). {advice}")
+    return CatalogBusyError(f"{place}: another {holder.purpose} is under way ({holder}). {advice}")

@@ -89,7 +89,7 @@ def _print_version(info: VersionInfo) -> None:
     _print(f"{mark} {info.version}  {kinds}, {of_count(row['dead'], 'dead letter')}, {info.size_bytes:,} bytes")
     _print(f"    {row['created_at']}  {row['model']}  after {row['previous'] or 'none'}")
     for sentence in row[GATE_FAILURES]:
-        _print(f"    {'was ' if info.is_published else ''}held by a gate: {sentence}")
+        _print(f"    {'was ' if info.is_published else ''}held back by a gate: {sentence}")
 
 
 @versions.command()
@@ -155,18 +155,20 @@ _WORDS = {
     "added": "added",
     "removed": "removed",
     "moved": "moved",
-    "changed": "with new content",
-    "metadata": "with new metadata",
-    "relocated": "at a new uri",
+    "changed": "changed",
+    "metadata": "with changed metadata",
+    "relocated": "at a changed URI",
 }
 
 
 @versions.command("publish")
 def publish_(
     catalog: CatalogUrl,
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="The name of the version, or the beginning of it.")],
+    version: Annotated[
+        str, typer.Argument(metavar="VERSION", help="The version: its name, the beginning, or the number.")
+    ],
 ) -> None:
-    """Verify VERSION and make it the current version, such as one that is held by a gate."""
+    """Verify VERSION and make it the current version, such as one that is held back by a gate."""
     store = Store(catalog)
     version = find_version(store, version)
     try:
@@ -175,7 +177,7 @@ def publish_(
     except CatalogError:
         expected = store.read(LATEST)  # damaged: publishing repairs it
     _make_current(store, version, expected)
-    _print(f"{version} is published.")
+    _print(f"{version} is now the current version.")
 
 
 @versions.command()
@@ -205,11 +207,9 @@ def rollback(
             f"Name an older one, or use {publish_command(store, target)}."
         )
     _make_current(store, target, expected, dry_run=dry_run)
-    if dry_run:
-        _print(f"{target} would be current again, instead of {current}.")
-        return
-    _print(f"{target} is current again, instead of {current}.")
-    _print("The next run publishes the sources again: stop the schedule first.")
+    _print(f"{target} {'would be' if dry_run else 'is'} current again, instead of {current}.")
+    when = "Stop the schedule first" if dry_run else "Stop the schedule now"
+    _print(f"{when}: the next run publishes the sources again.")
 
 
 @versions.command()
@@ -259,7 +259,8 @@ def _print_pieces(verb: str, pieces: Sequence[Piece]) -> None:
         if piece.sort == "unit":
             units.setdefault(piece.why, []).append(piece)
         else:
-            _print(f"{verb}: {piece.sort} {piece.name}, {piece.size_bytes:,} bytes: {piece.why}")
+            sort = piece.sort if piece.sort != "reader's hold" else "file of a reader"
+            _print(f"{verb}: {sort} {piece.name}, {piece.size_bytes:,} bytes: {piece.why}")
     for why, same in units.items():
         size_bytes = sum(piece.size_bytes for piece in same)
         _print(

@@ -20,7 +20,9 @@ from ...configs.errors import (
     SpendingLimitError,
 )
 from ...configs.words import of_count
+from ...index.storage.obstacles import file_in_the_way
 from ...index.storage.remote import as_os_error
+from ...index.versions.layout import report_page_name
 from ...index.versions.stored_names import GATE_FAILURES
 from ...installs import broken_install
 from .documents import json_text
@@ -62,15 +64,16 @@ class Outcome:
 
 
 def outcome_of_report(report: "Report", catalog: str) -> Outcome:
-    """The outcome of a run that wrote a version."""
+    """The outcome of a run that wrote a version, or left the current one."""
     version, counts = report["version"], report["counts"]
     # The data of the report's plots is long, and is in report.json.
     facts = {name: value for name, value in report.items() if name not in {"series", "histograms"}}
+    facts["report"] = page_of_report(report, catalog)
     if report[GATE_FAILURES]:
-        sentences = [f"held by a gate: {sentence}" for sentence in report[GATE_FAILURES]]
+        sentences = [f"held back by a gate: {sentence}" for sentence in report[GATE_FAILURES]]
         sentences += _dead_letter_lines(report)
         release = f"epithre-beam versions publish {catalog} {version}"
-        sentences.append(f"The version is kept. Check it, then publish it with `{release}`.")
+        sentences.append(f"The version is kept. Check {facts['report']}, then publish it with `{release}`.")
         return outcome_of_known(GateError("\n".join(sentences), **facts))
     rows = sum(counts["per_kind"].values())
     if report.get("unchanged"):
@@ -88,6 +91,11 @@ def outcome_of_report(report: "Report", catalog: str) -> Outcome:
     return Outcome(exit_code=ExitCode.PUBLISHED, status="published", message=sentence, facts=facts)
 
 
+def page_of_report(report: "Report", catalog: str) -> str:
+    """The path or URL of the `report.html` of the version that a report describes."""
+    return f"{catalog.rstrip('/')}/{report_page_name(report['version'])}"
+
+
 def _dead_letter_lines(report: "Report") -> list[str]:
     """The first dead letters of a held version: a mail has nothing but the message."""
     letters = [letter for samples in report["dead_letters"]["samples"].values() for letter in samples]
@@ -103,7 +111,7 @@ def outcome_of_search(report: "SearchReport", output: str) -> Outcome:
     """The outcome of a bulk search."""
     place, facts = f"{output.rstrip('/')}/{report['result']}", cast("dict[str, Any]", report)
     if report[GATE_FAILURES]:
-        sentences = [f"held by a gate: {sentence}" for sentence in report[GATE_FAILURES]]
+        sentences = [f"held back by a gate: {sentence}" for sentence in report[GATE_FAILURES]]
         sentences.append(f"The hits are kept in {place}, but {output}/LATEST.json does not name them. Check them.")
         return outcome_of_known(GateError("\n".join(sentences), **facts))
     asked, found = of_count(report["searched"], "query", "queries"), of_count(report["hits"], "hit")
@@ -130,7 +138,9 @@ def outcome_of_error(error: Exception) -> Outcome:
     if isinstance(error, OSError):
         place = f" ({error.filename})" if error.filename else ""
         if error.errno == errno.ENOTDIR:
-            message = f"A folder is needed, but there is a file{place}. Use another path."
+            file = file_in_the_way(error.filename) if error.filename else None
+            place = f" ({file})" if file is not None else place
+            message = f"A folder is needed, but there is a file{place}. Give the path of a folder."
             return Outcome(exit_code=ExitCode.USAGE, status="usage", code="storage", message=message)
         message = f"The storage failed: {error.strerror or error}{place}. Fix the cause, then run the command again."
         return Outcome(exit_code=ExitCode.FAILED, status="failed", code="storage", message=message)

@@ -21,9 +21,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ...configs.words import of_count, of_pause, of_size
+from ...configs.words import of_change, of_count, of_pause, of_size
 from ...index.versions.stored_names import GATE_FAILURES
 from .logs import escaped, log_event
+from .outcomes import page_of_report
 
 if TYPE_CHECKING:
     from ...transforms.batch_search.last_step import SearchReport
@@ -165,7 +166,7 @@ class Events(Watch):
             log_event("progress", stage=self._stage(), **self._figures())
 
     def report_end(self, report: "Report") -> None:
-        """Logs the result of a run that wrote a version. The `Reporter` reports a version that is held by a gate."""
+        """Logs the result of a run that wrote a version. The `Reporter` reports one that is held back by a gate."""
         self._is_over = True
         counts, timings, api = report["counts"], report["timings_s"], report["api"]
         if imported := report.get("imported"):
@@ -265,8 +266,8 @@ def print_summary(console: Console, report: "Report", catalog: str) -> None:
     elif report["previous"] is not None:
         names = ("unchanged", "new", "changed", "touched", "prepared_anew", "moved", "copied", "deleted")
         of_name = cast("dict[str, int]", counts)
-        words = [f"{of_name[name]:,} {name.replace('_', ' ')}" for name in names if of_name[name]]
-        words += [f"{counts['other_metadata']:,} with new metadata"] if counts["other_metadata"] else []
+        words = [f"{of_name[name]:,} {of_change(name)}" for name in names if of_name[name]]
+        words += [f"{counts['other_metadata']:,} with changed metadata"] if counts["other_metadata"] else []
         table.add_row("changes", ", ".join(words))
     if counts["deduplicated"]:
         table.add_row("deduplicated", f"{counts['deduplicated']} not sent, because another asset has the same content")
@@ -282,6 +283,7 @@ def print_summary(console: Console, report: "Report", catalog: str) -> None:
     recall = ", ".join(_of_recall(report, direction) for direction in report["recall"])
     table.add_row("recall", recall or "not measured")
     table.add_row("time", f"{timings['total']:.1f} s, including {timings['embed']:.1f} s of embedding")
+    table.add_row("report", Text(page_of_report(report, catalog)))
     console.print(table)
     reasons = report["dead_letters"]["by_reason"]
     if reasons:

@@ -66,7 +66,7 @@ def build_index(
     with contextlib.ExitStack() as stack:
         held = hold_catalog(url, stack)
         if held.latest is None:
-            raise CatalogError(f"{url}: the catalog no longer has a published version.")
+            raise CatalogError(f"{url}: the catalog no longer has a current version.")
         manifest = read_manifest(held.store, held.latest.version, held.latest.manifest_sha256)
         config = parse_settings({**manifest.config, "catalog": url}, overrides, _SETTABLE)
         check_rebuild(manifest.config, config, url)

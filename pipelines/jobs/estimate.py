@@ -253,20 +253,20 @@ def plan_table(found: Estimate) -> Table:
             Text(f"the environment variable {found.unset_key_variable} is not set. The run will need it: export it."),
         )
     for reason in found.gate_failures:
-        table.add_row("gate", Text(f"the version will be held and not published: {reason}"))
+        table.add_row("gate", Text(f"the version will be held back by a gate and not published: {reason}"))
     for reason in found.possible_gate_failures:
-        table.add_row("not certain", Text(f"if the files to check have new content: {reason}"))
+        table.add_row("not certain", Text(f"if the files to check have changed: {reason}"))
     if found.base is not None:
         moved = (
             f" ({of_count(found.likely_moved, 'looks like a known file', 'look like known files')} under another name)"
             if found.likely_moved
             else ""
         )
-        touched = " (modified: perhaps only touched)" if found.differing else ""
+        touched = " (changed, or only written again)" if found.differing else ""
         table.add_row(
             "changes",
-            f"{found.unchanged:,} unchanged, {found.new:,} new{moved}, {found.differing:,} to check{touched}, "
-            f"{found.deleted:,} deleted, {found.other_metadata:,} with other metadata, since {found.base}",
+            f"{found.unchanged:,} unchanged, {found.new:,} added{moved}, {found.differing:,} to check{touched}, "
+            f"{found.deleted:,} removed, {found.other_metadata:,} with changed metadata, since {found.base}",
         )
     for reason, count in found.prepared_anew.items():
         words = f"{of_count(count, 'unchanged asset')} to read again, and to send only if the pixels differ"

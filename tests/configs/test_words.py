@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from epithre_beam.configs.words import of_count, of_moment, of_pause, unwritable
+from epithre_beam.configs.words import of_asset_count, of_change, of_count, of_moment, of_pause, unwritable
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,15 @@ def test_counts_use_singular_only_for_one(count: int, words: str) -> None:
 
 def test_counts_accept_irregular_plurals() -> None:
     assert [of_count(n, "query has", "queries have") for n in (1, 3)] == ["1 query has", "3 queries have"]
+
+
+def test_changes_have_the_same_words_in_the_summary_and_in_the_report() -> None:
+    assert [of_change(name) for name in ("new", "changed", "deleted", "unchanged")] == [
+        *("added", "changed", "removed", "unchanged")
+    ]
+    assert [of_asset_count(name) for name in ("new", "changed", "deleted", "touched")] == [
+        *("added", "changed", "removed", "written again, unchanged")
+    ]
 
 
 def test_a_moment_has_its_zone_and_a_date_unless_today() -> None:

@@ -11,7 +11,8 @@ OLD_WORDS = {
     # what things are called
     r"in force": "current (version)",
     r"take[ns]? over|took over|taking over|carried|carry": "reuse, reused",
-    r"held back|holds? \w+ back": "held by a gate",
+    r"held by (?:a|the|one) gate": "held back by a gate",
+    r"condemn(?:s|ed)?": "being deleted",
     r"guards?": "gates",
     r"ledgers?|budgets?": "rate limiter",
     r"pictures?": "image",

@@ -39,10 +39,10 @@ def test_nightly_upsert_and_enrichment_by_search(emulator: Emulator, tmp_path: P
     (tmp_path / "changed.csv").write_text("sku,title\n" + "".join(f"p{i},product {i}\n" for i in range(5)))
     (tmp_path / "gone.csv").write_text("sku\n")
     upsert = ("beam_nightly_upsert.py", "changed.csv", "gone.csv", "catalog", "--base-url", emulator.base_url)
-    assert run_example(tmp_path, *upsert) == "5 new, 0 kept, 0 deleted\n"
+    assert run_example(tmp_path, *upsert) == "5 embedded, 0 reused, 0 removed\n"
     (tmp_path / "changed.csv").write_text("sku,title\np3,another product\np9,product 9\n")
     (tmp_path / "gone.csv").write_text("sku\np1\n")
-    assert run_example(tmp_path, *upsert) == "2 new, 3 kept, 1 deleted\n"
+    assert run_example(tmp_path, *upsert) == "2 embedded, 3 reused, 1 removed\n"
     questions = [{"id": "q1", "text": "another product"}, {"id": "q2", "text": "product 9"}]
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
     run_example(tmp_path, "beam_search_enrichment.py", "questions.jsonl", "catalog", "enriched.jsonl", "-k", "1")

@@ -1,5 +1,6 @@
-"""cron mails the output: nothing after success, one line if an operator must act."""
+"""cron mails the output: nothing after success, one line if an operator must act or assets have no vector."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -21,9 +22,10 @@ CRONTAB = EXAMPLES / "cron" / "epithre-beam.crontab"
 
 @pytest.fixture
 def nightly(place, environment):
-    def run(*options, job="job.yaml", **more):
-        command = [SCRIPT, place.folder / job, place.catalog, *options]
-        settings = {**environment, "EPITHRE_PAUSE_S": "0.1", "EPITHRE_TRIES": "2", "EPITHRE_KEEP": "1", **more}
+    def run(*options, job="job.yaml", catalog=place.catalog, **more):
+        command = [SCRIPT, place.folder / job, catalog, *options]
+        kept = {"EPITHRE_RUNS": str(place.folder / "nights")}
+        settings = {**environment, **kept, "EPITHRE_PAUSE_S": "0.1", "EPITHRE_TRIES": "2", "EPITHRE_KEEP": "1", **more}
         return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120, check=False)
 
     return run
@@ -31,6 +33,11 @@ def nightly(place, environment):
 
 def serve(**settings):
     return Emulator(EmulatorSettings(dimension=64, api_keys=(KEY,), **settings))
+
+
+def kept(place):
+    """The documents that the script kept, the oldest first."""
+    return [json.loads(line) for line in (place.folder / "nights" / "runs.jsonl").read_text().splitlines()]
 
 
 def versions(place):
@@ -43,6 +50,40 @@ def test_successful_run_prints_nothing_and_prunes(place, nightly):
         done = nightly()
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert len(versions(place)) <= 2
+    documents = kept(place)
+    assert [(one["command"], one["exit_code"]) for one in documents] == [("run", 0), ("prune", 0)] * 3
+    assert [one["counts"]["embedded"] for one in documents[::2]] == [42, 0, 0]
+    assert documents[-1]["freed_bytes"] > 0
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", one["at"]) for one in documents)
+
+
+def test_dead_letters_within_the_gate_are_reported_once_in_one_line(place, nightly):
+    min((place.folder / "pictures").iterdir()).write_bytes(b"no picture")
+    done = nightly("--set", "gates.max_dead_share=0.5")
+    assert (done.returncode, done.stdout) == (0, "")
+    (line,) = done.stderr.splitlines()
+    assert re.match(rf"{place.catalog}: 000001-\S+ is published: .*, 1 dead letter\. The report\.html", line)
+    done = nightly("--set", "gates.max_dead_share=0.5")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_failed_prune_is_reported_as_the_prune_and_fails(place, nightly):
+    done = nightly(catalog=place.folder / "catalogx")
+    assert done.returncode == 2
+    said, why = done.stderr.splitlines()
+    assert "catalogx: there is no catalog here" in said
+    assert why.startswith(f"The run succeeded, but the prune of {place.folder / 'catalogx'} failed (exit code 2)")
+    run, prune = kept(place)
+    assert (run["status"], prune["command"], prune["exit_code"]) == ("published", "prune", 2)
+
+
+def test_the_night_goes_on_if_its_documents_cannot_be_kept(place, nightly):
+    done = nightly(EPITHRE_RUNS=str(place.folder / "texts.csv"))
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert "texts.csv/runs.jsonl cannot be written" in line
+    done = nightly(EPITHRE_RUNS="")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_transient_failure_is_retried_and_then_reported(place, nightly):
@@ -53,6 +94,7 @@ def test_transient_failure_is_retried_and_then_reported(place, nightly):
         assert len(sentences(done.stderr)) == 2
         assert "Nothing was published" in done.stderr
         assert len(emulator.log) == 6  # each attempt probes three times
+        assert [(one["command"], one["exit_code"]) for one in kept(place)] == [("run", 1), ("run", 1)]
         emulator.reset(faults=Faults())
         assert nightly().returncode == 0
 

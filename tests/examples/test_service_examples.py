@@ -119,19 +119,19 @@ def test_fastapi_service_searches_and_follows_new_version(published: Place, emul
         assert client.get("/ready").json()["api_answers"] is False
         emulator.reset(faults=Faults(refuse_all=401))
         assert client.get("/search", params={"text": "unheard of"}).status_code == 503
-        assert client.get("/ready").json()["api_pause_s"] > 0
+        assert client.get("/ready").json()["api_retry_after_s"] > 0
         emulator.reset(faults=Faults())
 
         publish_another(published)
         wait_until(lambda: client.get("/ready").json()["version"] != found["version"])
-        wait_until(lambda: client.get("/ready").json()["api_pause_s"] == 0)
+        wait_until(lambda: client.get("/ready").json()["api_retry_after_s"] == 0)
         assert client.get("/search", params={"text": "after the outage"}).status_code == 200
         assert client.get("/ready").json() == {
             "version": client.get("/search", params={"text": "text number 3"}).json()["version"],
             "assets": 31,
             "refresh_error": None,
             "api_answers": True,
-            "api_pause_s": 0.0,
+            "api_retry_after_s": 0.0,
         }
 
 

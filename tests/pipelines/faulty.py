@@ -218,7 +218,7 @@ class Watcher:
                     self.problems.append(f"{catalog.version} is damaged: {damage}")
         except CatalogError as error:
             which = "nothing"
-            if not isinstance(error, NoCatalogError) and "has no published version" not in str(error):
+            if not isinstance(error, NoCatalogError) and "has no current version" not in str(error):
                 self.problems.append(f"{type(error).__name__}: {error}")
         except Exception as error:
             which = "error"

@@ -182,7 +182,7 @@ def test_publish_with_lost_answer_succeeds(place: Place, proxy: Proxy, folder: s
 
 def test_fence_and_lease_work_on_a_bucket(store: Store) -> None:
     with hold(store, "run"):
-        with pytest.raises(CatalogBusyError, match=f"Another run holds the catalog {re.escape(store.url)}"):  # noqa: SIM117
+        with pytest.raises(CatalogBusyError, match=f"catalog {re.escape(store.url)}: another run is under way"):  # noqa: SIM117
             with hold(store, "prune"):
                 pass
         publish(store, make_manifest(store, "000001-a", None), None)

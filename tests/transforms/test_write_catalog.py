@@ -409,7 +409,7 @@ def test_catalog_that_somebody_holds_is_refused_before_anything_is_embedded(cata
         rows = pipeline | beam.Create(range(3), reshuffle=False) | beam.Map(embed_noted)
         return {"outcome": (rows | epithre.WriteCatalog(catalog)).outcome}
 
-    with hold(Store(str(catalog)), "run"), pytest.raises(CatalogBusyError, match="Another run holds the catalog"):
+    with hold(Store(str(catalog)), "run"), pytest.raises(CatalogBusyError, match="another run is under way"):
         run(build, tmp_path)
     assert not calls.exists()
     run(build, tmp_path)
@@ -447,10 +447,10 @@ def test_job_and_pipeline_are_refused_while_another_pipeline_embeds(options, emu
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as first:
         while not began.exists():
             assert first.poll() is None, first.stderr.read().decode()[-2000:]
-        with pytest.raises(CatalogBusyError, match="Another pipeline holds the catalog"):
+        with pytest.raises(CatalogBusyError, match="another pipeline is under way"):
             write(catalog, texts(1, 2))
         config = {"catalog": str(catalog), "sources": sources, "embed": api_of(emulator)}
-        with pytest.raises(CatalogBusyError, match="Another pipeline holds the catalog"):
+        with pytest.raises(CatalogBusyError, match="another pipeline is under way"):
             run_job(RunConfig.model_validate(config))
         go.touch()
         assert first.wait() == 0, first.stderr.read().decode()[-2000:]

@@ -222,7 +222,7 @@ def _timings(report: Mapping[str, Any]) -> Drawing | None:
 _PLOTS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], Drawing | None]]] = {
     "changes": (
         "Assets by outcome",
-        "In a scheduled run, most assets are reused and few are new, changed, deleted or without a vector.",
+        "In a scheduled run, most assets are reused and few are added, changed, removed or without a vector.",
         _changes,
     ),
     "throughput": (
@@ -262,7 +262,7 @@ _PLOTS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], Drawing | None]]
     ),
     "recall": (
         "Recall by direction",
-        "Every bar must reach the target; otherwise a gate holds the version.",
+        "Every bar must reach the target; otherwise a gate holds the version back.",
         _recall,
     ),
     "sizes": (

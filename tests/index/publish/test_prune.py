@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -180,7 +181,7 @@ def test_prune_keeps_versions_left_by_a_rollback(shelf: Shelf) -> None:
     shelf.add(5, previous=1, gate_failures=["too many."])
     done = shelf.prune(1)
     assert shelf.numbers() == [1, 2, 3, 5]
-    assert whys(done.deleted) == {shelf.name(4): "was held by a gate and is replaced by a newer version"}
+    assert whys(done.deleted) == {shelf.name(4): "was held back by a gate and is replaced by a newer version"}
     fence(shelf.store)
     shelf.prune(1)
     assert shelf.numbers() == [1, 2, 3, 5]
@@ -190,7 +191,7 @@ def test_prune_keeps_versions_left_by_a_rollback(shelf: Shelf) -> None:
 
 
 def test_dropped_version_stays_while_published_or_read(eight: Shelf) -> None:
-    for name, why in ((eight.name(6), "the version is published"), (eight.name(9), "has no such version")):
+    for name, why in ((eight.name(6), "this is the current version"), (eight.name(9), "has no such version")):
         with pytest.raises(ArgumentError, match=f"--drop {name}: .*{why}"):
             eight.prune(1, drop=(name,))
     holder = VersionHold(eight.store, eight.name(7), 60)
@@ -232,7 +233,7 @@ def test_version_held_by_a_gate_stays_while_newer_than_the_published(eight: Shel
     eight.add(10, previous=6)
     done = eight.prune(1)
     assert eight.numbers() == [6, 7, 8, 9, 10]
-    assert whys(done.kept)[eight.name(9)] == "is held by a gate and newer than the published one: too many."
+    assert whys(done.kept)[eight.name(9)] == "is held back by a gate and newer than the current version: too many."
     eight.publish(9)
     eight.prune(1)
     assert eight.numbers() == [9, 10]
@@ -244,14 +245,15 @@ def test_only_the_newest_version_held_by_a_gate_stays(eight: Shelf) -> None:
         eight.add(number, previous=6, gate_failures=["too many."])
     done = eight.prune(4)
     assert eight.numbers() == [3, 6, 7, 8, 11]
-    assert whys(done.deleted)[eight.name(9)] == "was held by a gate and is replaced by a newer version"
+    assert whys(done.deleted)[eight.name(9)] == "was held back by a gate and is replaced by a newer version"
 
 
 def test_version_held_by_a_reader_stays_until_released(eight: Shelf) -> None:
     holder = VersionHold(eight.store, eight.name(2), 60)
     done = eight.prune(1)
     assert eight.numbers() == [2, 6, 7, 8]
-    assert f"process {os.getpid()}" in whys(done.kept)[eight.name(2)]
+    assert re.match(rf"is in use by a reader \(process {os.getpid()} .*\)$", whys(done.kept)[eight.name(2)])
+    assert whys(done.kept)[eight.name(6)] == "is the current version"
     holder.release()
     eight.prune(1)
     assert eight.numbers() == [6, 7, 8]
@@ -284,7 +286,7 @@ def test_nothing_is_deleted_if_the_published_version_is_damaged(eight: Shelf) ->
     manifest = eight.folder / manifest_name(eight.name(6))
     whole = manifest.read_bytes()
     manifest.write_bytes(whole.replace(b"test", b"tess"))
-    with pytest.raises(CatalogError, match=r"sha256 .* Nothing is pruned while the published version is damaged"):
+    with pytest.raises(CatalogError, match=r"sha256 .* Nothing is pruned while the current version is damaged"):
         eight.prune(1)
     manifest.write_bytes(whole)
     (eight.folder / "LATEST.json").write_bytes(b"{")
@@ -483,7 +485,7 @@ def test_prune_during_a_run_raises_and_changes_nothing(eight: Shelf) -> None:
     before = eight.store.names("")
     with hold(eight.store, "run"):
         for dry_run in (True, False):
-            with pytest.raises(CatalogBusyError, match="holds the catalog"):
+            with pytest.raises(CatalogBusyError, match="is under way"):
                 eight.prune(1, dry_run=dry_run)
     assert eight.store.names("") == before
     eight.prune(1)
@@ -511,7 +513,7 @@ def test_condemned_version_is_deleted_by_the_next_prune(eight: Shelf) -> None:
         eight.publish(8)
     done = eight.prune(9)
     assert eight.numbers() == [2, 3, 4, 5, 6, 7]
-    assert whys(done.deleted)[eight.name(8)] == "was condemned by a prune that did not finish"
+    assert whys(done.deleted)[eight.name(8)] == "was left half deleted by a prune that did not finish"
     eight.file("units/a.parquet", 30)
     eight.prune(9)
     latest = read_latest(eight.store)

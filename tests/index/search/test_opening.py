@@ -123,7 +123,7 @@ def test_index_with_the_assets_of_another_kind_is_refused(own_copy: Any) -> None
 def test_open_raises_if_nothing_is_published(tmp_path: Path) -> None:
     (tmp_path / "begun" / "versions").mkdir(parents=True)
     for folder, why in (
-        (tmp_path / "begun", r"has no published version: LATEST\.json is missing\. No version is complete"),
+        (tmp_path / "begun", r"has no current version: LATEST\.json is missing\. No version is complete"),
         (tmp_path, "there is no catalog here, the folder has no `versions`"),
         (tmp_path / "absent", "there is no catalog here, the folder does not exist"),
     ):

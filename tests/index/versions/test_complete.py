@@ -37,7 +37,7 @@ def test_the_newest_version_that_no_gate_holds_is_named_with_its_command(store: 
     make(store, "3-c", "2-b", "half of the rows are gone")
     assert existing_versions(store) == ["1-a", "2-b", "3-c"]
     command = f"`epithre-beam versions publish '{store.url}' 2-b`"
-    newest = f"{LATEST} is missing. The newest version that no gate holds is 2-b. To publish it: {command}."
+    newest = f"{LATEST} is missing. The newest version that no gate holds back is 2-b. To publish it: {command}."
     assert advice(store).endswith(newest)
     with pytest.raises(CatalogError, match=r"LATEST\.json is missing, but 2-b was written after") as caught:
         read_base(store)
@@ -54,4 +54,4 @@ def test_a_damaged_version_is_not_advised(store: Store) -> None:
 
 def test_only_held_versions_are_named_with_the_gate(store: Store) -> None:
     make(store, "1-a", None, "half of the rows are gone")
-    assert "1-a is held by a gate (half of the rows are gone). Check it, then publish it" in advice(store)
+    assert "1-a is held back by a gate (half of the rows are gone). Check it, then publish it" in advice(store)

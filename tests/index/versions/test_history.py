@@ -46,11 +46,25 @@ def test_a_name_or_its_beginning_names_a_version_and_the_newest_are_listed_where
     assert find_version(store, "003-x") == find_version(store, "003") == "003-x"
     assert find_version(store, "020-damaged") == "020-damaged"
     named = ", ".join(f"{number:03d}-x" for number in range(2, 12))
-    for wrong in ("3", "", "../003-x", "020"):
+    for wrong in ("12", "", "../003-x", "020"):
         with pytest.raises(UnknownVersionError, match=f"has no version '{wrong}'. It has {named} and 2 older"):
             find_version(store, wrong)
-    with pytest.raises(UnknownVersionError, match=r"2 versions begin with '01': 010-x, 011-x\. Give more"):
+    with pytest.raises(UnknownVersionError, match=r"3 versions fit '01': 001-x, 010-x, 011-x\. Give more"):
         find_version(store, "01")
+
+
+def test_leading_zeros_of_a_number_may_be_left_out(store: Store) -> None:
+    for name in ("000008-x", "000009-y", "000010-a", "000010-b", "900000-z"):
+        make_manifest(store, name, None)
+    assert find_version(store, "8") == find_version(store, "008") == "000008-x"
+    assert find_version(store, "000009") == "000009-y"
+    with pytest.raises(UnknownVersionError, match=r"2 versions fit '9': 000009-y, 900000-z\. Give more"):
+        find_version(store, "9")
+    with pytest.raises(UnknownVersionError, match=r"2 versions fit '10': 000010-a, 000010-b\. Give more"):
+        find_version(store, "10")
+    for wrong in ("80", "²", "9" * 5_000):
+        with pytest.raises(UnknownVersionError, match="has no version"):
+            find_version(store, wrong)
 
 
 def test_where_there_is_no_catalog_no_version_is_named(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_lease_is_held_until_the_block_ends_or_raises(store: Store) -> None:
         assert (found.purpose, found.process) == ("prune", os.getpid())
         assert store.names("") == []  # the lease is not a file of the catalog
         lease.check()
-        assert_busy(store, f"Another prune holds the catalog {store.url} (process {os.getpid()} on ", "Wait until")
+        assert_busy(store, f"catalog {store.url}: another prune is under way (process {os.getpid()} on ", "Wait until")
         with ThreadPoolExecutor(1) as pool:
             pool.submit(assert_busy, store).result()
     assert store.size(LEASE) is None
@@ -107,7 +107,7 @@ def test_store_in_memory_is_held_by_one_thread() -> None:
 def test_running_holder_is_named_and_keeps_its_lease(store: Store) -> None:
     with holding_process(store) as process:
         before = store.read(LEASE)
-        assert_busy(store, "Another run holds the catalog", f"process {process.pid} on ", "Wait until it has ended.")
+        assert_busy(store, "another run is under way", f"process {process.pid} on ", "Wait until it has ended.")
         assert store.read(LEASE) == before
         process.communicate(timeout=20)  # its block ends
     assert store.size(LEASE) is None

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import os
 import signal
 import struct
 import time
@@ -14,6 +15,7 @@ from PIL import Image
 
 from epithre_beam.index import open_catalog
 from epithre_beam.index.storage.store import Store
+from epithre_beam.index.versions.lease import hold
 from epithre_beam.pipelines.jobs.places import misplaced
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 
@@ -182,7 +184,7 @@ def test_a_second_run_on_a_catalog_is_refused_until_the_first_ends(place):
         deadline = time.monotonic() + 30
         while not (place.catalog / ".lease.json").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert_one_sentence(place.cli("run", "job.yaml"), 4, "Another run holds the catalog", f"process {first.pid}")
+        assert_one_sentence(place.cli("run", "job.yaml"), 4, "another run is under way", f"process {first.pid}")
         first.kill()
         first.communicate()
         emulator.reset(faults=Faults())
@@ -283,8 +285,12 @@ def test_an_unwritable_catalog_is_named(place):
     (place.folder / "file").write_text("x")
     place.write_job(catalog="file/catalog")
     for command in ("run", "plan"):
-        assert_one_sentence(place.cli(command, "job.yaml"), 2, f"{place.folder}/file/catalog")
-    assert_one_sentence(place.cli("index", "file", "--from", "none"), 2, "catalog '", "' cannot be written (")
+        assert_one_sentence(place.cli(command, "job.yaml"), 2, f"{place.folder}/file")
+    for arguments in (("index", "file", "--from", "none"), ("run", "job.yaml")):
+        done, file = place.cli(*arguments), str(place.folder / "file")
+        assert_one_sentence(done, 2, "' cannot be created: the file '", f"file {file!r} is in the way. Name another")
+    for arguments in (("list", "file"), ("verify", "file/x"), ("prune", "file/x")):
+        assert_one_sentence(place.cli("versions", *arguments), 2, f"{place.folder}/file", " is ", "a file", "folder")
     assert_one_sentence(place.cli("search", "file", "--text", "x"), 2, "file is a file. Give the folder of a catalog")
 
 
@@ -319,6 +325,16 @@ def test_a_missing_catalog_is_reported(place):
         assert_one_sentence(place.cli(*command), 2, "catalog: there is no catalog here, the folder does not exist.")
     done = place.cli("search", "pictures", "--text", "x")
     assert_one_sentence(done, 2, "pictures: there is no catalog here, the folder has no `versions`.")
+
+
+def test_a_catalog_whose_first_run_is_under_way_is_reported_as_such(place):
+    with hold(Store(str(place.catalog)), "run"):
+        for command in (("versions", "list", "catalog"), ("search", "catalog", "--text", "x")):
+            done = place.cli(*command)
+            words = "catalog: no version is current yet, the first run is under way (process "
+            assert_one_sentence(done, 2, words, str(os.getpid()), "Wait until it has ended.")
+    done = place.cli("versions", "list", "catalog")
+    assert_one_sentence(done, 2, "catalog: there is no catalog here")
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_export_prints_a_summary_or_the_json_document(made, tmp_path):
         (["catalog", "new", "--to", "csv"], 2, "--to must be faiss, clip-retrieval or pgvector, got 'csv'."),
         (["catalog", "pictures", "--to", "faiss"], 2, "pictures is not empty (it contains p000.jpg). Choose a new"),
         (["catalog", "new", "--to", "faiss", "--version", "7"], 2, "catalog has no version '7'"),
-        (["catalog", "job.yaml/new", "--to", "faiss"], 2, "' cannot be written ("),
+        (["catalog", "job.yaml/new", "--to", "faiss"], 2, "job.yaml' is in the way. Name another folder"),
         (["catalog", "/proc/new", "--to", "faiss"], 2, "' cannot be written ("),
         (["none", "new", "--to", "faiss"], 2, "none: there is no catalog here, the folder does not exist."),
     ],

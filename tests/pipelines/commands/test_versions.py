@@ -121,7 +121,7 @@ def test_list_works_with_a_damaged_pointer_and_publish_repairs_it(place):
     assert len(json.loads(done.stdout)) == 3
     refused(done, 1, "LATEST.json", "damaged", "versions publish")
     refused(place.cli("versions", "rollback", "catalog"), 1, "LATEST.json", "versions publish")
-    assert said(place.cli("versions", "publish", "catalog", version)) == f"{version} is published.\n"
+    assert said(place.cli("versions", "publish", "catalog", version)) == f"{version} is now the current version.\n"
     assert current_version(place) == version
 
 
@@ -182,7 +182,7 @@ def test_every_command_accepts_the_beginning_of_a_version_name(place):
 def test_an_ambiguous_or_unknown_version_lists_the_versions(place):
     all_names = ", ".join(names(place))
     for command in (["verify", "catalog"], ["diff", "catalog"], ["rollback", "catalog"], ["publish", "catalog"]):
-        refused(place.cli("versions", *command, "00000"), 2, f"catalog: 3 versions begin with '00000': {all_names}.")
+        refused(place.cli("versions", *command, "00000"), 2, f"catalog: 3 versions fit '00000': {all_names}.")
         refused(place.cli("versions", *command, "000009"), 2, f"has no version '000009'. It has {all_names}.")
     refused(place.cli("versions", "prune", "catalog", "--drop", "000009"), 2, f"It has {all_names}.")
     refused(place.cli("export", "catalog", "out", "--to", "faiss", "--version", "9"), 2, f"It has {all_names}.")
@@ -203,7 +203,7 @@ def test_diff_shows_the_changes_between_two_nights(place):
     assert found["settings"] == {}
     text = said(place.cli("versions", "diff", "catalog", first, second, "--limit", "1"))
     assert f"{first} → {second}" in text
-    assert "text: 30 → 31 assets; 2 added, 1 removed, 1 with new content" in text
+    assert "text: 30 → 31 assets; 2 added, 1 removed, 1 changed" in text
     assert "added: … and 1 more" in text
 
 
@@ -229,18 +229,21 @@ def test_rollback_publishes_the_previous_version_until_the_first(place):
     first, second, third = names(place)
     before = (place.catalog / "LATEST.json").read_bytes()
     text = said(place.cli("versions", "rollback", "catalog", "--dry-run"))
-    assert text == f"{second} would be current again, instead of {third}.\n"
+    assert text.splitlines() == [
+        f"{second} would be current again, instead of {third}.",
+        "Stop the schedule first: the next run publishes the sources again.",
+    ]
     assert (place.catalog / "LATEST.json").read_bytes() == before
     for target, current in ((second, third), (first, second)):
         assert said(place.cli("versions", "rollback", "catalog")).splitlines() == [
             f"{target} is current again, instead of {current}.",
-            "The next run publishes the sources again: stop the schedule first.",
+            "Stop the schedule now: the next run publishes the sources again.",
         ]
         assert current_version(place) == target
     refused(place.cli("versions", "rollback", "catalog"), 2, f"{first} is the first version; there is nothing to roll")
     refused(place.cli("versions", "rollback", "catalog", third), 2, third, "newer than the current version")
     refused(place.cli("versions", "rollback", "catalog", first), 2, "is the current version")
-    said(place.cli("versions", "publish", "catalog", third))
+    said(place.cli("versions", "publish", "catalog", "3"))
     assert current_version(place) == third
     said(place.cli("versions", "rollback", "catalog", first))
     assert current_version(place) == first
@@ -314,7 +317,9 @@ def test_a_run_after_a_prune_sends_nothing_again(nights, tmp_path):
 def test_prune_is_refused_during_a_run_and_publish_is_not(place):
     first, _second, _ = names(place)
     with hold(Store(str(place.catalog)), "run"):
-        refused(place.cli("versions", "prune", "catalog", "--keep", "1"), 4, "run holds the catalog", str(os.getpid()))
+        refused(
+            place.cli("versions", "prune", "catalog", "--keep", "1"), 4, "another run is under way", str(os.getpid())
+        )
         said(place.cli("versions", "rollback", "catalog"))
         said(place.cli("versions", "publish", "catalog", first))
     assert len(names(place)) == 3

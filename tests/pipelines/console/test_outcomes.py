@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,14 @@ def test_success_prints_the_report(place):
     assert (found["exit_code"], found["status"], found["counts"]["embedded"]) == (0, "published", 90)
     assert found["version"] in found["message"]
     assert found["held_back"] == []
+    page = f"{place.catalog}/versions/{found['version']}/report.html"
+    assert found["report"] == page
+    assert Path(page).is_file()
+    done = place.cli("run", "job.yaml", "--json")
+    assert (document(done)["status"], document(done)["report"]) == ("unchanged", page)
+    printed = place.cli("run", "job.yaml").stdout
+    assert page in "".join(line.strip() for line in printed.splitlines())  # a long path is folded
+    assert place.cli("run", "job.yaml", "--quiet").stdout == ""
 
 
 def test_a_held_version_prints_the_report_and_how_to_publish_it(place):
@@ -46,6 +55,7 @@ def test_a_held_version_prints_the_report_and_how_to_publish_it(place):
     found = document(done)
     assert (found["exit_code"], found["status"], found["counts"]["dead"]) == (3, "held_by_gate", 8)
     assert f"versions publish {place.catalog} {found['version']}" in found["message"]
+    assert f"Check {found['report']}, then publish it" in found["message"]
     letters = found["dead_letters"]["samples"]
     (reason,) = letters
     assert [line for line in found["message"].splitlines() if "dead letter" in line] == [

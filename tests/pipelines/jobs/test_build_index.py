@@ -449,7 +449,7 @@ def test_the_command_has_the_exit_codes_of_a_run(place, vectors):
     write_folder(place.folder / "next", [None, *vectors[1:]])
     done = place.cli("index", "catalog", "--from", "next", "--set", "gates.max_dead_share=0", key=None)
     assert done.returncode == 3
-    assert "held by a gate: gates.max_dead_share allows 0.00%" in done.stderr
+    assert "held back by a gate: gates.max_dead_share allows 0.00%" in done.stderr
     done = place.cli("index", "catalog", "--set", "embed.model=other", key=None)
     assert done.returncode == 2
     assert "embed.model: this cannot change without embedding again" in done.stderr

@@ -259,7 +259,9 @@ def test_a_plan_predicts_the_run(tmp_path, emulator):
     assert len(emulator.payments()) <= plan.assets_to_send <= plan.assets_to_read == plan.new + plan.differing
     assert plan.prepared_anew == {}
     shown = _shown(plan_table(plan))
-    assert f"{plan.differing} to check (modified: perhaps only touched)" in shown
+    assert re.search(rf"changes +{plan.unchanged} unchanged, {plan.new} added", shown)
+    assert f" {plan.deleted} removed, {plan.other_metadata} with changed metadata, since {plan.base}" in shown
+    assert f"{plan.differing} to check (changed, or only written again)" in shown
     assert re.search(r"to send +at most \d+ assets in about \d+ requests?, plus a few to test the API", shown)
     assert f"about {plan.upload_bytes:,} bytes; more if images must be converted" in shown
     after = estimate(config)

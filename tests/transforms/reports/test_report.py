@@ -137,7 +137,7 @@ def test_gate_messages_and_config_are_escaped(draw_report):
     text = render_report(*draw_report(gate_failures=("<b>too many</b>",), config={"catalog": "<i>c</i>", "index": {}}))
     assert "&lt;b&gt;too many" in text
     assert "&lt;i&gt;c" in text
-    assert Page(text).headings[0] == "Held by a gate"
+    assert Page(text).headings[0] == "Held back by a gate"
 
 
 def test_unknown_count_is_shown_by_its_name(draw_report):
