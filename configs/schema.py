@@ -420,7 +420,8 @@ class EmbedConfig(Section):
                 )
         if urlsplit(self.base_url).scheme == "http" and not is_loopback(self.base_url) and not self.allow_plain_http:
             raise ValueError(
-                f"base_url {self.base_url!r} would send the key in clear text. Use https, or set allow_plain_http: true"
+                f"base_url {self.base_url!r} would send the key in clear text. Use https. Only the embed section of a "
+                "job or transform can permit it, with allow_plain_http: true"
             )
         if self.input_type is not None and self.dialect not in _DIALECTS_WITH_INPUT_TYPES:
             raise ValueError(
