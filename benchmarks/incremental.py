@@ -77,11 +77,13 @@ def make_compared(folder: Path, references: int) -> None:
     import pyarrow as pa
 
     from epithre_beam.configs import load_config
+    from epithre_beam.index.ann.build import build_indexes
     from epithre_beam.index.publish.publish import publish
     from epithre_beam.index.publish.write_manifest import write_manifest
     from epithre_beam.index.storage.store import Store
-    from epithre_beam.index.vectors.shards import write_tables
-    from epithre_beam.index.versions.layout import asset_fields, vector_schema, vectors_name
+    from epithre_beam.index.vectors.sample import SampleRule
+    from epithre_beam.index.vectors.shards import ShardTask, write_shard
+    from epithre_beam.index.versions.layout import asset_fields, vector_schema
     from epithre_beam.index.versions.manifest import Counts, ManifestDraft
     from epithre_beam.transforms.epithre.emulator import EmulatorSettings, emulator_fingerprint
 
@@ -104,11 +106,14 @@ def make_compared(folder: Path, references: int) -> None:
                 columns |= {"asset_id": pa.array([row["id"] for row in part]), "kind": pa.array(["text"] * len(part))}
                 columns |= {"text": pa.array(texts), "content_sha256": pa.array(contents)}
                 columns["fingerprint"] = pa.array([f"sha256:{content}" for content in contents])
-                vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(8 * len(part), np.float32)), 8)
+                numbers = np.full(8 * len(part), 8**-0.5, np.float32)
+                vectors = pa.FixedSizeListArray.from_arrays(pa.array(numbers), 8)
                 yield pa.table({**columns, "embedding": vectors})
 
     version = "000001-20260101T000000Z-000000"
-    entry = write_tables(store, vectors_name(version, "text", 0, 1), tables(), vector_schema(8, {}))
+    task = ShardTask(kind="text", shard=0, shards=1, parts=(), rule=SampleRule.for_rows(references, 100, 0))
+    shard = write_shard(store, version, task, tables(), vector_schema(8, {}))
+    (built,) = build_indexes(store, version, [shard], 8, config.index)
     counts = Counts(assets=references, per_kind={"text": references}, embedded=0, reused=0, deduplicated=0, dead=0)
     manifest = write_manifest(
         store,
@@ -121,8 +126,8 @@ def make_compared(folder: Path, references: int) -> None:
             dimension=8,
             metadata_types={},
             counts=counts,
-            files=[entry],
-            indexes=[],
+            files=(shard.file, *built.files),
+            indexes=(built.entry,),
             gate_failures=(),
             config=config.model_dump(mode="json"),
             timings_s={},
