@@ -24,7 +24,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from epithre_beam.errors import ApiError, ArgumentError, QueryError
+from epithre_beam.errors import ApiError, ApiRefusedError, ArgumentError, QueryError
 from epithre_beam.index import Hit, open_catalog
 from epithre_beam.index.search.where import parse_where
 from epithre_beam.transforms.query.searcher import Searcher
@@ -44,7 +44,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     with open_catalog(os.environ["CATALOG"], follow=True, follow_every_s=every_s, hold_s=hold_s) as catalog:
         app.state.catalog, app.state.searcher = catalog, None
         async with contextlib.AsyncExitStack() as stack:
-            connecting = asyncio.create_task(connect(app, catalog, stack))
+            await connect(app, catalog, stack)
+            connecting = asyncio.create_task(keep_connecting(app, catalog, stack))
             try:
                 yield
             finally:
@@ -52,13 +53,22 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def connect(app: FastAPI, catalog: Any, stack: contextlib.AsyncExitStack) -> None:
-    """Open the searcher, which asks the API once; the service starts without it if the API does not answer."""
+    """Open the searcher, which asks the API once. The service starts without it if the API does not answer.
+
+    Any other error, such as a refused key, ends the service at the start.
+    """
+    try:
+        app.state.searcher = await stack.enter_async_context(Searcher.from_catalog(catalog))
+    except ApiRefusedError:
+        raise
+    except ApiError as error:
+        log.warning("%s Trying again in %g s.", error, CONNECT_EVERY_S)
+
+
+async def keep_connecting(app: FastAPI, catalog: Any, stack: contextlib.AsyncExitStack) -> None:
     while app.state.searcher is None:
-        try:
-            app.state.searcher = await stack.enter_async_context(Searcher.from_catalog(catalog))
-        except ApiError as error:
-            log.warning("%s Trying again in %g s.", error, CONNECT_EVERY_S)
-            await asyncio.sleep(CONNECT_EVERY_S)
+        await asyncio.sleep(CONNECT_EVERY_S)
+        await connect(app, catalog, stack)
 
 
 app = FastAPI(lifespan=lifespan)

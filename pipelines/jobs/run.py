@@ -114,6 +114,7 @@ class _Launch:
                 found.usable is not None
                 and not damaged
                 and not is_taken_over
+                and changes.todo <= found.usable.counts.dead  # nothing, or what failed before
                 and is_whole(store, found.usable, config.index, config.metadata_types, config.prepare)
             )
             if may_stay and changes.is_nothing:

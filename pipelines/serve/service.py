@@ -41,6 +41,8 @@ from .settings import ServeSettings
 from .thumbnails import Thumbnails
 
 _log = logging.getLogger(__name__)
+_SETTING = re.compile(r"prepare\.[a-z_]+ allows ")
+"""How messages name a setting of the catalog's job, which a client does not know."""
 
 _FAILING = ("fails", "refuses")
 _ASK_AGAIN_S = 5.0
@@ -260,7 +262,7 @@ class Service:
         if error.reason == Reason.TEXT_TOO_LONG:
             most = self.catalog.manifest.config.get("prepare", {}).get("max_text_chars", PrepareConfig().max_text_chars)
             return f"The text has {len(query):,} characters, the maximum is {most:,}."
-        return str(error)
+        return _SETTING.sub("the server allows ", str(error))
 
     def _where(self, options: SearchOptions, version: Catalog) -> pc.Expression | None:
         if options.where is None:

@@ -60,7 +60,7 @@ def serving(*command: Any, **environment: str) -> Iterator[tuple[httpx.Client, s
     try:
         for line in process.stdout:
             lines.append(line)
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+            if found := re.search(r"http://127\.0\.0\.1:\d+(?!\d|/v1)", line):
                 break
         else:
             pytest.fail("".join(lines))

@@ -22,7 +22,9 @@ def is_as_before(records: Sequence[UnitRecord], setup: VersionSetup) -> bool:
     changes, base = setup.plan.changes, setup.plan.base
     if not setup.may_stay or base is None or any(record.rows for record in records):
         return False
-    if sum(changes.deleted.values()) or changes.other_metadata or any(record.not_sent for record in records):
+    if sum(changes.deleted.values()) or sum(changes.again.values()) or changes.other_metadata:
+        return False
+    if any(record.not_sent for record in records):
         return False
     store = setup.run.store()
     before = _letters(iterate_dead_letters(store, read_manifest(store, base)))
@@ -33,9 +35,7 @@ def is_as_before(records: Sequence[UnitRecord], setup: VersionSetup) -> bool:
     return before == now
 
 
-def _letters(tables: Iterable[pa.Table]) -> set[tuple[str, str, str]]:
-    return {
-        letter
-        for table in tables
-        for letter in zip(*(table.column(name).to_pylist() for name in ("kind", "asset_id", "reason")), strict=True)
-    }
+def _letters(tables: Iterable[pa.Table]) -> set[tuple[str | None, ...]]:
+    # The fingerprint too: if that of a new file were not stored, every run would read the file again.
+    names = ("kind", "asset_id", "reason", "fingerprint")
+    return {letter for table in tables for letter in zip(*(table.column(n).to_pylist() for n in names), strict=True)}
