@@ -84,7 +84,7 @@ def test_invalid_options_of_an_image_search_are_refused(served, image, options):
         ({"text": "a", "vector": [1]}, "A search must have exactly one of"),
         ({"text": ""}, "text must have at least 1 character"),
         ({"text": " \n"}, "empty"),
-        ({"text": "x" * 32_001}, "32000 characters"),
+        ({"text": "x" * 32_001}, "the maximum is 32,000"),
         ({"text": 5}, "text must be a valid string, got 5."),
         ({"text": "a", "k": 0}, "k must be greater than or equal to 1, got 0."),
         ({"text": "a", "k": 1_000_000}, "k must be less than or equal to 1000, got 1000000."),

@@ -220,7 +220,7 @@ def test_invalid_search_sends_no_request(scene: Scene) -> None:
         ({"k": 10_001}, "k must be a whole number"),
         ({"kinds": "audio"}, "kinds must be among"),
         ({"merge": "best"}, "merge must be"),
-        ({"recall": 1.5}, "recall must be at most"),
+        ({"recall": 1.5}, "recall must be from 0 to 1, got 1.5"),
         ({"where": pc.field("nope") == 1}, "where must be a condition"),
     ]
 
