@@ -225,7 +225,7 @@ def main() -> None:
         slow_job = measure("job", *places["full"], latency_s=_LATENCY_S)
         slow_guide = measure("guide", *places["full"], latency_s=_LATENCY_S)
         search_s, python_s = first_search_seconds(folder)
-    bare, job = min(pairs, key=lambda pair: pair[1]["wall_s"])
+    _, job = min(pairs, key=lambda pair: pair[1]["wall_s"])
     slow = f"{_LATENCY_S * 1000:.0f} ms"
     runs = [
         ("`epithre-beam run`, a quarter of the assets", "0", quarter),
