@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ...configs.errors import CatalogError, StoreError
 from ..storage.store import Store
-from ..versions.layout import DAMAGED
+from ..versions.layout import DAMAGED, REPAIR
 
 _READERS = 8
 RANGE_BYTES = 8_000_000
@@ -46,7 +46,7 @@ class Downloads:
         """Raise CatalogError if the file is missing or has another length, StoreError if the store does not answer."""
         found = self._ask(name, lambda: self._store.size(name))
         if found is None:
-            raise CatalogError(f"{self.url}/{name} is missing.")
+            raise CatalogError(f"{self.url}/{name} is missing. {REPAIR}")
         if found != size_bytes:
             raise CatalogError(f"{self.url}/{name} must have {size_bytes} bytes, got {found}. {DAMAGED}")
 
@@ -97,7 +97,7 @@ class Downloads:
             try:
                 return question()
             except FileNotFoundError as error:
-                raise CatalogError(f"{self.url}/{name} is missing.") from error
+                raise CatalogError(f"{self.url}/{name} is missing. {REPAIR}") from error
             except (PermissionError, StoreError) as error:
                 failure = error
                 break

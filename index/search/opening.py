@@ -13,7 +13,7 @@ from ..local.local_files import local_files
 from ..storage.store import Store
 from ..versions.history import find_version
 from ..versions.latest import Latest, nothing_published, read_latest
-from ..versions.layout import READERS
+from ..versions.layout import READERS, REPAIR
 from ..versions.manifest import IndexEntry, Manifest, read_manifest
 from ..versions.readers import VersionHold
 from .catalog import Catalog, OpenVersion
@@ -168,7 +168,9 @@ def _open_version(
         if hold is not None:
             hold.release()
         if isinstance(error, FileNotFoundError):  # pruned between the check of a file and its opening
-            raise CatalogError(f"{error.filename or f'{store.url}, version {version}: a file'} is missing.") from error
+            raise CatalogError(
+                f"{error.filename or f'{store.url}, version {version}: a file'} is missing. {REPAIR}"
+            ) from error
         raise
     return OpenVersion(manifest, indexes, hold)
 

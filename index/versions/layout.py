@@ -34,10 +34,11 @@ RUNS = "runs"
 UNITS = "units"
 READERS = "readers"
 KINDS = ("image", "text")
-DAMAGED = (
-    "The file is damaged. Restore it from a backup, or publish an older version "
+REPAIR = (
+    "Run the job again, restore the file from a backup, or publish an older version "
     "(`epithre-beam versions rollback CATALOG`)."
 )
+DAMAGED = f"The file is damaged. {REPAIR}"
 _DEAD_SUFFIX = ".dead.parquet"
 
 _METADATA_TYPES: dict[str, pa.DataType] = {

@@ -58,7 +58,11 @@ def serve(
         float, typer.Option(metavar="S", min=0.05, help="Seconds between checks for a new version.")
     ] = 30.0,
     require_embedding: Annotated[
-        bool, typer.Option("--require-embedding", help="Do not start if queries cannot be embedded.")
+        bool,
+        typer.Option(
+            "--require-embedding",
+            help="Do not start without a key or a known model; start while the API does not answer.",
+        ),
     ] = False,
     log_format: LogLines = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the start line as JSON.")] = False,

@@ -46,6 +46,8 @@ _SETTING = re.compile(r"prepare\.[a-z_]+ allows ")
 
 _FAILING = ("fails", "refuses")
 _ASK_AGAIN_S = 5.0
+_ASK_REFUSED_S = 60.0
+_TRIAL = "is the API back?"
 """Pause between attempts to reach an embedding API that did not answer at the start."""
 
 
@@ -107,6 +109,15 @@ class Service:
         if asset.kind != "image" or not asset.uri or not self.thumbnails.sources(version):
             return None
         return f"{prefix}/api/thumbnails/image?id={urllib.parse.quote(asset.asset_id, safe='')}"
+
+    async def watch_api(self, open_searcher: Callable[[], Awaitable[Searcher]]) -> None:
+        """Ask the embedding API again while it fails or refuses, so that health and metrics recover without a query."""
+        await self.ask_again(open_searcher)
+        while self._searcher is not None:
+            await asyncio.sleep(_ASK_REFUSED_S if self._refused is not None else _ASK_AGAIN_S)
+            if self.embedding_api in _FAILING and not self.retry_after_s:
+                with contextlib.suppress(Fault):
+                    await self._embed(_TRIAL)
 
     async def ask_again(self, open_searcher: Callable[[], Awaitable[Searcher]]) -> None:
         """Call `open_searcher` until the embedding API answers; until then, searches by text or image get 503."""
@@ -331,10 +342,10 @@ async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterat
                 is_unanswered = True
         service = Service(settings, catalog, searcher, metrics)
         stack.callback(service.close)
-        if not is_unanswered:
+        if searcher is None and not is_unanswered:
             yield service
             return
-        asking = asyncio.create_task(service.ask_again(open_searcher))
+        asking = asyncio.create_task(service.watch_api(open_searcher))
         await asyncio.sleep(0)  # the task sets the state of the API
         try:
             yield service

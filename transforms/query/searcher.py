@@ -208,7 +208,10 @@ class Searcher:
                 await self._in(self._searching, partial(_check, catalog, k, options))
             query = await self._vector(key, query)
         elif np.ndim(query) != 1:
-            raise ArgumentError(f"query must be one vector, of shape ({catalog.dimension},), got {np.shape(query)}.")
+            raise ArgumentError(
+                "query must be a str, the bytes of an image, a (kind, id), or one vector of shape "
+                f"({catalog.dimension},), got {type(query).__name__} of shape {np.shape(query)}."
+            )
         options["query_kind"] = query_kind
         (hits,) = await self._in(self._searching, partial(catalog.search, query, k, **options))
         return hits

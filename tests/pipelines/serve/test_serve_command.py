@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings
+from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults
 
 from ...ports import free_port
 from ...transforms.epithre.answering import CannedReply, answering, error, good
@@ -132,6 +132,21 @@ def test_an_api_outage_fails_only_text_searches(hashed, vector):
         assert 'epithre_beam_embeds_total{result="failed"} 1.0' in server.client.get("/metrics").text
         assert server.stop() == 0
         assert KEY not in server.process.stderr.read()
+
+
+@pytest.mark.slow
+def test_health_recovers_after_an_outage_without_a_query(hashed):
+    settings = EmulatorSettings(model="hash", dimension=DIMENSION, api_keys=(KEY,))
+    with Emulator(settings) as emulator, serving(hashed, "--base-url", emulator.base_url) as server:
+        emulator.reset(faults=Faults(refuse_all=503))
+        assert server.search(text="text number 5").status_code == 503
+        assert server.client.get("/health/ready").json()["embedding_api"] == "fails"
+        emulator.reset(faults=Faults())
+        deadline = time.monotonic() + 120
+        while server.client.get("/health/ready").json()["embedding_api"] != "answers":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert "epithre_beam_embedding_api_failing 0.0" in server.client.get("/metrics").text
 
 
 def ask_from(server, address, **asked):

@@ -124,7 +124,7 @@ def test_where_and_kinds_filter_hits_also_for_vector_queries(scene: Scene) -> No
         assert (vector.dtype, vector.shape, vector.flags.writeable) == (np.float32, (DIMENSION,), False)
         assert await searcher.search(vector, 30, kinds="text", where=where) == hits
         assert catalog.search(vector, 30, kinds="text", where=where) == [hits]
-        with pytest.raises(ValueError, match=r"query must be one vector, of shape \(64,\), got \(2, 64\)"):
+        with pytest.raises(ValueError, match=r"one vector of shape \(64,\), got ndarray of shape \(2, 64\)"):
             await searcher.search(np.zeros((2, DIMENSION), np.float32))
 
     asked(scene, ask)
