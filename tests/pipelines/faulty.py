@@ -106,9 +106,9 @@ class Steps:
         open_write, write = Store.open_write, HashingWriter.write
 
         @contextlib.contextmanager
-        def open_and_report(store, name):
+        def open_and_report(store, name, **options):
             self.step("before open", store.path(name))
-            with open_write(store, name) as file:
+            with open_write(store, name, **options) as file:
                 self.step("after open", store.path(name))
                 yield file
 

@@ -67,7 +67,7 @@ def test_thousands_of_faulty_requests_lose_no_item_and_keep_the_limit():
     # Three broken answers in a row make a dead letter, which may happen to a few of 2,000 items.
     unlucky = {i for i, r in refused.items() if r.reason is RefusalReason.BROKEN_ANSWER}
     assert set(refused) - unlucky == {99, *range(990, 1000)}
-    assert len(unlucky) <= 5
+    assert len(unlucky) <= 20
 
 
 @pytest.mark.parametrize(("names", "most"), [("param", 2), ("prose", 3), ("nowhere", 14)])
