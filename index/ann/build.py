@@ -28,6 +28,7 @@ from ..versions.manifest import FileEntry, IndexEntry, OperatingPoint
 from .ask_files import ask_codes, ask_exactly, stored_rows
 from .codes import LEAST_ROWS, Projected, build_codes, cells_for, write_codes
 from .exact import FACTORY, ExactIndexWriter
+from .products import product
 from .recall import Rated, mean_recall, merge_rated, recall_at
 from .train import AssetsTask, IndexTask, Model, code_dimensions, fewest_dimensions, train_indexes
 from .truth import TIE_CANDIDATES, Queries, StoredScores, Truth, merged_figures
@@ -107,7 +108,7 @@ def add_rows(store: Store, version: str, task: IndexTask, dimension: int, settin
             rows_here = np.arange(first, first + len(vectors)) + task.first_row
             norms.add(checked_deviations(vectors, rows_here, task.kind, dimension))
             writer.add(vectors)
-            products = vectors @ sides
+            products = product(vectors, sides)
             block = slice(first, first + len(vectors))
             projected[block] = products[:, : len(axes)]
             if task.with_codes:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..storage.store import Store
+from .products import one_thread, product
 from .projection import rotation
 from .stored_header import check_codes, mapped
 
@@ -58,7 +59,7 @@ class Projected:
 
     def turned(self, rows: slice | npt.NDArray[np.int64], dimension: int, turn: npt.NDArray[np.float32]) -> Any:
         """The rotated rows that are coded: float32, (rows, dimension)."""
-        return self.vectors[rows, :dimension].astype(np.float32) @ turn.T
+        return product(self.vectors[rows, :dimension].astype(np.float32), turn.T)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +156,7 @@ def build_codes(projected: Projected, coded: Coded, cells: int) -> Any:
     if cells > 1:
         for first in range(0, rows, _BLOCK):
             block = projected.order[first : first + _BLOCK]
-            cell_of[block] = (projected.turned(block, dimension, turn) @ centres.T).argmax(axis=1)
+            cell_of[block] = product(projected.turned(block, dimension, turn), centres.T).argmax(axis=1)
     quantiser = faiss.ProductQuantizer(dimension, dimension, BITS)
     faiss.copy_array_to_vector(coded.centroids.ravel(), quantiser.centroids)
     plain = faiss.IndexIVFPQ(coarse, dimension, cells, dimension, BITS, faiss.METRIC_INNER_PRODUCT)
@@ -175,7 +176,7 @@ def build_codes(projected: Projected, coded: Coded, cells: int) -> Any:
     coarse.this.disown()
     fast.own_fields = True  # the index owns the centres
     transform = faiss.LinearTransform(projected.axes.shape[1], dimension, False)
-    faiss.copy_array_to_vector((turn @ projected.axes[:dimension]).ravel(), transform.A)
+    faiss.copy_array_to_vector(product(turn, projected.axes[:dimension]).ravel(), transform.A)
     transform.is_trained = True
     index = faiss.IndexPreTransform(transform, fast)
     index.is_trained, index.ntotal = True, rows
@@ -194,7 +195,8 @@ def _train_cells(
     parameters.seed = projected.seed + 1
     parameters.min_points_per_centroid, parameters.max_points_per_centroid = 1, _POINTS_PER_CELL
     clustering = faiss.Clustering(dimension, cells, parameters)
-    clustering.train(sample, faiss.IndexFlatIP(dimension))
+    with one_thread():
+        clustering.train(sample, faiss.IndexFlatIP(dimension))
     return np.asarray(faiss.vector_to_array(clustering.centroids).reshape(cells, dimension))
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from .products import one_thread, product
+
 _OVERSAMPLED = 32
 _ITERATIONS = 4
 
@@ -29,28 +31,32 @@ def fit_axes(samples: Sequence[npt.NDArray[np.float32]], count: int, seed: int) 
     Returns:
         float32, (count, dimension), orthonormal rows, strongest first.
     """
+    with one_thread():  # small products and the decompositions have the same bits then, as the large ones have
+        return _fit_axes(samples, count, seed)
+
+
+def _fit_axes(samples: Sequence[npt.NDArray[np.float32]], count: int, seed: int) -> npt.NDArray[np.float32]:
     dimension = samples[0].shape[1]
-    # The mean is subtracted from the products, so that no sample is copied.
     centred = [(s, s.mean(axis=0, dtype=np.float64).astype(np.float32)) for s in samples if len(s)]
     guess = np.random.default_rng([seed, dimension, count]).standard_normal(
         (dimension, min(count + _OVERSAMPLED, dimension)), np.float32
     )
     basis = _orthonormal(guess)
     for _ in range(_ITERATIONS):
-        product = np.zeros_like(basis)
+        image = np.zeros_like(basis)
         for sample, mean in centred:
-            product += sample.T @ _project(sample, mean, basis)
+            image += product(sample.T, _project(sample, mean, basis))
         # Scaled, because float32 underflows on some spectra when squared. A part of the guess is kept, so that
         # directions without variance still give an orthonormal basis.
-        greatest = float(np.abs(product).max())
-        basis = _orthonormal(product / np.float32(greatest or 1.0) + np.float32(1e-6) * basis)
+        greatest = float(np.abs(image).max())
+        basis = _orthonormal(image / np.float32(greatest or 1.0) + np.float32(1e-6) * basis)
     gram = np.zeros((basis.shape[1], basis.shape[1]))
     for sample, mean in centred:
         projected = _project(sample, mean, basis) * np.float32(len(sample))
-        gram += (projected.T @ projected).astype(np.float64) / len(sample)
+        gram += product(projected.T, projected).astype(np.float64) / len(sample)
     strengths, turn = np.linalg.eigh(gram)
     strongest = np.argsort(-strengths, kind="stable")[:count]
-    axes = np.ascontiguousarray((basis @ turn[:, strongest].astype(np.float32)).T)
+    axes = np.ascontiguousarray(product(basis, turn[:, strongest].astype(np.float32)).T)
     # An axis has two directions; without a rule, the last bit of a product would choose one.
     greatest_at = np.abs(axes).argmax(axis=1)
     axes *= np.sign(axes[np.arange(count), greatest_at])[:, None]
@@ -61,8 +67,7 @@ def _project(
     sample: npt.NDArray[np.float32], mean: npt.NDArray[np.float32], basis: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     """The centred rows in the basis, divided by their number: float32, (rows, columns of the basis)."""
-    projected: npt.NDArray[np.float32] = sample @ basis
-    projected -= mean @ basis
+    projected: npt.NDArray[np.float32] = product(sample, basis, minus=mean)
     projected /= np.float32(len(sample))
     return projected
 
@@ -74,9 +79,9 @@ def _orthonormal(columns: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """
     basis = columns.astype(np.float64)
     for _ in range(2):
-        gram = basis.T @ basis
+        gram = product(basis.T, basis)
         gram[np.diag_indices_from(gram)] += 1e-14 * np.trace(gram)
-        basis = basis @ np.linalg.inv(np.linalg.cholesky(gram)).T
+        basis = product(basis, np.linalg.inv(np.linalg.cholesky(gram)).T)
     return basis.astype(np.float32)
 
 
@@ -84,5 +89,6 @@ def _orthonormal(columns: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 def rotation(dimension: int, seed: int) -> npt.NDArray[np.float32]:
     """A random rotation, float32, (dimension, dimension), that distributes the variance evenly over all codes."""
     drawn = np.random.default_rng([seed, dimension]).standard_normal((dimension, dimension))
-    orthogonal, triangle = np.linalg.qr(drawn)
+    with one_thread():
+        orthogonal, triangle = np.linalg.qr(drawn)
     return np.asarray(orthogonal * np.sign(np.diagonal(triangle)), np.float32)

@@ -19,6 +19,7 @@ from ..vectors.shards import ShardRecord
 from ..versions.layout import model_name
 from .codes import LEAST_ROWS, Coded, Projected, build_codes, bytes_a_row, code_rows, search_codes
 from .exact import as_stored, check_format
+from .products import product
 from .projection import fit_axes
 from .recall import mean_recall, rate_answers, recall_at
 from .truth import TIE_CANDIDATES, Queries, StoredScores, Truth
@@ -244,12 +245,12 @@ def _axes_needed(
             # Row numbers in the sample differ from those of the queries, and no query is in the sample.
             held_out = Queries(kind=asked.kind, rows=np.full(len(asked.rows), -1), vectors=asked.vectors)
             truth = Truth(held_out, settings.recall_k + TIE_CANDIDATES, is_same_kind=asked.kind == kind)
-            truth.add(asked.vectors @ sample.vectors.T, 0)
+            truth.add(product(asked.vectors, sample.vectors.T), 0)
             scores.append(truth.scores_by(partial(_read_sample_rows, sample)))
             truth.compare(scores[-1], settings.recall_k)
             truths.append(truth)
         held = Projected(
-            vectors=(sample.vectors @ axes.T).astype(np.float16),
+            vectors=product(sample.vectors, axes.T).astype(np.float16),
             order=np.arange(len(sample.rows)),
             axes=axes,
             seed=settings.seed,
