@@ -274,6 +274,7 @@ class ApiConfig(Section):
         description="Default settings for this section; keys set here override them. The name of a built-in profile "
         "(openai, voyage, cohere, jina, gateway) or the path of a YAML file. Applied when the config file is loaded.",
     )
+    model: Annotated[str, Field(min_length=1)] = Field(description="The name of the model.")
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
         "EPITHRE_KEY", description="The name of the environment variable that holds the key, not the key itself."
     )
@@ -351,6 +352,11 @@ class ApiConfig(Section):
         16, description="Threads that read and prepare remote assets. Local assets use one thread per core."
     )
 
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """The configured limits per minute, by the names that the rate limiter uses."""
+        return {"requests": self.requests_per_minute, "tokens": self.tokens_per_minute}
+
     @model_validator(mode="after")
     def _check_api(self) -> Self:
         if self.lanes > 1 and self.rate_limiter == "memory":
@@ -420,6 +426,10 @@ class EmbedConfig(ApiConfig):
         description="With `base_url: emulator`: the emulator's model. `attributes` recognises colours and shapes; "
         "`hash` is fast.",
     )
+
+    @property
+    def limits(self) -> dict[str, float | None]:
+        return {**super().limits, "items": self.items_per_minute}
 
     def cost(self, *, requests: int, items: int, tokens: int) -> float | None:
         """The cost at the configured prices, in their currency; None without prices."""

@@ -7,6 +7,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ...configs import EmbedConfig
 from ...configs.errors import ApiError, ApiPausedError, UnusableVectorsError, WrongDimensionError
+from ...configs.schema import ApiConfig
 from ...configs.words import of_moment
 from .answers import ErrorAnswer, pause_facts, refusal_of
 from .vectors import BrokenAnswerError
@@ -23,14 +24,14 @@ class CircuitBreaker:
     """Decides from the outcomes of requests whether to send further ones. Once open, it stays open.
 
     Args:
-        settings: The `embed` section of a config, for messages.
+        settings: The section of a config, for messages.
         for_queries: Whether the requests embed queries, whose vectors are not kept; for messages.
         on_open: Called with the error whenever an answer opens the breaker.
     """
 
     def __init__(
         self,
-        settings: EmbedConfig,
+        settings: ApiConfig,
         *,
         for_queries: bool = False,
         on_open: Callable[[ApiError], None] | None = None,
@@ -120,7 +121,7 @@ class CircuitBreaker:
         if error.remedy is not None:
             where = f"{self._settings.base_url}, model {self._settings.model!r}"
             self._open(UnusableVectorsError(f"{where}: the API returns no usable vectors ({error}). {error.remedy}."))
-        if error.dimension is not None:
+        if error.dimension is not None and isinstance(self._settings, EmbedConfig):
             self._open(
                 WrongDimensionError(
                     f"embed.dimension: {self._settings.base_url} returns vectors of dimension {error.dimension}, not "
@@ -182,7 +183,7 @@ class CircuitBreaker:
 
 
 def paused_error(
-    answer: ErrorAnswer, pause_s: float, settings: EmbedConfig, *, for_queries: bool = False
+    answer: ErrorAnswer, pause_s: float, settings: ApiConfig, *, for_queries: bool = False
 ) -> ApiPausedError:
     """Return the exception for an answer that asks for a longer pause than the settings allow."""
     retry_at = time.time() + pause_s

@@ -31,7 +31,7 @@ from .sender import Answered, Request, Sender
 IMAGE_TOKENS = 1000
 """The estimated tokens of an image; the provider publishes no tokeniser."""
 
-__all__ = ["IMAGE_TOKENS", "Client", "Refusal", "RefusalReason", "limits_of"]
+__all__ = ["IMAGE_TOKENS", "Client", "Refusal", "RefusalReason"]
 
 log = logging.getLogger("epithre_beam.client")
 
@@ -71,7 +71,7 @@ class Client:
         self._sender = Sender(
             settings,
             api_key,
-            limits=limits_of(settings),
+            limits=settings.limits,
             spending=SpendingLimit.of(settings),
             breaker=lambda on_open: CircuitBreaker(settings, for_queries=for_queries, on_open=on_open),
             rate_limiter=rate_limiter,
@@ -144,7 +144,7 @@ class Client:
         Raises:
             ApiError: If no further request can succeed.
         """
-        resolver = Resolver(
+        resolver: Resolver[npt.NDArray[np.float32]] = Resolver(
             items,
             send=self._send,
             retries=self._sender.retries,
@@ -216,12 +216,3 @@ class Client:
             self.meter.items_embedded += count
             self.emulator, self.has_vectors = read.emulator, True
         return Answered(outcome=read.outcome, amount=read.tokens)
-
-
-def limits_of(settings: EmbedConfig) -> dict[str, float | None]:
-    """Return the configured limits per minute, by the names that the rate limiter uses."""
-    return {
-        "requests": settings.requests_per_minute,
-        "items": settings.items_per_minute,
-        "tokens": settings.tokens_per_minute,
-    }
