@@ -31,7 +31,7 @@ _UNKNOWN_SIZE = 300_000
 _COPIES = 3
 """An image in flight is in memory about three times: as base64, in the request body, in the send buffer."""
 _ROW_BYTES = 20_000
-_REPAIR = "This is not a valid answer: {problem} Answer again with the corrected JSON object and nothing else."
+_REPAIR = "This is not a valid answer: {problem}\n{instructions}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ class Asker:
         def conversation() -> Conversation:
             made = self._conversation(asked)
             for answer, problem in more:
-                made = made.with_answer(answer, _REPAIR.format(problem=problem))
+                made = made.with_answer(answer, self._repair(problem))
             return made
 
         while True:
@@ -191,6 +191,11 @@ class Asker:
                 requests=spent.requests,
                 request_sha256=asked.sha256,
             )
+
+    def _repair(self, problem: str) -> str:
+        """Return what a model is told about an answer; also the schema, which a server may have ignored."""
+        instructions = "" if self.schema is None else self.schema.instructions()
+        return _REPAIR.format(problem=problem, instructions=instructions)
 
     def _cost(self, spent: _Spent) -> float | None:
         return self.chat.cost(
