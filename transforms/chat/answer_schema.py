@@ -27,6 +27,8 @@ _PROBLEMS_NAMED = 5
 _INT64 = 1 << 63
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _FENCE = re.compile(r"```[A-Za-z]*\s*\n(.*?)```", re.DOTALL)
+_TOKEN = re.compile(r'\\.|["{}\[\]]', re.DOTALL)
+"""What the depth of JSON depends on: brackets, quotes, and characters after a backslash."""
 _NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -54,6 +56,8 @@ class AnswerSchema:
             raise _refusal(f"it is not JSON ({error})", "Correct it.") from None
         if len(canonical) > _MOST_SCHEMA_BYTES:
             raise _refusal(f"it has more than {_MOST_SCHEMA_BYTES:,} bytes", "Use a smaller one.")
+        if _depth(canonical.decode()) > 3 * _DEEPEST_SCHEMA:
+            raise _refusal(f"it is nested more than {_DEEPEST_SCHEMA} levels deep", "Use a flatter one.")
         try:
             Draft202012Validator.check_schema(schema)
         except SchemaError as error:
@@ -211,7 +215,11 @@ def _inline(schema: Any, top: Mapping[str, Any], inside: tuple[str, ...], depth:
         inner = _inline(found, top, (*inside, reference), depth + 1)
         return {**inner, **_inline(more, top, inside, depth + 1)} if isinstance(inner, dict) else inner
     return {
-        name: _inline(v, top, inside, depth + 1) for name, v in schema.items() if name not in {"$defs", "definitions"}
+        name: {n: _inline(part, top, inside, depth + 2) for n, part in value.items()}
+        if name == "properties" and isinstance(value, dict)  # its keys are names, and not keywords
+        else _inline(value, top, inside, depth + 1)
+        for name, value in schema.items()
+        if name not in {"$defs", "definitions"}
     }
 
 
@@ -264,11 +272,17 @@ def _object_in(answer: str) -> dict[str, Any]:
 def _depth(text: str) -> int:
     """The greatest depth of brackets, outside of strings."""
     depth = deepest = 0
-    for bracket in re.sub(r'"(?:[^"\\]|\\.)*"', "", text):
-        if bracket in "{[":
+    is_in_string = False
+    for token in _TOKEN.finditer(text):
+        mark = token[0]
+        if mark == '"':
+            is_in_string = not is_in_string
+        elif is_in_string or len(mark) > 1:
+            continue
+        elif mark in "{[":
             depth += 1
             deepest = max(deepest, depth)
-        elif bracket in "}]":
+        else:
             depth -= 1
     return deepest
 
@@ -299,7 +313,7 @@ def _check_fits(place: str, value: Any, kind: pa.DataType) -> None:
         return
     if pa.types.is_int64(kind) and not -_INT64 <= value < _INT64:
         raise AnswerError(f"{place}: must be between -2^63 and 2^63, got {value}.")
-    if pa.types.is_float64(kind) and not math.isfinite(float(value) if abs(value) < 1e300 else math.inf):
+    if pa.types.is_float64(kind) and not _is_finite(value):
         raise AnswerError(f"{place}: must be a finite number.")
     if pa.types.is_date32(kind) or pa.types.is_timestamp(kind):
         try:
@@ -317,6 +331,13 @@ def _check_fits(place: str, value: Any, kind: pa.DataType) -> None:
             value.encode()
         except UnicodeEncodeError:
             raise AnswerError(f"{place}: contains half of a surrogate pair.") from None
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # an integer with many digits
+        return False
 
 
 def _moment(value: str, kind: pa.DataType) -> datetime.date | datetime.datetime:

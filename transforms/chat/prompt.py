@@ -31,7 +31,7 @@ class PromptError(Exception):
 class _Environment(ImmutableSandboxedEnvironment):
     """Inserts values; None is an empty text, as an empty cell of a table."""
 
-    intercepted_binops = frozenset({"*", "**", "<<", "%"})
+    intercepted_binops = frozenset({"*", "**", "%"})
 
     def __init__(self) -> None:
         super().__init__(
@@ -50,7 +50,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             times, repeated = (left, right) if isinstance(left, int) else (right, left)
             if isinstance(times, int) and len(repeated) * max(times, 0) > _MOST_WIDTH:
                 raise PromptError(f"a text is repeated to more than {_MOST_WIDTH:,} characters")
-        elif operator in {"**", "<<"} and abs(right) > 64:
+        elif operator == "**" and abs(right) > 64:
             raise PromptError(f"the right side of {operator} must be at most 64, got {right}")
         elif operator == "%" and isinstance(left, str):
             raise PromptError("texts cannot be formatted with %. Use the filter `round`, or format the column before")
