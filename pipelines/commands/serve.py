@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...configs.caller import COMMAND
 from ...configs.errors import ConfigError
 from ..console.logs import set_format
 from ..console.options import ApiKeyEnv, BaseUrl, CatalogUrl, LogLines
@@ -80,6 +81,7 @@ def serve(
         token=None if token_env is None else _token(token_env),
         base_url=base_url,
         api_key_env=api_key_env,
+        caller=COMMAND,
         require_embedding=require_embedding,
         max_upload_bytes=int(max_upload_mb * 1_000_000),
         max_concurrency=max_concurrency,

@@ -321,12 +321,17 @@ async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterat
                 base_url=settings.base_url,
                 api_key_env=settings.api_key_env,
                 decode_pixels=settings.max_image_pixels,
+                caller=settings.caller,
             )
             return await stack.enter_async_context(asked)
 
         if catalog.manifest.model == UNKNOWN_MODEL:
             if settings.require_embedding:
-                raise ConfigError("The model of the vectors is unknown: no query can be embedded (require_embedding).")
+                place = settings.caller.name("require_embedding")
+                raise ConfigError(
+                    f"{place}: the model of the vectors is unknown, so no query can be embedded. "
+                    f"Import them with their model (`index --from … --model NAME`), or omit {place}."
+                )
             _log.warning("the model of the vectors is unknown: searches by text or image are disabled")
         else:
             try:

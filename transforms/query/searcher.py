@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from ...configs import AssetKind, EmbedConfig, PrepareConfig
 from ...configs.address import ApiAddress
+from ...configs.caller import ARGUMENTS, EMBED, Caller
 from ...configs.errors import ApiError, ApiPausedError, ArgumentError, UnknownAssetError
 from ...index.search.catalog import MAX_K, Catalog
 from ...index.search.hits import Hit
@@ -52,6 +53,7 @@ class Searcher:
         api_key: Key for the API. It does not appear in `repr` or in messages.
         cache_queries: Number of cached query vectors, 4 bytes per dimension each; 0 disables the cache.
         threads: Number of searches that run in parallel; absent: one per core.
+        caller: Whose names messages use for settings.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Searcher:
         *,
         cache_queries: int = 1024,
         threads: int | None = None,
+        caller: Caller = EMBED,
     ) -> None:
         if cache_queries < 0:
             raise ArgumentError(f"cache_queries must be 0 or more, got {cache_queries}.")
@@ -72,6 +75,7 @@ class Searcher:
         self._prepare = prepare
         self._api_key = api_key
         self._cache_queries = cache_queries
+        self._caller = caller
         self._threads = threads or os.cpu_count() or 1
         self._remembered: OrderedDict[bytes, Vector] = OrderedDict()
         self._asked: dict[bytes, asyncio.Task[Vector]] = {}
@@ -93,6 +97,7 @@ class Searcher:
         cache_queries: int = 1024,
         threads: int | None = None,
         decode_pixels: int | None = None,
+        caller: Caller = ARGUMENTS,
     ) -> AsyncIterator[Self]:
         """Open a searcher with the API named in the manifest; starts an emulator if an emulator embedded the catalog.
 
@@ -103,27 +108,29 @@ class Searcher:
             cache_queries: As in the constructor.
             threads: As in the constructor.
             decode_pixels: Most pixels of a query image; the lower of this and the catalog's limit applies.
+            caller: As in the constructor.
 
         Raises:
             CatalogError: When the model of the catalog is unknown, or the server has another model.
             ConfigError: When the environment variable of the key is not set.
             ApiError: When the server does not answer, refuses the key, or does not know the model.
         """
-        address = ApiAddress(base_url=base_url, api_key_env=api_key_env)
+        address = ApiAddress(base_url=base_url, api_key_env=api_key_env, caller=caller)
         asked = open_query_endpoint(catalog.manifest, catalog.url, address)
         endpoint = await asyncio.to_thread(asked.__enter__)
         try:
             cap = endpoint.prepare.max_decode_pixels
             caps = {"max_decode_pixels": min(cap, decode_pixels or cap)}
             settings = (endpoint.embed, endpoint.prepare.model_copy(update=caps), endpoint.api_key)
-            async with cls(catalog, *settings, cache_queries=cache_queries, threads=threads) as searcher:
+            searcher = cls(catalog, *settings, cache_queries=cache_queries, threads=threads, caller=caller)
+            async with searcher:
                 yield searcher
         finally:
             await asyncio.to_thread(asked.__exit__, None, None, None)
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._client = Client(self._embed, self._api_key, for_queries=True)
+        self._client = Client(self._embed, self._api_key, caller=self._caller)
         self._old_client: Client | None = None
         self._searching = ThreadPoolExecutor(self._threads, thread_name_prefix="search")
         # A separate pool: large images take long to prepare and must not delay searches.
@@ -262,7 +269,7 @@ class Searcher:
         self._is_answered = False
         self._stopped, self._stopped_until = why, time.monotonic() + rest_s
         older, self._old_client = self._old_client, client  # other queries may still wait for its answers
-        self._client = Client(self._embed, self._api_key, rate_limiter=client.rate_limiter, for_queries=True)
+        self._client = Client(self._embed, self._api_key, rate_limiter=client.rate_limiter, caller=self._caller)
         if older is not None:
             await older.__aexit__(None, None, None)
 
