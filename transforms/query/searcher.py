@@ -9,8 +9,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from types import NoneType, TracebackType
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -67,8 +67,11 @@ class Searcher:
         threads: int | None = None,
         caller: Caller = EMBED,
     ) -> None:
-        if cache_queries < 0:
-            raise ArgumentError(f"cache_queries must be 0 or more, got {cache_queries}.")
+        _check_count("cache_queries", cache_queries, 0)
+        if threads is not None:
+            _check_count("threads", threads, 1)
+        if not isinstance(catalog, Catalog):
+            raise ArgumentError(f"catalog must be a catalog of `open_catalog`, got {type(catalog).__name__}.")
         self.catalog = catalog
         pause_s = min(embed.max_retry_after_s, LONGEST_PAUSE_S)
         self._embed = query_settings(embed).model_copy(update={"max_retry_after_s": pause_s})
@@ -79,6 +82,7 @@ class Searcher:
         self._threads = threads or os.cpu_count() or 1
         self._remembered: OrderedDict[bytes, Vector] = OrderedDict()
         self._asked: dict[bytes, asyncio.Task[Vector]] = {}
+        self._state: Literal["new", "open", "closed"] = "new"
         self._is_answered = True
         self._stopped: ApiError | None = None
         self._stopped_until = 0.0
@@ -115,6 +119,13 @@ class Searcher:
             ConfigError: When the environment variable of the key is not set.
             ApiError: When the server does not answer, refuses the key, or does not know the model.
         """
+        if not isinstance(catalog, Catalog):
+            raise ArgumentError(f"catalog must be a catalog of `open_catalog`, got {type(catalog).__name__}.")
+        for name, value in (("base_url", base_url), ("api_key_env", api_key_env)):
+            if not isinstance(value, (str, NoneType)):
+                raise ArgumentError(f"{name} must be a str, got {value!r:.80}.")
+        if decode_pixels is not None:
+            _check_count("decode_pixels", decode_pixels, 1)
         address = ApiAddress(base_url=base_url, api_key_env=api_key_env, caller=caller)
         asked = open_query_endpoint(catalog.manifest, catalog.url, address)
         endpoint = await asyncio.to_thread(asked.__enter__)
@@ -129,17 +140,21 @@ class Searcher:
             await asyncio.to_thread(asked.__exit__, None, None, None)
 
     async def __aenter__(self) -> Self:
+        if self._state != "new":
+            raise ArgumentError("The searcher was opened before. Create a new one.")
         self._loop = asyncio.get_running_loop()
         self._client = Client(self._embed, self._api_key, caller=self._caller)
         self._old_client: Client | None = None
         self._searching = ThreadPoolExecutor(self._threads, thread_name_prefix="search")
         # A separate pool: large images take long to prepare and must not delay searches.
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
+        self._state = "open"
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._state = "closed"
         for task in list(self._asked.values()):
             task.cancel()
         await asyncio.gather(*self._asked.values(), return_exceptions=True)
@@ -166,8 +181,12 @@ class Searcher:
 
         Raises:
             QueryError: When the query cannot be embedded.
+            ArgumentError: When the query is no text or image, or the searcher is closed.
             ApiError: When the API is not available; queries then fail fast for `rest_s`.
         """
+        self._check_open()
+        if not isinstance(query, (str, bytes)):
+            raise ArgumentError(f"query must be a str or the bytes of an image, got {type(query).__name__}.")
         return await self._vector(await self._key_of(query), query)
 
     async def search(
@@ -198,13 +217,18 @@ class Searcher:
 
         Raises:
             QueryError: When the query cannot be embedded.
-            ArgumentError: When an argument is invalid; the message has the rule and the value.
+            ArgumentError: When an argument is invalid, or the searcher or the catalog is closed.
             UnknownAssetError: A ValueError: the searched version has no such asset.
             ApiError: When the API is not available.
         """
+        self._check_open()
+        if not isinstance(within, (Catalog, NoneType)):
+            raise ArgumentError(f"within must be a catalog, as of `catalog.pinned()`, got {within!r:.80}.")
         catalog = self.catalog if within is None else within
         options: dict[str, Any] = {"kinds": kinds, "where": where, "merge": merge, "recall": recall}
         if isinstance(query, tuple):
+            if [type(part) for part in query] != [str, str]:
+                raise ArgumentError(f"query must be (kind, id) to search by an asset, got {query!r:.80}.")
             find: Callable[[], list[Hit]] = partial(_find_alike, catalog, *query, k, options, exclude_self)
             return await self._in(self._searching, find)
         if isinstance(query, (str, bytes)):
@@ -236,9 +260,24 @@ class Searcher:
         if task is None:
             task = self._asked[key] = self._loop.create_task(self._ask(query))
             task.add_done_callback(partial(self._remember, key))
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if task.cancelled() and not (caller and caller.cancelling()):
+                self._check_open()  # closing cancels the requests that are under way
+            raise
+
+    def _check_open(self) -> None:
+        if self._state != "open":
+            raise ArgumentError(
+                "The searcher is closed. Open another one."
+                if self._state == "closed"
+                else "The searcher is not open. Use `async with`."
+            )
 
     async def _in(self, pool: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
+        self._check_open()  # it may have been closed since the query was embedded
         return await self._loop.run_in_executor(pool, work)
 
     async def _ask(self, query: str | bytes) -> Vector:
@@ -285,6 +324,11 @@ class Searcher:
 def _key_of(query: str | bytes) -> bytes:
     content = query.encode("utf-8", "surrogatepass") if isinstance(query, str) else query
     return (b"text " if isinstance(query, str) else b"image ") + hashlib.sha256(content).digest()
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ArgumentError(f"{name} must be a whole number, at least {least}, got {value!r:.80}.")
 
 
 def _check(catalog: Catalog, k: int, options: dict[str, Any]) -> None:
