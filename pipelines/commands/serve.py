@@ -5,6 +5,7 @@ import contextlib
 import gc
 import ipaddress
 import json
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from ..serve.settings import ServeSettings
 
 _SHORTEST_TOKEN = 16
+_EVENTS = ("epithre_beam.index.search.following", "epithre_beam.pipelines.serve")
+"""Loggers that also report what succeeds: a new version, an API that answers again. Others report warnings."""
 
 
 def serve(
@@ -73,6 +76,8 @@ def serve(
 
     if log_format is not None:
         set_format(log_format)
+    for name in _EVENTS:
+        logging.getLogger(name).setLevel(logging.INFO)
     settings = ServeSettings(
         catalog=catalog,
         host=host,
