@@ -5,7 +5,8 @@
 {"time": "2026-11-22T10:00:00.123Z", "level": "INFO", "event": "published", "version": "000007-…", …}
 ```
 A record of a library has a sentence for people, and may have an `event` and `fields` for programs; the sentence is then
-its `message`. Other records, such as Beam's, become the event `log` with `logger` and `message`.
+its `message`, and only JSON has the fields. Other records, such as Beam's, become the event `log` with `logger` and
+`message`.
 """
 
 import datetime
@@ -74,7 +75,9 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         reported = getattr(record, "fields", None)
         if (named := getattr(record, "event", None)) is not None:
-            event, fields = named, {**(reported or {}), **self._foreign(record)}
+            # In a line of text, the sentence says what the fields say.
+            given = (reported or {}) if self.form is LogFormat.JSON else {}
+            event, fields = named, {**given, **self._foreign(record)}
         else:
             event, fields = (record.getMessage(), reported) if reported is not None else ("log", self._foreign(record))
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")

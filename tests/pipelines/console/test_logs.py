@@ -89,7 +89,7 @@ def test_a_record_with_an_event_keeps_its_sentence_as_the_message():
         "event": "version_loaded", "version": "000002", "logger": "epithre_beam.x", "message": "switched to 000002",
     }  # fmt: skip
     line = LineFormatter(LogFormat.TEXT).format(made)
-    assert line.endswith('version_loaded version=000002 logger=epithre_beam.x message="switched to 000002"')
+    assert line.endswith('version_loaded logger=epithre_beam.x message="switched to 000002"')
 
 
 def test_records_of_other_loggers_are_formatted_with_their_traceback():
