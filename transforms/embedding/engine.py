@@ -20,7 +20,8 @@ import numpy.typing as npt
 import orjson
 
 from ...configs import EmbedConfig, PrepareConfig
-from ...configs.errors import ApiError, EpithreBeamError
+from ...configs.caller import Caller
+from ...configs.errors import ApiError
 from ...configs.schema import EMULATOR
 from ...index.versions.layout import DeadLetter
 from ..epithre.client import Client
@@ -33,7 +34,7 @@ from ..epithre.rate_limit.spending import SpendingLimit
 from ..planning.embedding_config import made_by_json
 from ..sources.asset_reader import AssetReader
 from ..sources.references import Reference
-from .arguments import in_pipeline
+from .arguments import TRANSFORM
 from .assets import AssetEmbedder, BatchFiller, Facts, Origin, Positioned, bytes_held
 from .in_flight import ByteLimit, SentContents
 from .lane import api_key
@@ -73,6 +74,8 @@ class EngineSetup:
     cache: str | None = None
     window_s: float = WINDOW_S
     """Length of the server's window; tests shorten it."""
+    caller: Caller = TRANSFORM
+    """For messages."""
 
 
 class Engine:
@@ -85,6 +88,7 @@ class Engine:
 
     def __init__(self, setup: EngineSetup) -> None:
         self.setup = setup
+        self._caller = replace(setup.caller, keeps_vectors=setup.cache is not None)
         with contextlib.ExitStack() as stack:
             embed = setup.embed
             if embed.base_url == EMULATOR:
@@ -92,7 +96,7 @@ class Engine:
                 self._key = emulator.api_key
                 embed = embed.model_copy(update={"base_url": emulator.base_url})
             else:
-                self._key = api_key(embed.api_key_env)
+                self._key = api_key(embed.api_key_env, self._caller)
             self.embed = embed
             self.memory = embed.memory_mb * 1_000_000
             self.loop = process_loop()
@@ -205,7 +209,14 @@ class Engine:
             raise error.with_traceback(None)
 
     def _client(self) -> Client:
-        return Client(self.embed, self._key, rate_limiter=self._limiter, account=self._account, meter=self._meter)
+        return Client(
+            self.embed,
+            self._key,
+            rate_limiter=self._limiter,
+            account=self._account,
+            meter=self._meter,
+            caller=self._caller,
+        )
 
     def _close_client(self, client: Client) -> None:
         closing = asyncio.run_coroutine_threadsafe(client.__aexit__(None, None, None), self.loop)
@@ -226,7 +237,7 @@ class Engine:
                 if reservation is None:
                     return None
                 try:
-                    found = await asyncio.to_thread(probe, self.embed, self._key, tries=1)
+                    found = await asyncio.to_thread(probe, self.embed, self._key, tries=1, caller=self._caller)
                 except ApiError as error:
                     self._limiter.client_stopped(error)
                     raise
@@ -323,8 +334,6 @@ class AssetBundle(Generic[_T]):
         size, finished = self._finished.get()
         self._in_flight -= 1
         self._bytes -= size
-        if isinstance(finished.error, EpithreBeamError):
-            raise in_pipeline(finished.error, has_cache=self.engine.setup.cache is not None)
         if finished.error is not None:
             raise finished.error
         for position, result in finished.results:
@@ -340,10 +349,7 @@ def acquire_engine(setup: EngineSetup) -> Engine:
     with _engines_lock:
         engine, users = _engines.get(setup, (None, 0))
         if engine is None:
-            try:
-                engine = Engine(setup)
-            except EpithreBeamError as error:
-                raise in_pipeline(error, has_cache=setup.cache is not None) from error.__cause__
+            engine = Engine(setup)
         _engines[setup] = (engine, users + 1)
         return engine
 

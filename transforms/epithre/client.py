@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...configs import EmbedConfig
+from ...configs.caller import JOB, Caller
 from ...configs.errors import ApiError
 from ...configs.scrubbing import Scrubber
 from .answers import ErrorAnswer, Verdict, read_limits, read_transport_error
@@ -55,7 +56,7 @@ class Client:
         seed: Seed of the retry jitter.
         sleep: Waits for a number of seconds; tests may shorten it.
         report_pause: Called before a pause that the server asks for.
-        for_queries: Whether the requests embed queries, and not a job's assets; for messages.
+        caller: Who embeds; for messages.
 
     Raises:
         ConfigError: If the environment names a proxy or certificates that cannot be used.
@@ -72,7 +73,7 @@ class Client:
         seed: int | None = None,
         sleep: Callable[[float], Any] = asyncio.sleep,
         report_pause: ReportPause = log_pause,
-        for_queries: bool = False,
+        caller: Caller = JOB,
     ) -> None:
         self._settings = settings
         self._scrubber = Scrubber(api_key)
@@ -85,7 +86,7 @@ class Client:
         self.meter = meter or Meter()
         self._dialect = DIALECTS[settings.dialect](settings)
         self._packer = Packer(settings, self._dialect.overhead_bytes)
-        self._breaker = CircuitBreaker(settings, for_queries=for_queries, on_open=self._stopped)
+        self._breaker = CircuitBreaker(settings, caller=caller, on_open=self._stopped)
         self._retries = Retries(
             settings.retry_share,
             longest,
