@@ -74,7 +74,6 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "pipelines/jobs/search.py": (_LOOK, "tests/transforms/query/test_searcher.py"),
     "pipelines/serve/app.py": _API,
     "pipelines/serve/bodies.py": "tests/pipelines/serve/test_request_bodies.py",
-    "pipelines/serve/faults.py": "tests/pipelines/serve/test_serve_faults.py",
     "pipelines/serve/metrics.py": _API,
     "pipelines/serve/models.py": (_API, "tests/pipelines/serve/test_bad_input.py"),
     "pipelines/serve/server.py": "tests/pipelines/serve/test_gate.py",
