@@ -25,6 +25,9 @@ EMULATOR = "emulator"
 TRIAL = "--set embed.base_url=emulator --set catalog=trial"
 """Options to try a job without a server; in another catalog, so that no vector of the API is replaced."""
 
+VARIABLE_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+"""The name of an environment variable."""
+
 UNKNOWN_MODEL = "unknown"
 """The `embed.model` of imported vectors whose model the user did not name."""
 
@@ -39,9 +42,7 @@ def check_base_url(url: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("must be an http(s) URL or the word `emulator`")
     if parts.username or parts.password:
-        raise ValueError(
-            "must not contain a user name or password. Put the key in the variable that embed.api_key_env names"
-        )
+        raise ValueError("must not contain a user name or password. Put the key in an environment variable")
     if parts.query or parts.fragment:
         raise ValueError("must not contain a query or fragment. Remove what follows `?` or `#`")
     return url.rstrip("/")
@@ -275,7 +276,7 @@ class ApiConfig(Section):
         "(openai, voyage, cohere, jina, gateway) or the path of a YAML file. Applied when the config file is loaded.",
     )
     model: Annotated[str, Field(min_length=1)] = Field(description="The name of the model.")
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
+    api_key_env: Annotated[str, Field(pattern=VARIABLE_NAME)] = Field(
         "EPITHRE_KEY", description="The name of the environment variable that holds the key, not the key itself."
     )
     allow_plain_http: bool = Field(False, description="Allow sending the key over plain http to another machine.")

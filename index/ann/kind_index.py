@@ -4,9 +4,7 @@ import bisect
 import contextlib
 import functools
 import itertools
-import json
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from ..vectors.assets_file import map_assets
 from ..versions.manifest import IndexEntry, IndexFile, Manifest, OperatingPoint
 from .stored_header import check_codes, check_vectors_header, mapped
 from .tune import probed_cells
+from .wrong_where import wrong_where
 
 _WIDEN = 8  # a scan costs far more than a longer result list: few wide steps are faster than many doublings
 _FOUND_AT_ONCE = 4_000_000  # scores and rows, 12 bytes each
@@ -334,7 +333,7 @@ class KindIndex:
         try:
             rows = np.asarray(numbered.filter(where).column("__row").to_numpy(), np.int64)
         except (pa.ArrowException, TypeError) as error:
-            raise ArgumentError(_wrong_where(error, self.assets.schema)) from None
+            raise ArgumentError(wrong_where(error, where, self.assets.schema)) from None
         is_in = np.zeros(len(self.assets), bool)
         is_in[rows] = True
         matching = _Matching(rows=rows, bits=np.packbits(is_in, bitorder="little"))
@@ -360,17 +359,6 @@ def _joined(
     rows = np.concatenate([rows for _, rows in found], axis=1)
     best = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
-
-
-def _wrong_where(error: Exception, schema: pa.Schema) -> str:
-    """The message for a condition that Arrow refuses."""
-    what, *_ = str(error).splitlines()  # Arrow appends the whole schema
-    named = re.search(r"No match for FieldRef\.Name\((.+?)\) in", what)
-    metadata = schema.field("metadata").type if "metadata" in schema.names else ()
-    if named and named[1] in [field.name for field in metadata]:
-        right = f'pc.field("metadata", {json.dumps(named[1], ensure_ascii=False)})'
-        return f"where: {named[1]!r} is a metadata column. Name it as {right}."
-    return f"where must be a condition on the columns {schema.names}: {what[:200]}"
 
 
 def operating_point(entry: IndexEntry, recall: float | None) -> OperatingPoint:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs import CatalogConfig, EmbedConfig, PrepareConfig
+from ...configs.caller import ARGUMENTS, Caller
 from ...configs.errors import CatalogError, UntrustedCatalogError
 from ...configs.schema import EMULATOR
 from .private import TRUST
@@ -162,7 +163,9 @@ class Trust:
         return folder / f"{hashlib.sha256(ask.encode('utf-8', 'surrogatepass')).hexdigest()}.txt"
 
 
-def allowed_embed(config: Mapping[str, Any], catalog: str, said: Mapping[str, Any]) -> dict[str, Any]:
+def allowed_embed(
+    config: Mapping[str, Any], catalog: str, said: Mapping[str, Any], caller: Caller = ARGUMENTS
+) -> dict[str, Any]:
     """Return the `embed` section for queries of a catalog, as plain data.
 
     The manifest's section is used in full if all its requests are allowed. Otherwise the address and the key variable
@@ -171,7 +174,8 @@ def allowed_embed(config: Mapping[str, Any], catalog: str, said: Mapping[str, An
     Args:
         config: The config of the manifest.
         catalog: The address of the catalog.
-        said: The user's settings for this command. They override the manifest.
+        said: The user's settings for this search. They override the manifest.
+        caller: Who searches; for messages.
 
     Raises:
         UntrustedCatalogError: If only the manifest requests that a key is sent to an address.
@@ -187,9 +191,9 @@ def allowed_embed(config: Mapping[str, Any], catalog: str, said: Mapping[str, An
     is_key_allowed = not trust.refused(asks_for_key(stated), catalog)
     missing = []
     if not is_key_allowed and "base_url" not in said and address not in {_DEFAULTS.base_url, EMULATOR}:
-        missing.append("--base-url")
+        missing.append(caller.name("base_url"))
     if not is_key_allowed and "api_key_env" not in said and variable != _DEFAULTS.api_key_env and address != EMULATOR:
-        missing.append("--api-key-env")
+        missing.append(caller.name("api_key_env"))
     if missing:
         raise _untrusted(asks_for_key({"base_url": address, "api_key_env": variable}), catalog, missing)
     for ask in trust.refused(asks_for_count(stated), catalog):

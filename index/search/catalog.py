@@ -65,10 +65,14 @@ class OpenVersion:
             raise ArgumentError(f"{argument} must be among {tuple(self.indexes)}, got {kind!r}.")
         return self.indexes[kind]
 
-    def _check_open(self) -> None:
+    def opened(self) -> dict[str, KindIndex]:
+        """Return the indexes of all kinds, which may be none. Raises ArgumentError when the catalog is closed."""
         if self.is_closed:
             raise ArgumentError("The catalog is closed. Open it again.")
-        if not self.indexes:
+        return self.indexes
+
+    def _check_open(self) -> None:
+        if not self.opened():
             raise ArgumentError(f"Version {self.manifest.version} of the catalog has no assets.")
 
 
@@ -131,11 +135,16 @@ class Catalog:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds that have an index."""
-        return tuple(self._now().indexes)
+        """The kinds that have an index.
+
+        Raises:
+            ArgumentError: If the catalog is closed.
+        """
+        return tuple(self._now().opened())
 
     def __len__(self) -> int:
-        return sum(len(index.assets) for index in self._now().indexes.values())
+        """Return the number of assets. Raises ArgumentError if the catalog is closed."""
+        return sum(len(index.assets) for index in self._now().opened().values())
 
     def assets(self, kind: AssetKind) -> pa.Table:
         """Return the assets of a kind in row order, with id, uri, text, metadata and so on, but no vectors."""

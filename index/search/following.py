@@ -101,7 +101,10 @@ class FollowingCatalog(Catalog):
             except Exception as error:  # drivers raise any type; the current version still works
                 reported = str(error) or type(error).__name__
                 if reported != self.last_refresh_error:
-                    _log.warning("%s: keeping version %s. %s", self._store.url, self._opened.manifest.version, reported)
+                    kept = self._opened.manifest.version
+                    fields = {"catalog": self._store.url, "version": kept, "error": reported}
+                    extra = {"event": "reload_failed", "fields": fields}
+                    _log.warning("%s: keeping version %s. %s", self._store.url, kept, reported, extra=extra)
                 self.last_refresh_error = reported
                 return False
 
@@ -110,6 +113,9 @@ class FollowingCatalog(Catalog):
         latest = self._published()
         version = latest.version
         if version == old.manifest.version and not self._is_copy:
+            if self.last_refresh_error is not None:
+                extra = {"event": "reload_recovered", "fields": {"catalog": self._store.url, "version": version}}
+                _log.info("%s: version %s is current.", self._store.url, version, extra=extra)
             self._refused, self.last_refresh_error = None, None
             return False
         if version == self._refused and not is_asked and time.monotonic() < self._refused_until:
@@ -128,7 +134,9 @@ class FollowingCatalog(Catalog):
             self._refused, self.last_refresh_error, self._is_copy = None, None, False
             self._opened = new
         if version != old.manifest.version:
-            _log.info("%s: switched to version %s.", self._store.url, version)
+            fields = {"catalog": self._store.url, "version": version, "previous": old.manifest.version}
+            extra = {"event": "version_loaded", "fields": fields}
+            _log.info("%s: switched to version %s.", self._store.url, version, extra=extra)
         return version != old.manifest.version
 
 

@@ -180,7 +180,7 @@ def _check_alike(store: Store, manifest: Manifest, like: Manifest) -> None:
     for name, had, has in like.made_by.differences(manifest.made_by):
         raise CatalogError(
             f"{store.url}: version {manifest.version} has {name} {has!r}, but the open version has {had!r}. "
-            "Their vectors cannot be compared. Open the catalog again."
+            "Their vectors cannot be compared. To use it, open the catalog again: restart a server."
         )
 
 

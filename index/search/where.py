@@ -2,10 +2,11 @@
 
 import datetime
 import decimal
+import difflib
 import math
 import numbers
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ MAX_TERMS = 100
 MAX_VALUES = 1000
 """Values in a list of `$in` or `$nin`."""
 
+_LONGEST_NAME = 60
 _DIGITS = 400
 """More digits than a number of any column has."""
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -35,6 +37,21 @@ _ABOVE = {"$gt": "$gt", "$gte": "$gt", "$lt": "$lte", "$lte": "$lte"}
 _BELOW = {"$gt": "$gte", "$gte": "$gte", "$lt": "$lt", "$lte": "$lt"}
 """The operator to apply to the nearest value of the column if the given value lies above or below it."""
 _OPERATORS = ("$eq", "$ne", *_ORDERED, "$in", "$nin", "$exists", "$not")
+_MEANT = {
+    **{operator[1:]: operator for operator in _OPERATORS},
+    **dict.fromkeys(("=", "==", "equals", "equal", "is"), "$eq"),
+    **dict.fromkeys(("!=", "<>", "neq", "noteq"), "$ne"),
+    ">": "$gt",
+    ">=": "$gte",
+    "ge": "$gte",
+    "<": "$lt",
+    "<=": "$lte",
+    "le": "$lte",
+    "notin": "$nin",
+    "isin": "$in",
+    "any": "$in",
+}
+"""What other query languages call an operator, in lower case and without `$`."""
 
 
 def parse_where(condition: str | Mapping[str, Any], schema: pa.Schema) -> pc.Expression:
@@ -125,7 +142,9 @@ class _Parser:
             raise _wrong(place, "a column, $and, $or or $not", key)
         column = self._columns.get(key)
         if column is None:
-            raise ArgumentError(f"{place}: there is no column {_cut(key)}. Columns: {', '.join(self._columns)}.")
+            meant = f"${key}" if key in {"and", "or", "not"} else None
+            hint = _hint(key, self._columns, meant)
+            raise ArgumentError(f"{place}: there is no column {_cut(key)}. Columns: {', '.join(self._columns)}.{hint}")
         if isinstance(value, Mapping):
             return self._operators(column, value, place, depth + 1)
         return self._operator(column, "$eq", value, place, depth)
@@ -177,6 +196,9 @@ class _Parser:
                 value, side = column.asked(value, place)
                 name = name if not side else (_ABOVE if side > 0 else _BELOW)[name]
                 return column.field.is_valid() & _COMPARISONS[name](column.field, value)
+        if isinstance(name, str):
+            hint = _hint(name, _OPERATORS, _MEANT.get(name.lower().lstrip("$")))
+            raise ArgumentError(f"{place} must be an operator among {', '.join(_OPERATORS)}, got {_shown(name)}.{hint}")
         raise _wrong(place, f"an operator among {', '.join(_OPERATORS)}", name)
 
     def _equal(self, column: _Column, value: Any, place: str) -> pc.Expression:
@@ -320,6 +342,12 @@ def _check_depth(place: str, depth: int) -> None:
 
 def _wrong(place: str, rule: str, value: Any) -> ArgumentError:
     return ArgumentError(f"{place} must be {rule}, got {_shown(value)}.")
+
+
+def _hint(given: str, known: Iterable[str], meant: str | None) -> str:
+    """Return a question for a name that is unknown, if one that is known was probably meant."""
+    close = difflib.get_close_matches(given[:_LONGEST_NAME], known, 1) if meant is None else [meant]
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _shown(value: Any) -> str:

@@ -20,6 +20,7 @@ import typer
 from ... import __version__
 from ...configs import RunConfig, load_config
 from ...configs.address import ApiAddress
+from ...configs.caller import COMMAND
 from ...configs.errors import ConfigError
 from ...configs.load import load_search_job
 from ...configs.search_schema import SearchJob
@@ -428,7 +429,7 @@ def search(
         kinds=kind or None,  # type: ignore[arg-type]  # checked above
         where=where,
         merge=merge,  # type: ignore[arg-type]  # checked above
-        address=ApiAddress(base_url=base_url, api_key_env=api_key_env),
+        address=ApiAddress(base_url=base_url, api_key_env=api_key_env, caller=COMMAND),
     )
     if html is not None:
         write_page(html, queries, results, opened)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ...configs.address import ApiAddress
+from ...configs.caller import COMMAND
 from ...configs.errors import ConfigError
 from ...configs.words import of_count
 from ..console.documents import json_text
@@ -68,7 +69,7 @@ def evaluate(
         merge=merge,  # type: ignore[arg-type]  # checked above
         confidence=confidence,
         drop_unknown=drop_unknown,
-        address=ApiAddress(base_url=base_url, api_key_env=api_key_env),
+        address=ApiAddress(base_url=base_url, api_key_env=api_key_env, caller=COMMAND),
     )
     places = [CatalogPlace(catalog, version)]
     if against is not None or against_version is not None:
@@ -141,7 +142,7 @@ def look(
             k=k,
             kinds=kind or None,  # type: ignore[arg-type]  # checked above
             merge=merge,  # type: ignore[arg-type]  # checked above
-            address=ApiAddress(base_url=base_url, api_key_env=api_key_env),
+            address=ApiAddress(base_url=base_url, api_key_env=api_key_env, caller=COMMAND),
         )
         sys.stdout.write(f"{sheet}: {of_count(len(queries), 'query', 'queries')}\n")
     if map_ is not None:

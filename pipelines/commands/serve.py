@@ -5,12 +5,14 @@ import contextlib
 import gc
 import ipaddress
 import json
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ...configs.caller import COMMAND
 from ...configs.errors import ConfigError
 from ..console.logs import set_format
 from ..console.options import ApiKeyEnv, BaseUrl, CatalogUrl, LogLines
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from ..serve.settings import ServeSettings
 
 _SHORTEST_TOKEN = 16
+_EVENTS = ("epithre_beam.index.search.following", "epithre_beam.pipelines.serve")
+"""Loggers that also report what succeeds: a new version, an API that answers again. Others report warnings."""
 
 
 def serve(
@@ -72,6 +76,8 @@ def serve(
 
     if log_format is not None:
         set_format(log_format)
+    for name in _EVENTS:
+        logging.getLogger(name).setLevel(logging.INFO)
     settings = ServeSettings(
         catalog=catalog,
         host=host,
@@ -80,6 +86,7 @@ def serve(
         token=None if token_env is None else _token(token_env),
         base_url=base_url,
         api_key_env=api_key_env,
+        caller=COMMAND,
         require_embedding=require_embedding,
         max_upload_bytes=int(max_upload_mb * 1_000_000),
         max_concurrency=max_concurrency,

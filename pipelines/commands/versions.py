@@ -216,7 +216,11 @@ def rollback(
 def prune(
     catalog: CatalogUrl,
     keep: Annotated[
-        int, typer.Option(help="Number of versions to keep: the current one, the previous one, then the newest others.")
+        int,
+        typer.Option(
+            help="Number of versions to keep: the current one, the previous one, then the newest others. "
+            "1: no rollback is possible afterwards."
+        ),
     ] = 3,
     older_than: Annotated[
         float | None, typer.Option(metavar="DAYS", help="Delete only versions older than this.")

@@ -4,7 +4,9 @@
 2026-11-22T10:00:00.123Z INFO published version=000007-… embedded=120 seconds=41.2
 {"time": "2026-11-22T10:00:00.123Z", "level": "INFO", "event": "published", "version": "000007-…", …}
 ```
-Records of other loggers, such as Beam's, become the event `log` with `logger` and `message`.
+A record of a library has a sentence for people, and may have an `event` and `fields` for programs; the sentence is then
+its `message`, and only JSON has the fields. Other records, such as Beam's, become the event `log` with `logger` and
+`message`.
 """
 
 import datetime
@@ -72,7 +74,12 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         reported = getattr(record, "fields", None)
-        event, fields = (record.getMessage(), reported) if reported is not None else ("log", self._foreign(record))
+        if (named := getattr(record, "event", None)) is not None:
+            # In a line of text, the sentence says what the fields say.
+            given = (reported or {}) if self.form is LogFormat.JSON else {}
+            event, fields = named, {**given, **self._foreign(record)}
+        else:
+            event, fields = (record.getMessage(), reported) if reported is not None else ("log", self._foreign(record))
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
         time = time.replace("+00:00", "Z")
         fields = {name: self._hidden(value) for name, value in fields.items() if value is not None}

@@ -180,6 +180,8 @@ def outcome_of_signal(number: int, *, is_run: bool, more: Sequence[str] = ()) ->
 
 def _missing_package(error: ImportError) -> str:
     """The message for a missing optional package: Beam, a store's driver, or another extra."""
+    if "Install the extra" in str(error):
+        return str(error)
     name = (error.name or "").split(".")[0]
     extras = {"apache_beam": "beam", "duckdb": "beam", "s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure", "redis": "redis"}
     extras |= dict.fromkeys(("fastapi", "httptools", "uvicorn", "prometheus_client", "python_multipart"), "serve")

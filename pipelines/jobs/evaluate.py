@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -64,8 +64,8 @@ class Question:
     """Also rate one list of all kinds, merged in this way."""
     confidence: float = 0.95
     drop_unknown: bool = False
-    address: ApiAddress | None = None
-    """Address that embeds queries for the first catalog; None: as its manifest says."""
+    address: ApiAddress = field(default_factory=ApiAddress)
+    """Address that embeds queries for the first catalog; by default as its manifest says."""
 
 
 class CatalogPlace(NamedTuple):
@@ -164,7 +164,7 @@ def _vectors(
             url,
             asked,  # type: ignore[arg-type]  # those without either are assets
             names,
-            None if number else question.address,
+            ApiAddress(caller=question.address.caller) if number else question.address,
         )
     for kind in catalog.kinds:
         own = [i for i, query in enumerate(placed.queries) if query.asset_id is not None and query.kind == kind]

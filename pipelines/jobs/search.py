@@ -127,7 +127,9 @@ def embed_for(
         QueryError: When a query cannot be embedded.
     """
     with open_query_endpoint(catalog.manifest, url, address) as endpoint:
-        return embed_queries(queries, endpoint.embed, endpoint.prepare, endpoint.api_key, names=names)
+        return embed_queries(
+            queries, endpoint.embed, endpoint.prepare, endpoint.api_key, names=names, caller=endpoint.caller
+        )
 
 
 def named_queries(texts: Sequence[str], images: Sequence[Path]) -> list[NamedQuery]:

@@ -13,6 +13,7 @@ import orjson
 
 from ...configs import RunConfig
 from ...configs.address import ApiAddress
+from ...configs.caller import JOB
 from ...configs.errors import ArgumentError, CatalogError, ConfigError, StoreError
 from ...configs.load import parse_query_settings
 from ...configs.schema import UNKNOWN_MODEL
@@ -226,7 +227,7 @@ class _Launch:
         if not job.queries:
             return stated  # nothing is sent
         named: dict[str, Any] = {name: job.embed[name] for name in ("base_url", "api_key_env") if name in job.embed}
-        embed = allowed_embed(stated, job.catalog, {**ApiAddress().said(), **named})
+        embed = allowed_embed(stated, job.catalog, {**ApiAddress().said(), **named}, JOB)
         return {**stated, "embed": embed, "prepare": allowed_prepare(stated, job.catalog)}
 
     def _plan(self, config: RunConfig) -> tuple[LaneSetup, Plan]:

@@ -9,19 +9,29 @@ from typing import Annotated, Any, get_args
 
 import numpy as np
 import orjson
-from fastapi import FastAPI, File, Form, Query, Request, UploadFile
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, Response
-from fastapi.routing import APIRoute
-from fastapi.staticfiles import StaticFiles
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 
+try:
+    from fastapi import FastAPI, File, Form, Query, Request, UploadFile
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import FileResponse, Response
+    from fastapi.routing import APIRoute
+    from fastapi.staticfiles import StaticFiles
+    from starlette.exceptions import HTTPException
+
+    from .metrics import Metrics
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error.name} is not installed, and the server needs it. Install the extra `serve` of epithre-beam: "
+        "`pip install 'epithre-beam[serve]'`, in the checkout `pip install '.[serve]'`.",
+        name=error.name,
+    ) from None
+
+from ... import __version__
 from ...configs import AssetKind
 from ...index.search.merge import Merge
 from .faults import Fault, answer_fault, answer_invalid, checked, faults
 from .gate import IMAGE_SEARCH, Gate
-from .metrics import Metrics
 from .models import (
     AssetAnswer,
     AssetId,
@@ -255,7 +265,7 @@ async def show_thumbnail(
 
 async def live() -> HealthAnswer:
     """Return 200 while the process runs."""
-    return HealthAnswer(status="alive")
+    return HealthAnswer(status="alive", software=f"epithre-beam {__version__}")
 
 
 async def ready(request: Request) -> ReadyAnswer:

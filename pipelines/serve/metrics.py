@@ -1,5 +1,7 @@
 """The server's Prometheus metrics."""
 
+import datetime
+import time
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -42,6 +44,9 @@ class Metrics:
             f"{name}thumbnails", "Thumbnails requested, by result.", ("result",), registry=registry
         )
         self._info = Gauge(f"{name}catalog_info", "1 for the version served.", ("version", "model"), registry=registry)
+        self._age = Gauge(
+            f"{name}catalog_age_seconds", "Seconds since the version served was published.", registry=registry
+        )
         self._assets = Gauge(f"{name}catalog_assets", "Assets of the version served.", ("kind",), registry=registry)
         self._refresh_failing = Gauge(
             f"{name}catalog_refresh_failing",
@@ -56,6 +61,13 @@ class Metrics:
             "1 if this server embeds queries; 0: it has no key or model.",
             registry=registry,
         )
+        for counter, labels in (
+            (self.queries, ("text", "image", "vector", "asset")),
+            (self.embeds, ("done", "refused", "failed")),
+            (self.thumbnails, ("made", "kept", "refused")),
+        ):
+            for label in labels:  # from 0, because a rate needs a value before the first event
+                counter.labels(label)
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def report_request(self, scope: MutableMapping[str, Any], route: str | None, status: int, seconds: float) -> None:
@@ -69,9 +81,13 @@ class Metrics:
         count.inc()
         histogram.observe(seconds)
 
-    def report_catalog(self, version: str, model: str, per_kind: Mapping[str, int], *, is_failing: bool) -> None:
+    def report_catalog(
+        self, version: str, created_at: str, model: str, per_kind: Mapping[str, int], *, is_failing: bool
+    ) -> None:
         self._info.clear()
         self._info.labels(version, model).set(1)
+        published_s = datetime.datetime.fromisoformat(created_at).timestamp()
+        self._age.set(max(0.0, time.time() - published_s))
         self._assets.clear()
         for kind, count in per_kind.items():
             self._assets.labels(kind).set(count)

@@ -160,7 +160,7 @@ class HealthAnswer(_Answer):
     """Whether the process runs."""
 
     status: str
-    version: str | None = None
+    software: str = Field(description="The release of the server, such as `epithre-beam 0.1.0`.")
 
 
 class ReadyAnswer(_Answer):

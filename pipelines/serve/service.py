@@ -34,6 +34,7 @@ from ...index.versions.layout import Reason, assets_schema
 from ...transforms.epithre.client import RefusalReason
 from ...transforms.query.searcher import Searcher
 from .batches import Asked, Batches, Vector, no_asset
+from .events import ApiEvents, report_disabled, report_unsearchable
 from .faults import Fault
 from .metrics import Metrics
 from .models import AssetName, SearchOptions
@@ -75,6 +76,7 @@ class Service:
         self._searcher = searcher
         self._batches = Batches(metrics)
         self._logged: ApiError | None = None
+        self.api_events = ApiEvents()
         self._asks_again_at: float | None = None
         self._refused: ApiRefusedError | None = None
 
@@ -126,8 +128,9 @@ class Service:
             await asyncio.sleep(_ASK_AGAIN_S)
             try:
                 self._searcher = await open_searcher()
+                self.api_events.answered()
             except (ApiRefusedError, CatalogError, ConfigError) as error:  # no retry helps
-                _log.error("searches by text or image are disabled: %s", error)
+                report_disabled(error, logging.ERROR)
                 self._refused = error if isinstance(error, ApiRefusedError) else None
                 break
             except ApiError as error:
@@ -192,6 +195,7 @@ class Service:
         manifest = self.catalog.manifest
         self.metrics.report_catalog(
             manifest.version,
+            manifest.created_at,
             manifest.made_by.name,
             manifest.counts.per_kind,
             is_failing=self.catalog.last_refresh_error is not None,
@@ -226,7 +230,7 @@ class Service:
         except ArgumentError as error:
             raise Fault(422, "invalid", str(error)) from None
         except CatalogError as error:
-            _log.error("cannot search the catalog: %s", error)
+            report_unsearchable(version.version, error)
             raise Fault(503, "catalog", "The catalog cannot be searched at the moment. Try again later.") from None
         if is_excluded:
             hits = [hit for hit in hits if (hit.kind, hit.asset_id) != own]
@@ -246,16 +250,17 @@ class Service:
             result = "done"
             if self._searcher.is_answered:
                 self._refused = None
+                self.api_events.answered()
         except QueryError as error:
             if error.reason == RefusalReason.RETRIES_EXHAUSTED:
-                _log.error("the embedding API fails: %s", error)
+                self.api_events.failed(error, self.retry_after_s)
                 raise self._unanswered() from None
             result = "refused"
             raise Fault(422, "query", self._refused_query(error, query)) from None
         except ApiError as error:
             if error is not self._logged:  # all queries during a pause raise the same error
                 self._logged = error
-                _log.error("the embedding API fails: %s", error)
+                self.api_events.failed(error, self.retry_after_s)
             self._refused = error if isinstance(error, ApiRefusedError) else None
             raise (self._unanswered() if self._refused is None else _refusal(self._refused)) from None
         finally:
@@ -313,7 +318,8 @@ async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterat
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(catalog.close)
-        searcher, is_unanswered = None, False
+        searcher: Searcher | None = None
+        unanswered: ApiError | None = None
 
         async def open_searcher() -> Searcher:
             asked = Searcher.from_catalog(
@@ -321,28 +327,34 @@ async def open_service(settings: ServeSettings, metrics: Metrics) -> AsyncIterat
                 base_url=settings.base_url,
                 api_key_env=settings.api_key_env,
                 decode_pixels=settings.max_image_pixels,
+                caller=settings.caller,
             )
             return await stack.enter_async_context(asked)
 
         if catalog.manifest.model == UNKNOWN_MODEL:
             if settings.require_embedding:
-                raise ConfigError("The model of the vectors is unknown: no query can be embedded (require_embedding).")
-            _log.warning("the model of the vectors is unknown: searches by text or image are disabled")
+                place = settings.caller.name("require_embedding")
+                raise ConfigError(
+                    f"{place}: the model of the vectors is unknown, so no query can be embedded. "
+                    f"Import them with their model (`index --from … --model NAME`), or omit {place}."
+                )
+            report_disabled("the model of the vectors is unknown", logging.WARNING)
         else:
             try:
                 searcher = await open_searcher()
             except ConfigError as error:  # no key: searches by vector or asset still work
                 if settings.require_embedding:
                     raise
-                _log.warning("searches by text or image are disabled: %s", error)
+                report_disabled(error, logging.WARNING)
             except ApiRefusedError:
                 raise
             except ApiError as error:
-                _log.warning("searches by text or image fail until the embedding API answers: %s", error)
-                is_unanswered = True
+                unanswered = error
         service = Service(settings, catalog, searcher, metrics)
+        if unanswered is not None:
+            service.api_events.failed_at_start(unanswered)
         stack.callback(service.close)
-        if searcher is None and not is_unanswered:
+        if searcher is None and unanswered is None:
             yield service
             return
         asking = asyncio.create_task(service.watch_api(open_searcher))

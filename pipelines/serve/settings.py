@@ -4,6 +4,8 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 
+from ...configs.caller import ARGUMENTS, Caller
+
 MAX_K = 1000
 """Limit of `k` in a request."""
 MAX_BODY_BYTES = 2_000_000
@@ -35,6 +37,8 @@ class ServeSettings:
     base_url: str | None = None
     """Base URL of the embedding API; None: as in the catalog's manifest."""
     api_key_env: str | None = None
+    caller: Caller = ARGUMENTS
+    """Whose names messages use for these settings."""
     require_embedding: bool = False
     """Do not start if queries cannot be embedded, for example without a key."""
     max_upload_bytes: int = 10_000_000

@@ -208,7 +208,7 @@ class Asker:
             return DeadRow(
                 stage="prepare",
                 reason=ChatReason.TOO_LARGE,
-                detail=f"chat.max_request_bytes is {self.chat.max_request_bytes:,}, but it has {conversation.size:,}",
+                detail=f"max_request_bytes is {self.chat.max_request_bytes:,}, but it has {conversation.size:,}",
                 attempts=0,
             )
         most = (self._cost(spent) or 0.0) + self.client.reserved_cost(conversation)
@@ -216,7 +216,7 @@ class Asker:
             return DeadRow(
                 stage="prepare",
                 reason=ChatReason.TOO_EXPENSIVE,
-                detail=f"chat.max_row_cost allows {self.chat.max_row_cost:g}, the row may cost {most:.4g}",
+                detail=f"max_row_cost allows {self.chat.max_row_cost:g}, the row may cost {most:.4g}",
                 attempts=spent.requests,
             )
         return None

@@ -18,6 +18,7 @@ import orjson
 from ...configs import PrepareConfig
 from ...configs.chat_schema import ChatConfig
 from ..embedding.access import ApiAccess
+from ..embedding.arguments import CHAT_TRANSFORM
 from ..embedding.in_flight import ByteLimit
 from ..epithre.chat_client import ChatClient, ResponseFormat, spending_limit
 from ..epithre.emulator import EmulatorSettings
@@ -74,6 +75,7 @@ class ChatEngine:
                 scope=setup.scope,
                 stack=stack,
                 window_s=setup.window_s,
+                caller=CHAT_TRANSFORM,
             )
             self.chat = chat = access.settings
             self._format = None if schema is None else response_format(schema)
@@ -139,6 +141,7 @@ class ChatEngine:
             rate_limiter=access.limiter,
             account=access.account,
             meter=access.meter,
+            caller=CHAT_TRANSFORM,
         )
 
 

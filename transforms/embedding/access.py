@@ -7,6 +7,7 @@ import secrets
 import threading
 from typing import Generic, TypeVar
 
+from ...configs.caller import JOB, Caller
 from ...configs.errors import ApiError
 from ...configs.schema import EMULATOR, ApiConfig
 from ..epithre.emulator import EmulatorSettings, start_emulator_process
@@ -31,6 +32,7 @@ class ApiAccess(Generic[_Config]):
         scope: The pipeline, whose steps share what may be spent.
         stack: Closes it.
         window_s: Length of the server's window; tests shorten it.
+        caller: Who sends; for messages.
 
     Raises:
         RefusedKeyError: When the variable of the key is not set in this process.
@@ -45,13 +47,14 @@ class ApiAccess(Generic[_Config]):
         scope: str,
         stack: contextlib.ExitStack,
         window_s: float = WINDOW_S,
+        caller: Caller = JOB,
     ) -> None:
         if settings.base_url == EMULATOR:
             started = stack.enter_context(start_emulator_process(emulator))
             self.key = started.api_key
             settings = settings.model_copy(update={"base_url": started.base_url})
         else:
-            self.key = api_key(settings.api_key_env)
+            self.key = api_key(settings.api_key_env, caller)
         self.settings = settings
         """With the address that requests are sent to."""
         self.memory = settings.memory_mb * 1_000_000

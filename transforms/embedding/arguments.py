@@ -1,16 +1,14 @@
 """The arguments of a transform: single settings of the API, and whole configs that they do not contradict."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from ...configs import EmbedConfig
-from ...configs.errors import ConfigError, EpithreBeamError
+from ...configs.caller import Caller
+from ...configs.errors import ConfigError
 from ...configs.load import parse_section
-from ...configs.schema import TRIAL
-from ..epithre.circuit_breaker import KEPT
 
 _Config = TypeVar("_Config", bound=BaseModel)
 
@@ -32,28 +30,31 @@ ARGUMENTS = (
     "redis_password_env",
 )
 """The settings of `embed` that `EmbedAssets` takes as arguments of their own."""
-_KEY = re.compile(r"\bembed\.([a-z_]+)")
-
-
-def in_pipeline(error: EpithreBeamError, *, has_cache: bool) -> EpithreBeamError:
-    """Change the message of an error of the API from the words of a job to those of a pipeline, and return the error.
-
-    Args:
-        error: The error.
-        has_cache: Whether vectors are kept if the pipeline fails.
-    """
-    message = str(error)
-    if not has_cache:
-        message = message.replace(KEPT, "").replace("Finished work is kept. ", "")
-    message = message.replace(f"try the job without a server in another catalog (`{TRIAL}`)", 'try base_url="emulator"')
-    message = message.replace("(in a job: embed.max_retry_after_s)", "(embed.max_retry_after_s)")
-    error.args = (_KEY.sub(_argument, message), *error.args[1:])
-    return error
-
-
-def _argument(found: re.Match[str]) -> str:
-    name = found[1]
-    return name if name in ARGUMENTS else f"`{name}` in `embed`"
+TRANSFORM = Caller(
+    names=tuple((name, name) for name in ARGUMENTS), other="`{}` in `embed`", trial='try base_url="emulator"'
+)
+"""The author of a pipeline with `EmbedAssets`; its vectors are only kept in a cache."""
+SEARCH_TRANSFORM = Caller(other=TRANSFORM.other)
+"""The author of a pipeline with `SearchCatalog`, which takes settings in `embed` only."""
+CHAT_ARGUMENTS = (
+    "base_url",
+    "model",
+    "api_key_env",
+    "max_tokens",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "max_concurrency",
+    "max_requests",
+    "max_cost",
+    "rate_limiter",
+    "redis_url",
+    "redis_password_env",
+)
+"""The settings of `chat` that `ChatAssets` takes as arguments of their own."""
+CHAT_TRANSFORM = Caller(
+    names=tuple((name, name) for name in CHAT_ARGUMENTS), other="`{}` in `chat`", trial='try base_url="emulator"'
+)
+"""The author of a pipeline with `ChatAssets`."""
 
 
 def embed_config(given: Mapping[str, Any], embed: EmbedConfig | Mapping[str, Any] | None) -> EmbedConfig:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...configs import EmbedConfig
+from ...configs.caller import JOB, Caller
 from ...configs.errors import CatalogError, ConfigError
-from ...configs.schema import EMULATOR, TRIAL
+from ...configs.schema import EMULATOR
 from ...index.storage.store import Store
 from ...index.versions.complete import existing_versions
 from ...index.versions.manifest import MadeBy, read_manifest
@@ -44,7 +45,7 @@ def open_endpoint(
     embed: EmbedConfig,
     catalog: Store,
     *,
-    for_queries: bool = False,
+    caller: Caller = JOB,
     longest_pause_s: float | None = None,
 ) -> Iterator[Endpoint]:
     """Probe the API, or start the emulator while the block runs.
@@ -52,7 +53,7 @@ def open_endpoint(
     Args:
         embed: Address and model of the API.
         catalog: The catalog whose versions give the fingerprint when the spending limit allows no probe.
-        for_queries: Whether queries are sent, and not a job's assets; for messages.
+        caller: Who embeds; for messages.
         longest_pause_s: The longest pause that the server may request; absent: as in `embed`.
 
     Raises:
@@ -68,11 +69,10 @@ def open_endpoint(
             embed = embed.model_copy(update={"base_url": emulator.base_url, "api_key_env": EMULATOR_KEY_ENV})
         key = os.environ.get(embed.api_key_env, "").strip()
         if not key:
-            without_key = f"try the job without one in another catalog (`{TRIAL}`)"
-            if for_queries:
-                without_key = "name the variable that has it (--api-key-env)"
+            place = caller.name("api_key_env")
+            without_key = caller.trial or f"name the variable that has it ({place})"
             raise ConfigError(
-                f"embed.api_key_env: the environment variable {embed.api_key_env} is not set. "
+                f"{place}: the environment variable {embed.api_key_env} is not set. "
                 f"Export it with your key, or {without_key}."
             )
         if not (key.isascii() and key.isprintable()):
@@ -84,7 +84,7 @@ def open_endpoint(
             yield Endpoint(embed=embed, fingerprint=_fingerprint_before(embed, catalog), requests=0)
             return
         tries = min(3, embed.max_requests or 3)
-        found = probe(embed, key, tries=tries, longest_pause_s=longest_pause_s, for_queries=for_queries)
+        found = probe(embed, key, tries=tries, longest_pause_s=longest_pause_s, caller=caller)
         yield Endpoint(embed=embed, fingerprint=found.emulator, requests=0 if is_own else found.requests)
 
 

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import orjson
 
 from ...configs import EmbedConfig, PrepareConfig
-from ...configs.errors import ApiError, EpithreBeamError
+from ...configs.caller import Caller
+from ...configs.errors import ApiError
 from ...configs.schema import EMULATOR
 from ...index.versions.layout import DeadLetter
 from ..epithre.client import Client
@@ -30,7 +31,7 @@ from ..planning.embedding_config import made_by_json
 from ..sources.asset_reader import AssetReader
 from ..sources.references import Reference
 from .access import ApiAccess
-from .arguments import in_pipeline
+from .arguments import TRANSFORM
 from .assets import AssetEmbedder, BatchFiller, Facts, Origin, Positioned, bytes_held
 from .in_flight import ByteLimit, SentContents
 from .vector_cache import NewVector, VectorCache
@@ -68,6 +69,8 @@ class EngineSetup:
     cache: str | None = None
     window_s: float = WINDOW_S
     """Length of the server's window; tests shorten it."""
+    caller: Caller = TRANSFORM
+    """For messages."""
 
 
 class Engine:
@@ -80,6 +83,7 @@ class Engine:
 
     def __init__(self, setup: EngineSetup) -> None:
         self.setup = setup
+        self._caller = replace(setup.caller, keeps_vectors=setup.cache is not None)
         with contextlib.ExitStack() as stack:
             self._access = access = ApiAccess(
                 setup.embed,
@@ -88,6 +92,7 @@ class Engine:
                 scope=setup.scope,
                 stack=stack,
                 window_s=setup.window_s,
+                caller=self._caller,
             )
             self.embed = embed = access.settings
             self.memory, self.loop = access.memory, access.loop
@@ -175,7 +180,14 @@ class Engine:
 
     def _client(self) -> Client:
         access = self._access
-        return Client(self.embed, access.key, rate_limiter=access.limiter, account=access.account, meter=access.meter)
+        return Client(
+            self.embed,
+            access.key,
+            rate_limiter=access.limiter,
+            account=access.account,
+            meter=access.meter,
+            caller=self._caller,
+        )
 
     def fingerprint(self) -> str | None:
         """Ask the API for the fingerprint of an emulator, within the limits. None: it is none, or nothing may be sent.
@@ -192,7 +204,7 @@ class Engine:
                 if reservation is None:
                     return None
                 try:
-                    found = await asyncio.to_thread(probe, self.embed, self._access.key, tries=1)
+                    found = await asyncio.to_thread(probe, self.embed, self._access.key, tries=1, caller=self._caller)
                 except ApiError as error:
                     limiter.client_stopped(error)
                     raise
@@ -289,8 +301,6 @@ class AssetBundle(Generic[_T]):
         size, finished = self._finished.get()
         self._in_flight -= 1
         self._bytes -= size
-        if isinstance(finished.error, EpithreBeamError):
-            raise in_pipeline(finished.error, has_cache=self.engine.setup.cache is not None)
         if finished.error is not None:
             raise finished.error
         for position, result in finished.results:
@@ -306,10 +316,7 @@ def acquire_engine(setup: EngineSetup) -> Engine:
     with _engines_lock:
         engine, users = _engines.get(setup, (None, 0))
         if engine is None:
-            try:
-                engine = Engine(setup)
-            except EpithreBeamError as error:
-                raise in_pipeline(error, has_cache=setup.cache is not None) from error.__cause__
+            engine = Engine(setup)
         _engines[setup] = (engine, users + 1)
         return engine
 

@@ -120,7 +120,7 @@ class HostBackend:
         except (OSError, EOFError) as error:
             self._proxy = None
             raise RateLimiterLostError(
-                f"embed.rate_limiter: the process that holds the host's rate limiter {self.name} has ended "
+                f"The process that holds the host's rate limiter {self.name} has ended "
                 f"({type(error).__name__}). Run again."
             ) from None
 

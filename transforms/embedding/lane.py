@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from ...configs import EmbedConfig, PrepareConfig, SourceConfig
+from ...configs.caller import JOB, Caller
 from ...configs.errors import RefusedKeyError, RunnerError, StorageError
 from ...index.vectors.reusable import ReusableVectors
 from ...index.vectors.units import UnitRecord
@@ -233,7 +234,7 @@ async def _stop_with(run: RunFolder) -> None:
     raise RunnerError("The run is over: its launcher stopped, or another run has started. No more requests are sent.")
 
 
-def api_key(variable: str) -> str:
+def api_key(variable: str, caller: Caller = JOB) -> str:
     """Read the key from the environment of this process.
 
     Raises:
@@ -242,6 +243,7 @@ def api_key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise RefusedKeyError(
-            f"embed.api_key_env: the environment variable {variable} is not set on this worker. Set it on all workers."
+            f"{caller.name('api_key_env')}: the environment variable {variable} is not set on this worker. "
+            "Set it on all workers."
         )
     return key

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import orjson
 
+from ...configs.caller import JOB, Caller
 from ...configs.errors import ApiRefusedError, RefusedKeyError, SpentQuotaError, UnknownModelError, WrongAddressError
 from ...configs.schema import ApiConfig
 from ...configs.scrubbing import Scrubber
@@ -201,13 +202,13 @@ def read_transport_error(error: Exception, scrubber: Scrubber) -> ErrorAnswer:
     return ErrorAnswer(verdict=Verdict.RETRY, status=0, code="timeout" if is_timeout else "connection", message=words)
 
 
-def refusal_of(error: ErrorAnswer, settings: ApiConfig) -> ApiRefusedError:
+def refusal_of(error: ErrorAnswer, settings: ApiConfig, caller: Caller = JOB) -> ApiRefusedError:
     """Return the exception for an answer after which no request can succeed."""
-    where = settings.base_url
+    where, address = settings.base_url, caller.name("base_url")
     if (error.status in {401, 403} and error.code not in _QUOTA_CODES) or error.code == "invalid_api_key":
         return RefusedKeyError(
             f"{where}: the server refused the API key ({error}). Check the environment variable "
-            f"{settings.api_key_env} (embed.api_key_env)."
+            f"{settings.api_key_env} ({caller.name('api_key_env')})."
         )
     if error.status == 402 or error.code in _QUOTA_CODES:
         advice, facts = "Raise the quota and run again; waiting does not help.", {}
@@ -218,12 +219,14 @@ def refusal_of(error: ErrorAnswer, settings: ApiConfig) -> ApiRefusedError:
     if 300 <= error.status < 400:
         return WrongAddressError(
             f"{where}: the server redirects to another address ({error}), and the API key is not sent there. "
-            "Change embed.base_url."
+            f"Change {address}."
         )
+    model = caller.name("model")
     is_path_wrong = error.status == 404 and not _VERSION_PATH.search(where)
+    path_hint = f"Does {address} end in /v1? " if is_path_wrong else ""
     message = (
-        f"{where}: this address does not serve embed.model {settings.model!r} ({error}). "
-        f"{'Does embed.base_url end in /v1? ' if is_path_wrong else ''}Check embed.base_url and embed.model."
+        f"{where}: this address does not serve {model} {settings.model!r} ({error}). "
+        f"{path_hint}Check {address} and {model}."
     )
     if error.code == "model_not_found" or _UNKNOWN_MODEL.search(error.message):
         return UnknownModelError(message)

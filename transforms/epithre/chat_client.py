@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import orjson
 
+from ...configs.caller import JOB, Caller
 from ...configs.chat_schema import ChatConfig
 from ...configs.errors import ApiError
 from .answers import ErrorAnswer, read_error, read_tokens
@@ -127,6 +128,7 @@ class ChatClient:
         seed: Seed of the retry jitter.
         sleep: Waits for a number of seconds; tests may shorten it.
         report_pause: Called before a pause that the server asks for.
+        caller: Who asks; for messages.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class ChatClient:
         seed: int | None = None,
         sleep: Callable[[float], Any] = asyncio.sleep,
         report_pause: ReportPause = log_pause,
+        caller: Caller = JOB,
     ) -> None:
         self._settings = settings
         self._sender = Sender(
@@ -148,7 +151,7 @@ class ChatClient:
             api_key,
             limits=settings.limits,
             spending=spending_limit(settings),
-            breaker=lambda on_open: CircuitBreaker(settings, on_open=on_open),
+            breaker=lambda on_open: CircuitBreaker(settings, caller=caller, on_open=on_open),
             rate_limiter=rate_limiter,
             account=account,
             meter=meter,

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
 from ...configs import EmbedConfig
+from ...configs.caller import JOB, Caller
 from ...configs.errors import ApiError, ApiPausedError, UnusableVectorsError, WrongDimensionError
 from ...configs.schema import ApiConfig
 from ...configs.words import of_moment
@@ -16,7 +17,6 @@ _FAILURES_IN_A_ROW = 10
 _OUTAGE_S = 15.0
 _QUIET_S = 2.0
 _BROKEN_ANSWERS = 3
-KEPT = "The vectors embedded so far are kept. "
 _T = TypeVar("_T")
 
 
@@ -25,7 +25,7 @@ class CircuitBreaker:
 
     Args:
         settings: The section of a config, for messages.
-        for_queries: Whether the requests embed queries, whose vectors are not kept; for messages.
+        caller: Who embeds; for messages.
         on_open: Called with the error whenever an answer opens the breaker.
     """
 
@@ -33,11 +33,11 @@ class CircuitBreaker:
         self,
         settings: ApiConfig,
         *,
-        for_queries: bool = False,
+        caller: Caller = JOB,
         on_open: Callable[[ApiError], None] | None = None,
     ) -> None:
         self._settings = settings
-        self._for_queries = for_queries
+        self._caller = caller
         self._on_open = on_open
         self._waiting: set[asyncio.Future[Any]] = set()
         self._good_answers = 0
@@ -103,7 +103,7 @@ class CircuitBreaker:
 
     def refused(self, answer: ErrorAnswer) -> NoReturn:
         """Open after an answer that no request can succeed. Raises ApiRefusedError."""
-        self._open(refusal_of(answer, self._settings))
+        self._open(refusal_of(answer, self._settings, self._caller))
 
     def stop(self, error: ApiError) -> NoReturn:
         """Open because another client with the same key was refused. Raises the error."""
@@ -111,7 +111,7 @@ class CircuitBreaker:
 
     def asked_to_pause(self, answer: ErrorAnswer, pause_s: float) -> NoReturn:
         """Open after an answer that asks for a longer pause than the settings allow. Raises ApiPausedError."""
-        self._open(paused_error(answer, pause_s, self._settings, for_queries=self._for_queries))
+        self._open(paused_error(answer, pause_s, self._settings, self._caller))
 
     def answered_badly(self, error: BrokenAnswerError, started: float) -> None:
         """Count a 200 without one valid vector per item. Raises ApiError when the breaker opens."""
@@ -122,10 +122,11 @@ class CircuitBreaker:
             where = f"{self._settings.base_url}, model {self._settings.model!r}"
             self._open(UnusableVectorsError(f"{where}: the API returns no usable vectors ({error}). {error.remedy}."))
         if error.dimension is not None and isinstance(self._settings, EmbedConfig):
+            setting = self._caller.name("dimension")
             self._open(
                 WrongDimensionError(
-                    f"embed.dimension: {self._settings.base_url} returns vectors of dimension {error.dimension}, not "
-                    f"{self._settings.dimension}. Set embed.dimension={error.dimension} or choose another model."
+                    f"{setting}: {self._settings.base_url} returns vectors of dimension {error.dimension}, not "
+                    f"{self._settings.dimension}. Set {setting}={error.dimension} or choose another model."
                 )
             )
 
@@ -147,12 +148,10 @@ class CircuitBreaker:
         # After some good answers, a run of bad assets is more likely than a server that refuses everything.
         most = _FAILURES_IN_A_ROW if is_patient or not self._good_answers else 3 * _FAILURES_IN_A_ROW
         if self._failures >= most and (not is_patient or now - self._succeeded_at >= _OUTAGE_S):
-            remedy = f"{KEPT}Run again when the server works."
-            if self._for_queries:
-                remedy = "Search again when the server works."
             self._open(
                 ApiError(
-                    f"{self._settings.base_url}: {self._failures} requests in a row failed (last: {what}). {remedy}"
+                    f"{self._settings.base_url}: {self._failures} requests in a row failed (last: {what}). "
+                    f"{self._caller.again} when the server works."
                 )
             )
 
@@ -182,16 +181,15 @@ class CircuitBreaker:
         raise self._error.with_traceback(None)
 
 
-def paused_error(
-    answer: ErrorAnswer, pause_s: float, settings: ApiConfig, *, for_queries: bool = False
-) -> ApiPausedError:
+def paused_error(answer: ErrorAnswer, pause_s: float, settings: ApiConfig, caller: Caller = JOB) -> ApiPausedError:
     """Return the exception for an answer that asks for a longer pause than the settings allow."""
     retry_at = time.time() + pause_s
-    remedy = "Search again" if for_queries else "Finished work is kept. Run again"
+    limit = f"the {settings.max_retry_after_s:g} s that a query waits"
+    if not caller.sends_queries:
+        limit = f"the limit of {settings.max_retry_after_s:g} s ({caller.name('max_retry_after_s')})"
     return ApiPausedError(
-        f"{settings.base_url}: the server asked for a pause of {pause_s:.0f} s ({answer}), longer than the limit of "
-        f"{settings.max_retry_after_s:g} s (in a job: embed.max_retry_after_s). "
-        f"{remedy} after {of_moment(retry_at)}.",
+        f"{settings.base_url}: the server asked for a pause of {pause_s:.0f} s ({answer}), longer than {limit}. "
+        f"{caller.again} after {of_moment(retry_at)}.",
         retry_after_s=pause_s,
         **pause_facts(retry_at),
     )

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...configs import EmbedConfig
+from ...configs.caller import JOB, Caller
 from ...configs.errors import ApiError
 from .answers import ErrorAnswer, Verdict
 from .bodies import Reply, most_answer_bytes
@@ -48,7 +49,7 @@ class Client:
         seed: Seed of the retry jitter.
         sleep: Waits for a number of seconds; tests may shorten it.
         report_pause: Called before a pause that the server asks for.
-        for_queries: Whether the requests embed queries, and not a job's assets; for messages.
+        caller: Who embeds; for messages.
 
     Raises:
         ConfigError: If the environment names a proxy or certificates that cannot be used.
@@ -65,7 +66,7 @@ class Client:
         seed: int | None = None,
         sleep: Callable[[float], Any] = asyncio.sleep,
         report_pause: ReportPause = log_pause,
-        for_queries: bool = False,
+        caller: Caller = JOB,
     ) -> None:
         self._settings = settings
         self._sender = Sender(
@@ -73,7 +74,7 @@ class Client:
             api_key,
             limits=settings.limits,
             spending=SpendingLimit.of(settings),
-            breaker=lambda on_open: CircuitBreaker(settings, for_queries=for_queries, on_open=on_open),
+            breaker=lambda on_open: CircuitBreaker(settings, caller=caller, on_open=on_open),
             rate_limiter=rate_limiter,
             account=account,
             meter=meter,

@@ -4,6 +4,7 @@ import socket
 import ssl
 from urllib.parse import urlsplit
 
+from ...configs.caller import JOB, Caller
 from ...configs.errors import WrongAddressError
 from ...configs.schema import is_loopback
 
@@ -11,7 +12,7 @@ _TIMEOUT_S = 5.0
 _PORTS = {"http": 80, "https": 443}
 
 
-def wrong_scheme(base_url: str) -> WrongAddressError | None:
+def wrong_scheme(base_url: str, caller: Caller = JOB) -> WrongAddressError | None:
     """The error of an address whose server speaks the other of http and https; None where that is not so.
 
     Asked after a request has failed. It connects at most twice, for five seconds each.
@@ -25,9 +26,11 @@ def wrong_scheme(base_url: str) -> WrongAddressError | None:
     other = "https" if has_tls else "http"
     netloc = parts.netloc if parts.port else f"{parts.netloc}:{port}"
     right = f"{other}://{netloc}{parts.path}"
-    hint = "" if has_tls or is_loopback(right) else " and set embed.allow_plain_http, which sends the key in clear text"
+    hint = ""
+    if not has_tls and not is_loopback(right):
+        hint = f" and set {caller.name('allow_plain_http')}, which sends the key in clear text"
     return WrongAddressError(
-        f"embed.base_url {base_url}: the server speaks {other}, not {parts.scheme}. Write {right}{hint}."
+        f"{caller.name('base_url')} {base_url}: the server speaks {other}, not {parts.scheme}. Write {right}{hint}."
     )
 
 

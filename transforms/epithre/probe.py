@@ -14,8 +14,8 @@ import httpx
 import orjson
 
 from ...configs import EmbedConfig
+from ...configs.caller import JOB, Caller
 from ...configs.errors import ApiError, UnknownModelError
-from ...configs.schema import TRIAL
 from ...configs.scrubbing import Scrubber
 from .answers import ErrorAnswer, read_transport_error, refusal_of, short
 from .bodies import ACCEPTED, MOST_MODELS_BYTES, Reply, read_reply
@@ -53,7 +53,7 @@ def probe(
     tries: int = 3,
     pause_s: float = 0.5,
     longest_pause_s: float | None = None,
-    for_queries: bool = False,
+    caller: Caller = JOB,
 ) -> Probe:
     """Request `/models` before a run or a query: check that the server is up, the key valid and the model known.
 
@@ -67,7 +67,7 @@ def probe(
         tries: Maximum number of requests.
         pause_s: Pause after the first failed request, in seconds; later pauses are longer.
         longest_pause_s: Longest pause that the server may ask for, in seconds; by default as in the settings.
-        for_queries: Whether queries follow, and not a job; for messages.
+        caller: Who embeds; for messages.
 
     Raises:
         ApiError: If no run can succeed; the message says what is wrong and what to do.
@@ -84,7 +84,7 @@ def probe(
             reply = _ask(settings, api_key, options)
         except (httpx.HTTPError, TimeoutError, OSError) as failure:
             if attempt == 1 and not isinstance(failure, (httpx.TimeoutException, TimeoutError)):
-                _check_scheme(settings, way)
+                _check_scheme(settings, way, caller)
             last = str(error_to_show(read_transport_error(failure, scrubber), scrubber, way))
             time.sleep(pause_s * attempt)
             continue
@@ -93,37 +93,37 @@ def probe(
             return probed
         error = error_in(dialect.error, reply, 0, scrubber)
         if error is None or error.status == httpx.codes.OK:
-            _check_model(reply, settings, scrubber)
+            _check_model(reply, settings, scrubber, caller)
             return probed
         error = error_to_show(error, scrubber, way)
         if error.status in {401, 402, 403} or 300 <= error.status < 400:
-            raise refusal_of(error, settings)
+            raise refusal_of(error, settings, caller)
         if error.status == httpx.codes.BAD_REQUEST and _OTHER_SCHEME.search(reply.content):
-            _check_scheme(settings, way)
+            _check_scheme(settings, way, caller)
         if (400 <= error.status < 500 and error.status not in _LATER_STATUS) or error.status == 501:
             return probed
         last = str(error)
-        time.sleep(max(pause_s * attempt, _asked_pause_s(error, settings, for_queries=for_queries)))
-    place, other = "embed.base_url: ", f"try the job without a server in another catalog (`{TRIAL}`)"
-    if for_queries:
-        place, other = "", "give another address of the model (--base-url)"
+        time.sleep(max(pause_s * attempt, _asked_pause_s(error, settings, caller)))
+    place = caller.name("base_url")
+    before = "" if caller.sends_queries else f"{place}: "
+    other = caller.trial or f"give another address of the model ({place})"
     raise ApiError(
-        f"{place}{settings.base_url} does not answer ({last}; tried {tries} times). "
+        f"{before}{settings.base_url} does not answer ({last}; tried {tries} times). "
         f"Check the address and the network, or {other}."
     )
 
 
-def _check_scheme(settings: EmbedConfig, way: Way) -> None:
+def _check_scheme(settings: EmbedConfig, way: Way, caller: Caller) -> None:
     """Raises WrongAddressError when the server speaks http where it is asked by https, or the reverse."""
-    if way.proxy is None and (error := wrong_scheme(settings.base_url)) is not None:
+    if way.proxy is None and (error := wrong_scheme(settings.base_url, caller)) is not None:
         raise error
 
 
-def _asked_pause_s(answer: ErrorAnswer, settings: EmbedConfig, *, for_queries: bool) -> float:
+def _asked_pause_s(answer: ErrorAnswer, settings: EmbedConfig, caller: Caller) -> float:
     """Return the pause that the server asks for. Raises ApiPausedError if the settings do not allow it."""
     asked_s = answer.retry_after_s or 0.0
     if asked_s > settings.max_retry_after_s:
-        raise paused_error(answer, asked_s, settings, for_queries=for_queries)
+        raise paused_error(answer, asked_s, settings, caller)
     report_long_pause(answer, asked_s, log_pause)
     return asked_s
 
@@ -149,7 +149,7 @@ def _ask(settings: EmbedConfig, api_key: str, options: Mapping[str, Any]) -> Rep
         return thread.submit(asyncio.run, ask()).result()
 
 
-def _check_model(reply: Reply, settings: EmbedConfig, scrubber: Scrubber) -> None:
+def _check_model(reply: Reply, settings: EmbedConfig, scrubber: Scrubber, caller: Caller) -> None:
     """Raise UnknownModelError if a 200 lists models but not the configured one; ignore any other body."""
     if reply.problem is not None:
         log.warning("%s/models: %s. The model is not checked.", settings.base_url, reply.problem)
@@ -163,6 +163,6 @@ def _check_model(reply: Reply, settings: EmbedConfig, scrubber: Scrubber) -> Non
         names = ", ".join(short(scrubber.text(name)) for name in shown) or "others"
         more = f" and {len(models) - len(shown):,} more" if shown and len(models) > len(shown) else ""
         raise UnknownModelError(
-            f"embed.model: {settings.base_url} does not serve the model {settings.model!r}. "
+            f"{caller.name('model')}: {settings.base_url} does not serve the model {settings.model!r}. "
             f"Choose one of its models: {names}{more}."
         )

@@ -163,7 +163,7 @@ def _wrong_lengths(entries: Sequence[AnswerEntry], dimension: int) -> BrokenAnsw
     """Return the error for a wrong dimension. It proposes another one only if the vectors are plausible."""
     lengths = sorted({entry.vector.size for entry in entries})
     if lengths == [0]:
-        return BrokenAnswerError("the vectors are empty", remedy="Check that embed.model is an embedding model")
+        return BrokenAnswerError("the vectors are empty", remedy="Check that the model is an embedding model")
     if len(lengths) > 1:
         some = ", ".join(map(str, lengths[:5])) + (", …" if len(lengths) > 5 else "")
         return BrokenAnswerError(f"vectors must have {dimension} dimensions, got {some}")

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...configs import EmbedConfig, PrepareConfig
+from ...configs.caller import EMBED, Caller
 from ...configs.errors import ArgumentError, QueryError
 from ..epithre.client import Client, Refusal
 from ..epithre.packing import Item
@@ -25,6 +26,7 @@ def embed_queries(
     api_key: str,
     *,
     names: Sequence[str] | None = None,
+    caller: Caller = EMBED,
 ) -> npt.NDArray[np.float32]:
     """Embed texts (str) and images (the bytes of an image file, or its path).
 
@@ -36,6 +38,7 @@ def embed_queries(
         prepare: Limits and formats of the catalog.
         api_key: Key for the API.
         names: Name of each query in error messages; absent: `Query 0`, `Query 1`, and so on.
+        caller: Who searches; for messages.
 
     Returns:
         float32, (len(queries), dimension), unit norm.
@@ -50,7 +53,7 @@ def embed_queries(
     called = [f"Query {i}" for i in range(len(queries))] if names is None else names
 
     async def ask() -> list[npt.NDArray[np.float32] | Refusal]:
-        async with Client(query_settings(embed), api_key, for_queries=True) as client:
+        async with Client(query_settings(embed), api_key, caller=caller) as client:
             results: list[npt.NDArray[np.float32] | Refusal] = []
             for first in range(0, len(queries), _AT_ONCE):
                 part = zip(queries[first : first + _AT_ONCE], called[first : first + _AT_ONCE], strict=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...configs import EmbedConfig, PrepareConfig
 from ...configs.address import ApiAddress
+from ...configs.caller import ARGUMENTS, Caller
 from ...configs.errors import CatalogError
 from ...configs.load import parse_settings
 from ...configs.schema import UNKNOWN_MODEL
@@ -28,6 +29,8 @@ class QueryEndpoint:
     embed: EmbedConfig
     prepare: PrepareConfig
     api_key: str = field(repr=False)
+    caller: Caller
+    """Who searches; for messages."""
 
 
 @contextlib.contextmanager
@@ -46,12 +49,13 @@ def open_query_endpoint(manifest: Manifest, url: str, address: ApiAddress | None
         ApiError: When the server does not answer, refuses the key, or does not know the model.
     """
     _check_known(manifest, url)
-    embed = allowed_embed(manifest.config, url, (address or ApiAddress()).said())
+    address = address or ApiAddress()
+    embed = allowed_embed(manifest.config, url, address.said(), address.caller)
     config = parse_settings({"catalog": url, "embed": embed, "prepare": allowed_prepare(manifest.config, url)})
-    with open_endpoint(config.embed, Store(url), for_queries=True, longest_pause_s=LONGEST_PAUSE_S) as endpoint:
+    with open_endpoint(config.embed, Store(url), caller=address.caller, longest_pause_s=LONGEST_PAUSE_S) as endpoint:
         check_made_by(manifest, url, endpoint)
         api_key = os.environ[endpoint.embed.api_key_env].strip()
-        yield QueryEndpoint(embed=endpoint.embed, prepare=config.prepare, api_key=api_key)
+        yield QueryEndpoint(embed=endpoint.embed, prepare=config.prepare, api_key=api_key, caller=address.caller)
 
 
 def as_queries(embed: EmbedConfig) -> EmbedConfig:
@@ -60,13 +64,16 @@ def as_queries(embed: EmbedConfig) -> EmbedConfig:
     return embed if query_type is None else embed.model_copy(update={"input_type": query_type})
 
 
-def query_settings_of(manifest: Manifest, url: str, stated: Mapping[str, Any]) -> tuple[EmbedConfig, PrepareConfig]:
+def query_settings_of(
+    manifest: Manifest, url: str, stated: Mapping[str, Any], caller: Caller = ARGUMENTS
+) -> tuple[EmbedConfig, PrepareConfig]:
     """Return the settings for embedding queries of a catalog.
 
     Args:
         manifest: Manifest of the version that is searched.
         url: URL of the catalog, for messages.
         stated: Settings of `embed` that the user gives. What determines a vector comes from the manifest.
+        caller: Who searches; for messages.
 
     Raises:
         CatalogError: When the model of the catalog is unknown.
@@ -75,7 +82,7 @@ def query_settings_of(manifest: Manifest, url: str, stated: Mapping[str, Any]) -
     """
     _check_known(manifest, url)
     named = {name: stated[name] for name in ("base_url", "api_key_env") if name in stated}
-    embed = {**allowed_embed(manifest.config, url, {**ApiAddress().said(), **named}), **stated}
+    embed = {**allowed_embed(manifest.config, url, {**ApiAddress().said(), **named}, caller), **stated}
     made = manifest.config.get("embed", {})
     embed |= {name: made[name] for name in ("dialect", "model", "dimension") if name in made}
     config = parse_settings({"catalog": url, "embed": embed, "prepare": allowed_prepare(manifest.config, url)})

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...index.versions.manifest import MadeBy, Manifest
+from ..embedding.arguments import SEARCH_TRANSFORM
 from ..embedding.endpoint import Endpoint
 from ..embedding.engine import EngineSetup, fingerprint_of
 from .query_endpoint import check_made_by, query_settings_of
@@ -35,10 +36,17 @@ def query_engine_setup(
         ConfigError: When a setting is invalid.
         ApiError: When the server does not answer or refuses the key.
     """
-    embed, prepare = query_settings_of(manifest, url, stated)
+    embed, prepare = query_settings_of(manifest, url, stated, SEARCH_TRANSFORM)
     if "rate_limiter" not in stated and embed.rate_limiter == "memory":
         embed = embed.model_copy(update={"rate_limiter": "host"})  # as `EmbedAssets`, which it shares the limit with
-    setup = EngineSetup(embed=embed, prepare=prepare, scope=scope, within=within, storage_options=storage_options)
+    setup = EngineSetup(
+        embed=embed,
+        prepare=prepare,
+        scope=scope,
+        within=within,
+        storage_options=storage_options,
+        caller=SEARCH_TRANSFORM,
+    )
     made_by = MadeBy(embed.model, _fingerprint(setup), embed.dimension)
     if manifest.made_by.differences(made_by):
         check_made_by(manifest, url, Endpoint(embed=embed, fingerprint=made_by.model_fingerprint, requests=0))

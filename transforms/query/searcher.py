@@ -9,8 +9,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from types import NoneType, TracebackType
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from ...configs import AssetKind, EmbedConfig, PrepareConfig
 from ...configs.address import ApiAddress
+from ...configs.caller import ARGUMENTS, EMBED, Caller
 from ...configs.errors import ApiError, ApiPausedError, ArgumentError, UnknownAssetError
 from ...index.search.catalog import MAX_K, Catalog
 from ...index.search.hits import Hit
@@ -52,6 +53,7 @@ class Searcher:
         api_key: Key for the API. It does not appear in `repr` or in messages.
         cache_queries: Number of cached query vectors, 4 bytes per dimension each; 0 disables the cache.
         threads: Number of searches that run in parallel; absent: one per core.
+        caller: Whose names messages use for settings.
     """
 
     def __init__(
@@ -63,18 +65,24 @@ class Searcher:
         *,
         cache_queries: int = 1024,
         threads: int | None = None,
+        caller: Caller = EMBED,
     ) -> None:
-        if cache_queries < 0:
-            raise ArgumentError(f"cache_queries must be 0 or more, got {cache_queries}.")
+        _check_count("cache_queries", cache_queries, 0)
+        if threads is not None:
+            _check_count("threads", threads, 1)
+        if not isinstance(catalog, Catalog):
+            raise ArgumentError(f"catalog must be a catalog of `open_catalog`, got {type(catalog).__name__}.")
         self.catalog = catalog
         pause_s = min(embed.max_retry_after_s, LONGEST_PAUSE_S)
         self._embed = query_settings(embed).model_copy(update={"max_retry_after_s": pause_s})
         self._prepare = prepare
         self._api_key = api_key
         self._cache_queries = cache_queries
+        self._caller = caller
         self._threads = threads or os.cpu_count() or 1
         self._remembered: OrderedDict[bytes, Vector] = OrderedDict()
         self._asked: dict[bytes, asyncio.Task[Vector]] = {}
+        self._state: Literal["new", "open", "closed"] = "new"
         self._is_answered = True
         self._stopped: ApiError | None = None
         self._stopped_until = 0.0
@@ -93,6 +101,7 @@ class Searcher:
         cache_queries: int = 1024,
         threads: int | None = None,
         decode_pixels: int | None = None,
+        caller: Caller = ARGUMENTS,
     ) -> AsyncIterator[Self]:
         """Open a searcher with the API named in the manifest; starts an emulator if an emulator embedded the catalog.
 
@@ -103,36 +112,49 @@ class Searcher:
             cache_queries: As in the constructor.
             threads: As in the constructor.
             decode_pixels: Most pixels of a query image; the lower of this and the catalog's limit applies.
+            caller: As in the constructor.
 
         Raises:
             CatalogError: When the model of the catalog is unknown, or the server has another model.
             ConfigError: When the environment variable of the key is not set.
             ApiError: When the server does not answer, refuses the key, or does not know the model.
         """
-        address = ApiAddress(base_url=base_url, api_key_env=api_key_env)
+        if not isinstance(catalog, Catalog):
+            raise ArgumentError(f"catalog must be a catalog of `open_catalog`, got {type(catalog).__name__}.")
+        for name, value in (("base_url", base_url), ("api_key_env", api_key_env)):
+            if not isinstance(value, (str, NoneType)):
+                raise ArgumentError(f"{name} must be a str, got {value!r:.80}.")
+        if decode_pixels is not None:
+            _check_count("decode_pixels", decode_pixels, 1)
+        address = ApiAddress(base_url=base_url, api_key_env=api_key_env, caller=caller)
         asked = open_query_endpoint(catalog.manifest, catalog.url, address)
         endpoint = await asyncio.to_thread(asked.__enter__)
         try:
             cap = endpoint.prepare.max_decode_pixels
             caps = {"max_decode_pixels": min(cap, decode_pixels or cap)}
             settings = (endpoint.embed, endpoint.prepare.model_copy(update=caps), endpoint.api_key)
-            async with cls(catalog, *settings, cache_queries=cache_queries, threads=threads) as searcher:
+            searcher = cls(catalog, *settings, cache_queries=cache_queries, threads=threads, caller=caller)
+            async with searcher:
                 yield searcher
         finally:
             await asyncio.to_thread(asked.__exit__, None, None, None)
 
     async def __aenter__(self) -> Self:
+        if self._state != "new":
+            raise ArgumentError("The searcher was opened before. Create a new one.")
         self._loop = asyncio.get_running_loop()
-        self._client = Client(self._embed, self._api_key, for_queries=True)
+        self._client = Client(self._embed, self._api_key, caller=self._caller)
         self._old_client: Client | None = None
         self._searching = ThreadPoolExecutor(self._threads, thread_name_prefix="search")
         # A separate pool: large images take long to prepare and must not delay searches.
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
+        self._state = "open"
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._state = "closed"
         for task in list(self._asked.values()):
             task.cancel()
         await asyncio.gather(*self._asked.values(), return_exceptions=True)
@@ -159,8 +181,12 @@ class Searcher:
 
         Raises:
             QueryError: When the query cannot be embedded.
+            ArgumentError: When the query is no text or image, or the searcher is closed.
             ApiError: When the API is not available; queries then fail fast for `rest_s`.
         """
+        self._check_open()
+        if not isinstance(query, (str, bytes)):
+            raise ArgumentError(f"query must be a str or the bytes of an image, got {type(query).__name__}.")
         return await self._vector(await self._key_of(query), query)
 
     async def search(
@@ -191,13 +217,18 @@ class Searcher:
 
         Raises:
             QueryError: When the query cannot be embedded.
-            ArgumentError: When an argument is invalid; the message has the rule and the value.
+            ArgumentError: When an argument is invalid, or the searcher or the catalog is closed.
             UnknownAssetError: A ValueError: the searched version has no such asset.
             ApiError: When the API is not available.
         """
+        self._check_open()
+        if not isinstance(within, (Catalog, NoneType)):
+            raise ArgumentError(f"within must be a catalog, as of `catalog.pinned()`, got {within!r:.80}.")
         catalog = self.catalog if within is None else within
         options: dict[str, Any] = {"kinds": kinds, "where": where, "merge": merge, "recall": recall}
         if isinstance(query, tuple):
+            if [type(part) for part in query] != [str, str]:
+                raise ArgumentError(f"query must be (kind, id) to search by an asset, got {query!r:.80}.")
             find: Callable[[], list[Hit]] = partial(_find_alike, catalog, *query, k, options, exclude_self)
             return await self._in(self._searching, find)
         if isinstance(query, (str, bytes)):
@@ -229,9 +260,24 @@ class Searcher:
         if task is None:
             task = self._asked[key] = self._loop.create_task(self._ask(query))
             task.add_done_callback(partial(self._remember, key))
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if task.cancelled() and not (caller and caller.cancelling()):
+                self._check_open()  # closing cancels the requests that are under way
+            raise
+
+    def _check_open(self) -> None:
+        if self._state != "open":
+            raise ArgumentError(
+                "The searcher is closed. Open another one."
+                if self._state == "closed"
+                else "The searcher is not open. Use `async with`."
+            )
 
     async def _in(self, pool: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
+        self._check_open()  # it may have been closed since the query was embedded
         return await self._loop.run_in_executor(pool, work)
 
     async def _ask(self, query: str | bytes) -> Vector:
@@ -262,7 +308,7 @@ class Searcher:
         self._is_answered = False
         self._stopped, self._stopped_until = why, time.monotonic() + rest_s
         older, self._old_client = self._old_client, client  # other queries may still wait for its answers
-        self._client = Client(self._embed, self._api_key, rate_limiter=client.rate_limiter, for_queries=True)
+        self._client = Client(self._embed, self._api_key, rate_limiter=client.rate_limiter, caller=self._caller)
         if older is not None:
             await older.__aexit__(None, None, None)
 
@@ -278,6 +324,11 @@ class Searcher:
 def _key_of(query: str | bytes) -> bytes:
     content = query.encode("utf-8", "surrogatepass") if isinstance(query, str) else query
     return (b"text " if isinstance(query, str) else b"image ") + hashlib.sha256(content).digest()
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ArgumentError(f"{name} must be a whole number, at least {least}, got {value!r:.80}.")
 
 
 def _check(catalog: Catalog, k: int, options: dict[str, Any]) -> None:

@@ -41,12 +41,12 @@ def test_provider_and_emulator_need_no_permission() -> None:
 @pytest.mark.parametrize(
     ("stated", "options"),
     [
-        ({"base_url": "http://127.0.0.1:1/v1", "api_key_env": "AWS_SECRET_ACCESS_KEY"}, "--base-url and --api-key-env"),
-        ({"base_url": "https://api.epithre.com.evil.example/v1"}, "--base-url"),
-        ({"base_url": "https://api.epithre.com:8443/v1"}, "--base-url"),
-        ({"base_url": "http://api.epithre.com/v1", "allow_plain_http": True}, "--base-url"),
-        ({"api_key_env": "PGPASSWORD"}, "--api-key-env"),
-        ({"api_key_env": "EPITHRE_KEY2"}, "--api-key-env"),
+        ({"base_url": "http://127.0.0.1:1/v1", "api_key_env": "AWS_SECRET_ACCESS_KEY"}, "base_url and api_key_env"),
+        ({"base_url": "https://api.epithre.com.evil.example/v1"}, "base_url"),
+        ({"base_url": "https://api.epithre.com:8443/v1"}, "base_url"),
+        ({"base_url": "http://api.epithre.com/v1", "allow_plain_http": True}, "base_url"),
+        ({"api_key_env": "PGPASSWORD"}, "api_key_env"),
+        ({"api_key_env": "EPITHRE_KEY2"}, "api_key_env"),
     ],
     ids=str,
 )  # fmt: skip
@@ -67,9 +67,9 @@ def test_user_settings_override_and_unsafe_settings_are_dropped() -> None:
     assert (embed["base_url"], embed["api_key_env"]) == ("https://mine.example/v1", "MINE")
     assert not {"allow_plain_http", "lanes", "rate_limiter", "redis_url"} & embed.keys()
     assert embed["dimension"] == OWN["dimension"]
-    with pytest.raises(UntrustedCatalogError, match=r"set --api-key-env, or "):  # an address alone names no key
+    with pytest.raises(UntrustedCatalogError, match=r"set api_key_env, or "):  # an address alone names no key
         allowed_embed({"embed": GATEWAY}, "c", {"base_url": "https://mine.example/v1"})
-    with pytest.raises(UntrustedCatalogError, match=r"set --base-url, or "):
+    with pytest.raises(UntrustedCatalogError, match=r"set base_url, or "):
         allowed_embed({"embed": GATEWAY}, "c", {"api_key_env": "MINE"})
 
 

@@ -397,7 +397,9 @@ def test_close_does_not_break_running_searches(catalog_of: Published) -> None:
     catalog.close()  # again is no error
     catalog_of.put(1)
     assert not catalog.refresh()
-    assert (catalog.version, len(catalog)) == (NAMES[0], 0)
+    assert catalog.version == NAMES[0]
+    with pytest.raises(ValueError, match="closed"):
+        len(catalog)
     assert repr(catalog) == (
         f"FollowingCatalog({catalog_of.store.url!r}, version={NAMES[0]!r}, assets={{'image': 60, 'text': 60}})"
     )

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import fractions
 import math
+import re
 
 import numpy as np
 import orjson
@@ -299,3 +300,21 @@ def test_long_lists_that_differ_in_one_value_give_different_hits(small):
             where = parse_where(condition, catalog.assets("image").schema)
             (hits,) = catalog.search(small.vectors["image"][0], k=61, kinds="image", where=where)
             assert {hit.asset_id for hit in hits} == set(everything) - {everything[gone]}
+
+
+@pytest.mark.parametrize(
+    ("condition", "meant"),
+    [
+        ({"lang": {"eq": "id"}}, "$eq"),
+        ({"lang": {"=": "id"}}, "$eq"),
+        ({"lang": {"$ge": "id"}}, "$gte"),
+        ({"lang": {"$exist": True}}, "$exists"),
+        ({"lang": {"$not": {"$notin": ["id"]}}}, "$nin"),
+        ({"lagn": "id"}, "lang"),
+        ({"or": [{"lang": "id"}]}, "$or"),
+    ],
+    ids=str,
+)
+def test_a_mistyped_name_gets_the_one_that_was_meant(condition, meant):
+    with pytest.raises(ValueError, match=rf"Did you mean {re.escape(meant)}\?$"):
+        parse_where(condition, SCHEMA)

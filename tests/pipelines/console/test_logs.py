@@ -80,6 +80,18 @@ def test_nested_fields_lists_and_none_are_written_in_both_formats():
     }  # fmt: skip
 
 
+def test_a_record_with_an_event_keeps_its_sentence_as_the_message():
+    made = record("switched to %s", {"version": "000002"}, name="epithre_beam.x")
+    made.event, made.args = "version_loaded", ("000002",)
+    found = json.loads(LineFormatter(LogFormat.JSON).format(made))
+    del found["time"], found["level"]
+    assert found == {
+        "event": "version_loaded", "version": "000002", "logger": "epithre_beam.x", "message": "switched to 000002",
+    }  # fmt: skip
+    line = LineFormatter(LogFormat.TEXT).format(made)
+    assert line.endswith('version_loaded logger=epithre_beam.x message="switched to 000002"')
+
+
 def test_records_of_other_loggers_are_formatted_with_their_traceback():
     try:
         raise ValueError("two\nlines")

@@ -2,11 +2,15 @@
 
 import base64
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from epithre_beam import __version__
 from epithre_beam.index import open_catalog
+from epithre_beam.pipelines.serve.metrics import Metrics
 
 from .conftest import DIMENSION
 
@@ -92,7 +96,7 @@ def test_an_asset_is_shown_with_its_metadata(served):
 
 
 def test_health_and_metrics_report_the_state(served, vector):
-    assert served.client.get("/health/live").json() == {"status": "alive", "version": None}
+    assert served.client.get("/health/live").json() == {"status": "alive", "software": f"epithre-beam {__version__}"}
     ready = {"status": "ready", "version": served.version, "embedding_api": "answers", "retry_after_s": None}
     assert served.client.get("/health/ready").json() == ready
     served.search(vector=vector)
@@ -102,8 +106,30 @@ def test_health_and_metrics_report_the_state(served, vector):
     assert 'epithre_beam_queries_total{query="vector"}' in text
     assert 'epithre_beam_requests_total{method="POST",route="/api/search",status="200"}' in text
     assert "epithre_beam_catalog_refresh_failing 0.0" in text
+    (age,) = [
+        float(line.split()[1]) for line in text.splitlines() if line.startswith("epithre_beam_catalog_age_seconds")
+    ]
+    assert 0 <= age < 86_400
     served.client.get("/no/such/place/of/mine")
     assert "of/mine" not in served.client.get("/metrics").text
+
+
+def test_counters_have_every_label_before_the_first_event():
+    text = Metrics().exposition().decode()
+    for counter, label, values in (
+        ("queries", "query", ("text", "image", "vector", "asset")),
+        ("embeds", "result", ("done", "refused", "failed")),
+        ("thumbnails", "result", ("made", "kept", "refused")),
+    ):
+        for value in values:
+            assert f'epithre_beam_{counter}_total{{{label}="{value}"}} 0.0' in text
+
+
+def test_without_fastapi_the_import_names_the_extra():
+    program = "import sys; sys.modules['fastapi'] = None; import epithre_beam.pipelines.serve.app"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "fastapi is not installed, and the server needs it. Install the extra `serve`" in done.stderr
 
 
 def test_openapi_describes_every_route_with_responses_and_errors(served):

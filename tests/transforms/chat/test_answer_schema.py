@@ -165,7 +165,7 @@ def test_a_pydantic_model_checks_and_types_its_answers(importable):
     columns = schema.to_columns(schema.parse(answer))
     assert columns["date"] == datetime.date(2026, 1, 2)
     assert columns["items"] == [{"name": "a", "count": 1}]
-    assert (columns["currency"], columns["status"], columns["paid_at"]) == ("IDR", "open", None)
+    assert (columns["currency"], columns["status"], columns["settled_at"]) == ("IDR", "open", None)
     with pytest.raises(AnswerError) as error:
         schema.parse('{"vendor": "Toko", "total": "x", "date": "2026-01-02", "items": [{"name": "a", "count": -1}]}')
     assert "total: " in str(error.value)

@@ -23,6 +23,7 @@ from epithre_beam.configs import EmbedConfig, PrepareConfig
 from epithre_beam.configs.errors import (
     ApiError,
     ApiPausedError,
+    ArgumentError,
     CatalogError,
     ConfigError,
     QueryError,
@@ -210,8 +211,57 @@ def test_cache_keeps_at_most_cache_queries_recently_used(scene: Scene, remembere
         return scene.requests
 
     assert asked(scene, ask, cache_queries=remembered) == requests
-    with open_catalog(scene.place.catalog) as catalog, pytest.raises(ValueError, match="cache_queries must be 0 or mo"):
+    with (
+        open_catalog(scene.place.catalog) as catalog,
+        pytest.raises(ValueError, match="cache_queries must be a whole number, at le"),
+    ):
         Searcher(catalog, EmbedConfig(), PrepareConfig(), KEY, cache_queries=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"cache_queries": "many"}, "cache_queries must be a whole number"),
+        ({"threads": 0}, "threads must be a whole number, at least 1, got 0"),
+        ({"decode_pixels": 0.5}, "decode_pixels must be a whole number"),
+        ({"base_url": b"http://x"}, "base_url must be a str"),
+        ({"api_key_env": 5}, "api_key_env must be a str"),
+        ({"base_url": "x"}, "base_url must be an http"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_a_request_is_sent(
+    scene: Scene, options: dict[str, Any], sentence: str
+) -> None:
+    async def ask(_: Searcher) -> None:
+        raise AssertionError
+
+    with pytest.raises((ArgumentError, ConfigError), match=f"^{sentence}"):
+        asked(scene, ask, **options)
+
+
+def test_a_closed_searcher_raises_a_clear_error_to_every_caller(scene: Scene) -> None:
+    async def main() -> None:
+        with open_catalog(scene.place.catalog) as catalog:
+            scene.emulator.reset(faults=Faults())
+            async with Searcher.from_catalog(catalog) as searcher:
+                kept = await searcher.search("text number 3")
+                scene.emulator.reset(faults=Faults(latency_s=60.0))
+                waiting = asyncio.create_task(searcher.search("not asked before"))
+                while not searcher._asked:  # noqa: ASYNC110 - the searcher has no event for it
+                    await asyncio.sleep(0)
+            assert kept
+            with pytest.raises(ArgumentError, match="The searcher is closed"):
+                await waiting
+            for query in ("text number 3", "another", ("image", "x"), np.ones(DIMENSION)):
+                with pytest.raises(ArgumentError, match="The searcher is closed"):
+                    await searcher.search(query)  # type: ignore[arg-type]
+            with pytest.raises(ArgumentError, match="The searcher is closed"):
+                await searcher.embed("text number 3")
+            unopened = Searcher(catalog, EmbedConfig(), PrepareConfig(), KEY)
+            with pytest.raises(ArgumentError, match="is not open"):
+                await unopened.search("x")
+
+    asyncio.run(main())
 
 
 def test_invalid_search_sends_no_request(scene: Scene) -> None:
@@ -230,6 +280,11 @@ def test_invalid_search_sends_no_request(scene: Scene) -> None:
             for query in ("a sentence", scene.image().read_bytes(), asset, np.ones(DIMENSION, np.float32)):
                 with pytest.raises(ValueError, match=f"^{sentence}"):
                     await searcher.search(query, **options)  # type: ignore[arg-type]
+        for given in ("text", ("image",), ("image", 3)):
+            with pytest.raises(ArgumentError, match=r"^(within must be a catalog|query must be \(kind, id\))"):
+                await searcher.search(given, within="x" if given == "text" else None)  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError, match=r"^query must be a str or the bytes of an image, got PosixPath"):
+            await searcher.embed(scene.image())  # type: ignore[arg-type]
         for query in (np.ones(3), np.full(DIMENSION, np.nan)):
             with pytest.raises(ValueError, match=r"^vectors must"):
                 await searcher.search(query)  # type: ignore[arg-type]

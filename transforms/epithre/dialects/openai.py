@@ -21,5 +21,5 @@ class OpenAIDialect(OpenAIShape):
 
     def encode_item(self, kind: str, content: bytes) -> bytes:
         if kind != "text":
-            raise ArgumentError("embed.dialect: 'openai' embeds texts only. Choose another dialect for images.")
+            raise ArgumentError("the dialect 'openai' embeds texts only. Choose another dialect for images.")
         return text_json(content)
