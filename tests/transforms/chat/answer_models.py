@@ -22,7 +22,7 @@ class Invoice(BaseModel):
     vendor: str
     total: decimal.Decimal
     date: datetime.date
-    settled_at: datetime.datetime | None = None
+    finished_at: datetime.datetime | None = None
     currency: Currency = Currency.IDR
     status: Literal["paid", "open"] = "open"
     items: list[Item] = []

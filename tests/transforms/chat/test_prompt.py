@@ -4,7 +4,7 @@ import contextlib
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epithre_beam.errors import ConfigError
@@ -114,6 +114,7 @@ def test_values_neither_fill_the_memory_nor_reach_python(source, fields):
     assert time.monotonic() - started < 30
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from("abc"),
