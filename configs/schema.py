@@ -9,7 +9,7 @@ import re
 import socket
 import unicodedata
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -263,47 +263,25 @@ _DIALECTS_OF_THE_EMULATOR = ("epithre", "openai")
 _DIALECTS_OF_TEXTS = ("openai",)
 
 
-class EmbedConfig(Section):
-    """The embedding API: its address, the model, and the limits of requests, retries, cost and memory."""
+class ApiConfig(Section):
+    """What all APIs share: the address, the key, and the limits of requests, retries, cost and memory."""
 
     base_url: Annotated[str, AfterValidator(check_base_url)] = Field(
         "https://api.epithre.com/v1",
         description="The base URL of the API. `emulator` starts the local emulator for the run.",
-    )
-    dialect: Dialect = Field(
-        "epithre",
-        description="The protocol of the server. `base_url` ends with the API's version. epithre: texts and images. "
-        "openai (https://api.openai.com/v1): texts only. jina (https://api.jina.ai/v1): texts and images. "
-        "voyage (https://api.voyageai.com/v1) and cohere (https://api.cohere.com/v2): texts and images; documents and "
-        "queries are embedded differently. vllm (your server, http://localhost:8000/v1): texts and images, one item "
-        "per request.",
     )
     profile: Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="Default settings for this section; keys set here override them. The name of a built-in profile "
         "(openai, voyage, cohere, jina, gateway) or the path of a YAML file. Applied when the config file is loaded.",
     )
-    input_type: Annotated[str, Field(min_length=1)] | None = Field(
-        None,
-        description="voyage and cohere: the input type of assets. Absent: `document` (voyage), `search_document` "
-        "(cohere). Queries always use the provider's input type for queries.",
-    )
-    model: Annotated[str, Field(min_length=1)] = Field("epithre-embed", description="The name of the embedding model.")
+    model: Annotated[str, Field(min_length=1)] = Field(description="The name of the model.")
     api_key_env: Annotated[str, Field(pattern=VARIABLE_NAME)] = Field(
         "EPITHRE_KEY", description="The name of the environment variable that holds the key, not the key itself."
     )
     allow_plain_http: bool = Field(False, description="Allow sending the key over plain http to another machine.")
-    dimension: Annotated[int, Field(ge=8, le=65_536)] = Field(
-        4000, description="The dimension of the vectors, which the API must return."
-    )
-    batch_items: PositiveInt = Field(64, description="Maximum items per request.")
-    batch_bytes: Annotated[int, Field(ge=1024)] = Field(4_000_000, description="Maximum bytes of a request's body.")
-    batch_tokens: PositiveInt | None = Field(None, description="Maximum estimated tokens per request.")
     requests_per_minute: PositiveInt | None = Field(
         None, description="Maximum requests in any 60 s. Absent: learned from the server's answers."
-    )
-    items_per_minute: PositiveInt | None = Field(
-        None, description="Maximum items in any 60 s. Absent: learned from the server's answers."
     )
     tokens_per_minute: PositiveInt | None = Field(
         None, description="Maximum tokens in any 60 s. Absent: learned from the server's answers."
@@ -337,8 +315,6 @@ class EmbedConfig(Section):
     price_per_1000_requests: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Price used for `max_cost` and for the cost in plan and report."
     )
-    price_per_1000_items: Annotated[float, Field(ge=0)] = Field(0.0, description="As `price_per_1000_requests`.")
-    price_per_million_tokens: Annotated[float, Field(ge=0)] = Field(0.0, description="As `price_per_1000_requests`.")
     max_requests: Annotated[int, Field(ge=0)] | None = Field(
         None,
         description="Maximum requests of a run, including retries and the probe. The run stops before it exceeds this, "
@@ -376,11 +352,85 @@ class EmbedConfig(Section):
     readers: PositiveInt = Field(
         16, description="Threads that read and prepare remote assets. Local assets use one thread per core."
     )
+
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """The configured limits per minute, by the names that the rate limiter uses."""
+        return {"requests": self.requests_per_minute, "tokens": self.tokens_per_minute}
+
+    @model_validator(mode="after")
+    def _check_api(self) -> Self:
+        if self.lanes > 1 and self.rate_limiter == "memory":
+            raise ValueError(
+                f"lanes is {self.lanes}, but `rate_limiter: memory` counts the requests of one lane only. "
+                "Set rate_limiter to host or redis, or lanes to 1"
+            )
+        if (self.rate_limiter == "redis") != (self.redis_url is not None):
+            raise ValueError("`rate_limiter: redis` and `redis_url` require each other. Set both or neither")
+        if self.redis_url is not None:
+            redis = urlsplit(self.redis_url)
+            is_secret = redis.username or redis.password or {"username", "password"} & parse_qs(redis.query).keys()
+            if redis.scheme not in {"redis", "rediss"} or is_secret:
+                raise ValueError(
+                    "redis_url must be a URL such as redis://host:6379/0 without a user name or password. Put the "
+                    "password in the variable that redis_password_env names"
+                )
+        if urlsplit(self.base_url).scheme == "http" and not is_loopback(self.base_url) and not self.allow_plain_http:
+            raise ValueError(
+                f"base_url {self.base_url!r} would send the key in clear text. Use https. Only the embed section of a "
+                "job or transform can permit it, with allow_plain_http: true"
+            )
+        return self
+
+    def check_allows_probe(self) -> None:
+        """Check that `max_requests` leaves something to send after the probe of a job or a cache.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        if self.max_requests == 1:
+            raise ValueError(
+                "max_requests is 1, which the probe needs for itself. Set at least 2, or 0 to send nothing"
+            )
+
+
+class EmbedConfig(ApiConfig):
+    """The embedding API: its address, the model, and the limits of requests, retries, cost and memory."""
+
+    dialect: Dialect = Field(
+        "epithre",
+        description="The protocol of the server. `base_url` ends with the API's version. epithre: texts and images. "
+        "openai (https://api.openai.com/v1): texts only. jina (https://api.jina.ai/v1): texts and images. "
+        "voyage (https://api.voyageai.com/v1) and cohere (https://api.cohere.com/v2): texts and images; documents and "
+        "queries are embedded differently. vllm (your server, http://localhost:8000/v1): texts and images, one item "
+        "per request.",
+    )
+    input_type: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="voyage and cohere: the input type of assets. Absent: `document` (voyage), `search_document` "
+        "(cohere). Queries always use the provider's input type for queries.",
+    )
+    model: Annotated[str, Field(min_length=1)] = Field("epithre-embed", description="The name of the embedding model.")
+    dimension: Annotated[int, Field(ge=8, le=65_536)] = Field(
+        4000, description="The dimension of the vectors, which the API must return."
+    )
+    batch_items: PositiveInt = Field(64, description="Maximum items per request.")
+    batch_bytes: Annotated[int, Field(ge=1024)] = Field(4_000_000, description="Maximum bytes of a request's body.")
+    batch_tokens: PositiveInt | None = Field(None, description="Maximum estimated tokens per request.")
+    items_per_minute: PositiveInt | None = Field(
+        None, description="Maximum items in any 60 s. Absent: learned from the server's answers."
+    )
+    price_per_1000_items: Annotated[float, Field(ge=0)] = Field(0.0, description="As `price_per_1000_requests`.")
+    price_per_million_tokens: Annotated[float, Field(ge=0)] = Field(0.0, description="As `price_per_1000_requests`.")
     emulator_model: Literal["attributes", "hash"] = Field(
         "attributes",
         description="With `base_url: emulator`: the emulator's model. `attributes` recognises colours and shapes; "
         "`hash` is fast.",
     )
+
+    @property
+    def limits(self) -> dict[str, float | None]:
+        return {**super().limits, "items": self.items_per_minute}
 
     def cost(self, *, requests: int, items: int, tokens: int) -> float | None:
         """The cost at the configured prices, in their currency; None without prices."""
@@ -404,26 +454,6 @@ class EmbedConfig(Section):
                 f"max_cost is {self.max_cost:g}, but no price is configured. Set price_per_1000_requests, "
                 "price_per_1000_items or price_per_million_tokens"
             )
-        if self.lanes > 1 and self.rate_limiter == "memory":
-            raise ValueError(
-                f"lanes is {self.lanes}, but `rate_limiter: memory` counts the requests of one lane only. "
-                "Set rate_limiter to host or redis, or lanes to 1"
-            )
-        if (self.rate_limiter == "redis") != (self.redis_url is not None):
-            raise ValueError("`rate_limiter: redis` and `redis_url` require each other. Set both or neither")
-        if self.redis_url is not None:
-            redis = urlsplit(self.redis_url)
-            is_secret = redis.username or redis.password or {"username", "password"} & parse_qs(redis.query).keys()
-            if redis.scheme not in {"redis", "rediss"} or is_secret:
-                raise ValueError(
-                    "redis_url must be a URL such as redis://host:6379/0 without a user name or password. Put the "
-                    "password in the variable that redis_password_env names"
-                )
-        if urlsplit(self.base_url).scheme == "http" and not is_loopback(self.base_url) and not self.allow_plain_http:
-            raise ValueError(
-                f"base_url {self.base_url!r} would send the key in clear text. Use https. Only the embed section of a "
-                "job or transform can permit it, with allow_plain_http: true"
-            )
         if self.input_type is not None and self.dialect not in _DIALECTS_WITH_INPUT_TYPES:
             raise ValueError(
                 f"`input_type` applies only to the dialects {' and '.join(_DIALECTS_WITH_INPUT_TYPES)}, not to "
@@ -443,17 +473,6 @@ class EmbedConfig(Section):
                     f"{'it' if len(missing) == 1 else 'them'}"
                 )
         return self
-
-    def check_allows_probe(self) -> None:
-        """Check that `max_requests` leaves something to send after the probe of a job or a cache.
-
-        Raises:
-            ValueError: If it does not.
-        """
-        if self.max_requests == 1:
-            raise ValueError(
-                "max_requests is 1, which the probe needs for itself. Set at least 2, or 0 to send nothing"
-            )
 
     @property
     def items_per_request(self) -> int:

@@ -20,9 +20,12 @@ _DIALECTS = "tests/transforms/epithre/test_dialects.py"
 _BACKEND = "tests/transforms/epithre/rate_limit/test_memory_backend.py"
 _SERVER = "tests/transforms/epithre/emulator/test_server.py"
 _ATTRIBUTES = "tests/transforms/epithre/emulator/test_attributes.py"
+_CHAT = "tests/transforms/test_chat_assets.py"
+_EMULATED_CHAT = "tests/transforms/epithre/emulator/test_chat.py"
 
 REASONS: dict[str, str | tuple[str, ...]] = {
     "configs/address.py": "tests/pipelines/commands/test_trust_command.py",
+    "configs/chat_schema.py": _CHAT,
     "configs/schema.py": "tests/configs/test_load.py",
     "configs/search_schema.py": _SEARCH_BATCH,
     "index/ann/ask_files.py": _BUILD,
@@ -47,6 +50,19 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "index/versions/layout.py": "tests/index/vectors/test_units.py",
     "index/versions/values.py": _STRANGERS,
     "transforms/embedding/arguments.py": "tests/transforms/test_embed_assets.py",
+    "transforms/chat/asker.py": _CHAT,
+    "transforms/chat/engine.py": _CHAT,
+    "transforms/chat/rows.py": _CHAT,
+    "transforms/chat_elements.py": _CHAT,
+    "transforms/embedding/access.py": ("tests/transforms/test_embed_assets.py", _CHAT),
+    "transforms/epithre/emulator/calls.py": _SERVER,
+    "transforms/epithre/emulator/chat_wire.py": _EMULATED_CHAT,
+    "transforms/epithre/emulator/fill_schema.py": _EMULATED_CHAT,
+    "transforms/epithre/emulator/replies.py": _EMULATED_CHAT,
+    "transforms/epithre/sender.py": (
+        "tests/transforms/epithre/test_client.py",
+        "tests/transforms/epithre/test_chat_client.py",
+    ),
     "transforms/embedding/assets.py": (
         "tests/transforms/embedding/test_unit.py",
         "tests/transforms/test_embed_assets.py",

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from .catalog_elements import Query as Query
     from .catalog_elements import SearchHit as SearchHit
     from .catalog_elements import SearchResult as SearchResult
+    from .chat_assets import ChatAssets as ChatAssets
+    from .chat_elements import ChatAnswer as ChatAnswer
+    from .chat_elements import ChatResult as ChatResult
+    from .chat_elements import ChatRow as ChatRow
+    from .chat_elements import DeadChatRow as DeadChatRow
     from .elements import Asset as Asset
     from .elements import DeadAsset as DeadAsset
     from .elements import EmbeddedAsset as EmbeddedAsset
@@ -26,7 +31,12 @@ _MODULES = {
     "Asset": "elements",
     "CatalogOutcome": "catalog_elements",
     "CatalogResult": "catalog_elements",
+    "ChatAnswer": "chat_elements",
+    "ChatAssets": "chat_assets",
+    "ChatResult": "chat_elements",
+    "ChatRow": "chat_elements",
     "DeadAsset": "elements",
+    "DeadChatRow": "chat_elements",
     "DeadQuery": "catalog_elements",
     "EmbedAssets": "embed_assets",
     "EmbedResult": "elements",
@@ -47,7 +57,12 @@ __all__ = [
     "Asset",
     "CatalogOutcome",
     "CatalogResult",
+    "ChatAnswer",
+    "ChatAssets",
+    "ChatResult",
+    "ChatRow",
     "DeadAsset",
+    "DeadChatRow",
     "DeadQuery",
     "EmbedAssets",
     "EmbedResult",

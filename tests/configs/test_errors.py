@@ -36,7 +36,10 @@ NOT_SHOWN_TO_USERS = {
     "UnreadableParquetError",  # becomes a SourceError with the table and the row
     "DuplicateKeyError",  # becomes a ConfigError with the file
     "YamlBombError",  # becomes a ConfigError with the file
-    "_BadItemError",
+    "AnswerError",  # goes back to the model, and becomes a dead row
+    "BadItemError",
+    "PromptError",  # becomes a dead row
+    "SchemaError",  # what the emulator answers
     "_UnlikeError",
 }
 

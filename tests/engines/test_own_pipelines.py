@@ -206,3 +206,51 @@ def test_catalog_is_written_brought_up_to_date_and_searched_on_every_engine(engi
     found = [sorted((tmp_path / f"hits-{groups}").read_text().splitlines()) for groups in range(2)]
     assert found[0] == found[1]
     assert len(found[0]) == 66 * 2
+
+
+CHATTING = """
+import json, pathlib, sys
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from epithre_beam import transforms as epithre
+
+def describe(element):
+    return element.id, getattr(element, "answer", None), getattr(element, "reason", None)
+
+def keep(row, folder):
+    pathlib.Path(folder, row[0]).write_text(json.dumps(row))
+
+def main(out, base_url, options):
+    with beam.Pipeline(options=PipelineOptions(options)) as p:
+        rows = p | beam.Create([epithre.ChatRow.of(f"{i:02d}", {"n": i} if i % 10 else {}) for i in range(60)])
+        result = rows | epithre.ChatAssets("Say {{ n }}.", base_url=base_url)
+        answered = result.answered | "Answers" >> beam.Map(describe)
+        dead = result.dead | "Reasons" >> beam.Map(describe)
+        _ = (answered, dead) | "All" >> beam.Flatten() | beam.Map(keep, out)
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+"""
+
+
+def test_chatting_gives_each_row_its_answer_or_its_reason_on_every_engine(engine: Engine, tmp_path):
+    program, out = tmp_path / "program.py", tmp_path / "out"
+    program.write_text(textwrap.dedent(CHATTING))
+    out.mkdir()
+    with Emulator(EmulatorSettings(dimension=8, api_keys=(KEY,))) as emulator:
+        done = subprocess.run(
+            [sys.executable, program, out, emulator.base_url, *engine.options],
+            cwd=tmp_path,
+            env={**os.environ, "EPITHRE_KEY": KEY},
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        billed = emulator.stats()["billed_items"]
+    rows = [json.loads(path.read_text()) for path in sorted(out.iterdir())]
+    assert [row[0] for row in rows] == [f"{i:02d}" for i in range(60)]
+    for i, (_, answer, reason) in enumerate(rows):
+        assert (reason == "bad_prompt") if i % 10 == 0 else (f"Say {i}." in answer)
+    assert billed == 54

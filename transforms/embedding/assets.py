@@ -78,6 +78,17 @@ class ContentReader(Protocol):
         """Return the bytes at a reference's uri. Raises Unpreparable."""
 
 
+def read_content(reference: Reference, reader: ContentReader) -> bytes:
+    """Return the bytes of a reference: its own, or those at its uri. Raises Unpreparable."""
+    if isinstance(reference, InlineReference):
+        return reference.content
+    if reference.uri is not None and reference.text is None:
+        return reader.read(reference)
+    if reference.kind == "image":
+        raise Unpreparable(Reason.MISSING, "the asset has neither content nor uri")
+    return (reference.text or "").encode("utf-8", "surrogatepass")
+
+
 class Reusable(Protocol):
     """Finds existing vectors by content, from many threads."""
 
@@ -226,7 +237,7 @@ class AssetEmbedder:
     def _prepare(self, position: int, reference: Reference) -> _Prepared | DeadLetter:
         stage = "read"
         try:
-            data = self._read(reference)
+            data = read_content(reference, self.reader)
             stage = "prepare"
             sha256 = hashlib.sha256(data).hexdigest()
             text = prepare_text(data, self.prepare) if reference.kind == "text" else None
@@ -254,15 +265,6 @@ class AssetEmbedder:
         except Unpreparable as failure:
             return _dead(reference, stage, failure.reason, failure.detail, 0)
 
-    def _read(self, reference: Reference) -> bytes:
-        if isinstance(reference, InlineReference):
-            return reference.content
-        if reference.uri is not None and reference.text is None:
-            return self.reader.read(reference)
-        if reference.kind == "image":
-            raise Unpreparable(Reason.MISSING, "the asset has neither content nor uri")
-        return (reference.text or "").encode("utf-8", "surrogatepass")
-
     async def _send(self, leaders: Sequence[tuple[_Prepared, asyncio.Future[Sent]]], sink: Sink) -> None:
         if not leaders:
             return
@@ -284,7 +286,7 @@ class AssetEmbedder:
         """Downscale an image that the API refused as too large, and send it once more."""
 
         def shrink() -> tuple[Facts, Item]:
-            image = prepare_image(self._read(asset.reference), self.prepare, smaller=True)
+            image = prepare_image(read_content(asset.reference, self.reader), self.prepare, smaller=True)
             return replace(asset.facts, prepared=image.prepared), self.client.encode("image", image.content)
 
         try:

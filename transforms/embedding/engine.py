@@ -5,10 +5,8 @@ This module does not use Beam. An engine lives as long as somebody uses it: its 
 
 import asyncio
 import contextlib
-import datetime
 import os
 import queue
-import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,20 +23,17 @@ from ...configs.errors import ApiError
 from ...configs.schema import EMULATOR
 from ...index.versions.layout import DeadLetter
 from ..epithre.client import Client
-from ..epithre.emulator import EmulatorProcess, EmulatorSettings, emulator_fingerprint, start_emulator_process
-from ..epithre.meter import Meter
+from ..epithre.emulator import EmulatorSettings, emulator_fingerprint
 from ..epithre.probe import probe
-from ..epithre.rate_limit.account import Account
 from ..epithre.rate_limit.memory_backend import WINDOW_S
 from ..epithre.rate_limit.spending import SpendingLimit
 from ..planning.embedding_config import made_by_json
 from ..sources.asset_reader import AssetReader
 from ..sources.references import Reference
+from .access import ApiAccess
 from .arguments import TRANSFORM
 from .assets import AssetEmbedder, BatchFiller, Facts, Origin, Positioned, bytes_held
 from .in_flight import ByteLimit, SentContents
-from .lane import api_key
-from .limiters import limiter_of, process_loop
 from .vector_cache import NewVector, VectorCache
 
 _T = TypeVar("_T")
@@ -90,25 +85,18 @@ class Engine:
         self.setup = setup
         self._caller = replace(setup.caller, keeps_vectors=setup.cache is not None)
         with contextlib.ExitStack() as stack:
-            embed = setup.embed
-            if embed.base_url == EMULATOR:
-                emulator = stack.enter_context(_emulator(embed))
-                self._key = emulator.api_key
-                embed = embed.model_copy(update={"base_url": emulator.base_url})
-            else:
-                self._key = api_key(embed.api_key_env, self._caller)
-            self.embed = embed
-            self.memory = embed.memory_mb * 1_000_000
-            self.loop = process_loop()
-            self._limiter = limiter_of(embed, self._key, window_s=setup.window_s)
-            stack.enter_context(self._limiter.in_use(embed.max_concurrency))
-            self._account = Account(
-                self._limiter, SpendingLimit.of(embed), scope=setup.scope, user=secrets.token_hex(8)
+            self._access = access = ApiAccess(
+                setup.embed,
+                emulator=emulator_settings(setup.embed),
+                spending=SpendingLimit.of(setup.embed),
+                scope=setup.scope,
+                stack=stack,
+                window_s=setup.window_s,
+                caller=self._caller,
             )
-            self._meter = Meter()
+            self.embed = embed = access.settings
+            self.memory, self.loop = access.memory, access.loop
             self._lock = threading.Lock()
-            self._reported: dict[str, int] = {}
-            self._throttled_before_s = self._limiter.throttled_s
             self._unkept = asyncio.Semaphore(_UNKEPT_SHARE * embed.max_concurrency)
             self._emulator: str | None = None
             self._cache = self._open_cache()
@@ -143,10 +131,10 @@ class Engine:
         """
         with self._lock:
             client = self._embedder.client
-            self._check_pause()
+            self._access.check_pause()
             if client.stopped_by is not None:
                 self._embedder = replace(self._embedder, client=self._client())
-                self._close_client(client)
+                self._access.close_client(client)
             return self._embedder
 
     async def embed_batch(self, embedder: AssetEmbedder, batch: Sequence[Positioned]) -> "Finished":
@@ -184,44 +172,22 @@ class Engine:
 
     def counts(self) -> dict[str, int]:
         """Return the growth of the counts since the last call, by the names of Beam's metrics. Thread-safe."""
-        meter = self._meter
-        with self._lock:
-            totals = {
-                "cumulativeThrottlingSeconds": int(self._limiter.throttled_s - self._throttled_before_s),
-                "RatelimitRequestsTotal": meter.requests,
-                "RatelimitRequestsThrottled": meter.answers_429,
-                "items_sent": meter.items_sent,
-                "bytes_up": meter.bytes_up,
-                "bytes_down": meter.bytes_down,
-                "retries": meter.retries.total(),
-            }
-            growth = {name: total - self._reported.get(name, 0) for name, total in totals.items()}
-            self._reported = totals
-        return growth
+        return self._access.counts()
 
     def close(self) -> None:
-        self._close_client(self._embedder.client)
+        self._access.close_client(self._embedder.client)
         self._stack.close()
 
-    def _check_pause(self) -> None:
-        error = self._limiter.refusal
-        if error is not None and _is_paused(error):
-            raise error.with_traceback(None)
-
     def _client(self) -> Client:
+        access = self._access
         return Client(
             self.embed,
-            self._key,
-            rate_limiter=self._limiter,
-            account=self._account,
-            meter=self._meter,
+            access.key,
+            rate_limiter=access.limiter,
+            account=access.account,
+            meter=access.meter,
             caller=self._caller,
         )
-
-    def _close_client(self, client: Client) -> None:
-        closing = asyncio.run_coroutine_threadsafe(client.__aexit__(None, None, None), self.loop)
-        with contextlib.suppress(Exception):  # connections that do not close in time end with the process
-            closing.result(timeout=_CLOSE_WITHIN_S)
 
     def fingerprint(self) -> str | None:
         """Ask the API for the fingerprint of an emulator, within the limits. None: it is none, or nothing may be sent.
@@ -231,25 +197,26 @@ class Engine:
         """
 
         async def ask() -> str | None:
-            lease = await self._limiter.acquire(items=0, tokens=0)
+            limiter, account = self._access.limiter, self._access.account
+            lease = await limiter.acquire(items=0, tokens=0)
             try:
-                reservation = await self._account.reserve(0, 0)
+                reservation = await account.reserve(0, 0)
                 if reservation is None:
                     return None
                 try:
-                    found = await asyncio.to_thread(probe, self.embed, self._key, tries=1, caller=self._caller)
+                    found = await asyncio.to_thread(probe, self.embed, self._access.key, tries=1, caller=self._caller)
                 except ApiError as error:
-                    self._limiter.client_stopped(error)
+                    limiter.client_stopped(error)
                     raise
                 finally:
-                    self._account.reconcile(reservation, 0)
-                self._meter.requests += found.requests
-                self._limiter.key_accepted()
+                    account.reconcile(reservation, 0)
+                self._access.meter.requests += found.requests
+                limiter.key_accepted()
                 return found.emulator
             finally:
-                self._limiter.answered(lease)
+                limiter.answered(lease)
 
-        self._check_pause()
+        self._access.check_pause()
         return asyncio.run_coroutine_threadsafe(ask(), self.loop).result()
 
     def _open_cache(self) -> VectorCache | None:
@@ -374,8 +341,7 @@ def fingerprint_of(setup: EngineSetup) -> str | None:
         ApiError: When the API does not answer or refuses the key.
     """
     if setup.embed.base_url == EMULATOR:
-        embed = setup.embed
-        return emulator_fingerprint(EmulatorSettings(model=embed.emulator_model, dimension=embed.dimension))
+        return emulator_fingerprint(emulator_settings(setup.embed))
     engine = acquire_engine(replace(setup, cache=None))
     try:
         return engine.fingerprint()
@@ -383,10 +349,6 @@ def fingerprint_of(setup: EngineSetup) -> str | None:
         release_engine(engine)
 
 
-def _is_paused(error: ApiError) -> bool:
-    until = error.facts.get("retry_at")
-    return until is not None and datetime.datetime.now(datetime.UTC) < datetime.datetime.fromisoformat(str(until))
-
-
-def _emulator(embed: EmbedConfig) -> "contextlib.AbstractContextManager[EmulatorProcess]":
-    return start_emulator_process(EmulatorSettings(model=embed.emulator_model, dimension=embed.dimension))
+def emulator_settings(embed: EmbedConfig) -> EmulatorSettings:
+    """Return the settings of the emulator that a worker starts."""
+    return EmulatorSettings(model=embed.emulator_model, dimension=embed.dimension)

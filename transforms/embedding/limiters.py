@@ -9,8 +9,7 @@ import os
 import threading
 from typing import NamedTuple
 
-from ...configs import EmbedConfig
-from ..epithre.client import limits_of
+from ...configs.schema import ApiConfig
 from ..epithre.rate_limit.memory_backend import WINDOW_S, MemoryBackend, RateLimiterBackend
 from ..epithre.rate_limit.rate_limiter import RateLimiter
 from .shared_limit import backend_name, make_backend
@@ -54,7 +53,7 @@ def process_loop() -> asyncio.AbstractEventLoop:
 
 
 def limiter_of(
-    embed: EmbedConfig, api_key: str, *, run: str | None = None, spent: int = 0, window_s: float = WINDOW_S
+    embed: ApiConfig, api_key: str, *, run: str | None = None, spent: int = 0, window_s: float = WINDOW_S
 ) -> RateLimiter:
     """Return the rate limiter of this key, address and limits, for use on the process's loop.
 
@@ -70,7 +69,7 @@ def limiter_of(
         RateLimiterLostError: When Redis does not answer.
     """
     name = backend_name(embed, api_key, run=run, window_s=window_s)
-    limits = limits_of(embed)
+    limits = embed.limits
     place = _Place(embed.rate_limiter, embed.redis_url, name, window_s, tuple(sorted(limits.items())))
     with _process.lock:
         found = _process.limiters.get(place)
@@ -85,7 +84,7 @@ def limiter_of(
         return found[0]
 
 
-def remove_host_limiter(embed: EmbedConfig, run: str) -> None:
+def remove_host_limiter(embed: ApiConfig, run: str) -> None:
     """Remove what the lanes of a run shared on this host, in this process and as files, after a successful run."""
     if embed.rate_limiter != "host":
         return

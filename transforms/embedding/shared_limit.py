@@ -6,8 +6,7 @@ import os
 
 import orjson
 
-from ...configs import EmbedConfig
-from ..epithre.client import limits_of
+from ...configs.schema import ApiConfig
 from ..epithre.rate_limit.memory_backend import WINDOW_S, MemoryBackend, RateLimiterBackend, RateLimiterSettings
 
 _ROUNDS = 100_000
@@ -18,7 +17,7 @@ _OWN_HOLD_S = 86_400.0
 """In memory every lease ends with its request: those who share it may have different timeouts, and die together."""
 
 
-def limiter_name(embed: EmbedConfig, api_key: str) -> str:
+def limiter_name(embed: ApiConfig, api_key: str) -> str:
     """Return the name of all that count together: `rate_limiter_name`, or one that a key and an address share.
 
     All processes derive the same name, which does not reveal the key.
@@ -32,7 +31,7 @@ def _digest(api_key: str, base_url: str) -> str:
     return hashlib.pbkdf2_hmac("sha256", api_key.encode(), salt, _ROUNDS).hex()[:24]
 
 
-def backend_name(embed: EmbedConfig, api_key: str, *, run: str | None = None, window_s: float = WINDOW_S) -> str:
+def backend_name(embed: ApiConfig, api_key: str, *, run: str | None = None, window_s: float = WINDOW_S) -> str:
     """Return the name of a backend in memory, on the host or in Redis.
 
     In memory and on the host a backend has one set of limits, so other limits are counted apart. In Redis each user
@@ -43,12 +42,12 @@ def backend_name(embed: EmbedConfig, api_key: str, *, run: str | None = None, wi
         return limiter_name(embed, api_key)
     if embed.rate_limiter == "host" and run is not None:
         return f"{embed.rate_limiter_name or 'epithre'}-{run}"
-    limits = orjson.dumps([sorted(limits_of(embed).items()), window_s])
+    limits = orjson.dumps([sorted(embed.limits.items()), window_s])
     return f"{limiter_name(embed, api_key)}-{hashlib.sha256(limits).hexdigest()[:8]}"
 
 
 def make_backend(
-    embed: EmbedConfig, api_key: str, *, run: str | None = None, spent: int = 0, window_s: float = WINDOW_S
+    embed: ApiConfig, api_key: str, *, run: str | None = None, spent: int = 0, window_s: float = WINDOW_S
 ) -> RateLimiterBackend:
     """Return the backend of this key, address and limits: a new one in memory, or access to a shared one.
 
@@ -60,7 +59,7 @@ def make_backend(
         window_s: Length of the server's window in seconds; tests shorten it.
     """
     settings = RateLimiterSettings(
-        limits={name: limit for name, limit in limits_of(embed).items() if limit is not None},
+        limits={name: limit for name, limit in embed.limits.items() if limit is not None},
         window_s=window_s,
         hold_s=_OWN_HOLD_S if embed.rate_limiter == "memory" else embed.timeout_s,
         max_pause_s=embed.max_retry_after_s,
@@ -79,7 +78,7 @@ def make_backend(
     return RedisBackend(embed.redis_url or "", name, settings, password=password)
 
 
-def set_up_shared_backend(embed: EmbedConfig, api_key: str, run: str, requests_spent: int) -> None:
+def set_up_shared_backend(embed: ApiConfig, api_key: str, run: str, requests_spent: int) -> None:
     """Prepare the backend before the lanes start: check that Redis answers, and store the requests spent so far.
 
     Raises:

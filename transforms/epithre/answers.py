@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import orjson
 
-from ...configs import EmbedConfig
 from ...configs.caller import JOB, Caller
 from ...configs.errors import ApiRefusedError, RefusedKeyError, SpentQuotaError, UnknownModelError, WrongAddressError
+from ...configs.schema import ApiConfig
 from ...configs.scrubbing import Scrubber
 from ...configs.words import of_moment
 
@@ -202,7 +202,7 @@ def read_transport_error(error: Exception, scrubber: Scrubber) -> ErrorAnswer:
     return ErrorAnswer(verdict=Verdict.RETRY, status=0, code="timeout" if is_timeout else "connection", message=words)
 
 
-def refusal_of(error: ErrorAnswer, settings: EmbedConfig, caller: Caller = JOB) -> ApiRefusedError:
+def refusal_of(error: ErrorAnswer, settings: ApiConfig, caller: Caller = JOB) -> ApiRefusedError:
     """Return the exception for an answer after which no request can succeed."""
     where, address = settings.base_url, caller.name("base_url")
     if (error.status in {401, 403} and error.code not in _QUOTA_CODES) or error.code == "invalid_api_key":

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 from ...configs import EmbedConfig
 from ...configs.caller import JOB, Caller
 from ...configs.errors import ApiError, ApiPausedError, UnusableVectorsError, WrongDimensionError
+from ...configs.schema import ApiConfig
 from ...configs.words import of_moment
 from .answers import ErrorAnswer, pause_facts, refusal_of
 from .vectors import BrokenAnswerError
@@ -23,14 +24,14 @@ class CircuitBreaker:
     """Decides from the outcomes of requests whether to send further ones. Once open, it stays open.
 
     Args:
-        settings: The `embed` section of a config, for messages.
+        settings: The section of a config, for messages.
         caller: Who embeds; for messages.
         on_open: Called with the error whenever an answer opens the breaker.
     """
 
     def __init__(
         self,
-        settings: EmbedConfig,
+        settings: ApiConfig,
         *,
         caller: Caller = JOB,
         on_open: Callable[[ApiError], None] | None = None,
@@ -120,7 +121,7 @@ class CircuitBreaker:
         if error.remedy is not None:
             where = f"{self._settings.base_url}, model {self._settings.model!r}"
             self._open(UnusableVectorsError(f"{where}: the API returns no usable vectors ({error}). {error.remedy}."))
-        if error.dimension is not None:
+        if error.dimension is not None and isinstance(self._settings, EmbedConfig):
             setting = self._caller.name("dimension")
             self._open(
                 WrongDimensionError(
@@ -180,7 +181,7 @@ class CircuitBreaker:
         raise self._error.with_traceback(None)
 
 
-def paused_error(answer: ErrorAnswer, pause_s: float, settings: EmbedConfig, caller: Caller = JOB) -> ApiPausedError:
+def paused_error(answer: ErrorAnswer, pause_s: float, settings: ApiConfig, caller: Caller = JOB) -> ApiPausedError:
     """Return the exception for an answer that asks for a longer pause than the settings allow."""
     retry_at = time.time() + pause_s
     limit = f"the {settings.max_retry_after_s:g} s that a query waits"

@@ -91,7 +91,7 @@ def probe(
         probed = Probe(requests=attempt, emulator=emulator_of(reply, scrubber))
         if not dialect.lists_models:
             return probed
-        error = error_in(dialect, reply, 0, scrubber)
+        error = error_in(dialect.error, reply, 0, scrubber)
         if error is None or error.status == httpx.codes.OK:
             _check_model(reply, settings, scrubber, caller)
             return probed

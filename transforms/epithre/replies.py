@@ -1,6 +1,7 @@
 """Interpret a reply as checked vectors with their billed tokens, or as an error. Nothing here raises."""
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import httpx
@@ -16,6 +17,9 @@ from .vectors import BrokenAnswerError, check_vectors
 
 Outcome = npt.NDArray[np.float32] | BrokenAnswerError | ErrorAnswer
 """Checked vectors, float32, (items, dimension), unit norm, in the order of the request; or an error."""
+
+ReadError = Callable[[int, Mapping[str, str], bytes, int], ErrorAnswer]
+"""Parses an error from a status, headers, a body, and the number of items in the request."""
 
 _EMULATOR = "x-emulator-fingerprint"
 _EMULATORS = re.compile(r"emulator-[A-Za-z0-9_.-]{1,100}")
@@ -52,13 +56,13 @@ def read_reply_to(
         scrubber: Removes the API key.
     """
     if reply.status_code != httpx.codes.OK or reply.problem is not None:
-        error = error_in(dialect, reply, count, scrubber)
+        error = error_in(dialect.error, reply, count, scrubber)
         return ReplyRead(outcome=error or BrokenAnswerError(reply.problem or ""))
     try:
         entries, claims = dialect.vectors(reply.content)
         vectors, renormalised = check_vectors(entries, count, dimension)
     except BrokenAnswerError as broken:
-        return ReplyRead(outcome=_broken_or_error(dialect, reply, count, broken, scrubber))
+        return ReplyRead(outcome=broken_or_error(dialect.error, reply, count, broken, scrubber))
     billed, is_plausible = read_tokens(claims, _MOST_TIMES_ESTIMATED * max(tokens, count))
     return ReplyRead(
         outcome=vectors,
@@ -75,13 +79,13 @@ def emulator_of(reply: Reply, scrubber: Scrubber) -> str | None:
     return found if _EMULATORS.fullmatch(found) else None
 
 
-def error_in(dialect: Dialect, reply: Reply, count: int, scrubber: Scrubber) -> ErrorAnswer | None:
+def error_in(read: ReadError, reply: Reply, count: int, scrubber: Scrubber) -> ErrorAnswer | None:
     """Return the error that a reply contains; None if it contains none or cannot be interpreted.
 
     A gateway may send an error with status 200: then the result has the status that the error names, or 200.
 
     Args:
-        dialect: Dialect of the request.
+        read: Parses an error.
         reply: A reply whose status is not 200, or a 200 without the expected content.
         count: Number of items in the request.
         scrubber: Removes the API key.
@@ -96,7 +100,7 @@ def error_in(dialect: Dialect, reply: Reply, count: int, scrubber: Scrubber) -> 
             problem = f"the error is longer than {MOST_ERROR_BYTES:,} bytes"
             reply = replace(reply, content=reply.content[:MOST_ERROR_BYTES], problem=problem)
     reply = reply.without_key(scrubber)
-    error = dialect.error(status, reply.headers, reply.content, count)
+    error = read(status, reply.headers, reply.content, count)
     if reply.problem is None:
         return error
     begin = reply.content[:200].decode("utf-8", "replace")
@@ -111,10 +115,11 @@ def error_to_show(error: ErrorAnswer, scrubber: Scrubber, way: Way) -> ErrorAnsw
     return replace(error, code=scrubber.text(error.code), message=message)
 
 
-def _broken_or_error(
-    dialect: Dialect, reply: Reply, count: int, broken: BrokenAnswerError, scrubber: Scrubber
-) -> Outcome:
-    error = error_in(dialect, reply, count, scrubber)
+def broken_or_error(
+    read: ReadError, reply: Reply, count: int, broken: BrokenAnswerError, scrubber: Scrubber
+) -> BrokenAnswerError | ErrorAnswer:
+    """Return the error that a 200 without the expected content contains, or that it is broken."""
+    error = error_in(read, reply, count, scrubber)
     if error is None:
         return broken
     if error.status == httpx.codes.OK and error.verdict is Verdict.BATCH:

@@ -1,4 +1,4 @@
-"""Act on each answer until every item of a request has a vector or a refusal.
+"""Act on each answer until every item of a request has a result or a refusal.
 
 - A failed request is sent again.
 - A request that is too large, or whose answers are broken, is split in halves.
@@ -9,20 +9,18 @@
 """
 
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-
-import numpy as np
-import numpy.typing as npt
+from typing import Generic, TypeVar
 
 from .answers import ErrorAnswer, Verdict, short
 from .meter import Meter
 from .packing import Item
-from .replies import Outcome
 from .retries import Retries
 from .vectors import BrokenAnswerError
 
+_T = TypeVar("_T")
 _BROKEN_SENDS = 3
 _WHOLE_SENDS = 3
 """Number of failures of a whole request before single items of it are sent."""
@@ -54,8 +52,8 @@ class Refusal:
     attempts: int
 
 
-class Resolver:
-    """Finds a vector or a refusal for each item of one call.
+class Resolver(Generic[_T]):
+    """Finds a result (a vector, or another one) or a refusal for each item of one call.
 
     Args:
         items: All items; a pack is a list of positions in them.
@@ -70,7 +68,7 @@ class Resolver:
         self,
         items: Sequence[Item],
         *,
-        send: Callable[[Sequence[Item]], Awaitable[Outcome | None]],
+        send: Callable[[Sequence[Item]], Awaitable[Iterable[_T] | ErrorAnswer | BrokenAnswerError | None]],
         retries: Retries,
         is_spent: Callable[[], bool],
         meter: Meter,
@@ -84,8 +82,8 @@ class Resolver:
         self._max_sends = max_sends
         self._whole_sends = max(1, min(_WHOLE_SENDS, max_sends - _ALONE_SENDS))
         self._sends = [0] * len(items)
-        self.results: list[npt.NDArray[np.float32] | Refusal | None] = [None] * len(items)
-        """A vector (float32, (dimension,), unit norm) or a refusal for each resolved item."""
+        self.results: list[_T | Refusal | None] = [None] * len(items)
+        """A result or a refusal for each resolved item."""
 
     async def resolve(self, pack: list[int]) -> None:
         """Send `pack` until each of its items has a vector or a refusal."""
@@ -112,10 +110,6 @@ class Resolver:
                     self._sends[i] -= 1
                 self._refuse(pack, RefusalReason.NOT_SENT, "the run's spending limit")
                 return None
-            if isinstance(outcome, np.ndarray):
-                for i, vector in zip(pack, outcome, strict=True):
-                    self.results[i] = vector
-                return None
             if isinstance(outcome, BrokenAnswerError):
                 broken += 1
                 if broken < _BROKEN_SENDS:
@@ -127,6 +121,10 @@ class Resolver:
                     await self._split(pack)
                     return None
                 continue
+            if not isinstance(outcome, ErrorAnswer):
+                for i, result in zip(pack, outcome, strict=True):
+                    self.results[i] = result
+                return None
             match outcome.verdict:
                 case Verdict.RETRY:
                     failures += 1
@@ -158,7 +156,7 @@ class Resolver:
                     named = pack[outcome.item]
                     await self._resolve([named])
                     pack = [i for i in pack if i != named]
-                    if isinstance(self.results[named], np.ndarray):
+                    if not isinstance(self.results[named], Refusal):
                         await self._bisect(pack)
                         return None
                 case _:

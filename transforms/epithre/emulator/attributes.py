@@ -103,8 +103,7 @@ class AttributesModel:
             ValueError: If the bytes cannot be decoded as an image.
         """
         measured = measure(data)
-        features = squash(self._map.mean, self._map.deviation, measured.statistics)
-        scores = np.einsum("s,sa->a", features, self._map.weights, dtype=np.float64)
+        scores = self._scores(measured.statistics)
         blocks, start = [], 0
         for group, values in GROUPS.items():
             block = _SHARPNESS * scores[start : start + len(values)]
@@ -114,6 +113,24 @@ class AttributesModel:
             start += len(values)
         layout = np.append(measured.layout, 0.1)
         return self._join(np.concatenate(blocks), _LAYOUT_AT, layout / np.linalg.norm(layout))
+
+    def describe_image(self, data: bytes) -> dict[str, str]:
+        """Return the most likely value of each group of attributes.
+
+        Raises:
+            ValueError: If the bytes cannot be decoded as an image.
+        """
+        scores, start, found = self._scores(measure(data).statistics), 0, {}
+        for group, values in GROUPS.items():
+            found[group] = values[int(scores[start : start + len(values)].argmax())]
+            start += len(values)
+        return found
+
+    def _scores(self, statistics: Floats) -> npt.NDArray[np.float64]:
+        """Return the scores of all attributes, the groups side by side: float64, (attributes,)."""
+        features = squash(self._map.mean, self._map.deviation, statistics)
+        scores: npt.NDArray[np.float64] = np.einsum("s,sa->a", features, self._map.weights, dtype=np.float64)
+        return scores
 
     def _join(self, shared: npt.NDArray[np.float64], own_at: int, own: npt.NDArray[np.float64]) -> Floats:
         """Combine shared scores and the unit-norm part `own` in fixed proportion, spread over the dimensions."""

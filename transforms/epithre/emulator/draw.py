@@ -124,6 +124,12 @@ def describe(attributes: Attributes, language: Language = "en") -> str:
     return " ".join(filter(None, (article, colour, texture, shape, place)))
 
 
+def name_of(group: str, attributes: Attributes, language: Language = "en") -> str:
+    """Return the name of an attribute of an image; of the ground, where the figure is: "on grass"."""
+    value: str = getattr(attributes, group)
+    return _PLACES[language][value] if group == "ground" else _NAMES[language][value]
+
+
 def draw_image(rng: np.random.Generator, attributes: Attributes, size: int = 256) -> Image.Image:
     """Draw an RGB image of `size` × `size` pixels; position, scale, tilt and shades vary with the generator."""
     if size < 16:

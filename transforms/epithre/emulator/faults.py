@@ -32,6 +32,15 @@ _ALTERING = (
     "unnormalised",
     "ignore_base64",
 )
+_OF_CHATS = (
+    "chat_refusal",
+    "chat_filter",
+    "chat_cut",
+    "chat_empty",
+    "chat_prose",
+    "chat_not_json",
+    "chat_wrong_schema",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +50,16 @@ class Stroke:
     latency_s: float
     replacing: str | None
     altering: tuple[str, ...]
+    of_chat: str | None = None
+    """The fault of a chat's answer: the first of those that were drawn."""
     generator: np.random.Generator
 
 
 def draw(faults: Faults, seed: int, number: int) -> Stroke:
-    """Draw the faults of the `number`-th embeddings request, which depend on the arguments alone."""
+    """Draw the faults of the `number`-th request to a model, which depend on the arguments alone."""
     generator = np.random.default_rng([seed, number])
     jitter, *chances = generator.random(1 + len(_REPLACING) + len(_ALTERING)).tolist()
+    of_chats = np.random.default_rng([seed, number, 1]).random(len(_OF_CHATS)).tolist()
     latency_s = max(0.0, faults.latency_s + (2.0 * jitter - 1.0) * faults.latency_jitter_s)
     stop = faults.stop_at_request
     if number < faults.start_at_request or (stop is not None and number >= stop):
@@ -56,7 +68,9 @@ def draw(faults: Faults, seed: int, number: int) -> Stroke:
     struck = [name for name, chance in zip(names, chances, strict=True) if chance < getattr(faults, name)]
     replacing = next((name for name in struck if name in _REPLACING), None)
     altering = () if replacing else tuple(name for name in struck if name in _ALTERING)
-    return Stroke(latency_s=latency_s, replacing=replacing, altering=altering, generator=generator)
+    drawn = (name for name, chance in zip(_OF_CHATS, of_chats, strict=True) if chance < getattr(faults, name))
+    of_chat = None if replacing else next(drawn, None)
+    return Stroke(latency_s=latency_s, replacing=replacing, altering=altering, of_chat=of_chat, generator=generator)
 
 
 def alter(entries: list[tuple[int, Vector]], stroke: Stroke) -> list[tuple[int, Vector]]:

@@ -1,4 +1,4 @@
-"""The emulator: the embedding API on loopback, with limits, faults, and a log of all requests.
+"""The emulator: the API on loopback, with limits, faults, and a log of all requests.
 
 It is a real HTTP server, because the faults need the socket and clients must be tested unchanged. No lock is held while
 vectors are computed or while a latency is waited for.
@@ -19,8 +19,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from ....configs.scrubbing import Scrubber
 from .admission import Admission, Gate, Weights, payments, worst_window
+from .calls import Call
 from .connection import HttpServer, ReadBody
-from .endpoints import Call, embeddings, find_route, refused_by_order, unroutable
+from .endpoints import METERED, find_route, refused_by_order, unroutable
 from .hash_model import EmbeddingModel, HashModel
 from .settings import EmulatorSettings, Faults, Limits
 from .wire import Answer, RefusedError, RequestRules, html_answer
@@ -176,7 +177,7 @@ class Emulator:
         path = urlsplit(target).path
         handler, allowed, parameter = find_route(method, path)
         scrubber = self._scrubber_for(authorization)
-        call = self._open(method, scrubber.text(path), metered=handler is embeddings)
+        call = self._open(method, scrubber.text(path), metered=handler in METERED)
         record = call.record
         try:
             if path.startswith("/v1/"):

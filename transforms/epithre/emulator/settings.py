@@ -46,9 +46,9 @@ class Limits(_Settings):
 
 
 class Faults(_Settings):
-    """Probabilities of the injected faults; each is drawn once per embeddings request.
+    """Probabilities of the injected faults; each is drawn once per request to a model.
 
-    The draw for the n-th embeddings request depends on (seed, n) alone, and every fault has its own random number, so
+    The draw for the n-th such request depends on (seed, n) alone, and every fault has its own random number, so
     raising one probability does not change the other faults. Of the faults that replace the answer, the first in the
     order below applies; faults that alter a valid answer are combined.
     """
@@ -87,6 +87,21 @@ class Faults(_Settings):
     ignore_base64: Probability = 0.0
     """The answer has lists of numbers although the request asked for base64."""
 
+    chat_refusal: Probability = 0.0
+    """A chat's message has a `refusal` and no content."""
+    chat_filter: Probability = 0.0
+    """A chat ends with `content_filter`."""
+    chat_cut: Probability = 0.0
+    """A chat ends with `length`, in the middle of its answer."""
+    chat_empty: Probability = 0.0
+    chat_prose: Probability = 0.0
+    """JSON is in a fence, with prose around it."""
+    chat_not_json: Probability = 0.0
+    chat_wrong_schema: Probability = 0.0
+    """JSON that is not of the schema: its first required property is missing."""
+    response_format: Literal["full", "object", "refused", "ignored"] = "full"
+    """What chats do with `response_format`: obey; obey only `json_object`, refusing `json_schema`; refuse; ignore."""
+
     html_413: bool = False
     """Every 413 is a proxy's HTML page."""
     poison_marker: Annotated[str, Field(min_length=1)] | None = None
@@ -116,5 +131,7 @@ class EmulatorSettings(_Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     limits: Limits = Limits()
     faults: Faults = Faults()
+    image_tokens: PositiveInt = 1000
+    """What an image costs in a chat."""
     validate_images: bool | None = None
     """Whether to decode images and refuse invalid ones. `None`: only with the `attributes` model, which always does."""

@@ -210,15 +210,15 @@ def _items(raw: Any, rules: RequestRules) -> list[Item]:
             item = _item(value, rules)
             most = rules.max_tokens_per_input
             if most is not None and item.tokens > most:
-                raise _BadItemError(f"has {item.tokens} tokens, at most {most} fit", "context_length_exceeded")
-        except _BadItemError as error:
+                raise BadItemError(f"has {item.tokens} tokens, at most {most} fit", "context_length_exceeded")
+        except BadItemError as error:
             param = f"input[{position}]"
             raise RefusedError(400, f"'{param}' {error.rule}.", param=param, code=error.code) from None
         items.append(item)
     return items
 
 
-class _BadItemError(Exception):
+class BadItemError(Exception):
     """An item is invalid. `rule` completes a sentence that begins with the item's name."""
 
     def __init__(self, rule: str, code: str) -> None:
@@ -230,39 +230,39 @@ class _BadItemError(Exception):
 def _item(value: Any, rules: RequestRules) -> Item:
     if isinstance(value, str):
         if not value:
-            raise _BadItemError("must not be an empty string", "empty_input")
+            raise BadItemError("must not be an empty string", "empty_input")
         content = value.encode()
         return Item(kind="text", content=content, text=value, tokens=-(-len(content) // 4))
     if isinstance(value, dict) and value.get("type") == "image" and isinstance(value.get("image"), str):
-        content = _image_bytes(value["image"])
-        return Item(kind="image", content=content, text="", tokens=_image_tokens(content, rules))
-    raise _BadItemError('must be a string or {"type": "image", "image": "<base64>"}', "invalid_type")
+        content = image_bytes(value["image"])
+        return Item(kind="image", content=content, text="", tokens=image_tokens(content, rules))
+    raise BadItemError('must be a string or {"type": "image", "image": "<base64>"}', "invalid_type")
 
 
-def _image_bytes(encoded: str) -> bytes:
+def image_bytes(encoded: str) -> bytes:
     if encoded.startswith("data:"):
         head, comma, encoded = encoded.partition(",")
         if not comma or not head.endswith(";base64"):
-            raise _BadItemError("is a data URI without base64", "invalid_base64")
+            raise BadItemError("is a data URI without base64", "invalid_base64")
     try:
         content = decode_base64(encoded)
     except ValueError:  # includes binascii.Error and the error for non-ASCII text
-        raise _BadItemError("is not valid base64", "invalid_base64") from None
+        raise BadItemError("is not valid base64", "invalid_base64") from None
     if not content:
-        raise _BadItemError("is an empty image", "empty_input")
+        raise BadItemError("is an empty image", "empty_input")
     return content
 
 
-def _image_tokens(content: bytes, rules: RequestRules) -> int:
+def image_tokens(content: bytes, rules: RequestRules) -> int:
     if rules.images == "trusted":
         return UNPARSED_IMAGE_TOKENS
     try:
         width, height = _measure(content, decode=rules.images == "decoded", max_pixels=rules.max_pixels)
     except ValueError as error:
-        raise _BadItemError(str(error), "invalid_image") from None
+        raise BadItemError(str(error), "invalid_image") from None
     if rules.max_pixels is not None and width * height > rules.max_pixels:
         message = f"has {width}x{height} pixels, at most {rules.max_pixels} are allowed"
-        raise _BadItemError(message, "image_too_large")
+        raise BadItemError(message, "image_too_large")
     return _IMAGE_TOKENS + _TILE_TOKENS * -(-width // _TILE) * -(-height // _TILE)
 
 
