@@ -11,7 +11,7 @@ import orjson
 from ...configs.errors import CatalogError, NoCatalogError
 from ..storage.store import Store
 from .complete import existing_versions, publish_advice
-from .layout import LATEST
+from .layout import LATEST, UNITS
 from .lease import active_holder
 from .manifest import Manifest, read_manifest
 from .values import MAX_SMALL_BYTES, is_sha256, is_version
@@ -73,7 +73,12 @@ def nothing_published(store: Store) -> CatalogError:
                 f"{store.url}: no version is current yet, the first {holder.purpose} is under way ({holder}). "
                 "Wait until it has ended."
             )
-        if "versions" not in {str(path).rstrip("/").rpartition("/")[2] for path in found}:
+        names = {str(path).rstrip("/").rpartition("/")[2] for path in found}
+        if UNITS in names and not existing_versions(store):
+            return NoCatalogError(
+                f"{store.url}: no version is published yet, since a run was interrupted. Run the job again to continue."
+            )
+        if "versions" not in names:
             return NoCatalogError(
                 f"{store.url}: there is no catalog here, the folder has no `versions`. {_CHECK_PLACE}"
             )

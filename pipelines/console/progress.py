@@ -262,7 +262,8 @@ def print_summary(console: Console, report: "Report", catalog: str) -> None:
     else:
         table.add_row("vectors", f"{kinds} ({counts['embedded']} new, {counts['reused']} reused)")
     if report.get("unchanged"):
-        table.add_row("changes", "none: this is still the current version; nothing was read, sent or written")
+        done = "nothing was written" if api["requests"] or counts["dead"] else "nothing was read, sent or written"
+        table.add_row("changes", f"none: this is still the current version; {done}")
     elif report["previous"] is not None:
         names = ("unchanged", "new", "changed", "touched", "prepared_anew", "moved", "copied", "deleted")
         of_name = cast("dict[str, int]", counts)

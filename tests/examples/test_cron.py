@@ -62,7 +62,9 @@ def test_dead_letters_within_the_gate_are_reported_once_in_one_line(place, night
     done = nightly("--set", "gates.max_dead_share=0.5")
     assert (done.returncode, done.stdout) == (0, "")
     (line,) = done.stderr.splitlines()
-    assert re.match(rf"{place.catalog}: 000001-\S+ is published: .*, 1 dead letter\. The report\.html", line)
+    assert re.match(
+        rf"{place.catalog}: 000001-\S+ is published: .*, 1 dead letter\. \S+/report\.html has samples\.", line
+    )
     done = nightly("--set", "gates.max_dead_share=0.5")
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -75,6 +77,12 @@ def test_a_failed_prune_is_reported_as_the_prune_and_fails(place, nightly):
     assert why.startswith(f"The run succeeded, but the prune of {place.folder / 'catalogx'} failed (exit code 2)")
     run, prune = kept(place)
     assert (run["status"], prune["command"], prune["exit_code"]) == ("published", "prune", 2)
+
+
+def test_a_program_that_cannot_be_started_is_reported_as_such(place, nightly):
+    done = nightly(PATH="/usr/bin:/bin")
+    assert done.returncode == 127
+    assert done.stderr.splitlines()[-1].startswith("epithre-beam cannot be started (exit code 127): check PATH")
 
 
 def test_the_night_goes_on_if_its_documents_cannot_be_kept(place, nightly):

@@ -1,6 +1,7 @@
 """Finds the files that a pattern matches, on any file system, in the order of their names."""
 
 import functools
+import itertools
 import os
 import posixpath
 import re
@@ -8,6 +9,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
@@ -17,6 +19,9 @@ from ...configs.words import of_count
 from ...index.storage.remote import connect, has_pages
 from .buckets import walk_bucket
 from .globs import fixed_part, glob_regex
+
+BROKEN_LINK: Mapping[str, Any] = {"size": None}
+"""The `info` of a link that leads to no file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +40,20 @@ class PassedOver:
     suffixes: Counter[str] = field(default_factory=Counter)
     """Number of skipped files by suffix in lower case; "" for files without a suffix."""
     linked_folders: int = 0
+    linked_folder: str = ""
+    """The path of the first one."""
 
     def __bool__(self) -> bool:
         return bool(self.suffixes or self.linked_folders)
 
     def __str__(self) -> str:
-        """Return, for example, `4 files (.avif, .jfif), 1 linked folder`."""
+        """Return, for example, `4 files (.avif, .jfif), 1 linked folder (/data/old)`."""
         names = ", ".join(sorted(suffix or "no suffix" for suffix in self.suffixes))
         files = f"{of_count(self.suffixes.total(), 'file')} ({names})" if self.suffixes else ""
-        folders = of_count(self.linked_folders, "linked folder") if self.linked_folders else ""
+        folders = ""
+        if self.linked_folders:
+            more = ", …" if self.linked_folders > 1 else ""
+            folders = f"{of_count(self.linked_folders, 'linked folder')} ({self.linked_folder}{more})"
         return ", ".join(filter(None, (files, folders)))
 
 
@@ -85,6 +95,12 @@ def match_files(
     info = file_info(fs, path)
     if info is not None and info["type"] == "file":
         return Matches(fs, iter([FoundFile(path=path, id=posixpath.basename(path), info=info)]))
+    if info is None and isinstance(fs, LocalFileSystem) and Path(path).is_symlink():
+        # Not a dead letter: all assets of the source would count as deleted.
+        raise ConfigError(
+            f"{place}: no file matches {url!r}, because it is a link to {str(Path(path).readlink())!r}, which does not "
+            "exist. Is its disk mounted? Check the path."
+        )
     counted = PassedOver() if passed_over is None else passed_over
     if info is not None and folder_suffixes is not None:
         folder = path.rstrip("/")
@@ -103,8 +119,13 @@ def match_files(
         raise ConfigError(_no_match(fs, path, folder, url, place))
 
     def chain() -> Iterator[FoundFile]:
-        yield first
-        yield from found
+        for file in itertools.chain([first], found):
+            if folder_suffixes is None and file.info is BROKEN_LINK:
+                raise UnreadableSourceError(
+                    f"{place}: {file.path} is a link to a table that does not exist. Without its rows, their assets "
+                    "would count as deleted. Restore the table, or remove the link."
+                )
+            yield file
 
     return Matches(fs, chain())
 
@@ -171,6 +192,7 @@ def _walk_local(folder: str, matches: Callable[[str], bool], passed_over: Passed
         elif item.is_symlink() and os.path.isdir(item.path):  # noqa: PTH112 - False for a cyclic link
             if passed_over is not None:
                 passed_over.linked_folders += 1
+                passed_over.linked_folder = passed_over.linked_folder or item.path.replace("//", "/")
         elif matches(name):
             try:
                 status = item.stat()
@@ -178,7 +200,7 @@ def _walk_local(folder: str, matches: Callable[[str], bool], passed_over: Passed
                 # A link that leads to no file is listed, so that it becomes a dead letter: its asset would count as
                 # deleted otherwise, and come back as a new one. A file that was deleted meanwhile is left out.
                 if item.is_symlink():
-                    yield FoundFile(path=item.path.replace("//", "/"), id=name, info={"size": None})
+                    yield FoundFile(path=item.path.replace("//", "/"), id=name, info=BROKEN_LINK)
                 continue
             if stat.S_ISREG(status.st_mode):
                 yield FoundFile(path=item.path.replace("//", "/"), id=name, info=_local_info(status))

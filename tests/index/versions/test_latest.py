@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from epithre_beam.configs.errors import CatalogError
+from epithre_beam.configs.errors import CatalogError, NoCatalogError
 from epithre_beam.index import Store, read_latest
 from epithre_beam.index.publish.publish import publish
+from epithre_beam.index.versions.latest import nothing_published
 from epithre_beam.index.versions.layout import LATEST
 
 from ..manifests import latest_of, make_manifest, publish_new
@@ -24,6 +25,12 @@ def test_latest_json_of_an_earlier_release_is_read_and_swapped(store: Store) -> 
     assert read_latest(store) == (old, "1-a", "0" * 64)
     publish(store, make_manifest(store, "2-b", "1-a"), old)
     assert json.loads(latest_of(store))["version"] == "2-b"
+
+
+def test_what_an_interrupted_first_run_left_is_no_catalog_yet(store: Store) -> None:
+    store.write("units/a.parquet", b"x")
+    with pytest.raises(NoCatalogError, match=r"no version is published yet.*Run the job again to continue"):
+        raise nothing_published(store)
 
 
 def test_missing_or_changed_field_in_latest_json_raises(store: Store) -> None:

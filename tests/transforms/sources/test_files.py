@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from epithre_beam.configs import SourceConfig
-from epithre_beam.configs.errors import ConfigError, SourceError
+from epithre_beam.configs.errors import ConfigError, SourceError, UnreadableSourceError
+from epithre_beam.transforms.sources.files import PassedOver, match_files
 from epithre_beam.transforms.sources.list_sources import list_references
 
 from .listing import TREE, contents, files, grow, ids, listed, write
@@ -182,6 +183,32 @@ def test_links_to_nothing_are_listed_so_that_they_become_dead_letters(tmp_path: 
     (tmp_path / "in/own.jpg").symlink_to(tmp_path / "in/own.jpg")
     (tmp_path / "in/nowhere.jpg").symlink_to(tmp_path / "nowhere")
     assert ids(tmp_path / "in") == ids(tmp_path / "in/**/*.jpg") == ["a.jpg", "nowhere.jpg", "own.jpg"]
+
+
+def test_a_source_that_is_a_link_to_nothing_matches_no_file(tmp_path: Path) -> None:
+    """All assets of the source would count as deleted."""
+    for name in ("photos", "photo.jpg"):
+        (tmp_path / name).symlink_to(tmp_path / "not-mounted")
+        with pytest.raises(ConfigError, match=r"no file matches .* is a link to .*not-mounted.*mounted\?"):
+            ids(tmp_path / name)
+
+
+def test_a_table_that_is_a_link_to_nothing_stops_the_run(tmp_path: Path) -> None:
+    grow(tmp_path, "a.csv")
+    (tmp_path / "b.csv").symlink_to(tmp_path / "not-mounted")
+    found = match_files(str(tmp_path / "*.csv"), {}, "sources[0].table", None).files
+    assert next(found).id == "a.csv"
+    with pytest.raises(UnreadableSourceError, match=r"b\.csv is a link to a table that does not exist"):
+        next(found)
+
+
+def test_the_first_linked_folder_is_named(tmp_path: Path) -> None:
+    grow(tmp_path, "in/a.jpg", "other/b.jpg")
+    for name in ("one", "two"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "other")
+    passed_over = PassedOver()
+    list(match_files(str(tmp_path / "in"), {}, "sources[0].files", (".jpg",), passed_over).files)
+    assert str(passed_over) == f"2 linked folders ({tmp_path}/in/one, …)"
 
 
 def deep(folder: Path, depth: int) -> int:
