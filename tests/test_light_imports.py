@@ -6,7 +6,11 @@ import sys
 
 import pytest
 
-IMPORT_LIMIT_S = 0.6
+IMPORT_LIMIT = 2.2
+"""The CPU time of the import, as a multiple of that of the libraries that it needs."""
+LIBRARIES = (
+    "numpy, pyarrow.compute, faiss, fsspec.implementations.local, pydantic, yaml, orjson, filelock, platformdirs"
+)
 
 
 def modules_after(statement: str) -> set[str]:
@@ -42,12 +46,12 @@ def test_opening_a_catalog_loads_no_http_client_and_no_pillow() -> None:
 
 @pytest.mark.alone
 def test_index_is_imported_quickly() -> None:
-    """The best of three attempts, because a busy machine may delay one."""
-    program = (
-        "import time; started = time.perf_counter(); import epithre_beam.index; print(time.perf_counter() - started)"
-    )
-    took = [
-        float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
-        for _ in range(3)
-    ]
-    assert min(took) < IMPORT_LIMIT_S
+    """Compared with its libraries, since a second of one machine is half a second of another."""
+
+    def took(modules: str) -> float:
+        program = f"import time; started = time.process_time(); import {modules}; print(time.process_time() - started)"
+        return float(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout)
+
+    # The best of five attempts, because a busy machine may delay one.
+    own, libraries = (min(took(modules) for _ in range(5)) for modules in ("epithre_beam.index", LIBRARIES))
+    assert own < IMPORT_LIMIT * libraries

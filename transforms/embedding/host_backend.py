@@ -76,8 +76,8 @@ class HostBackend:
         lease, wait_s = self._call("ask", dict(weights))
         return Answer(lease, wait_s)
 
-    def answered(self, lease: str) -> None:
-        self._call("answered", lease)
+    def answered(self, lease: str, tokens: float | None = None) -> None:
+        self._call("answered", lease, tokens)
 
     def slow_down(self, retry_after_s: float | None) -> None:
         self._call("slow_down", retry_after_s)

@@ -54,8 +54,8 @@ class Answered(Generic[_T]):
     """What a reply contains."""
 
     outcome: _T | BrokenAnswerError | ErrorAnswer
-    tokens: int = 0
-    """Billed tokens, for the rate limiter; 0: the reply states none."""
+    tokens: int | None = None
+    """Billed tokens, to count in the rate limiter instead of those of the request; None: those of the request stay."""
     amount: int = 0
     """What it costs, in the unit of `Request.amount`; 0: unknown."""
 
@@ -178,6 +178,7 @@ class Sender:
             self.meter.tokens_spent += reservation.tokens_expected
             self.meter.bytes_up += len(body)
             started = time.monotonic()
+            tokens = None
             try:
                 async with asyncio.timeout(self._settings.timeout_s):
                     most_bytes = request.most_bytes(len(body))
@@ -189,13 +190,13 @@ class Sender:
                 if limits := read_limits(reply.headers):
                     self.rate_limiter.learn(limits)
                 found = read(reply)
-                outcome, amount = found.outcome, found.amount
+                outcome, tokens, amount = found.outcome, found.tokens, found.amount
                 if amount:
                     self.meter.tokens_spent += amount - reservation.tokens_expected
             outcome = self._to_show(outcome)
             latency_s = time.monotonic() - started
             is_good = not isinstance(outcome, (BrokenAnswerError, ErrorAnswer))
-            self.rate_limiter.answered(lease, latency_s=latency_s if is_good else None)
+            self.rate_limiter.answered(lease, latency_s=latency_s if is_good else None, tokens=tokens)
             if is_good:
                 self.meter.latencies.add(latency_s)
             self._note(outcome, started, is_evidence=is_evidence)

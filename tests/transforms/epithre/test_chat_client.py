@@ -145,6 +145,18 @@ def test_no_window_exceeds_the_limit(serve):
     assert emulator.worst_window().requests <= 30
 
 
+def test_tokens_are_reserved_and_then_counted_as_billed(serve):
+    """Each reserves 1,010 tokens and uses some 50: with 3,000 in a window, more than two are answered in it."""
+    emulator = serve(Faults(latency_s=0.02), Limits(tokens_per_minute=3000, window_s=3.0))
+    limiter = RateLimiter({"tokens": 3000}, max_concurrency=64, window_s=3.0)
+    replies, _ = ask(emulator, 20, limiter=limiter, max_tokens=1000)
+    assert all(not isinstance(reply, Refusal) for reply in replies)
+    stats = emulator.stats()
+    assert stats["statuses"] == {"200": 20}
+    assert stats["worst_window"]["tokens"] <= 3000
+    assert stats["worst_window"]["requests"] > 3
+
+
 def test_a_refused_key_stops_everything(serve):
     emulator = serve()
     limiter = RateLimiter({}, max_concurrency=8, is_key_accepted=False)

@@ -70,8 +70,14 @@ class RateLimiterBackend(Protocol):
     def try_acquire(self, weights: Mapping[str, float]) -> Answer:
         """Return a lease for one request of these weights, or the wait. Raises RateLimiterLostError."""
 
-    def answered(self, lease: str) -> None:
-        """End the lease one window from now, because its request is complete."""
+    def answered(self, lease: str, tokens: float | None = None) -> None:
+        """End the lease one window from now, because its request is complete.
+
+        Args:
+            lease: The lease.
+            tokens: The tokens that the server billed, which count from now on instead of those of the lease; None:
+                those of the lease stay.
+        """
 
     def slow_down(self, retry_after_s: float | None) -> None:
         """Lower the rate after a refusal, and pause all requests for `retry_after_s`."""
@@ -136,11 +142,18 @@ class MemoryBackend:
                     wait = max(wait, self._lease_ends[0].at - now)
             return Answer(None, wait) if wait > 0 else Answer(self._take(weights, now))
 
-    def answered(self, lease: str) -> None:
+    def answered(self, lease: str, tokens: float | None = None) -> None:
         with self._lock:
             if lease in self._leases:
-                ends_at = self.clock() + self.settings.window_s + MARGIN_S
-                self._leases[lease] = _Lease(ends_at, self._leases[lease].weights)
+                now = self.clock()
+                ends_at = now + self.settings.window_s + MARGIN_S
+                weights = self._leases[lease].weights
+                if tokens is not None:
+                    billed = {**weights, "tokens": tokens}
+                    self._used["tokens"] += tokens - weights.get("tokens", 0.0)
+                    self._next_at += self._interval_s(billed, now) - self._interval_s(weights, now)
+                    weights = billed
+                self._leases[lease] = _Lease(ends_at, weights)
                 heapq.heappush(self._lease_ends, _LeaseEnd(ends_at, lease))
 
     def slow_down(self, retry_after_s: float | None) -> None:

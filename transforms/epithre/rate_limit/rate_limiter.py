@@ -189,18 +189,19 @@ class RateLimiter:
                     await asyncio.wait_for(self._changed.wait(), wait)
                 self.throttled_s += self._clock() - started
 
-    def answered(self, lease: Lease, *, latency_s: float | None = None) -> None:
+    def answered(self, lease: Lease, *, latency_s: float | None = None, tokens: int | None = None) -> None:
         """Record that the request is complete, answered or not; its lease ends one window from now.
 
         Args:
             lease: Lease from `acquire`. A second call for the same lease does nothing.
             latency_s: Seconds from sending to the end of a successful answer; None after a failure.
+            tokens: The tokens that the server billed, if they are to count instead of those of the lease.
         """
         if lease.is_answered:
             return
         lease.is_answered = True
         self._in_flight -= 1
-        self._report(self._backend.answered, lease.name)
+        self._report(self._backend.answered, lease.name, *(() if tokens is None else (tokens,)))
         if latency_s is not None:
             self._adapt(latency_s)
         self._changed.set()

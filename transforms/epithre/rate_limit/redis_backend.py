@@ -58,6 +58,15 @@ local function recovered()
   local minutes = (now - get('factor_at', now)) / settings.window_s
   return math.min(1, get('factor', 1) + minutes * settings.recovery)
 end
+local function limit_of(name) return settings.limits[name] or get('learned_' .. name, 0) end
+local function share_of(weights)
+  local share = 0
+  for _, name in ipairs(settings.weights) do
+    local limit = limit_of(name)
+    if limit > 0 then share = math.max(share, math.min(weights[name] or 0, limit) / limit) end
+  end
+  return share
+end
 for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, settings.forget_s) end
 """
 _ACQUIRE = (
@@ -72,13 +81,11 @@ for _, lease in ipairs(redis.call('ZRANGEBYSCORE', ending, '-inf', string.format
   redis.call('HDEL', held, lease)
 end
 local wait = math.max(paused_until() - now, 0)
-local limits, share = {}, 0
+local share = share_of(weights)
 for _, name in ipairs(settings.weights) do
-  local limit = settings.limits[name] or get('learned_' .. name, 0)
+  local limit = limit_of(name)
   if limit > 0 then
-    local weight = math.min(weights[name] or 0, limit)
-    share = math.max(share, weight / limit)
-    if get('used_' .. name, 0) + weight > limit then
+    if get('used_' .. name, 0) + math.min(weights[name] or 0, limit) > limit then
       local first = redis.call('ZRANGE', ending, 0, 0, 'WITHSCORES')
       wait = math.max(wait, tonumber(first[2]) - now)
     end
@@ -96,6 +103,15 @@ return {ARGV[4], '0'}
 _ANSWERED = (
     _COMMON
     + """
+local kept = redis.call('HGET', held, ARGV[3])
+if ARGV[4] ~= '' and kept then
+  local weights = cjson.decode(kept)
+  local before, tokens = share_of(weights), tonumber(ARGV[4])
+  set('used_tokens', get('used_tokens', 0) + tokens - (weights.tokens or 0))
+  weights.tokens = tokens
+  redis.call('HSET', held, ARGV[3], cjson.encode(weights))
+  set('next_at', get('next_at', 0) + (share_of(weights) - before) * settings.window_s / recovered())
+end
 redis.call('ZADD', ending, 'XX', string.format('%.6f', now + settings.window_s + settings.margin_s), ARGV[3])
 return {'', '0'}
 """
@@ -211,14 +227,14 @@ class RedisBackend:
         for _ in range(spent):
             lease = self._new_lease()
             self._call(_ACQUIRE, "create", orjson.dumps({"requests": 1.0}), lease)
-            self._call(_ANSWERED, "create", lease)
+            self._call(_ANSWERED, "create", lease, "")
 
     def try_acquire(self, weights: Mapping[str, float]) -> Answer:
         lease, wait = self._call(_ACQUIRE, "", orjson.dumps(dict(weights)), self._new_lease())
         return Answer(lease or None, float(wait))
 
-    def answered(self, lease: str) -> None:
-        self._call(_ANSWERED, "", lease)
+    def answered(self, lease: str, tokens: float | None = None) -> None:
+        self._call(_ANSWERED, "", lease, "" if tokens is None else str(tokens))
 
     def slow_down(self, retry_after_s: float | None) -> None:
         self._call(_SLOW_DOWN, "", str(max(retry_after_s or 0.0, 0.0)))

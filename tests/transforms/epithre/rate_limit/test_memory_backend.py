@@ -124,6 +124,64 @@ def test_no_window_exceeds_the_limit_in_any_schedule(seed, limit, mean_latency):
     assert worst(counted, 60.0) <= limit
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.integers(10, 500), st.floats(0.001, 3))
+def test_no_window_exceeds_the_limit_of_tokens_when_bills_are_lower(seed, limit, mean_latency):
+    """As above: the server counts what it bills, at most what was reserved; some answers are lost or repeated."""
+    rng = random.Random(seed)
+    now = 0.0
+    backend = MemoryBackend(RateLimiterSettings(limits={"tokens": limit}, hold_s=10.0), clock=lambda: now)
+    counted, pending = [], []
+    for _ in range(400):
+        reserved = rng.randint(1, limit)
+        answer = backend.try_acquire({"requests": 1.0, "tokens": float(reserved)})
+        if answer.lease is None:
+            step = min(answer.wait_s, rng.expovariate(1 / mean_latency)) + 1e-6
+        else:
+            latency = min(rng.expovariate(1 / mean_latency), 10.0)
+            billed = rng.randint(0, reserved)
+            counted.append((now + rng.uniform(0, latency), billed))
+            if rng.random() < 0.9:
+                pending.append((now + latency, answer.lease, billed))
+            step = rng.choice([0.0, rng.expovariate(1 / mean_latency)])
+        now += step
+        for at, lease, billed in [p for p in pending if p[0] <= now]:
+            for _ in range(rng.choice([1, 1, 2])):
+                backend.answered(lease, billed)
+            pending.remove((at, lease, billed))
+    counted.sort()
+    for first, (start, _) in enumerate(counted):
+        assert sum(tokens for at, tokens in counted[first:] if at < start + 60.0) <= limit
+
+
+@pytest.mark.parametrize("kind", ["memory", "host", "redis"])
+def test_the_billed_tokens_count_after_the_answer(kind, redis_server):
+    # A window of 40 s that none of these requests leaves; the burst of 100,000 paces nothing.
+    many = RateLimiterSettings(limits={"tokens": 1_000_000}, window_s=40.0, hold_s=40.0)
+    backend = make(kind, redis_server, many)
+
+    def acquire(tokens):
+        until = time.monotonic() + 20
+        while (answer := backend.try_acquire({"requests": 1.0, "tokens": float(tokens)})).lease is None:
+            if answer.wait_s > 10:  # for the end of a lease, and not for the pace
+                return None
+            assert time.monotonic() < until
+            time.sleep(min(answer.wait_s, 0.05))
+        return answer.lease
+
+    first = acquire(800_000)
+    assert acquire(300_000) is None
+    for _ in range(3):  # an answer may be reported again
+        backend.answered(first, 10)
+    second = acquire(900_000)
+    assert second is not None
+    backend.answered(second, 999_000)  # a bill may be higher, too
+    assert acquire(1_000) is None
+    backend.answered(second)
+    assert acquire(1_000) is None
+    backend.answered("no such lease", 5)
+
+
 def test_the_lease_of_a_dead_process_expires(redis_server):
     short = RateLimiterSettings(limits={"requests": 1}, window_s=0.3, hold_s=0.4)
     backend = RedisBackend(redis_server.url, "test", short)

@@ -194,3 +194,16 @@ def test_refused_lanes_retry_at_different_times():
         assert max(waits) < 0.1 + widest
         assert max(waits) - min(waits) > 0.9 * widest
     assert max(next_wait_s(50.0, 60, rng) for _ in range(100)) < 2.0  # other lanes may have released leases meanwhile
+
+
+def test_a_lower_bill_wakes_who_waits_for_tokens():
+    async def run():
+        rate_limiter = RateLimiter({"tokens": 1000}, max_concurrency=4, window_s=30.0)
+        first = await rate_limiter.acquire(items=1, tokens=1000)
+        waiting = asyncio.ensure_future(rate_limiter.acquire(items=1, tokens=500))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        rate_limiter.answered(first, latency_s=0.1, tokens=5)
+        rate_limiter.answered(await asyncio.wait_for(waiting, 20))
+
+    asyncio.run(run())
