@@ -7,7 +7,7 @@ TESTS ?= tests --ignore=tests/engines --ignore=tests/stores
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-slow test-alone test-stores test-engines test-all fuzz lint format types wheel airflow check schema clean bench-main-job bench-beam bench-limit bench-incremental bench-reuse bench-index bench-search bench-serve bench-engines figures bench-status
+.PHONY: help demo test test-slow test-alone test-stores test-engines test-all fuzz lint format types wheel airflow check schema clean bench-main-job bench-beam bench-chat bench-limit bench-incremental bench-reuse bench-index bench-search bench-serve bench-engines figures bench-status
 
 help:
 	@echo "make demo     draw pictures, embed them on the local emulator, search them (no key, no network)"
@@ -18,7 +18,7 @@ help:
 	@echo "make test-engines  the same jobs on every engine: Prism, Dask, Beam's job server; Flink and Spark where available"
 	@echo "make fuzz     run each fuzz target for ten minutes, from a seed that is drawn and printed"
 	@echo "make check    run what CI runs: test-all, lint, types, wheel, and the example's DAG on a real Airflow"
-	@echo "make bench-…  benchmarks, by hand: main-job, beam, limit, incremental, reuse, index, search, serve, engines"
+	@echo "make bench-…  benchmarks, by hand: main-job, beam, chat, limit, incremental, reuse, index, search, serve, engines"
 	@echo "make bench-status  list benchmark results whose measured code has changed since"
 	@echo "make figures  write the stored results of the benchmarks into the pages"
 
@@ -87,6 +87,9 @@ bench-main-job: $(VENV)/.dev
 bench-beam: $(VENV)/.dev
 	$(BIN)/python benchmarks/beam_plugin.py
 	$(BIN)/python benchmarks/beam_catalog.py
+
+bench-chat: $(VENV)/.dev
+	$(BIN)/python benchmarks/chat.py
 
 bench-limit: $(VENV)/.dev
 	$(BIN)/python benchmarks/limit.py

@@ -14,13 +14,16 @@ KEY_ENV = "BENCH_KEY"
 """The environment variable that has the emulator's key in the process of a subject."""
 
 
-def measure(program: str, subject: str, arguments: Sequence[str], **settings: Any) -> dict[str, float]:
+def measure(
+    program: str, subject: str, arguments: Sequence[str], *, spans: bool = False, **settings: Any
+) -> dict[str, float]:
     """Run a subject and return its figures, those of `report`, and what its emulator counted.
 
     Args:
         program: The program that runs the subject when it is called with `--subject`, and calls `report`.
         subject: The name of the subject.
         arguments: Further arguments of the program.
+        spans: Whether to return the rate at which requests were admitted, without the first minute.
         settings: Settings of the emulator.
     """
     import httpx
@@ -31,12 +34,24 @@ def measure(program: str, subject: str, arguments: Sequence[str], **settings: An
     with start_emulator_process(EmulatorSettings(**settings)) as emulator:
         figures = _run(program, subject, ["--url", emulator.base_url, *arguments], {KEY_ENV: emulator.api_key})
         stats = httpx.get(f"{emulator.url}/emulator/stats").json()
+        if spans:
+            log = httpx.get(f"{emulator.url}/emulator/log", timeout=60).json()
+            figures["rate_per_minute"] = rate_after_ramp(
+                [one["decided_ns"] for one in log if one["decision"] == "admitted"]
+            )
     figures["requests"] = stats["requests"]
     figures["refused"] = stats["statuses"].get("429", 0)
     figures["worst_window"] = stats["worst_window"]["requests"]
     figures["server_cpu_s"] = round(_cpu_s(resource.RUSAGE_CHILDREN) - before_s - figures["cpu_s"], 2)
     print(f"{subject:8s} {json.dumps(figures)}", flush=True)
     return figures
+
+
+def rate_after_ramp(admitted_ns: Sequence[int]) -> float:
+    """Return the requests a minute that were admitted, from a minute after the first one to the last one."""
+    begin = min(admitted_ns) + 60_000_000_000
+    counted = sorted(at for at in admitted_ns if at >= begin)
+    return (len(counted) - 1) / ((counted[-1] - counted[0]) / 60e9)
 
 
 def measure_alone(program: str, subject: str, arguments: Sequence[str]) -> dict[str, float]:
