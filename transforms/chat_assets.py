@@ -72,6 +72,9 @@ class ChatAssets(beam.PTransform):  # type: ignore[misc]
         redis_password_env: The name of the environment variable with Redis' password.
         chat: Other settings of the API, or all of them: the section `chat` of a job.
         prepare: How images are prepared: the section `prepare` of a job.
+        cache: A folder in which answers are kept before they leave the transform: a path or an fsspec URL. Requests
+            that it has an answer for are not sent: after a kill or with other rows, only what has no answer yet is
+            asked, and equal requests are asked once.
         within: The folders that uris may point into; None: everywhere. Set it if uris come from strangers.
         storage_options: Options for fsspec. Credentials belong into the cloud's own chain.
 
@@ -101,6 +104,7 @@ class ChatAssets(beam.PTransform):  # type: ignore[misc]
         redis_password_env: str | None = None,
         chat: ChatConfig | Mapping[str, Any] | None = None,
         prepare: PrepareConfig | Mapping[str, Any] | None = None,
+        cache: str | None = None,
         within: Sequence[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -132,6 +136,7 @@ class ChatAssets(beam.PTransform):  # type: ignore[misc]
         self._prepare = config_of("prepare", PrepareConfig, prepare, "ChatAssets")
         self._template = PromptTemplate(self._chat.prompt, name="ChatAssets: prompt")
         self._schema = schema_of(self._chat)
+        self._cache = cache
         self._within = None if within is None else tuple(within)
         self._storage_options = orjson.dumps(dict(storage_options or {}), option=orjson.OPT_SORT_KEYS).decode()
         self._error_handler: Any = None
@@ -156,6 +161,7 @@ class ChatAssets(beam.PTransform):  # type: ignore[misc]
             scope=_scopes.setdefault(pipeline, secrets.token_hex(6)),
             within=self._within,
             storage_options=self._storage_options,
+            cache=self._cache,
             window_s=self._window_s,
         )
         rows = rows | "ToRows" >> beam.Map(to_row).with_output_types(ChatRow)
@@ -255,6 +261,7 @@ class _Asking(beam.DoFn):  # type: ignore[misc]
         if isinstance(result, Answer):
             self._counts["input_tokens"] += result.input_tokens
             self._counts["output_tokens"] += result.output_tokens
+            self._counts["answers_reused"] += result.requests == 0
         return element_of(row.id, result)
 
     def _report(self) -> None:

@@ -80,13 +80,13 @@ class ChatAnswer(NamedTuple):
     emulator: str | None
     """The fingerprint of the emulator that answered; None for any other server."""
     input_tokens: int
-    """Of all requests for this row, as billed; estimated if the server states none."""
+    """Of all requests for the answer, as billed; estimated if the server states none."""
     output_tokens: int
     """As `input_tokens`."""
     cost: float | None
-    """At the configured prices; None without prices."""
+    """Of this pipeline, at the configured prices; None without prices."""
     requests: int
-    """Requests with an answer: more than 1 if an answer was repaired."""
+    """Requests of this pipeline with an answer: more than 1 if an answer was repaired, 0 if it is from the cache."""
     request_sha256: str
     """Hash of all that decides about the answer: model, settings, prompt, images and schema."""
 

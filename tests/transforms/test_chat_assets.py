@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import random
+import signal
 import sys
 import time
 import typing
@@ -22,6 +25,8 @@ from epithre_beam import transforms as epithre
 from epithre_beam.errors import ArgumentError, ConfigError
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults, Limits
 from epithre_beam.transforms.epithre.emulator.draw import Attributes, draw_image
+
+from .forked import Forked
 
 KEY_ENV = "CHAT_ASSETS_KEY"
 FN_API = "FnApiRunner"
@@ -300,6 +305,96 @@ def test_a_missing_key_fails_the_pipeline(serve, monkeypatch):
     monkeypatch.delenv(KEY_ENV)
     with pytest.raises(Exception, match=KEY_ENV):
         run([ChatRow.of("x")], chat_assets(emulator))
+
+
+def test_a_cache_sends_only_what_has_no_answer_yet(serve, tmp_path):
+    emulator = serve()
+    options = {"answer_schema": SCHEMA, "cache": str(tmp_path / "answers")}
+    options["chat"] = {"price_per_million_output_tokens": 1.0}
+    rows = [ChatRow.of(str(i), {"n": i}, images=[RED]) for i in range(20)]
+    first, _ = run(rows, chat_assets(emulator, "Row {{ n }}", **options))
+    again, _ = run(rows, chat_assets(emulator, "Row {{ n }}", **options))
+    assert emulator.stats()["requests"] == 20
+    for name, row in again.items():
+        assert (row.requests, row.cost) == (0, 0.0)
+        assert row._replace(requests=1, cost=first[name].cost) == first[name]
+    changed = [ChatRow.of("3", {"n": 333}, images=[RED]), *rows[4:]]
+    run(changed, chat_assets(emulator, "Row {{ n }}", **options))
+    assert emulator.stats()["requests"] == 21
+    run(rows[:2], chat_assets(emulator, "Row {{ n }}!", **options))
+    run(rows[:2], chat_assets(emulator, "Row {{ n }}", **options, max_tokens=999))
+    run([ChatRow.of("0", {"n": 0}, images=[BLUE])], chat_assets(emulator, "Row {{ n }}", **options))
+    assert emulator.stats()["requests"] == 26
+
+
+def test_equal_requests_are_asked_once_with_a_cache(serve, tmp_path):
+    emulator = serve(Faults(latency_s=0.1))
+    rows = [ChatRow.of(str(i), {"n": i % 3}) for i in range(60)]
+    answered, _ = run(rows, chat_assets(emulator, "Row {{ n }}", cache=str(tmp_path)))
+    assert len(answered) == 60
+    assert emulator.stats()["requests"] == 3
+    assert sum(row.requests for row in answered.values()) == 3
+
+
+def test_a_failed_row_does_not_stop_equal_rows(serve, tmp_path):
+    emulator = serve(Faults(chat_refusal=1, stop_at_request=1, latency_s=0.05))
+    rows = [ChatRow.of(str(i)) for i in range(5)]
+    answered, dead = run(rows, chat_assets(emulator, cache=str(tmp_path)))
+    assert (len(answered), len(dead)) == (4, 1)
+    assert emulator.stats()["requests"] == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b'{"text": 1}', b"x" * 9_000_000], ids=len)
+def test_a_damaged_answer_is_asked_for_again(serve, tmp_path, damage):
+    emulator = serve()
+    run([ChatRow.of("x", images=[RED])], chat_assets(emulator, answer_schema=SCHEMA, cache=str(tmp_path)))
+    (file,) = tmp_path.rglob("*.json")
+    file.write_bytes(damage)
+    answered, _ = run([ChatRow.of("x", images=[RED])], chat_assets(emulator, answer_schema=SCHEMA, cache=str(tmp_path)))
+    assert json.loads(answered["x"].parsed)["colour"] == "red"
+    assert emulator.stats()["requests"] == 2
+
+
+def test_an_answer_that_is_not_of_the_schema_is_asked_for_again(serve, tmp_path):
+    emulator = serve()
+    run([ChatRow.of("x", images=[RED])], chat_assets(emulator, answer_schema=SCHEMA, cache=str(tmp_path)))
+    (file,) = tmp_path.rglob("*.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "text": '{"colour": 3}'}))
+    answered, _ = run([ChatRow.of("x", images=[RED])], chat_assets(emulator, answer_schema=SCHEMA, cache=str(tmp_path)))
+    assert answered["x"].requests == 1
+
+
+def test_a_cache_that_cannot_be_written_fails_the_pipeline(serve, tmp_path):
+    emulator = serve()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(Exception, match="file"):
+        run([ChatRow.of("x")], chat_assets(emulator, cache=str(tmp_path / "file")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(580)
+def test_twenty_kills_lose_nothing_and_ask_nothing_twice_that_was_kept(serve, tmp_path):
+    emulator = serve(Faults(latency_s=0.02))
+    order = {"rows": 200, "prompt": "Row {{ id }}", "base_url": emulator.base_url, "api_key_env": KEY_ENV}
+    order |= {"cache": str(tmp_path), "max_concurrency": 4, "rate_limiter": "memory"}
+    forked = Forked()
+    kept = {}
+    for wanted in sorted(random.Random(5).sample(range(1, 195), 20)):
+        process = forked.start(chat=order)
+        while len(list(tmp_path.rglob("*.json"))) < wanted:
+            time.sleep(0.002)
+        os.kill(process, signal.SIGKILL)
+        assert forked.status() == signal.SIGKILL
+        found = {path.name: path.read_bytes() for path in tmp_path.rglob("*.json")}
+        assert {name: found.get(name) for name in kept} == kept
+        kept = found
+    forked.start(chat=order)
+    assert forked.status() == 0
+    forked.close()
+    billed = emulator.payments()
+    assert len(billed) == len(list(tmp_path.rglob("*.json"))) == 200
+    # Each kill may cost the four requests in flight, and as many that were answered and not yet kept.
+    assert sum(count - 1 for count in billed.values()) <= 20 * 8
 
 
 WRONG = {

@@ -1,13 +1,9 @@
 """A pipeline that is killed at any instant leaves the old version or the new one, and pays for little twice."""
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -17,6 +13,7 @@ from epithre_beam.index.publish.verify import verify_versions
 from epithre_beam.index.versions.latest import read_latest
 from epithre_beam.pipelines.jobs.run import run as run_job
 
+from .forked import Forked
 from .test_write_catalog import api_of, data_files, emulator, write_sources
 
 __all__ = ["emulator"]  # a fixture
@@ -24,30 +21,6 @@ __all__ = ["emulator"]  # a fixture
 pytestmark = pytest.mark.slow
 INSTANTS = 20
 BATCH, CONCURRENCY = 4, 2
-
-
-class Forked:
-    """Pipelines in forks of one process."""
-
-    def __init__(self):
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        command = [sys.executable, str(Path(__file__).with_name("forked_pipelines.py"))]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
-        )
-        assert self.process.stdout.readline().strip() == "WriteCatalog"
-
-    def start(self, **order):
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def status(self):
-        return int(self.process.stdout.readline())
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait(60)
 
 
 @pytest.fixture

@@ -5,11 +5,12 @@ loop. The bytes of rows in flight are limited.
 """
 
 import asyncio
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from ...configs import PrepareConfig
 from ...configs.chat_schema import ChatConfig
@@ -22,6 +23,7 @@ from ..epithre.resolving import Refusal, RefusalReason
 from ..sources.prepare import PreparedImage, prepare_image
 from ..sources.references import local_path
 from ..sources.unpreparable import Unpreparable
+from .answer_cache import AnswerCache
 from .answer_schema import AnswerError, AnswerSchema
 from .prompt import PromptError, PromptTemplate
 from .rows import Answer, ChatReason, DeadRow, Row, request_sha256
@@ -78,6 +80,9 @@ class Asker:
     local_threads: ThreadPoolExecutor
     """Threads for CPU-bound work. One per core; more would slow each other down."""
     bytes_in_flight: ByteLimit
+    cache: AnswerCache | None = None
+    pending: dict[str, "asyncio.Future[None]"] = field(default_factory=dict)
+    """Requests that are under way, by their hashes; only with a cache."""
 
     async def ask(self, row: Row) -> Answer | DeadRow:
         """Ask about a row.
@@ -93,9 +98,40 @@ class Asker:
             asked = await self._in_thread(lambda: self._prepare(row), is_local=is_local)
             if isinstance(asked, DeadRow):
                 return asked
-            return await self._send(row, asked)
+            if self.cache is None:
+                return await self._send(row, asked)
+            return await self._once(row, asked, self.cache)
         finally:
             self.bytes_in_flight.release(held)
+
+    async def _once(self, row: Row, asked: _Asked, cache: AnswerCache) -> Answer | DeadRow:
+        """Take the answer from the cache, or from another row with the same request, or ask and keep it."""
+        sha256 = asked.sha256
+        while (others := self.pending.get(sha256)) is not None:
+            with contextlib.suppress(asyncio.CancelledError, Exception):  # then this row asks
+                await asyncio.shield(others)
+        promise: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.pending[sha256] = promise
+        try:
+            found = await self._in_thread(lambda: cache.find(sha256), is_local=False)
+            if found is not None and (answer := self._reused(found, sha256)) is not None:
+                return answer
+            result = await self._send(row, asked)
+            if isinstance(result, Answer):
+                await self._in_thread(lambda: cache.keep(result), is_local=False)
+            return result
+        finally:
+            del self.pending[sha256]
+            promise.set_result(None)
+
+    def _reused(self, found: Mapping[str, Any], sha256: str) -> Answer | None:
+        """Return the answer of a cache; None if it is not of the schema, so that it is asked for again."""
+        try:
+            parsed = None if self.schema is None else self.schema.parse(found["text"])
+        except AnswerError:
+            return None
+        nothing = self.chat.cost(requests=0, input_tokens=0, output_tokens=0)
+        return Answer(**{**found, "requests": 0}, parsed=parsed, cost=nothing, request_sha256=sha256)
 
     async def _in_thread(self, function: Callable[[], _T], *, is_local: bool) -> _T:
         threads = self.local_threads if is_local else self.threads

@@ -24,6 +24,7 @@ from ..epithre.chat_client import ChatClient, ResponseFormat, spending_limit
 from ..epithre.emulator import EmulatorSettings
 from ..epithre.rate_limit.memory_backend import WINDOW_S
 from ..sources.asset_reader import AssetReader
+from .answer_cache import AnswerCache
 from .answer_schema import AnswerSchema
 from .asker import Asker, bytes_held
 from .prompt import PromptTemplate
@@ -47,6 +48,8 @@ class ChatSetup:
     """The folders that a uri may point into; None: everywhere."""
     storage_options: str = "{}"
     """A JSON object with the options for fsspec."""
+    cache: str | None = None
+    """The folder in which answers are kept."""
     window_s: float = WINDOW_S
     """Length of the server's window; tests shorten it."""
 
@@ -65,7 +68,7 @@ class ChatEngine:
 
     def __init__(self, setup: ChatSetup) -> None:
         self.setup = setup
-        chat = ChatConfig.model_validate_json(setup.chat_json)
+        stated = chat = ChatConfig.model_validate_json(setup.chat_json)
         schema = schema_of(chat)
         with contextlib.ExitStack() as stack:
             self._access = access = ApiAccess(
@@ -98,6 +101,8 @@ class ChatEngine:
                 threads=threads,
                 local_threads=local_threads,
                 bytes_in_flight=ByteLimit(access.memory),
+                # By the settings as they are given: an emulator that was started here has an address of its own.
+                cache=None if setup.cache is None else AnswerCache(setup.cache, stated),
             )
             self._stack = stack.pop_all()
 

@@ -71,7 +71,7 @@ class Answer:
     cost: float | None
     """At the configured prices; None without prices."""
     requests: int
-    """With an answer; more than 1: the answer was repaired."""
+    """With an answer; more than 1: the answer was repaired, 0: it is from the cache."""
     request_sha256: str
     """Of all that decides about the answer: equal requests have equal hashes."""
 
