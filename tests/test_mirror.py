@@ -56,6 +56,7 @@ REASONS: dict[str, str | tuple[str, ...]] = {
     "transforms/chat_elements.py": _CHAT,
     "transforms/embedding/access.py": ("tests/transforms/test_embed_assets.py", _CHAT),
     "transforms/epithre/emulator/calls.py": _SERVER,
+    "transforms/epithre/emulator/captions.py": _ATTRIBUTES,
     "transforms/epithre/emulator/chat_wire.py": _EMULATED_CHAT,
     "transforms/epithre/emulator/fill_schema.py": _EMULATED_CHAT,
     "transforms/epithre/emulator/replies.py": _EMULATED_CHAT,

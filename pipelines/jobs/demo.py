@@ -13,7 +13,8 @@ import numpy as np
 from ...configs import load_config
 from ...configs.errors import ConfigError
 from ...index.storage.store import Store
-from ...transforms.epithre.emulator.draw import Attributes, describe, draw_image, sample_attributes
+from ...transforms.epithre.emulator.captions import Attributes, describe
+from ...transforms.epithre.emulator.draw import draw_image, sample_attributes
 from ..console.progress import print_summary, shown
 from ..console.screen import Screen
 from .launch import Runner

@@ -24,7 +24,8 @@ from PIL import Image
 from epithre_beam import transforms as epithre
 from epithre_beam.errors import ArgumentError, ConfigError
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults, Limits
-from epithre_beam.transforms.epithre.emulator.draw import Attributes, draw_image
+from epithre_beam.transforms.epithre.emulator.captions import Attributes
+from epithre_beam.transforms.epithre.emulator.draw import draw_image
 
 from .forked import Forked
 

@@ -86,7 +86,8 @@ def test_other_files_in_a_folder_are_counted(tmp_path: Path) -> None:
     sources = [SourceConfig(kind="image", files=str(tmp_path / "photos"))]
     tables = list(iterate_references(sources, {}, passed_over=passed))
     assert pa.concat_tables(tables).column("asset_id").to_pylist() == ["a.jpg", "below/f.png"]
-    assert str(passed) == "5 files (.avif, .heic, .jfif, .jpe, no suffix), 1 linked folder"
+    linked = tmp_path / "photos" / "linked"
+    assert str(passed) == f"5 files (.avif, .heic, .jfif, .jpe, no suffix), 1 linked folder ({linked})"
     named = PassedOver()
     list(iterate_references([SourceConfig(kind="image", files=f"{tmp_path}/photos/*.jpg")], {}, passed_over=named))
     assert not named.suffixes  # a pattern skips files on purpose

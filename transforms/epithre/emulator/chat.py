@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
 from .admission import Weights
-from .attributes import AttributesModel
 from .calls import Call, pass_the_gate, refuse_before_the_gate, replaced_answer
+from .captions import Attributes
 from .chat_wire import ChatRequest, chat_body, parse_chat, text_tokens
-from .draw import Attributes
 from .faults import Stroke, draw
 from .fill_schema import SchemaError, fill, schema_in
 from .replies import language_of, reply_to
 from .wire import Answer, RefusedError
+
+if TYPE_CHECKING:
+    from .attributes import AttributesModel
 
 _BYTES_A_TOKEN = 4
 _REFUSAL = "I cannot help with this image."
@@ -112,6 +114,8 @@ def _schema_of(request: ChatRequest, support: str) -> dict[str, Any] | None:
 
 @functools.lru_cache(maxsize=1)
 def _model() -> AttributesModel:
+    from .attributes import AttributesModel  # only needed by chats with images
+
     return AttributesModel(8)
 
 

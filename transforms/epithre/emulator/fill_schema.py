@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from .draw import Attributes, Language, name_of
+from .captions import Attributes, Language, name_of
 from .lexicon import attributes_of
 from .replies import caption_of
 

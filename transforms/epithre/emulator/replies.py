@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .draw import Attributes, Language, describe
+from .captions import Attributes, Language, describe
 
 _INDONESIAN = frozenset(
     {

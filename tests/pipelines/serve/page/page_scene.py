@@ -16,7 +16,8 @@ import numpy as np
 import yaml
 from playwright.sync_api import Browser, Page
 
-from epithre_beam.transforms.epithre.emulator.draw import Attributes, describe, draw_image, sample_attributes
+from epithre_beam.transforms.epithre.emulator.captions import Attributes, describe
+from epithre_beam.transforms.epithre.emulator.draw import draw_image, sample_attributes
 
 from ....ports import free_port
 from ...conftest import Place, command

@@ -14,15 +14,8 @@ from PIL import Image, ImageOps
 
 from epithre_beam.transforms.epithre.emulator import fit
 from epithre_beam.transforms.epithre.emulator.attributes import MAP_FILE, AttributesModel
-from epithre_beam.transforms.epithre.emulator.draw import (
-    FIGURE_COLOURS,
-    GROUND_COLOURS,
-    Attributes,
-    Language,
-    describe,
-    draw_image,
-    sample_attributes,
-)
+from epithre_beam.transforms.epithre.emulator.captions import Attributes, Language, describe
+from epithre_beam.transforms.epithre.emulator.draw import FIGURE_COLOURS, GROUND_COLOURS, draw_image, sample_attributes
 from epithre_beam.transforms.epithre.emulator.lexicon import GROUPS, attributes_of
 
 Floats = npt.NDArray[np.float32]

@@ -14,7 +14,8 @@ import pytest
 from pydantic import BaseModel
 
 from epithre_beam.transforms.epithre.emulator import Emulator, EmulatorSettings, Faults, Limits
-from epithre_beam.transforms.epithre.emulator.draw import Attributes, describe, draw_image, sample_attributes
+from epithre_beam.transforms.epithre.emulator.captions import Attributes, describe
+from epithre_beam.transforms.epithre.emulator.draw import draw_image, sample_attributes
 
 SEEN = Attributes(colour="red", shape="circle", texture="plain", ground="grass")
 
