@@ -21,7 +21,7 @@ from .chat.engine import ChatBundle, ChatEngine, ChatSetup, acquire_engine, rele
 from .chat.prompt import PromptTemplate
 from .chat.rows import Answer, DeadRow, Row
 from .chat_elements import ChatAnswer, ChatResult, ChatRow, DeadChatRow
-from .elements import Asset, EmbeddedAsset, check_asset
+from .elements import Asset, to_asset
 from .embedding.arguments import config_of
 from .embedding.assets import InlineReference
 from .epithre.rate_limit.memory_backend import WINDOW_S
@@ -204,20 +204,30 @@ def _import_path(model: type) -> str:
 
 
 def to_row(element: Any) -> ChatRow:
-    """Convert a `ChatRow`, an `Asset`, or an `EmbeddedAsset`.
+    """Convert a `ChatRow`, an `Asset`, an `EmbeddedAsset`, or a `beam.Row` or named tuple with the fields of one.
 
     Raises:
         ArgumentError: When the element is something else, or wrong.
     """
     if isinstance(element, ChatRow):
         return element
-    if isinstance(element, EmbeddedAsset):
-        element = Asset(id=element.id, kind=element.kind, uri=element.uri, text=element.text, metadata=element.metadata)
-    if not isinstance(element, Asset):
+    names = getattr(element, "_fields", None) or (element.as_dict() if isinstance(element, beam.Row) else ())
+    if {"id", "fields"} <= set(names):  # as some runners pass it on
+        return ChatRow(**{name: getattr(element, name) for name in ChatRow._fields if name in names})
+    if not {"id", "kind"} <= set(names):
         raise ArgumentError(
             f"An element must be a ChatRow or an Asset, got {type(element).__name__}. Create it with ChatRow.of."
         )
-    asset = check_asset(element)
+    if "embedding" in names:  # its text is known, wherever it was read
+        is_text = element.kind == "text"
+        element = Asset(
+            id=element.id,
+            kind=element.kind,
+            uri=None if is_text else element.uri,
+            text=element.text if is_text else None,
+            metadata=element.metadata,
+        )
+    asset = to_asset(element)
     metadata = orjson.loads(asset.metadata) if asset.metadata else {}
     fields = {**metadata, "id": asset.id, "kind": asset.kind, "uri": asset.uri, "text": asset.text}
     is_image = asset.kind == "image"

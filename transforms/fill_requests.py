@@ -61,8 +61,8 @@ class ChooseKey(beam.DoFn):  # type: ignore[misc]
         self._items = items
         self._seen = 0
 
-    def process(self, asset: Asset) -> Iterator[tuple[int, Asset]]:
-        yield self._seen // self._items % _KEYS, asset
+    def process(self, element: Any) -> Iterator[tuple[int, Any]]:
+        yield self._seen // self._items % _KEYS, element
         self._seen += 1
 
 

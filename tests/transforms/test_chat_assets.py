@@ -441,6 +441,23 @@ def test_images_of_a_row_are_bytes_or_uris(images):
         ChatRow.of("x", images=images)
 
 
+def test_rows_of_beam_and_assets_with_vectors_are_taken_too(serve):
+    emulator = serve()
+    vector = [1.0, *[0.0] * 15]
+    known = ("sha", None, None, 9, None, None, None)
+    elements = [
+        beam.Row(id="row", fields='{"name": "cup"}'),
+        beam.Row(id="asset", kind="text", text="a mug", metadata='{"name": "mug"}'),
+        epithre.EmbeddedAsset("text", "text", "/a.txt", "a pot", *known, '{"name": "pot"}', vector),
+    ]
+    said = {}
+    for element in elements:
+        answered, dead = run([element], chat_assets(emulator, "What is {{ name }}?"))
+        assert not dead
+        said |= {name: row.answer.rpartition("What is ")[2] for name, row in answered.items()}
+    assert said == {"row": "cup?", "asset": "mug?", "text": "pot?"}
+
+
 def test_another_element_is_refused_with_what_to_do(serve):
     emulator = serve()
     with pytest.raises(Exception, match="An element must be a ChatRow or an Asset, got dict"):
