@@ -72,5 +72,6 @@ def test_killed_at_any_instant_and_repeated_it_is_as_if_nothing_had_happened(emu
         forked.start(**order(name))
         assert forked.status() == 0
         assert published(tmp_path / name) == expected
-        assert emulator.stats()["billed_items"] <= items + BATCH * CONCURRENCY
+        # Of each process, as many batches as twice the requests may be in flight or not stored yet.
+        assert emulator.stats()["billed_items"] <= items + 2 * BATCH * CONCURRENCY
     assert "nothing" in outcomes
